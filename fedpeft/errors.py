@@ -1,0 +1,136 @@
+"""The exception tree and the exit codes.
+
+A device's failure is a value with a reason and an aborted round is an outcome (``fedpeft.round``); these
+exceptions are for what stops a command: bad input, a broken artifact, a refusal, a missing resource.
+Every one of them says what was expected, what was found and what to do, and carries the exit code of
+its kind (DESIGN section 9). An exception outside this tree is a bug: exit 70, with a traceback.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "EXIT_BUG",
+    "EXIT_INTERRUPTED",
+    "EXIT_OK",
+    "EXIT_TERMINATED",
+    "EXIT_USAGE",
+    "BudgetExhausted",
+    "ConfigInvalid",
+    "DataInvalid",
+    "DeadlineMissed",
+    "FedpeftError",
+    "IntegrityFailed",
+    "NotEnrolled",
+    "PolicyRefused",
+    "Problem",
+    "QuorumMissed",
+    "ResourceMissing",
+    "RunFailed",
+    "SpecMismatch",
+]
+
+EXIT_OK = 0
+EXIT_USAGE = 2
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing wrong with what a user gave.
+
+    Args:
+        where: the file, key or name concerned, e.g. ``run.toml: train.rounds``.
+        expected: what would have been right.
+        found: what was there.
+        remedy: what to do about it; empty when ``expected`` already says it.
+    """
+
+    where: str
+    expected: str
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.where}: expected {self.expected}, found {self.found}"
+        return f"{text}. {self.remedy}" if self.remedy else text
+
+
+class FedpeftError(Exception):
+    """Base of everything a user can cause or must hear about. ``exit_code`` is the process's answer."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        lines = [super().__str__(), *(f"  {problem}" for problem in self.problems)]
+        return "\n".join(lines)
+
+
+class RunFailed(FedpeftError):
+    """The run started and could not be finished."""
+
+    exit_code = 1
+
+
+class ConfigInvalid(FedpeftError):
+    """A configuration was refused; nothing was started. Carries every problem found, not the first."""
+
+    exit_code = 3
+
+
+class DataInvalid(FedpeftError):
+    """A data set was refused; nothing was started."""
+
+    exit_code = 3
+
+
+class NotEnrolled(FedpeftError):
+    """The device is not enrolled here, or no longer."""
+
+    exit_code = 4
+
+
+class DeadlineMissed(FedpeftError):
+    """Something waited for did not come in time."""
+
+    exit_code = 5
+
+
+class QuorumMissed(FedpeftError):
+    """Too few devices took part, again and again."""
+
+    exit_code = 5
+
+
+class IntegrityFailed(FedpeftError):
+    """Bytes are not what their digest says."""
+
+    exit_code = 6
+
+
+class SpecMismatch(IntegrityFailed):
+    """Tensors do not have the names, shapes or dtypes that their specification says."""
+
+
+class BudgetExhausted(FedpeftError):
+    """The privacy budget does not allow the next release."""
+
+    exit_code = 7
+
+
+class PolicyRefused(FedpeftError):
+    """The site's own policy forbids what the run asks for."""
+
+    exit_code = 7
+
+
+class ResourceMissing(FedpeftError):
+    """This machine lacks disk, memory, a port or a package."""
+
+    exit_code = 8

@@ -1,0 +1,20 @@
+"""The identifiers that cross module borders, each its own type so that they cannot be mixed up."""
+
+from typing import NewType
+
+__all__ = ["BlockId", "NodeId", "ParticipantId", "RoundId", "RunId"]
+
+RunId = NewType("RunId", str)
+"""One run of one config, e.g. ``20261122T001231Z-airlines-7f3a``."""
+
+RoundId = NewType("RoundId", int)
+"""Rounds of a run count from 1; round 0 is the initial state."""
+
+NodeId = NewType("NodeId", int)
+"""Flower's address of a node. Changes when a node re-registers: never an identity."""
+
+ParticipantId = NewType("ParticipantId", int)
+"""A device's place in one round's roster, 1..n (also its Shamir abscissa). Means nothing outside that round."""
+
+BlockId = NewType("BlockId", str)
+"""A block of the union adapter, e.g. ``lora.B.t8`` (DESIGN section 3)."""
