@@ -11,6 +11,7 @@ digest agree on every coordinate of every vector.
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -77,10 +78,12 @@ class AdapterSpec:
     blocks: tuple[BlockSpec, ...]
 
     def __post_init__(self) -> None:
-        block_ids = [block.block_id for block in self.blocks]
-        names = [tensor.name for block in self.blocks for tensor in block.tensors]
-        for kind, values in (("block id", block_ids), ("tensor name", names)):
-            repeated = sorted({value for value in values if values.count(value) > 1}) if len(set(values)) < len(values) else []
+        names = {
+            "block id": [str(block.block_id) for block in self.blocks],
+            "tensor name": [tensor.name for block in self.blocks for tensor in block.tensors],
+        }
+        for kind, values in names.items():
+            repeated = sorted(name for name, count in Counter(values).items() if count > 1)
             if repeated:
                 raise SpecMismatch(f"Expected every {kind} once, found again: {', '.join(repeated)}.")
         empty = [block.block_id for block in self.blocks if block.size == 0]

@@ -1,0 +1,112 @@
+"""The codec: one encoding a message, and nothing else decodes."""
+
+import enum
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpeft.ids import BlockId
+from fedpeft.wire import WireError, decode, encode, message
+
+
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inner:
+    name: BlockId
+    size: int
+
+
+@message(0xFF01)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    number: int
+    flag: bool
+    ratio: float
+    text: str
+    blob: bytes
+    colour: Colour
+    inner: tuple[Inner, ...]
+    maybe: int | None
+
+
+@message(0xFF02)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Other:
+    number: int
+
+
+inners = st.builds(Inner, name=st.text(max_size=5).map(BlockId), size=st.integers(0, 9))
+samples = st.builds(
+    Sample,
+    number=st.integers(0, 2**64 - 1),
+    flag=st.booleans(),
+    ratio=st.floats(allow_nan=False, allow_infinity=False),
+    text=st.text(max_size=20),
+    blob=st.binary(max_size=40),
+    colour=st.sampled_from(Colour),
+    inner=st.lists(st.builds(Inner, name=st.text(max_size=5).map(BlockId), size=st.integers(0, 9)), max_size=3).map(
+        tuple
+    ),
+    maybe=st.none() | st.integers(0, 5),
+)
+
+
+@given(samples)
+def test_decoding_an_encoded_message_gives_it_back(sample: Sample) -> None:
+    assert decode(encode(sample), Sample) == sample
+
+
+@given(samples, st.data())
+def test_a_truncated_or_extended_message_never_decodes(sample: Sample, data: st.DataObject) -> None:
+    payload = encode(sample)
+    cut = data.draw(st.integers(0, len(payload) - 1))
+    for broken in (payload[:cut], payload + b"\0"):
+        with pytest.raises(WireError):
+            decode(broken, Sample)
+
+
+@given(samples, st.data())
+def test_bytes_that_decode_are_the_one_encoding_of_what_they_decode_to(sample: Sample, data: st.DataObject) -> None:
+    payload = bytearray(encode(sample))
+    payload[data.draw(st.integers(0, len(payload) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        decoded = decode(bytes(payload), Sample)
+    except WireError:
+        return
+    assert encode(decoded) == bytes(payload)
+
+
+def test_another_message_is_refused_by_name() -> None:
+    with pytest.raises(WireError, match="Expected Sample, found Other"):
+        decode(encode(Other(number=1)), Sample)
+
+
+def test_a_huge_declared_length_is_refused_before_anything_is_allocated() -> None:
+    payload = bytearray(encode(Other(number=1)))
+    for declared in (2**63, 2**40):
+        payload[5:13] = declared.to_bytes(8, "big")
+        with pytest.raises(WireError, match="Expected a body of"):
+            decode(bytes(payload), Other)
+
+
+def test_negative_numbers_and_nan_cannot_be_encoded() -> None:
+    with pytest.raises(WireError, match=r"Other\.number"):
+        encode(Other(number=-1))
+    sample = Sample(number=0, flag=True, ratio=float("nan"), text="", blob=b"", colour=Colour.RED, inner=(), maybe=None)
+    with pytest.raises(WireError, match="finite"):
+        encode(sample)
+
+
+def test_a_tag_can_be_taken_once() -> None:
+    with pytest.raises(TypeError, match="taken by"):
+
+        @message(0xFF02)
+        @dataclass(frozen=True)
+        class Third:
+            number: int
