@@ -1,0 +1,171 @@
+"""The `fedpeft` command: a table of subcommands, imported when they are called, and the error shell around them.
+
+A subcommand is a module ``fedpeft.cli.NAME`` that holds one click command (or group) named ``command``.
+It imports what is heavy inside its functions, and raises ``FedpeftError`` for whatever a user can cause.
+
+Invariants: this module imports nothing but click and ``fedpeft.errors``, so that `fedpeft --help` answers
+at once; every way out of ``main`` has the exit code of DESIGN section 9; only a bug shows a traceback.
+"""
+
+import difflib
+import errno
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from fedpeft import __version__
+from fedpeft.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, FedpeftError, ResourceMissing
+
+__all__ = ["COMMANDS", "EXIT_PIPE_CLOSED", "main"]
+
+COMMANDS = {
+    "simulate": "Run a whole federation on this machine.",
+    "base": "Build, list and verify base-model artifacts.",
+    "data": "Look at a data set before training on it.",
+    "config": "Validate and explain run.toml.",
+    "runs": "List, show and verify runs, and render their reports.",
+}
+"""Every subcommand and its line in the help, so that the help imports none of them."""
+
+EXIT_PIPE_CLOSED = 141
+"""128 + SIGPIPE: whoever read our output went away, as with `| head`."""
+
+_MACHINE_ERRNOS = frozenset(
+    {
+        errno.EACCES,
+        errno.EADDRINUSE,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+"""Operating-system errors that tell of this machine, not of a bug in fedpeft."""
+
+
+class LazyGroup(click.Group):
+    """A click group whose subcommands are modules, imported only when called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the table's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the module of ``cmd_name``; None when there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"fedpeft.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but an unknown name gets the nearest known one."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f" Did you mean `fedpeft {near[0]}`?" if near else ""
+            raise click.UsageError(f"Expected one of the commands {', '.join(COMMANDS)}; found {name!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the table without importing a command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fedpeft")
+def cli() -> None:
+    """Fine-tune one language model across people who may not share their data.
+
+    \b
+    Start here:
+      fedpeft simulate simulations/scenarios/airlines.toml
+      fedpeft config template > run.toml
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: the command line without the program's name; None: the process's own.
+
+    Returns:
+        The exit code: 0, the ``exit_code`` of the error, 2 for usage, 70 for a bug, 130 and 143 for signals.
+    """
+    previous = _on_terminate(_raise_terminated)
+    try:
+        code = cli.main(args=None if arguments is None else list(arguments), prog_name="fedpeft", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as mistake:
+        mistake.show()
+        return mistake.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted")
+        return EXIT_INTERRUPTED
+    except _Terminated:
+        _say("terminated")
+        return EXIT_TERMINATED
+    except BrokenPipeError:
+        # Whatever is still buffered has no reader: without this Python complains once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_PIPE_CLOSED
+    except Exception as error:  # the shell's purpose: no exception leaves it
+        return _failed(error)
+    finally:
+        _on_terminate(previous)
+    return code if isinstance(code, int) else EXIT_OK
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived; unwinds like KeyboardInterrupt, so that files and locks are closed."""
+
+
+def _failed(error: Exception) -> int:
+    """Says what ended the command and returns its exit code."""
+    if isinstance(error, FedpeftError):
+        _say(f"error: {error}")
+        return error.exit_code
+    if isinstance(error, MemoryError):
+        _say("error: Expected enough memory, found none left; use a smaller batch, model or number of workers.")
+        return ResourceMissing.exit_code
+    if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
+        where = f" at {error.filename}" if error.filename else ""
+        _say(f"error: Expected this machine to allow it, found: {error.strerror}{where}; mend that and run it again.")
+        return ResourceMissing.exit_code
+    traceback.print_exception(error, file=sys.stderr)
+    _say(
+        f"error: this is a bug in fedpeft {__version__} (Python {sys.version.split()[0]}): {type(error).__name__}. "
+        "Please report it with the traceback above and the command line."
+    )
+    return EXIT_BUG
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def _on_terminate(handler: object) -> object:
+    """Sets the SIGTERM handler where that is possible (the main thread) and returns the one before."""
+    try:
+        return signal.signal(signal.SIGTERM, handler)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
