@@ -31,20 +31,23 @@ __all__ = [
 ]
 
 MethodName = Literal["lora", "bitfit", "ia3"]
+TargetName = Literal["q", "k", "v", "o", "up", "down", "gate"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 
 
 class Section(BaseModel):
     """Frozen, strict, and closed: an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class Run(Section):
     """Who this run is."""
 
     name: Name = Field(description="Short name; part of the run directory's name.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seeds sampling and initialisation. Never keys, never noise.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="Seeds sampling and initialisation. Never keys, never noise."
+    )
 
 
 class BaseModelSource(Section):
@@ -55,7 +58,7 @@ class BaseModelSource(Section):
         "`hub:ORG/NAME@REVISION` (40 hex digits), or the digest of a base artifact already built."
     )
     quantize: Literal["none", "int8", "nf4", "int4-g32"] = Field(
-        "int8", description="How the publisher quantizes it, once."
+        default="int8", description="How the publisher quantizes it, once."
     )
 
 
@@ -64,20 +67,28 @@ class Task(Section):
 
     kind: Literal["classify", "causal-lm"]
     labels: tuple[str, ...] = Field(
-        (), description="The class names in order; empty: the sorted labels of the data (simulation only)."
+        default=(), description="The class names in order; empty: the sorted labels of the data (simulation only)."
     )
-    max_length: int = Field(128, ge=8, le=8192, description="Tokens an example may have; longer ones are truncated.")
+    max_length: int = Field(
+        default=128, ge=8, le=8192, description="Tokens an example may have; longer ones are truncated."
+    )
 
 
 class Partition(Section):
     """How one data set becomes clients (simulation only)."""
 
     by: Literal["column", "iid", "dirichlet", "shards"] = "iid"
-    column: str = Field("", description="For `column`: each of its values is one client. For `dirichlet` and `shards`: the label column; empty: the task's.")
-    clients: int = Field(0, ge=0, le=100_000, description="How many clients; not for `column`.")
-    alpha: float = Field(0.5, gt=0, description="Dirichlet concentration: smaller is more skewed.")
-    shards_per_client: int = Field(2, ge=1)
-    min_examples: int = Field(1, ge=1, description="A client with fewer examples is left out, and the log says so.")
+    column: str = Field(
+        default="",
+        description="For `column`: each of its values is one client. For `dirichlet` and `shards`: the label column; "
+        "empty: the task's.",
+    )
+    clients: int = Field(default=0, ge=0, le=100_000, description="How many clients; not for `column`.")
+    alpha: float = Field(default=0.5, gt=0, description="Dirichlet concentration: smaller is more skewed.")
+    shards_per_client: int = Field(default=2, ge=1)
+    min_examples: int = Field(
+        default=1, ge=1, description="A client with fewer examples is left out, and the log says so."
+    )
 
 
 class Data(Section):
@@ -87,69 +98,87 @@ class Data(Section):
         description="A JSONL, CSV or Parquet file, a Hugging Face dataset directory, or a bundled source: "
         "`builtin:airline-tweets`, `builtin:stdlib-docstrings`."
     )
-    map: dict[str, str] = Field(default_factory=dict, description="Our column name -> theirs, e.g. {text = \"note\"}.")
-    holdout: float = Field(0.2, gt=0, lt=1, description="Share of each client's examples kept for evaluation.")
+    map: dict[str, str] = Field(default_factory=dict, description='Our column name -> theirs, e.g. {text = "note"}.')
+    holdout: float = Field(default=0.2, gt=0, lt=1, description="Share of each client's examples kept for evaluation.")
     partition: Partition = Partition()
 
 
 class Lora(Section):
     """LoRA (Hu 2021) as column tiers: a device of rank r trains the tiers up to r (DESIGN section 3)."""
 
-    rank: int = Field(8, ge=1, le=1024)
-    tiers: tuple[int, ...] = Field((), description="Ranks at which a device may stop, ascending, ending in `rank`; empty: powers of two from 2.")
-    targets: tuple[str, ...] = Field(("q", "v"), description="Of q, k, v, o, up, down, gate (the MLP); mapped to the model's own names.")
-    scale: float = Field(2.0, gt=0, description="Fixed, the same for every rank: dW = scale * B A.")
+    rank: int = Field(default=8, ge=1, le=1024)
+    tiers: tuple[int, ...] = Field(
+        default=(),
+        description="Ranks at which a device may stop, ascending, ending in `rank`; empty: powers of two from 2.",
+    )
+    targets: tuple[TargetName, ...] = Field(
+        default=("q", "v"),
+        description="Attention (q, k, v, o) and the MLP (up, down, gate); mapped to the model's own names.",
+    )
+    scale: float = Field(default=2.0, gt=0, description="Fixed, the same for every rank: dW = scale * B A.")
     init: Literal["orthonormal", "gaussian"] = "orthonormal"
-    learning_rate: float | None = Field(None, gt=0, description="Overrides train.learning_rate for these blocks.")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Overrides train.learning_rate for these blocks."
+    )
 
 
 class BitFit(Section):
     """BitFit (Ben Zaken 2022): a delta on every bias of the chosen layers."""
 
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
 
 
 class Ia3(Section):
     """IA3 (Liu 2022): rescales keys, values and the MLP's inner activations; stored as a delta on one."""
 
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
 
 
 class Adapter(Section):
     """The union adapter: every block that any device may train. A method that is absent does not exist in this run."""
 
-    layers: int | Literal["all"] = Field("all", description="`all`, or how many of the top layers carry adapters.")
+    layers: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        default="all", description="`all`, or how many of the top layers carry adapters."
+    )
     lora: Lora | None = None
     bitfit: BitFit | None = None
     ia3: Ia3 | None = None
-    head: bool = Field(True, description="Train the class head; ignored for causal-lm.")
-    head_learning_rate: float | None = Field(None, gt=0)
+    head: bool = Field(default=True, description="Train the class head; ignored for causal-lm.")
+    head_learning_rate: float | None = Field(default=None, gt=0)
 
 
 class Train(Section):
     """What a device does between receiving the global state and replying."""
 
-    local_steps: int = Field(12, ge=1, le=100_000)
-    batch_size: int = Field(32, ge=1, le=4096)
-    learning_rate: float = Field(3e-3, gt=0)
+    local_steps: int = Field(default=12, ge=1, le=100_000)
+    batch_size: int = Field(default=32, ge=1, le=4096)
+    learning_rate: float = Field(default=3e-3, gt=0)
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_rounds: int = Field(0, ge=0)
-    decay: Literal["constant", "linear", "cosine"] = Field("constant", description="Learning rate over the rounds.")
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_rounds: int = Field(default=0, ge=0)
+    decay: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="Learning rate over the rounds."
+    )
+    max_grad_norm: float = Field(default=1.0, gt=0)
 
 
 class Rounds(Section):
     """How rounds are run and when they give up."""
 
-    count: int = Field(8, ge=1, le=100_000)
-    min_devices: int = Field(3, ge=2, description="A round with fewer survivors is aborted.")
-    fraction: float = Field(1.0, gt=0, le=1, description="Share of the available devices asked in each round.")
-    fit_deadline_s: float = Field(1800.0, gt=0)
-    stage_deadline_s: float = Field(120.0, gt=0, description="For each of the masking stages.")
-    max_failures: int = Field(3, ge=1, description="So many aborted rounds in a row end the run with exit code 5.")
-    eval_examples: int = Field(128, ge=0, description="Held-out examples a device evaluates each round; 0: all. The last evaluation takes all.")
-    checkpoints_kept: int = Field(3, ge=1)
+    count: int = Field(default=8, ge=1, le=100_000)
+    min_devices: int = Field(default=3, ge=2, description="A round with fewer survivors is aborted.")
+    fraction: float = Field(default=1.0, gt=0, le=1, description="Share of the available devices asked in each round.")
+    fit_deadline_s: float = Field(default=1800.0, gt=0)
+    stage_deadline_s: float = Field(default=120.0, gt=0, description="For each of the masking stages.")
+    max_failures: int = Field(
+        default=3, ge=1, description="So many aborted rounds in a row end the run with exit code 5."
+    )
+    eval_examples: int = Field(
+        default=128,
+        ge=0,
+        description="Held-out examples a device evaluates each round; 0: all. The last evaluation takes all.",
+    )
+    checkpoints_kept: int = Field(default=3, ge=1)
 
 
 class Aggregate(Section):
@@ -157,26 +186,38 @@ class Aggregate(Section):
 
     rule: Literal["mean"] = "mean"
     weight: Literal["examples", "uniform"] = "examples"
-    max_weight: int = Field(10_000, ge=1, description="Examples above this count no more: no device outweighs the rest without bound.")
-    server_learning_rate: float = Field(1.0, gt=0)
+    max_weight: int = Field(
+        default=10_000,
+        ge=1,
+        description="Examples above this count no more: no device outweighs the rest without bound.",
+    )
+    server_learning_rate: float = Field(default=1.0, gt=0)
 
 
 class SecureAggregation(Section):
     """The secure sum. `off` exists only to measure what it costs, and only in simulation."""
 
-    mode: Literal["full", "fast", "off"] = Field("full", description="`fast` drops the consistency round: honest-but-curious coordinator only.")
-    bits: Literal[16, 32] = Field(32, description="Ring width of one lane: 2 or 4 bytes a parameter.")
-    max_abs: float = Field(4.0, gt=0, description="Each coordinate of a delta is clipped to this before encoding.")
-    corrupt_fraction: float = Field(0.1, ge=0, lt=0.5, description="Share of devices that may collude with the coordinator.")
-    dropout_fraction: float = Field(0.1, ge=0, lt=0.5, description="Share of devices that may vanish after sharing keys.")
-    min_cohort: int = Field(3, ge=2, description="A block trained by fewer organisations is skipped.")
+    mode: Literal["full", "fast", "off"] = Field(
+        default="full", description="`fast` drops the consistency round: honest-but-curious coordinator only."
+    )
+    bits: Literal[16, 32] = Field(default=32, description="Ring width of one lane: 2 or 4 bytes a parameter.")
+    max_abs: float = Field(
+        default=4.0, gt=0, description="Each coordinate of a delta is clipped to this before encoding."
+    )
+    corrupt_fraction: float = Field(
+        default=0.1, ge=0, lt=0.5, description="Share of devices that may collude with the coordinator."
+    )
+    dropout_fraction: float = Field(
+        default=0.1, ge=0, lt=0.5, description="Share of devices that may vanish after sharing keys."
+    )
+    min_cohort: int = Field(default=3, ge=2, description="A block trained by fewer organisations is skipped.")
 
 
 class Performance(Section):
     """Speed only: nothing here changes what is learnt or promised."""
 
     engine: Literal["local", "ray"] = "local"
-    workers: int = Field(0, ge=0, le=1024, description="Virtual clients at once; 0: one a core.")
+    workers: int = Field(default=0, ge=0, le=1024, description="Virtual clients at once; 0: one a core.")
 
 
 class Device(Section):
@@ -184,7 +225,7 @@ class Device(Section):
 
     clients: tuple[str, ...] = Field(description='Client names, or ["*"] for all that no other entry names.')
     methods: tuple[MethodName, ...] = Field(min_length=1)
-    rank: int | None = Field(None, ge=1, description="For lora: a tier of adapter.lora; none: the full rank.")
+    rank: int | None = Field(default=None, ge=1, description="For lora: a tier of adapter.lora; none: the full rank.")
     head: bool = True
 
 
@@ -202,4 +243,4 @@ class RunConfig(Section):
     secagg: SecureAggregation = SecureAggregation()
     performance: Performance = Performance()
     device: tuple[Device, ...] = Field(min_length=1)
-    directory: Path = Field(Path("runs"), exclude=True)
+    directory: Path = Field(default=Path("runs"), exclude=True)

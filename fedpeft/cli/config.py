@@ -1,0 +1,56 @@
+"""`fedpeft config`: everything one can ask about a run.toml without starting anything."""
+
+import json
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+_file = click.argument("file", type=click.Path(path_type=Path))
+_set = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change one key; may be repeated.")
+_deployment = click.option("--deployment", is_flag=True, help="Check for real devices: a simulation allows more.")
+
+
+@click.group(short_help="Validate and explain run.toml.")
+def command() -> None:
+    """Validate and explain run.toml."""
+
+
+@command.command()
+@_file
+@_set
+@_deployment
+def validate(file: Path, overrides: tuple[str, ...], deployment: bool) -> None:
+    """Report every problem of FILE at once; exit code 3 if there is one."""
+    from fedpeft.config import config_digest, load
+
+    config = load(file, overrides, simulation=not deployment)
+    click.echo(f"{file}: valid, run {config.run.name!r}, {config_digest(config)}")
+
+
+@command.command()
+@_file
+@_set
+@_deployment
+def show(file: Path, overrides: tuple[str, ...], deployment: bool) -> None:
+    """Print FILE with every default written out, as resolved.toml will hold it."""
+    from fedpeft.config import load, resolved
+
+    click.echo(resolved(load(file, overrides, simulation=not deployment)), nl=False)
+
+
+@command.command()
+def schema() -> None:
+    """Print the JSON Schema of run.toml, for editors."""
+    from fedpeft.config.schema import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+@command.command()
+def template() -> None:
+    """Print a run.toml with every key, its default and what it does."""
+    from fedpeft.config.schema import template as commented
+
+    click.echo(commented(), nl=False)

@@ -1,0 +1,286 @@
+"""Checks across fields: combinations that are each valid alone and impossible together.
+
+Every check is a generator of findings over a well-typed ``RunConfig``. A finding names the keys it
+read, so that ``fedpeft.config.load`` can leave out those that rest on a value already refused.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fedpeft.config import derived
+from fedpeft.config.model import Partition, RunConfig
+
+__all__ = ["Finding", "check"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One impossible combination.
+
+    Args:
+        key: the key to change, e.g. ``device[1].rank``.
+        reads: every other key the finding rests on.
+        expected: what would be possible.
+        found: what there is.
+        remedy: what to do.
+    """
+
+    key: str
+    reads: tuple[str, ...] = ()
+    expected: str
+    found: str
+    remedy: str = ""
+
+
+def check(config: RunConfig, *, simulation: bool) -> tuple[Finding, ...]:
+    """Every impossible combination in ``config``.
+
+    Args:
+        config: well-typed, as pydantic leaves it.
+        simulation: whether all clients live on this machine; a deployment allows less.
+    """
+    checks = (_sources, _task, _lora, _blocks, _devices, _device_names, _partition, _rounds, _cohorts)
+    findings = [finding for one in checks for finding in one(config)]
+    if not simulation:
+        findings += _deployment(config)
+    return tuple(findings)
+
+
+def _sources(config: RunConfig) -> Iterator[Finding]:
+    model, source = config.base.model, config.data.source
+    shapes = {
+        "hub:": (r"hub:[^/@\s]+/[^/@\s]+@[0-9a-f]{40}", "`hub:ORG/NAME@REVISION` with a revision of 40 hex digits"),
+        "pypi:": (r"pypi:[A-Za-z0-9][A-Za-z0-9._-]*", "`pypi:PACKAGE`"),
+        "sha256:": (r"sha256:[0-9a-f]{64}", "`sha256:` and 64 hex digits"),
+        "builtin:": (r"(?!)", "a directory, a .gguf file, `pypi:`, `hub:` or `sha256:`; `builtin:` is for data.source"),
+    }
+    for prefix, (pattern, expected) in shapes.items():
+        if model.startswith(prefix) and not re.fullmatch(pattern, model):
+            remedy = "A branch name can move under a run; a commit cannot." if prefix == "hub:" else ""
+            yield Finding(key="base.model", expected=expected, found=f'"{model}"', remedy=remedy)
+    for key, text in (("base.model", model), ("data.source", source)):
+        if not text.strip():
+            yield Finding(key=key, expected="a name or a path", found="an empty string")
+
+
+def _task(config: RunConfig) -> Iterator[Finding]:
+    task = config.task
+    repeated = _repeated(task.labels)
+    if repeated:
+        yield Finding(key="task.labels", expected="each label once", found=f"again: {', '.join(repeated)}")
+    if task.kind == "causal-lm" and task.labels:
+        yield Finding(
+            key="task.labels",
+            reads=("task.kind",),
+            expected="no labels for a causal-lm",
+            found=f"{len(task.labels)} labels",
+            remedy='Remove them, or set task.kind = "classify".',
+        )
+    if task.kind == "classify" and len(task.labels) == 1:
+        yield Finding(key="task.labels", reads=("task.kind",), expected="at least 2 classes", found="1 label")
+
+
+def _lora(config: RunConfig) -> Iterator[Finding]:
+    lora = config.adapter.lora
+    if lora is None:
+        return
+    tiers = lora.tiers
+    if tiers and (list(tiers) != sorted(set(tiers)) or tiers[0] < 1 or tiers[-1] != lora.rank):
+        yield Finding(
+            key="adapter.lora.tiers",
+            reads=("adapter.lora.rank",),
+            expected=f"ascending ranks from 1, each once, ending in adapter.lora.rank={lora.rank}",
+            found=str(list(tiers)),
+            remedy="Leave it out for the powers of two from 2.",
+        )
+    if not lora.targets or _repeated(lora.targets):
+        yield Finding(
+            key="adapter.lora.targets", expected="at least one target, each once", found=str(list(lora.targets))
+        )
+
+
+def _blocks(config: RunConfig) -> Iterator[Finding]:
+    head = config.adapter.head and config.task.kind == "classify"
+    if not head and not derived.method_names(config):
+        yield Finding(
+            key="adapter",
+            reads=("task.kind",),
+            expected="at least one of [adapter.lora], [adapter.bitfit], [adapter.ia3], or head = true for classify",
+            found="nothing to train",
+        )
+
+
+def _devices(config: RunConfig) -> Iterator[Finding]:
+    declared = derived.method_names(config)
+    lora = None if any(_lora(config)) else config.adapter.lora  # no advice about tiers that are wrong themselves
+    for index, device in enumerate(config.device):
+        here = f"device[{index}]"
+        for method in device.methods:
+            if method not in declared:
+                yield Finding(
+                    key=f"{here}.methods",
+                    reads=("adapter",),
+                    expected=f"methods that [adapter] declares ({', '.join(declared) or 'none'})",
+                    found=f'"{method}"',
+                    remedy=f"Add [adapter.{method}], or leave the method out here.",
+                )
+        if _repeated(device.methods):
+            yield Finding(key=f"{here}.methods", expected="each method once", found=str(list(device.methods)))
+        if device.rank is None:
+            continue
+        if "lora" not in device.methods:
+            yield Finding(
+                key=f"{here}.rank",
+                reads=(f"{here}.methods",),
+                expected='no rank without "lora" in methods',
+                found=str(device.rank),
+            )
+        elif lora is not None and device.rank not in derived.lora_tiers(lora):
+            tiers = ", ".join(map(str, derived.lora_tiers(lora)))
+            yield Finding(
+                key=f"{here}.rank",
+                reads=("adapter.lora",),
+                expected=f"a tier of adapter.lora ({tiers})",
+                found=str(device.rank),
+                remedy="Choose a tier, or add this rank to adapter.lora.tiers.",
+            )
+
+
+def _device_names(config: RunConfig) -> Iterator[Finding]:
+    for index, device in enumerate(config.device):
+        key = f"device[{index}].clients"
+        if not device.clients:
+            yield Finding(key=key, expected='client names, or ["*"]', found="an empty list")
+        if "*" in device.clients and len(device.clients) > 1:
+            yield Finding(key=key, expected='"*" alone, or names alone', found=str(list(device.clients)))
+    names = [name for device in config.device for name in device.clients]
+    for name in _repeated(names):
+        what = '"*" in at most one [[device]]' if name == "*" else f"client {name!r} in one [[device]]"
+        yield Finding(key="device", reads=_client_keys(config), expected=what, found=f"{names.count(name)} times")
+
+
+def _partition(config: RunConfig) -> Iterator[Finding]:
+    partition, fresh = config.data.partition, Partition()
+    where, by = "data.partition", config.data.partition.by
+    uses = {
+        "column": ("column",),
+        "iid": ("clients",),
+        "dirichlet": ("clients", "column", "alpha"),
+        "shards": ("clients", "column", "shards_per_client"),
+    }[by]
+    # Compared with the default, not with "was it written": resolved.toml writes every value and must load again.
+    for option in ("column", "clients", "alpha", "shards_per_client"):
+        value = getattr(partition, option)
+        if option not in uses and value != getattr(fresh, option):
+            yield Finding(
+                key=f"{where}.{option}",
+                reads=(f"{where}.by",),
+                expected=f'no `{option}` when by = "{by}" (it uses {", ".join(uses)})',
+                found=repr(value),
+            )
+    if by == "column" and not partition.column:
+        yield Finding(
+            key=f"{where}.column",
+            reads=(f"{where}.by",),
+            expected="the column whose values are the clients",
+            found="an empty string",
+        )
+    if by != "column" and partition.clients < 1:
+        yield Finding(
+            key=f"{where}.clients",
+            reads=(f"{where}.by",),
+            expected=f'a number of clients when by = "{by}"',
+            found=str(partition.clients),
+        )
+
+
+def _rounds(config: RunConfig) -> Iterator[Finding]:
+    rounds, train = config.rounds, config.train
+    if train.warmup_rounds >= rounds.count:
+        yield Finding(
+            key="train.warmup_rounds",
+            reads=("rounds.count",),
+            expected=f"fewer than rounds.count={rounds.count}, or the learning rate never reaches its value",
+            found=str(train.warmup_rounds),
+        )
+    clients = derived.known_clients(config)
+    if clients is None:
+        return
+    counted = (*_client_keys(config), "data.partition", "rounds.fraction")
+    invited = derived.invited_devices(rounds, clients)
+    if invited < rounds.min_devices:
+        yield Finding(
+            key="rounds.min_devices",
+            reads=counted,
+            expected=f"at most the {invited} devices that a round asks "
+            f"({clients} clients x fraction {rounds.fraction:g})",
+            found=str(rounds.min_devices),
+            remedy="No round could ever succeed: lower it, or add clients.",
+        )
+    names = [name for device in config.device for name in device.clients]
+    if "*" not in names and config.data.partition.by != "column" and len(names) != clients:
+        yield Finding(
+            key="device",
+            reads=("data.partition", *_client_keys(config)),
+            expected=f'each of the {clients} clients in one [[device]], or an entry with clients = ["*"]',
+            found=f"{len(names)} names",
+        )
+
+
+def _cohorts(config: RunConfig) -> Iterator[Finding]:
+    secagg, rounds = config.secagg, config.rounds
+    if secagg.min_cohort > rounds.min_devices:
+        yield Finding(
+            key="secagg.min_cohort",
+            reads=("rounds.min_devices",),
+            expected=f"at most rounds.min_devices={rounds.min_devices}",
+            found=str(secagg.min_cohort),
+            remedy="Raise rounds.min_devices: a smaller round could not release any block.",
+        )
+    cohort = derived.largest_cohort(config)
+    bits = derived.value_bits(secagg, cohort)
+    if bits < derived.MIN_VALUE_BITS:
+        yield Finding(
+            key="secagg.bits",
+            reads=("data.partition", "rounds", *_client_keys(config)),
+            expected=f"at least {derived.MIN_VALUE_BITS} bits for a value; a sum of {cohort} devices "
+            f"takes {secagg.bits - bits} of the ring's {secagg.bits}",
+            found=f"{bits} bits left",
+            remedy="Use bits = 32, or a smaller rounds.fraction.",
+        )
+    # Bell et al. 2020 (and Bonawitz et al. 2017, section 6.2): a threshold that the survivors reach and two
+    # disjoint sets of peers cannot both reach exists only when 2 * dropout + corrupt < 1.
+    if 2 * secagg.dropout_fraction + secagg.corrupt_fraction >= 1:
+        yield Finding(
+            key="secagg.dropout_fraction",
+            reads=("secagg.corrupt_fraction",),
+            expected="2 * dropout_fraction + corrupt_fraction < 1, or no sharing threshold is both safe and reachable",
+            found=f"2 * {secagg.dropout_fraction:g} + {secagg.corrupt_fraction:g}",
+        )
+
+
+def _deployment(config: RunConfig) -> Iterator[Finding]:
+    if config.secagg.mode == "off":
+        yield Finding(
+            key="secagg.mode",
+            expected='"full" or "fast" outside a simulation',
+            found='"off"',
+            remedy="Without the secure sum the coordinator would hold every device's delta.",
+        )
+    if config.task.kind == "classify" and not config.task.labels:
+        yield Finding(
+            key="task.labels",
+            reads=("task.kind",),
+            expected="the class names in order: no coordinator sees the data that could tell",
+            found="nothing",
+        )
+
+
+def _client_keys(config: RunConfig) -> tuple[str, ...]:
+    return tuple(f"device[{index}].clients" for index in range(len(config.device)))
+
+
+def _repeated(names: tuple[str, ...] | list[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)

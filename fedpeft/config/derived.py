@@ -1,0 +1,81 @@
+"""Numbers that follow from a RunConfig: computed here and nowhere else, so that check and engine agree.
+
+Invariants: pure functions of the configuration; no default lives here.
+"""
+
+import math
+
+from fedpeft.config.model import Lora, Partition, Rounds, RunConfig, SecureAggregation
+
+__all__ = [
+    "MIN_VALUE_BITS",
+    "invited_devices",
+    "known_clients",
+    "largest_cohort",
+    "lora_tiers",
+    "method_names",
+    "value_bits",
+]
+
+MIN_VALUE_BITS = 8
+"""Bits one summand must keep: with fewer, rounding is coarser than max_abs / 127, worse than int8 gradients."""
+
+
+def lora_tiers(lora: Lora) -> tuple[int, ...]:
+    """The ranks at which a device may stop, ascending and ending in the full rank.
+
+    Example:
+        >>> lora_tiers(Lora(rank=8)), lora_tiers(Lora(rank=6)), lora_tiers(Lora(rank=1))
+        ((2, 4, 8), (2, 4, 6), (1,))
+    """
+    if lora.tiers:
+        return lora.tiers
+    powers = [2**exponent for exponent in range(1, lora.rank.bit_length())]
+    return (*(power for power in powers if power < lora.rank), lora.rank)
+
+
+def method_names(config: RunConfig) -> tuple[str, ...]:
+    """The methods that [adapter] declares, in the order of the model."""
+    adapter = config.adapter
+    declared = {"lora": adapter.lora, "bitfit": adapter.bitfit, "ia3": adapter.ia3}
+    return tuple(name for name, section in declared.items() if section is not None)
+
+
+def known_clients(config: RunConfig) -> int | None:
+    """How many clients the configuration itself promises; None when only the data can tell."""
+    if config.data.partition.by != "column" and config.data.partition.clients:
+        return config.data.partition.clients
+    names = [name for device in config.device for name in device.clients]
+    return None if "*" in names else len(names)
+
+
+def invited_devices(rounds: Rounds, available: int) -> int:
+    """How many of the available devices one round asks: the fraction, rounded up.
+
+    Example:
+        >>> invited_devices(Rounds(fraction=0.5), 7)
+        4
+    """
+    # Safe: rounding to 9 digits first keeps 0.1 * 30 = 3.0000000000000004 at 3.
+    return min(available, math.ceil(round(rounds.fraction * available, 9)))
+
+
+def largest_cohort(config: RunConfig) -> int:
+    """The most devices whose vectors one sum may hold, as far as the configuration can tell."""
+    clients = known_clients(config)
+    return config.rounds.min_devices if clients is None else invited_devices(config.rounds, clients)
+
+
+def value_bits(secagg: SecureAggregation, cohort: int) -> int:
+    """Bits of the ring left for one summand when ``cohort`` of them must not overflow it.
+
+    Example:
+        >>> value_bits(SecureAggregation(bits=16), 100)
+        9
+    """
+    return secagg.bits - max(0, math.ceil(math.log2(max(1, cohort))))
+
+
+def partition_needs_label(partition: Partition) -> bool:
+    """Whether the partition splits by label, so that examples must have one."""
+    return partition.by in {"dirichlet", "shards"}

@@ -1,0 +1,181 @@
+"""run.toml -> RunConfig: every problem at once, or a frozen configuration.
+
+Three passes: TOML (syntax, duplicate keys), pydantic (types, ranges, unknown keys), and the checks across
+fields. When the second finds faults, the third still runs on a copy in which each faulty value has been
+replaced, and reports whatever does not rest on a replaced value; so one call shows all there is to mend.
+"""
+
+import copy
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from datetime import date, time
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fedpeft.config.check import check
+from fedpeft.config.explain import Fault, Location, explain, key_of, value_at
+from fedpeft.config.model import RunConfig
+from fedpeft.config.overrides import apply_overrides
+from fedpeft.errors import ConfigInvalid, Problem
+
+__all__ = ["load", "parse"]
+
+_SKELETON: dict[str, object] = {
+    "run": {"name": "x"},
+    "base": {"model": "x"},
+    "task": {"kind": "classify"},
+    "data": {"source": "x"},
+    "adapter": {},
+    "device": [{"clients": ["*"], "methods": ["lora"]}],
+}
+"""Stands in for required keys that are missing or wrong, so that the other keys can still be checked."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), *, simulation: bool = False) -> RunConfig:
+    """Reads and checks one configuration file.
+
+    Args:
+        path: the TOML file.
+        overrides: ``key.path=value`` each, applied in order before anything is checked.
+        simulation: whether all clients live on this machine; allows ``secagg.mode = "off"`` and labels
+            inferred from the data.
+
+    Returns:
+        The frozen configuration.
+
+    Raises:
+        ConfigInvalid: with every problem found.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        problem = Problem(where=str(path), expected="a readable TOML file", found=error.strerror or repr(error))
+        raise ConfigInvalid("The configuration cannot be read.", problems=[problem]) from error
+    except UnicodeDecodeError as error:
+        problem = Problem(where=str(path), expected="UTF-8 text", found=f"byte {error.start} is not")
+        raise ConfigInvalid("The configuration cannot be read.", problems=[problem]) from error
+    return parse(text, source=str(path), overrides=overrides, simulation=simulation)
+
+
+def parse(text: str, *, source: str, overrides: Sequence[str] = (), simulation: bool = False) -> RunConfig:
+    """As ``load``, from text; ``source`` names it in problems.
+
+    Raises:
+        ConfigInvalid: with every problem found.
+    """
+    try:
+        document: dict[str, object] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigInvalid("The configuration is not TOML.", problems=[_syntax(error, source)]) from error
+    problems, overridden = apply_overrides(document, overrides)
+    typed = _untyped(document)
+    known = {fault.location for fault in typed}
+    faults = [*typed, *(fault for fault in _dates(document) if fault.location not in known)]
+
+    def problem(location: Location, expected: str, found: str, remedy: str) -> Problem:
+        where = f"--set {key_of(location)}" if _covered(location, overridden) else f"{source}: {key_of(location)}"
+        return Problem(where=where, expected=expected, found=found, remedy=remedy)
+
+    problems += [problem(fault.location, fault.expected, fault.found, fault.remedy) for fault in faults]
+    repaired = _repair(document, faults)
+    config = _typed(repaired)
+    if config is not None:
+        broken = [_field(fault.location) for fault in faults]
+        for finding in check(config, simulation=simulation):
+            read = [_location(key) for key in (finding.reads or (finding.key,))]
+            read += [_location(finding.key)] if "." in finding.key else []
+            if not any(_covered(one, broken) or _covered(bad, [one]) for one in read for bad in broken):
+                location = _location(finding.key)
+                problems.append(problem(location, finding.expected, finding.found, finding.remedy))
+    if problems or config is None:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigInvalid(f"Expected a valid configuration, found {count}; nothing was started.", problems=problems)
+    return config
+
+
+def _syntax(error: tomllib.TOMLDecodeError, source: str) -> Problem:
+    """tomllib says what and where in one sentence; the line belongs in the place."""
+    match = re.fullmatch(r"(.*) \(at (.*)\)", str(error))
+    what, place = match.groups() if match else (str(error), "")
+    hint = "A key or a table may appear once only." if "overwrite" in what or "twice" in what else ""
+    return Problem(
+        where=f"{source}: {place}" if place else source,
+        expected="valid TOML",
+        found=what[:1].lower() + what[1:],
+        remedy=hint,
+    )
+
+
+def _typed(document: dict[str, object]) -> RunConfig | None:
+    """The configuration, or None when the document still has faults."""
+    try:
+        return RunConfig.model_validate_json(json.dumps(document, default=str))
+    except ValidationError:
+        return None
+
+
+def _untyped(document: dict[str, object]) -> tuple[Fault, ...]:
+    """What pydantic finds; through JSON, since strict mode takes a list for a tuple only there."""
+    try:
+        RunConfig.model_validate_json(json.dumps(document, default=str))
+    except ValidationError as error:
+        return explain(error, document)
+    return ()
+
+
+def _dates(document: object, location: Location = ()) -> list[Fault]:
+    """Dates and times: TOML has them, no key of ours does, and JSON would turn them into text."""
+    if isinstance(document, date | time):
+        expected, remedy = "no date or time", "Put it in quotes if it is text."
+        return [Fault(location=location, expected=expected, found=str(document), remedy=remedy, kind="wrong")]
+    pairs = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
+    return [fault for key, value in pairs for fault in _dates(value, (*location, key))]
+
+
+def _repair(document: dict[str, object], faults: Sequence[Fault]) -> dict[str, object]:
+    """A copy with every faulty field taken out and required ones filled from the skeleton."""
+    if not faults:
+        return document
+    repaired = copy.deepcopy(document)
+    for fault in faults:
+        location = _field(fault.location) if fault.kind == "wrong" else fault.location
+        holder = value_at(repaired, location[:-1])
+        if isinstance(holder, dict):
+            holder.pop(location[-1], None)
+    _fill(repaired, _SKELETON)
+    return repaired
+
+
+def _fill(document: dict[str, object], skeleton: dict[str, object]) -> None:
+    for key, value in skeleton.items():
+        present = document.setdefault(key, copy.deepcopy(value))
+        if isinstance(present, dict) and isinstance(value, dict):
+            _fill(present, value)
+        elif isinstance(present, list) and isinstance(value, list):
+            for entry in present:
+                if isinstance(entry, dict) and isinstance(value[0], dict):
+                    _fill(entry, value[0])
+
+
+def _field(location: Location) -> Location:
+    """The location without the indices at its end: the field that holds the list."""
+    while location and isinstance(location[-1], int):
+        location = location[:-1]
+    return location
+
+
+def _location(key: str) -> Location:
+    """The inverse of ``key_of``."""
+    parts = re.findall(r"([^.\[\]]+)|\[(\d+)\]", key)
+    return tuple(name or int(index) for name, index in parts)
+
+
+def _covered(location: Location, by: Sequence[Location]) -> bool:
+    """Whether one of ``by`` is the location or holds it."""
+    return any(location[: len(one)] == one for one in by)
