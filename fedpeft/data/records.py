@@ -1,0 +1,97 @@
+"""Examples as they were read: plain rows, each of which knows the file and line that it came from.
+
+``Records`` is what every loader returns and every later step takes. It is immutable and ordered; subsets
+are made with ``select``, so a complaint about one client's held-out row still names the user's file.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from fedpeft.errors import DataInvalid, Problem
+
+__all__ = ["MAX_PROBLEMS", "ProblemLog", "Record", "Records"]
+
+MAX_PROBLEMS = 20
+"""A refusal lists this many problems and counts the rest: enough to see the pattern, short enough to read."""
+
+Record = Mapping[str, object]
+"""One example: column name -> value as the file had it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Records(Sequence[Record]):
+    """An ordered, immutable list of examples.
+
+    Args:
+        rows: the examples.
+        origins: for each row, where it came from, e.g. ``notes.jsonl:12``; as long as ``rows``.
+
+    Example:
+        >>> records = Records.of([{"text": "a"}, {"text": "b"}], name="demo")
+        >>> records[1], records.origins[1]
+        ({'text': 'b'}, 'demo:2')
+    """
+
+    rows: tuple[Record, ...]
+    origins: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.rows) != len(self.origins):
+            raise ValueError(f"Expected one origin a row, found {len(self.rows)} rows and {len(self.origins)} origins.")
+
+    @classmethod
+    def of(cls, rows: Iterable[Record], *, name: str = "records") -> "Records":
+        """Rows made in memory, numbered from 1 under ``name``."""
+        kept = tuple(rows)
+        return cls(kept, tuple(f"{name}:{number}" for number in range(1, len(kept) + 1)))
+
+    def select(self, indices: Iterable[int]) -> "Records":
+        """The rows at ``indices``, in that order."""
+        chosen = tuple(indices)
+        return Records(tuple(self.rows[i] for i in chosen), tuple(self.origins[i] for i in chosen))
+
+    def columns(self) -> tuple[str, ...]:
+        """Every column that at least one row has, in order of first appearance."""
+        return tuple(dict.fromkeys(column for row in self.rows for column in row))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Records": ...
+    def __getitem__(self, index: int | slice) -> "Record | Records":
+        if isinstance(index, slice):
+            return Records(self.rows[index], self.origins[index])
+        return self.rows[index]
+
+
+class ProblemLog:
+    """Collects what is wrong with a data set so that the user hears all of it at once."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.count = 0
+
+    def add(self, where: str, expected: str, found: str, remedy: str = "") -> None:
+        """Note one problem; beyond ``MAX_PROBLEMS`` only the count grows."""
+        self.count += 1
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(Problem(where=where, expected=expected, found=found, remedy=remedy))
+
+    def raise_if_any(self, subject: str) -> None:
+        """Refuse the data set if anything was noted.
+
+        Raises:
+            DataInvalid: with the first ``MAX_PROBLEMS`` problems and the number of all.
+        """
+        if not self.count:
+            return
+        noun = "problem" if self.count == 1 else "problems"
+        first = f" (the first {MAX_PROBLEMS} follow)" if self.count > MAX_PROBLEMS else ""
+        raise DataInvalid(f"Expected usable {subject}, found {self.count} {noun}{first}.", problems=self.problems)
