@@ -1,0 +1,233 @@
+"""The messages of the secure sum, in the order in which they travel (docs/protocol.md, "Messages").
+
+Requests go from the coordinator to one device, replies come back; each stage is one request and one reply.
+Bitmaps have one bit a member of the round's ``ShareRequest.members``, most significant bit first; lists that
+carry no ids are in ascending order of participant id, or of the blocks in the ``RoundSpec``.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.wire import message
+
+__all__ = [
+    "REPLIES",
+    "REQUESTS",
+    "Advertise",
+    "ConsistRequest",
+    "ConsistSignature",
+    "MaskRequest",
+    "MaskedInput",
+    "Reason",
+    "Refusal",
+    "Reply",
+    "Request",
+    "RevealRequest",
+    "RevealedShares",
+    "RoundOffer",
+    "SealedShares",
+    "ShareRequest",
+]
+
+
+class Reason(Enum):
+    """Why a device refused, a device was rejected, or a round was aborted."""
+
+    BAD_AGREEMENT = "bad-agreement"  # too few, or invalid, signatures over the survivor set
+    BAD_INPUT = "bad-input"  # wrong length or dtype, NaN, inf, a count that is not whole
+    BAD_LENGTH = "bad-length"  # a vector, box or bitmap of another length than the terms say
+    BAD_ROSTER = "bad-roster"  # a peer's keys are not signed, or the list contradicts itself or us
+    BAD_SHARE = "bad-share"  # a share that is not on the dealer's polynomial
+    BAD_SIGNATURE = "bad-signature"
+    BAD_TERMS = "bad-terms"  # the RoundSpec contradicts itself
+    BLOCK_NOT_DECLARED = "block-not-declared"
+    COHORT_TOO_SMALL = "cohort-too-small"
+    DROPPED_OUT = "dropped-out"  # no reply before the stage was closed
+    EQUIVOCATION = "equivocation"  # a second, different request (or reply) for a stage already answered
+    LATE = "late"
+    MALFORMED = "malformed"
+    NOT_ON_ROSTER = "not-on-roster"
+    OUT_OF_ORDER = "out-of-order"
+    POLICY = "policy"  # weaker than the site allows
+    REPLAYED = "replayed"  # an attempt that this device has already left behind
+    ROUND_CLOSED = "round-closed"
+    SECRET_LOST = "secret-lost"  # noqa: S105 — a reason, not a secret: too few good shares to rebuild one
+    TOO_FEW_DEVICES = "too-few-devices"
+    WRONG_ROUND = "wrong-round"  # the message belongs to another round, roster or survivor set
+
+
+@message(0x0302)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundOffer:
+    """FIT: the signed terms.
+
+    Args:
+        spec: an encoded ``RoundSpec``; signed and hashed as these bytes.
+        coordinator_channel: the coordinator's X25519 public key of this attempt; devices authenticate replies with it.
+        signature: Ed25519 by the coordinator's enrolment key over the context.
+    """
+
+    spec: bytes
+    coordinator_channel: bytes
+    signature: bytes
+
+
+@message(0x0303)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advertise:
+    """Reply to ``RoundOffer``: which blocks, and fresh keys, signed by the device's identity.
+
+    Args:
+        context: SHA-256 of the offer; 32 bytes.
+        participant_id: the sender.
+        blocks: the blocks it will upload, in the spec's order.
+        channel_key: X25519 public key for the boxes.
+        mask_key: X25519 public key for the pairwise masks.
+        signing_key: Ed25519 public key for the survivor set.
+        commitments: one 32-byte hash of the self-mask seed of each of ``blocks``.
+        signature: Ed25519 by the enrolled identity over all of the above.
+    """
+
+    context: bytes
+    participant_id: ParticipantId
+    blocks: tuple[BlockId, ...]
+    channel_key: bytes
+    mask_key: bytes
+    signing_key: bytes
+    commitments: tuple[bytes, ...]
+    signature: bytes
+
+
+@message(0x0304)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareRequest:
+    """SHARE: who is in, and the neighbours' keys.
+
+    Args:
+        context: of the offer.
+        members: participant ids that advertised, ascending, 4 bytes each, big-endian.
+        digests: SHA-256 of each member's ``Advertise``, 32 bytes each.
+        owners: for each block of the spec, the bitmap of the members that own it.
+        adverts: of the receiver's neighbours and of enough owners of every block to count cohorts, ascending.
+    """
+
+    context: bytes
+    members: bytes
+    digests: bytes
+    owners: tuple[bytes, ...]
+    adverts: tuple[Advertise, ...]
+
+
+@message(0x0305)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedShares:
+    """Reply to ``ShareRequest``: one box for each sharing neighbour, ascending, all of one size.
+
+    A box is AES-256-GCM of: share of the mask key's seed, share of the self-mask seed of each own block, 33 bytes each.
+    """
+
+    context: bytes
+    boxes: bytes
+    tag: bytes
+
+
+@message(0x0306)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskRequest:
+    """MASK: who shared, and the boxes for the receiver.
+
+    Args:
+        context: of the roster.
+        sharers: bitmap of the members that shared (U2).
+        boxes: from each sharing neighbour in U2, ascending.
+    """
+
+    context: bytes
+    sharers: bytes
+    boxes: tuple[bytes, ...]
+
+
+@message(0x0307)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskedInput:
+    """Reply to ``MaskRequest``: the masked vector of each own block.
+
+    Args:
+        context: of U2.
+        unopened: neighbours whose box did not open or held no field elements.
+        vectors: ring words, little-endian, one byte string for each own block.
+        tag: authenticates all of it to the coordinator.
+    """
+
+    context: bytes
+    unopened: tuple[ParticipantId, ...]
+    vectors: tuple[bytes, ...]
+    tag: bytes
+
+
+@message(0x0308)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsistRequest:
+    """CONSIST (full mode): whose masked input arrived (U3, a bitmap)."""
+
+    context: bytes
+    survivors: bytes
+
+
+@message(0x0309)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsistSignature:
+    """Reply to ``ConsistRequest``: Ed25519 by the round's signing key over the context of U3."""
+
+    context: bytes
+    signature: bytes
+
+
+@message(0x030A)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevealRequest:
+    """REVEAL: U3 again, and in full mode the signatures of a threshold of the receiver's neighbours."""
+
+    context: bytes
+    survivors: bytes
+    signers: tuple[ParticipantId, ...]
+    signatures: bytes
+
+
+@message(0x030B)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevealedShares:
+    """Reply to ``RevealRequest``: of each neighbour in U2, one kind of secret only.
+
+    Args:
+        context: of U3.
+        opened: bitmap over the spec's blocks: those whose cohort is large enough for this device.
+        shares: 33 bytes each, neighbours ascending; in U3: the self-mask shares of its opened blocks; not in U3:
+            the mask key's. All ones where the box had not opened.
+        tag: authenticates all of it to the coordinator.
+    """
+
+    context: bytes
+    opened: bytes
+    shares: bytes
+    tag: bytes
+
+
+@message(0x030C)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Any stage's reply of a device that will not go on: an outcome, with its reason."""
+
+    reason: Reason
+    detail: str
+
+
+Request = RoundOffer | ShareRequest | MaskRequest | ConsistRequest | RevealRequest
+Reply = Advertise | SealedShares | MaskedInput | ConsistSignature | RevealedShares | Refusal
+
+REQUESTS: tuple[type, ...] = (RoundOffer, ShareRequest, MaskRequest, ConsistRequest, RevealRequest)
+"""For ``wire.decode`` on a device."""
+
+REPLIES: tuple[type, ...] = (Advertise, SealedShares, MaskedInput, ConsistSignature, RevealedShares, Refusal)
+"""For ``wire.decode`` on the coordinator."""

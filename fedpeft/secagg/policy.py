@@ -1,0 +1,53 @@
+"""What a site demands of a secure sum before its device takes part: it can only be stricter than the terms."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedpeft.secagg.spec import MIN_COHORT_FLOOR, Mode, RoundSpec, block_encoding
+
+__all__ = ["DevicePolicy", "policy_objection"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePolicy:
+    """A site's floor under the coordinator's terms.
+
+    Args:
+        coordinator_key: the coordinator's Ed25519 public key from enrolment, 32 bytes.
+        allow_fast: whether the consistency round may be dropped; then only an honest-but-curious coordinator is safe.
+        min_cohort: distinct organisations without which nothing of a block is revealed; the stricter of this and
+            the terms counts.
+        min_corrupt_fraction: the terms must assume at least this share of colluding devices.
+        min_levels: fewer quantization levels either side of zero are refused.
+        min_max_abs: a narrower clipping range is refused.
+        known_devices: device name to (organisation, identity) where the site has its own directory; a roster that
+            contradicts it, or lists a stranger, is refused. None: the coordinator's enrolment is trusted for this.
+    """
+
+    coordinator_key: bytes
+    allow_fast: bool = False
+    min_cohort: int = MIN_COHORT_FLOOR
+    min_corrupt_fraction: float = 0.0
+    min_levels: int = 15
+    min_max_abs: float = 1e-9
+    known_devices: Mapping[str, tuple[str, bytes]] | None = field(default=None, repr=False)
+
+
+def policy_objection(policy: DevicePolicy, spec: RoundSpec) -> str | None:
+    """The first thing in these terms that the site does not allow, in words; None if there is none."""
+    if spec.mode is Mode.FAST and not policy.allow_fast:
+        return "Expected mode=full, found fast; set allow_fast in the site's policy to permit it."
+    if spec.corrupt_fraction < policy.min_corrupt_fraction:
+        return f"Expected corrupt_fraction >= {policy.min_corrupt_fraction}, found {spec.corrupt_fraction}."
+    for block in spec.blocks:
+        levels = block_encoding(spec, block).params.levels
+        if levels < policy.min_levels:
+            return f"Expected at least {policy.min_levels} levels in block {block.block_id}, found {levels}."
+        narrow = min(part.max_abs for part in block.ranges)
+        if narrow < policy.min_max_abs:
+            return f"Expected max_abs >= {policy.min_max_abs} in block {block.block_id}, found {narrow}."
+    if policy.known_devices is not None:
+        for peer in spec.participants:
+            if policy.known_devices.get(peer.device) != (peer.organisation, peer.identity):
+                return f"Expected the roster of the site's directory, found {peer.device} otherwise; ask who it is."
+    return None

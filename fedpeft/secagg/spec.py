@@ -1,0 +1,163 @@
+"""What one secure sum is about: who, which blocks, how wide, how many may fail (docs/protocol.md, "Terms").
+
+The coordinator proposes a ``RoundSpec``; a device recomputes everything that follows from it (graph,
+threshold, ring bounds) and refuses what its own policy does not allow. Nothing here is secret. Invariants,
+checked by ``check_spec`` on both sides: participant ids are 1..n in order, no device, identity or block twice,
+every block's ring holds the sum of all n inputs, at least ``MIN_COHORT_FLOOR`` organisations a block.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from fedpeft.errors import ConfigInvalid, Problem
+from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.ring import BlockEncoding, RingParams, SumRange
+from fedpeft.wire import message
+
+__all__ = ["MIN_COHORT_FLOOR", "Mode", "Participant", "RoundSpec", "SummedBlock", "block_encoding", "check_spec"]
+
+MIN_COHORT_FLOOR = 3
+"""With two organisations, each learns the other's input by subtracting its own."""
+
+MAX_PARTICIPANTS = 1 << 20
+"""Bounds the memory that a specification can ask a device for."""
+
+
+class Mode(Enum):
+    """``FULL`` holds against a malicious coordinator; ``FAST`` drops the consistency round."""
+
+    FULL = "full"
+    FAST = "fast"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """One device on the roster, as enrolment knows it.
+
+    Args:
+        participant_id: 1..n, its place on the roster and its Shamir abscissa.
+        device: the device's enrolled name, unique on the roster.
+        organisation: who is responsible for it; cohorts are counted in these.
+        identity: its Ed25519 public key, 32 bytes, unique on the roster.
+    """
+
+    participant_id: ParticipantId
+    device: str
+    organisation: str
+    identity: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SummedBlock:
+    """One block of the sum, with its own owners, masks and cohort.
+
+    Args:
+        block_id: unique in the round.
+        ranges: consecutive parts of the vector, usually one a tensor, each with its own clipping range.
+        bits: ring bits a coordinate, 8..64; 8, 16 and 32 travel unpadded, other widths as lanes of 64-bit words.
+    """
+
+    block_id: BlockId
+    ranges: tuple[SumRange, ...]
+    bits: int = 32
+
+    @property
+    def length(self) -> int:
+        """Coordinates of the block's vector, P."""
+        return sum(part.length for part in self.ranges)
+
+
+@message(0x0301)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSpec:
+    """The terms of one attempt at one secure sum.
+
+    Args:
+        run_id: the run; with ``round_id`` and ``attempt`` it names this attempt, once and for all.
+        round_id: the round.
+        attempt: 1, 2, ...; a device never goes back, and never starts anew after it has agreed to a survivor set.
+        mode: see ``Mode``.
+        participants: the roster, ids 1..n in order.
+        blocks: what is summed; their order is the order of everything on the wire.
+        min_cohort: distinct organisations that must survive in a block before anything of it is revealed.
+        corrupt_fraction: share of devices assumed to collude with the coordinator; with the next, sets degree and threshold.
+        dropout_fraction: share of devices that may vanish after they shared keys.
+        stage_deadline_s: how long the coordinator waits in each stage, in seconds.
+    """
+
+    run_id: str
+    round_id: int
+    attempt: int
+    mode: Mode
+    participants: tuple[Participant, ...]
+    blocks: tuple[SummedBlock, ...]
+    min_cohort: int
+    corrupt_fraction: float
+    dropout_fraction: float
+    stage_deadline_s: float
+
+
+def block_encoding(spec: RoundSpec, block: SummedBlock) -> BlockEncoding:
+    """The ring encoding of a block: bounds hold for a sum over the whole roster."""
+    return BlockEncoding(params=RingParams(bits=block.bits, addends=len(spec.participants)), ranges=block.ranges)
+
+
+def check_spec(spec: RoundSpec) -> None:
+    """Refuses terms that no honest coordinator proposes; policy is checked apart, by the device.
+
+    Raises:
+        ConfigInvalid: with every problem found.
+    """
+    problems = [*_roster_problems(spec), *_number_problems(spec), *_block_problems(spec)]
+    if problems:
+        raise ConfigInvalid("The terms of this secure sum cannot be used.", problems=problems)
+
+
+def _roster_problems(spec: RoundSpec) -> list[Problem]:
+    people, found = spec.participants, []
+    if not MIN_COHORT_FLOOR <= len(people) <= MAX_PARTICIPANTS:
+        found.append(
+            Problem(
+                where="participants",
+                expected=f"{MIN_COHORT_FLOOR}..{MAX_PARTICIPANTS} devices",
+                found=str(len(people)),
+                remedy="A sum of two is no secret.",
+            )
+        )
+    if [p.participant_id for p in people] != list(range(1, len(people) + 1)):
+        found.append(Problem(where="participants", expected="ids 1..n in order", found="other ids"))
+    for what in ("device", "identity"):
+        if len({getattr(p, what) for p in people}) != len(people):
+            found.append(Problem(where="participants", expected=f"every {what} once", found=f"a {what} twice"))
+    if any(len(p.identity) != 32 for p in people):
+        found.append(Problem(where="participants", expected="32-byte identities", found="another length"))
+    return found
+
+
+def _number_problems(spec: RoundSpec) -> list[Problem]:
+    found = []
+    if spec.attempt < 1:
+        found.append(Problem(where="attempt", expected="1 or more", found=str(spec.attempt)))
+    if spec.min_cohort < MIN_COHORT_FLOOR:
+        found.append(Problem(where="min_cohort", expected=f"{MIN_COHORT_FLOOR} or more", found=str(spec.min_cohort)))
+    for name, fraction in (("corrupt_fraction", spec.corrupt_fraction), ("dropout_fraction", spec.dropout_fraction)):
+        if not 0 <= fraction < 0.5:
+            found.append(Problem(where=name, expected="0 <= fraction < 0.5", found=str(fraction)))
+    if not (math.isfinite(spec.stage_deadline_s) and spec.stage_deadline_s > 0):
+        found.append(Problem(where="stage_deadline_s", expected="a finite time > 0", found=str(spec.stage_deadline_s)))
+    return found
+
+
+def _block_problems(spec: RoundSpec) -> list[Problem]:
+    found = []
+    if not spec.blocks:
+        found.append(Problem(where="blocks", expected="at least one block", found="none"))
+    if len({block.block_id for block in spec.blocks}) != len(spec.blocks):
+        found.append(Problem(where="blocks", expected="every block once", found="a block twice"))
+    for block in spec.blocks:
+        try:
+            block_encoding(spec, block)
+        except ConfigInvalid as refused:
+            found.extend(refused.problems)
+    return found
