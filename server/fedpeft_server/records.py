@@ -1,0 +1,239 @@
+"""What a run directory records, typed: manifest, one row a round, one event a transition, one summary.
+
+Each is one JSON object whose keys are the fields below. Reading is strict: an unknown key, a missing one
+or another type is refused, so a file of another version is never half understood. A change of the fields
+changes ``SCHEMA_VERSION``.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import ClassVar, Literal, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from fedpeft.errors import IntegrityFailed
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "ClientRound",
+    "Comparison",
+    "Event",
+    "Manifest",
+    "RoundMetrics",
+    "Summary",
+    "from_json",
+    "to_json",
+]
+
+SCHEMA_VERSION = 1
+_STRICT = ConfigDict(strict=True, extra="forbid")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Where a run came from.
+
+    Args:
+        run_id: the directory's name.
+        created: UTC, ISO 8601.
+        command: the command line that started it.
+        versions: package -> version; ``python`` among them.
+        platform: operating system and processor.
+        seeds: purpose -> seed.
+        base_digest: the base artifact.
+        adapter_digest: the adapter specification (``adapter.json`` holds it).
+        config_digest: of ``resolved.toml``.
+        source_digest: of ``run.toml``.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    schema_version: Literal[1] = 1
+    run_id: str
+    created: str
+    command: tuple[str, ...]
+    versions: dict[str, str]
+    platform: str
+    seeds: dict[str, int]
+    base_digest: str
+    adapter_digest: str
+    config_digest: str
+    source_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientRound:
+    """One device's part in one round, as the coordinator saw it: nothing about its data.
+
+    Args:
+        client: its name.
+        methods: what it trained, e.g. ``("lora r4", "head")``.
+        state: ``summed``, or where it was lost: ``dropped`` (silent), ``refused`` (its own policy) or
+            ``rejected`` (its message was wrong).
+        reason: why it was lost.
+        bytes_up: bytes it sent in this round.
+        bytes_down: bytes it was sent.
+        seconds: from the first request to the last reply.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    client: str
+    methods: tuple[str, ...]
+    state: Literal["summed", "dropped", "refused", "rejected"]
+    reason: str = ""
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundMetrics:
+    """One committed round. The row in ``metrics.jsonl`` is the commit.
+
+    Args:
+        round: from 1; 0 is the initial state, if it was evaluated.
+        loss: mean over held-out examples; None when nothing was evaluated or it was not finite.
+        accuracy: share of held-out examples that were right, 0..1.
+        examples: how many were evaluated.
+        devices_invited: asked to train.
+        devices_ready: trained and advertised keys.
+        devices_survived: in the sum.
+        bytes_up: from all devices.
+        bytes_down: to all devices.
+        seconds: wall time of the round.
+        skipped: block -> why it was not summed.
+        rejected: client -> why it was not heard.
+        clients: one entry a device, where the coordinator may tell them apart.
+        checkpoint: file -> ``sha256:<hex>``; filled in by the commit.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    schema_version: Literal[1] = 1
+    round: int
+    loss: float | None
+    accuracy: float | None
+    examples: int
+    devices_invited: int
+    devices_ready: int
+    devices_survived: int
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    skipped: dict[str, str] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
+    clients: tuple[ClientRound, ...] = ()
+    checkpoint: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One transition of the run.
+
+    Args:
+        at: UTC, ISO 8601.
+        kind: what happened, e.g. ``round.aborted``.
+        round: which round, if any.
+        client: which device, if any.
+        detail: what else there is to know; no tensors, no secrets.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    schema_version: Literal[1] = 1
+    at: str
+    kind: str
+    round: int | None = None
+    client: str = ""
+    detail: dict[str, str | int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Accuracy on one client's held-out examples, or on all of them, under each way of training.
+
+    Args:
+        client: its name, or ``all``.
+        examples: how many were held out.
+        alone: trained on its own examples only (for ``all``: the mean over the clients).
+        federated: the federation's adapter.
+        centralised: trained on everybody's examples in one place.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    client: str
+    examples: int
+    alone: float | None
+    federated: float | None
+    centralised: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """How a run ended.
+
+    Args:
+        outcome: ``finished`` when every round was committed.
+        reason: why not, otherwise.
+        rounds: committed.
+        seconds: wall time of the federation, without baselines.
+        bytes_up: from all devices in all rounds.
+        bytes_down: to all devices.
+        bytes_full_parameters: what a federation of every parameter would have moved; None when unknown.
+        metric: what the comparison's numbers are.
+        comparison: one row a client and one for ``all``; empty when no baseline was run.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    schema_version: Literal[1] = 1
+    outcome: Literal["finished", "failed", "interrupted"]
+    reason: str = ""
+    rounds: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    bytes_full_parameters: int | None = None
+    metric: str = "accuracy"
+    comparison: tuple[Comparison, ...] = ()
+
+
+def to_json(record: Manifest | RoundMetrics | Event | Summary) -> str:
+    """One line of JSON. A number that is not finite becomes null."""
+    return _codec(type(record)).dump_json(record).decode()
+
+
+def from_json(kind: type[T], text: str, *, where: str) -> T:
+    """The inverse of ``to_json``.
+
+    Args:
+        kind: the record's class.
+        text: one JSON object.
+        where: the file and line, for the message.
+
+    Raises:
+        IntegrityFailed: the text is not such a record of this schema version.
+    """
+    try:
+        record: T = _codec(kind).validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the record"
+        raise IntegrityFailed(
+            f"{where}: expected a {kind.__name__} of schema version {SCHEMA_VERSION}; {place}: {first['msg']}. "
+            "Read it with the fedpeft version named in manifest.json."
+        ) from error
+    return record
+
+
+def _codec(kind: type[T]) -> TypeAdapter[T]:
+    return _cached(kind)  # type: ignore[arg-type, return-value]
+
+
+@cache
+def _cached(kind: Hashable) -> TypeAdapter[object]:
+    return TypeAdapter(kind)  # type: ignore[arg-type]

@@ -1,0 +1,289 @@
+"""The run directory: the one place where a run's state lives, and the order in which it becomes durable.
+
+    runs/20261122T001231Z-airlines-7f3a/
+      run.toml  resolved.toml  adapter.json  manifest.json     written once, manifest last
+      metrics.jsonl                                            one row a committed round
+      events.jsonl                                             one line a transition
+      checkpoints/r0004/{global.safetensors,server.json}       the first and the last few
+      adapters/{latest,best,final}/  summary.json  report.html
+
+Invariants: a round is committed when its row is in ``metrics.jsonl``, and its checkpoint is durable before
+that; a checkpoint without a row never happened and is removed when the run is opened; rows are in ascending
+order of rounds; one process writes at a time. Nothing here knows what the state's bytes mean.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import JsonValue
+
+from fedpeft.adapter import AdapterSpec
+from fedpeft.clock import Clock, SystemClock
+from fedpeft.config import RunConfig, config_digest, resolved
+from fedpeft.entropy import Entropy, os_entropy
+from fedpeft.errors import IntegrityFailed
+from fedpeft.ids import RoundId
+from fedpeft_server import durable
+from fedpeft_server.records import Event, Manifest, RoundMetrics, Summary, to_json
+from fedpeft_server.run_lock import RunLock
+from fedpeft_server.run_view import RunView, checkpoint_folder, checkpoint_problems, read_run
+
+__all__ = ["Commit", "RunDirectory"]
+
+AdapterSlot = Literal["latest", "best", "final"]
+_PACKAGES = ("fedpeft", "flwr", "torch", "transformers", "peft", "numpy", "cryptography", "safetensors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """A committed round, read back.
+
+    Args:
+        round_id: which.
+        state: the global state's bytes, as committed.
+        server_state: whatever else the coordinator needs to go on.
+        metrics: its row.
+    """
+
+    round_id: RoundId
+    state: bytes
+    server_state: Mapping[str, JsonValue]
+    metrics: RoundMetrics
+
+
+class RunDirectory:
+    """A run directory held for writing. Use ``create`` or ``open``; close it, or use it in a ``with``.
+
+    Attributes:
+        path: the directory.
+        config: the run's configuration.
+        manifest: where the run came from.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, manifest: Manifest, lock: RunLock, clock: Clock) -> None:
+        self.path = path
+        self.config = config
+        self.manifest = manifest
+        self._lock = lock
+        self._clock = clock
+        self._metrics = durable.Journal(path / "metrics.jsonl")
+        self._events = durable.Journal(path / "events.jsonl")
+        self._rounds: list[RoundMetrics] = []
+
+    @classmethod
+    def create(
+        cls,
+        config: RunConfig,
+        *,
+        source: str,
+        adapter: AdapterSpec,
+        base_digest: str,
+        command: Sequence[str],
+        clock: Clock | None = None,
+        entropy: Entropy = os_entropy,
+    ) -> Self:
+        """Makes ``config.directory/<UTC>-<name>-<4 hex>/`` and holds it.
+
+        Args:
+            config: the run.
+            source: run.toml as it was read, kept verbatim.
+            adapter: what the global state is made of.
+            base_digest: the base artifact's.
+            command: the command line.
+            clock: for the name and the records.
+            entropy: for the name's last four digits.
+        """
+        clock = clock or SystemClock()
+        now = clock.utc()
+        run_id = f"{now:%Y%m%dT%H%M%SZ}-{config.run.name}-{entropy(2).hex()}"
+        path = config.directory / run_id
+        path.mkdir(parents=True)
+        manifest = Manifest(
+            run_id=run_id,
+            created=now.isoformat(timespec="seconds"),
+            command=tuple(command),
+            versions=_versions(),
+            platform=platform.platform(),
+            seeds={"run": config.run.seed},
+            base_digest=base_digest,
+            adapter_digest=adapter.digest,
+            config_digest=config_digest(config),
+            source_digest=_sha256(source.encode()),
+        )
+        lock = RunLock(path)
+        (path / "checkpoints").mkdir()
+        (path / "adapters").mkdir()
+        durable.write_file(path / "run.toml", source.encode())
+        durable.write_file(path / "resolved.toml", resolved(config).encode())
+        durable.write_file(path / "adapter.json", adapter.to_json().encode())
+        durable.write_file(path / "manifest.json", to_json(manifest).encode())
+        return cls(path, config, manifest, lock, clock)
+
+    @classmethod
+    def open(cls, path: Path, *, clock: Clock | None = None) -> Self:
+        """Holds an existing run and takes back whatever a crash left half done.
+
+        Raises:
+            ResourceMissing: another process holds it.
+            DataInvalid: this is no run directory.
+            IntegrityFailed: a file is not what was committed.
+        """
+        view = read_run(path)
+        lock = RunLock(path)
+        try:
+            run = cls(path, view.config(), view.manifest, lock, clock or SystemClock())
+            run._recover()
+        except BaseException:
+            lock.release()
+            raise
+        return run
+
+    def expect(self, *, adapter: AdapterSpec, base_digest: str) -> None:
+        """Refuses to go on with another base or another adapter than the run began with.
+
+        Raises:
+            IntegrityFailed: naming both digests.
+        """
+        pairs = {
+            "base": (self.manifest.base_digest, base_digest),
+            "adapter": (self.manifest.adapter_digest, adapter.digest),
+        }
+        for what, (expected, found) in pairs.items():
+            if expected != found:
+                raise IntegrityFailed(
+                    f"{self.path}: expected the {what} {expected}, found {found}; "
+                    "resume with the versions and files named in manifest.json, or start a new run."
+                )
+
+    @property
+    def rounds(self) -> tuple[RoundMetrics, ...]:
+        """Every committed round, ascending."""
+        return tuple(self._rounds)
+
+    def commit(
+        self, round_id: RoundId, state: bytes, server_state: Mapping[str, JsonValue], metrics: RoundMetrics
+    ) -> RoundMetrics:
+        """Makes a round durable: checkpoint first, then its row. Returns the row as written.
+
+        Args:
+            round_id: greater than every committed one, and the one that ``metrics`` names.
+            state: the global state after the round.
+            server_state: JSON values that the coordinator needs to go on.
+            metrics: the row; its ``checkpoint`` is filled in here.
+
+        Raises:
+            IntegrityFailed: the round was committed before, or is not the row's.
+            OSError: the disk is full or gone; then nothing was committed.
+        """
+        last = self._rounds[-1].round if self._rounds else -1
+        if round_id <= last or round_id != metrics.round:
+            raise IntegrityFailed(
+                f"Expected a round after {last} and its own row, found round {round_id} with the row of "
+                f"{metrics.round}; a committed round never changes."
+            )
+        files = {
+            "global.safetensors": state,
+            "server.json": json.dumps(server_state, sort_keys=True, allow_nan=False).encode(),
+        }
+        folder = checkpoint_folder(self.path, round_id)
+        durable.remove_folder(folder)  # left by a commit that failed before its row
+        durable.write_folder(folder, files)
+        row = replace(metrics, checkpoint={name: _sha256(payload) for name, payload in files.items()})
+        self._metrics.append(to_json(row), durable=True)
+        self._rounds.append(row)
+        self._prune()
+        return row
+
+    def last_commit(self) -> Commit | None:
+        """The newest committed round, checked against its row; None before the first.
+
+        Raises:
+            IntegrityFailed: its checkpoint is not what was committed.
+        """
+        if not self._rounds:
+            return None
+        row = self._rounds[-1]
+        problems = checkpoint_problems(self.path, row)
+        if problems:
+            raise IntegrityFailed("The last checkpoint is not what was committed.", problems=problems)
+        folder = checkpoint_folder(self.path, row.round)
+        return Commit(
+            round_id=RoundId(row.round),
+            state=(folder / "global.safetensors").read_bytes(),
+            server_state=json.loads((folder / "server.json").read_bytes()),
+            metrics=row,
+        )
+
+    def record(
+        self,
+        kind: str,
+        *,
+        round_id: RoundId | None = None,
+        client: str = "",
+        detail: Mapping[str, str | int | float | bool] | None = None,
+    ) -> None:
+        """Appends one event; flushed to the system, not forced to the disk."""
+        at = self._clock.utc().isoformat(timespec="milliseconds")
+        event = Event(at=at, kind=kind, round=round_id, client=client, detail=dict(detail or {}))
+        self._events.append(to_json(event), durable=False)
+
+    def publish_adapter(self, slot: AdapterSlot, write: Callable[[Path], None]) -> Path:
+        """Replaces ``adapters/<slot>`` by what ``write`` puts into the empty folder it is given."""
+        path = self.path / "adapters" / slot
+        durable.publish_folder(path, write)
+        return path
+
+    def write_summary(self, summary: Summary) -> None:
+        """Keeps how the run ended; a resumed run replaces it."""
+        durable.write_file(self.path / "summary.json", to_json(summary).encode())
+
+    def view(self) -> RunView:
+        """The run as a reader sees it now."""
+        return read_run(self.path)
+
+    def close(self) -> None:
+        """Lets other processes write; may be called again."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _recover(self) -> None:
+        torn = self._metrics.truncate_torn() + self._events.truncate_torn()
+        self._rounds = list(read_run(self.path).rounds)
+        committed = {checkpoint_folder(self.path, row.round).name for row in self._rounds}
+        orphans = [folder for folder in (self.path / "checkpoints").glob("*/") if folder.name not in committed]
+        for folder in orphans:
+            durable.remove_folder(folder)
+        for slot in ("latest", "best", "final"):
+            durable.recover_folder(self.path / "adapters" / slot)
+        self._prune()
+        self.record("run.opened", detail={"torn_bytes": torn, "checkpoints_removed": len(orphans)})
+
+    def _prune(self) -> None:
+        """Keeps the first checkpoint and the last few."""
+        for row in self._rounds[1 : -self.config.rounds.checkpoints_kept]:
+            durable.remove_folder(checkpoint_folder(self.path, row.round))
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return versions
+
+
+def _sha256(payload: bytes) -> str:
+    return f"sha256:{hashlib.sha256(payload).hexdigest()}"

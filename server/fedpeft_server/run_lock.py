@@ -1,0 +1,65 @@
+"""One writer a run directory: an advisory lock that the operating system releases when its holder dies."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Self
+
+from fedpeft.errors import ResourceMissing
+
+__all__ = ["RunLock", "holder"]
+
+_NAME = "run.lock"
+
+
+class RunLock:
+    """Held from construction to ``release``.
+
+    Args:
+        folder: the run directory.
+
+    Raises:
+        ResourceMissing: another process holds it; the message names it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            pid = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._descriptor)
+            raise ResourceMissing(
+                f"Expected no other process at {folder}, found process {pid} writing to it; "
+                "wait until it ends, or stop it."
+            ) from error
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Lets others in; may be called again."""
+        if self._descriptor >= 0:
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)  # closing releases the lock
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def holder(folder: Path) -> str | None:
+    """The process that writes to the run now; None when nobody does. Takes no lock that could disturb it."""
+    try:
+        descriptor = os.open(folder / _NAME, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+    finally:
+        os.close(descriptor)
+    return None
