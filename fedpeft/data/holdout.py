@@ -80,7 +80,7 @@ def _classes(records: Records, keys: tuple[str, ...]) -> dict[str, str]:
 
 def _held_out(classes: dict[str, str], holdout: float, seed: int) -> set[str]:
     """The contents to hold out."""
-    ranked = {key: hashlib.sha256(f"fedpeft/1 holdout {seed} {key}".encode()).digest() for key in classes}
+    ranked = {key: _rank(key, seed) for key in classes}
     members: dict[str, list[str]] = {}
     for key in sorted(classes, key=ranked.__getitem__):
         members.setdefault(classes[key], []).append(key)
@@ -88,3 +88,8 @@ def _held_out(classes: dict[str, str], holdout: float, seed: int) -> set[str]:
     order = sorted(classes, key=lambda key: (position[key], ranked[key]))
     wanted = min(max(round(holdout * len(order)), 1), max(len(order) - 1, 0))
     return set(order[:wanted])
+
+
+def _rank(key: str, seed: int) -> bytes:
+    # JSON may hold half a surrogate pair; it must not stop the split (``validate`` names such rows).
+    return hashlib.sha256(f"fedpeft/1 holdout {seed} {key}".encode("utf-8", "surrogatepass")).digest()

@@ -150,6 +150,13 @@ def _check_text(row: Record, origin: str, log: ProblemLog, column: str = "text")
         log.add(f"{origin}: {column}", "text", "nothing" if value is None else f"{type(value).__name__} {value!r:.40}")
     elif not value.strip():
         log.add(f"{origin}: {column}", "text", "an empty text", "Fill it or remove the row.")
+    elif not _is_unicode(value):
+        log.add(f"{origin}: {column}", "Unicode text", "half a surrogate pair", "Correct the escape, e.g. \\ud83d.")
+
+
+def _is_unicode(text: str) -> bool:
+    """No lone surrogates, which JSON escapes can make and no tokenizer takes."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _check_pair(row: Record, origin: str, log: ProblemLog) -> None:
@@ -173,7 +180,7 @@ def _check_messages(row: Record, origin: str, log: ProblemLog) -> None:
     answers = 0
     for number, turn in enumerate(turns, 1):
         role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else (None, None)
-        if role not in ROLES or not isinstance(content, str):
+        if role not in ROLES or not isinstance(content, str) or not _is_unicode(content):
             log.add(f"{where}[{number}]", f"a role of {', '.join(ROLES)} and a text", f"{turn!r:.60}")
         elif role == "assistant" and content.strip():
             answers += 1

@@ -1,0 +1,162 @@
+"""One data set -> clients: by a column (natural clients), or IID, Dirichlet or shards.
+
+The three synthetic splits are Flower's own (flwr-datasets; McMahan 2017 for shards, Yurochkin 2019 for
+Dirichlet), so that results compare with other people's. They only ever see row numbers and labels.
+
+Guarantees:
+    every record goes to exactly one client;
+    a client's records keep the order of the data set;
+    the same records, partition and seed give the same clients.
+"""
+
+import hashlib
+import re
+import unicodedata
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedpeft.config.model import Partition
+from fedpeft.data import Records
+from fedpeft.data.records import ProblemLog
+from fedpeft.data.tasks import label_name
+from fedpeft.entropy import derive_seed, generator
+from fedpeft.errors import DataInvalid, ResourceMissing
+
+__all__ = ["Partitioned", "client_name", "partition"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partitioned:
+    """The clients of a simulation.
+
+    Args:
+        clients: name -> records, in name order.
+        left_out: name -> number of examples, of clients with fewer than ``min_examples``: for the log.
+    """
+
+    clients: Mapping[str, Records]
+    left_out: Mapping[str, int]
+
+
+def partition(records: Records, how: Partition, seed: int) -> Partitioned:
+    """Split a data set into clients.
+
+    Args:
+        records: the whole data set.
+        how: ``data.partition`` of the run.
+        seed: the run's.
+
+    Returns:
+        At least one client.
+
+    Raises:
+        DataInvalid: the column is missing or empty in a row, two of its values give one client name, there
+            are fewer records than clients, or no client has enough examples.
+        ResourceMissing: a synthetic split without flwr-datasets installed.
+    """
+    groups = _by_column(records, how.column) if how.by == "column" else _synthetic(records, how, seed)
+    if sorted(i for rows in groups.values() for i in rows) != list(range(len(records))):
+        raise DataInvalid(f"Expected every record at one client, found others with {how.by}; use a larger alpha.")
+    left_out = {name: len(groups[name]) for name in sorted(groups) if len(groups[name]) < how.min_examples}
+    clients = {name: records.select(sorted(groups[name])) for name in sorted(groups) if name not in left_out}
+    if not clients:
+        raise DataInvalid(
+            f"Expected a client with at least min_examples={how.min_examples}, found {len(left_out)} smaller ones; "
+            "lower data.partition.min_examples."
+        )
+    return Partitioned(clients=clients, left_out=left_out)
+
+
+def client_name(value: object) -> str:
+    """A value of the client column as a name of letters, digits and hyphens, at most 40.
+
+    Example:
+        >>> client_name("St. Mary's (North)"), client_name(3), client_name("Zürich")
+        ('st-mary-s-north', '3', 'zurich')
+    """
+    text = label_name(value) or str(value)
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].rstrip("-")
+    return name or "client-" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def _by_column(records: Records, column: str) -> dict[str, list[int]]:
+    """Row numbers of each natural client."""
+    log = ProblemLog()
+    if column not in records.columns():
+        log.add("data.partition.column", f"one of {', '.join(records.columns())}", repr(column))
+        log.raise_if_any("client column")
+    groups: dict[str, list[int]] = {}
+    values: dict[str, str] = {}
+    for i, (row, origin) in enumerate(zip(records.rows, records.origins, strict=True)):
+        value = label_name(row.get(column))
+        if value is None:
+            log.add(f"{origin}: {column}", "a client: text or a whole number", f"{row.get(column)!r:.40}")
+            continue
+        name = client_name(value)
+        if values.setdefault(name, value) != value:
+            log.add(f"{origin}: {column}", "values that differ in letters or digits", f"{values[name]!r} and {value!r}")
+        groups.setdefault(name, []).append(i)
+    log.raise_if_any(f"client column {column!r}")
+    return groups
+
+
+def _synthetic(records: Records, how: Partition, seed: int) -> dict[str, list[int]]:
+    """Row numbers of each client, from Flower's partitioners over (row, label) in a seeded random order."""
+    if not 1 <= how.clients <= len(records):
+        raise DataInvalid(f"Expected 1 <= data.partition.clients={how.clients} <= {len(records)} records.")
+    try:
+        import datasets
+        from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, ShardPartitioner
+    except ImportError as error:
+        raise ResourceMissing(
+            f"Expected the package flwr-datasets for data.partition.by={how.by!r}, found none; "
+            "pip install 'fedpeft[demo]'."
+        ) from error
+    # Flower's partitioners cut consecutive rows: the order they see has to be random, whatever the file's is.
+    order = generator(seed, "partition order").permutation(len(records)).tolist()
+    draw = derive_seed(seed, "partition draw")
+    columns: dict[str, list[int] | list[str]] = {"row": order}
+    if how.by == "iid":
+        partitioner = IidPartitioner(num_partitions=how.clients)
+    else:
+        labels = _labels(records, how.column or "label")
+        columns["label"] = [labels[i] for i in order]
+        if how.by == "dirichlet":
+            partitioner = DirichletPartitioner(
+                num_partitions=how.clients, partition_by="label", alpha=how.alpha, min_partition_size=0,
+                self_balancing=False, shuffle=False, seed=draw,
+            )  # fmt: skip
+        else:
+            shards = how.clients * how.shards_per_client
+            partitioner = ShardPartitioner(
+                num_partitions=how.clients, partition_by="label", shard_size=-(-len(records) // shards),
+                keep_incomplete_shard=True, shuffle=False, seed=draw,
+            )  # fmt: skip
+    partitioner.dataset = datasets.Dataset.from_dict(columns)
+    width = len(str(how.clients))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # datasets calls an older pyarrow
+            return {
+                f"client-{i + 1:0{width}}": [int(row) for row in partitioner.load_partition(i)["row"]]
+                for i in range(how.clients)
+            }
+    except ValueError as error:
+        raise DataInvalid(
+            f"Expected records enough for clients={how.clients} by {how.by}, found {len(records)}: {error}"
+        ) from error
+
+
+def _labels(records: Records, column: str) -> list[str]:
+    """The label column's class names."""
+    log = ProblemLog()
+    names: list[str] = []
+    for row, origin in zip(records.rows, records.origins, strict=True):
+        name = label_name(row.get(column))
+        if name is None:
+            log.add(f"{origin}: {column}", "a class", f"{row.get(column)!r:.40}", "Name it in data.partition.column.")
+        names.append(name or "")
+    log.raise_if_any(f"label column {column!r}")
+    return names
