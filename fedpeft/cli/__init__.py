@@ -42,6 +42,7 @@ _MACHINE_ERRNOS = frozenset(
         errno.EACCES,
         errno.EADDRINUSE,
         errno.EDQUOT,
+        errno.EFBIG,
         errno.EIO,
         errno.EMFILE,
         errno.ENOMEM,

@@ -69,7 +69,7 @@ class ClientRound:
 
     Args:
         client: its name.
-        methods: what it trained, e.g. ``("lora r4", "head")``.
+        methods: what it trains, as its profile says, e.g. ``lora r4``.
         state: ``summed``, or where it was lost: ``dropped`` (silent), ``refused`` (its own policy) or
             ``rejected`` (its message was wrong).
         reason: why it was lost.
@@ -81,7 +81,7 @@ class ClientRound:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     client: str
-    methods: tuple[str, ...]
+    methods: str
     state: Literal["summed", "dropped", "refused", "rejected"]
     reason: str = ""
     bytes_up: int
@@ -95,8 +95,9 @@ class RoundMetrics:
 
     Args:
         round: from 1; 0 is the initial state, if it was evaluated.
-        loss: mean over held-out examples; None when nothing was evaluated or it was not finite.
-        accuracy: share of held-out examples that were right, 0..1.
+        loss: mean over held-out examples, of the state that the round began with (``fedpeft.round.metrics``);
+            None when nothing was evaluated or it was not finite.
+        accuracy: share of those examples that were right, 0..1.
         examples: how many were evaluated.
         devices_invited: asked to train.
         devices_ready: trained and advertised keys.
@@ -107,6 +108,7 @@ class RoundMetrics:
         skipped: block -> why it was not summed.
         rejected: client -> why it was not heard.
         clients: one entry a device, where the coordinator may tell them apart.
+        train_loss: mean over the examples trained on in this round.
         checkpoint: file -> ``sha256:<hex>``; filled in by the commit.
     """
 
@@ -126,6 +128,7 @@ class RoundMetrics:
     skipped: dict[str, str] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
     clients: tuple[ClientRound, ...] = ()
+    train_loss: float | None = None
     checkpoint: dict[str, str] = field(default_factory=dict)
 
 

@@ -233,7 +233,10 @@ def test_another_base_or_adapter_is_refused(tmp_path: Path) -> None:
 def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
     with create(tmp_path) as run:
         assert read_run(run.path).state == "running"
-        code = f"from fedpeft_server.run_directory import *; RunDirectory.open(__import__('pathlib').Path({str(run.path)!r}))"
+        code = (
+            "import pathlib; from fedpeft_server.run_directory import *;"
+            f"RunDirectory.open(pathlib.Path({str(run.path)!r}))"
+        )
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=_env())
         assert "ResourceMissing" in other.stderr
         assert f"process {os.getpid()}" in other.stderr

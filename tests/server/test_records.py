@@ -1,0 +1,99 @@
+"""Records survive the round trip through one line of JSON, and nothing else is taken for one."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpeft.errors import IntegrityFailed
+from fedpeft_server.records import ClientRound, Comparison, Event, RoundMetrics, Summary, from_json, to_json
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+counts = st.integers(min_value=0, max_value=2**63 - 1)
+clients = st.builds(
+    ClientRound,
+    client=st.text(),
+    methods=st.text(),
+    state=st.sampled_from(["summed", "dropped", "refused", "rejected"]),
+    reason=st.text(),
+    bytes_up=counts,
+    bytes_down=counts,
+    seconds=numbers,
+)
+rows = st.builds(
+    RoundMetrics,
+    round=counts,
+    loss=st.none() | numbers,
+    accuracy=st.none() | numbers,
+    examples=counts,
+    devices_invited=counts,
+    devices_ready=counts,
+    devices_survived=counts,
+    bytes_up=counts,
+    bytes_down=counts,
+    seconds=numbers,
+    skipped=st.dictionaries(st.text(), st.text(), max_size=2),
+    rejected=st.dictionaries(st.text(), st.text(), max_size=2),
+    clients=st.lists(clients, max_size=2).map(tuple),
+    checkpoint=st.dictionaries(st.text(), st.text(), max_size=2),
+)
+EVENT = Event(at="2026-11-22T12:00:00+00:00", kind="round.started", round=1, detail={"invited": 3, "note": "a\nb"})
+
+
+@given(rows)
+def test_a_row_comes_back_as_it_was_and_takes_one_line(row: RoundMetrics) -> None:
+    line = to_json(row)
+    assert "\n" not in line
+    assert from_json(RoundMetrics, line, where="x") == row
+
+
+def test_an_event_and_a_summary_come_back_as_they_were() -> None:
+    compared = (Comparison(client="all", examples=9, alone=0.5, federated=0.75, centralised=None),)
+    summary = Summary(outcome="finished", rounds=3, seconds=1.0, bytes_up=1, bytes_down=2, comparison=compared)
+    assert from_json(Event, to_json(EVENT), where="x") == EVENT
+    assert from_json(Summary, to_json(summary), where="x") == summary
+
+
+def test_the_schema_version_comes_first() -> None:
+    assert next(iter(json.loads(to_json(EVENT)))) == "schema_version"
+
+
+def test_a_loss_that_is_not_finite_becomes_null() -> None:
+    row = RoundMetrics(
+        round=1,
+        loss=math.nan,
+        accuracy=None,
+        examples=0,
+        devices_invited=0,
+        devices_ready=0,
+        devices_survived=0,
+        bytes_up=0,
+        bytes_down=0,
+        seconds=0.0,
+    )
+    assert from_json(RoundMetrics, to_json(row), where="x").loss is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema_version"),
+        ({"rounds": 1}, "rounds"),
+        ({"kind": 3}, "kind"),
+        ({"round": "1"}, "round"),
+        ({"round": 1.5}, "round"),
+    ],
+)
+def test_anything_but_this_schema_is_refused_and_named(change: dict[str, object], message: str) -> None:
+    text = json.dumps({**json.loads(to_json(EVENT)), **change})
+    with pytest.raises(IntegrityFailed, match=rf"events\.jsonl:3: expected a Event .*{message}"):
+        from_json(Event, text, where="events.jsonl:3")
+
+
+def test_a_missing_field_is_refused() -> None:
+    document = json.loads(to_json(EVENT))
+    del document["at"]
+    with pytest.raises(IntegrityFailed, match="at"):
+        from_json(Event, json.dumps(document), where="x")
