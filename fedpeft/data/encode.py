@@ -21,7 +21,7 @@ from fedpeft.data.records import Record, Records
 from fedpeft.data.tasks import Convention, Message, detect, label_name, messages_of
 from fedpeft.errors import DataInvalid
 
-__all__ = ["IGNORED", "EncodedDataset", "Rendered", "Tokenizer", "encode", "render"]
+__all__ = ["IGNORED", "EncodedDataset", "Rendered", "Tokenizer", "encode", "render", "token_lengths"]
 
 IGNORED = -100
 """The label of a token that is not trained on: what PyTorch's cross entropy ignores by default."""
@@ -149,6 +149,17 @@ def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Token
     return EncodedDataset(input_ids=tuple(ids), labels=tuple(targets), truncated=truncated)
 
 
+def token_lengths(records: Records, task: Task, tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
+    """Tokens of each validated record before any truncation, shape (n,)."""
+    if task.kind == "classify":
+        return np.array([len(ids) for texts in _batches(records) for ids in _ids(tokenizer, texts)], dtype=np.int64)
+    if not records:
+        return np.zeros(0, dtype=np.int64)
+    convention = detect(records, "causal-lm")
+    rendered = [render(row, convention, tokenizer) for row in records.rows]
+    return np.array([len(ids) for _, ids, _ in _tokenized(rendered, tokenizer, _bos(tokenizer))], dtype=np.int64)
+
+
 def render(row: Record, convention: Convention, tokenizer: Tokenizer) -> Rendered:
     """One validated causal-lm row as text, and which part of it is trained on."""
     if convention is Convention.MESSAGES:
@@ -254,11 +265,18 @@ def _encode_classify(records: Records, task: Task, labels: Sequence[str], tokeni
         classes[i] = index[name]
     ids: list[TokenIds] = []
     truncated = 0
-    for start in range(0, len(records), BATCH):
-        texts = [str(row["text"]) for row in records.rows[start : start + BATCH]]
-        whole = tokenizer(texts, verbose=False)["input_ids"]
+    for texts in _batches(records):
         # The tokenizer itself truncates, so that its closing special tokens survive.
         cut = tokenizer(texts, truncation=True, max_length=task.max_length, verbose=False)["input_ids"]
-        truncated += sum(len(a) > len(b) for a, b in zip(whole, cut, strict=True))
+        truncated += sum(len(a) > len(b) for a, b in zip(_ids(tokenizer, texts), cut, strict=True))
         ids.extend(np.asarray(tokens, dtype=np.int32) for tokens in cut)
     return EncodedDataset(input_ids=tuple(ids), labels=classes, truncated=truncated)
+
+
+def _batches(records: Records) -> Iterable[list[str]]:
+    for start in range(0, len(records), BATCH):
+        yield [str(row["text"]) for row in records.rows[start : start + BATCH]]
+
+
+def _ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[object]]:
+    return tokenizer(texts, verbose=False)["input_ids"]

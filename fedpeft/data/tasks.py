@@ -7,6 +7,7 @@ and their order. Nothing here changes a row: rendering and tokenizing are ``fedp
 import enum
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from fedpeft.config.model import Task
@@ -16,9 +17,11 @@ from fedpeft.errors import DataInvalid, Problem
 __all__ = [
     "KNOWN_COLUMNS",
     "Convention",
+    "Findings",
     "Kind",
     "Message",
     "detect",
+    "inspect",
     "label_name",
     "label_names",
     "messages_of",
@@ -92,14 +95,38 @@ def validate(records: Records, task: Task) -> Convention:
     Raises:
         DataInvalid: every bad row, by file and line (the first 20, and how many there are).
     """
+    findings = inspect(records, task)
+    findings.log.raise_if_any(f"{findings.convention.value} examples")
+    return findings.convention
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What ``inspect`` found: the convention, what is wrong, and the indices of the rows that are."""
+
+    convention: Convention
+    log: ProblemLog
+    bad_rows: frozenset[int]
+
+
+def inspect(records: Records, task: Task) -> Findings:
+    """As ``validate``, but the problems are returned and not raised.
+
+    Raises:
+        DataInvalid: no convention of ``task.kind`` fits the columns.
+    """
     convention = detect(records, task.kind)
     log = ProblemLog()
-    for row, origin in zip(records.rows, records.origins, strict=True):
+    bad: set[int] = set()
+    labels = LabelCheck(task.labels)
+    for i, (row, origin) in enumerate(zip(records.rows, records.origins, strict=True)):
+        before = log.count
         CHECKS[convention](row, origin, log)
-    if convention is Convention.TEXT_LABEL:
-        _check_labels(records, task.labels, log)
-    log.raise_if_any(f"{convention.value} examples")
-    return convention
+        if convention is Convention.TEXT_LABEL:
+            labels.check(row.get("label"), f"{origin}: label", log)
+        if log.count > before:
+            bad.add(i)
+    return Findings(convention, log, frozenset(bad))
 
 
 def label_names(records: Records, labels: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -197,19 +224,22 @@ CHECKS: Mapping[Convention, Callable[[Record, str, ProblemLog], None]] = {
 }
 
 
-def _check_labels(records: Records, labels: tuple[str, ...], log: ProblemLog) -> None:
+class LabelCheck:
     """Labels are classes, of one type throughout, and of the named set where there is one."""
-    first: str | None = None
-    for row, origin in zip(records.rows, records.origins, strict=True):
-        value = row.get("label")
-        where = f"{origin}: label"
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self.labels = labels
+        self.first = ""
+
+    def check(self, value: object, where: str, log: ProblemLog) -> None:
+        """Check the next row's label."""
         name = label_name(value)
         if name is None:
             log.add(where, "a class: text or a whole number", f"{value!r:.40}", "Fill it or remove the row.")
-            continue
+            return
         sort = "text" if isinstance(value, str) else "truth value" if isinstance(value, bool) else "number"
-        first = first or sort
-        if sort != first:
-            log.add(where, f"a {first} as in the rows before", f"the {sort} {value!r:.40}", "Write all labels alike.")
-        elif labels and name not in labels:
-            log.add(where, f"one of {', '.join(labels)}", repr(name), "Correct it or add it to task.labels.")
+        self.first = self.first or sort
+        if sort != self.first:
+            log.add(where, f"a {self.first} as in the rows before", f"the {sort} {value!r:.40}", "Write all alike.")
+        elif self.labels and name not in self.labels:
+            log.add(where, f"one of {', '.join(self.labels)}", repr(name), "Correct it or add it to task.labels.")

@@ -1,0 +1,152 @@
+"""`fedpeft data check`: look at a data set before training on it. Everything stays on this machine."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from fedpeft.data.check import DataReport, Example
+    from fedpeft.data.encode import Tokenizer
+
+__all__ = ["command"]
+
+SHOWN_CHARACTERS = 600
+BAR_WIDTH = 40
+
+
+@click.group("data")
+def command() -> None:
+    """Look at a data set before training on it."""
+
+
+@command.command("check")
+@click.argument("source")
+@click.option("--map", "column_map", multiple=True, metavar="OURS=THEIRS,...", help="Our column = yours: text=note.")
+@click.option("--task", "kind", type=click.Choice(["classify", "causal-lm"]), help="Default: what the columns say.")
+@click.option("--base", "model", metavar="MODEL", help="Count this base model's tokens; without it, words.")
+@click.option("--max-length", type=click.IntRange(8, 8192), help="Tokens an example may have.  [default: 128]")
+@click.option("--holdout", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.2, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the held-out split.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def check_command(
+    *, source: str, column_map: tuple[str, ...], kind: str | None, model: str | None, max_length: int | None,
+    holdout: float, seed: int, form: str,
+) -> None:  # fmt: skip
+    """Report the task, three examples, token lengths, labels, empties and duplicates of SOURCE.
+
+    SOURCE is a JSONL, CSV or Parquet file, a pattern in quotes, a Hugging Face dataset directory,
+    builtin:airline-tweets or builtin:stdlib-docstrings. Rows that cannot be used are listed, and the exit
+    code is then 3.
+
+    \b
+    Examples:
+      fedpeft data check builtin:airline-tweets
+      fedpeft data check notes.csv --map text=note,label=diagnosis --base ./my-model
+    """
+    import json
+
+    from fedpeft.config.model import Task
+    from fedpeft.data import detect, load_records
+    from fedpeft.data.check import check
+    from fedpeft.errors import DataInvalid
+
+    records = load_records(source, parse_map(column_map))
+    found = detect(records) if kind is None else detect(records, "classify" if kind == "classify" else "causal-lm")
+    task = Task(kind=found.kind) if max_length is None else Task(kind=found.kind, max_length=max_length)
+    tokenizer = None if model is None else (model, load_base_tokenizer(model))
+    report = check(records, task, holdout=holdout, seed=seed, tokenizer=tokenizer)
+    if form == "json":
+        click.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        from rich.console import Console
+
+        show(report, Console())
+    if report.problem_count:
+        raise DataInvalid(f"Expected usable rows, found {report.problem_count} problems.", problems=report.problems)
+
+
+def parse_map(pairs: tuple[str, ...]) -> dict[str, str]:
+    """``("text=note,label=dx",)`` -> ``{"text": "note", "label": "dx"}``."""
+    parsed: dict[str, str] = {}
+    for pair in (part for group in pairs for part in group.split(",")):
+        ours, mark, theirs = (piece.strip() for piece in pair.partition("="))
+        if not (ours and mark and theirs):
+            raise click.BadParameter(f"Expected OURS=THEIRS, found {pair!r}; write text=note.", param_hint="--map")
+        if ours in parsed:
+            raise click.BadParameter(f"Expected {ours!r} once, found it twice.", param_hint="--map")
+        parsed[ours] = theirs
+    return parsed
+
+
+def load_base_tokenizer(model: str) -> "Tokenizer":
+    """The tokenizer of a base model, from the artifact store; the artifact is built if it is not there."""
+    from fedpeft.base import build, default_store, load_tokenizer
+
+    tokenizer: Tokenizer = load_tokenizer(build(model, quantize="int8", store=default_store(), progress=None))
+    return tokenizer
+
+
+def show(report: "DataReport", console: "Console") -> None:
+    """The report for people."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    files = f"{len(report.files)} files, {report.files[0]} ..." if len(report.files) > 1 else "".join(report.files)
+    table.add_row("read", Text(files))
+    table.add_row("task", f"{report.kind}, from the columns {report.convention.value}")
+    table.add_row("examples", f"{report.examples:,}, of which {report.usable:,} usable")
+    table.add_row("empty texts", f"{report.empties:,}")
+    table.add_row("duplicates", f"{report.duplicates:,}" + _contradictions(report))
+    split = report.split
+    table.add_row(
+        "held out", f"{split.held_out:,} of {split.train + split.held_out:,}; {split.shared} also in training"
+    )
+    if report.lengths is not None:
+        lengths = report.lengths
+        unit = "words (approximate: name a --base to count its tokens)" if lengths.approximate else "tokens"
+        spread = ", ".join(f"{'longest' if p == 100 else f'{p} %'} {n:,}" for p, n in lengths.percentiles.items())
+        table.add_row("lengths", f"{spread} {unit}")
+        share = lengths.truncated / report.usable
+        table.add_row("truncated", f"{lengths.truncated:,} ({share:.1%}) at {lengths.max_length:,}")
+    console.print(table)
+    for name, count in report.labels.items():
+        bar = "█" * max(1, round(BAR_WIDTH * count / max(report.labels.values())))
+        console.print(Text(f"  {count:>9,} {count / report.usable:6.1%} {bar} {printable(name)}"))
+    for example in report.rendered:
+        console.print(Text(f"\n{example.origin}", style="bold"))
+        console.print(_example_text(example, before_target="  " if report.labels else ""))
+    if report.rendered:
+        console.print(Text("\nIn «»: what the model is trained to produce.", style="dim"))
+
+
+def _contradictions(report: "DataReport") -> str:
+    return f"; {report.contradictions:,} texts have several labels" if report.contradictions else ""
+
+
+def _example_text(example: "Example", *, before_target: str) -> "Text":
+    """The parts in a row, what is trained on in «» and underlined, long parts cut."""
+    from rich.text import Text
+
+    text = Text()
+    for part in example.parts:
+        shown = printable(part.text)
+        if len(shown) > SHOWN_CHARACTERS:
+            half = SHOWN_CHARACTERS // 2
+            shown = f"{shown[:half]} [... {len(shown) - 2 * half:,} characters ...] {shown[-half:]}"
+        if part.trained:
+            text.append(before_target)
+            text.append(f"«{shown}»", style="underline")
+        else:
+            text.append(shown)
+    return text
+
+
+def printable(text: str) -> str:
+    """Without control characters: a data set must not be able to write to the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
