@@ -1,0 +1,38 @@
+"""The frozen base model, shipped once: resolve, build, store, verify, load (DESIGN section 5).
+
+An artifact is an immutable folder named by the SHA-256 of its manifest. The publisher quantizes it once;
+every device loads the same bytes. Torch is imported only by ``load_model``, ``load_tokenizer`` and by a
+build that the store cannot answer.
+"""
+
+from typing import TYPE_CHECKING
+
+from fedpeft.base.artifact import ArtifactStore, BaseArtifact, default_store
+from fedpeft.base.build import SCHEMES, build
+from fedpeft.base.manifest import Manifest
+from fedpeft.base.source import ModelSource, resolve
+
+if TYPE_CHECKING:
+    from fedpeft.base.load import load_model, load_tokenizer
+
+__all__ = [
+    "SCHEMES",
+    "ArtifactStore",
+    "BaseArtifact",
+    "Manifest",
+    "ModelSource",
+    "build",
+    "default_store",
+    "load_model",
+    "load_tokenizer",
+    "resolve",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load torch only for those who load models."""
+    if name in ("load_model", "load_tokenizer"):
+        from fedpeft.base import load
+
+        return getattr(load, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

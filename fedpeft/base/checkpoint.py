@@ -1,0 +1,137 @@
+"""Opening a source's weights: named tensors one at a time, its config, and its tokenizer's files.
+
+Safetensors are read through a memory map. A GGUF file is converted here, once, at the publisher: its
+blocks are dequantized to float32 and its names, config and tokenizer become transformers'.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedpeft.base.architecture import clean_config, quiet_transformers, read_config, skeleton
+from fedpeft.base.source import CONFIG_FILE, TOKENIZER_FILES, ModelSource, read_json, weight_files
+from fedpeft.base.writer import write_json
+from fedpeft.errors import ConfigInvalid, ResourceMissing
+
+__all__ = ["Checkpoint", "open_checkpoint", "write_tokenizer"]
+
+VOLATILE_TOKENIZER_KEYS = (
+    "name_or_path",
+    "_name_or_path",
+    "tokenizer_file",
+    "special_tokens_map_file",
+    "is_local",
+    "local_files_only",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """The weights and config of a source.
+
+    Args:
+        config: config.json, cleaned.
+        tensors: shape and dtype by the source's own tensor names.
+        read: loads one tensor.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+    read: Callable[[str], Tensor]
+
+
+def open_checkpoint(source: ModelSource) -> Checkpoint:
+    """Open a resolved source.
+
+    Raises:
+        ConfigInvalid: the weights cannot be read, or transformers cannot convert them.
+    """
+    if source.root is None:
+        raise ValueError(f"Expected a source with files, found {source.origin}.")
+    return _open_gguf(source.files[0]) if source.kind == "gguf" else _open_safetensors(source.root)
+
+
+def _open_safetensors(root: Path) -> Checkpoint:
+    from safetensors import SafetensorError, safe_open
+
+    files, tensors = {}, {}
+    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    for path in weight_files(root):
+        try:
+            file = safe_open(path, framework="pt", device="cpu")
+        except (OSError, SafetensorError) as error:
+            raise ConfigInvalid(f"Expected safetensors in {path}, found {error}; fetch the file again.") from error
+        for name in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118
+            part = file.get_slice(name)  # type: ignore[no-untyped-call]
+            if (dtype := dtypes.get(part.get_dtype())) is not None:  # integer buffers are recomputed, never stored
+                files[name] = file
+                tensors[name] = (tuple(part.get_shape()), dtype)
+    return Checkpoint(
+        config=clean_config(read_json(root / CONFIG_FILE)),
+        tensors=tensors,
+        read=lambda name: files[name].get_tensor(name),  # type: ignore[no-untyped-call]
+    )
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    try:
+        import gguf  # noqa: F401 - an optional package, used by transformers
+    except ImportError as error:
+        raise ResourceMissing(
+            "Expected the package gguf to convert a GGUF file, found none; pip install gguf."
+        ) from error
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    try:
+        with quiet_transformers():
+            content = load_gguf_checkpoint(str(path))["config"]
+            config = clean_config({**content, "architectures": []})
+            model = skeleton(read_config(config), "causal-lm")
+            loaded = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
+    except (ValueError, KeyError, NotImplementedError, IndexError) as error:
+        raise ConfigInvalid(
+            f"Expected a GGUF file of an architecture that transformers converts in {path}, found {error}; "
+            "convert it to safetensors."
+        ) from error
+    tensors = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in loaded.items()}
+    return Checkpoint(config=config, tensors=tensors, read=loaded.__getitem__)
+
+
+def write_tokenizer(source: ModelSource, target: Path) -> tuple[int | None, int | None]:
+    """Put the tokenizer's files into ``target``, without local paths, and load them once to prove that they work.
+
+    Returns:
+        Its padding and end-of-text token ids.
+
+    Raises:
+        ConfigInvalid: transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    if source.root is None:
+        raise ValueError(f"Expected a source with files, found {source.origin}.")
+    try:
+        with quiet_transformers():
+            if source.kind == "gguf":
+                AutoTokenizer.from_pretrained(source.root, gguf_file=source.files[0].name).save_pretrained(target)
+            else:
+                for name in TOKENIZER_FILES:
+                    if (source.root / name).is_file():
+                        (target / name).write_bytes((source.root / name).read_bytes())
+            settings = target / "tokenizer_config.json"
+            if settings.is_file():
+                write_json(
+                    settings,
+                    {key: value for key, value in read_json(settings).items() if key not in VOLATILE_TOKENIZER_KEYS},
+                )
+            tokenizer = AutoTokenizer.from_pretrained(target, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigInvalid(
+            f"Expected a tokenizer that transformers loads in {source.origin}, found {error}; "
+            "save it with transformers."
+        ) from error
+    return tokenizer.pad_token_id, tokenizer.eos_token_id

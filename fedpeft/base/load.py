@@ -1,0 +1,175 @@
+"""Loading an artifact as a frozen float32 model for one task.
+
+The model is built without weights, then given each tensor of the artifact: unpacked to float32 (``dense``)
+or kept packed (``quantized``, see ``residency``). What a device chooses here changes memory and speed,
+never a logit. Every parameter is accounted for: from the artifact, or named as the task's new head.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from fedpeft.base.architecture import quiet_transformers, read_config, skeleton
+from fedpeft.base.artifact import WEIGHTS_FILE, BaseArtifact, TaskName
+from fedpeft.base.quantize import parts_of
+from fedpeft.base.residency import PackedWeight, QuantizedEmbedding, QuantizedLinear
+from fedpeft.base.source import CONFIG_FILE, read_json
+from fedpeft.entropy import generator
+from fedpeft.errors import ConfigInvalid, IntegrityFailed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["load_model", "load_tokenizer"]
+
+
+def load_model(
+    artifact: BaseArtifact,
+    *,
+    task: TaskName,
+    labels: tuple[str, ...] = (),
+    head_seed: int,
+    residency: Literal["dense", "quantized"] = "dense",
+) -> nn.Module:
+    """The transformers model of ``artifact`` for ``task``: float32, frozen, every dropout 0, in eval mode.
+
+    Args:
+        artifact: from the store; its weights are memory-mapped, not verified (see ``BaseArtifact.verify``).
+        task: ``classify`` (needs ``labels``) or ``causal-lm``.
+        labels: class names in the order of the logits.
+        head_seed: the only thing that the new head's values depend on; no global generator is read or moved.
+        residency: ``dense`` unpacks every weight once; ``quantized`` keeps linear layers and embeddings packed.
+
+    Returns:
+        A ``*ForSequenceClassification`` or ``*ForCausalLM``.
+
+    Raises:
+        ConfigInvalid: the artifact cannot serve the task, or there are fewer than two labels.
+        IntegrityFailed: the weights file does not hold what the manifest says.
+    """
+    entry = artifact.manifest.tasks.get(task)
+    if entry is None:
+        able = ", ".join(artifact.manifest.tasks)
+        raise ConfigInvalid(
+            f"Expected a base for task.kind={task}, found {artifact.model_type} for {able}; use another base.model."
+        )
+    if task == "classify" and (len(labels) < 2 or len(set(labels)) < len(labels)):
+        raise ConfigInvalid(f"Expected two or more distinct labels, found {labels}; correct task.labels.")
+    content = read_json(artifact.path / CONFIG_FILE)
+    if task == "classify":
+        content |= {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: index for index, label in enumerate(labels)},
+        }
+        content["problem_type"] = "single_label_classification"
+    config = read_config(content)
+    model = skeleton(config, task)
+    weights = _packed_weights(artifact)
+    std = float(getattr(config, "initializer_range", 0.02) or 0.02)
+    if residency == "quantized":
+        _keep_packed(model, weights)
+    for name, parameter in list(model.named_parameters()):
+        if name in entry.head:
+            _assign(model, name, _initial(name, tuple(parameter.shape), std, head_seed))
+        elif parameter.is_meta:
+            if name not in weights or weights[name].shape != tuple(parameter.shape):
+                raise IntegrityFailed(
+                    f"Expected {name} {tuple(parameter.shape)} in {artifact.digest}, found none; build it again."
+                )
+            _assign(model, name, weights[name].unpack())
+    _finish(model)
+    return model
+
+
+def load_tokenizer(artifact: BaseArtifact) -> "PreTrainedTokenizerBase":
+    """The artifact's tokenizer, with a padding token: its own, or the end-of-text token."""
+    from transformers import AutoTokenizer
+
+    with quiet_transformers():
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            artifact.path, local_files_only=True, trust_remote_code=False
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _packed_weights(artifact: BaseArtifact) -> dict[str, PackedWeight]:
+    """Every weight of the artifact as views of its memory map: nothing is read before it is used."""
+    weights = {}
+    with safe_open(artifact.path / WEIGHTS_FILE, framework="pt", device="cpu") as file:
+        stored = set(file.keys())
+        for name, entry in artifact.manifest.tensors.items():
+            parts = {}
+            for part in parts_of(entry.encoding, entry.shape, torch.float32):
+                key = f"{name}/{part.part}"
+                if key not in stored or tuple((tensor := file.get_tensor(key)).shape) != part.shape:
+                    raise IntegrityFailed(
+                        f"Expected {key} {part.shape} in {artifact.path / WEIGHTS_FILE}, found another; build it again."
+                    )
+                parts[part.part] = tensor
+            weights[name] = PackedWeight(parts, entry.encoding, entry.shape)
+    return weights
+
+
+def _keep_packed(model: nn.Module, weights: Mapping[str, PackedWeight]) -> None:
+    """Replace plain linear layers and embeddings by packed ones, tied ones included. Subclasses stay dense."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}  # tied parameters: the first name
+    for path, module in list(model.named_modules()):
+        if type(module) not in (nn.Linear, nn.Embedding):
+            continue
+        packed = weights.get(names[id(module.weight)])
+        if packed is None:
+            continue
+        replacement: nn.Module
+        if isinstance(module, nn.Linear):
+            replacement = QuantizedLinear(packed, module.bias)
+        else:
+            replacement = QuantizedEmbedding(packed, module.padding_idx)
+        replacement._is_hf_initialized = True  # type: ignore[assignment] # or transformers would fill its weight
+        model.set_submodule(path, replacement)
+
+
+def _assign(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put a frozen parameter in the place of a meta one, wherever it is tied."""
+    meta = model.get_parameter(name)
+    parameter = nn.Parameter(value, requires_grad=False)
+    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    for module in model.modules():
+        for leaf, held in list(module.named_parameters(recurse=False)):
+            if held is meta:
+                setattr(module, leaf, parameter)
+
+
+def _initial(name: str, shape: tuple[int, ...], std: float, head_seed: int) -> Tensor:
+    """Matrices normal(0, std) from the seed and the parameter's name, biases 0, scales of norms 1."""
+    if len(shape) > 1:
+        values = generator(head_seed, "head", name).normal(0.0, std, math.prod(shape))
+        return torch.tensor(values, dtype=torch.float32).view(shape)
+    return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+
+
+def _finish(model: nn.Module) -> None:
+    """Compute the buffers that no checkpoint holds (positions, rotary frequencies); freeze; check."""
+    for module in model.modules():
+        for leaf, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                filler = math.nan if buffer.is_floating_point() else -1
+                module._buffers[leaf] = torch.full(buffer.shape, filler, dtype=buffer.dtype)
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    with torch.random.fork_rng(devices=[]):
+        # transformers computes its buffers here and leaves what is marked as initialised.
+        model.initialize_weights()  # type: ignore[operator]
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta or (tensor.is_floating_point() and bool(torch.isnan(tensor).all()) and tensor.numel()):
+            raise IntegrityFailed(
+                f"Expected every tensor of {type(model).__name__} to be set, found {name} without a value; "
+                "report this architecture."
+            )
+    model.requires_grad_(False)
+    model.eval()

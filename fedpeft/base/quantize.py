@@ -1,0 +1,231 @@
+"""Tensor encodings of the base artifact: how a weight is packed, and how it is read back as float32.
+
+Every encoding is elementwise arithmetic that IEEE 754 defines to the bit, maxima, and one exact sum
+(``math.fsum``), so a weight has the same packed bytes and the same float32 values on every machine,
+instruction set and thread count. Division and multiplication are never fused into one kernel.
+
+==========  ============================================================================  ==============
+encoding    parts, beside the shape                                                       bits a weight
+==========  ============================================================================  ==============
+plain       ``value`` as the source has it (f32, f16, bf16)                               16 or 32
+int8        ``int8`` codes (shape), ``scale`` f32, one a row: absmax / 127                8 + 32/columns
+nf4         ``nf4`` two codes a byte, high first (QLoRA, Dettmers 2023, section 3);       4.13
+            blocks of 64 over the flattened weight; double quantization of the blocks'
+            absmax: ``absmax`` uint8 codes in blocks of 256, ``absmax2`` f32, one f32
+            ``offset``. The same numbers as bitsandbytes computes from these parts.
+int4-g32    ``int4`` two codes a byte, low first; ``scale`` and ``min`` f16, one each     5
+            for 32 columns of a row: value = code * scale + min
+==========  ============================================================================  ==============
+
+Linear and tied matrices follow the scheme; embeddings are int8 in every quantized scheme (a row is looked
+up, never multiplied, and four bits cost accuracy there); biases, norms and others stay plain. A matrix
+whose columns are no multiple of 32 is int8 under ``int4-g32``: groups never cross rows.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedpeft.errors import ConfigInvalid
+
+__all__ = ["Encoding", "PartSpec", "Scheme", "choose_encoding", "dequantize", "dequantize_rows", "parts_of", "quantize"]
+
+Scheme = Literal["none", "int8", "nf4", "int4-g32"]
+Encoding = Literal["plain", "int8", "nf4", "int4-g32"]
+Role = Literal["linear", "embedding", "other"]
+
+NF4_BLOCK, ABSMAX_BLOCK, GROUP = 64, 256, 32
+ALIGNMENT = 64
+# Quantiles of N(0, 1) scaled to [-1, 1], with an exact zero: QLoRA, appendix E.
+NF4_CODES = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PartSpec:
+    """One stored tensor of an encoded weight."""
+
+    part: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def named(self, weight: str) -> "PartSpec":
+        """The part of one weight, as it is called in the file: ``WEIGHT/PART``."""
+        return replace(self, part=f"{weight}/{self.part}")
+
+
+def choose_encoding(scheme: Scheme, role: Role, shape: tuple[int, ...]) -> Encoding:
+    """How a tensor of this role is stored under ``scheme``."""
+    if scheme == "none" or role == "other" or len(shape) != 2 or 0 in shape:
+        return "plain"
+    if role == "embedding" or (scheme == "int4-g32" and shape[1] % GROUP):
+        return "int8"
+    return scheme
+
+
+def parts_of(encoding: Encoding, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[PartSpec, ...]:
+    """The stored tensors of a weight: known before it is quantized, so that the file can be laid out first."""
+    size = math.prod(shape)
+    match encoding:
+        case "plain":
+            return (PartSpec("value", torch.float32 if dtype == torch.float64 else dtype, shape),)
+        case "int8":
+            return (PartSpec("int8", torch.int8, shape), PartSpec("scale", torch.float32, (shape[0], 1)))
+        case "nf4":
+            blocks = -(-size // NF4_BLOCK)
+            return (
+                PartSpec("nf4", torch.uint8, (-(-size // 2),)),
+                PartSpec("absmax", torch.uint8, (blocks,)),
+                PartSpec("absmax2", torch.float32, (-(-blocks // ABSMAX_BLOCK),)),
+                PartSpec("offset", torch.float32, (1,)),
+            )
+        case "int4-g32":
+            groups = (shape[0], shape[1] // GROUP)
+            return (
+                PartSpec("int4", torch.uint8, (shape[0], shape[1] // 2)),
+                PartSpec("scale", torch.float16, groups),
+                PartSpec("min", torch.float16, groups),
+            )
+
+
+def quantize(weight: Tensor, encoding: Encoding) -> dict[str, Tensor]:
+    """Pack one weight.
+
+    Args:
+        weight: any float dtype; two dimensions unless ``plain``.
+
+    Returns:
+        The parts that ``parts_of`` lists, contiguous.
+
+    Raises:
+        ConfigInvalid: a value is not finite, or outside float16's range under ``int4-g32``.
+    """
+    if encoding == "plain":
+        return {"value": (weight.float() if weight.dtype == torch.float64 else weight).contiguous()}
+    exact = weight.float()
+    if not bool(torch.isfinite(exact).all()):
+        raise ConfigInvalid("Expected finite weights, found NaN or infinity; use another checkpoint.")
+    match encoding:
+        case "int8":
+            return _quantize_int8(exact)
+        case "nf4":
+            return _quantize_nf4(exact)
+        case "int4-g32":
+            return _quantize_int4(exact)
+
+
+def dequantize(parts: Mapping[str, Tensor], encoding: Encoding, shape: tuple[int, ...]) -> Tensor:
+    """The weight as a fresh contiguous float32 tensor (``plain`` f32: the stored tensor itself, not a copy)."""
+    match encoding:
+        case "plain":
+            value = parts["value"].float()
+            # BLAS may pick another kernel, and other roundings, for memory that is not aligned.
+            return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
+        case "int8":
+            return parts["int8"].float().mul_(parts["scale"])
+        case "nf4":
+            absmax = _absmax_map()[parts["absmax"].int()]
+            absmax = _blocks(absmax, ABSMAX_BLOCK).mul_(parts["absmax2"].unsqueeze(1)).view(-1)[: absmax.numel()]
+            absmax = absmax.add_(parts["offset"])
+            pairs = torch.index_select(_nf4_pairs(), 0, parts["nf4"].int())  # (ceil(n/2),) -> (ceil(n/2), 2)
+            blocks = _blocks(pairs.view(-1), NF4_BLOCK).mul_(absmax.unsqueeze(1))
+            return blocks.view(-1)[: math.prod(shape)].view(shape)
+        case "int4-g32":
+            codes = torch.index_select(_int4_pairs(), 0, parts["int4"].view(-1).int())  # (n/2,) -> (n/2, 2)
+            groups = codes.view(shape[0], shape[1] // GROUP, GROUP)
+            groups = groups.mul_(parts["scale"].float().unsqueeze(2)).add_(parts["min"].float().unsqueeze(2))
+            return groups.view(shape)
+
+
+def dequantize_rows(parts: Mapping[str, Tensor], encoding: Encoding, rows: Tensor) -> Tensor:
+    """Only the given rows of an embedding: what ``dequantize`` would give at ``rows``, bit for bit."""
+    if encoding == "plain":
+        return parts["value"][rows].float()
+    return parts["int8"][rows].float().mul_(parts["scale"][rows])
+
+
+def _quantize_int8(weight: Tensor) -> dict[str, Tensor]:
+    scale = weight.abs().amax(dim=1, keepdim=True) / 127
+    divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
+    codes = (weight / divisor).round_().clamp_(-127, 127).to(torch.int8)
+    return {"int8": codes, "scale": scale}
+
+
+def _quantize_nf4(weight: Tensor) -> dict[str, Tensor]:
+    blocks = _blocks(weight.reshape(-1), NF4_BLOCK)
+    absmax = blocks.abs().amax(dim=1)  # (blocks,)
+    divisor = torch.where(absmax == 0, torch.ones_like(absmax), absmax).unsqueeze(1)
+    codes = torch.bucketize(blocks / divisor, _midpoints(_nf4_codes()), out_int32=True).to(torch.uint8).view(-1)
+    codes = codes[: weight.numel() + weight.numel() % 2].view(-1, 2)
+
+    offset = torch.tensor([math.fsum(absmax.tolist()) / absmax.numel()], dtype=torch.float32)
+    centred = _blocks(absmax - offset, ABSMAX_BLOCK)
+    absmax2 = centred.abs().amax(dim=1)
+    divisor = torch.where(absmax2 == 0, torch.ones_like(absmax2), absmax2).unsqueeze(1)
+    codes2 = torch.bucketize(centred / divisor, _midpoints(_absmax_map()), out_int32=True).to(torch.uint8)
+    return {
+        "nf4": codes[:, 0] * 16 + codes[:, 1],
+        "absmax": codes2.view(-1)[: absmax.numel()].contiguous(),
+        "absmax2": absmax2,
+        "offset": offset,
+    }
+
+
+def _quantize_int4(weight: Tensor) -> dict[str, Tensor]:
+    groups = weight.view(weight.shape[0], -1, GROUP)  # (rows, columns) -> (rows, groups, 32)
+    low, high = groups.amin(dim=2), groups.amax(dim=2)
+    minimum, scale = low.half(), ((high - low) / 15).half()
+    if not bool(torch.isfinite(minimum).all() & torch.isfinite(scale).all()):
+        raise ConfigInvalid("Expected weights within float16's range for int4-g32, found larger; use quantize=int8.")
+    divisor = torch.where(scale == 0, torch.ones_like(scale), scale).float().unsqueeze(2)
+    codes = ((groups - minimum.float().unsqueeze(2)) / divisor).round_().clamp_(0, 15).to(torch.uint8)
+    codes = codes.view(weight.shape[0], -1, 2)
+    return {"int4": codes[..., 0] + codes[..., 1] * 16, "scale": scale, "min": minimum}
+
+
+def _blocks(flat: Tensor, size: int) -> Tensor:
+    """(n,) -> (ceil(n/size), size), the last block padded with zeros; a view when nothing is padded."""
+    missing = -flat.numel() % size
+    return (torch.nn.functional.pad(flat, (0, missing)) if missing else flat).view(-1, size)
+
+
+def _midpoints(codes: Tensor) -> Tensor:
+    return ((codes[1:].double() + codes[:-1].double()) / 2).float()
+
+
+@cache
+def _nf4_codes() -> Tensor:
+    return torch.tensor(NF4_CODES, dtype=torch.float32)
+
+
+@cache
+def _nf4_pairs() -> Tensor:
+    """Byte -> its two NF4 values, high nibble first. (256, 2)."""
+    return torch.tensor([(NF4_CODES[byte >> 4], NF4_CODES[byte & 15]) for byte in range(256)], dtype=torch.float32)
+
+
+@cache
+def _int4_pairs() -> Tensor:
+    """Byte -> its two 4-bit codes as floats, low nibble first. (256, 2)."""
+    return torch.tensor([(byte & 15, byte >> 4) for byte in range(256)], dtype=torch.float32)
+
+
+@cache
+def _absmax_map() -> Tensor:
+    """The signed dynamic 8-bit map (Dettmers 2016) that double quantization uses, from exact fractions. (256,)."""
+    values = [Fraction(0), Fraction(1)]
+    for exponent in range(7):
+        steps = 2**exponent
+        for step in range(steps):
+            mean = Fraction(1, 10) + Fraction(9, 10) * Fraction(2 * step + 1, 2 * steps)
+            values += [mean * Fraction(10) ** (exponent - 6), -mean * Fraction(10) ** (exponent - 6)]
+    return torch.tensor(sorted(float(value) for value in values), dtype=torch.float32)

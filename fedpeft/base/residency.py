@@ -1,0 +1,96 @@
+"""Layers that keep their weight packed and unpack it for each use: less memory, the same bits.
+
+Both passes of a linear layer unpack the weight anew and drop it, so autograd saves only the packed parts
+(views of the artifact's memory map, shared by every process that maps it). The float32 weight and the
+kernel are those of the dense layer, so logits are equal to the bit, on CPU and in float32.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.base.quantize import Encoding, dequantize, dequantize_rows
+
+__all__ = ["PackedWeight", "QuantizedEmbedding", "QuantizedLinear"]
+
+
+class PackedWeight:
+    """A frozen weight as the artifact stores it."""
+
+    def __init__(self, parts: Mapping[str, Tensor], encoding: Encoding, shape: tuple[int, ...]) -> None:
+        self.parts, self.encoding, self.shape = dict(parts), encoding, shape
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the packed parts."""
+        return sum(part.nbytes for part in self.parts.values())
+
+    def unpack(self) -> Tensor:
+        """The float32 weight, made anew."""
+        return dequantize(self.parts, self.encoding, self.shape)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """The float32 weight at these rows."""
+        return dequantize_rows(self.parts, self.encoding, rows)
+
+
+class _PackedLinear(torch.autograd.Function):
+    """y = x W^T + b with W unpacked in forward and again in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return nn.functional.linear(x, weight.unpack(), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        (gradient,) = gradients
+        weight: PackedWeight = ctx.weight
+        x = gradient @ weight.unpack() if ctx.needs_input_grad[0] else None
+        bias = gradient.reshape(-1, gradient.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
+        return x, None, bias
+
+
+class QuantizedLinear(nn.Linear):
+    """``nn.Linear`` over a packed weight; a subclass so that code which looks for linear layers finds it.
+
+    ``weight`` unpacks at each access and is no parameter: it can be read, never trained or assigned.
+    """
+
+    def __init__(self, packed: PackedWeight, bias: nn.Parameter | None) -> None:
+        nn.Module.__init__(self)  # not nn.Linear's: it would allocate the dense weight
+        self.out_features, self.in_features = packed.shape
+        self.packed = packed
+        self.register_parameter("bias", bias)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The float32 weight, made anew. (out_features, in_features)."""
+        return self.packed.unpack()
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's name
+        """(..., in_features) -> (..., out_features)."""
+        result: Tensor = _PackedLinear.apply(input, self.packed, self.bias)  # type: ignore[no-untyped-call]
+        return result
+
+
+class QuantizedEmbedding(nn.Embedding):
+    """``nn.Embedding`` over a packed table: only the rows looked up are unpacked."""
+
+    def __init__(self, packed: PackedWeight, padding_idx: int | None) -> None:
+        nn.Module.__init__(self)  # not nn.Embedding's: it would allocate the dense table
+        self.num_embeddings, self.embedding_dim = packed.shape
+        self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
+        self.scale_grad_by_freq, self.sparse = False, False
+        self.packed = packed
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The float32 table, made anew. (num_embeddings, embedding_dim)."""
+        return self.packed.unpack()
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Embedding's name
+        """(...) token ids -> (..., embedding_dim)."""
+        return self.packed.rows(input)
