@@ -131,9 +131,7 @@ def check(
         kind=findings.convention.kind,
         examples=len(records),
         usable=len(good),
-        empties=sum(
-            _is_empty(records[i].get(column)) for i in findings.bad_rows for column in _texts(findings.convention)
-        ),
+        empties=sum(_has_empty(records[i], findings.convention) for i in findings.bad_rows),
         duplicates=len(keys) - len(classes),
         contradictions=sum(len(found) > 1 for found in classes.values()) if classify else 0,
         labels=dict(sorted(Counter(str(label_name(row["label"])) for row in good.rows).items())) if classify else {},
