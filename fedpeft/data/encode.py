@@ -223,10 +223,11 @@ def _tokenized(
         )
         for example, ids, offsets in zip(batch, encoding["input_ids"], encoding["offset_mapping"], strict=True):
             tokens = np.asarray(ids, dtype=np.int32)  # (T,)
-            begins = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[:, 0]  # (T,)
+            begins, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T  # (T,), (T,)
             trained = np.zeros(len(tokens), dtype=np.bool_)
             for begin, end in example.trained:
-                trained |= (begins >= begin) & (begins < end)
+                # Any overlap counts: tokenizers merge a prompt's last space into the completion's first word.
+                trained |= (begins < end) & (ends > begin)
             if example.bos and bos is not None:
                 tokens, trained = np.concatenate(([np.int32(bos)], tokens)), np.concatenate(([False], trained))
             if example.eos and eos is not None:
