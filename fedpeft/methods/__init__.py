@@ -1,0 +1,23 @@
+"""The PEFT methods: the union adapter, attached to a frozen base model, and its export.
+
+``blocks_for`` needs no torch; everything else is loaded on first use, so that a process that only plans
+rounds never imports torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from fedpeft.methods.blocks import blocks_for
+
+if TYPE_CHECKING:
+    from fedpeft.methods.union import UnionAdapter, attach
+
+__all__ = ["UnionAdapter", "attach", "blocks_for"]
+
+_HOME = {"UnionAdapter": "fedpeft.methods.union", "attach": "fedpeft.methods.union"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

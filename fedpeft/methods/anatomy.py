@@ -1,0 +1,152 @@
+"""Where a transformer keeps its parts: the layers, and in each layer the matrices that methods attach to.
+
+Two families, told apart by structure and not by name, so that relatives fit too: BERT-like encoders
+(BERT, RoBERTa, ELECTRA) and Llama-like decoders (Llama, SmolLM, Mistral, Qwen2). A slot is the field's
+short name of a matrix: q, k, v, o, up, down, gate.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import nn
+
+from fedpeft.errors import ConfigInvalid, Problem
+
+__all__ = ["Anatomy", "dissect"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Family:
+    name: str
+    slots: Mapping[str, str]
+
+
+_FAMILIES = (
+    _Family(
+        name="BERT-like",
+        slots=MappingProxyType(
+            {
+                "q": "attention.self.query",
+                "k": "attention.self.key",
+                "v": "attention.self.value",
+                "o": "attention.output.dense",
+                "up": "intermediate.dense",
+                "down": "output.dense",
+            }
+        ),
+    ),
+    _Family(
+        name="Llama-like",
+        slots=MappingProxyType(
+            {
+                "q": "self_attn.q_proj",
+                "k": "self_attn.k_proj",
+                "v": "self_attn.v_proj",
+                "o": "self_attn.o_proj",
+                "up": "mlp.up_proj",
+                "down": "mlp.down_proj",
+                "gate": "mlp.gate_proj",
+            }
+        ),
+    ),
+)
+_CLASS_HEADS = ("classifier", "score")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anatomy:
+    """The parts of one model.
+
+    Args:
+        model: the model itself.
+        family: ``BERT-like`` or ``Llama-like``.
+        layers_path: the path of the list of layers, e.g. ``bert.encoder.layer``.
+        layer_count: how many layers there are.
+        first_layer: the lowest layer that may carry adapters; ``layer_count`` when none does.
+        slots: the model's own path inside a layer by short name.
+        head: the path of the class head; None for a language model.
+    """
+
+    model: nn.Module
+    family: str
+    layers_path: str
+    layer_count: int
+    first_layer: int
+    slots: Mapping[str, str]
+    head: str | None
+
+    def layer(self, index: int) -> nn.Module:
+        """One layer, counted from the input."""
+        return self.model.get_submodule(f"{self.layers_path}.{index}")
+
+    def chosen_layers(self) -> dict[str, nn.Module]:
+        """The layers that carry adapters, by path, from the input up."""
+        return {f"{self.layers_path}.{i}": self.layer(i) for i in range(self.first_layer, self.layer_count)}
+
+    def slot_modules(self, slot: str, *, wanted_by: str) -> dict[str, nn.Module]:
+        """The modules of one slot in the chosen layers, by path.
+
+        Raises:
+            ConfigInvalid: this family has no such slot; the choices are listed.
+        """
+        if slot not in self.slots:
+            raise ConfigInvalid(
+                f"{wanted_by}: this model has no such matrix.",
+                problems=[
+                    Problem(
+                        where=f"{wanted_by}: target {slot!r}",
+                        expected=f"one of {', '.join(self.slots)} (a {self.family} model)",
+                        found=slot,
+                        remedy=f"Take {slot!r} out of the targets.",
+                    )
+                ],
+            )
+        path = self.slots[slot]
+        return {f"{name}.{path}": layer.get_submodule(path) for name, layer in self.chosen_layers().items()}
+
+
+def dissect(model: nn.Module, layers: int | str) -> Anatomy:
+    """Find the parts of ``model``.
+
+    Args:
+        model: a Hugging Face transformer with a task head.
+        layers: ``all``, or how many of the top layers carry adapters.
+
+    Raises:
+        ConfigInvalid: neither family fits, or the model has fewer layers than asked for.
+    """
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) == 0:
+            continue
+        for family in _FAMILIES:
+            if all(_has(layer, slot) for layer in module for slot in family.slots.values()):
+                return Anatomy(
+                    model=model,
+                    family=family.name,
+                    layers_path=path,
+                    layer_count=len(module),
+                    first_layer=_first_layer(len(module), layers),
+                    slots=family.slots,
+                    head=next((name for name in _CLASS_HEADS if _has(model, name)), None),
+                )
+    families = " or ".join(family.name for family in _FAMILIES)
+    raise ConfigInvalid(
+        f"Expected a {families} model, found {type(model).__name__} without such layers; choose another base model."
+    )
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        return isinstance(module.get_submodule(path), nn.Module)
+    except AttributeError:
+        return False
+
+
+def _first_layer(count: int, layers: int | str) -> int:
+    if layers == "all":
+        return 0
+    if not isinstance(layers, int) or not 0 <= layers <= count:
+        problem = Problem(where="adapter.layers", expected=f'"all" or 0..{count}', found=repr(layers))
+        raise ConfigInvalid("Too many layers asked for.", problems=[problem])
+    return count - layers

@@ -1,0 +1,59 @@
+"""BitFit (Ben Zaken, Ravfogel, Goldberg 2022): train the biases only.
+
+Every bias b of the chosen layers (linear modules and layer norms) becomes b + delta, delta = 0 at the
+start. The delta is a parameter of its own, so the frozen base stays shared and its digest true.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.config.model import Adapter
+from fedpeft.errors import ConfigInvalid, Problem
+from fedpeft.ids import BlockId
+from fedpeft.methods.anatomy import Anatomy
+from fedpeft.methods.block import Block
+from fedpeft.methods.graft import GRAFTS, device_of, graft_output
+
+__all__ = ["BITFIT", "BiasPart", "attach_bitfit"]
+
+BITFIT = "bitfit"
+
+
+class BiasPart(nn.Module):
+    """A delta on one bias, (d_out,)."""
+
+    def __init__(self, bias: Tensor, device: torch.device) -> None:
+        super().__init__()
+        self.delta = nn.Parameter(torch.zeros(bias.shape, dtype=torch.float32, device=device), requires_grad=False)
+
+    def forward(self, _: Tensor, y: Tensor) -> Tensor:
+        """Y + delta."""
+        return y + self.delta.to(y.dtype)
+
+
+def attach_bitfit(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
+    """Graft a delta on every bias of the chosen layers.
+
+    Raises:
+        ConfigInvalid: these layers have no bias; says which methods would do.
+    """
+    if adapter.bitfit is None:
+        return ()
+    hosts = [
+        module
+        for layer in anatomy.chosen_layers().values()
+        for path, module in layer.named_modules()
+        if GRAFTS not in path and isinstance(getattr(module, "bias", None), Tensor)
+    ]
+    if not hosts:
+        problem = Problem(
+            where="adapter.bitfit",
+            expected="layers with biases",
+            found=f"{type(anatomy.model).__name__}, whose chosen layers have none",
+            remedy="Use lora or ia3 on this model instead.",
+        )
+        raise ConfigInvalid("BitFit cannot be attached to this model.", problems=[problem])
+    parts = [BiasPart(host.bias, device_of(host)) for host in hosts]
+    for host, part in zip(hosts, parts, strict=True):
+        graft_output(host, BITFIT, part)
+    return (Block(block_id=BlockId(BITFIT), method=BITFIT, parameters=tuple(part.delta for part in parts)),)

@@ -1,0 +1,64 @@
+"""Hang a method's parameters under an existing module, without changing the module or its names.
+
+A graft is a small module at ``<path>.fedpeft.<method>``. Forward hooks on the host hand it the host's
+input and output. Invariant: a hook reads only the module that it is handed, so a deep copy of the model
+works on its own grafts.
+"""
+
+from itertools import chain
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.errors import ConfigInvalid
+
+__all__ = ["GRAFTS", "device_of", "graft_input", "graft_output"]
+
+GRAFTS = "fedpeft"
+_INPUT_GRAFTS = "fedpeft_input"
+
+
+def graft_output(host: nn.Module, method: str, part: nn.Module) -> None:
+    """From now on the host's output is ``part(x, y)``, x its input and y its output so far.
+
+    Parts of several methods apply in the order in which they were grafted.
+    """
+    if not hasattr(host, GRAFTS):
+        host.add_module(GRAFTS, nn.ModuleDict())
+        host.register_forward_hook(_after)
+    _add(host, GRAFTS, method, part)
+
+
+def graft_input(host: nn.Module, method: str, part: nn.Module) -> None:
+    """From now on the host's input is ``part(x)``."""
+    if not hasattr(host, _INPUT_GRAFTS):
+        host.add_module(_INPUT_GRAFTS, nn.ModuleDict())
+        host.register_forward_pre_hook(_before)
+    _add(host, _INPUT_GRAFTS, method, part)
+
+
+def device_of(host: nn.Module) -> torch.device:
+    """Where the host's tensors are; the CPU for a module without any."""
+    tensors = chain(host.parameters(), host.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def _add(host: nn.Module, container: str, method: str, part: nn.Module) -> None:
+    parts = cast("nn.ModuleDict", getattr(host, container))
+    if method in parts:
+        raise ConfigInvalid(f"Expected a model without an adapter, found {method} attached; load the base model anew.")
+    parts[method] = part
+
+
+def _after(host: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    for part in cast("nn.ModuleDict", getattr(host, GRAFTS)).values():
+        output = part(args[0], output)
+    return output
+
+
+def _before(host: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    first = args[0]
+    for part in cast("nn.ModuleDict", getattr(host, _INPUT_GRAFTS)).values():
+        first = part(first)
+    return (first, *args[1:])

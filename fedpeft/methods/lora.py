@@ -1,0 +1,134 @@
+"""LoRA (Hu et al. 2021) as nested column tiers over a shared frozen A.
+
+W x + b  becomes  W x + b + scale * B A x,  A (r, d_in), B (d_out, r), B = 0 at the start.
+
+A and B are cut into tiers: tier t of ranks (s, t] holds rows s..t of A and columns s..t of B, each its own
+parameter and each factor's tier its own block. A device of rank r applies every tier and trains B's tiers
+up to r. A is frozen and shared (FFA-LoRA, Sun et al. 2024), with orthonormal rows drawn from the run's
+seed, so the sum of B deltas over any mix of ranks is exactly the mean of dW (peers.md, C.2 and C.4).
+The scale is fixed and independent of the rank.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedpeft.config.model import Adapter, Lora
+from fedpeft.entropy import generator
+from fedpeft.errors import ConfigInvalid, Problem
+from fedpeft.methods.anatomy import Anatomy
+from fedpeft.methods.block import Block
+from fedpeft.methods.blocks import LORA, tier_block
+from fedpeft.methods.graft import device_of, graft_output
+
+__all__ = ["LoraPart", "attach_lora", "tiers_of", "width_of"]
+
+
+class LoraPart(nn.Module):
+    """The tiers of one matrix: ``A.t2``, ``A.t4``, ... and ``B.t2``, ``B.t4``, ...
+
+    Args:
+        rows: A whole, (r, d_in).
+        out_features: d_out.
+        tiers: ranks at which the tiers end, ascending.
+        scale: the fixed factor of B A.
+    """
+
+    def __init__(self, rows: Tensor, out_features: int, tiers: tuple[int, ...], scale: float) -> None:
+        super().__init__()
+        self.A = nn.ParameterDict()
+        self.B = nn.ParameterDict()
+        self.scale = scale
+        for start, end in pairwise((0, *tiers)):
+            self.A[f"t{end}"] = nn.Parameter(rows[start:end].clone(), requires_grad=False)
+            self.B[f"t{end}"] = nn.Parameter(rows.new_zeros(out_features, end - start), requires_grad=False)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A (r, d_in) and B (d_out, r), the tiers put together."""
+        return torch.cat(list(self.A.values())), torch.cat(list(self.B.values()), dim=1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Y + scale * B A x."""
+        down, up = self.factors()
+        narrow = functional.linear(x.to(down.dtype), down)  # (..., d_in) -> (..., r)
+        flat = torch.addmm(
+            y.reshape(-1, y.shape[-1]).to(up.dtype), narrow.reshape(-1, narrow.shape[-1]), up.t(), alpha=self.scale
+        )
+        return flat.view(y.shape).to(y.dtype)
+
+
+def tiers_of(lora: Lora) -> tuple[int, ...]:
+    """The ranks at which tiers end: as configured, else powers of two from 2, ending in the full rank.
+
+    Example:
+        >>> tiers_of(Lora(rank=6))
+        (2, 4, 6)
+    """
+    if lora.tiers:
+        return lora.tiers
+    return (*(2**i for i in range(1, lora.rank.bit_length()) if 2**i < lora.rank), lora.rank)
+
+
+def attach_lora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
+    """Graft LoRA on the targets of the chosen layers; A's and B's tiers as blocks.
+
+    Raises:
+        ConfigInvalid: the model lacks a target, or the rank is above a matrix's input width.
+    """
+    lora = adapter.lora
+    if lora is None:
+        return ()
+    tiers = tiers_of(lora)
+    if list(tiers) != sorted(set(tiers)) or tiers[-1] != lora.rank:
+        problem = Problem(where="adapter.lora.tiers", expected=f"ascending, ending in {lora.rank}", found=str(tiers))
+        raise ConfigInvalid("The tiers of LoRA do not fit its rank.", problems=[problem])
+    parts: list[LoraPart] = []
+    for slot in lora.targets:
+        for path, host in anatomy.slot_modules(slot, wanted_by="adapter.lora").items():
+            rows = torch.from_numpy(_initial_rows(path, width_of(host, "in_features"), lora, seed)).to(device_of(host))
+            part = LoraPart(rows, width_of(host, "out_features"), tiers, lora.scale)
+            graft_output(host, LORA, part)
+            parts.append(part)
+    frozen = [
+        Block(
+            block_id=tier_block("A", tier),
+            method=LORA,
+            parameters=tuple(part.A[f"t{tier}"] for part in parts),
+            trainable=False,
+        )
+        for tier in tiers
+    ]
+    trained = [
+        Block(block_id=tier_block("B", tier), method=LORA, parameters=tuple(part.B[f"t{tier}"] for part in parts))
+        for tier in tiers
+    ]
+    return (*frozen, *trained)
+
+
+def width_of(host: nn.Module, side: str) -> int:
+    """``in_features`` or ``out_features`` of a linear module, quantized or not."""
+    width = getattr(host, side, None)
+    if not isinstance(width, int):
+        raise ConfigInvalid(f"Expected a linear module with {side}, found {type(host).__name__}.")
+    return width
+
+
+def _initial_rows(path: str, width: int, lora: Lora, seed: int) -> npt.NDArray[np.float32]:
+    """A whole, (r, width): rows of norm one on average, drawn for this matrix from the run's seed.
+
+    The draw is row by row, so A at rank 4 is the first four rows of A at rank 8.
+    """
+    if lora.rank > width:
+        problem = Problem(
+            where="adapter.lora.rank", expected=f"at most {width}, the input of {path}", found=str(lora.rank)
+        )
+        raise ConfigInvalid("The rank of LoRA is above the width of a matrix.", problems=[problem])
+    rows = generator(seed, "lora.A", path).standard_normal((lora.rank, width))
+    if lora.init == "gaussian":
+        return np.asarray(rows / np.sqrt(width), np.float32)
+    basis, triangle = np.linalg.qr(rows.T)  # (width, r): float64, so that float32 hides what LAPACKs differ in
+    return np.asarray((basis * np.sign(np.diag(triangle))).T, np.float32, order="C")

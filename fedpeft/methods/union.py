@@ -1,0 +1,173 @@
+"""The union adapter: every block that any device of a run may train, on one frozen base (DESIGN section 3).
+
+A device applies all of it in its forward pass and trains some of it. Invariants: the base's tensors are
+never written; base names are unchanged; every adapter tensor is one float32 parameter, named as
+``named_parameters`` names it; what travels is ``extract`` and ``load``, never a state dict.
+
+To add a method: write its file with an ``attach_*`` function, and add it to ``METHODS``.
+"""
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec, TensorSpec, flatten, unflatten
+from fedpeft.config.model import Adapter
+from fedpeft.errors import ConfigInvalid, SpecMismatch
+from fedpeft.ids import BlockId
+from fedpeft.methods.anatomy import Anatomy, dissect
+from fedpeft.methods.bitfit import attach_bitfit
+from fedpeft.methods.block import Block
+from fedpeft.methods.blocks import HEAD
+from fedpeft.methods.head import attach_head
+from fedpeft.methods.ia3 import attach_ia3
+from fedpeft.methods.lora import attach_lora
+
+__all__ = ["METHODS", "UnionAdapter", "attach"]
+
+Vector = npt.NDArray[np.float32]
+Attach = Callable[[Anatomy, Adapter, int], tuple[Block, ...]]
+
+METHODS: Mapping[str, Attach] = MappingProxyType(
+    # In the order in which they apply to one module: y, then LoRA, then the bias, then the gain.
+    {"lora": attach_lora, "bitfit": attach_bitfit, "ia3": attach_ia3, "head": attach_head}
+)
+
+
+class UnionAdapter:
+    """A model with its union adapter. Made by ``attach`` or ``replicate``; belongs to one thread at a time.
+
+    Attributes:
+        model: the base with the adapter grafted on.
+        spec: the adapter's blocks.
+        adapter: the configuration it was made from.
+        anatomy: where the model keeps its parts; ``anatomy.first_layer`` is the lowest layer that adapts.
+    """
+
+    def __init__(self, model: nn.Module, adapter: Adapter, spec: AdapterSpec) -> None:
+        self.model = model
+        self.adapter = adapter
+        self.spec = spec
+        self.anatomy = dissect(model, layers_of(adapter))
+        named = dict(model.named_parameters())
+        self._parameters = {
+            block.block_id: {tensor.name: named[tensor.name] for tensor in block.tensors} for block in spec.blocks
+        }
+        self._initial: AdapterState | None = None
+
+    def parameters(self, block_id: BlockId) -> dict[str, nn.Parameter]:
+        """The parameters of one block by name, in wire order."""
+        self.spec[block_id]  # an unknown block is refused with the list of known ones
+        return dict(self._parameters[block_id])
+
+    def state(self) -> AdapterState:
+        """A copy of the values that every block has now."""
+        return AdapterState(self.spec, self.extract([block.block_id for block in self.spec.blocks]))
+
+    def initial_state(self) -> AdapterState:
+        """The values right after ``attach``: where every run with this base, configuration and seed begins."""
+        if self._initial is None:
+            raise SpecMismatch("Expected an adapter made by attach; a replica starts from a state that it is given.")
+        return self._initial
+
+    def load(self, state: AdapterState) -> None:
+        """Set every block to the state's values.
+
+        Raises:
+            SpecMismatch: the state belongs to another specification.
+        """
+        if state.spec != self.spec:
+            raise SpecMismatch(f"Expected a state of adapter {self.spec.digest[:12]}, found {state.spec.digest[:12]}.")
+        with torch.no_grad():
+            for block in self.spec.blocks:
+                values = unflatten(block, state[block.block_id])
+                for name, parameter in self._parameters[block.block_id].items():
+                    # A copy, because torch has no read-only tensors and the state is immutable.
+                    parameter.copy_(torch.from_numpy(values[name].copy()))
+
+    def train_only(self, block_ids: Collection[BlockId]) -> None:
+        """From now on these blocks, and nothing else in the model, receive gradients.
+
+        Raises:
+            SpecMismatch: a block is unknown or frozen.
+        """
+        frozen = [block_id for block_id in block_ids if not self.spec[block_id].trainable]
+        if frozen:
+            raise SpecMismatch(f"Expected trainable blocks, found frozen: {', '.join(sorted(frozen))}.")
+        for block_id, parameters in self._parameters.items():
+            for parameter in parameters.values():
+                parameter.requires_grad_(block_id in block_ids)
+                parameter.grad = None
+
+    def extract(self, block_ids: Collection[BlockId]) -> dict[BlockId, Vector]:
+        """The flat float32 vectors of these blocks; copies."""
+        return {
+            block_id: flatten(
+                self.spec[block_id],
+                {name: parameter.detach().cpu().numpy() for name, parameter in self._parameters[block_id].items()},
+            )
+            for block_id in block_ids
+        }
+
+    def replicate(self) -> "UnionAdapter":
+        """Another adapter on the same frozen base: own adapter tensors, not one tensor of the base copied."""
+        own = {id(parameter) for parameters in self._parameters.values() for parameter in parameters.values()}
+        shared = {id(tensor): tensor for tensor in _tensors_of(self.model) if id(tensor) not in own}
+        # A deep copy that finds a tensor in its memo takes it as copied already.
+        replica = UnionAdapter(copy.deepcopy(self.model, dict(shared)), self.adapter, self.spec)
+        replica._initial = self._initial
+        return replica
+
+
+def attach(model: nn.Module, adapter: Adapter, *, seed: int) -> UnionAdapter:
+    """Graft the union adapter on ``model``, in place, and freeze everything else.
+
+    Args:
+        model: a Hugging Face classifier or causal language model; its dropout should be 0.
+        adapter: which methods, where.
+        seed: the run's; the adapter's initial values depend on it and on the model's module names only.
+
+    Returns:
+        The adapter, at its start: with the head aside, the model computes what it computed before.
+
+    Raises:
+        ConfigInvalid: the model cannot take one of the methods; says what it can take.
+    """
+    anatomy = dissect(model, layers_of(adapter))
+    model.requires_grad_(False)
+    blocks = [block for attach_method in METHODS.values() for block in attach_method(anatomy, adapter, seed)]
+    if not any(block.trainable for block in blocks):
+        raise ConfigInvalid(
+            "Expected an adapter with at least one method for this model; add [adapter.lora] to the run."
+        )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    spec = AdapterSpec(blocks=tuple(_specify(block, names) for block in blocks))
+    union = UnionAdapter(model, adapter, spec)
+    union._initial = union.state()
+    return union
+
+
+def layers_of(adapter: Adapter) -> int | str:
+    """How many layers carry adapters: none when only the head is trained."""
+    on_layers = any(getattr(adapter, method) is not None for method in METHODS if method != HEAD)
+    return adapter.layers if on_layers else 0
+
+
+def _specify(block: Block, names: Mapping[int, str]) -> BlockSpec:
+    tensors = tuple(
+        TensorSpec(name=names[id(parameter)], shape=tuple(parameter.shape)) for parameter in block.parameters
+    )
+    return BlockSpec(block_id=block.block_id, method=block.method, tensors=tensors, trainable=block.trainable)
+
+
+def _tensors_of(model: nn.Module) -> list[Tensor]:
+    """Every tensor that the model holds: parameters, buffers, and plain attributes of its modules."""
+    held: list[Tensor] = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        held += [value for value in vars(module).values() if isinstance(value, Tensor)]
+    return held

@@ -1,0 +1,65 @@
+"""Held-out loss and accuracy. Changes nothing: no gradient, no module state, no random number."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from fedpeft.data.encode import EncodedDataset
+from fedpeft.methods.union import UnionAdapter
+from fedpeft.tuning.batches import EVALUATION_WINDOW, bucketed, collate, evaluation_stream, lengths_of
+from fedpeft.tuning.cache import ActivationCache
+from fedpeft.tuning.stages import Stages
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Sums, so that evaluations of several devices add up.
+
+    Args:
+        loss_sum: cross entropy in nats, summed over the predictions.
+        correct: how many top-1 predictions are right.
+        examples: how many predictions: examples of a classifier, labelled tokens of a language model.
+    """
+
+    loss_sum: float
+    correct: int
+    examples: int
+
+
+@torch.no_grad()
+def evaluate(
+    union: UnionAdapter,
+    examples: EncodedDataset,
+    *,
+    limit: int,
+    batch_size: int,
+    cache: ActivationCache | None = None,
+) -> Evaluation:
+    """Loss and top-1 accuracy of the adapter as it is now.
+
+    Args:
+        union: the model with its adapter.
+        examples: held-out examples.
+        limit: how many to take, always the same ones, spread at random; 0 takes all.
+        batch_size: examples a batch.
+        cache: of these examples (``ActivationCache.for_evaluation``); for adapters in the top layers only.
+
+    Raises:
+        DataInvalid: no examples.
+    """
+    stages = Stages(union)
+    order = evaluation_stream(examples, batch_size=batch_size).order(0)
+    windows = bucketed(order[: limit or None], lengths_of(examples), batch_size=batch_size, window=EVALUATION_WINDOW)
+    loss_sum, correct, count = 0.0, 0, 0
+    for indices in (batch for window in windows for batch in window):
+        batch = collate(examples, indices, pad_id=stages.pad_id, device=stages.device)
+        logits, labels = (
+            stages.logits(batch) if cache is None else stages.logits_above(batch, cache.hidden(stages, batch))
+        )
+        loss_sum += float(functional.cross_entropy(logits.float(), labels, reduction="sum"))
+        correct += int((logits.argmax(dim=-1) == labels).sum())
+        count += len(labels)
+    return Evaluation(loss_sum=loss_sum, correct=correct, examples=count)

@@ -1,0 +1,209 @@
+"""One forward pass, whole or in two parts: the frozen layers below, and the layers that adapt.
+
+The parts are shallow views of the model: the modules on the way to a replaced one are copied, everything
+else is shared, so adapters, hooks and tensors are the model's own and nothing is patched. What a view
+replaces:
+
+- the layers below (or above) a cut pass their input on; the last one below hands in hidden states
+  computed before (``ActivationCache``);
+- the last layer of an encoder whose classifier reads the first token computes that token only;
+- the language model's output matrix is applied only where there is a label.
+
+No autograd graph is built below the first adapted layer: nothing there requires a gradient.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedpeft.data.encode import IGNORED
+from fedpeft.errors import ConfigInvalid
+from fedpeft.methods.union import UnionAdapter
+from fedpeft.tuning.batches import Batch
+
+__all__ = ["Stages"]
+
+# Their classifier reads the encoder's first token and nothing else.
+_READS_FIRST_TOKEN = frozenset(
+    {
+        "BertForSequenceClassification",
+        "CamembertForSequenceClassification",
+        "ElectraForSequenceClassification",
+        "RobertaForSequenceClassification",
+        "XLMRobertaForSequenceClassification",
+    }
+)
+
+
+class Stages:
+    """The forward passes of one union adapter. Not shared between threads.
+
+    Attributes:
+        first_layer: the cut: the lowest layer that adapts. Hidden states are its input.
+    """
+
+    def __init__(self, union: UnionAdapter) -> None:
+        anatomy = union.anatomy
+        self.first_layer = anatomy.first_layer
+        self.hidden_size = int(cast("int", union.model.config.hidden_size))  # type: ignore[union-attr]
+        self.device = next(union.model.parameters()).device
+        self.pad_id = _pad_id(union.model)
+        paths = [f"{anatomy.layers_path}.{i}" for i in range(anatomy.layer_count)]
+        layers = [anatomy.layer(i) for i in range(anatomy.layer_count)]
+
+        above: dict[str, nn.Module] = {}
+        if type(union.model).__name__ in _READS_FIRST_TOKEN:
+            above[paths[-1]] = _FirstToken(layers[-1])
+        self._positions: _LabelledOnly | None = None
+        if anatomy.head is None:
+            path, output = _output_matrix(union.model)
+            self._positions = _LabelledOnly(output)
+            above[path] = self._positions
+        self._whole = _view(union.model, above)
+
+        cut = self.first_layer
+        self._entry = _HandIn(layers[cut - 1]) if cut else None
+        passed: dict[str, nn.Module] = {path: _PassOn(layer) for path, layer in zip(paths[:cut], layers, strict=False)}
+        if self._entry is not None:
+            passed[paths[cut - 1]] = self._entry
+        self._above = _view(union.model, {**above, **passed})
+
+        # The backbone alone: no pooler, no output matrix of a large vocabulary.
+        self._exit = _Keep()
+        upper: dict[str, nn.Module] = {
+            path: _PassOn(layer) for path, layer in zip(paths[cut:], layers[cut:], strict=True)
+        }
+        if cut < len(paths):
+            upper[paths[cut]] = self._exit
+        self._below = cast("nn.Module", _view(union.model, upper).base_model)
+        self._cut_at_top = cut == len(paths)
+
+    def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The whole forward pass.
+
+        Returns:
+            Logits (n, classes) and their labels (n,): one row an example for a classifier, one row a labelled
+            token for a language model.
+        """
+        return self._run(self._whole, batch)
+
+    def logits_above(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``logits``, from the input of layer ``first_layer``, (b, s, hidden_size)."""
+        if self._entry is None:
+            raise ConfigInvalid("Expected frozen layers below the adapter, found it in all; set adapter.layers.")
+        self._entry.hidden = hidden
+        try:
+            return self._run(self._above, batch)
+        finally:
+            self._entry.hidden = None
+
+    @torch.no_grad()
+    def hidden_below(self, batch: Batch) -> Tensor:
+        """The input of layer ``first_layer``, (b, s, hidden_size)."""
+        self._exit.hidden = None
+        output = self._below(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        hidden = output.last_hidden_state if self._cut_at_top else self._exit.hidden
+        self._exit.hidden = None
+        return cast("Tensor", hidden)
+
+    def _run(self, view: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        labels = batch.labels
+        if self._positions is not None:
+            # The state at token t predicts token t + 1.
+            following = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+            self._positions.chosen = following != IGNORED
+            labels = following[self._positions.chosen]
+        output = view(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        return cast("Tensor", output.logits), labels
+
+
+class _PassOn(nn.Module):
+    """Stands for a layer that is skipped."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.attention_type = getattr(layer, "attention_type", None)  # some models pick the mask by it
+
+    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+        return hidden_states
+
+
+class _HandIn(_PassOn):
+    """Stands for the layer below the cut: its output is given."""
+
+    hidden: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+        return hidden_states if self.hidden is None else self.hidden
+
+
+class _Keep(nn.Module):
+    """Stands for the layer above the cut: keeps its input."""
+
+    hidden: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+        self.hidden = hidden_states
+        return hidden_states
+
+
+class _LabelledOnly(nn.Module):
+    """The output matrix on the chosen positions: (b, s, h) -> (n, vocabulary)."""
+
+    chosen: Tensor | None = None
+
+    def __init__(self, output: nn.Module) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        chosen = hidden_states if self.chosen is None else hidden_states[self.chosen]
+        return cast("Tensor", self.output(chosen))
+
+
+class _FirstToken(nn.Module):
+    """A BERT-like layer for its first token only: keys and values of all tokens, the rest of one."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: object, **__: object) -> Tensor:
+        layer: Any = self.layer
+        attention = layer.attention.self
+        size = (hidden_states.shape[0], -1, attention.num_attention_heads, attention.attention_head_size)
+        first = hidden_states[:, :1]  # (b, s, h) -> (b, 1, h)
+        query = attention.query(first).view(size).transpose(1, 2)
+        key = attention.key(hidden_states).view(size).transpose(1, 2)
+        value = attention.value(hidden_states).view(size).transpose(1, 2)  # (b, heads, s, d)
+        mask = None if attention_mask is None else attention_mask[:, :, :1]
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=attention.scaling)
+        mixed = mixed.transpose(1, 2).reshape(first.shape)
+        return cast("Tensor", layer.feed_forward_chunk(layer.attention.output(mixed, first)))
+
+
+def _view(module: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:
+    """``module`` with the modules at these paths replaced, sharing all the rest."""
+    if not replaced:
+        return module
+    view = copy.copy(module)
+    children = dict(module._modules)
+    view.__dict__["_modules"] = children
+    for name in {path.partition(".")[0] for path in replaced}:
+        below = {path.partition(".")[2]: new for path, new in replaced.items() if path.partition(".")[0] == name}
+        children[name] = below[""] if "" in below else _view(cast("nn.Module", children[name]), below)
+    return view
+
+
+def _output_matrix(model: nn.Module) -> tuple[str, nn.Module]:
+    output = model.get_output_embeddings()  # type: ignore[operator]
+    return next(path for path, module in model.named_modules() if module is output), output
+
+
+def _pad_id(model: nn.Module) -> int:
+    pad_id = getattr(model.config, "pad_token_id", None)
+    return 0 if pad_id is None else int(pad_id)

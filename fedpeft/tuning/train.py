@@ -1,0 +1,125 @@
+"""Local training: one plain loop.
+
+The device's blocks are trained on its examples for a fixed number of steps, with a fresh optimizer each
+round. Nothing here draws a random number: the batches come from a stateless stream and dropout is 0, so
+the result depends on the arguments alone, whatever else the process or its other threads do.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fedpeft.data.encode import EncodedDataset
+from fedpeft.errors import RunFailed
+from fedpeft.ids import BlockId
+from fedpeft.methods.union import UnionAdapter
+from fedpeft.tuning.batches import collate, training_stream
+from fedpeft.tuning.cache import ActivationCache
+from fedpeft.tuning.stages import Stages
+
+__all__ = ["LocalPlan", "TrainOutcome", "train"]
+
+Progress = Callable[[int, float], None]
+"""Called after each step with (steps done, the step's loss)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalPlan:
+    """What a device does in one round.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: examples a step.
+        optimizer: ``adamw`` or ``sgd``; without memory of the last round.
+        learning_rates: one for each block that is trained; the other blocks are applied and left alone.
+        weight_decay: decoupled (adamw) or L2 (sgd), on the trained blocks.
+        max_grad_norm: the gradient over all trained blocks is scaled down to this L2 norm.
+    """
+
+    steps: int
+    batch_size: int
+    optimizer: Literal["adamw", "sgd"]
+    learning_rates: Mapping[BlockId, float]
+    weight_decay: float
+    max_grad_norm: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOutcome:
+    """What came of it. The trained values are in the adapter.
+
+    Args:
+        mean_loss: over the steps, each before its own update.
+        examples_seen: counted as often as they were taken.
+        steps: optimizer steps taken.
+    """
+
+    mean_loss: float
+    examples_seen: int
+    steps: int
+
+
+def train(
+    union: UnionAdapter,
+    examples: EncodedDataset,
+    plan: LocalPlan,
+    *,
+    seed: int,
+    first_step: int = 0,
+    cache: ActivationCache | None = None,
+    progress: Progress | None = None,
+) -> TrainOutcome:
+    """Train the plan's blocks in place.
+
+    Args:
+        union: the model with its adapter, holding the global state.
+        examples: this device's.
+        plan: what to do.
+        seed: determines the stream of batches; the same in every round of a run.
+        first_step: where in the stream this round begins: how many steps earlier rounds took.
+        cache: of these examples (``ActivationCache.for_training``); for adapters in the top layers only.
+        progress: called after each step.
+
+    Raises:
+        SpecMismatch: a block is unknown or frozen.
+        DataInvalid: no examples.
+        RunFailed: the loss is not finite.
+    """
+    union.train_only(plan.learning_rates.keys())
+    stages = Stages(union)
+    stream = training_stream(examples, batch_size=plan.batch_size, seed=seed)
+    trained = {block_id: list(union.parameters(block_id).values()) for block_id in plan.learning_rates}
+    optimizer = _optimizer(trained, plan)
+    losses: list[float] = []
+    seen = 0
+    for step in range(first_step, first_step + plan.steps):
+        batch = collate(examples, stream.batch(step), pad_id=stages.pad_id, device=stages.device)
+        logits, labels = (
+            stages.logits(batch) if cache is None else stages.logits_above(batch, cache.hidden(stages, batch))
+        )
+        loss = functional.cross_entropy(logits.float(), labels)
+        torch.autograd.backward([loss])
+        nn.utils.clip_grad_norm_(chain.from_iterable(trained.values()), plan.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise RunFailed(f"Expected a finite loss, found {losses[-1]} at step {step}; lower train.learning_rate.")
+        seen += len(batch.indices)
+        if progress is not None:
+            progress(len(losses), losses[-1])
+    union.train_only(())
+    return TrainOutcome(mean_loss=sum(losses) / len(losses), examples_seen=seen, steps=len(losses))
+
+
+def _optimizer(trained: Mapping[BlockId, list[nn.Parameter]], plan: LocalPlan) -> torch.optim.Optimizer:
+    groups = [{"params": parameters, "lr": plan.learning_rates[block_id]} for block_id, parameters in trained.items()]
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(groups, weight_decay=plan.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
