@@ -50,14 +50,15 @@ def known_clients(config: RunConfig) -> int | None:
 
 
 def invited_devices(rounds: Rounds, available: int) -> int:
-    """How many of the available devices one round asks: the fraction, rounded up.
+    """How many of the available devices one round asks: the fraction, rounded up, but enough for a quorum.
 
     Example:
-        >>> invited_devices(Rounds(fraction=0.5), 7)
-        4
+        >>> invited_devices(Rounds(fraction=0.5), 7), invited_devices(Rounds(fraction=0.1), 7)
+        (4, 3)
     """
     # Safe: rounding to 9 digits first keeps 0.1 * 30 = 3.0000000000000004 at 3.
-    return min(available, math.ceil(round(rounds.fraction * available, 9)))
+    wanted = math.ceil(round(rounds.fraction * available, 9))
+    return min(available, max(rounds.min_devices, wanted))
 
 
 def largest_cohort(config: RunConfig) -> int:

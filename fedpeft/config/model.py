@@ -166,8 +166,15 @@ class Rounds(Section):
     """How rounds are run and when they give up."""
 
     count: int = Field(default=8, ge=1, le=100_000)
-    min_devices: int = Field(default=3, ge=2, description="A round with fewer survivors is aborted.")
-    fraction: float = Field(default=1.0, gt=0, le=1, description="Share of the available devices asked in each round.")
+    min_devices: int = Field(
+        default=3, ge=3, description="A round with fewer survivors is aborted. A sum of two is no secret between them."
+    )
+    fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the available devices asked in each round; never fewer than min_devices.",
+    )
     fit_deadline_s: float = Field(default=1800.0, gt=0)
     stage_deadline_s: float = Field(default=120.0, gt=0, description="For each of the masking stages.")
     max_failures: int = Field(
@@ -210,7 +217,7 @@ class SecureAggregation(Section):
     dropout_fraction: float = Field(
         default=0.1, ge=0, lt=0.5, description="Share of devices that may vanish after sharing keys."
     )
-    min_cohort: int = Field(default=3, ge=2, description="A block trained by fewer organisations is skipped.")
+    min_cohort: int = Field(default=3, ge=3, description="A block trained by fewer organisations is skipped.")
 
 
 class Performance(Section):

@@ -99,6 +99,7 @@ class RoundMetrics:
             None when nothing was evaluated or it was not finite.
         accuracy: share of those examples that were right, 0..1.
         examples: how many were evaluated.
+        train_loss: mean over the examples that the devices trained on in this round; None when they did not train.
         devices_invited: asked to train.
         devices_ready: trained and advertised keys.
         devices_survived: in the sum.
@@ -108,7 +109,6 @@ class RoundMetrics:
         skipped: block -> why it was not summed.
         rejected: client -> why it was not heard.
         clients: one entry a device, where the coordinator may tell them apart.
-        train_loss: mean over the examples trained on in this round.
         checkpoint: file -> ``sha256:<hex>``; filled in by the commit.
     """
 
@@ -119,6 +119,7 @@ class RoundMetrics:
     loss: float | None
     accuracy: float | None
     examples: int
+    train_loss: float | None = None
     devices_invited: int
     devices_ready: int
     devices_survived: int
@@ -128,7 +129,6 @@ class RoundMetrics:
     skipped: dict[str, str] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
     clients: tuple[ClientRound, ...] = ()
-    train_loss: float | None = None
     checkpoint: dict[str, str] = field(default_factory=dict)
 
 

@@ -240,7 +240,7 @@ class RunDirectory:
         return path
 
     def write_summary(self, summary: Summary) -> None:
-        """Keeps how the run ended; a resumed run replaces it."""
+        """Keeps how the run ended; opening the run again takes it back."""
         durable.write_file(self.path / "summary.json", to_json(summary).encode())
 
     def view(self) -> RunView:
@@ -264,6 +264,7 @@ class RunDirectory:
         orphans = [folder for folder in (self.path / "checkpoints").glob("*/") if folder.name not in committed]
         for folder in orphans:
             durable.remove_folder(folder)
+        (self.path / "summary.json").unlink(missing_ok=True)  # the run goes on: it has not ended any more
         for slot in ("latest", "best", "final"):
             durable.recover_folder(self.path / "adapters" / slot)
         self._prune()

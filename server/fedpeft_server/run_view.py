@@ -43,10 +43,10 @@ class RunView:
 
     @property
     def state(self) -> str:
-        """``running``, the summary's outcome, or ``interrupted`` when the writer ended without one."""
-        if self.writer is not None:
-            return "running"
-        return self.summary.outcome if self.summary else "interrupted"
+        """The summary's outcome; without one, ``running`` or, when no process holds the run, ``interrupted``."""
+        if self.summary is not None:
+            return self.summary.outcome
+        return "interrupted" if self.writer is None else "running"
 
     def config(self) -> RunConfig:
         """The run's configuration, which must be the one it began with.

@@ -14,7 +14,7 @@ from fedpeft.adapter import AdapterSpec, BlockSpec, TensorSpec
 from fedpeft.config import parse
 from fedpeft.errors import DataInvalid, IntegrityFailed, ResourceMissing
 from fedpeft.ids import BlockId, RoundId
-from fedpeft_server.records import RoundMetrics
+from fedpeft_server.records import RoundMetrics, Summary
 from fedpeft_server.run_directory import RunDirectory
 from fedpeft_server.run_view import list_runs, read_run, verify_run
 
@@ -288,6 +288,15 @@ def test_an_adapter_whose_replacement_was_cut_comes_back(tmp_path: Path) -> None
     RunDirectory.open(run.path).close()
     assert [folder.name for folder in path.parent.iterdir()] == ["final"]
     assert (path / "old").read_text() == "1"
+
+
+def test_a_run_is_over_when_its_summary_says_so_and_not_when_it_is_opened_again(tmp_path: Path) -> None:
+    with create(tmp_path) as run:
+        commit(run, 1)
+        run.write_summary(Summary(outcome="finished", rounds=1, seconds=1.0, bytes_up=1, bytes_down=2))
+        assert run.view().state == "finished"
+    with RunDirectory.open(run.path) as again:
+        assert again.view().state == "running"
 
 
 def test_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:

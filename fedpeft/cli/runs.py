@@ -1,0 +1,79 @@
+"""`fedpeft runs`: what lies in the run directories. Reads only, but for `report`, which writes report.html."""
+
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+_run = click.argument("run", type=click.Path(path_type=Path))
+
+
+@click.group(short_help="List, show and verify runs, and render their reports.")
+def command() -> None:
+    """List, show and verify runs, and render their reports."""
+
+
+@command.command("ls")
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
+def list_(folder: Path) -> None:
+    """List the runs in FOLDER (default: runs), oldest first."""
+    from fedpeft.errors import IntegrityFailed
+    from fedpeft_server.run_view import list_runs, read_run
+
+    paths = list_runs(folder)
+    width = max((len(path.name) for path in paths), default=0)
+    for path in paths:
+        try:
+            view = read_run(path)
+        except IntegrityFailed:
+            click.echo(f"{path.name:<{width}}  damaged      see `fedpeft runs verify {path}`")
+            continue
+        last = next((row for row in reversed(view.rounds) if row.accuracy is not None), None)
+        accuracy = f"accuracy {last.accuracy:.1%}" if last and last.accuracy is not None else "not evaluated"
+        click.echo(f"{path.name:<{width}}  {view.state:<11}  {len(view.rounds):>4} rounds  {accuracy}")
+    if not paths:
+        click.echo(f"no runs in {folder}; `fedpeft simulate run.toml` makes one")
+
+
+@command.command()
+@_run
+def show(run: Path) -> None:
+    """Show how RUN went, one line a round."""
+    from fedpeft_server.run_view import read_run
+
+    view = read_run(run)
+    writer = f" (process {view.writer})" if view.writer else ""
+    click.echo(f"{view.manifest.run_id}: {view.state}{writer}, {len(view.rounds)} rounds committed")
+    click.echo(f"base {view.manifest.base_digest}, config {view.manifest.config_digest}")
+    for row in view.rounds:
+        loss = "     -" if row.loss is None else f"{row.loss:6.3f}"
+        accuracy = "    -" if row.accuracy is None else f"{row.accuracy:5.1%}"
+        click.echo(
+            f"round {row.round:>4}  loss {loss}  accuracy {accuracy}  "
+            f"devices {row.devices_survived}/{row.devices_invited}  "
+            f"up {row.bytes_up / 1e6:.2f} MB  down {row.bytes_down / 1e6:.2f} MB  {row.seconds:.1f} s"
+        )
+    click.echo(f"next: fedpeft runs report {run}")
+
+
+@command.command()
+@_run
+def report(run: Path) -> None:
+    """Write RUN/report.html anew and print where it is."""
+    from fedpeft_server.report import write_report
+
+    click.echo(write_report(run))
+
+
+@command.command()
+@_run
+def verify(run: Path) -> None:
+    """Check every digest that RUN recorded; exit code 6 if one does not hold."""
+    from fedpeft.errors import IntegrityFailed
+    from fedpeft_server.run_view import verify_run
+
+    problems = verify_run(run)
+    if problems:
+        raise IntegrityFailed(f"{run}: expected a run as it was recorded.", problems=problems)
+    click.echo(f"{run}: every digest holds")

@@ -1,0 +1,215 @@
+"""The report: self-contained, escaped, and complete for runs of every shape."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fedpeft.adapter import AdapterSpec
+from fedpeft.config import parse
+from fedpeft.ids import RoundId
+from fedpeft_server.records import ClientRound, Comparison, RoundMetrics, Summary
+from fedpeft_server.report import write_report
+from fedpeft_server.run_directory import RunDirectory
+
+HOSTILE = "<script>alert('x')</script>\"&{{ 7 * 7 }}"
+SOURCE = """
+[run]
+name = "small"
+[base]
+model = "pypi:some-model"
+[task]
+kind = "classify"
+[data]
+source = "x.jsonl"
+map = {text = "<b>note</b>"}
+partition = {by = "column", column = "site"}
+[adapter]
+lora = {rank = 4}
+[[device]]
+clients = ["*"]
+methods = ["lora"]
+"""
+
+
+class Page(HTMLParser):
+    """What a browser would load or run, and what it would show."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loaded: list[str] = []
+        self.shown = ""
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loaded += [f"{name}={value}" for name, value in attrs if name in {"src", "href", "srcset", "action"}]
+        self.loaded += [name for name, _ in attrs if name.startswith("on")]
+        if tag not in {"meta", "i", "br"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in {"line", "polyline", "circle"}:
+            return
+        while self.open and self.open[-1] in {"line", "polyline", "circle"}:
+            self.open.pop()
+        if tag != "i":
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.shown += data
+
+
+def create(parent: Path) -> RunDirectory:
+    config = parse(SOURCE, source="run.toml", simulation=True).model_copy(update={"directory": parent})
+    command = ("fedpeft", "simulate", "my run.toml")
+    return RunDirectory.create(
+        config, source=SOURCE, adapter=AdapterSpec(blocks=()), base_digest="sha256:b", command=command
+    )
+
+
+def client(name: str, *, state: str = "summed", reason: str = "", methods: str = "lora r4") -> ClientRound:
+    return ClientRound(
+        client=name,
+        methods=methods,
+        state=state,  # type: ignore[arg-type]
+        reason=reason,
+        bytes_up=1000,
+        bytes_down=2000,
+        seconds=2.0,
+    )
+
+
+def row(
+    round_id: int, *, loss: float | None, clients: tuple[ClientRound, ...] = (), skipped: dict[str, str] | None = None
+) -> RoundMetrics:
+    return RoundMetrics(
+        round=round_id,
+        loss=loss,
+        accuracy=None if loss is None else 1 - loss,
+        examples=0 if loss is None else 40,
+        devices_invited=3,
+        devices_ready=3,
+        devices_survived=2,
+        bytes_up=2_000_000,
+        bytes_down=3_000_000,
+        seconds=1.0,
+        skipped=skipped or {},
+        rejected={HOSTILE: HOSTILE} if skipped else {},
+        clients=clients,
+    )
+
+
+def page_of(run: RunDirectory) -> Page:
+    with run:
+        return Page(write_report(run.path).read_text())
+
+
+def test_a_run_without_a_round_has_a_report(tmp_path: Path) -> None:
+    page = page_of(create(tmp_path))
+    assert "Nothing was recorded" in page.shown
+    assert "0 of 8 rounds" in " ".join(page.shown.split())
+
+
+def test_the_report_loads_and_runs_nothing(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.commit(RoundId(1), b"", {}, row(1, loss=0.5, clients=(client("a"),)))
+    text = write_report(run.path).read_text()
+    page = page_of(run)
+    assert page.loaded == []
+    assert not {"script", "link", "img", "iframe", "object", "embed", "form", "base"} & set(page.tags)
+    assert not re.search(r"https?://|@import|url\(|//[a-z]", text)
+    assert "default-src 'none'" in text
+
+
+def test_whatever_a_client_or_a_file_says_is_shown_and_not_run(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    lost = client(HOSTILE, state="dropped", reason=HOSTILE, methods=HOSTILE)
+    run.commit(RoundId(1), b"", {}, row(1, loss=0.5, clients=(lost,), skipped={HOSTILE: HOSTILE}))
+    run.record("round.aborted", round_id=RoundId(2), detail={"detail": HOSTILE})
+    compared = (Comparison(client=HOSTILE, examples=1, alone=0.1, federated=0.2, centralised=0.3),)
+    run.write_summary(
+        Summary(outcome="failed", reason=HOSTILE, rounds=1, seconds=1.0, bytes_up=1, bytes_down=1, comparison=compared)
+    )
+    page = page_of(run)
+    assert "script" not in page.tags
+    assert page.shown.count(HOSTILE) >= 10
+    assert 'text = "<b>note</b>"' in page.shown
+
+
+def test_the_comparison_says_how_much_of_the_gap_was_closed(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    compared = (
+        Comparison(client="united", examples=10, alone=0.7, federated=0.8, centralised=None),
+        Comparison(client="all", examples=20, alone=0.75, federated=0.83, centralised=0.85),
+    )
+    run.write_summary(Summary(outcome="finished", rounds=0, seconds=1.0, bytes_up=1, bytes_down=1, comparison=compared))
+    shown = page_of(run).shown
+    assert "80 %" in shown
+    assert "70.0 %" in shown
+    assert "–" in shown
+
+
+def test_a_baseline_that_is_no_better_gives_no_gap(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    compared = (Comparison(client="all", examples=20, alone=0.8, federated=0.83, centralised=0.8),)
+    run.write_summary(Summary(outcome="finished", rounds=0, seconds=1.0, bytes_up=1, bytes_down=1, comparison=compared))
+    assert "of the gap" not in page_of(run).shown
+
+
+def test_totals_methods_and_losses_add_up(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    for number in (1, 2):
+        state = "dropped" if number == 2 else "summed"
+        clients = (client("a"), client("b", methods="ia3"), client("c", state=state, reason="deadline"))
+        run.commit(RoundId(number), b"", {}, row(number, loss=0.5, clients=clients))
+    run.write_summary(
+        Summary(outcome="finished", rounds=2, seconds=65.0, bytes_up=1, bytes_down=1, bytes_full_parameters=10**9)
+    )
+    shown = " ".join(page_of(run).shown.split())
+    assert "10 MB" in shown
+    assert "moved: 4 MB up, 6 MB down" in shown
+    assert "100×" in shown
+    assert "1 min 05 s" in shown
+    assert "2of 6 device rounds lost" in shown  # two elements
+    assert "3 of 4" in shown
+    assert "deadline" in shown
+    assert "fedpeft simulate 'my run.toml'" in shown
+
+
+def test_rounds_that_were_not_evaluated_leave_a_gap_and_no_number(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    for number, loss in ((1, 0.5), (2, None), (3, 0.25)):
+        run.commit(RoundId(number), b"", {}, row(number, loss=loss))
+    text = write_report(run.path).read_text()
+    assert text.count('<polyline class="line s1"') == 2 + 2 + 1  # loss and accuracy in two pieces, bytes in one
+    assert "nan" not in page_of(run).shown.lower()
+
+
+def test_the_report_says_what_the_secure_sum_left_open(tmp_path: Path) -> None:
+    for mode, expected in (("off", "in the clear"), ("fast", "consistency round"), ("full", "collude")):
+        config = parse(SOURCE, source="x", overrides=[f"secagg.mode={mode}"], simulation=True)
+        run = RunDirectory.create(
+            config.model_copy(update={"directory": tmp_path / mode}),
+            source=SOURCE,
+            adapter=AdapterSpec(blocks=()),
+            base_digest="b",
+            command=("fedpeft", "simulate"),
+        )
+        run.commit(RoundId(1), b"", {}, row(1, loss=0.5, clients=(client("a"),)))
+        shown = page_of(run).shown
+        assert expected in shown
+        assert ("It never learnt" in shown) == (mode != "off")
+
+
+@pytest.mark.parametrize("rounds", [1, 200])
+def test_few_and_many_rounds_fit(tmp_path: Path, rounds: int) -> None:
+    run = create(tmp_path)
+    for number in range(1, rounds + 1):
+        run.commit(RoundId(number), b"", {}, row(number, loss=1 / number))
+    assert page_of(run).shown.count("Held-out loss") >= 1
