@@ -169,7 +169,7 @@ class MaskedInput:
 @message(0x0308)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsistRequest:
-    """CONSIST (full mode): whose masked input arrived (U3, a bitmap)."""
+    """CONSIST (full mode): whose masked input arrived (U3, a bitmap). ``context`` is that of U2."""
 
     context: bytes
     survivors: bytes
@@ -187,7 +187,14 @@ class ConsistSignature:
 @message(0x030A)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevealRequest:
-    """REVEAL: U3 again, and in full mode the signatures of a threshold of the receiver's neighbours."""
+    """REVEAL: U3 again, and in full mode the signatures of a threshold of the receiver's neighbours.
+
+    Args:
+        context: of U2.
+        survivors: U3, a bitmap.
+        signers: sharing neighbours in U3, ascending; empty in fast mode.
+        signatures: 64 bytes each, in the signers' order.
+    """
 
     context: bytes
     survivors: bytes

@@ -81,7 +81,7 @@ class RoundSpec:
         participants: the roster, ids 1..n in order.
         blocks: what is summed; their order is the order of everything on the wire.
         min_cohort: distinct organisations that must survive in a block before anything of it is revealed.
-        corrupt_fraction: share of devices assumed to collude with the coordinator; with the next, sets degree and threshold.
+        corrupt_fraction: share of devices assumed to collude with the coordinator; sets the graph, with the next.
         dropout_fraction: share of devices that may vanish after they shared keys.
         stage_deadline_s: how long the coordinator waits in each stage, in seconds.
     """

@@ -1,0 +1,250 @@
+"""What the coordinator remembers, and the two ways a round ends (docs/protocol.md, "Coordinator").
+
+    Fitting -> Sharing -> Masking -> [Agreeing] -> Revealing -> Summed        any stage -> Aborted
+
+``Open`` is what every stage has in common; ``Open.progress`` is one frozen dataclass a stage with only the data that
+later stages need. The accumulators of ``Masking`` are added to in place: a state that was passed on must not be used
+again.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.secagg.messages import Advertise, Reason, Request, RoundOffer, ShareRequest
+from fedpeft.secagg.primitives import Secret
+from fedpeft.secagg.roster import Roster
+from fedpeft.secagg.spec import RoundSpec
+
+__all__ = [
+    "KEY_SHARE",
+    "Aborted",
+    "Agreeing",
+    "BlockSum",
+    "Book",
+    "CoordinatorState",
+    "Fitting",
+    "Masking",
+    "Members",
+    "Open",
+    "Progress",
+    "Rejection",
+    "Revealing",
+    "ShareName",
+    "Sharing",
+    "Summed",
+    "aborted",
+]
+
+
+KEY_SHARE = -1
+"""Stands for the mask key where a block's index would be."""
+
+ShareName = tuple[ParticipantId, int]
+"""A dealer, and which of its secrets: a block's index, or ``KEY_SHARE``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """Why a device is out of this round."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Book:
+    """What stays the same through the stages.
+
+    Args:
+        spec: the terms.
+        offer: the terms as signed and sent.
+        context: of the offer.
+        channel_seed: of the coordinator's X25519 key of this attempt.
+    """
+
+    spec: RoundSpec
+    offer: RoundOffer
+    context: bytes
+    channel_seed: Secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitting:
+    """Waiting for adverts."""
+
+    adverts: Mapping[ParticipantId, Advertise] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Members:
+    """U1, once it is fixed: who is in and with which keys.
+
+    Args:
+        roster: the members and how they are joined.
+        request: the ``ShareRequest`` that all of them got, without adverts.
+        adverts: each member's.
+        reply_keys: authenticate each member's replies.
+    """
+
+    roster: Roster
+    request: ShareRequest
+    adverts: Mapping[ParticipantId, Advertise]
+    reply_keys: Mapping[ParticipantId, Secret]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """Waiting for boxes."""
+
+    members: Members
+    boxes: Mapping[ParticipantId, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Masking:
+    """Adding up masked inputs as they come; each is forgotten at once.
+
+    Args:
+        members: U1.
+        sharers: U2, a bitmap.
+        sums: for each block, ring words, added to in place.
+        unopened: for each dealer, who could not open its box.
+    """
+
+    members: Members
+    sharers: bytes
+    sums: Mapping[BlockId, npt.NDArray[np.unsignedinteger]]
+    unopened: Mapping[ParticipantId, frozenset[ParticipantId]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreeing:
+    """Waiting for signatures over the survivors (U3)."""
+
+    masked: Masking
+    survivors: frozenset[ParticipantId]
+    bitmap: bytes
+    signatures: Mapping[ParticipantId, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revealing:
+    """Waiting for shares.
+
+    Args:
+        masked: U1, U2 and the masked sums.
+        survivors: U3.
+        context: of U3.
+        shares: from each holder, its shares by dealer and kind (a block's index, or ``KEY_SHARE``).
+    """
+
+    masked: Masking
+    survivors: frozenset[ParticipantId]
+    context: bytes
+    shares: Mapping[ParticipantId, Mapping[ShareName, bytes]] = field(default_factory=dict)
+
+
+Progress = Fitting | Sharing | Masking | Agreeing | Revealing
+
+STAGE_NAMES: Mapping[type, str] = {
+    Fitting: "fit",
+    Sharing: "share",
+    Masking: "mask",
+    Agreeing: "consist",
+    Revealing: "reveal",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """A round that goes on.
+
+    Args:
+        book: what never changes.
+        requests: what each device of this stage is to be sent.
+        answered: who has given a valid reply to it.
+        rejected: who is out of the round, and why.
+        progress: the stage's own data.
+    """
+
+    book: Book
+    requests: Mapping[ParticipantId, Request]
+    answered: frozenset[ParticipantId]
+    rejected: Mapping[ParticipantId, Rejection]
+    progress: Progress
+
+    @property
+    def stage(self) -> str:
+        """fit, share, mask, consist or reveal."""
+        return STAGE_NAMES[type(self.progress)]
+
+    @property
+    def waiting(self) -> frozenset[ParticipantId]:
+        """Who was asked and has neither answered nor fallen out; when it is empty the stage can be closed."""
+        return frozenset(self.requests) - self.answered - self.rejected.keys()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSum:
+    """The sum of one block over the survivors that own it.
+
+    Args:
+        values: (P,) float64.
+        owners: how many devices it is the sum of.
+    """
+
+    values: npt.NDArray[np.float64]
+    owners: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summed:
+    """The round's outcome: at least one block was opened.
+
+    Args:
+        sums: block by block.
+        survivors: U3, whose inputs are in the sums.
+        skipped: blocks that stay masked, and why.
+        rejected: devices that fell out, and why.
+    """
+
+    sums: Mapping[BlockId, BlockSum]
+    survivors: frozenset[ParticipantId]
+    skipped: Mapping[BlockId, str]
+    rejected: Mapping[ParticipantId, Rejection]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aborted:
+    """The round's other outcome: no sum, and why.
+
+    Args:
+        reason: what went wrong.
+        detail: in words.
+        blamed: devices without which another attempt should be made.
+        restartable: whether another attempt at this round can succeed; not once survivors were put to the devices.
+        rejected: devices that fell out, and why.
+    """
+
+    reason: Reason
+    detail: str
+    blamed: frozenset[ParticipantId]
+    restartable: bool
+    rejected: Mapping[ParticipantId, Rejection]
+
+
+CoordinatorState = Open | Summed | Aborted
+
+
+def aborted(
+    state: Open, reason: Reason, detail: str, *, blamed: Iterable[ParticipantId] = (), restartable: bool
+) -> Aborted:
+    """The end of a round without a sum; whoever fell out is not asked again either."""
+    everyone = frozenset(blamed) | state.rejected.keys()
+    return Aborted(
+        reason=reason, detail=detail, blamed=everyone, restartable=restartable, rejected=dict(state.rejected)
+    )

@@ -1,0 +1,139 @@
+"""The device's MASK stage: open the boxes, encode, mask (docs/protocol.md, "MASK")."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft.entropy import Entropy
+from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.ring import InputRefused
+from fedpeft.secagg.device_secrets import RoundKeys, Violation, agree, reply_key, roster_of, secret_keys
+from fedpeft.secagg.device_state import Masked, Seat, Shared
+from fedpeft.secagg.masks import Mask, apply_masks, rounding_bits
+from fedpeft.secagg.messages import Advertise, MaskedInput, MaskRequest, Reason
+from fedpeft.secagg.primitives import KEY_SIZE, Secret, authenticate, open_box
+from fedpeft.secagg.roster import Roster, members_of
+from fedpeft.secagg.shamir import SHARE_SIZE, share_value
+from fedpeft.secagg.spec import block_encoding
+from fedpeft.secagg.transcript import (
+    STAGE_MASK,
+    box_bound,
+    box_nonce,
+    edge_secret,
+    fingerprint,
+    id_bytes,
+    pair_stream,
+    self_stream,
+    sharers_context,
+)
+
+__all__ = ["Inputs", "mask", "subset_with_us"]
+
+Inputs = Mapping[BlockId, npt.NDArray[np.float32]]
+"""For each owned block its vector, (P,) float32."""
+
+
+def mask(state: Shared, request: MaskRequest, inputs: Inputs, rounding: Entropy) -> Masked:
+    """Opens the boxes, encodes the inputs and masks them for those who shared."""
+    seat, roster = state.seat, roster_of(state.seat, state.roster)
+    sharers = subset_with_us(request.sharers, roster, seat)
+    dealers = [peer for peer in roster.sharing_neighbours(seat.me) if peer in sharers]
+    if len(dealers) < roster.degree.threshold:
+        raise Violation(
+            Reason.TOO_FEW_DEVICES, f"Expected {roster.degree.threshold} sharing neighbours, found {len(dealers)}."
+        )
+    if len(request.boxes) != len(dealers):
+        raise Violation(Reason.BAD_LENGTH, f"Expected {len(dealers)} boxes, found {len(request.boxes)}.")
+    held = _open_boxes(state, roster, dealers, request.boxes)
+    context = sharers_context(roster.context, request.sharers)
+    keys = secret_keys(state.root, seat)
+    vectors = _masked_vectors(state, roster, _masks(state, roster, sharers, keys), inputs, rounding)
+    unopened = tuple(dealer for dealer, box in zip(dealers, held, strict=True) if not box.value)
+    key = reply_key(keys.channel, seat)
+    parts = [context, b"".join(map(id_bytes, unopened)), *vectors]
+    return Masked(
+        seat=seat,
+        signing_seed=keys.signing_seed,
+        reply_key=Secret(key),
+        asked=fingerprint(request),
+        roster=state.roster,
+        peers=state.peers,
+        sharers=request.sharers,
+        held=held,
+        reply=MaskedInput(
+            context=context, unopened=unopened, vectors=vectors, tag=authenticate(key, STAGE_MASK, parts)
+        ),
+    )
+
+
+def subset_with_us(bitmap: bytes, roster: Roster, seat: Seat) -> frozenset[ParticipantId]:
+    """The members that a bitmap names; it must be well formed and name us."""
+    members = members_of(bitmap, roster.members)
+    if members is None:
+        raise Violation(Reason.BAD_LENGTH, f"Expected a bitmap over {len(roster.members)} members, found another.")
+    if seat.me not in members:
+        raise Violation(Reason.BAD_ROSTER, "Expected to be among those who replied, found ourselves left out.")
+    return frozenset(members)
+
+
+def _open_boxes(
+    state: Shared, roster: Roster, dealers: Sequence[ParticipantId], boxes: Sequence[bytes]
+) -> tuple[Secret, ...]:
+    """The plaintext of each dealer's box; empty where it does not open or holds no field elements."""
+    places = {peer: index for index, peer in enumerate(roster.sharing_neighbours(state.seat.me))}
+    held = []
+    for dealer, box in zip(dealers, boxes, strict=True):
+        at = KEY_SIZE * places[dealer]
+        bound = box_bound(roster.context, dealer, state.seat.me)
+        plaintext = open_box(state.box_keys.value[at : at + KEY_SIZE], box_nonce(dealer), box, bound)
+        size = SHARE_SIZE * (1 + len(roster.owned_by(dealer)))
+        good = plaintext is not None and len(plaintext) == size and _all_in_field(plaintext)
+        held.append(Secret(plaintext if plaintext is not None and good else b""))
+    return tuple(held)
+
+
+def _all_in_field(plaintext: bytes) -> bool:
+    cuts = range(0, len(plaintext), SHARE_SIZE)
+    return all(share_value(plaintext[cut : cut + SHARE_SIZE]) is not None for cut in cuts)
+
+
+def _masked_vectors(
+    state: Shared, roster: Roster, masks: Mapping[BlockId, Sequence[Mask]], inputs: Inputs, rounding: Entropy
+) -> tuple[bytes, ...]:
+    """Each own block encoded and masked, as bytes in the spec's order."""
+    if set(inputs) != set(state.seat.owns):
+        raise Violation(Reason.BAD_INPUT, f"Expected vectors for {sorted(state.seat.owns)}, found {sorted(inputs)}.")
+    vectors = []
+    for index in roster.owned_by(state.seat.me):
+        block = roster.spec.blocks[index]
+        try:
+            bits = rounding_bits(rounding(KEY_SIZE))
+            words = block_encoding(roster.spec, block).encode(inputs[block.block_id], bits)
+        except InputRefused as refused:
+            raise Violation(Reason.BAD_INPUT, f"{block.block_id}: {refused}") from refused
+        apply_masks(words, masks[block.block_id])
+        vectors.append(words.tobytes())
+    return tuple(vectors)
+
+
+def _masks(
+    state: Shared, roster: Roster, sharers: frozenset[ParticipantId], keys: RoundKeys
+) -> dict[BlockId, list[Mask]]:
+    """For each own block: the self mask, and one pair mask for each masking neighbour that shared."""
+    me, peers = state.seat.me, {advert.participant_id: advert for advert in state.peers}
+    edges: dict[ParticipantId, bytes] = {}
+    masks: dict[BlockId, list[Mask]] = {}
+    for index, seed in zip(roster.owned_by(me), keys.self_seeds, strict=True):
+        block = roster.spec.blocks[index].block_id
+        masks[block] = [Mask(Secret(self_stream(seed.value, roster.context, block)), add=True)]
+        for peer in sharers.intersection(roster.masking_neighbours(me, index)):
+            if peer not in edges:
+                edges[peer] = _edge(keys, peers[peer], roster)
+            masks[block].append(Mask(Secret(pair_stream(edges[peer], block)), add=me < peer))
+    return masks
+
+
+def _edge(keys: RoundKeys, peer: Advertise, roster: Roster) -> bytes:
+    shared = agree(keys.mask, peer.mask_key)
+    return edge_secret(shared, roster.context, keys.mask.public, peer.mask_key)

@@ -1,0 +1,212 @@
+"""What a device remembers between two messages: one frozen dataclass a state (docs/protocol.md, "Device").
+
+    Advertised -> Shared -> Masked -> [Agreed] -> Closed        any violation -> Failed
+
+Each state holds only what the next step needs, and the reply it gave last, so that a repeated request gets the very
+same bytes. The states are wire messages for one purpose: the ledger seals them (``dump_state``). They never travel.
+"""
+
+from dataclasses import dataclass, replace
+
+from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.secagg.messages import (
+    Advertise,
+    ConsistSignature,
+    MaskedInput,
+    Reason,
+    Reply,
+    RevealedShares,
+    RoundOffer,
+    SealedShares,
+    ShareRequest,
+)
+from fedpeft.secagg.primitives import Secret
+from fedpeft.secagg.roster import open_spec
+from fedpeft.wire import decode, encode, message
+
+__all__ = [
+    "Advertised",
+    "Agreed",
+    "Closed",
+    "DeviceState",
+    "DeviceStep",
+    "Failed",
+    "Mark",
+    "Masked",
+    "Seat",
+    "Shared",
+    "dump_state",
+    "load_state",
+    "mark_of",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """A device's place in one attempt: nothing secret.
+
+    Args:
+        offer: the signed terms.
+        context: of the offer.
+        me: own participant id.
+        owns: the blocks it uploads, in the spec's order.
+        min_cohort: the stricter of the terms and the site's policy.
+    """
+
+    offer: RoundOffer
+    context: bytes
+    me: ParticipantId
+    owns: tuple[BlockId, ...]
+    min_cohort: int
+
+
+@message(0x0380)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advertised:
+    """Keys are out. ``root`` is the seed of every secret of this attempt."""
+
+    seat: Seat
+    root: Secret
+    reply: Advertise
+
+
+@message(0x0381)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """Shares are out.
+
+    Args:
+        seat: see ``Seat``.
+        root: the seed of every secret of this attempt.
+        asked: context of the roster, which also identifies the request.
+        roster: the request without its adverts.
+        peers: the adverts whose signatures were verified, ascending.
+        box_keys: one 32-byte key for each sharing neighbour, ascending.
+        reply: the boxes.
+    """
+
+    seat: Seat
+    root: Secret
+    asked: bytes
+    roster: ShareRequest
+    peers: tuple[Advertise, ...]
+    box_keys: Secret
+    reply: SealedShares
+
+
+@message(0x0382)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Masked:
+    """The masked input is out; every secret of its own is gone but the signing key.
+
+    Args:
+        seat: see ``Seat``.
+        signing_seed: of this attempt's Ed25519 key.
+        reply_key: authenticates the next reply.
+        asked: identifies the request answered.
+        roster: the request that named the members.
+        peers: verified adverts.
+        sharers: U2, a bitmap.
+        held: opened boxes of the sharing neighbours in U2, ascending; an unopened one is empty.
+        reply: the masked vectors.
+    """
+
+    seat: Seat
+    signing_seed: Secret
+    reply_key: Secret
+    asked: bytes
+    roster: ShareRequest
+    peers: tuple[Advertise, ...]
+    sharers: bytes
+    held: tuple[Secret, ...]
+    reply: MaskedInput
+
+
+@message(0x0383)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreed:
+    """The survivor set (U3, in ``survivors``) is signed; ``asked`` is its context. No other set will be accepted."""
+
+    seat: Seat
+    reply_key: Secret
+    asked: bytes
+    roster: ShareRequest
+    peers: tuple[Advertise, ...]
+    sharers: bytes
+    survivors: bytes
+    held: tuple[Secret, ...]
+    reply: ConsistSignature
+
+
+@message(0x0384)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """Shares are revealed; nothing secret is left. ``asked`` is the context of U3."""
+
+    seat: Seat
+    asked: bytes
+    reply: RevealedShares
+
+
+@message(0x0385)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The device will not go on with this attempt; nothing secret is left."""
+
+    seat: Seat | None
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """How far a device has gone in a run: it never goes back.
+
+    Args:
+        round_id: the latest round that it took part in.
+        attempt: the latest attempt at it.
+        agreed: whether it signed or revealed for a survivor set there: then that round is over for it.
+    """
+
+    round_id: int
+    attempt: int
+    agreed: bool
+
+
+DeviceState = Advertised | Shared | Masked | Agreed | Closed | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStep:
+    """What a step leads to: the state to keep (durably, first) and the reply to send (then)."""
+
+    state: DeviceState
+    reply: Reply
+
+
+def dump_state(state: DeviceState) -> bytes:
+    """The state as bytes, secrets included: for the sealed ledger only."""
+    return encode(state)
+
+
+def load_state(dumped: bytes) -> DeviceState:
+    """What ``dump_state`` dumped.
+
+    Raises:
+        WireError: anything else.
+    """
+    state = decode(dumped, (Advertised, Shared, Masked, Agreed, Closed, Failed))
+    if not isinstance(state, DeviceState):
+        raise TypeError(f"Expected a device state, found {type(state).__name__}.")
+    return state
+
+
+def mark_of(state: DeviceState, before: Mark | None) -> Mark | None:
+    """How far the device has gone, given how far it had gone before this state; never back."""
+    if state.seat is None:
+        return before
+    spec = open_spec(state.seat.offer.spec)
+    here = Mark(round_id=spec.round_id, attempt=spec.attempt, agreed=isinstance(state, Agreed | Closed))
+    if before is None or (here.round_id, here.attempt) > (before.round_id, before.attempt):
+        return here
+    return replace(here, agreed=here.agreed or before.agreed)

@@ -1,0 +1,145 @@
+"""Who is in a round, as one ``ShareRequest`` says it: the same object, from the same bytes, on every side.
+
+Invariants checked on construction: members ascending and on the spec's roster, one digest each, one owner bitmap a
+block with no bit outside. What only a device can check (signatures, its own entry) is in ``device.py``.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from fedpeft.ids import ParticipantId
+from fedpeft.secagg.graph import Degree, circle, masking_degree, neighbours, sharing_degree
+from fedpeft.secagg.messages import RoundOffer, ShareRequest
+from fedpeft.secagg.primitives import BOX_OVERHEAD
+from fedpeft.secagg.shamir import SHARE_SIZE
+from fedpeft.secagg.spec import RoundSpec
+from fedpeft.secagg.transcript import roster_context
+from fedpeft.wire import decode
+
+__all__ = ["Roster", "members_of", "open_spec", "pack_members", "read_roster"]
+
+
+@dataclass(frozen=True, eq=False)
+class Roster:
+    """The members of a round and how they are joined.
+
+    Args:
+        spec: the terms.
+        context: hash of the roster.
+        members: U1, ascending.
+        digests: of each member's ``Advertise``.
+        owners: for each block of the spec, its owners, ascending.
+        degree: of the sharing graph.
+    """
+
+    spec: RoundSpec
+    context: bytes
+    members: tuple[ParticipantId, ...]
+    digests: tuple[bytes, ...]
+    owners: tuple[tuple[ParticipantId, ...], ...]
+    degree: Degree
+
+    @cached_property
+    def place(self) -> dict[ParticipantId, int]:
+        """Each member's index in ``members``."""
+        return {member: index for index, member in enumerate(self.members)}
+
+    @cached_property
+    def owner_sets(self) -> tuple[frozenset[ParticipantId], ...]:
+        """``owners``, for membership tests."""
+        return tuple(frozenset(owners) for owners in self.owners)
+
+    @cached_property
+    def _circle(self) -> tuple[int, ...]:
+        return circle(self.context, self.members)
+
+    @cached_property
+    def _block_circles(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(m for m in self._circle if m in owners) for owners in self.owner_sets)
+
+    def masking_degree(self, block: int) -> int | None:
+        """Degree of a block's masking graph; None if it is complete."""
+        spec = self.spec
+        return masking_degree(
+            len(self.owners[block]), len(self.members), spec.mode, spec.corrupt_fraction, spec.dropout_fraction
+        )
+
+    def sharing_neighbours(self, member: ParticipantId) -> tuple[ParticipantId, ...]:
+        """Who holds this member's shares, and whose shares it holds; ascending."""
+        return tuple(ParticipantId(other) for other in neighbours(self._circle, member, self.degree.neighbours))
+
+    def masking_neighbours(self, member: ParticipantId, block: int) -> tuple[ParticipantId, ...]:
+        """With whom this owner masks a block; ascending."""
+        others = neighbours(self._block_circles[block], member, self.masking_degree(block))
+        return tuple(ParticipantId(other) for other in others)
+
+    def owned_by(self, member: ParticipantId) -> tuple[int, ...]:
+        """Indices of the blocks that a member uploads."""
+        return tuple(index for index, owners in enumerate(self.owner_sets) if member in owners)
+
+    def box_size(self, dealer: ParticipantId) -> int:
+        """Bytes of each of a dealer's boxes: its key's share and one a block it owns, sealed."""
+        return SHARE_SIZE * (1 + len(self.owned_by(dealer))) + BOX_OVERHEAD
+
+    def enough_survive(self, block: int, survivors: Collection[ParticipantId]) -> bool:
+        """Whether a circulant block is still connected as promised: no more vanished than the terms assume."""
+        if self.masking_degree(block) is None:
+            return True
+        alive = len(self.owner_sets[block].intersection(survivors))
+        return len(self.owners[block]) - alive <= self.spec.dropout_fraction * len(self.members)
+
+
+@lru_cache(maxsize=8)
+def open_spec(spec: bytes) -> RoundSpec:
+    """The terms in an offer; decoded once a process. Raises WireError."""
+    return decode(spec, RoundSpec)
+
+
+def read_roster(offer: RoundOffer, request: ShareRequest) -> Roster | str:
+    """The roster of a request, or what is wrong with it in words."""
+    return _read(offer.spec, request.context, request.members, request.digests, request.owners)
+
+
+@lru_cache(maxsize=8)
+def _read(spec_bytes: bytes, context: bytes, members: bytes, digests: bytes, owners: tuple[bytes, ...]) -> Roster | str:
+    spec = open_spec(spec_bytes)
+    ids = [ParticipantId(int(member)) for member in np.frombuffer(members, ">u4")] if len(members) % 4 == 0 else []
+    if not ids or any(a >= b for a, b in pairwise(ids)):
+        return "Expected members ascending, each once, 4 bytes each; found another list."
+    if ids[0] < 1 or ids[-1] > len(spec.participants):
+        return f"Expected members 1..{len(spec.participants)}, found {ids[0]}..{ids[-1]}."
+    if len(digests) != 32 * len(ids) or len(owners) != len(spec.blocks):
+        return "Expected one 32-byte digest a member and one bitmap a block, found another number."
+    owner_lists = [members_of(bitmap, ids) for bitmap in owners]
+    degree = sharing_degree(len(ids), spec.mode, spec.corrupt_fraction, spec.dropout_fraction)
+    if degree is None:
+        return f"Expected enough devices for the stated fractions, found {len(ids)}; ask more."
+    found = [owner_list for owner_list in owner_lists if owner_list is not None]
+    if len(found) != len(owner_lists):
+        return f"Expected bitmaps over {len(ids)} members with zero padding, found another length or padding."
+    request = ShareRequest(context=context, members=members, digests=digests, owners=owners, adverts=())
+    return Roster(
+        spec=spec,
+        context=roster_context(request),
+        members=tuple(ids),
+        digests=tuple(digests[i : i + 32] for i in range(0, len(digests), 32)),
+        owners=tuple(found),
+        degree=degree,
+    )
+
+
+def pack_members(chosen: Collection[ParticipantId], members: Sequence[ParticipantId]) -> bytes:
+    """A bitmap over the members, most significant bit first, padded with zeros."""
+    return np.packbits(np.fromiter((member in chosen for member in members), bool, len(members))).tobytes()
+
+
+def members_of(bitmap: bytes, members: Sequence[ParticipantId]) -> tuple[ParticipantId, ...] | None:
+    """The members a bitmap names, ascending; None if it has another length or non-zero padding."""
+    flags = np.unpackbits(np.frombuffer(bitmap, np.uint8))
+    if len(bitmap) != -(-len(members) // 8) or flags[len(members) :].any():
+        return None
+    return tuple(members[index] for index in np.flatnonzero(flags).tolist())

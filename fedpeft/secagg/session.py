@@ -1,0 +1,91 @@
+"""A device that survives crashes: the pure state machine of ``device.py`` around a ledger.
+
+load -> step -> save -> reply. The reply leaves this module only after the state that gave it is durable, so a device
+that is killed between any two messages goes on where it was, and never answers twice differently.
+"""
+
+import threading
+from collections.abc import Callable, Set
+
+from fedpeft.entropy import Entropy
+from fedpeft.ids import BlockId
+from fedpeft.secagg.device import answer, begin
+from fedpeft.secagg.device_mask import Inputs
+from fedpeft.secagg.device_state import Advertised, Shared
+from fedpeft.secagg.ledger import Ledger
+from fedpeft.secagg.messages import MaskRequest, Reason, Refusal, Reply, Request, RoundOffer
+from fedpeft.secagg.policy import DevicePolicy
+from fedpeft.secagg.primitives import IdentityKey
+from fedpeft.secagg.roster import open_spec
+from fedpeft.secagg.transcript import offer_context
+from fedpeft.wire import WireError
+
+__all__ = ["DeviceSession"]
+
+
+class DeviceSession:
+    """One device's secure sums, one round a run at a time.
+
+    Args:
+        ledger: its memory.
+        identity: its enrolled key.
+        policy: what its site demands.
+    """
+
+    def __init__(self, *, ledger: Ledger, identity: IdentityKey, policy: DevicePolicy) -> None:
+        self._ledger, self._identity, self._policy = ledger, identity, policy
+        self._lock = threading.Lock()
+
+    def begin(self, offer: RoundOffer, *, owns: Set[BlockId], entropy: Entropy) -> Reply:
+        """Answers FIT; the same offer gets the same reply, a refused one changes nothing."""
+        try:
+            run_id = open_spec(offer.spec).run_id
+        except WireError as error:
+            return Refusal(reason=Reason.MALFORMED, detail=str(error))
+        with self._lock:
+            state = self._ledger.load(run_id)
+            if state is not None and state.seat is not None and state.seat.context == offer_context(offer):
+                return answer(state, offer).reply
+            step = begin(
+                offer,
+                owns=owns,
+                identity=self._identity,
+                policy=self._policy,
+                entropy=entropy,
+                mark=self._ledger.mark(run_id),
+            )
+            if isinstance(step.state, Advertised):
+                self._ledger.save(run_id, step.state)
+            return step.reply
+
+    def answer(
+        self,
+        run_id: str,
+        request: Request,
+        *,
+        inputs: Callable[[], Inputs] | None = None,
+        rounding: Entropy | None = None,
+    ) -> Reply:
+        """Answers a later request.
+
+        Args:
+            run_id: the run it belongs to.
+            request: decoded from the wire.
+            inputs: called only when the vectors are needed, once.
+            rounding: seeds the stochastic rounding.
+        """
+        with self._lock:
+            state = self._ledger.load(run_id)
+            if state is None:
+                return Refusal(reason=Reason.OUT_OF_ORDER, detail=f"Expected an open round of {run_id}, found none.")
+            needs_inputs = isinstance(state, Shared) and isinstance(request, MaskRequest)
+            vectors = inputs() if needs_inputs and inputs is not None else None
+            step = answer(state, request, inputs=vectors, rounding=rounding)
+            if step.state is not state:
+                self._ledger.save(run_id, step.state)
+            return step.reply
+
+    def abandon(self, run_id: str) -> None:
+        """The engine gave the round up: forgets its secrets. The device will not answer for it again."""
+        with self._lock:
+            self._ledger.forget(run_id)

@@ -1,0 +1,101 @@
+"""Shamir's secret sharing of 32-byte secrets over the prime 2^256 + 297 (docs/protocol.md, "Shares").
+
+Source: Shamir 1979; the prime is the smallest above 2^256, so that every 32-byte string is a secret. A share is a
+field element at the holder's participant id, 33 bytes, big-endian. The Lagrange weights depend on the holders only
+and are computed once for each set of holders. Repair of bad shares is in ``repair.py``.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from fedpeft.errors import FedpeftError
+
+__all__ = ["COEFFICIENT_BYTES", "PRIME", "SHARE_SIZE", "combine", "share_value", "split", "weights", "weights_without"]
+
+PRIME = (1 << 256) + 297
+SHARE_SIZE = 33
+COEFFICIENT_BYTES = 48
+"""Reduced modulo the prime, 384 uniform bits are uniform to within 2^-127."""
+
+
+def split(secret: bytes, threshold: int, holders: Sequence[int], coefficients: bytes) -> list[bytes]:
+    """One share for each holder; any ``threshold`` of them rebuild the secret, fewer say nothing about it.
+
+    Args:
+        secret: 32 bytes.
+        threshold: how many shares rebuild it, 1..len(holders).
+        holders: distinct ids >= 1, the points of evaluation.
+        coefficients: 48 * (threshold - 1) fresh random bytes.
+
+    Guarantees:
+        test_threshold_shares_rebuild_the_secret, test_fewer_shares_than_the_threshold_fit_every_secret
+        (tests/secagg/test_shamir.py).
+    """
+    if not 1 <= threshold <= len(holders) or len(set(holders)) != len(holders) or min(holders) < 1:
+        raise FedpeftError(f"Expected 1 <= threshold <= {len(holders)} distinct holders >= 1, found {threshold}.")
+    needed = COEFFICIENT_BYTES * (threshold - 1)
+    if len(coefficients) != needed:
+        raise FedpeftError(f"Expected {needed} coefficient bytes, found {len(coefficients)}.")
+    cuts = range(0, len(coefficients), COEFFICIENT_BYTES)
+    polynomial = [int.from_bytes(coefficients[cut : cut + COEFFICIENT_BYTES], "big") % PRIME for cut in cuts]
+    polynomial.append(int.from_bytes(secret, "big"))
+    shares = []
+    for x in holders:
+        y = 0
+        for step, coefficient in enumerate(polynomial):  # Horner, highest power first
+            y = y * x + coefficient
+            if step & 7 == 7:  # reducing every time would cost more than a few longer numbers
+                y %= PRIME
+        shares.append((y % PRIME).to_bytes(SHARE_SIZE, "big"))
+    return shares
+
+
+def share_value(share: bytes) -> int | None:
+    """The field element of a share; None if it is not one, as in the all-ones share that stands for "none"."""
+    value = int.from_bytes(share, "big")
+    return value if len(share) == SHARE_SIZE and value < PRIME else None
+
+
+@lru_cache(maxsize=64)
+def weights(holders: tuple[int, ...]) -> tuple[int, ...]:
+    """Lagrange weights at zero for these points, in their order."""
+    numerator = 1
+    for x in holders:
+        numerator = numerator * x % PRIME
+    denominators = []
+    for j, xj in enumerate(holders):
+        product = xj
+        for m, xm in enumerate(holders):
+            if m != j:
+                product = product * (xm - xj) % PRIME
+        denominators.append(product)
+    return tuple(numerator * inverse % PRIME for inverse in _inverses(denominators))
+
+
+def weights_without(holders: tuple[int, ...], absent: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The holders without one of them, and their weights, from the weights of all: linear instead of quadratic."""
+    inverse = pow(absent, -1, PRIME)
+    pairs = [
+        (x, weight * (absent - x) % PRIME * inverse % PRIME)
+        for x, weight in zip(holders, weights(holders), strict=True)
+        if x != absent
+    ]
+    return tuple(x for x, _ in pairs), tuple(weight for _, weight in pairs)
+
+
+def combine(lagrange: Sequence[int], values: Sequence[int]) -> bytes | None:
+    """The secret of these shares; None if the result is no 32-byte string, so at least one share was wrong."""
+    secret = sum(weight * value for weight, value in zip(lagrange, values, strict=True)) % PRIME
+    return secret.to_bytes(32, "big") if secret < 1 << 256 else None
+
+
+def _inverses(values: Sequence[int]) -> list[int]:
+    """Montgomery's trick: one modular inversion for all of them."""
+    running = [1]
+    for value in values:
+        running.append(running[-1] * value % PRIME)
+    inverse, out = pow(running[-1], -1, PRIME), [0] * len(values)
+    for index in range(len(values) - 1, -1, -1):
+        out[index] = inverse * running[index] % PRIME
+        inverse = inverse * values[index] % PRIME
+    return out

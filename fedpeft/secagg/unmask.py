@@ -1,0 +1,200 @@
+"""From revealed shares to sums: rebuild, verify, unmask, decode (docs/protocol.md, "UNMASK").
+
+Every rebuilt secret is checked against what its owner committed to; shares that do not fit are repaired around and
+their holder or dealer is named. A block is opened whole or not at all. Order of work: which blocks, which secrets, the
+masks of each block in one pass, decode.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.secagg.coordinator_state import (
+    KEY_SHARE,
+    Aborted,
+    BlockSum,
+    Open,
+    Rejection,
+    Revealing,
+    ShareName,
+    Summed,
+    aborted,
+)
+from fedpeft.secagg.masks import Mask, apply_masks
+from fedpeft.secagg.messages import Reason, RevealedShares
+from fedpeft.secagg.primitives import AgreementKey, Secret
+from fedpeft.secagg.repair import repair
+from fedpeft.secagg.roster import Roster, members_of
+from fedpeft.secagg.shamir import SHARE_SIZE, combine, share_value, weights, weights_without
+from fedpeft.secagg.spec import block_encoding
+from fedpeft.secagg.transcript import commitment, edge_secret, pair_stream, self_stream
+
+__all__ = ["cohort_problem", "named_shares", "unmask"]
+
+
+def cohort_problem(roster: Roster, block: int, survivors: Collection[ParticipantId]) -> str | None:
+    """Why a block must stay masked, in words; None if enough organisations survive in it."""
+    people = roster.spec.participants
+    alive = roster.owner_sets[block].intersection(survivors)
+    organisations = len({people[owner - 1].organisation for owner in alive})
+    if organisations < roster.spec.min_cohort:
+        return (
+            f"expected {roster.spec.min_cohort} organisations, found {organisations} "
+            f"({len(alive)} of {len(roster.owners[block])} owners survived)"
+        )
+    if not roster.enough_survive(block, alive):
+        return f"expected at most the stated dropouts, found {len(roster.owners[block]) - len(alive)}"
+    return None
+
+
+def named_shares(revealing: Revealing, holder: ParticipantId, reply: RevealedShares) -> dict[ShareName, bytes] | None:
+    """A holder's shares by name; None if their number is not what its opened blocks imply."""
+    roster = revealing.masked.members.roster
+    flags = np.unpackbits(np.frombuffer(reply.opened, np.uint8))
+    if len(reply.opened) != -(-len(roster.owners) // 8) or flags[len(roster.owners) :].any():
+        return None
+    opened = frozenset(np.flatnonzero(flags).tolist())
+    sharers = members_of(revealing.masked.sharers, roster.members) or ()
+    names = [
+        (dealer, kind)
+        for dealer in sorted(set(sharers).intersection(roster.sharing_neighbours(holder)))
+        for kind in (
+            [b for b in roster.owned_by(dealer) if b in opened] if dealer in revealing.survivors else [KEY_SHARE]
+        )
+    ]
+    if len(reply.shares) != SHARE_SIZE * len(names):
+        return None
+    return {name: reply.shares[SHARE_SIZE * i : SHARE_SIZE * (i + 1)] for i, name in enumerate(names)}
+
+
+def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:
+    """The round's outcome."""
+    roster, survivors = revealing.masked.members.roster, revealing.survivors
+    vault = _Vault(state.book.context, revealing)
+    sums: dict[BlockId, BlockSum] = {}
+    skipped: dict[BlockId, str] = {}
+    lost: set[ParticipantId] = set()
+    for index, block in enumerate(roster.spec.blocks):
+        problem = cohort_problem(roster, index, survivors)
+        missing = [] if problem else [name for name in _needed(revealing, index) if vault.secret(name) is None]
+        if problem is None and not missing:
+            words = revealing.masked.sums[block.block_id]
+            apply_masks(words, list(_masks_to_remove(vault, revealing, index)))
+            owners = len(roster.owner_sets[index] & survivors)
+            values = block_encoding(roster.spec, block).decode(words, owners)
+            sums[block.block_id] = BlockSum(values=values, owners=owners)
+        else:
+            dealers = {dealer for dealer, _ in missing}
+            lost |= dealers
+            skipped[block.block_id] = problem or f"too few good shares of the masks of {sorted(dealers)}"
+    state = replace(state, rejected={**state.rejected, **_misfits(vault.misfits)})
+    if not sums:
+        detail = "; ".join(f"{block}: {why}" for block, why in skipped.items())
+        return aborted(
+            state, Reason.SECRET_LOST, f"No block could be opened: {detail}.", blamed=lost, restartable=False
+        )
+    return Summed(sums=sums, survivors=survivors, skipped=skipped, rejected=state.rejected)
+
+
+class _Vault:
+    """The secrets rebuilt so far, each once; None for one that cannot be."""
+
+    def __init__(self, context: bytes, revealing: Revealing) -> None:
+        self.context, self.members = context, revealing.masked.members
+        self.misfits: set[tuple[ParticipantId, int]] = set()
+        self._secrets: dict[ShareName, Secret | None] = {}
+        self._edges: dict[tuple[ParticipantId, ParticipantId], bytes] = {}
+        self._shares: dict[ShareName, dict[int, bytes]] = {}
+        for holder in sorted(revealing.shares):
+            for name, share in revealing.shares[holder].items():
+                self._shares.setdefault(name, {})[holder] = share
+
+    def secret(self, name: ShareName) -> Secret | None:
+        """A dealer's secret, verified against its commitment."""
+        if name not in self._secrets:
+            self._secrets[name] = self._rebuild(name)
+        return self._secrets[name]
+
+    def edge(self, gone: ParticipantId, peer: ParticipantId) -> bytes:
+        """The pair secret of a device that dropped out and a peer."""
+        if (gone, peer) not in self._edges:
+            secret = self.secret((gone, KEY_SHARE))
+            key = AgreementKey(secret.value if secret else b"")
+            peer_key = self.members.adverts[peer].mask_key
+            shared = key.agree(peer_key) or b""
+            self._edges[gone, peer] = edge_secret(shared, self.members.roster.context, key.public, peer_key)
+        return self._edges[gone, peer]
+
+    def _rebuild(self, name: ShareName) -> Secret | None:
+        shares, threshold = self._shares.get(name, {}), self.members.roster.degree.threshold
+        values = {holder: value for holder, share in shares.items() if (value := share_value(share)) is not None}
+        if len(values) < threshold:
+            return None
+        # With the dealer among them, the points are the same for every dealer of a complete graph.
+        points = tuple(sorted({*values, name[0]})[: threshold + 1])
+        if name[0] in points:
+            holders, lagrange = weights_without(points, name[0])
+        else:
+            holders, lagrange = points[:threshold], weights(points[:threshold])
+        secret = combine(lagrange, [values[holder] for holder in holders])
+        if secret is not None and self._fits(name, secret):
+            return Secret(secret)
+        repaired = repair(values, threshold, lambda guess: self._fits(name, guess))
+        if repaired is None:
+            return None
+        self.misfits.update((name[0], holder) for holder in repaired.wrong)
+        return Secret(repaired.secret)
+
+    def _fits(self, name: ShareName, secret: bytes) -> bool:
+        dealer, kind = name
+        advert, spec = self.members.adverts[dealer], self.members.roster.spec
+        if kind == KEY_SHARE:
+            return AgreementKey(secret).public == advert.mask_key
+        block = spec.blocks[kind].block_id
+        return commitment(self.context, dealer, block, secret) == advert.commitments[advert.blocks.index(block)]
+
+
+def _gone(revealing: Revealing, block: int) -> list[ParticipantId]:
+    """Owners of a block that shared their keys and then dropped out."""
+    roster = revealing.masked.members.roster
+    sharers = members_of(revealing.masked.sharers, roster.members) or ()
+    return [m for m in sharers if m in roster.owner_sets[block] and m not in revealing.survivors]
+
+
+def _needed(revealing: Revealing, block: int) -> Iterator[ShareName]:
+    """The secrets without which a block stays masked."""
+    roster, survivors = revealing.masked.members.roster, revealing.survivors
+    yield from ((owner, block) for owner in roster.owners[block] if owner in survivors)
+    for gone in _gone(revealing, block):
+        if survivors.intersection(roster.masking_neighbours(gone, block)):
+            yield gone, KEY_SHARE
+
+
+def _masks_to_remove(vault: _Vault, revealing: Revealing, block: int) -> Iterator[Mask]:
+    """The survivors' self masks, and the pair masks they shared with those who dropped out."""
+    roster, survivors = revealing.masked.members.roster, revealing.survivors
+    block_id = roster.spec.blocks[block].block_id
+    for owner in roster.owner_sets[block] & survivors:
+        seed = vault.secret((owner, block))
+        if seed is not None:
+            yield Mask(Secret(self_stream(seed.value, roster.context, block_id)), add=False)
+    for gone in _gone(revealing, block):
+        for peer in survivors.intersection(roster.masking_neighbours(gone, block)):
+            yield Mask(Secret(pair_stream(vault.edge(gone, peer), block_id)), add=peer > gone)
+
+
+def _misfits(pairs: Collection[tuple[ParticipantId, int]]) -> dict[ParticipantId, Rejection]:
+    """Names whoever is in more misfits: a bad dealer misfits with many holders, a bad holder with many dealers."""
+    dealers, holders = Counter(dealer for dealer, _ in pairs), Counter(holder for _, holder in pairs)
+    named: dict[ParticipantId, Rejection] = {}
+    for dealer, holder in sorted(pairs):
+        if dealers[dealer] >= holders[holder]:
+            detail = f"dealt shares that do not fit its commitment to {dealers[dealer]} devices"
+            named[dealer] = Rejection(reason=Reason.BAD_SHARE, detail=detail)
+        if holders[holder] >= dealers[dealer]:
+            detail = f"revealed shares that do not fit for {holders[holder]} devices"
+            named[ParticipantId(holder)] = Rejection(reason=Reason.BAD_SHARE, detail=detail)
+    return named
