@@ -7,10 +7,11 @@ build that the store cannot answer.
 
 from typing import TYPE_CHECKING
 
-from fedpeft.base.artifact import ArtifactStore, BaseArtifact, default_store
+from fedpeft.base.artifact import BaseArtifact
 from fedpeft.base.build import SCHEMES, build
 from fedpeft.base.manifest import Manifest
 from fedpeft.base.source import ModelSource, resolve
+from fedpeft.base.store import ArtifactStore, default_store
 
 if TYPE_CHECKING:
     from fedpeft.base.load import load_model, load_tokenizer

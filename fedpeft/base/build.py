@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fedpeft.base.artifact import MANIFEST_FILE, WEIGHTS_FILE, ArtifactStore, BaseArtifact, index_key, open_artifact
+from fedpeft.base.artifact import MANIFEST_FILE, WEIGHTS_FILE, BaseArtifact, describe_file, open_artifact
 from fedpeft.base.manifest import FORMAT, Manifest, SourceEntry, TensorEntry, digest_of
 from fedpeft.base.source import CONFIG_FILE, ModelSource, hash_file, resolve
+from fedpeft.base.store import ArtifactStore, index_key, staging_directory, write_json
 from fedpeft.errors import ConfigInvalid
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _build(
     from fedpeft.base.architecture import plan, read_config
     from fedpeft.base.checkpoint import open_checkpoint, write_tokenizer
     from fedpeft.base.quantize import choose_encoding, parts_of
-    from fedpeft.base.writer import describe_file, staging_directory, write_json, write_safetensors
+    from fedpeft.base.writer import write_safetensors
 
     report("read", 0.05)
     checkpoint = open_checkpoint(source)

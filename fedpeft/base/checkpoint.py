@@ -4,6 +4,8 @@ Safetensors are read through a memory map. A GGUF file is converted here, once, 
 blocks are dequantized to float32 and its names, config and tokenizer become transformers'.
 """
 
+import contextlib
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from fedpeft.base.architecture import clean_config, quiet_transformers, read_config, skeleton
 from fedpeft.base.source import CONFIG_FILE, TOKENIZER_FILES, ModelSource, read_json, weight_files
-from fedpeft.base.writer import write_json
+from fedpeft.base.store import write_json
 from fedpeft.errors import ConfigInvalid, ResourceMissing
 
 __all__ = ["Checkpoint", "open_checkpoint", "write_tokenizer"]
@@ -87,7 +89,8 @@ def _open_gguf(path: Path) -> Checkpoint:
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     try:
-        with quiet_transformers():
+        # Its tqdm bar has no switch.
+        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
             content = load_gguf_checkpoint(str(path))["config"]
             config = clean_config({**content, "architectures": []})
             model = skeleton(read_config(config), "causal-lm")

