@@ -70,8 +70,7 @@ def _functions(path: Path, module: str, group: str) -> Iterator[Record]:
         tree = ast.parse(path.read_bytes())
     except SyntaxError:  # a file that is meant to be broken
         return
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    functions.sort(key=lambda node: node.lineno)
+    functions = sorted(_defined_in(tree), key=lambda node: node.lineno)
     completions: list[str] = []
     for node in functions:
         docstring = ast.get_docstring(node)
@@ -83,6 +82,15 @@ def _functions(path: Path, module: str, group: str) -> Iterator[Record]:
         prompt = ast.unparse(node) + PROMPT_END if completion else ""
         if prompt and len(prompt) <= MAX_PROMPT_CHARS:
             yield {"prompt": prompt, "completion": completion, "module_group": group, "module": module}
+
+
+def _defined_in(block: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function below a block; statements only, which is several times faster than ``ast.walk``."""
+    for field in ("body", "handlers", "orelse", "finalbody", "cases"):
+        for statement in getattr(block, field, ()):
+            if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield statement
+            yield from _defined_in(statement)
 
 
 def _shorten(docstring: str) -> str:

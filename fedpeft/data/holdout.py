@@ -14,6 +14,7 @@ about its share, and a class with a single example keeps it for training.
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 from fedpeft.data.records import Record, Records
 from fedpeft.data.tasks import Convention, detect
@@ -65,8 +66,19 @@ def content_key(row: Record, convention: Convention | None) -> str:
         columns = ("text",)
     elif convention is Convention.ALPACA:
         columns = ("instruction", "input", "output")
-    content = {column: row.get(column) for column in sorted(columns)}
-    return " ".join(json.dumps(content, sort_keys=True, default=str, ensure_ascii=False).casefold().split())
+    content = {column: _plain(row.get(column)) for column in columns}
+    return json.dumps(content, sort_keys=True, default=str, ensure_ascii=False)
+
+
+def _plain(value: object) -> object:
+    """Texts in one case and with single spaces, at any depth."""
+    if isinstance(value, str):
+        return " ".join(value.casefold().split())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
 
 
 def _classes(records: Records, keys: tuple[str, ...]) -> dict[str, str]:

@@ -1,0 +1,135 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from fedpeft.data import text_files
+from fedpeft.data.records import ProblemLog
+
+
+@pytest.fixture
+def log() -> ProblemLog:
+    return ProblemLog()
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_jsonl_rows_carry_their_line_and_blank_lines_are_skipped(tmp_path: Path, log: ProblemLog) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "é"}\n\n{"text": "b", "n": 1}')
+    assert list(text_files.read_jsonl(path, log)) == [(1, {"text": "é"}), (3, {"text": "b", "n": 1})]
+    assert log.count == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ('{"text": "a"', "delimiter"),
+        ("[1, 2]", "list"),
+        ('"text"', "str"),
+        ('{"label": NaN}', "NaN"),
+        ('{"label": -Infinity}', "-Infinity"),
+        ("[" * 100_000, "nesting too deep"),
+    ],
+)
+def test_a_bad_json_line_is_named_and_the_others_are_read(
+    tmp_path: Path, log: ProblemLog, line: str, found: str
+) -> None:
+    path = write(tmp_path / "a.jsonl", f'{{"text": "a"}}\n{line}\n{{"text": "c"}}\n')
+    assert [number for number, _ in text_files.read_jsonl(path, log)] == [1, 3]
+    (problem,) = log.problems
+    assert problem.where == f"{path}:2"
+    assert found in problem.found
+
+
+def test_a_line_that_is_not_utf8_is_named_with_the_byte(tmp_path: Path, log: ProblemLog) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}\n')
+    list(text_files.read_jsonl(path, log))
+    (problem,) = log.problems
+    assert problem.where == f"{path}:2"
+    assert "0xe9 at position 13" in problem.found
+    assert "iconv" in problem.remedy
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path, log: ProblemLog) -> None:
+    csv = write(tmp_path / "a.csv", b"\xef\xbb\xbftext,label\r\nhi,x\r\n")
+    assert list(text_files.read_csv(csv, log)) == [(2, {"text": "hi", "label": "x"})]
+    jsonl = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "hi"}')
+    assert list(text_files.read_jsonl(jsonl, log)) == [(1, {"text": "hi"})]
+    array = write(tmp_path / "a.json", b'\xef\xbb\xbf [{"text": "hi"}]')
+    assert list(text_files.read_json(array, log)) == [(1, {"text": "hi"})]
+    assert log.count == 0
+
+
+def test_utf16_is_told_once_and_not_line_by_line(tmp_path: Path, log: ProblemLog) -> None:
+    path = write(tmp_path / "a.csv", "text,label\nhi,x\nho,y\n".encode("utf-16"))
+    assert list(text_files.read_csv(path, log)) == []
+    (problem,) = log.problems
+    assert problem.found == "UTF-16"
+
+
+def test_a_line_beyond_the_limit_ends_the_file(
+    tmp_path: Path, log: ProblemLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 100)
+    path = write(tmp_path / "a.jsonl", '{"text": "a"}\n' + json.dumps({"text": "x" * 200}) + "\n")
+    assert [number for number, _ in text_files.read_jsonl(path, log)] == [1]
+    assert log.problems[0].where == f"{path}:2"
+
+
+def test_a_json_array_is_read_by_position(tmp_path: Path, log: ProblemLog) -> None:
+    path = write(
+        tmp_path / "alpaca.json", '[{"instruction": "a", "output": "b"}, 3, {"instruction": "c", "output": "d"}]'
+    )
+    assert [number for number, _ in text_files.read_json(path, log)] == [1, 3]
+    assert log.problems[0].where == f"{path}:2"
+
+
+def test_a_broken_json_array_is_one_problem(tmp_path: Path, log: ProblemLog) -> None:
+    assert list(text_files.read_json(write(tmp_path / "a.json", '[{"text": "a"},'), log)) == []
+    assert log.count == 1
+
+
+def test_a_json_file_of_lines_is_read_as_jsonl(tmp_path: Path, log: ProblemLog) -> None:
+    path = write(tmp_path / "a.json", '{"text": "a"}\n{"text": "b"}\n')
+    assert len(list(text_files.read_json(path, log))) == 2
+
+
+def test_csv_quotes_commas_and_line_ends_inside_a_field(tmp_path: Path, log: ProblemLog) -> None:
+    path = write(tmp_path / "a.csv", 'text,label\r\n"one, ""two""\nthree",x\r\nplain,y\r\n\r\n')
+    assert list(text_files.read_csv(path, log)) == [
+        (2, {"text": 'one, "two"\nthree', "label": "x"}),
+        (4, {"text": "plain", "label": "y"}),
+    ]
+    assert log.count == 0
+
+
+def test_a_csv_row_with_another_number_of_fields_is_named(tmp_path: Path, log: ProblemLog) -> None:
+    path = write(tmp_path / "a.csv", "text,label\nfine,x\ntoo,many,y\nfew\nfine,z\n")
+    assert [row["label"] for _, row in text_files.read_csv(path, log)] == ["x", "z"]
+    assert [(p.where, p.found) for p in log.problems] == [(f"{path}:3", "3"), (f"{path}:4", "1")]
+
+
+def test_a_bad_byte_does_not_shift_the_line_numbers_of_a_csv(tmp_path: Path, log: ProblemLog) -> None:
+    path = write(tmp_path / "a.csv", b"text,label\ncaf\xe9,x\nonly\n")
+    list(text_files.read_csv(path, log))
+    assert [p.where for p in log.problems] == [f"{path}:2", f"{path}:3"]
+
+
+def test_a_huge_csv_field_is_a_problem_and_not_a_crash(tmp_path: Path, log: ProblemLog) -> None:
+    path = write(tmp_path / "a.csv", f"text,label\n{'x' * 200_000},x\nfine,y\n")
+    assert [row["label"] for _, row in text_files.read_csv(path, log)] == ["y"]
+    assert "Parquet" in log.problems[0].remedy
+
+
+@pytest.mark.parametrize("header", ["text;label", "text\tlabel", "text,text", "text,,label"])
+def test_a_header_of_another_kind_is_refused(tmp_path: Path, log: ProblemLog, header: str) -> None:
+    assert list(text_files.read_csv(write(tmp_path / "a.csv", f"{header}\na,b\n"), log)) == []
+    assert log.problems[0].where.endswith(":1")
+
+
+def test_an_unclosed_quote_is_a_problem(tmp_path: Path, log: ProblemLog) -> None:
+    list(text_files.read_csv(write(tmp_path / "a.csv", 'text,label\n"open,x\n'), log))
+    assert log.count == 1
