@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING
 from fedpeft.methods.blocks import blocks_for
 
 if TYPE_CHECKING:
+    from fedpeft.methods.export import ExportSummary, export_peft, load_union
     from fedpeft.methods.union import UnionAdapter, attach
 
-__all__ = ["UnionAdapter", "attach", "blocks_for"]
+__all__ = ["ExportSummary", "UnionAdapter", "attach", "blocks_for", "export_peft", "load_union"]
 
-_HOME = {"UnionAdapter": "fedpeft.methods.union", "attach": "fedpeft.methods.union"}
+_HOME = {
+    "ExportSummary": "fedpeft.methods.export",
+    "UnionAdapter": "fedpeft.methods.union",
+    "attach": "fedpeft.methods.union",
+    "export_peft": "fedpeft.methods.export",
+    "load_union": "fedpeft.methods.export",
+}
 
 
 def __getattr__(name: str) -> object:

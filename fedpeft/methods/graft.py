@@ -1,22 +1,24 @@
 """Hang a method's parameters under an existing module, without changing the module or its names.
 
 A graft is a small module at ``<path>.fedpeft.<method>``. Forward hooks on the host hand it the host's
-input and output. Invariant: a hook reads only the module that it is handed, so a deep copy of the model
+input and output. Invariant: a hook reads only the module that it is handed, so a copy of the module tree
 works on its own grafts.
 """
 
 from itertools import chain
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from fedpeft.errors import ConfigInvalid
 
-__all__ = ["GRAFTS", "device_of", "graft_input", "graft_output"]
+__all__ = ["GRAFTS", "device_of", "graft_input", "graft_output", "grafts_of"]
 
 GRAFTS = "fedpeft"
 _INPUT_GRAFTS = "fedpeft_input"
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 def graft_output(host: nn.Module, method: str, part: nn.Module) -> None:
@@ -36,6 +38,11 @@ def graft_input(host: nn.Module, method: str, part: nn.Module) -> None:
         host.add_module(_INPUT_GRAFTS, nn.ModuleDict())
         host.register_forward_pre_hook(_before)
     _add(host, _INPUT_GRAFTS, method, part)
+
+
+def grafts_of(model: nn.Module, kind: type[Part]) -> dict[str, Part]:
+    """Every graft of one kind in ``model``, by the path of its host."""
+    return {path.rpartition(f".{GRAFTS}")[0]: part for path, part in model.named_modules() if isinstance(part, kind)}
 
 
 def device_of(host: nn.Module) -> torch.device:

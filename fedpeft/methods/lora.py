@@ -51,6 +51,12 @@ class LoraPart(nn.Module):
         """A (r, d_in) and B (d_out, r), the tiers put together."""
         return torch.cat(list(self.A.values())), torch.cat(list(self.B.values()), dim=1)
 
+    def set_factors(self, down: Tensor, up: Tensor) -> None:
+        """Cut A (r, d_in) and B (d_out, r) into the tiers; the caller holds ``torch.no_grad``."""
+        for start, end in pairwise((0, *(int(key[1:]) for key in self.A))):
+            self.A[f"t{end}"].copy_(down[start:end])
+            self.B[f"t{end}"].copy_(up[:, start:end])
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Y + scale * B A x."""
         down, up = self.factors()

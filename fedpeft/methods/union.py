@@ -7,14 +7,13 @@ never written; base names are unchanged; every adapter tensor is one float32 par
 To add a method: write its file with an ``attach_*`` function, and add it to ``METHODS``.
 """
 
-import copy
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec, TensorSpec, flatten, unflatten
 from fedpeft.config.model import Adapter
@@ -27,6 +26,7 @@ from fedpeft.methods.blocks import HEAD
 from fedpeft.methods.head import attach_head
 from fedpeft.methods.ia3 import attach_ia3
 from fedpeft.methods.lora import attach_lora
+from fedpeft.methods.replica import replicate_modules
 
 __all__ = ["METHODS", "UnionAdapter", "attach"]
 
@@ -116,10 +116,8 @@ class UnionAdapter:
 
     def replicate(self) -> "UnionAdapter":
         """Another adapter on the same frozen base: own adapter tensors, not one tensor of the base copied."""
-        own = {id(parameter) for parameters in self._parameters.values() for parameter in parameters.values()}
-        shared = {id(tensor): tensor for tensor in _tensors_of(self.model) if id(tensor) not in own}
-        # A deep copy that finds a tensor in its memo takes it as copied already.
-        replica = UnionAdapter(copy.deepcopy(self.model, dict(shared)), self.adapter, self.spec)
+        own = [tensor.name for block in self.spec.blocks for tensor in block.tensors]
+        replica = UnionAdapter(replicate_modules(self.model, own=own), self.adapter, self.spec)
         replica._initial = self._initial
         return replica
 
@@ -163,11 +161,3 @@ def _specify(block: Block, names: Mapping[int, str]) -> BlockSpec:
         TensorSpec(name=names[id(parameter)], shape=tuple(parameter.shape)) for parameter in block.parameters
     )
     return BlockSpec(block_id=block.block_id, method=block.method, tensors=tensors, trainable=block.trainable)
-
-
-def _tensors_of(model: nn.Module) -> list[Tensor]:
-    """Every tensor that the model holds: parameters, buffers, and plain attributes of its modules."""
-    held: list[Tensor] = [*model.parameters(), *model.buffers()]
-    for module in model.modules():
-        held += [value for value in vars(module).values() if isinstance(value, Tensor)]
-    return held

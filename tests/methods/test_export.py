@@ -1,0 +1,151 @@
+"""Exported directories load with peft alone, or with load_union, and give the trained model's logits."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+
+from fedpeft.adapter import AdapterState
+from fedpeft.config.model import Adapter, BitFit, Ia3, Lora
+from fedpeft.errors import IntegrityFailed, SpecMismatch
+from fedpeft.methods import UnionAdapter, attach, export_peft, load_union
+from fedpeft.testing.models import tiny_bert, tiny_llama
+
+pytestmark = pytest.mark.torch
+
+INPUTS = {
+    "input_ids": torch.tensor([[5, 9, 17, 33, 2], [7, 8, 9, 0, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+}
+LORA = Lora(rank=4, targets=("q", "v", "down"), scale=0.7)
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> torch.Tensor:
+    output: torch.Tensor = model(**INPUTS).logits
+    return output
+
+
+def trained(model: nn.Module, adapter: Adapter) -> UnionAdapter:
+    """An adapter that is far from its start in every trainable block."""
+    union = attach(model, adapter, seed=0)
+    draw = np.random.Generator(np.random.Philox(5))
+    start = union.initial_state()
+    moved = {
+        b.block_id: (start[b.block_id] + 0.2 * draw.standard_normal(b.size)).astype(np.float32)
+        for b in union.spec.blocks
+        if b.trainable
+    }
+    union.load(AdapterState(start.spec, {**start.vectors, **moved}))
+    return union
+
+
+COMPLETE = {
+    "lora and head": (tiny_bert, Adapter(lora=LORA)),
+    "lora of the top layer": (tiny_bert, Adapter(lora=LORA, layers=1)),
+    "lora, biases and head": (tiny_bert, Adapter(lora=LORA, bitfit=BitFit())),
+    "biases and head": (tiny_bert, Adapter(bitfit=BitFit())),
+    "lora without head": (tiny_bert, Adapter(lora=LORA, head=False)),
+    "head": (tiny_bert, Adapter()),
+    "ia3 and head": (tiny_bert, Adapter(ia3=Ia3())),
+    "decoder lora": (tiny_llama, Adapter(lora=LORA.model_copy(update={"targets": ("q", "o", "gate")}))),
+    "decoder ia3": (tiny_llama, Adapter(ia3=Ia3(), layers=2)),
+}
+
+
+@pytest.mark.parametrize("case", COMPLETE)
+def test_peft_alone_gives_the_trained_models_logits(case, tmp_path):
+    build, adapter = COMPLETE[case]
+    union = trained(build(), adapter)
+    summary = export_peft(union, tmp_path, base="pypi:tiny", inputs=INPUTS)
+    base = build()
+    if "head" in case:
+        with torch.no_grad():
+            base.classifier.weight.add_(1.0)  # another machine's head: the export must bring its own
+    loaded = PeftModel.from_pretrained(base, tmp_path)
+    assert float((logits(loaded.eval()) - logits(union.model)).abs().max()) <= 1e-4
+    assert not torch.allclose(logits(build()), logits(union.model), atol=1e-2)
+    assert summary.peft_lacks == ()
+    assert summary.peft_max_logit_difference <= 1e-5
+    assert not (tmp_path / "union.json").exists()
+
+
+@pytest.mark.parametrize("adapter", [Adapter(lora=LORA, ia3=Ia3()), Adapter(bitfit=BitFit(), ia3=Ia3(), layers=2)])
+def test_what_peft_cannot_hold_comes_back_with_load_union(adapter, tmp_path):
+    union = trained(tiny_bert(), adapter)
+    summary = export_peft(union, tmp_path, base="pypi:tiny", inputs=INPUTS)
+    again = load_union(tiny_bert(), tmp_path)
+    assert torch.equal(logits(again.model), logits(union.model))
+    assert again.state().digests == union.state().digests
+    assert summary.peft_lacks == ("ia3",)
+    assert summary.union_max_logit_difference == 0.0
+    assert summary.peft_max_logit_difference > 1e-3
+
+
+def test_the_difference_told_for_incomplete_peft_files_is_the_one_peft_gives(tmp_path):
+    union = trained(tiny_bert(), Adapter(lora=LORA, bitfit=BitFit(), ia3=Ia3()))
+    summary = export_peft(union, tmp_path, base="pypi:tiny", inputs=INPUTS)
+    loaded = PeftModel.from_pretrained(tiny_bert(), tmp_path).eval()
+    found = float((logits(loaded) - logits(union.model)).abs().max())
+    assert found == pytest.approx(summary.peft_max_logit_difference, abs=1e-4)
+
+
+def test_exporting_leaves_the_adapter_as_it_was(tmp_path):
+    union = trained(tiny_bert(), Adapter(lora=LORA, bitfit=BitFit()))
+    before = union.state().digests
+    export_peft(union, tmp_path, base="pypi:tiny", inputs=INPUTS)
+    assert union.state().digests == before
+
+
+def test_the_same_adapter_exports_to_the_same_bytes(tmp_path):
+    for name in ("first", "second"):
+        export_peft(trained(tiny_bert(), Adapter(lora=LORA, ia3=Ia3())), tmp_path / name, base="pypi:tiny")
+    files = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "second").iterdir())
+    assert all((tmp_path / "first" / f).read_bytes() == (tmp_path / "second" / f).read_bytes() for f in files)
+
+
+def test_no_local_path_is_written(tmp_path):
+    union = trained(tiny_bert(), Adapter(lora=LORA, ia3=Ia3()))
+    summary = export_peft(union, tmp_path / "out", base=str(tmp_path / "secret" / "my-model"))
+    assert summary.base == "my-model"
+    assert all(b"secret" not in path.read_bytes() for path in (tmp_path / "out").iterdir())
+
+
+def test_a_hub_base_is_named_with_its_revision(tmp_path):
+    export_peft(trained(tiny_bert(), Adapter(lora=LORA)), tmp_path, base=f"hub:org/name@{'a' * 40}")
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (settings["base_model_name_or_path"], settings["revision"]) == ("org/name", "a" * 40)
+    assert "base_model: org/name\n" in (tmp_path / "README.md").read_text()
+
+
+def test_the_summary_and_the_card_say_what_the_peft_files_lack(tmp_path):
+    export_peft(trained(tiny_bert(), Adapter(lora=LORA, ia3=Ia3())), tmp_path, base="pypi:tiny")
+    assert json.loads((tmp_path / "inspect.json").read_text())["peft_lacks"] == ["ia3"]
+    card = (tmp_path / "README.md").read_text()
+    assert "Not in the PEFT files" in card
+    assert "load_union" in card
+
+
+def test_an_export_over_an_older_one_leaves_nothing_of_it(tmp_path):
+    export_peft(trained(tiny_bert(), Adapter(lora=LORA, ia3=Ia3())), tmp_path, base="pypi:tiny")
+    export_peft(trained(tiny_bert(), Adapter(lora=LORA)), tmp_path, base="pypi:tiny")
+    with pytest.raises(SpecMismatch, match="PEFT files are complete"):
+        load_union(tiny_bert(), tmp_path)
+
+
+def test_another_base_model_is_refused(tmp_path):
+    export_peft(trained(tiny_bert(), Adapter(lora=LORA, ia3=Ia3())), tmp_path, base="pypi:tiny")
+    with pytest.raises(SpecMismatch, match="pypi:tiny"):
+        load_union(tiny_bert(layers=2), tmp_path)
+
+
+def test_a_damaged_description_is_refused(tmp_path: Path):
+    export_peft(trained(tiny_bert(), Adapter(lora=LORA, ia3=Ia3())), tmp_path, base="pypi:tiny")
+    (tmp_path / "union.json").write_text('{"adapter": {}}')
+    with pytest.raises(IntegrityFailed, match="export_peft"):
+        load_union(tiny_bert(), tmp_path)
