@@ -108,7 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     previous = _on_terminate(_raise_terminated)
     try:
-        code = cli.main(args=None if arguments is None else list(arguments), prog_name="fedpeft", standalone_mode=False)
+        # Not cli.main(): it turns a closed pipe into exit code 1, which means a failed run here.
+        with cli.make_context("fedpeft", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            code = cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
         return stop.exit_code

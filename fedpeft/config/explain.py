@@ -63,6 +63,9 @@ def explain(error: ValidationError, document: dict[str, object]) -> tuple[Fault,
     grouped: dict[Location, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         kind = detail["type"]
+        held = value_at(document, detail["loc"])
+        if kind == "too_short" and isinstance(held, list) and len(held) >= detail.get("ctx", {}).get("min_length", 0):
+            continue  # pydantic counts the valid entries; the others have faults of their own
         location = detail["loc"] if kind in {"missing", "extra_forbidden"} else _within(document, detail["loc"])
         grouped.setdefault(location, []).append(detail)
     return tuple(_fault(location, details, document) for location, details in grouped.items())
@@ -137,7 +140,10 @@ def _expected(detail: ErrorDetails) -> str:
     template = _EXPECTED.get(detail["type"])
     if template is None:
         return f"a valid value ({detail['msg']})"
-    return template.format(**detail.get("ctx", {})).replace("'", '"')
+    limits = {
+        name: f"{value:g}" if isinstance(value, float) else value for name, value in detail.get("ctx", {}).items()
+    }
+    return template.format(**limits).replace("'", '"')
 
 
 def _unknown(location: Location) -> Fault:

@@ -299,6 +299,14 @@ def test_a_run_is_over_when_its_summary_says_so_and_not_when_it_is_opened_again(
         assert again.view().state == "running"
 
 
+def test_a_run_whose_creation_was_cut_is_no_run(tmp_path: Path) -> None:
+    path = committed(tmp_path)
+    (path / "manifest.json").unlink()  # written last
+    assert list_runs(tmp_path) == ()
+    with pytest.raises(DataInvalid):
+        RunDirectory.open(path)
+
+
 def test_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataInvalid, match="runs ls"):
         RunDirectory.open(tmp_path)

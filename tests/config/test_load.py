@@ -1,0 +1,152 @@
+"""Every mistake in a run.toml is reported, all of them at once, with the key, what was expected and found."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpeft.config import RunConfig, load, parse
+from fedpeft.errors import ConfigInvalid
+
+VALID = """
+[run]
+name = "small"
+[base]
+model = "pypi:some-model"
+[task]
+kind = "classify"
+[data]
+source = "x.jsonl"
+partition = {by = "iid", clients = 6}
+[adapter]
+lora = {rank = 8}
+[[device]]
+clients = ["*"]
+methods = ["lora"]
+"""
+
+
+def found(text: str = VALID, *overrides: str, simulation: bool = True) -> list[str]:
+    """The problems of a configuration, as text."""
+    try:
+        parse(text, source="run.toml", overrides=overrides, simulation=simulation)
+    except ConfigInvalid as error:
+        return [str(problem) for problem in error.problems] or ["an error without a problem"]
+    return []
+
+
+def test_a_valid_file_is_a_frozen_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(VALID)
+    config = load(path, simulation=True)
+    assert isinstance(config, RunConfig)
+    assert config.adapter.lora is not None
+    assert config.adapter.lora.targets == ("q", "v")
+    assert config.device[0].clients == ("*",)
+    with pytest.raises(Exception, match="frozen"):
+        config.run.seed = 3  # type: ignore[misc]
+
+
+def test_every_problem_is_reported_at_once() -> None:
+    text = VALID.replace("rank = 8", "rank = 8, tiers = [4, 2]").replace('name = "small"', 'nmae = "small"')
+    problems = found(text.replace("[[device]]", "[train]\nlocal_steps = 1.5\nwarmup_rounds = 99\n[[device]]"))
+    assert [problem.split(":")[1].strip() for problem in problems] == [
+        "run.name",
+        "run.nmae",
+        "train.local_steps",
+        "adapter.lora.tiers",
+        "train.warmup_rounds",
+    ]
+
+
+def test_an_unknown_key_gets_the_nearest_known_one() -> None:
+    (problem,) = found(VALID.replace("[task]", "[task]\nmax_lenght = 3"))
+    assert problem == (
+        "run.toml: task.max_lenght: expected one of kind, labels, max_length, found an unknown key. "
+        "Did you mean `max_length`?"
+    )
+
+
+def test_a_key_in_the_wrong_section_is_told_where_it_belongs() -> None:
+    (problem,) = found(VALID.replace("[task]", "[task]\nbatch_size = 3"))
+    assert problem.endswith("Did you mean `train.batch_size`?")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ('rounds.count="3"', 'rounds.count: expected a whole number, found "3"'),
+        ("rounds.count=3.0", "rounds.count: expected a whole number, found 3.0"),
+        ("rounds.count=true", "rounds.count: expected a whole number, found true"),
+        ("rounds.count=0", "rounds.count: expected a number >= 1, found 0"),
+        ("rounds.min_devices=2", "rounds.min_devices: expected a number >= 3, found 2"),
+        ("train.learning_rate=nan", "train.learning_rate: expected a finite number, found nan"),
+        ("train.learning_rate=0", "train.learning_rate: expected a number > 0, found 0"),
+        ("train.optimizer=adam", 'train.optimizer: expected "adamw" or "sgd", found "adam"'),
+        ("secagg.bits=24", "secagg.bits: expected 16 or 32, found 24"),
+        ("adapter.layers=some", 'adapter.layers: expected a whole number or "all", found "some"'),
+        ("adapter.layers=0", 'adapter.layers: expected a number >= 1 or "all", found 0'),
+        ("adapter.lora=3", "adapter.lora: expected a table, found 3"),
+        ("task.labels=3", "task.labels: expected a list, found 3"),
+        ("task.labels=[3]", "task.labels[0]: expected text in quotes, found 3"),
+        ("device=[]", "device: expected at least 1 in the list, found []"),
+        ("device.0.methods=[]", "device[0].methods: expected at least 1 in the list, found []"),
+        ("run.name=2020-01-01", "run.name: expected no date or time, found 2020-01-01"),
+        ("data.map.text=12:00:00", "data.map.text: expected no date or time, found 12:00:00"),
+    ],
+)
+def test_a_value_of_another_type_or_range_is_named(override: str, expected: str) -> None:
+    (problem,) = found(VALID, override)
+    assert problem.startswith(f"--set {expected}")
+
+
+def test_every_missing_section_is_named() -> None:
+    problems = found("")
+    for section in ("run", "base", "task", "data", "adapter", "device"):
+        assert any(problem.startswith(f"run.toml: {section}: expected a table, found nothing") for problem in problems)
+
+
+def test_a_fault_does_not_bring_forth_others() -> None:
+    # rank is wrong, so nothing is said of the tiers that end in it, nor of the device that stops at one.
+    text = VALID.replace("rank = 8", 'rank = "eight", tiers = [2, 16]').replace('["lora"]', '["lora"]\nrank = 16')
+    (problem,) = found(text)
+    assert problem.startswith("run.toml: adapter.lora.rank: expected a whole number")
+
+
+def test_a_syntax_error_is_told_with_its_line() -> None:
+    assert found("[run]\nname = \n") == ["run.toml: line 2, column 8: expected valid TOML, found invalid value"]
+
+
+@pytest.mark.parametrize("text", ["[run]\nname = 'a'\nname = 'b'\n", "[run]\nname = 'a'\n[run]\nseed = 1\n"])
+def test_a_key_or_table_given_twice_is_an_error(text: str) -> None:
+    (problem,) = found(text)
+    assert problem.startswith("run.toml: line 3, column")
+    assert "once only" in problem
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_file_that_cannot_be_read_is_told_by_name(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "run.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigInvalid, match=r"run\.toml: expected (a readable TOML file|UTF-8 text)"):
+        load(path)
+    with pytest.raises(ConfigInvalid, match="expected a readable TOML file"):
+        load(tmp_path)
+
+
+@given(st.text(max_size=60))
+def test_no_text_at_all_ends_in_anything_but_a_configuration_or_its_problems(text: str) -> None:
+    found(text)
+    found(VALID + text)
+
+
+@given(
+    st.sampled_from(
+        ["run", "run.name", "task.labels", "device", "device.0", "adapter.lora", "data.map", "secagg.bits"]
+    ),
+    st.text(max_size=20) | st.sampled_from(["[]", "{}", "[[]]", "[{}]", "{a = {}}", "1979-05-27", "0x10", "inf", "''"]),
+)
+def test_no_override_ends_in_anything_but_a_configuration_or_its_problems(key: str, value: str) -> None:
+    found(VALID, f"{key}={value}")

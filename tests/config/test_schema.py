@@ -1,0 +1,39 @@
+"""The template runs as it is, names every key, and shows the true defaults; the schema knows every section."""
+
+import re
+import tomllib
+
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+
+from fedpeft.config import parse, resolved
+from fedpeft.config.schema import json_schema, template
+
+
+def test_the_template_is_a_valid_run() -> None:
+    parse(template(), source="template", simulation=True)
+
+
+def test_the_template_with_every_default_uncommented_is_the_same_run() -> None:
+    text = template()
+    uncommented = re.sub(r"^# ([a-z_]+ = )", r"\1", text, flags=re.MULTILINE)
+    assert uncommented != text
+    assert parse(uncommented, source="t", simulation=True) == parse(text, source="t", simulation=True)
+
+
+def test_the_template_names_every_key_that_a_resolved_file_has() -> None:
+    config = parse(template(), source="t", overrides=["adapter.bitfit={}", "adapter.ia3={}"], simulation=True)
+    names = set(re.findall(r"^#? ?(\[*[a-z0-9_.]+\]*)", template(), flags=re.MULTILINE))
+    for line in resolved(config).splitlines():
+        key = line.split(" = ")[0]
+        if re.fullmatch(r"\[+[a-z0-9.]+\]+|[a-z_]+", key) and key != "[data.map]":
+            assert key in names, key
+
+
+def test_the_schema_accepts_what_the_loader_accepts_and_refuses_an_unknown_key() -> None:
+    validator = Draft202012Validator(json_schema())
+    document = tomllib.loads(template())
+    validator.validate(document)
+    document["run"]["nmae"] = 1
+    with pytest.raises(ValidationError, match="nmae"):
+        validator.validate(document)
