@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 SHOWN_CHARACTERS = 600
-BAR_WIDTH = 40
+BAR_WIDTH = 24
 
 
 @click.group("data")
@@ -27,7 +27,7 @@ def command() -> None:
 @click.option("--map", "column_map", multiple=True, metavar="OURS=THEIRS,...", help="Our column = yours: text=note.")
 @click.option("--task", "kind", type=click.Choice(["classify", "causal-lm"]), help="Default: what the columns say.")
 @click.option("--base", "model", metavar="MODEL", help="Count this base model's tokens; without it, words.")
-@click.option("--max-length", type=click.IntRange(8, 8192), help="Tokens an example may have.  [default: 128]")
+@click.option("--max-length", type=click.IntRange(8, 8192), help="Tokens an example may have; default: run.toml's.")
 @click.option("--holdout", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.2, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the held-out split.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)

@@ -127,7 +127,8 @@ def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Token
         One encoded example for each record, in order.
 
     Raises:
-        DataInvalid: a label outside ``labels``, columns of another task, or a tokenizer without offsets.
+        DataInvalid: a label outside ``labels``, columns of another task, a tokenizer without offsets, or a text
+            of which it keeps nothing.
     """
     if task.kind == "classify":
         return _encode_classify(records, task, labels, tokenizer)
@@ -141,7 +142,9 @@ def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Token
     targets: list[npt.NDArray[np.int64]] = []
     truncated = 0
     bos = _bos(tokenizer)
-    for example, tokens, trained in _tokenized(rendered, tokenizer, bos):
+    for origin, (example, tokens, trained) in zip(records.origins, _tokenized(rendered, tokenizer, bos), strict=True):
+        if not trained.any():
+            raise DataInvalid(f"Expected something to train on in {origin}, found no token that this tokenizer knows.")
         kept, cut = _fit(trained, task.max_length, keep_first=example.bos and bos is not None)
         truncated += cut
         ids.append(tokens[kept])
@@ -232,8 +235,6 @@ def _tokenized(
                 tokens, trained = np.concatenate(([np.int32(bos)], tokens)), np.concatenate(([False], trained))
             if example.eos and eos is not None:
                 tokens, trained = np.concatenate((tokens, [np.int32(eos)])), np.concatenate((trained, [True]))
-            if not trained.any():  # the tokenizer merged a tiny completion into the prompt's last token
-                trained[-1:] = True
             yield example, tokens.astype(np.int32), trained
 
 

@@ -72,6 +72,8 @@ class Box:
         def inner():
             """An inner docstring, long enough."""
             return 1
+        def hollow():
+            """Nothing but a docstring."""
         return inner()
     def bare(self):
         """Only a docstring, so nothing to read."""
@@ -89,7 +91,8 @@ class Box:
 ''')  # fmt: skip
     good, inner, first = load_records("builtin:stdlib-docstrings")
     assert good["prompt"] == (
-        "async def good(self, x: int=3) -> int:\n\n    def inner():\n        return 1\n    return inner()"
+        "async def good(self, x: int=3) -> int:\n\n    def inner():\n        return 1"
+        "\n\n    def hollow():\n        pass\n    return inner()"
         "\n\n# Docstring:\n"
     )
     assert good["completion"] == "Say what this function does."

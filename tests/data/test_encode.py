@@ -137,8 +137,8 @@ def test_the_begin_token_survives_the_cut() -> None:
 
 
 def test_of_too_long_a_completion_a_quarter_of_the_room_stays_for_the_prompt() -> None:
-    whole, target = one({"prompt": "0123456789", "completion": "ABCDEFGHIJKL"}, CharacterTokenizer(begins=False), 8)
-    assert (whole, target) == ("89ABCDEF", "ABCDEF")
+    whole, target = one({"prompt": "0123456789", "completion": "ABCDEFGHIJKL"}, CharacterTokenizer(begins=False), 12)
+    assert (whole, target) == ("789ABCDEFGHI", "ABCDEFGHI")
 
 
 def test_text_is_cut_at_its_end() -> None:
@@ -188,6 +188,17 @@ def test_no_records_encode_to_an_empty_dataset(kind: str) -> None:
     encoded = encode(Records.of([]), Task.model_validate({"kind": kind}), ("x", "y"), CharacterTokenizer())
     assert len(encoded) == 0
     assert len(encoded.labels) == 0
+
+
+def test_a_completion_of_which_the_tokenizer_keeps_nothing_is_refused() -> None:
+    class Deaf(WhitespaceTokenizer):
+        eos_token_id = None
+
+        def __call__(self, text: list[str], **options: object) -> dict[str, list[list[object]]]:
+            return super().__call__([one.replace("~", " ") for one in text], return_offsets_mapping=True)
+
+    with pytest.raises(DataInvalid, match="f:1, found no token"):
+        encode(Records.of([{"prompt": "a ", "completion": "~"}], name="f"), CAUSAL, (), Deaf())
 
 
 def test_a_slow_tokenizer_is_refused() -> None:

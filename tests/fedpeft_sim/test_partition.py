@@ -60,6 +60,15 @@ def test_the_same_seed_gives_the_same_clients_and_another_seed_others(by: Synthe
     assert dict(first) != dict(other)
 
 
+@pytest.mark.parametrize("by", ["dirichlet", "shards"])
+def test_the_seed_also_draws_who_gets_how_much_of_a_class(by: Synthetic) -> None:
+    def mixes(seed: int) -> list[Counter[object]]:
+        clients = partition(records(200), Partition(by=by, clients=4), seed).clients
+        return [Counter(row["label"] for row in part) for part in clients.values()]
+
+    assert len({str(mixes(seed)) for seed in range(4)}) > 1
+
+
 def test_the_partition_is_the_same_on_every_machine() -> None:
     clients = partition(records(12), Partition(by="iid", clients=3), 0).clients
     assert {name: numbers(part) for name, part in clients.items()} == {
