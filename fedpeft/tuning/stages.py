@@ -39,6 +39,9 @@ _READS_FIRST_TOKEN = frozenset(
 )
 
 
+_NO_CUT = "Expected frozen layers below the adapter, found it in all; set adapter.layers."
+
+
 class Stages:
     """The forward passes of one union adapter. Not shared between threads.
 
@@ -72,15 +75,14 @@ class Stages:
             passed[paths[cut - 1]] = self._entry
         self._above = _view(union.model, {**above, **passed})
 
-        # The backbone alone: no pooler, no output matrix of a large vocabulary.
-        self._exit = _Keep()
-        upper: dict[str, nn.Module] = {
+        # The backbone alone: no pooler on top, no output matrix of a large vocabulary.
+        self._tap = _Tap(layers[cut - 1]) if cut else None
+        below: dict[str, nn.Module] = {
             path: _PassOn(layer) for path, layer in zip(paths[cut:], layers[cut:], strict=True)
         }
-        if cut < len(paths):
-            upper[paths[cut]] = self._exit
-        self._below = cast("nn.Module", _view(union.model, upper).base_model)
-        self._cut_at_top = cut == len(paths)
+        if self._tap is not None:
+            below[paths[cut - 1]] = self._tap
+        self._below = cast("nn.Module", _view(union.model, below).base_model)
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The whole forward pass.
@@ -94,7 +96,7 @@ class Stages:
     def logits_above(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """As ``logits``, from the input of layer ``first_layer``, (b, s, hidden_size)."""
         if self._entry is None:
-            raise ConfigInvalid("Expected frozen layers below the adapter, found it in all; set adapter.layers.")
+            raise ConfigInvalid(_NO_CUT)
         self._entry.hidden = hidden
         try:
             return self._run(self._above, batch)
@@ -104,10 +106,10 @@ class Stages:
     @torch.no_grad()
     def hidden_below(self, batch: Batch) -> Tensor:
         """The input of layer ``first_layer``, (b, s, hidden_size)."""
-        self._exit.hidden = None
-        output = self._below(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        hidden = output.last_hidden_state if self._cut_at_top else self._exit.hidden
-        self._exit.hidden = None
+        if self._tap is None:
+            raise ConfigInvalid(_NO_CUT)
+        self._below(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        hidden, self._tap.hidden = self._tap.hidden, None
         return cast("Tensor", hidden)
 
     def _run(self, view: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -135,30 +137,35 @@ class _PassOn(nn.Module):
 class _HandIn(_PassOn):
     """Stands for the layer below the cut: its output is given."""
 
-    hidden: Tensor | None = None
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        self.hidden: Tensor | None = None
 
     def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         return hidden_states if self.hidden is None else self.hidden
 
 
-class _Keep(nn.Module):
-    """Stands for the layer above the cut: keeps its input."""
+class _Tap(nn.Module):
+    """A layer whose output is kept aside."""
 
-    hidden: Tensor | None = None
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.attention_type = getattr(layer, "attention_type", None)
+        self.layer = layer
+        self.hidden: Tensor | None = None
 
-    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-        self.hidden = hidden_states
-        return hidden_states
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
+        self.hidden = self.layer(*args, **kwargs)
+        return cast("Tensor", self.hidden)
 
 
 class _LabelledOnly(nn.Module):
     """The output matrix on the chosen positions: (b, s, h) -> (n, vocabulary)."""
 
-    chosen: Tensor | None = None
-
     def __init__(self, output: nn.Module) -> None:
         super().__init__()
         self.output = output
+        self.chosen: Tensor | None = None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         chosen = hidden_states if self.chosen is None else hidden_states[self.chosen]

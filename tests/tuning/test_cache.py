@@ -1,0 +1,99 @@
+"""The cache of activations: exact, bounded, and blind to the order in which it was filled."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedpeft.config.model import Adapter, Ia3, Lora
+from fedpeft.methods import attach
+from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
+from fedpeft.tuning import ActivationCache, LocalPlan, evaluate, train
+from fedpeft.tuning.batches import collate
+from fedpeft.tuning.stages import Stages
+
+pytestmark = pytest.mark.torch
+
+BOTH = pytest.mark.parametrize(
+    ("build", "examples"), [(tiny_bert, class_examples(40)), (tiny_llama, token_examples(40))]
+)
+ADAPTER = Adapter(lora=Lora(rank=4), ia3=Ia3(), layers=1)
+PLENTY = 1 << 24
+
+
+def plan_for(union, steps=12):
+    rates = {block.block_id: 0.02 for block in union.spec.blocks if block.trainable}
+    return LocalPlan(
+        steps=steps, batch_size=8, optimizer="sgd", learning_rates=rates, weight_decay=0.0, max_grad_norm=1.0
+    )
+
+
+def training_cache(examples, max_bytes=PLENTY):
+    return ActivationCache.for_training(examples, batch_size=8, seed=0, max_bytes=max_bytes)
+
+
+@BOTH
+def test_training_with_the_cache_equals_training_without(build, examples):
+    results = []
+    for cache in (None, training_cache(examples)):
+        union = attach(build(), ADAPTER, seed=0)
+        outcome = train(union, examples, plan_for(union), seed=0, cache=cache)
+        results.append((outcome.mean_loss, np.concatenate(list(union.state().values()))))
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)
+    assert np.allclose(results[0][1], results[1][1], atol=1e-6)
+
+
+@BOTH
+def test_evaluating_with_the_cache_equals_evaluating_without(build, examples):
+    union = attach(build(), ADAPTER, seed=0)
+    cache = ActivationCache.for_evaluation(examples, batch_size=8, max_bytes=PLENTY)
+    for limit in (20, 0, 20):
+        plain = evaluate(union, examples, limit=limit, batch_size=8)
+        cached = evaluate(union, examples, limit=limit, batch_size=8, cache=cache)
+        assert cached.loss_sum == pytest.approx(plain.loss_sum, rel=1e-6)
+        assert (cached.correct, cached.examples) == (plain.correct, plain.examples)
+
+
+@BOTH
+@pytest.mark.parametrize("max_bytes", [PLENTY, 40_000, 0])
+def test_a_resumed_run_with_an_empty_cache_is_bit_identical(build, examples, max_bytes):
+    whole = attach(build(), ADAPTER, seed=0)
+    cache = training_cache(examples, max_bytes)
+    for first in (0, 7, 14):
+        train(whole, examples, plan_for(whole, steps=7), seed=0, first_step=first, cache=cache)
+    pieces = attach(build(), ADAPTER, seed=0)
+    for first in (0, 7, 14):
+        anew = training_cache(examples, max_bytes)
+        train(pieces, examples, plan_for(pieces, steps=7), seed=0, first_step=first, cache=anew)
+    assert whole.state().digests == pieces.state().digests
+
+
+def test_the_lower_layers_run_once_an_example():
+    union, examples = attach(tiny_bert(), ADAPTER, seed=0), class_examples(40)
+    runs = []
+    union.model.bert.encoder.layer[0].register_forward_hook(lambda _m, _i, out: runs.append(len(out)))
+    cache = training_cache(examples)
+    train(union, examples, plan_for(union, steps=20), seed=0, cache=cache)
+    assert sum(runs) == 40
+
+
+@pytest.mark.parametrize("max_bytes", [0, 5_000, 40_000, PLENTY])
+def test_the_cache_keeps_within_its_bound(max_bytes):
+    union, examples = attach(tiny_bert(), ADAPTER, seed=0), class_examples(40)
+    cache = training_cache(examples, max_bytes)
+    train(union, examples, plan_for(union, steps=10), seed=0, cache=cache)
+    everything = sum(len(ids) for ids in examples.input_ids) * 32 * 4
+    assert cache.size_bytes <= max_bytes
+    assert cache.size_bytes == everything or max_bytes < everything
+    assert cache.size_bytes > 0 or max_bytes <= 5_000
+
+
+def test_cached_activations_have_zeros_for_padding_and_no_gradient():
+    union, examples = attach(tiny_bert(), ADAPTER, seed=0), class_examples(40)
+    stages, cache = Stages(union), training_cache(examples)
+    batch = collate(examples, np.array([0, 1, 2, 3]), pad_id=0, device=stages.device)
+    hidden = cache.hidden(stages, batch)
+    assert hidden.shape == (*batch.input_ids.shape, 32)
+    assert not hidden[batch.attention_mask == 0].any()
+    assert not hidden.requires_grad
+    direct = stages.hidden_below(batch)
+    assert torch.allclose(hidden[batch.attention_mask == 1], direct[batch.attention_mask == 1], atol=1e-6)

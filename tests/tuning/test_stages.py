@@ -1,0 +1,137 @@
+"""The forward pass in parts equals the model's own, in values and in gradients."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
+
+from fedpeft.config.model import Adapter, BitFit, Ia3, Lora
+from fedpeft.data import IGNORED
+from fedpeft.errors import ConfigInvalid
+from fedpeft.methods import attach
+from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
+from fedpeft.tuning.batches import collate
+from fedpeft.tuning.stages import Stages
+
+pytestmark = pytest.mark.torch
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 120,
+    "max_position_embeddings": 64,
+    "num_labels": 3,
+    "pad_token_id": 0,
+}
+
+
+def tiny_roberta():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return RobertaForSequenceClassification(RobertaConfig(**SIZES)).eval()
+
+
+def tiny_llama_classifier():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForSequenceClassification(LlamaConfig(**SIZES)).eval()
+
+
+def prepared(build, adapter):
+    """An adapter away from its start, its stages and a padded batch."""
+    union = attach(build(), adapter, seed=0)
+    draw = np.random.Generator(np.random.Philox(1))
+    state = union.initial_state()
+    union.load(
+        state.replace({b: (v + 0.2 * draw.standard_normal(v.shape)).astype(np.float32) for b, v in state.items()})
+    )
+    union.train_only([block.block_id for block in union.spec.blocks if block.trainable])
+    examples = token_examples(6) if build is tiny_llama else class_examples(6)
+    stages = Stages(union)
+    return union, stages, collate(examples, np.arange(6), pad_id=stages.pad_id, device=stages.device)
+
+
+def reference(union, batch):
+    """Logits and labels as the model itself computes them."""
+    logits = union.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    if logits.dim() == 2:
+        return logits, batch.labels
+    labels = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORED).flatten()
+    return logits.flatten(0, 1)[labels != IGNORED], labels[labels != IGNORED]
+
+
+def gradients(union, logits, labels):
+    functional.cross_entropy(logits, labels).backward()
+    found = {name: p.grad.clone() for name, p in union.model.named_parameters() if p.requires_grad}
+    union.model.zero_grad()
+    return found
+
+
+MODELS = {
+    "bert": (tiny_bert, Adapter(lora=Lora(rank=4), bitfit=BitFit(), ia3=Ia3())),
+    "bert all matrices": (tiny_bert, Adapter(lora=Lora(rank=4, targets=("q", "k", "v", "o", "up", "down")))),
+    "roberta": (tiny_roberta, Adapter(lora=Lora(rank=4), ia3=Ia3())),
+    "llama": (tiny_llama, Adapter(lora=Lora(rank=4), ia3=Ia3())),
+    "llama classifier": (tiny_llama_classifier, Adapter(lora=Lora(rank=4))),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("layers", ["all", 1])
+def test_logits_and_gradients_are_the_models_own(name, layers):
+    build, adapter = MODELS[name]
+    union, stages, batch = prepared(build, adapter.model_copy(update={"layers": layers}))
+    expected, labels = reference(union, batch)
+    found, found_labels = stages.logits(batch)
+    assert torch.equal(labels, found_labels)
+    assert torch.allclose(found, expected, atol=1e-5)
+    ours, theirs = gradients(union, found, labels), gradients(union, expected, labels)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[key], theirs[key], atol=1e-5) for key in ours)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_in_two_parts_the_logits_and_gradients_are_the_same(name, layers):
+    build, adapter = MODELS[name]
+    union, stages, batch = prepared(build, adapter.model_copy(update={"layers": layers}))
+    whole, labels = stages.logits(batch)
+    hidden = stages.hidden_below(batch)
+    assert not hidden.requires_grad
+    parts, _ = stages.logits_above(batch, hidden)
+    assert torch.allclose(parts, whole, atol=1e-6)
+    ours, theirs = gradients(union, parts, labels), gradients(union, whole, labels)
+    assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in ours)
+
+
+@pytest.mark.parametrize("build", [tiny_bert, tiny_roberta, tiny_llama_classifier])
+def test_under_a_head_alone_every_layer_is_below_the_cut(build):
+    union, stages, batch = prepared(build, Adapter())
+    assert stages.first_layer == 3
+    expected, _ = reference(union, batch)
+    assert torch.allclose(stages.logits_above(batch, stages.hidden_below(batch))[0], expected, atol=1e-6)
+
+
+def test_nothing_below_the_first_adapted_layer_is_in_the_graph():
+    union, stages, batch = prepared(tiny_bert, Adapter(lora=Lora(rank=4), layers=1))
+    seen = {}
+    for i, layer in enumerate(union.model.bert.encoder.layer):
+        layer.attention.register_forward_hook(lambda _m, _i, out, i=i: seen.update({i: out[0].requires_grad}))
+    stages.logits(batch)
+    assert seen == {0: False, 1: False}  # the last one runs for its first token only, past this module
+
+
+def test_the_model_itself_is_untouched_by_its_stages():
+    union, stages, batch = prepared(tiny_bert, Adapter(lora=Lora(rank=4), layers=1))
+    before = {name: id(module) for name, module in union.model.named_modules()}
+    stages.logits_above(batch, stages.hidden_below(batch))
+    assert {name: id(module) for name, module in union.model.named_modules()} == before
+
+
+def test_a_cut_below_the_first_layer_is_refused():
+    _, stages, batch = prepared(tiny_bert, Adapter(lora=Lora(rank=4)))
+    with pytest.raises(ConfigInvalid, match=r"adapter\.layers"):
+        stages.logits_above(batch, torch.zeros(6, 20, 32))
