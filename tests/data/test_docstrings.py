@@ -46,6 +46,7 @@ def test_no_prompt_occurs_twice_and_no_test_module_occurs(functions: Records) ->
     assert not any("test" in str(row["module"]).split(".")[1:] for row in functions)
 
 
+@pytest.mark.e2e
 def test_another_process_finds_the_same_and_imports_none_of_it(functions: Records) -> None:
     code = (
         "import sys; from fedpeft.data import load_records; before = set(sys.modules);"
