@@ -65,7 +65,7 @@ class BaseModelSource(Section):
 class Task(Section):
     """What is learnt."""
 
-    kind: Literal["classify", "causal-lm"]
+    kind: Literal["classify", "causal-lm"] = Field(description="A class for a text, or the text that follows one.")
     labels: tuple[str, ...] = Field(
         default=(), description="The class names in order; empty: the sorted labels of the data (simulation only)."
     )
@@ -77,7 +77,9 @@ class Task(Section):
 class Partition(Section):
     """How one data set becomes clients (simulation only)."""
 
-    by: Literal["column", "iid", "dirichlet", "shards"] = "iid"
+    by: Literal["column", "iid", "dirichlet", "shards"] = Field(
+        default="iid", description="A column's values, equal shares, a label skew, or a few labels for each client."
+    )
     column: str = Field(
         default="",
         description="For `column`: each of its values is one client. For `dirichlet` and `shards`: the label column; "
@@ -85,7 +87,7 @@ class Partition(Section):
     )
     clients: int = Field(default=0, ge=0, le=100_000, description="How many clients; not for `column`.")
     alpha: float = Field(default=0.5, gt=0, description="Dirichlet concentration: smaller is more skewed.")
-    shards_per_client: int = Field(default=2, ge=1)
+    shards_per_client: int = Field(default=2, ge=1, description="For `shards`: label-sorted pieces that a client gets.")
     min_examples: int = Field(
         default=1, ge=1, description="A client with fewer examples is left out, and the log says so."
     )
@@ -106,7 +108,7 @@ class Data(Section):
 class Lora(Section):
     """LoRA (Hu 2021) as column tiers: a device of rank r trains the tiers up to r (DESIGN section 3)."""
 
-    rank: int = Field(default=8, ge=1, le=1024)
+    rank: int = Field(default=8, ge=1, le=1024, description="The full rank, of devices that can afford it.")
     tiers: tuple[int, ...] = Field(
         default=(),
         description="Ranks at which a device may stop, ascending, ending in `rank`; empty: powers of two from 2.",
@@ -116,7 +118,9 @@ class Lora(Section):
         description="Attention (q, k, v, o) and the MLP (up, down, gate); mapped to the model's own names.",
     )
     scale: float = Field(default=2.0, gt=0, description="Fixed, the same for every rank: dW = scale * B A.")
-    init: Literal["orthonormal", "gaussian"] = "orthonormal"
+    init: Literal["orthonormal", "gaussian"] = Field(
+        default="orthonormal", description="How the frozen A begins; B begins at zero."
+    )
     learning_rate: float | None = Field(
         default=None, gt=0, description="Overrides train.learning_rate for these blocks."
     )
@@ -125,13 +129,17 @@ class Lora(Section):
 class BitFit(Section):
     """BitFit (Ben Zaken 2022): a delta on every bias of the chosen layers."""
 
-    learning_rate: float | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Overrides train.learning_rate for these blocks."
+    )
 
 
 class Ia3(Section):
     """IA3 (Liu 2022): rescales keys, values and the MLP's inner activations; stored as a delta on one."""
 
-    learning_rate: float | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Overrides train.learning_rate for these blocks."
+    )
 
 
 class Adapter(Section):
@@ -144,28 +152,30 @@ class Adapter(Section):
     bitfit: BitFit | None = None
     ia3: Ia3 | None = None
     head: bool = Field(default=True, description="Train the class head; ignored for causal-lm.")
-    head_learning_rate: float | None = Field(default=None, gt=0)
+    head_learning_rate: float | None = Field(
+        default=None, gt=0, description="Overrides train.learning_rate for the head."
+    )
 
 
 class Train(Section):
     """What a device does between receiving the global state and replying."""
 
-    local_steps: int = Field(default=12, ge=1, le=100_000)
-    batch_size: int = Field(default=32, ge=1, le=4096)
-    learning_rate: float = Field(default=3e-3, gt=0)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: float = Field(default=0.0, ge=0)
-    warmup_rounds: int = Field(default=0, ge=0)
+    local_steps: int = Field(default=12, ge=1, le=100_000, description="Optimisation steps a device and round.")
+    batch_size: int = Field(default=32, ge=1, le=4096, description="Examples a step.")
+    learning_rate: float = Field(default=3e-3, gt=0, description="Of the device's optimizer, at its peak.")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="The device's; its state lasts one round.")
+    weight_decay: float = Field(default=0.0, ge=0, description="On the trained blocks.")
+    warmup_rounds: int = Field(default=0, ge=0, description="Rounds over which the learning rate rises to its peak.")
     decay: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="Learning rate over the rounds."
     )
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0, description="A step's gradient is clipped to this norm.")
 
 
 class Rounds(Section):
     """How rounds are run and when they give up."""
 
-    count: int = Field(default=8, ge=1, le=100_000)
+    count: int = Field(default=8, ge=1, le=100_000, description="Rounds to train; one more only evaluates.")
     min_devices: int = Field(
         default=3, ge=3, description="A round with fewer survivors is aborted. A sum of two is no secret between them."
     )
@@ -175,8 +185,8 @@ class Rounds(Section):
         le=1,
         description="Share of the available devices asked in each round; never fewer than min_devices.",
     )
-    fit_deadline_s: float = Field(default=1800.0, gt=0)
-    stage_deadline_s: float = Field(default=120.0, gt=0, description="For each of the masking stages.")
+    fit_deadline_s: float = Field(default=1800.0, gt=0, description="How long a device may train, in seconds.")
+    stage_deadline_s: float = Field(default=120.0, gt=0, description="For each of the masking stages, in seconds.")
     max_failures: int = Field(
         default=3, ge=1, description="So many aborted rounds in a row end the run with exit code 5."
     )
@@ -185,20 +195,22 @@ class Rounds(Section):
         ge=0,
         description="Held-out examples a device evaluates each round; 0: all. The last evaluation takes all.",
     )
-    checkpoints_kept: int = Field(default=3, ge=1)
+    checkpoints_kept: int = Field(default=3, ge=1, description="The newest so many, and always the first.")
 
 
 class Aggregate(Section):
     """From block sums to the next global state."""
 
-    rule: Literal["mean"] = "mean"
-    weight: Literal["examples", "uniform"] = "examples"
+    rule: Literal["mean"] = Field(default="mean", description="The weighted mean of the cohort.")
+    weight: Literal["examples", "uniform"] = Field(
+        default="examples", description="By how many examples a device has, or all alike."
+    )
     max_weight: int = Field(
         default=10_000,
         ge=1,
         description="Examples above this count no more: no device outweighs the rest without bound.",
     )
-    server_learning_rate: float = Field(default=1.0, gt=0)
+    server_learning_rate: float = Field(default=1.0, gt=0, description="How far the mean moves the global state.")
 
 
 class SecureAggregation(Section):
@@ -223,7 +235,9 @@ class SecureAggregation(Section):
 class Performance(Section):
     """Speed only: nothing here changes what is learnt or promised."""
 
-    engine: Literal["local", "ray"] = "local"
+    engine: Literal["local", "ray"] = Field(
+        default="local", description="In this process, or on Flower's Ray engine (needs the `ray` extra)."
+    )
     workers: int = Field(default=0, ge=0, le=1024, description="Virtual clients at once; 0: one a core.")
 
 
@@ -231,9 +245,9 @@ class Device(Section):
     """What one class of simulated devices can afford."""
 
     clients: tuple[str, ...] = Field(description='Client names, or ["*"] for all that no other entry names.')
-    methods: tuple[MethodName, ...] = Field(min_length=1)
+    methods: tuple[MethodName, ...] = Field(min_length=1, description="What they train, of the methods in [adapter].")
     rank: int | None = Field(default=None, ge=1, description="For lora: a tier of adapter.lora; none: the full rank.")
-    head: bool = True
+    head: bool = Field(default=True, description="Whether they train the class head.")
 
 
 class RunConfig(Section):
@@ -250,4 +264,6 @@ class RunConfig(Section):
     secagg: SecureAggregation = SecureAggregation()
     performance: Performance = Performance()
     device: tuple[Device, ...] = Field(min_length=1)
-    directory: Path = Field(default=Path("runs"), exclude=True)
+    directory: Path = Field(
+        default=Path("runs"), exclude=True, description="Where runs are kept; no part of the run itself."
+    )

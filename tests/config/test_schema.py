@@ -2,12 +2,24 @@
 
 import re
 import tomllib
+from collections.abc import Iterator
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
+from pydantic import BaseModel
 
-from fedpeft.config import parse, resolved
+from fedpeft.config import RunConfig, parse, resolved
+from fedpeft.config.explain import field_at, sections_in
 from fedpeft.config.schema import json_schema, template
+
+
+def leaves(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        inner = list(sections_in(field.annotation))
+        for one in inner:
+            yield from leaves(one, f"{prefix}{name}.")
+        if not inner:
+            yield f"{prefix}{name}"
 
 
 def test_the_template_is_a_valid_run() -> None:
@@ -37,3 +49,10 @@ def test_the_schema_accepts_what_the_loader_accepts_and_refuses_an_unknown_key()
     document["run"]["nmae"] = 1
     with pytest.raises(ValidationError, match="nmae"):
         validator.validate(document)
+
+
+@pytest.mark.parametrize("key", list(leaves()))
+def test_every_key_says_what_it_does(key: str) -> None:
+    field = field_at(tuple(key.split(".")))
+    assert field is not None
+    assert field.description
