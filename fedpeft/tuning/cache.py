@@ -17,7 +17,7 @@ from fedpeft.data.encode import EncodedDataset
 from fedpeft.tuning.batches import Batch, BatchStream, Indices, collate, evaluation_stream, lengths_of, training_stream
 from fedpeft.tuning.stages import Stages
 
-__all__ = ["ActivationCache"]
+__all__ = ["ActivationCache", "logits_of"]
 
 _BYTES_A_VALUE = 4
 
@@ -78,3 +78,10 @@ class ActivationCache:
         batch = collate(self._examples, indices, pad_id=stages.pad_id, device=stages.device)
         hidden = stages.hidden_below(batch)
         return {int(i): hidden[line, : len(self._examples.input_ids[i])].clone() for line, i in enumerate(indices)}
+
+
+def logits_of(stages: Stages, batch: Batch, cache: ActivationCache | None) -> tuple[Tensor, Tensor]:
+    """Logits and labels of a batch (``Stages.logits``), the layers below the cut from the cache if there is one."""
+    if cache is None or stages.first_layer == 0:
+        return stages.logits(batch)
+    return stages.logits_above(batch, cache.hidden(stages, batch))

@@ -8,7 +8,7 @@ from torch.nn import functional
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import EVALUATION_WINDOW, bucketed, collate, evaluation_stream, lengths_of
-from fedpeft.tuning.cache import ActivationCache
+from fedpeft.tuning.cache import ActivationCache, logits_of
 from fedpeft.tuning.stages import Stages
 
 __all__ = ["Evaluation", "evaluate"]
@@ -45,7 +45,7 @@ def evaluate(
         examples: held-out examples.
         limit: how many to take, always the same ones, spread at random; 0 takes all.
         batch_size: examples a batch.
-        cache: of these examples (``ActivationCache.for_evaluation``); for adapters in the top layers only.
+        cache: of these examples (``ActivationCache.for_evaluation``); without effect when every layer adapts.
 
     Raises:
         DataInvalid: no examples.
@@ -56,9 +56,7 @@ def evaluate(
     loss_sum, correct, count = 0.0, 0, 0
     for indices in (batch for window in windows for batch in window):
         batch = collate(examples, indices, pad_id=stages.pad_id, device=stages.device)
-        logits, labels = (
-            stages.logits(batch) if cache is None else stages.logits_above(batch, cache.hidden(stages, batch))
-        )
+        logits, labels = logits_of(stages, batch, cache)
         loss_sum += float(functional.cross_entropy(logits.float(), labels, reduction="sum"))
         correct += int((logits.argmax(dim=-1) == labels).sum())
         count += len(labels)

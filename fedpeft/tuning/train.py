@@ -20,7 +20,7 @@ from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import collate, training_stream
-from fedpeft.tuning.cache import ActivationCache
+from fedpeft.tuning.cache import ActivationCache, logits_of
 from fedpeft.tuning.stages import Stages
 
 __all__ = ["LocalPlan", "TrainOutcome", "train"]
@@ -83,7 +83,7 @@ def train(
         plan: what to do.
         seed: determines the stream of batches; the same in every round of a run.
         first_step: where in the stream this round begins: how many steps earlier rounds took.
-        cache: of these examples (``ActivationCache.for_training``); for adapters in the top layers only.
+        cache: of these examples (``ActivationCache.for_training``); without effect when every layer adapts.
         progress: called after each step.
 
     Raises:
@@ -94,15 +94,18 @@ def train(
     union.train_only(plan.learning_rates.keys())
     stages = Stages(union)
     stream = training_stream(examples, batch_size=plan.batch_size, seed=seed)
-    trained = {block_id: list(union.parameters(block_id).values()) for block_id in plan.learning_rates}
+    # In the specification's order, whatever the mapping's: sums of gradient norms round by order.
+    trained = {
+        block.block_id: list(union.parameters(block.block_id).values())
+        for block in union.spec.blocks
+        if block.block_id in plan.learning_rates
+    }
     optimizer = _optimizer(trained, plan)
     losses: list[float] = []
     seen = 0
     for step in range(first_step, first_step + plan.steps):
         batch = collate(examples, stream.batch(step), pad_id=stages.pad_id, device=stages.device)
-        logits, labels = (
-            stages.logits(batch) if cache is None else stages.logits_above(batch, cache.hidden(stages, batch))
-        )
+        logits, labels = logits_of(stages, batch, cache)
         loss = functional.cross_entropy(logits.float(), labels)
         torch.autograd.backward([loss])
         nn.utils.clip_grad_norm_(chain.from_iterable(trained.values()), plan.max_grad_norm)

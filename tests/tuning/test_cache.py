@@ -97,3 +97,12 @@ def test_cached_activations_have_zeros_for_padding_and_no_gradient():
     assert not hidden.requires_grad
     direct = stages.hidden_below(batch)
     assert torch.allclose(hidden[batch.attention_mask == 1], direct[batch.attention_mask == 1], atol=1e-6)
+
+
+def test_with_adapters_in_every_layer_a_cache_has_no_effect():
+    examples, results = class_examples(40), []
+    for cache in (None, training_cache(examples)):
+        union = attach(tiny_bert(layers=3), ADAPTER.model_copy(update={"layers": 3}), seed=0)
+        train(union, examples, plan_for(union), seed=0, cache=cache)
+        results.append(union.state().digests)
+    assert results[0] == results[1]

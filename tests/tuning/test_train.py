@@ -165,6 +165,15 @@ def test_the_optimizer_forgets_between_rounds():
     assert results[0] == results[1]
 
 
+def test_the_order_in_which_learning_rates_are_given_does_not_matter():
+    results = []
+    for direction in (1, -1):
+        union = attach(tiny_bert(), Adapter(lora=LORA, bitfit=BitFit(), ia3=Ia3()), seed=0)
+        train(union, class_examples(), plan_for(trainable(union)[::direction]), seed=0)
+        results.append(union.state().digests)
+    assert results[0] == results[1]
+
+
 def test_training_reads_no_global_random_state():
     results = []
     for seed in (1, 2):
