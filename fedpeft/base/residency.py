@@ -27,6 +27,10 @@ class PackedWeight:
         """Bytes of the packed parts."""
         return sum(part.nbytes for part in self.parts.values())
 
+    def __deepcopy__(self, memo: object) -> "PackedWeight":
+        """Itself: it never changes, so copies of a model share it."""
+        return self
+
     def unpack(self) -> Tensor:
         """The float32 weight, made anew."""
         return dequantize(self.parts, self.encoding, self.shape)

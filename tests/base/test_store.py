@@ -146,9 +146,13 @@ def test_a_memory_of_a_damaged_or_vanished_artifact_is_no_answer(tmp_path: Path)
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path):
-    with pytest.raises(ZeroDivisionError), staging_directory(tmp_path) as (staging, _commit):
-        (staging / "model.safetensors").write_bytes(b"half")
-        raise ZeroDivisionError
+    def fail_halfway() -> None:
+        with staging_directory(tmp_path) as (staging, _commit):
+            (staging / "model.safetensors").write_bytes(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
     assert list(tmp_path.iterdir()) == []
 
 
