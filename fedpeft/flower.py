@@ -30,7 +30,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedpeft.clock import Clock
+from fedpeft.clock import Clock, SystemClock
 from fedpeft.errors import FedpeftError, SpecMismatch
 from fedpeft.ids import NodeId
 from fedpeft.round.transport import Reply, Stage
@@ -230,7 +230,7 @@ class LocalGrid(Grid):
         return reply if reply.has_error() else _over_the_wire(reply)
 
 
-def run_local(app: ClientApp, main: Callable[[Grid], None], *, devices: int, workers: int) -> None:
+def run_local(app: ClientApp, main: Callable[[GridTransport], None], *, devices: int, workers: int) -> None:
     """Run a coordinator against virtual devices in this process, through a ServerApp on a LocalGrid."""
     grid = LocalGrid(app, devices=devices, workers=workers)
     try:
@@ -240,7 +240,7 @@ def run_local(app: ClientApp, main: Callable[[Grid], None], *, devices: int, wor
         grid.close()
 
 
-def run_ray(app: ClientApp, main: Callable[[Grid], None], *, devices: int, workers: int) -> None:
+def run_ray(app: ClientApp, main: Callable[[GridTransport], None], *, devices: int, workers: int) -> None:
     """Run a coordinator against virtual devices on Ray, through Flower's own simulation engine.
 
     ``app`` travels to Ray's actors, so its handler must be built from picklable parts only (Ray's doing).
@@ -254,12 +254,12 @@ def run_ray(app: ClientApp, main: Callable[[Grid], None], *, devices: int, worke
     run_simulation(_server_app(main), app, num_supernodes=devices, backend_name="ray", backend_config=backend)
 
 
-def _server_app(main: Callable[[Grid], None]) -> ServerApp:
+def _server_app(main: Callable[[GridTransport], None]) -> ServerApp:
     app = ServerApp()
 
     @app.main()
     def run(grid: Grid, context: Context) -> None:
-        main(grid)
+        main(GridTransport(grid, SystemClock()))
 
     return app
 

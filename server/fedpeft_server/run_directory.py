@@ -34,7 +34,7 @@ from fedpeft_server.records import Event, Manifest, RoundMetrics, Summary, to_js
 from fedpeft_server.run_lock import RunLock
 from fedpeft_server.run_view import RunView, checkpoint_folder, checkpoint_problems, read_run
 
-__all__ = ["Commit", "RunDirectory"]
+__all__ = ["AdapterSlot", "Commit", "RunDirectory"]
 
 AdapterSlot = Literal["latest", "best", "final"]
 _PACKAGES = ("fedpeft", "flwr", "torch", "transformers", "peft", "numpy", "cryptography", "safetensors")
@@ -122,6 +122,7 @@ class RunDirectory:
         durable.write_file(path / "run.toml", source.encode())
         durable.write_file(path / "resolved.toml", resolved(config).encode())
         durable.write_file(path / "adapter.json", adapter.to_json().encode())
+        durable.write_file(path / "incarnation", b"1")
         durable.write_file(path / "manifest.json", to_json(manifest).encode())
         return cls(path, config, manifest, lock, clock)
 
@@ -139,6 +140,7 @@ class RunDirectory:
         try:
             run = cls(path, view.config(), view.manifest, lock, clock or SystemClock())
             run._recover()
+            durable.write_file(path / "incarnation", str(run.incarnation + 1).encode())
         except BaseException:
             lock.release()
             raise
@@ -160,6 +162,13 @@ class RunDirectory:
                     f"{self.path}: expected the {what} {expected}, found {found}; "
                     "resume with the versions and files named in manifest.json, or start a new run."
                 )
+
+    @property
+    def incarnation(self) -> int:
+        """How many times this run was started or resumed, durably: what one incarnation promised its devices
+        (that a round is attempted once) the next one cannot know.
+        """
+        return int((self.path / "incarnation").read_bytes())
 
     @property
     def rounds(self) -> tuple[RoundMetrics, ...]:

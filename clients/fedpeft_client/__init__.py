@@ -1,0 +1,1 @@
+"""The device: its trainer, its memory, its identity."""

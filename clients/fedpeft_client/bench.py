@@ -1,0 +1,89 @@
+"""The base model on this machine, with a run's adapter on it: loaded once, lent to one trainer at a time.
+
+Several virtual clients share one bench: the frozen base exists once, each lending has its own adapter
+tensors. A real device has a bench of one.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.base import ArtifactStore, load_model, load_tokenizer
+from fedpeft.data import Tokenizer
+from fedpeft.entropy import derive_seed
+from fedpeft.methods import attach
+from fedpeft.round.plan import LearningPlan
+
+if TYPE_CHECKING:
+    from fedpeft.methods import UnionAdapter
+
+__all__ = ["Bench"]
+
+
+class Bench:
+    """Loads what a plan asks for on first use; a plan with another adapter or base replaces it.
+
+    Args:
+        store: where base artifacts lie.
+        places: how many trainers may work at once.
+    """
+
+    def __init__(self, store: ArtifactStore, *, places: int = 1) -> None:
+        self._store, self._places = store, places
+        self._lock = threading.Lock()
+        self._key = ""
+        self._free: queue.SimpleQueue[UnionAdapter] = queue.SimpleQueue()
+        self._first: UnionAdapter | None = None
+        self._tokenizer: Tokenizer | None = None
+
+    def spec(self, plan: LearningPlan) -> AdapterSpec:
+        """The adapter that this plan makes on this machine's copy of the base.
+
+        Raises:
+            IntegrityFailed: the base is not in the store.
+            ConfigInvalid: the plan does not fit the base.
+        """
+        return self._ready(plan).spec
+
+    def initial_state(self, plan: LearningPlan) -> AdapterState:
+        """Where a run of this plan begins."""
+        return self._ready(plan).initial_state()
+
+    def tokenizer(self, plan: LearningPlan) -> Tokenizer:
+        """The base's tokenizer."""
+        self._ready(plan)
+        if self._tokenizer is None:
+            raise RuntimeError("the bench has no tokenizer although it is ready")
+        return self._tokenizer
+
+    @contextmanager
+    def lend(self, plan: LearningPlan) -> "Iterator[UnionAdapter]":
+        """A model with the plan's adapter for one trainer; waits while all places are taken."""
+        self._ready(plan)
+        union = self._free.get()
+        try:
+            yield union
+        finally:
+            self._free.put(union)
+
+    def _ready(self, plan: LearningPlan) -> "UnionAdapter":
+        with self._lock:
+            key = plan.model_copy(update={"run_id": "", "adapter_spec": ""}).to_json()
+            if self._first is None or key != self._key:
+                self._first = self._build(plan)
+                self._key = key
+                self._free = queue.SimpleQueue()
+                for union in [self._first, *(self._first.replicate() for _ in range(self._places - 1))]:
+                    self._free.put(union)
+            return self._first
+
+    def _build(self, plan: LearningPlan) -> "UnionAdapter":
+        artifact = self._store.get(plan.base)
+        self._tokenizer = load_tokenizer(artifact)
+        model = load_model(
+            artifact, task=plan.task.kind, labels=plan.task.labels, head_seed=derive_seed(plan.seed, "head")
+        )
+        return attach(model, plan.adapter, seed=plan.seed)

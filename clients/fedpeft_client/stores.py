@@ -1,0 +1,56 @@
+"""A device's memory between two messages: in RAM for a simulation in one process, else files."""
+
+import os
+import secrets
+from pathlib import Path
+
+__all__ = ["FileStore", "MemoryStore"]
+
+
+class MemoryStore:
+    """``DeviceStore`` in RAM: dies with the process, as a simulated device does."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, bytes] = {}
+
+    def read(self, key: str) -> bytes | None:
+        """See ``DeviceStore``."""
+        return self._values.get(key)
+
+    def write(self, key: str, value: bytes) -> None:
+        """See ``DeviceStore``."""
+        self._values[key] = value
+
+
+class FileStore:
+    """``DeviceStore`` in a directory of its own, mode 0700: one file a key, replaced atomically and synced."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def read(self, key: str) -> bytes | None:
+        """See ``DeviceStore``."""
+        try:
+            return (self._directory / key).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, key: str, value: bytes) -> None:
+        """See ``DeviceStore``: temp file, fsync, rename, fsync of the directory."""
+        staging = self._directory / f".{key}.{secrets.token_hex(4)}"
+        descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(value)
+                file.flush()
+                os.fsync(file.fileno())
+            staging.replace(self._directory / key)
+        except BaseException:
+            staging.unlink(missing_ok=True)
+            raise
+        folder = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

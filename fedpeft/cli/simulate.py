@@ -1,0 +1,109 @@
+"""`fedpeft simulate`: a whole federation on one machine."""
+
+import sys
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command("simulate")
+@click.argument("config", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. rounds.count=3.")
+@click.option("--model", help="Override base.model.")
+@click.option("--data", help="Override data.source.")
+@click.option("--map", "columns", multiple=True, metavar="OURS=THEIRS", help="Name a column, e.g. text=note.")
+@click.option("--rounds", type=int, help="Override rounds.count.")
+@click.option("--seed", type=int, help="Override run.seed.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), help="Override performance.engine.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True)
+@click.option(
+    "--resume", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Go on with a killed run."
+)
+@click.option("--baselines/--no-baselines", default=True, show_default=True, help="Also train alone and centralised.")
+@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+def command(
+    config: Path | None,
+    overrides: tuple[str, ...],
+    model: str | None,
+    data: str | None,
+    columns: tuple[str, ...],
+    rounds: int | None,
+    seed: int | None,
+    engine: str | None,
+    out: Path,
+    resume: Path | None,
+    baselines: bool,
+    store: Path | None,
+) -> None:
+    """Run the federation that CONFIG (a run.toml) describes; nothing leaves this machine.
+
+    \b
+    Examples:
+      fedpeft simulate simulations/scenarios/airlines.toml
+      fedpeft simulate run.toml --model ./my-model --data notes.csv --map text=note --rounds 3
+      fedpeft simulate --resume runs/20261122T001231Z-airlines-7f3a
+    """
+    import json
+
+    from rich.console import Console
+
+    from fedpeft.config import load
+
+    if (config is None) == (resume is None):
+        raise click.UsageError("Expected either a CONFIG file or --resume RUN.")
+    changed = [
+        f"{key}={json.dumps(value)}"
+        for key, value in _shortcuts(model, data, rounds, seed, engine)
+        if value is not None
+    ]
+    changed += [f"data.map.{pair.partition('=')[0]}={json.dumps(pair.partition('=')[2])}" for pair in columns]
+    if resume is not None and (changed or overrides):
+        raise click.UsageError("A run is resumed as it was started; start a new one to change its config.")
+    path = config if config is not None else (resume or out) / "resolved.toml"
+    loaded = load(path, overrides=[*overrides, *changed], simulation=True)
+    loaded = loaded.model_copy(update={"directory": out if resume is None else resume.parent})
+
+    console = Console()
+    console.print(f"config {path}; {len(changed) + len(overrides)} overrides; loading", highlight=False, markup=False)
+    _run(console, path, loaded, resume, baselines, store)
+
+
+def _shortcuts(
+    model: str | None, data: str | None, rounds: int | None, seed: int | None, engine: str | None
+) -> list[tuple[str, str | int | None]]:
+    return [
+        ("base.model", model),
+        ("data.source", data),
+        ("rounds.count", rounds),
+        ("run.seed", seed),
+        ("performance.engine", engine),
+    ]
+
+
+def _run(console: object, path: Path, config: object, resume: Path | None, baselines: bool, store: Path | None) -> None:
+    """Apart from ``command`` so that the heavy imports come after every check of the arguments."""
+    from rich.console import Console
+
+    from fedpeft.config import RunConfig
+    from fedpeft_sim.live import LiveScreen
+    from fedpeft_sim.outcome import show_outcome
+    from fedpeft_sim.simulate import prepare, simulate
+
+    if not isinstance(console, Console) or not isinstance(config, RunConfig):
+        raise TypeError("a Console and a RunConfig")
+    with LiveScreen(console, rounds=config.rounds.count, methods={}) as loading:
+        simulation = prepare(config, loading, store=store)
+    clients = simulation.population.clients
+    methods = {client.name: str(client.capacity) for client in clients}
+    with LiveScreen(console, rounds=config.rounds.count, methods=methods) as screen:
+        run = simulate(
+            simulation,
+            screen,
+            source=path.read_text(encoding="utf-8"),
+            command=["fedpeft", *sys.argv[1:]],
+            resume=resume,
+            baselines=baselines,
+        )
+    show_outcome(console, run)

@@ -1,0 +1,1 @@
+"""One round, from both sides: read ``task``, ``coordinator``, ``device`` in this order."""

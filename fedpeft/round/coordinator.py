@@ -1,0 +1,259 @@
+"""The coordinator's side of one round: four or five exchanges, then a sum or a named reason (DESIGN section 2).
+
+This module moves bytes and keeps time; what may be summed is decided by the secure aggregation
+(``fedpeft.secagg``), which sees every reply. A round ends as ``Summed`` or ``Aborted``; there is no third
+way, and no plain sum. The caller commits.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol, cast
+
+from fedpeft import secagg
+from fedpeft.adapter import AdapterState
+from fedpeft.config.model import Rounds, SecureAggregation
+from fedpeft.entropy import Entropy
+from fedpeft.ids import ParticipantId
+from fedpeft.round.events import Event, EventKind, Observer
+from fedpeft.round.messages import BlockDigest, BlockPayload, Failure, FailureReason, FitRequest, Ready
+from fedpeft.round.task import Member, RoundOutcome, RoundTask, Traffic
+from fedpeft.round.terms import round_terms
+from fedpeft.round.transport import Reply, Stage, Transport
+from fedpeft.wire import WireError, decode, encode
+
+__all__ = ["OpenSum", "SecureSum", "SumRound", "run_round"]
+
+
+class SumRound(Protocol):
+    """The coordinator's half of one secure sum: ``SecureSum``; another one only to measure what it costs."""
+
+    @property
+    def stage(self) -> str:
+        """What is asked now: ``fit``, ``share``, ``mask``, ``consist`` or ``reveal``."""
+        ...
+
+    @property
+    def requests(self) -> Mapping[ParticipantId, secagg.Request]:
+        """What to send to whom in this stage."""
+        ...
+
+    def receive(self, sender: ParticipantId, reply: secagg.Reply) -> None:
+        """Take one reply; a bad one counts against its sender."""
+        ...
+
+    def fail(self, sender: ParticipantId, detail: str) -> None:
+        """Take note that a device will not answer."""
+        ...
+
+    def close_stage(self) -> secagg.Summed | secagg.Aborted | None:
+        """Go on with those that answered; the end of the round, or None when another stage follows."""
+        ...
+
+
+OpenSum = Callable[[secagg.RoundSpec, secagg.IdentityKey, Entropy], SumRound]
+
+
+class SecureSum:
+    """``fedpeft.secagg``'s coordinator as one object."""
+
+    def __init__(self, spec: secagg.RoundSpec, identity: secagg.IdentityKey, entropy: Entropy) -> None:
+        self._state: secagg.Open = secagg.open_round(spec, identity=identity, entropy=entropy)
+        self._end: secagg.Summed | secagg.Aborted | None = None
+
+    @property
+    def stage(self) -> str:
+        """See ``SumRound``."""
+        return self._state.stage
+
+    @property
+    def requests(self) -> Mapping[ParticipantId, secagg.Request]:
+        """See ``SumRound``."""
+        return self._state.requests
+
+    def receive(self, sender: ParticipantId, reply: secagg.Reply) -> None:
+        """See ``SumRound``."""
+        self._take(secagg.receive(self._state, sender, reply))
+
+    def fail(self, sender: ParticipantId, detail: str) -> None:
+        """See ``SumRound``."""
+        self._take(secagg.reject(self._state, sender, secagg.Reason.DROPPED_OUT, detail))
+
+    def close_stage(self) -> secagg.Summed | secagg.Aborted | None:
+        """See ``SumRound``."""
+        self._take(secagg.close_stage(self._state))
+        return self._end
+
+    def _take(self, state: secagg.CoordinatorState) -> None:
+        if isinstance(state, secagg.Open):
+            self._state = state
+        else:
+            self._end = state
+
+
+def run_round(
+    task: RoundTask,
+    state: AdapterState,
+    members: Sequence[Member],
+    transport: Transport,
+    *,
+    rounds: Rounds,
+    terms: SecureAggregation,
+    identity: secagg.IdentityKey,
+    entropy: Entropy,
+    observe: Observer,
+    open_sum: OpenSum = SecureSum,
+) -> RoundOutcome:
+    """Run one attempt at one round with these members, to its sum or its reason.
+
+    Args:
+        task: what to do.
+        state: the global state that every device starts from.
+        members: whom to ask; at least three.
+        transport: how.
+        rounds, terms: deadlines and the secure aggregation's terms, from the run's configuration.
+        identity: the coordinator's signing key; devices know its public half from enrolment.
+        entropy: for the round's keys.
+        observe: told of every transition.
+        open_sum: the secure sum; another one only to measure what it costs (simulation).
+    """
+    room = _Room(task, members, transport, observe)
+    spec = round_terms(task.plan, state.spec, members, task, rounds=rounds, terms=terms)
+    summing = open_sum(spec, identity, entropy)
+    end: secagg.Summed | secagg.Aborted | None = None
+    while end is None:
+        if summing.stage == "fit":
+            replies = room.fit(summing.requests, state, deadline_s=rounds.fit_deadline_s)
+        else:
+            replies = room.later(Stage(f"train.{summing.stage}"), summing.requests, deadline_s=rounds.stage_deadline_s)
+        for sender, reply in replies:
+            if isinstance(reply, str):
+                summing.fail(sender, reply)
+            else:
+                summing.receive(sender, reply)
+        end = summing.close_stage()
+    return RoundOutcome(result=end, traffic=room.traffic, participants=room.names)
+
+
+class _Room:
+    """The members of one attempt: who is where, and what passed between us."""
+
+    def __init__(self, task: RoundTask, members: Sequence[Member], transport: Transport, observe: Observer) -> None:
+        self._task, self._transport, self._observe = task, transport, observe
+        self._members = {ParticipantId(place): member for place, member in enumerate(members, 1)}
+        self._places = {member.node: place for place, member in self._members.items()}
+        self.names = {place: member.profile.device for place, member in self._members.items()}
+        self.traffic = {name: Traffic() for name in self.names.values()}
+
+    def fit(
+        self, offers: Mapping[ParticipantId, secagg.Request], state: AdapterState, *, deadline_s: float
+    ) -> Iterator[tuple[ParticipantId, secagg.Reply | str]]:
+        """Stage 1; a device that lacks state that it was thought to hold is asked once more, with all of it."""
+        requests = {place: self._fit_request(place, offer, state) for place, offer in offers.items()}
+        again: dict[ParticipantId, bytes] = {}
+        for place, reply in self._exchange(Stage.FIT, requests, deadline_s):
+            answer = self._decoded(reply, (Ready, Failure))
+            if isinstance(answer, Failure) and answer.reason is FailureReason.MISSING_STATE:
+                self._members[place].held.clear()
+                again[place] = self._fit_request(place, offers[place], state)
+            else:
+                yield place, self._ready(place, answer, state)
+        for place, reply in self._exchange(Stage.FIT, again, deadline_s):
+            yield place, self._ready(place, self._decoded(reply, (Ready, Failure)), state)
+
+    def later(
+        self, stage: Stage, requests: Mapping[ParticipantId, secagg.Request], *, deadline_s: float
+    ) -> Iterator[tuple[ParticipantId, secagg.Reply | str]]:
+        """Stages 2 to 5: the secure aggregation's own messages."""
+        payloads = {place: encode(request) for place, request in requests.items()}
+        for place, reply in self._exchange(stage, payloads, deadline_s):
+            answer = self._decoded(reply, (*secagg.REPLIES, Failure))
+            if isinstance(answer, secagg.Refusal):
+                self._failed(place, stage, f"{answer.reason.value}: {answer.detail}")
+            if isinstance(answer, Failure | str):
+                yield place, self._failed(place, stage, answer)
+            else:
+                yield place, cast("secagg.Reply", answer)
+
+    def _fit_request(self, place: ParticipantId, offer: secagg.Request, state: AdapterState) -> bytes:
+        held = self._members[place].held
+        digests = tuple(BlockDigest(block_id=block_id, sha256=state.digests[block_id]) for block_id in state)
+        lacking = tuple(
+            BlockPayload(block_id=block_id, values=state[block_id].astype("<f4", copy=False).tobytes())
+            for block_id in state
+            if held.get(block_id) != state.digests[block_id]
+        )
+        task = self._task
+        request = FitRequest(
+            offer=encode(offer),
+            learning=task.plan.to_json(),
+            state=digests,
+            payloads=lacking,
+            first_step=task.first_step,
+            learning_rate_factor=task.learning_rate_factor,
+            eval_examples=task.eval_examples,
+            train=task.train,
+        )
+        return encode(request)
+
+    def _ready(self, place: ParticipantId, answer: object, state: AdapterState) -> secagg.Reply | str:
+        if not isinstance(answer, Ready):
+            return self._failed(place, Stage.FIT, answer)
+        self._members[place].held.update(state.digests)
+        self.traffic[self.names[place]].ready = True
+        try:
+            return decode(answer.advertise, secagg.Advertise)
+        except WireError as error:
+            return self._failed(place, Stage.FIT, str(error))
+
+    def _exchange(
+        self, stage: Stage, requests: Mapping[ParticipantId, bytes], deadline_s: float
+    ) -> Iterator[tuple[ParticipantId, Reply]]:
+        if not requests:
+            return
+        for place in requests:
+            self._tell(EventKind.ASKED, stage, place, detail=f"until {deadline_s:.0f} s from now")
+        by_node = {self._members[place].node: payload for place, payload in requests.items()}
+        heard: set[ParticipantId] = set()
+        for reply in self._transport.exchange(stage, by_node, deadline_s=deadline_s):
+            place = self._places[reply.node]
+            heard.add(place)
+            account = self.traffic[self.names[place]]
+            account.bytes_up += reply.bytes_up
+            account.bytes_down += reply.bytes_down
+            account.seconds += reply.seconds
+            self._tell(EventKind.ANSWERED, stage, place, reply=reply)
+            yield place, reply
+        for place in requests.keys() - heard:
+            self.traffic[self.names[place]].bytes_down += len(requests[place])
+            self._failed(place, stage, f"no answer within {deadline_s:.0f} s")
+        detail = f"{len(heard)} of {len(requests)} answered"
+        self._observe(Event(kind=EventKind.STAGE_CLOSED, round_id=self._task.round_id, stage=stage, detail=detail))
+
+    def _decoded(self, reply: Reply, expected: tuple[type, ...]) -> object:
+        if reply.payload is None:
+            return reply.error
+        try:
+            return decode(reply.payload, expected)
+        except WireError as error:
+            return str(error)
+
+    def _failed(self, place: ParticipantId, stage: Stage, answer: object) -> str:
+        text = f"{answer.reason.value}: {answer.detail}" if isinstance(answer, Failure) else str(answer)
+        self.traffic[self.names[place]].failure = text
+        self._tell(EventKind.FAILED, stage, place, detail=text)
+        return text
+
+    def _tell(
+        self, kind: EventKind, stage: Stage, place: ParticipantId, *, detail: str = "", reply: Reply | None = None
+    ) -> None:
+        self._observe(
+            Event(
+                kind=kind,
+                round_id=self._task.round_id,
+                stage=stage,
+                device=self.names[place],
+                detail=detail,
+                seconds=reply.seconds if reply else 0.0,
+                bytes_up=reply.bytes_up if reply else 0,
+                bytes_down=reply.bytes_down if reply else 0,
+            )
+        )

@@ -1,0 +1,217 @@
+"""The device's side of a round: from a fit request to the last reply (DESIGN section 2).
+
+The device validates, the coordinator proposes. Whatever cannot be done is answered by a ``Failure`` with a
+reason; only bugs raise. One round is open at a time: a newer fit request replaces an older one. What must
+outlive a kill between two messages is in the store before the reply leaves.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft import secagg
+from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.entropy import Entropy
+from fedpeft.errors import IntegrityFailed, PolicyRefused, SpecMismatch
+from fedpeft.ids import BlockId
+from fedpeft.round.local import (
+    DeviceStore,
+    HeldBlocks,
+    Identity,
+    LocalResult,
+    NotFinite,
+    OpenRound,
+    SumSession,
+    Trainer,
+)
+from fedpeft.round.messages import BlockPayload, Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
+from fedpeft.round.metrics import METRICS, Contribution, metrics_vector
+from fedpeft.round.plan import LearningPlan
+from fedpeft.round.transport import Stage
+from fedpeft.wire import decode, encode
+
+__all__ = ["Device"]
+
+Vector = npt.NDArray[np.float32]
+HELD, OPEN = "held-blocks", "open-round"
+_LATER_REQUESTS = (secagg.ShareRequest, secagg.MaskRequest, secagg.ConsistRequest, secagg.RevealRequest)
+
+
+class Device:
+    """One device: answers every stage of the protocol.
+
+    Args:
+        identity: who it is.
+        trainer: its model and data.
+        session: its secure sum.
+        store: its memory.
+        entropy: for keys; the operating system's.
+        rounding: (run id, round id) -> randomness for stochastic rounding; seeded in simulation only.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        trainer: Trainer,
+        session: SumSession,
+        store: DeviceStore,
+        entropy: Entropy,
+        rounding: Callable[[str, int], Entropy],
+    ) -> None:
+        self._identity, self._trainer, self._session, self._store = identity, trainer, session, store
+        self._entropy, self._rounding = entropy, rounding
+
+    def handle(self, stage: Stage, payload: bytes) -> bytes:
+        """The encoded reply to one encoded request.
+
+        Raises:
+            WireError: the payload is no request of this stage.
+        """
+        match stage:
+            case Stage.PROFILE:
+                decode(payload, ProfileRequest)
+                return encode(self._profile())
+            case Stage.FIT:
+                return encode(self._fit(decode(payload, FitRequest)))
+            case Stage.SHARE | Stage.MASK | Stage.CONSIST | Stage.REVEAL:
+                return encode(self._answer(cast("secagg.Request", decode(payload, _LATER_REQUESTS))))
+
+    def _profile(self) -> Profile:
+        held = self._store.read(HELD)
+        return Profile(
+            device=self._identity.device,
+            organisation=self._identity.organisation,
+            identity=self._identity.public_key,
+            methods=self._trainer.methods,
+            held=decode(held, HeldBlocks).digests if held else (),
+        )
+
+    def _fit(self, request: FitRequest) -> Ready | Failure:
+        """Stage 1: check, train, keep the input of the sum, advertise."""
+        kept = self._store.read(OPEN)
+        opened = decode(kept, OpenRound) if kept else None
+        if opened is not None and opened.offer_sha256 == _sha256(request.offer):
+            return Ready(advertise=opened.advertise)  # a repeat: a device answers an offer once
+        try:
+            plan = LearningPlan.from_json(request.learning)
+            offer = decode(request.offer, secagg.RoundOffer)
+            terms = decode(offer.spec, secagg.RoundSpec)
+            spec = self._trainer.spec(plan)
+            if spec.digest != plan.adapter_spec:
+                raise SpecMismatch(
+                    f"Expected adapter {plan.adapter_spec[:12]}, built {spec.digest[:12]} on this device."
+                )
+            state = self._receive(spec, request)
+            if state is None:
+                return Failure(
+                    reason=FailureReason.MISSING_STATE, detail="blocks of the global state are not held here"
+                )
+            owns = self._owned(plan, spec, terms) if request.train else frozenset({METRICS})
+            advertise = self._session.begin(offer, owns=owns, entropy=self._entropy)
+            if isinstance(advertise, secagg.Refusal):
+                return Failure(reason=FailureReason.PROTOCOL, detail=f"{advertise.reason.value}: {advertise.detail}")
+            if opened is not None and opened.work_sha256 == _work(request):
+                inputs = opened.inputs  # another attempt at the same round: the training stands
+            else:
+                inputs = _inputs(plan, self._trainer.fit(plan, state, request), owns)
+        except PolicyRefused as error:
+            return Failure(reason=FailureReason.POLICY_REFUSED, detail=str(error))
+        except IntegrityFailed as error:
+            return Failure(reason=FailureReason.PLAN_REFUSED, detail=str(error))
+        except NotFinite as error:
+            return Failure(reason=FailureReason.NOT_FINITE, detail=str(error))
+        except MemoryError:
+            return Failure(reason=FailureReason.OUT_OF_MEMORY, detail="training ran out of memory on this device")
+        ready = Ready(advertise=encode(advertise))
+        opened = OpenRound(
+            run_id=terms.run_id,
+            round_id=terms.round_id,
+            offer_sha256=_sha256(request.offer),
+            work_sha256=_work(request),
+            advertise=ready.advertise,
+            inputs=inputs,
+        )
+        self._store.write(OPEN, encode(opened))
+        return ready
+
+    def _answer(self, request: secagg.Request) -> secagg.Reply | Failure:
+        """The later stages are the secure aggregation's; the kept input is all that is added."""
+        kept = self._store.read(OPEN)
+        if kept is None:
+            return Failure(reason=FailureReason.PROTOCOL, detail="no round is open on this device")
+        opened = decode(kept, OpenRound)
+        return self._session.answer(
+            opened.run_id,
+            request,
+            inputs=lambda: {part.block_id: np.frombuffer(part.values, "<f4") for part in opened.inputs},
+            rounding=self._rounding(opened.run_id, opened.round_id),
+        )
+
+    def _receive(self, spec: AdapterSpec, request: FitRequest) -> AdapterState | None:
+        """The global state from what was sent and what is held; None when a block is missing."""
+        held = self._store.read(HELD)
+        blocks = {part.block_id: part.values for part in (decode(held, HeldBlocks).blocks if held else ())}
+        blocks |= {part.block_id: part.values for part in request.payloads}
+        vectors: dict[BlockId, Vector] = {}
+        for entry in request.state:
+            values = blocks.get(entry.block_id)
+            if values is None or _sha256(values) != entry.sha256:
+                return None
+            if len(values) != 4 * spec[entry.block_id].size:
+                raise SpecMismatch(
+                    f"{entry.block_id}: expected {4 * spec[entry.block_id].size} bytes, found {len(values)}."
+                )
+            vectors[entry.block_id] = np.frombuffer(values, "<f4").astype(np.float32)
+        state = AdapterState(spec, vectors)
+        kept = tuple(BlockPayload(block_id=block_id, values=blocks[block_id]) for block_id in vectors)
+        self._store.write(HELD, encode(HeldBlocks(digests=request.state, blocks=kept)))
+        return state
+
+    def _owned(self, plan: LearningPlan, spec: AdapterSpec, terms: secagg.RoundSpec) -> frozenset[BlockId]:
+        """The blocks of this round that this device trains, and the metrics; lengths checked against its own build."""
+        offered = {block.block_id: block.length for block in terms.blocks}
+        owned = self._trainer.trains(plan) & offered.keys()
+        for block_id in owned:
+            if offered[block_id] != spec[block_id].size:
+                raise SpecMismatch(f"{block_id}: expected length {spec[block_id].size}, offered {offered[block_id]}.")
+        return frozenset(owned | {METRICS})
+
+
+def _inputs(plan: LearningPlan, result: LocalResult, owns: frozenset[BlockId]) -> tuple[BlockPayload, ...]:
+    """What goes into the secure sum: each delta times the device's weight, and the metrics.
+
+    Raises:
+        NotFinite: a delta or a loss is NaN or infinite.
+    """
+    rule = plan.aggregate
+    weight = min(result.examples, rule.max_weight) / rule.max_weight if rule.weight == "examples" else 1.0
+    inputs = {block_id: delta * np.float32(weight) for block_id, delta in result.deltas.items() if block_id in owns}
+    for block_id, delta in inputs.items():
+        if not np.isfinite(delta).all():
+            raise NotFinite(f"Training gave a value in {block_id} that is not finite; try a lower learning rate.")
+    if not np.isfinite([result.trained_loss, result.evaluated_loss]).all():
+        raise NotFinite("The loss is not finite; try a lower learning rate.")
+    contribution = Contribution(
+        weight=weight,
+        trained_loss=result.trained_loss,
+        trained=result.trained,
+        evaluated_loss=result.evaluated_loss,
+        correct=result.correct,
+        evaluated=result.evaluated,
+    )
+    inputs[METRICS] = metrics_vector(contribution)
+    return tuple(BlockPayload(block_id=key, values=vector.astype("<f4").tobytes()) for key, vector in inputs.items())
+
+
+def _work(request: FitRequest) -> str:
+    """What a fit request asks to compute, apart from the terms of the sum and from what it happens to carry."""
+    return _sha256(encode(replace(request, offer=b"", payloads=())))
+
+
+def _sha256(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()

@@ -1,0 +1,154 @@
+"""What a device is made of: the protocols behind ``Device``, and what it keeps between two messages.
+
+The trainer knows models and data, the session knows the secure sum, the store outlives the process; the
+device (``fedpeft.round.device``) only knows the order of things.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft import secagg
+from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.entropy import Entropy
+from fedpeft.errors import FedpeftError
+from fedpeft.ids import BlockId
+from fedpeft.round.messages import BlockDigest, BlockPayload, FitRequest
+from fedpeft.round.plan import LearningPlan
+from fedpeft.wire import message
+
+__all__ = ["DeviceStore", "HeldBlocks", "Identity", "LocalResult", "NotFinite", "OpenRound", "SumSession", "Trainer"]
+
+Vector = npt.NDArray[np.float32]
+
+
+class NotFinite(FedpeftError):
+    """Training gave NaN or infinity."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalResult:
+    """What local training gave; stays on the device.
+
+    Args:
+        deltas: trained values minus received ones, for each block that was trained.
+        examples: how many training examples the device has: its weight before capping.
+        trained_loss, trained: loss summed over the examples (tokens) seen, and their number.
+        evaluated_loss, correct, evaluated: of the received state, on held-out examples (tokens).
+    """
+
+    deltas: Mapping[BlockId, Vector]
+    examples: int
+    trained_loss: float
+    trained: int
+    evaluated_loss: float
+    correct: int
+    evaluated: int
+
+
+class Trainer(Protocol):
+    """The part that knows models and data: ``fedpeft_client.trainer`` with torch."""
+
+    @property
+    def methods(self) -> str:
+        """What it trains, for reports."""
+        ...
+
+    def spec(self, plan: LearningPlan) -> AdapterSpec:
+        """The adapter that this plan makes on this device's own copy of the base.
+
+        Raises:
+            FedpeftError: the base is missing or the plan cannot be built here.
+        """
+        ...
+
+    def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
+        """The blocks that this device can afford to train."""
+        ...
+
+    def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
+        """Evaluate ``state``, then train its own blocks from it, as the request says."""
+        ...
+
+
+class DeviceStore(Protocol):
+    """A device's small key-value store: the blocks that it holds, and the inputs of the open round."""
+
+    def read(self, key: str) -> bytes | None:
+        """The value, or None."""
+        ...
+
+    def write(self, key: str, value: bytes) -> None:
+        """Durable when it returns."""
+        ...
+
+
+class SumSession(Protocol):
+    """The device's half of the secure sum: ``secagg.DeviceSession``."""
+
+    def begin(self, offer: secagg.RoundOffer, *, owns: frozenset[BlockId], entropy: Entropy) -> secagg.Reply:
+        """Check the terms and advertise fresh keys."""
+        ...
+
+    def answer(
+        self,
+        run_id: str,
+        request: secagg.Request,
+        *,
+        inputs: Callable[[], Mapping[BlockId, Vector]],
+        rounding: Entropy,
+    ) -> secagg.Reply:
+        """Answer one later stage; a repeated request gets the same reply."""
+        ...
+
+    def abandon(self, run_id: str) -> None:
+        """Forget the open round and its secrets."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who a device is, as enrolled.
+
+    Args:
+        device: its name, unique in the federation.
+        organisation: who runs it.
+        public_key: Ed25519, 32 bytes; the private half is the session's.
+    """
+
+    device: str
+    organisation: str
+    public_key: bytes
+
+
+@message(0x0181)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldBlocks:
+    """Store record: the global state as last received."""
+
+    digests: tuple[BlockDigest, ...]
+    blocks: tuple[BlockPayload, ...]
+
+
+@message(0x0182)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRound:
+    """Store record: the round that this device has trained for and not yet finished.
+
+    Args:
+        run_id, round_id: which.
+        offer_sha256: of the offer it answered; a repeat of that offer gets the same answer.
+        work_sha256: of what was trained; another attempt at the same work reuses the inputs.
+        advertise: that answer.
+        inputs: what goes into the sum, float32 little-endian, weighted already.
+    """
+
+    run_id: str
+    round_id: int
+    offer_sha256: str
+    work_sha256: str
+    advertise: bytes
+    inputs: tuple[BlockPayload, ...]

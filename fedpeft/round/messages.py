@@ -1,0 +1,131 @@
+"""The round engine's own messages; the secure aggregation's travel inside or beside them as they are."""
+
+import enum
+from dataclasses import dataclass
+
+from fedpeft.ids import BlockId
+from fedpeft.wire import message
+
+__all__ = [
+    "BlockDigest",
+    "BlockPayload",
+    "Failure",
+    "FailureReason",
+    "FitRequest",
+    "Profile",
+    "ProfileRequest",
+    "Ready",
+]
+
+
+class FailureReason(enum.Enum):
+    """Why a device does not take part in a round, or not any more. Values are part of the wire format."""
+
+    MISSING_STATE = "missing-state"  # it lacks blocks that the coordinator thought it had
+    PLAN_REFUSED = "plan-refused"  # the plan is not one that this device builds the same way
+    POLICY_REFUSED = "policy-refused"  # its site forbids it
+    NOT_FINITE = "not-finite"  # training gave NaN or infinity
+    NO_EXAMPLES = "no-examples"  # nothing to train on
+    OUT_OF_MEMORY = "out-of-memory"
+    PROTOCOL = "protocol"  # a request that does not fit the device's state; named by the secure aggregation
+    BASE_MISSING = "base-missing"  # the base artifact is not on the device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockDigest:
+    """A block's SHA-256 as the coordinator has it, hex."""
+
+    block_id: BlockId
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockPayload:
+    """A block's values: float32, little-endian."""
+
+    block_id: BlockId
+    values: bytes
+
+
+@message(0x0101)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileRequest:
+    """Asks a device who it is and what it can afford.
+
+    Args:
+        run_id: the run that it is asked to join.
+    """
+
+    run_id: str
+
+
+@message(0x0102)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A device's answer.
+
+    Args:
+        device: its name, as enrolled.
+        organisation: who runs it; minimum cohorts count organisations.
+        identity: its Ed25519 public key, 32 bytes.
+        methods: what it trains, for reports, e.g. ``lora r8``.
+        held: digests of the blocks it still holds from earlier rounds.
+    """
+
+    device: str
+    organisation: str
+    identity: bytes
+    methods: str
+    held: tuple[BlockDigest, ...]
+
+
+@message(0x0103)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitRequest:
+    """Stage 1 of a round (DESIGN section 2).
+
+    Args:
+        offer: the secure aggregation's encoded ``RoundOffer``: the signed terms of this round.
+        learning: the learning plan (``fedpeft.round.plan``), JSON.
+        state: digests of every block of the global state.
+        payloads: those blocks that the device is thought to lack.
+        first_step: how many local steps the run has asked for before this round.
+        learning_rate_factor: the schedule's factor, in [0, 1].
+        eval_examples: held-out examples to evaluate the received state on; 0 for all.
+        train: False asks for the evaluation alone.
+    """
+
+    offer: bytes
+    learning: str
+    state: tuple[BlockDigest, ...]
+    payloads: tuple[BlockPayload, ...]
+    first_step: int
+    learning_rate_factor: float
+    eval_examples: int
+    train: bool
+
+
+@message(0x0104)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """The device has trained. Says nothing about its data.
+
+    Args:
+        advertise: the secure aggregation's first reply: owned blocks and signed round keys.
+    """
+
+    advertise: bytes
+
+
+@message(0x0105)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """The device takes no (further) part in this round.
+
+    Args:
+        reason: which kind of failure.
+        detail: one sentence for the operator; never about the device's data.
+    """
+
+    reason: FailureReason
+    detail: str

@@ -1,0 +1,80 @@
+"""What a run asks of a device: the learning plan that travels with every fit request.
+
+The plan is the part of run.toml that decides what is learnt, as strict JSON. A device parses it with the
+same models as the coordinator, builds the adapter itself and compares digests: it never takes shapes,
+code or paths from the coordinator.
+"""
+
+from math import cos, pi
+
+from pydantic import ValidationError
+
+from fedpeft.config.model import Adapter, Aggregate, Rounds, RunConfig, Section, Task, Train
+from fedpeft.errors import SpecMismatch
+
+__all__ = ["LearningPlan", "learning_plan", "learning_rate_factor"]
+
+
+class LearningPlan(Section):
+    """One run's learning, the same in every round.
+
+    ``base`` and ``adapter_spec`` are digests: of the base artifact, and of the specification of the union
+    adapter that ``adapter`` makes on that base with ``seed``.
+    """
+
+    run_id: str
+    seed: int
+    base: str
+    adapter_spec: str
+    task: Task
+    adapter: Adapter
+    train: Train
+    aggregate: Aggregate
+
+    def to_json(self) -> str:
+        """Strict JSON, one encoding: fields in order of declaration."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> "LearningPlan":
+        """The inverse of ``to_json``.
+
+        Raises:
+            SpecMismatch: not a plan that this version of fedpeft knows.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise SpecMismatch(f"Expected a learning plan of this version of fedpeft: {error}") from error
+
+
+def learning_plan(config: RunConfig, *, run_id: str, base: str, adapter_spec: str) -> LearningPlan:
+    """The plan of a run. ``config.task.labels`` must be resolved already."""
+    return LearningPlan(
+        run_id=run_id,
+        seed=config.run.seed,
+        base=base,
+        adapter_spec=adapter_spec,
+        task=config.task,
+        adapter=config.adapter,
+        train=config.train,
+        aggregate=config.aggregate,
+    )
+
+
+def learning_rate_factor(train: Train, rounds: Rounds, round_id: int) -> float:
+    """The schedule over rounds, in [0, 1]: linear warm-up, then constant, linear or cosine decay.
+
+    Args:
+        round_id: 1..rounds.count. Decay ends above zero: the last round still learns.
+    """
+    if round_id <= train.warmup_rounds:
+        return round_id / (train.warmup_rounds + 1)
+    done = (round_id - 1 - train.warmup_rounds) / max(1, rounds.count - train.warmup_rounds)
+    match train.decay:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1.0 - done
+        case "cosine":
+            return 0.5 * (1.0 + cos(pi * done))

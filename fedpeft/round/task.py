@@ -1,0 +1,66 @@
+"""What goes into one attempt at a round, and what comes out of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedpeft import secagg
+from fedpeft.ids import BlockId, NodeId, ParticipantId, RoundId
+from fedpeft.round.messages import Profile
+from fedpeft.round.plan import LearningPlan
+
+__all__ = ["Member", "RoundOutcome", "RoundTask", "Traffic"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A device that can be asked: where it is, who it is, and which blocks it is thought to hold.
+
+    ``held`` is the coordinator's memory, updated when a device has answered a fit request.
+    """
+
+    node: NodeId
+    profile: Profile
+    held: dict[BlockId, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundTask:
+    """What one attempt at one round is to do.
+
+    Args:
+        round_id: from 1.
+        attempt: from 1; counts within the round.
+        plan: the run's learning plan.
+        train: False for an evaluation of the state alone.
+        first_step: local steps asked for in earlier rounds.
+        learning_rate_factor: the schedule's, in [0, 1].
+        eval_examples: held-out examples a device; 0 for all.
+    """
+
+    round_id: RoundId
+    attempt: int
+    plan: LearningPlan
+    train: bool
+    first_step: int
+    learning_rate_factor: float
+    eval_examples: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Traffic:
+    """One device's part in a round, as the coordinator sees it."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    ready: bool = False
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundOutcome:
+    """How one attempt ended, and what every device did in it (by device name)."""
+
+    result: secagg.Summed | secagg.Aborted
+    traffic: Mapping[str, Traffic]
+    participants: Mapping[ParticipantId, str]

@@ -1,0 +1,64 @@
+"""The terms of a round's secure sum, from the run's configuration and who takes part.
+
+Pure: the same members in the same order give the same terms. What the devices then accept is theirs to
+decide (``secagg.DevicePolicy``).
+"""
+
+from collections.abc import Sequence
+
+from fedpeft import secagg
+from fedpeft.adapter import AdapterSpec
+from fedpeft.config.model import Rounds, SecureAggregation
+from fedpeft.ids import ParticipantId
+from fedpeft.ring import SumRange
+from fedpeft.round.metrics import METRIC_BITS, METRIC_RANGES, METRICS
+from fedpeft.round.plan import LearningPlan
+from fedpeft.round.task import Member, RoundTask
+
+__all__ = ["round_terms"]
+
+
+def round_terms(
+    plan: LearningPlan,
+    adapter: AdapterSpec,
+    members: Sequence[Member],
+    task: RoundTask,
+    *,
+    rounds: Rounds,
+    terms: SecureAggregation,
+) -> secagg.RoundSpec:
+    """The terms for these members, in this order: the roster, and one summed block a trainable block.
+
+    Each tensor has its own clipping range, all of them ``terms.max_abs``; the metrics are one more block,
+    owned by everybody.
+    """
+    participants = tuple(
+        secagg.Participant(
+            participant_id=ParticipantId(place),
+            device=member.profile.device,
+            organisation=member.profile.organisation,
+            identity=member.profile.identity,
+        )
+        for place, member in enumerate(members, 1)
+    )
+    trained = [block for block in adapter.blocks if block.trainable] if task.train else []
+    blocks = tuple(
+        secagg.SummedBlock(
+            block_id=block.block_id,
+            ranges=tuple(SumRange(length=tensor.size, max_abs=terms.max_abs) for tensor in block.tensors),
+            bits=terms.bits,
+        )
+        for block in trained
+    )
+    return secagg.RoundSpec(
+        run_id=plan.run_id,
+        round_id=task.round_id,
+        attempt=task.attempt,
+        mode=secagg.Mode.FAST if terms.mode == "fast" else secagg.Mode.FULL,
+        participants=participants,
+        blocks=(*blocks, secagg.SummedBlock(block_id=METRICS, ranges=METRIC_RANGES, bits=METRIC_BITS)),
+        min_cohort=terms.min_cohort,
+        corrupt_fraction=terms.corrupt_fraction,
+        dropout_fraction=terms.dropout_fraction,
+        stage_deadline_s=rounds.stage_deadline_s,
+    )

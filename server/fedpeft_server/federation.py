@@ -1,0 +1,231 @@
+"""A run from its first round to its last: select, run a round, aggregate, commit, publish; again.
+
+The same loop drives the simulation and the deployed coordinator; a transport and a run directory are all
+that differs. Invariants: nothing is published before it is committed; a committed round never changes; an
+aborted round changes nothing and is tried again; every random choice follows from the run's seed and the
+round, so a resumed run goes on exactly as if it had never stopped.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fedpeft import secagg
+from fedpeft.adapter import AdapterState
+from fedpeft.aggregate import apply_mean
+from fedpeft.clock import Clock
+from fedpeft.config import RunConfig
+from fedpeft.entropy import Entropy, generator, os_entropy
+from fedpeft.errors import QuorumMissed
+from fedpeft.ids import RoundId
+from fedpeft.round.coordinator import OpenSum, SecureSum, run_round
+from fedpeft.round.events import Event, EventKind, Observer
+from fedpeft.round.messages import Profile, ProfileRequest
+from fedpeft.round.metrics import METRICS, totals
+from fedpeft.round.plan import LearningPlan, learning_rate_factor
+from fedpeft.round.task import Member, RoundOutcome, RoundTask
+from fedpeft.round.transport import Stage, Transport
+from fedpeft.wire import WireError, decode, encode
+from fedpeft_server.rows import round_row, sentence
+from fedpeft_server.run_directory import AdapterSlot, RunDirectory
+
+__all__ = ["Federation", "Publish"]
+
+PROFILE_DEADLINE_S = 60.0
+
+
+Publish = Callable[[AdapterSlot, AdapterState], None]
+"""What to do with a committed state, e.g. export it as an adapter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a run stands between two rounds; ``best_loss`` belongs to the best state evaluated so far."""
+
+    state: AdapterState
+    done: int
+    best_loss: float | None
+
+
+class Federation:
+    """One run of one plan over one transport.
+
+    Args:
+        config: the run; labels resolved.
+        plan: what devices are asked to learn.
+        run: where it is recorded.
+        transport: how devices are reached.
+        identity: the coordinator's signing key.
+        clock: for deadlines and durations.
+        observe: told of every transition.
+        publish: called with each committed state.
+        entropy: for keys.
+        open_sum: the secure sum (see ``run_round``).
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: LearningPlan,
+        run: RunDirectory,
+        transport: Transport,
+        *,
+        identity: secagg.IdentityKey,
+        clock: Clock,
+        observe: Observer,
+        publish: Publish,
+        entropy: Entropy = os_entropy,
+        open_sum: OpenSum = SecureSum,
+    ) -> None:
+        self._config, self._plan, self._run, self._transport = config, plan, run, transport
+        self._identity, self._clock, self._entropy, self._open_sum = identity, clock, entropy, open_sum
+        self._publish = publish
+        self._watch = observe
+        self._members: dict[int, Member] = {}
+
+    def train(self, initial: AdapterState) -> AdapterState:
+        """Run every round that is not committed yet, then the last evaluation; returns the final state.
+
+        Raises:
+            QuorumMissed: ``rounds.max_failures`` attempts in a row were aborted.
+            RunFailed: a sum could not be applied.
+        """
+        progress = self._resume(initial)
+        count = self._config.rounds.count
+        while progress.done <= count:  # round count + 1 evaluates the final state
+            progress = self._round(RoundId(progress.done + 1), progress)
+        self._publish("final", progress.state)
+        return progress.state
+
+    def _resume(self, initial: AdapterState) -> Progress:
+        commit = self._run.last_commit()
+        if commit is None:
+            return Progress(state=initial, done=0, best_loss=None)
+        state = AdapterState.from_safetensors(initial.spec, commit.state)
+        best = commit.server_state.get("best_loss")
+        return Progress(state=state, done=commit.round_id, best_loss=best if isinstance(best, float) else None)
+
+    def _round(self, round_id: RoundId, progress: Progress) -> Progress:
+        """One round, attempted until it is committed or given up."""
+        rounds = self._config.rounds
+        excluded: set[str] = set()
+        why: list[str] = []
+        for attempt in range(1, rounds.max_failures + 1):
+            started = self._clock.monotonic_s()
+            members = self._select(round_id, excluded)
+            if len(members) < max(rounds.min_devices, secagg.MIN_COHORT_FLOOR):
+                why.append(f"{len(members)} devices available, {rounds.min_devices} needed")
+                self._tell(EventKind.ABORTED, round_id, why[-1])
+                continue
+            self._tell(EventKind.ROUND_STARTED, round_id, f"attempt {attempt}: asking {len(members)} devices")
+            outcome = self._attempt(round_id, attempt, progress.state, members)
+            match outcome.result:
+                case secagg.Summed() as summed if len(summed.survivors) >= rounds.min_devices:
+                    return self._commit(round_id, progress, outcome, summed, members, started)
+                case secagg.Summed() as summed:
+                    why.append(f"{len(summed.survivors)} devices finished, {rounds.min_devices} needed")
+                case secagg.Aborted() as aborted:
+                    why.append(f"{aborted.reason.value}: {aborted.detail}")
+                    excluded |= {outcome.participants[place] for place in aborted.blamed}
+            self._tell(EventKind.ABORTED, round_id, why[-1])
+        reasons = "; ".join(why)
+        raise QuorumMissed(
+            f"Round {round_id} was aborted {len(why)} times ({reasons}). Everything up to round {progress.done} is "
+            f"committed; mend the devices and resume {self._run.path}."
+        )
+
+    def _attempt(self, round_id: RoundId, attempt: int, state: AdapterState, members: Sequence[Member]) -> RoundOutcome:
+        rounds, train = self._config.rounds, self._config.train
+        learning = round_id <= rounds.count
+        task = RoundTask(
+            round_id=round_id,
+            attempt=attempt,
+            plan=self._plan,
+            train=learning,
+            first_step=(round_id - 1) * train.local_steps,
+            learning_rate_factor=learning_rate_factor(train, rounds, round_id) if learning else 0.0,
+            eval_examples=rounds.eval_examples if learning else 0,
+        )
+        return run_round(
+            task,
+            state,
+            members,
+            self._transport,
+            rounds=rounds,
+            terms=self._config.secagg,
+            identity=self._identity,
+            entropy=self._entropy,
+            observe=self._observe,
+            open_sum=self._open_sum,
+        )
+
+    def _select(self, round_id: RoundId, excluded: set[str]) -> list[Member]:
+        """The round's members in order of their names: a seeded sample of those that are there."""
+        present = self._present()
+        eligible = sorted((m for m in present if m.profile.device not in excluded), key=lambda m: m.profile.device)
+        wanted = max(self._config.rounds.min_devices, round(self._config.rounds.fraction * len(eligible)))
+        if wanted >= len(eligible):
+            return eligible
+        chosen = generator(self._plan.seed, "select", round_id).choice(len(eligible), wanted, replace=False)
+        return [eligible[index] for index in sorted(chosen)]
+
+    def _present(self) -> list[Member]:
+        """Every reachable device whose profile is known; strangers are asked first."""
+        nodes = self._transport.nodes()
+        strangers = [node for node in nodes if node not in self._members]
+        request = encode(ProfileRequest(run_id=self._plan.run_id))
+        ask = dict.fromkeys(strangers, request)
+        for reply in self._transport.exchange(Stage.PROFILE, ask, deadline_s=PROFILE_DEADLINE_S) if ask else ():
+            if reply.payload is None:
+                self._run.record("profile.failed", detail={"node": str(reply.node), "error": reply.error})
+                continue
+            try:
+                profile = decode(reply.payload, Profile)
+            except WireError as error:
+                self._run.record("profile.refused", detail={"node": str(reply.node), "error": str(error)})
+                continue
+            held = {entry.block_id: entry.sha256 for entry in profile.held}
+            self._members[reply.node] = Member(node=reply.node, profile=profile, held=held)
+        return [self._members[node] for node in nodes if node in self._members]
+
+    def _commit(
+        self,
+        round_id: RoundId,
+        progress: Progress,
+        outcome: RoundOutcome,
+        summed: secagg.Summed,
+        members: Sequence[Member],
+        started: float,
+    ) -> Progress:
+        """Aggregate, make durable, then publish: in this order."""
+        measured = totals(summed.sums[METRICS].values)
+        sums = {block_id: part.values for block_id, part in summed.sums.items() if block_id != METRICS}
+        state = progress.state
+        if round_id <= self._config.rounds.count:
+            state = apply_mean(
+                state,
+                sums,
+                total_weight=measured.weight,
+                server_learning_rate=self._config.aggregate.server_learning_rate,
+            )
+        is_best = measured.loss is not None and (progress.best_loss is None or measured.loss < progress.best_loss)
+        best_loss = measured.loss if is_best else progress.best_loss
+        row = round_row(round_id, outcome, summed, measured, members, seconds=self._clock.monotonic_s() - started)
+        self._run.commit(round_id, state.to_safetensors(), {"best_loss": best_loss}, row)
+        if is_best:
+            self._publish("best", progress.state)  # the evaluation was of the state that the round began with
+        self._publish("latest", state)
+        self._tell(EventKind.COMMITTED, round_id, sentence(row))
+        return Progress(state=state, done=round_id, best_loss=best_loss)
+
+    def _observe(self, event: Event) -> None:
+        """Record, then show."""
+        detail: dict[str, str | int | float | bool] = {"detail": event.detail} if event.detail else {}
+        if event.stage is not None:
+            detail["stage"] = event.stage.value
+        if event.kind is EventKind.ANSWERED:
+            detail |= {"seconds": round(event.seconds, 3), "bytes_up": event.bytes_up, "bytes_down": event.bytes_down}
+        self._run.record(f"round.{event.kind.value}", round_id=event.round_id, client=event.device, detail=detail)
+        self._watch(event)
+
+    def _tell(self, kind: EventKind, round_id: RoundId, detail: str) -> None:
+        self._observe(Event(kind=kind, round_id=round_id, detail=detail))

@@ -1,0 +1,78 @@
+"""A finished round as its row in metrics.jsonl, and as one line for a person."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from fedpeft import secagg
+from fedpeft.ids import RoundId
+from fedpeft.round.metrics import Totals
+from fedpeft.round.task import Member, RoundOutcome
+from fedpeft_server.records import ClientRound, RoundMetrics
+
+__all__ = ["round_row", "sentence"]
+
+ClientState = Literal["summed", "dropped", "refused", "rejected"]
+
+
+def round_row(
+    round_id: RoundId,
+    outcome: RoundOutcome,
+    summed: secagg.Summed,
+    measured: Totals,
+    members: Sequence[Member],
+    *,
+    seconds: float,
+) -> RoundMetrics:
+    """The row of a round that ended in a sum: cohort totals, and of each device what the network shows anyway."""
+    names = outcome.participants
+    survivors = {names[place] for place in summed.survivors}
+    rejected = {names[place]: f"{entry.reason.value}: {entry.detail}" for place, entry in summed.rejected.items()}
+    clients = []
+    for member in members:
+        name, account = member.profile.device, outcome.traffic[member.profile.device]
+        clients.append(
+            ClientRound(
+                client=name,
+                methods=member.profile.methods,
+                state=_state(name in survivors, account.failure, name in rejected),
+                reason=account.failure or rejected.get(name, ""),
+                bytes_up=account.bytes_up,
+                bytes_down=account.bytes_down,
+                seconds=account.seconds,
+            )
+        )
+    return RoundMetrics(
+        round=round_id,
+        loss=measured.loss,
+        accuracy=measured.accuracy,
+        examples=measured.evaluated,
+        train_loss=measured.train_loss,
+        devices_invited=len(members),
+        devices_ready=sum(account.ready for account in outcome.traffic.values()),
+        devices_survived=len(survivors),
+        bytes_up=sum(account.bytes_up for account in outcome.traffic.values()),
+        bytes_down=sum(account.bytes_down for account in outcome.traffic.values()),
+        seconds=seconds,
+        skipped={str(block_id): reason for block_id, reason in summed.skipped.items()},
+        rejected=rejected,
+        clients=tuple(clients),
+    )
+
+
+def sentence(row: RoundMetrics) -> str:
+    """One line: the state that the round began with, who took part, what it cost."""
+    parts = [f"{row.devices_survived} of {row.devices_invited} devices"]
+    if row.loss is not None and row.accuracy is not None:
+        parts.insert(0, f"loss {row.loss:.4f} accuracy {row.accuracy:.3f} at its start")
+    if row.skipped:
+        parts.append(f"skipped {', '.join(sorted(row.skipped))}")
+    parts.append(f"{row.bytes_up / 1e6:.2f} MB up, {row.bytes_down / 1e6:.2f} MB down, {row.seconds:.1f} s")
+    return "; ".join(parts)
+
+
+def _state(survived: bool, failure: str, rejected: bool) -> ClientState:
+    if survived:
+        return "summed"
+    if failure.startswith("policy-refused"):
+        return "refused"
+    return "rejected" if rejected and not failure else "dropped"

@@ -1,0 +1,155 @@
+"""What the federation is compared with: every client alone, and all data in one place.
+
+Alone: a client takes as many steps as it takes in the federation, with the methods that it can afford.
+Centralised: every block of the adapter, as many samples as the whole federation. Same base, adapter,
+learning rates, schedule and batches of the same size.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedpeft.adapter import AdapterState
+from fedpeft.config.model import Rounds
+from fedpeft.data import EncodedDataset, encode
+from fedpeft.ids import BlockId
+from fedpeft.methods import UnionAdapter, blocks_for
+from fedpeft.round.plan import LearningPlan, learning_rate_factor
+from fedpeft.tuning import Evaluation, LocalPlan, evaluate, train
+from fedpeft_client.bench import Bench
+from fedpeft_client.trainer import EVAL_BATCH, batch_seed, learning_rates
+from fedpeft_sim.population import Client
+
+__all__ = ["Baselines", "accuracy", "held_out_scores", "run_baselines"]
+
+Scores = Mapping[str, Evaluation]
+Progress = Callable[[str, int, int], None]
+"""Called with (what is trained, steps done, steps in all)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baselines:
+    """Held-out scores by client name.
+
+    Args:
+        alone: each client's own model on its own held-out examples.
+        alone_everywhere: each client's own model on the held-out examples of all clients.
+        centralised: the one model on each client's held-out examples.
+    """
+
+    alone: Scores
+    alone_everywhere: Scores
+    centralised: Scores
+
+
+def run_baselines(
+    plan: LearningPlan,
+    rounds: Rounds,
+    initial: AdapterState,
+    clients: Sequence[Client],
+    bench: Bench,
+    *,
+    workers: int,
+    progress: Progress,
+) -> Baselines:
+    """Train and score both baselines; the long centralised job starts first."""
+    sets = {client.name: _encoded(client, plan, bench) for client in clients}
+    everyone = _together([train_set for train_set, _ in sets.values()])
+    spec = initial.spec
+
+    def train_alone(client: Client) -> tuple[Evaluation, Evaluation]:
+        capacity = client.capacity
+        blocks = frozenset(blocks_for(spec, methods=capacity.methods, rank=capacity.rank, head=capacity.head))
+        with bench.lend(plan) as union:
+            _train(union, initial, sets[client.name][0], plan, rounds, blocks, client.name, 1, progress)
+            own = _score(union, sets[client.name][1])
+            others = [own if name == client.name else _score(union, held) for name, (_, held) in sets.items()]
+        return own, _added(others)
+
+    def train_together() -> dict[str, Evaluation]:
+        blocks = frozenset(block.block_id for block in spec.blocks if block.trainable)
+        with bench.lend(plan) as union:
+            _train(union, initial, everyone, plan, rounds, blocks, "centralised", len(clients), progress)
+            return {name: _score(union, held) for name, (_, held) in sets.items()}
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="baseline") as pool:
+        together = pool.submit(train_together)
+        alone = {client.name: pool.submit(train_alone, client) for client in clients}
+        return Baselines(
+            alone={name: job.result()[0] for name, job in alone.items()},
+            alone_everywhere={name: job.result()[1] for name, job in alone.items()},
+            centralised=together.result(),
+        )
+
+
+def held_out_scores(plan: LearningPlan, state: AdapterState, clients: Sequence[Client], bench: Bench) -> Scores:
+    """A state's score on every client's held-out examples: possible in a simulation only."""
+    with bench.lend(plan) as union:
+        union.load(state)
+        return {client.name: _score(union, _encoded(client, plan, bench)[1]) for client in clients}
+
+
+def accuracy(scores: Sequence[Evaluation]) -> float:
+    """Share of right predictions over all of these together."""
+    return sum(score.correct for score in scores) / sum(score.examples for score in scores)
+
+
+def _encoded(client: Client, plan: LearningPlan, bench: Bench) -> tuple[EncodedDataset, EncodedDataset]:
+    tokenizer = bench.tokenizer(plan)
+    train_set = encode(client.train, plan.task, plan.task.labels, tokenizer)
+    return train_set, encode(client.held_out, plan.task, plan.task.labels, tokenizer)
+
+
+def _train(
+    union: UnionAdapter,
+    initial: AdapterState,
+    examples: EncodedDataset,
+    plan: LearningPlan,
+    rounds: Rounds,
+    blocks: frozenset[BlockId],
+    name: str,
+    times: int,
+    progress: Progress,
+) -> None:
+    """The steps of a whole run in one place, round by round as the schedule has it; the optimizer is fresh each."""
+    union.load(initial)
+    rates = learning_rates(plan.adapter, plan.train, blocks)
+    steps = plan.train.local_steps * times
+    for round_id in range(1, rounds.count + 1):
+        factor = learning_rate_factor(plan.train, rounds, round_id)
+        local = LocalPlan(
+            steps=steps,
+            batch_size=plan.train.batch_size,
+            optimizer=plan.train.optimizer,
+            learning_rates={block_id: rate * factor for block_id, rate in rates.items()},
+            weight_decay=plan.train.weight_decay,
+            max_grad_norm=plan.train.max_grad_norm,
+        )
+        train(union, examples, local, seed=batch_seed(plan.seed, name), first_step=(round_id - 1) * steps)
+        progress(name, round_id * steps, rounds.count * steps)
+
+
+def _together(sets: Sequence[EncodedDataset]) -> EncodedDataset:
+    """All clients' examples as one data set, in order of the clients' names."""
+    labels = [part.labels for part in sets]
+    return EncodedDataset(
+        input_ids=tuple(tokens for part in sets for tokens in part.input_ids),
+        labels=np.concatenate(labels)
+        if all(isinstance(part, np.ndarray) for part in labels)
+        else tuple(tokens for part in labels for tokens in part),
+        truncated=sum(part.truncated for part in sets),
+    )
+
+
+def _score(union: UnionAdapter, held_out: EncodedDataset) -> Evaluation:
+    return evaluate(union, held_out, limit=0, batch_size=EVAL_BATCH)
+
+
+def _added(scores: Sequence[Evaluation]) -> Evaluation:
+    return Evaluation(
+        loss_sum=sum(score.loss_sum for score in scores),
+        correct=sum(score.correct for score in scores),
+        examples=sum(score.examples for score in scores),
+    )

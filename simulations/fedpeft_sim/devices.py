@@ -1,0 +1,123 @@
+"""The virtual devices of a simulation: real ``Device`` objects that share one base model.
+
+On the local engine they live in this process and remember in RAM. On Ray each actor builds its own copy
+on first use and the devices remember on disk, because their messages reach whichever actor is free.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from fedpeft import secagg
+from fedpeft.base import ArtifactStore
+from fedpeft.config import RunConfig
+from fedpeft.entropy import Entropy, os_entropy, seeded_entropy
+from fedpeft.flower import NodeContext
+from fedpeft.round.device import Device
+from fedpeft.round.local import DeviceStore, Identity, SumSession
+from fedpeft.round.transport import Stage
+from fedpeft_client.bench import Bench
+from fedpeft_client.stores import FileStore, MemoryStore
+from fedpeft_client.trainer import TorchTrainer
+from fedpeft_sim.plain_sum import PlainSession
+from fedpeft_sim.population import Client, Population, populate
+
+__all__ = ["RayDevices", "VirtualDevices"]
+
+
+class VirtualDevices:
+    """All devices of a population, as one handler for ``flower.client_app``.
+
+    Args:
+        population: the clients.
+        bench: the shared base model.
+        coordinator_key: the public key that signs the terms of every round.
+        home: where devices remember; None is RAM.
+    """
+
+    def __init__(
+        self, population: Population, bench: Bench, *, coordinator_key: bytes, home: Path | None = None
+    ) -> None:
+        # One thread a virtual client: clients run side by side, and sums do not depend on how a product was split.
+        torch.set_num_threads(1)
+        self._population, self._bench, self._coordinator_key, self._home = population, bench, coordinator_key, home
+        self._devices: dict[int, Device] = {}
+
+    def __call__(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
+        """Handle one request for the device that this node plays."""
+        if node.partition is None or node.partition >= len(self._population.clients):
+            raise RuntimeError(f"node {node.node} plays no client of this simulation")
+        if node.partition not in self._devices:
+            self._devices[node.partition] = self._build(self._population.clients[node.partition])
+        return self._devices[node.partition].handle(stage, payload)
+
+    def _build(self, client: Client) -> Device:
+        config = self._population.config
+        key = secagg.IdentityKey.generate(os_entropy)
+        store: DeviceStore = MemoryStore()
+        ledger: secagg.Ledger = secagg.MemoryLedger()
+        if self._home is not None:
+            store = FileStore(self._home / client.name)
+            key = _kept_key(store)
+            ledger = secagg.FileLedger(self._home / client.name / "ledger", key)
+        policy = secagg.DevicePolicy(coordinator_key=self._coordinator_key, allow_fast=config.secagg.mode == "fast")
+        session: SumSession = secagg.DeviceSession(ledger=ledger, identity=key, policy=policy)
+        if config.secagg.mode == "off":
+            session = PlainSession()
+
+        def rounding(run_id: str, round_id: int) -> Entropy:
+            # Not the run's id: the same config and seed must round alike in another run.
+            return seeded_entropy(config.run.seed, "rounding", client.name, round_id)
+
+        return Device(
+            identity=Identity(device=client.name, organisation=client.name, public_key=key.public),
+            trainer=TorchTrainer(
+                device=client.name,
+                capacity=client.capacity,
+                bench=self._bench,
+                train=client.train,
+                held_out=client.held_out,
+            ),
+            session=session,
+            store=store,
+            entropy=os_entropy,
+            rounding=rounding,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayDevices:
+    """The same handler as something that can travel to a Ray actor, which builds the devices on first use."""
+
+    config: RunConfig
+    store: Path
+    coordinator_key: bytes
+    home: Path
+    _token: str = field(default_factory=lambda: os_entropy(8).hex())
+
+    def __call__(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
+        """Handle one request, in the actor."""
+        devices = _in_this_actor.get(self._token)
+        if devices is None:
+            _in_this_actor.clear()
+            devices = VirtualDevices(
+                populate(self.config),
+                Bench(ArtifactStore(self.store)),
+                coordinator_key=self.coordinator_key,
+                home=self.home,
+            )
+            _in_this_actor[self._token] = devices
+        return devices(node, stage, payload)
+
+
+_in_this_actor: dict[str, VirtualDevices] = {}
+
+
+def _kept_key(store: DeviceStore) -> secagg.IdentityKey:
+    secret = store.read("identity")
+    if secret is None:
+        key = secagg.IdentityKey.generate(os_entropy)
+        store.write("identity", key.secret_bytes())
+        return key
+    return secagg.IdentityKey.from_bytes(secret)

@@ -1,0 +1,119 @@
+"""A sum without masks, to measure what the secure one costs: `secagg.mode = "off"`, simulation only.
+
+Encodes, rounds and adds exactly as the secure sum does, so a run with it differs in cost and in nothing
+else: same ring, same rounding, same values. It lives here because no deployed code may be able to take
+this path.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft import secagg
+from fedpeft.entropy import Entropy
+from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.secagg.masks import rounding_bits
+from fedpeft.secagg.spec import block_encoding
+from fedpeft.wire import decode, encode
+
+__all__ = ["PlainSession", "PlainSum"]
+
+NOTHING = b""
+Vector = npt.NDArray[np.float32]
+
+
+class PlainSession:
+    """The device's half: ``SumSession`` without a secret."""
+
+    def __init__(self) -> None:
+        self._spec: secagg.RoundSpec | None = None
+        self._owns: frozenset[BlockId] = frozenset()
+
+    def begin(self, offer: secagg.RoundOffer, *, owns: frozenset[BlockId], entropy: Entropy) -> secagg.Reply:
+        """Declare the owned blocks; the keys are empty."""
+        self._spec, self._owns = decode(offer.spec, secagg.RoundSpec), owns
+        blocks = tuple(block.block_id for block in self._spec.blocks if block.block_id in owns)
+        return secagg.Advertise(
+            context=NOTHING,
+            participant_id=ParticipantId(0),
+            blocks=blocks,
+            channel_key=NOTHING,
+            mask_key=NOTHING,
+            signing_key=NOTHING,
+            commitments=(),
+            signature=NOTHING,
+        )
+
+    def answer(
+        self,
+        run_id: str,
+        request: secagg.Request,
+        *,
+        inputs: Callable[[], Mapping[BlockId, Vector]],
+        rounding: Entropy,
+    ) -> secagg.Reply:
+        """The encoded vectors, in the clear."""
+        if self._spec is None:
+            return secagg.Refusal(reason=secagg.Reason.OUT_OF_ORDER, detail="no round is open")
+        values = inputs()
+        vectors = tuple(
+            block_encoding(self._spec, block).encode(values[block.block_id], rounding_bits(rounding(32))).tobytes()
+            for block in self._spec.blocks
+            if block.block_id in self._owns
+        )
+        return secagg.MaskedInput(context=NOTHING, unopened=(), vectors=vectors, tag=NOTHING)
+
+    def abandon(self, run_id: str) -> None:
+        """Nothing to forget."""
+
+
+class PlainSum:
+    """The coordinator's half: ``SumRound`` that sees every input."""
+
+    def __init__(self, spec: secagg.RoundSpec, identity: secagg.IdentityKey, entropy: Entropy) -> None:
+        self._spec = spec
+        self._adverts: dict[ParticipantId, secagg.Advertise] = {}
+        self._summed: set[ParticipantId] = set()
+        self._words = {block.block_id: block_encoding(spec, block).zeros() for block in spec.blocks}
+        self._rejected: dict[ParticipantId, secagg.Rejection] = {}
+        self.stage = "fit"
+        self.requests: Mapping[ParticipantId, secagg.Request] = dict.fromkeys(
+            (person.participant_id for person in spec.participants),
+            secagg.RoundOffer(spec=encode(spec), coordinator_channel=NOTHING, signature=NOTHING),
+        )
+
+    def receive(self, sender: ParticipantId, reply: secagg.Reply) -> None:
+        """Keep an advert; add a vector."""
+        match reply:
+            case secagg.Advertise():
+                self._adverts[sender] = reply
+            case secagg.MaskedInput():
+                for block_id, words in zip(self._adverts[sender].blocks, reply.vectors, strict=True):
+                    total = self._words[block_id]
+                    np.add(total, np.frombuffer(words, total.dtype), out=total)
+                self._summed.add(sender)
+            case _:
+                self.fail(sender, "an answer that the plain sum does not know")
+
+    def fail(self, sender: ParticipantId, detail: str) -> None:
+        """Note it."""
+        self._rejected[sender] = secagg.Rejection(reason=secagg.Reason.DROPPED_OUT, detail=detail)
+
+    def close_stage(self) -> secagg.Summed | secagg.Aborted | None:
+        """From ``fit`` to ``mask`` to the end; the same minimum cohorts as the secure sum's."""
+        if self.stage == "fit":
+            self.stage = "mask"
+            self.requests = dict.fromkeys(self._adverts, secagg.MaskRequest(context=NOTHING, sharers=NOTHING, boxes=()))
+            return None
+        sums, skipped = {}, {}
+        for block in self._spec.blocks:
+            owners = sum(block.block_id in self._adverts[sender].blocks for sender in self._summed)
+            if owners < self._spec.min_cohort:
+                skipped[block.block_id] = f"{owners} organisations train it, {self._spec.min_cohort} needed"
+                continue
+            values = block_encoding(self._spec, block).decode(self._words[block.block_id], owners)
+            sums[block.block_id] = secagg.BlockSum(values=values, owners=owners)
+        return secagg.Summed(
+            sums=sums, survivors=frozenset(self._summed), skipped=skipped, rejected=dict(self._rejected)
+        )

@@ -1,0 +1,100 @@
+"""Who takes part in a simulation: clients with their examples and what each can afford."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedpeft.config import RunConfig
+from fedpeft.config.model import Device
+from fedpeft.data import Records, label_names, load_records, split_holdout, validate
+from fedpeft.entropy import derive_seed
+from fedpeft.errors import ConfigInvalid, DataInvalid, Problem
+from fedpeft_client.trainer import Capacity
+from fedpeft_sim.partition import partition
+
+__all__ = ["Client", "Population", "populate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """One simulated client.
+
+    Args:
+        name: as in ``[[device]]``.
+        capacity: what it can train.
+        train, held_out: its examples; disjoint, duplicates on one side.
+    """
+
+    name: str
+    capacity: Capacity
+    train: Records
+    held_out: Records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Population:
+    """All clients, by name in ascending order; the same for the same config, on every engine.
+
+    Args:
+        clients: at least three.
+        config: the run with ``task.labels`` resolved.
+        left_out: client name -> examples, of clients too small to take part.
+    """
+
+    clients: tuple[Client, ...]
+    config: RunConfig
+    left_out: Mapping[str, int]
+
+
+def populate(config: RunConfig) -> Population:
+    """Load, check, partition and split the run's data.
+
+    Raises:
+        DataInvalid: the data does not fit the task.
+        ConfigInvalid: ``[[device]]`` names clients that the data does not have, or leaves some without an entry.
+    """
+    records = load_records(config.data.source, config.data.map)
+    validate(records, config.task)
+    if config.task.kind == "classify" and not config.task.labels:
+        task = config.task.model_copy(update={"labels": label_names(records)})
+        config = config.model_copy(update={"task": task})
+    parts = partition(records, config.data.partition, config.run.seed)
+    capacities = _capacities(config.device, parts.clients)
+    clients = []
+    for name, own in parts.clients.items():
+        train, held_out = split_holdout(own, config.data.holdout, derive_seed(config.run.seed, "holdout"))
+        if not len(train) or not len(held_out):
+            raise DataInvalid(
+                f"Expected two distinct examples or more at client {name}, found {len(own)} rows; "
+                "raise data.partition.min_examples to leave such clients out."
+            )
+        clients.append(Client(name=name, capacity=capacities[name], train=train, held_out=held_out))
+    return Population(clients=tuple(clients), config=config, left_out=parts.left_out)
+
+
+def _capacities(devices: tuple[Device, ...], clients: Mapping[str, Records]) -> dict[str, Capacity]:
+    found: dict[str, Capacity] = {}
+    problems = []
+    everyone: Capacity | None = None
+    for index, device in enumerate(devices):
+        capacity = Capacity(methods=device.methods, rank=device.rank, head=device.head)
+        for name in device.clients:
+            if name == "*":
+                everyone = capacity
+            elif name in clients:
+                found[name] = capacity
+            else:
+                known = ", ".join(sorted(clients)[:20])
+                problems.append(
+                    Problem(where=f"device[{index}].clients", expected=f"clients of this data ({known})", found=name)
+                )
+    for name in clients:
+        if name not in found and everyone is None:
+            remedy = 'Add it to a [[device]], or add one with clients = ["*"].'
+            problems.append(
+                Problem(where="device", expected=f"an entry for client {name}", found="none", remedy=remedy)
+            )
+        elif everyone is not None:
+            found.setdefault(name, everyone)
+    if problems:
+        raise ConfigInvalid("The devices do not fit the clients of this data.", problems=problems)
+    return found
