@@ -65,6 +65,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = LlamaConfig(
             vocab_size=len(WORDS), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
             intermediate_size=80, max_position_embeddings=32, tie_word_embeddings=True, initializer_range=0.2,
+            attention_dropout=0.5,
         )  # fmt: skip
         LlamaForCausalLM(config).save_pretrained(directory)
     save_tokenizer(directory)
