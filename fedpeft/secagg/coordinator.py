@@ -33,7 +33,7 @@ from fedpeft.secagg.coordinator_state import (
 from fedpeft.secagg.device_share import advert_problem
 from fedpeft.secagg.messages import (
     Advertise,
-    ConsistSignature,
+    ConsistTags,
     MaskedInput,
     Reason,
     Refusal,
@@ -42,12 +42,14 @@ from fedpeft.secagg.messages import (
     RoundOffer,
     SealedShares,
 )
-from fedpeft.secagg.primitives import KEY_SIZE, AgreementKey, IdentityKey, Secret, is_authentic, is_signed
+from fedpeft.secagg.primitives import KEY_SIZE, TAG_SIZE, AgreementKey, IdentityKey, Secret, is_authentic
 from fedpeft.secagg.spec import RoundSpec, block_encoding, check_spec
 from fedpeft.secagg.transcript import (
+    STAGE_CONSIST,
     STAGE_MASK,
     STAGE_REVEAL,
     STAGE_SHARE,
+    advert_digest,
     id_bytes,
     offer_context,
     sharers_context,
@@ -62,7 +64,7 @@ REPLY_ORDER: Mapping[type, int] = {
     Advertise: 0,
     SealedShares: 1,
     MaskedInput: 2,
-    ConsistSignature: 3,
+    ConsistTags: 3,
     RevealedShares: 4,
 }
 STAGE_ORDER: Mapping[type, int] = {Fitting: 0, Sharing: 1, Masking: 2, Agreeing: 3, Revealing: 4}
@@ -148,9 +150,9 @@ def _accept(state: Open, sender: ParticipantId, reply: Reply) -> Progress:
         case Masking() as masking, MaskedInput():
             _check_vectors(state.book.spec, masking, sender, reply)
             return _added(masking, sender, reply)
-        case Agreeing() as agreeing, ConsistSignature():
-            _check_signature(agreeing, sender, reply)
-            return replace(agreeing, signatures={**agreeing.signatures, sender: reply.signature})
+        case Agreeing() as agreeing, ConsistTags():
+            _check_tags(agreeing, sender, reply)
+            return replace(agreeing, tags={**agreeing.tags, sender: reply.tags})
         case Revealing() as revealing, RevealedShares():
             shares = _revealed(revealing, sender, reply)
             return replace(revealing, shares={**revealing.shares, sender: shares})
@@ -166,7 +168,9 @@ def _check_advert(book: Book, sender: ParticipantId, advert: Advertise) -> None:
     declared = tuple(block.block_id for block in book.spec.blocks if block.block_id in set(advert.blocks))
     if declared != advert.blocks or not declared:
         raise _Bad(Reason.BLOCK_NOT_DECLARED, f"Expected blocks of the terms in order, found {advert.blocks}.")
-    problem = advert_problem(advert, declared, book.context, book.spec.participants[sender - 1].identity)
+    problem = advert_problem(
+        advert, advert_digest(advert), declared, book.context, book.spec.participants[sender - 1].identity
+    )
     if problem is not None:
         raise _Bad(Reason.BAD_SIGNATURE, f"Expected a valid advert; {problem}.")
 
@@ -212,12 +216,14 @@ def _added(masking: Masking, sender: ParticipantId, reply: MaskedInput) -> Maski
     return replace(masking, unopened=unopened)
 
 
-def _check_signature(agreeing: Agreeing, sender: ParticipantId, reply: ConsistSignature) -> None:
+def _check_tags(agreeing: Agreeing, sender: ParticipantId, reply: ConsistTags) -> None:
     members = agreeing.masked.members
     context = survivors_context(sharers_context(members.roster.context, agreeing.masked.sharers), agreeing.bitmap)
     _check_context(reply.context, context)
-    if not is_signed(members.adverts[sender].signing_key, reply.signature, context):
-        raise _Bad(Reason.BAD_SIGNATURE, "Expected a signature over the survivors by the round's signing key.")
+    peers = len(agreeing.survivors.intersection(members.roster.sharing_neighbours(sender)))
+    if len(reply.tags) != TAG_SIZE * peers:
+        raise _Bad(Reason.BAD_LENGTH, f"Expected {peers} tags of {TAG_SIZE} bytes, found {len(reply.tags)} bytes.")
+    _check_tag(members, sender, STAGE_CONSIST, [context, reply.tags], reply.tag)
 
 
 def _revealed(revealing: Revealing, sender: ParticipantId, reply: RevealedShares) -> Mapping[ShareName, bytes]:

@@ -28,7 +28,7 @@ from fedpeft.secagg.messages import (
     RevealRequest,
     ShareRequest,
 )
-from fedpeft.secagg.primitives import AgreementKey, Secret, hkdf
+from fedpeft.secagg.primitives import TAG_SIZE, AgreementKey, Secret, hkdf
 from fedpeft.secagg.roster import Roster, pack_members, read_roster
 from fedpeft.secagg.spec import Mode, block_encoding
 from fedpeft.secagg.transcript import advert_digest, id_bytes, sharers_context, survivors_context
@@ -155,24 +155,30 @@ def _to_survivors(state: Open, masking: Masking) -> CoordinatorState:
         return _next(
             state, dict.fromkeys(survivors, question), Agreeing(masked=masking, survivors=survivors, bitmap=bitmap)
         )
-    order = RevealRequest(context=context, survivors=bitmap, signers=(), signatures=b"")
+    order = RevealRequest(context=context, survivors=bitmap, vouchers=(), tags=b"")
     revealing = Revealing(masked=masking, survivors=survivors, context=survivors_context(context, bitmap))
     return _next(state, dict.fromkeys(survivors, order), revealing)
 
 
 def _to_revealing(state: Open, agreeing: Agreeing) -> CoordinatorState:
-    roster, signed = agreeing.masked.members.roster, agreeing.signatures
-    threshold, context = roster.degree.threshold, sharers_context(roster.context, agreeing.masked.sharers)
-    requests = {}
-    for member in sorted(signed):
-        signers = tuple(m for m in roster.sharing_neighbours(member) if m in signed)[:threshold]
-        if len(signers) == threshold:
-            requests[member] = RevealRequest(
-                context=context,
-                survivors=agreeing.bitmap,
-                signers=signers,
-                signatures=b"".join(signed[signer] for signer in signers),
-            )
+    roster, context = agreeing.masked.members.roster, agreeing.masked.members.roster.context
+    threshold, context = roster.degree.threshold, sharers_context(context, agreeing.masked.sharers)
+    inbox: dict[ParticipantId, list[tuple[ParticipantId, bytes]]] = {member: [] for member in agreeing.tags}
+    for voucher, tags in sorted(agreeing.tags.items()):
+        peers = [peer for peer in roster.sharing_neighbours(voucher) if peer in agreeing.survivors]
+        for index, peer in enumerate(peers):
+            if peer in inbox:
+                inbox[peer].append((voucher, tags[TAG_SIZE * index : TAG_SIZE * (index + 1)]))
+    requests = {
+        member: RevealRequest(
+            context=context,
+            survivors=agreeing.bitmap,
+            vouchers=tuple(voucher for voucher, _ in vouched),
+            tags=b"".join(tag for _, tag in vouched),
+        )
+        for member, vouched in inbox.items()
+        if len(vouched) >= threshold
+    }
     if len(requests) < threshold:
         return _too_few(state, roster, len(requests), restartable=False)
     revealing = Revealing(

@@ -123,12 +123,12 @@ class Masking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreeing:
-    """Waiting for signatures over the survivors (U3)."""
+    """Waiting for each survivor (U3) to vouch for the survivor set, to each of its neighbours."""
 
     masked: Masking
     survivors: frozenset[ParticipantId]
     bitmap: bytes
-    signatures: Mapping[ParticipantId, bytes] = field(default_factory=dict)
+    tags: Mapping[ParticipantId, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,7 +97,6 @@ def begin(
         blocks=seat.owns,
         channel_key=keys.channel.public,
         mask_key=keys.mask.public,
-        signing_key=keys.signing.public,
         commitments=tuple(
             commitment(seat.context, seat.me, block, seed.value)
             for block, seed in zip(seat.owns, keys.self_seeds, strict=True)

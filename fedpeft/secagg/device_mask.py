@@ -19,6 +19,7 @@ from fedpeft.secagg.spec import block_encoding
 from fedpeft.secagg.transcript import (
     STAGE_MASK,
     box_bound,
+    box_key,
     box_nonce,
     edge_secret,
     fingerprint,
@@ -54,7 +55,7 @@ def mask(state: Shared, request: MaskRequest, inputs: Inputs, rounding: Entropy)
     parts = [context, b"".join(map(id_bytes, unopened)), *vectors]
     return Masked(
         seat=seat,
-        signing_seed=keys.signing_seed,
+        channels=state.channels,
         reply_key=Secret(key),
         asked=fingerprint(request),
         roster=state.roster,
@@ -86,7 +87,7 @@ def _open_boxes(
     for dealer, box in zip(dealers, boxes, strict=True):
         at = KEY_SIZE * places[dealer]
         bound = box_bound(roster.context, dealer, state.seat.me)
-        plaintext = open_box(state.box_keys.value[at : at + KEY_SIZE], box_nonce(dealer), box, bound)
+        plaintext = open_box(box_key(state.channels.value[at : at + KEY_SIZE]), box_nonce(dealer), box, bound)
         size = SHARE_SIZE * (1 + len(roster.owned_by(dealer)))
         good = plaintext is not None and len(plaintext) == size and _all_in_field(plaintext)
         held.append(Secret(plaintext if plaintext is not None and good else b""))

@@ -6,27 +6,28 @@ from fedpeft.ids import ParticipantId
 from fedpeft.secagg.device_mask import subset_with_us
 from fedpeft.secagg.device_secrets import Violation, roster_of
 from fedpeft.secagg.device_state import Agreed, Closed, Masked
-from fedpeft.secagg.messages import ConsistRequest, ConsistSignature, Reason, RevealedShares, RevealRequest
-from fedpeft.secagg.primitives import IdentityKey, authenticate, is_signed
+from fedpeft.secagg.messages import ConsistRequest, ConsistTags, Reason, RevealedShares, RevealRequest
+from fedpeft.secagg.primitives import KEY_SIZE, TAG_SIZE, authenticate, equal
 from fedpeft.secagg.roster import Roster, members_of
 from fedpeft.secagg.shamir import SHARE_SIZE
-from fedpeft.secagg.transcript import STAGE_REVEAL, survivors_context
+from fedpeft.secagg.transcript import STAGE_CONSIST, STAGE_REVEAL, survivors_context, vouch
 
-__all__ = ["ABSENT_SHARE", "SIGNATURE_SIZE", "consist", "reveal"]
+__all__ = ["ABSENT_SHARE", "consist", "reveal"]
 
-SIGNATURE_SIZE = 64
 ABSENT_SHARE = b"\xff" * SHARE_SIZE
 """No field element: stands for a share that this device never got."""
 
 
 def consist(state: Masked, request: ConsistRequest) -> Agreed:
-    """Signs the survivor set: from here on there is no other."""
+    """Vouches for the survivor set, to each surviving neighbour: from here on there is no other."""
     roster = roster_of(state.seat, state.roster)
-    _survivors(state, roster, request.survivors)
-    context = survivors_context(state.reply.context, request.survivors)
-    signature = IdentityKey(state.signing_seed.value).sign(context)
+    survivors = _survivors(state, roster, request.survivors)
+    context, me = survivors_context(state.reply.context, request.survivors), state.seat.me
+    channels = _channels(state, roster)
+    tags = b"".join(vouch(channels[peer], context, me, peer) for peer in channels if peer in survivors)
     return Agreed(
         seat=state.seat,
+        channels=state.channels,
         reply_key=state.reply_key,
         asked=context,
         roster=state.roster,
@@ -34,7 +35,9 @@ def consist(state: Masked, request: ConsistRequest) -> Agreed:
         sharers=state.sharers,
         survivors=request.survivors,
         held=state.held,
-        reply=ConsistSignature(context=context, signature=signature),
+        reply=ConsistTags(
+            context=context, tags=tags, tag=authenticate(state.reply_key.value, STAGE_CONSIST, [context, tags])
+        ),
     )
 
 
@@ -45,7 +48,7 @@ def reveal(state: Masked | Agreed, request: RevealRequest) -> Closed:
     context = survivors_context(request.context, request.survivors)
     if isinstance(state, Agreed):
         if request.survivors != state.survivors:
-            raise Violation(Reason.EQUIVOCATION, "Expected the survivor set that was signed, found another one.")
+            raise Violation(Reason.EQUIVOCATION, "Expected the survivor set that we vouched for, found another one.")
         _check_agreement(state, roster, survivors, request, context)
     sharers = frozenset(members_of(state.sharers, roster.members) or ())
     opened = _opened_blocks(state, roster, survivors)
@@ -79,18 +82,29 @@ def _survivors(state: Masked | Agreed, roster: Roster, bitmap: bytes) -> frozens
 def _check_agreement(
     state: Agreed, roster: Roster, survivors: frozenset[ParticipantId], request: RevealRequest, context: bytes
 ) -> None:
-    """A threshold of our neighbours signed the very same survivor set."""
-    signers, needed = request.signers, roster.degree.threshold
-    allowed = survivors.intersection(roster.sharing_neighbours(state.seat.me))
-    if len(set(signers)) != len(signers) or not allowed.issuperset(signers) or len(signers) < needed:
-        raise Violation(Reason.BAD_AGREEMENT, f"Expected {needed} signatures of our neighbours, found {len(signers)}.")
-    if len(request.signatures) != SIGNATURE_SIZE * len(signers):
-        raise Violation(Reason.BAD_LENGTH, f"Expected {len(signers)} signatures of {SIGNATURE_SIZE} bytes.")
-    keys = {advert.participant_id: advert.signing_key for advert in state.peers}
-    for index, signer in enumerate(signers):
-        signature = request.signatures[SIGNATURE_SIZE * index : SIGNATURE_SIZE * (index + 1)]
-        if not is_signed(keys[signer], signature, context):
-            raise Violation(Reason.BAD_AGREEMENT, f"Expected the signature of {signer} over these survivors.")
+    """A threshold of our neighbours vouch for the very same survivor set."""
+    vouchers, channels, me = request.vouchers, _channels(state, roster), state.seat.me
+    if len(request.tags) != TAG_SIZE * len(vouchers):
+        raise Violation(Reason.BAD_LENGTH, f"Expected {len(vouchers)} tags of {TAG_SIZE} bytes.")
+    good = {
+        peer
+        for index, peer in enumerate(vouchers)
+        if peer in survivors
+        and peer in channels
+        and equal(request.tags[TAG_SIZE * index : TAG_SIZE * (index + 1)], vouch(channels[peer], context, peer, me))
+    }
+    if len(good) < roster.degree.threshold:
+        raise Violation(
+            Reason.BAD_AGREEMENT,
+            f"Expected {roster.degree.threshold} neighbours to vouch for these survivors, found {len(good)}.",
+        )
+
+
+def _channels(state: Masked | Agreed, roster: Roster) -> dict[ParticipantId, bytes]:
+    """The secret shared with each sharing neighbour, ascending."""
+    blob = state.channels.value
+    peers = roster.sharing_neighbours(state.seat.me)
+    return {peer: blob[KEY_SIZE * index : KEY_SIZE * (index + 1)] for index, peer in enumerate(peers)}
 
 
 def _opened_blocks(state: Masked | Agreed, roster: Roster, survivors: frozenset[ParticipantId]) -> frozenset[int]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fedpeft.secagg.device_state import Seat
 from fedpeft.secagg.messages import Reason, ShareRequest
-from fedpeft.secagg.primitives import AgreementKey, IdentityKey, Secret, hkdf
+from fedpeft.secagg.primitives import AgreementKey, Secret, hkdf
 from fedpeft.secagg.roster import Roster, read_roster
 
 __all__ = ["RoundKeys", "Violation", "agree", "reply_key", "roster_of", "secret_keys"]
@@ -24,21 +24,17 @@ class RoundKeys:
 
     channel: AgreementKey
     mask: AgreementKey
-    signing: IdentityKey
     mask_seed: Secret
-    signing_seed: Secret
     self_seeds: tuple[Secret, ...]
 
 
 def secret_keys(root: Secret, seat: Seat) -> RoundKeys:
     """Derives them; the same root gives the same keys, so a restart loses nothing."""
-    mask_seed, signing_seed = (hkdf(root.value, seat.context, label) for label in ("mask-key", "signing-key"))
+    mask_seed = hkdf(root.value, seat.context, "mask-key")
     return RoundKeys(
         channel=AgreementKey(hkdf(root.value, seat.context, "channel-key")),
         mask=AgreementKey(mask_seed),
-        signing=IdentityKey(signing_seed),
         mask_seed=Secret(mask_seed),
-        signing_seed=Secret(signing_seed),
         self_seeds=tuple(Secret(hkdf(root.value, seat.context, "self-mask", block.encode())) for block in seat.owns),
     )
 

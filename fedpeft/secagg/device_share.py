@@ -4,10 +4,18 @@ from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.secagg.device_secrets import Violation, agree, reply_key, roster_of, secret_keys
 from fedpeft.secagg.device_state import Advertised, Shared
 from fedpeft.secagg.messages import Advertise, Reason, SealedShares, ShareRequest
-from fedpeft.secagg.primitives import KEY_SIZE, Secret, authenticate, expand, hkdf, is_signed, prf, seal
+from fedpeft.secagg.primitives import KEY_SIZE, Secret, authenticate, expand, is_signed, prf, seal
 from fedpeft.secagg.roster import Roster
 from fedpeft.secagg.shamir import COEFFICIENT_BYTES, split
-from fedpeft.secagg.transcript import STAGE_SHARE, advert_digest, box_bound, box_nonce, id_bytes
+from fedpeft.secagg.transcript import (
+    STAGE_SHARE,
+    advert_digest,
+    box_bound,
+    box_key,
+    box_nonce,
+    channel_secret,
+    id_bytes,
+)
 
 __all__ = ["advert_problem", "share"]
 
@@ -17,23 +25,20 @@ def share(state: Advertised, request: ShareRequest) -> Shared:
     seat, roster = state.seat, roster_of(state.seat, request)
     peers = _checked_peers(state, request, roster)
     keys, holders = secret_keys(state.root, seat), roster.sharing_neighbours(seat.me)
-    secrets = (keys.mask_seed, *keys.self_seeds)
-    coefficients_size = COEFFICIENT_BYTES * (roster.degree.threshold - 1)
-    shares = [
-        split(
-            secret.value,
-            roster.degree.threshold,
-            holders,
-            expand(prf(state.root.value, "coefficients", roster.context + id_bytes(index)), coefficients_size),
-        )
-        for index, secret in enumerate(secrets)
+    secrets = [keys.mask_seed.value, *(seed.value for seed in keys.self_seeds)]
+    size = COEFFICIENT_BYTES * (roster.degree.threshold - 1)
+    coefficients = [
+        expand(prf(state.root.value, "coefficients", roster.context + id_bytes(index)), size)
+        for index in range(len(secrets))
     ]
-    boxes, box_keys = [], []
+    shares = split(secrets, roster.degree.threshold, holders, coefficients)
+    boxes, channels = [], []
     for index, holder in enumerate(holders):
-        key = hkdf(agree(keys.channel, peers[holder].channel_key), roster.context, "box")
-        plaintext = b"".join(column[index] for column in shares)
-        boxes.append(seal(key, box_nonce(seat.me), plaintext, box_bound(roster.context, seat.me, holder)))
-        box_keys.append(key)
+        channel = channel_secret(agree(keys.channel, peers[holder].channel_key), roster.context)
+        boxes.append(
+            seal(box_key(channel), box_nonce(seat.me), shares[index], box_bound(roster.context, seat.me, holder))
+        )
+        channels.append(channel)
     sealed = b"".join(boxes)
     tag = authenticate(reply_key(keys.channel, seat), STAGE_SHARE, [roster.context, sealed])
     return Shared(
@@ -44,26 +49,29 @@ def share(state: Advertised, request: ShareRequest) -> Shared:
             context=request.context, members=request.members, digests=request.digests, owners=request.owners, adverts=()
         ),
         peers=request.adverts,
-        box_keys=Secret(b"".join(box_keys)),
+        channels=Secret(b"".join(channels)),
         reply=SealedShares(context=roster.context, boxes=sealed, tag=tag),
     )
 
 
-def advert_problem(advert: Advertise, blocks: tuple[BlockId, ...], context: bytes, identity: bytes) -> str | None:
+def advert_problem(
+    advert: Advertise, found: bytes, blocks: tuple[BlockId, ...], context: bytes, identity: bytes
+) -> str | None:
     """What is wrong with an advert, in words; None if it is whole and signed by ``identity``.
 
     Args:
         advert: what a device, or the coordinator in its name, sent.
+        found: its digest.
         blocks: the blocks that it must declare.
         context: of the offer.
         identity: the Ed25519 key on the roster.
     """
-    keys = (advert.channel_key, advert.mask_key, advert.signing_key, *advert.commitments)
+    keys = (advert.channel_key, advert.mask_key, *advert.commitments)
     if advert.context != context or any(len(key) != KEY_SIZE for key in keys):
         return "it belongs to another attempt or holds malformed keys"
     if not blocks or advert.blocks != blocks or len(advert.commitments) != len(blocks):
         return "it declares other blocks"
-    if not is_signed(identity, advert.signature, advert_digest(advert)):
+    if not is_signed(identity, advert.signature, found):
         return "it is not signed by the identity on the roster"
     return None
 
@@ -81,10 +89,13 @@ def _checked_peers(state: Advertised, request: ShareRequest, roster: Roster) -> 
         peer = advert.participant_id
         if peer == me or peer in peers or peer not in roster.place:
             raise Violation(Reason.BAD_ROSTER, f"Expected each member's advert at most once, found {peer} wrongly.")
-        if advert_digest(advert) != roster.digests[roster.place[peer]]:
+        found = advert_digest(advert)
+        if found != roster.digests[roster.place[peer]]:
             raise Violation(Reason.BAD_ROSTER, f"Expected the advert of {peer} that the roster lists, found another.")
         declared = tuple(blocks[index].block_id for index in owned[peer])
-        problem = advert_problem(advert, declared, state.seat.context, roster.spec.participants[peer - 1].identity)
+        problem = advert_problem(
+            advert, found, declared, state.seat.context, roster.spec.participants[peer - 1].identity
+        )
         if problem is not None:
             raise Violation(Reason.BAD_ROSTER, f"Expected a valid advert of {peer}; {problem}.")
         peers[peer] = advert

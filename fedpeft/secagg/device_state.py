@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.secagg.messages import (
     Advertise,
-    ConsistSignature,
+    ConsistTags,
     MaskedInput,
     Reason,
     Reply,
@@ -81,7 +81,7 @@ class Shared:
         asked: context of the roster, which also identifies the request.
         roster: the request without its adverts.
         peers: the adverts whose signatures were verified, ascending.
-        box_keys: one 32-byte key for each sharing neighbour, ascending.
+        channels: one 32-byte secret for each sharing neighbour, ascending.
         reply: the boxes.
     """
 
@@ -90,18 +90,18 @@ class Shared:
     asked: bytes
     roster: ShareRequest
     peers: tuple[Advertise, ...]
-    box_keys: Secret
+    channels: Secret
     reply: SealedShares
 
 
 @message(0x0382)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Masked:
-    """The masked input is out; every secret of its own is gone but the signing key.
+    """The masked input is out; every secret of its own that masks it is gone.
 
     Args:
         seat: see ``Seat``.
-        signing_seed: of this attempt's Ed25519 key.
+        channels: one 32-byte secret for each sharing neighbour, ascending.
         reply_key: authenticates the next reply.
         asked: identifies the request answered.
         roster: the request that named the members.
@@ -112,7 +112,7 @@ class Masked:
     """
 
     seat: Seat
-    signing_seed: Secret
+    channels: Secret
     reply_key: Secret
     asked: bytes
     roster: ShareRequest
@@ -125,9 +125,10 @@ class Masked:
 @message(0x0383)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreed:
-    """The survivor set (U3, in ``survivors``) is signed; ``asked`` is its context. No other set will be accepted."""
+    """The survivor set (U3, in ``survivors``) is vouched for; ``asked`` is its context. No other will be accepted."""
 
     seat: Seat
+    channels: Secret
     reply_key: Secret
     asked: bytes
     roster: ShareRequest
@@ -135,7 +136,7 @@ class Agreed:
     sharers: bytes
     survivors: bytes
     held: tuple[Secret, ...]
-    reply: ConsistSignature
+    reply: ConsistTags
 
 
 @message(0x0384)
@@ -165,7 +166,7 @@ class Mark:
     Args:
         round_id: the latest round that it took part in.
         attempt: the latest attempt at it.
-        agreed: whether it signed or revealed for a survivor set there: then that round is over for it.
+        agreed: whether it vouched or revealed for a survivor set there: then that round is over for it.
     """
 
     round_id: int

@@ -6,7 +6,7 @@ Two graphs over the members of a round, both complete up to 128 and circulant ab
 A circulant graph puts the members on a ring in a pseudo-random order and joins each to the k/2 nearest on either
 side; the order is fixed by a hash that nobody controls alone. Degrees follow from the stated fractions:
 - safety 2^-40: fewer than t of a device's neighbours collude, and the honest survivors of a block stay connected;
-- in full mode a coordinator may try 2^40 rosters, and two different survivor sets cannot both gather t signatures:
+- in full mode a coordinator may try 2^40 rosters, and two different survivor sets cannot both gather t vouchers:
   2t > k + c for c colluding neighbours;
 - liveness 2^-20: t neighbours remain.
 """
@@ -82,9 +82,9 @@ def circle(seed: bytes, members: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(members, key=lambda member: hashlib.sha256(seed + member.to_bytes(4, "big")).digest()))
 
 
-def neighbours(order: Sequence[int], member: int, degree: int | None) -> tuple[int, ...]:
-    """Whom ``member`` is joined to, ascending; everybody else for degree None or one that reaches all."""
-    if degree is None or degree >= len(order) - 1:
+def neighbours(order: Sequence[int], member: int, degree: int) -> tuple[int, ...]:
+    """Whom ``member`` is joined to, ascending; everybody else if the degree reaches all."""
+    if degree >= len(order) - 1:
         return tuple(sorted(other for other in order if other != member))
     place = order.index(member)
     steps = [*range(-(degree // 2), 0), *range(1, degree // 2 + 1)]

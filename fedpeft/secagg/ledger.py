@@ -10,12 +10,13 @@ cannot be noticed by a process that starts afterwards; docs/threat-model.md says
 import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import IntegrityFailed
-from fedpeft.secagg.device_state import DeviceState, Mark, dump_state, load_state, mark_of
+from fedpeft.secagg.device_state import DeviceState, Mark, Masked, dump_state, load_state, mark_of
 from fedpeft.secagg.primitives import IdentityKey, digest, hkdf, open_box, seal
 
 __all__ = ["FileLedger", "Ledger", "MemoryLedger"]
@@ -44,9 +45,15 @@ class Ledger(Protocol):
 
 
 class MemoryLedger:
-    """For simulation and tests: as long as the process lives."""
+    """For simulation and tests: as long as the process lives.
 
-    def __init__(self) -> None:
+    Args:
+        repeats: keep the masked vectors so that a repeated request gets them again. A transport that loses nothing
+            does without, and a thousand simulated devices then fit in memory.
+    """
+
+    def __init__(self, *, repeats: bool = True) -> None:
+        self._repeats = repeats
         self._states: dict[str, DeviceState] = {}
         self._marks: dict[str, Mark | None] = {}
 
@@ -56,6 +63,8 @@ class MemoryLedger:
 
     def save(self, run_id: str, state: DeviceState) -> None:
         """See ``Ledger``."""
+        if isinstance(state, Masked) and not self._repeats:
+            state = replace(state, reply=replace(state.reply, vectors=()))
         self._states[run_id] = state
         self._marks[run_id] = mark_of(state, self._marks.get(run_id))
 

@@ -16,7 +16,7 @@ __all__ = [
     "REQUESTS",
     "Advertise",
     "ConsistRequest",
-    "ConsistSignature",
+    "ConsistTags",
     "MaskRequest",
     "MaskedInput",
     "Reason",
@@ -34,7 +34,7 @@ __all__ = [
 class Reason(Enum):
     """Why a device refused, a device was rejected, or a round was aborted."""
 
-    BAD_AGREEMENT = "bad-agreement"  # too few, or invalid, signatures over the survivor set
+    BAD_AGREEMENT = "bad-agreement"  # too few neighbours vouch for the survivor set
     BAD_INPUT = "bad-input"  # wrong length or dtype, NaN, inf, a count that is not whole
     BAD_LENGTH = "bad-length"  # a vector, box or bitmap of another length than the terms say
     BAD_ROSTER = "bad-roster"  # a peer's keys are not signed, or the list contradicts itself or us
@@ -84,7 +84,6 @@ class Advertise:
         blocks: the blocks it will upload, in the spec's order.
         channel_key: X25519 public key for the boxes.
         mask_key: X25519 public key for the pairwise masks.
-        signing_key: Ed25519 public key for the survivor set.
         commitments: one 32-byte hash of the self-mask seed of each of ``blocks``.
         signature: Ed25519 by the enrolled identity over all of the above.
     """
@@ -94,7 +93,6 @@ class Advertise:
     blocks: tuple[BlockId, ...]
     channel_key: bytes
     mask_key: bytes
-    signing_key: bytes
     commitments: tuple[bytes, ...]
     signature: bytes
 
@@ -177,29 +175,36 @@ class ConsistRequest:
 
 @message(0x0309)
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConsistSignature:
-    """Reply to ``ConsistRequest``: Ed25519 by the round's signing key over the context of U3."""
+class ConsistTags:
+    """Reply to ``ConsistRequest``: this device has seen these survivors, and will accept no others.
+
+    Args:
+        context: of U3.
+        tags: one of 16 bytes for each sharing neighbour in U3, ascending, under the key of the pair.
+        tag: authenticates all of it to the coordinator.
+    """
 
     context: bytes
-    signature: bytes
+    tags: bytes
+    tag: bytes
 
 
 @message(0x030A)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevealRequest:
-    """REVEAL: U3 again, and in full mode the signatures of a threshold of the receiver's neighbours.
+    """REVEAL: U3 again, and in full mode what the receiver's neighbours vouched for.
 
     Args:
         context: of U2.
         survivors: U3, a bitmap.
-        signers: sharing neighbours in U3, ascending; empty in fast mode.
-        signatures: 64 bytes each, in the signers' order.
+        vouchers: sharing neighbours in U3 that sent their tags, ascending; empty in fast mode.
+        tags: their tags for the receiver, 16 bytes each, in that order.
     """
 
     context: bytes
     survivors: bytes
-    signers: tuple[ParticipantId, ...]
-    signatures: bytes
+    vouchers: tuple[ParticipantId, ...]
+    tags: bytes
 
 
 @message(0x030B)
@@ -231,10 +236,10 @@ class Refusal:
 
 
 Request = RoundOffer | ShareRequest | MaskRequest | ConsistRequest | RevealRequest
-Reply = Advertise | SealedShares | MaskedInput | ConsistSignature | RevealedShares | Refusal
+Reply = Advertise | SealedShares | MaskedInput | ConsistTags | RevealedShares | Refusal
 
 REQUESTS: tuple[type, ...] = (RoundOffer, ShareRequest, MaskRequest, ConsistRequest, RevealRequest)
 """For ``wire.decode`` on a device."""
 
-REPLIES: tuple[type, ...] = (Advertise, SealedShares, MaskedInput, ConsistSignature, RevealedShares, Refusal)
+REPLIES: tuple[type, ...] = (Advertise, SealedShares, MaskedInput, ConsistTags, RevealedShares, Refusal)
 """For ``wire.decode`` on the coordinator."""

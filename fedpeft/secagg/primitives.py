@@ -31,6 +31,7 @@ __all__ = [
     "Secret",
     "authenticate",
     "digest",
+    "equal",
     "expand",
     "fastest_backend",
     "hkdf",
@@ -175,6 +176,11 @@ def authenticate(key: bytes, stage: int, parts: Sequence[bytes]) -> bytes:
 def is_authentic(key: bytes, stage: int, parts: Sequence[bytes], tag: bytes) -> bool:
     """Whether ``authenticate`` gave this tag; compared in constant time."""
     return stdlib_hmac.compare_digest(authenticate(key, stage, parts), tag)
+
+
+def equal(one: bytes, other: bytes) -> bool:
+    """Constant-time comparison."""
+    return stdlib_hmac.compare_digest(one, other)
 
 
 def stream(key: bytes, segment: int, backend: Backend) -> Keystream:

@@ -54,6 +54,10 @@ class Roster:
         return tuple(frozenset(owners) for owners in self.owners)
 
     @cached_property
+    def _known(self) -> dict[tuple[ParticipantId, int | None], tuple[ParticipantId, ...]]:
+        return {}
+
+    @cached_property
     def _circle(self) -> tuple[int, ...]:
         return circle(self.context, self.members)
 
@@ -70,12 +74,26 @@ class Roster:
 
     def sharing_neighbours(self, member: ParticipantId) -> tuple[ParticipantId, ...]:
         """Who holds this member's shares, and whose shares it holds; ascending."""
-        return tuple(ParticipantId(other) for other in neighbours(self._circle, member, self.degree.neighbours))
+        if self.degree.neighbours == len(self.members) - 1:
+            place = self.place[member]
+            return self.members[:place] + self.members[place + 1 :]
+        return self._neighbours(member, None)
 
     def masking_neighbours(self, member: ParticipantId, block: int) -> tuple[ParticipantId, ...]:
         """With whom this owner masks a block; ascending."""
-        others = neighbours(self._block_circles[block], member, self.masking_degree(block))
-        return tuple(ParticipantId(other) for other in others)
+        if self.masking_degree(block) is None:
+            return tuple(owner for owner in self.owners[block] if owner != member)
+        return self._neighbours(member, block)
+
+    def _neighbours(self, member: ParticipantId, block: int | None) -> tuple[ParticipantId, ...]:
+        """On the circle of all members, or of a block's owners; remembered, because every stage asks again."""
+        if (member, block) not in self._known:
+            circle, degree = self._circle, self.degree.neighbours
+            if block is not None:
+                circle, degree = self._block_circles[block], self.masking_degree(block) or 0
+            others = neighbours(circle, member, degree)
+            self._known[member, block] = tuple(ParticipantId(other) for other in others)
+        return self._known[member, block]
 
     def owned_by(self, member: ParticipantId) -> tuple[int, ...]:
         """Indices of the blocks that a member uploads."""

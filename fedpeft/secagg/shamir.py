@@ -18,14 +18,19 @@ COEFFICIENT_BYTES = 48
 """Reduced modulo the prime, 384 uniform bits are uniform to within 2^-127."""
 
 
-def split(secret: bytes, threshold: int, holders: Sequence[int], coefficients: bytes) -> list[bytes]:
-    """One share for each holder; any ``threshold`` of them rebuild the secret, fewer say nothing about it.
+def split(
+    secrets: Sequence[bytes], threshold: int, holders: Sequence[int], coefficients: Sequence[bytes]
+) -> list[bytes]:
+    """For each holder its share of every secret; any ``threshold`` holders rebuild them, fewer learn nothing.
 
     Args:
-        secret: 32 bytes.
-        threshold: how many shares rebuild it, 1..len(holders).
+        secrets: 32 bytes each.
+        threshold: how many shares rebuild one, 1..len(holders).
         holders: distinct ids >= 1, the points of evaluation.
-        coefficients: 48 * (threshold - 1) fresh random bytes.
+        coefficients: for each secret 48 * (threshold - 1) fresh random bytes.
+
+    Returns:
+        For each holder 33 bytes a secret.
 
     Guarantees:
         test_threshold_shares_rebuild_the_secret, test_fewer_shares_than_the_threshold_fit_every_secret
@@ -33,21 +38,30 @@ def split(secret: bytes, threshold: int, holders: Sequence[int], coefficients: b
     """
     if not 1 <= threshold <= len(holders) or len(set(holders)) != len(holders) or min(holders) < 1:
         raise FedpeftError(f"Expected 1 <= threshold <= {len(holders)} distinct holders >= 1, found {threshold}.")
-    needed = COEFFICIENT_BYTES * (threshold - 1)
-    if len(coefficients) != needed:
-        raise FedpeftError(f"Expected {needed} coefficient bytes, found {len(coefficients)}.")
-    cuts = range(0, len(coefficients), COEFFICIENT_BYTES)
-    polynomial = [int.from_bytes(coefficients[cut : cut + COEFFICIENT_BYTES], "big") % PRIME for cut in cuts]
-    polynomial.append(int.from_bytes(secret, "big"))
-    shares = []
+    size = COEFFICIENT_BYTES * (threshold - 1)
+    if len(coefficients) != len(secrets) or any(len(text) != size for text in coefficients):
+        raise FedpeftError(f"Expected {len(secrets)} times {size} coefficient bytes, found another number.")
+    # All polynomials are evaluated at once, in lanes of one long integer that are too wide to carry into each other:
+    # the result is below 2^257 * threshold * x^threshold. Reduced once, at the end.
+    lane = 257 + threshold * max(holders).bit_length() + threshold.bit_length()
+    cuts = range(0, size, COEFFICIENT_BYTES)
+    steps = [
+        _in_lanes([int.from_bytes(text[cut : cut + COEFFICIENT_BYTES], "big") % PRIME for text in coefficients], lane)
+        for cut in cuts
+    ]
+    steps.append(_in_lanes([int.from_bytes(secret, "big") for secret in secrets], lane))
+    shares, mask = [], (1 << lane) - 1
     for x in holders:
         y = 0
-        for step, coefficient in enumerate(polynomial):  # Horner, highest power first
-            y = y * x + coefficient
-            if step & 7 == 7:  # reducing every time would cost more than a few longer numbers
-                y %= PRIME
-        shares.append((y % PRIME).to_bytes(SHARE_SIZE, "big"))
+        for step in steps:  # Horner, highest power first
+            y = y * x + step
+        values = [((y >> lane * index) & mask) % PRIME for index in range(len(secrets))]
+        shares.append(b"".join(value.to_bytes(SHARE_SIZE, "big") for value in values))
     return shares
+
+
+def _in_lanes(values: Sequence[int], lane: int) -> int:
+    return sum(value << lane * index for index, value in enumerate(values))
 
 
 def share_value(share: bytes) -> int | None:

@@ -16,15 +16,18 @@ from fedpeft.secagg.messages import (
     RoundOffer,
     ShareRequest,
 )
-from fedpeft.secagg.primitives import digest, hkdf, prf
+from fedpeft.secagg.primitives import TAG_SIZE, digest, hkdf, prf
 
 __all__ = [
+    "STAGE_CONSIST",
     "STAGE_MASK",
     "STAGE_REVEAL",
     "STAGE_SHARE",
     "advert_digest",
     "box_bound",
+    "box_key",
     "box_nonce",
+    "channel_secret",
     "commitment",
     "edge_secret",
     "fingerprint",
@@ -35,9 +38,10 @@ __all__ = [
     "self_stream",
     "sharers_context",
     "survivors_context",
+    "vouch",
 ]
 
-STAGE_SHARE, STAGE_MASK, STAGE_REVEAL = 1, 2, 3
+STAGE_SHARE, STAGE_MASK, STAGE_CONSIST, STAGE_REVEAL = 1, 2, 3, 4
 """Nonces of the reply tags: one message a stage under one key."""
 
 
@@ -61,7 +65,6 @@ def advert_digest(advert: Advertise) -> bytes:
         b"keys",
         advert.channel_key,
         advert.mask_key,
-        advert.signing_key,
         *advert.commitments,
     )
 
@@ -77,7 +80,7 @@ def sharers_context(roster: bytes, sharers: bytes) -> bytes:
 
 
 def survivors_context(sharers: bytes, survivors: bytes) -> bytes:
-    """Binds U3; devices sign it."""
+    """Binds U3; devices vouch for it."""
     return digest("survivors", sharers, survivors)
 
 
@@ -99,6 +102,21 @@ def fingerprint(request: Request) -> bytes:
 def commitment(offer: bytes, owner: ParticipantId, block: BlockId, seed: bytes) -> bytes:
     """What a device publishes about a self-mask seed; hides it because the seed is 32 random bytes."""
     return digest("commitment", offer, id_bytes(owner), block.encode(), seed)
+
+
+def channel_secret(shared: bytes, roster: bytes) -> bytes:
+    """The secret of a pair of sharing neighbours, from their X25519 agreement; the same on both ends."""
+    return hkdf(shared, roster, "channel")
+
+
+def box_key(channel: bytes) -> bytes:
+    """Seals the pair's two boxes."""
+    return prf(channel, "box", b"")
+
+
+def vouch(channel: bytes, survivors: bytes, sender: ParticipantId, receiver: ParticipantId) -> bytes:
+    """The tag by which ``sender`` tells ``receiver`` that it has agreed to these survivors; 16 bytes."""
+    return prf(channel, "vouch", survivors + id_bytes(sender) + id_bytes(receiver))[:TAG_SIZE]
 
 
 def edge_secret(shared: bytes, roster: bytes, one_key: bytes, other_key: bytes) -> bytes:

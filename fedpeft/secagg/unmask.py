@@ -106,6 +106,7 @@ class _Vault:
         self.context, self.members = context, revealing.masked.members
         self.misfits: set[tuple[ParticipantId, int]] = set()
         self._secrets: dict[ShareName, Secret | None] = {}
+        self._keys: dict[ParticipantId, AgreementKey] = {}
         self._edges: dict[tuple[ParticipantId, ParticipantId], bytes] = {}
         self._shares: dict[ShareName, dict[int, bytes]] = {}
         for holder in sorted(revealing.shares):
@@ -121,8 +122,7 @@ class _Vault:
     def edge(self, gone: ParticipantId, peer: ParticipantId) -> bytes:
         """The pair secret of a device that dropped out and a peer."""
         if (gone, peer) not in self._edges:
-            secret = self.secret((gone, KEY_SHARE))
-            key = AgreementKey(secret.value if secret else b"")
+            key = self._keys[gone]
             peer_key = self.members.adverts[peer].mask_key
             shared = key.agree(peer_key) or b""
             self._edges[gone, peer] = edge_secret(shared, self.members.roster.context, key.public, peer_key)
@@ -152,7 +152,8 @@ class _Vault:
         dealer, kind = name
         advert, spec = self.members.adverts[dealer], self.members.roster.spec
         if kind == KEY_SHARE:
-            return AgreementKey(secret).public == advert.mask_key
+            self._keys[dealer] = AgreementKey(secret)
+            return self._keys[dealer].public == advert.mask_key
         block = spec.blocks[kind].block_id
         return commitment(self.context, dealer, block, secret) == advert.commitments[advert.blocks.index(block)]
 

@@ -1,0 +1,326 @@
+"""What a secure sum costs, beside flwr 1.41's SecAgg+ in the same process (issue 3, "Bars").
+
+    python benchmarks/secagg.py [--quick] [--skip-peer]
+
+CPU seconds (``process_time``), the median device, the whole coordinator; the state machines alone on both sides,
+without wire codec and transport. Progress on stderr, details in benchmarks/results/secagg.json, and on the last line
+of stdout one JSON object: client_ratio, coordinator_ratio, kernel_floor_fraction, bytes_per_parameter,
+coordinator_peak_mb. --quick takes less than a minute and measures smaller rounds.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from secaggplus_peer import PeerCost, measure_secaggplus
+
+from fedpeft.entropy import os_entropy, seeded_entropy
+from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.ring import SumRange
+from fedpeft.secagg import (
+    REPLIES,
+    DevicePolicy,
+    DeviceSession,
+    IdentityKey,
+    MemoryLedger,
+    Mode,
+    Open,
+    Participant,
+    RoundOffer,
+    RoundSpec,
+    Summed,
+    SummedBlock,
+    close_stage,
+    open_round,
+    receive,
+)
+from fedpeft.secagg.masks import PIECE_BYTES, Mask, apply_masks
+from fedpeft.secagg.primitives import Secret, fastest_backend, stream
+from fedpeft.wire import decode, encode
+
+RESULTS = Path(__file__).parent / "results" / "secagg.json"
+CPU = time.process_time
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One configuration of ours."""
+
+    devices: int
+    parameters: int
+    bits: int
+    mode: str
+    dropped: int
+    neighbours: int
+    threshold: int
+    client_s: float
+    client_stages_s: dict[str, float]
+    coordinator_s: float
+    coordinator_stages_s: dict[str, float]
+    bytes_per_parameter: float
+    overhead_bytes_per_neighbour: float
+    worst_error_steps: float
+    wall_s: float
+
+
+def log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def make_round(
+    devices: int, parameters: int, bits: int, mode: Mode
+) -> tuple[RoundSpec, IdentityKey, list[IdentityKey]]:
+    """Terms: one block of the given size, and the small block of counts that every round has."""
+    coordinator = IdentityKey.generate(os_entropy)
+    keys = [IdentityKey.generate(os_entropy) for _ in range(devices)]
+    spec = RoundSpec(
+        run_id="benchmark",
+        round_id=1,
+        attempt=1,
+        mode=mode,
+        participants=tuple(
+            Participant(participant_id=ParticipantId(i), device=f"d{i}", organisation=f"o{i}", identity=key.public)
+            for i, key in enumerate(keys, 1)
+        ),
+        blocks=(
+            SummedBlock(block_id=BlockId("adapter"), ranges=(SumRange(length=parameters, max_abs=0.5),), bits=bits),
+            SummedBlock(
+                block_id=BlockId("metrics"),
+                ranges=(SumRange(length=3, max_abs=10_000, exact=True), SumRange(length=1, max_abs=1e6)),
+            ),
+        ),
+        min_cohort=3,
+        corrupt_fraction=0.1,
+        dropout_fraction=0.1,
+        stage_deadline_s=60.0,
+    )
+    return spec, coordinator, keys
+
+
+def measure(devices: int, parameters: int, *, bits: int = 32, mode: Mode = Mode.FULL, dropout: float = 0.1) -> Cost:
+    """One whole round, every device real."""
+    spec, coordinator, keys = make_round(devices, parameters, bits, mode)
+    policy = DevicePolicy(coordinator_key=coordinator.public, allow_fast=True)
+    sessions = {
+        ParticipantId(i): DeviceSession(ledger=MemoryLedger(repeats=False), identity=key, policy=policy)
+        for i, key in enumerate(keys, 1)
+    }
+    rng = np.random.default_rng(0)
+    vectors = [rng.normal(0, 0.05, parameters).astype(np.float32) for _ in range(4)]
+    counts = np.array([100, 90, 80, 12.5], np.float32)
+    owns = frozenset(block.block_id for block in spec.blocks)
+    gone = set(range(1, round(devices * dropout) + 1))
+    rounding = seeded_entropy(0, "rounding")
+    client = {member: dict.fromkeys(("fit", "share", "mask", "consist", "reveal"), 0.0) for member in sessions}
+    coordinator_s = dict.fromkeys(("fit", "share", "mask", "consist", "reveal"), 0.0)
+    upload, begun = dict.fromkeys(sessions, 0), time.perf_counter()
+    start = CPU()
+    state = open_round(spec, identity=coordinator, entropy=os_entropy)
+    coordinator_s["fit"] += CPU() - start
+    neighbours = threshold = 0
+    while isinstance(state, Open):
+        stage = state.stage
+        for member, request in state.requests.items():
+            if stage not in ("fit", "share") and member in gone:
+                continue
+            values = {BlockId("adapter"): vectors[member % 4], BlockId("metrics"): counts}
+            start = CPU()
+            if isinstance(request, RoundOffer):
+                reply = sessions[member].begin(request, owns=owns, entropy=os_entropy)
+            else:
+                reply = sessions[member].answer("benchmark", request, inputs=lambda v=values: v, rounding=rounding)
+            client[member][stage] += CPU() - start
+            if member % 10 == 0:
+                upload[member] += len(encode(reply))
+            start = CPU()
+            state = receive(state, member, reply)
+            coordinator_s[stage] += CPU() - start
+            del reply
+        start = CPU()
+        if stage == "share":
+            degree = state.progress.members.roster.degree
+            neighbours, threshold = degree.neighbours, degree.threshold
+        state = close_stage(state)
+        coordinator_s[stage] += CPU() - start
+    assert isinstance(state, Summed), state
+    survivors = [member for member in sessions if member not in gone]
+    expected = sum(np.clip(vectors[member % 4].astype(np.float64), -0.5, 0.5) for member in survivors)
+    step = 0.5 / ((2**bits - 1) // (2 * devices))
+    assert state.sums[BlockId("metrics")].values[0] == 100 * len(survivors)
+    sized = [member for member in survivors if upload[member]] or survivors
+    vector_bytes = parameters * bits / 8
+    return Cost(
+        devices=devices,
+        parameters=parameters,
+        bits=bits,
+        mode=mode.value,
+        dropped=len(gone),
+        neighbours=neighbours,
+        threshold=threshold,
+        client_s=statistics.median(sum(client[member].values()) for member in survivors),
+        client_stages_s={s: statistics.median(client[m][s] for m in survivors) for s in coordinator_s},
+        coordinator_s=sum(coordinator_s.values()),
+        coordinator_stages_s=coordinator_s,
+        bytes_per_parameter=vector_bytes / parameters,
+        overhead_bytes_per_neighbour=max((upload[m] - vector_bytes - 1024) / neighbours for m in sized),
+        worst_error_steps=float(np.abs(state.sums[BlockId("adapter")].values - expected).max() / step),
+        wall_s=time.perf_counter() - begun,
+    )
+
+
+def kernel_floor_fraction(parameters: int = 10**6, masks: int = 16, repeats: int = 15) -> dict[str, float]:
+    """The mask kernel against its floor: AES keystream plus addition, in the cache, on the same core, same moment."""
+    backend, words = fastest_backend(), np.zeros(parameters, np.uint32)
+    keys = [Mask(Secret(os.urandom(32)), add=bool(i % 2)) for i in range(masks)]
+    zeros, buffer = memoryview(bytes(PIECE_BYTES)), np.empty(PIECE_BYTES + 16, np.uint8)
+    out, mask_words = memoryview(buffer.data), buffer[:PIECE_BYTES].view(np.uint32)
+    piece, pieces = words[: PIECE_BYTES // 4], words.nbytes / PIECE_BYTES
+
+    def keystream() -> None:
+        fill = stream(keys[0].key.value, 0, backend)
+        for _ in range(int(pieces)):
+            fill(zeros, out)
+
+    def addition() -> None:
+        for _ in range(int(pieces)):
+            np.add(piece, mask_words, out=piece)
+
+    def timed(run: object) -> float:
+        start = CPU()
+        run()  # type: ignore[operator]
+        return CPU() - start
+
+    best = {"keystream": 9.0, "addition": 9.0, "kernel": 9.0}
+    for _ in range(repeats):
+        best["kernel"] = min(best["kernel"], timed(lambda: apply_masks(words, keys)) / masks)
+        best["keystream"] = min(best["keystream"], timed(keystream) * pieces / int(pieces))
+        best["addition"] = min(best["addition"], timed(addition) * pieces / int(pieces))
+    floor = best["keystream"] + best["addition"]
+    speed = {f"{name}_gb_s": words.nbytes / seconds / 1e9 for name, seconds in best.items()}
+    return {"fraction": floor / best["kernel"], "floor_gb_s": words.nbytes / floor / 1e9, "backend": backend, **speed}
+
+
+class Meter:
+    """Memory that the calls made through it allocate and keep, whatever happens in between."""
+
+    def __init__(self) -> None:
+        self.kept = self.peak = 0
+
+    def call(self, function: Callable[[], Open | Summed]) -> Open | Summed:
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        result = function()
+        after, highest = tracemalloc.get_traced_memory()
+        self.peak = max(self.peak, self.kept + highest - before)
+        self.kept += after - before
+        return result
+
+
+def coordinator_peak_mb(devices: int, parameters: int) -> float:
+    """MiB the coordinator holds at its highest: decoding and adding every upload, unmasking, decoding the sum."""
+    spec, coordinator, keys = make_round(devices, parameters, 32, Mode.FULL)
+    policy = DevicePolicy(coordinator_key=coordinator.public)
+    sessions = {
+        ParticipantId(i): DeviceSession(ledger=MemoryLedger(repeats=False), identity=key, policy=policy)
+        for i, key in enumerate(keys, 1)
+    }
+    values = {BlockId("adapter"): np.zeros(parameters, np.float32), BlockId("metrics"): np.zeros(4, np.float32)}
+    owns, meter = frozenset(values), Meter()
+    tracemalloc.start()
+    state = meter.call(lambda: open_round(spec, identity=coordinator, entropy=os_entropy))
+    while isinstance(state, Open):
+        for member, request in state.requests.items():
+            if isinstance(request, RoundOffer):
+                upload = encode(sessions[member].begin(request, owns=owns, entropy=os_entropy))
+            else:
+                reply = sessions[member].answer("benchmark", request, inputs=lambda: values, rounding=os_entropy)
+                upload = encode(reply)
+            now = state
+            state = meter.call(lambda now=now, m=member, u=upload: receive(now, m, decode(u, REPLIES)))
+        now = state
+        state = meter.call(lambda now=now: close_stage(now))
+    tracemalloc.stop()
+    return meter.peak / 2**20
+
+
+def beside(ours: Cost, peer: PeerCost | None) -> dict[str, object]:
+    """One line of the report."""
+    line: dict[str, object] = {"fedpeft": asdict(ours)}
+    if peer is not None:
+        line |= {
+            "flwr": asdict(peer),
+            "client_ratio": peer.client_s / ours.client_s,
+            "coordinator_ratio": peer.coordinator_s / ours.coordinator_s,
+        }
+        log(f"  flwr  client {peer.client_s * 1e3:8.1f} ms   coordinator {peer.coordinator_s:8.3f} s")
+        log(f"  ratio client {line['client_ratio']:8.1f}      coordinator {line['coordinator_ratio']:8.1f}")
+    return line
+
+
+def compared(devices: int, parameters: int, *, peer: bool, repeats: int = 3, **options: object) -> dict[str, object]:
+    """A configuration, ours (the median of several rounds) and flwr's."""
+    log(f"{devices} devices, {parameters:,} parameters {options or ''}")
+    rounds = [measure(devices, parameters, **options) for _ in range(repeats)]
+    ours = sorted(rounds, key=lambda cost: cost.client_s + cost.coordinator_s)[len(rounds) // 2]
+    log(f"  ours  client {ours.client_s * 1e3:8.1f} ms   coordinator {ours.coordinator_s:8.3f} s   {ours.wall_s:.1f} s")
+    return beside(ours, measure_secaggplus(devices, parameters, 0.1) if peer else None)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="less than a minute, smaller rounds")
+    parser.add_argument("--skip-peer", action="store_true", help="do not run flwr (minutes): no ratios")
+    arguments = parser.parse_args()
+    peer = not arguments.skip_peer
+    log("kernel")
+    kernel = kernel_floor_fraction()
+    log(
+        f"  {kernel['kernel_gb_s']:.2f} GB/s of {kernel['floor_gb_s']:.2f} ({kernel['backend']}): {kernel['fraction']:.2f}"
+    )
+    rounds: dict[str, dict[str, object]] = {}
+    if arguments.quick:
+        rounds["16/3e5"] = compared(16, 300_000, peer=peer)
+        peaks = {"8/3e5": coordinator_peak_mb(8, 300_000), "24/3e5": coordinator_peak_mb(24, 300_000)}
+    else:
+        rounds["32/1e6"] = compared(32, 1_000_000, peer=peer)
+        rounds["100/1e6"] = compared(100, 1_000_000, peer=peer)
+        rounds["100/1e6/16bit"] = compared(100, 1_000_000, peer=False, bits=16)
+        rounds["100/1e6/fast"] = compared(100, 1_000_000, peer=False, mode=Mode.FAST)
+        rounds["1000/1e6/fast"] = compared(1000, 1_000_000, peer=False, repeats=1, mode=Mode.FAST)
+        rounds["1000/1e6"] = compared(1000, 1_000_000, peer=False, repeats=1)
+        peaks = {"32/1e6": coordinator_peak_mb(32, 1_000_000), "100/1e6": coordinator_peak_mb(100, 1_000_000)}
+    log(f"coordinator's memory {peaks}")
+    largest = [line for line in rounds.values() if "client_ratio" in line]
+    report = {
+        "quick": arguments.quick,
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "kernel": kernel,
+        "coordinator_peak_mb": peaks,
+        "rounds": rounds,
+    }
+    if not arguments.quick:
+        RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+    summary = {
+        "client_ratio": largest[-1]["client_ratio"] if largest else None,
+        "coordinator_ratio": largest[-1]["coordinator_ratio"] if largest else None,
+        "kernel_floor_fraction": kernel["fraction"],
+        "bytes_per_parameter": next(iter(rounds.values()))["fedpeft"]["bytes_per_parameter"],  # type: ignore[index]
+        "coordinator_peak_mb": max(peaks.values()),
+    }
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()
