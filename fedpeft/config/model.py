@@ -201,7 +201,6 @@ class Rounds(Section):
 class Aggregate(Section):
     """From block sums to the next global state."""
 
-    rule: Literal["mean"] = Field(default="mean", description="The weighted mean of the cohort.")
     weight: Literal["examples", "uniform"] = Field(
         default="examples", description="By how many examples a device has, or all alike."
     )

@@ -14,6 +14,7 @@ from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import apply_mean
 from fedpeft.clock import Clock
 from fedpeft.config import RunConfig
+from fedpeft.config.derived import invited_devices
 from fedpeft.entropy import Entropy, generator, os_entropy
 from fedpeft.errors import QuorumMissed
 from fedpeft.ids import RoundId
@@ -119,6 +120,8 @@ class Federation:
             self._tell(EventKind.ROUND_STARTED, round_id, f"attempt {attempt}: asking {len(members)} devices")
             outcome = self._attempt(round_id, attempt, progress.state, members)
             match outcome.result:
+                case secagg.Summed() as summed if METRICS in summed.skipped:
+                    why.append(f"nothing could be summed: {summed.skipped[METRICS]}")
                 case secagg.Summed() as summed if len(summed.survivors) >= rounds.min_devices:
                     return self._commit(round_id, progress, outcome, summed, members, started)
                 case secagg.Summed() as summed:
@@ -162,9 +165,7 @@ class Federation:
         """The round's members in order of their names: a seeded sample of those that are there."""
         present = self._present()
         eligible = sorted((m for m in present if m.profile.device not in excluded), key=lambda m: m.profile.device)
-        wanted = max(self._config.rounds.min_devices, round(self._config.rounds.fraction * len(eligible)))
-        if wanted >= len(eligible):
-            return eligible
+        wanted = invited_devices(self._config.rounds, len(eligible))
         chosen = generator(self._plan.seed, "select", round_id).choice(len(eligible), wanted, replace=False)
         return [eligible[index] for index in sorted(chosen)]
 

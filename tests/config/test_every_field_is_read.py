@@ -15,7 +15,7 @@ from fedpeft.config.explain import sections_in
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("fedpeft", "server/fedpeft_server", "clients/fedpeft_client", "simulations/fedpeft_sim")
-NOT_READ_YET: frozenset[str] = frozenset({"aggregate.rule"})
+NOT_READ_YET: frozenset[str] = frozenset()
 """Keys that nothing reads yet. Must be empty when a session ends: delete the field, or read it."""
 
 
