@@ -27,6 +27,7 @@ __all__ = ["COMMANDS", "EXIT_PIPE_CLOSED", "main"]
 
 COMMANDS = {
     "simulate": "Run a whole federation on this machine.",
+    "adapter": "Inspect, try and evaluate a trained adapter.",
     "base": "Build, list and verify base-model artifacts.",
     "data": "Look at a data set before training on it.",
     "config": "Validate and explain run.toml.",

@@ -1,0 +1,86 @@
+"""Using a trained adapter where it was trained: the base, the adapter of a run's last commit, an answer."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.base import ArtifactStore, default_store, load_tokenizer
+from fedpeft.config import RunConfig, load
+from fedpeft.data import Records, encode, validate
+from fedpeft.errors import DataInvalid
+from fedpeft.round.plan import learning_plan
+from fedpeft.tuning import Evaluation, evaluate
+from fedpeft_client.bench import Bench
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from fedpeft.methods import UnionAdapter
+
+__all__ = ["TrainedModel"]
+
+ANSWER_TOKENS = 64
+
+
+class TrainedModel:
+    """A base with a trained adapter, ready to answer."""
+
+    def __init__(self, config: RunConfig, union: "UnionAdapter", tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._config, self._union, self._tokenizer = config, union, tokenizer
+
+    @classmethod
+    def of_run(cls, run: Path, *, store: Path | None = None) -> Self:
+        """The model of a run's last committed round.
+
+        Raises:
+            DataInvalid: the directory holds no committed round.
+        """
+        checkpoints = sorted((run / "checkpoints").glob("r*/global.safetensors"))
+        if not checkpoints or not (run / "resolved.toml").exists():
+            raise DataInvalid(f"Expected a run directory with a committed round, found none in {run}.")
+        config = load(run / "resolved.toml", simulation=True)
+        spec = AdapterSpec.from_json((run / "adapter.json").read_text(encoding="utf-8"))
+        state = AdapterState.from_safetensors(spec, checkpoints[-1].read_bytes())
+        digest = _base_digest(run)
+        artifacts = ArtifactStore(store or default_store())
+        bench = Bench(artifacts)
+        plan = learning_plan(config, run_id="", base=digest, adapter_spec=spec.digest)
+        with bench.lend(plan) as union:
+            union.load(state)
+            return cls(config, union, load_tokenizer(artifacts.get(digest)))
+
+    def evaluate(self, records: Records) -> Evaluation:
+        """Loss and accuracy on other examples of the same task."""
+        task = self._config.task
+        validate(records, task)
+        examples = encode(records, task, task.labels, self._tokenizer)
+        return evaluate(self._union, examples, limit=0, batch_size=32)
+
+    @torch.no_grad()
+    def predict(self, texts: Sequence[str]) -> list[str]:
+        """A class name for each text, or its greedy continuation."""
+        return [self._one(text) for text in texts]
+
+    def _one(self, text: str) -> str:
+        task = self._config.task
+        ids = self._tokenizer([text], truncation=True, max_length=task.max_length)["input_ids"][0]
+        tokens = torch.tensor([ids], dtype=torch.int64)
+        if task.kind == "classify":
+            logits = self._union.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+            return task.labels[int(logits.argmax())]
+        generated: list[int] = []
+        for _ in range(ANSWER_TOKENS):
+            chosen = int(self._union.model(input_ids=tokens).logits[0, -1].argmax())
+            if chosen == self._tokenizer.eos_token_id:
+                break
+            generated.append(chosen)
+            tokens = torch.cat([tokens, torch.tensor([[chosen]])], dim=1)
+        return str(self._tokenizer.decode(generated))
+
+
+def _base_digest(run: Path) -> str:
+    return str(json.loads((run / "manifest.json").read_text(encoding="utf-8"))["base_digest"])

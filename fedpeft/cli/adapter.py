@@ -1,0 +1,72 @@
+"""`fedpeft adapter`: look at a finished adapter, try it, measure it on other data."""
+
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+
+@click.group(short_help="Inspect, try and evaluate a trained adapter.")
+def command() -> None:
+    """Inspect, try and evaluate a trained adapter."""
+
+
+@command.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def inspect(folder: Path) -> None:
+    """Say what FOLDER (adapters/final of a run) holds, and how to load it."""
+    import json
+
+    from fedpeft.errors import DataInvalid
+
+    try:
+        summary = json.loads((folder / "inspect.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataInvalid(f"Expected an adapter exported by fedpeft in {folder}: {error}.") from error
+    click.echo(f"base         {summary['base']}  {summary['base_digest']}")
+    click.echo(f"parameters   {summary['parameters']:,}")
+    blocks, gap = ", ".join(summary["peft_blocks"]), _gap(summary["peft_max_logit_difference"])
+    click.echo(f"PEFT files   {summary['peft_type']}: {blocks}{gap}")
+    if summary["peft_lacks"]:
+        click.echo(f"not in them  {', '.join(summary['peft_lacks'])}")
+        gap = _gap(summary["union_max_logit_difference"])
+        click.echo(f"whole        union.safetensors: {len(summary['union_blocks'])} blocks{gap}")
+        click.echo("load         fedpeft.methods.load_union(model, folder)")
+    else:
+        click.echo("load         peft.PeftModel.from_pretrained(base_model, folder)")
+
+
+@command.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("texts", nargs=-1, required=True)
+@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+def predict(run: Path, texts: tuple[str, ...], store: Path | None) -> None:
+    """Apply the adapter of RUN to TEXTS: a class each, or a continuation each."""
+    from fedpeft_client.use import TrainedModel
+
+    model = TrainedModel.of_run(run, store=store)
+    for text, answer in zip(texts, model.predict(texts), strict=True):
+        click.echo(f"{answer}\t{text}")
+
+
+@command.command("eval")
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("data")
+@click.option("--map", "columns", multiple=True, metavar="OURS=THEIRS", help="Name a column, e.g. text=note.")
+@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+def evaluate(run: Path, data: str, columns: tuple[str, ...], store: Path | None) -> None:
+    """Measure the adapter of RUN on DATA (a file, a data set directory or builtin:NAME)."""
+    from fedpeft.data import load_records
+    from fedpeft_client.use import TrainedModel
+
+    records = load_records(data, dict(pair.split("=", 1) for pair in columns if "=" in pair))
+    score = TrainedModel.of_run(run, store=store).evaluate(records)
+    click.echo(
+        f"loss {score.loss_sum / score.examples:.4f}  accuracy {score.correct / score.examples:.4f}  "
+        f"predictions {score.examples}"
+    )
+
+
+def _gap(difference: float | None) -> str:
+    return "" if difference is None else f" (logits within {difference:.1e} of the trained model)"
