@@ -1,0 +1,164 @@
+"""The airline demo, measured: accuracy against both baselines, overhead, memory, time; one process a seed.
+
+    python benchmarks/demo.py            three seeds, as `make demo` runs it (about 7 minutes a seed)
+    python benchmarks/demo.py --quick    one seed, two short rounds, no baselines worth reading
+
+Overhead is what is not a client's own training and evaluation: messages, secure aggregation, aggregation,
+commits, exports. It is measured in CPU seconds (process CPU minus the CPU of the threads inside
+``TorchTrainer.fit``) and as wall time in which no client was inside ``fit``.
+
+Ends with one JSON object on its last line; everything is kept in benchmarks/results/demo.json.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from statistics import mean
+
+ROOT = Path(__file__).resolve().parent.parent
+SCENARIO = ROOT / "simulations" / "scenarios" / "airlines.toml"
+QUICK = ["rounds.count=2", "train.local_steps=2", "rounds.eval_examples=16"]
+KEYS = ("alone_mean", "federated", "centralised", "gap_closed", "overhead_fraction", "peak_rss_mb")
+
+
+class Meter:
+    """Time and CPU inside ``TorchTrainer.fit``, over all threads."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.cpu_s = 0.0
+        self.busy_s = 0.0
+        self._inside = 0
+        self._since = 0.0
+
+    def wrap(self, fit):
+        """``fit``, metered."""
+
+        def metered(*args, **kwargs):
+            with self.lock:
+                if self._inside == 0:
+                    self._since = time.monotonic()
+                self._inside += 1
+            begun = time.thread_time()
+            try:
+                return fit(*args, **kwargs)
+            finally:
+                used = time.thread_time() - begun
+                with self.lock:
+                    self.cpu_s += used
+                    self._inside -= 1
+                    if self._inside == 0:
+                        self.busy_s += time.monotonic() - self._since
+
+        return metered
+
+
+def one_seed(seed: int, quick: bool, overrides: list[str]) -> dict[str, object]:
+    """Run in this process; called in a child."""
+    from fedpeft.config import load
+    from fedpeft_client.trainer import TorchTrainer
+    from fedpeft_sim import simulate as simulation_module
+    from fedpeft_sim.simulate import prepare, simulate
+
+    class Quiet:
+        def observe(self, event) -> None:
+            if event.kind.value == "committed":
+                print(f"  seed {seed} round {event.round_id}: {event.detail}", flush=True)
+
+        def note(self, text: str) -> None:
+            print(f"  {text}", flush=True)
+
+        def working(self, what: str, done: int, total: int) -> None:
+            pass
+
+    meter = Meter()
+    TorchTrainer.fit = meter.wrap(TorchTrainer.fit)
+    federation: dict[str, float] = {}
+    inner = simulation_module._federate
+
+    def timed(*args):
+        wall, cpu = time.monotonic(), time.process_time()
+        try:
+            return inner(*args)
+        finally:
+            federation["wall_s"] = time.monotonic() - wall
+            federation["cpu_s"] = time.process_time() - cpu
+
+    simulation_module._federate = timed
+    with tempfile.TemporaryDirectory() as folder:
+        changes = [f"run.seed={seed}", *(QUICK if quick else []), *overrides]
+        config = load(SCENARIO, overrides=changes, simulation=True)
+        config = config.model_copy(update={"directory": Path(folder)})
+        started = time.monotonic()
+        prepared = prepare(config, Quiet())
+        begun = time.monotonic()
+        run = simulate(prepared, Quiet(), source=SCENARIO.read_text(), command=sys.argv)
+        finished = time.monotonic()
+        summary = json.loads((run / "summary.json").read_text())
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows_all = {row["client"]: row for row in summary["comparison"]}
+    total = rows_all["all"]
+    return {
+        "seed": seed,
+        "alone_mean": total["alone"],
+        "federated": total["federated"],
+        "centralised": total["centralised"],
+        "gap_closed": (total["federated"] - total["alone"]) / (total["centralised"] - total["alone"]),
+        "clients": {name: row for name, row in rows_all.items() if name != "all"},
+        "overhead_fraction": 1 - meter.cpu_s / federation["cpu_s"],
+        "overhead_wall_fraction": 1 - meter.busy_s / federation["wall_s"],
+        "federation_wall_s": federation["wall_s"],
+        "federation_cpu_s": federation["cpu_s"],
+        "prepare_s": begun - started,
+        "first_round_s": rows[0]["seconds"],
+        "total_s": finished - started,
+        "bytes_up": summary["bytes_up"],
+        "bytes_down": summary["bytes_down"],
+        "bytes_full_parameters": summary["bytes_full_parameters"],
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def main() -> None:
+    """Each seed in a process of its own, so that memory and CPU are its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--child", type=int)
+    arguments = parser.parse_args()
+    if arguments.child is not None:
+        print(json.dumps(one_seed(arguments.child, arguments.quick, arguments.overrides)))
+        return
+    results = []
+    for seed in arguments.seeds[:1] if arguments.quick else arguments.seeds:
+        print(f"seed {seed}", flush=True)
+        command = [sys.executable, __file__, "--child", str(seed), *(["--quick"] if arguments.quick else [])]
+        command += [part for override in arguments.overrides for part in ("--set", override)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        last = ""
+        for line in child.stdout or ():
+            last = line
+            if not line.startswith("{"):
+                print(line, end="", flush=True)
+        if child.wait() != 0:
+            sys.exit(f"seed {seed} failed")
+        results.append(json.loads(last))
+    summary = {key: mean(result[key] for result in results) for key in KEYS}
+    summary |= {"seeds": results, "quick": arguments.quick}
+    if not arguments.quick:
+        target = ROOT / "benchmarks" / "results" / "demo.json"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(json.dumps(summary, indent=1) + "\n")
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()
