@@ -20,7 +20,7 @@ from fedpeft.round.plan import LearningPlan
 from fedpeft.tuning import ActivationCache, LocalPlan, evaluate, train
 from fedpeft_client.bench import Bench
 
-__all__ = ["Capacity", "TorchTrainer", "learning_rates"]
+__all__ = ["EVAL_BATCH", "Capacity", "Prepared", "TorchTrainer", "batch_seed", "learning_rates", "prepared"]
 
 CACHE_BYTES = 512 * 2**20
 """Bound of the activation cache of one data set; what does not fit is computed anew."""
@@ -47,14 +47,36 @@ class Capacity:
         return " + ".join(names)
 
 
-@dataclass(slots=True)
-class _Examples:
-    """One task's view of the device's examples."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Encoded examples with the cache of activations below the adapted layers; None where every layer adapts.
+
+    Args:
+        train, held_out: the two sides.
+        train_cache, eval_cache: their caches.
+    """
 
     train: EncodedDataset
     held_out: EncodedDataset
     train_cache: ActivationCache | None
     eval_cache: ActivationCache | None
+
+
+def prepared(train_set: EncodedDataset, held_out: EncodedDataset, plan: LearningPlan, name: str) -> Prepared:
+    """Give both sides their caches, for the stream of batches that belongs to ``name``."""
+    if plan.adapter.layers == "all":
+        return Prepared(train=train_set, held_out=held_out, train_cache=None, eval_cache=None)
+    return Prepared(
+        train=train_set,
+        held_out=held_out,
+        train_cache=ActivationCache.for_training(
+            train_set,
+            batch_size=plan.train.batch_size,
+            seed=batch_seed(plan.seed, name),
+            max_bytes=CACHE_BYTES,
+        ),
+        eval_cache=ActivationCache.for_evaluation(held_out, batch_size=EVAL_BATCH, max_bytes=CACHE_BYTES),
+    )
 
 
 class TorchTrainer:
@@ -70,7 +92,7 @@ class TorchTrainer:
     def __init__(self, *, device: str, capacity: Capacity, bench: Bench, train: Records, held_out: Records) -> None:
         self._device, self._capacity, self._bench = device, capacity, bench
         self._train, self._held_out = train, held_out
-        self._encoded: dict[str, _Examples] = {}
+        self._encoded: dict[str, Prepared] = {}
 
     @property
     def methods(self) -> str:
@@ -125,30 +147,18 @@ class TorchTrainer:
             evaluated=measured.examples,
         )
 
-    def _examples(self, plan: LearningPlan) -> _Examples:
+    def _examples(self, plan: LearningPlan) -> Prepared:
         """The device's examples under this plan, encoded on first use."""
         key = f"{plan.run_id} {plan.base} {plan.task.model_dump_json()}"
         if key not in self._encoded:
             self._encoded = {key: self._encode(plan)}
         return self._encoded[key]
 
-    def _encode(self, plan: LearningPlan) -> _Examples:
+    def _encode(self, plan: LearningPlan) -> Prepared:
         tokenizer = self._bench.tokenizer(plan)
         train_set = encode(self._train, plan.task, plan.task.labels, tokenizer)
         held_out = encode(self._held_out, plan.task, plan.task.labels, tokenizer)
-        if plan.adapter.layers == "all":
-            return _Examples(train_set, held_out, None, None)
-        return _Examples(
-            train_set,
-            held_out,
-            ActivationCache.for_training(
-                train_set,
-                batch_size=plan.train.batch_size,
-                seed=batch_seed(plan.seed, self._device),
-                max_bytes=CACHE_BYTES,
-            ),
-            ActivationCache.for_evaluation(held_out, batch_size=EVAL_BATCH, max_bytes=CACHE_BYTES),
-        )
+        return prepared(train_set, held_out, plan, self._device)
 
 
 def batch_seed(seed: int, device: str) -> int:

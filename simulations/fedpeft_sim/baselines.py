@@ -19,10 +19,12 @@ from fedpeft.methods import UnionAdapter, blocks_for
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.tuning import Evaluation, LocalPlan, evaluate, train
 from fedpeft_client.bench import Bench
-from fedpeft_client.trainer import EVAL_BATCH, batch_seed, learning_rates
+from fedpeft_client.trainer import EVAL_BATCH, Prepared, batch_seed, learning_rates, prepared
 from fedpeft_sim.population import Client
 
 __all__ = ["Baselines", "accuracy", "held_out_scores", "run_baselines"]
+
+EVERYONE = "centralised"
 
 Scores = Mapping[str, Evaluation]
 Progress = Callable[[str, int, int], None]
@@ -55,24 +57,23 @@ def run_baselines(
     progress: Progress,
 ) -> Baselines:
     """Train and score both baselines; the long centralised job starts first."""
-    sets = {client.name: _encoded(client, plan, bench) for client in clients}
-    everyone = _together([train_set for train_set, _ in sets.values()])
+    sets = {client.name: _prepared(client, plan, bench) for client in clients}
+    everyone = prepared(_together([own.train for own in sets.values()]), sets[clients[0].name].held_out, plan, EVERYONE)
     spec = initial.spec
 
     def train_alone(client: Client) -> tuple[Evaluation, Evaluation]:
         capacity = client.capacity
         blocks = frozenset(blocks_for(spec, methods=capacity.methods, rank=capacity.rank, head=capacity.head))
         with bench.lend(plan) as union:
-            _train(union, initial, sets[client.name][0], plan, rounds, blocks, client.name, 1, progress)
-            own = _score(union, sets[client.name][1])
-            others = [own if name == client.name else _score(union, held) for name, (_, held) in sets.items()]
-        return own, _added(others)
+            _train(union, initial, sets[client.name], plan, rounds, blocks, client.name, 1, progress)
+            scores = {name: _score(union, other) for name, other in sets.items()}
+        return scores[client.name], _added(list(scores.values()))
 
     def train_together() -> dict[str, Evaluation]:
         blocks = frozenset(block.block_id for block in spec.blocks if block.trainable)
         with bench.lend(plan) as union:
-            _train(union, initial, everyone, plan, rounds, blocks, "centralised", len(clients), progress)
-            return {name: _score(union, held) for name, (_, held) in sets.items()}
+            _train(union, initial, everyone, plan, rounds, blocks, EVERYONE, len(clients), progress)
+            return {name: _score(union, own) for name, own in sets.items()}
 
     with ThreadPoolExecutor(workers, thread_name_prefix="baseline") as pool:
         together = pool.submit(train_together)
@@ -88,7 +89,7 @@ def held_out_scores(plan: LearningPlan, state: AdapterState, clients: Sequence[C
     """A state's score on every client's held-out examples: possible in a simulation only."""
     with bench.lend(plan) as union:
         union.load(state)
-        return {client.name: _score(union, _encoded(client, plan, bench)[1]) for client in clients}
+        return {client.name: _score(union, _prepared(client, plan, bench)) for client in clients}
 
 
 def accuracy(scores: Sequence[Evaluation]) -> float:
@@ -96,16 +97,17 @@ def accuracy(scores: Sequence[Evaluation]) -> float:
     return sum(score.correct for score in scores) / sum(score.examples for score in scores)
 
 
-def _encoded(client: Client, plan: LearningPlan, bench: Bench) -> tuple[EncodedDataset, EncodedDataset]:
+def _prepared(client: Client, plan: LearningPlan, bench: Bench) -> Prepared:
     tokenizer = bench.tokenizer(plan)
     train_set = encode(client.train, plan.task, plan.task.labels, tokenizer)
-    return train_set, encode(client.held_out, plan.task, plan.task.labels, tokenizer)
+    held_out = encode(client.held_out, plan.task, plan.task.labels, tokenizer)
+    return prepared(train_set, held_out, plan, client.name)
 
 
 def _train(
     union: UnionAdapter,
     initial: AdapterState,
-    examples: EncodedDataset,
+    examples: Prepared,
     plan: LearningPlan,
     rounds: Rounds,
     blocks: frozenset[BlockId],
@@ -127,7 +129,15 @@ def _train(
             weight_decay=plan.train.weight_decay,
             max_grad_norm=plan.train.max_grad_norm,
         )
-        train(union, examples, local, seed=batch_seed(plan.seed, name), first_step=(round_id - 1) * steps)
+        first = (round_id - 1) * steps
+        train(
+            union,
+            examples.train,
+            local,
+            seed=batch_seed(plan.seed, name),
+            first_step=first,
+            cache=examples.train_cache,
+        )
         progress(name, round_id * steps, rounds.count * steps)
 
 
@@ -143,8 +153,8 @@ def _together(sets: Sequence[EncodedDataset]) -> EncodedDataset:
     )
 
 
-def _score(union: UnionAdapter, held_out: EncodedDataset) -> Evaluation:
-    return evaluate(union, held_out, limit=0, batch_size=EVAL_BATCH)
+def _score(union: UnionAdapter, examples: Prepared) -> Evaluation:
+    return evaluate(union, examples.held_out, limit=0, batch_size=EVAL_BATCH, cache=examples.eval_cache)
 
 
 def _added(scores: Sequence[Evaluation]) -> Evaluation:

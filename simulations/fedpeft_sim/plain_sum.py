@@ -40,7 +40,6 @@ class PlainSession:
             blocks=blocks,
             channel_key=NOTHING,
             mask_key=NOTHING,
-            signing_key=NOTHING,
             commitments=(),
             signature=NOTHING,
         )
