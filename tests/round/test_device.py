@@ -1,0 +1,419 @@
+"""The device alone: every stage, every reason to stop, and what a hostile or forgetful coordinator may try."""
+
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedpeft import secagg
+from fedpeft.adapter import AdapterState
+from fedpeft.config.model import Rounds
+from fedpeft.errors import ConfigInvalid, DataInvalid, PolicyRefused, ResourceMissing
+from fedpeft.ids import BlockId, NodeId, ParticipantId
+from fedpeft.round.local import HeldBlocks, OpenRound
+from fedpeft.round.messages import (
+    BlockDigest,
+    BlockPayload,
+    Failure,
+    FailureReason,
+    FitRequest,
+    Profile,
+    ProfileRequest,
+    Ready,
+)
+from fedpeft.round.terms import round_terms
+from fedpeft.round.transport import Stage
+from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, fit_request, toy_task
+from fedpeft.testing.trainers import FROZEN, GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
+from fedpeft.wire import WireError, decode, encode
+
+SPEC = toy_spec({"head": 4, "bitfit": 5})
+STATE = toy_state(SPEC)
+PLAN = toy_plan(SPEC)
+NODE = NodeId(1000)
+TERMS = exact_terms(4)
+
+
+@pytest.fixture
+def fleet() -> ToyFleet:
+    return enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(4, i)}) for i in range(4)})
+
+
+def given(fleet: ToyFleet, name: str = "d0") -> GivenTrainer:
+    trainer = fleet.trainers[name]
+    assert isinstance(trainer, GivenTrainer)
+    return trainer
+
+
+def fit(fleet: ToyFleet, request: FitRequest) -> Ready | Failure:
+    reply = decode(fleet.devices[NODE].handle(Stage.FIT, encode(request)), (Ready, Failure))
+    assert isinstance(reply, Ready | Failure)
+    return reply
+
+
+def failed(fleet: ToyFleet, request: FitRequest) -> Failure:
+    reply = fit(fleet, request)
+    assert isinstance(reply, Failure), "the device took part"
+    return reply
+
+
+def opened(fleet: ToyFleet) -> OpenRound:
+    return decode(fleet.stores["d0"].values["open-round"], OpenRound)
+
+
+def test_a_profile_names_the_device_its_key_and_what_it_holds(fleet: ToyFleet) -> None:
+    asked = encode(ProfileRequest(run_id="toy-run"))
+    fresh = decode(fleet.devices[NODE].handle(Stage.PROFILE, asked), Profile)
+    assert (fresh.device, fresh.organisation, fresh.methods) == ("d0", "d0", "head")
+    assert fresh.identity == fleet.keys["d0"].public
+    assert fresh.held == ()
+    fit(fleet, fit_request(fleet, PLAN, STATE))
+    holding = decode(fleet.devices[NODE].handle(Stage.PROFILE, asked), Profile)
+    assert {entry.block_id: entry.sha256 for entry in holding.held} == STATE.digests
+
+
+def test_a_device_trains_from_exactly_the_state_it_was_sent(fleet: ToyFleet) -> None:
+    assert isinstance(fit(fleet, fit_request(fleet, PLAN, STATE)), Ready)
+    (received,) = given(fleet).received
+    assert received.digests == STATE.digests
+    (request,) = given(fleet).fitted
+    assert (request.first_step, request.learning_rate_factor, request.train) == (0, 1.0, True)
+
+
+def test_ready_says_which_blocks_and_nothing_about_the_examples(fleet: ToyFleet) -> None:
+    few = fit(fleet, fit_request(fleet, PLAN, STATE))
+    other = enrol(
+        {f"d{i}": GivenTrainer(SPEC, {"head": 7 * one_hot(4, i)}, examples=99, measured=(0.0, 0, 7)) for i in range(4)}
+    )
+    many = fit(other, fit_request(other, PLAN, STATE))
+    assert isinstance(few, Ready)
+    assert few == many  # byte for byte: the same keys, and no trace of other deltas, counts or losses
+    advert = decode(few.advertise, secagg.Advertise)
+    assert advert.blocks == ("head", "metrics")
+
+
+def test_blocks_already_held_need_not_be_sent_again(fleet: ToyFleet) -> None:
+    fit(fleet, fit_request(fleet, PLAN, STATE))
+    later = STATE.replace({BlockId("head"): np.ones(4, np.float32)})
+    request = fit_request(fleet, PLAN, later, task=toy_task(PLAN, round_id=2))
+    only_head = tuple(part for part in request.payloads if part.block_id == "head")
+    assert isinstance(fit(fleet, replace(request, payloads=only_head)), Ready)
+    assert given(fleet).received[-1].digests == later.digests
+
+
+def test_a_device_without_the_state_says_so_and_then_takes_all_of_it(fleet: ToyFleet) -> None:
+    whole = fit_request(fleet, PLAN, STATE)
+    reply = failed(fleet, replace(whole, payloads=()))
+    assert reply.reason is FailureReason.MISSING_STATE
+    assert given(fleet).fitted == []
+    assert isinstance(fit(fleet, whole), Ready)
+
+
+def test_a_block_that_is_not_what_its_digest_says_counts_as_missing(fleet: ToyFleet) -> None:
+    request = fit_request(fleet, PLAN, STATE)
+    changed = tuple(replace(part, values=b"\1" + part.values[1:]) for part in request.payloads)
+    assert failed(fleet, replace(request, payloads=changed)).reason is FailureReason.MISSING_STATE
+
+
+def test_a_restarted_device_still_holds_the_state(fleet: ToyFleet) -> None:
+    fit(fleet, fit_request(fleet, PLAN, STATE))
+    fleet.restart(NODE)
+    request = fit_request(fleet, PLAN, STATE, task=toy_task(PLAN, round_id=2))
+    assert isinstance(fit(fleet, replace(request, payloads=())), Ready)
+    fleet.restart(NODE, wiped=True)
+    request = fit_request(fleet, PLAN, STATE, task=toy_task(PLAN, round_id=3))
+    assert failed(fleet, replace(request, payloads=())).reason is FailureReason.MISSING_STATE
+
+
+def test_a_plan_that_builds_another_adapter_here_is_refused(fleet: ToyFleet) -> None:
+    other = PLAN.model_copy(update={"adapter_spec": "0" * 64})
+    reply = failed(fleet, fit_request(fleet, other, STATE))
+    assert reply.reason is FailureReason.PLAN_REFUSED
+    assert SPEC.digest[:12] in reply.detail
+    assert given(fleet).fitted == []
+
+
+def test_a_plan_of_another_version_is_refused(fleet: ToyFleet) -> None:
+    strange = PLAN.to_json()[:-1] + ',"run_this":"rm -rf"}'
+    reply = failed(fleet, fit_request(fleet, PLAN, STATE, learning=strange))
+    assert reply.reason is FailureReason.PLAN_REFUSED
+    assert "run_this" in reply.detail
+
+
+@pytest.mark.parametrize("lack", [b"", b"\0" * 40])
+def test_an_offer_that_cannot_be_read_is_refused(fleet: ToyFleet, lack: bytes) -> None:
+    assert failed(fleet, fit_request(fleet, PLAN, STATE, offer=lack)).reason is FailureReason.PLAN_REFUSED
+
+
+def test_an_offer_of_another_coordinator_is_refused(fleet: ToyFleet) -> None:
+    stranger = enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(4, i)}) for i in range(4)}, seed=1)
+    forged = replace(fleet, coordinator=stranger.coordinator)
+    reply = failed(fleet, fit_request(forged, PLAN, STATE))
+    assert reply.reason is FailureReason.PROTOCOL
+    assert "bad-signature" in reply.detail
+    assert given(fleet).fitted == []
+
+
+def test_a_roster_without_this_device_is_refused(fleet: ToyFleet) -> None:
+    members = fleet.members()[1:]
+    spec = round_terms(PLAN, SPEC, members, toy_task(PLAN), rounds=Rounds(), terms=TERMS)
+    offer = secagg.open_round(spec, identity=fleet.coordinator, entropy=fleet.entropy).requests[ParticipantId(1)]
+    reply = failed(fleet, fit_request(fleet, PLAN, STATE, offer=encode(offer)))
+    assert (reply.reason, "not-on-roster" in reply.detail) == (FailureReason.PROTOCOL, True)
+
+
+def test_a_block_of_another_length_than_the_device_builds_is_refused(fleet: ToyFleet) -> None:
+    wide = toy_spec({"head": 6, "bitfit": 5})
+    spec = round_terms(PLAN, wide, fleet.members(), toy_task(PLAN), rounds=Rounds(), terms=TERMS)
+    offer = secagg.open_round(spec, identity=fleet.coordinator, entropy=fleet.entropy).requests[ParticipantId(1)]
+    reply = failed(fleet, fit_request(fleet, PLAN, STATE, offer=encode(offer)))
+    assert reply.reason is FailureReason.PLAN_REFUSED
+    assert "expected length 4, offered 6" in reply.detail
+
+
+def resized(entry: BlockDigest, parts: tuple[BlockPayload, ...], extra: bytes) -> tuple[BlockDigest, BlockPayload]:
+    values = next(part.values for part in parts if part.block_id == entry.block_id) + extra
+    digest = hashlib.sha256(values).hexdigest()
+    return replace(entry, sha256=digest), BlockPayload(block_id=entry.block_id, values=values)
+
+
+@pytest.mark.parametrize("extra", [b"\0", b"\0\0\0\0", b"\0\0\xc0\x7f" * 2])
+def test_a_state_of_the_wrong_length_is_refused(fleet: ToyFleet, extra: bytes) -> None:
+    request = fit_request(fleet, PLAN, STATE)
+    digest, payload = resized(request.state[1], request.payloads, extra)
+    reply = failed(
+        fleet,
+        replace(
+            request,
+            state=(request.state[0], digest, request.state[2]),
+            payloads=(request.payloads[0], payload, request.payloads[2]),
+        ),
+    )
+    assert reply.reason is FailureReason.PLAN_REFUSED
+    assert "head: expected 16 bytes" in reply.detail
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_state_that_is_not_finite_is_refused(fleet: ToyFleet, bad: float) -> None:
+    request = fit_request(fleet, PLAN, STATE)
+    values = np.array([0, bad, 0, 0], "<f4").tobytes()
+    digest = BlockDigest(block_id=BlockId("head"), sha256=hashlib.sha256(values).hexdigest())
+    reply = failed(
+        fleet,
+        replace(
+            request,
+            state=(request.state[0], digest, request.state[2]),
+            payloads=(request.payloads[0], BlockPayload(block_id=BlockId("head"), values=values), request.payloads[2]),
+        ),
+    )
+    assert reply.reason is FailureReason.PLAN_REFUSED
+    assert "finite" in reply.detail
+
+
+def test_a_state_with_a_block_too_few_or_too_many_is_refused(fleet: ToyFleet) -> None:
+    request = fit_request(fleet, PLAN, STATE)
+    assert failed(fleet, replace(request, state=request.state[:2])).reason is FailureReason.PLAN_REFUSED
+    stranger = BlockDigest(block_id=BlockId("ia3"), sha256=request.state[0].sha256)
+    payload = BlockPayload(block_id=BlockId("ia3"), values=request.payloads[0].values)
+    more = replace(request, state=(*request.state, stranger), payloads=(*request.payloads, payload))
+    assert failed(fleet, more).reason is FailureReason.PLAN_REFUSED
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_delta_that_is_not_finite_never_enters_a_sum(fleet: ToyFleet, bad: float) -> None:
+    given(fleet).deltas[BlockId("head")] = np.array([0, bad, 0, 0], np.float32)
+    reply = failed(fleet, fit_request(fleet, PLAN, STATE))
+    assert reply.reason is FailureReason.NOT_FINITE
+    assert "head" in reply.detail
+
+
+def test_a_loss_that_is_not_finite_never_enters_a_sum() -> None:
+    fleet = enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(4, i)}, measured=(np.nan, 0, 4)) for i in range(4)})
+    assert failed(fleet, fit_request(fleet, PLAN, STATE)).reason is FailureReason.NOT_FINITE
+
+
+class Broken(GivenTrainer):
+    """Fails where a test says so."""
+
+    def __init__(self, error: Exception, *, at: str = "fit") -> None:
+        super().__init__(SPEC, {"head": one_hot(4, 0)})
+        self._error, self._at = error, at
+
+    def spec(self, plan):  # type: ignore[no-untyped-def]
+        if self._at == "spec":
+            raise self._error
+        return super().spec(plan)
+
+    def fit(self, plan, state, request):  # type: ignore[no-untyped-def]
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "at", "reason"),
+    [
+        (PolicyRefused("Expected epsilon <= 2, found 8."), "fit", FailureReason.POLICY_REFUSED),
+        (MemoryError(), "fit", FailureReason.OUT_OF_MEMORY),
+        (ResourceMissing("Expected the base sha256:toy, found nothing."), "spec", FailureReason.BASE_MISSING),
+        (ConfigInvalid("Expected a model with biases, found none."), "spec", FailureReason.PLAN_REFUSED),
+        (DataInvalid("row 3: found the label 'secret diagnosis'"), "fit", FailureReason.NO_EXAMPLES),
+    ],
+)
+def test_whatever_the_trainer_cannot_do_is_answered_by_a_reason(
+    error: Exception, at: str, reason: FailureReason
+) -> None:
+    good = {f"d{i}": GivenTrainer(SPEC, {"head": one_hot(4, i)}) for i in range(1, 4)}
+    fleet = enrol({"d0": Broken(error, at=at), **good})
+    reply = failed(fleet, fit_request(fleet, PLAN, STATE))
+    assert reply.reason is reason
+    assert "secret diagnosis" not in reply.detail, "a failure says nothing about the device's data"
+
+
+def test_a_repeated_fit_request_gets_the_same_bytes_without_training_twice(fleet: ToyFleet) -> None:
+    request = encode(fit_request(fleet, PLAN, STATE))
+    first = fleet.devices[NODE].handle(Stage.FIT, request)
+    assert fleet.devices[NODE].handle(Stage.FIT, request) == first
+    fleet.restart(NODE)
+    assert fleet.devices[NODE].handle(Stage.FIT, request) == first
+    assert len(given(fleet).fitted) == 1
+
+
+def test_a_second_attempt_at_the_same_work_reuses_the_training(fleet: ToyFleet) -> None:
+    first = fit(fleet, fit_request(fleet, PLAN, STATE))
+    kept = opened(fleet).inputs
+    again = fit_request(fleet, PLAN, STATE, task=toy_task(PLAN, attempt=2))
+    second = fit(fleet, replace(again, payloads=()))
+    assert isinstance(second, Ready)
+    assert second != first, "each attempt has keys of its own"
+    assert opened(fleet).inputs == kept
+    assert len(given(fleet).fitted) == 1
+
+
+def test_another_state_is_other_work(fleet: ToyFleet) -> None:
+    fit(fleet, fit_request(fleet, PLAN, STATE))
+    other = STATE.replace({BlockId("bitfit"): np.ones(5, np.float32)})
+    fit(fleet, fit_request(fleet, PLAN, other, task=toy_task(PLAN, attempt=2)))
+    assert len(given(fleet).fitted) == 2
+
+
+def test_another_round_is_other_work_even_if_everything_else_is_the_same(fleet: ToyFleet) -> None:
+    fit(fleet, fit_request(fleet, PLAN, STATE))
+    task = replace(toy_task(PLAN, round_id=2), first_step=0)
+    assert isinstance(fit(fleet, fit_request(fleet, PLAN, STATE, task=task)), Ready)
+    assert len(given(fleet).fitted) == 2
+
+
+def test_an_evaluation_asks_for_the_metrics_alone(fleet: ToyFleet) -> None:
+    reply = fit(fleet, fit_request(fleet, PLAN, STATE, task=toy_task(PLAN, train=False)))
+    assert isinstance(reply, Ready)
+    assert decode(reply.advertise, secagg.Advertise).blocks == ("metrics",)
+    assert [part.block_id for part in opened(fleet).inputs] == ["metrics"]
+
+
+def test_a_device_never_trains_the_frozen_blocks(fleet: ToyFleet) -> None:
+    given(fleet).deltas[FROZEN] = np.ones(3, np.float32)
+    reply = fit(fleet, fit_request(fleet, PLAN, STATE))
+    assert isinstance(reply, Ready)
+    assert decode(reply.advertise, secagg.Advertise).blocks == ("head", "metrics")
+    assert {part.block_id for part in opened(fleet).inputs} == {"head", "metrics"}
+
+
+@pytest.mark.parametrize(("examples", "weight"), [(5, 0.05), (100, 1.0), (4000, 1.0), (0, 0.0)])
+def test_a_delta_is_weighted_by_its_capped_number_of_examples(examples: int, weight: float) -> None:
+    plan = toy_plan(SPEC, weight="examples", max_weight=100)
+    fleet = enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(4, 1)}, examples=examples) for i in range(4)})
+    fit(fleet, fit_request(fleet, plan, STATE))
+    inputs = {part.block_id: np.frombuffer(part.values, "<f4") for part in opened(fleet).inputs}
+    np.testing.assert_array_equal(inputs[BlockId("head")], np.float32(weight) * one_hot(4, 1))
+    np.testing.assert_array_equal(inputs[BlockId("metrics")], np.array([weight, 8, 4, 3, 2, 4], np.float32))
+
+
+STRAY: list[Callable[[], object]] = [
+    lambda: secagg.ShareRequest(context=b"", members=b"", digests=b"", owners=(), adverts=()),
+    lambda: secagg.MaskRequest(context=b"", sharers=b"", boxes=()),
+    lambda: secagg.ConsistRequest(context=b"", survivors=b""),
+    lambda: secagg.RevealRequest(context=b"", survivors=b"", vouchers=(), tags=b""),
+]
+LATER = [Stage.SHARE, Stage.MASK, Stage.CONSIST, Stage.REVEAL]
+
+
+@pytest.mark.parametrize(("stage", "make"), list(zip(LATER, STRAY, strict=True)))
+def test_a_stray_request_on_an_idle_device_fails_with_a_reason(
+    fleet: ToyFleet, stage: Stage, make: Callable[[], object]
+) -> None:
+    reply = decode(fleet.devices[NODE].handle(stage, encode(make())), (Failure, *secagg.REPLIES))
+    assert isinstance(reply, Failure)
+    assert reply.reason is FailureReason.PROTOCOL
+
+
+@pytest.mark.parametrize(("stage", "make"), list(zip(LATER, STRAY, strict=True)))
+def test_a_request_that_does_not_fit_the_open_round_is_refused(
+    fleet: ToyFleet, stage: Stage, make: Callable[[], object]
+) -> None:
+    fit(fleet, fit_request(fleet, PLAN, STATE))
+    reply = decode(fleet.devices[NODE].handle(stage, encode(make())), (Failure, *secagg.REPLIES))
+    assert isinstance(reply, secagg.Refusal)
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_a_malformed_payload_is_an_error_of_the_wire_and_changes_nothing(fleet: ToyFleet, stage: Stage) -> None:
+    good = encode(fit_request(fleet, PLAN, STATE))
+    for payload in (b"", b"FP", b"\0" * 64, good[:-1], good + b"\0", encode(Ready(advertise=b""))):
+        with pytest.raises(WireError):
+            fleet.devices[NODE].handle(stage, payload)
+    assert fleet.stores["d0"].values == {}
+
+
+@pytest.mark.parametrize("stage", [Stage.PROFILE, *LATER])
+def test_a_request_of_another_stage_is_an_error_of_the_wire(fleet: ToyFleet, stage: Stage) -> None:
+    with pytest.raises(WireError):
+        fleet.devices[NODE].handle(stage, encode(fit_request(fleet, PLAN, STATE)))
+
+
+def test_what_was_trained_for_one_round_is_never_summed_in_another(fleet: ToyFleet) -> None:
+    """The difference of two sums of the same inputs, with one device more in the first, is that device's delta."""
+    fit(fleet, fit_request(fleet, PLAN, STATE))
+    given(fleet).deltas[BlockId("head")] = np.full(4, np.nan, np.float32)
+    reply = failed(fleet, fit_request(fleet, PLAN, STATE, task=toy_task(PLAN, round_id=2)))
+    assert reply.reason is FailureReason.NOT_FINITE
+    kept = fleet.stores["d0"].values.get("open-round")
+    assert kept is None or decode(kept, OpenRound).inputs == ()
+
+
+def test_the_store_record_of_the_state_is_what_was_received(fleet: ToyFleet) -> None:
+    fit(fleet, fit_request(fleet, PLAN, STATE))
+    held = decode(fleet.stores["d0"].values["held-blocks"], HeldBlocks)
+    vectors = {part.block_id: np.frombuffer(part.values, "<f4").astype(np.float32) for part in held.blocks}
+    assert AdapterState(SPEC, vectors).digests == STATE.digests
+
+
+class Waiting(GivenTrainer):
+    """Its first training waits to be let go."""
+
+    def __init__(self) -> None:
+        super().__init__(SPEC, {"head": one_hot(4, 0)})
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def fit(self, plan, state, request):  # type: ignore[no-untyped-def]
+        if not self.fitted:
+            self.begun.set()
+            assert self.go.wait(30)
+        return super().fit(plan, state, request)
+
+
+def test_a_slow_training_never_overwrites_a_newer_round() -> None:
+    slow = Waiting()
+    fleet = enrol({"d0": slow, **{f"d{i}": GivenTrainer(SPEC, {"head": one_hot(4, i)}) for i in range(1, 4)}})
+    old, new = (fit_request(fleet, PLAN, STATE, task=toy_task(PLAN, round_id=number)) for number in (1, 2))
+    first = threading.Thread(target=fit, args=(fleet, old))
+    second = threading.Thread(target=fit, args=(fleet, new))
+    first.start()
+    assert slow.begun.wait(30)
+    second.start()
+    second.join(0.1)  # enough for it to finish, if it did not wait for its turn
+    slow.go.set()
+    first.join(30)
+    second.join(30)
+    assert opened(fleet).round_id == 2
