@@ -6,6 +6,7 @@ outlive a kill between two messages is in the store before the reply leaves.
 """
 
 import hashlib
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
@@ -16,7 +17,15 @@ import numpy.typing as npt
 from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.entropy import Entropy
-from fedpeft.errors import IntegrityFailed, PolicyRefused, SpecMismatch
+from fedpeft.errors import (
+    ConfigInvalid,
+    DataInvalid,
+    FedpeftError,
+    IntegrityFailed,
+    PolicyRefused,
+    ResourceMissing,
+    SpecMismatch,
+)
 from fedpeft.ids import BlockId
 from fedpeft.round.local import (
     DeviceStore,
@@ -65,21 +74,23 @@ class Device:
     ) -> None:
         self._identity, self._trainer, self._session, self._store = identity, trainer, session, store
         self._entropy, self._rounding = entropy, rounding
+        self._busy = threading.Lock()
 
     def handle(self, stage: Stage, payload: bytes) -> bytes:
-        """The encoded reply to one encoded request.
+        """The encoded reply to one encoded request; one at a time, a later one waits.
 
         Raises:
             WireError: the payload is no request of this stage.
         """
-        match stage:
-            case Stage.PROFILE:
-                decode(payload, ProfileRequest)
-                return encode(self._profile())
-            case Stage.FIT:
-                return encode(self._fit(decode(payload, FitRequest)))
-            case Stage.SHARE | Stage.MASK | Stage.CONSIST | Stage.REVEAL:
-                return encode(self._answer(cast("secagg.Request", decode(payload, _LATER_REQUESTS))))
+        with self._busy:
+            match stage:
+                case Stage.PROFILE:
+                    decode(payload, ProfileRequest)
+                    return encode(self._profile())
+                case Stage.FIT:
+                    return encode(self._fit(decode(payload, FitRequest)))
+                case Stage.SHARE | Stage.MASK | Stage.CONSIST | Stage.REVEAL:
+                    return encode(self._answer(cast("secagg.Request", decode(payload, _LATER_REQUESTS))))
 
     def _profile(self) -> Profile:
         held = self._store.read(HELD)
@@ -98,45 +109,41 @@ class Device:
         if opened is not None and opened.offer_sha256 == _sha256(request.offer):
             return Ready(advertise=opened.advertise)  # a repeat: a device answers an offer once
         try:
-            plan = LearningPlan.from_json(request.learning)
-            offer = decode(request.offer, secagg.RoundOffer)
-            terms = decode(offer.spec, secagg.RoundSpec)
-            spec = self._trainer.spec(plan)
-            if spec.digest != plan.adapter_spec:
-                raise SpecMismatch(
-                    f"Expected adapter {plan.adapter_spec[:12]}, built {spec.digest[:12]} on this device."
-                )
-            state = self._receive(spec, request)
-            if state is None:
-                return Failure(
-                    reason=FailureReason.MISSING_STATE, detail="blocks of the global state are not held here"
-                )
-            owns = self._owned(plan, spec, terms) if request.train else frozenset({METRICS})
-            advertise = self._session.begin(offer, owns=owns, entropy=self._entropy)
-            if isinstance(advertise, secagg.Refusal):
-                return Failure(reason=FailureReason.PROTOCOL, detail=f"{advertise.reason.value}: {advertise.detail}")
-            if opened is not None and opened.work_sha256 == _work(request):
-                inputs = opened.inputs  # another attempt at the same round: the training stands
-            else:
-                inputs = _inputs(plan, self._trainer.fit(plan, state, request), owns)
-        except PolicyRefused as error:
-            return Failure(reason=FailureReason.POLICY_REFUSED, detail=str(error))
-        except IntegrityFailed as error:
-            return Failure(reason=FailureReason.PLAN_REFUSED, detail=str(error))
-        except NotFinite as error:
-            return Failure(reason=FailureReason.NOT_FINITE, detail=str(error))
-        except MemoryError:
-            return Failure(reason=FailureReason.OUT_OF_MEMORY, detail="training ran out of memory on this device")
+            return self._take_part(request, opened)
+        except (FedpeftError, MemoryError) as error:
+            return _failure(error)
+
+    def _take_part(self, request: FitRequest, opened: OpenRound | None) -> Ready | Failure:
+        plan = LearningPlan.from_json(request.learning)
+        offer = decode(request.offer, secagg.RoundOffer)
+        terms = decode(offer.spec, secagg.RoundSpec)
+        spec = self._trainer.spec(plan)
+        if spec.digest != plan.adapter_spec:
+            raise SpecMismatch(f"Expected adapter {plan.adapter_spec[:12]}, built {spec.digest[:12]} on this device.")
+        state = self._receive(spec, request)
+        if state is None:
+            return Failure(reason=FailureReason.MISSING_STATE, detail="blocks of the global state are not held here")
+        owns = self._owned(plan, spec, terms) if request.train else frozenset({METRICS})
+        advertise = self._session.begin(offer, owns=owns, entropy=self._entropy)
+        if isinstance(advertise, secagg.Refusal):
+            return Failure(reason=FailureReason.PROTOCOL, detail=f"{advertise.reason.value}: {advertise.detail}")
+        work = (terms.run_id, terms.round_id, _work(request))
+        if opened is not None and (opened.run_id, opened.round_id, opened.work_sha256) == work:
+            inputs = opened.inputs  # another attempt at the same round: the training stands
+        else:
+            # The keys of the new round are out: from here on the inputs of an older one must not go under them,
+            # not even if training fails. Two sums of the same inputs over two cohorts would tell them apart.
+            self._store.write(OPEN, encode(_opened(terms)))
+            inputs = _inputs(plan, self._trainer.fit(plan, state, request), owns)
         ready = Ready(advertise=encode(advertise))
-        opened = OpenRound(
-            run_id=terms.run_id,
-            round_id=terms.round_id,
+        answered = replace(
+            _opened(terms),
             offer_sha256=_sha256(request.offer),
             work_sha256=_work(request),
             advertise=ready.advertise,
             inputs=inputs,
         )
-        self._store.write(OPEN, encode(opened))
+        self._store.write(OPEN, encode(answered))
         return ready
 
     def _answer(self, request: secagg.Request) -> secagg.Reply | Failure:
@@ -206,6 +213,37 @@ def _inputs(plan: LearningPlan, result: LocalResult, owns: frozenset[BlockId]) -
     )
     inputs[METRICS] = metrics_vector(contribution)
     return tuple(BlockPayload(block_id=key, values=vector.astype("<f4").tobytes()) for key, vector in inputs.items())
+
+
+def _opened(terms: secagg.RoundSpec) -> OpenRound:
+    """The record of a round without inputs: nothing was trained yet."""
+    return OpenRound(
+        run_id=terms.run_id, round_id=terms.round_id, offer_sha256="", work_sha256="", advertise=b"", inputs=()
+    )
+
+
+def _failure(error: FedpeftError | MemoryError) -> Failure:
+    """Why this device takes no part, in words that say nothing about its examples.
+
+    Raises:
+        FedpeftError: as it came, when no reason stands for it.
+    """
+    match error:
+        case NotFinite():
+            return Failure(reason=FailureReason.NOT_FINITE, detail=str(error))
+        case PolicyRefused():
+            return Failure(reason=FailureReason.POLICY_REFUSED, detail=str(error))
+        case ResourceMissing():
+            return Failure(reason=FailureReason.BASE_MISSING, detail=str(error))
+        case IntegrityFailed() | ConfigInvalid():
+            return Failure(reason=FailureReason.PLAN_REFUSED, detail=str(error))
+        case DataInvalid():  # its text may quote examples
+            detail = "the examples of this device do not fit the task; run `fedpeft data check` there"
+            return Failure(reason=FailureReason.NO_EXAMPLES, detail=detail)
+        case MemoryError():
+            return Failure(reason=FailureReason.OUT_OF_MEMORY, detail="training ran out of memory on this device")
+        case _:
+            raise error
 
 
 def _work(request: FitRequest) -> str:

@@ -25,7 +25,7 @@ class FailureReason(enum.Enum):
     PLAN_REFUSED = "plan-refused"  # the plan is not one that this device builds the same way
     POLICY_REFUSED = "policy-refused"  # its site forbids it
     NOT_FINITE = "not-finite"  # training gave NaN or infinity
-    NO_EXAMPLES = "no-examples"  # nothing to train on
+    NO_EXAMPLES = "no-examples"  # it has none that fit the task
     OUT_OF_MEMORY = "out-of-memory"
     PROTOCOL = "protocol"  # a request that does not fit the device's state; named by the secure aggregation
     BASE_MISSING = "base-missing"  # the base artifact is not on the device
