@@ -30,6 +30,7 @@ class RoundTask:
     Args:
         round_id: from 1.
         attempt: from 1; counts within the round.
+        incarnation: how often the run was started, from 1; devices see each as a run of its own.
         plan: the run's learning plan.
         train: False for an evaluation of the state alone.
         first_step: local steps asked for in earlier rounds.
@@ -44,6 +45,7 @@ class RoundTask:
     first_step: int
     learning_rate_factor: float
     eval_examples: int
+    incarnation: int = 1
 
 
 @dataclass(slots=True, kw_only=True)

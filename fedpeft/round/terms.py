@@ -29,7 +29,8 @@ def round_terms(
 ) -> secagg.RoundSpec:
     """The terms for these members, in this order: the roster, and one summed block a trainable block.
 
-    Each tensor has its own clipping range, all of them ``terms.max_abs``; the metrics are one more block,
+    The name of the run carries the incarnation: a resumed coordinator cannot know how far a round had got, and
+    devices never start an agreed one anew (docs/adr/0002-incarnations.md). Each tensor has its own clipping range, all of them ``terms.max_abs``; the metrics are one more block,
     owned by everybody.
     """
     participants = tuple(
@@ -51,7 +52,7 @@ def round_terms(
         for block in trained
     )
     return secagg.RoundSpec(
-        run_id=plan.run_id,
+        run_id=f"{plan.run_id}#{task.incarnation}",
         round_id=task.round_id,
         attempt=task.attempt,
         mode=secagg.Mode.FAST if terms.mode == "fast" else secagg.Mode.FULL,

@@ -142,6 +142,7 @@ class Federation:
         task = RoundTask(
             round_id=round_id,
             attempt=attempt,
+            incarnation=self._run.incarnation,
             plan=self._plan,
             train=learning,
             first_step=(round_id - 1) * train.local_steps,
