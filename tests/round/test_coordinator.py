@@ -1,0 +1,369 @@
+"""One round from the coordinator's side, over a network that fails.
+
+Failures: each device silent, late, refusing or wrong in each exchange; requests and replies repeated, corrupted,
+reordered; all of them at once. Not failures: order of arrival, a repeated message. With one-hot deltas a 2 in the sum
+is a replay and a 0 is a loss. Known nondeterminism: none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedpeft import secagg
+from fedpeft.config.model import Rounds
+from fedpeft.ids import BlockId, NodeId, ParticipantId
+from fedpeft.round.coordinator import run_round
+from fedpeft.round.events import Event, EventKind
+from fedpeft.round.messages import Failure, FailureReason, Ready
+from fedpeft.round.metrics import METRICS, totals
+from fedpeft.round.task import Member, RoundOutcome
+from fedpeft.round.transport import Stage
+from fedpeft.testing.clock import FakeClock
+from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, toy_task
+from fedpeft.testing.network import Fault, FaultyTransport, InMemoryTransport
+from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
+from fedpeft.wire import encode
+
+N = 6
+SPEC = toy_spec({"head": N})
+HEAD = BlockId("head")
+STATE = toy_state(SPEC)
+PLAN = toy_plan(SPEC)
+NODES = [NodeId(1000 + place) for place in range(N)]
+TRAINING = [Stage.FIT, Stage.SHARE, Stage.MASK, Stage.CONSIST, Stage.REVEAL]
+
+
+def fleet_of(count: int = N) -> ToyFleet:
+    return enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(N, i)}) for i in range(count)})
+
+
+class Attempt:
+    """A fleet, its transport and its members; ``run`` may be called for one round after another."""
+
+    def __init__(self, faults: Sequence[Fault] = (), *, fleet: ToyFleet | None = None, **terms: object) -> None:
+        self.fleet = fleet or fleet_of()
+        self.clock = FakeClock()
+        self.transport = FaultyTransport(self.fleet.handles, self.clock, faults)
+        self.members: list[Member] = self.fleet.members()
+        self.events: list[Event] = []
+        self.terms = exact_terms(len(self.members), **terms)  # type: ignore[arg-type]
+
+    def run(self, *, round_id: int = 1, attempt: int = 1, train: bool = True) -> RoundOutcome:
+        return run_round(
+            toy_task(PLAN, round_id=round_id, attempt=attempt, train=train),
+            STATE,
+            self.members,
+            self.transport,
+            rounds=Rounds(fit_deadline_s=100.0, stage_deadline_s=10.0),
+            terms=self.terms,
+            identity=self.fleet.coordinator,
+            entropy=self.fleet.entropy,
+            observe=self.events.append,
+        )
+
+    def failures(self) -> dict[str, str]:
+        return {event.device: event.detail for event in self.events if event.kind is EventKind.FAILED}
+
+
+def summed(outcome: RoundOutcome) -> secagg.Summed:
+    assert isinstance(outcome.result, secagg.Summed), outcome.result
+    return outcome.result
+
+
+def aborted(outcome: RoundOutcome) -> secagg.Aborted:
+    assert isinstance(outcome.result, secagg.Aborted), "the round gave a sum"
+    return outcome.result
+
+
+def head_sum(outcome: RoundOutcome) -> list[float]:
+    return list(summed(outcome).sums[HEAD].values)
+
+
+def without(*places: int) -> list[float]:
+    return [0.0 if place in places else 1.0 for place in range(N)]
+
+
+@pytest.mark.parametrize(("mode", "stages"), [("full", TRAINING), ("fast", [*TRAINING[:3], Stage.REVEAL])])
+def test_a_round_sums_every_delta_exactly_once(mode: str, stages: list[Stage]) -> None:
+    attempt = Attempt(mode=mode)
+    outcome = attempt.run()
+    assert head_sum(outcome) == without()
+    assert summed(outcome).survivors == frozenset(range(1, N + 1))
+    assert attempt.transport.asked == [(stage, tuple(NODES)) for stage in stages]
+    assert attempt.failures() == {}
+
+
+def test_the_metrics_of_a_round_are_the_cohorts_totals() -> None:
+    fleet = enrol(
+        {f"d{i}": GivenTrainer(SPEC, {"head": one_hot(N, i)}, measured=(1.5 * i, i, 2 * i)) for i in range(N)}
+    )
+    measured = totals(summed(Attempt(fleet=fleet).run()).sums[METRICS].values)
+    assert (measured.weight, measured.trained, measured.train_loss) == (6.0, 24, 2.0)
+    assert (measured.evaluated, measured.loss, measured.accuracy) == (30, 0.75, 0.5)
+
+
+def test_an_evaluation_sums_the_metrics_alone() -> None:
+    result = summed(Attempt().run(train=False))
+    assert list(result.sums) == [METRICS]
+    measured = totals(result.sums[METRICS].values)
+    assert (measured.trained, measured.train_loss) == (0, None)
+    assert (measured.evaluated, measured.accuracy) == (24, 0.5)
+
+
+@pytest.mark.parametrize("stage", [Stage.FIT, Stage.SHARE, Stage.MASK])
+@pytest.mark.parametrize("kind", ["lose-request", "lose-reply", "delay"])
+def test_a_device_silent_before_the_sum_is_left_out_of_it(stage: Stage, kind: str) -> None:
+    attempt = Attempt([Fault(kind=kind, stage=stage, node=NODES[2])])  # type: ignore[arg-type]
+    outcome = attempt.run()
+    assert head_sum(outcome) == without(2)
+    assert summed(outcome).survivors == frozenset({1, 2, 4, 5, 6})
+    assert outcome.traffic["d2"].ready is (stage is not Stage.FIT)
+    assert outcome.traffic["d2"].failure == f"no answer within {100 if stage is Stage.FIT else 10} s"
+    assert attempt.failures() == {"d2": outcome.traffic["d2"].failure}
+    later = [nodes for asked, nodes in attempt.transport.asked if TRAINING.index(asked) > TRAINING.index(stage)]
+    assert later
+    assert all(NODES[2] not in nodes for nodes in later), "a device that was given up is not asked again"
+
+
+@pytest.mark.parametrize("stage", [Stage.CONSIST, Stage.REVEAL])
+@pytest.mark.parametrize("kind", ["lose-request", "lose-reply", "delay"])
+def test_a_device_silent_after_its_input_arrived_is_still_in_the_sum(stage: Stage, kind: str) -> None:
+    outcome = Attempt([Fault(kind=kind, stage=stage, node=NODES[2])]).run()  # type: ignore[arg-type]
+    assert head_sum(outcome) == without()
+    assert summed(outcome).survivors == frozenset(range(1, N + 1))
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+@pytest.mark.parametrize("kind", ["repeat-request", "repeat-reply", "reverse"])
+def test_repeated_and_reordered_messages_change_nothing(stage: Stage, kind: str) -> None:
+    attempt = Attempt([Fault(kind=kind, stage=stage)])  # type: ignore[arg-type]
+    assert head_sum(attempt.run()) == without()
+    assert attempt.failures() == {}
+    assert all(len(trainer.fitted) == 1 for trainer in attempt.fleet.trainers.values())
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+@pytest.mark.parametrize("at", [0.0, 0.2, 0.5, 0.99])
+@pytest.mark.parametrize("kind", ["corrupt-request", "corrupt-reply"])
+def test_a_corrupted_message_never_corrupts_the_sum(stage: Stage, at: float, kind: str) -> None:
+    outcome = Attempt([Fault(kind=kind, stage=stage, node=NODES[2], at=at)]).run()  # type: ignore[arg-type]
+    assert head_sum(outcome) in (without(), without(2))
+    if stage in (Stage.FIT, Stage.SHARE, Stage.MASK) and kind == "corrupt-reply":
+        assert head_sum(outcome) == without(2), "what was changed on its way is not believed"
+
+
+@pytest.mark.parametrize("reason", [FailureReason.POLICY_REFUSED, FailureReason.OUT_OF_MEMORY])
+def test_a_device_that_refuses_is_left_out_and_its_reason_is_kept(reason: FailureReason) -> None:
+    attempt = Attempt()
+    refusal = encode(Failure(reason=reason, detail="because"))
+    attempt.transport.devices[NODES[4]] = lambda stage, payload: refusal
+    outcome = attempt.run()
+    assert head_sum(outcome) == without(4)
+    assert outcome.traffic["d4"].failure == f"{reason.value}: because"
+    assert summed(outcome).rejected[ParticipantId(5)].detail == f"{reason.value}: because"
+
+
+@pytest.mark.parametrize("reply", [b"", b"nonsense", encode(Ready(advertise=b"")), encode(Ready(advertise=b"x" * 50))])
+def test_a_device_that_answers_nonsense_is_left_out(reply: bytes) -> None:
+    attempt = Attempt()
+    attempt.transport.devices[NODES[0]] = lambda stage, payload: reply
+    assert head_sum(attempt.run()) == without(0)
+    assert set(attempt.failures()) == {"d0"}
+
+
+def test_a_device_that_answers_with_anothers_reply_is_left_out() -> None:
+    attempt = Attempt()
+    attempt.transport.devices[NODES[3]] = attempt.transport.devices[NODES[1]]  # d1 speaks for d3
+    outcome = attempt.run()
+    assert head_sum(outcome) == without(3)
+
+
+def test_a_device_that_lost_the_state_is_sent_all_of_it_once_more() -> None:
+    attempt = Attempt()
+    attempt.run()
+    attempt.fleet.restart(NODES[1], wiped=True)
+    outcome = attempt.run(round_id=2)
+    assert head_sum(outcome) == without()
+    assert attempt.transport.asked[5:7] == [(Stage.FIT, tuple(NODES)), (Stage.FIT, (NODES[1],))]
+    whole = sum(4 * STATE[block_id].size for block_id in STATE)
+    more = outcome.traffic["d1"].bytes_down - outcome.traffic["d0"].bytes_down
+    assert more > whole, "two requests, the second with every block"
+    assert outcome.traffic["d1"].failure == ""
+
+
+def test_a_device_that_never_gets_the_state_right_is_asked_only_twice() -> None:
+    attempt = Attempt()
+    missing = encode(Failure(reason=FailureReason.MISSING_STATE, detail="lost again"))
+    attempt.transport.devices[NODES[1]] = lambda stage, payload: missing
+    outcome = attempt.run()
+    assert head_sum(outcome) == without(1)
+    assert [nodes for stage, nodes in attempt.transport.asked if stage is Stage.FIT] == [tuple(NODES), (NODES[1],)]
+    assert outcome.traffic["d1"].failure == "missing-state: lost again"
+
+
+def test_blocks_travel_once_while_they_do_not_change() -> None:
+    attempt = Attempt()
+    first, second = attempt.run(), attempt.run(round_id=2)
+    whole = sum(4 * STATE[block_id].size for block_id in STATE)
+    for name in attempt.fleet.trainers:
+        assert first.traffic[name].bytes_down - second.traffic[name].bytes_down >= whole
+
+
+def test_a_device_whose_answer_was_lost_gets_the_state_again() -> None:
+    attempt = Attempt([Fault(kind="lose-reply", stage=Stage.FIT, node=NODES[0])])
+    attempt.run()
+    assert attempt.members[0].held == {}
+    assert attempt.members[1].held == STATE.digests
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_a_round_in_which_all_are_silent_is_aborted_with_a_reason(stage: Stage) -> None:
+    attempt = Attempt([Fault(kind="lose-reply", stage=stage)])
+    end = aborted(attempt.run())
+    assert end.reason in (secagg.Reason.TOO_FEW_DEVICES, secagg.Reason.COHORT_TOO_SMALL, secagg.Reason.SECRET_LOST)
+    assert end.detail
+    assert set(attempt.failures()) == set(attempt.fleet.trainers)
+
+
+def test_a_round_in_which_all_refuse_is_aborted_and_no_later_exchange_takes_place() -> None:
+    attempt = Attempt()
+    refusal = encode(Failure(reason=FailureReason.POLICY_REFUSED, detail="no"))
+    for node in NODES:
+        attempt.transport.devices[node] = lambda stage, payload: refusal
+    assert aborted(attempt.run()).reason is secagg.Reason.TOO_FEW_DEVICES
+    assert {stage for stage, _ in attempt.transport.asked} == {Stage.FIT}
+
+
+def test_a_second_attempt_sums_the_same_deltas_without_training_again() -> None:
+    attempt = Attempt([Fault(kind="lose-reply", stage=Stage.MASK, node=node) for node in NODES[:4]])
+    aborted(attempt.run())
+    assert head_sum(attempt.run(attempt=2)) == without()
+    assert all(len(trainer.fitted) == 1 for trainer in attempt.fleet.trainers.values())
+
+
+def test_a_device_that_restarts_between_two_exchanges_goes_on() -> None:
+    attempt = Attempt()
+
+    def restarting(stage: Stage, payload: bytes) -> bytes:
+        attempt.fleet.restart(NODES[2])
+        return attempt.fleet.handles[NODES[2]](stage, payload)
+
+    attempt.transport.devices[NODES[2]] = restarting
+    assert head_sum(attempt.run()) == without()
+    assert len(attempt.fleet.trainers["d2"].fitted) == 1
+
+
+def test_a_block_with_too_few_owners_is_skipped_and_the_rest_is_summed() -> None:
+    spec = toy_spec({"head": N, "bitfit": 2})
+    deltas = {i: {"head": one_hot(N, i)} | ({"bitfit": one_hot(2, 0)} if i < 2 else {}) for i in range(N)}
+    fleet = enrol({f"d{i}": GivenTrainer(spec, deltas[i]) for i in range(N)})
+    outcome = run_round(
+        toy_task(toy_plan(spec)),
+        toy_state(spec),
+        fleet.members(),
+        InMemoryTransport(fleet.handles, FakeClock()),
+        rounds=Rounds(),
+        terms=exact_terms(N),
+        identity=fleet.coordinator,
+        entropy=fleet.entropy,
+        observe=lambda event: None,
+    )
+    assert head_sum(outcome) == without()
+    assert set(summed(outcome).skipped) == {"bitfit"}
+    assert "bitfit" not in summed(outcome).sums
+
+
+def test_traffic_counts_the_payloads_and_seconds_of_every_exchange() -> None:
+    attempt = Attempt()
+    outcome = attempt.run()
+    answered = [event for event in attempt.events if event.kind is EventKind.ANSWERED]
+    assert len(answered) == len(TRAINING) * N
+    for name, account in outcome.traffic.items():
+        own = [event for event in answered if event.device == name]
+        assert account.bytes_up == sum(event.bytes_up for event in own) > 0
+        assert account.bytes_down == sum(event.bytes_down for event in own) > 0
+        assert account.seconds == len(TRAINING)
+
+
+def test_a_silent_device_is_charged_for_what_it_was_sent() -> None:
+    heard = Attempt().run()
+    silent = Attempt([Fault(kind="lose-request", stage=Stage.FIT, node=NODES[0])]).run()
+    assert 0 < silent.traffic["d0"].bytes_down < heard.traffic["d0"].bytes_down
+    assert silent.traffic["d0"].bytes_up == 0
+
+
+def test_every_exchange_is_announced_and_closed() -> None:
+    attempt = Attempt([Fault(kind="lose-reply", stage=Stage.MASK, node=NODES[5])])
+    attempt.run()
+    closed = [(event.stage, event.detail) for event in attempt.events if event.kind is EventKind.STAGE_CLOSED]
+    answers = [6, 6, 5, 5, 5]
+    invited = [6, 6, 6, 5, 5]
+    assert closed == [
+        (stage, f"{heard} of {asked} answered") for stage, heard, asked in zip(TRAINING, answers, invited, strict=True)
+    ]
+    assert {event.round_id for event in attempt.events} == {1}
+
+
+FAULTS = st.builds(
+    Fault,
+    kind=st.sampled_from(
+        ["lose-request", "lose-reply", "delay", "repeat-request", "repeat-reply", "corrupt-request", "corrupt-reply"]
+    ),
+    stage=st.sampled_from(TRAINING),
+    node=st.sampled_from(NODES),
+    at=st.floats(0, 0.999),
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(faults=st.lists(FAULTS, max_size=5), mode=st.sampled_from(["full", "fast"]), twice=st.booleans())
+def test_whatever_the_network_does_the_sum_is_exact_or_there_is_none(
+    faults: list[Fault], mode: str, twice: bool
+) -> None:
+    attempt = Attempt(faults, mode=mode)
+    outcomes = [attempt.run()]
+    if twice and isinstance(outcomes[0].result, secagg.Aborted):
+        outcomes.append(attempt.run(attempt=2))
+    for outcome in outcomes:
+        if isinstance(outcome.result, secagg.Summed):
+            survivors = {place - 1 for place in outcome.result.survivors}
+            assert head_sum(outcome) == without(*(set(range(N)) - survivors))
+            assert totals(outcome.result.sums[METRICS].values).weight == len(survivors)
+        else:
+            assert outcome.result.detail
+    assert all(len(trainer.fitted) <= 1 for trainer in attempt.fleet.trainers.values())
+
+
+def test_devices_of_two_organisations_give_no_sum() -> None:
+    names = {f"d{i}": f"org{i % 2}" for i in range(N)}
+    fleet = enrol({name: GivenTrainer(SPEC, {"head": one_hot(N, 0)}) for name in names}, organisations=names)
+    assert aborted(Attempt(fleet=fleet).run()).reason is secagg.Reason.COHORT_TOO_SMALL
+
+
+def test_the_values_of_a_sum_do_not_depend_on_the_order_of_the_members() -> None:
+    rng = np.random.default_rng(0)
+    deltas = {f"d{i}": rng.integers(-(2**20), 2**20, N).astype(np.float32) / 2**18 for i in range(N)}
+    expected = sum(delta.astype(np.float64) for delta in deltas.values())
+    for turn in range(3):
+        attempt = Attempt(fleet=enrol({name: GivenTrainer(SPEC, {"head": delta}) for name, delta in deltas.items()}))
+        attempt.members = attempt.members[turn:] + attempt.members[:turn]
+        np.testing.assert_array_equal(summed(attempt.run()).sums[HEAD].values, expected)
+
+
+def test_a_reply_with_nothing_in_it_counts_as_a_failure() -> None:
+    attempt = Attempt()
+    inner = attempt.transport
+
+    class Silent(InMemoryTransport):
+        def exchange(self, stage, requests, *, deadline_s):  # type: ignore[no-untyped-def]
+            for reply in inner.exchange(stage, requests, deadline_s=deadline_s):
+                yield replace(reply, payload=None, error="the app raised") if reply.node == NODES[0] else reply
+
+    attempt.transport = Silent(attempt.fleet.handles, attempt.clock)  # type: ignore[assignment]
+    outcome = attempt.run()
+    assert head_sum(outcome) == without(0)
+    assert outcome.traffic["d0"].failure == "the app raised"

@@ -1,0 +1,69 @@
+"""The learning plan: strict JSON there and back, and the schedule over rounds."""
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedpeft.config.model import Rounds, Train
+from fedpeft.errors import SpecMismatch
+from fedpeft.round.plan import LearningPlan, learning_rate_factor
+from fedpeft.testing.trainers import toy_plan, toy_spec
+
+PLAN = toy_plan(toy_spec({"head": 4}))
+
+
+def test_a_plan_survives_its_json_byte_for_byte() -> None:
+    again = LearningPlan.from_json(PLAN.to_json())
+    assert again == PLAN
+    assert again.to_json() == PLAN.to_json()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"code": "import os"},
+        {"seed": "0"},
+        {"seed": -1.5},
+        {"task": {"kind": "paint"}},
+        {"train": {"learning_rate": 0}},
+        {"train": {"learning_rate": "inf"}},
+        {"adapter": {"lora": {"rank": 0}}},
+    ],
+)
+def test_a_plan_with_anything_else_in_it_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(SpecMismatch, match="this version of fedpeft"):
+        LearningPlan.from_json(json.dumps(json.loads(PLAN.to_json()) | change))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "null", "[1]", "\0", PLAN.to_json()[:-1]])
+def test_what_is_no_plan_at_all_is_refused(text: str) -> None:
+    with pytest.raises(SpecMismatch):
+        LearningPlan.from_json(text)
+
+
+def factors(count: int, **train: object) -> list[float]:
+    plan, rounds = Train.model_validate(train), Rounds(count=count)
+    return [learning_rate_factor(plan, rounds, round_id) for round_id in range(1, count + 1)]
+
+
+def test_the_schedule_by_hand() -> None:
+    assert factors(4) == [1.0, 1.0, 1.0, 1.0]
+    assert factors(4, decay="linear") == [1.0, 0.75, 0.5, 0.25]
+    assert factors(5, decay="linear", warmup_rounds=1) == [0.5, 1.0, 0.75, 0.5, 0.25]
+    assert factors(2, decay="cosine") == [1.0, 0.5]
+    assert factors(3, warmup_rounds=3) == [0.25, 0.5, 0.75]
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(0, 70),
+    st.sampled_from(["constant", "linear", "cosine"]),
+)
+def test_the_schedule_rises_then_never_rises_again_and_every_round_learns(count: int, warmup: int, decay: str) -> None:
+    values = factors(count, warmup_rounds=warmup, decay=decay)
+    assert all(0 < value <= 1 for value in values)
+    assert all(a < b for a, b in pairwise(values[:warmup]))
+    assert all(a >= b for a, b in pairwise(values[warmup:]))

@@ -1,0 +1,74 @@
+"""The terms of a secure sum: who, which blocks, how wide."""
+
+from dataclasses import replace
+
+import pytest
+
+from fedpeft import secagg
+from fedpeft.config.model import Rounds, SecureAggregation
+from fedpeft.round.metrics import METRIC_BITS, METRIC_RANGES
+from fedpeft.round.task import Member, RoundTask
+from fedpeft.round.terms import round_terms
+from fedpeft.testing.fleet import enrol, toy_task
+from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec
+
+SPEC = toy_spec({"head": 4, "bitfit": 5})
+PLAN = toy_plan(SPEC)
+FLEET = enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(4, i)}) for i in range(3)}, organisations={"d2": "d1"})
+
+
+def terms_of(members: list[Member] | None = None, task: RoundTask | None = None, **secure: object) -> secagg.RoundSpec:
+    return round_terms(
+        PLAN,
+        SPEC,
+        members or FLEET.members(),
+        task or toy_task(PLAN, round_id=3, attempt=2),
+        rounds=Rounds(stage_deadline_s=7.0),
+        terms=SecureAggregation.model_validate(secure),
+    )
+
+
+def test_the_roster_is_the_members_in_their_order() -> None:
+    members = FLEET.members()
+    spec = terms_of(members[::-1])
+    assert [person.participant_id for person in spec.participants] == [1, 2, 3]
+    assert [person.device for person in spec.participants] == ["d2", "d1", "d0"]
+    assert [person.organisation for person in spec.participants] == ["d1", "d1", "d0"]
+    assert [person.identity for person in spec.participants] == [m.profile.identity for m in members[::-1]]
+
+
+def test_every_trainable_block_is_summed_and_the_metrics_come_last() -> None:
+    spec = terms_of(max_abs=2.0, bits=16)
+    assert [(block.block_id, block.length, block.bits) for block in spec.blocks] == [
+        ("head", 4, 16),
+        ("bitfit", 5, 16),
+        ("metrics", 6, METRIC_BITS),
+    ]
+    assert {part.max_abs for block in spec.blocks[:-1] for part in block.ranges} == {2.0}
+    assert spec.blocks[-1].ranges == METRIC_RANGES
+
+
+def test_each_tensor_has_a_range_of_its_own() -> None:
+    adapter = toy_spec({"head": 4})
+    head = adapter.blocks[1]
+    two = tuple(replace(head.tensors[0], name=name) for name in "ab")
+    adapter = replace(adapter, blocks=(replace(head, tensors=two),))
+    spec = round_terms(PLAN, adapter, FLEET.members(), toy_task(PLAN), rounds=Rounds(), terms=SecureAggregation())
+    assert [part.length for part in spec.blocks[0].ranges] == [4, 4]
+
+
+def test_an_evaluation_sums_nothing_but_the_metrics() -> None:
+    assert [block.block_id for block in terms_of(task=toy_task(PLAN, train=False)).blocks] == ["metrics"]
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("full", secagg.Mode.FULL), ("fast", secagg.Mode.FAST)])
+def test_the_terms_say_what_the_config_says(mode: str, expected: secagg.Mode) -> None:
+    spec = terms_of(mode=mode, min_cohort=4, corrupt_fraction=0.2, dropout_fraction=0.3)
+    assert (spec.mode, spec.min_cohort, spec.corrupt_fraction, spec.dropout_fraction) == (expected, 4, 0.2, 0.3)
+    assert (spec.run_id, spec.round_id, spec.attempt, spec.stage_deadline_s) == ("toy-run#1", 3, 2, 7.0)
+    secagg.check_spec(spec)
+
+
+def test_a_resumed_run_is_another_run_to_the_devices() -> None:
+    task = toy_task(PLAN)
+    assert terms_of(task=replace(task, incarnation=2)).run_id != terms_of(task=task).run_id
