@@ -22,8 +22,9 @@ from fedpeft_client.bench import Bench
 
 __all__ = ["EVAL_BATCH", "Capacity", "Prepared", "TorchTrainer", "batch_seed", "learning_rates", "prepared"]
 
-CACHE_BYTES = 512 * 2**20
-"""Bound of the activation cache of one data set; what does not fit is computed anew."""
+CACHE_BYTES = 64 * 2**20
+"""Bound of the activation cache of one data set, so that a dozen virtual clients fit a small machine; what does not
+fit is computed anew."""
 
 EVAL_BATCH = 64
 
