@@ -1,0 +1,34 @@
+"""Client-level differential privacy inside the secure sum. numpy only; no network, no torch.
+
+In order: ``clip`` a client's whole contribution, put it on the grid with this device's share of discrete Gaussian
+noise (``noisy_words``), mask and sum it (``fedpeft.secagg``), ``decode_sum``. ``size_mechanism`` says how much
+noise, ``epsilon`` and ``calibrate`` what it is worth, ``PrivacyLedger`` what is left of it.
+"""
+
+from fedpeft.privacy.accountant import ACCOUNTANT, Budget, Release, calibrate, epsilon
+from fedpeft.privacy.clipping import Clipped, clip, l2_norm, rounding_allowance
+from fedpeft.privacy.discrete_gaussian import discrete_gaussian
+from fedpeft.privacy.ledger import Entry, PrivacyLedger
+from fedpeft.privacy.mechanism import Mechanism, NoiseTerms, decode_sum, noisy_words, size_mechanism
+from fedpeft.privacy.statement import Statement
+
+__all__ = [
+    "ACCOUNTANT",
+    "Budget",
+    "Clipped",
+    "Entry",
+    "Mechanism",
+    "NoiseTerms",
+    "PrivacyLedger",
+    "Release",
+    "Statement",
+    "calibrate",
+    "clip",
+    "decode_sum",
+    "discrete_gaussian",
+    "epsilon",
+    "l2_norm",
+    "noisy_words",
+    "rounding_allowance",
+    "size_mechanism",
+]

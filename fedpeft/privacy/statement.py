@@ -1,0 +1,61 @@
+"""An epsilon with everything without which it means nothing. Whoever prints one prints this."""
+
+from dataclasses import dataclass
+
+from fedpeft.privacy.accountant import ACCOUNTANT
+
+__all__ = ["Statement"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """One promise, complete.
+
+    Args:
+        epsilon, delta: the promise.
+        noise_multiplier: z.
+        l2_clip_norm: C.
+        rounds: releases that it covers.
+        threshold: organisations that open a block.
+        colluders: devices that may work with the coordinator.
+        consistent: whether the consistency round runs (secagg.mode = "full").
+    """
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    l2_clip_norm: float
+    rounds: int
+    threshold: int
+    colluders: int
+    consistent: bool
+
+    def lines(self) -> tuple[str, ...]:
+        """What to print, one fact a line."""
+        kind = "even a malicious one" if self.consistent else "honest but curious (secagg.mode = fast)"
+        return (
+            f"epsilon {self.epsilon:.4g} at delta {self.delta:g}",
+            "unit: one client, with all of its examples, over the whole run",
+            (
+                "neighbouring runs: the same roster, one client's contributions replaced by zero; "
+                "that it takes part is not hidden"
+            ),
+            "sampling: no amplification is claimed; the coordinator knows whom it asks",
+            (
+                f"noise multiplier {self.noise_multiplier:g}, L2 clip norm {self.l2_clip_norm:g} "
+                "over the whole contribution of a client"
+            ),
+            f"rounds: {self.rounds}, each a release, composed adaptively; accountant: {ACCOUNTANT}",
+            (
+                f"adversary: the coordinator ({kind}) and {self.colluders} colluding devices; "
+                f"sized for {self.threshold - self.colluders} honest shares of the {self.threshold} that open a block"
+            ),
+            (
+                "not covered: tuning runs, early stopping by hand, which devices took part and when, message sizes "
+                "and timing, and whatever a simulation shows of its own data"
+            ),
+        )
+
+    def __str__(self) -> str:
+        """The same in one line, for logs."""
+        return "; ".join(self.lines())

@@ -1,0 +1,74 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedpeft.ids import BlockId
+from fedpeft.privacy import Clipped, clip, l2_norm, rounding_allowance
+from fedpeft.ring import InputRefused
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+blocks = st.lists(hnp.arrays(np.float32, st.integers(0, 40), elements=finite), min_size=1, max_size=5).map(
+    lambda arrays: {BlockId(f"b{index}"): array for index, array in enumerate(arrays)}
+)
+
+
+def concatenated(vectors: dict[BlockId, np.ndarray]) -> np.ndarray:
+    return np.concatenate([vector.astype(np.float64) for vector in vectors.values()])
+
+
+@given(blocks, st.floats(1e-3, 1e3), st.floats(0, 0.9))
+@settings(max_examples=150, deadline=None)
+def test_the_concatenated_norm_never_exceeds_the_bound(
+    vectors: dict[BlockId, np.ndarray], norm: float, part: float
+) -> None:
+    clipped = clip(vectors, l2_clip_norm=norm, allowance=part * norm)
+    assert np.linalg.norm(concatenated(dict(clipped.vectors))) <= norm - part * norm
+
+
+@given(blocks, st.floats(0.1, 10), st.integers(8, 24))
+@settings(max_examples=150, deadline=None)
+def test_rounding_after_the_clip_stays_within_the_clip_norm(
+    vectors: dict[BlockId, np.ndarray], norm: float, fineness: int
+) -> None:
+    """The adversarial pair: the worst change of a rounded contribution, against nothing at all."""
+    step = 2.0**-fineness
+    allowance = rounding_allowance(step, sum(map(len, vectors.values())))
+    clipped = clip(vectors, l2_clip_norm=norm, allowance=allowance)
+    assert np.linalg.norm(np.rint(concatenated(dict(clipped.vectors)) / step) * step) <= norm
+
+
+def test_many_blocks_share_one_norm() -> None:
+    vectors = {BlockId(f"layer{index}"): np.ones(1, np.float32) for index in range(24)}
+    clipped = clip(vectors, l2_clip_norm=1.0)
+    assert l2_norm(clipped.vectors) == pytest.approx(1.0, abs=1e-6)
+    assert l2_norm({BlockId("layer0"): clipped.vectors[BlockId("layer0")]}) == pytest.approx(
+        1 / math.sqrt(24), abs=1e-6
+    )
+
+
+def test_a_short_contribution_is_returned_bit_for_bit() -> None:
+    vector = np.array([0.1, -0.2, 1e-42], np.float32)
+    clipped = clip({BlockId("b"): vector}, l2_clip_norm=1.0)
+    assert clipped.vectors[BlockId("b")].tobytes() == vector.tobytes()
+    assert clipped.scale == 1.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(InputRefused, match="NaN or inf"):
+        clip({BlockId("b"): np.array([1.0, value], np.float32)}, l2_clip_norm=1.0)
+
+
+def test_only_clip_makes_a_clipped_contribution() -> None:
+    with pytest.raises(TypeError, match="call clip"):
+        Clipped({}, 1.0, 1.0, object())
+
+
+@pytest.mark.parametrize(("norm", "allowance"), [(0.0, 0.0), (-1.0, 0.0), (math.nan, 0.0), (1.0, 1.0), (1.0, -0.1)])
+def test_a_bound_out_of_range_is_refused(norm: float, allowance: float) -> None:
+    with pytest.raises(ValueError, match="allowance"):
+        clip({}, l2_clip_norm=norm, allowance=allowance)
