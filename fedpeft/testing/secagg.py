@@ -196,14 +196,34 @@ class Round:
 
     def run(self) -> Summed | Aborted:
         """Runs it to its end."""
-        state: CoordinatorState = open_round(self.spec, identity=self.fleet.coordinator, entropy=self.fleet.entropy)
+        state: CoordinatorState = self.open()
         while isinstance(state, Open):
-            state = close_stage(self._stage(state))
-        if isinstance(state, Open):
-            raise TypeError("Expected the round to have ended.")
+            state = self.finish_stage(state)
         return state
 
-    def _stage(self, state: Open) -> CoordinatorState:
+    def open(self) -> Open:
+        """The round as the coordinator starts it."""
+        return open_round(self.spec, identity=self.fleet.coordinator, entropy=self.fleet.entropy)
+
+    def finish_stage(self, state: Open) -> CoordinatorState:
+        """Every device's exchange of this stage, then its end."""
+        return close_stage(self.exchange_all(state))
+
+    def reach(self, stage: str) -> Open:
+        """The round at the beginning of a stage."""
+        state: CoordinatorState = self.open()
+        while isinstance(state, Open) and state.stage != stage:
+            state = self.finish_stage(state)
+        if not isinstance(state, Open):
+            raise TypeError(f"Expected to reach {stage}, found {state}.")
+        return state
+
+    def ask(self, member: ParticipantId, request: Request) -> Reply:
+        """What a device answers to a request."""
+        return cast("Reply", decode(self.device(member, encode(request)), REPLIES))
+
+    def exchange_all(self, state: Open) -> CoordinatorState:
+        """Every device's exchange of this stage, as the ops let it happen."""
         late, self.delayed = self.delayed, []
         now: CoordinatorState = state
         for member, reply in late:

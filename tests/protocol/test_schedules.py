@@ -60,6 +60,7 @@ def the_sum_is_exact_or_there_is_none(schedule: tuple[int, Mode, list[int], list
     assert set(outcome.sums) | set(outcome.skipped) == {"all", "some"}
 
 
+@pytest.mark.e2e
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(schedules())
 def test_five_hundred_schedules_of_failures_give_an_exact_sum_or_none(schedule: tuple) -> None:

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,8 +53,6 @@ def test_a_mask_is_plain_aes_ctr_cut_into_segments() -> None:
     apply_masks(words, [Mask(Secret(b"k" * 32), add=True)])
     first = expand(b"k" * 32, 32 + 40)[32:]  # counter block 2 of prefix 0
     assert words[:10].tobytes() == first[:40]
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
     second = modes.CTR((1).to_bytes(12, "big") + b"\0\0\0\2")
     assert words[-10:].tobytes() == Cipher(algorithms.AES(b"k" * 32), second).encryptor().update(bytes(40))
 
@@ -114,6 +113,4 @@ def linear_complexity(bits: np.ndarray) -> int:
                 shift += 1
         else:
             shift += 1
-        if history.bit_length() > 2 * len(bits):
-            history &= (1 << len(bits)) - 1
     return length

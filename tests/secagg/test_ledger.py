@@ -1,0 +1,168 @@
+"""The ledger: sealed, 0600, durable before it returns, and not to be rolled back."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from fedpeft.entropy import os_entropy, seeded_entropy
+from fedpeft.errors import IntegrityFailed
+from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.secagg import DeviceSession, FileLedger, IdentityKey, Mark, MemoryLedger, Refusal, Summed
+from fedpeft.secagg.device_state import Advertised, Closed, Masked
+from fedpeft.testing.secagg import Fleet, Round, make_fleet, make_spec
+
+ONE = ParticipantId(1)
+
+
+def with_files(directory: Path, devices: int = 5) -> tuple[Fleet, FileLedger]:
+    """A fleet whose first device keeps its ledger in files."""
+    fleet = make_fleet(devices)
+    ledger = FileLedger(directory / "ledger", fleet.identities[0])
+    fleet.sessions[ONE] = DeviceSession(ledger=ledger, identity=fleet.identities[0], policy=fleet.policy)
+    return fleet, ledger
+
+
+def test_a_round_on_files_sums_and_only_its_owner_may_read_them(tmp_path: Path) -> None:
+    fleet, ledger = with_files(tmp_path)
+    assert isinstance(Round(fleet=fleet, spec=make_spec(fleet)).run(), Summed)
+    assert isinstance(ledger.load("run"), Closed)
+    assert stat.S_IMODE((tmp_path / "ledger").stat().st_mode) == 0o700
+    files = sorted((tmp_path / "ledger").iterdir())
+    assert [file.suffix for file in files] == [".mark", ".state"]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
+def test_the_file_shows_neither_the_root_nor_the_run(tmp_path: Path) -> None:
+    fleet, ledger = with_files(tmp_path)
+    a = Round(fleet=fleet, spec=make_spec(fleet, run_id="run"))
+    a.reach("share")
+    state = ledger.load("run")
+    assert isinstance(state, Advertised)
+    for file in (tmp_path / "ledger").iterdir():
+        content = file.read_bytes()
+        assert state.root.value not in content
+        assert b"run" not in content
+        assert state.reply.mask_key not in content
+
+
+def test_another_device_cannot_open_it(tmp_path: Path) -> None:
+    fleet, _ = with_files(tmp_path)
+    Round(fleet=fleet, spec=make_spec(fleet)).reach("share")
+    stolen = FileLedger(tmp_path / "ledger", IdentityKey.generate(os_entropy))
+    for read in (stolen.load, stolen.mark):
+        with pytest.raises(IntegrityFailed, match="sealed by this device"):
+            read("run")
+
+
+@pytest.mark.parametrize("place", [0, 8, 20, 100, -1])
+def test_a_changed_byte_is_noticed(tmp_path: Path, place: int) -> None:
+    fleet, ledger = with_files(tmp_path)
+    Round(fleet=fleet, spec=make_spec(fleet)).reach("share")
+    (file,) = (tmp_path / "ledger").glob("*.state")
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(IntegrityFailed):
+        ledger.load("run")
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_state_file_put_back_from_a_backup_is_refused(tmp_path: Path, restarted: bool) -> None:
+    fleet, ledger = with_files(tmp_path)
+    a = Round(fleet=fleet, spec=make_spec(fleet))
+    a.reach("mask")
+    (file,) = (tmp_path / "ledger").glob("*.state")
+    backup = file.read_bytes()
+    Round(fleet=fleet, spec=make_spec(fleet, attempt=2)).reach("reveal")
+    file.write_bytes(backup)
+    reader = FileLedger(tmp_path / "ledger", fleet.identities[0]) if restarted else ledger
+    with pytest.raises(IntegrityFailed, match="rolled back"):
+        reader.load("run")
+
+
+def test_both_files_put_back_are_noticed_by_the_running_process(tmp_path: Path) -> None:
+    fleet, ledger = with_files(tmp_path)
+    Round(fleet=fleet, spec=make_spec(fleet)).reach("mask")
+    backup = {file: file.read_bytes() for file in (tmp_path / "ledger").iterdir()}
+    Round(fleet=fleet, spec=make_spec(fleet, attempt=2)).reach("mask")
+    for file, content in backup.items():
+        file.write_bytes(content)
+    with pytest.raises(IntegrityFailed, match="rolled back"):
+        ledger.load("run")
+
+
+def test_the_mark_outlives_the_state(tmp_path: Path) -> None:
+    fleet, ledger = with_files(tmp_path)
+    spec = make_spec(fleet)
+    Round(fleet=fleet, spec=spec).reach("reveal")
+    fleet.sessions[ONE].abandon("run")
+    assert ledger.load("run") is None
+    again = FileLedger(tmp_path / "ledger", fleet.identities[0])
+    assert again.mark("run") == Mark(round_id=1, attempt=1, agreed=True)
+    fleet.sessions[ONE] = DeviceSession(ledger=again, identity=fleet.identities[0], policy=fleet.policy)
+    a = Round(fleet=fleet, spec=make_spec(fleet, attempt=2))
+    assert isinstance(a.ask(ONE, a.open().requests[ONE]), Refusal)
+
+
+def test_a_crash_between_the_two_files_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet, ledger = with_files(tmp_path)
+    a = Round(fleet=fleet, spec=make_spec(fleet))
+    request = a.reach("share").requests[ONE]
+
+    def power_cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger, "_write_mark", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        a.ask(ONE, request)
+    again = FileLedger(tmp_path / "ledger", fleet.identities[0])
+    fleet.sessions[ONE] = DeviceSession(ledger=again, identity=fleet.identities[0], policy=fleet.policy)
+    assert not isinstance(a.ask(ONE, request), Refusal)
+
+
+def test_a_crash_while_writing_leaves_the_old_state_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet, ledger = with_files(tmp_path)
+    a = Round(fleet=fleet, spec=make_spec(fleet))
+    request = a.reach("share").requests[ONE]
+    before = ledger.load("run")
+
+    def power_cut(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            a.ask(ONE, request)
+    again = FileLedger(tmp_path / "ledger", fleet.identities[0])
+    assert again.load("run") == before
+    fleet.sessions[ONE] = DeviceSession(ledger=again, identity=fleet.identities[0], policy=fleet.policy)
+    assert not isinstance(a.ask(ONE, request), Refusal)
+
+
+def test_the_state_is_on_disk_before_the_reply_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of events: file synced, renamed, directory synced; only then does the session return."""
+    fleet, ledger = with_files(tmp_path)
+    offer = Round(fleet=fleet, spec=make_spec(fleet)).open().requests[ONE]
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (events.append("fsync"), fsync(handle))[1])
+    monkeypatch.setattr(Path, "replace", lambda self, target: (events.append("rename"), rename(self, target))[1])
+    fleet.sessions[ONE].begin(offer, owns=frozenset({BlockId("b")}), entropy=seeded_entropy(1))
+    assert events == ["fsync", "rename", "fsync"] * 2
+    assert isinstance(ledger.load("run"), Advertised)
+
+
+def test_a_memory_ledger_may_forget_vectors_that_need_no_repeat() -> None:
+    fleet = make_fleet(5)
+    a = Round(fleet=fleet, spec=make_spec(fleet))
+    state = a.reach("mask")
+    a.ask(ONE, state.requests[ONE])
+    masked = fleet.ledgers[ONE].load("run")
+    assert isinstance(masked, Masked)
+    keeping, forgetting = MemoryLedger(), MemoryLedger(repeats=False)
+    keeping.save("run", masked)
+    forgetting.save("run", masked)
+    assert keeping.load("run") == masked
+    assert forgetting.load("run").reply.vectors == ()
