@@ -161,23 +161,23 @@ def _to_survivors(state: Open, masking: Masking) -> CoordinatorState:
 
 
 def _to_revealing(state: Open, agreeing: Agreeing) -> CoordinatorState:
-    roster, context = agreeing.masked.members.roster, agreeing.masked.members.roster.context
-    threshold, context = roster.degree.threshold, sharers_context(context, agreeing.masked.sharers)
-    inbox: dict[ParticipantId, list[tuple[ParticipantId, bytes]]] = {member: [] for member in agreeing.tags}
+    roster = agreeing.masked.members.roster
+    threshold, context = roster.degree.threshold, sharers_context(roster.context, agreeing.masked.sharers)
+    vouchers: dict[ParticipantId, list[ParticipantId]] = {member: [] for member in agreeing.tags}
+    inbox: dict[ParticipantId, list[bytes]] = {member: [] for member in agreeing.tags}
     for voucher, tags in sorted(agreeing.tags.items()):
-        peers = [peer for peer in roster.sharing_neighbours(voucher) if peer in agreeing.survivors]
-        for index, peer in enumerate(peers):
+        place = 0
+        for peer in roster.sharing_neighbours(voucher):
             if peer in inbox:
-                inbox[peer].append((voucher, tags[TAG_SIZE * index : TAG_SIZE * (index + 1)]))
+                vouchers[peer].append(voucher)
+                inbox[peer].append(tags[place : place + TAG_SIZE])
+            place += TAG_SIZE * (peer in agreeing.survivors)
     requests = {
         member: RevealRequest(
-            context=context,
-            survivors=agreeing.bitmap,
-            vouchers=tuple(voucher for voucher, _ in vouched),
-            tags=b"".join(tag for _, tag in vouched),
+            context=context, survivors=agreeing.bitmap, vouchers=tuple(vouchers[member]), tags=b"".join(inbox[member])
         )
-        for member, vouched in inbox.items()
-        if len(vouched) >= threshold
+        for member in inbox
+        if len(inbox[member]) >= threshold
     }
     if len(requests) < threshold:
         return _too_few(state, roster, len(requests), restartable=False)

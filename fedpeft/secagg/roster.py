@@ -97,7 +97,11 @@ class Roster:
 
     def owned_by(self, member: ParticipantId) -> tuple[int, ...]:
         """Indices of the blocks that a member uploads."""
-        return tuple(index for index, owners in enumerate(self.owner_sets) if member in owners)
+        return self._owned.get(member, ())
+
+    @cached_property
+    def _owned(self) -> dict[ParticipantId, tuple[int, ...]]:
+        return {m: tuple(i for i, owners in enumerate(self.owner_sets) if m in owners) for m in self.members}
 
     def box_size(self, dealer: ParticipantId) -> int:
         """Bytes of each of a dealer's boxes: its key's share and one a block it owns, sealed."""
