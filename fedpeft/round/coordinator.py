@@ -129,7 +129,11 @@ def run_round(
                 summing.fail(sender, reply)
             else:
                 summing.receive(sender, reply)
+        was_masking = summing.stage == "mask"
         end = summing.close_stage()
+        if end is None and was_masking and len(summing.requests) < rounds.min_devices:
+            # A sum that the caller would not use must not be opened: beside the next attempt's it tells too much.
+            end = room.too_few(survivors=len(summing.requests), needed=rounds.min_devices)
     return RoundOutcome(result=end, traffic=room.traffic, participants=room.names)
 
 
@@ -172,6 +176,16 @@ class _Room:
                 yield place, self._failed(place, stage, answer)
             else:
                 yield place, cast("secagg.Reply", answer)
+
+    def too_few(self, *, survivors: int, needed: int) -> secagg.Aborted:
+        """The end of a round that nothing of was opened."""
+        return secagg.Aborted(
+            reason=secagg.Reason.TOO_FEW_DEVICES,
+            detail=f"{survivors} devices finished, {needed} needed.",
+            blamed=frozenset(place for place, name in self.names.items() if self.traffic[name].failure),
+            restartable=True,
+            rejected={},
+        )
 
     def _fit_request(self, place: ParticipantId, offer: secagg.Request, state: AdapterState) -> bytes:
         held = self._members[place].held
