@@ -30,8 +30,8 @@ def round_terms(
     """The terms for these members, in this order: the roster, and one summed block a trainable block.
 
     The name of the run carries the incarnation: a resumed coordinator cannot know how far a round had got, and
-    devices never start an agreed one anew (docs/adr/0002-incarnations.md). Each tensor has its own clipping range, all of them ``terms.max_abs``; the metrics are one more block,
-    owned by everybody.
+    devices never start an agreed one anew (docs/adr/0002-incarnations.md). Each tensor has its own clipping range,
+    all of them ``terms.max_abs``; the metrics are one more block, owned by everybody.
     """
     participants = tuple(
         secagg.Participant(
