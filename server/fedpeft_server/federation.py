@@ -32,6 +32,7 @@ from fedpeft_server.run_directory import AdapterSlot, RunDirectory
 __all__ = ["Federation", "Publish"]
 
 PROFILE_DEADLINE_S = 60.0
+IDENTITY_SIZE = 32
 
 
 Publish = Callable[[AdapterSlot, AdapterState], None]
@@ -102,6 +103,7 @@ class Federation:
         if commit is None:
             return Progress(state=initial, done=0, best_loss=None)
         state = AdapterState.from_safetensors(initial.spec, commit.state)
+        self._publish("latest", state)  # the crash may have come between the commit and this
         best = commit.server_state.get("best_loss")
         return Progress(state=state, done=commit.round_id, best_loss=best if isinstance(best, float) else None)
 
@@ -110,10 +112,14 @@ class Federation:
         rounds = self._config.rounds
         excluded: set[str] = set()
         why: list[str] = []
+        needed = max(rounds.min_devices, secagg.MIN_COHORT_FLOOR)
         for attempt in range(1, rounds.max_failures + 1):
             started = self._clock.monotonic_s()
             members = self._select(round_id, excluded)
-            if len(members) < max(rounds.min_devices, secagg.MIN_COHORT_FLOOR):
+            if excluded and len(members) < needed:  # the network failed rather than the devices: ask them all again
+                excluded.clear()
+                members = self._select(round_id, excluded)
+            if len(members) < needed:
                 why.append(f"{len(members)} devices available, {rounds.min_devices} needed")
                 self._tell(EventKind.ABORTED, round_id, why[-1])
                 continue
@@ -129,6 +135,8 @@ class Federation:
                 case secagg.Aborted() as aborted:
                     why.append(f"{aborted.reason.value}: {aborted.detail}")
                     excluded |= {outcome.participants[place] for place in aborted.blamed}
+            if not (isinstance(outcome.result, secagg.Aborted) and outcome.result.restartable):
+                self._run.renew()  # devices have agreed to a survivor set: they never start that sum anew
             self._tell(EventKind.ABORTED, round_id, why[-1])
         reasons = "; ".join(why)
         raise QuorumMissed(
@@ -164,14 +172,13 @@ class Federation:
 
     def _select(self, round_id: RoundId, excluded: set[str]) -> list[Member]:
         """The round's members in order of their names: a seeded sample of those that are there."""
-        present = self._present()
-        eligible = sorted((m for m in present if m.profile.device not in excluded), key=lambda m: m.profile.device)
+        eligible = [member for member in _each_once(self._present()) if member.profile.device not in excluded]
         wanted = invited_devices(self._config.rounds, len(eligible))
         chosen = generator(self._plan.seed, "select", round_id).choice(len(eligible), wanted, replace=False)
         return [eligible[index] for index in sorted(chosen)]
 
     def _present(self) -> list[Member]:
-        """Every reachable device whose profile is known; strangers are asked first."""
+        """Every reachable device whose profile is known, in the order they were heard of; strangers are asked first."""
         nodes = self._transport.nodes()
         strangers = [node for node in nodes if node not in self._members]
         request = encode(ProfileRequest(run_id=self._plan.run_id))
@@ -185,9 +192,13 @@ class Federation:
             except WireError as error:
                 self._run.record("profile.refused", detail={"node": str(reply.node), "error": str(error)})
                 continue
+            if len(profile.identity) != IDENTITY_SIZE:
+                refused = f"Expected an identity of {IDENTITY_SIZE} bytes, found {len(profile.identity)}."
+                self._run.record("profile.refused", detail={"node": str(reply.node), "error": refused})
+                continue
             held = {entry.block_id: entry.sha256 for entry in profile.held}
             self._members[reply.node] = Member(node=reply.node, profile=profile, held=held)
-        return [self._members[node] for node in nodes if node in self._members]
+        return [member for node, member in self._members.items() if node in nodes]
 
     def _commit(
         self,
@@ -198,7 +209,11 @@ class Federation:
         members: Sequence[Member],
         started: float,
     ) -> Progress:
-        """Aggregate, make durable, then publish: in this order."""
+        """Aggregate, make durable, then publish: in this order.
+
+        The best state is the one that the round began with: it was durable before, and is published first, because
+        after the commit its checkpoint may be gone.
+        """
         measured = totals(summed.sums[METRICS].values)
         sums = {block_id: part.values for block_id, part in summed.sums.items() if block_id != METRICS}
         state = progress.state
@@ -212,9 +227,9 @@ class Federation:
         is_best = measured.loss is not None and (progress.best_loss is None or measured.loss < progress.best_loss)
         best_loss = measured.loss if is_best else progress.best_loss
         row = round_row(round_id, outcome, summed, measured, members, seconds=self._clock.monotonic_s() - started)
-        self._run.commit(round_id, state.to_safetensors(), {"best_loss": best_loss}, row)
         if is_best:
-            self._publish("best", progress.state)  # the evaluation was of the state that the round began with
+            self._publish("best", progress.state)
+        self._run.commit(round_id, state.to_safetensors(), {"best_loss": best_loss}, row)
         self._publish("latest", state)
         self._tell(EventKind.COMMITTED, round_id, sentence(row))
         return Progress(state=state, done=round_id, best_loss=best_loss)
@@ -231,3 +246,12 @@ class Federation:
 
     def _tell(self, kind: EventKind, round_id: RoundId, detail: str) -> None:
         self._observe(Event(kind=kind, round_id=round_id, detail=detail))
+
+
+def _each_once(present: Sequence[Member]) -> list[Member]:
+    """By name, no name and no identity twice: a device that registered anew counts where it was heard of last."""
+    by_identity = {member.profile.identity: member for member in present}
+    by_name: dict[str, Member] = {}
+    for member in by_identity.values():
+        by_name.setdefault(member.profile.device, member)
+    return [by_name[name] for name in sorted(by_name)]

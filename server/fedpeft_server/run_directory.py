@@ -140,7 +140,7 @@ class RunDirectory:
         try:
             run = cls(path, view.config(), view.manifest, lock, clock or SystemClock())
             run._recover()
-            durable.write_file(path / "incarnation", str(run.incarnation + 1).encode())
+            run.renew()
         except BaseException:
             lock.release()
             raise
@@ -165,10 +165,14 @@ class RunDirectory:
 
     @property
     def incarnation(self) -> int:
-        """How many times this run was started or resumed, durably: what one incarnation promised its devices
-        (that a round is attempted once) the next one cannot know.
+        """How many times this run was started, resumed or renewed, durably: what one incarnation promised its
+        devices (that a round is attempted once) the next one cannot know.
         """
         return int((self.path / "incarnation").read_bytes())
+
+    def renew(self) -> None:
+        """Begins the next incarnation (docs/adr/0002-incarnations.md)."""
+        durable.write_file(self.path / "incarnation", str(self.incarnation + 1).encode())
 
     @property
     def rounds(self) -> tuple[RoundMetrics, ...]:

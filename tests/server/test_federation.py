@@ -1,0 +1,460 @@
+"""A run from its first round to its last, killed at every point there is, and what it does about bad devices.
+
+Crash points: before each exchange of each round, in the middle of a commit, before and after each publication. After
+each of them the run directory is opened again, the devices have restarted, and the end must be that of a run that was
+never killed: the same state, the same rows, the same published adapters. Known nondeterminism: none.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedpeft import secagg
+from fedpeft.adapter import AdapterState
+from fedpeft.config import RunConfig, parse
+from fedpeft.entropy import seeded_entropy
+from fedpeft.errors import QuorumMissed
+from fedpeft.ids import BlockId, NodeId
+from fedpeft.round.events import Event, EventKind
+from fedpeft.round.messages import Failure, FailureReason, Profile
+from fedpeft.round.transport import Stage
+from fedpeft.testing.clock import FakeClock
+from fedpeft.testing.fleet import ToyFleet, enrol
+from fedpeft.testing.network import CoordinatorKilled, Fault, FaultyTransport
+from fedpeft.testing.trainers import GivenTrainer, LinearTrainer, one_hot, toy_plan, toy_spec, toy_state
+from fedpeft.wire import decode, encode
+from fedpeft_server.federation import Federation
+from fedpeft_server.run_directory import RunDirectory
+from fedpeft_server.run_view import read_run, verify_run
+
+SOURCE = """
+[run]
+name = "small"
+[base]
+model = "pypi:some-model"
+[task]
+kind = "classify"
+labels = ["no", "yes"]
+[data]
+source = "x.jsonl"
+partition = {by = "iid", clients = 5}
+[adapter]
+lora = {rank = 4}
+[train]
+local_steps = 4
+decay = "linear"
+[rounds]
+count = 3
+max_failures = 2
+stage_deadline_s = 10.0
+[[device]]
+clients = ["*"]
+methods = ["lora"]
+"""
+SPEC = toy_spec({"head": 5, "bitfit": 3})
+INITIAL = toy_state(SPEC)
+HEAD = BlockId("head")
+NODES = [NodeId(1000 + place) for place in range(5)]
+ALL = frozenset({"head", "bitfit"})
+BLOCKS = {"a": ALL, "b": ALL, "c": ALL, "d": frozenset({"head"}), "e": frozenset({"bitfit"})}
+TRAINING = [Stage.FIT, Stage.SHARE, Stage.MASK, Stage.CONSIST, Stage.REVEAL]
+
+Hook = Callable[[str, str], None]
+"""Called with (before or after, what) around everything durable; may raise."""
+
+
+def linear_fleet() -> ToyFleet:
+    return enrol({name: LinearTrainer(name, SPEC, blocks) for name, blocks in BLOCKS.items()})
+
+
+def one_hot_fleet() -> ToyFleet:
+    return enrol({name: GivenTrainer(SPEC, {"head": one_hot(5, i)}) for i, name in enumerate("abcde")})
+
+
+def nothing(_when: str, _what: str) -> None:
+    pass
+
+
+class World:
+    """A run directory, a fleet and a network; ``train`` is one process of the coordinator."""
+
+    def __init__(self, where: Path, fleet: ToyFleet | None = None, faults: Sequence[Fault] = (), **rounds: object):
+        self.fleet = fleet or linear_fleet()
+        self.clock = FakeClock()
+        self.network = FaultyTransport(self.fleet.handles, self.clock, faults)
+        config = parse(SOURCE, source="run.toml", simulation=True)
+        changed = config.rounds.model_copy(update=rounds)
+        self.config: RunConfig = config.model_copy(update={"directory": where, "rounds": changed})
+        self.plan = toy_plan(SPEC).model_copy(update={"train": config.train})
+        self.path: Path | None = None
+        self.events: list[Event] = []
+
+    def train(self, hook: Hook = nothing) -> AdapterState:
+        run = self._run()
+        self.path = run.path
+        commit = run.commit
+
+        def publish(slot: str, state: AdapterState) -> None:
+            hook("before", slot)
+            run.publish_adapter(slot, lambda folder: _write(folder, state))  # type: ignore[arg-type]
+            hook("after", slot)
+
+        def committing(round_id, *arguments):  # type: ignore[no-untyped-def]
+            hook("before", f"commit {round_id}")
+            row = commit(round_id, *arguments)
+            hook("after", f"commit {round_id}")
+            return row
+
+        run.commit = committing  # type: ignore[method-assign]
+        with run:
+            return Federation(
+                self.config,
+                self.plan.model_copy(update={"run_id": run.manifest.run_id}),
+                run,
+                self.network,
+                identity=self.fleet.coordinator,
+                clock=self.clock,
+                observe=self.events.append,
+                publish=publish,
+                entropy=self.fleet.entropy,
+            ).train(INITIAL)
+
+    def restart(self) -> None:
+        """Every process starts anew; disks are kept."""
+        for node in self.fleet.nodes:
+            self.fleet.restart(node)
+        self.network = FaultyTransport(self.fleet.handles, self.clock)
+
+    def _run(self) -> RunDirectory:
+        if self.path is not None:
+            return RunDirectory.open(self.path, clock=self.clock)
+        return RunDirectory.create(
+            self.config,
+            source=SOURCE,
+            adapter=SPEC,
+            base_digest="sha256:toy",
+            command=("fedpeft", "simulate"),
+            clock=self.clock,
+            entropy=seeded_entropy(0, "run id"),
+        )
+
+    def outcome(self) -> dict[str, object]:
+        """All that a run leaves but for times and bytes, which depend on when it was killed."""
+        assert self.path is not None
+        view = read_run(self.path)
+        rows = [(row.round, row.loss, row.accuracy, row.train_loss, row.checkpoint) for row in view.rounds]
+        slots = {slot: (self.path / "adapters" / slot / "state").read_bytes() for slot in ("latest", "best", "final")}
+        return {"rows": rows, "problems": list(verify_run(self.path)), **slots}
+
+
+def _write(folder: Path, state: AdapterState) -> None:
+    (folder / "state").write_bytes(state.to_safetensors())
+
+
+def raising_at(when: str, what: str, *, nth: int = 1) -> Hook:
+    seen = 0
+
+    def hook(now: str, this: str) -> None:
+        nonlocal seen
+        if (now, this) == (when, what):
+            seen += 1
+            if seen == nth:
+                raise CoordinatorKilled(f"{when} {what}")
+
+    return hook
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    world = World(tmp_path_factory.mktemp("whole"))
+    state = world.train()
+    assert world.outcome()["final"] == state.to_safetensors()
+    return world.outcome()
+
+
+def test_a_run_commits_every_round_and_a_last_evaluation(uninterrupted: dict[str, object]) -> None:
+    rows = uninterrupted["rows"]
+    assert isinstance(rows, list)
+    assert [row[0] for row in rows] == [1, 2, 3, 4]
+    losses = [row[1] for row in rows]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0], "the federation learns"
+    assert [row[3] is None for row in rows] == [False, False, False, True]
+    assert uninterrupted["problems"] == []
+    assert uninterrupted["final"] == uninterrupted["latest"] == uninterrupted["best"]
+
+
+CRASHES = [
+    *(("before", f"commit {k}", 1) for k in (1, 2, 3, 4)),
+    *(("after", f"commit {k}", 1) for k in (1, 2, 3, 4)),
+    *((when, slot, nth) for when in ("before", "after") for slot in ("best", "latest") for nth in (1, 2, 3, 4)),
+    ("before", "final", 1),
+    ("after", "final", 1),
+]
+
+
+@pytest.mark.parametrize(("when", "what", "nth"), CRASHES)
+def test_a_coordinator_killed_around_a_commit_ends_as_if_it_had_not_been(
+    tmp_path: Path, uninterrupted: dict[str, object], when: str, what: str, nth: int
+) -> None:
+    world = World(tmp_path)
+    with pytest.raises(CoordinatorKilled):
+        world.train(raising_at(when, what, nth=nth))
+    world.restart()
+    world.train()
+    assert world.outcome() == uninterrupted
+
+
+@pytest.mark.parametrize("round_id", [1, 2, 4])
+@pytest.mark.parametrize("stage", TRAINING)
+def test_a_coordinator_killed_before_an_exchange_ends_as_if_it_had_not_been(
+    tmp_path: Path, uninterrupted: dict[str, object], stage: Stage, round_id: int
+) -> None:
+    world = World(tmp_path, faults=[Fault(kind="kill", stage=stage, after=round_id - 1)])
+    with pytest.raises(CoordinatorKilled):
+        world.train()
+    world.restart()
+    world.train()
+    assert world.outcome() == uninterrupted
+
+
+def test_a_run_killed_again_and_again_still_ends_the_same(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
+    world = World(tmp_path)
+    for stage in TRAINING:
+        world.network.faults = [Fault(kind="kill", stage=stage)]
+        with pytest.raises(CoordinatorKilled):
+            world.train()
+        world.restart()
+    for round_id in (1, 2, 3):
+        with pytest.raises(CoordinatorKilled):
+            world.train(raising_at("after", f"commit {round_id}"))
+        world.restart()
+    world.train()
+    assert world.outcome() == uninterrupted
+
+
+def test_a_finished_run_opened_again_changes_nothing(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
+    world = World(tmp_path)
+    world.train()
+    world.network.asked.clear()
+    world.train()
+    assert world.outcome() == uninterrupted
+    assert world.network.asked == []
+
+
+def test_nothing_is_published_before_it_is_committed(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    order: list[str] = []
+
+    def hook(when: str, what: str) -> None:
+        order.append(f"{when} {what}")
+
+    world.train(hook)
+    for round_id in (1, 2, 3, 4):
+        assert (
+            order.index(f"after commit {round_id}")
+            < [i for i, o in enumerate(order) if o == "before latest"][round_id - 1]
+        )
+    assert order[-2:] == ["before final", "after final"]
+
+
+def test_one_hot_deltas_give_the_mean_that_a_hand_computes(tmp_path: Path) -> None:
+    """Three rounds of one-hot deltas of weight 1: every coordinate has moved by 3/5. A replay would show as 4/5."""
+    world = World(tmp_path, one_hot_fleet())
+    state = world.train()
+    moved = state[HEAD].astype(np.float64) - INITIAL[HEAD]
+    np.testing.assert_allclose(moved, 3 / 5, atol=1e-6)
+    assert state.digests[BlockId("bitfit")] == INITIAL.digests[BlockId("bitfit")], "nobody trains it"
+
+
+def test_a_round_with_a_device_missing_divides_by_those_who_came(tmp_path: Path) -> None:
+    world = World(tmp_path, one_hot_fleet(), [Fault(kind="lose-reply", stage=Stage.FIT, node=NODES[0])], count=1)
+    moved = world.train()[HEAD].astype(np.float64) - INITIAL[HEAD]
+    np.testing.assert_allclose(moved, [0, 0.25, 0.25, 0.25, 0.25], atol=1e-6)
+
+
+def test_an_aborted_attempt_changes_nothing_and_is_tried_again(
+    tmp_path: Path, uninterrupted: dict[str, object]
+) -> None:
+    world = World(tmp_path, faults=[Fault(kind="lose-reply", stage=Stage.MASK, after=1)])  # all of round 2
+    world.train()
+    assert world.outcome() == uninterrupted
+    assert [event.round_id for event in world.events if event.kind is EventKind.ABORTED] == [2]
+    assert world.path is not None
+    kinds = [event.kind for event in read_run(world.path).events if event.round == 2]
+    assert kinds.count("round.round-started") == 2
+    assert kinds.count("round.aborted") == kinds.count("round.committed") == 1
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_a_network_that_fails_once_for_everybody_costs_one_attempt(
+    tmp_path: Path, uninterrupted: dict[str, object], stage: Stage
+) -> None:
+    world = World(tmp_path, faults=[Fault(kind="lose-reply", stage=stage, after=1)])
+    world.train()
+    assert world.outcome() == uninterrupted
+
+
+def test_too_many_aborted_attempts_end_the_run_and_keep_what_was_committed(
+    tmp_path: Path, uninterrupted: dict[str, object]
+) -> None:
+    world = World(tmp_path, faults=[Fault(kind="lose-reply", stage=Stage.SHARE, after=1, times=None)])
+    with pytest.raises(QuorumMissed, match="Round 2 was aborted 2 times") as stopped:
+        world.train()
+    assert world.path is not None
+    assert str(world.path) in str(stopped.value)
+    assert stopped.value.exit_code == 5
+    assert [row.round for row in read_run(world.path).rounds] == [1]
+    world.restart()
+    world.train()
+    assert world.outcome() == uninterrupted
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_fewer_devices_than_a_sum_needs_end_the_run_with_a_reason(tmp_path: Path, count: int) -> None:
+    world = World(tmp_path)
+    for node in NODES[count:]:
+        del world.network.devices[node]
+    with pytest.raises(QuorumMissed, match=f"{count} devices available, 3 needed"):
+        world.train()
+    assert all(stage is Stage.PROFILE for stage, _ in world.network.asked)
+
+
+def test_a_sum_of_fewer_survivors_than_asked_for_is_not_applied(tmp_path: Path) -> None:
+    world = World(
+        tmp_path, faults=[Fault(kind="lose-reply", stage=Stage.MASK, node=NODES[0], times=None)], min_devices=5
+    )
+    with pytest.raises(QuorumMissed, match="4 devices finished, 5 needed"):
+        world.train()
+    assert world.path is not None
+    assert read_run(world.path).rounds == ()
+    assert Stage.REVEAL not in {stage for stage, _ in world.network.asked}, "what is not used is not opened either"
+
+
+def asked_to_fit(world: World) -> list[tuple[NodeId, ...]]:
+    return [nodes for stage, nodes in world.network.asked if stage is Stage.FIT]
+
+
+def test_the_selection_follows_from_the_seed_and_the_round_alone(tmp_path: Path) -> None:
+    worlds = [World(tmp_path / str(turn), fraction=0.6, count=6) for turn in range(2)]
+    worlds[1].network.nodes = lambda: NODES[::-1]  # type: ignore[method-assign]
+    for world in worlds:
+        world.train()
+    first, second = map(asked_to_fit, worlds)
+    assert first == second
+    assert all(len(nodes) == 3 for nodes in first)
+    assert len(set(first)) > 1, "not the same three in every round"
+    other = World(tmp_path / "other", fraction=0.6, count=6)
+    other.plan = other.plan.model_copy(update={"seed": 1})
+    other.train()
+    assert asked_to_fit(other) != first
+
+
+def test_a_resumed_run_selects_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    whole = World(tmp_path / "whole", fraction=0.6, count=4)
+    whole.train()
+    parts = World(tmp_path / "parts", fraction=0.6, count=4)
+    with pytest.raises(CoordinatorKilled):
+        parts.train(raising_at("after", "commit 2"))
+    first = asked_to_fit(parts)
+    parts.restart()
+    parts.train()
+    assert first + asked_to_fit(parts) == asked_to_fit(whole)
+    assert parts.outcome() == whole.outcome()
+
+
+def test_never_fewer_than_the_minimum_are_asked(tmp_path: Path) -> None:
+    world = World(tmp_path, fraction=0.1, count=2, min_devices=4)
+    world.train()
+    assert {len(nodes) for nodes in asked_to_fit(world)} == {4}
+
+
+def test_devices_that_come_later_take_part_from_then_on(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    late = {node: world.network.devices.pop(node) for node in NODES[3:]}
+
+    def hook(when: str, what: str) -> None:
+        if (when, what) == ("after", "commit 1"):
+            world.network.devices.update(late)
+
+    world.train(hook)
+    assert asked_to_fit(world) == [tuple(NODES[:3]), *[tuple(NODES)] * 3]
+
+
+@pytest.mark.parametrize("reply", [b"", b"nonsense", encode(Failure(reason=FailureReason.PROTOCOL, detail="no"))])
+def test_a_device_without_a_profile_is_not_asked_to_train(tmp_path: Path, reply: bytes) -> None:
+    world = World(tmp_path)
+    world.network.devices[NODES[1]] = lambda stage, payload: reply
+    world.train()
+    assert set(asked_to_fit(world)) == {tuple(node for node in NODES if node != NODES[1])}
+    assert world.path is not None
+    assert "profile.refused" in {event.kind for event in read_run(world.path).events}
+
+
+def impostor(world: World, node: NodeId, **changes: object) -> Callable[[Stage, bytes], bytes]:
+    """A device whose profile says something else than it should."""
+    honest = world.fleet.handles[node]
+
+    def handle(stage: Stage, payload: bytes) -> bytes:
+        reply = honest(stage, payload)
+        return encode(replace(decode(reply, Profile), **changes)) if stage is Stage.PROFILE else reply  # type: ignore[arg-type]
+
+    return handle
+
+
+def test_a_device_that_registered_twice_takes_part_once(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.network.devices[NodeId(2000)] = world.fleet.handles[NODES[0]]  # the same device, under a new node
+    world.train()
+    assert all(len(nodes) == 5 for nodes in asked_to_fit(world))
+
+
+@pytest.mark.parametrize("changes", [{"identity": b"short"}, {"device": "a"}])
+def test_a_profile_that_cannot_be_on_a_roster_does_not_stop_the_run(tmp_path: Path, changes: dict[str, object]) -> None:
+    world = World(tmp_path)
+    world.network.devices[NODES[4]] = impostor(world, NODES[4], **changes)
+    world.train()
+    assert world.path is not None
+    assert [row.round for row in read_run(world.path).rounds] == [1, 2, 3, 4]
+
+
+def test_the_rows_say_who_took_part_and_what_was_lost(tmp_path: Path) -> None:
+    world = World(tmp_path, faults=[Fault(kind="lose-request", stage=Stage.MASK, node=NODES[1])], count=1)
+    world.train()
+    assert world.path is not None
+    row, last = read_run(world.path).rounds
+    assert {client.client: client.state for client in row.clients} == dict.fromkeys("acde", "summed") | {"b": "dropped"}
+    assert (row.devices_invited, row.devices_ready, row.devices_survived) == (5, 5, 4)
+    assert {client.client: client.methods for client in row.clients}["d"] == "head"
+    assert {client.state for client in last.clients} == {"summed"}
+
+
+def test_best_is_the_state_with_the_lowest_loss_not_the_last(tmp_path: Path) -> None:
+    class Worse(LinearTrainer):
+        """Its loss grows from round to round, whatever it learns."""
+
+        rounds = 0
+
+        def fit(self, plan, state, request):  # type: ignore[no-untyped-def]
+            self.rounds += 1
+            return replace(super().fit(plan, state, request), evaluated_loss=10.0 * abs(self.rounds - 2) + 1)
+
+    world = World(tmp_path, enrol({name: Worse(name, SPEC, blocks) for name, blocks in BLOCKS.items()}))
+    world.train()
+    assert world.path is not None
+    outcome = world.outcome()
+    rows = read_run(world.path).rounds
+    assert [round(row.loss or 0, 3) for row in rows] == [1.375, 0.125, 1.375, 2.625]
+    assert outcome["best"] == (world.path / "checkpoints" / "r0001" / "global.safetensors").read_bytes()
+    assert outcome["best"] != outcome["final"]
+
+
+def test_the_coordinators_key_must_be_the_one_that_devices_know(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    stranger = secagg.IdentityKey.generate(seeded_entropy(9, "stranger"))
+    world.fleet = replace(world.fleet, coordinator=stranger)
+    with pytest.raises(QuorumMissed, match="too-few-devices"):
+        world.train()
