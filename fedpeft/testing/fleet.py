@@ -3,7 +3,7 @@
 Keys come from seeded entropy, which only tests may do, so that a failing run fails again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,7 +14,7 @@ from fedpeft.entropy import Entropy, seeded_entropy
 from fedpeft.ids import NodeId, ParticipantId, RoundId
 from fedpeft.ring import RingParams
 from fedpeft.round.device import Device
-from fedpeft.round.local import Identity, Trainer
+from fedpeft.round.local import Identity, SumSession, Trainer
 from fedpeft.round.messages import BlockDigest, BlockPayload, FitRequest, Profile
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.task import Member, RoundTask
@@ -55,6 +55,7 @@ class ToyFleet:
         stores, ledgers: device name -> what survives a restart.
         devices: node -> the running device.
         entropy: where everybody's keys come from.
+        session: makes another half of the sum than the secure one, to compare the two.
     """
 
     coordinator: secagg.IdentityKey
@@ -66,6 +67,7 @@ class ToyFleet:
     stores: dict[str, DictStore] = field(default_factory=dict)
     ledgers: dict[str, DumpingLedger] = field(default_factory=dict)
     devices: dict[NodeId, Device] = field(default_factory=dict)
+    session: Callable[[], SumSession] | None = None
 
     def restart(self, node: NodeId, *, wiped: bool = False) -> None:
         """A new process of this device, with its store and ledger, or (``wiped``) with its key alone."""
@@ -74,10 +76,11 @@ class ToyFleet:
             self.stores[name], self.ledgers[name] = DictStore(), DumpingLedger()
         policy = secagg.DevicePolicy(coordinator_key=self.coordinator.public, allow_fast=True)
         key = self.keys[name]
+        secure = secagg.DeviceSession(ledger=self.ledgers[name], identity=key, policy=policy)
         self.devices[node] = Device(
             identity=Identity(device=name, organisation=self.organisations[name], public_key=key.public),
             trainer=self.trainers[name],
-            session=secagg.DeviceSession(ledger=self.ledgers[name], identity=key, policy=policy),
+            session=self.session() if self.session else secure,
             store=self.stores[name],
             entropy=self.entropy,
             rounding=lambda run_id, round_id: seeded_entropy(0, "rounding", name, round_id),
@@ -114,7 +117,11 @@ class ToyFleet:
 
 
 def enrol(
-    trainers: Mapping[str, Trainer], *, organisations: Mapping[str, str] | None = None, seed: int = 0
+    trainers: Mapping[str, Trainer],
+    *,
+    organisations: Mapping[str, str] | None = None,
+    session: Callable[[], SumSession] | None = None,
+    seed: int = 0,
 ) -> ToyFleet:
     """Devices 1000, 1001, ... in order of their names, each of its own organisation unless said otherwise."""
     entropy = seeded_entropy(seed, "toy fleet")
@@ -125,6 +132,7 @@ def enrol(
         trainers=trainers,
         keys={name: secagg.IdentityKey.generate(entropy) for name in sorted(trainers)},
         entropy=entropy,
+        session=session,
     )
     for node in fleet.names:
         fleet.restart(node)
