@@ -15,7 +15,7 @@ Guarantees (tests/secagg/test_device.py, tests/secagg/test_hostile_coordinator.p
 from collections.abc import Set
 from dataclasses import replace
 
-from fedpeft.entropy import Entropy
+from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import ConfigInvalid
 from fedpeft.ids import BlockId
 from fedpeft.secagg.device_mask import Inputs, mask
@@ -108,7 +108,12 @@ def begin(
 
 
 def answer(
-    state: DeviceState, request: Request, *, inputs: Inputs | None = None, rounding: Entropy | None = None
+    state: DeviceState,
+    request: Request,
+    *,
+    inputs: Inputs | None = None,
+    rounding: Entropy | None = None,
+    noise: Entropy = os_entropy,
 ) -> DeviceStep:
     """Answers any later request.
 
@@ -117,6 +122,8 @@ def answer(
         request: decoded from the wire.
         inputs: read for the first ``MaskRequest`` only: for each owned block its (P,) float32 vector.
         rounding: read with ``inputs``: asked for 32 bytes a block to seed the stochastic rounding. May be seeded.
+        noise: asked for 32 bytes if the terms have noise, which they seed. The operating system's; a test may pass
+            another, a run must not: two contributions under the same noise reveal their difference.
 
     Returns:
         The next state and reply; the same state and reply for a repeat; the same state and a ``Refusal`` for a stray
@@ -131,7 +138,7 @@ def answer(
                 _same_context(request.context, state.asked)
                 if inputs is None or rounding is None:
                     raise Violation(Reason.BAD_INPUT, "Expected the trained vectors, found none.")
-                return _step(mask(state, request, inputs, rounding))
+                return _step(mask(state, request, inputs, rounding, noise))
             case Masked(), ConsistRequest() if _mode(state.seat) is Mode.FULL:
                 _same_context(request.context, state.reply.context)
                 return _step(consist(state, request))

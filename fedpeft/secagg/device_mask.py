@@ -7,15 +7,16 @@ import numpy.typing as npt
 
 from fedpeft.entropy import Entropy
 from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.privacy import noisy_words
 from fedpeft.ring import InputRefused
 from fedpeft.secagg.device_secrets import RoundKeys, Violation, agree, reply_key, roster_of, secret_keys
 from fedpeft.secagg.device_state import Masked, Seat, Shared
-from fedpeft.secagg.masks import Mask, apply_masks, rounding_bits
+from fedpeft.secagg.masks import Mask, apply_masks, noise_bytes, rounding_bits
 from fedpeft.secagg.messages import Advertise, MaskedInput, MaskRequest, Reason
 from fedpeft.secagg.primitives import KEY_SIZE, Secret, authenticate, open_box
 from fedpeft.secagg.roster import Roster, members_of
 from fedpeft.secagg.shamir import SHARE_SIZE, share_value
-from fedpeft.secagg.spec import block_encoding
+from fedpeft.secagg.spec import RoundSpec, SummedBlock, block_encoding, mechanism
 from fedpeft.secagg.transcript import (
     STAGE_MASK,
     box_bound,
@@ -35,7 +36,7 @@ Inputs = Mapping[BlockId, npt.NDArray[np.float32]]
 """For each owned block its vector, (P,) float32."""
 
 
-def mask(state: Shared, request: MaskRequest, inputs: Inputs, rounding: Entropy) -> Masked:
+def mask(state: Shared, request: MaskRequest, inputs: Inputs, rounding: Entropy, noise: Entropy) -> Masked:
     """Opens the boxes, encodes the inputs and masks them for those who shared."""
     seat, roster = state.seat, roster_of(state.seat, state.roster)
     sharers = subset_with_us(request.sharers, roster, seat)
@@ -49,7 +50,7 @@ def mask(state: Shared, request: MaskRequest, inputs: Inputs, rounding: Entropy)
     held = _open_boxes(state, roster, dealers, request.boxes)
     context = sharers_context(roster.context, request.sharers)
     keys = secret_keys(state.root, seat)
-    vectors = _masked_vectors(state, roster, _masks(state, roster, sharers, keys), inputs, rounding)
+    vectors = _masked_vectors(state, roster, _masks(state, roster, sharers, keys), inputs, rounding, noise)
     unopened = tuple(dealer for dealer, box in zip(dealers, held, strict=True) if not box.value)
     key = reply_key(keys.channel, seat)
     parts = [context, b"".join(map(id_bytes, unopened)), *vectors]
@@ -100,22 +101,42 @@ def _all_in_field(plaintext: bytes) -> bool:
 
 
 def _masked_vectors(
-    state: Shared, roster: Roster, masks: Mapping[BlockId, Sequence[Mask]], inputs: Inputs, rounding: Entropy
+    state: Shared,
+    roster: Roster,
+    masks: Mapping[BlockId, Sequence[Mask]],
+    inputs: Inputs,
+    rounding: Entropy,
+    noise: Entropy,
 ) -> tuple[bytes, ...]:
     """Each own block encoded and masked, as bytes in the spec's order."""
     if set(inputs) != set(state.seat.owns):
         raise Violation(Reason.BAD_INPUT, f"Expected vectors for {sorted(state.seat.owns)}, found {sorted(inputs)}.")
-    vectors = []
-    for index in roster.owned_by(state.seat.me):
-        block = roster.spec.blocks[index]
-        try:
-            bits = rounding_bits(rounding(KEY_SIZE))
-            words = block_encoding(roster.spec, block).encode(inputs[block.block_id], bits)
-        except InputRefused as refused:
-            raise Violation(Reason.BAD_INPUT, f"{block.block_id}: {refused}") from refused
-        apply_masks(words, masks[block.block_id])
-        vectors.append(words.tobytes())
-    return tuple(vectors)
+    blocks = [roster.spec.blocks[index] for index in roster.owned_by(state.seat.me)]
+    words = _encoded(roster.spec, blocks, inputs, rounding, noise)
+    for block in blocks:
+        apply_masks(words[block.block_id], masks[block.block_id])
+    return tuple(words[block.block_id].tobytes() for block in blocks)
+
+
+def _encoded(
+    spec: RoundSpec, blocks: Sequence[SummedBlock], inputs: Inputs, rounding: Entropy, noise: Entropy
+) -> dict[BlockId, npt.NDArray[np.unsignedinteger]]:
+    """Ring words: block by block with stochastic rounding, or with noise all at once, because their norm is one."""
+    at = ""
+    try:
+        words: dict[BlockId, npt.NDArray[np.unsignedinteger]] = {}
+        terms = mechanism(spec)
+        for block in blocks:
+            at = block.block_id
+            if terms is None:
+                bits = rounding_bits(rounding(KEY_SIZE))
+                words[block.block_id] = block_encoding(spec, block).encode(inputs[block.block_id], bits)
+            elif inputs[block.block_id].shape != (block.length,):
+                raise InputRefused(f"Expected {block.length} coordinates, found {inputs[block.block_id].shape}.")
+        at = "all blocks"
+        return words if terms is None else noisy_words(inputs, terms, noise_bytes(noise(KEY_SIZE)))
+    except InputRefused as refused:
+        raise Violation(Reason.BAD_INPUT, f"{at}: {refused}") from refused
 
 
 def _masks(

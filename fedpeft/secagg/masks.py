@@ -13,10 +13,11 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from fedpeft.entropy import Entropy
 from fedpeft.ring import RoundingBits
 from fedpeft.secagg.primitives import Backend, Secret, fastest_backend, stream
 
-__all__ = ["PIECE_BYTES", "SEGMENT_BYTES", "Mask", "apply_masks", "rounding_bits"]
+__all__ = ["PIECE_BYTES", "SEGMENT_BYTES", "Mask", "apply_masks", "noise_bytes", "rounding_bits"]
 
 SEGMENT_BYTES = 1 << 24
 PIECE_BYTES = 1 << 17
@@ -78,6 +79,20 @@ def rounding_bits(key: bytes) -> RoundingBits:
     def draw(count: int) -> npt.NDArray[np.uint16]:
         fill(zeros[: 2 * count], out)
         return keystream[: 2 * count].view("<u2")
+
+    return draw
+
+
+def noise_bytes(key: bytes) -> Entropy:
+    """Randomness for privacy noise, as fast as the masks: the keystream of a key that is used for nothing else."""
+    fill = stream(key, 0, fastest_backend())
+    zeros = _zeros()
+
+    def draw(size: int) -> bytes:
+        out = memoryview(bytearray(size + 16))
+        for start in range(0, size, PIECE_BYTES):
+            fill(zeros[: min(PIECE_BYTES, size - start)], out[start:])
+        return bytes(out[:size])
 
     return draw
 

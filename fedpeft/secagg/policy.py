@@ -20,6 +20,8 @@ class DevicePolicy:
         min_corrupt_fraction: the terms must assume at least this share of colluding devices.
         min_levels: fewer quantization levels either side of zero are refused.
         min_max_abs: a narrower clipping range is refused.
+        min_noise_multiplier: less noise on an opened sum, relative to the clip norm, is refused; 0: none is demanded.
+        min_colluders: the noise must hold against at least so many devices that work with the coordinator.
         known_devices: device name to (organisation, identity) where the site has its own directory; a roster that
             contradicts it, or lists a stranger, is refused. None: the coordinator's enrolment is trusted for this.
     """
@@ -30,6 +32,8 @@ class DevicePolicy:
     min_corrupt_fraction: float = 0.0
     min_levels: int = 15
     min_max_abs: float = 1e-9
+    min_noise_multiplier: float = 0.0
+    min_colluders: int = 0
     known_devices: Mapping[str, tuple[str, bytes]] | None = field(default=None, repr=False)
 
 
@@ -39,6 +43,11 @@ def policy_objection(policy: DevicePolicy, spec: RoundSpec) -> str | None:
         return "Expected mode=full, found fast; set allow_fast in the site's policy to permit it."
     if spec.corrupt_fraction < policy.min_corrupt_fraction:
         return f"Expected corrupt_fraction >= {policy.min_corrupt_fraction}, found {spec.corrupt_fraction}."
+    if policy.min_noise_multiplier > (spec.noise.noise_multiplier if spec.noise else 0.0):
+        found = spec.noise.noise_multiplier if spec.noise else "no noise"
+        return f"Expected a noise multiplier >= {policy.min_noise_multiplier}, found {found}."
+    if spec.noise is not None and spec.noise.colluders < policy.min_colluders:
+        return f"Expected noise against {policy.min_colluders} colluders or more, found {spec.noise.colluders}."
     for block in spec.blocks:
         levels = block_encoding(spec, block).params.levels
         if levels < policy.min_levels:

@@ -10,12 +10,26 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
+import numpy.typing as npt
+
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.privacy import Mechanism, NoiseTerms, decode_sum
 from fedpeft.ring import BlockEncoding, RingParams, SumRange
 from fedpeft.wire import message
 
-__all__ = ["MIN_COHORT_FLOOR", "Mode", "Participant", "RoundSpec", "SummedBlock", "block_encoding", "check_spec"]
+__all__ = [
+    "MIN_COHORT_FLOOR",
+    "Mode",
+    "Participant",
+    "RoundSpec",
+    "SummedBlock",
+    "block_encoding",
+    "check_spec",
+    "decode_block",
+    "mechanism",
+]
 
 MIN_COHORT_FLOOR = 3
 """With two organisations, each learns the other's input by subtracting its own."""
@@ -84,6 +98,7 @@ class RoundSpec:
         corrupt_fraction: share of devices assumed to collude with the coordinator; sets the graph, with the next.
         dropout_fraction: share of devices that may vanish after they shared keys.
         stage_deadline_s: how long the coordinator waits in each stage, in seconds.
+        noise: client-level differential privacy: what every owner of a block clips to and adds; None: nothing.
     """
 
     run_id: str
@@ -96,11 +111,34 @@ class RoundSpec:
     corrupt_fraction: float
     dropout_fraction: float
     stage_deadline_s: float
+    noise: NoiseTerms | None = None
 
 
 def block_encoding(spec: RoundSpec, block: SummedBlock) -> BlockEncoding:
     """The ring encoding of a block: bounds hold for a sum over the whole roster."""
     return BlockEncoding(params=RingParams(bits=block.bits, addends=len(spec.participants)), ranges=block.ranges)
+
+
+def mechanism(spec: RoundSpec) -> Mechanism | None:
+    """The noise of these terms with the numbers that it rests on; None if they have none."""
+    if spec.noise is None:
+        return None
+    return Mechanism(
+        terms=spec.noise,
+        devices=len(spec.participants),
+        threshold=spec.min_cohort,
+        bits=spec.blocks[0].bits if spec.blocks else 0,
+        parameters=sum(block.length for block in spec.blocks),
+    )
+
+
+def decode_block(
+    spec: RoundSpec, block: SummedBlock, words: npt.NDArray[np.unsignedinteger], addends: int
+) -> npt.NDArray[np.float64]:
+    """What unmasked words mean: the sum of ``addends`` vectors, (P,) float64."""
+    if spec.noise is not None:
+        return decode_sum(words, spec.noise.step)
+    return block_encoding(spec, block).decode(words, addends)
 
 
 def check_spec(spec: RoundSpec) -> None:
@@ -109,7 +147,7 @@ def check_spec(spec: RoundSpec) -> None:
     Raises:
         ConfigInvalid: with every problem found.
     """
-    problems = [*_roster_problems(spec), *_number_problems(spec), *_block_problems(spec)]
+    problems = [*_roster_problems(spec), *_number_problems(spec), *_block_problems(spec), *_noise_problems(spec)]
     if problems:
         raise ConfigInvalid("The terms of this secure sum cannot be used.", problems=problems)
 
@@ -160,4 +198,16 @@ def _block_problems(spec: RoundSpec) -> list[Problem]:
             block_encoding(spec, block)
         except ConfigInvalid as refused:
             found.extend(refused.problems)
+    return found
+
+
+def _noise_problems(spec: RoundSpec) -> list[Problem]:
+    noise = mechanism(spec)
+    if noise is None:
+        return []
+    found = noise.problems()
+    if any(block.bits != noise.bits for block in spec.blocks):
+        found.append(Problem(where="blocks", expected="one ring width for all blocks with noise", found="several"))
+    if any(part.exact for block in spec.blocks for part in block.ranges):
+        found.append(Problem(where="blocks", expected="no exact counts beside noise: they are releases", found="some"))
     return found

@@ -28,8 +28,8 @@ from fedpeft.secagg.messages import Reason, RevealedShares
 from fedpeft.secagg.primitives import AgreementKey, Secret
 from fedpeft.secagg.repair import repair
 from fedpeft.secagg.roster import Roster, members_of
-from fedpeft.secagg.shamir import SHARE_SIZE, combine, share_value, weights, weights_without
-from fedpeft.secagg.spec import block_encoding
+from fedpeft.secagg.shamir import SHARE_SIZE, combine, combine_without, share_value, weights
+from fedpeft.secagg.spec import decode_block
 from fedpeft.secagg.transcript import commitment, edge_secret, pair_stream, self_stream
 
 __all__ = ["cohort_problem", "named_shares", "unmask"]
@@ -56,18 +56,13 @@ def named_shares(revealing: Revealing, holder: ParticipantId, reply: RevealedSha
     flags = np.unpackbits(np.frombuffer(reply.opened, np.uint8))
     if len(reply.opened) != -(-len(roster.owners) // 8) or flags[len(roster.owners) :].any():
         return None
-    opened = frozenset(np.flatnonzero(flags).tolist())
-    sharers = members_of(revealing.masked.sharers, roster.members) or ()
-    names = [
-        (dealer, kind)
-        for dealer in sorted(set(sharers).intersection(roster.sharing_neighbours(holder)))
-        for kind in (
-            [b for b in roster.owned_by(dealer) if b in opened] if dealer in revealing.survivors else [KEY_SHARE]
-        )
-    ]
+    sharers = revealing.sharers
+    by_dealer = revealing.names(frozenset(np.flatnonzero(flags).tolist()))
+    names = [n for dealer in roster.sharing_neighbours(holder) if dealer in sharers for n in by_dealer[dealer]]
     if len(reply.shares) != SHARE_SIZE * len(names):
         return None
-    return {name: reply.shares[SHARE_SIZE * i : SHARE_SIZE * (i + 1)] for i, name in enumerate(names)}
+    cuts = range(0, len(reply.shares), SHARE_SIZE)
+    return dict(zip(names, [reply.shares[cut : cut + SHARE_SIZE] for cut in cuts], strict=True))
 
 
 def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:
@@ -84,7 +79,7 @@ def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:
             words = revealing.masked.sums[block.block_id]
             apply_masks(words, list(_masks_to_remove(vault, revealing, index)))
             owners = len(roster.owner_sets[index] & survivors)
-            values = block_encoding(roster.spec, block).decode(words, owners)
+            values = decode_block(roster.spec, block, words, owners)
             sums[block.block_id] = BlockSum(values=values, owners=owners)
         else:
             dealers = {dealer for dealer, _ in missing}
@@ -133,13 +128,12 @@ class _Vault:
         values = {holder: value for holder, share in shares.items() if (value := share_value(share)) is not None}
         if len(values) < threshold:
             return None
-        # With the dealer among them, the points are the same for every dealer of a complete graph.
         points = tuple(sorted({*values, name[0]})[: threshold + 1])
         if name[0] in points:
-            holders, lagrange = weights_without(points, name[0])
+            secret = combine_without(points, name[0], values)
         else:
-            holders, lagrange = points[:threshold], weights(points[:threshold])
-        secret = combine(lagrange, [values[holder] for holder in holders])
+            holders = points[:threshold]
+            secret = combine(weights(holders), [values[holder] for holder in holders])
         if secret is not None and self._fits(name, secret):
             return Secret(secret)
         repaired = repair(values, threshold, lambda guess: self._fits(name, guess))
