@@ -39,15 +39,15 @@ class LiveScreen:
     Args:
         console: where to.
         rounds: how many there will be.
-        methods: client name -> what it trains.
+        methods: client name -> what it trains; empty while it is not known yet: then there is no table.
     """
 
     def __init__(self, console: Console, *, rounds: int, methods: Mapping[str, str]) -> None:
         self._console, self._rounds, self._methods = console, rounds, methods
         self._rows = dict.fromkeys(methods, _Row())
         self._title, self._history = "starting", list[str]()
-        self._totals: dict[str, tuple[int, int]] = {}
-        self._live = Live(console=console, refresh_per_second=4, transient=False) if console.is_terminal else None
+        shows_table = console.is_terminal and bool(methods)
+        self._live = Live(console=console, refresh_per_second=4, transient=False) if shows_table else None
         self._last_shown: dict[str, int] = {}
 
     def __enter__(self) -> Self:
@@ -90,10 +90,11 @@ class LiveScreen:
             case EventKind.ABORTED:
                 self.note(f"{number} aborted: {event.detail}")
             case EventKind.COMMITTED:
-                self._title = f"{number} committed: {event.detail}"
-                self._history.append(self._title)
+                line = f"{number} committed: {event.detail}"
+                self._title = f"{number} committed"
+                self._history.append(line)
                 if not self._live:
-                    self.note(self._title)
+                    self.note(line)
             case _:
                 pass
         self._draw()
