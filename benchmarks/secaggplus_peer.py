@@ -6,6 +6,7 @@ server's reconstruction needs them; the masked vector is computed by a few clien
 nothing for the server's cost.
 """
 
+import gc
 import importlib
 import logging
 import statistics
@@ -99,6 +100,8 @@ def measure_secaggplus(count: int, parameters: int, dropout: float, vectors: int
     """One round of ``count`` clients in a complete graph."""
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     drop = set(range(1, round(count * dropout) + 1))
+    gc.collect()
+    gc.disable()  # as for our side
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     clients = _Clients(count, parameters, vectors, drop)
     workflow = SecAggPlusWorkflow(num_shares=1.0, reconstruction_threshold=2 / 3, max_weight=1.0, clipping_range=8.0)

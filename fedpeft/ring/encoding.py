@@ -22,6 +22,9 @@ __all__ = ["BlockEncoding", "InputRefused", "RoundingBits", "SumRange", "bits_fr
 PIECE = 1 << 14
 """Coordinates worked on at once: 128 KiB of float64, twice, stay in the second-level cache."""
 
+CLIP_MARGIN = 1 - 2.0**-20
+"""Below this share of the range, rounding of the product cannot reach the last level, so clipping would do nothing."""
+
 RANDOM_BITS = 16
 HALF_DRAW = 2.0 ** -(RANDOM_BITS + 1)
 MAX_ABS_LIMIT = 2.0**100
@@ -156,14 +159,16 @@ class BlockEncoding:
         scaled, draws = np.empty(PIECE), np.empty(PIECE)
         for piece in self._pieces():
             x, t, r = vector[piece.start : piece.stop], scaled[: piece.stop - piece.start], draws
-            if not np.isfinite(x).all():
+            largest = max(float(x.max()), -float(x.min()))  # NaN in x makes both reductions NaN
+            if not largest < np.inf:
                 raise InputRefused(f"Expected finite numbers, found NaN or inf in {piece.start}..{piece.stop - 1}.")
             if piece.part.exact:
                 _check_counts(x, piece)
                 np.add(x, offset, out=t, dtype=np.float64)
             else:
                 np.multiply(x, self.scale(piece.part), out=t, dtype=np.float64)
-                np.clip(t, -offset, offset, out=t)
+                if largest > piece.part.max_abs * CLIP_MARGIN:
+                    np.clip(t, -offset, offset, out=t)
                 np.multiply(bits(len(t)), 2.0**-RANDOM_BITS, out=r[: len(t)])
                 t += r[: len(t)]
                 t += offset + HALF_DRAW  # positive, and exact in 53 bits: truncation below is floor

@@ -9,7 +9,7 @@ import hmac as stdlib_hmac
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -17,8 +17,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedpeft.entropy import Entropy
 
@@ -114,12 +112,17 @@ class AgreementKey:
     def agree(self, peer_public: bytes) -> bytes | None:
         """The 32-byte shared secret; None for a low-order or malformed point."""
         try:
-            return self._key.exchange(X25519PublicKey.from_public_bytes(peer_public))
+            return self._key.exchange(_public_key(peer_public))
         except ValueError:
             return None
 
     def __repr__(self) -> str:
         return f"AgreementKey(public={self.public.hex()})"
+
+
+@lru_cache(maxsize=2048)
+def _public_key(text: bytes) -> X25519PublicKey:
+    return X25519PublicKey.from_public_bytes(text)
 
 
 def digest(label: str, *parts: bytes) -> bytes:
@@ -134,7 +137,9 @@ def digest(label: str, *parts: bytes) -> bytes:
 def hkdf(secret: bytes, salt: bytes, label: str, *parts: bytes) -> bytes:
     """32 bytes of HKDF-SHA256; the info is the label and the parts, each preceded by its length."""
     info = b"".join(len(part).to_bytes(8, "big") + part for part in (f"fedpeft/1 {label}".encode(), *parts))
-    return HKDF(SHA256(), KEY_SIZE, salt, info).derive(secret)
+    # RFC 5869 for one block of output, from the standard library: five times faster than building an HKDF object.
+    extracted = stdlib_hmac.digest(salt or bytes(KEY_SIZE), secret, "sha256")
+    return stdlib_hmac.digest(extracted, info + b"\1", "sha256")
 
 
 def prf(key: bytes, label: str, text: bytes) -> bytes:
@@ -189,9 +194,13 @@ def stream(key: bytes, segment: int, backend: Backend) -> Keystream:
     GCM's keystream under the 96-bit nonce ``segment`` starts at the very same counter block, so both back ends give
     the same bytes; which is faster depends on the processor.
     """
+    return Cipher(algorithms.AES(key), _mode(segment, backend)).encryptor().update_into
+
+
+@lru_cache(maxsize=64)
+def _mode(segment: int, backend: Backend) -> modes.GCM | modes.CTR:
     nonce = segment.to_bytes(12, "big")
-    mode = modes.GCM(nonce) if backend == "gcm" else modes.CTR(nonce + b"\0\0\0\2")
-    return Cipher(algorithms.AES(key), mode).encryptor().update_into
+    return modes.GCM(nonce) if backend == "gcm" else modes.CTR(nonce + b"\0\0\0\2")
 
 
 @cache

@@ -5,12 +5,12 @@ field element at the holder's participant id, 33 bytes, big-endian. The Lagrange
 and are computed once for each set of holders. Repair of bad shares is in ``repair.py``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from fedpeft.errors import FedpeftError
 
-__all__ = ["COEFFICIENT_BYTES", "PRIME", "SHARE_SIZE", "combine", "share_value", "split", "weights", "weights_without"]
+__all__ = ["COEFFICIENT_BYTES", "PRIME", "SHARE_SIZE", "combine", "combine_without", "share_value", "split", "weights"]
 
 PRIME = (1 << 256) + 297
 SHARE_SIZE = 33
@@ -86,20 +86,25 @@ def weights(holders: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(numerator * inverse % PRIME for inverse in _inverses(denominators))
 
 
-def weights_without(holders: tuple[int, ...], absent: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The holders without one of them, and their weights, from the weights of all: linear instead of quadratic."""
-    inverse = pow(absent, -1, PRIME)
-    pairs = [
-        (x, weight * (absent - x) % PRIME * inverse % PRIME)
-        for x, weight in zip(holders, weights(holders), strict=True)
-        if x != absent
-    ]
-    return tuple(x for x, _ in pairs), tuple(weight for _, weight in pairs)
-
-
 def combine(lagrange: Sequence[int], values: Sequence[int]) -> bytes | None:
     """The secret of these shares; None if the result is no 32-byte string, so at least one share was wrong."""
-    secret = sum(weight * value for weight, value in zip(lagrange, values, strict=True)) % PRIME
+    return _as_secret(sum(weight * value for weight, value in zip(lagrange, values, strict=True)))
+
+
+def combine_without(points: tuple[int, ...], absent: int, values: Mapping[int, int]) -> bytes | None:
+    """Like ``combine`` over ``points`` without ``absent``, from the weights of all of them.
+
+    A dealer holds no share of its own secret. With it among the points, they are the same for every dealer of a
+    complete graph, so the quadratic work is done once; leaving x_a out multiplies weight j by (x_a - x_j) / x_a.
+    """
+    total = sum(
+        weight * (absent - x) * values[x] for x, weight in zip(points, weights(points), strict=True) if x != absent
+    )
+    return _as_secret(total % PRIME * pow(absent, -1, PRIME))
+
+
+def _as_secret(element: int) -> bytes | None:
+    secret = element % PRIME
     return secret.to_bytes(32, "big") if secret < 1 << 256 else None
 
 

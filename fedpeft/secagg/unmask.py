@@ -8,6 +8,7 @@ masks of each block in one pass, decode.
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -56,13 +57,26 @@ def named_shares(revealing: Revealing, holder: ParticipantId, reply: RevealedSha
     flags = np.unpackbits(np.frombuffer(reply.opened, np.uint8))
     if len(reply.opened) != -(-len(roster.owners) // 8) or flags[len(roster.owners) :].any():
         return None
-    sharers = revealing.sharers
-    by_dealer = revealing.names(frozenset(np.flatnonzero(flags).tolist()))
-    names = [n for dealer in roster.sharing_neighbours(holder) if dealer in sharers for n in by_dealer[dealer]]
+    opened = frozenset(np.flatnonzero(flags).tolist())
+    dealt = _names(roster, revealing.masked.sharers, revealing.survivors, opened)
+    names = [name for dealer in roster.sharing_neighbours(holder) for name in dealt.get(dealer, ())]
     if len(reply.shares) != SHARE_SIZE * len(names):
         return None
     cuts = range(0, len(reply.shares), SHARE_SIZE)
     return dict(zip(names, [reply.shares[cut : cut + SHARE_SIZE] for cut in cuts], strict=True))
+
+
+@lru_cache(maxsize=8)
+def _names(
+    roster: Roster, sharers: bytes, survivors: frozenset[ParticipantId], opened: frozenset[int]
+) -> dict[ParticipantId, tuple[ShareName, ...]]:
+    """Of each dealer in U2, what its holders reveal; the same for all holders that open the same blocks."""
+    return {
+        dealer: tuple((dealer, block) for block in roster.owned_by(dealer) if block in opened)
+        if dealer in survivors
+        else ((dealer, KEY_SHARE),)
+        for dealer in members_of(sharers, roster.members) or ()
+    }
 
 
 def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:

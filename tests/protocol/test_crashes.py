@@ -15,9 +15,7 @@ B = BlockId("b")
 @pytest.mark.parametrize("mode", list(Mode))
 def test_every_device_restarts_after_every_message_and_the_sum_is_exact(mode: Mode) -> None:
     fleet = make_fleet(5)
-    ops = [
-        Op(kind="restart", stage=stage, member=ParticipantId(i)) for stage in STAGES for i in range(1, 6)
-    ]
+    ops = [Op(kind="restart", stage=stage, member=ParticipantId(i)) for stage in STAGES for i in range(1, 6)]
     outcome = run_round(fleet, make_spec(fleet, mode=mode), ops=ops)
     assert isinstance(outcome, Summed)
     assert np.array_equal(outcome.sums[B].values, np.ones(5))

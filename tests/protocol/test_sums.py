@@ -42,9 +42,7 @@ def test_the_secure_sum_equals_the_plain_sum_of_encoded_vectors_word_for_word(
         m: frozenset(b.block_id for b in blocks if rng.random() < 0.7) or frozenset({blocks[0].block_id})
         for m in members
     }
-    inputs = {
-        m: {b.block_id: rng.normal(0, 0.5, b.length).astype(np.float32) for b in blocks} for m in members
-    }
+    inputs = {m: {b.block_id: rng.normal(0, 0.5, b.length).astype(np.float32) for b in blocks} for m in members}
     ops = [Op(kind="drop", stage="mask", member=ParticipantId(m)) for m in dropped]
     a = Round(fleet=fleet, spec=spec, owns=owns, inputs=inputs, ops=ops)
     rounding = _recorded_rounding(a)
@@ -118,7 +116,9 @@ def test_an_upload_is_exactly_its_own_blocks_and_little_more() -> None:
             for i in range(1, 10)
         }
         spec = make_spec(fleet, blocks, run_id=f"run-{bits}")
-        zeros = {ParticipantId(i): dict.fromkeys(("mine", "others"), np.zeros(length, np.float32)) for i in range(1, 10)}
+        zeros = {
+            ParticipantId(i): dict.fromkeys(("mine", "others"), np.zeros(length, np.float32)) for i in range(1, 10)
+        }
         a = Round(fleet=fleet, spec=spec, owns=owns, inputs=zeros)
         assert isinstance(a.run(), Summed)
         upload = sum(len(reply) for (member, _), reply in a.replies.items() if member == 1)

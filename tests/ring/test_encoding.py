@@ -128,9 +128,7 @@ def test_another_length_shape_or_dtype_is_refused(vector) -> None:
 
 @pytest.mark.parametrize("value", [0.5, 11.0, -11.0])
 def test_a_count_that_is_a_fraction_or_too_large_is_refused_not_clipped(value: float) -> None:
-    block = BlockEncoding(
-        params=RingParams(bits=32, addends=3), ranges=(SumRange(length=1, max_abs=10.0, exact=True),)
-    )
+    block = BlockEncoding(params=RingParams(bits=32, addends=3), ranges=(SumRange(length=1, max_abs=10.0, exact=True),))
     with pytest.raises(InputRefused, match="whole numbers"):
         block.encode(np.array([value], np.float32), rounding())
 

@@ -163,9 +163,7 @@ def test_a_device_never_goes_back_nor_opens_two_attempts_of_a_round(mark: Mark |
 )
 def test_a_bad_input_is_refused_by_its_own_device_and_the_round_goes_on(vector: np.ndarray, words: str) -> None:
     fleet = make_fleet(6)
-    spec = make_spec(
-        fleet, [SummedBlock(block_id=BlockId("b"), ranges=(SumRange(length=5, max_abs=1.0, exact=True),))]
-    )
+    spec = make_spec(fleet, [SummedBlock(block_id=BlockId("b"), ranges=(SumRange(length=5, max_abs=1.0, exact=True),))])
     good = {ParticipantId(i): {BlockId("b"): np.ones(5, np.float32)} for i in range(2, 7)}
     outcome = run_round(fleet, spec, inputs={**good, ONE: {BlockId("b"): vector}})
     assert isinstance(outcome, Summed)

@@ -12,8 +12,8 @@ from fedpeft.entropy import os_entropy
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.ring import SumRange
 from fedpeft.secagg import (
-    Advertise,
     Aborted,
+    Advertise,
     ConsistRequest,
     ConsistTags,
     DevicePolicy,
@@ -31,8 +31,8 @@ from fedpeft.secagg import (
     begin,
     open_round,
 )
-from fedpeft.secagg.primitives import TAG_SIZE, AgreementKey
 from fedpeft.secagg.graph import Degree
+from fedpeft.secagg.primitives import TAG_SIZE, AgreementKey
 from fedpeft.secagg.roster import Roster, pack_members
 from fedpeft.secagg.shamir import SHARE_SIZE
 from fedpeft.secagg.transcript import advert_digest, offer_context, roster_context
@@ -83,8 +83,14 @@ def test_changed_terms_are_refused() -> None:
     [
         ({"allow_fast": False}, {"mode": Mode.FAST}),
         ({"min_corrupt_fraction": 0.1}, {"corrupt_fraction": 0.0}),
-        ({"min_levels": 100}, {"blocks": (SummedBlock(block_id=BlockId("b"), ranges=(SumRange(length=5, max_abs=1.0),), bits=8),)}),
-        ({"min_max_abs": 1e-3}, {"blocks": (SummedBlock(block_id=BlockId("b"), ranges=(SumRange(length=5, max_abs=1e-6),)),)}),
+        (
+            {"min_levels": 100},
+            {"blocks": (SummedBlock(block_id=BlockId("b"), ranges=(SumRange(length=5, max_abs=1.0),), bits=8),)},
+        ),
+        (
+            {"min_max_abs": 1e-3},
+            {"blocks": (SummedBlock(block_id=BlockId("b"), ranges=(SumRange(length=5, max_abs=1e-6),)),)},
+        ),
         ({"known_devices": {}}, {}),
     ],
     ids=["no-consistency", "nobody-colludes", "small-ring", "tiny-range", "strangers"],
@@ -192,7 +198,9 @@ def test_swapped_keys_of_a_peer_are_refused(field: str, relist: bool) -> None:
     refused(a.ask(ONE, with_advert(request, 2, forged, relist)), Reason.BAD_ROSTER)
 
 
-@pytest.mark.parametrize("change", ["missing-neighbour", "twice", "ourselves-out", "not-owners", "padding", "order", "short"])
+@pytest.mark.parametrize(
+    "change", ["missing-neighbour", "twice", "ourselves-out", "not-owners", "padding", "order", "short"]
+)
 def test_a_roster_that_leaves_out_or_makes_up_is_refused(change: str) -> None:
     a, request = share_request()
     members, owners = request.members, request.owners[0]
@@ -432,11 +440,17 @@ def test_low_dropout_terms_close_a_large_block_that_lost_too_many() -> None:
     """Above 128 owners the masking graph is only as connected as the terms assumed."""
     members = tuple(ParticipantId(i) for i in range(1, 201))
     spec = RoundSpec(
-        run_id="r", round_id=1, attempt=1, mode=Mode.FAST, participants=(), blocks=(), min_cohort=3,
-        corrupt_fraction=0.1, dropout_fraction=0.1, stage_deadline_s=1.0,
+        run_id="r",
+        round_id=1,
+        attempt=1,
+        mode=Mode.FAST,
+        participants=(),
+        blocks=(),
+        min_cohort=3,
+        corrupt_fraction=0.1,
+        dropout_fraction=0.1,
+        stage_deadline_s=1.0,
     )
-    roster = Roster(
-        spec=spec, context=bytes(32), members=members, digests=(), owners=(members,), degree=Degree(32, 18)
-    )
+    roster = Roster(spec=spec, context=bytes(32), members=members, digests=(), owners=(members,), degree=Degree(32, 18))
     assert roster.enough_survive(0, members[:180])
     assert not roster.enough_survive(0, members[:179])

@@ -262,7 +262,9 @@ def test_tags_of_another_length_put_their_sender_out() -> None:
 def test_wrong_revealed_shares_are_repaired_around_and_their_holder_is_named() -> None:
     def cheat(a: Round, reply: RevealedShares) -> Reply:
         shares = b"".join((7).to_bytes(SHARE_SIZE, "big") for _ in range(0, len(reply.shares), SHARE_SIZE))
-        return replace(reply, shares=shares, tag=authenticate(cheat.key, STAGE_REVEAL, [reply.context, reply.opened, shares]))
+        return replace(
+            reply, shares=shares, tag=authenticate(cheat.key, STAGE_REVEAL, [reply.context, reply.opened, shares])
+        )
 
     a = a_round()
     state = a.reach("reveal")
@@ -343,6 +345,8 @@ def test_a_bad_upload_of_one_block_leaves_no_trace_in_another() -> None:
 
     def cheat(a: Round, reply: MaskedInput) -> Reply:
         vectors = (reply.vectors[0], reply.vectors[1][:-1])
-        return replace(reply, vectors=vectors, tag=authenticate(_reply_key(a), STAGE_MASK, [reply.context, b"", *vectors]))
+        return replace(
+            reply, vectors=vectors, tag=authenticate(_reply_key(a), STAGE_MASK, [reply.context, b"", *vectors])
+        )
 
     without_the_bad_one(play(a, "mask", cheat), Reason.BAD_LENGTH)

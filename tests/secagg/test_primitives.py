@@ -16,6 +16,7 @@ from fedpeft.secagg.primitives import (
     digest,
     expand,
     fastest_backend,
+    hkdf,
     is_authentic,
     is_signed,
     open_box,
@@ -49,6 +50,12 @@ def test_rfc_5869_appendix_a_1() -> None:
         b"\x0b" * 22
     )
     assert okm.hex() == "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
+
+
+@given(secret=st.binary(min_size=32, max_size=32), salt=st.binary(max_size=40), part=st.binary(max_size=40))
+def test_our_hkdf_is_the_librarys(secret: bytes, salt: bytes, part: bytes) -> None:
+    info = b"".join(len(text).to_bytes(8, "big") + text for text in (b"fedpeft/1 label", part))
+    assert hkdf(secret, salt, "label", part) == HKDF(hashes.SHA256(), 32, salt, info).derive(secret)
 
 
 def test_sp_800_38a_section_f_5_5() -> None:

@@ -72,7 +72,10 @@ def aes_block(schedule, block):
             mixed = []
             for c in range(0, 16, 4):
                 a = state[c : c + 4]
-                mixed += [double(a[i]) ^ double(a[(i + 1) % 4]) ^ a[(i + 1) % 4] ^ a[(i + 2) % 4] ^ a[(i + 3) % 4] for i in range(4)]
+                mixed += [
+                    double(a[i]) ^ double(a[(i + 1) % 4]) ^ a[(i + 1) % 4] ^ a[(i + 2) % 4] ^ a[(i + 3) % 4]
+                    for i in range(4)
+                ]
             state = mixed
         state = [a ^ b for a, b in zip(state, key)]
     return bytes(state)
@@ -275,7 +278,14 @@ def verify_round(path):
             digest("commitment", context, id4(n), block.encode(), seed) for block, seed in zip(d.blocks, d.seeds)
         ]
         digests[n] = digest(
-            "advertise", context, id4(n), *(b.encode() for b in d.blocks), b"keys", d.channel_public, d.mask_public, *commitments
+            "advertise",
+            context,
+            id4(n),
+            *(b.encode() for b in d.blocks),
+            b"keys",
+            d.channel_public,
+            d.mask_public,
+            *commitments,
         )
         check(
             (unhex(advert["channel_key"]), unhex(advert["mask_key"]), [unhex(c) for c in advert["commitments"]])
@@ -339,16 +349,16 @@ def verify_round(path):
 
     third = digest("survivors", second, unhex(asked["ConsistRequest", 1]["survivors"]))
     for n in devices:
-        vouched = b"".join(
-            prf(channels[n, m], "vouch", third + id4(n) + id4(m))[:16] for m in devices if m != n
-        )
+        vouched = b"".join(prf(channels[n, m], "vouch", third + id4(n) + id4(m))[:16] for m in devices if m != n)
         reply = said["ConsistRequest", n]
         check(
             (unhex(reply["context"]), unhex(reply["tags"]), unhex(reply["tag"]))
             == (third, vouched, tag(reply_keys[n], 3, third, vouched)),
             f"device {n}: it vouches for the survivors",
         )
-        revealed = b"".join(shares[m, n, index] for m in devices if m != n for index in range(1, 1 + len(spec["blocks"])))
+        revealed = b"".join(
+            shares[m, n, index] for m in devices if m != n for index in range(1, 1 + len(spec["blocks"]))
+        )
         reply = said["RevealRequest", n]
         opened = unhex(reply["opened"])
         check(
@@ -362,7 +372,9 @@ def verify_round(path):
             words, size, b, lanes = encoded(document["inputs"][str(n)][name], block["bits"], count)
             vector = unhex(said["MaskRequest", n]["vectors"][index])
             here = [int.from_bytes(vector[i : i + size], "little") for i in range(0, len(vector), size)]
-            stream = ctr(prf(devices[n].seeds[index], "self", roster + name.encode()), bytes(12) + b"\0\0\0\2", len(vector))
+            stream = ctr(
+                prf(devices[n].seeds[index], "self", roster + name.encode()), bytes(12) + b"\0\0\0\2", len(vector)
+            )
             here = [w - int.from_bytes(stream[size * i : size * i + size], "little") for i, w in enumerate(here)]
             total = here if total is None else [a + b_ for a, b_ in zip(total, here)]
         total = [w % 2 ** (8 * size) for w in total]
