@@ -14,6 +14,7 @@ from fedpeft.data import EncodedDataset, Records, encode
 from fedpeft.entropy import derive_seed
 from fedpeft.ids import BlockId
 from fedpeft.methods import blocks_for
+from fedpeft.methods.blocks import HEAD
 from fedpeft.round.local import LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
@@ -169,13 +170,13 @@ def batch_seed(seed: int, device: str) -> int:
 
 def learning_rates(adapter: Adapter, plan: Train, blocks: frozenset[BlockId]) -> Mapping[BlockId, float]:
     """The learning rate of each trained block: its method's own, or the run's."""
-    own = {
-        "lora": adapter.lora.learning_rate if adapter.lora else None,
-        "bitfit": adapter.bitfit.learning_rate if adapter.bitfit else None,
-        "ia3": adapter.ia3.learning_rate if adapter.ia3 else None,
-        "head": adapter.head_learning_rate,
-    }
-    return {block_id: own.get(block_id.split(".")[0]) or plan.learning_rate for block_id in sorted(blocks)}
+    return {block_id: _own_rate(adapter, block_id) or plan.learning_rate for block_id in sorted(blocks)}
+
+
+def _own_rate(adapter: Adapter, block_id: BlockId) -> float | None:
+    method = block_id.split(".")[0]
+    rate: float | None = adapter.head_learning_rate if method == HEAD else getattr(adapter, method).learning_rate
+    return rate
 
 
 def _local_plan(plan: Train, rates: Mapping[BlockId, float], factor: float) -> LocalPlan:

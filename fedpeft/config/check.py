@@ -5,12 +5,13 @@ read, so that ``fedpeft.config.load`` can leave out those that rest on a value a
 """
 
 import re
+import typing
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedpeft.config import derived
-from fedpeft.config.model import Partition, RunConfig
+from fedpeft.config.model import MethodName, Partition, RunConfig
 
 __all__ = ["Finding", "check"]
 
@@ -104,10 +105,11 @@ def _lora(config: RunConfig) -> Iterator[Finding]:
 def _blocks(config: RunConfig) -> Iterator[Finding]:
     head = config.adapter.head and config.task.kind == "classify"
     if not head and not derived.method_names(config):
+        methods = ", ".join(f"[adapter.{name}]" for name in typing.get_args(MethodName))
         yield Finding(
             key="adapter",
             reads=("task.kind",),
-            expected="at least one of [adapter.lora], [adapter.bitfit], [adapter.ia3], or head = true for classify",
+            expected=f"at least one of {methods}, or head = true for classify",
             found="nothing to train",
         )
 

@@ -4,8 +4,9 @@ Invariants: pure functions of the configuration; no default lives here.
 """
 
 import math
+import typing
 
-from fedpeft.config.model import Lora, Partition, Rounds, RunConfig, SecureAggregation
+from fedpeft.config.model import Lora, MethodName, Partition, Rounds, RunConfig, SecureAggregation
 
 __all__ = [
     "MIN_VALUE_BITS",
@@ -36,9 +37,7 @@ def lora_tiers(lora: Lora) -> tuple[int, ...]:
 
 def method_names(config: RunConfig) -> tuple[str, ...]:
     """The methods that [adapter] declares, in the order of the model."""
-    adapter = config.adapter
-    declared = {"lora": adapter.lora, "bitfit": adapter.bitfit, "ia3": adapter.ia3}
-    return tuple(name for name, section in declared.items() if section is not None)
+    return tuple(name for name in typing.get_args(MethodName) if getattr(config.adapter, name) is not None)
 
 
 def known_clients(config: RunConfig) -> int | None:

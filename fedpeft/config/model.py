@@ -3,42 +3,41 @@
 One file makes a ``RunConfig``. ``Performance`` must not change what is learnt or promised; everything
 else is part of the run's identity. Validation is strict (no coercion of "3" to 3) and an unknown key is
 an error; ``fedpeft.config.load`` turns pydantic's findings into ``Problem`` lists. Cross-field checks
-live in ``fedpeft.config.check``.
+live in ``fedpeft.config.check``; [adapter] and its methods in ``fedpeft.config.adapter``.
 """
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from fedpeft.config.adapter import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora, MethodName
+from fedpeft.config.section import Section
 
 __all__ = [
     "Adapter",
     "Aggregate",
     "BaseModelSource",
     "BitFit",
+    "Bottleneck",
     "Data",
     "Device",
     "Ia3",
+    "LayerNorm",
     "Lora",
+    "MethodName",
     "Partition",
     "Performance",
     "Rounds",
     "Run",
     "RunConfig",
+    "Section",
     "SecureAggregation",
     "Task",
     "Train",
 ]
 
-MethodName = Literal["lora", "bitfit", "ia3"]
-TargetName = Literal["q", "k", "v", "o", "up", "down", "gate"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
-
-
-class Section(BaseModel):
-    """Frozen, strict, and closed: an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class Run(Section):
@@ -103,58 +102,6 @@ class Data(Section):
     map: dict[str, str] = Field(default_factory=dict, description='Our column name -> theirs, e.g. {text = "note"}.')
     holdout: float = Field(default=0.2, gt=0, lt=1, description="Share of each client's examples kept for evaluation.")
     partition: Partition = Partition()
-
-
-class Lora(Section):
-    """LoRA (Hu 2021) as column tiers: a device of rank r trains the tiers up to r (DESIGN section 3)."""
-
-    rank: int = Field(default=8, ge=1, le=1024, description="The full rank, of devices that can afford it.")
-    tiers: tuple[int, ...] = Field(
-        default=(),
-        description="Ranks at which a device may stop, ascending, ending in `rank`; empty: powers of two from 2.",
-    )
-    targets: tuple[TargetName, ...] = Field(
-        default=("q", "v"),
-        description="Attention (q, k, v, o) and the MLP (up, down, gate); mapped to the model's own names.",
-    )
-    scale: float = Field(default=2.0, gt=0, description="Fixed, the same for every rank: dW = scale * B A.")
-    init: Literal["orthonormal", "gaussian"] = Field(
-        default="orthonormal", description="How the frozen A begins; B begins at zero."
-    )
-    learning_rate: float | None = Field(
-        default=None, gt=0, description="Overrides train.learning_rate for these blocks."
-    )
-
-
-class BitFit(Section):
-    """BitFit (Ben Zaken 2022): a delta on every bias of the chosen layers."""
-
-    learning_rate: float | None = Field(
-        default=None, gt=0, description="Overrides train.learning_rate for these blocks."
-    )
-
-
-class Ia3(Section):
-    """IA3 (Liu 2022): rescales keys, values and the MLP's inner activations; stored as a delta on one."""
-
-    learning_rate: float | None = Field(
-        default=None, gt=0, description="Overrides train.learning_rate for these blocks."
-    )
-
-
-class Adapter(Section):
-    """The union adapter: every block that any device may train. A method that is absent does not exist in this run."""
-
-    layers: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
-        default="all", description="`all`, or how many of the top layers carry adapters."
-    )
-    lora: Lora | None = None
-    bitfit: BitFit | None = None
-    ia3: Ia3 | None = None
-    head: bool = Field(default=True, description="Train the class head; ignored for causal-lm.")
-    head_learning_rate: float | None = Field(
-        default=None, gt=0, description="Overrides train.learning_rate for the head."
-    )
 
 
 class Train(Section):

@@ -1,7 +1,8 @@
 """BitFit (Ben Zaken, Ravfogel, Goldberg 2022): train the biases only.
 
 Every bias b of the chosen layers (linear modules and layer norms) becomes b + delta, delta = 0 at the
-start. The delta is a parameter of its own, so the frozen base stays shared and its digest true.
+start. The delta is a parameter of its own, so the frozen base stays shared and its digest true. With BitFit
+in a run the biases of layer norms are BitFit's, also beside LayerNorm tuning.
 """
 
 import torch
@@ -50,7 +51,7 @@ def attach_bitfit(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
             where="adapter.bitfit",
             expected="layers with biases",
             found=f"{type(anatomy.model).__name__}, whose chosen layers have none",
-            remedy="Use lora or ia3 on this model instead.",
+            remedy="Use lora, ia3, layernorm or bottleneck on this model instead.",
         )
         raise ConfigInvalid("BitFit cannot be attached to this model.", problems=[problem])
     parts = [BiasPart(host.bias, device_of(host)) for host in hosts]

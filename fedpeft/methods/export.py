@@ -39,7 +39,7 @@ class ExportSummary:
         base: the base model's public name.
         base_digest: the base artifact's digest; empty when unknown.
         parameters: coordinates of the union adapter.
-        peft_type: ``LORA`` or ``IA3``.
+        peft_type: ``LORA``, ``IA3`` or ``LN_TUNING``.
         peft_blocks: blocks that the PEFT files hold.
         peft_lacks: blocks that they do not hold; empty: the PEFT files are the whole adapter.
         peft_max_logit_difference: of the model with the PEFT files from the trained one; None: not measured.

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from fedpeft.errors import ConfigInvalid
 
-__all__ = ["GRAFTS", "device_of", "graft_input", "graft_output", "grafts_of"]
+__all__ = ["GRAFTS", "device_of", "graft_input", "graft_output", "graft_residual", "grafts_of"]
 
 GRAFTS = "fedpeft"
 _INPUT_GRAFTS = "fedpeft_input"
+_RESIDUAL_GRAFTS = "fedpeft_residual"
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -38,6 +39,17 @@ def graft_input(host: nn.Module, method: str, part: nn.Module) -> None:
         host.add_module(_INPUT_GRAFTS, nn.ModuleDict())
         host.register_forward_pre_hook(_before)
     _add(host, _INPUT_GRAFTS, method, part)
+
+
+def graft_residual(host: nn.Module, method: str, part: nn.Module) -> None:
+    """From now on the host's second argument r, the residual that it adds, is ``part(r, r)``.
+
+    Several parts apply one on the other's result: ``part(r, result)``.
+    """
+    if not hasattr(host, _RESIDUAL_GRAFTS):
+        host.add_module(_RESIDUAL_GRAFTS, nn.ModuleDict())
+        host.register_forward_pre_hook(_before_residual)
+    _add(host, _RESIDUAL_GRAFTS, method, part)
 
 
 def grafts_of(model: nn.Module, kind: type[Part]) -> dict[str, Part]:
@@ -69,3 +81,11 @@ def _before(host: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     for part in cast("nn.ModuleDict", getattr(host, _INPUT_GRAFTS)).values():
         first = part(first)
     return (first, *args[1:])
+
+
+def _before_residual(host: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    first, residual = args
+    result = residual
+    for part in cast("nn.ModuleDict", getattr(host, _RESIDUAL_GRAFTS)).values():
+        result = part(residual, result)
+    return (first, result)

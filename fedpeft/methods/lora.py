@@ -6,9 +6,11 @@ A and B are cut into tiers: tier t of ranks (s, t] holds rows s..t of A and colu
 parameter and each factor's tier its own block. A device of rank r applies every tier and trains B's tiers
 up to r. A is frozen and shared (FFA-LoRA, Sun et al. 2024), with orthonormal rows drawn from the run's
 seed, so the sum of B deltas over any mix of ranks is exactly the mean of dW (peers.md, C.2 and C.4).
-The scale is fixed and independent of the rank.
+The scale is the same for every device, whatever tiers it trains: as configured, or with
+``scaling = "rslora"`` (Kalajdzievski 2023) divided by the square root of the union's rank.
 """
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -25,7 +27,7 @@ from fedpeft.methods.block import Block
 from fedpeft.methods.blocks import LORA, tier_block
 from fedpeft.methods.graft import device_of, graft_output
 
-__all__ = ["LoraPart", "attach_lora", "tiers_of", "width_of"]
+__all__ = ["LoraPart", "attach_lora", "scale_of", "tiers_of", "width_of"]
 
 
 class LoraPart(nn.Module):
@@ -79,6 +81,16 @@ def tiers_of(lora: Lora) -> tuple[int, ...]:
     return (*(2**i for i in range(1, lora.rank.bit_length()) if 2**i < lora.rank), lora.rank)
 
 
+def scale_of(lora: Lora) -> float:
+    """The factor of B A.
+
+    Example:
+        >>> scale_of(Lora(rank=16, scale=2.0)), scale_of(Lora(rank=16, scale=2.0, scaling="rslora"))
+        (2.0, 0.5)
+    """
+    return lora.scale if lora.scaling == "fixed" else lora.scale / math.sqrt(lora.rank)
+
+
 def attach_lora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
     """Graft LoRA on the targets of the chosen layers; A's and B's tiers as blocks.
 
@@ -96,7 +108,7 @@ def attach_lora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
     for slot in lora.targets:
         for path, host in anatomy.slot_modules(slot, wanted_by="adapter.lora").items():
             rows = torch.from_numpy(_initial_rows(path, width_of(host, "in_features"), lora, seed)).to(device_of(host))
-            part = LoraPart(rows, width_of(host, "out_features"), tiers, lora.scale)
+            part = LoraPart(rows, width_of(host, "out_features"), tiers, scale_of(lora))
             graft_output(host, LORA, part)
             parts.append(part)
     frozen = [

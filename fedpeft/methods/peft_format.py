@@ -1,13 +1,15 @@
 """A union adapter's blocks in the format of the peft library, and back. Does not import peft.
 
-One PEFT directory holds one of two things, exactly:
+One PEFT directory holds one of three things, exactly:
 
 - ``LORA``: the LoRA matrices at the union's full rank, biases (``bias="all"``) and the class head
   (``modules_to_save``). Without LoRA in the union, one matrix gets a rank-1 LoRA of zeros, since peft has
   no form for biases or a head alone.
 - ``IA3``: the gains and the class head.
+- ``LN_TUNING``: the tuned norms and the class head.
 
-What a form cannot hold is left out; the caller says so (``export``).
+The first two hold tuned norms as well, whole, in ``modules_to_save``. peft has no form for bottlenecks. What
+a form cannot hold is left out; the caller says so (``export``).
 """
 
 from collections.abc import Mapping
@@ -20,8 +22,10 @@ from torch import Tensor, nn
 
 from fedpeft.methods.bitfit import BITFIT, BiasPart
 from fedpeft.methods.blocks import HEAD, LORA
+from fedpeft.methods.bottleneck import BottleneckPart
 from fedpeft.methods.graft import grafts_of
 from fedpeft.methods.ia3 import IA3, InputGain, OutputGain
+from fedpeft.methods.layernorm import LAYERNORM, NormPart
 from fedpeft.methods.lora import LoraPart
 from fedpeft.methods.union import UnionAdapter
 
@@ -29,6 +33,7 @@ __all__ = ["PeftForm", "read_peft", "to_peft"]
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 _PREFIX = "base_model.model."
+_TUNED = "ln_tuning_layers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,21 +52,26 @@ class PeftForm:
 
 
 def to_peft(union: UnionAdapter) -> PeftForm:
-    """The largest part of the union that one PEFT directory holds: LoRA, biases and head; else IA3 and head."""
+    """The largest part of the union that one PEFT directory holds: LoRA and biases, else IA3; norms and head."""
     present = {block.method for block in union.spec.blocks}
     head = union.anatomy.head
+    # peft always takes a classifier's head from the adapter, so it is written even when no block trains it.
+    tensors = {f"{_PREFIX}{name}": _array(parameter) for name, parameter in _head_parameters(union).items()}
+    whole = [head] if head else []
+    if LAYERNORM in present and not present & {LORA, BITFIT, IA3}:
+        held, settings = {LAYERNORM}, _norm_form(union, tensors)
+    else:
+        on_ia3 = IA3 in present and not present & {LORA, BITFIT}
+        held = {IA3, LAYERNORM} if on_ia3 else {LORA, BITFIT, LAYERNORM}
+        settings = _ia3_form(union, tensors) if on_ia3 else _lora_form(union, tensors)
+        tensors |= {f"{_PREFIX}{path}.{leaf}": values for (path, leaf), values in _tuned_norms(union).items()}
+        whole += sorted(grafts_of(union.model, NormPart))
     common = {
         "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
         "inference_mode": True,
-        "modules_to_save": [head] if head else None,
+        "modules_to_save": whole or None,
     }
-    # peft always takes a classifier's head from the adapter, so it is written even when no block trains it.
-    tensors = {f"{_PREFIX}{name}": _array(parameter) for name, parameter in _head_parameters(union).items()}
-    if present & {LORA, BITFIT} or present == {HEAD}:
-        settings = _lora_form(union, tensors)
-        return PeftForm(methods=frozenset({LORA, BITFIT, HEAD} & present), settings=common | settings, tensors=tensors)
-    settings = _ia3_form(union, tensors)
-    return PeftForm(methods=frozenset({IA3, HEAD} & present), settings=common | settings, tensors=tensors)
+    return PeftForm(methods=frozenset((held | {HEAD}) & present), settings=common | settings, tensors=tensors)
 
 
 def read_peft(union: UnionAdapter, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
@@ -78,6 +88,14 @@ def read_peft(union: UnionAdapter, tensors: Mapping[str, npt.NDArray[np.float32]
         for path, gain in _gains(union.model).items():
             value = held.get(f"{path}.ia3_l")
             gain.delta.copy_(torch.zeros_like(gain.delta) if value is None else value.view(-1) - 1.0)
+        for bottleneck in grafts_of(union.model, BottleneckPart).values():
+            bottleneck.up.zero_()
+            bottleneck.up_bias.zero_()
+        for path, norm in grafts_of(union.model, NormPart).items():
+            for leaf, delta in (("weight", norm.gain), ("bias", norm.bias)):
+                value = held.get(f"{path}.{_TUNED}.{leaf}", held.get(f"{path}.{leaf}"))
+                if delta is not None and value is not None:
+                    delta.copy_(value - union.model.get_parameter(f"{path}.{leaf}"))
         for name, parameter in _head_parameters(union).items():
             parameter.copy_(held[name])
 
@@ -111,6 +129,26 @@ def _ia3_form(union: UnionAdapter, tensors: Arrays) -> dict[str, object]:
         shape = (1, -1) if path in inner else (-1, 1)
         tensors[f"{_PREFIX}{path}.ia3_l"] = _array((1.0 + gain.delta).view(shape))
     return {"peft_type": "IA3", "target_modules": sorted(gains), "feedforward_modules": sorted(inner)}
+
+
+def _norm_form(union: UnionAdapter, tensors: Arrays) -> dict[str, object]:
+    norms = _tuned_norms(union)
+    for (path, leaf), values in norms.items():
+        tensors[f"{_PREFIX}{path}.{_TUNED}.{leaf}"] = values
+    return {"peft_type": "LN_TUNING", "target_modules": sorted({path for path, _ in norms})}
+
+
+def _tuned_norms(union: UnionAdapter) -> dict[tuple[str, str], npt.NDArray[np.float32]]:
+    """Gain and bias of every tuned norm as trained, by path and ``weight`` or ``bias``, whoever trained the bias."""
+    biases = grafts_of(union.model, BiasPart)
+    tuned: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
+    for path, norm in grafts_of(union.model, NormPart).items():
+        host = union.model.get_submodule(path)
+        tuned[path, "weight"] = _array(host.get_parameter("weight") + norm.gain)
+        delta = biases[path].delta if path in biases else norm.bias
+        if delta is not None:
+            tuned[path, "bias"] = _array(host.get_parameter("bias") + delta)
+    return tuned
 
 
 def _gains(model: nn.Module) -> dict[str, InputGain | OutputGain]:

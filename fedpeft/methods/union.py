@@ -23,8 +23,10 @@ from fedpeft.methods.anatomy import Anatomy, dissect
 from fedpeft.methods.bitfit import attach_bitfit
 from fedpeft.methods.block import Block
 from fedpeft.methods.blocks import HEAD
+from fedpeft.methods.bottleneck import attach_bottleneck
 from fedpeft.methods.head import attach_head
 from fedpeft.methods.ia3 import attach_ia3
+from fedpeft.methods.layernorm import attach_layernorm
 from fedpeft.methods.lora import attach_lora
 from fedpeft.methods.replica import replicate_modules
 
@@ -34,8 +36,15 @@ Vector = npt.NDArray[np.float32]
 Attach = Callable[[Anatomy, Adapter, int], tuple[Block, ...]]
 
 METHODS: Mapping[str, Attach] = MappingProxyType(
-    # In the order in which they apply to one module: y, then LoRA, then the bias, then the gain.
-    {"lora": attach_lora, "bitfit": attach_bitfit, "ia3": attach_ia3, "head": attach_head}
+    # In the order in which they apply to one module: y, then LoRA, then the bias, then the gain, then the bottleneck.
+    {
+        "lora": attach_lora,
+        "bitfit": attach_bitfit,
+        "layernorm": attach_layernorm,
+        "ia3": attach_ia3,
+        "bottleneck": attach_bottleneck,
+        "head": attach_head,
+    }
 )
 
 

@@ -28,13 +28,24 @@ def test_the_template_is_a_valid_run() -> None:
 
 def test_the_template_with_every_default_uncommented_is_the_same_run() -> None:
     text = template()
-    uncommented = re.sub(r"^# ([a-z_]+ = )", r"\1", text, flags=re.MULTILINE)
+    there = [table for table in text.split("\n\n") if not re.search(r"^# \[", table, flags=re.MULTILINE)]
+    uncommented = re.sub(r"^# ([a-z_]+ = )", r"\1", "\n\n".join(there), flags=re.MULTILINE)
     assert uncommented != text
     assert parse(uncommented, source="t", simulation=True) == parse(text, source="t", simulation=True)
 
 
+def test_the_template_with_every_absent_table_uncommented_has_these_tables_at_their_defaults() -> None:
+    text = template()
+    absent = [f"{table}={{}}" for table in re.findall(r"^# \[([a-z.]+)\]$", text, flags=re.MULTILINE)]
+    uncommented = re.sub(r"^# (\[[a-z.]+\]$|[a-z_]+ = )", r"\1", text, flags=re.MULTILINE)
+    assert "adapter.bottleneck={}" in absent
+    expected = parse(text, source="t", overrides=absent, simulation=True)
+    assert parse(uncommented, source="t", simulation=True) == expected
+
+
 def test_the_template_names_every_key_that_a_resolved_file_has() -> None:
-    config = parse(template(), source="t", overrides=["adapter.bitfit={}", "adapter.ia3={}"], simulation=True)
+    absent = [f"adapter.{method}={{}}" for method in ("bitfit", "layernorm", "ia3", "bottleneck")]
+    config = parse(template(), source="t", overrides=absent, simulation=True)
     names = set(re.findall(r"^#? ?(\[*[a-z0-9_.]+\]*)", template(), flags=re.MULTILINE))
     for line in resolved(config).splitlines():
         key = line.split(" = ")[0]

@@ -34,7 +34,7 @@ def test_parameters_are_all_biases_of_the_chosen_layers():
 
 
 def test_a_model_without_biases_is_refused_with_the_alternatives():
-    with pytest.raises(ConfigInvalid, match="Use lora or ia3"):
+    with pytest.raises(ConfigInvalid, match="Use lora, ia3, layernorm or bottleneck"):
         attach(tiny_llama(), Adapter(bitfit=BitFit()), seed=0)
 
 

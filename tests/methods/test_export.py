@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from fedpeft.adapter import AdapterState
-from fedpeft.config.model import Adapter, BitFit, Ia3, Lora
+from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
 from fedpeft.errors import IntegrityFailed, SpecMismatch
 from fedpeft.methods import UnionAdapter, attach, export_peft, load_union
 from fedpeft.testing.models import tiny_bert, tiny_llama
@@ -52,6 +52,14 @@ COMPLETE = {
     "lora without head": (tiny_bert, Adapter(lora=LORA, head=False)),
     "head": (tiny_bert, Adapter()),
     "ia3 and head": (tiny_bert, Adapter(ia3=Ia3())),
+    "norms and head": (tiny_bert, Adapter(layernorm=LayerNorm())),
+    "norms, lora and head": (tiny_bert, Adapter(layernorm=LayerNorm(), lora=LORA)),
+    "norms, lora, biases and head": (tiny_bert, Adapter(layernorm=LayerNorm(), lora=LORA, bitfit=BitFit())),
+    "norms, ia3 and head": (tiny_bert, Adapter(layernorm=LayerNorm(), ia3=Ia3())),
+    "rank-stabilized lora": (tiny_bert, Adapter(lora=LORA.model_copy(update={"scaling": "rslora"}), head=False)),
+    "decoder norms": (tiny_llama, Adapter(layernorm=LayerNorm(), layers=2)),
+    "decoder norms and lora": (tiny_llama, Adapter(layernorm=LayerNorm(), lora=LORA)),
+    "decoder norms and ia3": (tiny_llama, Adapter(layernorm=LayerNorm(), ia3=Ia3())),
     "decoder lora": (tiny_llama, Adapter(lora=LORA.model_copy(update={"targets": ("q", "o", "gate")}))),
     "decoder ia3": (tiny_llama, Adapter(ia3=Ia3(), layers=2)),
 }
@@ -74,14 +82,25 @@ def test_peft_alone_gives_the_trained_models_logits(case, tmp_path):
     assert not (tmp_path / "union.json").exists()
 
 
-@pytest.mark.parametrize("adapter", [Adapter(lora=LORA, ia3=Ia3()), Adapter(bitfit=BitFit(), ia3=Ia3(), layers=2)])
-def test_what_peft_cannot_hold_comes_back_with_load_union(adapter, tmp_path):
-    union = trained(tiny_bert(), adapter)
+INCOMPLETE = {
+    "lora beside ia3": (tiny_bert, Adapter(lora=LORA, ia3=Ia3()), "ia3"),
+    "biases beside ia3": (tiny_bert, Adapter(bitfit=BitFit(), ia3=Ia3(), layers=2), "ia3"),
+    "bottlenecks": (tiny_bert, Adapter(bottleneck=Bottleneck(width=4)), "bottleneck"),
+    "parallel bottlenecks": (tiny_bert, Adapter(bottleneck=Bottleneck(width=4, placement="parallel")), "bottleneck"),
+    "bottlenecks beside norms": (tiny_bert, Adapter(bottleneck=Bottleneck(), layernorm=LayerNorm()), "bottleneck"),
+    "decoder bottlenecks": (tiny_llama, Adapter(bottleneck=Bottleneck(width=4), layers=2), "bottleneck"),
+}
+
+
+@pytest.mark.parametrize("case", INCOMPLETE)
+def test_what_peft_cannot_hold_comes_back_with_load_union(case, tmp_path):
+    build, adapter, lacking = INCOMPLETE[case]
+    union = trained(build(), adapter)
     summary = export_peft(union, tmp_path, base="pypi:tiny", inputs=INPUTS)
-    again = load_union(tiny_bert(), tmp_path)
+    again = load_union(build(), tmp_path)
     assert torch.equal(logits(again.model), logits(union.model))
     assert again.state().digests == union.state().digests
-    assert summary.peft_lacks == ("ia3",)
+    assert summary.peft_lacks == (lacking,)
     assert summary.union_max_logit_difference == 0.0
     assert summary.peft_max_logit_difference > 1e-3
 
