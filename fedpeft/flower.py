@@ -40,6 +40,9 @@ __all__ = ["GridTransport", "LocalGrid", "NodeContext", "client_app", "run_local
 RECORD = "fedpeft"
 STYPE = "fedpeft.wire"
 
+NODES_DEADLINE_S = 120.0
+"""How long Flower's engine may take to register its virtual nodes."""
+
 Handler = Callable[["NodeContext", Stage, bytes], bytes]
 
 
@@ -251,7 +254,15 @@ def run_ray(app: ClientApp, main: Callable[[GridTransport], None], *, devices: i
         "init_args": {"num_cpus": workers, "include_dashboard": False},
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
     }
-    run_simulation(_server_app(main), app, num_supernodes=devices, backend_name="ray", backend_config=backend)
+
+    def start(transport: GridTransport) -> None:
+        clock, pause = SystemClock(), threading.Event()
+        end = clock.monotonic_s() + NODES_DEADLINE_S
+        while len(transport.nodes()) < devices and clock.monotonic_s() < end:
+            pause.wait(0.1)  # Ray registers the nodes while the coordinator starts
+        main(transport)
+
+    run_simulation(_server_app(start), app, num_supernodes=devices, backend_name="ray", backend_config=backend)
 
 
 def _server_app(main: Callable[[GridTransport], None]) -> ServerApp:

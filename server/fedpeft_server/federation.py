@@ -31,7 +31,8 @@ from fedpeft_server.run_directory import AdapterSlot, RunDirectory
 
 __all__ = ["Federation", "Publish"]
 
-PROFILE_DEADLINE_S = 60.0
+PROFILE_DEADLINE_S = 300.0
+"""A device may have to start a process and load its libraries before it can answer at all."""
 IDENTITY_SIZE = 32
 
 
