@@ -89,6 +89,10 @@ class SecureSum:
             self._end = state
 
 
+def _nothing() -> None:
+    """Without privacy accounting, opening a sum costs nothing."""
+
+
 def run_round(
     task: RoundTask,
     state: AdapterState,
@@ -101,6 +105,7 @@ def run_round(
     entropy: Entropy,
     observe: Observer,
     open_sum: OpenSum = SecureSum,
+    before_opening: Callable[[], None] = _nothing,
 ) -> RoundOutcome:
     """Run one attempt at one round with these members, to its sum or its reason.
 
@@ -114,12 +119,16 @@ def run_round(
         entropy: for the round's keys.
         observe: told of every transition.
         open_sum: the secure sum; another one only to measure what it costs (simulation).
+        before_opening: called before the devices are asked to open the sum: what it raises, e.g. that the privacy
+            budget is spent, ends the attempt with the sum still masked.
     """
     room = _Room(task, members, transport, observe)
     spec = round_terms(task.plan, state.spec, members, task, rounds=rounds, terms=terms)
     summing = open_sum(spec, identity, entropy)
     end: secagg.Summed | secagg.Aborted | None = None
     while end is None:
+        if summing.stage == "reveal":
+            before_opening()
         if summing.stage == "fit":
             replies = room.fit(summing.requests, state, deadline_s=rounds.fit_deadline_s)
         else:

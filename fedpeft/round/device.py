@@ -18,6 +18,7 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.entropy import Entropy
 from fedpeft.errors import (
+    BudgetExhausted,
     ConfigInvalid,
     DataInvalid,
     FedpeftError,
@@ -27,20 +28,22 @@ from fedpeft.errors import (
     SpecMismatch,
 )
 from fedpeft.ids import BlockId
+from fedpeft.privacy import Mechanism, PrivacyLedger
+from fedpeft.round.contribution import inputs_of
 from fedpeft.round.local import (
     DeviceStore,
     HeldBlocks,
     Identity,
-    LocalResult,
     NotFinite,
     OpenRound,
     SumSession,
     Trainer,
 )
 from fedpeft.round.messages import BlockPayload, Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
-from fedpeft.round.metrics import METRICS, Contribution, metrics_vector
+from fedpeft.round.metrics import METRICS
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transport import Stage
+from fedpeft.secagg.spec import mechanism
 from fedpeft.wire import decode, encode
 
 __all__ = ["Device"]
@@ -59,6 +62,8 @@ class Device:
         session: its secure sum.
         store: its memory.
         entropy: for keys; the operating system's.
+        budget: what this site may spend on opened sums under client-level privacy, over the device's life; None: no
+            limit of its own.
         rounding: (run id, round id) -> randomness for stochastic rounding; seeded in simulation only.
     """
 
@@ -71,9 +76,10 @@ class Device:
         store: DeviceStore,
         entropy: Entropy,
         rounding: Callable[[str, int], Entropy],
+        budget: PrivacyLedger | None = None,
     ) -> None:
         self._identity, self._trainer, self._session, self._store = identity, trainer, session, store
-        self._entropy, self._rounding = entropy, rounding
+        self._entropy, self._rounding, self._budget = entropy, rounding, budget
         self._busy = threading.Lock()
 
     def handle(self, stage: Stage, payload: bytes) -> bytes:
@@ -123,18 +129,25 @@ class Device:
         state = self._receive(spec, request)
         if state is None:
             return Failure(reason=FailureReason.MISSING_STATE, detail="blocks of the global state are not held here")
+        noise = mechanism(terms)
+        if noise is not None:
+            self._afford(noise)
         owns = self._owned(plan, spec, terms) if request.train else frozenset({METRICS})
         advertise = self._session.begin(offer, owns=owns, entropy=self._entropy)
         if isinstance(advertise, secagg.Refusal):
             return Failure(reason=FailureReason.PROTOCOL, detail=f"{advertise.reason.value}: {advertise.detail}")
         work = (terms.run_id, terms.round_id, _work(request))
-        if opened is not None and (opened.run_id, opened.round_id, opened.work_sha256) == work:
+        if (
+            opened is not None
+            and (opened.run_id, opened.round_id, opened.work_sha256) == work
+            and opened.noise == noise
+        ):
             inputs = opened.inputs  # another attempt at the same round: the training stands
         else:
             # The keys of the new round are out: from here on the inputs of an older one must not go under them,
             # not even if training fails. Two sums of the same inputs over two cohorts would tell them apart.
             self._store.write(OPEN, encode(_opened(terms)))
-            inputs = _inputs(plan, self._trainer.fit(plan, state, request), owns)
+            inputs = inputs_of(plan, self._trainer.fit(plan, state, request), owns, noise)
         ready = Ready(advertise=encode(advertise))
         answered = replace(
             _opened(terms),
@@ -152,6 +165,14 @@ class Device:
         if kept is None:
             return Failure(reason=FailureReason.PROTOCOL, detail="no round is open on this device")
         opened = decode(kept, OpenRound)
+        if isinstance(request, secagg.RevealRequest) and opened.noise is not None and self._budget is not None:
+            label = f"{opened.run_id} round {opened.round_id} attempt {opened.attempt}"
+            try:
+                self._budget.charge(
+                    label, opened.noise.release
+                )  # before the reply: what is opened cannot be taken back
+            except BudgetExhausted as error:
+                return Failure(reason=FailureReason.POLICY_REFUSED, detail=str(error))
         return self._session.answer(
             opened.run_id,
             request,
@@ -186,39 +207,29 @@ class Device:
         for block_id in owned:
             if offered[block_id] != spec[block_id].size:
                 raise SpecMismatch(f"{block_id}: expected length {spec[block_id].size}, offered {offered[block_id]}.")
-        return frozenset(owned | {METRICS})
+        return frozenset(owned | ({METRICS} & offered.keys()))
 
-
-def _inputs(plan: LearningPlan, result: LocalResult, owns: frozenset[BlockId]) -> tuple[BlockPayload, ...]:
-    """What goes into the secure sum: each delta times the device's weight, and the metrics.
-
-    Raises:
-        NotFinite: a delta or a loss is NaN or infinite.
-    """
-    rule = plan.aggregate
-    weight = min(result.examples, rule.max_weight) / rule.max_weight if rule.weight == "examples" else 1.0
-    inputs = {block_id: delta * np.float32(weight) for block_id, delta in result.deltas.items() if block_id in owns}
-    for block_id, delta in inputs.items():
-        if not np.isfinite(delta).all():
-            raise NotFinite(f"Training gave a value in {block_id} that is not finite; try a lower learning rate.")
-    if not np.isfinite([result.trained_loss, result.evaluated_loss]).all():
-        raise NotFinite("The loss is not finite; try a lower learning rate.")
-    contribution = Contribution(
-        weight=weight,
-        trained_loss=result.trained_loss,
-        trained=result.trained,
-        evaluated_loss=result.evaluated_loss,
-        correct=result.correct,
-        evaluated=result.evaluated,
-    )
-    inputs[METRICS] = metrics_vector(contribution)
-    return tuple(BlockPayload(block_id=key, values=vector.astype("<f4").tobytes()) for key, vector in inputs.items())
+    def _afford(self, noise: Mechanism) -> None:
+        """Refuses a round whose noise keeps no promise, or which this device's own budget does not allow."""
+        if problems := noise.problems():
+            raise ConfigInvalid("The noise of this round cannot be used.", problems=problems)
+        budget = self._budget
+        if budget is not None and budget.would_exceed(noise.release):
+            spent, limit = budget.spent(), budget.budget.epsilon
+            raise PolicyRefused(f"Expected a round within epsilon={limit:g}, this device's own; spent are {spent:.4g}.")
 
 
 def _opened(terms: secagg.RoundSpec) -> OpenRound:
     """The record of a round without inputs: nothing was trained yet."""
     return OpenRound(
-        run_id=terms.run_id, round_id=terms.round_id, offer_sha256="", work_sha256="", advertise=b"", inputs=()
+        run_id=terms.run_id,
+        round_id=terms.round_id,
+        offer_sha256="",
+        work_sha256="",
+        advertise=b"",
+        inputs=(),
+        attempt=terms.attempt,
+        noise=mechanism(terms),
     )
 
 

@@ -16,6 +16,7 @@ from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.entropy import Entropy
 from fedpeft.errors import FedpeftError
 from fedpeft.ids import BlockId
+from fedpeft.privacy import Mechanism
 from fedpeft.round.messages import BlockDigest, BlockPayload, FitRequest
 from fedpeft.round.plan import LearningPlan
 from fedpeft.wire import message
@@ -143,7 +144,9 @@ class OpenRound:
         offer_sha256: of the offer it answered; a repeat of that offer gets the same answer.
         work_sha256: of what was trained; another attempt at the same work reuses the inputs.
         advertise: that answer.
-        inputs: what goes into the sum, float32 little-endian, weighted already.
+        inputs: what goes into the sum, float32 little-endian, weighted or clipped already.
+        attempt: of the round.
+        noise: of a round under client-level privacy; what opening its sum costs follows from it.
     """
 
     run_id: str
@@ -152,3 +155,5 @@ class OpenRound:
     work_sha256: str
     advertise: bytes
     inputs: tuple[BlockPayload, ...]
+    attempt: int = 1
+    noise: Mechanism | None = None

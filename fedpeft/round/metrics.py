@@ -13,7 +13,16 @@ import numpy.typing as npt
 from fedpeft.ids import BlockId
 from fedpeft.ring import SumRange
 
-__all__ = ["METRICS", "METRIC_BITS", "METRIC_RANGES", "Contribution", "Totals", "metrics_vector", "totals"]
+__all__ = [
+    "METRICS",
+    "METRIC_BITS",
+    "METRIC_RANGES",
+    "NOTHING_MEASURED",
+    "Contribution",
+    "Totals",
+    "metrics_vector",
+    "totals",
+]
 
 METRICS = BlockId("metrics")
 
@@ -65,6 +74,10 @@ class Totals:
     train_loss: float | None
     loss: float | None
     accuracy: float | None
+
+
+NOTHING_MEASURED = Totals(weight=0.0, trained=0, evaluated=0, train_loss=None, loss=None, accuracy=None)
+"""A round under client-level privacy: its metrics would be releases, and are not collected."""
 
 
 def metrics_vector(contribution: Contribution) -> npt.NDArray[np.float32]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from fedpeft import secagg
 from fedpeft.ids import BlockId, NodeId, ParticipantId, RoundId
+from fedpeft.privacy import NoiseTerms
 from fedpeft.round.messages import Profile
 from fedpeft.round.plan import LearningPlan
 
@@ -30,6 +31,7 @@ class RoundTask:
     Args:
         round_id: from 1.
         attempt: from 1; counts within the round.
+        noise: client-level differential privacy: what every device clips to and adds; then nothing is measured.
         incarnation: how often the run was started, from 1; devices see each as a run of its own.
         plan: the run's learning plan.
         train: False for an evaluation of the state alone.
@@ -46,6 +48,7 @@ class RoundTask:
     learning_rate_factor: float
     eval_examples: int
     incarnation: int = 1
+    noise: NoiseTerms | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -31,7 +31,8 @@ def round_terms(
 
     The name of the run carries the incarnation: a resumed coordinator cannot know how far a round had got, and
     devices never start an agreed one anew (docs/adr/0002-incarnations.md). Each tensor has its own clipping range,
-    all of them ``terms.max_abs``; the metrics are one more block, owned by everybody.
+    all of them ``terms.max_abs``; the metrics are one more block, owned by everybody. Under noise
+    there are no metrics, since a loss or a count is a release too, and the one clip is that of the contribution's norm.
     """
     participants = tuple(
         secagg.Participant(
@@ -42,24 +43,27 @@ def round_terms(
         )
         for place, member in enumerate(members, 1)
     )
+    max_abs = terms.max_abs if task.noise is None else task.noise.l2_clip_norm
     trained = [block for block in adapter.blocks if block.trainable] if task.train else []
     blocks = tuple(
         secagg.SummedBlock(
             block_id=block.block_id,
-            ranges=tuple(SumRange(length=tensor.size, max_abs=terms.max_abs) for tensor in block.tensors),
+            ranges=tuple(SumRange(length=tensor.size, max_abs=max_abs) for tensor in block.tensors),
             bits=terms.bits,
         )
         for block in trained
     )
+    metrics = secagg.SummedBlock(block_id=METRICS, ranges=METRIC_RANGES, bits=METRIC_BITS)
     return secagg.RoundSpec(
         run_id=f"{plan.run_id}#{task.incarnation}",
         round_id=task.round_id,
         attempt=task.attempt,
         mode=secagg.Mode.FAST if terms.mode == "fast" else secagg.Mode.FULL,
         participants=participants,
-        blocks=(*blocks, secagg.SummedBlock(block_id=METRICS, ranges=METRIC_RANGES, bits=METRIC_BITS)),
+        blocks=(*blocks, metrics) if task.noise is None else blocks,
         min_cohort=terms.min_cohort,
         corrupt_fraction=terms.corrupt_fraction,
         dropout_fraction=terms.dropout_fraction,
         stage_deadline_s=rounds.stage_deadline_s,
+        noise=task.noise,
     )
