@@ -9,7 +9,7 @@ from fedpeft.errors import ConfigInvalid
 from fedpeft.ids import BlockId
 from fedpeft.methods import attach
 from fedpeft.methods.graft import grafts_of
-from fedpeft.methods.lora import LoraPart, tiers_of
+from fedpeft.methods.lora import LoraPart, scale_of, tiers_of
 from fedpeft.testing.models import tiny_bert, tiny_llama
 
 pytestmark = pytest.mark.torch
@@ -74,6 +74,14 @@ def test_every_matrix_draws_its_own_rows():
 @pytest.mark.parametrize(("rank", "tiers"), [(1, (1,)), (2, (2,)), (6, (2, 4, 6)), (8, (2, 4, 8))])
 def test_tiers_default_to_powers_of_two_up_to_the_rank(rank, tiers):
     assert tiers_of(Lora(rank=rank)) == tiers
+
+
+@pytest.mark.parametrize(("rank", "fixed", "rslora"), [(1, 1.5, 1.5), (4, 1.5, 0.75), (8, 1.5, 1.5 / 8**0.5)])
+def test_the_scale_is_fixed_or_divided_by_the_square_root_of_the_unions_rank(rank, fixed, rslora):
+    assert scale_of(Lora(rank=rank, scale=1.5)) == fixed
+    assert scale_of(Lora(rank=rank, scale=1.5, scaling="rslora")) == pytest.approx(rslora)
+    union = attach(tiny_bert(), Adapter(lora=Lora(rank=rank, scale=1.5, scaling="rslora")), seed=0)
+    assert {part.scale for part in grafts_of(union.model, LoraPart).values()} == {scale_of(union.adapter.lora)}
 
 
 def test_tiers_that_do_not_end_in_the_rank_are_refused():

@@ -1,21 +1,32 @@
 """The union adapter: identity at the start, sharing, freezing, round trips, counts. Encoder and decoder."""
 
+import typing
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fedpeft.adapter import AdapterState
-from fedpeft.config.model import Adapter, BitFit, Ia3, Lora
+from fedpeft.config.explain import sections_in
+from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora, MethodName
 from fedpeft.errors import ConfigInvalid, SpecMismatch
 from fedpeft.ids import BlockId
-from fedpeft.methods import UnionAdapter, attach
+from fedpeft.methods import UnionAdapter, attach, blocks_for
+from fedpeft.methods.union import METHODS
 from fedpeft.testing.models import tiny_bert, tiny_llama
 
 pytestmark = pytest.mark.torch
 
-EVERYTHING = Adapter(lora=Lora(rank=4, targets=("q", "v")), bitfit=BitFit(), ia3=Ia3())
-NO_BIAS = Adapter(lora=Lora(rank=4, targets=("q", "v", "up")), ia3=Ia3())
+LORA = Lora(rank=4, targets=("q", "v"))
+EVERYTHING = Adapter(lora=LORA, bitfit=BitFit(), layernorm=LayerNorm(), ia3=Ia3(), bottleneck=Bottleneck(width=4))
+NO_BIAS = Adapter(
+    lora=Lora(rank=4, targets=("q", "v", "up")),
+    layernorm=LayerNorm(),
+    ia3=Ia3(),
+    bottleneck=Bottleneck(width=4, placement="pfeiffer"),
+)
+BESIDE = Adapter(layernorm=LayerNorm(), bottleneck=Bottleneck(width=4, placement="parallel"))
 INPUT = torch.tensor([[5, 9, 17, 33, 2], [7, 8, 9, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 
@@ -36,7 +47,9 @@ def disturbed(union: UnionAdapter, seed: int = 1) -> AdapterState:
 
 
 BOTH = pytest.mark.parametrize(
-    ("build", "adapter"), [(tiny_bert, EVERYTHING), (tiny_llama, NO_BIAS)], ids=["encoder", "decoder"]
+    ("build", "adapter"),
+    [(tiny_bert, EVERYTHING), (tiny_bert, BESIDE), (tiny_llama, NO_BIAS), (tiny_llama, BESIDE)],
+    ids=["encoder", "encoder beside", "decoder", "decoder beside"],
 )
 
 
@@ -131,6 +144,21 @@ def test_a_state_of_another_adapter_is_refused():
     other = attach(tiny_bert(), Adapter(bitfit=BitFit()), seed=0)
     with pytest.raises(SpecMismatch, match="Expected a state of adapter"):
         union.load(other.initial_state())
+
+
+def test_every_method_has_a_section_and_a_name_for_devices():
+    names = [*typing.get_args(MethodName), "head"]
+    assert sorted(METHODS) == sorted(names)
+    sections = [name for name, field in Adapter.model_fields.items() if next(sections_in(field.annotation), None)]
+    assert sections == [name for name in METHODS if name != "head"]
+
+
+def test_every_method_can_be_chosen_by_a_device():
+    spec = attach(tiny_bert(), EVERYTHING, seed=0).spec
+    for method in typing.get_args(MethodName):
+        chosen = blocks_for(spec, methods=[method], rank=None, head=False)
+        assert chosen
+        assert {spec[block_id].method for block_id in chosen} == {method}
 
 
 def test_attaching_twice_is_refused():

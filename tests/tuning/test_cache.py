@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.config.model import Adapter, Ia3, Lora
+from fedpeft.config.model import Adapter, Bottleneck, Ia3, LayerNorm, Lora
 from fedpeft.methods import attach
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
 from fedpeft.tuning import ActivationCache, LocalPlan, evaluate, train
@@ -17,6 +17,10 @@ BOTH = pytest.mark.parametrize(
     ("build", "examples"), [(tiny_bert, class_examples(40)), (tiny_llama, token_examples(40))]
 )
 ADAPTER = Adapter(lora=Lora(rank=4), ia3=Ia3(), layers=1)
+ADDITIVE = [
+    Adapter(bottleneck=Bottleneck(width=4, placement=placement), layernorm=LayerNorm(), layers=1)
+    for placement in ("houlsby", "parallel")
+]
 PLENTY = 1 << 24
 
 
@@ -32,10 +36,11 @@ def training_cache(examples, max_bytes=PLENTY):
 
 
 @BOTH
-def test_training_with_the_cache_equals_training_without(build, examples):
+@pytest.mark.parametrize("adapter", [ADAPTER, *ADDITIVE], ids=["lora and ia3", "houlsby", "parallel"])
+def test_training_with_the_cache_equals_training_without(build, examples, adapter):
     results = []
     for cache in (None, training_cache(examples)):
-        union = attach(build(), ADAPTER, seed=0)
+        union = attach(build(), adapter, seed=0)
         outcome = train(union, examples, plan_for(union), seed=0, cache=cache)
         results.append((outcome.mean_loss, np.concatenate(list(union.state().values()))))
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedpeft.config.model import Adapter, BitFit, Ia3, Lora
+from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
 from fedpeft.data import EncodedDataset
 from fedpeft.errors import DataInvalid, RunFailed, SpecMismatch
 from fedpeft.ids import BlockId
@@ -24,6 +24,11 @@ CASES = {
     "lora": (tiny_bert, Adapter(lora=LORA)),
     "bitfit": (tiny_bert, Adapter(bitfit=BitFit())),
     "ia3": (tiny_bert, Adapter(ia3=Ia3())),
+    "norms": (tiny_bert, Adapter(layernorm=LayerNorm())),
+    "bottlenecks": (tiny_bert, Adapter(bottleneck=Bottleneck(width=8))),
+    "bottlenecks beside": (tiny_bert, Adapter(bottleneck=Bottleneck(width=8, placement="parallel", activation="gelu"))),
+    "houlsby": (tiny_bert, Adapter(bottleneck=Bottleneck(width=8), layernorm=LayerNorm())),
+    "rank-stabilized lora": (tiny_bert, Adapter(lora=LORA.model_copy(update={"scaling": "rslora"}))),
     "head": (tiny_bert, Adapter()),
     "all together": (tiny_bert, Adapter(lora=LORA, bitfit=BitFit(), ia3=Ia3())),
     "decoder lora": (
@@ -31,6 +36,9 @@ CASES = {
         Adapter(lora=LORA.model_copy(update={"targets": ("q", "k", "v", "o", "up", "down", "gate")})),
     ),
     "decoder ia3": (tiny_llama, Adapter(ia3=Ia3())),
+    "decoder norms": (tiny_llama, Adapter(layernorm=LayerNorm())),
+    "decoder bottlenecks": (tiny_llama, Adapter(bottleneck=Bottleneck(width=8))),
+    "decoder bottlenecks beside": (tiny_llama, Adapter(bottleneck=Bottleneck(width=8, placement="parallel"))),
     "decoder together": (tiny_llama, Adapter(lora=LORA, ia3=Ia3())),
 }
 
