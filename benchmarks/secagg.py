@@ -3,9 +3,10 @@
     python benchmarks/secagg.py [--quick] [--skip-peer]
 
 CPU seconds (``process_time``), the median device, the whole coordinator; the state machines alone on both sides,
-without wire codec and transport, the garbage collector off. Progress on stderr, details in benchmarks/results/secagg.json, and on the last line
-of stdout one JSON object: client_ratio, coordinator_ratio, kernel_floor_fraction, bytes_per_parameter,
-coordinator_peak_mb. --quick takes less than a minute and measures smaller rounds.
+without wire codec and transport, the garbage collector off. Progress on stderr, details in
+benchmarks/results/secagg.json, and on the last line of stdout one JSON object: client_ratio, coordinator_ratio,
+kernel_floor_fraction, bytes_per_parameter, coordinator_peak_mb. --quick takes less than a minute and measures smaller
+rounds.
 """
 
 import argparse

@@ -6,6 +6,7 @@ X25519 (RFC 7748), Ed25519 verification (RFC 8032), AES-256, CTR and GCM (FIPS 1
 and Shamir's scheme are written out here, slowly and plainly; nothing of fedpeft is imported.
 """
 
+# ruff: noqa: B905, PLR0912, RUF017, RUF059, T201
 import hashlib
 import hmac
 import json

@@ -1,0 +1,86 @@
+"""The session: saves before it replies, and lets nothing that is not meant for it change what it holds."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedpeft.entropy import os_entropy
+from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.secagg import DeviceSession, MemoryLedger, Reason, Refusal, RoundOffer, Summed
+from fedpeft.testing.secagg import Round, make_fleet, make_spec
+
+ONE = ParticipantId(1)
+OWNS = frozenset({BlockId("b")})
+
+
+def test_an_offer_that_is_refused_leaves_the_open_round_as_it_was() -> None:
+    fleet = make_fleet(5)
+    a = Round(fleet=fleet, spec=make_spec(fleet))
+    a.reach("mask")
+    before = fleet.ledgers[ONE].dumped["run"]
+    stranger = make_fleet(5, seed=8)
+    forged = Round(fleet=stranger, spec=make_spec(fleet, attempt=2)).open().requests[ONE]
+    refusal = fleet.sessions[ONE].begin(forged, owns=OWNS, entropy=os_entropy)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason is Reason.BAD_SIGNATURE
+    assert fleet.ledgers[ONE].dumped["run"] == before
+
+
+def test_an_offer_that_is_no_offer_is_malformed() -> None:
+    fleet = make_fleet(5)
+    reply = fleet.sessions[ONE].begin(
+        RoundOffer(spec=b"nonsense", coordinator_channel=bytes(32), signature=bytes(64)), owns=OWNS, entropy=os_entropy
+    )
+    assert isinstance(reply, Refusal)
+    assert reply.reason is Reason.MALFORMED
+
+
+def test_the_same_offer_gets_the_same_advert_whatever_the_entropy() -> None:
+    fleet = make_fleet(5)
+    offer = Round(fleet=fleet, spec=make_spec(fleet)).open().requests[ONE]
+    session = fleet.sessions[ONE]
+    assert session.begin(offer, owns=OWNS, entropy=os_entropy) == session.begin(offer, owns=OWNS, entropy=os_entropy)
+
+
+def test_a_request_of_a_run_that_is_not_open_is_refused() -> None:
+    fleet = make_fleet(5)
+    request = Round(fleet=fleet, spec=make_spec(fleet)).reach("share").requests[ONE]
+    reply = make_fleet(5).sessions[ONE].answer("run", request)
+    assert isinstance(reply, Refusal)
+    assert reply.reason is Reason.OUT_OF_ORDER
+
+
+def test_inputs_are_asked_for_once_and_only_when_they_are_needed() -> None:
+    fleet, calls = make_fleet(5), []
+
+    def inputs() -> dict[BlockId, np.ndarray]:
+        calls.append(1)
+        return {BlockId("b"): np.zeros(5, np.float32)}
+
+    a = Round(fleet=fleet, spec=make_spec(fleet))
+    state = a.open()
+    while not isinstance(state, Summed):
+        request = state.requests[ONE]
+        if not isinstance(request, RoundOffer):
+            for _ in range(2):
+                fleet.sessions[ONE].answer("run", request, inputs=inputs, rounding=os_entropy)
+        state = a.finish_stage(state)
+    assert calls == [1]
+
+
+def test_two_runs_do_not_disturb_each_other() -> None:
+    fleet = make_fleet(5)
+    one, other = (Round(fleet=fleet, spec=make_spec(fleet, run_id=name)) for name in ("one", "other"))
+    first = one.reach("mask")
+    assert isinstance(other.run(), Summed)
+    state = first
+    while not isinstance(state, Summed):
+        state = one.finish_stage(state)
+    assert np.array_equal(state.sums[BlockId("b")].values, np.ones(5))
+
+
+def test_a_session_needs_nothing_but_ledger_identity_and_policy() -> None:
+    fleet = make_fleet(5)
+    session = DeviceSession(ledger=MemoryLedger(), identity=fleet.identities[0], policy=replace(fleet.policy))
+    offer = Round(fleet=fleet, spec=make_spec(fleet)).open().requests[ONE]
+    assert not isinstance(session.begin(offer, owns=OWNS, entropy=os_entropy), Refusal)
