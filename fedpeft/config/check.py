@@ -8,31 +8,13 @@ import re
 import typing
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from fedpeft.config import derived
+from fedpeft.config.check_privacy import privacy_findings
+from fedpeft.config.finding import Finding
 from fedpeft.config.model import MethodName, Partition, RunConfig
 
 __all__ = ["Finding", "check"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One impossible combination.
-
-    Args:
-        key: the key to change, e.g. ``device[1].rank``.
-        reads: every other key the finding rests on.
-        expected: what would be possible.
-        found: what there is.
-        remedy: what to do.
-    """
-
-    key: str
-    reads: tuple[str, ...] = ()
-    expected: str
-    found: str
-    remedy: str = ""
 
 
 def check(config: RunConfig, *, simulation: bool) -> tuple[Finding, ...]:
@@ -42,7 +24,7 @@ def check(config: RunConfig, *, simulation: bool) -> tuple[Finding, ...]:
         config: well-typed, as pydantic leaves it.
         simulation: whether all clients live on this machine; a deployment allows less.
     """
-    checks = (_sources, _task, _lora, _blocks, _devices, _device_names, _partition, _rounds, _cohorts)
+    checks = (_sources, _task, _lora, _blocks, _devices, _device_names, _partition, _rounds, _cohorts, privacy_findings)
     findings = [finding for one in checks for finding in one(config)]
     if not simulation:
         findings += _deployment(config)

@@ -15,6 +15,7 @@ __all__ = [
     "largest_cohort",
     "lora_tiers",
     "method_names",
+    "suggested_delta",
     "value_bits",
 ]
 
@@ -64,6 +65,16 @@ def largest_cohort(config: RunConfig) -> int:
     """The most devices whose vectors one sum may hold, as far as the configuration can tell."""
     clients = known_clients(config)
     return config.rounds.min_devices if clients is None else invited_devices(config.rounds, clients)
+
+
+def suggested_delta(clients: int) -> float:
+    """A delta well below 1 / clients.
+
+    Example:
+        >>> suggested_delta(1000)
+        0.0005011872336272725
+    """
+    return float(clients**-1.1)
 
 
 def value_bits(secagg: SecureAggregation, cohort: int) -> int:

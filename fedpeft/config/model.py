@@ -28,6 +28,7 @@ __all__ = [
     "MethodName",
     "Partition",
     "Performance",
+    "Privacy",
     "Rounds",
     "Run",
     "RunConfig",
@@ -178,6 +179,25 @@ class SecureAggregation(Section):
     min_cohort: int = Field(default=3, ge=3, description="A block trained by fewer organisations is skipped.")
 
 
+class Privacy(Section):
+    """Differential privacy (docs/privacy.md). `client`: a whole client, with noise inside the secure sum."""
+
+    unit: Literal["none", "client"] = Field(
+        default="none", description="Whose data is protected: `client` hides what any one client contributed."
+    )
+    epsilon: float | None = Field(default=None, gt=0, description="The budget of the whole run.")
+    delta: float | None = Field(default=None, gt=0, lt=1, description="At most 1 / clients.")
+    l2_clip_norm: float = Field(
+        default=1.0, gt=0, description="A device's whole delta, all blocks together, is clipped to this norm."
+    )
+    noise_multiplier: float | None = Field(
+        default=None, gt=0, description="Noise over clip norm; none: the least that keeps all rounds in the budget."
+    )
+    colluders: int = Field(
+        default=1, ge=0, description="Devices that may tell the coordinator their noise; the others' shares suffice."
+    )
+
+
 class Performance(Section):
     """Speed only: nothing here changes what is learnt or promised."""
 
@@ -208,6 +228,7 @@ class RunConfig(Section):
     rounds: Rounds = Rounds()
     aggregate: Aggregate = Aggregate()
     secagg: SecureAggregation = SecureAggregation()
+    privacy: Privacy = Privacy()
     performance: Performance = Performance()
     device: tuple[Device, ...] = Field(min_length=1)
     directory: Path = Field(

@@ -21,11 +21,12 @@ from fedpeft.ids import RoundId
 from fedpeft.round.coordinator import OpenSum, SecureSum, run_round
 from fedpeft.round.events import Event, EventKind, Observer
 from fedpeft.round.messages import Profile, ProfileRequest
-from fedpeft.round.metrics import METRICS, totals
+from fedpeft.round.metrics import METRICS, NOTHING_MEASURED, totals
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
 from fedpeft.round.transport import Stage, Transport
 from fedpeft.wire import WireError, decode, encode
+from fedpeft_server.privacy import ClientPrivacy
 from fedpeft_server.rows import round_row, sentence
 from fedpeft_server.run_directory import AdapterSlot, RunDirectory
 
@@ -63,6 +64,7 @@ class Federation:
         publish: called with each committed state.
         entropy: for keys.
         open_sum: the secure sum (see ``run_round``).
+        privacy: noise and ledger; exactly when the run's ``privacy.unit`` is "client".
     """
 
     def __init__(
@@ -78,11 +80,14 @@ class Federation:
         publish: Publish,
         entropy: Entropy = os_entropy,
         open_sum: OpenSum = SecureSum,
+        privacy: ClientPrivacy | None = None,
     ) -> None:
+        if (config.privacy.unit == "client") != (privacy is not None):
+            raise TypeError('a ClientPrivacy exactly when privacy.unit = "client"')
         self._config, self._plan, self._run, self._transport = config, plan, run, transport
         self._identity, self._clock, self._entropy, self._open_sum = identity, clock, entropy, open_sum
         self._publish = publish
-        self._watch = observe
+        self._watch, self._privacy = observe, privacy
         self._members: dict[int, Member] = {}
 
     def train(self, initial: AdapterState) -> AdapterState:
@@ -91,10 +96,11 @@ class Federation:
         Raises:
             QuorumMissed: ``rounds.max_failures`` attempts in a row were aborted.
             RunFailed: a sum could not be applied.
+            BudgetExhausted: another round would go past the privacy budget.
         """
         progress = self._resume(initial)
-        count = self._config.rounds.count
-        while progress.done <= count:  # round count + 1 evaluates the final state
+        last = self._config.rounds.count + (self._privacy is None)  # one round more evaluates the final state
+        while progress.done < last:
             progress = self._round(RoundId(progress.done + 1), progress)
         self._publish("final", progress.state)
         return progress.state
@@ -148,6 +154,13 @@ class Federation:
     def _attempt(self, round_id: RoundId, attempt: int, state: AdapterState, members: Sequence[Member]) -> RoundOutcome:
         rounds, train = self._config.rounds, self._config.train
         learning = round_id <= rounds.count
+        private, run_id = self._privacy, f"{self._plan.run_id}#{self._run.incarnation}"
+
+        def before_opening() -> None:
+            if private is not None:
+                spent = private.charge(f"{run_id} round {round_id} attempt {attempt}", len(members))
+                self._run.record("privacy.charged", round_id=round_id, detail={"epsilon_spent": spent})
+
         task = RoundTask(
             round_id=round_id,
             attempt=attempt,
@@ -156,7 +169,9 @@ class Federation:
             train=learning,
             first_step=(round_id - 1) * train.local_steps,
             learning_rate_factor=learning_rate_factor(train, rounds, round_id) if learning else 0.0,
-            eval_examples=rounds.eval_examples if learning else 0,
+            # Under privacy nothing of the evaluation leaves a device: one example is the least it can do.
+            eval_examples=1 if private else rounds.eval_examples if learning else 0,
+            noise=private.terms(len(members)) if private else None,
         )
         return run_round(
             task,
@@ -169,6 +184,7 @@ class Federation:
             entropy=self._entropy,
             observe=self._observe,
             open_sum=self._open_sum,
+            before_opening=before_opening,
         )
 
     def _select(self, round_id: RoundId, excluded: set[str]) -> list[Member]:
@@ -215,14 +231,15 @@ class Federation:
         The best state is the one that the round began with: it was durable before, and is published first, because
         after the commit its checkpoint may be gone.
         """
-        measured = totals(summed.sums[METRICS].values)
+        measured = NOTHING_MEASURED if self._privacy else totals(summed.sums[METRICS].values)
         sums = {block_id: part.values for block_id, part in summed.sums.items() if block_id != METRICS}
         state = progress.state
         if round_id <= self._config.rounds.count:
             state = apply_mean(
                 state,
                 sums,
-                total_weight=measured.weight,
+                # A fixed denominator: how many were asked, which nobody's data decides.
+                total_weight=len(members) if self._privacy else measured.weight,
                 server_learning_rate=self._config.aggregate.server_learning_rate,
             )
         is_best = measured.loss is not None and (progress.best_loss is None or measured.loss < progress.best_loss)

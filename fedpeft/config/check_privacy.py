@@ -1,0 +1,75 @@
+"""Checks of [privacy] that the configuration alone can answer; what needs the adapter's size is checked at the start.
+
+Whatever would make an epsilon a lie is refused here with the nearest setting that works.
+"""
+
+from collections.abc import Iterator
+
+from fedpeft.config import derived
+from fedpeft.config.finding import Finding
+from fedpeft.config.model import RunConfig
+
+__all__ = ["privacy_findings"]
+
+
+def privacy_findings(config: RunConfig) -> Iterator[Finding]:
+    """Every impossible combination around [privacy]."""
+    privacy = config.privacy
+    if privacy.unit == "none":
+        for option in ("epsilon", "delta", "noise_multiplier"):
+            if getattr(privacy, option) is not None:
+                yield Finding(
+                    key=f"privacy.{option}",
+                    reads=("privacy.unit",),
+                    expected='none of it while privacy.unit = "none"',
+                    found=str(getattr(privacy, option)),
+                    remedy='Set privacy.unit = "client", or leave it out: nothing is promised now.',
+                )
+        return
+    yield from _budget(config)
+    if config.aggregate.weight != "uniform":
+        yield Finding(
+            key="aggregate.weight",
+            reads=("privacy.unit",),
+            expected='"uniform" under privacy.unit = "client": the noise is sized for one clip norm a device',
+            found=f'"{config.aggregate.weight}"',
+            remedy='Set aggregate.weight = "uniform".',
+        )
+    if config.secagg.mode == "off":
+        yield Finding(
+            key="secagg.mode",
+            reads=("privacy.unit",),
+            expected='"full" or "fast" under privacy.unit = "client": each device adds a share of the noise only',
+            found='"off"',
+        )
+    if privacy.colluders >= config.secagg.min_cohort:
+        yield Finding(
+            key="privacy.colluders",
+            reads=("secagg.min_cohort",),
+            expected=f"fewer than secagg.min_cohort={config.secagg.min_cohort}, whose other shares make the noise",
+            found=str(privacy.colluders),
+            remedy="Raise secagg.min_cohort and rounds.min_devices, or assume fewer colluders.",
+        )
+
+
+def _budget(config: RunConfig) -> Iterator[Finding]:
+    privacy, clients = config.privacy, derived.known_clients(config)
+    limit = "at most 1 / clients" if clients is None else f"at most 1 / {clients} clients"
+    hint = "" if clients is None else f" (clients^-1.1 = {derived.suggested_delta(clients):.2g} is usual)"
+    if privacy.epsilon is None:
+        yield Finding(
+            key="privacy.epsilon",
+            reads=("privacy.unit",),
+            expected='an epsilon for privacy.unit = "client"',
+            found="nothing",
+            remedy="`fedpeft privacy plan` says what each costs.",
+        )
+    if privacy.delta is None:
+        yield Finding(key="privacy.delta", reads=("privacy.unit",), expected=f"a delta, {limit}{hint}", found="nothing")
+    elif clients is not None and privacy.delta > 1 / clients:
+        yield Finding(
+            key="privacy.delta",
+            reads=("data.partition", "device"),
+            expected=f"{limit}{hint}: a larger one allows to publish somebody",
+            found=f"{privacy.delta:g}",
+        )

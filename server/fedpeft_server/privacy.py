@@ -1,0 +1,198 @@
+"""Client-level privacy of one run, on the coordinator: the noise of a round, the ledger, the statement.
+
+Everything is refused before the first round that would fail in a later one: a budget that the rounds do not fit into,
+a ring too narrow for the noise. A charge is made before the devices are asked to open the sum, and stays made if the
+round then fails: the coordinator may have seen it. So a run that loses rounds late may end before its last one, with
+exit code 7, and is never resumed past its budget.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from fedpeft.config.model import RunConfig
+from fedpeft.errors import BudgetExhausted, ConfigInvalid, Problem
+from fedpeft.privacy import Budget, Mechanism, NoiseTerms, PrivacyLedger, Release, Statement, calibrate, epsilon
+from fedpeft.privacy.mechanism import MIN_SHARE_SIGMA, size_mechanism
+
+__all__ = ["LEDGER", "ClientPrivacy", "Plan", "read_budget"]
+
+LEDGER = Path("privacy") / "ledger.jsonl"
+"""Within the run directory."""
+
+PLANNED_DEVICES = 10_000
+"""For the sampler's float error, which grows with the devices: 10^-5 of epsilon for so many and 10^6 parameters."""
+
+
+def read_budget(config: RunConfig) -> Budget:
+    """The run's budget; ``config`` has been checked.
+
+    Raises:
+        ConfigInvalid: it has none.
+    """
+    privacy = config.privacy
+    if privacy.unit != "client" or privacy.epsilon is None or privacy.delta is None:
+        raise ConfigInvalid(
+            'Expected privacy.unit = "client" with an epsilon and a delta, found none; nothing is promised.'
+        )
+    return Budget(epsilon=privacy.epsilon, delta=privacy.delta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run promises, decided before its first round.
+
+    Args:
+        config: the run.
+        parameters: trainable coordinates of the union adapter.
+        noise_multiplier: z: as configured, or the least that keeps every round within the budget.
+    """
+
+    config: RunConfig
+    parameters: int
+    noise_multiplier: float
+
+    @classmethod
+    def of(cls, config: RunConfig, parameters: int) -> Self:
+        """The plan of a run.
+
+        Raises:
+            ConfigInvalid: no noise keeps the rounds within the budget, or the configured one does not.
+        """
+        budget, count = read_budget(config), config.rounds.count
+        z = config.privacy.noise_multiplier
+        if z is None:
+            try:
+                z = calibrate(budget, count, lambda guess: _worst(config, parameters, guess))
+            except ValueError as error:
+                where = "run.toml: privacy.epsilon"
+                problem = Problem(where=where, expected="a budget that some noise reaches", found=str(error))
+                raise ConfigInvalid("The privacy budget cannot be reached.", problems=[problem]) from error
+        spent = epsilon([(_worst(config, parameters, z), count)], budget.delta)
+        if spent > budget.epsilon:
+            release = _worst(config, parameters, z)
+            fitting = _last_fitting(release, budget, count)
+            needed = calibrate(budget, count, lambda guess: _worst(config, parameters, guess))
+            problem = Problem(
+                where="run.toml: privacy.noise_multiplier",
+                expected=f"at least {needed:g}, or at most {fitting} rounds, for epsilon={budget.epsilon:g}",
+                found=f"{z:g} and {count} rounds, which spend {spent:.4g}",
+            )
+            raise ConfigInvalid("The rounds do not fit into the privacy budget.", problems=[problem])
+        return cls(config=config, parameters=parameters, noise_multiplier=z)
+
+    def mechanism(self, devices: int) -> Mechanism:
+        """The mechanism of a round with so many invited devices.
+
+        Raises:
+            ConfigInvalid: the ring is too narrow for it.
+        """
+        config = self.config
+        return size_mechanism(
+            l2_clip_norm=config.privacy.l2_clip_norm,
+            noise_multiplier=self.noise_multiplier,
+            colluders=config.privacy.colluders,
+            devices=devices,
+            threshold=config.secagg.min_cohort,
+            bits=config.secagg.bits,
+            parameters=self.parameters,
+        )
+
+    def statement(self, *, spent: float | None = None, rounds: int | None = None) -> Statement:
+        """The promise: of the whole run, or of what was spent in so many releases."""
+        config, budget = self.config, read_budget(self.config)
+        planned = epsilon([(_worst(config, self.parameters, self.noise_multiplier), config.rounds.count)], budget.delta)
+        return Statement(
+            epsilon=planned if spent is None else spent,
+            delta=budget.delta,
+            noise_multiplier=self.noise_multiplier,
+            l2_clip_norm=config.privacy.l2_clip_norm,
+            rounds=config.rounds.count if rounds is None else rounds,
+            threshold=config.secagg.min_cohort,
+            colluders=config.privacy.colluders,
+            consistent=config.secagg.mode == "full",
+        )
+
+
+class ClientPrivacy:
+    """One run's noise and ledger. Close it, or use it in a ``with``.
+
+    Args:
+        plan: from ``Plan.of``.
+        ledger: the run's, held.
+    """
+
+    def __init__(self, plan: Plan, ledger: PrivacyLedger) -> None:
+        self.plan, self._ledger = plan, ledger
+
+    @classmethod
+    def open(cls, config: RunConfig, *, parameters: int, run: Path, witness: Path) -> Self:
+        """Plans the run and opens its ledger.
+
+        Args:
+            config: the run.
+            parameters: trainable coordinates of the union adapter.
+            run: the run directory.
+            witness: where the ledger's witness lies; outside the run directory.
+
+        Raises:
+            ConfigInvalid: the plan is impossible.
+            IntegrityFailed: the ledger is not the newest.
+        """
+        plan = Plan.of(config, parameters)
+        return cls(plan, PrivacyLedger(run / LEDGER, witness=witness, budget=read_budget(config)))
+
+    def terms(self, devices: int) -> NoiseTerms:
+        """The noise of a round with so many invited devices.
+
+        Raises:
+            BudgetExhausted: the budget does not allow its release; nobody has been asked to train yet.
+        """
+        mechanism = self.plan.mechanism(devices)
+        if self._ledger.would_exceed(mechanism.release):
+            budget = self._ledger.budget
+            raise BudgetExhausted(
+                f"Expected epsilon={budget.epsilon:g} at delta={budget.delta:g} to allow another round, found "
+                f"{self._ledger.spent():.4g} spent in {len(self._ledger.entries)} releases; the rounds committed so "
+                "far stand. Lost rounds count: their sums may have been seen."
+            )
+        return mechanism.terms
+
+    def charge(self, label: str, devices: int) -> float:
+        """Pays for one release and returns what is spent in all; call it before the sum is opened."""
+        self._ledger.charge(label, self.plan.mechanism(devices).release)
+        return self._ledger.spent()
+
+    def statement(self) -> Statement:
+        """What has been spent so far."""
+        return self.plan.statement(spent=self._ledger.spent(), rounds=len(self._ledger.entries))
+
+    def close(self) -> None:
+        """Lets go of the ledger; may be called again."""
+        self._ledger.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _worst(config: RunConfig, parameters: int, z: float) -> Release:
+    """At least as bad as every round: the coarsest grid and the most devices."""
+    return Release(
+        noise_multiplier=z,
+        shares=config.secagg.min_cohort - config.privacy.colluders,
+        share_sigma=MIN_SHARE_SIGMA,
+        parameters=parameters,
+        devices=PLANNED_DEVICES,
+    )
+
+
+def _last_fitting(release: Release, budget: Budget, count: int) -> int:
+    """The most rounds, below ``count``, that fit into the budget."""
+    low, high = 0, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if epsilon([(release, middle)], budget.delta) <= budget.epsilon else (low, middle)
+    return low
