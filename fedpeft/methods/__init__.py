@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from fedpeft.methods.blocks import blocks_for
 
 if TYPE_CHECKING:
-    from fedpeft.methods.export import ExportSummary, export_peft, load_union
+    from fedpeft.methods.export import export_peft, load_union
+    from fedpeft.methods.summary import ExportSummary
     from fedpeft.methods.union import UnionAdapter, attach
 
 __all__ = ["ExportSummary", "UnionAdapter", "attach", "blocks_for", "export_peft", "load_union"]
 
 _HOME = {
-    "ExportSummary": "fedpeft.methods.export",
+    "ExportSummary": "fedpeft.methods.summary",
     "UnionAdapter": "fedpeft.methods.union",
     "attach": "fedpeft.methods.union",
     "export_peft": "fedpeft.methods.export",

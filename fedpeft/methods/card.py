@@ -1,9 +1,6 @@
 """The model card (README.md) of an exported adapter."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fedpeft.methods.export import ExportSummary
+from fedpeft.methods.summary import ExportSummary
 
 __all__ = ["model_card"]
 
@@ -43,7 +40,7 @@ union = load_union(base, Path("<this directory>"))  # base: the transformers mod
 model = union.model"""
 
 
-def model_card(summary: "ExportSummary", *, task_type: str) -> str:
+def model_card(summary: ExportSummary, *, task_type: str) -> str:
     """The card's text. Names the base and the blocks; holds no path and nothing about the data."""
     classify = task_type == "SEQ_CLS"
     auto = "AutoModelForSequenceClassification" if classify else "AutoModelForCausalLM"

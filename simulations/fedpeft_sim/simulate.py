@@ -6,11 +6,12 @@ Same config and same seed give the same final adapter, byte for byte, on every e
 """
 
 import os
+import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
@@ -19,23 +20,24 @@ from fedpeft.adapter import AdapterState
 from fedpeft.base import ArtifactStore, BaseArtifact, build, default_store
 from fedpeft.clock import SystemClock
 from fedpeft.config import RunConfig
-from fedpeft.data import encode
+from fedpeft.config.derived import invited_devices
 from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid, FedpeftError
 from fedpeft.flower import GridTransport, client_app, run_local, run_ray
-from fedpeft.methods import export_peft
 from fedpeft.round.coordinator import OpenSum, SecureSum
 from fedpeft.round.events import Event
 from fedpeft.round.plan import LearningPlan, learning_plan
 from fedpeft_client.bench import Bench
-from fedpeft_server.federation import Federation, Publish
-from fedpeft_server.records import Comparison, Summary
+from fedpeft_server.federation import Federation
+from fedpeft_server.privacy import ClientPrivacy, Plan, trainable_parameters
 from fedpeft_server.report import write_report
-from fedpeft_server.run_directory import AdapterSlot, RunDirectory
-from fedpeft_sim.baselines import Baselines, Scores, accuracy, held_out_scores, run_baselines
+from fedpeft_server.run_directory import RunDirectory
+from fedpeft_sim.baselines import Baselines, held_out_scores, run_baselines
 from fedpeft_sim.devices import RayDevices, VirtualDevices
 from fedpeft_sim.plain_sum import PlainSum
 from fedpeft_sim.population import Population, populate
+from fedpeft_sim.publish import publisher
+from fedpeft_sim.summary import compare, full_parameter_bytes, summary_of
 
 __all__ = ["Screen", "Simulation", "prepare", "simulate"]
 
@@ -107,6 +109,9 @@ def prepare(config: RunConfig, screen: Screen, *, store: Path | None = None) -> 
     draft = learning_plan(config, run_id="", base=artifact.digest, adapter_spec="")
     initial = bench.initial_state(draft)
     plan = draft.model_copy(update={"adapter_spec": initial.spec.digest})
+    if config.privacy.unit == "client":  # refused now rather than in the first round
+        invited = invited_devices(config.rounds, len(population.clients))
+        Plan.of(config, trainable_parameters(initial.spec)).mechanism(invited)
     return Simulation(population=population, artifact=artifact, bench=bench, plan=plan, initial=initial)
 
 
@@ -151,13 +156,15 @@ def simulate(
         except (FedpeftError, KeyboardInterrupt) as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             reason = "interrupted" if interrupted else str(error)
-            run.write_summary(_summary(run, "interrupted" if interrupted else "failed", reason))
+            run.write_summary(summary_of(run, "interrupted" if interrupted else "failed", reason))
             with suppress(FedpeftError, OSError):
                 write_report(run.path)
             screen.note(f"go on with:  fedpeft simulate --resume {run.path}")
             raise
-        full_bytes = _full_bytes(simulation)
-        run.write_summary(_summary(run, "finished", full_bytes=full_bytes))
+        full_bytes = full_parameter_bytes(
+            plan, simulation.bench, rounds=simulation.config.rounds.count, clients=len(simulation.population.clients)
+        )
+        run.write_summary(summary_of(run, "finished", full_bytes=full_bytes))
         federated = held_out_scores(plan, state, simulation.population.clients, simulation.bench)
         compared: Baselines | None = None
         if baselines:
@@ -170,8 +177,8 @@ def simulate(
                 workers=workers_of(simulation.config),
                 progress=screen.working,
             )
-        comparison = _comparison(federated, compared)
-        run.write_summary(_summary(run, "finished", full_bytes=full_bytes, comparison=comparison))
+        comparison = compare(federated, compared)
+        run.write_summary(summary_of(run, "finished", full_bytes=full_bytes, comparison=comparison))
         write_report(run.path)
         return run.path
 
@@ -183,6 +190,26 @@ def workers_of(config: RunConfig) -> int:
 
 def _federate(simulation: Simulation, plan: LearningPlan, run: RunDirectory, screen: Screen) -> AdapterState:
     """The rounds, on the configured engine."""
+    with _private(simulation, run, screen) as privacy:
+        return _on_engine(simulation, plan, run, screen, privacy)
+
+
+def _private(simulation: Simulation, run: RunDirectory, screen: Screen) -> ClientPrivacy | nullcontext[None]:
+    """The run's noise and ledger, if it has any; the ledger's witness lies outside the run directory."""
+    config = simulation.config
+    if config.privacy.unit == "none":
+        return nullcontext()
+    witness = default_store().parent / "privacy" / f"{run.manifest.run_id}.witness"
+    parameters = trainable_parameters(simulation.initial.spec)
+    privacy = ClientPrivacy.open(config, parameters=parameters, run=run.path, witness=witness)
+    for line in privacy.plan.statement().lines():
+        screen.note(f"privacy  {line}")
+    return privacy
+
+
+def _on_engine(
+    simulation: Simulation, plan: LearningPlan, run: RunDirectory, screen: Screen, privacy: ClientPrivacy | None
+) -> AdapterState:
     config = simulation.config
     identity = secagg.IdentityKey.generate(os_entropy)
     result: list[AdapterState] = []
@@ -197,8 +224,11 @@ def _federate(simulation: Simulation, plan: LearningPlan, run: RunDirectory, scr
             identity=identity,
             clock=SystemClock(),
             observe=screen.observe,
-            publish=_publisher(simulation, plan, run),
+            publish=publisher(
+                simulation.bench, plan, run, probe=simulation.population.clients[0].held_out, base=config.base.model
+            ),
             open_sum=open_sum,
+            privacy=privacy,
         )
         result.append(federation.train(simulation.initial))
 
@@ -207,97 +237,11 @@ def _federate(simulation: Simulation, plan: LearningPlan, run: RunDirectory, scr
         home = run.path / "devices" / f"{run.incarnation}"
         store = simulation.artifact.path.parent
         handler = RayDevices(config=config, store=store, coordinator_key=identity.public, home=home.resolve())
-        run_ray(client_app(handler), coordinate, devices=count, workers=workers)
+        try:
+            run_ray(client_app(handler), coordinate, devices=count, workers=workers)
+        finally:
+            shutil.rmtree(home, ignore_errors=True)  # the devices' keys and inputs die with the run
     else:
         local = VirtualDevices(simulation.population, simulation.bench, coordinator_key=identity.public)
         run_local(client_app(local), coordinate, devices=count, workers=workers)
     return result[0]
-
-
-def _publisher(simulation: Simulation, plan: LearningPlan, run: RunDirectory) -> Publish:
-    """Exports a committed state under ``adapters/<slot>``."""
-    config = simulation.config
-
-    def publish(slot: AdapterSlot, state: AdapterState) -> None:
-        with simulation.bench.lend(plan) as union:
-            union.load(state)
-            inputs = _probe(simulation, plan) if slot == "final" else None
-
-            def write(folder: Path) -> None:
-                export_peft(
-                    union, folder, base=config.base.model, base_digest=simulation.artifact.digest, inputs=inputs
-                )
-
-            run.publish_adapter(slot, write)
-
-    return publish
-
-
-def _probe(simulation: Simulation, plan: LearningPlan) -> dict[str, torch.Tensor]:
-    """A few held-out examples as model inputs: the exported files are compared with the model on them."""
-    client = simulation.population.clients[0]
-    encoded = encode(
-        client.held_out.select(range(min(4, len(client.held_out)))),
-        plan.task,
-        plan.task.labels,
-        simulation.bench.tokenizer(plan),
-    )
-    rows = [torch.from_numpy(tokens.astype("int64")) for tokens in encoded.input_ids]
-    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return {"input_ids": input_ids, "attention_mask": mask}
-
-
-def _full_bytes(simulation: Simulation) -> int:
-    """What a federation of every parameter would have moved: fp32, down and up, every client, every round."""
-    with simulation.bench.lend(simulation.plan) as union:
-        parameters = sum(parameter.numel() for parameter in union.model.parameters())
-    rounds = simulation.config.rounds.count
-    return 4 * parameters * 2 * rounds * len(simulation.population.clients)
-
-
-def _summary(
-    run: RunDirectory,
-    outcome: Literal["finished", "failed", "interrupted"],
-    reason: str = "",
-    *,
-    full_bytes: int | None = None,
-    comparison: tuple[Comparison, ...] = (),
-) -> Summary:
-    rows = run.rounds
-    return Summary(
-        outcome=outcome,
-        reason=reason,
-        rounds=sum(row.round <= run.config.rounds.count for row in rows),
-        seconds=sum(row.seconds for row in rows),
-        bytes_up=sum(row.bytes_up for row in rows),
-        bytes_down=sum(row.bytes_down for row in rows),
-        bytes_full_parameters=full_bytes,
-        comparison=comparison,
-    )
-
-
-def _comparison(federated: Scores, baselines: Baselines | None) -> tuple[Comparison, ...]:
-    """One row a client, and one for the union of all held-out examples."""
-    rows = []
-    for name, score in federated.items():
-        rows.append(
-            Comparison(
-                client=name,
-                examples=score.examples,
-                alone=accuracy([baselines.alone[name]]) if baselines else None,
-                federated=accuracy([score]),
-                centralised=accuracy([baselines.centralised[name]]) if baselines else None,
-            )
-        )
-    everywhere = [accuracy([score]) for score in baselines.alone_everywhere.values()] if baselines else []
-    rows.append(
-        Comparison(
-            client="all",
-            examples=sum(score.examples for score in federated.values()),
-            alone=sum(everywhere) / len(everywhere) if everywhere else None,
-            federated=accuracy(list(federated.values())),
-            centralised=accuracy(list(baselines.centralised.values())) if baselines else None,
-        )
-    )
-    return tuple(rows)

@@ -1,0 +1,34 @@
+"""What an exported adapter directory holds, as a record: ``inspect.json``."""
+
+from dataclasses import dataclass
+
+from fedpeft.ids import BlockId
+
+__all__ = ["ExportSummary"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSummary:
+    """What an exported directory holds; the content of ``inspect.json``.
+
+    Args:
+        base: the base model's public name.
+        base_digest: the base artifact's digest; empty when unknown.
+        parameters: coordinates of the union adapter.
+        peft_type: ``LORA``, ``IA3`` or ``LN_TUNING``.
+        peft_blocks: blocks that the PEFT files hold.
+        peft_lacks: blocks that they do not hold; empty: the PEFT files are the whole adapter.
+        peft_max_logit_difference: of the model with the PEFT files from the trained one; None: not measured.
+        union_blocks: blocks in ``union.safetensors``; empty when there is no such file.
+        union_max_logit_difference: likewise for ``union.safetensors``.
+    """
+
+    base: str
+    base_digest: str
+    parameters: int
+    peft_type: str
+    peft_blocks: tuple[BlockId, ...]
+    peft_lacks: tuple[BlockId, ...]
+    peft_max_logit_difference: float | None
+    union_blocks: tuple[BlockId, ...]
+    union_max_logit_difference: float | None

@@ -1,0 +1,48 @@
+"""Exporting a committed state as files for others, under ``adapters/<slot>`` of the run directory."""
+
+from pathlib import Path
+
+import torch
+
+from fedpeft.adapter import AdapterState
+from fedpeft.data import Records, encode
+from fedpeft.methods import export_peft
+from fedpeft.round.plan import LearningPlan
+from fedpeft_client.bench import Bench
+from fedpeft_server.federation import Publish
+from fedpeft_server.run_directory import AdapterSlot, RunDirectory
+
+__all__ = ["publisher"]
+
+
+def publisher(bench: Bench, plan: LearningPlan, run: RunDirectory, *, probe: Records, base: str) -> Publish:
+    """What the federation calls with each committed state.
+
+    Args:
+        bench: the base model that the adapter belongs to.
+        plan: the run's.
+        run: where it goes.
+        probe: examples on which the final files are compared with the model; the first four are used.
+        base: ``base.model`` of the run, for the model card.
+    """
+
+    def publish(slot: AdapterSlot, state: AdapterState) -> None:
+        with bench.lend(plan) as union:
+            union.load(state)
+            inputs = _inputs(bench, plan, probe) if slot == "final" else None
+
+            def write(folder: Path) -> None:
+                export_peft(union, folder, base=base, base_digest=plan.base, inputs=inputs)
+
+            run.publish_adapter(slot, write)
+
+    return publish
+
+
+def _inputs(bench: Bench, plan: LearningPlan, probe: Records) -> dict[str, torch.Tensor]:
+    few = probe.select(range(min(4, len(probe))))
+    encoded = encode(few, plan.task, plan.task.labels, bench.tokenizer(plan))
+    rows = [torch.from_numpy(tokens.astype("int64")) for tokens in encoded.input_ids]
+    pad = torch.nn.utils.rnn.pad_sequence
+    mask = pad([torch.ones_like(row) for row in rows], batch_first=True)
+    return {"input_ids": pad(rows, batch_first=True), "attention_mask": mask}

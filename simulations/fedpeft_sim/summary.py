@@ -1,0 +1,66 @@
+"""The end of a run as a record: totals of what was committed, and the comparison with the baselines."""
+
+from typing import Literal
+
+from fedpeft.round.plan import LearningPlan
+from fedpeft_client.bench import Bench
+from fedpeft_server.records import Comparison, Summary
+from fedpeft_server.run_directory import RunDirectory
+from fedpeft_sim.baselines import Baselines, Scores, accuracy
+
+__all__ = ["compare", "full_parameter_bytes", "summary_of"]
+
+
+def full_parameter_bytes(plan: LearningPlan, bench: Bench, *, rounds: int, clients: int) -> int:
+    """What a federation of every parameter would have moved: fp32, down and up, every client, every round."""
+    with bench.lend(plan) as union:
+        parameters = sum(parameter.numel() for parameter in union.model.parameters())
+    return 4 * parameters * 2 * rounds * clients
+
+
+def summary_of(
+    run: RunDirectory,
+    outcome: Literal["finished", "failed", "interrupted"],
+    reason: str = "",
+    *,
+    full_bytes: int | None = None,
+    comparison: tuple[Comparison, ...] = (),
+) -> Summary:
+    """The summary of what is committed so far."""
+    rows = run.rounds
+    return Summary(
+        outcome=outcome,
+        reason=reason,
+        rounds=sum(row.round <= run.config.rounds.count for row in rows),
+        seconds=sum(row.seconds for row in rows),
+        bytes_up=sum(row.bytes_up for row in rows),
+        bytes_down=sum(row.bytes_down for row in rows),
+        bytes_full_parameters=full_bytes,
+        comparison=comparison,
+    )
+
+
+def compare(federated: Scores, baselines: Baselines | None) -> tuple[Comparison, ...]:
+    """One row a client, and one for the union of all held-out examples."""
+    rows = []
+    for name, score in federated.items():
+        rows.append(
+            Comparison(
+                client=name,
+                examples=score.examples,
+                alone=accuracy([baselines.alone[name]]) if baselines else None,
+                federated=accuracy([score]),
+                centralised=accuracy([baselines.centralised[name]]) if baselines else None,
+            )
+        )
+    everywhere = [accuracy([score]) for score in baselines.alone_everywhere.values()] if baselines else []
+    rows.append(
+        Comparison(
+            client="all",
+            examples=sum(score.examples for score in federated.values()),
+            alone=sum(everywhere) / len(everywhere) if everywhere else None,
+            federated=accuracy(list(federated.values())),
+            centralised=accuracy(list(baselines.centralised.values())) if baselines else None,
+        )
+    )
+    return tuple(rows)
