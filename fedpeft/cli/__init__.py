@@ -30,6 +30,7 @@ COMMANDS = {
     "adapter": "Inspect, try and evaluate a trained adapter.",
     "base": "Build, list and verify base-model artifacts.",
     "data": "Look at a data set before training on it.",
+    "methods": "List the PEFT methods and plan what a device trains.",
     "config": "Validate and explain run.toml.",
     "runs": "List, show and verify runs, and render their reports.",
 }

