@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from fedpeft.adapter import AdapterSpec
 from fedpeft.config.model import RunConfig
 from fedpeft.errors import BudgetExhausted, ConfigInvalid, Problem
 from fedpeft.privacy import Budget, Mechanism, NoiseTerms, PrivacyLedger, Release, Statement, calibrate, epsilon
 from fedpeft.privacy.mechanism import MIN_SHARE_SIGMA, size_mechanism
 
-__all__ = ["LEDGER", "ClientPrivacy", "Plan", "read_budget"]
+__all__ = ["LEDGER", "ClientPrivacy", "Plan", "read_budget", "trainable_parameters"]
 
 LEDGER = Path("privacy") / "ledger.jsonl"
 """Within the run directory."""
@@ -36,6 +37,11 @@ def read_budget(config: RunConfig) -> Budget:
             'Expected privacy.unit = "client" with an epsilon and a delta, found none; nothing is promised.'
         )
     return Budget(epsilon=privacy.epsilon, delta=privacy.delta)
+
+
+def trainable_parameters(spec: AdapterSpec) -> int:
+    """Coordinates that a round releases."""
+    return sum(block.size for block in spec.blocks if block.trainable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

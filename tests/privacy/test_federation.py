@@ -1,0 +1,299 @@
+"""Whole private runs over the real secure sum, without torch: the ledger before each opening, crashes, restores.
+
+Noise is the operating system's; nothing here depends on its values but for bounds of 1 in 10^8.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedpeft.adapter import AdapterState
+from fedpeft.config import RunConfig, parse
+from fedpeft.entropy import os_entropy
+from fedpeft.errors import BudgetExhausted, ConfigInvalid, IntegrityFailed, QuorumMissed
+from fedpeft.ids import BlockId, NodeId
+from fedpeft.privacy import Budget, PrivacyLedger
+from fedpeft.round.events import Event
+from fedpeft.round.local import OpenRound
+from fedpeft.round.transport import Reply, Stage
+from fedpeft.testing.clock import FakeClock
+from fedpeft.testing.fleet import enrol
+from fedpeft.testing.network import CoordinatorKilled, Fault, FaultyTransport
+from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
+from fedpeft.wire import decode
+from fedpeft_server.federation import Federation
+from fedpeft_server.privacy import LEDGER, ClientPrivacy, trainable_parameters
+from fedpeft_server.run_directory import RunDirectory
+
+SOURCE = """
+[run]
+name = "private"
+[base]
+model = "pypi:some-model"
+[task]
+kind = "classify"
+labels = ["no", "yes"]
+[data]
+source = "x.jsonl"
+partition = {by = "iid", clients = 6}
+[adapter]
+lora = {rank = 4}
+[rounds]
+count = 3
+min_devices = 4
+max_failures = 2
+stage_deadline_s = 10.0
+[aggregate]
+weight = "uniform"
+[secagg]
+min_cohort = 4
+[privacy]
+unit = "client"
+epsilon = 8.0
+delta = 0.01
+[[device]]
+clients = ["*"]
+methods = ["lora"]
+"""
+SPEC = toy_spec({"head": 40, "bitfit": 24})
+INITIAL = toy_state(SPEC)
+HEAD, BITFIT = BlockId("head"), BlockId("bitfit")
+
+
+class Watched(FaultyTransport):
+    """Notes how long the ledger is when each exchange begins."""
+
+    ledger: Path
+    charged: list[tuple[Stage, int]]
+
+    def exchange(self, stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
+        lines = self.ledger.read_bytes().count(b"\n") if self.ledger.exists() else 0
+        self.charged.append((stage, lines))
+        yield from super().exchange(stage, requests, deadline_s=deadline_s)
+
+
+class World:
+    """Six devices of which each pushes hard in its own direction, a run directory, a witness elsewhere."""
+
+    def __init__(self, where: Path, *overrides: str, faults: tuple[Fault, ...] = ()) -> None:
+        generator = np.random.default_rng(3)
+
+        def deltas() -> dict[str, np.ndarray]:
+            sizes = {"head": 40, "bitfit": 24}
+            return {name: 100 * generator.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+
+        self.fleet = enrol({name: GivenTrainer(SPEC, deltas()) for name in "abcdef"})
+        self.clock = FakeClock()
+        config = parse(SOURCE, source="run.toml", overrides=overrides, simulation=True)
+        self.config: RunConfig = config.model_copy(update={"directory": where})
+        self.where, self.path, self.events = where, None, list[Event]()
+        self.witness = where / "elsewhere" / "witness"
+        self.network = Watched(self.fleet.handles, self.clock, faults)
+        self.network.charged = []
+        self.path: Path | None = None
+
+    def train(self) -> AdapterState:
+        run = self._run()
+        self.path = run.path
+        self.network.ledger = run.path / LEDGER
+        parameters = trainable_parameters(SPEC)
+        with (
+            run,
+            ClientPrivacy.open(self.config, parameters=parameters, run=run.path, witness=self.witness) as privacy,
+        ):
+            return Federation(
+                self.config,
+                toy_plan(SPEC).model_copy(update={"run_id": run.manifest.run_id, "train": self.config.train}),
+                run,
+                self.network,
+                identity=self.fleet.coordinator,
+                clock=self.clock,
+                observe=self.events.append,
+                publish=lambda slot, state: None,
+                entropy=self.fleet.entropy,
+                privacy=privacy,
+            ).train(INITIAL)
+
+    def restart(self, *faults: Fault) -> None:
+        for node in self.fleet.nodes:
+            self.fleet.restart(node)
+        charged = self.network.charged
+        self.network = Watched(self.fleet.handles, self.clock, faults)
+        self.network.charged = charged
+
+    def ledger(self) -> PrivacyLedger:
+        assert self.path is not None
+        return PrivacyLedger(self.path / LEDGER, witness=self.witness, budget=Budget(epsilon=8.0, delta=0.01))
+
+    def _run(self) -> RunDirectory:
+        if self.path is not None:
+            return RunDirectory.open(self.path, clock=self.clock)
+        return RunDirectory.create(
+            self.config,
+            source=SOURCE,
+            adapter=SPEC,
+            base_digest="sha256:toy",
+            command=("fedpeft",),
+            clock=self.clock,
+            entropy=os_entropy,
+        )
+
+
+def test_a_private_run_spends_its_budget_and_no_more(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.train()
+    with world.ledger() as ledger:
+        assert len(ledger.entries) == 3
+        assert 0.98 * 8.0 < ledger.spent() <= 8.0
+
+
+def test_the_step_is_the_clipped_noisy_sum_over_a_fixed_denominator(tmp_path: Path) -> None:
+    """Deltas of norm 800 move the state by at most C and the noise: nothing else got through."""
+    world = World(tmp_path, "rounds.count=1")
+    state = world.train()
+    with world.ledger() as ledger:
+        release = ledger.entries[0].release
+    assert release.parameters == 64
+    assert release.shares == 3
+    step = np.concatenate([state[block] - INITIAL[block] for block in (HEAD, BITFIT)])
+    most_noise = release.noise_multiplier * np.sqrt(6 / 3) * np.sqrt(64) / 6
+    assert np.linalg.norm(step) < 1.0 + 2.0 * most_noise
+
+
+def test_nothing_is_measured(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.train()
+    assert world.path is not None
+    with RunDirectory.open(world.path) as run:
+        assert [row.round for row in run.rounds] == [1, 2, 3], "no round for an evaluation"
+        for row in run.rounds:
+            assert (row.loss, row.accuracy, row.train_loss, row.examples) == (None, None, None, 0)
+    for store in world.fleet.stores.values():
+        opened = decode(store.values["open-round"], OpenRound)
+        assert {part.block_id for part in opened.inputs} == {HEAD, BITFIT}
+
+
+def test_every_opening_was_charged_before_it_was_asked_for(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.train()
+    openings = [charged for stage, charged in world.network.charged if stage is Stage.REVEAL]
+    assert openings == [1, 2, 3]
+    assert [charged for stage, charged in world.network.charged if stage is Stage.MASK] == [0, 1, 2]
+
+
+def test_two_runs_of_one_seed_differ_by_their_noise(tmp_path: Path) -> None:
+    states = [World(tmp_path / name).train() for name in "xy"]
+    assert np.abs(states[0][HEAD] - states[1][HEAD]).min() > 0
+
+
+@pytest.mark.parametrize(("stage", "charges"), [(Stage.FIT, 1), (Stage.MASK, 1), (Stage.CONSIST, 1), (Stage.REVEAL, 2)])
+def test_a_kill_never_resets_what_is_spent(tmp_path: Path, stage: Stage, charges: int) -> None:
+    """Killed in round 2: what was charged stays charged, and a round that may have been opened is paid again."""
+    world = World(
+        tmp_path, "rounds.count=3", "privacy.noise_multiplier=4.0", faults=(Fault(kind="kill", stage=stage, after=1),)
+    )
+    with pytest.raises(CoordinatorKilled):
+        world.train()
+    with world.ledger() as ledger:
+        assert len(ledger.entries) == charges
+    world.restart()
+    world.train()
+    with world.ledger() as ledger:
+        assert len(ledger.entries) == 3 + (charges - 1)
+        assert len({entry.label for entry in ledger.entries}) == len(ledger.entries)
+
+
+def test_lost_openings_end_the_run_at_the_budget_with_exit_7(tmp_path: Path) -> None:
+    """Round 2 is charged, its shares never arrive: the calibrated budget has no room for another third round."""
+    world = World(tmp_path, faults=(Fault(kind="lose-request", stage=Stage.REVEAL, after=1),))
+    with pytest.raises(BudgetExhausted, match="Lost rounds count") as stopped:
+        world.train()
+    assert stopped.value.exit_code == 7
+    assert sum(stage is Stage.REVEAL for stage, _ in world.network.charged) == 3
+    asked = sum(stage is Stage.FIT for stage, _ in world.network.charged)
+    world.restart()
+    with pytest.raises(BudgetExhausted):
+        world.train()
+    assert sum(stage is Stage.FIT for stage, _ in world.network.charged) == asked, "nobody was asked to train for it"
+    with world.ledger() as ledger:
+        assert ledger.spent() <= 8.0
+
+
+def test_a_restored_old_ledger_is_refused(tmp_path: Path) -> None:
+    kill = Fault(kind="kill", stage=Stage.FIT, after=1)
+    world = World(tmp_path, faults=(kill,))
+    with pytest.raises(CoordinatorKilled):
+        world.train()
+    assert world.path is not None
+    ledger = world.path / LEDGER
+    shutil.copy(ledger, tmp_path / "backup")
+    world.restart(kill)
+    with pytest.raises(CoordinatorKilled):
+        world.train()
+    shutil.copy(tmp_path / "backup", ledger)
+    world.restart()
+    with pytest.raises(IntegrityFailed, match="older or another copy"):
+        world.train()
+
+
+def test_too_few_devices_open_nothing_and_cost_nothing(tmp_path: Path) -> None:
+    gone = [Fault(kind="lose-request", stage=Stage.MASK, node=NodeId(1000 + i), times=None) for i in range(3)]
+    world = World(tmp_path, faults=tuple(gone))
+    with pytest.raises(QuorumMissed):
+        world.train()
+    with world.ledger() as ledger:
+        assert ledger.entries == ()
+
+
+def site_ledger(where: Path, epsilon: float) -> PrivacyLedger:
+    return PrivacyLedger(
+        where / "site.jsonl", witness=where / "w" / "witness", budget=Budget(epsilon=epsilon, delta=0.01)
+    )
+
+
+def test_a_device_charges_its_own_ledger_and_refuses_past_its_budget(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    device = world.fleet.devices[NodeId(1000)]
+    with site_ledger(tmp_path, epsilon=6.0) as budget:
+        device._budget = budget
+        world.train()
+        assert len(budget.entries) == 1 or len(budget.entries) == 2
+        assert budget.spent() <= 6.0
+        assert budget.would_exceed(budget.entries[0].release)
+    failures = [event.detail for event in world.events if event.device == "a" and "policy-refused" in event.detail]
+    assert failures
+    assert "this device's own" in failures[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("privacy.noise_multiplier=0.5",), "at most . rounds"),
+        (("privacy.epsilon=1e-7", "privacy.delta=1e-12"), "some noise reaches"),
+    ],
+)
+def test_a_budget_that_the_rounds_do_not_fit_into_is_refused_at_the_start(
+    tmp_path: Path, overrides: tuple[str, ...], words: str
+) -> None:
+    world = World(tmp_path, *overrides)
+    with pytest.raises(ConfigInvalid, match=words):
+        world.train()
+    assert world.network.charged == []
+
+
+def test_a_federation_without_its_ledger_does_not_start(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    with world._run() as run, pytest.raises(TypeError, match="ClientPrivacy"):
+        Federation(
+            world.config,
+            toy_plan(SPEC),
+            run,
+            world.network,
+            identity=world.fleet.coordinator,
+            clock=world.clock,
+            observe=world.events.append,
+            publish=lambda slot, state: None,
+        )
