@@ -296,9 +296,8 @@ def main() -> None:
     peer = not arguments.skip_peer
     log("kernel")
     kernel = kernel_floor_fraction()
-    log(
-        f"  {kernel['kernel_gb_s']:.2f} GB/s of {kernel['floor_gb_s']:.2f} ({kernel['backend']}): {kernel['fraction']:.2f}"
-    )
+    speed, floor = kernel["kernel_gb_s"], kernel["floor_gb_s"]
+    log(f"  {speed:.2f} GB/s of {floor:.2f} ({kernel['backend']}): {kernel['fraction']:.2f}")
     rounds: dict[str, dict[str, object]] = {}
     if arguments.quick:
         rounds["16/3e5"] = compared(16, 300_000, peer=peer)

@@ -10,9 +10,7 @@ def test_every_test_that_the_threat_model_names_exists() -> None:
     text = (ROOT / "docs/threat-model.md").read_text()
     named = set(re.findall(r"test_[a-z0-9_]+(?!\.py)\b", re.sub(r"test_[a-z_]+\.py", "", text)))
     defined = {
-        name
-        for file in (ROOT / "tests").rglob("test_*.py")
-        for name in re.findall(r"def (test_\w+)", file.read_text())
+        name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
     }
     assert len(named) > 30
     assert named <= defined, sorted(named - defined)
