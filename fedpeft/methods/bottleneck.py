@@ -59,7 +59,7 @@ class BottleneckPart(nn.Module):
         h = (y if self.serial else x).to(self.down.dtype)
         narrow = functional.linear(h, self.down, self.down_bias)  # (..., w) -> (..., m)
         narrow = functional.relu(narrow) if self.activation == "relu" else functional.gelu(narrow)
-        return y + (self.scale * functional.linear(narrow, self.up, self.up_bias)).to(y.dtype)
+        return torch.add(y, functional.linear(narrow, self.up, self.up_bias).to(y.dtype), alpha=self.scale)
 
 
 def attach_bottleneck(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:

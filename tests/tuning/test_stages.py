@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
-from fedpeft.config.model import Adapter, BitFit, Ia3, Lora
+from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
 from fedpeft.data import IGNORED
 from fedpeft.errors import ConfigInvalid
 from fedpeft.methods import attach
@@ -70,11 +70,16 @@ def gradients(union, logits, labels):
     return found
 
 
+BESIDE = Adapter(bottleneck=Bottleneck(width=4, placement="parallel"), layernorm=LayerNorm())
 MODELS = {
     "bert": (tiny_bert, Adapter(lora=Lora(rank=4), bitfit=BitFit(), ia3=Ia3())),
     "bert all matrices": (tiny_bert, Adapter(lora=Lora(rank=4, targets=("q", "k", "v", "o", "up", "down")))),
     "roberta": (tiny_roberta, Adapter(lora=Lora(rank=4), ia3=Ia3())),
     "llama": (tiny_llama, Adapter(lora=Lora(rank=4), ia3=Ia3())),
+    "bert bottlenecks and norms": (tiny_bert, Adapter(bottleneck=Bottleneck(width=4), layernorm=LayerNorm())),
+    "bert bottlenecks beside": (tiny_bert, BESIDE),
+    "roberta bottlenecks beside": (tiny_roberta, BESIDE),
+    "llama bottlenecks beside": (tiny_llama, BESIDE),
     "llama classifier": (tiny_llama_classifier, Adapter(lora=Lora(rank=4))),
 }
 
