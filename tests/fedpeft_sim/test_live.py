@@ -1,0 +1,87 @@
+"""What a person sees: a table on a terminal, one plain line a round elsewhere, and never a crash over a name."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fedpeft.ids import RoundId
+from fedpeft.round.events import Event, EventKind
+from fedpeft.round.transport import Stage
+from fedpeft_sim.live import DOING, LiveScreen
+
+
+def screen_on(terminal: bool, *, names: tuple[str, ...] = ("united", "jetblue")) -> tuple[LiveScreen, io.StringIO]:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120, color_system=None)
+    return LiveScreen(console, rounds=2, methods=dict.fromkeys(names, "lora r4")), out
+
+
+def event(kind: EventKind, round_id: int = 1, **fields: object) -> Event:
+    return Event(kind=kind, round_id=RoundId(round_id), **fields)  # type: ignore[arg-type]
+
+
+def a_round(name: str = "united") -> list[Event]:
+    return [
+        event(EventKind.ROUND_STARTED, detail="attempt 1: asking 2 devices"),
+        event(EventKind.ASKED, stage=Stage.FIT, device=name, detail="until 5 s from now"),
+        event(EventKind.ANSWERED, stage=Stage.FIT, device=name, seconds=1.5, bytes_up=2000, bytes_down=70_000),
+        event(EventKind.COMMITTED, detail="loss 0.5000; 2 of 2 devices"),
+    ]
+
+
+def test_a_plain_output_gets_one_line_a_committed_round() -> None:
+    screen, out = screen_on(terminal=False)
+    with screen:
+        for each in a_round():
+            screen.observe(each)
+        screen.observe(event(EventKind.COMMITTED, 3, detail="loss 0.4000"))
+    assert out.getvalue().splitlines() == [
+        "round 1/2 committed: loss 0.5000; 2 of 2 devices",
+        "final evaluation committed: loss 0.4000",
+    ]
+
+
+def test_failures_and_aborted_rounds_are_told_everywhere() -> None:
+    screen, out = screen_on(terminal=False)
+    with screen:
+        screen.observe(event(EventKind.FAILED, stage=Stage.MASK, device="united", detail="no answer within 5 s"))
+        screen.observe(event(EventKind.ABORTED, detail="too-few-devices: found 1"))
+    assert out.getvalue().splitlines() == [
+        "round 1/2: united failed: no answer within 5 s",
+        "round 1/2 aborted: too-few-devices: found 1",
+    ]
+
+
+def test_long_work_is_told_in_quarters_on_a_plain_output() -> None:
+    screen, out = screen_on(terminal=False)
+    for done in range(101):
+        screen.working("centralised", done, 100)
+    assert out.getvalue().splitlines() == [f"centralised: {share} of 100" for share in (25, 50, 75, 100)]
+
+
+def test_a_terminal_shows_every_client_with_its_method_state_bytes_and_seconds() -> None:
+    screen, out = screen_on(terminal=True)
+    with screen:
+        for each in a_round():
+            screen.observe(each)
+    shown = out.getvalue()
+    for text in ("united", "jetblue", "lora r4", "waiting", "2 kB", "70 kB", "1.5", "round 1/2 committed"):
+        assert text in shown, text
+
+
+def test_every_stage_has_a_word_for_what_is_done() -> None:
+    assert set(DOING) == set(Stage)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("name", ["[/b]", "Acme [eu]", "[link=http://x]y"])
+def test_a_clients_name_is_shown_as_it_is_and_never_read_as_markup(terminal: bool, name: str) -> None:
+    screen, out = screen_on(terminal, names=(name,))
+    with screen:
+        for each in a_round(name):
+            screen.observe(each)
+        screen.observe(event(EventKind.FAILED, stage=Stage.FIT, device=name, detail=f"expected {name}"))
+        screen.observe(event(EventKind.ROUND_STARTED, 2, detail=f"asking {name}"))
+        screen.working(name, 1, 2)
+    assert name in out.getvalue()

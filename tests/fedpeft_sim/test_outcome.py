@@ -1,0 +1,80 @@
+"""The end of a run for a person, from its directory alone."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fedpeft.adapter import AdapterSpec
+from fedpeft.config import parse
+from fedpeft.testing.clock import FakeClock
+from fedpeft.testing.trainers import toy_spec
+from fedpeft_server.records import Comparison, Summary
+from fedpeft_server.run_directory import RunDirectory
+from fedpeft_sim.outcome import show_outcome
+
+SOURCE = """
+[run]
+name = "small"
+[base]
+model = "pypi:some-model"
+[task]
+kind = "classify"
+[data]
+source = "x.jsonl"
+partition = {by = "iid", clients = 3}
+[adapter]
+lora = {rank = 4}
+[[device]]
+clients = ["*"]
+methods = ["lora"]
+"""
+SPEC: AdapterSpec = toy_spec({"head": 2})
+
+
+def ended(parent: Path, **summary: object) -> Path:
+    config = parse(SOURCE, source="run.toml", simulation=True).model_copy(update={"directory": parent})
+    with RunDirectory.create(
+        config, source=SOURCE, adapter=SPEC, base_digest="sha256:b", command=("fedpeft",), clock=FakeClock()
+    ) as run:
+        if summary:
+            run.write_summary(Summary(**summary))  # type: ignore[arg-type]
+        return run.path
+
+
+def said(run: Path) -> str:
+    out = io.StringIO()
+    show_outcome(Console(file=out, width=200, color_system=None), run)
+    return out.getvalue()
+
+
+FINISHED = {"outcome": "finished", "rounds": 8, "seconds": 90.0, "bytes_up": 2_000_000, "bytes_down": 3_000_000}
+
+
+def test_the_end_names_the_bytes_the_adapter_and_three_commands(tmp_path: Path) -> None:
+    run = ended(tmp_path, **FINISHED, bytes_full_parameters=10_000_000_000)
+    lines = said(run).splitlines()
+    assert lines[0] == (
+        "5.0 MB moved in 8 rounds (90 s); a federation of every parameter would have moved 10.00 GB, 2000 times as much"
+    )
+    assert f"{run / 'adapters' / 'final'}" in lines[1]
+    assert len([line for line in lines if line.startswith("  ")]) == 3
+
+
+@pytest.mark.parametrize("name", ["virgin-america", "Acme [eu]", "[/b]"])
+def test_the_comparison_shows_every_client_by_its_name(tmp_path: Path, name: str) -> None:
+    rows = (
+        Comparison(client=name, examples=40, alone=0.765, federated=0.8275, centralised=0.837),
+        Comparison(client="all", examples=40, alone=None, federated=0.5, centralised=None),
+    )
+    text = said(ended(tmp_path, **FINISHED, comparison=rows))
+    (row,) = [line for line in text.splitlines() if name in line]
+    assert [share in row for share in ("40", "76.5 %", "82.8 %", "83.7 %")] == [True] * 4
+    assert "50.0 %" in text
+    assert "None" not in text
+
+
+def test_a_run_without_a_summary_is_said_not_to_have_ended(tmp_path: Path) -> None:
+    run = ended(tmp_path)
+    assert "did not end" in said(run)
