@@ -123,15 +123,15 @@ class LiveScreen:
     def _draw(self) -> None:
         if not self._live:
             return
-        table = Table(title=self._title, title_justify="left", title_style="bold")
+        table = Table(title=Text(self._title), title_justify="left", title_style="bold")
         for name, justify in (("client", "left"), ("trains", "left"), ("state", "left")):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for name in ("up", "down", "seconds"):
             table.add_column(name, justify="right")
         for client, row in self._rows.items():
             table.add_row(
-                client,
-                self._methods[client],
+                Text(client),  # as it is: a name is data, not markup
+                Text(self._methods[client]),
                 Text(row.state, overflow="ellipsis", no_wrap=True),
                 f"{row.bytes_up / 1e3:.0f} kB",
                 f"{row.bytes_down / 1e3:.0f} kB",

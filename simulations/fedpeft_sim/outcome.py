@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedpeft_server.run_view import read_run
 
@@ -15,7 +16,7 @@ def show_outcome(console: Console, run: Path) -> None:
     view = read_run(run)
     summary = view.summary
     if summary is None:
-        console.print(f"{run}: no summary; the run did not end", highlight=False)
+        console.print(f"{run}: no summary; the run did not end", highlight=False, markup=False)
         return
     if summary.comparison:
         table = Table(title="Accuracy on held-out examples", title_justify="left", title_style="bold")
@@ -25,7 +26,7 @@ def show_outcome(console: Console, run: Path) -> None:
         for row in summary.comparison:
             shares = (row.alone, row.federated, row.centralised)
             cells = ["" if share is None else f"{100 * share:.1f} %" for share in shares]
-            table.add_row(row.client, str(row.examples), *cells, style="bold" if row.client == "all" else "")
+            table.add_row(Text(row.client), str(row.examples), *cells, style="bold" if row.client == "all" else "")
         console.print(table)
     moved = summary.bytes_up + summary.bytes_down
     line = f"{moved / 1e6:.1f} MB moved in {summary.rounds} rounds ({summary.seconds:.0f} s)"
@@ -33,12 +34,12 @@ def show_outcome(console: Console, run: Path) -> None:
         ratio = summary.bytes_full_parameters / max(moved, 1)
         full = f"{summary.bytes_full_parameters / 1e9:.2f} GB, {ratio:.0f} times as much"
         line += f"; a federation of every parameter would have moved {full}"
-    console.print(line, highlight=False)
-    console.print(f"adapter  {run / 'adapters' / 'final'}", highlight=False, soft_wrap=True)
-    console.print("next:", highlight=False)
+    console.print(line, highlight=False, markup=False)
+    console.print(f"adapter  {run / 'adapters' / 'final'}", highlight=False, markup=False, soft_wrap=True)
+    console.print("next:", highlight=False, markup=False)
     for command in (
         f"fedpeft runs show {run}",
         f"fedpeft adapter inspect {run / 'adapters' / 'final'}",
         f"open {run / 'report.html'}",
     ):
-        console.print(f"  {command}", highlight=False, soft_wrap=True)
+        console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
