@@ -31,6 +31,7 @@ COMMANDS = {
     "base": "Build, list and verify base-model artifacts.",
     "data": "Look at a data set before training on it.",
     "methods": "List the PEFT methods and plan what a device trains.",
+    "privacy": "Plan a privacy budget, and report what a run has spent.",
     "config": "Validate and explain run.toml.",
     "runs": "List, show and verify runs, and render their reports.",
 }

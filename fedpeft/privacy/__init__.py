@@ -8,12 +8,14 @@ noise, ``epsilon`` and ``calibrate`` what it is worth, ``PrivacyLedger`` what is
 from fedpeft.privacy.accountant import ACCOUNTANT, Budget, Release, calibrate, epsilon
 from fedpeft.privacy.clipping import Clipped, clip, l2_norm, rounding_allowance
 from fedpeft.privacy.discrete_gaussian import discrete_gaussian
-from fedpeft.privacy.ledger import Entry, PrivacyLedger
+from fedpeft.privacy.ledger import Entry, PrivacyLedger, read_ledger
 from fedpeft.privacy.mechanism import Mechanism, NoiseTerms, decode_sum, noisy_words, size_mechanism
+from fedpeft.privacy.planning import SIZES, expected_noise, signal_to_noise
 from fedpeft.privacy.statement import Statement
 
 __all__ = [
     "ACCOUNTANT",
+    "SIZES",
     "Budget",
     "Clipped",
     "Entry",
@@ -27,8 +29,11 @@ __all__ = [
     "decode_sum",
     "discrete_gaussian",
     "epsilon",
+    "expected_noise",
     "l2_norm",
     "noisy_words",
+    "read_ledger",
     "rounding_allowance",
+    "signal_to_noise",
     "size_mechanism",
 ]

@@ -22,7 +22,7 @@ from typing import Self
 from fedpeft.errors import BudgetExhausted, IntegrityFailed, ResourceMissing
 from fedpeft.privacy.accountant import Budget, Release, epsilon
 
-__all__ = ["Entry", "PrivacyLedger"]
+__all__ = ["Entry", "PrivacyLedger", "read_ledger"]
 
 START = "0" * 64
 REMEDY = "Put the newest copy back. Starting anew would forget what was spent."
@@ -144,16 +144,7 @@ class PrivacyLedger:
         if whole < len(payload):
             os.ftruncate(self._descriptor, whole)
             os.fsync(self._descriptor)
-        entries: list[Entry] = []
-        heads = [START]
-        for line in payload[:whole].splitlines(keepends=True):
-            entry = _read(line)
-            if entry is None or _line(len(entries) + 1, heads[-1], entry) != line:
-                raise IntegrityFailed(
-                    f"{self.path}: expected line {len(entries) + 1} to continue the chain, found another. {REMEDY}"
-                )
-            entries.append(entry)
-            heads.append(_digest(line))
+        entries, heads = _chain(self.path, payload[:whole])
         self._compare(heads)
         return entries, heads[-1]
 
@@ -170,6 +161,31 @@ class PrivacyLedger:
                 f"{self.path}: expected the ledger with charge {count} that {self.witness} saw, found one of "
                 f"{len(heads) - 1} charges: an older or another copy. {REMEDY}"
             )
+
+
+def read_ledger(path: Path) -> tuple[Entry, ...]:
+    """Every charge in a journal, for a report: the chain is checked, its witness and its lock are not.
+
+    Raises:
+        IntegrityFailed: a line does not continue the chain.
+    """
+    payload = path.read_bytes() if path.exists() else b""
+    return tuple(_chain(path, payload[: payload.rfind(b"\n") + 1])[0])
+
+
+def _chain(path: Path, payload: bytes) -> tuple[list[Entry], list[str]]:
+    """The entries of whole lines, and the digest after each, beginning with that of nothing."""
+    entries: list[Entry] = []
+    heads = [START]
+    for line in payload.splitlines(keepends=True):
+        entry = _read(line)
+        if entry is None or _line(len(entries) + 1, heads[-1], entry) != line:
+            raise IntegrityFailed(
+                f"{path}: expected line {len(entries) + 1} to continue the chain, found another. {REMEDY}"
+            )
+        entries.append(entry)
+        heads.append(_digest(line))
+    return entries, heads
 
 
 def _counted(releases: list[Release]) -> list[tuple[Release, int]]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Self
 
 from fedpeft.adapter import AdapterSpec
-from fedpeft.config.model import RunConfig
+from fedpeft.config.model import Privacy, RunConfig, SecureAggregation
 from fedpeft.errors import BudgetExhausted, ConfigInvalid, Problem
 from fedpeft.privacy import Budget, Mechanism, NoiseTerms, PrivacyLedger, Release, Statement, calibrate, epsilon
 from fedpeft.privacy.mechanism import MIN_SHARE_SIGMA, size_mechanism
 
-__all__ = ["LEDGER", "ClientPrivacy", "Plan", "read_budget", "trainable_parameters"]
+__all__ = ["LEDGER", "ClientPrivacy", "Plan", "plan_of", "read_budget", "trainable_parameters"]
 
 LEDGER = Path("privacy") / "ledger.jsonl"
 """Within the run directory."""
@@ -25,13 +25,12 @@ PLANNED_DEVICES = 10_000
 """For the sampler's float error, which grows with the devices: 10^-5 of epsilon for so many and 10^6 parameters."""
 
 
-def read_budget(config: RunConfig) -> Budget:
-    """The run's budget; ``config`` has been checked.
+def read_budget(privacy: Privacy) -> Budget:
+    """The run's budget; the configuration has been checked.
 
     Raises:
         ConfigInvalid: it has none.
     """
-    privacy = config.privacy
     if privacy.unit != "client" or privacy.epsilon is None or privacy.delta is None:
         raise ConfigInvalid(
             'Expected privacy.unit = "client" with an epsilon and a delta, found none; nothing is promised.'
@@ -49,43 +48,47 @@ class Plan:
     """What a run promises, decided before its first round.
 
     Args:
-        config: the run.
+        privacy, secagg: the run's sections.
+        rounds: releases that the budget is for.
         parameters: trainable coordinates of the union adapter.
         noise_multiplier: z: as configured, or the least that keeps every round within the budget.
     """
 
-    config: RunConfig
+    privacy: Privacy
+    secagg: SecureAggregation
+    rounds: int
     parameters: int
     noise_multiplier: float
 
     @classmethod
-    def of(cls, config: RunConfig, parameters: int) -> Self:
+    def of(cls, privacy: Privacy, secagg: SecureAggregation, *, rounds: int, parameters: int) -> Self:
         """The plan of a run.
 
         Raises:
             ConfigInvalid: no noise keeps the rounds within the budget, or the configured one does not.
         """
-        budget, count = read_budget(config), config.rounds.count
-        z = config.privacy.noise_multiplier
+        budget, z = read_budget(privacy), privacy.noise_multiplier
+
+        def worst(guess: float) -> Release:
+            return _worst(secagg.min_cohort - privacy.colluders, parameters, guess)
+
         if z is None:
             try:
-                z = calibrate(budget, count, lambda guess: _worst(config, parameters, guess))
+                z = calibrate(budget, rounds, worst)
             except ValueError as error:
                 where = "run.toml: privacy.epsilon"
                 problem = Problem(where=where, expected="a budget that some noise reaches", found=str(error))
                 raise ConfigInvalid("The privacy budget cannot be reached.", problems=[problem]) from error
-        spent = epsilon([(_worst(config, parameters, z), count)], budget.delta)
+        spent = epsilon([(worst(z), rounds)], budget.delta)
         if spent > budget.epsilon:
-            release = _worst(config, parameters, z)
-            fitting = _last_fitting(release, budget, count)
-            needed = calibrate(budget, count, lambda guess: _worst(config, parameters, guess))
+            fitting, needed = _last_fitting(worst(z), budget, rounds), calibrate(budget, rounds, worst)
             problem = Problem(
                 where="run.toml: privacy.noise_multiplier",
                 expected=f"at least {needed:g}, or at most {fitting} rounds, for epsilon={budget.epsilon:g}",
-                found=f"{z:g} and {count} rounds, which spend {spent:.4g}",
+                found=f"{z:g} and {rounds} rounds, which spend {spent:.4g}",
             )
             raise ConfigInvalid("The rounds do not fit into the privacy budget.", problems=[problem])
-        return cls(config=config, parameters=parameters, noise_multiplier=z)
+        return cls(privacy=privacy, secagg=secagg, rounds=rounds, parameters=parameters, noise_multiplier=z)
 
     def mechanism(self, devices: int) -> Mechanism:
         """The mechanism of a round with so many invited devices.
@@ -93,30 +96,29 @@ class Plan:
         Raises:
             ConfigInvalid: the ring is too narrow for it.
         """
-        config = self.config
         return size_mechanism(
-            l2_clip_norm=config.privacy.l2_clip_norm,
+            l2_clip_norm=self.privacy.l2_clip_norm,
             noise_multiplier=self.noise_multiplier,
-            colluders=config.privacy.colluders,
+            colluders=self.privacy.colluders,
             devices=devices,
-            threshold=config.secagg.min_cohort,
-            bits=config.secagg.bits,
+            threshold=self.secagg.min_cohort,
+            bits=self.secagg.bits,
             parameters=self.parameters,
         )
 
     def statement(self, *, spent: float | None = None, rounds: int | None = None) -> Statement:
         """The promise: of the whole run, or of what was spent in so many releases."""
-        config, budget = self.config, read_budget(self.config)
-        planned = epsilon([(_worst(config, self.parameters, self.noise_multiplier), config.rounds.count)], budget.delta)
+        delta, shares = read_budget(self.privacy).delta, self.secagg.min_cohort - self.privacy.colluders
+        planned = epsilon([(_worst(shares, self.parameters, self.noise_multiplier), self.rounds)], delta)
         return Statement(
             epsilon=planned if spent is None else spent,
-            delta=budget.delta,
+            delta=delta,
             noise_multiplier=self.noise_multiplier,
-            l2_clip_norm=config.privacy.l2_clip_norm,
-            rounds=config.rounds.count if rounds is None else rounds,
-            threshold=config.secagg.min_cohort,
-            colluders=config.privacy.colluders,
-            consistent=config.secagg.mode == "full",
+            l2_clip_norm=self.privacy.l2_clip_norm,
+            rounds=self.rounds if rounds is None else rounds,
+            threshold=self.secagg.min_cohort,
+            colluders=self.privacy.colluders,
+            consistent=self.secagg.mode == "full",
         )
 
 
@@ -145,8 +147,8 @@ class ClientPrivacy:
             ConfigInvalid: the plan is impossible.
             IntegrityFailed: the ledger is not the newest.
         """
-        plan = Plan.of(config, parameters)
-        return cls(plan, PrivacyLedger(run / LEDGER, witness=witness, budget=read_budget(config)))
+        plan = plan_of(config, parameters)
+        return cls(plan, PrivacyLedger(run / LEDGER, witness=witness, budget=read_budget(config.privacy)))
 
     def terms(self, devices: int) -> NoiseTerms:
         """The noise of a round with so many invited devices.
@@ -184,11 +186,16 @@ class ClientPrivacy:
         self.close()
 
 
-def _worst(config: RunConfig, parameters: int, z: float) -> Release:
+def plan_of(config: RunConfig, parameters: int) -> Plan:
+    """The plan of a run: see ``Plan.of``."""
+    return Plan.of(config.privacy, config.secagg, rounds=config.rounds.count, parameters=parameters)
+
+
+def _worst(shares: int, parameters: int, z: float) -> Release:
     """At least as bad as every round: the coarsest grid and the most devices."""
     return Release(
         noise_multiplier=z,
-        shares=config.secagg.min_cohort - config.privacy.colluders,
+        shares=shares,
         share_sigma=MIN_SHARE_SIGMA,
         parameters=parameters,
         devices=PLANNED_DEVICES,

@@ -29,7 +29,7 @@ from fedpeft.round.events import Event
 from fedpeft.round.plan import LearningPlan, learning_plan
 from fedpeft_client.bench import Bench
 from fedpeft_server.federation import Federation
-from fedpeft_server.privacy import ClientPrivacy, Plan, trainable_parameters
+from fedpeft_server.privacy import ClientPrivacy, plan_of, trainable_parameters
 from fedpeft_server.report import write_report
 from fedpeft_server.run_directory import RunDirectory
 from fedpeft_sim.baselines import Baselines, held_out_scores, run_baselines
@@ -111,7 +111,7 @@ def prepare(config: RunConfig, screen: Screen, *, store: Path | None = None) -> 
     plan = draft.model_copy(update={"adapter_spec": initial.spec.digest})
     if config.privacy.unit == "client":  # refused now rather than in the first round
         invited = invited_devices(config.rounds, len(population.clients))
-        Plan.of(config, trainable_parameters(initial.spec)).mechanism(invited)
+        plan_of(config, trainable_parameters(initial.spec)).mechanism(invited)
     return Simulation(population=population, artifact=artifact, bench=bench, plan=plan, initial=initial)
 
 

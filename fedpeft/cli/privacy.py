@@ -1,0 +1,134 @@
+"""`fedpeft privacy`: what a budget costs before a run, and what a run has spent."""
+
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+LEARNS = 0.3
+"""Signal-to-noise below which a round learns next to nothing, even if all deltas point the same way."""
+
+
+@click.group(short_help="Plan a privacy budget, and report what a run has spent.")
+def command() -> None:
+    """Plan a privacy budget, and report what a run has spent (docs/privacy.md)."""
+
+
+@command.command()
+@click.option(
+    "--epsilon", type=click.FloatRange(min=0, min_open=True), required=True, help="The budget of a whole run."
+)
+@click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Default: clients^-1.1.")
+@click.option("--rounds", type=click.IntRange(min=1), required=True, help="Rounds to train.")
+@click.option("--clients", type=click.IntRange(min=3), required=True, help="Clients asked in each round.")
+@click.option("--parameters", type=click.IntRange(min=1), multiple=True, help="Trained parameters; may be repeated.")
+@click.option("--min-cohort", type=click.IntRange(min=3), help="secagg.min_cohort. Default: 4 of 5 clients.")
+@click.option("--colluders", type=click.IntRange(min=0), default=1, show_default=True, help="Devices not trusted.")
+@click.option("--bits", type=click.Choice(["16", "32"]), default="32", show_default=True, help="secagg.bits.")
+def plan(
+    epsilon: float,
+    delta: float | None,
+    rounds: int,
+    clients: int,
+    parameters: tuple[int, ...],
+    min_cohort: int | None,
+    colluders: int,
+    bits: str,
+) -> None:
+    """Find the noise for a budget, and what signal it leaves to each method.
+
+    \b
+    Example:
+      fedpeft privacy plan --epsilon 8 --rounds 20 --clients 50
+    """
+    from fedpeft.config.derived import suggested_delta
+    from fedpeft.config.model import Privacy, SecureAggregation
+    from fedpeft.errors import ConfigInvalid, Problem
+    from fedpeft.privacy import SIZES, expected_noise, signal_to_noise
+    from fedpeft_server.privacy import Plan
+
+    delta = suggested_delta(clients) if delta is None else delta
+    threshold = max(3, -(-4 * clients // 5)) if min_cohort is None else min_cohort
+    checks = [
+        (delta > 1 / clients, "--delta", f"at most 1 / {clients} clients", f"{delta:g}"),
+        (threshold > clients, "--min-cohort", f"at most the {clients} clients", str(threshold)),
+        (colluders >= threshold, "--colluders", f"fewer than the {threshold} that open a block", str(colluders)),
+    ]
+    problems = [Problem(where=where, expected=expected, found=found) for bad, where, expected, found in checks if bad]
+    if problems:
+        raise ConfigInvalid("Expected a plan that keeps its promise.", problems=problems)
+    sizes = {f"{size} parameters": size for size in sorted(parameters)} or dict(SIZES)
+    made = Plan.of(
+        Privacy(unit="client", epsilon=epsilon, delta=delta, colluders=colluders),
+        SecureAggregation(min_cohort=threshold, bits=16 if bits == "16" else 32),
+        rounds=rounds,
+        parameters=max(sizes.values()),
+    )
+    made.mechanism(clients)  # refuses a ring that is too narrow
+    for line in made.statement().lines():
+        click.echo(line)
+    z = made.noise_multiplier
+    most = expected_noise(clients, threshold, colluders)
+    click.echo(f"with all {clients} clients present a sum holds {most:.2f} times that noise; a higher threshold less")
+    click.echo("")
+    where = "" if parameters else " (sizes on MiniLM-L6)"
+    click.echo(f"signal to noise of a round at best, n / (z sqrt d){where}:")
+    ratios = {name: signal_to_noise(clients, z, size) for name, size in sizes.items()}
+    for name, size in sizes.items():
+        verdict = "learns" if ratios[name] >= 1 else "noisy" if ratios[name] >= LEARNS else "drowns"
+        click.echo(f"  {name:<34} d = {size:>9,}   {ratios[name]:8.3f}   {verdict}")
+    click.echo("")
+    click.echo(_advice(ratios))
+    click.echo("")
+    click.echo("[privacy]")
+    click.echo(f'unit = "client"\nepsilon = {epsilon:g}\ndelta = {delta:.3g}\ncolluders = {colluders}')
+    click.echo(f'[aggregate]\nweight = "uniform"\n[secagg]\nmin_cohort = {threshold}')
+    click.echo(f"[rounds]\nmin_devices = {threshold}\ncount = {rounds}")
+
+
+@command.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Say what RUN has spent, and what that means."""
+    from fedpeft.privacy import epsilon, read_ledger
+    from fedpeft_server.privacy import LEDGER, Plan, read_budget
+    from fedpeft_server.run_view import read_run
+
+    view = read_run(run)
+    config = view.config()
+    if config.privacy.unit == "none":
+        click.echo(f"{view.manifest.run_id}: no differential privacy; whoever has the adapter may learn from it")
+        return
+    budget, entries = read_budget(config.privacy), read_ledger(run / LEDGER)
+    click.echo(f"{view.manifest.run_id}: {len(view.rounds)} rounds committed, {len(entries)} releases charged")
+    if not entries:
+        click.echo("nothing has been released")
+        return
+    spent = epsilon([(entry.release, 1) for entry in entries], budget.delta)
+    first = entries[0].release
+    made = Plan(
+        privacy=config.privacy,
+        secagg=config.secagg,
+        rounds=config.rounds.count,
+        parameters=first.parameters,
+        noise_multiplier=first.noise_multiplier,
+    )
+    click.echo(f"budget: epsilon {budget.epsilon:g} at delta {budget.delta:g}; spent:")
+    for line in made.statement(spent=spent, rounds=len(entries)).lines():
+        click.echo(f"  {line}")
+    if len(entries) > len(view.rounds):
+        click.echo(f"  {len(entries) - len(view.rounds)} of the releases were lost: charged, not committed")
+
+
+def _advice(ratios: dict[str, float]) -> str:
+    """The largest method that still learns."""
+    good = [name for name, ratio in ratios.items() if ratio >= 1] or [
+        name for name, ratio in ratios.items() if ratio >= LEARNS
+    ]
+    if good:
+        return f"recommended: {good[-1]}; always compare with training the head only"
+    return (
+        "recommended: none of these. All drown: ask more clients, run fewer rounds, or allow a larger epsilon. "
+        "Below a few hundred clients a client-level promise is expensive for anything but the smallest method."
+    )

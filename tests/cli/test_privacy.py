@@ -1,0 +1,127 @@
+"""`fedpeft privacy`: the plan for a budget, and what a run has spent."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedpeft.adapter import AdapterSpec
+from fedpeft.cli import main
+from fedpeft.config import parse
+from fedpeft.privacy import Budget, PrivacyLedger, Release, epsilon
+from fedpeft.testing.trainers import toy_spec
+from fedpeft_server.run_directory import RunDirectory
+
+RUN = """
+[run]
+name = "x"
+[base]
+model = "pypi:m"
+[task]
+kind = "classify"
+labels = ["a", "b"]
+[data]
+source = "x.jsonl"
+partition = {{by = "iid", clients = 50}}
+[adapter]
+[[device]]
+clients = ["*"]
+methods = ["lora"]
+{rest}
+"""
+SPEC: AdapterSpec = toy_spec({"head": 4})
+
+
+def test_a_plan_gives_noise_signal_and_a_configuration_that_loads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["privacy", "plan", "--epsilon", "8", "--rounds", "20", "--clients", "50"]) == 0
+    out = capsys.readouterr().out
+    for fact in ("epsilon 7.99", "delta 0.0135", "no amplification", "noise multiplier", "rounds: 20", "not covered"):
+        assert fact in out
+    assert "head only" in out
+    made = out[out.index("[privacy]") :]
+    config = parse(
+        RUN.format(rest=made).replace("[adapter]", "[adapter]\nlora = {rank = 4}"), source="t", simulation=True
+    )
+    assert config.privacy.unit == "client"
+    assert tomllib.loads(made)["secagg"]["min_cohort"] == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--delta", "0.1"], "at most 1 / 50 clients"),
+        (["--min-cohort", "51"], "at most the 50 clients"),
+        (["--min-cohort", "5", "--colluders", "5"], "fewer than the 5"),
+        (["--bits", "16", "--parameters", "74498"], "secagg.bits = 32"),
+    ],
+)
+def test_a_plan_that_keeps_no_promise_is_refused(
+    options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["privacy", "plan", "--epsilon", "8", "--rounds", "20", "--clients", "50", *options]) == 3
+    assert words in capsys.readouterr().err
+
+
+def test_enough_clients_get_a_recommendation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["privacy", "plan", "--epsilon", "8", "--rounds", "5", "--clients", "2000"]) == 0
+    assert "recommended: lora r8" in capsys.readouterr().out
+
+
+def test_few_clients_are_told_that_it_drowns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["privacy", "plan", "--epsilon", "0.5", "--rounds", "50", "--clients", "5"]) == 0
+    assert "All drown" in capsys.readouterr().out
+
+
+def started(where: Path, rest: str) -> Path:
+    text = RUN.format(rest=rest).replace("[adapter]", "[adapter]\nlora = {rank = 4}")
+    config = parse(text, source="t", simulation=True).model_copy(update={"directory": where})
+    with RunDirectory.create(config, source=text, adapter=SPEC, base_digest="sha256:0", command=("x",)) as run:
+        return run.path
+
+
+PRIVATE = """
+[aggregate]
+weight = "uniform"
+[secagg]
+min_cohort = 3
+[privacy]
+unit = "client"
+epsilon = 8.0
+delta = 0.01
+"""
+
+
+def test_a_report_says_what_was_spent_with_everything_it_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = started(tmp_path, PRIVATE)
+    one = Release(noise_multiplier=2.5, shares=2, share_sigma=1e5, parameters=4, devices=50)
+    with PrivacyLedger(
+        run / "privacy" / "ledger.jsonl", witness=tmp_path / "w", budget=Budget(epsilon=8.0, delta=0.01)
+    ) as ledger:
+        ledger.charge("round 1", one)
+        ledger.charge("round 2", one)
+    assert main(["privacy", "report", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert f"epsilon {epsilon([(one, 2)], 0.01):.4g} at delta 0.01" in out
+    assert "noise multiplier 2.5" in out
+    assert "rounds: 2" in out
+    assert "2 of the releases were lost" in out
+
+
+def test_a_report_before_any_release_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["privacy", "report", str(started(tmp_path, PRIVATE))]) == 0
+    assert "nothing has been released" in capsys.readouterr().out
+
+
+def test_a_run_without_privacy_promises_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["privacy", "report", str(started(tmp_path, ""))]) == 0
+    assert "no differential privacy" in capsys.readouterr().out
+
+
+def test_a_changed_ledger_is_not_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = started(tmp_path, PRIVATE)
+    (run / "privacy").mkdir()
+    (run / "privacy" / "ledger.jsonl").write_bytes(b'{"sequence":1}\n')
+    assert main(["privacy", "report", str(run)]) == 6
+    assert "continue the chain" in capsys.readouterr().err

@@ -1,0 +1,73 @@
+"""Every rule of [privacy], with the nearest file that is valid."""
+
+import pytest
+
+from fedpeft.config import RunConfig, parse
+from fedpeft.errors import ConfigInvalid
+
+VALID = """
+[run]
+name = "x"
+[base]
+model = "pypi:m"
+[task]
+kind = "classify"
+labels = ["a", "b"]
+[data]
+source = "x.jsonl"
+partition = {by = "iid", clients = 50}
+[adapter]
+lora = {rank = 4}
+[aggregate]
+weight = "uniform"
+[privacy]
+unit = "client"
+epsilon = 8.0
+delta = 0.0135
+[[device]]
+clients = ["*"]
+methods = ["lora"]
+"""
+
+
+def load(*overrides: str, without: str = "") -> RunConfig:
+    return parse(VALID.replace(without, "") if without else VALID, source="t", overrides=overrides, simulation=True)
+
+
+def test_the_valid_file_is_valid() -> None:
+    assert load().privacy.unit == "client"
+    assert load(without=VALID[VALID.index("[privacy]") : VALID.index("[[device]]")]).privacy.unit == "none"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("privacy.delta=0.0201", "privacy.delta", "at most 1 / 50 clients (clients^-1.1 = 0.014"),
+        ('aggregate.weight="examples"', "aggregate.weight", 'Set aggregate.weight = "uniform"'),
+        ('secagg.mode="off"', "secagg.mode", "a share of the noise only"),
+        ("privacy.colluders=3", "privacy.colluders", "fewer than secagg.min_cohort=3"),
+        ('privacy.unit="none"', "privacy.epsilon", "nothing is promised now"),
+        ('privacy.unit="example"', "privacy.unit", '"client"'),
+        ("privacy.epsilon=0.0", "privacy.epsilon", "a number > 0"),
+        ("privacy.delta=1.0", "privacy.delta", "a number < 1"),
+        ("privacy.l2_clip_norm=-1.0", "privacy.l2_clip_norm", "a number > 0"),
+    ],
+)
+def test_what_would_make_epsilon_a_lie_is_refused(override: str, key: str, words: str) -> None:
+    with pytest.raises(ConfigInvalid) as refused:
+        load(override)
+    found = [problem for problem in refused.value.problems if key in problem.where]
+    assert found, refused.value
+    assert words.lower() in str(found[0]).lower()
+
+
+@pytest.mark.parametrize(("without", "key"), [("epsilon = 8.0\n", "epsilon"), ("delta = 0.0135\n", "delta")])
+def test_a_budget_needs_both_numbers(without: str, key: str) -> None:
+    with pytest.raises(ConfigInvalid) as refused:
+        load(without=without)
+    assert [problem.where for problem in refused.value.problems] == [f"t: privacy.{key}"]
+
+
+@pytest.mark.parametrize("override", ["privacy.delta=0.02", "privacy.colluders=2", "privacy.noise_multiplier=3.0"])
+def test_the_nearest_that_works_is_accepted(override: str) -> None:
+    load(override)

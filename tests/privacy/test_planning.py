@@ -1,0 +1,41 @@
+import itertools
+import math
+
+import pytest
+
+from fedpeft.privacy import SIZES, Statement, expected_noise, signal_to_noise
+
+
+@pytest.mark.parametrize(("parameters", "expected"), [(36_864, 0.52), (16_000, 0.79), (73_728, 0.37)])
+def test_signal_to_noise_is_that_of_the_research_notes(parameters: int, expected: float) -> None:
+    assert signal_to_noise(100, 1.0, parameters) == pytest.approx(expected, abs=0.005)
+
+
+def test_sizes_are_in_ascending_order() -> None:
+    assert all(small < large for small, large in itertools.pairwise(SIZES.values()))
+
+
+def test_everybody_present_is_more_noise_than_promised() -> None:
+    assert expected_noise(50, 40, 1) == pytest.approx(math.sqrt(50 / 39))
+
+
+@pytest.mark.parametrize("consistent", [True, False])
+def test_a_statement_says_everything_an_epsilon_needs(consistent: bool) -> None:
+    text = str(
+        Statement(
+            epsilon=7.9951,
+            delta=1e-5,
+            noise_multiplier=1.969,
+            l2_clip_norm=0.5,
+            rounds=20,
+            threshold=40,
+            colluders=3,
+            consistent=consistent,
+        )
+    )
+    for fact in ("epsilon 7.995", "delta 1e-05", "one client", "replaced by zero", "no amplification"):
+        assert fact in text
+    for fact in ("multiplier 1.969", "norm 0.5", "rounds: 20", "RDP", "3 colluding", "37 honest", "not covered"):
+        assert fact in text
+    assert ("malicious" in text) == consistent
+    assert ("honest but curious" in text) != consistent
