@@ -1,0 +1,54 @@
+"""A private run as a user starts it: nothing measured, everything charged, everything said."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedpeft_server.run_view import read_run, verify_run
+
+pytestmark = [pytest.mark.e2e, pytest.mark.torch]
+
+PRIVATE = [
+    "rounds.count=2",
+    'aggregate.weight="uniform"',
+    'privacy.unit="client"',
+    "privacy.epsilon=8.0",
+    "privacy.delta=0.1",
+]
+SETTINGS = [word for setting in PRIVATE for word in ("--set", setting)]
+
+
+def test_a_private_simulation_says_what_it_promises_and_keeps_it(start: Callable, tmp_path: Path, home: Path) -> None:
+    process = start("simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *SETTINGS)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    for fact in ("epsilon", "delta 0.1", "no amplification", "noise multiplier", "not covered"):
+        assert fact in out
+    (run,) = (tmp_path / "runs").iterdir()
+    view = read_run(run)
+    assert [(row.round, row.loss, row.accuracy, row.examples) for row in view.rounds] == [
+        (1, None, None, 0),
+        (2, None, None, 0),
+    ]
+    assert verify_run(run) == ()
+    assert (run / "adapters" / "final").is_dir()
+    charges = [json.loads(line) for line in (run / "privacy" / "ledger.jsonl").read_text().splitlines()]
+    assert [charge["sequence"] for charge in charges] == [1, 2]
+    assert (home / "privacy" / f"{view.manifest.run_id}.witness").exists()
+
+    process = start("privacy", "report", run)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "epsilon 7.99" in out
+    assert "2 rounds committed, 2 releases charged" in out
+
+
+def test_a_ring_too_narrow_for_the_noise_is_refused_before_anything_is_written(start: Callable, tmp_path: Path) -> None:
+    narrow = ["--set", "secagg.bits=16", "--set", 'adapter.layers="all"']
+    process = start("simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *SETTINGS, *narrow)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 3, out + err
+    assert "Use secagg.bits = 32" in err
+    assert not (tmp_path / "runs").exists()
