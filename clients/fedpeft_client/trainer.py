@@ -46,7 +46,7 @@ class Capacity:
 
     def __str__(self) -> str:
         names = [f"lora r{self.rank}" if method == "lora" and self.rank else method for method in self.methods]
-        return " + ".join(names)
+        return " + ".join(names) or "head"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

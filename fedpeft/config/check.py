@@ -101,6 +101,16 @@ def _devices(config: RunConfig) -> Iterator[Finding]:
     lora = None if any(_lora(config)) else config.adapter.lora  # no advice about tiers that are wrong themselves
     for index, device in enumerate(config.device):
         here = f"device[{index}]"
+        if device.methods == "auto":
+            if device.rank is not None:
+                remedy = "The planner chooses it; name the methods to choose it yourself."
+                yield Finding(key=f"{here}.rank", expected="no rank", found=str(device.rank), remedy=remedy)
+            continue
+        for limit in ("ram_mb", "uplink_mbit"):
+            if (value := getattr(device, limit)) is not None:
+                remedy = "Remove it, or let the planner choose by it."
+                expected = f'no {limit} without methods = "auto"'
+                yield Finding(key=f"{here}.{limit}", expected=expected, found=f"{value:g}", remedy=remedy)
         for method in device.methods:
             if method not in declared:
                 yield Finding(

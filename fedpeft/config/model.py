@@ -211,9 +211,17 @@ class Device(Section):
     """What one class of simulated devices can afford."""
 
     clients: tuple[str, ...] = Field(description='Client names, or ["*"] for all that no other entry names.')
-    methods: tuple[MethodName, ...] = Field(min_length=1, description="What they train, of the methods in [adapter].")
+    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] | Literal["auto"] = Field(
+        description='What they train, of the methods in [adapter]; "auto": the most that the planner finds to fit.'
+    )
     rank: int | None = Field(default=None, ge=1, description="For lora: a tier of adapter.lora; none: the full rank.")
     head: bool = Field(default=True, description="Whether they train the class head.")
+    ram_mb: int | None = Field(
+        default=None, ge=1, description="For auto: memory of the training process in MiB; none: 4096."
+    )
+    uplink_mbit: float | None = Field(
+        default=None, gt=0, description="For auto: megabits a second that it sends; none: not limited."
+    )
 
 
 class RunConfig(Section):

@@ -42,7 +42,7 @@ TIME_ERROR = 0.2
 MIB = 2**20
 HEAP = 2.1  # see the module's header
 ARENA_BYTES = 20 * MIB  # kernels' workspaces
-LAYER_S = 1.5e-3  # dispatch of one layer's operators in one pass, on a core of REFERENCE_RATE
+LAYER_S = 2.5e-3  # dispatch of one layer's operators in one pass, on a core of REFERENCE_RATE
 REFERENCE_RATE = 50e9
 EVALUATION_BATCH = 64  # fedpeft_client.trainer.EVAL_BATCH
 

@@ -133,7 +133,7 @@ def menu_of(
     """Every way to train some of ``adapter``: each set of methods, each tier, each residency.
 
     Args:
-        like: steps, lengths and task, and the batch size if ``batch_sizes`` is empty.
+        like: steps, lengths, task, whether the head is trained, and the batch size if ``batch_sizes`` is empty.
         layers: numbers of top layers to consider; empty: as the adapter says.
         batch_sizes: to consider.
         cache: whether frozen layers below the adapted ones are cached, as ``fedpeft_client.trainer`` does;
@@ -144,7 +144,7 @@ def menu_of(
         adapted = adapter if depth is None else adapter.model_copy(update={"layers": depth})
         below = shape.layers - adapted_layers(shape, adapted)
         cached = like.cached_examples if cache and below and present_methods(shape, adapted) else 0
-        for methods, rank, head in _choices(shape, adapted, like.classes):
+        for methods, rank, head in _choices(shape, adapted, like):
             found.append(
                 replace(
                     like,
@@ -160,9 +160,9 @@ def menu_of(
     return tuple(found)
 
 
-def _choices(shape: BaseShape, adapter: Adapter, classes: int) -> Iterator[tuple[tuple[str, ...], int | None, bool]]:
+def _choices(shape: BaseShape, adapter: Adapter, like: Workload) -> Iterator[tuple[tuple[str, ...], int | None, bool]]:
     methods = present_methods(shape, adapter)
-    can_head = adapter.head and classes > 0
+    can_head = like.head and adapter.head and like.classes > 0
     for count in range(len(methods) + 1):
         for chosen in combinations(methods, count):
             if not chosen and not can_head:

@@ -74,6 +74,7 @@ def render(view: RunView) -> str:
         lost=[(row.round, part) for row in view.rounds for part in row.clients if part.state != "summed"],
         rejected=_strangers(view.rounds),
         aborted=[event for event in view.events if event.kind == "round.aborted"],
+        planned={e.client: e.detail.get("plan", "") for e in view.events if e.kind == "device.planned"},
         skipped=Counter(item for row in view.rounds for item in row.skipped.items()),
         threats=_threats(config, view),
     )

@@ -21,6 +21,7 @@ from fedpeft_client.bench import Bench
 from fedpeft_client.stores import FileStore, MemoryStore
 from fedpeft_client.trainer import TorchTrainer
 from fedpeft_sim.plain_sum import PlainSession
+from fedpeft_sim.planning import plan_devices
 from fedpeft_sim.population import Client, Population, populate
 
 __all__ = ["RayDevices", "VirtualDevices"]
@@ -92,6 +93,7 @@ class RayDevices:
 
     config: RunConfig
     store: Path
+    base: str
     coordinator_key: bytes
     home: Path
     _token: str = field(default_factory=lambda: os_entropy(8).hex())
@@ -101,9 +103,10 @@ class RayDevices:
         devices = _in_this_actor.get(self._token)
         if devices is None:
             _in_this_actor.clear()
+            store = ArtifactStore(self.store)
             devices = VirtualDevices(
-                populate(self.config),
-                Bench(ArtifactStore(self.store)),
+                plan_devices(populate(self.config), store.get(self.base)),
+                Bench(store),
                 coordinator_key=self.coordinator_key,
                 home=self.home,
             )

@@ -1,7 +1,7 @@
 """Who takes part in a simulation: clients with their examples and what each can afford."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedpeft.config import RunConfig
 from fedpeft.config.model import Device
@@ -20,11 +20,13 @@ class Client:
 
     Args:
         name: as in ``[[device]]``.
-        capacity: what it can train.
+        device: its class of devices in the config.
+        capacity: what it can train; nothing yet when ``planning`` is to find it.
         train, held_out: its examples; disjoint, duplicates on one side.
     """
 
     name: str
+    device: Device
     capacity: Capacity
     train: Records
     held_out: Records
@@ -38,11 +40,20 @@ class Population:
         clients: at least three.
         config: the run with ``task.labels`` resolved.
         left_out: client name -> examples, of clients too small to take part.
+        plans: client name -> the planner's sentence, of clients whose methods were planned.
     """
 
     clients: tuple[Client, ...]
     config: RunConfig
     left_out: Mapping[str, int]
+    plans: Mapping[str, str] = field(default_factory=dict)
+
+    def by_plan(self) -> dict[str, list[str]]:
+        """Each sentence once, with the clients that it is about."""
+        grouped: dict[str, list[str]] = {}
+        for name, sentence in self.plans.items():
+            grouped.setdefault(sentence, []).append(name)
+        return grouped
 
 
 def populate(config: RunConfig) -> Population:
@@ -58,7 +69,7 @@ def populate(config: RunConfig) -> Population:
         task = config.task.model_copy(update={"labels": label_names(records)})
         config = config.model_copy(update={"task": task})
     parts = partition(records, config.data.partition, config.run.seed)
-    capacities = _capacities(config.device, parts.clients)
+    devices = _devices(config.device, parts.clients)
     clients = []
     for name, own in parts.clients.items():
         train, held_out = split_holdout(own, config.data.holdout, derive_seed(config.run.seed, "holdout"))
@@ -67,21 +78,23 @@ def populate(config: RunConfig) -> Population:
                 f"Expected two distinct examples or more at client {name}, found {len(own)} rows; "
                 "raise data.partition.min_examples to leave such clients out."
             )
-        clients.append(Client(name=name, capacity=capacities[name], train=train, held_out=held_out))
+        device = devices[name]
+        methods = () if device.methods == "auto" else device.methods
+        capacity = Capacity(methods=methods, rank=device.rank, head=device.head)
+        clients.append(Client(name=name, device=device, capacity=capacity, train=train, held_out=held_out))
     return Population(clients=tuple(clients), config=config, left_out=parts.left_out)
 
 
-def _capacities(devices: tuple[Device, ...], clients: Mapping[str, Records]) -> dict[str, Capacity]:
-    found: dict[str, Capacity] = {}
+def _devices(devices: tuple[Device, ...], clients: Mapping[str, Records]) -> dict[str, Device]:
+    found: dict[str, Device] = {}
     problems = []
-    everyone: Capacity | None = None
+    everyone: Device | None = None
     for index, device in enumerate(devices):
-        capacity = Capacity(methods=device.methods, rank=device.rank, head=device.head)
         for name in device.clients:
             if name == "*":
-                everyone = capacity
+                everyone = device
             elif name in clients:
-                found[name] = capacity
+                found[name] = device
             else:
                 known = ", ".join(sorted(clients)[:20])
                 problems.append(

@@ -35,6 +35,7 @@ from fedpeft_server.run_directory import RunDirectory
 from fedpeft_sim.baselines import Baselines, held_out_scores, run_baselines
 from fedpeft_sim.devices import RayDevices, VirtualDevices
 from fedpeft_sim.plain_sum import PlainSum
+from fedpeft_sim.planning import plan_devices
 from fedpeft_sim.population import Population, populate
 from fedpeft_sim.publish import publisher
 from fedpeft_sim.summary import compare, full_parameter_bytes, summary_of
@@ -104,6 +105,9 @@ def prepare(config: RunConfig, screen: Screen, *, store: Path | None = None) -> 
         store=where,
         progress=lambda what, share: screen.working(what, round(100 * share), 100),
     )
+    population = plan_devices(population, artifact)
+    for sentence, names in population.by_plan().items():
+        screen.note(f"{', '.join(names)}: {sentence}")
     torch.set_num_threads(1)
     bench = Bench(ArtifactStore(where), places=workers_of(config))
     draft = learning_plan(config, run_id="", base=artifact.digest, adapter_spec="")
@@ -149,6 +153,8 @@ def simulate(
             command=command,
         )
     with run:
+        for name, sentence in simulation.population.plans.items() if resume is None else ():
+            run.record("device.planned", client=name, detail={"plan": sentence})
         screen.note(f"run directory {run.path}")
         plan = simulation.plan.model_copy(update={"run_id": run.manifest.run_id})
         try:
@@ -236,7 +242,13 @@ def _on_engine(
     if config.performance.engine == "ray":
         home = run.path / "devices" / f"{run.incarnation}"
         store = simulation.artifact.path.parent
-        handler = RayDevices(config=config, store=store, coordinator_key=identity.public, home=home.resolve())
+        handler = RayDevices(
+            config=config,
+            store=store,
+            base=simulation.artifact.digest,
+            coordinator_key=identity.public,
+            home=home.resolve(),
+        )
         try:
             run_ray(client_app(handler), coordinate, devices=count, workers=workers)
         finally:

@@ -129,6 +129,21 @@ RULES: dict[str, tuple[str, str, str]] = {
         'device[0].rank: expected no rank without "lora"',
         toml(device='clients = ["*"]\nmethods = ["bitfit"]', adapter__bitfit=""),
     ),
+    "a planned device has no rank of its own": (
+        toml(device='clients = ["*"]\nmethods = "auto"\nrank = 4'),
+        "device[0].rank: expected no rank, found 4. The planner chooses it",
+        toml(device='clients = ["*"]\nmethods = "auto"'),
+    ),
+    "memory is a limit of the planner": (
+        toml(device='clients = ["*"]\nmethods = ["lora"]\nram_mb = 900'),
+        'device[0].ram_mb: expected no ram_mb without methods = "auto", found 900',
+        toml(device='clients = ["*"]\nmethods = "auto"\nram_mb = 900'),
+    ),
+    "an uplink is a limit of the planner": (
+        toml(device='clients = ["*"]\nmethods = ["lora"]\nuplink_mbit = 0.5'),
+        'device[0].uplink_mbit: expected no uplink_mbit without methods = "auto", found 0.5',
+        toml(device='clients = ["*"]\nmethods = "auto"\nuplink_mbit = 0.5'),
+    ),
     "a device entry names clients": (
         toml(device='clients = []\nmethods = ["lora"]\n---\nclients = ["*"]\nmethods = ["lora"]'),
         "device[0].clients: expected client names",

@@ -155,6 +155,15 @@ def test_the_comparison_says_how_much_of_the_gap_was_closed(tmp_path: Path) -> N
     assert "–" in shown
 
 
+def test_a_planned_device_is_shown_with_its_reason_and_a_run_without_plans_has_no_such_part(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    assert "Planned devices" not in Page(write_report(run.path).read_text()).shown
+    run.record("device.planned", client="s1", detail={"plan": "Trains bitfit, because lora needs <b>more</b>."})
+    shown = Page(write_report(run.path).read_text()).shown
+    assert "Planned devices" in shown
+    assert "because lora needs <b>more</b>." in shown
+
+
 def test_a_baseline_that_is_no_better_gives_no_gap(tmp_path: Path) -> None:
     run = create(tmp_path)
     compared = (Comparison(client="all", examples=20, alone=0.8, federated=0.83, centralised=0.8),)

@@ -1,0 +1,86 @@
+"""`methods = "auto"` in a `[[device]]`: the planner of real devices chooses what such clients train.
+
+The plan rests on the config and the base alone, with one reference core in the place of this machine, so the same
+run.toml trains the same blocks everywhere and a resumed run goes on with them.
+"""
+
+from dataclasses import replace
+
+from fedpeft.base import BaseArtifact
+from fedpeft.config import RunConfig
+from fedpeft.config.derived import invited_devices
+from fedpeft.config.model import Device
+from fedpeft.device import REFERENCE, BaseShape, Limits, Menu, Plan, Workload, menu_of, plan, shape_of
+from fedpeft.errors import ConfigInvalid
+from fedpeft_client.trainer import CACHE_BYTES, Capacity
+from fedpeft_sim.population import Client, Population
+
+__all__ = ["plan_devices"]
+
+MIB = 2**20
+
+
+def plan_devices(population: Population, artifact: BaseArtifact) -> Population:
+    """The population with the capacity of every client whose methods are ``auto`` planned.
+
+    Raises:
+        ConfigInvalid: nothing fits a device; says which, and what the least would need.
+    """
+    config = population.config
+    if all(device.methods != "auto" for device in config.device):
+        return population
+    shape = shape_of(artifact)
+    plans: dict[Device, Plan] = {}
+    for index, device in enumerate(config.device):
+        members = [client for client in population.clients if client.device == device]
+        if device.methods == "auto" and members:
+            plans[device] = _plan(config, shape, device, members, index, cohort=len(population.clients))
+    clients = tuple(
+        replace(client, capacity=_capacity(plans[client.device])) if client.device in plans else client
+        for client in population.clients
+    )
+    sentences = {client.name: plans[client.device].sentence for client in clients if client.device in plans}
+    return replace(population, clients=clients, plans=sentences)
+
+
+def _plan(
+    config: RunConfig, shape: BaseShape, device: Device, members: list[Client], index: int, *, cohort: int
+) -> Plan:
+    length = config.task.max_length
+    cacheable = CACHE_BYTES // (4 * length * shape.hidden)
+    held_out = max(len(client.held_out) for client in members)
+    like = Workload(
+        adapter=config.adapter,
+        methods=(),
+        head=device.head,
+        classes=len(config.task.labels),
+        batch_size=config.train.batch_size,
+        length=length,
+        local_steps=config.train.local_steps,
+        eval_examples=min(held_out, config.rounds.eval_examples or held_out),
+        cached_examples=min(cacheable, max(len(client.train) for client in members)),
+    )
+    profile = REFERENCE
+    if device.ram_mb is not None:
+        profile = replace(profile, total_bytes=device.ram_mb * MIB, available_bytes=device.ram_mb * MIB)
+    limits = Limits(
+        uplink_bits_s=None if device.uplink_mbit is None else device.uplink_mbit * 1e6,
+        fit_deadline_s=config.rounds.fit_deadline_s,
+        upload_deadline_s=config.rounds.stage_deadline_s,
+    )
+    menu = Menu(
+        shape=shape,
+        workloads=menu_of(shape, config.adapter, like),
+        bits=config.secagg.bits,
+        cohort=invited_devices(config.rounds, cohort),
+    )
+    try:
+        return plan(profile, limits, menu)
+    except ConfigInvalid as refused:
+        problems = [replace(problem, where=f"device[{index}]") for problem in refused.problems]
+        raise ConfigInvalid('No method fits a device with methods = "auto".', problems=problems) from refused
+
+
+def _capacity(chosen: Plan) -> Capacity:
+    workload = chosen.workload
+    return Capacity(methods=workload.methods, rank=workload.rank, head=workload.head)
