@@ -182,6 +182,27 @@ def test_a_message_type_that_is_no_stage_never_reaches_the_device() -> None:
     assert heard == []
 
 
+def test_nothing_passes_the_grid_by_reference() -> None:
+    """What a network would copy, refuse or lose, the grid copies, refuses or loses."""
+    kept: list[RecordDict] = []
+    app = ClientApp()
+
+    @app.train("fit")
+    def respond(message: Message, context: Context) -> Message:
+        kept.extend([message.content, to_record(b"reply")])
+        return Message(kept[-1], reply_to=message)
+
+    grid = LocalGrid(app, devices=1, workers=1)
+    request = Message(to_record(b"request"), dst_node_id=1000, message_type="train.fit")
+    (reply,) = grid.send_and_receive([request], timeout=30)
+    grid.close()
+    assert [from_record(content) for content in kept] == [b"request", b"reply"]
+    for sent, arrived in ((request.content, kept[0]), (kept[1], reply.content)):
+        assert from_record(arrived) == from_record(sent)
+        assert arrived is not sent
+        assert arrived[RECORD] is not sent[RECORD]
+
+
 class Gate:
     """A handler that answers node 1000 only when it is let go."""
 

@@ -270,6 +270,28 @@ def test_one_hot_deltas_give_the_mean_that_a_hand_computes(tmp_path: Path) -> No
     assert state.digests[BlockId("bitfit")] == INITIAL.digests[BlockId("bitfit")], "nobody trains it"
 
 
+def test_every_round_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
+    world = World(tmp_path, one_hot_fleet(), eval_examples=16)
+    world.train()
+    for trainer in world.fleet.trainers.values():
+        assert isinstance(trainer, GivenTrainer)
+        asked = [(r.first_step, round(r.learning_rate_factor, 3), r.eval_examples, r.train) for r in trainer.fitted]
+        assert asked == [(0, 1.0, 16, True), (4, 0.667, 16, True), (8, 0.333, 16, True), (12, 0.0, 0, False)]
+
+
+def test_a_resumed_run_publishes_what_the_killed_one_had_committed(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    with pytest.raises(CoordinatorKilled):
+        world.train(raising_at("after", "commit 2"))
+    world.restart()
+    world.network.faults = [Fault(kind="kill", stage=Stage.PROFILE)]
+    with pytest.raises(CoordinatorKilled):
+        world.train()
+    assert world.path is not None
+    latest = (world.path / "adapters" / "latest" / "state").read_bytes()
+    assert latest == (world.path / "checkpoints" / "r0002" / "global.safetensors").read_bytes()
+
+
 def test_a_round_with_a_device_missing_divides_by_those_who_came(tmp_path: Path) -> None:
     world = World(tmp_path, one_hot_fleet(), [Fault(kind="lose-reply", stage=Stage.FIT, node=NODES[0])], count=1)
     moved = world.train()[HEAD].astype(np.float64) - INITIAL[HEAD]
