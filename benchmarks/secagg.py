@@ -314,7 +314,11 @@ def main() -> None:
     largest = [line for line in rounds.values() if "client_ratio" in line]
     report = {
         "quick": arguments.quick,
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "load": os.getloadavg(),  # a busy machine slows the cache-bound masks more than the peer's Python
+        },
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "kernel": kernel,
         "coordinator_peak_mb": peaks,

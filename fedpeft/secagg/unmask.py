@@ -86,8 +86,12 @@ def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:
     sums: dict[BlockId, BlockSum] = {}
     skipped: dict[BlockId, str] = {}
     lost: set[ParticipantId] = set()
+    problems = [cohort_problem(roster, index, survivors) for index in range(len(roster.owners))]
+    # Dealer by dealer, because all secrets of a dealer have the same holders and so the same Lagrange weights.
+    for name in sorted({n for i, problem in enumerate(problems) if problem is None for n in _needed(revealing, i)}):
+        vault.secret(name)
     for index, block in enumerate(roster.spec.blocks):
-        problem = cohort_problem(roster, index, survivors)
+        problem = problems[index]
         missing = [] if problem else [name for name in _needed(revealing, index) if vault.secret(name) is None]
         if problem is None and not missing:
             words = revealing.masked.sums[block.block_id]
