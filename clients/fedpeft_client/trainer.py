@@ -23,7 +23,7 @@ from fedpeft_client.bench import Bench
 
 __all__ = ["EVAL_BATCH", "Capacity", "Prepared", "TorchTrainer", "batch_seed", "learning_rates", "prepared"]
 
-CACHE_BYTES = 64 * 2**20
+CACHE_BYTES = 32 * 2**20
 """Bound of the activation cache of one data set, so that a dozen virtual clients fit a small machine; what does not
 fit is computed anew."""
 

@@ -5,6 +5,7 @@ made (or reopened), the federation runs on the chosen engine, the baselines foll
 Same config and same seed give the same final adapter, byte for byte, on every engine.
 """
 
+import gc
 import os
 import shutil
 from collections.abc import Sequence
@@ -167,6 +168,7 @@ def simulate(
                 write_report(run.path)
             screen.note(f"go on with:  fedpeft simulate --resume {run.path}")
             raise
+        gc.collect()  # the devices and their cached activations refer to each other; the baselines fill caches anew
         full_bytes = full_parameter_bytes(
             plan, simulation.bench, rounds=simulation.config.rounds.count, clients=len(simulation.population.clients)
         )

@@ -46,7 +46,9 @@ clients = ["*"]
 methods = ["bitfit"]
 """
 
-COMMAND = [sys.executable, "-c", "import sys; from fedpeft.cli import main; sys.exit(main())"]
+# A shell starts background jobs with SIGINT ignored, and children inherit that: Ctrl-C must work in the tests' runs.
+LISTENING = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+COMMAND = [sys.executable, "-c", f"{LISTENING}; from fedpeft.cli import main; sys.exit(main())"]
 Start = Callable[..., subprocess.Popen[str]]
 
 
