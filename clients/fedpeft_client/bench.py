@@ -29,11 +29,16 @@ class Bench:
     Args:
         store: where base artifacts lie.
         places: how many trainers may work at once.
+
+    Attributes:
+        tokenizing: held while the tokenizer is used. A fast tokenizer keeps truncation as state of its own: two
+            threads at once would cut each other's texts, and a run would not repeat.
     """
 
     def __init__(self, store: ArtifactStore, *, places: int = 1) -> None:
         self._store, self._places = store, places
         self._lock = threading.Lock()
+        self.tokenizing = threading.Lock()
         self._key = ""
         self._free: queue.SimpleQueue[UnionAdapter] = queue.SimpleQueue()
         self._first: UnionAdapter | None = None

@@ -158,8 +158,9 @@ class TorchTrainer:
 
     def _encode(self, plan: LearningPlan) -> Prepared:
         tokenizer = self._bench.tokenizer(plan)
-        train_set = encode(self._train, plan.task, plan.task.labels, tokenizer)
-        held_out = encode(self._held_out, plan.task, plan.task.labels, tokenizer)
+        with self._bench.tokenizing:
+            train_set = encode(self._train, plan.task, plan.task.labels, tokenizer)
+            held_out = encode(self._held_out, plan.task, plan.task.labels, tokenizer)
         return prepared(train_set, held_out, plan, self._device)
 
 
