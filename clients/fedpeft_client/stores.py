@@ -1,8 +1,8 @@
 """A device's memory between two messages: in RAM for a simulation in one process, else files."""
 
-import os
-import secrets
 from pathlib import Path
+
+from fedpeft.files import PRIVATE, write_file
 
 __all__ = ["FileStore", "MemoryStore"]
 
@@ -37,20 +37,5 @@ class FileStore:
             return None
 
     def write(self, key: str, value: bytes) -> None:
-        """See ``DeviceStore``: temp file, fsync, rename, fsync of the directory."""
-        staging = self._directory / f".{key}.{secrets.token_hex(4)}"
-        descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(value)
-                file.flush()
-                os.fsync(file.fileno())
-            staging.replace(self._directory / key)
-        except BaseException:
-            staging.unlink(missing_ok=True)
-            raise
-        folder = os.open(self._directory, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        """See ``DeviceStore``."""
+        write_file(self._directory / key, value, mode=PRIVATE)

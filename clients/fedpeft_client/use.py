@@ -1,17 +1,15 @@
-"""Using a trained adapter where it was trained: the base, the adapter of a run's last commit, an answer."""
+"""Using a trained adapter: the base, the adapter's state, an answer."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
 
-from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.adapter import AdapterState
 from fedpeft.base import ArtifactStore, default_store, load_tokenizer
-from fedpeft.config import RunConfig, load
+from fedpeft.config import RunConfig
 from fedpeft.data import Records, encode, validate
-from fedpeft.errors import DataInvalid
 from fedpeft.round.plan import learning_plan
 from fedpeft.tuning import Evaluation, evaluate
 from fedpeft_client.bench import Bench
@@ -33,25 +31,24 @@ class TrainedModel:
         self._config, self._union, self._tokenizer = config, union, tokenizer
 
     @classmethod
-    def of_run(cls, run: Path, *, store: Path | None = None) -> Self:
-        """The model of a run's last committed round.
+    def load(cls, config: RunConfig, state: AdapterState, *, base: str, store: Path | None = None) -> Self:
+        """A run's model with this state of its adapter.
+
+        Args:
+            config: the run's.
+            state: of the run's union adapter.
+            base: digest of the base artifact.
+            store: where base artifacts lie; None: the user's store.
 
         Raises:
-            DataInvalid: the directory holds no committed round.
+            ResourceMissing: the store does not hold the base.
         """
-        checkpoints = sorted((run / "checkpoints").glob("r*/global.safetensors"))
-        if not checkpoints or not (run / "resolved.toml").exists():
-            raise DataInvalid(f"Expected a run directory with a committed round, found none in {run}.")
-        config = load(run / "resolved.toml", simulation=True)
-        spec = AdapterSpec.from_json((run / "adapter.json").read_text(encoding="utf-8"))
-        state = AdapterState.from_safetensors(spec, checkpoints[-1].read_bytes())
-        digest = _base_digest(run)
         artifacts = ArtifactStore(store or default_store())
         bench = Bench(artifacts)
-        plan = learning_plan(config, run_id="", base=digest, adapter_spec=spec.digest)
+        plan = learning_plan(config, run_id="", base=base, adapter_spec=state.spec.digest)
         with bench.lend(plan) as union:
             union.load(state)
-            return cls(config, union, load_tokenizer(artifacts.get(digest)))
+            return cls(config, union, load_tokenizer(artifacts.get(base)))
 
     def evaluate(self, records: Records) -> Evaluation:
         """Loss and accuracy on other examples of the same task."""
@@ -80,7 +77,3 @@ class TrainedModel:
             generated.append(chosen)
             tokens = torch.cat([tokens, torch.tensor([[chosen]])], dim=1)
         return str(self._tokenizer.decode(generated))
-
-
-def _base_digest(run: Path) -> str:
-    return str(json.loads((run / "manifest.json").read_text(encoding="utf-8"))["base_digest"])

@@ -18,6 +18,7 @@ from fedpeft.base.artifact import FOLDER, MANIFEST_FILE, BaseArtifact, open_arti
 from fedpeft.base.manifest import FORMAT
 from fedpeft.clock import SystemClock
 from fedpeft.errors import IntegrityFailed, Problem, ResourceMissing
+from fedpeft.files import sync
 
 __all__ = ["ArtifactStore", "default_store", "index_key", "staging_directory", "write_json"]
 
@@ -203,7 +204,7 @@ def staging_directory(store: Path) -> Iterator[tuple[Path, Callable[[str], Path]
         _sync_tree(staging)
         with contextlib.suppress(OSError):  # another process was first: same name, same bytes
             staging.rename(target)
-        _sync(store)
+        sync(store)
         return target
 
     try:
@@ -220,13 +221,5 @@ def _sync_tree(directory: Path) -> None:
     """Make the files of a flat directory read-only and durable."""
     for path in directory.iterdir():
         path.chmod(0o444)
-        _sync(path)
-    _sync(directory)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(directory)

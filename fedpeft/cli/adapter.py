@@ -1,8 +1,12 @@
 """`fedpeft adapter`: look at a finished adapter, try it, measure it on other data."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from fedpeft_client.use import TrainedModel
 
 __all__ = ["command"]
 
@@ -43,10 +47,7 @@ def inspect(folder: Path) -> None:
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
 def predict(run: Path, texts: tuple[str, ...], store: Path | None) -> None:
     """Apply the adapter of RUN to TEXTS: a class each, or a continuation each."""
-    from fedpeft_client.use import TrainedModel
-
-    model = TrainedModel.of_run(run, store=store)
-    for text, answer in zip(texts, model.predict(texts), strict=True):
+    for text, answer in zip(texts, _trained(run, store).predict(texts), strict=True):
         click.echo(f"{answer}\t{text}")
 
 
@@ -58,14 +59,21 @@ def predict(run: Path, texts: tuple[str, ...], store: Path | None) -> None:
 def evaluate(run: Path, data: str, columns: tuple[str, ...], store: Path | None) -> None:
     """Measure the adapter of RUN on DATA (a file, a data set directory or builtin:NAME)."""
     from fedpeft.data import load_records
-    from fedpeft_client.use import TrainedModel
 
     records = load_records(data, dict(pair.split("=", 1) for pair in columns if "=" in pair))
-    score = TrainedModel.of_run(run, store=store).evaluate(records)
+    score = _trained(run, store).evaluate(records)
     click.echo(
         f"loss {score.loss_sum / score.examples:.4f}  accuracy {score.correct / score.examples:.4f}  "
         f"predictions {score.examples}"
     )
+
+
+def _trained(run: Path, store: Path | None) -> "TrainedModel":
+    from fedpeft_client.use import TrainedModel
+    from fedpeft_server.run_view import last_state, read_run
+
+    view = read_run(run)
+    return TrainedModel.load(view.config(), last_state(view), base=view.manifest.base_digest, store=store)
 
 
 def _gap(difference: float | None) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedpeft.config.derived import lora_tiers
 from fedpeft.config.model import Adapter, Lora
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, Problem
@@ -27,7 +28,7 @@ from fedpeft.methods.block import Block
 from fedpeft.methods.blocks import LORA, tier_block
 from fedpeft.methods.graft import device_of, graft_output
 
-__all__ = ["LoraPart", "attach_lora", "scale_of", "tiers_of", "width_of"]
+__all__ = ["LoraPart", "attach_lora", "scale_of", "width_of"]
 
 
 class LoraPart(nn.Module):
@@ -69,18 +70,6 @@ class LoraPart(nn.Module):
         return flat.view(y.shape).to(y.dtype)
 
 
-def tiers_of(lora: Lora) -> tuple[int, ...]:
-    """The ranks at which tiers end: as configured, else powers of two from 2, ending in the full rank.
-
-    Example:
-        >>> tiers_of(Lora(rank=6))
-        (2, 4, 6)
-    """
-    if lora.tiers:
-        return lora.tiers
-    return (*(2**i for i in range(1, lora.rank.bit_length()) if 2**i < lora.rank), lora.rank)
-
-
 def scale_of(lora: Lora) -> float:
     """The factor of B A.
 
@@ -100,7 +89,7 @@ def attach_lora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
     lora = adapter.lora
     if lora is None:
         return ()
-    tiers = tiers_of(lora)
+    tiers = lora_tiers(lora)
     if list(tiers) != sorted(set(tiers)) or tiers[-1] != lora.rank:
         problem = Problem(where="adapter.lora.tiers", expected=f"ascending, ending in {lora.rank}", found=str(tiers))
         raise ConfigInvalid("The tiers of LoRA do not fit its rank.", problems=[problem])

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from fedpeft.errors import BudgetExhausted, IntegrityFailed, ResourceMissing
+from fedpeft.files import sync, write_file
 from fedpeft.privacy.accountant import Budget, Release, epsilon
 
 __all__ = ["Entry", "PrivacyLedger", "read_ledger"]
@@ -66,7 +67,7 @@ class PrivacyLedger:
             os.close(self._descriptor)
             raise ResourceMissing(f"Expected {path} for ourselves, found that another process holds it.") from error
         try:
-            _sync_folder(path.parent)
+            sync(path.parent)
             self._entries, self._head = self._load()
         except BaseException:
             self.close()
@@ -112,7 +113,7 @@ class PrivacyLedger:
         self._append(line)
         self._entries.append(entry)
         self._head = _digest(line)
-        _replace(self.witness, f"{len(self._entries)} {self._head}\n".encode())
+        write_file(self.witness, f"{len(self._entries)} {self._head}\n".encode())
 
     def close(self) -> None:
         """Lets another process hold it; may be called again."""
@@ -207,21 +208,3 @@ def _read(line: bytes) -> Entry | None:
 
 def _digest(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
-
-
-def _replace(path: Path, payload: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

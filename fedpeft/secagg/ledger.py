@@ -8,7 +8,6 @@ cannot be noticed by a process that starts afterwards; docs/threat-model.md says
 """
 
 import json
-import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Protocol
 
 from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import IntegrityFailed
+from fedpeft.files import PRIVATE, sync, write_file
 from fedpeft.secagg.device_state import DeviceState, Mark, Masked, dump_state, load_state, mark_of
 from fedpeft.secagg.primitives import IdentityKey, digest, hkdf, open_box, seal
 
@@ -119,7 +119,7 @@ class FileLedger:
             nonce = self._entropy(NONCE_SIZE)
             box = seal(self._key, nonce, dump_state(state), self._bound(run_id, sequence))
             # State first: after a crash in between, the state is newer than the mark, which is fine.
-            _write(self._path(run_id, "state"), sequence.to_bytes(8, "big") + nonce + box)
+            write_file(self._path(run_id, "state"), sequence.to_bytes(8, "big") + nonce + box, mode=PRIVATE)
             self._latest[run_id] = sequence
             self._write_mark(run_id, sequence, mark_of(state, mark))
 
@@ -132,7 +132,7 @@ class FileLedger:
         """See ``Ledger``."""
         with self._lock:
             self._path(run_id, "state").unlink(missing_ok=True)
-            _sync_directory(self._directory)
+            sync(self._directory)
 
     def _read_mark(self, run_id: str) -> tuple[int, Mark | None]:
         sealed = _read(self._path(run_id, "mark"))
@@ -150,10 +150,8 @@ class FileLedger:
         if mark is not None:
             fields |= {"round_id": mark.round_id, "attempt": mark.attempt, "agreed": mark.agreed}
         nonce = self._entropy(NONCE_SIZE)
-        _write(
-            self._path(run_id, "mark"),
-            nonce + seal(self._key, nonce, json.dumps(fields).encode(), self._bound(run_id, 0)),
-        )
+        sealed = seal(self._key, nonce, json.dumps(fields).encode(), self._bound(run_id, 0))
+        write_file(self._path(run_id, "mark"), nonce + sealed, mode=PRIVATE)
 
     def _path(self, run_id: str, kind: str) -> Path:
         return self._directory / f"{digest('ledger-file', run_id.encode()).hex()[:32]}.{kind}"
@@ -170,24 +168,3 @@ def _read(path: Path) -> bytes | None:
         return path.read_bytes()
     except FileNotFoundError:
         return None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replaces a file whole, durably, readable by its owner only."""
-    fresh = path.with_suffix(path.suffix + ".new")
-    fresh.unlink(missing_ok=True)
-    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

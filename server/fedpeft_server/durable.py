@@ -12,16 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedpeft.errors import IntegrityFailed
+from fedpeft.files import sync, write_file
 
-__all__ = ["Journal", "publish_folder", "recover_folder", "remove_folder", "write_file", "write_folder"]
-
-
-def write_file(path: Path, payload: bytes) -> None:
-    """Makes ``path`` hold exactly ``payload``, or leaves it as it was."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    _write_synced(temporary, payload)
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
+__all__ = ["Journal", "publish_folder", "recover_folder", "remove_folder", "write_folder"]
 
 
 def write_folder(path: Path, files: dict[str, bytes]) -> None:
@@ -30,10 +23,9 @@ def write_folder(path: Path, files: dict[str, bytes]) -> None:
     remove_folder(temporary)
     temporary.mkdir()
     for name, payload in files.items():
-        _write_synced(temporary / name, payload)
-    _sync_folder(temporary)
+        write_file(temporary / name, payload)
     os.replace(temporary, path)
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
 def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
@@ -48,13 +40,13 @@ def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
     write(temporary)
     for folder, _, names in os.walk(temporary):
         for name in names:
-            _sync(Path(folder, name))
-        _sync_folder(Path(folder))
+            sync(Path(folder, name))
+        sync(Path(folder))
     remove_folder(previous)
     if path.exists():
         os.replace(path, previous)
     os.replace(temporary, path)
-    _sync_folder(path.parent)
+    sync(path.parent)
     remove_folder(previous)
 
 
@@ -104,7 +96,7 @@ class Journal:
                 os.ftruncate(file.fileno(), start)
                 raise
         if durable and start == 0:
-            _sync_folder(self.path.parent)
+            sync(self.path.parent)
 
     def lines(self) -> tuple[str, ...]:
         """Every whole line; a torn last one is left out.
@@ -148,23 +140,3 @@ def _is_object(row: bytes) -> bool:
         return isinstance(json.loads(row), dict)
     except ValueError:
         return False
-
-
-def _write_synced(path: Path, payload: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(path: Path) -> None:
-    """A rename is on the disk only once its directory is."""
-    _sync(path)

@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from fedpeft.config import RunConfig
-from fedpeft_server import durable
+from fedpeft.files import write_file
 from fedpeft_server.charts import Series, dot_strip, line_chart
 from fedpeft_server.records import ClientRound, Comparison, RoundMetrics
 from fedpeft_server.run_view import RunView, read_run
@@ -42,7 +42,7 @@ def write_report(path: Path) -> Path:
         IntegrityFailed: one of its records cannot be read.
     """
     target = path / "report.html"
-    durable.write_file(target, render(read_run(path)).encode())
+    write_file(target, render(read_run(path)).encode())
     return target
 
 

@@ -28,11 +28,12 @@ from fedpeft.clock import Clock, SystemClock
 from fedpeft.config import RunConfig, config_digest, resolved
 from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import IntegrityFailed
+from fedpeft.files import write_file
 from fedpeft.ids import RoundId
 from fedpeft_server import durable
 from fedpeft_server.records import Event, Manifest, RoundMetrics, Summary, to_json
 from fedpeft_server.run_lock import RunLock
-from fedpeft_server.run_view import RunView, checkpoint_folder, checkpoint_problems, read_run
+from fedpeft_server.run_view import GLOBAL_STATE, RunView, checkpoint_folder, checkpoint_problems, read_run
 
 __all__ = ["AdapterSlot", "Commit", "RunDirectory"]
 
@@ -119,11 +120,11 @@ class RunDirectory:
         lock = RunLock(path)
         (path / "checkpoints").mkdir()
         (path / "adapters").mkdir()
-        durable.write_file(path / "run.toml", source.encode())
-        durable.write_file(path / "resolved.toml", resolved(config).encode())
-        durable.write_file(path / "adapter.json", adapter.to_json().encode())
-        durable.write_file(path / "incarnation", b"1")
-        durable.write_file(path / "manifest.json", to_json(manifest).encode())
+        write_file(path / "run.toml", source.encode())
+        write_file(path / "resolved.toml", resolved(config).encode())
+        write_file(path / "adapter.json", adapter.to_json().encode())
+        write_file(path / "incarnation", b"1")
+        write_file(path / "manifest.json", to_json(manifest).encode())
         return cls(path, config, manifest, lock, clock)
 
     @classmethod
@@ -172,7 +173,7 @@ class RunDirectory:
 
     def renew(self) -> None:
         """Begins the next incarnation (docs/adr/0002-incarnations.md)."""
-        durable.write_file(self.path / "incarnation", str(self.incarnation + 1).encode())
+        write_file(self.path / "incarnation", str(self.incarnation + 1).encode())
 
     @property
     def rounds(self) -> tuple[RoundMetrics, ...]:
@@ -201,7 +202,7 @@ class RunDirectory:
                 f"{metrics.round}; a committed round never changes."
             )
         files = {
-            "global.safetensors": state,
+            GLOBAL_STATE: state,
             "server.json": json.dumps(server_state, sort_keys=True, allow_nan=False).encode(),
         }
         folder = checkpoint_folder(self.path, round_id)
@@ -228,7 +229,7 @@ class RunDirectory:
         folder = checkpoint_folder(self.path, row.round)
         return Commit(
             round_id=RoundId(row.round),
-            state=(folder / "global.safetensors").read_bytes(),
+            state=(folder / GLOBAL_STATE).read_bytes(),
             server_state=json.loads((folder / "server.json").read_bytes()),
             metrics=row,
         )
@@ -254,7 +255,7 @@ class RunDirectory:
 
     def write_summary(self, summary: Summary) -> None:
         """Keeps how the run ended; opening the run again takes it back."""
-        durable.write_file(self.path / "summary.json", to_json(summary).encode())
+        write_file(self.path / "summary.json", to_json(summary).encode())
 
     def view(self) -> RunView:
         """The run as a reader sees it now."""

@@ -7,14 +7,26 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedpeft.adapter import AdapterSpec
+from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.config import RunConfig, parse
 from fedpeft.errors import DataInvalid, FedpeftError, IntegrityFailed, Problem
 from fedpeft_server.durable import Journal
 from fedpeft_server.records import Event, Manifest, RoundMetrics, Summary, from_json
 from fedpeft_server.run_lock import holder
 
-__all__ = ["RunView", "checkpoint_folder", "checkpoint_problems", "list_runs", "read_run", "verify_run"]
+__all__ = [
+    "GLOBAL_STATE",
+    "RunView",
+    "checkpoint_folder",
+    "checkpoint_problems",
+    "last_state",
+    "list_runs",
+    "read_run",
+    "verify_run",
+]
+
+
+GLOBAL_STATE = "global.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +131,22 @@ def checkpoint_problems(path: Path, row: RoundMetrics) -> tuple[Problem, ...]:
         if found != digest:
             problems.append(Problem(where=str(file), expected=digest, found=found, remedy="Restore it from a copy."))
     return tuple(problems)
+
+
+def last_state(view: RunView) -> AdapterState:
+    """The global adapter state of the last committed round.
+
+    Raises:
+        DataInvalid: no round was committed yet.
+        IntegrityFailed: its checkpoint is not as committed.
+    """
+    if not view.rounds:
+        raise DataInvalid(f"Expected a run with a committed round, found none in {view.path}; resume it first.")
+    if problems := checkpoint_problems(view.path, view.rounds[-1]):
+        raise IntegrityFailed("Expected the last checkpoint as it was committed, found another.", problems=problems)
+    spec = AdapterSpec.from_json(_text(view.path / "adapter.json"))
+    payload = (checkpoint_folder(view.path, view.rounds[-1].round) / GLOBAL_STATE).read_bytes()
+    return AdapterState.from_safetensors(spec, payload)
 
 
 def verify_run(path: Path) -> tuple[Problem, ...]:

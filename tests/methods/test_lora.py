@@ -9,7 +9,7 @@ from fedpeft.errors import ConfigInvalid
 from fedpeft.ids import BlockId
 from fedpeft.methods import attach
 from fedpeft.methods.graft import grafts_of
-from fedpeft.methods.lora import LoraPart, scale_of, tiers_of
+from fedpeft.methods.lora import LoraPart, scale_of
 from fedpeft.testing.models import tiny_bert, tiny_llama
 
 pytestmark = pytest.mark.torch
@@ -69,11 +69,6 @@ def test_every_matrix_draws_its_own_rows():
     union = attach(tiny_bert(), Adapter(lora=Lora(rank=2)), seed=0)
     first, second, *_ = (part.factors()[0] for part in grafts_of(union.model, LoraPart).values())
     assert not torch.allclose(first, second, atol=0.1)
-
-
-@pytest.mark.parametrize(("rank", "tiers"), [(1, (1,)), (2, (2,)), (6, (2, 4, 6)), (8, (2, 4, 8))])
-def test_tiers_default_to_powers_of_two_up_to_the_rank(rank, tiers):
-    assert tiers_of(Lora(rank=rank)) == tiers
 
 
 @pytest.mark.parametrize(("rank", "fixed", "rslora"), [(1, 1.5, 1.5), (4, 1.5, 0.75), (8, 1.5, 1.5 / 8**0.5)])

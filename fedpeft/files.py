@@ -1,0 +1,47 @@
+"""Files that survive a power cut: written whole, synced, renamed, the directory synced.
+
+After a crash a file holds its old content or its new one, never a part; a rename is on the disk only once
+its directory is. One writer a file at a time: whoever shares a directory between processes holds a lock.
+"""
+
+import os
+from pathlib import Path
+
+__all__ = ["PRIVATE", "SHARED", "sync", "write_file"]
+
+PRIVATE = 0o600
+"""Readable by the owner only: keys, ledgers, a device's state."""
+SHARED = 0o666
+"""As the umask says."""
+
+
+def write_file(path: Path, payload: bytes, *, mode: int = SHARED) -> None:
+    """Makes ``path`` hold exactly ``payload``, durably, or leaves it as it was.
+
+    Args:
+        path: in a directory that exists.
+        payload: the whole content.
+        mode: of the new file, before the umask.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # what a crash left
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Returns once a file's content, or a directory's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
