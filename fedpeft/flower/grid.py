@@ -1,110 +1,26 @@
-"""fedpeft on Flower 1.41: the only module that imports ``flwr``.
+"""The round engine's ``Transport`` over a Flower Grid, and a Grid in this process."""
 
-A fedpeft message is one uint8 ``Array`` in one ``ArrayRecord``, so that Flower chunks large payloads;
-its bytes are the wire codec's (``fedpeft.wire``), never an array format of Flower's. Three things live
-here: the ``ClientApp`` around a device's handler, the ``Transport`` over any ``Grid``, and ``LocalGrid``,
-a ``Grid`` that runs virtual devices in this process and serialises every message as the network would.
-
-Facts of Flower that this relies on are held by tests/test_flower.py.
-"""
-
-import logging
-import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
-
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.serverapp import Grid, ServerApp
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedpeft.clock import Clock, SystemClock
-from fedpeft.errors import FedpeftError, SpecMismatch
+from fedpeft.clock import Clock
+from fedpeft.errors import SpecMismatch
+from fedpeft.flower.records import from_record, to_record
 from fedpeft.ids import NodeId
 from fedpeft.round.transport import Reply, Stage
 
-__all__ = ["GridTransport", "LocalGrid", "NodeContext", "client_app", "run_local", "run_ray"]
-
-RECORD = "fedpeft"
-STYPE = "fedpeft.wire"
-
-NODES_DEADLINE_S = 120.0
-"""How long Flower's engine may take to register its virtual nodes."""
-
-Handler = Callable[["NodeContext", Stage, bytes], bytes]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeContext:
-    """What Flower tells a device about itself.
-
-    Args:
-        node: Flower's node id; never an identity.
-        partition: which simulated client this node plays, from 0; None on a real device.
-    """
-
-    node: NodeId
-    partition: int | None
-
-
-def to_record(payload: bytes) -> RecordDict:
-    """A payload as message content."""
-    array = Array(dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload)
-    return RecordDict({RECORD: ArrayRecord({RECORD: array})})
-
-
-def from_record(content: RecordDict) -> bytes:
-    """The payload of a message's content.
-
-    Raises:
-        SpecMismatch: the content is not exactly one payload array.
-    """
-    record = content.get(RECORD)
-    if len(content) != 1 or not isinstance(record, ArrayRecord) or list(record) != [RECORD]:
-        raise SpecMismatch(f"Expected one record {RECORD!r} with one array, found {sorted(content)}.")
-    array = record[RECORD]
-    if array.stype != STYPE or array.dtype != "uint8" or array.shape != (len(array.data),):
-        raise SpecMismatch(f"Expected an array of {STYPE} bytes, found {array.stype!r} {array.dtype} {array.shape}.")
-    return bytes(array.data)
-
-
-def client_app(handler: Handler) -> ClientApp:
-    """The device's ClientApp: every stage of the protocol goes to ``handler``.
-
-    An exception of the handler becomes an error reply with its text when it is a ``FedpeftError``, with
-    its class alone otherwise: the text of an unforeseen error may quote the device's data.
-    """
-    app = ClientApp()
-
-    def respond(message: Message, context: Context) -> Message:
-        partition = context.node_config.get("partition-id")
-        node = NodeContext(node=NodeId(context.node_id), partition=None if partition is None else int(str(partition)))
-        try:
-            payload = handler(node, Stage(message.metadata.message_type), from_record(message.content))
-        except FedpeftError as error:
-            return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error)), reply_to=message)
-        except Exception as error:
-            logging.getLogger(__name__).exception("the device's handler failed")
-            reason = f"{type(error).__name__} on the device; its log has the details"
-            return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
-        return Message(to_record(payload), reply_to=message)
-
-    for stage in Stage:
-        category, action = stage.value.split(".")
-        getattr(app, category)(action)(respond)
-    return app
+__all__ = ["GridTransport", "LocalGrid"]
 
 
 class GridTransport:
@@ -231,48 +147,6 @@ class LocalGrid(Grid):
         self._contexts[node] = context.state
         _stamp(reply)
         return reply if reply.has_error() else _over_the_wire(reply)
-
-
-def run_local(app: ClientApp, main: Callable[[GridTransport], None], *, devices: int, workers: int) -> None:
-    """Run a coordinator against virtual devices in this process, through a ServerApp on a LocalGrid."""
-    grid = LocalGrid(app, devices=devices, workers=workers)
-    try:
-        context = Context(run_id=1, node_id=SUPERLINK_NODE_ID, node_config={}, state=RecordDict(), run_config={})
-        _server_app(main)(grid, context)
-    finally:
-        grid.close()
-
-
-def run_ray(app: ClientApp, main: Callable[[GridTransport], None], *, devices: int, workers: int) -> None:
-    """Run a coordinator against virtual devices on Ray, through Flower's own simulation engine.
-
-    ``app`` travels to Ray's actors, so its handler must be built from picklable parts only (Ray's doing).
-    """
-    from flwr.simulation import run_simulation
-
-    backend: dict[str, Any] = {
-        "init_args": {"num_cpus": workers, "include_dashboard": False},
-        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-    }
-
-    def start(transport: GridTransport) -> None:
-        clock, pause = SystemClock(), threading.Event()
-        end = clock.monotonic_s() + NODES_DEADLINE_S
-        while len(transport.nodes()) < devices and clock.monotonic_s() < end:
-            pause.wait(0.1)  # Ray registers the nodes while the coordinator starts
-        main(transport)
-
-    run_simulation(_server_app(start), app, num_supernodes=devices, backend_name="ray", backend_config=backend)
-
-
-def _server_app(main: Callable[[GridTransport], None]) -> ServerApp:
-    app = ServerApp()
-
-    @app.main()
-    def run(grid: Grid, context: Context) -> None:
-        main(GridTransport(grid, SystemClock()))
-
-    return app
 
 
 def _stamp(message: Message) -> str:
