@@ -1,0 +1,139 @@
+"""The coordinator's home: where everything that outlives the process lies, and what `init` decided.
+
+::
+
+    HOME/coordinator.json     names and ports (Settings); readable by all who may read the home
+    HOME/pki/ca.crt ca.key    the federation's own certificate authority
+    HOME/pki/server.crt .key  of the gate and of the gRPC service
+    HOME/pki/identity.seed    Ed25519: signs the terms of every round
+    HOME/registry.sqlite      tokens and enrolled devices (fedpeft_server.registry)
+    HOME/superlink.sqlite     Flower's own state
+    HOME/audit.jsonl          hash-chained record of who did what (fedpeft_server.audit)
+    HOME/bases/               base-model artifacts (fedpeft.base.ArtifactStore)
+    HOME/runs/                run directories (fedpeft_server.run_directory)
+    HOME/logs/
+
+Directories are 0700 and secrets 0600. `FEDPEFT_HOME` names the home where `--home` is not given, so that
+`fedpeft base build` and the coordinator mean the same store.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from fedpeft.errors import ConfigInvalid
+from fedpeft.files import SHARED, write_file
+from fedpeft.secagg.primitives import IdentityKey
+
+__all__ = ["CoordinatorHome", "Settings", "default_coordinator_home"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What `fedpeft coordinator init` decided; changed by editing coordinator.json while the coordinator is down.
+
+    Args:
+        hosts: names and addresses in the server's certificate; devices are told the first.
+        bind: address that the public listeners bind to.
+        fleet_port: HTTPS gate in front of Flower's Fleet routes; public.
+        service_port: gRPC with the device's certificate: base, wake-ups, renewal; public.
+        enrol_port: gRPC without one: enrolment alone; public.
+        superlink_port: Flower's SuperLink; loopback only, always.
+        metrics_port: /metrics, /livez, /readyz; loopback only.
+    """
+
+    hosts: tuple[str, ...]
+    bind: str = "0.0.0.0"  # noqa: S104  a coordinator is there to be reached; `init --bind` narrows it
+    fleet_port: int = 8443
+    service_port: int = 8444
+    enrol_port: int = 8445
+    superlink_port: int = 8446
+    metrics_port: int = 8447
+
+    def __post_init__(self) -> None:
+        ports = self.ports()
+        if not self.hosts or not all(0 < port < 65536 for port in ports) or len(set(ports)) != len(ports):
+            raise ConfigInvalid(
+                f"Expected a host and five different ports in 1..65535, found hosts={list(self.hosts)} "
+                f"ports={list(ports)}; give others to `fedpeft coordinator init`."
+            )
+
+    def ports(self) -> tuple[int, ...]:
+        """Fleet, service, enrolment, SuperLink, metrics."""
+        return (self.fleet_port, self.service_port, self.enrol_port, self.superlink_port, self.metrics_port)
+
+    def to_json(self) -> str:
+        """For people to read and to edit."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Settings":
+        """The inverse of ``to_json``.
+
+        Raises:
+            ConfigInvalid: not JSON, unknown or missing keys, a value that cannot be.
+        """
+        try:
+            content = json.loads(text)
+            known = {field.name: field.type for field in fields(cls)}
+            if not isinstance(content, dict) or set(content) != set(known):
+                raise ValueError(f"keys {sorted(content)}; expected {sorted(known)}")
+            hosts = content.pop("hosts")
+            if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
+                raise ValueError(f"hosts={hosts!r}")
+            for name, value in content.items():
+                if type(value) is not (str if name == "bind" else int):
+                    raise ValueError(f"{name}={value!r}")
+            return cls(hosts=tuple(hosts), **content)
+        except (ValueError, TypeError) as error:
+            raise ConfigInvalid(f"Expected coordinator.json as `init` writes it, found {error}.") from error
+
+
+def default_coordinator_home() -> Path:
+    """``$FEDPEFT_HOME``, or ``~/.local/share/fedpeft/coordinator``."""
+    home = os.environ.get("FEDPEFT_HOME")
+    return Path(home).expanduser() if home else Path.home() / ".local/share/fedpeft/coordinator"
+
+
+class CoordinatorHome:
+    """Paths in a coordinator's home, and the two things that everybody reads from it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings_file = path / "coordinator.json"
+        self.pki = path / "pki"
+        self.ca_certificate, self.ca_key = self.pki / "ca.crt", self.pki / "ca.key"
+        self.server_certificate, self.server_key = self.pki / "server.crt", self.pki / "server.key"
+        self.identity_seed = self.pki / "identity.seed"
+        self.registry, self.superlink = path / "registry.sqlite", path / "superlink.sqlite"
+        self.audit = path / "audit.jsonl"
+        self.bases, self.runs, self.logs = path / "bases", path / "runs", path / "logs"
+
+    @property
+    def exists(self) -> bool:
+        """Whether `init` finished here: coordinator.json is written last."""
+        return self.settings_file.is_file()
+
+    def settings(self) -> Settings:
+        """What `init` decided.
+
+        Raises:
+            ConfigInvalid: no coordinator was initialised here, or its settings were damaged.
+        """
+        try:
+            return Settings.from_json(self.settings_file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigInvalid(
+                f"Expected a coordinator's home in {self.path}, found {error.strerror}; "
+                f"make it with `fedpeft coordinator init --home {self.path} --host NAME`, or name another with --home."
+            ) from error
+
+    def identity(self) -> IdentityKey:
+        """The key that signs the terms of every round; devices were told its public half when they enrolled."""
+        self.settings()
+        return IdentityKey.from_bytes(self.identity_seed.read_bytes())
+
+    def write_settings(self, settings: Settings) -> None:
+        """The last step of `init`."""
+        write_file(self.settings_file, settings.to_json().encode(), mode=SHARED)
