@@ -48,7 +48,7 @@ def make_model(folder: Path) -> None:
     from fedpeft.testing.models import tiny_llama
 
     vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS])}
-    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 - a token of text
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
     model = tiny_llama(layers=2)
     assert isinstance(model, LlamaForCausalLM)
