@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # The CPU or the CUDA build of torch: whichever index this names wins (see README, "Choosing torch").
 TORCH ?= torch==2.13.0
+# One worker a core, one thread a worker; a file's tests stay together, they share models.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
@@ -37,13 +39,13 @@ lint: install-dev
 	$(BIN)/lint-imports
 
 unit: install-dev
-	$(BIN)/pytest -m 'not slow and not gpu and not e2e'
+	$(PYTEST) -m 'not slow and not gpu and not e2e'
 
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 slow: install-dev
-	$(BIN)/pytest -m 'slow'
+	$(PYTEST) -m 'slow'
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
