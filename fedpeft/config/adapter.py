@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedpeft.config.section import Section
+from fedpeft.config.reparameterized import Dora, Vera
+from fedpeft.config.section import Section, TargetName
 
-__all__ = ["Adapter", "BitFit", "Bottleneck", "Ia3", "LayerNorm", "Lora", "MethodName"]
+__all__ = ["Adapter", "BitFit", "Bottleneck", "Dora", "Ia3", "LayerNorm", "Lora", "MethodName", "Vera"]
 
-MethodName = Literal["lora", "bitfit", "layernorm", "ia3", "bottleneck"]
-TargetName = Literal["q", "k", "v", "o", "up", "down", "gate"]
+MethodName = Literal["lora", "dora", "vera", "bitfit", "layernorm", "ia3", "bottleneck"]
 
 
 class Lora(Section):
@@ -88,6 +88,8 @@ class Adapter(Section):
         default="all", description="`all`, or how many of the top layers carry adapters."
     )
     lora: Lora | None = None
+    dora: Dora | None = None
+    vera: Vera | None = None
     bitfit: BitFit | None = None
     layernorm: LayerNorm | None = None
     ia3: Ia3 | None = None

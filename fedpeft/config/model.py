@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedpeft.config.adapter import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora, MethodName
+from fedpeft.config.adapter import Adapter, BitFit, Bottleneck, Dora, Ia3, LayerNorm, Lora, MethodName, Vera
 from fedpeft.config.section import Section
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Bottleneck",
     "Data",
     "Device",
+    "Dora",
     "Ia3",
     "LayerNorm",
     "Lora",
@@ -36,6 +37,7 @@ __all__ = [
     "SecureAggregation",
     "Task",
     "Train",
+    "Vera",
 ]
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]

@@ -1,8 +1,13 @@
 """What every section of a configuration file is: frozen, strict, closed."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Section"]
+__all__ = ["Section", "TargetName"]
+
+TargetName = Literal["q", "k", "v", "o", "up", "down", "gate"]
+"""A matrix of a transformer layer, by the field's short name."""
 
 
 class Section(BaseModel):

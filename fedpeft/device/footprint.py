@@ -6,35 +6,17 @@ require gradients: a method that is applied and not trained keeps nothing.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from fedpeft.adapter import AdapterSpec, BlockSpec, TensorSpec
 from fedpeft.config.derived import lora_tiers
 from fedpeft.config.model import Adapter
+from fedpeft.device.counts import Footprint
+from fedpeft.device.matrix_footprints import dora, vera
 from fedpeft.device.shape import BaseShape
 from fedpeft.ids import BlockId
 
 __all__ = ["FOOTPRINTS", "Footprint", "adapted_layers", "present_methods", "spec_of"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
-    """One method in one adapted layer.
-
-    Args:
-        blocks: block id -> coordinates it has in a layer; those that a round may train.
-        frozen: blocks that no round changes, likewise.
-        saved: floats a token that autograd keeps when the method is trained.
-        saved_first_token: likewise in a last layer that computes one token only.
-        flops: operations a token of the forward pass.
-    """
-
-    blocks: Mapping[BlockId, int]
-    frozen: Mapping[BlockId, int] = field(default_factory=dict)
-    saved: int = 0
-    saved_first_token: int = 0
-    flops: int = 0
 
 
 def lora(shape: BaseShape, adapter: Adapter) -> Footprint:
@@ -101,6 +83,8 @@ def head(shape: BaseShape, adapter: Adapter) -> Footprint:
 FOOTPRINTS: Mapping[str, Callable[[BaseShape, Adapter], Footprint]] = MappingProxyType(
     {
         "lora": lora,
+        "dora": dora,
+        "vera": vera,
         "bitfit": bitfit,
         "layernorm": layernorm,
         "ia3": ia3,

@@ -22,7 +22,7 @@ from fedpeft.config.model import Adapter
 from fedpeft.errors import IntegrityFailed, SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.methods.card import model_card
-from fedpeft.methods.peft_format import read_peft, to_peft
+from fedpeft.methods.peft_format import PeftForm, read_peft, to_peft
 from fedpeft.methods.summary import ExportSummary
 from fedpeft.methods.union import UnionAdapter, attach
 
@@ -73,7 +73,7 @@ def export_peft(
         peft_type=str(form.settings["peft_type"]),
         peft_blocks=held,
         peft_lacks=lacks,
-        peft_max_logit_difference=_peft_difference(union, directory, inputs),
+        peft_max_logit_difference=_peft_difference(union, form, directory, inputs),
         union_blocks=whole,
         union_max_logit_difference=_union_difference(union, directory, inputs) if whole else None,
     )
@@ -110,11 +110,13 @@ def load_union(model: nn.Module, directory: Path) -> UnionAdapter:
     return union
 
 
-def _peft_difference(union: UnionAdapter, directory: Path, inputs: Mapping[str, Tensor] | None) -> float | None:
+def _peft_difference(
+    union: UnionAdapter, form: PeftForm, directory: Path, inputs: Mapping[str, Tensor] | None
+) -> float | None:
     if inputs is None:
         return None
     again = union.replicate()
-    read_peft(again, load_file(directory / "adapter_model.safetensors"))
+    read_peft(again, form, load_file(directory / "adapter_model.safetensors"))
     return _difference(union, again, inputs)
 
 

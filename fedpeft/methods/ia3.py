@@ -12,7 +12,7 @@ from fedpeft.ids import BlockId
 from fedpeft.methods.anatomy import Anatomy
 from fedpeft.methods.block import Block
 from fedpeft.methods.graft import device_of, graft_input, graft_output
-from fedpeft.methods.lora import width_of
+from fedpeft.methods.lowrank import width_of
 
 __all__ = ["IA3", "InputGain", "OutputGain", "attach_ia3"]
 

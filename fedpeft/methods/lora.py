@@ -13,20 +13,18 @@ The scale is the same for every device, whatever tiers it trains: as configured,
 import math
 from itertools import pairwise
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedpeft.config.derived import lora_tiers
 from fedpeft.config.model import Adapter, Lora
-from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.methods.anatomy import Anatomy
 from fedpeft.methods.block import Block
 from fedpeft.methods.blocks import LORA, tier_block
 from fedpeft.methods.graft import device_of, graft_output
+from fedpeft.methods.lowrank import initial_rows, target_modules, width_of
 
 __all__ = ["LoraPart", "attach_lora", "scale_of", "width_of"]
 
@@ -53,6 +51,11 @@ class LoraPart(nn.Module):
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (r, d_in) and B (d_out, r), the tiers put together."""
         return torch.cat(list(self.A.values())), torch.cat(list(self.B.values()), dim=1)
+
+    def as_lora(self) -> tuple[Tensor, Tensor]:
+        """A (r, d_in) and B (d_out, r) with the scale in B."""
+        down, up = self.factors()
+        return down, self.scale * up
 
     def set_factors(self, down: Tensor, up: Tensor) -> None:
         """Cut A (r, d_in) and B (d_out, r) into the tiers; the caller holds ``torch.no_grad``."""
@@ -94,12 +97,21 @@ def attach_lora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
         problem = Problem(where="adapter.lora.tiers", expected=f"ascending, ending in {lora.rank}", found=str(tiers))
         raise ConfigInvalid("The tiers of LoRA do not fit its rank.", problems=[problem])
     parts: list[LoraPart] = []
-    for slot in lora.targets:
-        for path, host in anatomy.slot_modules(slot, wanted_by="adapter.lora").items():
-            rows = torch.from_numpy(_initial_rows(path, width_of(host, "in_features"), lora, seed)).to(device_of(host))
-            part = LoraPart(rows, width_of(host, "out_features"), tiers, scale_of(lora))
-            graft_output(host, LORA, part)
-            parts.append(part)
+    for path, host in target_modules(anatomy, lora.targets, wanted_by="adapter.lora"):
+        rows = initial_rows(
+            "lora.A",
+            path,
+            rank=lora.rank,
+            width=width_of(host, "in_features"),
+            seed=seed,
+            wanted_by="adapter.lora",
+            gaussian=lora.init == "gaussian",
+        )
+        part = LoraPart(
+            torch.from_numpy(rows).to(device_of(host)), width_of(host, "out_features"), tiers, scale_of(lora)
+        )
+        graft_output(host, LORA, part)
+        parts.append(part)
     frozen = [
         Block(
             block_id=tier_block("A", tier),
@@ -114,28 +126,3 @@ def attach_lora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
         for tier in tiers
     ]
     return (*frozen, *trained)
-
-
-def width_of(host: nn.Module, side: str) -> int:
-    """``in_features`` or ``out_features`` of a linear module, quantized or not."""
-    width = getattr(host, side, None)
-    if not isinstance(width, int):
-        raise ConfigInvalid(f"Expected a linear module with {side}, found {type(host).__name__}.")
-    return width
-
-
-def _initial_rows(path: str, width: int, lora: Lora, seed: int) -> npt.NDArray[np.float32]:
-    """A whole, (r, width): rows of norm one on average, drawn for this matrix from the run's seed.
-
-    The draw is row by row, so A at rank 4 is the first four rows of A at rank 8.
-    """
-    if lora.rank > width:
-        problem = Problem(
-            where="adapter.lora.rank", expected=f"at most {width}, the input of {path}", found=str(lora.rank)
-        )
-        raise ConfigInvalid("The rank of LoRA is above the width of a matrix.", problems=[problem])
-    rows = generator(seed, "lora.A", path).standard_normal((lora.rank, width))
-    if lora.init == "gaussian":
-        return np.asarray(rows / np.sqrt(width), np.float32)
-    basis, triangle = np.linalg.qr(rows.T)  # (width, r): float64, so that float32 hides what LAPACKs differ in
-    return np.asarray((basis * np.sign(np.diag(triangle))).T, np.float32, order="C")

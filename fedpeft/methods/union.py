@@ -24,11 +24,13 @@ from fedpeft.methods.bitfit import attach_bitfit
 from fedpeft.methods.block import Block
 from fedpeft.methods.blocks import HEAD
 from fedpeft.methods.bottleneck import attach_bottleneck
+from fedpeft.methods.dora import attach_dora
 from fedpeft.methods.head import attach_head
 from fedpeft.methods.ia3 import attach_ia3
 from fedpeft.methods.layernorm import attach_layernorm
 from fedpeft.methods.lora import attach_lora
 from fedpeft.methods.replica import replicate_modules
+from fedpeft.methods.vera import attach_vera
 
 __all__ = ["METHODS", "UnionAdapter", "attach"]
 
@@ -36,9 +38,12 @@ Vector = npt.NDArray[np.float32]
 Attach = Callable[[Anatomy, Adapter, int], tuple[Block, ...]]
 
 METHODS: Mapping[str, Attach] = MappingProxyType(
-    # In the order in which they apply to one module: y, then LoRA, then the bias, then the gain, then the bottleneck.
+    # In the order in which they apply to one module: y, then what changes its matrix, then the bias, then the gain,
+    # then the bottleneck.
     {
         "lora": attach_lora,
+        "dora": attach_dora,
+        "vera": attach_vera,
         "bitfit": attach_bitfit,
         "layernorm": attach_layernorm,
         "ia3": attach_ia3,

@@ -4,19 +4,18 @@ import typing
 
 import pytest
 
-from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora, MethodName, Train
+from fedpeft.config.explain import sections_in
+from fedpeft.config.model import Adapter, BitFit, MethodName, Train
 from fedpeft.ids import BlockId
 from fedpeft_client.trainer import learning_rates
 
 pytestmark = pytest.mark.torch
 
-SECTIONS = {"lora": Lora, "bitfit": BitFit, "layernorm": LayerNorm, "ia3": Ia3, "bottleneck": Bottleneck}
-
 
 @pytest.mark.parametrize("method", typing.get_args(MethodName))
 def test_a_method_has_its_own_rate_or_the_runs(method):
     block = BlockId("lora.B.t4" if method == "lora" else method)
-    section = SECTIONS[method]
+    section = next(sections_in(Adapter.model_fields[method].annotation))
     plain, own = (Adapter(**{method: section(**rate)}) for rate in ({}, {"learning_rate": 0.25}))
     train = Train(learning_rate=0.5)
     assert learning_rates(plain, train, frozenset({block})) == {block: 0.5}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
+from fedpeft.config.model import Adapter, BitFit, Bottleneck, Dora, Ia3, LayerNorm, Lora, Vera
 from fedpeft.device.footprint import spec_of
 from fedpeft.device.shape import SLOTS, BaseShape, shape_from
 from fedpeft.device.work import Workload, kept_floats
@@ -19,6 +19,8 @@ EVERY = ("q", "k", "v", "o", "up", "down")
 ADAPTERS = {
     "lora": Adapter(lora=Lora(rank=4)),
     "lora everywhere, top layer": Adapter(layers=1, lora=Lora(rank=6, targets=EVERY)),
+    "dora": Adapter(dora=Dora(rank=4, targets=("q", "v", "down"))),
+    "vera": Adapter(vera=Vera(rank=8, targets=("q", "v", "up"))),
     "ia3": Adapter(ia3=Ia3()),
     "layernorm": Adapter(layernorm=LayerNorm()),
     "houlsby": Adapter(bottleneck=Bottleneck(width=4)),
@@ -94,7 +96,7 @@ def test_autograd_keeps_what_is_counted(build, adapter):
     found = sum(kept.values()) / (batch_size * length)
     # Not counted: a norm's statistics, rotary angles, one token of the last layer (24 floats a token here). Counted
     # too high: the lowest layer of a method that begins behind its attention, by less than that layer.
-    above = 0 if {"lora", "bitfit", "ia3"} & set(methods) else backbone / 2
+    above = 0 if {"lora", "dora", "vera", "bitfit", "ia3"} & set(methods) else backbone / 2
     assert found * 0.9 - 24 <= backbone + own <= found * 1.02 + above, (backbone, own, found)
     assert logits.requires_grad
 

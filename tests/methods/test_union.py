@@ -9,7 +9,7 @@ from torch import nn
 
 from fedpeft.adapter import AdapterState
 from fedpeft.config.explain import sections_in
-from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora, MethodName
+from fedpeft.config.model import Adapter, BitFit, Bottleneck, Dora, Ia3, LayerNorm, Lora, MethodName, Vera
 from fedpeft.errors import ConfigInvalid, SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, blocks_for
@@ -19,9 +19,19 @@ from fedpeft.testing.models import tiny_bert, tiny_llama
 pytestmark = pytest.mark.torch
 
 LORA = Lora(rank=4, targets=("q", "v"))
-EVERYTHING = Adapter(lora=LORA, bitfit=BitFit(), layernorm=LayerNorm(), ia3=Ia3(), bottleneck=Bottleneck(width=4))
+EVERYTHING = Adapter(
+    lora=LORA,
+    dora=Dora(rank=4),
+    vera=Vera(rank=8),
+    bitfit=BitFit(),
+    layernorm=LayerNorm(),
+    ia3=Ia3(),
+    bottleneck=Bottleneck(width=4),
+)
 NO_BIAS = Adapter(
     lora=Lora(rank=4, targets=("q", "v", "up")),
+    dora=Dora(rank=4, targets=("k", "gate")),
+    vera=Vera(rank=8, targets=("v", "down")),
     layernorm=LayerNorm(),
     ia3=Ia3(),
     bottleneck=Bottleneck(width=4, placement="pfeiffer"),
