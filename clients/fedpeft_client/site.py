@@ -1,0 +1,159 @@
+"""site.toml: what a site lends and what it permits. It belongs to the site and can only be stricter than a run.
+
+Read when the device starts and enforced on the device: a plan that breaks a rule is refused with the reason, and the
+run goes on without this device. The coordinator never reads this file and cannot change it.
+"""
+
+import tomllib
+import typing
+from datetime import datetime, time
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import tomli_w
+from pydantic import Field, ValidationError
+
+from fedpeft.config.explain import key_of
+from fedpeft.config.model import Adapter, MethodName, Section
+from fedpeft.errors import ConfigInvalid, PolicyRefused, Problem
+from fedpeft.round.plan import LearningPlan
+
+__all__ = ["Hours", "Site", "SiteData", "SiteLimits", "SitePolicy", "methods_of"]
+
+
+class SiteData(Section):
+    """This device's examples; they never leave it."""
+
+    source: str = Field(description="A JSONL, CSV or Parquet file, or a Hugging Face dataset directory.")
+    map: dict[str, str] = Field(default_factory=dict, description='Our column name -> theirs, e.g. {text = "note"}.')
+    holdout: float = Field(default=0.2, gt=0, lt=1, description="Share of the examples kept for evaluation.")
+
+
+class SiteLimits(Section):
+    """What this device lends to a run."""
+
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["auto"] = Field(
+        default="auto", description='What it trains, of the run\'s methods; "auto": the most that the planner fits.'
+    )
+    rank: int | None = Field(default=None, ge=1, description="For lora: a tier at which it stops; none: the full rank.")
+    head: bool = Field(default=True, description="Whether it trains the class head.")
+    ram_mb: int | None = Field(default=None, ge=1, description="For auto: memory of the training process in MiB.")
+    uplink_mbit: float | None = Field(default=None, gt=0, description="For auto: megabits a second that it sends.")
+    threads: int = Field(default=1, ge=1, le=256, description="Of training.")
+
+
+class SitePolicy(Section):
+    """What this site demands of a run."""
+
+    allow_bases: tuple[str, ...] = Field(default=(), description="Digests of bases (`sha256:...`); empty: any.")
+    allow_methods: tuple[str, ...] = Field(default=(), description="PEFT methods it trains; empty: any.")
+    allow_fast: bool = Field(default=False, description="Whether the secure sum may drop its consistency round.")
+    min_cohort: int = Field(default=3, ge=3, description="Fewer organisations in a sum are refused.")
+    min_examples: int = Field(default=1, ge=1, description="With fewer examples of its own it takes no part.")
+    min_corrupt_fraction: float = Field(default=0.0, ge=0, lt=0.5, description="Colluders that terms must assume.")
+    min_noise_multiplier: float = Field(default=0.0, ge=0, description="Less noise on a sum is refused.")
+    max_epsilon: float | None = Field(
+        default=None, gt=0, description="Client-level budget of this device over its life; runs without are refused."
+    )
+    delta: float = Field(default=1e-6, gt=0, lt=1, description="Of max_epsilon.")
+    hours: str = Field(
+        default="",
+        pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$",
+        description='When it trains, by this machine\'s clock, e.g. "20:00-06:00"; empty: always.',
+    )
+
+
+class Hours:
+    """A span of the day that may pass midnight.
+
+    Args:
+        text: ``HH:MM-HH:MM``; empty is the whole day.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        start, _, end = text.partition("-")
+        self._span = (time.fromisoformat(start), time.fromisoformat(end)) if text else None
+
+    def __contains__(self, at: datetime) -> bool:
+        if self._span is None:
+            return True
+        start, end = self._span
+        moment = at.time()
+        return start <= moment < end if start <= end else moment >= start or moment < end
+
+
+class Site(Section):
+    """The whole file."""
+
+    data: SiteData
+    limits: SiteLimits = SiteLimits()
+    policy: SitePolicy = SitePolicy()
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads the file.
+
+        Raises:
+            ConfigInvalid: it is missing or wrong; names every problem.
+        """
+        try:
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigInvalid(
+                f"Expected the site's rules in {path}, found {error.strerror}; "
+                "`fedpeft client join TOKEN --data FILE` writes them."
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigInvalid(f"Expected TOML in {path}, found: {error}.") from error
+        try:
+            return cls.model_validate(_tuples(document))
+        except ValidationError as error:
+            problems = [
+                Problem(
+                    where=f"{path.name}: {key_of(fault['loc'])}", expected=fault["msg"], found=repr(fault["input"])[:80]
+                )
+                for fault in error.errors(include_url=False)
+            ]
+            raise ConfigInvalid(f"Expected the site's rules in {path}, found other.", problems=problems) from error
+
+    def to_toml(self) -> str:
+        """The file with every default written out; ``load`` reads it back."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def permit(self, plan: LearningPlan, *, now: datetime) -> None:
+        """Returns when this site takes part in such a run now.
+
+        Args:
+            plan: what the run asks for.
+            now: by this machine's clock, in its time zone.
+
+        Raises:
+            PolicyRefused: names the rule.
+        """
+        policy = self.policy
+        if policy.allow_bases and plan.base not in policy.allow_bases:
+            raise PolicyRefused(f"Expected a base of policy.allow_bases, found {plan.base[:19]}.")
+        offered = methods_of(plan.adapter)
+        if policy.allow_methods and offered and not self.trained(offered):
+            raise PolicyRefused(f"Expected one of {', '.join(policy.allow_methods)}, the run has {', '.join(offered)}.")
+        if now not in Hours(policy.hours):
+            raise PolicyRefused(f"Expected a time in {policy.hours}, found {now:%H:%M}.")
+
+    def trained(self, offered: tuple[str, ...]) -> tuple[str, ...]:
+        """Of the run's methods those that this site trains."""
+        allowed = self.policy.allow_methods or offered
+        chosen = offered if self.limits.methods == "auto" else self.limits.methods
+        return tuple(name for name in offered if name in allowed and name in chosen)
+
+
+def methods_of(adapter: Adapter) -> tuple[str, ...]:
+    """The PEFT methods that a run's adapter declares."""
+    return tuple(name for name in typing.get_args(MethodName) if getattr(adapter, name) is not None)
+
+
+def _tuples(value: object) -> object:
+    """TOML's lists as the tuples that strict models want."""
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value

@@ -1,0 +1,87 @@
+"""site.toml: what is read, what is refused."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from fedpeft.config.model import Adapter, Aggregate, BitFit, Ia3, Lora, Task, Train
+from fedpeft.errors import ConfigInvalid, PolicyRefused
+from fedpeft.round.plan import LearningPlan
+from fedpeft_client.site import Hours, Site
+
+NOON = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+PLAN = LearningPlan(
+    run_id="run",
+    seed=0,
+    base="sha256:" + "a" * 64,
+    adapter_spec="",
+    task=Task(kind="causal-lm"),
+    adapter=Adapter(lora=Lora(), bitfit=BitFit()),
+    train=Train(),
+    aggregate=Aggregate(),
+)
+
+
+def site(tmp_path: Path, text: str) -> Site:
+    path = tmp_path / "site.toml"
+    path.write_text('[data]\nsource = "notes.jsonl"\n' + text)
+    return Site.load(path)
+
+
+def test_a_site_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    read = site(tmp_path, '[limits]\nmethods = ["lora"]\nrank = 4\n[policy]\nmin_cohort = 5\nhours = "20:00-06:00"\n')
+    again = tmp_path / "again.toml"
+    again.write_text(read.to_toml())
+    assert Site.load(again) == read
+    assert (read.limits.rank, read.policy.min_cohort) == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("[policy]\nmin_cohort = 2\n", "policy.min_cohort"),
+        ("[policy]\nallow_everything = true\n", "policy.allow_everything"),
+        ('[policy]\nhours = "8 to 5"\n', "policy.hours"),
+        ("[limits]\nmethods = []\n", "limits.methods"),
+    ],
+)
+def test_a_wrong_rule_is_named_rather_than_skipped(tmp_path: Path, text: str, names: str) -> None:
+    with pytest.raises(ConfigInvalid) as refused:
+        site(tmp_path, text)
+    assert names in str(refused.value)
+
+
+def test_a_missing_file_says_which_command_writes_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="client join"):
+        Site.load(tmp_path / "site.toml")
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ('allow_bases = ["sha256:other"]', "allow_bases"),
+        ('allow_methods = ["ia3"]', "ia3"),
+        ('hours = "20:00-06:00"', "20:00-06:00"),
+    ],
+)
+def test_a_plan_that_breaks_a_rule_is_refused_with_the_rule(tmp_path: Path, rule: str, says: str) -> None:
+    with pytest.raises(PolicyRefused, match=says):
+        site(tmp_path, f"[policy]\n{rule}\n").permit(PLAN, now=NOON)
+
+
+def test_a_plan_within_the_rules_is_permitted_and_only_allowed_methods_are_trained(tmp_path: Path) -> None:
+    mine = site(tmp_path, '[policy]\nallow_methods = ["bitfit", "ia3"]\nhours = "08:00-18:00"\n')
+    mine.permit(PLAN, now=NOON)
+    assert mine.trained(("lora", "bitfit")) == ("bitfit",)
+    mine.permit(PLAN.model_copy(update={"adapter": Adapter(ia3=Ia3())}), now=NOON)
+
+
+@pytest.mark.parametrize(
+    ("span", "inside", "outside"), [("20:00-06:00", (23, 5), (6, 12)), ("08:00-18:00", (8, 17), (7, 18))]
+)
+def test_hours_may_pass_midnight(span: str, inside: tuple[int, ...], outside: tuple[int, ...]) -> None:
+    hours = Hours(span)
+    assert all(NOON.replace(hour=hour) in hours for hour in inside)
+    assert not any(NOON.replace(hour=hour) in hours for hour in outside)
+    assert NOON in Hours("")
