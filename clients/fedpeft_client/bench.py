@@ -86,9 +86,13 @@ class Bench:
             return self._first
 
     def _build(self, plan: LearningPlan) -> "UnionAdapter":
+        from fedpeft.methods.prompt import check_positions
+
         artifact = self._store.get(plan.base)
         self._tokenizer = load_tokenizer(artifact)
         model = load_model(
             artifact, task=plan.task.kind, labels=plan.task.labels, head_seed=derive_seed(plan.seed, "head")
         )
-        return attach(model, plan.adapter, seed=plan.seed)
+        union = attach(model, plan.adapter, seed=plan.seed)
+        check_positions(model, plan.task.max_length)
+        return union

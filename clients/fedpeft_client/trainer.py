@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.config.derived import has_frozen_layers
 from fedpeft.config.model import Adapter, Train
 from fedpeft.data import EncodedDataset, Records, encode
 from fedpeft.entropy import derive_seed
@@ -66,7 +67,7 @@ class Prepared:
 
 def prepared(train_set: EncodedDataset, held_out: EncodedDataset, plan: LearningPlan, name: str) -> Prepared:
     """Give both sides their caches, for the stream of batches that belongs to ``name``."""
-    if plan.adapter.layers == "all":
+    if not has_frozen_layers(plan.adapter):
         return Prepared(train=train_set, held_out=held_out, train_cache=None, eval_cache=None)
     return Prepared(
         train=train_set,

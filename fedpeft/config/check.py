@@ -24,7 +24,19 @@ def check(config: RunConfig, *, simulation: bool) -> tuple[Finding, ...]:
         config: well-typed, as pydantic leaves it.
         simulation: whether all clients live on this machine; a deployment allows less.
     """
-    checks = (_sources, _task, _lora, _blocks, _devices, _device_names, _partition, _rounds, _cohorts, privacy_findings)
+    checks = (
+        _sources,
+        _task,
+        _lora,
+        _layers,
+        _blocks,
+        _devices,
+        _device_names,
+        _partition,
+        _rounds,
+        _cohorts,
+        privacy_findings,
+    )
     findings = [finding for one in checks for finding in one(config)]
     if not simulation:
         findings += _deployment(config)
@@ -82,6 +94,26 @@ def _lora(config: RunConfig) -> Iterator[Finding]:
         yield Finding(
             key="adapter.lora.targets", expected="at least one target, each once", found=str(list(lora.targets))
         )
+
+
+def _layers(config: RunConfig) -> Iterator[Finding]:
+    for name in derived.method_names(config):
+        section = getattr(config.adapter, name)
+        layers: tuple[int, int] | None = getattr(section, "layers", None)
+        if layers is not None and not 0 <= layers[0] <= layers[1]:
+            yield Finding(
+                key=f"adapter.{name}.layers",
+                expected="[first, last] with 0 <= first <= last, from 0 at the input",
+                found=str(list(layers)),
+            )
+        if name in derived.INPUT_METHODS and config.adapter.layers != "all":
+            yield Finding(
+                key="adapter.layers",
+                reads=(f"adapter.{name}",),
+                expected=f'"all" beside [adapter.{name}], which sits below every layer',
+                found=str(config.adapter.layers),
+                remedy="Use p_tuning_v2 or llama_adapter for the top layers alone.",
+            )
 
 
 def _blocks(config: RunConfig) -> Iterator[Finding]:

@@ -6,10 +6,12 @@ Invariants: pure functions of the configuration; no default lives here.
 import math
 import typing
 
-from fedpeft.config.model import Lora, MethodName, Partition, Rounds, RunConfig, SecureAggregation
+from fedpeft.config.model import Adapter, Lora, MethodName, Partition, Rounds, RunConfig, SecureAggregation
 
 __all__ = [
+    "INPUT_METHODS",
     "MIN_VALUE_BITS",
+    "has_frozen_layers",
     "invited_devices",
     "known_clients",
     "largest_cohort",
@@ -18,6 +20,9 @@ __all__ = [
     "suggested_delta",
     "value_bits",
 ]
+
+INPUT_METHODS = frozenset({"prompt", "p_tuning"})
+"""Methods that change the input of the lowest layer, so that no layer below them stays as it is."""
 
 MIN_VALUE_BITS = 8
 """Bits one summand must keep: with fewer, rounding is coarser than max_abs / 127, worse than int8 gradients."""
@@ -39,6 +44,15 @@ def lora_tiers(lora: Lora) -> tuple[int, ...]:
 def method_names(config: RunConfig) -> tuple[str, ...]:
     """The methods that [adapter] declares, in the order of the model."""
     return tuple(name for name in typing.get_args(MethodName) if getattr(config.adapter, name) is not None)
+
+
+def has_frozen_layers(adapter: Adapter) -> bool:
+    """Whether layers below the lowest adapted one may be computed once and kept, whatever the model's depth."""
+    present = [name for name in typing.get_args(MethodName) if getattr(adapter, name) is not None]
+    if INPUT_METHODS & {*present}:
+        return False
+    ranges = [getattr(getattr(adapter, name), "layers", None) for name in present]
+    return all(adapter.layers != "all" if layers is None else layers[0] > 0 for layers in ranges)
 
 
 def known_clients(config: RunConfig) -> int | None:

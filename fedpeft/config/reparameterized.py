@@ -2,25 +2,24 @@
 
 from pydantic import Field
 
-from fedpeft.config.section import Section, TargetName
+from fedpeft.config.method import MethodSection
+from fedpeft.config.section import TargetName
 
 __all__ = ["AdaLora", "Dora", "DyLora", "QaLora", "ReLora", "Vera"]
 
 _TARGETS = "Attention (q, k, v, o) and the MLP (up, down, gate); mapped to the model's own names."
-_RATE = "Overrides train.learning_rate for these blocks."
 _SCALE = "The factor of B A, the same for every device."
 
 
-class Dora(Section):
+class Dora(MethodSection):
     """DoRA (Liu 2024): a matrix as magnitude times direction; B changes the direction, a delta a row the magnitude."""
 
     rank: int = Field(default=8, ge=1, le=1024, description="Of the change of direction.")
     targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=_TARGETS)
     scale: float = Field(default=2.0, gt=0, description=_SCALE)
-    learning_rate: float | None = Field(default=None, gt=0, description=_RATE)
 
 
-class AdaLora(Section):
+class AdaLora(MethodSection):
     """AdaLoRA (Zhang 2023): W + scale * P diag(l) Q; the coordinator prunes the least important l over the rounds."""
 
     rank: int = Field(default=12, ge=1, le=1024, description="Triplets a matrix at the start.")
@@ -34,19 +33,17 @@ class AdaLora(Section):
     prune_until: int = Field(
         default=4, ge=1, description="The budget falls, cubically, up to this round; then the choice is final."
     )
-    learning_rate: float | None = Field(default=None, gt=0, description=_RATE)
 
 
-class DyLora(Section):
+class DyLora(MethodSection):
     """DyLoRA (Valipour 2023): a step trains a random prefix of the ranks, so that every one is good."""
 
     rank: int = Field(default=8, ge=1, le=1024, description="The highest rank; prefixes 1..rank are drawn alike.")
     targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=_TARGETS)
     scale: float = Field(default=2.0, gt=0, description=_SCALE)
-    learning_rate: float | None = Field(default=None, gt=0, description=_RATE)
 
 
-class ReLora(Section):
+class ReLora(MethodSection):
     """ReLoRA (Lialin 2024) in blocks: every few rounds a fresh A and B; the changes add up to rank * cycles."""
 
     rank: int = Field(default=4, ge=1, le=1024, description="Of one cycle.")
@@ -54,22 +51,19 @@ class ReLora(Section):
     rounds_each: int = Field(default=2, ge=1, description="Rounds a cycle lasts.")
     targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=_TARGETS)
     scale: float = Field(default=2.0, gt=0, description=_SCALE)
-    learning_rate: float | None = Field(default=None, gt=0, description=_RATE)
 
 
-class QaLora(Section):
+class QaLora(MethodSection):
     """QA-LoRA (Xu 2024): A reads sums of 32 inputs, so that B A merges into an int4-g32 base's minima, exactly."""
 
     rank: int = Field(default=8, ge=1, le=1024, description="At most a matrix's inputs / 32.")
     targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=_TARGETS)
     scale: float = Field(default=2.0, gt=0, description=_SCALE)
-    learning_rate: float | None = Field(default=None, gt=0, description=_RATE)
 
 
-class Vera(Section):
+class Vera(MethodSection):
     """VeRA (Kopiczko 2024): one random A and B for all matrices, never sent; each trains two vectors."""
 
     rank: int = Field(default=64, ge=1, le=4096, description="Rows of the shared A.")
     targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=_TARGETS)
     initial: float = Field(default=0.1, gt=0, description="What d begins with; b begins with zero.")
-    learning_rate: float | None = Field(default=None, gt=0, description=_RATE)

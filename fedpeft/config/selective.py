@@ -2,28 +2,26 @@
 
 from pydantic import Field
 
-from fedpeft.config.section import Section, TargetName
+from fedpeft.config.method import MethodSection
+from fedpeft.config.section import TargetName
 
 __all__ = ["DiffPruning", "Fish"]
 
 _TARGETS = "The matrices whose weights may be picked."
 _KEEP = "Share of these weights that are changed in the end."
-_RATE = "Overrides train.learning_rate for these blocks."
 
 
-class DiffPruning(Section):
+class DiffPruning(MethodSection):
     """Diff pruning (Guo 2021): W + z * d with an L0-relaxed mask z; the coordinator fixes the mask at one round."""
 
     targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=_TARGETS)
     keep: float = Field(default=0.005, gt=0, lt=1, description=_KEEP)
     penalty: float = Field(default=1e-7, ge=0, description="Weight of the expected number of open gates in the loss.")
     prune_round: int = Field(default=4, ge=1, description="After this round the mask is fixed.")
-    learning_rate: float | None = Field(default=None, gt=0, description=_RATE)
 
 
-class Fish(Section):
+class Fish(MethodSection):
     """FISH mask (Sung 2021): round 1 sums Fisher information; then the weights that have most of it are trained."""
 
     targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=_TARGETS)
     keep: float = Field(default=0.005, gt=0, lt=1, description=_KEEP)
-    learning_rate: float | None = Field(default=None, gt=0, description=_RATE)

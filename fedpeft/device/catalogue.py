@@ -5,35 +5,12 @@ To add a method: its file and its line in ``fedpeft.methods.union.METHODS``, a f
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
+from fedpeft.device.method_row import MethodRow
+from fedpeft.device.prompt_rows import PROMPT_ROWS
+
 __all__ = ["CATALOGUE", "MethodRow", "markdown"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MethodRow:
-    """One method.
-
-    Args:
-        title: the field's name for it.
-        formula: what it computes, in the notation of docs/notation.md.
-        paper: author and year.
-        attaches: to which modules.
-        summed: what its secure sum means for the model.
-        example_dp: how per-example gradients are had, for example-level differential privacy.
-        export: the files it becomes.
-        served_by: programs that run these files without fedpeft.
-    """
-
-    title: str
-    formula: str
-    paper: str
-    attaches: str
-    summed: str
-    example_dp: str
-    export: str
-    served_by: tuple[str, ...]
 
 
 CATALOGUE: Mapping[str, MethodRow] = MappingProxyType(
@@ -108,6 +85,7 @@ CATALOGUE: Mapping[str, MethodRow] = MappingProxyType(
             export="union.safetensors only",
             served_by=(),
         ),
+        **PROMPT_ROWS,
         "head": MethodRow(
             title="Class head",
             formula="W_c x + b_c",

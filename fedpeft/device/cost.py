@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from fedpeft.device.footprint import spec_of
 from fedpeft.device.profile import DeviceProfile
 from fedpeft.device.shape import BaseShape
-from fedpeft.device.work import Workload, forward_share, kept_floats, passes_of, step_flops, trained_blocks
+from fedpeft.device.work import Workload, forward_share, kept_floats, passes_of, step_flops, tokens_of, trained_blocks
 from fedpeft.ring import RingParams
 
 __all__ = [
@@ -172,13 +172,13 @@ def calibrate(shape: BaseShape, workload: Workload, profile: DeviceProfile, meas
 
 def _training_bytes(shape: BaseShape, workload: Workload) -> int:
     backbone, methods = kept_floats(shape, workload)
-    kept = 4 * workload.batch_size * workload.length * (HEAP * backbone + methods)
+    kept = 4 * workload.batch_size * tokens_of(shape, workload) * (HEAP * backbone + methods)
     return round(kept) + _forward_bytes(shape, workload, workload.batch_size, 3)
 
 
 def _forward_bytes(shape: BaseShape, workload: Workload, batch_size: int, logits: int) -> int:
     """The widest moment of a pass over ``batch_size`` examples, with so many copies of the logits."""
-    tokens = batch_size * workload.length
+    tokens = batch_size * tokens_of(shape, workload)
     largest = shape.inner * shape.hidden
     floats = tokens * (3 * shape.inner + 4 * shape.hidden)
     if not workload.classes:
@@ -188,7 +188,7 @@ def _forward_bytes(shape: BaseShape, workload: Workload, batch_size: int, logits
 
 
 def _step_s(shape: BaseShape, workload: Workload, profile: DeviceProfile) -> float:
-    tokens, passes = workload.batch_size * workload.length, sum(passes_of(shape, workload))
+    tokens, passes = workload.batch_size * tokens_of(shape, workload), sum(passes_of(shape, workload))
     moved = 4.0 * tokens * passes * (2 * shape.inner + 8 * shape.hidden)
     if workload.residency == "quantized":  # a weight is read packed, written as float32, and read again
         moved += 10.0 * passes * shape.matrix_parameters

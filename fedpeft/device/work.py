@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedpeft.config.model import Adapter
-from fedpeft.device.footprint import FOOTPRINTS, adapted_layers, spec_of
+from fedpeft.device.footprint import FOOTPRINTS, adapted_layers, layers_of, spec_of
 from fedpeft.device.shape import BaseShape
 from fedpeft.ids import BlockId
 from fedpeft.methods import blocks_for
@@ -21,6 +21,7 @@ __all__ = [
     "kept_floats",
     "passes_of",
     "step_flops",
+    "tokens_of",
     "trained_blocks",
 ]
 
@@ -77,8 +78,10 @@ def kept_floats(shape: BaseShape, workload: Workload) -> tuple[float, float]:
         layer = 6 * shape.hidden + shape.inner + shape.heads
     else:
         layer = 4 * shape.hidden + 2 * shape.key_width + 3 * shape.inner + shape.heads
-    own = [FOOTPRINTS[method](shape, workload.adapter) for method in workload.methods]
-    methods = sum(full * one.saved + last * one.saved_first_token for one in own)
+    methods = 0
+    for method in workload.methods:
+        own, (count, top) = FOOTPRINTS[method](shape, workload.adapter), layers_of(shape, workload.adapter, method)
+        methods += (count - top * last) * own.saved + top * last * own.saved_first_token
     return float(full * layer + last * 2 * shape.key_width), float(methods)
 
 
@@ -96,19 +99,28 @@ def gradient_layers(shape: BaseShape, workload: Workload) -> int:
 def step_flops(shape: BaseShape, workload: Workload) -> tuple[float, float]:
     """Operations a token of the forward and of the backward pass."""
     forward_layers, backward_layers = passes_of(shape, workload)
-    methods = sum(footprint(shape, workload.adapter).flops for footprint in FOOTPRINTS.values())
-    dense, attention = 2.0 * shape.matrix_parameters, 4.0 * workload.length * shape.hidden
+    methods = sum(
+        footprint(shape, workload.adapter).flops * layers_of(shape, workload.adapter, name)[0]
+        for name, footprint in FOOTPRINTS.items()
+    )
+    dense, attention = 2.0 * shape.matrix_parameters, 4.0 * tokens_of(shape, workload) * shape.hidden
     keys = 4.0 * shape.key_width * shape.hidden
     head = 0.0 if workload.classes else 2.0 * shape.vocabulary * shape.hidden
-    forward = (dense + attention) * forward_layers + methods * adapted_layers(shape, workload.adapter) + head
+    forward = (dense + attention) * forward_layers + methods + head
     # Attention's backward pass recomputes the scores; the lowest layer needs no gradient of its input.
-    backward = (dense + 2.5 * attention + 1.5 * methods) * backward_layers + head * bool(backward_layers)
+    backward = (dense + 2.5 * attention) * backward_layers + (1.5 * methods + head) * bool(backward_layers)
     if backward_layers:
         backward -= 2.0 * shape.hidden * (shape.hidden + 2 * shape.key_width)
     if _first_token(shape, workload):
         forward -= (dense + attention - keys) * bool(forward_layers)
         backward -= (dense + 2.5 * attention - keys) * bool(backward_layers)
     return forward, max(0.0, backward)
+
+
+def tokens_of(shape: BaseShape, workload: Workload) -> int:
+    """Tokens of an example, with those that a prompt adds."""
+    added = sum(footprint(shape, workload.adapter).tokens for footprint in FOOTPRINTS.values())
+    return workload.length + added
 
 
 def forward_share(shape: BaseShape, workload: Workload) -> float:

@@ -6,8 +6,9 @@ short name of a matrix: q, k, v, o, up, down, gate.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import cast
 
 from torch import nn
 
@@ -64,6 +65,7 @@ class Anatomy:
         layers_path: the path of the list of layers, e.g. ``bert.encoder.layer``.
         layer_count: how many layers there are.
         first_layer: the lowest layer that may carry adapters; ``layer_count`` when none does.
+        stop_layer: the layer after the last one that may.
         slots: the model's own path inside a layer by short name.
         head: the path of the class head; None for a language model.
     """
@@ -73,6 +75,7 @@ class Anatomy:
     layers_path: str
     layer_count: int
     first_layer: int
+    stop_layer: int
     slots: Mapping[str, str]
     head: str | None
 
@@ -82,7 +85,35 @@ class Anatomy:
 
     def chosen_layers(self) -> dict[str, nn.Module]:
         """The layers that carry adapters, by path, from the input up."""
-        return {f"{self.layers_path}.{i}": self.layer(i) for i in range(self.first_layer, self.layer_count)}
+        return {f"{self.layers_path}.{i}": self.layer(i) for i in range(self.first_layer, self.stop_layer)}
+
+    @property
+    def attention(self) -> str:
+        """The path, inside a layer, of the module that mixes tokens."""
+        return self.slots["q"].rpartition(".")[0]
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The model without its head: what turns token ids into hidden states."""
+        return cast("nn.Module", self.model.base_model)
+
+    def within(self, layers: tuple[int, int] | None, *, wanted_by: str) -> "Anatomy":
+        """The same model with adapters from the first to the last of ``layers`` only; None: unchanged.
+
+        Raises:
+            ConfigInvalid: no such layers.
+        """
+        if layers is None:
+            return self
+        first, last = layers
+        if not 0 <= first <= last < self.layer_count:
+            problem = Problem(
+                where=f"{wanted_by}.layers",
+                expected=f"[first, last] within 0..{self.layer_count - 1}",
+                found=str(list(layers)),
+            )
+            raise ConfigInvalid("This model has no such layers.", problems=[problem])
+        return replace(self, first_layer=first, stop_layer=last + 1)
 
     def slot_modules(self, slot: str, *, wanted_by: str) -> dict[str, nn.Module]:
         """The modules of one slot in the chosen layers, by path.
@@ -127,6 +158,7 @@ def dissect(model: nn.Module, layers: int | str) -> Anatomy:
                     layers_path=path,
                     layer_count=len(module),
                     first_layer=_first_layer(len(module), layers),
+                    stop_layer=len(module),
                     slots=family.slots,
                     head=next((name for name in _CLASS_HEADS if _has(model, name)), None),
                 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedpeft.errors import ConfigInvalid
 
-__all__ = ["GRAFTS", "device_of", "graft_input", "graft_output", "graft_residual", "grafts_of"]
+__all__ = ["GRAFTS", "add_part", "device_of", "graft_input", "graft_output", "graft_residual", "grafts_of"]
 
 GRAFTS = "fedpeft"
 _INPUT_GRAFTS = "fedpeft_input"
@@ -28,17 +28,15 @@ def graft_output(host: nn.Module, method: str, part: nn.Module) -> None:
     Parts of several methods apply in the order in which they were grafted.
     """
     if not hasattr(host, GRAFTS):
-        host.add_module(GRAFTS, nn.ModuleDict())
         host.register_forward_hook(_after)
-    _add(host, GRAFTS, method, part)
+    add_part(host, GRAFTS, method, part)
 
 
 def graft_input(host: nn.Module, method: str, part: nn.Module) -> None:
     """From now on the host's input is ``part(x)``."""
     if not hasattr(host, _INPUT_GRAFTS):
-        host.add_module(_INPUT_GRAFTS, nn.ModuleDict())
         host.register_forward_pre_hook(_before)
-    _add(host, _INPUT_GRAFTS, method, part)
+    add_part(host, _INPUT_GRAFTS, method, part)
 
 
 def graft_residual(host: nn.Module, method: str, part: nn.Module) -> None:
@@ -47,9 +45,8 @@ def graft_residual(host: nn.Module, method: str, part: nn.Module) -> None:
     Several parts apply one on the other's result: ``part(r, result)``.
     """
     if not hasattr(host, _RESIDUAL_GRAFTS):
-        host.add_module(_RESIDUAL_GRAFTS, nn.ModuleDict())
         host.register_forward_pre_hook(_before_residual)
-    _add(host, _RESIDUAL_GRAFTS, method, part)
+    add_part(host, _RESIDUAL_GRAFTS, method, part)
 
 
 def grafts_of(model: nn.Module, kind: type[Part]) -> dict[str, Part]:
@@ -63,7 +60,14 @@ def device_of(host: nn.Module) -> torch.device:
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
-def _add(host: nn.Module, container: str, method: str, part: nn.Module) -> None:
+def add_part(host: nn.Module, container: str, method: str, part: nn.Module) -> None:
+    """Put ``part`` into the host's dictionary ``container``, made if need be.
+
+    Raises:
+        ConfigInvalid: the method is there already.
+    """
+    if not hasattr(host, container):
+        host.add_module(container, nn.ModuleDict())
     parts = cast("nn.ModuleDict", getattr(host, container))
     if method in parts:
         raise ConfigInvalid(f"Expected a model without an adapter, found {method} attached; load the base model anew.")

@@ -8,6 +8,7 @@ To add a method: write its file with an ``attach_*`` function, and add it to ``M
 """
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -28,7 +29,10 @@ from fedpeft.methods.dora import attach_dora
 from fedpeft.methods.head import attach_head
 from fedpeft.methods.ia3 import attach_ia3
 from fedpeft.methods.layernorm import attach_layernorm
+from fedpeft.methods.llama_adapter import attach_llama_adapter
 from fedpeft.methods.lora import attach_lora
+from fedpeft.methods.prefix import attach_p_tuning_v2, attach_prefix
+from fedpeft.methods.prompt import attach_p_tuning, attach_prompt
 from fedpeft.methods.replica import replicate_modules
 from fedpeft.methods.vera import attach_vera
 
@@ -48,6 +52,11 @@ METHODS: Mapping[str, Attach] = MappingProxyType(
         "layernorm": attach_layernorm,
         "ia3": attach_ia3,
         "bottleneck": attach_bottleneck,
+        "prompt": attach_prompt,
+        "p_tuning": attach_p_tuning,
+        "prefix": attach_prefix,
+        "p_tuning_v2": attach_p_tuning_v2,
+        "llama_adapter": attach_llama_adapter,
         "head": attach_head,
     }
 )
@@ -67,7 +76,7 @@ class UnionAdapter:
         self.model = model
         self.adapter = adapter
         self.spec = spec
-        self.anatomy = dissect(model, layers_of(adapter))
+        self.anatomy = anatomy_of(model, adapter)
         named = dict(model.named_parameters())
         self._parameters = {
             block.block_id: {tensor.name: named[tensor.name] for tensor in block.tensors} for block in spec.blocks
@@ -145,14 +154,21 @@ def attach(model: nn.Module, adapter: Adapter, *, seed: int) -> UnionAdapter:
         seed: the run's; the adapter's initial values depend on it and on the model's module names only.
 
     Returns:
-        The adapter, at its start: with the head aside, the model computes what it computed before.
+        The adapter, at its start: with the head and the methods that say otherwise aside, the model computes what
+        it computed before.
 
     Raises:
         ConfigInvalid: the model cannot take one of the methods; says what it can take.
     """
-    anatomy = dissect(model, layers_of(adapter))
+    anatomy = dissect(model, adapter.layers if _by_default(adapter) else 0)
     model.requires_grad_(False)
-    blocks = [block for attach_method in METHODS.values() for block in attach_method(anatomy, adapter, seed)]
+    blocks = [
+        block
+        for method, attach_method in METHODS.items()
+        for block in attach_method(
+            anatomy.within(_range_of(adapter, method), wanted_by=f"adapter.{method}"), adapter, seed
+        )
+    ]
     if not any(block.trainable for block in blocks):
         raise ConfigInvalid(
             "Expected an adapter with at least one method for this model; add [adapter.lora] to the run."
@@ -164,10 +180,23 @@ def attach(model: nn.Module, adapter: Adapter, *, seed: int) -> UnionAdapter:
     return union
 
 
-def layers_of(adapter: Adapter) -> int | str:
-    """How many layers carry adapters: none when only the head is trained."""
-    on_layers = any(getattr(adapter, method) is not None for method in METHODS if method != HEAD)
-    return adapter.layers if on_layers else 0
+def anatomy_of(model: nn.Module, adapter: Adapter) -> Anatomy:
+    """The model's parts, ``first_layer`` the lowest that carries an adapter: none when only the head is trained."""
+    anatomy = dissect(model, adapter.layers if _by_default(adapter) else 0)
+    starts = [found[0] for method in METHODS if (found := _range_of(adapter, method)) is not None]
+    return replace(anatomy, first_layer=min([anatomy.first_layer, *starts]))
+
+
+def _range_of(adapter: Adapter, method: str) -> tuple[int, int] | None:
+    """The layers that a present method asks for itself."""
+    found: tuple[int, int] | None = getattr(getattr(adapter, method), "layers", None)
+    return found
+
+
+def _by_default(adapter: Adapter) -> bool:
+    """Whether any method sits where ``adapter.layers`` says."""
+    present = [method for method in METHODS if method != HEAD and getattr(adapter, method) is not None]
+    return any(_range_of(adapter, method) is None for method in present)
 
 
 def _specify(block: Block, names: Mapping[int, str]) -> BlockSpec:

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from fedpeft.data.encode import IGNORED
 from fedpeft.errors import ConfigInvalid
+from fedpeft.methods.attention import attend
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import Batch
 
@@ -188,7 +189,7 @@ class _FirstToken(nn.Module):
         key = attention.key(hidden_states).view(size).transpose(1, 2)
         value = attention.value(hidden_states).view(size).transpose(1, 2)  # (b, heads, s, d)
         mask = None if attention_mask is None else attention_mask[:, :, :1]
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=attention.scaling)
+        mixed = attend(attention, query, key, value, mask, scaling=attention.scaling)
         mixed = mixed.transpose(1, 2).reshape(first.shape)
         return cast("Tensor", layer.feed_forward_chunk(layer.attention.output(mixed, first)))
 

@@ -3,12 +3,14 @@
 import re
 import tomllib
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 from pydantic import BaseModel
 
 from fedpeft.config import RunConfig, parse, resolved
+from fedpeft.config.adapter import MethodName
 from fedpeft.config.explain import field_at, sections_in
 from fedpeft.config.schema import json_schema, template
 
@@ -37,19 +39,19 @@ def test_the_template_with_every_default_uncommented_is_the_same_run() -> None:
 def test_the_template_with_every_absent_table_uncommented_has_these_tables_at_their_defaults() -> None:
     text = template()
     absent = [f"{table}={{}}" for table in re.findall(r"^# \[([a-z.]+)\]$", text, flags=re.MULTILINE)]
-    uncommented = re.sub(r"^# (\[[a-z.]+\]$|[a-z_]+ = )", r"\1", text, flags=re.MULTILINE)
+    uncommented = re.sub(r"^# (\[[a-z0-9_.]+\]$|[a-z_]+ = )", r"\1", text, flags=re.MULTILINE)
     assert "adapter.bottleneck={}" in absent
     expected = parse(text, source="t", overrides=absent, simulation=True)
     assert parse(uncommented, source="t", simulation=True) == expected
 
 
 def test_the_template_names_every_key_that_a_resolved_file_has() -> None:
-    absent = [f"adapter.{method}={{}}" for method in ("bitfit", "layernorm", "ia3", "bottleneck")]
+    absent = [f"adapter.{method}={{}}" for method in get_args(MethodName) if method != "lora"]
     config = parse(template(), source="t", overrides=absent, simulation=True)
     names = set(re.findall(r"^#? ?(\[*[a-z0-9_.]+\]*)", template(), flags=re.MULTILINE))
     for line in resolved(config).splitlines():
         key = line.split(" = ")[0]
-        if re.fullmatch(r"\[+[a-z0-9.]+\]+|[a-z_]+", key) and key != "[data.map]":
+        if re.fullmatch(r"\[+[a-z0-9_.]+\]+|[a-z_]+", key) and key != "[data.map]":
             assert key in names, key
 
 

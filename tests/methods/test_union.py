@@ -163,12 +163,32 @@ def test_every_method_has_a_section_and_a_name_for_devices():
     assert sections == [name for name in METHODS if name != "head"]
 
 
-def test_every_method_can_be_chosen_by_a_device():
-    spec = attach(tiny_bert(), EVERYTHING, seed=0).spec
-    for method in typing.get_args(MethodName):
-        chosen = blocks_for(spec, methods=[method], rank=None, head=False)
-        assert chosen
-        assert {spec[block_id].method for block_id in chosen} == {method}
+@pytest.mark.parametrize("method", typing.get_args(MethodName))
+def test_every_method_can_be_chosen_by_a_device(method):
+    spec = attach(tiny_bert(), Adapter.model_validate({method: {}}), seed=0).spec
+    chosen = blocks_for(spec, methods=[method], rank=None, head=False)
+    assert chosen
+    assert {spec[block_id].method for block_id in chosen} == {method}
+
+
+HIERARCHY = Adapter(lora=LORA.model_copy(update={"layers": (1, 2)}), ia3=Ia3(layers=(2, 2)), head=False)
+
+
+@pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
+def test_every_method_sits_in_its_own_layers(build):
+    union = attach(build(layers=3), HIERARCHY, seed=0)
+    path = union.anatomy.layers_path
+    found = {
+        block.method: {int(t.name.removeprefix(f"{path}.").split(".")[0]) for t in block.tensors}
+        for block in union.spec.blocks
+    }
+    assert found == {"lora": {1, 2}, "ia3": {2}}
+    assert union.anatomy.first_layer == 1
+
+
+def test_layers_that_the_model_lacks_are_refused():
+    with pytest.raises(ConfigInvalid, match=r"within 0\.\.2"):
+        attach(tiny_bert(layers=3), Adapter(ia3=Ia3(layers=(1, 3))), seed=0)
 
 
 def test_attaching_twice_is_refused():

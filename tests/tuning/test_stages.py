@@ -7,6 +7,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
+from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
 from fedpeft.data import IGNORED
 from fedpeft.errors import ConfigInvalid
 from fedpeft.methods import attach
@@ -71,6 +72,13 @@ def gradients(union, logits, labels):
 
 
 BESIDE = Adapter(bottleneck=Bottleneck(width=4, placement="parallel"), layernorm=LayerNorm())
+PREFIXES = Adapter(
+    prefix=Prefix(length=4, width=8),
+    p_tuning_v2=PTuningV2(length=3),
+    llama_adapter=LlamaAdapter(length=4),
+    lora=Lora(rank=4, targets=("q", "k", "v")),
+)
+HIERARCHY = Adapter(lora=Lora(rank=4, layers=(1, 1)), p_tuning_v2=PTuningV2(length=3, layers=(2, 2)))
 MODELS = {
     "bert": (tiny_bert, Adapter(lora=Lora(rank=4), bitfit=BitFit(), ia3=Ia3())),
     "bert all matrices": (tiny_bert, Adapter(lora=Lora(rank=4, targets=("q", "k", "v", "o", "up", "down")))),
@@ -80,6 +88,10 @@ MODELS = {
     "bert bottlenecks beside": (tiny_bert, BESIDE),
     "roberta bottlenecks beside": (tiny_roberta, BESIDE),
     "llama bottlenecks beside": (tiny_llama, BESIDE),
+    "bert prefixes": (tiny_bert, PREFIXES),
+    "roberta prefixes": (tiny_roberta, PREFIXES),
+    "llama prefixes": (tiny_llama, PREFIXES),
+    "bert hierarchy": (tiny_bert, HIERARCHY),
     "llama classifier": (tiny_llama_classifier, Adapter(lora=Lora(rank=4))),
 }
 
@@ -96,6 +108,19 @@ def test_logits_and_gradients_are_the_models_own(name, layers):
     ours, theirs = gradients(union, found, labels), gradients(union, expected, labels)
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-5) for key in ours)
+
+
+@pytest.mark.parametrize("build", [tiny_bert, tiny_roberta, tiny_llama, tiny_llama_classifier])
+def test_prompts_lengthen_the_input_and_not_the_labels(build):
+    adapter = Adapter(prompt=Prompt(length=4), p_tuning=PTuning(length=3, width=8), lora=Lora(rank=4))
+    union, stages, batch = prepared(build, adapter)
+    expected, labels = reference(union, batch)
+    found, found_labels = stages.logits(batch)
+    assert torch.equal(labels, found_labels)
+    assert torch.allclose(found, expected, atol=1e-5)
+    ours, theirs = gradients(union, found, labels), gradients(union, expected, labels)
+    assert all(torch.allclose(ours[key], theirs[key], atol=1e-5) for key in ours)
+    assert float(ours[next(key for key in ours if "prompt" in key)].norm()) > 0
 
 
 @pytest.mark.parametrize("name", MODELS)

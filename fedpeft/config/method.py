@@ -1,0 +1,22 @@
+"""What the section of every PEFT method has in run.toml."""
+
+from pydantic import Field
+
+from fedpeft.config.section import Section
+
+__all__ = ["LayerRange", "MethodSection"]
+
+LayerRange = tuple[int, int]
+"""The first and the last layer, counted from 0 at the input, both included."""
+
+
+class MethodSection(Section):
+    """One method: where it sits and how fast it learns. Ranges of different methods make a hierarchical adapter."""
+
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Overrides train.learning_rate for these blocks."
+    )
+    layers: LayerRange | None = Field(
+        default=None,
+        description="[first, last] layer of this method, from 0 at the input; none: as adapter.layers says.",
+    )

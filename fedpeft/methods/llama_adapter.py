@@ -1,0 +1,70 @@
+"""LLaMA-Adapter (Zhang et al. 2023): a second attention, to a trained prompt, behind a gate that begins at zero.
+
+    mix(q, K, V) + g * softmax(q (W_k P)^T / sqrt(d)) (W_v P),    P (p, h), g (1,)
+
+The prompt P of a layer goes through the layer's own key and value matrices; it has no position. With g = 0 the model
+begins as the base (and P's gradient is zero in the first step). p h + 1 parameters a layer. The paper adapts the top
+layers: ``adapter.layers``. The secure sum's mean is that of the parameters: g and P multiply.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fedpeft.config.model import Adapter
+from fedpeft.ids import BlockId
+from fedpeft.methods.anatomy import Anatomy
+from fedpeft.methods.attention import Scene, graft_attention
+from fedpeft.methods.block import Block
+from fedpeft.methods.graft import device_of
+from fedpeft.methods.lora import width_of
+from fedpeft.methods.prefix import split_heads
+from fedpeft.methods.start import drawn
+
+__all__ = ["LLAMA_ADAPTER", "GatedPrompt", "attach_llama_adapter"]
+
+LLAMA_ADAPTER = "llama_adapter"
+
+
+class GatedPrompt(nn.Module):
+    """One layer's ``prompt`` P, (p, h), and ``gate`` g, (1,).
+
+    Args:
+        prompt: P at the start.
+        key, value: names of the matrices in the attention module.
+    """
+
+    def __init__(self, prompt: Tensor, *, key: str, value: str) -> None:
+        super().__init__()
+        self.key, self.value = key, value
+        self.prompt = nn.Parameter(prompt, requires_grad=False)
+        self.gate = nn.Parameter(prompt.new_zeros(1), requires_grad=False)
+
+    def before(self, host: nn.Module, scene: Scene) -> Scene:
+        """Nothing to change."""
+        return scene
+
+    def after(self, host: nn.Module, scene: Scene, mixed: Tensor) -> Tensor:
+        """The mixture and the gated attention to the prompt."""
+        groups = scene.query.shape[1] // scene.key.shape[1]
+        key, value = (
+            split_heads(host.get_submodule(name)(self.prompt), scene).repeat_interleave(groups, dim=0)
+            for name in (self.key, self.value)
+        )  # (h, p, d)
+        scores = scene.query @ key.transpose(1, 2) / scene.query.shape[-1] ** 0.5  # (b, h, s, p)
+        return mixed + (self.gate * (torch.softmax(scores.float(), dim=-1) @ value)).to(mixed.dtype)
+
+
+def attach_llama_adapter(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
+    """Graft a gated prompt on every chosen layer; one block, layer by layer, prompt before gate."""
+    settings = adapter.llama_adapter
+    if settings is None:
+        return ()
+    names = {side: anatomy.slots[slot].rpartition(".")[2] for side, slot in (("key", "k"), ("value", "v"))}
+    parts: list[GatedPrompt] = []
+    for path, host in anatomy.slot_modules("k", wanted_by="adapter.llama_adapter").items():
+        shape = (settings.length, width_of(host, "in_features"))
+        prompt = drawn(seed, "llama_adapter.prompt", path, shape, 1.0, device_of(host))
+        parts.append(GatedPrompt(prompt, **names))
+        graft_attention(anatomy, path.rpartition(".")[0], LLAMA_ADAPTER, parts[-1])
+    parameters = tuple(parameter for part in parts for parameter in (part.prompt, part.gate))
+    return (Block(block_id=BlockId(LLAMA_ADAPTER), method=LLAMA_ADAPTER, parameters=parameters),)

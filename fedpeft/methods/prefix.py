@@ -1,0 +1,132 @@
+"""Trained keys and values before each layer's own: prefix-tuning and P-tuning v2.
+
+    softmax(q [K_p; K]^T / sqrt(d)) [V_p; V],    K_p, V_p (p, w);  p the prefix' length, w the width of keys
+
+- ``p_tuning_v2`` (Liu et al. 2022): K_p and V_p of each layer are the parameters, 2 p w a layer.
+- ``prefix`` (Li and Liang 2021): [K_p, V_p] = O tanh(E M^T + m) + o from one table E (p, h) and one inner layer
+  M (n, h), m (n,) for all layers, and O (2 w, n), o (2 w,) of each: h (p + n) + n + 2 w (n + 1) a layer.
+
+Prefix keys have no position: the text keeps its own, so the layers below and a cache of them are untouched. A prefix
+takes attention from the text at once: the model does not begin as the base. The secure sum's mean is that of the
+parameters.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedpeft.config.model import Adapter
+from fedpeft.ids import BlockId
+from fedpeft.methods.anatomy import Anatomy
+from fedpeft.methods.attention import Scene, graft_attention, with_keys
+from fedpeft.methods.block import Block
+from fedpeft.methods.graft import device_of
+from fedpeft.methods.lora import width_of
+from fedpeft.methods.start import drawn
+
+__all__ = ["PREFIX", "P_TUNING_V2", "MadePrefix", "PlainPrefix", "PrefixTrunk", "attach_p_tuning_v2", "attach_prefix"]
+
+PREFIX, P_TUNING_V2 = "prefix", "p_tuning_v2"
+_DEVIATION = 0.02  # of the entries at the start, as transformers draws embeddings
+
+
+class PlainPrefix(nn.Module):
+    """K_p and V_p of one layer as parameters ``key`` and ``value``, (p, w)."""
+
+    def __init__(self, key: Tensor, value: Tensor) -> None:
+        super().__init__()
+        self.key = nn.Parameter(key, requires_grad=False)
+        self.value = nn.Parameter(value, requires_grad=False)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """K_p and V_p, (p, w)."""
+        return self.key, self.value
+
+    def before(self, host: nn.Module, scene: Scene) -> Scene:
+        """The layer's keys and values with the prefix in front."""
+        return with_keys(scene, *(split_heads(rows, scene) for rows in self.rows()))
+
+    def after(self, host: nn.Module, scene: Scene, mixed: Tensor) -> Tensor:
+        """Nothing to add."""
+        return mixed
+
+
+class PrefixTrunk(nn.Module):
+    """What the layers of one prefix share: ``table`` E, ``inner`` M, ``inner_bias`` m."""
+
+    def __init__(self, table: Tensor, inner: Tensor) -> None:
+        super().__init__()
+        self.table = nn.Parameter(table, requires_grad=False)
+        self.inner = nn.Parameter(inner, requires_grad=False)
+        self.inner_bias = nn.Parameter(inner.new_zeros(inner.shape[0]), requires_grad=False)
+
+    def forward(self) -> Tensor:
+        """Tanh(E M^T + m), (p, n)."""
+        return torch.tanh(functional.linear(self.table, self.inner, self.inner_bias))
+
+
+class MadePrefix(nn.Module):
+    """K_p and V_p of one layer from the shared trunk: ``outer`` O, ``outer_bias`` o."""
+
+    def __init__(self, trunk: PrefixTrunk, outer: Tensor) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.outer = nn.Parameter(outer, requires_grad=False)
+        self.outer_bias = nn.Parameter(outer.new_zeros(outer.shape[0]), requires_grad=False)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """K_p and V_p, (p, w)."""
+        key, value = functional.linear(self.trunk(), self.outer, self.outer_bias).chunk(2, dim=1)
+        return key, value
+
+    def before(self, host: nn.Module, scene: Scene) -> Scene:
+        """The layer's keys and values with the prefix in front."""
+        return with_keys(scene, *(split_heads(rows, scene) for rows in self.rows()))
+
+    def after(self, host: nn.Module, scene: Scene, mixed: Tensor) -> Tensor:
+        """Nothing to add."""
+        return mixed
+
+
+def attach_p_tuning_v2(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
+    """Graft a prefix on every chosen layer; one block, layer by layer, keys before values."""
+    settings = adapter.p_tuning_v2
+    if settings is None:
+        return ()
+    parts: list[PlainPrefix] = []
+    for path, host in anatomy.slot_modules("k", wanted_by="adapter.p_tuning_v2").items():
+        shape, device = (settings.length, width_of(host, "out_features")), device_of(host)
+        key, value = (drawn(seed, f"p_tuning_v2.{side}", path, shape, _DEVIATION, device) for side in ("key", "value"))
+        parts.append(PlainPrefix(key, value))
+        graft_attention(anatomy, path.rpartition(".")[0], P_TUNING_V2, parts[-1])
+    parameters = tuple(parameter for part in parts for parameter in (part.key, part.value))
+    return (Block(block_id=BlockId(P_TUNING_V2), method=P_TUNING_V2, parameters=parameters),)
+
+
+def attach_prefix(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
+    """Graft a prefix on every chosen layer; one block: the trunk, then layer by layer."""
+    settings = adapter.prefix
+    if settings is None:
+        return ()
+    hosts = anatomy.slot_modules("k", wanted_by="adapter.prefix")
+    first = next(iter(hosts.values()))
+    wide, device = width_of(first, "in_features"), device_of(first)
+    trunk = PrefixTrunk(
+        drawn(seed, "prefix.table", "", (settings.length, wide), 1.0, device),
+        drawn(seed, "prefix.inner", "", (settings.width, wide), 1.0 / math.sqrt(wide), device),
+    )
+    parts: list[MadePrefix] = []
+    for path, host in hosts.items():
+        shape = (2 * width_of(host, "out_features"), settings.width)
+        parts.append(MadePrefix(trunk, drawn(seed, "prefix.outer", path, shape, _DEVIATION, device)))
+        graft_attention(anatomy, path.rpartition(".")[0], PREFIX, parts[-1])
+    shared = (trunk.table, trunk.inner, trunk.inner_bias)
+    own = tuple(parameter for part in parts for parameter in (part.outer, part.outer_bias))
+    return (Block(block_id=BlockId(PREFIX), method=PREFIX, parameters=(*shared, *own)),)
+
+
+def split_heads(rows: Tensor, scene: Scene) -> Tensor:
+    """(p, k d) -> (k, p, d) for the scene's key heads."""
+    return rows.view(rows.shape[0], scene.key.shape[1], scene.key.shape[3]).transpose(0, 1)
