@@ -3,9 +3,14 @@
 To add a method: its section, its name in ``MethodName``, its field in ``Adapter``; then ``fedpeft.methods``.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from fedpeft.config.method import MethodSection
+from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
 from fedpeft.config.reparameterized import Dora, Vera
+from fedpeft.config.section import Section, TargetName
 
 __all__ = ["Adapter", "BitFit", "Bottleneck", "Dora", "Ia3", "LayerNorm", "Lora", "MethodName", "Vera"]
 
@@ -23,3 +28,75 @@ MethodName = Literal[
     "p_tuning_v2",
     "llama_adapter",
 ]
+
+
+class Lora(MethodSection):
+    """LoRA (Hu 2021) as column tiers: a device of rank r trains the tiers up to r (DESIGN section 3)."""
+
+    rank: int = Field(default=8, ge=1, le=1024, description="The full rank, of devices that can afford it.")
+    tiers: tuple[int, ...] = Field(
+        default=(),
+        description="Ranks at which a device may stop, ascending, ending in `rank`; empty: powers of two from 2.",
+    )
+    targets: tuple[TargetName, ...] = Field(
+        default=("q", "v"),
+        description="Attention (q, k, v, o) and the MLP (up, down, gate); mapped to the model's own names.",
+    )
+    scale: float = Field(default=2.0, gt=0, description="The factor of B A, the same for every device.")
+    scaling: Literal["fixed", "rslora"] = Field(
+        default="fixed",
+        description="`fixed`: dW = scale * B A. `rslora` (Kalajdzievski 2023): dW = scale / sqrt(rank) * B A, with the "
+        "full rank, also on devices that train a lower tier.",
+    )
+    init: Literal["orthonormal", "gaussian"] = Field(
+        default="orthonormal", description="How the frozen A begins; B begins at zero."
+    )
+
+
+class BitFit(MethodSection):
+    """BitFit (Ben Zaken 2022): a delta on every bias of the chosen layers."""
+
+
+class LayerNorm(MethodSection):
+    """LayerNorm tuning (Zhao 2024): a delta on every norm's gain, and on its bias unless [adapter.bitfit] has it."""
+
+
+class Ia3(MethodSection):
+    """IA3 (Liu 2022): rescales keys, values and the MLP's inner activations; stored as a delta on one."""
+
+
+class Bottleneck(MethodSection):
+    """Bottleneck adapters (Houlsby 2019, Pfeiffer 2021, He 2022): scale * (U act(D h + d) + u), U = 0 at the start."""
+
+    width: int = Field(default=16, ge=1, le=8192, description="Rows of D: how narrow the bottleneck is.")
+    placement: Literal["houlsby", "pfeiffer", "parallel"] = Field(
+        default="houlsby",
+        description="`houlsby`: on the outputs of attention and feed-forward, before the residual is added; "
+        "`pfeiffer`: on the feed-forward's only; `parallel`: beside the feed-forward, on its input.",
+    )
+    activation: Literal["relu", "gelu"] = Field(default="relu", description="Between D and U.")
+    scale: float = Field(default=1.0, gt=0, description="Fixed; He 2022 take 4 for the parallel adapter.")
+
+
+class Adapter(Section):
+    """The union adapter: every block that any device may train. A method that is absent does not exist in this run."""
+
+    layers: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        default="all", description="`all`, or how many of the top layers carry adapters."
+    )
+    lora: Lora | None = None
+    dora: Dora | None = None
+    vera: Vera | None = None
+    bitfit: BitFit | None = None
+    layernorm: LayerNorm | None = None
+    ia3: Ia3 | None = None
+    bottleneck: Bottleneck | None = None
+    prompt: Prompt | None = None
+    p_tuning: PTuning | None = None
+    prefix: Prefix | None = None
+    p_tuning_v2: PTuningV2 | None = None
+    llama_adapter: LlamaAdapter | None = None
+    head: bool = Field(default=True, description="Train the class head; ignored for causal-lm.")
+    head_learning_rate: float | None = Field(
+        default=None, gt=0, description="Overrides train.learning_rate for the head."
+    )

