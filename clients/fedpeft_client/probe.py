@@ -19,7 +19,7 @@ from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, blocks_for
 from fedpeft.tuning import ActivationCache, LocalPlan, evaluate, train
-from fedpeft_client.trainer import CACHE_BYTES, EVAL_BATCH
+from fedpeft_client.examples import CACHE_BYTES, EVAL_BATCH
 
 __all__ = ["measure_step"]
 

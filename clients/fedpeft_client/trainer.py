@@ -9,26 +9,18 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from fedpeft.adapter import AdapterSpec, AdapterState
-from fedpeft.config.derived import has_frozen_layers
 from fedpeft.config.model import Adapter, Train
-from fedpeft.data import EncodedDataset, Records, encode
-from fedpeft.entropy import derive_seed
 from fedpeft.ids import BlockId
 from fedpeft.methods import blocks_for
 from fedpeft.methods.blocks import HEAD
 from fedpeft.round.local import LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
-from fedpeft.tuning import ActivationCache, LocalPlan, evaluate, train
+from fedpeft.tuning import LocalPlan, evaluate, train
 from fedpeft_client.bench import Bench
+from fedpeft_client.examples import EVAL_BATCH, Examples, batch_seed
 
-__all__ = ["EVAL_BATCH", "Capacity", "Prepared", "TorchTrainer", "batch_seed", "learning_rates", "prepared"]
-
-CACHE_BYTES = 32 * 2**20
-"""Bound of the activation cache of one data set, so that a dozen virtual clients fit a small machine; what does not
-fit is computed anew."""
-
-EVAL_BATCH = 64
+__all__ = ["Capacity", "TorchTrainer", "learning_rates"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,38 +42,6 @@ class Capacity:
         return " + ".join(names) or "head"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """Encoded examples with the cache of activations below the adapted layers; None where every layer adapts.
-
-    Args:
-        train, held_out: the two sides.
-        train_cache, eval_cache: their caches.
-    """
-
-    train: EncodedDataset
-    held_out: EncodedDataset
-    train_cache: ActivationCache | None
-    eval_cache: ActivationCache | None
-
-
-def prepared(train_set: EncodedDataset, held_out: EncodedDataset, plan: LearningPlan, name: str) -> Prepared:
-    """Give both sides their caches, for the stream of batches that belongs to ``name``."""
-    if not has_frozen_layers(plan.adapter):
-        return Prepared(train=train_set, held_out=held_out, train_cache=None, eval_cache=None)
-    return Prepared(
-        train=train_set,
-        held_out=held_out,
-        train_cache=ActivationCache.for_training(
-            train_set,
-            batch_size=plan.train.batch_size,
-            seed=batch_seed(plan.seed, name),
-            max_bytes=CACHE_BYTES,
-        ),
-        eval_cache=ActivationCache.for_evaluation(held_out, batch_size=EVAL_BATCH, max_bytes=CACHE_BYTES),
-    )
-
-
 class TorchTrainer:
     """One device's trainer.
 
@@ -89,13 +49,11 @@ class TorchTrainer:
         device: its name; with the run's seed it determines the order of its batches.
         capacity: what it trains.
         bench: the base model, possibly shared with other virtual clients.
-        train, held_out: its examples.
+        examples: its own.
     """
 
-    def __init__(self, *, device: str, capacity: Capacity, bench: Bench, train: Records, held_out: Records) -> None:
-        self._device, self._capacity, self._bench = device, capacity, bench
-        self._train, self._held_out = train, held_out
-        self._encoded: dict[str, Prepared] = {}
+    def __init__(self, *, device: str, capacity: Capacity, bench: Bench, examples: Examples) -> None:
+        self._device, self._capacity, self._bench, self._examples = device, capacity, bench, examples
 
     @property
     def methods(self) -> str:
@@ -114,7 +72,7 @@ class TorchTrainer:
 
     def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
         """See ``Trainer``: evaluate the received state, then train from it."""
-        examples = self._examples(plan)
+        examples = self._examples.prepared(plan)
         with self._bench.lend(plan) as union:
             union.load(state)
             measured = evaluate(
@@ -149,25 +107,6 @@ class TorchTrainer:
             correct=measured.correct,
             evaluated=measured.examples,
         )
-
-    def _examples(self, plan: LearningPlan) -> Prepared:
-        """The device's examples under this plan, encoded on first use."""
-        key = f"{plan.run_id} {plan.base} {plan.task.model_dump_json()}"
-        if key not in self._encoded:
-            self._encoded = {key: self._encode(plan)}
-        return self._encoded[key]
-
-    def _encode(self, plan: LearningPlan) -> Prepared:
-        tokenizer = self._bench.tokenizer(plan)
-        with self._bench.tokenizing:
-            train_set = encode(self._train, plan.task, plan.task.labels, tokenizer)
-            held_out = encode(self._held_out, plan.task, plan.task.labels, tokenizer)
-        return prepared(train_set, held_out, plan, self._device)
-
-
-def batch_seed(seed: int, device: str) -> int:
-    """The seed of a device's stream of batches in a run."""
-    return derive_seed(seed, "batches", device)
 
 
 def learning_rates(adapter: Adapter, plan: Train, blocks: frozenset[BlockId]) -> Mapping[BlockId, float]:

@@ -1,7 +1,16 @@
 """Local training and evaluation on a device: one plain loop, bucketed batches, cached activations."""
 
-from fedpeft.tuning.cache import ActivationCache
+from fedpeft.tuning.cache import ActivationCache, HiddenSource, JoinedCaches
 from fedpeft.tuning.evaluate import Evaluation, evaluate
 from fedpeft.tuning.train import LocalPlan, TrainOutcome, train
 
-__all__ = ["ActivationCache", "Evaluation", "LocalPlan", "TrainOutcome", "evaluate", "train"]
+__all__ = [
+    "ActivationCache",
+    "Evaluation",
+    "HiddenSource",
+    "JoinedCaches",
+    "LocalPlan",
+    "TrainOutcome",
+    "evaluate",
+    "train",
+]

@@ -10,20 +10,37 @@ batch, the one it has in epoch 0 of the stream; and which batches are kept is fi
 the first. A resumed run is therefore bit-identical although its cache starts empty.
 """
 
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.tuning.batches import Batch, BatchStream, Indices, collate, evaluation_stream, lengths_of, training_stream
 from fedpeft.tuning.stages import Stages
 
-__all__ = ["ActivationCache", "logits_of"]
+__all__ = ["ActivationCache", "HiddenSource", "JoinedCaches", "logits_of"]
 
 _BYTES_A_VALUE = 4
+_NOT_KEPT = -1
+
+
+class HiddenSource(Protocol):
+    """Where the input of the first adapted layer comes from."""
+
+    def hidden(self, stages: Stages, batch: Batch) -> Tensor:
+        """The input of layer ``stages.first_layer`` for a batch, (b, s, hidden_size); padding is 0."""
+        ...
 
 
 class ActivationCache:
     """Cached activations of one data set under one base model and one cut.
+
+    They lie in one block of memory that is reserved at the first use and touched as it fills: many small
+    tensors between the short-lived ones of training would leave the heap twice as large as what it holds.
 
     Args:
         examples: the data set.
@@ -34,12 +51,15 @@ class ActivationCache:
     def __init__(self, examples: EncodedDataset, stream: BatchStream, *, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._examples = examples
+        self._lengths = lengths_of(examples)
         self._homes = stream.epoch(0)
         self._home_of = np.empty(len(examples), np.int64)
         for home, indices in enumerate(self._homes):
             self._home_of[indices] = home
-        self._kept_homes: int | None = None
-        self._store: dict[int, Tensor] = {}
+        self._filled = np.zeros(len(examples), np.bool_)
+        self._place = np.full(len(examples), _NOT_KEPT, np.int64)
+        self._kept: Tensor | None = None
+        self._lock = threading.Lock()
 
     @classmethod
     def for_training(cls, examples: EncodedDataset, *, batch_size: int, seed: int, max_bytes: int) -> "ActivationCache":
@@ -54,33 +74,77 @@ class ActivationCache:
     @property
     def size_bytes(self) -> int:
         """What the kept activations take now."""
-        return sum(hidden.numel() * hidden.element_size() for hidden in self._store.values())
+        width = 0 if self._kept is None else self._kept.shape[1]
+        return int(self._lengths[self._filled].sum()) * width * _BYTES_A_VALUE
+
+    def __len__(self) -> int:
+        """Examples of the data set."""
+        return len(self._examples)
 
     def hidden(self, stages: Stages, batch: Batch) -> Tensor:
-        """The input of layer ``stages.first_layer`` for a batch of this data set, (b, s, hidden_size); padding is 0."""
-        if self._kept_homes is None:
-            self._kept_homes = self._homes_that_fit(stages.hidden_size)
-        missing = [int(i) for i in batch.indices if int(i) not in self._store]
-        for home in sorted({int(self._home_of[i]) for i in missing}):
-            if home < self._kept_homes:
-                self._store.update(self._compute(stages, self._homes[home]))
-        passing = [i for i in missing if i not in self._store]
-        fresh = self._compute(stages, np.array(passing, np.int64)) if passing else {}
-        rows = [fresh[i] if i in fresh else self._store[i] for i in map(int, batch.indices)]
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        """See ``HiddenSource``; for batches of this data set."""
+        return nn.utils.rnn.pad_sequence(self.rows(stages, batch.indices), batch_first=True)
 
-    def _homes_that_fit(self, hidden_size: int) -> int:
-        lengths = lengths_of(self._examples)
-        sizes = [int(lengths[home].sum()) * hidden_size * _BYTES_A_VALUE for home in self._homes]
-        return int(np.searchsorted(np.cumsum(sizes), self.max_bytes, side="right"))
+    def rows(self, stages: Stages, indices: Indices) -> list[Tensor]:
+        """The input of layer ``stages.first_layer`` for each of these examples, (its tokens, hidden_size)."""
+        kept = self._fill(stages, indices)
+        passing = indices[self._place[indices] == _NOT_KEPT]
+        fresh = self._compute(stages, passing) if len(passing) else {}
+        return [fresh[i] if i in fresh else kept[self._span(i)] for i in map(int, indices)]
+
+    def _fill(self, stages: Stages, indices: Indices) -> Tensor:
+        """Computes what is to be kept of these and is not yet; several threads may ask at once."""
+        with self._lock:
+            if self._kept is None:
+                self._kept = self._reserve(stages)
+            missing = indices[~self._filled[indices]]
+            for home in np.unique(self._home_of[missing[self._place[missing] != _NOT_KEPT]]):
+                for i, row in self._compute(stages, self._homes[home]).items():
+                    self._kept[self._span(i)] = row
+                self._filled[self._homes[home]] = True
+            return self._kept
+
+    def _span(self, i: int) -> slice:
+        return slice(int(self._place[i]), int(self._place[i] + self._lengths[i]))
+
+    def _reserve(self, stages: Stages) -> Tensor:
+        """Decides which home batches are kept: the first that fit."""
+        token_bytes = stages.hidden_size * _BYTES_A_VALUE
+        sizes = np.array([int(self._lengths[home].sum()) for home in self._homes])
+        fitting = int(np.searchsorted(np.cumsum(sizes) * token_bytes, self.max_bytes, side="right"))
+        order = np.concatenate([np.empty(0, np.int64), *self._homes[:fitting]])
+        self._place[order] = np.cumsum(self._lengths[order]) - self._lengths[order]
+        return torch.empty(int(self._lengths[order].sum()), stages.hidden_size, device=stages.device)
 
     def _compute(self, stages: Stages, indices: Indices) -> dict[int, Tensor]:
         batch = collate(self._examples, indices, pad_id=stages.pad_id, device=stages.device)
         hidden = stages.hidden_below(batch)
-        return {int(i): hidden[line, : len(self._examples.input_ids[i])].clone() for line, i in enumerate(indices)}
+        return {int(i): hidden[line, : self._lengths[i]] for line, i in enumerate(indices)}
 
 
-def logits_of(stages: Stages, batch: Batch, cache: ActivationCache | None) -> tuple[Tensor, Tensor]:
+class JoinedCaches:
+    """The caches of several data sets as one, for the data set that holds them all, one after the other.
+
+    Args:
+        parts: in the order of their data sets.
+    """
+
+    def __init__(self, parts: Sequence[ActivationCache]) -> None:
+        self._parts = parts
+        self._starts = np.cumsum([0, *map(len, parts)])
+
+    def hidden(self, stages: Stages, batch: Batch) -> Tensor:
+        """See ``HiddenSource``; for batches of the joined data set."""
+        part_of = np.searchsorted(self._starts, batch.indices, side="right") - 1
+        rows: dict[int, Tensor] = {}
+        for part in np.unique(part_of):
+            chosen = batch.indices[part_of == part]
+            found = self._parts[part].rows(stages, chosen - self._starts[part])
+            rows.update(zip(map(int, chosen), found, strict=True))
+        return nn.utils.rnn.pad_sequence([rows[int(i)] for i in batch.indices], batch_first=True)
+
+
+def logits_of(stages: Stages, batch: Batch, cache: HiddenSource | None) -> tuple[Tensor, Tensor]:
     """Logits and labels of a batch (``Stages.logits``), the layers below the cut from the cache if there is one."""
     if cache is None or stages.first_layer == 0:
         return stages.logits(batch)

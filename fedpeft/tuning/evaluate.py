@@ -8,7 +8,7 @@ from torch.nn import functional
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import EVALUATION_WINDOW, bucketed, collate, evaluation_stream, lengths_of
-from fedpeft.tuning.cache import ActivationCache, logits_of
+from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.stages import Stages
 
 __all__ = ["Evaluation", "evaluate"]
@@ -36,7 +36,7 @@ def evaluate(
     *,
     limit: int,
     batch_size: int,
-    cache: ActivationCache | None = None,
+    cache: HiddenSource | None = None,
 ) -> Evaluation:
     """Loss and top-1 accuracy of the adapter as it is now.
 

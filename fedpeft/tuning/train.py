@@ -20,7 +20,7 @@ from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import collate, training_stream
-from fedpeft.tuning.cache import ActivationCache, logits_of
+from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.stages import Stages
 
 __all__ = ["LocalPlan", "TrainOutcome", "train"]
@@ -72,7 +72,7 @@ def train(
     *,
     seed: int,
     first_step: int = 0,
-    cache: ActivationCache | None = None,
+    cache: HiddenSource | None = None,
     progress: Progress | None = None,
 ) -> TrainOutcome:
     """Train the plan's blocks in place.

@@ -13,13 +13,14 @@ import numpy as np
 
 from fedpeft.adapter import AdapterState
 from fedpeft.config.model import Rounds
-from fedpeft.data import EncodedDataset, encode
+from fedpeft.data import EncodedDataset
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, blocks_for
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
-from fedpeft.tuning import Evaluation, LocalPlan, evaluate, train
+from fedpeft.tuning import Evaluation, HiddenSource, JoinedCaches, LocalPlan, evaluate, train
 from fedpeft_client.bench import Bench
-from fedpeft_client.trainer import EVAL_BATCH, Prepared, batch_seed, learning_rates, prepared
+from fedpeft_client.examples import EVAL_BATCH, Examples, Prepared, batch_seed
+from fedpeft_client.trainer import learning_rates
 from fedpeft_sim.population import Client
 
 __all__ = ["Baselines", "accuracy", "held_out_scores", "run_baselines"]
@@ -53,26 +54,28 @@ def run_baselines(
     clients: Sequence[Client],
     bench: Bench,
     *,
+    examples: Mapping[str, Examples],
     workers: int,
     progress: Progress,
 ) -> Baselines:
     """Train and score both baselines; the long centralised job starts first."""
-    sets = {client.name: _prepared(client, plan, bench) for client in clients}
-    everyone = prepared(_together([own.train for own in sets.values()]), sets[clients[0].name].held_out, plan, EVERYONE)
+    sets = {client.name: examples[client.name].prepared(plan) for client in clients}
     spec = initial.spec
 
     def train_alone(client: Client) -> tuple[Evaluation, Evaluation]:
         capacity = client.capacity
         blocks = frozenset(blocks_for(spec, methods=capacity.methods, rank=capacity.rank, head=capacity.head))
         with bench.lend(plan) as union:
-            _train(union, initial, sets[client.name], plan, rounds, blocks, client.name, 1, progress)
+            own = sets[client.name]
+            _train(union, initial, own.train, own.train_cache, plan, rounds, blocks, client.name, 1, progress)
             scores = {name: _score(union, other) for name, other in sets.items()}
         return scores[client.name], _added(list(scores.values()))
 
     def train_together() -> dict[str, Evaluation]:
         blocks = frozenset(block.block_id for block in spec.blocks if block.trainable)
         with bench.lend(plan) as union:
-            _train(union, initial, everyone, plan, rounds, blocks, EVERYONE, len(clients), progress)
+            everyone, cache = _together(list(sets.values()))
+            _train(union, initial, everyone, cache, plan, rounds, blocks, EVERYONE, len(clients), progress)
             return {name: _score(union, own) for name, own in sets.items()}
 
     with ThreadPoolExecutor(workers, thread_name_prefix="baseline") as pool:
@@ -85,11 +88,11 @@ def run_baselines(
         )
 
 
-def held_out_scores(plan: LearningPlan, state: AdapterState, clients: Sequence[Client], bench: Bench) -> Scores:
+def held_out_scores(plan: LearningPlan, state: AdapterState, examples: Mapping[str, Examples], bench: Bench) -> Scores:
     """A state's score on every client's held-out examples: possible in a simulation only."""
     with bench.lend(plan) as union:
         union.load(state)
-        return {client.name: _score(union, _prepared(client, plan, bench)) for client in clients}
+        return {name: _score(union, own.prepared(plan)) for name, own in examples.items()}
 
 
 def accuracy(scores: Sequence[Evaluation]) -> float:
@@ -97,17 +100,11 @@ def accuracy(scores: Sequence[Evaluation]) -> float:
     return sum(score.correct for score in scores) / sum(score.examples for score in scores)
 
 
-def _prepared(client: Client, plan: LearningPlan, bench: Bench) -> Prepared:
-    tokenizer = bench.tokenizer(plan)
-    train_set = encode(client.train, plan.task, plan.task.labels, tokenizer)
-    held_out = encode(client.held_out, plan.task, plan.task.labels, tokenizer)
-    return prepared(train_set, held_out, plan, client.name)
-
-
 def _train(
     union: UnionAdapter,
     initial: AdapterState,
-    examples: Prepared,
+    examples: EncodedDataset,
+    cache: HiddenSource | None,
     plan: LearningPlan,
     rounds: Rounds,
     blocks: frozenset[BlockId],
@@ -132,25 +129,28 @@ def _train(
         first = (round_id - 1) * steps
         train(
             union,
-            examples.train,
+            examples,
             local,
             seed=batch_seed(plan.seed, name),
             first_step=first,
-            cache=examples.train_cache,
+            cache=cache,
         )
         progress(name, round_id * steps, rounds.count * steps)
 
 
-def _together(sets: Sequence[EncodedDataset]) -> EncodedDataset:
-    """All clients' examples as one data set, in order of the clients' names."""
+def _together(prepared: Sequence[Prepared]) -> tuple[EncodedDataset, HiddenSource | None]:
+    """All clients' examples as one data set, in order of the clients' names, and their caches as one."""
+    sets = [own.train for own in prepared]
+    caches = [own.train_cache for own in prepared if own.train_cache is not None]
     labels = [part.labels for part in sets]
-    return EncodedDataset(
+    joined = EncodedDataset(
         input_ids=tuple(tokens for part in sets for tokens in part.input_ids),
         labels=np.concatenate(labels)
         if all(isinstance(part, np.ndarray) for part in labels)
         else tuple(tokens for part in labels for tokens in part),
         truncated=sum(part.truncated for part in sets),
     )
+    return joined, JoinedCaches(caches) if caches else None
 
 
 def _score(union: UnionAdapter, examples: Prepared) -> Evaluation:

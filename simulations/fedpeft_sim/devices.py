@@ -4,6 +4,7 @@ On the local engine they live in this process and remember in RAM. On Ray each a
 on first use and the devices remember on disk, because their messages reach whichever actor is free.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,13 +19,14 @@ from fedpeft.round.device import Device
 from fedpeft.round.local import DeviceStore, Identity, SumSession
 from fedpeft.round.transport import Stage
 from fedpeft_client.bench import Bench
+from fedpeft_client.examples import Examples
 from fedpeft_client.stores import FileStore, MemoryStore
 from fedpeft_client.trainer import TorchTrainer
 from fedpeft_sim.plain_sum import PlainSession
 from fedpeft_sim.planning import plan_devices
 from fedpeft_sim.population import Client, Population, populate
 
-__all__ = ["RayDevices", "VirtualDevices"]
+__all__ = ["RayDevices", "VirtualDevices", "examples_of"]
 
 
 class VirtualDevices:
@@ -35,14 +37,22 @@ class VirtualDevices:
         bench: the shared base model.
         coordinator_key: the public key that signs the terms of every round.
         home: where devices remember; None is RAM.
+        examples: client name -> its examples, where others use them too.
     """
 
     def __init__(
-        self, population: Population, bench: Bench, *, coordinator_key: bytes, home: Path | None = None
+        self,
+        population: Population,
+        bench: Bench,
+        *,
+        coordinator_key: bytes,
+        home: Path | None = None,
+        examples: Mapping[str, Examples] | None = None,
     ) -> None:
         # One thread a virtual client: clients run side by side, and sums do not depend on how a product was split.
         torch.set_num_threads(1)
         self._population, self._bench, self._coordinator_key, self._home = population, bench, coordinator_key, home
+        self._examples = examples_of(population, bench) if examples is None else examples
         self._devices: dict[int, Device] = {}
 
     def __call__(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
@@ -77,14 +87,21 @@ class VirtualDevices:
                 device=client.name,
                 capacity=client.capacity,
                 bench=self._bench,
-                train=client.train,
-                held_out=client.held_out,
+                examples=self._examples[client.name],
             ),
             session=session,
             store=store,
             entropy=os_entropy,
             rounding=rounding,
         )
+
+
+def examples_of(population: Population, bench: Bench) -> dict[str, Examples]:
+    """Every client's examples, by name."""
+    return {
+        client.name: Examples(client.name, bench=bench, train=client.train, held_out=client.held_out)
+        for client in population.clients
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

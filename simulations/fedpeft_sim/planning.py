@@ -12,7 +12,8 @@ from fedpeft.config.derived import invited_devices
 from fedpeft.config.model import Device
 from fedpeft.device import REFERENCE, BaseShape, Limits, Menu, Plan, Workload, menu_of, plan, shape_of
 from fedpeft.errors import ConfigInvalid
-from fedpeft_client.trainer import CACHE_BYTES, Capacity
+from fedpeft_client.examples import CACHE_BYTES
+from fedpeft_client.trainer import Capacity
 from fedpeft_sim.population import Client, Population
 
 __all__ = ["plan_devices"]

@@ -5,10 +5,9 @@ made (or reopened), the federation runs on the chosen engine, the baselines foll
 Same config and same seed give the same final adapter, byte for byte, on every engine.
 """
 
-import gc
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +28,13 @@ from fedpeft.round.coordinator import OpenSum, SecureSum
 from fedpeft.round.events import Event
 from fedpeft.round.plan import LearningPlan, learning_plan
 from fedpeft_client.bench import Bench
+from fedpeft_client.examples import Examples
 from fedpeft_server.federation import Federation
 from fedpeft_server.privacy import ClientPrivacy, plan_of, trainable_parameters
 from fedpeft_server.report import write_report
 from fedpeft_server.run_directory import RunDirectory
 from fedpeft_sim.baselines import Baselines, held_out_scores, run_baselines
-from fedpeft_sim.devices import RayDevices, VirtualDevices
+from fedpeft_sim.devices import RayDevices, VirtualDevices, examples_of
 from fedpeft_sim.plain_sum import PlainSum
 from fedpeft_sim.planning import plan_devices
 from fedpeft_sim.population import Population, populate
@@ -68,6 +68,7 @@ class Simulation:
         population: the clients, and the config with labels resolved.
         artifact: the base.
         bench: the base loaded, with the adapter.
+        examples: client name -> its examples; the baselines find them encoded and their activations cached.
         plan: what devices are asked to learn; its run id is still empty.
         initial: where the run begins.
     """
@@ -75,6 +76,7 @@ class Simulation:
     population: Population
     artifact: BaseArtifact
     bench: Bench
+    examples: Mapping[str, Examples]
     plan: LearningPlan
     initial: AdapterState
 
@@ -117,7 +119,14 @@ def prepare(config: RunConfig, screen: Screen, *, store: Path | None = None) -> 
     if config.privacy.unit == "client":  # refused now rather than in the first round
         invited = invited_devices(config.rounds, len(population.clients))
         plan_of(config, trainable_parameters(initial.spec)).mechanism(invited)
-    return Simulation(population=population, artifact=artifact, bench=bench, plan=plan, initial=initial)
+    return Simulation(
+        population=population,
+        artifact=artifact,
+        bench=bench,
+        examples=examples_of(population, bench),
+        plan=plan,
+        initial=initial,
+    )
 
 
 def simulate(
@@ -168,12 +177,11 @@ def simulate(
                 write_report(run.path)
             screen.note(f"go on with:  fedpeft simulate --resume {run.path}")
             raise
-        gc.collect()  # the devices and their cached activations refer to each other; the baselines fill caches anew
         full_bytes = full_parameter_bytes(
             plan, simulation.bench, rounds=simulation.config.rounds.count, clients=len(simulation.population.clients)
         )
         run.write_summary(summary_of(run, "finished", full_bytes=full_bytes))
-        federated = held_out_scores(plan, state, simulation.population.clients, simulation.bench)
+        federated = held_out_scores(plan, state, simulation.examples, simulation.bench)
         compared: Baselines | None = None
         if baselines:
             compared = run_baselines(
@@ -182,6 +190,7 @@ def simulate(
                 simulation.initial,
                 simulation.population.clients,
                 simulation.bench,
+                examples=simulation.examples,
                 workers=workers_of(simulation.config),
                 progress=screen.working,
             )
@@ -256,6 +265,8 @@ def _on_engine(
         finally:
             shutil.rmtree(home, ignore_errors=True)  # the devices' keys and inputs die with the run
     else:
-        local = VirtualDevices(simulation.population, simulation.bench, coordinator_key=identity.public)
+        local = VirtualDevices(
+            simulation.population, simulation.bench, coordinator_key=identity.public, examples=simulation.examples
+        )
         run_local(client_app(local), coordinate, devices=count, workers=workers)
     return result[0]

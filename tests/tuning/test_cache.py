@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from fedpeft.config.model import Adapter, Bottleneck, Ia3, LayerNorm, Lora
+from fedpeft.data import EncodedDataset
 from fedpeft.methods import attach
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
-from fedpeft.tuning import ActivationCache, LocalPlan, evaluate, train
+from fedpeft.tuning import ActivationCache, JoinedCaches, LocalPlan, evaluate, train
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.stages import Stages
 
@@ -102,6 +103,20 @@ def test_cached_activations_have_zeros_for_padding_and_no_gradient():
     assert not hidden.requires_grad
     direct = stages.hidden_below(batch)
     assert torch.allclose(hidden[batch.attention_mask == 1], direct[batch.attention_mask == 1], atol=1e-6)
+
+
+def test_joined_caches_give_what_their_parts_hold():
+    union, examples = attach(tiny_bert(), ADAPTER, seed=0), class_examples(40)
+    stages = Stages(union)
+    halves = [examples.input_ids[:15], examples.input_ids[15:]]
+    parts = [EncodedDataset(input_ids=half, labels=np.zeros(len(half), np.int64), truncated=0) for half in halves]
+    joined = JoinedCaches([training_cache(part, bound) for part, bound in zip(parts, (PLENTY, 4_000), strict=True)])
+    for _ in range(2):
+        batch = collate(examples, np.array([39, 2, 14, 15, 0]), pad_id=0, device=stages.device)
+        direct = stages.hidden_below(batch)
+        hidden = joined.hidden(stages, batch)
+        mask = torch.ones(hidden.shape[:2]) if batch.attention_mask is None else batch.attention_mask
+        assert torch.allclose(hidden[mask == 1], direct[mask == 1], atol=1e-6)
 
 
 def test_with_adapters_in_every_layer_a_cache_has_no_effect():

@@ -1,0 +1,84 @@
+"""A client's examples as its trainer needs them: encoded once a task, with the caches of their activations.
+
+They are private: they stay in this process's memory and go with it.
+"""
+
+import threading
+from dataclasses import dataclass
+
+from fedpeft.data import EncodedDataset, Records, encode
+from fedpeft.entropy import derive_seed
+from fedpeft.round.plan import LearningPlan
+from fedpeft.tuning import ActivationCache
+from fedpeft_client.bench import Bench
+
+__all__ = ["CACHE_BYTES", "EVAL_BATCH", "Examples", "Prepared", "batch_seed"]
+
+CACHE_BYTES = 96 * 2**20
+"""Bound of the activation cache of one data set, so that a dozen virtual clients fit a small machine; what does not
+fit is computed anew."""
+
+EVAL_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Encoded examples with the cache of activations below the adapted layers; None where every layer adapts.
+
+    Args:
+        train, held_out: the two sides.
+        train_cache, eval_cache: their caches.
+    """
+
+    train: EncodedDataset
+    held_out: EncodedDataset
+    train_cache: ActivationCache | None
+    eval_cache: ActivationCache | None
+
+
+class Examples:
+    """The examples of one client.
+
+    Args:
+        name: the client's; with the run's seed it determines the order of its batches.
+        bench: whose tokenizer encodes them.
+        train, held_out: its records.
+    """
+
+    def __init__(self, name: str, *, bench: Bench, train: Records, held_out: Records) -> None:
+        self._name, self._bench = name, bench
+        self._train, self._held_out = train, held_out
+        self._prepared: tuple[str, Prepared] | None = None
+        self._lock = threading.Lock()
+
+    def prepared(self, plan: LearningPlan) -> Prepared:
+        """They under this plan: encoded on first use, kept until another run, base or task asks."""
+        key = f"{plan.run_id} {plan.base} {plan.task.model_dump_json()}"
+        with self._lock:
+            if self._prepared is None or self._prepared[0] != key:
+                self._prepared = key, self._prepare(plan)
+            return self._prepared[1]
+
+    def _prepare(self, plan: LearningPlan) -> Prepared:
+        tokenizer = self._bench.tokenizer(plan)
+        with self._bench.tokenizing:
+            train = encode(self._train, plan.task, plan.task.labels, tokenizer)
+            held_out = encode(self._held_out, plan.task, plan.task.labels, tokenizer)
+        if plan.adapter.layers == "all":
+            return Prepared(train=train, held_out=held_out, train_cache=None, eval_cache=None)
+        return Prepared(
+            train=train,
+            held_out=held_out,
+            train_cache=ActivationCache.for_training(
+                train,
+                batch_size=plan.train.batch_size,
+                seed=batch_seed(plan.seed, self._name),
+                max_bytes=CACHE_BYTES,
+            ),
+            eval_cache=ActivationCache.for_evaluation(held_out, batch_size=EVAL_BATCH, max_bytes=CACHE_BYTES),
+        )
+
+
+def batch_seed(seed: int, client: str) -> int:
+    """The seed of a client's stream of batches in a run."""
+    return derive_seed(seed, "batches", client)
