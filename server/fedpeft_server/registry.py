@@ -12,7 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -36,6 +36,9 @@ CREATE TABLE IF NOT EXISTS tokens (
   auto_approve INTEGER NOT NULL, organisation TEXT NOT NULL, revoked INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS token_uses (
   token_id TEXT NOT NULL, node_key BLOB NOT NULL, PRIMARY KEY (token_id, node_key)) STRICT;
+CREATE TABLE IF NOT EXISTS successors (
+  node_key BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, csr BLOB NOT NULL, serial TEXT NOT NULL,
+  certificate BLOB NOT NULL) STRICT;
 """
 _COLUMNS = (
     "name, organisation, status, identity, node_key, csr, serial, certificate, profile, code, token_id, reason, "
@@ -132,8 +135,11 @@ class Registry:
 
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:
-        """One durable transaction over everything in the registry, seen by nobody until it is whole."""
+        """One durable transaction over everything in the registry, seen by nobody until it is whole; may be nested."""
         with self._lock:
+            if self._db.in_transaction:
+                yield self._db
+                return
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -154,15 +160,19 @@ class Registry:
             return self._devices("1 = 1 ORDER BY name")
         return self._devices("status = ? ORDER BY name", status.value)
 
+    def find(self, name: str) -> EnrolledDevice | None:
+        """The device of that name, whatever its status."""
+        return next(iter(self._devices("name = ?", name)), None)
+
     def device(self, name: str) -> EnrolledDevice:
         """The device of that name, whatever its status.
 
         Raises:
             NotEnrolled: there is none.
         """
-        if not (found := self._devices("name = ?", name)):
+        if (found := self.find(name)) is None:
             raise NotEnrolled(f"Expected an enrolled device, found none named {name!r}; see `clients ls`.")
-        return found[0]
+        return found
 
     def by_node_key(self, node_key: bytes) -> EnrolledDevice | None:
         """The device with this Flower node key (PEM), whatever its status."""
@@ -179,6 +189,10 @@ class Registry:
     def is_retired(self, key: bytes) -> bool:
         """Whether a device that ended, or rotated, had this node or identity key."""
         return bool(self.rows("SELECT 1 FROM retired_keys WHERE key = ?", key))
+
+    def knows_identity(self, identity: bytes) -> bool:
+        """Whether any device has, or had, this Ed25519 key."""
+        return bool(self._devices("identity = ?", identity)) or self.is_retired(identity)
 
     def set_node(self, name: str, node: NodeId | None) -> None:
         """Notes what Flower calls the device."""
@@ -198,6 +212,26 @@ class Registry:
             )  # fmt: skip
             db.execute("DELETE FROM devices WHERE name=?", (device.name,))
             db.execute(f"INSERT INTO devices ({_COLUMNS}) VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+
+    def put_successor(self, name: str, node_key: bytes, csr: bytes, serial: str, certificate: bytes) -> None:
+        """Notes the key that a device wants to go on with; the present one stays until ``take_successor``."""
+        with self.change() as db:
+            db.execute("DELETE FROM successors WHERE name = ?", (name,))
+            db.execute("INSERT INTO successors VALUES (?, ?, ?, ?, ?)", (node_key, name, csr, serial, certificate))
+
+    def take_successor(self, node_key: bytes) -> EnrolledDevice | None:
+        """The device whose noted key this is, from now on with that key; None when nobody noted it."""
+        with self.change() as db:
+            row = db.execute("SELECT name, csr, serial, certificate FROM successors WHERE node_key = ?", (node_key,))
+            if (found := row.fetchone()) is None:
+                return None
+            name, csr, serial, certificate = found
+            db.execute("DELETE FROM successors WHERE name = ?", (name,))
+            now = replace(
+                self.device(name), node_key=node_key, csr=csr, serial=serial, certificate=certificate, node_id=None
+            )
+            self.put(now)
+            return now
 
     def _devices(self, where: str, *values: object) -> tuple[EnrolledDevice, ...]:
         # Safe: ``where`` is written in this module; what comes from outside is bound.

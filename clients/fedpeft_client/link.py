@@ -1,0 +1,202 @@
+"""The device's end of the coordinator's gRPC service: its calls, and what their failures mean to a device.
+
+Every failure is one of: ``NotEnrolled`` (the coordinator says so: exit 4), ``Unreachable`` (try again later),
+``ResourceMissing`` (it has no such thing), ``IntegrityFailed`` (somebody else answered).
+"""
+
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self, TypeVar, cast
+
+import grpc
+
+from fedpeft import __version__
+from fedpeft.deployment import rpc
+from fedpeft.deployment.ceremony import fingerprint
+from fedpeft.deployment.messages import (
+    Accepted,
+    BaseRequest,
+    ChunksRequest,
+    EnrolRequest,
+    Greeting,
+    GreetRequest,
+    LeaveRequest,
+    Refused,
+    Renewed,
+    RenewRequest,
+    Waiting,
+    Wake,
+    WakeRequest,
+)
+from fedpeft.deployment.token import JoinToken
+from fedpeft.errors import ConfigInvalid, DeadlineMissed, FedpeftError, IntegrityFailed, NotEnrolled, ResourceMissing
+from fedpeft.wire import decode, encode
+from fedpeft_client.home import DeviceHome
+
+__all__ = ["Link", "Unreachable", "pinned_authority"]
+
+T = TypeVar("T")
+CALL_S = 20.0
+"""A unary call takes milliseconds; this long only when the network is the problem."""
+
+
+class Unreachable(DeadlineMissed):
+    """The coordinator did not answer, or was too busy; trying again may help."""
+
+
+class Link:
+    """A connection to the service; also a context manager.
+
+    Args:
+        target: ``host:port``.
+        authority: the pinned authority's certificate, PEM.
+        key, certificate: the device's, PEM; None while it enrols.
+    """
+
+    def __init__(
+        self, target: str, *, authority: bytes, key: bytes | None = None, certificate: bytes | None = None
+    ) -> None:
+        self.target = target
+        self._channel = rpc.secure_channel(target, authority=authority, key=key, certificate=certificate)
+
+    @classmethod
+    def of_home(cls, home: DeviceHome) -> Self:
+        """The connection of an enrolled device.
+
+        Raises:
+            NotEnrolled: it is not, or its keys are gone.
+        """
+        enrolment = home.enrolment()
+        try:
+            authority, key = home.ca_certificate.read_bytes(), home.device_key.read_bytes()
+            certificate = home.device_certificate.read_bytes()
+        except OSError as error:
+            raise NotEnrolled(
+                f"Expected the keys of {enrolment.device} in {home.keys}, found {error.strerror}; join anew."
+            ) from error
+        return cls(enrolment.service_target, authority=authority, key=key, certificate=certificate)
+
+    def close(self) -> None:
+        """Ends open calls too."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def greet(self) -> Greeting:
+        """Who is there, and what time it is there."""
+        return decode(self._call(rpc.GREET, encode(GreetRequest(version=__version__))), Greeting)
+
+    def enrol(self, request: EnrolRequest) -> Accepted | Waiting | Refused:
+        """Asks to be let in."""
+        answer = decode(self._call(rpc.ENROL, encode(request)), (Accepted, Waiting, Refused))
+        return cast("Accepted | Waiting | Refused", answer)
+
+    def renew(self, csr: bytes) -> Renewed | Refused:
+        """Asks for a new certificate."""
+        answer = decode(self._call(rpc.RENEW, encode(RenewRequest(csr=csr))), (Renewed, Refused))
+        return cast("Renewed | Refused", answer)
+
+    def leave(self, reason: str) -> None:
+        """Says goodbye for good."""
+        decode(self._call(rpc.LEAVE, encode(LeaveRequest(reason=reason))), Refused)
+
+    def manifest(self, digest: str) -> bytes:
+        """The bytes of a base's manifest, unchecked."""
+        return self._call(rpc.MANIFEST, encode(BaseRequest(digest=digest)))
+
+    def chunks(self, digest: str, file: str, offset: int) -> Iterator[bytes]:
+        """The bytes of a file of a base from ``offset`` on, unchecked, as they come."""
+        request = encode(ChunksRequest(digest=digest, file=file, offset=offset))
+        yield from self._stream(rpc.CHUNKS, request)
+
+    def wakes(self) -> Iterator[Wake]:
+        """One at once, and one whenever a message may wait; until ``close``."""
+        for payload in self._stream(rpc.WAKE, encode(WakeRequest())):
+            yield decode(payload, Wake)
+
+    def _call(self, method: str, payload: bytes) -> bytes:
+        with self._explained():
+            answer: bytes = self._channel.unary_unary(rpc.method_path(method))(payload, timeout=CALL_S)
+        return answer
+
+    def _stream(self, method: str, payload: bytes) -> Iterator[bytes]:
+        with self._explained():
+            call = self._channel.unary_stream(rpc.method_path(method))(payload)
+            try:
+                yield from call
+            finally:
+                call.cancel()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise _meaning(error, self.target) from error
+        except ValueError as error:  # the channel was closed under the call
+            raise Unreachable(
+                f"Expected an open connection to {self.target}, found it closed; connect anew."
+            ) from error
+
+
+def pinned_authority(token: JoinToken, *, timeout_s: float = 10.0) -> bytes:
+    """The authority's certificate (PEM) that the token's pin names, taken from the coordinator's TLS handshake.
+
+    Nothing but the handshake is sent before the pin has been checked, and nothing else on this connection at all.
+
+    Raises:
+        IntegrityFailed: whoever answered does not have that authority.
+        Unreachable: nobody answered, or not with TLS.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the pin is checked instead, right below
+    context.set_alpn_protocols(["h2"])
+    where = f"{token.host}:{token.enrol_port}"
+    try:
+        with (
+            socket.create_connection((token.host, token.enrol_port), timeout_s) as plain,
+            context.wrap_socket(plain, server_hostname=token.host) as secured,
+        ):
+            chain = _chain(secured)
+    except (OSError, ValueError) as error:
+        raise Unreachable(
+            f"Expected a coordinator at {where}, found {error}; check that it runs and that no firewall is between."
+        ) from error
+    for der in chain:
+        if fingerprint(der) == token.ca_fingerprint:
+            return ssl.DER_cert_to_PEM_cert(der).encode("ascii")
+    found = fingerprint(chain[-1]).hex()[:16] if chain else "none"
+    raise IntegrityFailed(
+        f"Expected the authority {token.ca_fingerprint.hex()[:16]}... at {where}, found {found}...; nothing was sent. "
+        "Somebody may be in between, or the token is of another coordinator: ask its operator."
+    )
+
+
+def _chain(secured: ssl.SSLSocket) -> list[bytes]:
+    """The certificates that the peer showed, DER, its own first. Python 3.13 has this in public."""
+    inner = getattr(secured, "_sslobj", None)
+    shown = inner.get_unverified_chain() if inner is not None else None
+    return [ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in shown or ()]
+
+
+def _meaning(error: grpc.RpcError, target: str) -> FedpeftError:
+    code, detail = error.code(), error.details() or ""
+    match code:
+        case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
+            return NotEnrolled(f"Expected {target} to accept this device, found {detail}.")
+        case grpc.StatusCode.NOT_FOUND:
+            return ResourceMissing(f"Expected {target} to have it, found that {detail}; ask its operator.")
+        case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.UNIMPLEMENTED:
+            return ConfigInvalid(f"Expected {target} to understand fedpeft {__version__}, found {detail}; update both.")
+    if "CERTIFICATE_VERIFY_FAILED" in detail:
+        return IntegrityFailed(
+            f"Expected {target} to show a certificate of the pinned authority, found another; nothing was sent."
+        )
+    return Unreachable(f"Expected an answer from {target}, found {code.name.lower()}: {detail[:200]}.")

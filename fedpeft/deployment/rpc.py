@@ -1,0 +1,73 @@
+"""The gRPC service's shape: names of its methods, limits, and the settings of both ends of a connection.
+
+Handlers are written by hand and take and give bytes: the messages are the wire codec's, so there is no second schema
+and no code generator. The only module outside coordinator and device that imports grpc.
+"""
+
+import grpc
+
+__all__ = [
+    "CHUNKS",
+    "ENROL",
+    "GREET",
+    "LEAVE",
+    "MANIFEST",
+    "MANIFEST_MAX_BYTES",
+    "PIECE_BYTES",
+    "RENEW",
+    "REQUEST_MAX_BYTES",
+    "SERVER_OPTIONS",
+    "SERVICE",
+    "WAKE",
+    "method_path",
+    "secure_channel",
+]
+
+SERVICE = "fedpeft.v1.Coordinator"
+GREET, ENROL, RENEW, LEAVE = "Greet", "Enrol", "Renew", "Leave"
+MANIFEST, CHUNKS, WAKE = "FetchManifest", "FetchChunks", "Wake"
+
+PIECE_BYTES = 1 << 20
+"""One message of a chunk stream: a chunk of 8 MiB is eight of them."""
+REQUEST_MAX_BYTES = 32 * 1024
+"""No request is longer: the largest is an application with its signing request and hardware profile."""
+MANIFEST_MAX_BYTES = 64 << 20
+"""The manifest of a base of 8 TiB would fit."""
+
+_KEEPALIVE_S = 20
+_OPTIONS = (
+    ("grpc.keepalive_time_ms", _KEEPALIVE_S * 1000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+SERVER_OPTIONS = (
+    *_OPTIONS,
+    ("grpc.so_reuseport", 0),  # a second coordinator on the port must fail, not share its devices
+    ("grpc.max_receive_message_length", REQUEST_MAX_BYTES),
+    ("grpc.max_metadata_size", 8192),
+    ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_S * 500),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_concurrent_streams", 16),
+)
+
+
+def method_path(method: str) -> str:
+    """The full name of a method, as it travels."""
+    return f"/{SERVICE}/{method}"
+
+
+def secure_channel(
+    target: str, *, authority: bytes, key: bytes | None = None, certificate: bytes | None = None
+) -> grpc.Channel:
+    """A TLS channel that trusts this authority and no other.
+
+    Args:
+        target: ``host:port``; the host must be in the server's certificate.
+        authority: its certificate, PEM.
+        key, certificate: the device's own, PEM; None before it has them.
+    """
+    credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+    limit = MANIFEST_MAX_BYTES + 4096
+    options = (*_OPTIONS, ("grpc.max_receive_message_length", limit), ("grpc.enable_retries", 0))
+    return grpc.secure_channel(target, credentials, options)

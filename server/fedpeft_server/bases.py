@@ -1,0 +1,57 @@
+"""The bases that a coordinator hands out: files of its artifact store, by digest, name and offset, and nothing else."""
+
+import os
+import re
+from pathlib import Path
+from typing import BinaryIO
+
+from fedpeft.base.artifact import MANIFEST_FILE, BaseArtifact
+from fedpeft.base.store import ArtifactStore
+from fedpeft.errors import IntegrityFailed
+
+__all__ = ["BaseShelf"]
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class BaseShelf:
+    """Read-only view of an artifact store. Thread-safe.
+
+    Args:
+        path: the store.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._store = ArtifactStore(path)
+        self._opened: dict[str, BaseArtifact] = {}
+
+    def manifest(self, digest: str) -> bytes | None:
+        """The manifest's bytes; None when there is no such base, or it is not what its name says."""
+        artifact = self._find(digest)
+        return (artifact.path / MANIFEST_FILE).read_bytes() if artifact else None
+
+    def open(self, digest: str, file: str, offset: int) -> BinaryIO | None:
+        """A file that the manifest names, from an offset on; None when there is none, or the offset is behind it."""
+        artifact = self._find(digest)
+        entry = next((entry for entry in artifact.manifest.files if entry.name == file), None) if artifact else None
+        if artifact is None or entry is None or offset > entry.size_bytes:
+            return None
+        try:
+            # A link would lead out of the store; the names themselves cannot (see ``PlainName``).
+            descriptor = os.open(artifact.path / file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        stream = os.fdopen(descriptor, "rb")
+        stream.seek(offset)
+        return stream
+
+    def _find(self, digest: str) -> BaseArtifact | None:
+        if digest in self._opened:
+            return self._opened[digest]
+        try:
+            artifact = self._store.find(digest) if _DIGEST.fullmatch(digest) else None
+        except IntegrityFailed:
+            return None
+        if artifact is not None:
+            self._opened[digest] = artifact  # artifacts never change
+        return artifact
