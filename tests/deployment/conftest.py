@@ -88,22 +88,21 @@ def coordinator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coordinato
     running.registry.close()
 
 
-@pytest.fixture
-def device(tmp_path: Path) -> Callable[..., tuple[DeviceHome, Enrolment | None]]:
-    """Joins: a new device, or the same one again when ``home`` is given."""
+@pytest.fixture(scope="session")
+def enrol() -> Callable[..., tuple[DeviceHome, Enrolment | None]]:
+    """Joins a device with the home given."""
 
-    def enrol(
+    def run(
         token: str,
         name: str,
         *,
-        home: DeviceHome | None = None,
+        home: DeviceHome,
         clock: Clock | None = None,
         organisation: str = "",
         on_waiting: Callable[[str], None] = lambda code: None,
         pause: Callable[[float], object] = lambda seconds: None,
         wait_s: float = 0.0,
     ) -> tuple[DeviceHome, Enrolment | None]:
-        home = home or DeviceHome(tmp_path / name)
         profile = REFERENCE.to_json()
         wishes = JoinWishes(token=token, device=name, organisation=organisation, bases="", profile=profile)
         clock = clock or SystemClock()
@@ -112,4 +111,12 @@ def device(tmp_path: Path) -> Callable[..., tuple[DeviceHome, Enrolment | None]]
         )
         return home, enrolment
 
-    return enrol
+    return run
+
+
+@pytest.fixture
+def device(tmp_path: Path, enrol: Callable) -> Callable[..., tuple[DeviceHome, Enrolment | None]]:
+    """As ``enrol``, by default with a home named as the device."""
+    return lambda token, name, *, home=None, **more: enrol(
+        token, name, home=home or DeviceHome(tmp_path / name), **more
+    )
