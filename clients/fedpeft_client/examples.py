@@ -14,7 +14,7 @@ from fedpeft_client.bench import Bench
 
 __all__ = ["CACHE_BYTES", "EVAL_BATCH", "Examples", "Prepared", "batch_seed"]
 
-CACHE_BYTES = 96 * 2**20
+CACHE_BYTES = 64 * 2**20
 """Bound of the activation cache of one data set, so that a dozen virtual clients fit a small machine; what does not
 fit is computed anew."""
 

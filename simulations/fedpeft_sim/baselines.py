@@ -18,7 +18,7 @@ from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, blocks_for
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.tuning import Evaluation, HiddenSource, JoinedCaches, LocalPlan, evaluate, train
-from fedpeft_client.bench import Bench
+from fedpeft_client.bench import Bench, release_free_memory
 from fedpeft_client.examples import EVAL_BATCH, Examples, Prepared, batch_seed
 from fedpeft_client.trainer import learning_rates
 from fedpeft_sim.population import Client
@@ -135,6 +135,7 @@ def _train(
             first_step=first,
             cache=cache,
         )
+        release_free_memory()
         progress(name, round_id * steps, rounds.count * steps)
 
 
