@@ -27,6 +27,8 @@ __all__ = ["COMMANDS", "EXIT_PIPE_CLOSED", "main"]
 
 COMMANDS = {
     "simulate": "Run a whole federation on this machine.",
+    "coordinator": "Run a coordinator: its devices, its runs.",
+    "client": "Run a device of a federation.",
     "adapter": "Inspect, try and evaluate a trained adapter.",
     "base": "Build, list and verify base-model artifacts.",
     "data": "Look at a data set before training on it.",

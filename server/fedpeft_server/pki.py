@@ -5,8 +5,10 @@ its name and organisation, and its Ed25519 identity as a URI, so that the three 
 is believed for its key alone, after its own signature was checked; everything else in the certificate is ours.
 """
 
+import contextlib
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -30,6 +32,7 @@ __all__ = ["Authority", "certificate_expiry", "initialise", "node_key_of", "rene
 CA_DAYS, SERVER_DAYS, DEVICE_DAYS = 3650, 825, 30
 _EARLY = timedelta(minutes=5)  # a device's clock may be behind ours
 _CSR_MAX_BYTES = 4096
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 
 
 def initialise(home: CoordinatorHome, settings: Settings, *, clock: Clock, entropy: Entropy) -> "Authority":
@@ -226,14 +229,11 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _subject_name(host: str) -> x509.GeneralName:
-    try:
+    with contextlib.suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
-    try:
-        return x509.DNSName(host)
-    except ValueError as error:
-        raise ConfigInvalid(f"Expected a host name or an address, found {host!r}; see --host.") from error
+    if not _HOST.fullmatch(host):
+        raise ConfigInvalid(f"Expected a host name or an address, found {host!r}; see --host.")
+    return x509.DNSName(host)
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -1,0 +1,270 @@
+"""`fedpeft coordinator init | token | clients`: who may take part."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from fedpeft_server.enrolment import Admission
+    from fedpeft_server.home import CoordinatorHome
+    from fedpeft_server.registry import EnrolledDevice, Registry
+
+__all__ = ["commands"]
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+home_option = click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The coordinator's home. Default: $FEDPEFT_HOME or ~/.local/share/fedpeft/coordinator.",
+)
+
+
+@click.command()
+@home_option
+@click.option("--host", "hosts", multiple=True, required=True, help="Name or address that devices reach; repeatable.")
+@click.option("--bind", default="0.0.0.0", show_default=True, help="Address to listen on.")  # noqa: S104  see Settings
+@click.option("--fleet-port", type=click.IntRange(1, 65535), default=8443, show_default=True)
+@click.option("--service-port", type=click.IntRange(1, 65535), default=8444, show_default=True)
+@click.option("--enrol-port", type=click.IntRange(1, 65535), default=8445, show_default=True)
+@click.option("--superlink-port", type=click.IntRange(1, 65535), default=8446, show_default=True, help="Loopback.")
+@click.option("--metrics-port", type=click.IntRange(1, 65535), default=8447, show_default=True, help="Loopback.")
+def init(
+    home: Path | None,
+    hosts: tuple[str, ...],
+    bind: str,
+    fleet_port: int,
+    service_port: int,
+    enrol_port: int,
+    superlink_port: int,
+    metrics_port: int,
+) -> None:
+    """Make a coordinator's home: its certificate authority, its keys, its settings."""
+    from fedpeft.clock import SystemClock
+    from fedpeft.entropy import os_entropy
+    from fedpeft_server.home import CoordinatorHome, Settings, default_coordinator_home
+    from fedpeft_server.pki import initialise
+
+    where = CoordinatorHome((home or default_coordinator_home()).absolute())
+    settings = Settings(
+        hosts=hosts,
+        bind=bind,
+        fleet_port=fleet_port,
+        service_port=service_port,
+        enrol_port=enrol_port,
+        superlink_port=superlink_port,
+        metrics_port=metrics_port,
+    )
+    authority = initialise(where, settings, clock=SystemClock(), entropy=os_entropy)
+    click.echo(f"coordinator made in {where.path}")
+    click.echo(f"  authority sha256  {authority.fingerprint.hex()}")
+    click.echo(f"  devices reach     {hosts[0]} on ports {fleet_port}, {service_port}, {enrol_port}: open these three")
+    click.echo(f"next: fedpeft base build MODEL --quantize nf4 --home {where.path}")
+    click.echo(f"      fedpeft coordinator up --home {where.path}")
+    click.echo(f"      fedpeft coordinator token create --home {where.path}")
+
+
+@click.group()
+def token() -> None:
+    """Make, list and revoke the words that devices join with."""
+
+
+@token.command()
+@home_option
+@click.option("--ttl", default="24h", show_default=True, help="How long it is good, e.g. 30m, 24h, 7d.")
+@click.option("--uses", type=click.IntRange(1), default=1, show_default=True, help="How many devices it admits.")
+@click.option("--organisation", default="", help="Whose devices these are; cohorts are counted in organisations.")
+@click.option("--auto-approve", is_flag=True, help="Admit without approval: whoever has the word is in.")
+def create(home: Path | None, ttl: str, uses: int, organisation: str, auto_approve: bool) -> None:
+    """Make a join token and print the command that uses it. The word is a secret: it is shown once."""
+    from fedpeft.clock import SystemClock
+    from fedpeft.entropy import os_entropy
+    from fedpeft_server.audit import AuditEvent, AuditLog
+    from fedpeft_server.pki import Authority
+    from fedpeft_server.tokens import Tokens
+
+    seconds, clock = _seconds(ttl), SystemClock()
+    with _opened(home) as (where, registry, _):
+        settings = where.settings()
+        made = Tokens(registry, clock).create(
+            host=settings.hosts[0],
+            enrol_port=settings.enrol_port,
+            ca_fingerprint=Authority.of_home(where, clock).fingerprint,
+            ttl_s=seconds,
+            uses=uses,
+            auto_approve=auto_approve,
+            organisation=organisation,
+            entropy=os_entropy,
+        )
+        detail = {"uses": uses, "ttl_s": seconds, "approval": "automatic" if auto_approve else "by code"}
+        AuditLog(where.audit, clock).append(
+            AuditEvent.TOKEN_CREATED, actor="operator", subject=made.token_id, detail=detail
+        )
+    click.echo(f"token {made.token_id}, for {uses} device(s), good for {ttl}:", err=True)
+    click.echo(f"fedpeft client join {made.to_text()}")
+
+
+@token.command(name="ls")
+@home_option
+def list_tokens(home: Path | None) -> None:
+    """List the tokens: uses, expiry, approval. Secrets are not kept, so they cannot be shown again."""
+    from datetime import UTC, datetime
+
+    from fedpeft.clock import SystemClock
+    from fedpeft_server.tokens import Tokens
+
+    with _opened(home) as (_, registry, _):
+        for record in Tokens(registry, SystemClock()).ls():
+            expires = datetime.fromtimestamp(record.expires_utc, UTC).isoformat(timespec="minutes")
+            over = record.revoked or SystemClock().utc().timestamp() > record.expires_utc
+            state = "revoked" if record.revoked else "expired" if over else "good"
+            approval = "automatic" if record.auto_approve else "by code"
+            click.echo(
+                f"{record.token_id}  {state:<8} {record.used}/{record.uses} used  until {expires}  "
+                f"{approval:<9}  {record.organisation}"
+            )
+
+
+@token.command(name="revoke")
+@click.argument("token_id")
+@home_option
+def revoke_token(token_id: str, home: Path | None) -> None:
+    """Admit nobody else by TOKEN_ID; devices that it admitted stay."""
+    from fedpeft.clock import SystemClock
+    from fedpeft_server.audit import AuditEvent, AuditLog
+    from fedpeft_server.tokens import Tokens
+
+    with _opened(home) as (where, registry, _):
+        Tokens(registry, SystemClock()).revoke(token_id)
+        AuditLog(where.audit, SystemClock()).append(AuditEvent.TOKEN_REVOKED, actor="operator", subject=token_id)
+    click.echo(f"token {token_id} admits nobody else")
+
+
+@click.group()
+def clients() -> None:
+    """List, approve, deny and revoke devices."""
+
+
+@clients.command(name="ls")
+@home_option
+def list_clients(home: Path | None) -> None:
+    """List every device: name, status, organisation, hardware."""
+    with _opened(home) as (where, registry, _):
+        devices = registry.devices()
+        for device in devices:
+            click.echo(_line(device))
+        if not devices:
+            click.echo(f"no devices; `fedpeft coordinator token create --home {where.path}` invites one", err=True)
+
+
+@clients.command()
+@home_option
+def pending(home: Path | None) -> None:
+    """List the devices that wait for approval, with the code that each must show."""
+    from fedpeft_server.registry import Status
+
+    with _opened(home) as (_, registry, _):
+        waiting = registry.devices(Status.PENDING)
+        for device in waiting:
+            click.echo(f"{device.name:<24} code {device.code}  {device.organisation}  since {device.since[:19]}")
+        if waiting:
+            click.echo("compare the code with the device's owner, then: clients approve NAME --code CODE", err=True)
+        else:
+            click.echo("nobody waits", err=True)
+
+
+@clients.command()
+@click.argument("name")
+@click.option("--code", required=True, help="What the device shows.")
+@home_option
+def approve(name: str, code: str, home: Path | None) -> None:
+    """Admit the device NAME that shows CODE."""
+    with _opened(home) as (_, _, admission):
+        device = admission.approve(name, code)
+    click.echo(f"{name} of {device.organisation} is in; it goes on by itself")
+
+
+@clients.command()
+@click.argument("name")
+@click.option("--reason", default="", help="The device is told.")
+@home_option
+def deny(name: str, reason: str, home: Path | None) -> None:
+    """Turn the waiting device NAME away."""
+    with _opened(home) as (_, _, admission):
+        admission.deny(name, reason)
+    click.echo(f"{name} is turned away")
+
+
+@clients.command()
+@click.argument("name")
+@click.option("--reason", default="", help="The device is told.")
+@home_option
+def revoke(name: str, reason: str, home: Path | None) -> None:
+    """Put the device NAME out, from its next request on; its update of a round at work is dropped."""
+    with _opened(home) as (_, _, admission):
+        admission.revoke(name, reason)
+    click.echo(f"{name} is out; its keys are never accepted again")
+
+
+@clients.command()
+@click.argument("name")
+@home_option
+def show(name: str, home: Path | None) -> None:
+    """Show all that is known about the device NAME."""
+    import hashlib
+
+    from fedpeft_server.pki import certificate_expiry
+
+    with _opened(home) as (_, registry, _):
+        device = registry.device(name)
+    click.echo(_line(device))
+    click.echo(f"  since        {device.since}")
+    click.echo(f"  identity     {device.identity.hex()}")
+    click.echo(f"  node key     sha256:{hashlib.sha256(device.node_key).hexdigest()}, node {device.node_id or 'none'}")
+    if device.certificate:
+        expiry = certificate_expiry(device.certificate).isoformat(timespec="minutes")
+        click.echo(f"  certificate  serial {device.serial}, until {expiry}")
+    click.echo(f"  joined by    token {device.token_id}, code {device.code}")
+    if device.reason:
+        click.echo(f"  reason       {device.reason}")
+
+
+def _line(device: "EnrolledDevice") -> str:
+    from fedpeft.device import DeviceProfile
+
+    profile = DeviceProfile.from_json(device.profile)
+    hardware = f"{profile.cores} cores, {profile.total_bytes / 2**30:.0f} GiB"
+    if profile.vram_bytes:
+        hardware += f", GPU {profile.vram_bytes / 2**30:.0f} GiB"
+    return f"{device.name:<24} {device.status.value:<8} {device.organisation:<24} {hardware}"
+
+
+@contextmanager
+def _opened(home: Path | None) -> "Iterator[tuple[CoordinatorHome, Registry, Admission]]":
+    from fedpeft.clock import SystemClock
+    from fedpeft_server.audit import AuditLog
+    from fedpeft_server.enrolment import Admission
+    from fedpeft_server.home import CoordinatorHome, default_coordinator_home
+    from fedpeft_server.registry import Registry
+
+    where, clock = CoordinatorHome(home or default_coordinator_home()), SystemClock()
+    where.settings()
+    registry = Registry(where.registry)
+    try:
+        yield where, registry, Admission(where, registry, AuditLog(where.audit, clock), clock)
+    finally:
+        registry.close()
+
+
+def _seconds(text: str) -> float:
+    if not (found := re.fullmatch(r"(\d{1,6})([smhd])", text)):
+        raise click.BadParameter(f"expected a duration such as 30m, 24h or 7d, found {text!r}", param_hint="--ttl")
+    return float(int(found[1]) * _UNITS_S[found[2]])
+
+
+commands = (init, token, clients)
+"""For the group ``fedpeft.cli.coordinator``."""

@@ -1,0 +1,16 @@
+"""`fedpeft client`: the commands of whoever runs a device."""
+
+import click
+
+from fedpeft.cli.joining import commands as joining
+
+__all__ = ["command"]
+
+
+@click.group(name="client", short_help="Run a device of a federation.")
+def command() -> None:
+    """Run a device: it trains on its own examples, which stay on it, under the rules in its site.toml."""
+
+
+for part in joining:
+    command.add_command(part)

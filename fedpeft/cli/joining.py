@@ -1,0 +1,172 @@
+"""`fedpeft client join | status | leave | rotate-key`: a device's membership."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from fedpeft_client.home import DeviceHome, Enrolment
+
+__all__ = ["commands"]
+
+home_option = click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The device's home. Default: $FEDPEFT_HOME or ~/.local/share/fedpeft/device.",
+)
+
+
+@click.command()
+@click.argument("token", required=False)
+@home_option
+@click.option("--name", default=None, help="The device's name in the federation. Default: this machine's.")
+@click.option("--organisation", default="", help="Who is responsible for it. Default: as the token says, or the name.")
+@click.option("--data", type=click.Path(path_type=Path, exists=True), help="Its examples; written into site.toml.")
+@click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Where bases are kept; may be shared.")
+@click.option("--wait", "wait_s", type=float, default=600.0, show_default=True, help="Seconds to wait for approval.")
+def join(
+    token: str | None,
+    home: Path | None,
+    name: str | None,
+    organisation: str,
+    data: Path | None,
+    cache: Path | None,
+    wait_s: float,
+) -> None:
+    """Join a federation with the TOKEN that its operator gave you.
+
+    Without TOKEN it goes on waiting for an approval that was asked for before. Keys are made here and stay here.
+    """
+    import platform
+    import time
+
+    from fedpeft.clock import SystemClock
+    from fedpeft.device import probe
+    from fedpeft.entropy import os_entropy
+    from fedpeft_client.join import JoinWishes, pending
+    from fedpeft_client.join import join as join_federation
+
+    where = _home(home)
+    wishes = pending(where) if token is None else None
+    if wishes is None:
+        if token is None:
+            raise click.UsageError("Expected a TOKEN, or a device that waits for approval; found neither.")
+        wishes = JoinWishes(
+            token=token,
+            device=name or _plain(platform.node()),
+            organisation=organisation,
+            bases=str(cache.absolute()) if cache else "",
+            profile=probe().to_json(),
+        )
+
+    def show(code: str) -> None:
+        click.echo(f"waiting for the operator's approval; tell them this code: {code}")
+        click.echo(f"  fedpeft coordinator clients approve {wishes.device} --code {code}")
+
+    if data is not None:
+        _write_site(where, data)
+    enrolment = join_federation(
+        where,
+        wishes,
+        clock=SystemClock(),
+        entropy=os_entropy,
+        wait_s=wait_s,
+        pause=time.sleep,
+        on_waiting=show,
+    )
+    if enrolment is None:
+        click.echo("not approved yet; the request is kept: `fedpeft client join` goes on waiting")
+        return
+    click.echo(f"{enrolment.device} of {enrolment.organisation} is enrolled at {enrolment.host}")
+    click.echo(f"next: fedpeft client run --home {where.path}" if home else "next: fedpeft client run")
+
+
+@click.command()
+@home_option
+def status(home: Path | None) -> None:
+    """Show who this device is, and ask the coordinator whether it still counts; exits 4 when it does not."""
+    from fedpeft_client.join import pending
+    from fedpeft_client.link import Link
+    from fedpeft_client.membership import certificate_ends, finish_rotation
+
+    where = _home(home)
+    if not where.is_enrolled and (wishes := pending(where)) is not None:
+        click.echo(f"{wishes.device} waits for approval; `fedpeft client join` goes on waiting")
+        return
+    enrolment = where.enrolment()
+    finish_rotation(where)
+    _describe(where, enrolment)
+    click.echo(f"  certificate  until {certificate_ends(where).isoformat(timespec='minutes')}")
+    with Link.of_home(where) as link:
+        greeting = link.greet()
+    click.echo(f"  coordinator  answers, fedpeft {greeting.version}; this device is enrolled")
+
+
+@click.command()
+@home_option
+@click.option("--reason", default="", help="The operator is told.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def leave(home: Path | None, reason: str, yes: bool) -> None:
+    """Leave the federation for good: the coordinator is told, the keys are removed, site.toml and bases stay."""
+    from fedpeft_client.membership import leave as leave_federation
+
+    where = _home(home)
+    enrolment = where.enrolment()
+    if not yes:
+        click.confirm(
+            f"{enrolment.device} leaves {enrolment.host}; joining again needs a new token. Go on?", abort=True
+        )
+    leave_federation(where, reason)
+    click.echo(f"{enrolment.device} has left {enrolment.host}")
+
+
+@click.command(name="rotate-key")
+@home_option
+def rotate(home: Path | None) -> None:
+    """Replace the device's key and certificate by new ones; the old key is not accepted any more."""
+    from fedpeft_client.membership import certificate_ends, rotate_key
+
+    where = _home(home)
+    rotate_key(where)
+    ends = certificate_ends(where).isoformat(timespec="minutes")
+    click.echo(f"new key, certificate until {ends}; restart `fedpeft client run` if it runs")
+
+
+def _home(path: Path | None) -> "DeviceHome":
+    from fedpeft_client.home import DeviceHome, default_device_home
+
+    return DeviceHome((path or default_device_home()).absolute())
+
+
+def _describe(where: "DeviceHome", enrolment: "Enrolment") -> None:
+    click.echo(f"{enrolment.device} of {enrolment.organisation}")
+    click.echo(f"  home         {where.path}")
+    click.echo(f"  coordinator  {enrolment.fleet_url}, service {enrolment.service_target}")
+    click.echo(f"  authority    sha256 {enrolment.ca_fingerprint}")
+    click.echo(f"  bases        {where.bases()}")
+    click.echo(f"  rules        {where.site}{'' if where.site.is_file() else ' (none: join with --data, or write it)'}")
+
+
+def _write_site(where: "DeviceHome", data: Path) -> None:
+    """The site's rules with every default; an existing file is the site's own and stays."""
+    from fedpeft.files import write_file
+    from fedpeft_client.site import Site, SiteData
+
+    if where.site.is_file():
+        click.echo(f"{where.site} is there already and stays as it is; --data was not written into it", err=True)
+        return
+    where.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_file(where.site, Site(data=SiteData(source=str(data.absolute()))).to_toml().encode())
+    click.echo(f"wrote {where.site}: what this device lends and permits; edit it before `fedpeft client run`")
+
+
+def _plain(name: str) -> str:
+    """A machine's name as a device's name."""
+    import re
+
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name.split(".", maxsplit=1)[0])[:63].strip("-._") or "device"
+
+
+commands = (join, status, leave, rotate)
+"""For the group ``fedpeft.cli.client``."""
