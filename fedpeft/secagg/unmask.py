@@ -6,7 +6,7 @@ masks of each block in one pass, decode.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
@@ -143,17 +143,22 @@ class _Vault:
 
     def _rebuild(self, name: ShareName) -> Secret | None:
         shares, threshold = self._shares.get(name, {}), self.members.roster.degree.threshold
-        values = {holder: value for holder, share in shares.items() if (value := share_value(share)) is not None}
+        if len(shares) < threshold:
+            return None
+        points = tuple(sorted({*shares, name[0]})[: threshold + 1])
+        # Enough shares first; the others are read only if these do not give the secret.
+        chosen = _values({holder: shares[holder] for holder in points if holder in shares})
+        if len(chosen) >= threshold:
+            if name[0] in points:
+                secret = combine_without(points, name[0], chosen)
+            else:
+                holders = points[:threshold]
+                secret = combine(weights(holders), [chosen[holder] for holder in holders])
+            if secret is not None and self._fits(name, secret):
+                return Secret(secret)
+        values = _values(shares)
         if len(values) < threshold:
             return None
-        points = tuple(sorted({*values, name[0]})[: threshold + 1])
-        if name[0] in points:
-            secret = combine_without(points, name[0], values)
-        else:
-            holders = points[:threshold]
-            secret = combine(weights(holders), [values[holder] for holder in holders])
-        if secret is not None and self._fits(name, secret):
-            return Secret(secret)
         repaired = repair(values, threshold, lambda guess: self._fits(name, guess))
         if repaired is None:
             return None
@@ -168,6 +173,11 @@ class _Vault:
             return self._keys[dealer].public == advert.mask_key
         block = spec.blocks[kind].block_id
         return commitment(self.context, dealer, block, secret) == advert.commitments[advert.blocks.index(block)]
+
+
+def _values(shares: Mapping[int, bytes]) -> dict[int, int]:
+    """The field elements among these shares, by holder."""
+    return {holder: value for holder, share in shares.items() if (value := share_value(share)) is not None}
 
 
 def _gone(revealing: Revealing, block: int) -> list[ParticipantId]:
