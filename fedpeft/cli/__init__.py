@@ -35,6 +35,7 @@ COMMANDS = {
     "methods": "List the PEFT methods and plan what a device trains.",
     "privacy": "Plan a privacy budget, and report what a run has spent.",
     "config": "Validate and explain run.toml.",
+    "doctor": "Check a coordinator's or a device's set-up.",
     "runs": "List, show and verify runs, and render their reports.",
 }
 """Every subcommand and its line in the help, so that the help imports none of them."""

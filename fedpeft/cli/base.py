@@ -1,17 +1,39 @@
 """`fedpeft base`: build the frozen base once, list, verify and clean the store."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 __all__ = ["command"]
 
-store_option = click.option(
+_store_option = click.option(
     "--store",
     type=click.Path(path_type=Path, file_okay=False),
     default=None,
     help="Artifact store. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
 )
+_home_option = click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="A coordinator's home: its store is meant.",
+)
+
+
+def store_option(function: Callable[..., None]) -> Callable[..., None]:
+    """``--store`` or ``--home``; the command gets ``store``."""
+
+    @_store_option
+    @_home_option
+    @functools.wraps(function)
+    def choose(*arguments: object, store: Path | None, home: Path | None, **options: object) -> None:
+        if store is not None and home is not None:
+            raise click.UsageError("Expected --store or --home, found both.")
+        function(*arguments, store=home / "bases" if home is not None else store, **options)
+
+    return choose
 
 
 @click.group(name="base", short_help="The frozen base model: build once, list, verify, clean.")

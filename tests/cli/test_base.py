@@ -46,3 +46,8 @@ def test_the_default_store_is_below_fedpeft_home(tmp_path: Path, monkeypatch: py
 def test_a_model_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(ConfigInvalid, match="no/such/model"):
         run("build", "no/such/model", "--store", tmp_path)
+
+
+def test_a_coordinators_home_means_its_store(tmp_path: Path):
+    assert str(tmp_path / "bases") in CliRunner().invoke(command, ["ls", "--home", str(tmp_path)]).stderr
+    assert CliRunner().invoke(command, ["ls", "--home", str(tmp_path), "--store", str(tmp_path)]).exit_code == 2

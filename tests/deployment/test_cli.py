@@ -132,3 +132,46 @@ def test_the_help_of_both_roles_loads_nothing_heavy():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert answer.stderr.strip() == "[]"
+
+
+def test_doctor_finds_a_coordinator_fit_but_for_its_missing_base(run: Callable, coordinator: Coordinator):
+    code, printed = run("doctor", "--role", "coordinator", "--home", coordinator.home.path)
+    failed = [line for line in printed.splitlines() if line.startswith("FAIL")]
+    assert len(failed) == 1, printed
+    assert "bases" in failed[0]
+    assert "the coordinator answers" in printed
+    assert code == 3
+
+
+def test_doctor_names_a_readable_key_a_broken_audit_log_and_a_taken_port(run: Callable, tmp_path: Path):
+    import socket
+
+    home = tmp_path / "fed"
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        port = squatter.getsockname()[1]
+        at = ("--home", home, "--host", "127.0.0.1", "--bind", "127.0.0.1", "--fleet-port", port)
+        assert run("coordinator", "init", *at)[0] == 0
+        (home / "pki/ca.key").chmod(0o644)
+        (home / "audit.jsonl").write_text("{}\n")
+        code, printed = run("doctor", "--role", "coordinator", "--home", home)
+    failed = {line.split()[1] for line in printed.splitlines() if line.startswith("FAIL")}
+    assert {"secrets", "audit", "fleet"} <= failed
+    assert "chmod 600" in printed
+    assert code != 0
+
+
+def test_doctor_finds_what_a_device_lacks(run: Callable, coordinator: Coordinator, tmp_path: Path):
+    here = ("--home", tmp_path / "d")
+    assert run("doctor", "--role", "client", *here)[0] == 4
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    joining = ("client", "join", coordinator.token(), *here, "--name", "patient", "--data", tmp_path / "rows.jsonl")
+    assert run(*joining)[0] == 0
+    code, printed = run("doctor", "--role", "client", *here)
+    failed = [line for line in printed.splitlines() if line.startswith("FAIL")]
+    assert code == 5  # there is no gate in this coordinator
+    assert len(failed) == 1, printed
+    assert "fleet port" in failed[0]
+    assert "s from the coordinator's" in printed
+    coordinator.admission.revoke("patient", "cured")
+    code, printed = run("doctor", "--role", "client", *here)
+    assert (code, "cured" in printed) == (4, True)

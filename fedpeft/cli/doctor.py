@@ -1,0 +1,46 @@
+"""`fedpeft doctor`: a table of checks, what each found, and how to fix it."""
+
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command(short_help="Check a coordinator's or a device's set-up.")
+@click.option("--role", type=click.Choice(["coordinator", "client"]), required=True, help="Whose home this is.")
+@click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Default: as the role's commands.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def command(role: str, home: Path | None, as_json: bool) -> int:
+    """Check everything that a coordinator or a device needs; changes nothing.
+
+    Exits with the code of the first check that failed: 3 settings, 4 enrolment, 5 network, 6 integrity, 8 machine.
+    """
+    import json
+    from dataclasses import asdict
+
+    from fedpeft.clock import SystemClock
+
+    if role == "coordinator":
+        from fedpeft_server.checkup import check_coordinator
+        from fedpeft_server.home import CoordinatorHome, default_coordinator_home
+
+        findings = check_coordinator(CoordinatorHome(home or default_coordinator_home()), SystemClock())
+    else:
+        from fedpeft_client.checkup import check_device
+        from fedpeft_client.home import DeviceHome, default_device_home
+
+        findings = check_device(DeviceHome(home or default_device_home()), SystemClock())
+    for finding in findings:
+        if as_json:
+            click.echo(json.dumps(asdict(finding)))
+            continue
+        click.echo(f"{'ok  ' if finding.sound else 'FAIL'}  {finding.check:<12}  {finding.result}")
+        if finding.remedy:
+            click.echo(f"{'':20}how to fix: {finding.remedy}")
+    failed = [finding for finding in findings if not finding.sound]
+    if not as_json:
+        click.echo(
+            f"{len(failed)} of {len(findings)} checks failed" if failed else f"all {len(findings)} checks passed"
+        )
+    return failed[0].exit_code if failed else 0

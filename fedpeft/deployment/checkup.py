@@ -1,0 +1,79 @@
+"""What `fedpeft doctor` found: one line a check, with what to do when it failed."""
+
+import shutil
+import socket
+import ssl
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpeft.errors import FedpeftError
+
+__all__ = ["Finding", "answers_tls", "check", "disk", "private"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One check.
+
+    Args:
+        check: what was looked at.
+        sound: whether it is as it should be.
+        result: what was found.
+        remedy: what to do; empty when sound.
+        exit_code: of the error's kind; 0 when sound.
+    """
+
+    check: str
+    sound: bool
+    result: str
+    remedy: str = ""
+    exit_code: int = 0
+
+
+def check(name: str, look: Callable[[], str]) -> Finding:
+    """Looks, and turns a ``FedpeftError`` (whose text ends in what to do) into a finding."""
+    try:
+        return Finding(check=name, sound=True, result=look())
+    except FedpeftError as error:
+        result, _, remedy = str(error).partition("; ")
+        return Finding(check=name, sound=False, result=result, remedy=remedy, exit_code=error.exit_code)
+
+
+def private(paths: Iterable[Path]) -> Finding:
+    """Whether only the owner can read these files."""
+    open_to_others = [path for path in paths if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077]
+    if not open_to_others:
+        return Finding(check="secrets", sound=True, result="readable by the owner only")
+    names = ", ".join(path.name for path in open_to_others)
+    remedy = f"chmod 600 {' '.join(str(path) for path in open_to_others)}, and think about who may have read them"
+    return Finding(check="secrets", sound=False, result=f"others can read {names}", remedy=remedy, exit_code=8)
+
+
+def disk(path: Path, *, need_bytes: int) -> Finding:
+    """Whether the disk of a path, or of its nearest parent, has room."""
+    while not path.exists():
+        path = path.parent
+    free = shutil.disk_usage(path).free
+    result = f"{free / 2**30:.1f} GiB free at {path}"
+    if free >= need_bytes:
+        return Finding(check="disk", sound=True, result=result)
+    remedy = f"make room: at least {need_bytes / 2**30:.1f} GiB"
+    return Finding(check="disk", sound=False, result=result, remedy=remedy, exit_code=8)
+
+
+def answers_tls(host: str, port: int, authority: Path, *, timeout_s: float = 2.0) -> str:
+    """Empty when a server of this authority answers; else what happened: ``refused``, or why TLS failed."""
+    context = ssl.create_default_context(cafile=str(authority))
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    try:
+        with (
+            socket.create_connection((host, port), timeout_s) as plain,
+            context.wrap_socket(plain, server_hostname=host),
+        ):
+            return ""
+    except ConnectionRefusedError:
+        return "refused"
+    except OSError as error:  # ssl.SSLError is one
+        return str(error)
