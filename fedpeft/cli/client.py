@@ -3,6 +3,7 @@
 import click
 
 from fedpeft.cli.joining import commands as joining
+from fedpeft.cli.resident import commands as resident
 
 __all__ = ["command"]
 
@@ -12,5 +13,5 @@ def command() -> None:
     """Run a device: it trains on its own examples, which stay on it, under the rules in its site.toml."""
 
 
-for part in joining:
+for part in (*joining, *resident):
     command.add_command(part)

@@ -3,6 +3,7 @@
 import click
 
 from fedpeft.cli.admission import commands as admission
+from fedpeft.cli.operation import commands as operation
 
 __all__ = ["command"]
 
@@ -12,5 +13,5 @@ def command() -> None:
     """Run a coordinator: one process that devices connect to and that works through the submitted runs."""
 
 
-for part in admission:
+for part in (*admission, *operation):
     command.add_command(part)

@@ -137,6 +137,9 @@ class Rounds(Section):
     )
     fit_deadline_s: float = Field(default=1800.0, gt=0, description="How long a device may train, in seconds.")
     stage_deadline_s: float = Field(default=120.0, gt=0, description="For each of the masking stages, in seconds.")
+    gather_deadline_s: float = Field(
+        default=3600.0, ge=0, description="How long to wait for min_devices to be there before an attempt (deployed)."
+    )
     max_failures: int = Field(
         default=3, ge=1, description="So many aborted rounds in a row end the run with exit code 5."
     )

@@ -20,7 +20,7 @@ from fedpeft.flower.records import from_record, to_record
 from fedpeft.ids import NodeId
 from fedpeft.round.transport import Reply, Stage
 
-__all__ = ["GridTransport", "LocalGrid"]
+__all__ = ["GridTransport", "LocalGrid", "reply_of"]
 
 
 class GridTransport:
@@ -52,22 +52,24 @@ class GridTransport:
             replies = list(self._grid.pull_messages(list(waiting)))
             for message in replies:
                 node = waiting.pop(message.metadata.reply_to_message_id)
-                yield self._reply(message, node, len(requests[node]), self._clock.monotonic_s() - started)
+                yield reply_of(message, node, len(requests[node]), self._clock.monotonic_s() - started)
             wait_s = 0.001 if replies else min(2 * wait_s, self._poll_s)
             if waiting and not replies:
                 pause.wait(wait_s)
 
-    def _reply(self, message: Message, node: NodeId, bytes_down: int, seconds: float) -> Reply:
-        payload, error = None, ""
-        if message.has_error():
-            error = message.error.reason or f"Flower error {message.error.code}"
-        else:
-            try:
-                payload = from_record(message.content)
-            except SpecMismatch as mismatch:
-                error = str(mismatch)
-        bytes_up = len(payload) if payload is not None else 0
-        return Reply(node=node, payload=payload, error=error, seconds=seconds, bytes_down=bytes_down, bytes_up=bytes_up)
+
+def reply_of(message: Message, node: NodeId, bytes_down: int, seconds: float) -> Reply:
+    """What a Flower message says as a ``Reply``."""
+    payload, error = None, ""
+    if message.has_error():
+        error = message.error.reason or f"Flower error {message.error.code}"
+    else:
+        try:
+            payload = from_record(message.content)
+        except SpecMismatch as mismatch:
+            error = str(mismatch)
+    bytes_up = len(payload) if payload is not None else 0
+    return Reply(node=node, payload=payload, error=error, seconds=seconds, bytes_down=bytes_down, bytes_up=bytes_up)
 
 
 class LocalGrid(Grid):

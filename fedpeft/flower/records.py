@@ -1,17 +1,25 @@
-"""A payload as the content of a Flower message, and back."""
+"""A payload as the content of a Flower message, and back.
 
-from flwr.app import Array, ArrayRecord, RecordDict
+Small payloads are one config record: Flower moves every object of a message in a request of its own, and such a
+message has three objects. Large ones are one array, which Flower cuts into chunks of 5 MB.
+"""
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedpeft.errors import SpecMismatch
 
-__all__ = ["RECORD", "STYPE", "from_record", "to_record"]
+__all__ = ["LARGE_BYTES", "RECORD", "STYPE", "from_record", "to_record"]
 
 RECORD = "fedpeft"
 STYPE = "fedpeft.wire"
+LARGE_BYTES = 4 * 2**20
+"""From here on a payload is an array: below, a request with it stays within the gate's body limit."""
 
 
 def to_record(payload: bytes) -> RecordDict:
     """A payload as message content."""
+    if len(payload) < LARGE_BYTES:
+        return RecordDict({RECORD: ConfigRecord({STYPE: payload})})
     array = Array(dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload)
     return RecordDict({RECORD: ArrayRecord({RECORD: array})})
 
@@ -20,11 +28,15 @@ def from_record(content: RecordDict) -> bytes:
     """The payload of a message's content.
 
     Raises:
-        SpecMismatch: the content is not exactly one payload array.
+        SpecMismatch: the content is not exactly one payload.
     """
     record = content.get(RECORD)
+    if len(content) == 1 and isinstance(record, ConfigRecord) and list(record) == [STYPE]:
+        payload = record[STYPE]
+        if isinstance(payload, bytes):
+            return payload
     if len(content) != 1 or not isinstance(record, ArrayRecord) or list(record) != [RECORD]:
-        raise SpecMismatch(f"Expected one record {RECORD!r} with one array, found {sorted(content)}.")
+        raise SpecMismatch(f"Expected one record {RECORD!r} with one payload, found {sorted(content)}.")
     array = record[RECORD]
     if array.stype != STYPE or array.dtype != "uint8" or array.shape != (len(array.data),):
         raise SpecMismatch(f"Expected an array of {STYPE} bytes, found {array.stype!r} {array.dtype} {array.shape}.")

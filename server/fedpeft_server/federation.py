@@ -65,6 +65,7 @@ class Federation:
         entropy: for keys.
         open_sum: the secure sum (see ``run_round``).
         privacy: noise and ledger; exactly when the run's ``privacy.unit`` is "client".
+        before_attempt: called before devices are selected: waits for them, or raises to end the run.
     """
 
     def __init__(
@@ -81,13 +82,14 @@ class Federation:
         entropy: Entropy = os_entropy,
         open_sum: OpenSum = SecureSum,
         privacy: ClientPrivacy | None = None,
+        before_attempt: Callable[[RoundId], None] = lambda round_id: None,
     ) -> None:
         if (config.privacy.unit == "client") != (privacy is not None):
             raise TypeError('a ClientPrivacy exactly when privacy.unit = "client"')
         self._config, self._plan, self._run, self._transport = config, plan, run, transport
         self._identity, self._clock, self._entropy, self._open_sum = identity, clock, entropy, open_sum
         self._publish = publish
-        self._watch, self._privacy = observe, privacy
+        self._watch, self._privacy, self._before_attempt = observe, privacy, before_attempt
         self._members: dict[int, Member] = {}
 
     def train(self, initial: AdapterState) -> AdapterState:
@@ -121,6 +123,7 @@ class Federation:
         why: list[str] = []
         needed = max(rounds.min_devices, secagg.MIN_COHORT_FLOOR)
         for attempt in range(1, rounds.max_failures + 1):
+            self._before_attempt(round_id)
             started = self._clock.monotonic_s()
             members = self._select(round_id, excluded)
             if excluded and len(members) < needed:  # the network failed rather than the devices: ask them all again

@@ -33,13 +33,14 @@ from fedpeft_server.federation import Federation
 from fedpeft_server.privacy import ClientPrivacy, plan_of, trainable_parameters
 from fedpeft_server.report import write_report
 from fedpeft_server.run_directory import RunDirectory
+from fedpeft_server.summary import summary_of
 from fedpeft_sim.baselines import Baselines, held_out_scores, run_baselines
 from fedpeft_sim.devices import RayDevices, VirtualDevices, examples_of
 from fedpeft_sim.plain_sum import PlainSum
 from fedpeft_sim.planning import plan_devices
 from fedpeft_sim.population import Population, populate
 from fedpeft_sim.publish import publisher
-from fedpeft_sim.summary import compare, full_parameter_bytes, summary_of
+from fedpeft_sim.summary import compare, full_parameter_bytes
 
 __all__ = ["Screen", "Simulation", "prepare", "simulate"]
 

@@ -1,14 +1,11 @@
-"""The end of a run as a record: totals of what was committed, and the comparison with the baselines."""
-
-from typing import Literal
+"""The end of a simulation as a record: the comparison with the baselines, and with moving every parameter."""
 
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.bench import Bench
-from fedpeft_server.records import Comparison, Summary
-from fedpeft_server.run_directory import RunDirectory
+from fedpeft_server.records import Comparison
 from fedpeft_sim.baselines import Baselines, Scores, accuracy
 
-__all__ = ["compare", "full_parameter_bytes", "summary_of"]
+__all__ = ["compare", "full_parameter_bytes"]
 
 
 def full_parameter_bytes(plan: LearningPlan, bench: Bench, *, rounds: int, clients: int) -> int:
@@ -16,28 +13,6 @@ def full_parameter_bytes(plan: LearningPlan, bench: Bench, *, rounds: int, clien
     with bench.lend(plan) as union:
         parameters = sum(parameter.numel() for parameter in union.model.parameters())
     return 4 * parameters * 2 * rounds * clients
-
-
-def summary_of(
-    run: RunDirectory,
-    outcome: Literal["finished", "failed", "interrupted"],
-    reason: str = "",
-    *,
-    full_bytes: int | None = None,
-    comparison: tuple[Comparison, ...] = (),
-) -> Summary:
-    """The summary of what is committed so far."""
-    rows = run.rounds
-    return Summary(
-        outcome=outcome,
-        reason=reason,
-        rounds=sum(row.round <= run.config.rounds.count for row in rows),
-        seconds=sum(row.seconds for row in rows),
-        bytes_up=sum(row.bytes_up for row in rows),
-        bytes_down=sum(row.bytes_down for row in rows),
-        bytes_full_parameters=full_bytes,
-        comparison=comparison,
-    )
 
 
 def compare(federated: Scores, baselines: Baselines | None) -> tuple[Comparison, ...]:

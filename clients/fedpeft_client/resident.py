@@ -1,0 +1,153 @@
+"""`fedpeft client run`: the one long-lived process that stands between the coordinator and this device's model.
+
+It speaks Flower's Fleet protocol, keeps the heartbeat while the model trains, and runs the ClientApp that is installed
+here: what arrives is data for ``fedpeft.round.device``, never code. The model, the examples and the secrets are in a
+second process (``fedpeft_client.worker``); this one stays small and answers for it when it dies.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from fedpeft.base import ArtifactStore
+from fedpeft.child import Child, ChildDied
+from fedpeft.errors import FedpeftError
+from fedpeft.flower import NodeContext, client_app
+from fedpeft.flower.fleet import Fleet, FleetTarget
+from fedpeft.ids import NodeId
+from fedpeft.round.messages import Failure, FailureReason, FitRequest
+from fedpeft.round.plan import LearningPlan
+from fedpeft.round.transport import Stage
+from fedpeft.wire import decode, encode
+from fedpeft_client.home import DeviceHome
+from fedpeft_client.line import HANDLE, framed
+from fedpeft_client.site import Site
+
+__all__ = ["Bell", "Companion", "Resident"]
+
+IDLE_S, FASTEST_S, SLOWEST_S = 20.0, 0.02, 1.0
+"""Between two looks for a message: with the wake-up stream, and without it right after a message and later."""
+
+_log = logging.getLogger(__name__)
+
+
+class Companion(Protocol):
+    """What the coordinator's gRPC service is to a device that runs: ``fedpeft_client.companion``."""
+
+    def fetch(self, digest: str) -> None:
+        """Bring a base artifact into the device's store; nothing when it is there.
+
+        Raises:
+            FedpeftError: it cannot be had, or is not what its digest says.
+        """
+        ...
+
+    def start(self, bell: "Bell") -> None:
+        """Keep the wake-up stream open, from a thread, until ``close``; ring, and say when it is up or down."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        ...
+
+
+class Bell:
+    """What the wake-up stream rings and the Fleet connection listens to."""
+
+    def __init__(self) -> None:
+        self._rung, self._streaming = threading.Event(), False
+        self._pause_s = FASTEST_S
+
+    def ring(self) -> None:
+        """A message waits, or it is time to look for another reason."""
+        self._rung.set()
+
+    def streaming(self, up: bool) -> None:
+        """Whether rings can be relied on now; a change rings."""
+        self._streaming = up
+        self.ring()
+
+    def wait(self, answered: bool) -> None:
+        """Until the next look for a message."""
+        self._pause_s = FASTEST_S if answered else min(2 * self._pause_s, SLOWEST_S)
+        self._rung.wait(IDLE_S if self._streaming else self._pause_s)
+        self._rung.clear()
+
+
+class Resident:
+    """One device at work.
+
+    Args:
+        home: its home; enrolled.
+        companion: its connection to the coordinator's gRPC service; None: polling, and bases by hand.
+
+    Raises:
+        NotEnrolled: it is not enrolled.
+        ConfigInvalid: site.toml is missing or wrong.
+    """
+
+    def __init__(self, home: DeviceHome, companion: Companion | None = None) -> None:
+        enrolment = home.enrolment()
+        Site.load(home.site)
+        home.state.mkdir(mode=0o700, exist_ok=True)
+        self._companion, self._bases = companion, ArtifactStore(home.bases())
+        self._bell, self._stopping = Bell(), threading.Event()
+        self._child = Child("fedpeft_client.worker", [str(home.path)])
+        target = FleetTarget(
+            address=enrolment.fleet_url.removeprefix("https://"),
+            ca=home.ca_certificate.read_bytes(),
+            node_key=home.device_key.read_bytes(),
+        )
+        self._fleet = Fleet(
+            target,
+            client_app(self._handle),
+            wait=self._bell.wait,
+            stopping=self._stopping.is_set,
+            refused=self._child.kill,
+        )
+
+    def run(self, connected: Callable[[NodeId], None] = lambda node: None) -> None:
+        """Work until ``stop``.
+
+        Raises:
+            NotEnrolled: the device was revoked; says when and why.
+        """
+        try:
+            if self._companion is not None:
+                self._companion.start(self._bell)
+            self._fleet.serve(connected)
+        finally:
+            if self._companion is not None:
+                self._companion.close()
+            self._child.close()
+            self._fleet.close()
+
+    def stop(self) -> None:
+        """End soon; what is being trained is given up and trained again when the device is back."""
+        self._stopping.set()
+        self._bell.ring()
+        self._child.kill()
+
+    def _handle(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
+        """One request: to the worker, and its answer or its end back."""
+        try:
+            if stage is Stage.FIT:
+                self._prepare(decode(payload, FitRequest))
+            return self._child.ask(HANDLE, framed(stage, payload))
+        except ChildDied as death:
+            _log.error("the worker died in %s: %s", stage.value, death)
+            if death.out_of_memory:
+                detail = "the training process was killed, most likely for its memory"
+                return encode(Failure(reason=FailureReason.OUT_OF_MEMORY, detail=detail))
+            return encode(Failure(reason=FailureReason.PROTOCOL, detail=str(death)))
+        except FedpeftError as error:
+            _log.warning("%s: %s", stage.value, error)
+            raise
+
+    def _prepare(self, request: FitRequest) -> None:
+        """The base of the plan, fetched once; the worker refuses a plan that its site does not allow."""
+        plan = LearningPlan.from_json(request.learning)
+        if self._companion is not None and self._bases.find(plan.base) is None:
+            _log.info("fetching base %s", plan.base)
+            self._companion.fetch(plan.base)

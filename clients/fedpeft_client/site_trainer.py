@@ -1,0 +1,119 @@
+"""The trainer of a real device: its site's examples and rules around ``TorchTrainer``.
+
+The site's rules are asked in ``spec``, which every fit request comes to first: a plan that breaks one is refused
+before the base is loaded or an example is read.
+"""
+
+from dataclasses import replace
+
+from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.base import ArtifactStore
+from fedpeft.clock import Clock
+from fedpeft.config.model import Rounds
+from fedpeft.data import load_records, split_holdout, validate
+from fedpeft.device import Limits, Menu, Workload, menu_of, plan, probe, shape_of
+from fedpeft.entropy import derive_seed
+from fedpeft.errors import PolicyRefused
+from fedpeft.ids import BlockId
+from fedpeft.round.local import LocalResult
+from fedpeft.round.messages import FitRequest
+from fedpeft.round.plan import LearningPlan
+from fedpeft_client.bench import Bench
+from fedpeft_client.site import Site, methods_of
+from fedpeft_client.trainer import CACHE_BYTES, Capacity, TorchTrainer
+
+__all__ = ["SiteTrainer"]
+
+MIB = 2**20
+
+
+class SiteTrainer:
+    """Implements ``Trainer``; keeps the base, and the encoded examples of one run.
+
+    Args:
+        device: its name in the federation.
+        site: what it lends and permits.
+        bases: where its base artifacts lie.
+        clock: for the site's hours.
+    """
+
+    def __init__(self, *, device: str, site: Site, bases: ArtifactStore, clock: Clock) -> None:
+        self._device, self._site, self._bases, self._clock = device, site, bases, clock
+        self._bench = Bench(bases)
+        self._trainer: tuple[str, TorchTrainer] | None = None
+
+    @property
+    def methods(self) -> str:
+        """See ``Trainer``; of the plan at work, once there is one."""
+        if self._trainer is not None:
+            return self._trainer[1].methods
+        chosen = self._site.limits.methods
+        return chosen if isinstance(chosen, str) else " + ".join(chosen)
+
+    def spec(self, plan: LearningPlan) -> AdapterSpec:
+        """See ``Trainer``."""
+        self._site.permit(plan, now=self._clock.utc().astimezone())
+        return self._bench.spec(plan)
+
+    def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
+        """See ``Trainer``."""
+        return self._for(plan).trains(plan)
+
+    def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
+        """See ``Trainer``."""
+        return self._for(plan).fit(plan, state, request)
+
+    def _for(self, plan: LearningPlan) -> TorchTrainer:
+        key = plan.to_json()
+        if self._trainer is None or self._trainer[0] != key:
+            self._trainer = (key, self._made(plan))
+        return self._trainer[1]
+
+    def _made(self, plan: LearningPlan) -> TorchTrainer:
+        data, policy = self._site.data, self._site.policy
+        records = load_records(data.source, data.map)
+        validate(records, plan.task)
+        if len(records) < policy.min_examples:
+            raise PolicyRefused(f"Expected {policy.min_examples} examples or more on this device, found fewer.")
+        # As in the simulation: the run's seed decides the split, so a device has the same one in every round.
+        train, held_out = split_holdout(records, data.holdout, derive_seed(plan.seed, "holdout"))
+        capacity = self._capacity(plan, held_out=len(held_out), train=len(train))
+        return TorchTrainer(device=self._device, capacity=capacity, bench=self._bench, train=train, held_out=held_out)
+
+    def _capacity(self, run: LearningPlan, *, held_out: int, train: int) -> Capacity:
+        """What the site says, or what the planner finds to fit this machine."""
+        limits = self._site.limits
+        offered = self._site.trained(methods_of(run.adapter))
+        if limits.methods != "auto":
+            return Capacity(methods=offered, rank=limits.rank if "lora" in offered else None, head=limits.head)
+        shape = shape_of(self._bases.get(run.base))
+        rounds = Rounds()
+        like = Workload(
+            adapter=run.adapter,
+            methods=(),
+            head=limits.head,
+            classes=len(run.task.labels),
+            batch_size=run.train.batch_size,
+            length=run.task.max_length,
+            local_steps=run.train.local_steps,
+            eval_examples=min(held_out, rounds.eval_examples),
+            cached_examples=min(CACHE_BYTES // (4 * run.task.max_length * shape.hidden), train),
+        )
+        profile = probe()
+        if limits.ram_mb is not None:
+            profile = replace(profile, total_bytes=limits.ram_mb * MIB, available_bytes=limits.ram_mb * MIB)
+        workloads = tuple(
+            choice
+            for choice in menu_of(shape, run.adapter, like)
+            if set(choice.methods) <= set(offered) and (choice.rank or 0) <= (limits.rank or 1024)
+        )
+        chosen = plan(
+            profile,
+            Limits(
+                uplink_bits_s=None if limits.uplink_mbit is None else limits.uplink_mbit * 1e6,
+                fit_deadline_s=rounds.fit_deadline_s,
+                upload_deadline_s=rounds.stage_deadline_s,
+            ),
+            Menu(shape=shape, workloads=workloads),
+        )
+        return Capacity(methods=chosen.workload.methods, rank=chosen.workload.rank, head=chosen.workload.head)

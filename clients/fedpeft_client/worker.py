@@ -1,0 +1,86 @@
+"""The device's second process: the model, the examples, the secure sum's secrets; it never speaks to the network.
+
+The resident process (``fedpeft_client.resident``) hands it one request of the protocol at a time and passes on what it
+answers. It stays: the base is loaded once and kept over rounds and runs. If the system kills it for its memory, the
+resident process tells the coordinator within the second and starts another; what the protocol must not forget is on
+the disk before any answer leaves.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from fedpeft import secagg
+from fedpeft.base import ArtifactStore
+from fedpeft.child import answer_parent
+from fedpeft.clock import SystemClock
+from fedpeft.entropy import os_entropy
+from fedpeft.privacy import Budget, PrivacyLedger
+from fedpeft.round.device import Device
+from fedpeft.round.local import Identity
+from fedpeft_client.home import DeviceHome
+from fedpeft_client.line import HANDLE, unframed
+from fedpeft_client.site import Site
+from fedpeft_client.site_trainer import SiteTrainer
+from fedpeft_client.stores import FileStore
+
+__all__ = ["device_of", "policy_of"]
+
+ANY_NOISE = 1e-9
+"""A site with a budget takes no part in a sum without noise, whose epsilon has no bound."""
+
+
+def policy_of(site: Site, coordinator_key: bytes) -> secagg.DevicePolicy:
+    """The site's rules for the secure sum."""
+    policy = site.policy
+    return secagg.DevicePolicy(
+        coordinator_key=coordinator_key,
+        allow_fast=policy.allow_fast,
+        min_cohort=policy.min_cohort,
+        min_corrupt_fraction=policy.min_corrupt_fraction,
+        min_noise_multiplier=max(policy.min_noise_multiplier, 0.0 if policy.max_epsilon is None else ANY_NOISE),
+    )
+
+
+def device_of(home: DeviceHome) -> Device:
+    """The device of this home; reads its site's rules.
+
+    Raises:
+        NotEnrolled: it is not enrolled.
+        ConfigInvalid: site.toml is missing or wrong.
+    """
+    import torch
+
+    enrolment, key, site = home.enrolment(), home.identity(), Site.load(home.site)
+    torch.set_num_threads(site.limits.threads)
+    policy = policy_of(site, bytes.fromhex(enrolment.coordinator_key))
+    budget = None
+    if site.policy.max_epsilon is not None:
+        budget = PrivacyLedger(
+            home.state / "privacy.jsonl",
+            witness=home.path / "privacy.witness",
+            budget=Budget(epsilon=site.policy.max_epsilon, delta=site.policy.delta),
+        )
+    return Device(
+        identity=Identity(device=enrolment.device, organisation=enrolment.organisation, public_key=key.public),
+        trainer=SiteTrainer(device=enrolment.device, site=site, bases=ArtifactStore(home.bases()), clock=SystemClock()),
+        session=secagg.DeviceSession(ledger=secagg.FileLedger(home.state / "ledger", key), identity=key, policy=policy),
+        store=FileStore(home.state),
+        entropy=os_entropy,
+        rounding=lambda run_id, round_id: os_entropy,
+        budget=budget,
+    )
+
+
+def _handlers(arguments: Sequence[str]) -> Mapping[str, Callable[[bytes], bytes]]:
+    device = device_of(DeviceHome(Path(arguments[0])))
+
+    def handle(payload: bytes) -> bytes:
+        return device.handle(*unframed(payload))
+
+    return {HANDLE: handle}
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    answer_parent(_handlers)

@@ -1,0 +1,170 @@
+"""A process of ours that does the heavy or dangerous part, and its parent's end of the line.
+
+The parent asks by name and bytes and gets bytes, an error of ``fedpeft.errors``, or the news that the child died: when
+the system kills a process for its memory, the one that speaks for the device or the coordinator must live to say so.
+Frames are ``multiprocessing.connection``'s ``send_bytes``: nothing is pickled.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection, Pipe
+
+from fedpeft import errors
+from fedpeft.errors import FedpeftError
+
+__all__ = ["Child", "ChildDied", "answer_parent"]
+
+_OK, _FAILED, _BUG = b"ok", b"failed", b"bug"
+_PR_SET_PDEATHSIG = 1
+
+
+class ChildDied(Exception):
+    """The child ended in the middle of a request.
+
+    Args:
+        status: its exit status; negative: the signal that ended it.
+    """
+
+    def __init__(self, status: int | None) -> None:
+        killed = status is not None and status < 0
+        how = f"was killed by {signal.Signals(-(status or 0)).name}" if killed else f"ended with status {status}"
+        super().__init__(f"the process {how}")
+        self.out_of_memory = status == -signal.SIGKILL
+
+
+class Child:
+    """One child, started with the first request and again after it died. Thread-safe: requests wait for each other.
+
+    Args:
+        module: run as ``python -m module ARGUMENTS``; it calls ``answer_parent``.
+        arguments: its command line.
+        environment: added to ours.
+    """
+
+    def __init__(
+        self, module: str, arguments: Sequence[str] = (), *, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._module, self._arguments, self._environment = module, tuple(arguments), dict(environment or {})
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._line: Connection | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The running child's."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def ask(self, name: str, payload: bytes = b"") -> bytes:
+        """One request.
+
+        Raises:
+            FedpeftError: what the child raised, of the same class.
+            ChildDied: it did not answer and never will.
+        """
+        with self._lock:
+            line = self._started()
+            try:
+                line.send_bytes(name.encode())
+                line.send_bytes(payload)
+                verdict, answer = line.recv_bytes(), line.recv_bytes()
+            except (EOFError, OSError) as error:
+                status = self._reap()
+                raise ChildDied(status) from error
+        if verdict == _OK:
+            return answer
+        kind, _, text = answer.decode().partition("\n")
+        found = getattr(errors, kind, None)
+        if verdict == _FAILED and isinstance(found, type) and issubclass(found, FedpeftError):
+            raise found(text)
+        raise RuntimeError(f"{self._module}: {text}")
+
+    def kill(self) -> None:
+        """End the child now, whatever it does; a waiting request gets ``ChildDied``."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.kill()
+
+    def close(self) -> None:
+        """End the child and take it away."""
+        self.kill()
+        with self._lock:
+            self._reap()
+
+    def _started(self) -> Connection:
+        if self._line is not None and self._process is not None and self._process.poll() is None:
+            return self._line
+        self._reap()
+        ours, theirs = Pipe()
+        command = [sys.executable, "-m", self._module, str(theirs.fileno()), str(os.getpid()), *self._arguments]
+        with theirs:
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **self._environment},
+                start_new_session=True,  # Ctrl-C is for the parent, which ends the child in its own time
+            )
+        self._line = ours
+        return ours
+
+    def _reap(self) -> int | None:
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+        status = None
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5.0)
+            if self._process.poll() is None:
+                self._process.kill()
+            status = self._process.wait()
+            self._process = None
+        return status
+
+
+def answer_parent(handlers: Callable[[Sequence[str]], Mapping[str, Callable[[bytes], bytes]]]) -> None:
+    """The child's main: answer requests until the parent goes away.
+
+    Args:
+        handlers: makes them from the command line; called once, before the first request is read.
+    """
+    descriptor, parent, *arguments = sys.argv[1:]
+    _die_with_parent(int(parent))
+    line = Connection(int(descriptor))
+    known: Mapping[str, Callable[[bytes], bytes]] | None = None
+    while True:
+        try:
+            name, payload = line.recv_bytes().decode(), line.recv_bytes()
+        except (EOFError, OSError):
+            return
+        try:
+            if known is None:
+                known = handlers(arguments)
+            verdict, answer = _OK, known[name](payload)
+        except FedpeftError as error:
+            kind = next(c.__name__ for c in type(error).__mro__ if c.__name__ in errors.__all__)
+            verdict, answer = _FAILED, f"{kind}\n{error}".encode()
+        except MemoryError:
+            verdict, answer = _FAILED, b"ResourceMissing\nExpected enough memory, found none left."
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc()
+            verdict, answer = _BUG, f"{type(error).__name__}\n{type(error).__name__} in the child process".encode()
+        line.send_bytes(verdict)
+        line.send_bytes(answer)
+
+
+def _die_with_parent(parent: int) -> None:
+    """Linux: the kernel kills us when the thread that started us ends; elsewhere the closed line does, later."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(0)

@@ -1,0 +1,135 @@
+"""`fedpeft coordinator up | submit | status | stop | resume`: the coordinator's work."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from fedpeft_server.home import CoordinatorHome
+    from fedpeft_server.jobs import Queue
+
+__all__ = ["commands"]
+
+home_option = click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The coordinator's home. Default: $FEDPEFT_HOME or ~/.local/share/fedpeft/coordinator.",
+)
+
+
+@click.command()
+@home_option
+def up(home: Path | None) -> None:
+    """Run the coordinator until SIGTERM: gate, services, and the submitted runs one after the other."""
+    import signal
+
+    from fedpeft.logs import log_to_stderr
+    from fedpeft_server.coordinator import DRAIN_S, Coordinator
+
+    log_to_stderr()
+    where = _home(home)
+    coordinator = Coordinator(where)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: coordinator.stop())
+    try:
+        coordinator.start()
+        settings = where.settings()
+        click.echo(f"ready: fleet https://{settings.hosts[0]}:{settings.fleet_port}")
+        click.echo(f"  health and metrics  http://127.0.0.1:{settings.metrics_port}/metrics")
+        click.echo(f"  start a run with:   fedpeft coordinator submit run.toml --home {where.path}")
+        coordinator.work()
+        click.echo(f"stopped; a round at work had {DRAIN_S:.0f} s to finish, and every committed one is kept")
+    finally:
+        coordinator.close()
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@home_option
+def submit(config: Path, home: Path | None) -> None:
+    """Check CONFIG (a run.toml) and put it into the queue; it begins when the coordinator is up and free."""
+    queue = _queue(home)
+    job = queue.submit(config.read_text(encoding="utf-8"), source=str(config))
+    click.echo(f"run {job.number} ({job.name}) is queued; see `fedpeft coordinator status`")
+
+
+@click.command()
+@home_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def status(home: Path | None, as_json: bool) -> None:
+    """Show the coordinator, its devices, and every submitted run."""
+    import json
+    from dataclasses import asdict
+
+    where = _home(home)
+    live = _live(where.settings().metrics_port)
+    jobs = _queue(home).jobs()
+    if as_json:
+        rows = [{**asdict(job), "state": job.state.value} for job in jobs]
+        click.echo(json.dumps({"up": live is not None, "coordinator": live, "runs": rows}))
+        return
+    if live is None:
+        click.echo("the coordinator is down; start it with `fedpeft coordinator up`")
+    else:
+        devices = live["devices"]
+        online = [device["name"] for device in devices if device["online"]] if isinstance(devices, list) else []
+        click.echo(f"the coordinator is up; {len(online)} devices online: {', '.join(map(str, online)) or 'none'}")
+        if live["now"]:
+            click.echo(f"now: {live['now']}")
+    for job in jobs:
+        where_it_lies = f"  {where.runs / job.run}" if job.run else ""
+        click.echo(f"run {job.number:4}  {job.state.value:8}  {job.name}{where_it_lies}")
+        if job.reason:
+            click.echo(f"          {job.reason}")
+
+
+@click.command()
+@click.argument("run")
+@home_option
+def stop(run: str, home: Path | None) -> None:
+    """Stop RUN (its number or run directory's name) after what it is doing; `resume` goes on from its last commit."""
+    queue = _queue(home)
+    job = queue.stop(queue.job(run))
+    click.echo(f"run {job.number}: {'stopped' if job.reason else 'asked to stop'}")
+
+
+@click.command()
+@click.argument("run")
+@home_option
+def resume(run: str, home: Path | None) -> None:
+    """Put a stopped or failed RUN into the queue again; it goes on from its last committed round."""
+    queue = _queue(home)
+    job = queue.resume(queue.job(run))
+    click.echo(f"run {job.number} is queued again")
+
+
+commands = (up, submit, status, stop, resume)
+"""For the group ``fedpeft.cli.coordinator``."""
+
+
+def _home(path: Path | None) -> "CoordinatorHome":
+    from fedpeft_server.home import CoordinatorHome, default_coordinator_home
+
+    home = CoordinatorHome(path or default_coordinator_home())
+    home.settings()
+    return home
+
+
+def _queue(path: Path | None) -> "Queue":
+    from fedpeft_server.jobs import Queue
+
+    return Queue(_home(path).path / "queue")
+
+
+def _live(port: int) -> dict[str, object] | None:
+    """What the running coordinator says; None when there is none."""
+    import json
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5) as answer:
+            found: dict[str, object] = json.load(answer)
+            return found
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,262 @@
+"""The device's half of Flower's Fleet protocol: one long-lived connection, Flower's stock client, our ClientApp.
+
+Stock Flower starts a process for every message; here one process stays, and what it runs is the ClientApp that it is
+given: nothing that a coordinator sends is ever code (no FAB is asked for). Stock also ends itself by a signal when a
+request is refused; here a refusal is an exception with its reason, and everything else is tried again.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from flwr.app import Context, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.clientapp import ClientApp
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+    PushObjectRequest,
+)
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from fedpeft.errors import ConfigInvalid, NotEnrolled
+from fedpeft.ids import NodeId
+
+__all__ = ["REFUSAL_HEADER", "Fleet", "FleetTarget"]
+
+REFUSAL_HEADER = "fedpeft-refusal"
+"""Why the gate refuses a device: ``revoked`` is for good, ``clock`` until it is mended; the body says more."""
+RETRIED = frozenset({401, 429, 500, 502, 503, 504})
+"""Worth another, freshly signed attempt: a limit, a restart, a locked database, a repeated timestamp, a clock."""
+
+HEARTBEAT_S = 20
+"""Promised to the coordinator; after two of them without a sign a device counts as gone."""
+LONGEST_PAUSE_S = 2.0
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetTarget:
+    """Where the coordinator is and who we are to it.
+
+    Args:
+        address: host:port of the gate.
+        ca: the coordinator's certificate authority, PEM; nothing else is trusted.
+        node_key: the device's P-384 private key, PEM.
+    """
+
+    address: str
+    ca: bytes
+    node_key: bytes
+
+
+class Fleet:
+    """One device's connection.
+
+    Args:
+        target: from enrolment.
+        app: what answers every message.
+        wait: called before every look for a message, with whether one was just answered: returns when it may be time
+            for another.
+        stopping: whether to end.
+        refused: told of a refusal that a heartbeat met while ``app`` was at work.
+    """
+
+    def __init__(
+        self,
+        target: FleetTarget,
+        app: ClientApp,
+        *,
+        wait: Callable[[bool], None],
+        stopping: Callable[[], bool],
+        refused: Callable[[], None] = lambda: None,
+    ) -> None:
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+        key = load_pem_private_key(target.node_key, password=None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ConfigInvalid(f"Expected an elliptic-curve node key, found {type(key).__name__}; join again.")
+        self._public = public_key_to_bytes(key.public_key())
+        self._client = FleetHttpClient.from_server_address(
+            target.address,
+            insecure=False,
+            root_certificates=target.ca,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(key, key.public_key()),
+            ],
+        )
+        self._app, self._wait, self._stopping, self._on_refusal = app, wait, stopping, refused
+        self._node = Node(node_id=0)
+        self._refused: NotEnrolled | None = None
+
+    def serve(self, connected: Callable[[NodeId], None] = lambda node: None) -> None:
+        """Answer messages until told to stop.
+
+        Raises:
+            NotEnrolled: the coordinator refuses this device; says why.
+        """
+        answer = self._retried(
+            lambda: self._client.ActivateNode(
+                ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_S)
+            )
+        )
+        if answer is None:
+            return
+        self._node = Node(node_id=answer.node_id)
+        connected(NodeId(answer.node_id))
+        with self._beating():
+            while not self._stopping():
+                if self._refused is not None:
+                    raise self._refused
+                answered = self._once()
+                self._wait(answered)
+        try:
+            self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+        except (httpx.HTTPError, ValueError):
+            _log.info("the coordinator was not told that this device leaves")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _once(self) -> bool:
+        """Fetch and answer one message; False when there was none."""
+        found = self._retried(lambda: self._client.PullMessages(PullMessagesRequest(node=self._node)))
+        if found is None or not found.messages_list:
+            return False
+        arrived = message_from_proto(found.messages_list[0])
+        message = self._whole(arrived, found.message_object_trees[0])
+        if message is None:
+            return True
+        context = Context(
+            run_id=message.metadata.run_id,
+            node_id=self._node.node_id,
+            node_config={},
+            state=RecordDict(),
+            run_config={},
+        )
+        self._send(self._app(message=message, context=context))
+        return True
+
+    def _whole(self, arrived: Message, tree: ObjectTree) -> Message | None:
+        """The message with its content; None when it was taken back meanwhile."""
+        run_id, root = arrived.metadata.run_id, arrived.metadata.message_id
+        contents: dict[str, bytes] = {}
+        for object_id in dict.fromkeys(node.object_id for node in iterate_object_tree(tree)):
+            request = PullObjectRequest(node=self._node, run_id=run_id, object_id=object_id)
+            part = self._retried(lambda request=request: self._client.PullObject(request))  # type: ignore[misc]
+            if part is None or not part.object_available:
+                return None
+            contents[object_id] = part.object_content
+        confirm = ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=root)
+        self._retried(lambda: self._client.ConfirmMessageReceived(confirm))
+        message = inflate_object_from_contents(root, contents)
+        if not isinstance(message, Message):
+            return None
+        message.metadata.__dict__["_message_id"] = root
+        return message
+
+    def _send(self, reply: Message) -> None:
+        run_id = reply.metadata.run_id
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            objects, tree = get_all_nested_objects(reply), get_object_tree(reply)
+            bare = remove_content_from_message(reply) if reply.has_content() else reply
+            push = PushMessagesRequest(
+                node=self._node,
+                messages_list=[message_to_proto(bare)],
+                message_object_trees=[tree],
+                clientapp_runtime_list=[0.0],
+            )
+            told = self._retried(lambda: self._client.PushMessages(push))
+            for object_id in told.objects_to_push if told is not None else ():
+                part = PushObjectRequest(
+                    node=self._node,
+                    run_id=run_id,
+                    object_id=object_id,
+                    object_content=objects[object_id].deflate(),
+                    session_id=told.session_id if told is not None else "",
+                )
+                self._retried(lambda part=part: self._client.PushObject(part))  # type: ignore[misc]
+
+    def _retried(self, call: Callable[[], T]) -> T | None:
+        """The answer; None when the coordinator will not take this request, or when we are to stop.
+
+        Raises:
+            NotEnrolled: it will not take any.
+        """
+        pause_s = 0.05
+        while not self._stopping():
+            try:
+                return call()
+            except httpx.HTTPStatusError as error:
+                status = error.response.status_code
+                if error.response.headers.get(REFUSAL_HEADER) == "revoked":
+                    raise NotEnrolled(error.response.text) from error
+                if status not in RETRIED:
+                    _log.warning("the coordinator answered %s to %s", status, error.request.url.path)
+                    return None
+                _log.warning("the coordinator answered %s %s", status, error.response.text[:300])
+            except httpx.TransportError as error:
+                _log.info("no connection to the coordinator (%s); trying again in %.2f s", error, pause_s)
+            self._sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        return None
+
+    def _sleep(self, seconds: float) -> None:
+        threading.Event().wait(seconds)
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Heartbeats from a thread of their own, because training takes longer than their patience."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(0.7 * HEARTBEAT_S):
+                try:
+                    self._client.SendNodeHeartbeat(
+                        SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
+                    )
+                except httpx.HTTPStatusError as error:
+                    if error.response.headers.get(REFUSAL_HEADER) == "revoked":
+                        self._refused = NotEnrolled(error.response.text)
+                        self._on_refusal()
+                except httpx.TransportError as error:
+                    _log.info("heartbeat: %s", error)
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()

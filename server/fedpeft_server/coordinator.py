@@ -1,0 +1,197 @@
+"""`fedpeft coordinator up`: one process with Flower's application, the gate, the services and the round engine.
+
+Started in an order in which nothing is reachable before it is ready: the home's lock, every port, the state, the
+listeners, then the queue. SIGTERM ends it the other way round: the round at work gets ``DRAIN_S`` to finish, and what
+is committed is there again after the next `up`.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from socket import socket
+from typing import Protocol
+
+from starlette.types import Receive, Scope, Send
+
+from fedpeft.clock import SystemClock
+from fedpeft.flower.superlink import SuperLink
+from fedpeft.ids import NodeId
+from fedpeft_server.audit import AuditEvent, AuditLog
+from fedpeft_server.engine import Engine, Interrupted, Site
+from fedpeft_server.gate import Gate
+from fedpeft_server.home import CoordinatorHome
+from fedpeft_server.jobs import Job, JobState, Queue
+from fedpeft_server.listener import Listener, take_port
+from fedpeft_server.membership import Membership
+from fedpeft_server.meters import Meters
+from fedpeft_server.registry import Registry
+from fedpeft_server.run_lock import RunLock
+from fedpeft_server.wake import WakeBoard
+
+__all__ = ["DRAIN_S", "Coordinator", "Service"]
+
+DRAIN_S = 20.0
+"""How long a round may go on after SIGTERM."""
+LOOK_S = 0.2
+
+_log = logging.getLogger(__name__)
+
+
+class Service(Protocol):
+    """Another server of this process: the gRPC services."""
+
+    def start(self) -> None:
+        """Returns once it answers."""
+        ...
+
+    def stop(self) -> None:
+        """Ends it."""
+        ...
+
+
+Services = Callable[[CoordinatorHome, Registry, AuditLog, WakeBoard], Sequence[Service]]
+
+
+class Coordinator:
+    """The running coordinator. ``start``, ``work``, ``close``, in this order.
+
+    Args:
+        home: initialised.
+        services: makes the gRPC services.
+
+    Raises:
+        ConfigInvalid: the home was not initialised.
+        ResourceMissing: another coordinator holds the home, or a port is taken; names the holder.
+        IntegrityFailed: a database is damaged.
+    """
+
+    def __init__(self, home: CoordinatorHome, services: Services = lambda *parts: ()) -> None:
+        self._home, self._settings, self._clock = home, home.settings(), SystemClock()
+        self._lock = RunLock(home.path)
+        self._fleet_port, self._metrics_port = self._ports()
+        self.meters, self.wake = Meters(), WakeBoard()
+        self.audit = AuditLog(home.audit, self._clock)
+        self.registry = Registry(home.registry)
+        home.runs.mkdir(mode=0o700, exist_ok=True)
+        self.queue = Queue(home.path / "queue")
+        self._link = SuperLink(home.superlink, wake=self._ring)
+        self.members = Membership(self.registry, enrol=self._link.enrol, expel=self._link.expel)
+        gate = Gate(self._link.app, self.members.standing, clock=self._clock, meters=self.meters)
+        self._listeners: list[Service] = [
+            Listener(self._loopback, self._metrics_port),
+            Listener(gate, self._fleet_port, certificate=home.server_certificate, key=home.server_key),
+            *services(home, self.registry, self.audit, self.wake),
+        ]
+        self._transport = self._link.transport(self._clock)
+        self._ready, self._stopping = threading.Event(), threading.Event()
+        self._stop_at: float | None = None
+        self._now = ""
+
+    def start(self) -> None:
+        """Be reachable."""
+        self.members.refresh()
+        for listener in self._listeners:
+            listener.start()
+        self._ready.set()
+        self.audit.append(AuditEvent.COORDINATOR_STARTED, actor="coordinator", subject=str(self._home.path))
+
+    def stop(self) -> None:
+        """Begin no round any more; a signal handler may call it."""
+        self._stop_at = self._clock.monotonic_s() + DRAIN_S
+        self._stopping.set()
+
+    def work(self) -> None:
+        """Work through the queue until ``stop``."""
+        site = Site(
+            home=self._home,
+            queue=self.queue,
+            members=self.members,
+            transport=self._transport,
+            clock=self._clock,
+            meters=self.meters,
+            audit=self.audit,
+            interrupted=self._interrupted,
+            tell=self._tell,
+        )
+        engine = Engine(site)
+        while not self._stopping.is_set():
+            job = self.queue.next()
+            if job is None:
+                self._stopping.wait(LOOK_S)
+                continue
+            job = replace(job, state=JobState.RUNNING)
+            self.queue.put(job)
+            engine.work(job)
+
+    def close(self) -> None:
+        """Stop listening and let go of everything."""
+        self._ready.clear()
+        for listener in reversed(self._listeners):
+            listener.stop()
+        self._link.close()
+        self.audit.append(AuditEvent.COORDINATOR_STOPPED, actor="coordinator", subject=str(self._home.path))
+        self.registry.close()
+        self._lock.release()
+
+    def _ports(self) -> tuple[socket, socket]:
+        settings = self._settings
+        try:
+            fleet = take_port(settings.bind, settings.fleet_port, "gate")
+            return fleet, take_port("127.0.0.1", settings.metrics_port, "metrics")
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _ring(self, node: NodeId) -> None:
+        device = self.members.device(node)
+        if device is not None:
+            self.wake.notify([device.name])
+
+    def _interrupted(self, job: Job) -> None:
+        if self._stop_at is not None and self._clock.monotonic_s() > self._stop_at:
+            raise Interrupted("running")
+        if self.queue.wants_stop(job):
+            raise Interrupted("stopped")
+
+    def _tell(self, text: str) -> None:
+        self._now = text
+        _log.info(text)
+
+    def _status(self) -> str:
+        """What `fedpeft coordinator status` shows."""
+        present = {device.name for device in self.members.present(self._transport)}
+        return json.dumps(
+            {
+                "now": self._now,
+                "stopping": self._stopping.is_set(),
+                "devices": [
+                    {"name": device.name, "status": device.status.value, "online": device.name in present}
+                    for device in self.registry.devices()
+                ],
+            }
+        )
+
+    async def _loopback(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """/livez, /readyz, /metrics and /status; for this machine only."""
+        if scope["type"] != "http":
+            return
+        status, kind, text = 200, "text/plain; version=0.0.4", ""
+        match scope["path"]:
+            case "/livez":
+                text = "alive\n"
+            case "/readyz":
+                ready = self._ready.is_set() and not self._stopping.is_set()
+                status, text = (200, "ready\n") if ready else (503, "not ready\n")
+            case "/metrics":
+                self.meters.gauge("devices_online", len(self.members.present(self._transport)))
+                text = self.meters.text()
+            case "/status":
+                kind, text = "application/json", self._status()
+            case _:
+                status = 404
+        body = text.encode()
+        headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

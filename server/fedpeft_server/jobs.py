@@ -1,0 +1,148 @@
+"""Submitted runs: a directory that the command line writes to and the coordinator works through, one at a time.
+
+::
+
+    HOME/queue/0001.toml   run.toml as submitted
+    HOME/queue/0001.json   where it stands (Job); replaced whole
+    HOME/queue/0001.stop   a wish to stop it; taken away when it is granted
+
+Submitting works while the coordinator is down; it begins when it is up. Numbers ascend and are never used again.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from pathlib import Path
+
+from fedpeft.config.load import parse
+from fedpeft.errors import ConfigInvalid, IntegrityFailed
+from fedpeft.files import write_file
+
+__all__ = ["Job", "JobState", "Queue"]
+
+
+class JobState(Enum):
+    """Where a run stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One submitted run.
+
+    Args:
+        number: from 1.
+        name: of the run, from its configuration.
+        state: where it stands.
+        run: the name of its run directory; empty before it began.
+        reason: why it failed or was stopped.
+    """
+
+    number: int
+    name: str
+    state: JobState = JobState.QUEUED
+    run: str = ""
+    reason: str = ""
+
+
+class Queue:
+    """The directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(mode=0o700, exist_ok=True)
+
+    def submit(self, text: str, *, source: str) -> Job:
+        """Checks a run.toml and takes it.
+
+        Raises:
+            ConfigInvalid: it is wrong, or not for a deployment; nothing was submitted.
+        """
+        config = parse(text, source=source)
+        number = 1 + max((job.number for job in self.jobs()), default=0)
+        while True:
+            try:
+                os.close(os.open(self._file(number, "toml"), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                break
+            except FileExistsError:
+                number += 1
+        write_file(self._file(number, "toml"), text.encode())
+        job = Job(number=number, name=config.run.name)
+        self.put(job)
+        return job
+
+    def jobs(self) -> tuple[Job, ...]:
+        """All of them, ascending.
+
+        Raises:
+            IntegrityFailed: a file was changed from outside.
+        """
+        return tuple(self._read(path) for path in sorted(self.path.glob("[0-9]*.json")))
+
+    def job(self, name: str) -> Job:
+        """The job of that number or run directory.
+
+        Raises:
+            ConfigInvalid: there is none.
+        """
+        for job in self.jobs():
+            if name in (str(job.number), job.run):
+                return job
+        raise ConfigInvalid(f"Expected a submitted run, found none called {name!r}; see `fedpeft coordinator status`.")
+
+    def next(self) -> Job | None:
+        """What to do now: what was running when the coordinator went down, else the first in the queue."""
+        waiting = [job for job in self.jobs() if job.state in (JobState.RUNNING, JobState.QUEUED)]
+        return min(waiting, key=lambda job: (job.state is not JobState.RUNNING, job.number), default=None)
+
+    def text(self, job: Job) -> str:
+        """Its run.toml."""
+        return self._file(job.number, "toml").read_text(encoding="utf-8")
+
+    def put(self, job: Job) -> None:
+        """Makes a job's state durable."""
+        content = {**asdict(job), "state": job.state.value}
+        write_file(self._file(job.number, "json"), json.dumps(content).encode())
+
+    def stop(self, job: Job) -> Job:
+        """Wishes a running job stopped; stops a queued one."""
+        if job.state is JobState.QUEUED:
+            job = replace(job, state=JobState.STOPPED, reason="stopped before it began")
+            self.put(job)
+        elif job.state is JobState.RUNNING:
+            write_file(self._file(job.number, "stop"), b"")
+        else:
+            raise ConfigInvalid(f"Expected a run that waits or runs, found run {job.number} {job.state.value}.")
+        return job
+
+    def resume(self, job: Job) -> Job:
+        """Puts a stopped or failed job into the queue again; it goes on from its last commit."""
+        if job.state not in (JobState.STOPPED, JobState.FAILED):
+            raise ConfigInvalid(f"Expected a stopped or failed run, found run {job.number} {job.state.value}.")
+        job = replace(job, state=JobState.QUEUED, reason="")
+        self.put(job)
+        return job
+
+    def wants_stop(self, job: Job) -> bool:
+        """Whether somebody wishes it stopped."""
+        return self._file(job.number, "stop").exists()
+
+    def granted(self, job: Job) -> None:
+        """The wish was heard."""
+        self._file(job.number, "stop").unlink(missing_ok=True)
+
+    def _file(self, number: int, kind: str) -> Path:
+        return self.path / f"{number:04d}.{kind}"
+
+    def _read(self, path: Path) -> Job:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return Job(**{**content, "state": JobState(content["state"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise IntegrityFailed(f"Expected a job in {path}, found {error}; remove it to drop the run.") from error

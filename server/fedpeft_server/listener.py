@@ -1,0 +1,145 @@
+"""Listeners: ports taken before anything starts, and servers on threads of their own."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import ClassVar
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from fedpeft.errors import ResourceMissing
+
+__all__ = ["Listener", "take_port"]
+
+SILENCE_S = 10.0
+"""A connection that has not sent its first whole request line and headers by then is closed."""
+STRANGERS = 200
+"""Connections without a first request that are kept at once; beyond that the oldest is closed."""
+
+
+def take_port(host: str, port: int, what: str) -> socket.socket:
+    """The port, bound and listening.
+
+    Raises:
+        ResourceMissing: it is taken; says by whom, if this machine tells.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind((host, port))
+        taken.listen(512)
+    except OSError as error:
+        taken.close()
+        raise ResourceMissing(
+            f"Expected port {port} of {host} for the {what}, found {error.strerror or error}{_holder(port)}; stop it "
+            "or change the port in coordinator.json."
+        ) from error
+    return taken
+
+
+class Listener:
+    """An application served from a thread; stop it.
+
+    Args:
+        app: ASGI.
+        taken: from ``take_port``.
+        certificate, key: PEM files for TLS; None: plain HTTP, for loopback only.
+    """
+
+    def __init__(
+        self, app: ASGIApp, taken: socket.socket, *, certificate: Path | None = None, key: Path | None = None
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            http=type("Patient", (_Patient,), {"silent": {}}),
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=5,
+            ssl_certfile=None if certificate is None else str(certificate),
+            ssl_keyfile=None if key is None else str(key),
+        )
+        self._server = uvicorn.Server(config)
+        self._taken = taken
+        self._thread = threading.Thread(target=self._run, name=f"port-{taken.getsockname()[1]}", daemon=True)
+
+    def start(self) -> None:
+        """Returns once it answers.
+
+        Raises:
+            ResourceMissing: it could not start.
+        """
+        self._thread.start()
+        pause = threading.Event()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise ResourceMissing("Expected a listener, found that its thread ended; the log says why.")
+            pause.wait(0.01)
+
+    def stop(self) -> None:
+        """Take no more connections, finish what is being answered, close."""
+        self._server.should_exit = True
+        self._thread.join(8.0)
+
+    def _run(self) -> None:
+        self._server.run(sockets=[self._taken])
+
+
+class _Patient(HttpToolsProtocol):
+    """Closes connections that say nothing: idle sockets of strangers must not fill the memory."""
+
+    silent: ClassVar[dict[asyncio.Transport, None]]
+    """Of one listener, oldest first."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.silent[transport] = None
+        self._deadline = self.loop.call_later(SILENCE_S, self._lose)
+        while len(self.silent) > STRANGERS:
+            oldest = next(iter(self.silent))
+            del self.silent[oldest]
+            oldest.close()
+
+    def on_headers_complete(self) -> None:
+        self._heard()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._heard()
+        super().connection_lost(exc)
+
+    def _heard(self) -> None:
+        self.silent.pop(self.transport, None)
+        self._deadline.cancel()
+
+    def _lose(self) -> None:
+        self.silent.pop(self.transport, None)
+        self.transport.close()
+
+
+def _holder(port: int) -> str:
+    """``, held by process 17 (name)`` where /proc tells."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text(encoding="ascii").splitlines()[1:]:
+                entry = line.split()
+                if entry[3] == "0A" and int(entry[1].rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{entry[9]}]")
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            for descriptor in (process / "fd").iterdir():
+                if os.readlink(descriptor) in inodes:
+                    name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+                    return f", held by process {process.name} ({name})"
+    return ""
