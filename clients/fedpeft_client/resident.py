@@ -43,8 +43,13 @@ class Companion(Protocol):
         """
         ...
 
-    def start(self, bell: "Bell") -> None:
-        """Keep the wake-up stream open, from a thread, until ``close``; ring, and say when it is up or down."""
+    def start(self, ring: Callable[[], None]) -> None:
+        """Keep the wake-up stream open, from a thread, until ``close``; ring with every wake-up and connection."""
+        ...
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether the stream is up: then polling is not needed."""
         ...
 
     def close(self) -> None:
@@ -53,25 +58,24 @@ class Companion(Protocol):
 
 
 class Bell:
-    """What the wake-up stream rings and the Fleet connection listens to."""
+    """What the wake-up stream rings and the Fleet connection listens to.
 
-    def __init__(self) -> None:
-        self._rung, self._streaming = threading.Event(), False
+    Args:
+        streaming: whether rings can be relied on now.
+    """
+
+    def __init__(self, streaming: Callable[[], bool] = lambda: False) -> None:
+        self._rung, self._streaming = threading.Event(), streaming
         self._pause_s = FASTEST_S
 
     def ring(self) -> None:
         """A message waits, or it is time to look for another reason."""
         self._rung.set()
 
-    def streaming(self, up: bool) -> None:
-        """Whether rings can be relied on now; a change rings."""
-        self._streaming = up
-        self.ring()
-
     def wait(self, answered: bool) -> None:
         """Until the next look for a message."""
         self._pause_s = FASTEST_S if answered else min(2 * self._pause_s, SLOWEST_S)
-        self._rung.wait(IDLE_S if self._streaming else self._pause_s)
+        self._rung.wait(IDLE_S if self._streaming() else self._pause_s)
         self._rung.clear()
 
 
@@ -92,7 +96,8 @@ class Resident:
         Site.load(home.site)
         home.state.mkdir(mode=0o700, exist_ok=True)
         self._companion, self._bases = companion, ArtifactStore(home.bases())
-        self._bell, self._stopping = Bell(), threading.Event()
+        self._bell = Bell(lambda: companion is not None and companion.is_streaming)
+        self._stopping = threading.Event()
         self._child = Child("fedpeft_client.worker", [str(home.path)])
         target = FleetTarget(
             address=enrolment.fleet_url.removeprefix("https://"),
@@ -115,7 +120,7 @@ class Resident:
         """
         try:
             if self._companion is not None:
-                self._companion.start(self._bell)
+                self._companion.start(self._bell.ring)
             self._fleet.serve(connected)
         finally:
             if self._companion is not None:

@@ -12,14 +12,14 @@ class Meters:
         self._lock = threading.Lock()
         self._values: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
 
-    def count(self, name: str, amount: float = 1.0, **labels: str) -> None:
+    def count(self, name: str, amount: float = 1.0, /, **labels: str) -> None:
         """Adds to a counter; its name ends in ``_total``."""
         key = tuple(sorted(labels.items()))
         with self._lock:
             series = self._values.setdefault(name, {})
             series[key] = series.get(key, 0.0) + amount
 
-    def gauge(self, name: str, value: float, **labels: str) -> None:
+    def gauge(self, name: str, value: float, /, **labels: str) -> None:
         """Sets a gauge."""
         with self._lock:
             self._values.setdefault(name, {})[tuple(sorted(labels.items()))] = value
@@ -37,4 +37,4 @@ class Meters:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,0 +1,214 @@
+"""The gate: what gets through to Flower, and what is refused before a byte of a body is read."""
+
+import asyncio
+from base64 import b64encode
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from fedpeft.testing.clock import FakeClock
+from fedpeft_server.gate import ROUTES, Gate, Limits, Standing
+from fedpeft_server.meters import Meters
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+PULL = "/v1/fleet/pull-messages"
+
+
+@dataclass
+class Fixture:
+    """A gate before an application that remembers what it got."""
+
+    limits: Limits = field(default_factory=Limits)
+    standing: Standing | None = field(default_factory=lambda: Standing(device="ward-a"))
+
+    def __post_init__(self) -> None:
+        self.clock, self.meters = FakeClock(), Meters()
+        self.clock.advance(1000.0)
+        self.passed: list[tuple[str, bytes]] = []
+        self.gate = Gate(
+            self._inner, lambda key: self.standing, clock=self.clock, meters=self.meters, limits=self.limits
+        )
+        self.read = 0
+
+    async def _inner(self, scope, receive, send) -> None:
+        message = await receive()
+        self.passed.append((scope["path"], message["body"]))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"x")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    def signed(self, *, offset_s: float = 0.0, at: str | None = None, key: ec.EllipticCurvePrivateKey = KEY) -> dict:
+        self.clock.advance(0.001)
+        stamp = at or (self.clock.utc() + timedelta(seconds=offset_s)).isoformat()
+        signature = key.sign(stamp.encode(), ec.ECDSA(hashes.SHA256()))
+        return {
+            b"flwr-public-key": b64encode(PUBLIC),
+            b"flwr-timestamp": stamp.encode(),
+            b"flwr-signature": b64encode(signature),
+        }
+
+    def send(self, headers: dict, *, path: str = PULL, body: bytes = b"hello", method: str = "POST", **more) -> dict:
+        """The response's status, headers and text."""
+        headers = {b"content-length": str(len(body)).encode(), **headers}
+        headers |= {key.encode(): value for key, value in more.items()}
+        scope = {"type": "http", "path": path, "method": method, "client": ("10.0.0.7", 1)}
+        scope["headers"] = [(key, value) for key, value in headers.items() if value is not None]
+        parts: list[dict] = []
+
+        async def receive() -> dict:
+            self.read += 1
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: dict) -> None:
+            parts.append(message)
+
+        asyncio.run(self.gate(scope, receive, send))
+        start, end = parts
+        return {"status": start["status"], "headers": dict(start["headers"]), "text": end["body"].decode()}
+
+
+def test_a_signed_request_of_an_enrolled_device_reaches_flower_with_its_body() -> None:
+    fixture = Fixture()
+    answer = fixture.send(fixture.signed())
+    assert (answer["status"], answer["text"]) == (200, "ok")
+    assert fixture.passed == [(PULL, b"hello")]
+    assert answer["headers"][b"x-content-type-options"] == b"nosniff"
+    assert answer["headers"][b"cache-control"] == b"no-store"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/fleet/register-node",
+        "/v1/fleet/unregister-node",
+        "/v1/fleet/get-fab",
+        "/v1/control/register-node",
+        "/v1/control/start-run",
+        "/v1/runtime/push-messages",
+        "/docs",
+        "/",
+        "/v1/fleet/pull-messages/../register-node",
+    ],
+)
+def test_no_other_route_exists(path: str) -> None:
+    fixture = Fixture()
+    assert fixture.send(fixture.signed(), path=path)["status"] == 404
+    assert fixture.passed == []
+    assert fixture.read == 0
+
+
+def test_the_routes_are_flowers_own() -> None:
+    from flwr.superlink.routers.fleet.router import router
+
+    import fedpeft.flower  # noqa: F401  first: it switches Flower's telemetry off
+
+    assert {route.path for route in router.routes} >= ROUTES
+
+
+def test_a_repeated_header_is_refused_because_every_retry_is_freshly_signed() -> None:
+    fixture = Fixture()
+    headers = fixture.signed()
+    assert fixture.send(headers)["status"] == 200
+    replayed = fixture.send(headers, path="/v1/fleet/push-object")
+    assert replayed["status"] == 401
+    assert len(fixture.passed) == 1
+    assert fixture.send(fixture.signed())["status"] == 200
+
+
+def test_what_was_signed_before_this_process_began_is_not_taken() -> None:
+    fixture = Fixture()
+    assert fixture.send(fixture.signed(offset_s=-6.0))["status"] == 401
+
+
+@pytest.mark.parametrize(("offset_s", "status"), [(4.0, 200), (30.0, 401), (86400.0, 401), (-86400.0, 401)])
+def test_a_clock_that_is_off_is_told_by_how_much(offset_s: float, status: int) -> None:
+    fixture = Fixture()
+    answer = fixture.send(fixture.signed(offset_s=offset_s))
+    assert answer["status"] == status
+    if status == 401:
+        assert answer["headers"][b"fedpeft-refusal"] == b"clock"
+        assert f"{offset_s:+.1f} s" in answer["text"]
+
+
+def test_a_revoked_device_is_told_why_and_nothing_of_it_is_read() -> None:
+    fixture = Fixture(standing=Standing(device="ward-a", revoked="ward-a was revoked: stolen"))
+    answer = fixture.send(fixture.signed())
+    assert (answer["status"], answer["text"]) == (403, "ward-a was revoked: stolen")
+    assert answer["headers"][b"fedpeft-refusal"] == b"revoked"
+    assert fixture.read == 0
+
+
+def test_a_revocation_holds_from_the_next_request_on() -> None:
+    fixture = Fixture()
+    assert fixture.send(fixture.signed())["status"] == 200
+    fixture.standing = Standing(device="ward-a", revoked="lost")
+    assert fixture.send(fixture.signed())["status"] == 403
+
+
+def test_strangers_and_false_signatures_are_refused_unread() -> None:
+    fixture = Fixture()
+    other = ec.generate_private_key(ec.SECP256R1())
+    assert fixture.send(fixture.signed(key=other))["status"] == 401
+    assert fixture.send({})["status"] == 401
+    assert fixture.send(fixture.signed() | {b"flwr-signature": b"not base64!"})["status"] == 401
+    assert fixture.send(fixture.signed(at="yesterday"))["status"] == 401
+    assert fixture.send(fixture.signed(at="2026-11-22T12:16:40"))["status"] == 401, "a time without a zone"
+    fixture.standing = None
+    assert fixture.send(fixture.signed())["status"] == 401
+    assert fixture.read == 0
+    assert fixture.passed == []
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
+    fixture = Fixture(limits=Limits(body_bytes=10))
+    assert fixture.send(fixture.signed(), body=b"x" * 11)["status"] == 413
+    assert fixture.send(fixture.signed(), **{"content-length": b"nine"})["status"] == 411
+    assert fixture.send(fixture.signed(), **{"transfer-encoding": b"chunked"})["status"] == 411
+    assert fixture.read == 0
+    assert fixture.send(fixture.signed(), body=b"x" * 10)["status"] == 200
+
+
+def test_an_address_with_too_many_refused_requests_is_not_even_checked() -> None:
+    fixture = Fixture(limits=Limits(stranger_burst=3))
+    assert [fixture.send({})["status"] for _ in range(5)] == [401, 401, 401, 429, 429]
+    assert fixture.send(fixture.signed())["status"] == 429
+    fixture.clock.advance(1.0)
+    assert fixture.send(fixture.signed())["status"] == 200
+
+
+def test_a_device_has_a_rate_of_its_own() -> None:
+    fixture = Fixture(limits=Limits(device_burst=2, device_per_s=1.0))
+    assert [fixture.send(fixture.signed())["status"] for _ in range(3)] == [200, 200, 429]
+    fixture.standing = Standing(device="ward-b")
+    assert fixture.send(fixture.signed())["status"] == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for_without_end() -> None:
+    fixture = Fixture(limits=Limits(body_s=0.02))
+    headers = {**fixture.signed(), b"content-length": b"5"}
+    scope = {"type": "http", "path": PULL, "method": "POST", "client": None, "headers": list(headers.items())}
+    parts: list[dict] = []
+
+    async def silent() -> dict:
+        await asyncio.sleep(10)
+        raise AssertionError
+
+    async def send(message: dict) -> None:
+        parts.append(message)
+
+    asyncio.run(fixture.gate(scope, silent, send))
+    assert parts[0]["status"] == 408
+    assert fixture.passed == []
+
+
+def test_what_was_refused_is_counted_by_its_status() -> None:
+    fixture = Fixture()
+    fixture.send({})
+    fixture.send({}, path="/docs")
+    text = fixture.meters.text()
+    assert 'fedpeft_gate_refused_total{status="401"} 1' in text
+    assert 'fedpeft_gate_refused_total{status="404"} 1' in text
