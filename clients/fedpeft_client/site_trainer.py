@@ -19,8 +19,9 @@ from fedpeft.round.local import LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.bench import Bench
+from fedpeft_client.examples import CACHE_BYTES, Examples
 from fedpeft_client.site import Site, methods_of
-from fedpeft_client.trainer import CACHE_BYTES, Capacity, TorchTrainer
+from fedpeft_client.trainer import Capacity, TorchTrainer
 
 __all__ = ["SiteTrainer"]
 
@@ -78,7 +79,8 @@ class SiteTrainer:
         # As in the simulation: the run's seed decides the split, so a device has the same one in every round.
         train, held_out = split_holdout(records, data.holdout, derive_seed(plan.seed, "holdout"))
         capacity = self._capacity(plan, held_out=len(held_out), train=len(train))
-        return TorchTrainer(device=self._device, capacity=capacity, bench=self._bench, train=train, held_out=held_out)
+        examples = Examples(self._device, bench=self._bench, train=train, held_out=held_out)
+        return TorchTrainer(device=self._device, capacity=capacity, bench=self._bench, examples=examples)
 
     def _capacity(self, run: LearningPlan, *, held_out: int, train: int) -> Capacity:
         """What the site says, or what the planner finds to fit this machine."""

@@ -35,8 +35,10 @@ def up(home: Path | None) -> None:
     try:
         coordinator.start()
         settings = where.settings()
-        click.echo(f"ready: fleet https://{settings.hosts[0]}:{settings.fleet_port}")
+        host = settings.hosts[0]
+        click.echo(f"ready: fleet https://{host}:{settings.fleet_port}  base grpc {host}:{settings.service_port}")
         click.echo(f"  health and metrics  http://127.0.0.1:{settings.metrics_port}/metrics")
+        click.echo(f"  let a device join:  fedpeft coordinator token create --home {where.path}")
         click.echo(f"  start a run with:   fedpeft coordinator submit run.toml --home {where.path}")
         coordinator.work()
         click.echo(f"stopped; a round at work had {DRAIN_S:.0f} s to finish, and every committed one is kept")

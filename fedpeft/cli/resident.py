@@ -1,8 +1,14 @@
 """`fedpeft client run`: the device at work."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fedpeft_client.fetch import FetchProgress
 
 __all__ = ["commands"]
 
@@ -19,14 +25,19 @@ def run(home: Path | None) -> None:
     """Take part in the federation's runs until SIGTERM; exits 4 with the reason when the device is revoked."""
     import signal
 
+    from fedpeft.clock import SystemClock
+    from fedpeft.errors import NotEnrolled
     from fedpeft.ids import NodeId
     from fedpeft.logs import log_to_stderr
+    from fedpeft_client.companion import ServiceCompanion
     from fedpeft_client.home import DeviceHome, default_device_home
+    from fedpeft_client.membership import mark_ended
     from fedpeft_client.resident import Resident
 
     log_to_stderr()
     where = DeviceHome(home or default_device_home())
-    device = Resident(where)
+    where.enrolment()
+    device = Resident(where, ServiceCompanion(where, SystemClock(), progress=_progress()))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: device.stop())
 
@@ -34,7 +45,26 @@ def run(home: Path | None) -> None:
         enrolment = where.enrolment()
         click.echo(f"{enrolment.device} is connected to {enrolment.host} and waits for work")
 
-    device.run(connected)
+    try:
+        device.run(connected)
+    except NotEnrolled as ended:
+        mark_ended(where, str(ended))
+        raise
+
+
+def _progress() -> "Callable[[FetchProgress], None]":
+    """One line a tenth of the base."""
+    told = -1
+
+    def show(progress: "FetchProgress") -> None:
+        nonlocal told
+        tenth = 10 * progress.done_bytes // max(progress.total_bytes, 1)
+        if tenth != told:
+            told = tenth
+            done, total = progress.done_bytes / 2**20, progress.total_bytes / 2**20
+            click.echo(f"base {10 * tenth:3} %  {done:.0f} of {total:.0f} MiB")
+
+    return show
 
 
 commands = (run,)

@@ -8,7 +8,6 @@ is committed is there again after the next `up`.
 import json
 import logging
 import threading
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from socket import socket
 from typing import Protocol
@@ -20,6 +19,7 @@ from fedpeft.flower.superlink import SuperLink
 from fedpeft.ids import NodeId
 from fedpeft_server.audit import AuditEvent, AuditLog
 from fedpeft_server.engine import Engine, Interrupted, Site
+from fedpeft_server.enrolment import Admission
 from fedpeft_server.gate import Gate
 from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.jobs import Job, JobState, Queue
@@ -28,9 +28,10 @@ from fedpeft_server.membership import Membership
 from fedpeft_server.meters import Meters
 from fedpeft_server.registry import Registry
 from fedpeft_server.run_lock import RunLock
+from fedpeft_server.service import FleetService
 from fedpeft_server.wake import WakeBoard
 
-__all__ = ["DRAIN_S", "Coordinator", "Service"]
+__all__ = ["DRAIN_S", "Coordinator"]
 
 DRAIN_S = 20.0
 """How long a round may go on after SIGTERM."""
@@ -40,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class Service(Protocol):
-    """Another server of this process: the gRPC services."""
+    """A server of this process."""
 
     def start(self) -> None:
         """Returns once it answers."""
@@ -51,15 +52,11 @@ class Service(Protocol):
         ...
 
 
-Services = Callable[[CoordinatorHome, Registry, AuditLog, WakeBoard], Sequence[Service]]
-
-
 class Coordinator:
     """The running coordinator. ``start``, ``work``, ``close``, in this order.
 
     Args:
         home: initialised.
-        services: makes the gRPC services.
 
     Raises:
         ConfigInvalid: the home was not initialised.
@@ -67,7 +64,7 @@ class Coordinator:
         IntegrityFailed: a database is damaged.
     """
 
-    def __init__(self, home: CoordinatorHome, services: Services = lambda *parts: ()) -> None:
+    def __init__(self, home: CoordinatorHome) -> None:
         self._home, self._settings, self._clock = home, home.settings(), SystemClock()
         self._lock = RunLock(home.path)
         self._fleet_port, self._metrics_port = self._ports()
@@ -78,11 +75,12 @@ class Coordinator:
         self.queue = Queue(home.path / "queue")
         self._link = SuperLink(home.superlink, wake=self._ring)
         self.members = Membership(self.registry, enrol=self._link.enrol, expel=self._link.expel)
+        admission = Admission(home, self.registry, self.audit, self._clock)
         gate = Gate(self._link.app, self.members.standing, clock=self._clock, meters=self.meters)
         self._listeners: list[Service] = [
             Listener(self._loopback, self._metrics_port),
             Listener(gate, self._fleet_port, certificate=home.server_certificate, key=home.server_key),
-            *services(home, self.registry, self.audit, self.wake),
+            FleetService(home, self.registry, admission, self.wake, self._clock),
         ]
         self._transport = self._link.transport(self._clock)
         self._ready, self._stopping = threading.Event(), threading.Event()
@@ -138,6 +136,8 @@ class Coordinator:
     def _ports(self) -> tuple[socket, socket]:
         settings = self._settings
         try:
+            for port, what in ((settings.service_port, "gRPC service"), (settings.enrol_port, "enrolment")):
+                take_port(settings.bind, port, what).close()  # gRPC does not say who has it
             fleet = take_port(settings.bind, settings.fleet_port, "gate")
             return fleet, take_port("127.0.0.1", settings.metrics_port, "metrics")
         except BaseException:
