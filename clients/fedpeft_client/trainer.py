@@ -11,7 +11,7 @@ from types import MappingProxyType
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.config.model import Adapter, Train
 from fedpeft.ids import BlockId
-from fedpeft.methods import blocks_for
+from fedpeft.methods import blocks_for, due_blocks, round_of
 from fedpeft.methods.blocks import HEAD
 from fedpeft.round.local import LocalResult
 from fedpeft.round.messages import FitRequest
@@ -85,7 +85,9 @@ class TorchTrainer:
             deltas = {}
             trained_loss, trained = 0.0, 0
             if request.train:
-                rates = learning_rates(plan.adapter, plan.train, self.trains(plan))
+                round_id = round_of(request.first_step, plan.train.local_steps)
+                blocks = self.trains(plan) & due_blocks(union.spec, plan.adapter, round_id)
+                rates = learning_rates(plan.adapter, plan.train, blocks)
                 local = _local_plan(plan.train, rates, request.learning_rate_factor)
                 outcome = train(
                     union,

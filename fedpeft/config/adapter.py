@@ -9,14 +9,32 @@ from pydantic import Field
 
 from fedpeft.config.method import MethodSection
 from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
-from fedpeft.config.reparameterized import Dora, Vera
+from fedpeft.config.reparameterized import AdaLora, Dora, DyLora, QaLora, ReLora, Vera
 from fedpeft.config.section import Section, TargetName
 
-__all__ = ["Adapter", "BitFit", "Bottleneck", "Dora", "Ia3", "LayerNorm", "Lora", "MethodName", "Vera"]
+__all__ = [
+    "AdaLora",
+    "Adapter",
+    "BitFit",
+    "Bottleneck",
+    "Dora",
+    "DyLora",
+    "Ia3",
+    "LayerNorm",
+    "Lora",
+    "MethodName",
+    "QaLora",
+    "ReLora",
+    "Vera",
+]
 
 MethodName = Literal[
     "lora",
     "dora",
+    "adalora",
+    "dylora",
+    "relora",
+    "qalora",
     "vera",
     "bitfit",
     "layernorm",
@@ -86,6 +104,10 @@ class Adapter(Section):
     )
     lora: Lora | None = None
     dora: Dora | None = None
+    adalora: AdaLora | None = None
+    dylora: DyLora | None = None
+    relora: ReLora | None = None
+    qalora: QaLora | None = None
     vera: Vera | None = None
     bitfit: BitFit | None = None
     layernorm: LayerNorm | None = None

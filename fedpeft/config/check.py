@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from fedpeft.config import derived
 from fedpeft.config.check_privacy import privacy_findings
+from fedpeft.config.check_schedule import schedule_findings
 from fedpeft.config.finding import Finding
 from fedpeft.config.model import MethodName, Partition, RunConfig
 
@@ -29,6 +30,7 @@ def check(config: RunConfig, *, simulation: bool) -> tuple[Finding, ...]:
         _task,
         _lora,
         _layers,
+        schedule_findings,
         _blocks,
         _devices,
         _device_names,

@@ -11,10 +11,25 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedpeft.config.adapter import Adapter, BitFit, Bottleneck, Dora, Ia3, LayerNorm, Lora, MethodName, Vera
+from fedpeft.config.adapter import (
+    AdaLora,
+    Adapter,
+    BitFit,
+    Bottleneck,
+    Dora,
+    DyLora,
+    Ia3,
+    LayerNorm,
+    Lora,
+    MethodName,
+    QaLora,
+    ReLora,
+    Vera,
+)
 from fedpeft.config.section import Section
 
 __all__ = [
+    "AdaLora",
     "Adapter",
     "Aggregate",
     "BaseModelSource",
@@ -23,6 +38,7 @@ __all__ = [
     "Data",
     "Device",
     "Dora",
+    "DyLora",
     "Ia3",
     "LayerNorm",
     "Lora",
@@ -30,6 +46,8 @@ __all__ = [
     "Partition",
     "Performance",
     "Privacy",
+    "QaLora",
+    "ReLora",
     "Rounds",
     "Run",
     "RunConfig",

@@ -7,8 +7,9 @@ from fedpeft.config.section import TargetName
 from fedpeft.device.counts import Footprint
 from fedpeft.device.shape import BaseShape
 from fedpeft.ids import BlockId
+from fedpeft.methods.schedule import relora_block
 
-__all__ = ["dora", "vera"]
+__all__ = ["adalora", "dora", "dylora", "qalora", "relora", "vera"]
 
 
 def dora(shape: BaseShape, adapter: Adapter) -> Footprint:
@@ -25,6 +26,72 @@ def dora(shape: BaseShape, adapter: Adapter) -> Footprint:
         saved=rank * count + rows,
         saved_first_token=rank * len(first) + sum(out for out, _ in first),
         flops=2 * rank * (rows + columns) + 2 * rows,
+    )
+
+
+def adalora(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """P, l, Q and a score a triplet; the mask frozen. Keeps the input, Q x and l Q x of every target."""
+    settings = adapter.adalora
+    if settings is None:
+        return Footprint(blocks={})
+    rows, columns = _widths(shape, settings.targets)
+    rank, count = settings.rank, len(_present(shape, settings.targets))
+    first = len(_present(shape, _of_every_token(settings.targets)))
+    return Footprint(
+        blocks={
+            BlockId("adalora"): rank * (rows + columns + count),
+            BlockId("adalora.score"): rank * count,
+        },
+        frozen={BlockId("adalora.mask"): rank * count},
+        saved=2 * rank * count + _inputs(shape, settings.targets),
+        saved_first_token=2 * rank * first,
+        flops=2 * rank * (rows + columns),
+    )
+
+
+def dylora(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """A frozen, B trained; keeps A x, at the highest rank that a step may draw."""
+    settings = adapter.dylora
+    if settings is None:
+        return Footprint(blocks={})
+    rows, columns = _widths(shape, settings.targets)
+    return Footprint(
+        blocks={BlockId("dylora"): settings.rank * rows},
+        frozen={BlockId("dylora.A"): settings.rank * columns},
+        saved=settings.rank * len(_present(shape, settings.targets)),
+        saved_first_token=settings.rank * len(_present(shape, _of_every_token(settings.targets))),
+        flops=2 * settings.rank * (rows + columns),
+    )
+
+
+def relora(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """A frozen and B trained, cycle by cycle; keeps A x of all cycles."""
+    settings = adapter.relora
+    if settings is None:
+        return Footprint(blocks={})
+    rows, columns = _widths(shape, settings.targets)
+    cycles, whole = range(1, settings.cycles + 1), settings.rank * settings.cycles
+    return Footprint(
+        blocks={relora_block("B", cycle): settings.rank * rows for cycle in cycles},
+        frozen={relora_block("A", cycle): settings.rank * columns for cycle in cycles},
+        saved=whole * len(_present(shape, settings.targets)),
+        saved_first_token=whole * len(_present(shape, _of_every_token(settings.targets))),
+        flops=2 * whole * (rows + columns),
+    )
+
+
+def qalora(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """A over groups of 32 inputs frozen, B trained; keeps A p(x)."""
+    settings = adapter.qalora
+    if settings is None or any(columns % 32 for _, columns in _present(shape, settings.targets)):
+        return Footprint(blocks={})
+    rows, columns = _widths(shape, settings.targets)
+    return Footprint(
+        blocks={BlockId("qalora"): settings.rank * rows},
+        frozen={BlockId("qalora.A"): settings.rank * columns // 32},
+        saved=settings.rank * len(_present(shape, settings.targets)),
+        saved_first_token=settings.rank * len(_present(shape, _of_every_token(settings.targets))),
+        flops=2 * settings.rank * (rows + columns // 32) + columns,
     )
 
 
@@ -52,6 +119,13 @@ def _present(shape: BaseShape, targets: Iterable[TargetName]) -> list[tuple[int,
 def _of_every_token(targets: Iterable[TargetName]) -> list[TargetName]:
     """Those that a last layer for one token still computes for every token: keys and values."""
     return [target for target in targets if target in ("k", "v")]
+
+
+def _inputs(shape: BaseShape, targets: Iterable[TargetName]) -> int:
+    """Widths of the different inputs of the targets: q, k and v read one, up and gate another."""
+    shared = {"k": "q", "v": "q", "gate": "up"}
+    sources = {shared.get(target, target): shape.matrices[target][1] for target in targets if target in shape.matrices}
+    return sum(sources.values())
 
 
 def _widths(shape: BaseShape, targets: Iterable[TargetName]) -> tuple[int, int]:

@@ -1,20 +1,30 @@
 """The PEFT methods: the union adapter, attached to a frozen base model, and its export.
 
-``blocks_for`` needs no torch; everything else is loaded on first use, so that a process that only plans
-rounds never imports torch.
+``blocks_for`` and ``due_blocks`` need no torch; everything else is loaded on first use, so that a process that
+only plans rounds never imports torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from fedpeft.methods.blocks import blocks_for
+from fedpeft.methods.schedule import due_blocks, round_of
 
 if TYPE_CHECKING:
     from fedpeft.methods.export import export_peft, load_union
     from fedpeft.methods.summary import ExportSummary
     from fedpeft.methods.union import UnionAdapter, attach
 
-__all__ = ["ExportSummary", "UnionAdapter", "attach", "blocks_for", "export_peft", "load_union"]
+__all__ = [
+    "ExportSummary",
+    "UnionAdapter",
+    "attach",
+    "blocks_for",
+    "due_blocks",
+    "export_peft",
+    "load_union",
+    "round_of",
+]
 
 _HOME = {
     "ExportSummary": "fedpeft.methods.summary",

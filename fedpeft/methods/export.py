@@ -63,7 +63,8 @@ def export_peft(
         (directory / stale).unlink(missing_ok=True)
     if lacks:
         whole = tuple(block.block_id for block in union.spec.blocks)
-        content = {"format": _FORMAT, "adapter": union.adapter.model_dump(mode="json"), "base": name}
+        content: dict[str, object] = {"format": _FORMAT, "base": name, "seed": union.seed}
+        content["adapter"] = union.adapter.model_dump(mode="json")
         _write_json(directory / "union.json", content | {"spec": json.loads(union.spec.to_json())})
         (directory / "union.safetensors").write_bytes(union.state().to_safetensors())
     summary = ExportSummary(
@@ -99,11 +100,12 @@ def load_union(model: nn.Module, directory: Path) -> UnionAdapter:
         content = json.loads((directory / "union.json").read_text(encoding="utf-8"))
         adapter = Adapter.model_validate_json(json.dumps(content["adapter"]))
         spec = AdapterSpec.from_json(json.dumps(content["spec"], sort_keys=True, separators=(",", ":")))
+        seed = int(content["seed"])
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise IntegrityFailed(f"Expected a file written by export_peft in {directory}/union.json: {error}.") from error
     if content.get("format") != _FORMAT:
         raise IntegrityFailed(f"Expected format {_FORMAT}, found {content.get('format')!r}; use a newer fedpeft.")
-    union = attach(model, adapter, seed=0)  # the initial values are overwritten
+    union = attach(model, adapter, seed=seed)  # for what no block holds; the initial values are overwritten
     if union.spec != spec:
         raise SpecMismatch(f"Expected the base model {content['base']} of this adapter, found one of other shapes.")
     union.load(AdapterState.from_safetensors(spec, (directory / "union.safetensors").read_bytes()))

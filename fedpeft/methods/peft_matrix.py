@@ -5,17 +5,21 @@ matrix (their factors side by side). What is read back becomes plain LoRA of the
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fedpeft.methods.adalora import ADALORA, AdaLoraPart
 from fedpeft.methods.blocks import LORA
 from fedpeft.methods.dora import DoraPart
+from fedpeft.methods.dylora import DYLORA, DyLoraPart
 from fedpeft.methods.graft import GRAFTS, grafts_of
 from fedpeft.methods.lora import LoraPart
+from fedpeft.methods.qalora import QALORA, QaLoraPart
+from fedpeft.methods.relora import RELORA, ReLoraPart
 from fedpeft.methods.vera import VeraPart
 
 __all__ = [
@@ -36,15 +40,9 @@ Held = Mapping[str, Tensor]
 PREFIX = "base_model.model."
 
 
-class LowRankPart(Protocol):
-    """A graft whose change of the matrix is B A."""
-
-    def as_lora(self) -> tuple[Tensor, Tensor]:
-        """A (r, d_in) and B (d_out, r) with every scale in B."""
-        ...
-
-
-LOW_RANK: Mapping[str, type[nn.Module]] = {LORA: LoraPart}
+LOW_RANK: Mapping[str, type[nn.Module]] = MappingProxyType(
+    {LORA: LoraPart, ADALORA: AdaLoraPart, DYLORA: DyLoraPart, RELORA: ReLoraPart, QALORA: QaLoraPart}
+)
 """The methods whose change is a low-rank product, and their grafts: each has ``as_lora``."""
 
 

@@ -20,12 +20,14 @@ from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec, TensorSpec, fl
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, SpecMismatch
 from fedpeft.ids import BlockId
+from fedpeft.methods.adalora import attach_adalora
 from fedpeft.methods.anatomy import Anatomy, dissect
 from fedpeft.methods.bitfit import attach_bitfit
 from fedpeft.methods.block import Block
 from fedpeft.methods.blocks import HEAD
 from fedpeft.methods.bottleneck import attach_bottleneck
 from fedpeft.methods.dora import attach_dora
+from fedpeft.methods.dylora import attach_dylora
 from fedpeft.methods.head import attach_head
 from fedpeft.methods.ia3 import attach_ia3
 from fedpeft.methods.layernorm import attach_layernorm
@@ -33,6 +35,8 @@ from fedpeft.methods.llama_adapter import attach_llama_adapter
 from fedpeft.methods.lora import attach_lora
 from fedpeft.methods.prefix import attach_p_tuning_v2, attach_prefix
 from fedpeft.methods.prompt import attach_p_tuning, attach_prompt
+from fedpeft.methods.qalora import attach_qalora
+from fedpeft.methods.relora import attach_relora
 from fedpeft.methods.replica import replicate_modules
 from fedpeft.methods.vera import attach_vera
 
@@ -47,6 +51,10 @@ METHODS: Mapping[str, Attach] = MappingProxyType(
     {
         "lora": attach_lora,
         "dora": attach_dora,
+        "adalora": attach_adalora,
+        "dylora": attach_dylora,
+        "relora": attach_relora,
+        "qalora": attach_qalora,
         "vera": attach_vera,
         "bitfit": attach_bitfit,
         "layernorm": attach_layernorm,
@@ -69,12 +77,14 @@ class UnionAdapter:
         model: the base with the adapter grafted on.
         spec: the adapter's blocks.
         adapter: the configuration it was made from.
+        seed: the run's; what a method draws and no block holds (VeRA's projections) is its alone.
         anatomy: where the model keeps its parts; ``anatomy.first_layer`` is the lowest layer that adapts.
     """
 
-    def __init__(self, model: nn.Module, adapter: Adapter, spec: AdapterSpec) -> None:
+    def __init__(self, model: nn.Module, adapter: Adapter, spec: AdapterSpec, *, seed: int) -> None:
         self.model = model
         self.adapter = adapter
+        self.seed = seed
         self.spec = spec
         self.anatomy = anatomy_of(model, adapter)
         named = dict(model.named_parameters())
@@ -140,7 +150,7 @@ class UnionAdapter:
     def replicate(self) -> "UnionAdapter":
         """Another adapter on the same frozen base: own adapter tensors, not one tensor of the base copied."""
         own = [tensor.name for block in self.spec.blocks for tensor in block.tensors]
-        replica = UnionAdapter(replicate_modules(self.model, own=own), self.adapter, self.spec)
+        replica = UnionAdapter(replicate_modules(self.model, own=own), self.adapter, self.spec, seed=self.seed)
         replica._initial = self._initial
         return replica
 
@@ -175,7 +185,7 @@ def attach(model: nn.Module, adapter: Adapter, *, seed: int) -> UnionAdapter:
         )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     spec = AdapterSpec(blocks=tuple(_specify(block, names) for block in blocks))
-    union = UnionAdapter(model, adapter, spec)
+    union = UnionAdapter(model, adapter, spec, seed=seed)
     union._initial = union.state()
     return union
 

@@ -10,6 +10,7 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec
 from fedpeft.config.model import Rounds, SecureAggregation
 from fedpeft.ids import ParticipantId
+from fedpeft.methods import due_blocks
 from fedpeft.ring import SumRange
 from fedpeft.round.metrics import METRIC_BITS, METRIC_RANGES, METRICS
 from fedpeft.round.plan import LearningPlan
@@ -27,7 +28,7 @@ def round_terms(
     rounds: Rounds,
     terms: SecureAggregation,
 ) -> secagg.RoundSpec:
-    """The terms for these members, in this order: the roster, and one summed block a trainable block.
+    """The terms for these members, in this order: the roster, and one summed block a block that is due.
 
     The name of the run carries the incarnation: a resumed coordinator cannot know how far a round had got, and
     devices never start an agreed one anew (docs/adr/0002-incarnations.md). Each tensor has its own clipping range,
@@ -44,7 +45,8 @@ def round_terms(
         for place, member in enumerate(members, 1)
     )
     max_abs = terms.max_abs if task.noise is None else task.noise.l2_clip_norm
-    trained = [block for block in adapter.blocks if block.trainable] if task.train else []
+    due = due_blocks(adapter, plan.adapter, task.round_id) if task.train else frozenset()
+    trained = [block for block in adapter.blocks if block.block_id in due]
     blocks = tuple(
         secagg.SummedBlock(
             block_id=block.block_id,

@@ -1,8 +1,9 @@
 """Local training: one plain loop.
 
 The device's blocks are trained on its examples for a fixed number of steps, with a fresh optimizer each
-round. Nothing here draws a random number: the batches come from a stateless stream and dropout is 0, so
-the result depends on the arguments alone, whatever else the process or its other threads do.
+round. Nothing here draws a random number: the batches come from a stateless stream, dropout is 0, and what a method
+draws (``fedpeft.methods.stepped``) follows from seed and step, so the result depends on the arguments alone,
+whatever else the process or its other threads do.
 """
 
 import math
@@ -18,6 +19,7 @@ from torch.nn import functional
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId
+from fedpeft.methods.stepped import SteppedPart
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import collate, training_stream
 from fedpeft.tuning.cache import HiddenSource, logits_of
@@ -101,13 +103,18 @@ def train(
         if block.block_id in plan.learning_rates
     }
     optimizer = _optimizer(trained, plan)
+    stepped = [module for module in union.model.modules() if isinstance(module, SteppedPart)]
     losses: list[float] = []
     seen = 0
     for step in range(first_step, first_step + plan.steps):
+        for part in stepped:
+            part.begin_step(seed, step)
         batch = collate(examples, stream.batch(step), pad_id=stages.pad_id, device=stages.device)
         logits, labels = logits_of(stages, batch, cache)
         loss = functional.cross_entropy(logits.float(), labels)
-        torch.autograd.backward([loss])
+        torch.autograd.backward([loss, *(term for part in stepped if (term := part.penalty()) is not None)])
+        for part in stepped:
+            part.after_backward()
         nn.utils.clip_grad_norm_(chain.from_iterable(trained.values()), plan.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -117,6 +124,9 @@ def train(
         seen += len(batch.indices)
         if progress is not None:
             progress(len(losses), losses[-1])
+    with torch.no_grad():
+        for kind in dict.fromkeys(type(part) for part in stepped):
+            kind.finish([part for part in stepped if type(part) is kind])
     union.train_only(())
     return TrainOutcome(mean_loss=sum(losses) / len(losses), examples_seen=seen, steps=len(losses))
 

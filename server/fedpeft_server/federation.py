@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
-from fedpeft.aggregate import apply_mean
+from fedpeft.aggregate import apply_mean, between_rounds
 from fedpeft.clock import Clock
 from fedpeft.config import RunConfig
 from fedpeft.config.derived import invited_devices
@@ -245,6 +245,7 @@ class Federation:
                 total_weight=len(members) if self._privacy else measured.weight,
                 server_learning_rate=self._config.aggregate.server_learning_rate,
             )
+            state = between_rounds(state, self._config.adapter, round_id)
         is_best = measured.loss is not None and (progress.best_loss is None or measured.loss < progress.best_loss)
         best_loss = measured.loss if is_best else progress.best_loss
         row = round_row(round_id, outcome, summed, measured, members, seconds=self._clock.monotonic_s() - started)

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpeft.adapter import AdapterState
+from fedpeft.aggregate import between_rounds
 from fedpeft.config.model import Rounds
 from fedpeft.data import EncodedDataset
 from fedpeft.ids import BlockId
-from fedpeft.methods import UnionAdapter, blocks_for
+from fedpeft.methods import UnionAdapter, blocks_for, due_blocks
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.tuning import Evaluation, HiddenSource, JoinedCaches, LocalPlan, evaluate, train
 from fedpeft_client.bench import Bench, release_free_memory
@@ -114,10 +115,11 @@ def _train(
 ) -> None:
     """The steps of a whole run in one place, round by round as the schedule has it; the optimizer is fresh each."""
     union.load(initial)
-    rates = learning_rates(plan.adapter, plan.train, blocks)
     steps = plan.train.local_steps * times
     for round_id in range(1, rounds.count + 1):
         factor = learning_rate_factor(plan.train, rounds, round_id)
+        due = blocks & due_blocks(union.spec, plan.adapter, round_id)
+        rates = learning_rates(plan.adapter, plan.train, due)
         local = LocalPlan(
             steps=steps,
             batch_size=plan.train.batch_size,
@@ -136,6 +138,10 @@ def _train(
             cache=cache,
         )
         release_free_memory()
+        state = union.state()
+        decided = between_rounds(state, plan.adapter, round_id)
+        if decided is not state:
+            union.load(decided)
         progress(name, round_id * steps, rounds.count * steps)
 
 

@@ -3,7 +3,20 @@
 import pytest
 import torch
 
-from fedpeft.config.model import Adapter, BitFit, Bottleneck, Dora, Ia3, LayerNorm, Lora, Vera
+from fedpeft.config.model import (
+    AdaLora,
+    Adapter,
+    BitFit,
+    Bottleneck,
+    Dora,
+    DyLora,
+    Ia3,
+    LayerNorm,
+    Lora,
+    QaLora,
+    ReLora,
+    Vera,
+)
 from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
 from fedpeft.device.footprint import spec_of
 from fedpeft.device.shape import SLOTS, BaseShape, shape_from
@@ -21,6 +34,10 @@ ADAPTERS = {
     "lora": Adapter(lora=Lora(rank=4)),
     "lora everywhere, top layer": Adapter(layers=1, lora=Lora(rank=6, targets=EVERY)),
     "dora": Adapter(dora=Dora(rank=4, targets=("q", "v", "down"))),
+    "adalora": Adapter(adalora=AdaLora(rank=4, targets=("q", "v", "down"))),
+    "dylora": Adapter(dylora=DyLora(rank=4)),
+    "relora": Adapter(relora=ReLora(rank=2, cycles=3)),
+    "qalora": Adapter(qalora=QaLora(rank=1, targets=("k", "up"))),
     "vera": Adapter(vera=Vera(rank=8, targets=("q", "v", "up"))),
     "ia3": Adapter(ia3=Ia3()),
     "layernorm": Adapter(layernorm=LayerNorm()),
@@ -35,6 +52,7 @@ ADAPTERS = {
     "hierarchy": Adapter(lora=Lora(rank=4, layers=(0, 1)), ia3=Ia3(layers=(1, 2))),
     "lora and ia3, top two": Adapter(layers=2, lora=Lora(rank=2), ia3=Ia3()),
 }
+AT_ATTENTION = {"lora", "dora", "adalora", "dylora", "relora", "qalora", "vera", "bitfit", "ia3"}
 WITH_BIASES = {
     "bitfit": Adapter(bitfit=BitFit()),
     "bitfit and layernorm": Adapter(bitfit=BitFit(), layernorm=LayerNorm()),
@@ -105,7 +123,7 @@ def test_autograd_keeps_what_is_counted(build, adapter):
     found = sum(kept.values()) / (batch_size * tokens_of(shape(union.model), workload))
     # Not counted: a norm's statistics, rotary angles, one token of the last layer (24 floats a token here). Counted
     # too high: the lowest layer of a method that begins behind its attention, by less than that layer.
-    above = 0 if {"lora", "dora", "vera", "bitfit", "ia3"} & set(methods) else backbone / 2
+    above = 0 if AT_ATTENTION & set(methods) else backbone / 2
     assert found * 0.9 - 24 <= backbone + own <= found * 1.02 + above, (backbone, own, found)
     assert logits.requires_grad
 

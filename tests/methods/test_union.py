@@ -9,7 +9,21 @@ from torch import nn
 
 from fedpeft.adapter import AdapterState
 from fedpeft.config.explain import sections_in
-from fedpeft.config.model import Adapter, BitFit, Bottleneck, Dora, Ia3, LayerNorm, Lora, MethodName, Vera
+from fedpeft.config.model import (
+    AdaLora,
+    Adapter,
+    BitFit,
+    Bottleneck,
+    Dora,
+    DyLora,
+    Ia3,
+    LayerNorm,
+    Lora,
+    MethodName,
+    QaLora,
+    ReLora,
+    Vera,
+)
 from fedpeft.errors import ConfigInvalid, SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, blocks_for
@@ -22,6 +36,10 @@ LORA = Lora(rank=4, targets=("q", "v"))
 EVERYTHING = Adapter(
     lora=LORA,
     dora=Dora(rank=4),
+    adalora=AdaLora(rank=4),
+    dylora=DyLora(rank=4),
+    relora=ReLora(rank=2, cycles=2),
+    qalora=QaLora(rank=1),
     vera=Vera(rank=8),
     bitfit=BitFit(),
     layernorm=LayerNorm(),
@@ -31,12 +49,16 @@ EVERYTHING = Adapter(
 NO_BIAS = Adapter(
     lora=Lora(rank=4, targets=("q", "v", "up")),
     dora=Dora(rank=4, targets=("k", "gate")),
+    adalora=AdaLora(rank=4, targets=("o",)),
+    relora=ReLora(rank=2, cycles=2, targets=("gate",)),
+    qalora=QaLora(rank=1, targets=("down",)),
     vera=Vera(rank=8, targets=("v", "down")),
     layernorm=LayerNorm(),
     ia3=Ia3(),
     bottleneck=Bottleneck(width=4, placement="pfeiffer"),
 )
 BESIDE = Adapter(layernorm=LayerNorm(), bottleneck=Bottleneck(width=4, placement="parallel"))
+MEASURED = {"adalora.score"}  # what devices report and the forward pass does not use
 INPUT = torch.tensor([[5, 9, 17, 33, 2], [7, 8, 9, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 
@@ -89,7 +111,7 @@ def test_every_block_changes_the_output(build, adapter):
     union.load(start)
     base = logits(union.model)
     for block in union.spec.blocks:
-        if block.trainable:
+        if block.trainable and block.block_id not in MEASURED:
             union.load(start.replace({block.block_id: moved[block.block_id]}))
             assert not torch.allclose(logits(union.model), base, atol=1e-4), block.block_id
 

@@ -1,0 +1,111 @@
+"""What every method that changes matrices must do: encoder and decoder, on dense and packed bases."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedpeft.adapter import AdapterState
+from fedpeft.methods import attach, due_blocks
+from fedpeft.testing.methods import CASES, on_base, rows_and_columns
+from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
+from fedpeft.tuning import LocalPlan, evaluate, train
+
+pytestmark = pytest.mark.torch
+
+INPUTS = {
+    "input_ids": torch.tensor([[5, 9, 17, 33, 2], [7, 8, 9, 0, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+}
+METHODS = pytest.mark.parametrize("method", CASES)
+MODELS = pytest.mark.parametrize("build", [tiny_bert, tiny_llama], ids=["encoder", "decoder"])
+BASES = pytest.mark.parametrize("base", ["plain", "int8", "nf4"])
+STEPS = 4
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(**INPUTS).logits
+
+
+def examples_for(build):
+    return token_examples(24) if build is tiny_llama else class_examples(24)
+
+
+def trained(union, examples, rounds=1, steps=STEPS, progress=None):
+    """Rounds on one device alone; returns the losses."""
+    losses = []
+    for round_id in range(1, rounds + 1):
+        plan = LocalPlan(
+            steps=steps,
+            batch_size=8,
+            optimizer="adamw",
+            learning_rates=dict.fromkeys(due_blocks(union.spec, union.adapter, round_id), 0.02),
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+        )
+        done = train(union, examples, plan, seed=0, first_step=(round_id - 1) * steps, progress=progress)
+        losses.append(done.mean_loss)
+    return losses
+
+
+@METHODS
+@MODELS
+@BASES
+def test_it_starts_as_the_base_and_training_moves_what_is_due_and_nothing_else(method, build, base):
+    case, examples = CASES[method], examples_for(build)
+    before = logits(on_base(build, base))
+    union = attach(on_base(build, base), case.adapter, seed=0)
+    assert torch.equal(logits(union.model), before)
+    start = {name: parameter.detach().clone() for name, parameter in union.model.named_parameters()}
+    first = evaluate(union, examples, limit=0, batch_size=16).loss_sum
+    trained(union, examples, case.rounds, steps=8)
+    assert evaluate(union, examples, limit=0, batch_size=16).loss_sum < first
+    moved = {name for name, parameter in union.model.named_parameters() if not torch.equal(parameter, start[name])}
+    assert moved == {t.name for block in union.spec.blocks if block.trainable for t in block.tensors}
+
+
+@METHODS
+@MODELS
+def test_bytes_bring_back_equal_logits(method, build):
+    union = attach(build(), CASES[method].adapter, seed=0)
+    trained(union, examples_for(build), CASES[method].rounds)
+    seed = 0 if method == "vera" else 1  # its projections are the run's seed's, and in no state
+    again = attach(build(), CASES[method].adapter, seed=seed)
+    again.load(AdapterState.from_safetensors(union.spec, union.state().to_safetensors()))
+    assert torch.equal(logits(again.model), logits(union.model))
+    assert not torch.allclose(logits(again.model), logits(build()), atol=1e-4)
+
+
+@METHODS
+@MODELS
+def test_it_has_as_many_trained_parameters_as_its_formula_says(method, build):
+    spec = attach(build(), CASES[method].adapter, seed=0).spec
+    found = sum(block.size for block in spec.blocks if block.trainable)
+    assert found == CASES[method].size(*rows_and_columns(build))
+
+
+@METHODS
+@MODELS
+def test_an_evaluation_between_two_steps_changes_nothing(method, build):
+    examples, states = examples_for(build), []
+    for watched in (False, True):
+        union = attach(build(), CASES[method].adapter, seed=0)
+
+        def look(*_: object) -> None:
+            evaluate(union, examples, limit=8, batch_size=8)  # noqa: B023 - called within this turn
+
+        trained(union, examples, CASES[method].rounds, progress=look if watched else None)
+        states.append(union.state())
+    assert states[0].digests == states[1].digests
+
+
+@METHODS
+def test_the_same_arguments_train_the_same_bytes_and_another_device_trains_others(method):
+    examples = class_examples(24)
+    states = []
+    for _ in range(2):
+        union = attach(tiny_bert(), CASES[method].adapter, seed=0)
+        trained(union, examples, CASES[method].rounds)
+        states.append(union.state())
+    assert states[0].digests == states[1].digests
+    assert all(np.isfinite(values).all() for values in states[0].values())
