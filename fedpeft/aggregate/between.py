@@ -16,11 +16,12 @@ import numpy.typing as npt
 from fedpeft.adapter import AdapterState, flatten, unflatten
 from fedpeft.config.adapter import Adapter
 from fedpeft.config.reparameterized import AdaLora
+from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId
 
 __all__ = ["adalora_budget", "between_rounds"]
 
-Vector = npt.NDArray[np.float32]
+_GATE = np.float32(10.0)  # open or closed whatever noise a step would add
 Rule = Callable[[AdapterState, Adapter, int], AdapterState]
 
 
@@ -59,7 +60,7 @@ def _prune_triplets(state: AdapterState, adapter: Adapter, round_id: int) -> Ada
     score = state[BlockId("adalora.score")]
     kept = np.zeros(score.size, np.float32)
     budget = adalora_budget(settings, score.size // settings.rank, round_id)
-    kept[np.argsort(-score, kind="stable")[:budget]] = 1.0
+    kept[_largest(score, budget)] = 1.0
     block = state.spec[BlockId("adalora")]
     tensors = {name: values.copy() for name, values in unflatten(block, state[block.block_id]).items()}
     singular = [name for name in tensors if name.endswith(".values")]  # in the order of the score
@@ -71,4 +72,48 @@ def _prune_triplets(state: AdapterState, adapter: Adapter, round_id: int) -> Ada
     return state.replace(changed)
 
 
-_RULES: Mapping[str, Rule] = MappingProxyType({"adalora": _prune_triplets})
+def _close_gates(state: AdapterState, adapter: Adapter, round_id: int) -> AdapterState:
+    """Diff pruning: keep the largest changes, as far as their gates are open; open those gates, close all others."""
+    settings = adapter.diffpruning
+    if settings is None or round_id != settings.prune_round:
+        return state
+    change, gate = state[BlockId("diffpruning")], state[BlockId("diffpruning.gate")]
+    share = np.clip(3.0 / (1.0 + np.exp(-gate.astype(np.float64))) - 1.5, 0.0, 1.0)
+    effect = (share * change).astype(np.float32)
+    kept = _largest(np.abs(effect), max(1, round(settings.keep * change.size)))
+    closed, left = np.full(gate.size, -_GATE, np.float32), np.zeros(change.size, np.float32)
+    closed[kept], left[kept] = _GATE, effect[kept]
+    return state.replace({BlockId("diffpruning"): left, BlockId("diffpruning.gate"): closed})
+
+
+def _pick_weights(state: AdapterState, adapter: Adapter, round_id: int) -> AdapterState:
+    """FISH mask: the places of the most Fisher information, by matrix and weight; the sum itself has done its work.
+
+    Raises:
+        RunFailed: nothing was summed.
+    """
+    if round_id != 1:
+        return state
+    block = state.spec[BlockId("fish.fisher")]
+    fisher = state[block.block_id]
+    if not fisher.any():
+        raise RunFailed(
+            "Expected Fisher information from round 1, found none; let at least secagg.min_cohort organisations train "
+            "fish."
+        )
+    ends = np.cumsum([tensor.size for tensor in block.tensors])
+    picked = np.sort(_largest(fisher, state[BlockId("fish")].size))
+    matrix = np.searchsorted(ends, picked, side="right")
+    weight = picked - np.concatenate([[0], ends])[matrix]
+    places = np.concatenate([matrix, weight]).astype(np.float32)  # (2, k), exact below 2^24
+    return state.replace({BlockId("fish.places"): places, block.block_id: np.zeros_like(fisher)})
+
+
+def _largest(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
+    """Where the ``count`` largest are; of equal ones the first, so that every machine chooses alike."""
+    return np.argsort(-values, kind="stable")[:count].astype(np.int64)
+
+
+_RULES: Mapping[str, Rule] = MappingProxyType(
+    {"adalora": _prune_triplets, "diffpruning": _close_gates, "fish": _pick_weights}
+)

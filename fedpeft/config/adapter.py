@@ -11,14 +11,17 @@ from fedpeft.config.method import MethodSection
 from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
 from fedpeft.config.reparameterized import AdaLora, Dora, DyLora, QaLora, ReLora, Vera
 from fedpeft.config.section import Section, TargetName
+from fedpeft.config.selective import DiffPruning, Fish
 
 __all__ = [
     "AdaLora",
     "Adapter",
     "BitFit",
     "Bottleneck",
+    "DiffPruning",
     "Dora",
     "DyLora",
+    "Fish",
     "Ia3",
     "LayerNorm",
     "Lora",
@@ -36,6 +39,8 @@ MethodName = Literal[
     "relora",
     "qalora",
     "vera",
+    "diffpruning",
+    "fish",
     "bitfit",
     "layernorm",
     "ia3",
@@ -109,6 +114,8 @@ class Adapter(Section):
     relora: ReLora | None = None
     qalora: QaLora | None = None
     vera: Vera | None = None
+    diffpruning: DiffPruning | None = None
+    fish: Fish | None = None
     bitfit: BitFit | None = None
     layernorm: LayerNorm | None = None
     ia3: Ia3 | None = None

@@ -12,6 +12,7 @@ def schedule_findings(config: RunConfig) -> Iterator[Finding]:
     """Ranks that cannot fall, and schedules longer than the run."""
     yield from _adalora(config)
     yield from _relora(config)
+    yield from _picking(config)
 
 
 def _adalora(config: RunConfig) -> Iterator[Finding]:
@@ -44,4 +45,22 @@ def _relora(config: RunConfig) -> Iterator[Finding]:
             expected=f"cycles that begin within rounds.count={count} when each lasts {relora.rounds_each}",
             found=str(relora.cycles),
             remedy="Fewer or shorter cycles; one that never begins would still be sent and kept.",
+        )
+
+
+def _picking(config: RunConfig) -> Iterator[Finding]:
+    pruning, count = config.adapter.diffpruning, config.rounds.count
+    if pruning is not None and pruning.prune_round >= count:
+        yield Finding(
+            key="adapter.diffpruning.prune_round",
+            reads=("rounds.count",),
+            expected=f"below rounds.count={count}, so that the mask is fixed and then trained",
+            found=str(pruning.prune_round),
+        )
+    if config.adapter.fish is not None and count < 2:
+        yield Finding(
+            key="adapter.fish",
+            reads=("rounds.count",),
+            expected="at least two rounds: the first one only measures",
+            found=f"rounds.count={count}",
         )

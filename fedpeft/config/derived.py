@@ -6,11 +6,12 @@ Invariants: pure functions of the configuration; no default lives here.
 import math
 import typing
 
-from fedpeft.config.model import Adapter, Lora, MethodName, Partition, Rounds, RunConfig, SecureAggregation
+from fedpeft.config.model import Adapter, Fish, Lora, MethodName, Partition, Rounds, RunConfig, SecureAggregation
 
 __all__ = [
     "INPUT_METHODS",
     "MIN_VALUE_BITS",
+    "fish_picks",
     "has_frozen_layers",
     "invited_devices",
     "known_clients",
@@ -39,6 +40,16 @@ def lora_tiers(lora: Lora) -> tuple[int, ...]:
         return lora.tiers
     powers = [2**exponent for exponent in range(1, lora.rank.bit_length())]
     return (*(power for power in powers if power < lora.rank), lora.rank)
+
+
+def fish_picks(fish: Fish, weights: int, layers: int) -> int:
+    """How many of ``weights``, all those of ``layers`` like layers, FISH mask trains: the share of a layer, rounded.
+
+    Example:
+        >>> fish_picks(Fish(keep=0.005), weights=6 * 2 * 384 * 384, layers=6)
+        8844
+    """
+    return layers * max(1, round(fish.keep * weights / max(1, layers)))
 
 
 def method_names(config: RunConfig) -> tuple[str, ...]:

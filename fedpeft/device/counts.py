@@ -17,6 +17,7 @@ class Footprint:
         frozen: blocks that no round changes, likewise.
         shared: block id -> coordinates it has once, whatever the number of layers, beside those in ``blocks``.
         tokens: that the method adds to every example.
+        kept: floats that autograd keeps when the method is trained, however many tokens there are.
         saved: floats a token that autograd keeps when the method is trained.
         saved_first_token: likewise in a last layer that computes one token only.
         flops: operations a token of the forward pass.
@@ -26,6 +27,7 @@ class Footprint:
     frozen: Mapping[BlockId, int] = field(default_factory=dict)
     shared: Mapping[BlockId, int] = field(default_factory=dict)
     tokens: int = 0
+    kept: int = 0
     saved: int = 0
     saved_first_token: int = 0
     flops: int = 0

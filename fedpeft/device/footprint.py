@@ -12,7 +12,7 @@ from fedpeft.adapter import AdapterSpec, BlockSpec, TensorSpec
 from fedpeft.config.derived import lora_tiers
 from fedpeft.config.model import Adapter
 from fedpeft.device.counts import Footprint
-from fedpeft.device.matrix_footprints import adalora, dora, dylora, qalora, relora, vera
+from fedpeft.device.matrix_footprints import adalora, diffpruning, dora, dylora, fish, qalora, relora, vera
 from fedpeft.device.prompt_footprints import llama_adapter, p_tuning, p_tuning_v2, prefix, prompt
 from fedpeft.device.shape import BaseShape
 from fedpeft.ids import BlockId
@@ -90,6 +90,8 @@ FOOTPRINTS: Mapping[str, Callable[[BaseShape, Adapter], Footprint]] = MappingPro
         "relora": relora,
         "qalora": qalora,
         "vera": vera,
+        "diffpruning": diffpruning,
+        "fish": fish,
         "bitfit": bitfit,
         "layernorm": layernorm,
         "ia3": ia3,

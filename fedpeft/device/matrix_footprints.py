@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from fedpeft.config.derived import fish_picks
 from fedpeft.config.model import Adapter
 from fedpeft.config.section import TargetName
 from fedpeft.device.counts import Footprint
@@ -9,7 +10,7 @@ from fedpeft.device.shape import BaseShape
 from fedpeft.ids import BlockId
 from fedpeft.methods.schedule import relora_block
 
-__all__ = ["adalora", "dora", "dylora", "qalora", "relora", "vera"]
+__all__ = ["adalora", "diffpruning", "dora", "dylora", "fish", "qalora", "relora", "vera"]
 
 
 def dora(shape: BaseShape, adapter: Adapter) -> Footprint:
@@ -108,6 +109,36 @@ def vera(shape: BaseShape, adapter: Adapter) -> Footprint:
         saved=rank * count + rows,
         saved_first_token=rank * len(first) + sum(out for out, _ in first),
         flops=2 * rank * (rows + columns) + 2 * rows,
+    )
+
+
+def diffpruning(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """A change and a gate a weight; keeps the input of every target, and four matrices of its size on the way to it."""
+    settings = adapter.diffpruning
+    if settings is None:
+        return Footprint(blocks={})
+    weights = sum(out * width for out, width in _present(shape, settings.targets))
+    return Footprint(
+        blocks={BlockId("diffpruning"): weights, BlockId("diffpruning.gate"): weights},
+        kept=4 * weights,
+        saved=_inputs(shape, settings.targets),
+        flops=2 * weights,
+    )
+
+
+def fish(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """A value and a place a picked weight, a measurement a weight; keeps the input and the dense change."""
+    settings = adapter.fish
+    if settings is None:
+        return Footprint(blocks={})
+    weights = sum(out * width for out, width in _present(shape, settings.targets))
+    picks = fish_picks(settings, weights, 1)
+    return Footprint(
+        blocks={BlockId("fish"): picks, BlockId("fish.fisher"): weights},
+        frozen={BlockId("fish.places"): 2 * picks},
+        kept=weights,
+        saved=_inputs(shape, settings.targets),
+        flops=2 * weights,
     )
 
 

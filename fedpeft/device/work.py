@@ -78,10 +78,10 @@ def kept_floats(shape: BaseShape, workload: Workload) -> tuple[float, float]:
         layer = 6 * shape.hidden + shape.inner + shape.heads
     else:
         layer = 4 * shape.hidden + 2 * shape.key_width + 3 * shape.inner + shape.heads
-    methods = 0
+    methods, tokens = 0.0, workload.batch_size * tokens_of(shape, workload)
     for method in workload.methods:
         own, (count, top) = FOOTPRINTS[method](shape, workload.adapter), layers_of(shape, workload.adapter, method)
-        methods += (count - top * last) * own.saved + top * last * own.saved_first_token
+        methods += (count - top * last) * own.saved + top * last * own.saved_first_token + count * own.kept / tokens
     return float(full * layer + last * 2 * shape.key_width), float(methods)
 
 

@@ -13,6 +13,8 @@ from fedpeft.ids import BlockId
 __all__ = ["due_blocks", "relora_block", "round_of"]
 
 ADALORA_SCORE = BlockId("adalora.score")
+DIFF_GATE = BlockId("diffpruning.gate")
+FISH_FISHER = BlockId("fish.fisher")
 
 Rule = Callable[[Adapter, BlockId, int], bool]
 
@@ -55,5 +57,18 @@ def _adalora(adapter: Adapter, block_id: BlockId, round_id: int) -> bool:
     return settings is not None and (block_id != ADALORA_SCORE or round_id <= settings.prune_until)
 
 
-_RULES: Mapping[str, Rule] = MappingProxyType({"adalora": _adalora, "relora": _relora})
+def _diffpruning(adapter: Adapter, block_id: BlockId, round_id: int) -> bool:
+    """The gates are trained until the mask is fixed."""
+    settings = adapter.diffpruning
+    return settings is not None and (block_id != DIFF_GATE or round_id <= settings.prune_round)
+
+
+def _fish(adapter: Adapter, block_id: BlockId, round_id: int) -> bool:
+    """Round 1 measures, the others train."""
+    return (block_id == FISH_FISHER) == (round_id == 1)
+
+
+_RULES: Mapping[str, Rule] = MappingProxyType(
+    {"adalora": _adalora, "relora": _relora, "diffpruning": _diffpruning, "fish": _fish}
+)
 """By method; a method without a rule trains all its blocks in every round."""

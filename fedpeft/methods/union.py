@@ -26,8 +26,10 @@ from fedpeft.methods.bitfit import attach_bitfit
 from fedpeft.methods.block import Block
 from fedpeft.methods.blocks import HEAD
 from fedpeft.methods.bottleneck import attach_bottleneck
+from fedpeft.methods.diffpruning import attach_diffpruning
 from fedpeft.methods.dora import attach_dora
 from fedpeft.methods.dylora import attach_dylora
+from fedpeft.methods.fish import attach_fish
 from fedpeft.methods.head import attach_head
 from fedpeft.methods.ia3 import attach_ia3
 from fedpeft.methods.layernorm import attach_layernorm
@@ -56,6 +58,8 @@ METHODS: Mapping[str, Attach] = MappingProxyType(
         "relora": attach_relora,
         "qalora": attach_qalora,
         "vera": attach_vera,
+        "diffpruning": attach_diffpruning,
+        "fish": attach_fish,
         "bitfit": attach_bitfit,
         "layernorm": attach_layernorm,
         "ia3": attach_ia3,

@@ -7,7 +7,7 @@ from torch import nn
 
 from fedpeft.base.quantize import Encoding, quantize
 from fedpeft.base.residency import PackedWeight, QuantizedLinear
-from fedpeft.config.model import AdaLora, Adapter, Dora, DyLora, QaLora, ReLora, Vera
+from fedpeft.config.model import AdaLora, Adapter, DiffPruning, Dora, DyLora, Fish, QaLora, ReLora, Vera
 from fedpeft.testing.models import tiny_bert
 
 __all__ = ["CASES", "Case", "on_base", "rows_and_columns"]
@@ -46,6 +46,16 @@ CASES = {
     "vera": Case(
         adapter=Adapter(vera=Vera(rank=16, initial=1.0), head=False),
         size=lambda rows, columns, count: 16 * count + rows,
+    ),
+    "diffpruning": Case(
+        adapter=Adapter(diffpruning=DiffPruning(prune_round=2), head=False),
+        size=lambda rows, columns, count: 2 * rows * WIDE,
+    ),
+    "fish": Case(
+        adapter=Adapter(fish=Fish(keep=0.01), head=False),
+        # The Fisher information of all weights, and a hundredth of a layer's weights three times.
+        size=lambda rows, columns, count: rows * WIDE + LAYERS * round(0.01 * rows * WIDE / LAYERS),
+        rounds=2,
     ),
 }
 

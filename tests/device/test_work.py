@@ -8,8 +8,10 @@ from fedpeft.config.model import (
     Adapter,
     BitFit,
     Bottleneck,
+    DiffPruning,
     Dora,
     DyLora,
+    Fish,
     Ia3,
     LayerNorm,
     Lora,
@@ -38,6 +40,8 @@ ADAPTERS = {
     "dylora": Adapter(dylora=DyLora(rank=4)),
     "relora": Adapter(relora=ReLora(rank=2, cycles=3)),
     "qalora": Adapter(qalora=QaLora(rank=1, targets=("k", "up"))),
+    "diff pruning": Adapter(diffpruning=DiffPruning(targets=("q", "v", "down"))),
+    "fish": Adapter(fish=Fish(keep=0.01)),
     "vera": Adapter(vera=Vera(rank=8, targets=("q", "v", "up"))),
     "ia3": Adapter(ia3=Ia3()),
     "layernorm": Adapter(layernorm=LayerNorm()),
@@ -52,7 +56,7 @@ ADAPTERS = {
     "hierarchy": Adapter(lora=Lora(rank=4, layers=(0, 1)), ia3=Ia3(layers=(1, 2))),
     "lora and ia3, top two": Adapter(layers=2, lora=Lora(rank=2), ia3=Ia3()),
 }
-AT_ATTENTION = {"lora", "dora", "adalora", "dylora", "relora", "qalora", "vera", "bitfit", "ia3"}
+AT_ATTENTION = {"lora", "dora", "adalora", "dylora", "relora", "qalora", "vera", "bitfit", "ia3", "fish", "diffpruning"}
 WITH_BIASES = {
     "bitfit": Adapter(bitfit=BitFit()),
     "bitfit and layernorm": Adapter(bitfit=BitFit(), layernorm=LayerNorm()),

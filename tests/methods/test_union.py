@@ -14,8 +14,10 @@ from fedpeft.config.model import (
     Adapter,
     BitFit,
     Bottleneck,
+    DiffPruning,
     Dora,
     DyLora,
+    Fish,
     Ia3,
     LayerNorm,
     Lora,
@@ -40,6 +42,8 @@ EVERYTHING = Adapter(
     dylora=DyLora(rank=4),
     relora=ReLora(rank=2, cycles=2),
     qalora=QaLora(rank=1),
+    diffpruning=DiffPruning(),
+    fish=Fish(),
     vera=Vera(rank=8),
     bitfit=BitFit(),
     layernorm=LayerNorm(),
@@ -52,13 +56,14 @@ NO_BIAS = Adapter(
     adalora=AdaLora(rank=4, targets=("o",)),
     relora=ReLora(rank=2, cycles=2, targets=("gate",)),
     qalora=QaLora(rank=1, targets=("down",)),
+    diffpruning=DiffPruning(targets=("o",)),
     vera=Vera(rank=8, targets=("v", "down")),
     layernorm=LayerNorm(),
     ia3=Ia3(),
     bottleneck=Bottleneck(width=4, placement="pfeiffer"),
 )
 BESIDE = Adapter(layernorm=LayerNorm(), bottleneck=Bottleneck(width=4, placement="parallel"))
-MEASURED = {"adalora.score"}  # what devices report and the forward pass does not use
+MEASURED = {"adalora.score", "diffpruning.gate", "fish.fisher"}  # what devices report and the forward pass does not use
 INPUT = torch.tensor([[5, 9, 17, 33, 2], [7, 8, 9, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 
