@@ -10,11 +10,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fedpeft.adapter import AdapterSpec, AdapterState
-from fedpeft.base import ArtifactStore, load_model, load_tokenizer
+from fedpeft.base import ArtifactStore, BaseArtifact, load_model, load_tokenizer
 from fedpeft.data import Tokenizer
+from fedpeft.device import available_bytes
 from fedpeft.entropy import derive_seed
 from fedpeft.methods import attach
 from fedpeft.round.plan import LearningPlan
@@ -22,7 +23,17 @@ from fedpeft.round.plan import LearningPlan
 if TYPE_CHECKING:
     from fedpeft.methods import UnionAdapter
 
-__all__ = ["Bench", "release_free_memory"]
+__all__ = ["Bench", "Residency", "chosen_residency", "release_free_memory"]
+
+Residency = Literal["auto", "dense", "quantized"]
+
+
+def chosen_residency(artifact: BaseArtifact, wanted: Residency) -> Literal["dense", "quantized"]:
+    """Dense or packed: as wanted, or by the memory that is free now. A base stored plain has nothing to unpack."""
+    if wanted != "auto":
+        return wanted
+    plain = artifact.manifest.quantize == "none"
+    return "dense" if plain or 2 * 4 * artifact.manifest.parameters <= available_bytes() else "quantized"
 
 
 class Bench:
@@ -31,14 +42,16 @@ class Bench:
     Args:
         store: where base artifacts lie.
         places: how many trainers may work at once.
+        residency: ``dense`` unpacks the base once, ``quantized`` keeps it packed, ``auto`` unpacks it where it takes
+            at most half of the memory that is free. What is computed is the same to the bit.
 
     Attributes:
         tokenizing: held while the tokenizer is used. A fast tokenizer keeps truncation as state of its own: two
             threads at once would cut each other's texts, and a run would not repeat.
     """
 
-    def __init__(self, store: ArtifactStore, *, places: int = 1) -> None:
-        self._store, self._places = store, places
+    def __init__(self, store: ArtifactStore, *, places: int = 1, residency: Residency = "auto") -> None:
+        self._store, self._places, self._residency = store, places, residency
         self._lock = threading.Lock()
         self.tokenizing = threading.Lock()
         self._key = ""
@@ -65,6 +78,11 @@ class Bench:
         if self._tokenizer is None:
             raise RuntimeError("the bench has no tokenizer although it is ready")
         return self._tokenizer
+
+    def vocabulary(self, plan: LearningPlan) -> int:
+        """Rows of the language model's output; 0 for a classifier."""
+        model = self._ready(plan).model
+        return 0 if plan.task.kind == "classify" else int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
 
     @contextmanager
     def lend(self, plan: LearningPlan) -> "Iterator[UnionAdapter]":
@@ -94,7 +112,11 @@ class Bench:
         artifact = self._store.get(plan.base)
         self._tokenizer = load_tokenizer(artifact)
         model = load_model(
-            artifact, task=plan.task.kind, labels=plan.task.labels, head_seed=derive_seed(plan.seed, "head")
+            artifact,
+            task=plan.task.kind,
+            labels=plan.task.labels,
+            head_seed=derive_seed(plan.seed, "head"),
+            residency=chosen_residency(artifact, self._residency),
         )
         union = attach(model, plan.adapter, seed=plan.seed)
         check_positions(model, plan.task.max_length)

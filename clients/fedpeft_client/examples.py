@@ -7,18 +7,17 @@ import threading
 from dataclasses import dataclass
 
 from fedpeft.data import EncodedDataset, Records, encode
+from fedpeft.device import evaluation_batch
 from fedpeft.entropy import derive_seed
 from fedpeft.round.plan import LearningPlan
 from fedpeft.tuning import ActivationCache
 from fedpeft_client.bench import Bench
 
-__all__ = ["CACHE_BYTES", "EVAL_BATCH", "Examples", "Prepared", "batch_seed"]
+__all__ = ["CACHE_BYTES", "Examples", "Prepared", "batch_seed"]
 
 CACHE_BYTES = 64 * 2**20
 """Bound of the activation cache of one data set, so that a dozen virtual clients fit a small machine; what does not
 fit is computed anew."""
-
-EVAL_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +27,14 @@ class Prepared:
     Args:
         train, held_out: the two sides.
         train_cache, eval_cache: their caches.
+        eval_batch: how many held-out examples are evaluated at once.
     """
 
     train: EncodedDataset
     held_out: EncodedDataset
     train_cache: ActivationCache | None
     eval_cache: ActivationCache | None
+    eval_batch: int
 
 
 class Examples:
@@ -64,8 +65,9 @@ class Examples:
         with self._bench.tokenizing:
             train = encode(self._train, plan.task, plan.task.labels, tokenizer)
             held_out = encode(self._held_out, plan.task, plan.task.labels, tokenizer)
+        batch = evaluation_batch(length=plan.task.max_length, vocabulary=self._bench.vocabulary(plan))
         if plan.adapter.layers == "all":
-            return Prepared(train=train, held_out=held_out, train_cache=None, eval_cache=None)
+            return Prepared(train=train, held_out=held_out, train_cache=None, eval_cache=None, eval_batch=batch)
         return Prepared(
             train=train,
             held_out=held_out,
@@ -75,7 +77,8 @@ class Examples:
                 seed=batch_seed(plan.seed, self._name),
                 max_bytes=CACHE_BYTES,
             ),
-            eval_cache=ActivationCache.for_evaluation(held_out, batch_size=EVAL_BATCH, max_bytes=CACHE_BYTES),
+            eval_cache=ActivationCache.for_evaluation(held_out, batch_size=batch, max_bytes=CACHE_BYTES),
+            eval_batch=batch,
         )
 
 

@@ -14,12 +14,12 @@ import torch
 
 from fedpeft.base import BaseArtifact, load_model
 from fedpeft.data import EncodedDataset
-from fedpeft.device import MeasuredStep, Workload
+from fedpeft.device import MeasuredStep, Workload, evaluation_batch
 from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, blocks_for
 from fedpeft.tuning import ActivationCache, LocalPlan, evaluate, train
-from fedpeft_client.examples import CACHE_BYTES, EVAL_BATCH
+from fedpeft_client.examples import CACHE_BYTES
 
 __all__ = ["measure_step"]
 
@@ -52,7 +52,9 @@ def measure_step(artifact: BaseArtifact, workload: Workload, *, steps: int = 4) 
     loaded = _resident("VmRSS")
     _forget_peak()
     if workload.eval_examples:
-        evaluate(union, _examples(workload, workload.eval_examples), limit=0, batch_size=EVAL_BATCH)
+        vocabulary = 0 if workload.classes else int(union.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        batch = evaluation_batch(length=workload.length, vocabulary=vocabulary)
+        evaluate(union, _examples(workload, workload.eval_examples), limit=0, batch_size=batch)
     step_s = _train(union, examples, workload, dict.fromkeys(blocks, _LEARNING_RATE), steps)
     return MeasuredStep(loaded_bytes=loaded, peak_bytes=_resident("VmHWM"), step_s=step_s)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from fedpeft.adapter import AdapterSpec, AdapterState
-from fedpeft.config.model import Adapter, Train
+from fedpeft.config.model import Adapter, Performance, Train
 from fedpeft.ids import BlockId
 from fedpeft.methods import blocks_for, due_blocks, round_of
 from fedpeft.methods.blocks import HEAD
@@ -18,9 +18,11 @@ from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
 from fedpeft.tuning import LocalPlan, evaluate, train
 from fedpeft_client.bench import Bench
-from fedpeft_client.examples import EVAL_BATCH, Examples, batch_seed
+from fedpeft_client.examples import Examples, batch_seed
 
 __all__ = ["Capacity", "TorchTrainer", "learning_rates"]
+
+PLAIN = Performance()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +52,20 @@ class TorchTrainer:
         capacity: what it trains.
         bench: the base model, possibly shared with other virtual clients.
         examples: its own.
+        performance: how it saves memory.
     """
 
-    def __init__(self, *, device: str, capacity: Capacity, bench: Bench, examples: Examples) -> None:
+    def __init__(
+        self,
+        *,
+        device: str,
+        capacity: Capacity,
+        bench: Bench,
+        examples: Examples,
+        performance: Performance = PLAIN,
+    ) -> None:
         self._device, self._capacity, self._bench, self._examples = device, capacity, bench, examples
+        self._performance = performance
 
     @property
     def methods(self) -> str:
@@ -79,7 +91,7 @@ class TorchTrainer:
                 union,
                 examples.held_out,
                 limit=request.eval_examples,
-                batch_size=EVAL_BATCH,
+                batch_size=examples.eval_batch,
                 cache=examples.eval_cache,
             )
             deltas = {}
@@ -88,7 +100,7 @@ class TorchTrainer:
                 round_id = round_of(request.first_step, plan.train.local_steps)
                 blocks = self.trains(plan) & due_blocks(union.spec, plan.adapter, round_id)
                 rates = learning_rates(plan.adapter, plan.train, blocks)
-                local = _local_plan(plan.train, rates, request.learning_rate_factor)
+                local = _local_plan(plan.train, rates, request.learning_rate_factor, self._performance)
                 outcome = train(
                     union,
                     examples.train,
@@ -122,7 +134,7 @@ def _own_rate(adapter: Adapter, block_id: BlockId) -> float | None:
     return rate
 
 
-def _local_plan(plan: Train, rates: Mapping[BlockId, float], factor: float) -> LocalPlan:
+def _local_plan(plan: Train, rates: Mapping[BlockId, float], factor: float, performance: Performance) -> LocalPlan:
     return LocalPlan(
         steps=plan.local_steps,
         batch_size=plan.batch_size,
@@ -130,4 +142,6 @@ def _local_plan(plan: Train, rates: Mapping[BlockId, float], factor: float) -> L
         learning_rates={block_id: rate * factor for block_id, rate in rates.items()},
         weight_decay=plan.weight_decay,
         max_grad_norm=plan.max_grad_norm,
+        micro_batch=performance.micro_batch,
+        checkpointing=performance.checkpointing,
     )

@@ -231,6 +231,16 @@ class Performance(Section):
     engine: Literal["local", "ray"] = Field(
         default="local", description="In this process, or on Flower's Ray engine (needs the `ray` extra)."
     )
+    residency: Literal["auto", "dense", "quantized"] = Field(
+        default="auto",
+        description="The base unpacked once, or packed and unpacked at each use (QLoRA's way); `auto`: by free memory.",
+    )
+    micro_batch: int = Field(
+        default=0, ge=0, le=4096, description="Examples of a step in memory at once, gradients added up; 0: all."
+    )
+    checkpointing: bool = Field(
+        default=False, description="Compute layers again in the backward pass: less memory, a third more time."
+    )
     workers: int = Field(default=0, ge=0, le=1024, description="Virtual clients at once; 0: one a core.")
 
 

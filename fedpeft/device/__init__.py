@@ -3,9 +3,9 @@
 from fedpeft.device.catalogue import CATALOGUE, MethodRow
 from fedpeft.device.cost import Calibration, Estimate, MeasuredStep, calibrate, estimate
 from fedpeft.device.plan import Limits, Menu, Plan, Rejected, menu_of, plan
-from fedpeft.device.profile import REFERENCE, DeviceProfile, probe
+from fedpeft.device.profile import REFERENCE, DeviceProfile, available_bytes, probe
 from fedpeft.device.shape import BaseShape, shape_of
-from fedpeft.device.work import Workload
+from fedpeft.device.work import Workload, evaluation_batch
 
 __all__ = [
     "CATALOGUE",
@@ -21,8 +21,10 @@ __all__ = [
     "Plan",
     "Rejected",
     "Workload",
+    "available_bytes",
     "calibrate",
     "estimate",
+    "evaluation_batch",
     "menu_of",
     "plan",
     "probe",

@@ -19,7 +19,16 @@ from dataclasses import dataclass
 from fedpeft.device.footprint import spec_of
 from fedpeft.device.profile import DeviceProfile
 from fedpeft.device.shape import BaseShape
-from fedpeft.device.work import Workload, forward_share, kept_floats, passes_of, step_flops, tokens_of, trained_blocks
+from fedpeft.device.work import (
+    Workload,
+    evaluation_batch,
+    forward_share,
+    kept_floats,
+    passes_of,
+    step_flops,
+    tokens_of,
+    trained_blocks,
+)
 from fedpeft.ring import RingParams
 
 __all__ = [
@@ -44,7 +53,6 @@ HEAP = 2.1  # see the module's header
 ARENA_BYTES = 20 * MIB  # kernels' workspaces
 LAYER_S = 2.5e-3  # dispatch of one layer's operators in one pass, on a core of REFERENCE_RATE
 REFERENCE_RATE = 50e9
-EVALUATION_BATCH = 64  # fedpeft_client.trainer.EVAL_BATCH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +139,8 @@ def estimate(
     applied = sum(block.size for block in spec.blocks)
     trained = [spec[block_id].size for block_id in chosen]
     changing = [block.size for block in spec.blocks if block.trainable]
-    evaluated = min(EVALUATION_BATCH, workload.eval_examples)
+    vocabulary = 0 if workload.classes else shape.vocabulary
+    evaluated = min(evaluation_batch(length=workload.length, vocabulary=vocabulary), workload.eval_examples)
     activations = ARENA_BYTES + max(_training_bytes(shape, workload), _forward_bytes(shape, workload, evaluated, 2))
     step = _step_s(shape, workload, profile) * calibration.time_factor
     passes = workload.eval_examples / max(1, workload.batch_size) * forward_share(shape, workload)

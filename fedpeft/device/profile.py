@@ -18,7 +18,7 @@ import numpy as np
 
 from fedpeft.errors import IntegrityFailed
 
-__all__ = ["REFERENCE", "DeviceProfile", "probe"]
+__all__ = ["REFERENCE", "DeviceProfile", "available_bytes", "probe"]
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd", "bf16")
 """The processor's abilities that decide which kernels pay."""
@@ -109,6 +109,11 @@ def probe(*, root: Path = _ROOT, run: Callable[[list[str]], str] | None = None) 
         gemm_rate=_gemm_rate(),
         flags=_flags(root),
     )
+
+
+def available_bytes() -> int:
+    """RAM that is free for this process now, within the control groups' limits."""
+    return _memory(_ROOT)[1]
 
 
 def _memory(root: Path) -> tuple[int, int]:

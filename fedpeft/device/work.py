@@ -16,6 +16,7 @@ from fedpeft.methods import blocks_for
 
 __all__ = [
     "Workload",
+    "evaluation_batch",
     "forward_share",
     "gradient_layers",
     "kept_floats",
@@ -24,6 +25,8 @@ __all__ = [
     "tokens_of",
     "trained_blocks",
 ]
+
+EVALUATION_BATCH, EVALUATION_TOKENS, EVALUATION_LOGIT_BYTES = 64, 8192, 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,25 @@ class Workload:
     def __str__(self) -> str:
         parts = [f"lora r{self.rank}" if method == "lora" and self.rank else method for method in self.methods]
         return " + ".join([*parts, *(["head"] if self.head and self.classes else [])]) or "nothing"
+
+
+def evaluation_batch(*, length: int, vocabulary: int) -> int:
+    """Examples that an evaluation takes at once: 64 short ones, fewer the longer they are.
+
+    A language model's logits are the widest thing it computes: two copies of them stay below 128 MiB.
+
+    Args:
+        length: tokens an example may have.
+        vocabulary: of a language model; 0 for a classifier.
+
+    Example:
+        >>> evaluation_batch(length=64, vocabulary=0), evaluation_batch(length=128, vocabulary=49152)
+        (64, 2)
+    """
+    fitting = EVALUATION_TOKENS // length
+    if vocabulary:
+        fitting = min(fitting, EVALUATION_LOGIT_BYTES // (8 * length * vocabulary))
+    return max(1, min(EVALUATION_BATCH, fitting))
 
 
 def trained_blocks(shape: BaseShape, workload: Workload) -> tuple[BlockId, ...]:

@@ -18,7 +18,16 @@ from fedpeft.data.encode import IGNORED, EncodedDataset
 from fedpeft.entropy import generator
 from fedpeft.errors import DataInvalid
 
-__all__ = ["Batch", "BatchStream", "Indices", "collate", "evaluation_stream", "lengths_of", "training_stream"]
+__all__ = [
+    "Batch",
+    "BatchStream",
+    "Indices",
+    "collate",
+    "evaluation_stream",
+    "lengths_of",
+    "predictions_of",
+    "training_stream",
+]
 
 Indices = npt.NDArray[np.int64]
 EVALUATION_SEED = 0
@@ -112,6 +121,12 @@ def bucketed(order: Indices, lengths: Indices, *, batch_size: int, window: int) 
 def lengths_of(examples: EncodedDataset) -> Indices:
     """Tokens of each example, (n,)."""
     return np.fromiter((len(ids) for ids in examples.input_ids), np.int64, len(examples))
+
+
+def predictions_of(examples: EncodedDataset, index: int) -> int:
+    """How many predictions an example is scored on: one class, or its labelled tokens after the first."""
+    labels = examples.labels
+    return 1 if isinstance(labels, np.ndarray) else int((labels[index][1:] != IGNORED).sum())
 
 
 def collate(examples: EncodedDataset, indices: Indices, *, pad_id: int, device: torch.device) -> Batch:

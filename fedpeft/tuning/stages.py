@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from fedpeft.data.encode import IGNORED
 from fedpeft.errors import ConfigInvalid
@@ -46,11 +47,16 @@ _NO_CUT = "Expected frozen layers below the adapter, found it in all; set adapte
 class Stages:
     """The forward passes of one union adapter. Not shared between threads.
 
+    Args:
+        union: the model with its adapter.
+        checkpointing: keep the inputs of the layers that adapt only, and compute them again in the backward pass:
+            less memory, more time, the same gradients.
+
     Attributes:
         first_layer: the cut: the lowest layer that adapts. Hidden states are its input.
     """
 
-    def __init__(self, union: UnionAdapter) -> None:
+    def __init__(self, union: UnionAdapter, *, checkpointing: bool = False) -> None:
         anatomy = union.anatomy
         self.first_layer = anatomy.first_layer
         self.hidden_size = int(cast("int", union.model.config.hidden_size))  # type: ignore[union-attr]
@@ -62,6 +68,9 @@ class Stages:
         above: dict[str, nn.Module] = {}
         if type(union.model).__name__ in _READS_FIRST_TOKEN:
             above[paths[-1]] = _FirstToken(layers[-1])
+        if checkpointing:
+            for path, layer in list(zip(paths, layers, strict=True))[self.first_layer :]:
+                above[path] = _Recomputed(above.get(path, layer))
         self._positions: _LabelledOnly | None = None
         if anatomy.head is None:
             path, output = _output_matrix(union.model)
@@ -133,6 +142,21 @@ class _PassOn(nn.Module):
 
     def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
         return hidden_states
+
+
+class _Recomputed(nn.Module):
+    """A layer that keeps its input for the backward pass and nothing else."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.attention_type = getattr(layer, "attention_type", None)
+        self.layer = layer
+
+    def forward(self, *args: object, **kwargs: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return cast("Tensor", self.layer(*args, **kwargs))
+        again = checkpoint(self.layer, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return cast("Tensor", again)
 
 
 class _HandIn(_PassOn):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -21,7 +22,7 @@ from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId
 from fedpeft.methods.stepped import SteppedPart
 from fedpeft.methods.union import UnionAdapter
-from fedpeft.tuning.batches import collate, training_stream
+from fedpeft.tuning.batches import Indices, collate, predictions_of, training_stream
 from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.stages import Stages
 
@@ -42,6 +43,9 @@ class LocalPlan:
         learning_rates: one for each block that is trained; the other blocks are applied and left alone.
         weight_decay: decoupled (adamw) or L2 (sgd), on the trained blocks.
         max_grad_norm: the gradient over all trained blocks is scaled down to this L2 norm.
+        micro_batch: at most so many examples pass through the model at once, their gradients added up; 0: all of a
+            step. The same step but for rounding, in less memory.
+        checkpointing: layers are computed again in the backward pass (``Stages``).
     """
 
     steps: int
@@ -50,6 +54,8 @@ class LocalPlan:
     learning_rates: Mapping[BlockId, float]
     weight_decay: float
     max_grad_norm: float
+    micro_batch: int = 0
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +100,7 @@ def train(
         RunFailed: the loss is not finite.
     """
     union.train_only(plan.learning_rates.keys())
-    stages = Stages(union)
+    stages = Stages(union, checkpointing=plan.checkpointing)
     stream = training_stream(examples, batch_size=plan.batch_size, seed=seed)
     # In the specification's order, whatever the mapping's: sums of gradient norms round by order.
     trained = {
@@ -109,19 +115,19 @@ def train(
     for step in range(first_step, first_step + plan.steps):
         for part in stepped:
             part.begin_step(seed, step)
-        batch = collate(examples, stream.batch(step), pad_id=stages.pad_id, device=stages.device)
-        logits, labels = logits_of(stages, batch, cache)
-        loss = functional.cross_entropy(logits.float(), labels)
-        torch.autograd.backward([loss, *(term for part in stepped if (term := part.penalty()) is not None)])
+        indices = stream.batch(step)
+        losses.append(_backward(stages, examples, indices, cache, micro_batch=plan.micro_batch))
+        penalties = [term for part in stepped if (term := part.penalty()) is not None]
+        if penalties:
+            torch.autograd.backward(penalties)
         for part in stepped:
             part.after_backward()
         nn.utils.clip_grad_norm_(chain.from_iterable(trained.values()), plan.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise RunFailed(f"Expected a finite loss, found {losses[-1]} at step {step}; lower train.learning_rate.")
-        seen += len(batch.indices)
+        seen += len(indices)
         if progress is not None:
             progress(len(losses), losses[-1])
     with torch.no_grad():
@@ -129,6 +135,25 @@ def train(
             kind.finish([part for part in stepped if type(part) is kind])
     union.train_only(())
     return TrainOutcome(mean_loss=sum(losses) / len(losses), examples_seen=seen, steps=len(losses))
+
+
+def _backward(
+    stages: Stages, examples: EncodedDataset, indices: Indices, cache: HiddenSource | None, *, micro_batch: int
+) -> float:
+    """Add the gradient of the mean loss of these examples, some at a time, and return the loss."""
+    pieces = np.array_split(indices, -(-len(indices) // micro_batch)) if micro_batch else [indices]
+    count = sum(predictions_of(examples, int(i)) for i in indices)
+    total = 0.0
+    for piece in pieces:
+        batch = collate(examples, piece, pad_id=stages.pad_id, device=stages.device)
+        logits, labels = logits_of(stages, batch, cache)
+        if len(pieces) == 1:
+            loss = functional.cross_entropy(logits.float(), labels)
+        else:
+            loss = functional.cross_entropy(logits.float(), labels, reduction="sum") / count
+        torch.autograd.backward([loss])
+        total += loss.item()
+    return total
 
 
 def _optimizer(trained: Mapping[BlockId, list[nn.Parameter]], plan: LocalPlan) -> torch.optim.Optimizer:

@@ -20,7 +20,7 @@ from fedpeft.methods import UnionAdapter, blocks_for, due_blocks
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.tuning import Evaluation, HiddenSource, JoinedCaches, LocalPlan, evaluate, train
 from fedpeft_client.bench import Bench, release_free_memory
-from fedpeft_client.examples import EVAL_BATCH, Examples, Prepared, batch_seed
+from fedpeft_client.examples import Examples, Prepared, batch_seed
 from fedpeft_client.trainer import learning_rates
 from fedpeft_sim.population import Client
 
@@ -161,7 +161,7 @@ def _together(prepared: Sequence[Prepared]) -> tuple[EncodedDataset, HiddenSourc
 
 
 def _score(union: UnionAdapter, examples: Prepared) -> Evaluation:
-    return evaluate(union, examples.held_out, limit=0, batch_size=EVAL_BATCH, cache=examples.eval_cache)
+    return evaluate(union, examples.held_out, limit=0, batch_size=examples.eval_batch, cache=examples.eval_cache)
 
 
 def _added(scores: Sequence[Evaluation]) -> Evaluation:

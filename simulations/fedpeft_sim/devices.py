@@ -88,6 +88,7 @@ class VirtualDevices:
                 capacity=client.capacity,
                 bench=self._bench,
                 examples=self._examples[client.name],
+                performance=config.performance,
             ),
             session=session,
             store=store,
@@ -123,7 +124,7 @@ class RayDevices:
             store = ArtifactStore(self.store)
             devices = VirtualDevices(
                 plan_devices(populate(self.config), store.get(self.base)),
-                Bench(store),
+                Bench(store, residency=self.config.performance.residency),
                 coordinator_key=self.coordinator_key,
                 home=self.home,
             )

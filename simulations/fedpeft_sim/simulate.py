@@ -113,7 +113,7 @@ def prepare(config: RunConfig, screen: Screen, *, store: Path | None = None) -> 
     for sentence, names in population.by_plan().items():
         screen.note(f"{', '.join(names)}: {sentence}")
     torch.set_num_threads(1)
-    bench = Bench(ArtifactStore(where), places=workers_of(config))
+    bench = Bench(ArtifactStore(where), places=workers_of(config), residency=config.performance.residency)
     draft = learning_plan(config, run_id="", base=artifact.digest, adapter_spec="")
     initial = bench.initial_state(draft)
     plan = draft.model_copy(update={"adapter_spec": initial.spec.digest})

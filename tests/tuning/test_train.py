@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedpeft.config.model import Adapter, BitFit, Bottleneck, Dora, Ia3, LayerNorm, Lora, Vera
+from fedpeft.config.model import Adapter, BitFit, Bottleneck, Dora, Fish, Ia3, LayerNorm, Lora, Vera
 from fedpeft.data import EncodedDataset
 from fedpeft.errors import DataInvalid, RunFailed, SpecMismatch
 from fedpeft.ids import BlockId
@@ -101,6 +101,34 @@ def test_gradients_equal_finite_differences(case):
                     p.add_(position * d)
                 values.append(float(loss()))
         assert (values[0] - values[1]) / (2 * width) == pytest.approx(expected, rel=2e-3, abs=1e-4), block
+
+
+@pytest.mark.parametrize("changes", [{"micro_batch": 3}, {"checkpointing": True}], ids=["micro-batches", "recomputed"])
+@pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
+def test_saving_memory_takes_the_same_steps(build, changes):
+    adapter, examples, found = Adapter(lora=LORA, fish=Fish(keep=0.01), layers=2), examples_for(build, 24), []
+    for settings in ({}, changes):
+        union = attach(build(), adapter, seed=0)
+        blocks = [BlockId("lora.B.t2"), BlockId("lora.B.t4"), BlockId("fish"), BlockId("fish.fisher")]
+        outcome = train(union, examples, plan_for(blocks, steps=3, optimizer="sgd", **settings), seed=0)
+        found.append((outcome.mean_loss, union.extract(blocks)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for block, values in found[0][1].items():
+        assert np.allclose(values, found[1][1][block], atol=1e-5), block
+        assert values.any()
+
+
+def test_recomputing_keeps_less_for_the_backward_pass():
+    union, examples = attach(tiny_llama(), Adapter(lora=LORA), seed=0), token_examples(8)
+    union.train_only(trainable(union))
+    kept = []
+    for again in (False, True):
+        stages, sizes = Stages(union, checkpointing=again), []
+        batch = collate(examples, np.arange(8), pad_id=0, device=stages.device)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            stages.logits(batch)
+        kept.append(sum(sizes))
+    assert kept[1] < 0.5 * kept[0]
 
 
 def test_training_a_prefix_of_tiers_leaves_the_others_untouched():
