@@ -1,5 +1,7 @@
 """Tiny transformers and data sets for tests: seconds become milliseconds, every code path stays."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from fedpeft.data.encode import IGNORED, EncodedDataset
 from fedpeft.entropy import generator
 
-__all__ = ["class_examples", "tiny_bert", "tiny_llama", "token_examples"]
+__all__ = ["class_examples", "save_tiny", "tiny_bert", "tiny_llama", "token_examples"]
 
 VOCABULARY = 120
 
@@ -43,6 +45,24 @@ def tiny_llama(*, layers: int = 3, seed: int = 0) -> nn.Module:
         tie_word_embeddings=True,
     )
     return _drawn(LlamaForCausalLM(config), seed)
+
+
+WORDS = ("red", "green", "blue", "cat", "dog", "bird", "runs", "sleeps", "sings", "the", "a", "what", "does", "b", "c")
+
+
+def save_tiny(model: nn.Module, folder: Path) -> None:
+    """The model and a tokenizer of a few words, as ``save_pretrained`` writes them."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    vocabulary = {word: index for index, word in enumerate([*special.values(), *WORDS])}
+    words = Tokenizer(WordLevel(vocabulary, unk_token=special["unk_token"]))
+    words.pre_tokenizer = Whitespace()
+    model.save_pretrained(folder)  # type: ignore[operator]
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
 
 
 def class_examples(count: int = 48, *, classes: int = 3, seed: int = 0) -> EncodedDataset:
