@@ -71,6 +71,12 @@ class Lora(MethodSection):
         description="`fixed`: dW = scale * B A. `rslora` (Kalajdzievski 2023): dW = scale / sqrt(rank) * B A, with the "
         "full rank, also on devices that train a lower tier.",
     )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of a matrix's inputs that A does not see in a training step, drawn anew for each.",
+    )
     init: Literal["orthonormal", "gaussian"] = Field(
         default="orthonormal", description="How the frozen A begins; B begins at zero."
     )

@@ -19,17 +19,19 @@ from torch.nn import functional
 
 from fedpeft.config.derived import lora_tiers
 from fedpeft.config.model import Adapter, Lora
+from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.methods.anatomy import Anatomy
 from fedpeft.methods.block import Block
 from fedpeft.methods.blocks import LORA, tier_block
 from fedpeft.methods.graft import device_of, graft_output
 from fedpeft.methods.lowrank import initial_rows, target_modules, width_of
+from fedpeft.methods.stepped import SteppedPart
 
 __all__ = ["LoraPart", "attach_lora", "scale_of", "width_of"]
 
 
-class LoraPart(nn.Module):
+class LoraPart(SteppedPart):
     """The tiers of one matrix: ``A.t2``, ``A.t4``, ... and ``B.t2``, ``B.t4``, ...
 
     Args:
@@ -37,10 +39,23 @@ class LoraPart(nn.Module):
         out_features: d_out.
         tiers: ranks at which the tiers end, ascending.
         scale: the fixed factor of B A.
+        dropout: share of the inputs that A does not see in a training step.
+        path: of the matrix; names its draws.
     """
 
-    def __init__(self, rows: Tensor, out_features: int, tiers: tuple[int, ...], scale: float) -> None:
+    def __init__(
+        self,
+        rows: Tensor,
+        out_features: int,
+        tiers: tuple[int, ...],
+        scale: float,
+        *,
+        dropout: float = 0.0,
+        path: str = "",
+    ) -> None:
         super().__init__()
+        self._dropout, self._path = dropout, path
+        self._seen: Tensor | None = None  # (d_in,): zero or 1 / (1 - dropout), in a training step
         self.A = nn.ParameterDict()
         self.B = nn.ParameterDict()
         self.scale = scale
@@ -63,9 +78,23 @@ class LoraPart(nn.Module):
             self.A[f"t{end}"].copy_(down[start:end])
             self.B[f"t{end}"].copy_(up[:, start:end])
 
+    def begin_step(self, seed: int, step: int) -> None:
+        """Draw which inputs A sees, while this part is trained."""
+        if self._dropout and any(tier.requires_grad for tier in self.B.values()):
+            first = next(iter(self.A.values()))
+            seen = generator(seed, "lora.dropout", self._path, step).random(first.shape[1]) >= self._dropout
+            kept = torch.from_numpy(seen).to(first.device, first.dtype)
+            self._seen = kept / (1.0 - self._dropout)
+
+    def after_backward(self) -> None:
+        """A sees everything again."""
+        self._seen = None
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Y + scale * B A x."""
         down, up = self.factors()
+        if self._seen is not None:
+            down = down * self._seen
         narrow = functional.linear(x.to(down.dtype), down)  # (..., d_in) -> (..., r)
         flat = torch.addmm(
             y.reshape(-1, y.shape[-1]).to(up.dtype), narrow.reshape(-1, narrow.shape[-1]), up.t(), alpha=self.scale
@@ -108,7 +137,12 @@ def attach_lora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
             gaussian=lora.init == "gaussian",
         )
         part = LoraPart(
-            torch.from_numpy(rows).to(device_of(host)), width_of(host, "out_features"), tiers, scale_of(lora)
+            torch.from_numpy(rows).to(device_of(host)),
+            width_of(host, "out_features"),
+            tiers,
+            scale_of(lora),
+            dropout=lora.dropout,
+            path=path,
         )
         graft_output(host, LORA, part)
         parts.append(part)

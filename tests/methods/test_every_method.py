@@ -88,8 +88,8 @@ def test_it_has_as_many_trained_parameters_as_its_formula_says(method, build):
 @MODELS
 def test_an_evaluation_between_two_steps_changes_nothing(method, build):
     examples, states = examples_for(build), []
-    for watched in (False, True):
-        union = attach(build(), CASES[method].adapter, seed=0)
+    for watched in (False, True):  # on a packed base, where bitsandbytes stops training after one evaluation
+        union = attach(on_base(build, "nf4"), CASES[method].adapter, seed=0)
 
         def look(*_: object) -> None:
             evaluate(union, examples, limit=8, batch_size=8)  # noqa: B023 - called within this turn

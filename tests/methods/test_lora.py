@@ -28,6 +28,28 @@ def test_one_matrix_computes_the_formula_of_the_paper():
     assert torch.allclose(host(x), expected, atol=1e-5)
 
 
+def test_dropout_hides_inputs_from_a_in_training_steps_only():
+    union = attach(tiny_bert(), Adapter(lora=Lora(rank=4, tiers=(4,), dropout=0.25)), seed=0)
+    host, part = union.model.get_submodule(QUERY), grafts_of(union.model, LoraPart)[QUERY]
+    with torch.no_grad():
+        part.B["t4"].fill_(0.3)
+        whole = host(torch.eye(32))
+        part.begin_step(0, 0)
+        assert torch.equal(host(torch.eye(32)), whole)  # not trained: nothing is drawn
+        union.train_only([BlockId("lora.B.t4")])
+        hidden = []
+        for step in range(20):
+            part.begin_step(0, step)
+            change, plain = host(torch.eye(32)) - host.bias - host.weight.T, whole - host.bias - host.weight.T
+            seen = change.abs().sum(dim=1) > 1e-6
+            assert torch.allclose(change[seen], plain[seen] / 0.75, atol=1e-5)
+            hidden.append(32 - int(seen.sum()))
+        part.after_backward()
+        assert torch.equal(host(torch.eye(32)), whole)
+    assert 4 < sum(hidden) / len(hidden) < 12
+    assert len(set(hidden)) > 1
+
+
 def test_gradients_are_those_of_the_formula():
     union = attach(tiny_bert(), Adapter(lora=Lora(rank=4, tiers=(1, 4), scale=1.5)), seed=0)
     host, part = union.model.get_submodule(QUERY), grafts_of(union.model, LoraPart)[QUERY]
