@@ -44,6 +44,31 @@ DEVICES = 'clients = ["a", "b"]\nmethods = ["lora"]\n---\nclients = ["{}"]\nmeth
 
 RULES: dict[str, tuple[str, str, str]] = {
     # rule: (a file that breaks it, how the one problem begins, the nearest file that does not)
+    "adalora's ranks fall": (
+        toml(adapter__adalora="rank = 4\ntarget_rank = 5", device='clients = ["*"]\nmethods = ["adalora"]'),
+        "adapter.adalora.target_rank: expected at most adapter.adalora.rank=4",
+        toml(adapter__adalora="rank = 4\ntarget_rank = 4", device='clients = ["*"]\nmethods = ["adalora"]'),
+    ),
+    "adalora is done before the run": (
+        toml(adapter__adalora="prune_until = 8", rounds="count = 8"),
+        "adapter.adalora.prune_until: expected above warmup_rounds=1 and below rounds.count=8",
+        toml(adapter__adalora="prune_until = 7", rounds="count = 8"),
+    ),
+    "every cycle of relora begins": (
+        toml(adapter__relora="cycles = 4\nrounds_each = 2", rounds="count = 6"),
+        "adapter.relora.cycles: expected cycles that begin within rounds.count=6",
+        toml(adapter__relora="cycles = 4\nrounds_each = 2", rounds="count = 7"),
+    ),
+    "a mask is fixed before the run is over": (
+        toml(adapter__diffpruning="prune_round = 3", rounds="count = 3"),
+        "adapter.diffpruning.prune_round: expected below rounds.count=3",
+        toml(adapter__diffpruning="prune_round = 2", rounds="count = 3"),
+    ),
+    "fish mask needs a round to measure": (
+        toml(adapter__fish="", rounds="count = 1"),
+        "adapter.fish: expected at least two rounds",
+        toml(adapter__fish="", rounds="count = 2"),
+    ),
     "a hub model needs a commit": (
         toml(base='model = "hub:org/name@main"'),
         "base.model: expected `hub:ORG/NAME@REVISION`",
