@@ -1,6 +1,6 @@
 """Every PEFT method on small models, and what training them costs against full fine-tuning and transformers' Trainer.
 
-    python benchmarks/methods.py --quick | --full
+    python benchmarks/methods.py --quick | --bars | --full
 
 Quick: every method on a tiny encoder and decoder (starts as the base, moves all that is due and nothing else, the loss
 falls), and LoRA on MiniLM 8 x 128 against transformers.Trainer with peft. Full, resumable (finished measurements
@@ -37,18 +37,22 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--quick", action="store_true")
     size.add_argument("--full", action="store_true")
+    size.add_argument("--bars", action="store_true", help="Of the full run what the bars name, without the tables.")
     size.add_argument("--one", metavar="JSON", help="Measure one configuration in this process.")
     asked = parser.parse_args()
     if asked.one:
         print(json.dumps(measure(json.loads(asked.one))))
         return
-    known: dict[str, Measured] = json.loads(RESULTS.read_text())["runs"] if asked.full and RESULTS.exists() else {}
-    wanted = quick() | (full() if asked.full else {})
+    kept = not asked.quick
+    known: dict[str, Measured] = json.loads(RESULTS.read_text())["runs"] if kept and RESULTS.exists() else {}
+    wanted = quick() | (full() if kept else {})
+    if asked.bars:
+        wanted = {name: run for name, run in wanted.items() if not name.startswith((MINILM, SMOLLM, "banking77"))}
     for number, (name, settings) in enumerate(wanted.items(), 1):
         if name not in known:
             print(f"[{number}/{len(wanted)}] {name}", flush=True)
             known[name] = in_own_process(settings)
-            if asked.full:
+            if kept:
                 keep(known, summary(known))
     found = summary(known)
     for line in table(known):
@@ -66,7 +70,7 @@ def quick() -> dict[str, Measured]:
 
 def full() -> dict[str, Measured]:
     """One process each: methods, then the bars of memory and of the cache, then BANKING77."""
-    runs: dict[str, Measured] = {}
+    runs: dict[str, Measured] = {"build": {"what": "build"}}
     for base, steps in ((MINILM, 60), (SMOLLM, 12)):
         common = {"what": "train", "base": base, "steps": steps, "batch": 8, "length": 128 if base == SMOLLM else 64}
         runs[f"{base} full"] = common | {"adapter": None}
