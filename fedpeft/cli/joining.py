@@ -19,6 +19,11 @@ home_option = click.option(
 
 @click.command()
 @click.argument("token", required=False)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Reads the token from a file: it then is in no process list and no shell history.",
+)
 @home_option
 @click.option("--name", default=None, help="The device's name in the federation. Default: this machine's.")
 @click.option("--organisation", default="", help="Who is responsible for it. Default: as the token says, or the name.")
@@ -27,6 +32,7 @@ home_option = click.option(
 @click.option("--wait", "wait_s", type=float, default=600.0, show_default=True, help="Seconds to wait for approval.")
 def join(
     token: str | None,
+    token_file: Path | None,
     home: Path | None,
     name: str | None,
     organisation: str,
@@ -48,6 +54,10 @@ def join(
     from fedpeft_client.join import join as join_federation
 
     where = _home(home)
+    if token_file is not None:
+        if token is not None:
+            raise click.UsageError("Expected TOKEN or --token-file, found both.")
+        token = token_file.read_text(encoding="utf-8")
     wishes = pending(where) if token is None else None
     if wishes is None:
         if token is None:

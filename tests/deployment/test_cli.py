@@ -110,7 +110,10 @@ def test_a_word_that_is_no_token_exits_4_without_a_traceback_or_an_echo(word: st
 
 def test_leaving_from_the_command_line(run: Callable, coordinator: Coordinator, tmp_path: Path):
     here = ("--home", tmp_path / "d")
-    assert run("client", "join", coordinator.token(), *here, "--name", "goer")[0] == 0
+    word = tmp_path / "word"
+    word.write_text(coordinator.token() + "\n")
+    assert run("client", "join", "fp1.x", "--token-file", word, *here)[0] == 2
+    assert run("client", "join", "--token-file", word, *here, "--name", "goer")[0] == 0
     assert run("client", "leave", *here, "--yes", "--reason", "done")[0] == 0
     code, printed = run("client", "status", *here)
     assert (code, "it left: done" in printed) == (4, True)

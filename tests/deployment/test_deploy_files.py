@@ -1,0 +1,113 @@
+"""The files that operators start from: accepted by the tools that read them, and hardened as they say."""
+
+import itertools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click import Command, Group
+
+from fedpeft.cli.client import command as client
+from fedpeft.cli.coordinator import command as coordinator
+
+ROOT = Path(__file__).parents[2]
+UNITS = (ROOT / "server/deploy/fedpeft-coordinator.service", ROOT / "clients/deploy/fedpeft-device.service")
+COMPOSE = (ROOT / "server/deploy/compose.yaml", ROOT / "clients/deploy/compose.yaml")
+KUBERNETES = (ROOT / "server/deploy/kubernetes.yaml", ROOT / "clients/deploy/kubernetes.yaml")
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def pods() -> list[dict[str, Any]]:
+    return [
+        each["spec"]["template"]["spec"] for path in KUBERNETES for each in documents(path) if "template" in str(each)
+    ]
+
+
+def options_of(group: Group, words: list[str]) -> tuple[Command, list[str]]:
+    """The command that the words call, and the options that they give it."""
+    command: Command = group
+    while isinstance(command, Group) and words:
+        command, words = command.commands[words[0]], words[1:]
+    return command, re.findall(r"--[a-z-]+", " ".join(words))
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
+def test_systemd_accepts_the_unit_and_finds_it_little_exposed(unit: Path, tmp_path: Path):
+    here = tmp_path / unit.name
+    here.write_text(unit.read_text().replace("/opt/fedpeft/bin/fedpeft", "/bin/true"))
+    verified = subprocess.run(["systemd-analyze", "verify", here], capture_output=True, text=True, check=False)
+    complaints = [line for line in verified.stderr.splitlines() if unit.name in line]
+    assert complaints == []
+    rated = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--threshold=20", here],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert rated.returncode == 0, rated.stdout[-2000:] + rated.stderr
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.stem)
+def test_no_unit_restarts_what_only_a_person_can_mend(unit: Path):
+    settings = dict(line.split("=", 1) for line in unit.read_text().splitlines() if re.match(r"[A-Z]\w*=", line))
+    assert settings["Restart"] == "on-failure"
+    assert {"3", "4", "6", "7"} <= set(settings["RestartPreventExitStatus"].split())
+    assert settings["DynamicUser"] == "yes"
+
+
+@pytest.mark.parametrize("path", COMPOSE, ids=lambda path: path.parts[-3])
+def test_compose_services_are_locked_down(path: Path):
+    (content,) = documents(path)
+    for service in content["services"].values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert "no-new-privileges:true" in service["security_opt"]
+        assert not service["user"].startswith("0")
+        published = [str(port) for port in service.get("ports", [])]
+        assert not any(port.endswith((":8446", ":8447")) for port in published), "loopback ports stay inside"
+        assert (path.parent / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+
+
+def test_pods_run_without_root_privileges_tokens_or_a_writable_root():
+    assert len(pods()) == 2
+    for pod in pods():
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in itertools.chain(pod.get("initContainers", ()), pod["containers"]):
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_every_pod_has_a_network_policy_for_both_directions():
+    policies = [each for path in KUBERNETES for each in documents(path) if each["kind"] == "NetworkPolicy"]
+    chosen = {policy["spec"]["podSelector"]["matchLabels"]["app"] for policy in policies}
+    assert chosen == {"coordinator", "device"}
+    assert all(set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"} for policy in policies)
+
+
+def test_there_is_one_coordinator():
+    (stateful,) = [each for each in documents(KUBERNETES[0]) if each["kind"] == "StatefulSet"]
+    assert stateful["spec"]["replicas"] == 1
+
+
+def test_the_files_call_commands_and_options_that_exist():
+    called = 0
+    for path in (*UNITS, *COMPOSE, *KUBERNETES):
+        text = re.sub(r"[\[\]\",]", " ", path.read_text()).replace("`", "\n")
+        for role, words in re.findall(r"\b(coordinator|client) ((?:up|run|init|join|token create)\b[^\n]*)", text):
+            command, options = options_of(coordinator if role == "coordinator" else client, words.split())
+            known = {name for option in command.params for name in option.opts}
+            assert set(options) <= known, f"{path.name}: {role} {words}"
+            called += 1
+    assert called >= 10
