@@ -7,6 +7,8 @@ Overhead is what is not a client's own training and evaluation: messages, secure
 commits, exports. It is measured in CPU seconds (process CPU minus the CPU of the threads inside
 ``TorchTrainer.fit``) and as wall time in which no client was inside ``fit``.
 
+The first seed runs once more without secure aggregation: the same accuracy, and what it costs.
+
 Ends with one JSON object on its last line; everything is kept in benchmarks/results/demo.json.
 """
 
@@ -21,6 +23,7 @@ import threading
 import time
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENARIO = ROOT / "simulations" / "scenarios" / "airlines.toml"
@@ -60,8 +63,8 @@ class Meter:
         return metered
 
 
-def one_seed(seed: int, quick: bool, overrides: list[str]) -> dict[str, object]:
-    """Run in this process; called in a child."""
+def one_seed(seed: int, quick: bool, overrides: list[str], baselines: bool) -> dict[str, object]:
+    """Run in this process; called in a child. Without baselines only the federation's own figures."""
     from fedpeft.config import load
     from fedpeft_client.trainer import TorchTrainer
     from fedpeft_sim import simulate as simulation_module
@@ -99,18 +102,20 @@ def one_seed(seed: int, quick: bool, overrides: list[str]) -> dict[str, object]:
         started = time.monotonic()
         prepared = prepare(config, Quiet())
         begun = time.monotonic()
-        run = simulate(prepared, Quiet(), source=SCENARIO.read_text(), command=sys.argv)
+        run = simulate(prepared, Quiet(), source=SCENARIO.read_text(), command=sys.argv, baselines=baselines)
         finished = time.monotonic()
         summary = json.loads((run / "summary.json").read_text())
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows_all = {row["client"]: row for row in summary["comparison"]}
     total = rows_all["all"]
+    compared = {}
+    if baselines:
+        gap = (total["federated"] - total["alone"]) / (total["centralised"] - total["alone"])
+        compared = {"alone_mean": total["alone"], "centralised": total["centralised"], "gap_closed": gap}
     return {
         "seed": seed,
-        "alone_mean": total["alone"],
         "federated": total["federated"],
-        "centralised": total["centralised"],
-        "gap_closed": (total["federated"] - total["alone"]) / (total["centralised"] - total["alone"]),
+        **compared,
         "clients": {name: row for name, row in rows_all.items() if name != "all"},
         "overhead_fraction": 1 - meter.cpu_s / federation["cpu_s"],
         "overhead_wall_fraction": 1 - meter.busy_s / federation["wall_s"],
@@ -126,6 +131,21 @@ def one_seed(seed: int, quick: bool, overrides: list[str]) -> dict[str, object]:
     }
 
 
+def in_child(seed: int, options: list[str]) -> dict[str, Any]:
+    """One seed in a process of its own; its figures."""
+    print(f"seed {seed}", flush=True)
+    command = [sys.executable, __file__, "--child", str(seed), *options]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    last = ""
+    for line in child.stdout or ():
+        last = line
+        if not line.startswith("{"):
+            print(line, end="", flush=True)
+    if child.wait() != 0:
+        sys.exit(f"seed {seed} failed")
+    return json.loads(last)
+
+
 def main() -> None:
     """Each seed in a process of its own, so that memory and CPU are its own."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -133,26 +153,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--child", type=int)
+    parser.add_argument("--no-baselines", action="store_true")
     arguments = parser.parse_args()
     if arguments.child is not None:
-        print(json.dumps(one_seed(arguments.child, arguments.quick, arguments.overrides)))
+        figures = one_seed(arguments.child, arguments.quick, arguments.overrides, not arguments.no_baselines)
+        print(json.dumps(figures))
         return
-    results = []
-    for seed in arguments.seeds[:1] if arguments.quick else arguments.seeds:
-        print(f"seed {seed}", flush=True)
-        command = [sys.executable, __file__, "--child", str(seed), *(["--quick"] if arguments.quick else [])]
-        command += [part for override in arguments.overrides for part in ("--set", override)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        last = ""
-        for line in child.stdout or ():
-            last = line
-            if not line.startswith("{"):
-                print(line, end="", flush=True)
-        if child.wait() != 0:
-            sys.exit(f"seed {seed} failed")
-        results.append(json.loads(last))
+    quick = ["--quick"] if arguments.quick else []
+    given = [part for override in arguments.overrides for part in ("--set", override)]
+    seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
+    results = [in_child(seed, [*quick, *given]) for seed in seeds]
+    print("the first seed again without secure aggregation", flush=True)
+    plain = in_child(seeds[0], [*quick, *given, "--no-baselines", "--set", 'secagg.mode="off"'])
     summary = {key: mean(result[key] for result in results) for key in KEYS}
-    summary |= {"seeds": results, "quick": arguments.quick}
+    summary |= {
+        "secagg_accuracy_difference": results[0]["federated"] - plain["federated"],
+        "secagg_cpu_ratio": results[0]["federation_cpu_s"] / plain["federation_cpu_s"],
+        "secagg_wall_ratio": results[0]["federation_wall_s"] / plain["federation_wall_s"],
+    }
+    summary |= {"seeds": results, "without_secagg": plain, "quick": arguments.quick}
     if not arguments.quick:
         target = ROOT / "benchmarks" / "results" / "demo.json"
         target.parent.mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
 """What a secure sum costs, beside flwr 1.41's SecAgg+ in the same process (issue 3, "Bars").
 
-    python benchmarks/secagg.py [--quick] [--skip-peer]
+    python benchmarks/secagg.py [--quick] [--skip-peer] [--thousand]
 
 CPU seconds of the thread at work, the median device, the whole coordinator; the state machines alone on both sides,
 without wire codec and transport, the garbage collector off. Progress on stderr, details in
@@ -320,12 +320,29 @@ def compared(devices: int, parameters: int, *, peer: bool, repeats: int = 3, **o
     return beside(ours, measure_secaggplus(devices, parameters, 0.1) if peer else None)
 
 
+def thousand_devices() -> dict[str, dict[str, object]]:
+    """A thousand devices in this process, as many at work as the machine has cores."""
+    population = {"peer": False, "repeats": 1, "workers": os.cpu_count() or 1}
+    return {
+        "1000/1e6/fast": compared(1000, 1_000_000, mode=Mode.FAST, **population),
+        "1000/1e6": compared(1000, 1_000_000, **population),
+    }
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="less than a minute, smaller rounds")
     parser.add_argument("--skip-peer", action="store_true", help="do not run flwr (minutes): no ratios")
+    parser.add_argument("--thousand", action="store_true", help="only the thousand devices, anew into the kept results")
     arguments = parser.parse_args()
+    if arguments.thousand:
+        report = json.loads(RESULTS.read_text())
+        report["rounds"] |= thousand_devices()
+        report["thousand_load"] = os.getloadavg()
+        RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+        print(json.dumps({name: line["fedpeft"]["wall_s"] for name, line in report["rounds"].items()}))
+        return
     peer = not arguments.skip_peer
     log("kernel")
     kernel = kernel_floor_fraction()
@@ -340,9 +357,7 @@ def main() -> None:
         rounds["100/1e6"] = compared(100, 1_000_000, peer=peer)
         rounds["100/1e6/16bit"] = compared(100, 1_000_000, peer=False, bits=16)
         rounds["100/1e6/fast"] = compared(100, 1_000_000, peer=False, mode=Mode.FAST)
-        population = {"peer": False, "repeats": 1, "workers": 2}
-        rounds["1000/1e6/fast"] = compared(1000, 1_000_000, mode=Mode.FAST, **population)
-        rounds["1000/1e6"] = compared(1000, 1_000_000, **population)
+        rounds |= thousand_devices()
         peaks = {"32/1e6": coordinator_peak_mb(32, 1_000_000), "100/1e6": coordinator_peak_mb(100, 1_000_000)}
     log(f"coordinator's memory {peaks}")
     largest = [line for line in rounds.values() if "client_ratio" in line]
