@@ -26,6 +26,7 @@ from fedpeft_server.jobs import Job, JobState, Queue
 from fedpeft_server.listener import Listener, take_port
 from fedpeft_server.membership import Membership
 from fedpeft_server.meters import Meters
+from fedpeft_server.pki import Authority, renew_server_certificate
 from fedpeft_server.registry import Registry
 from fedpeft_server.run_lock import RunLock
 from fedpeft_server.service import FleetService
@@ -76,6 +77,7 @@ class Coordinator:
         self._link = SuperLink(home.superlink, wake=self._ring)
         self.members = Membership(self.registry, enrol=self._link.enrol, expel=self._link.expel)
         admission = Admission(home, self.registry, self.audit, self._clock)
+        renew_server_certificate(home, Authority.of_home(home, self._clock), clock=self._clock)
         gate = Gate(self._link.app, self.members.standing, clock=self._clock, meters=self.meters)
         self._listeners: list[Service] = [
             Listener(self._loopback, self._metrics_port),
