@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fedpeft.config.additive import Bottleneck, Coda, Compacter, Hypernetwork, Parallel, Unipelt
 from fedpeft.config.method import MethodSection
 from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
 from fedpeft.config.reparameterized import AdaLora, Dora, DyLora, QaLora, ReLora, Vera
@@ -45,11 +46,16 @@ MethodName = Literal[
     "layernorm",
     "ia3",
     "bottleneck",
+    "parallel",
+    "compacter",
+    "hypernetwork",
     "prompt",
     "p_tuning",
     "prefix",
     "p_tuning_v2",
     "llama_adapter",
+    "unipelt",
+    "coda",
 ]
 
 
@@ -94,19 +100,6 @@ class Ia3(MethodSection):
     """IA3 (Liu 2022): rescales keys, values and the MLP's inner activations; stored as a delta on one."""
 
 
-class Bottleneck(MethodSection):
-    """Bottleneck adapters (Houlsby 2019, Pfeiffer 2021, He 2022): scale * (U act(D h + d) + u), U = 0 at the start."""
-
-    width: int = Field(default=16, ge=1, le=8192, description="Rows of D: how narrow the bottleneck is.")
-    placement: Literal["houlsby", "pfeiffer", "parallel"] = Field(
-        default="houlsby",
-        description="`houlsby`: on the outputs of attention and feed-forward, before the residual is added; "
-        "`pfeiffer`: on the feed-forward's only; `parallel`: beside the feed-forward, on its input.",
-    )
-    activation: Literal["relu", "gelu"] = Field(default="relu", description="Between D and U.")
-    scale: float = Field(default=1.0, gt=0, description="Fixed; He 2022 take 4 for the parallel adapter.")
-
-
 class Adapter(Section):
     """The union adapter: every block that any device may train. A method that is absent does not exist in this run."""
 
@@ -126,11 +119,16 @@ class Adapter(Section):
     layernorm: LayerNorm | None = None
     ia3: Ia3 | None = None
     bottleneck: Bottleneck | None = None
+    parallel: Parallel | None = None
+    compacter: Compacter | None = None
+    hypernetwork: Hypernetwork | None = None
     prompt: Prompt | None = None
     p_tuning: PTuning | None = None
     prefix: Prefix | None = None
     p_tuning_v2: PTuningV2 | None = None
     llama_adapter: LlamaAdapter | None = None
+    unipelt: Unipelt | None = None
+    coda: Coda | None = None
     head: bool = Field(default=True, description="Train the class head; ignored for causal-lm.")
     head_learning_rate: float | None = Field(
         default=None, gt=0, description="Overrides train.learning_rate for the head."

@@ -7,6 +7,7 @@ To add a method: its file and its line in ``fedpeft.methods.union.METHODS``, a f
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from fedpeft.device.additive_rows import ADDITIVE_ROWS, MIXED_ROWS
 from fedpeft.device.method_row import MethodRow
 from fedpeft.device.prompt_rows import PROMPT_ROWS
 
@@ -135,17 +136,9 @@ CATALOGUE: Mapping[str, MethodRow] = MappingProxyType(
             export="PEFT IA3; beside LoRA or BitFit in union.safetensors only",
             served_by=("peft",),
         ),
-        "bottleneck": MethodRow(
-            title="Bottleneck adapters: serial or parallel",
-            formula="h + scale * (U act(D h + d) + u)",
-            paper="Houlsby 2019; Pfeiffer 2021; He 2022",
-            attaches="outputs of attention and feed-forward (houlsby), of the feed-forward (pfeiffer), or beside it",
-            summed="the mean of the parameters: exact as a sum, but f is not linear in D and U together",
-            example_dp="outer products of each matrix's input and its output's gradient",
-            export="union.safetensors only",
-            served_by=(),
-        ),
+        **ADDITIVE_ROWS,
         **PROMPT_ROWS,
+        **MIXED_ROWS,
         "head": MethodRow(
             title="Class head",
             formula="W_c x + b_c",

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from fedpeft.adapter import AdapterSpec, BlockSpec, TensorSpec
 from fedpeft.config.derived import lora_tiers
 from fedpeft.config.model import Adapter
+from fedpeft.device.additive_footprints import bottleneck, coda, compacter, hypernetwork, parallel, unipelt
 from fedpeft.device.counts import Footprint
 from fedpeft.device.matrix_footprints import adalora, diffpruning, dora, dylora, fish, qalora, relora, vera
 from fedpeft.device.prompt_footprints import llama_adapter, p_tuning, p_tuning_v2, prefix, prompt
@@ -62,20 +63,6 @@ def ia3(shape: BaseShape, adapter: Adapter) -> Footprint:
     )
 
 
-def bottleneck(shape: BaseShape, adapter: Adapter) -> Footprint:
-    """D, d, U, u of one or two narrow networks; each keeps its input and its inner activation."""
-    settings = adapter.bottleneck
-    if settings is None:
-        return Footprint(blocks={})
-    places, wide, narrow = (2 if settings.placement == "houlsby" else 1), shape.hidden, settings.width
-    inner = narrow if settings.activation == "relu" else 2 * narrow
-    return Footprint(
-        blocks={BlockId("bottleneck"): places * (2 * wide * narrow + narrow + wide)},
-        saved=places * (wide + inner),
-        flops=places * 4 * wide * narrow,
-    )
-
-
 def head(shape: BaseShape, adapter: Adapter) -> Footprint:
     """The class head is in no layer: ``spec_of`` counts it apart."""
     return Footprint(blocks={})
@@ -96,11 +83,16 @@ FOOTPRINTS: Mapping[str, Callable[[BaseShape, Adapter], Footprint]] = MappingPro
         "layernorm": layernorm,
         "ia3": ia3,
         "bottleneck": bottleneck,
+        "parallel": parallel,
+        "compacter": compacter,
+        "hypernetwork": hypernetwork,
         "prompt": prompt,
         "p_tuning": p_tuning,
         "prefix": prefix,
         "p_tuning_v2": p_tuning_v2,
         "llama_adapter": llama_adapter,
+        "unipelt": unipelt,
+        "coda": coda,
         "head": head,
     }
 )

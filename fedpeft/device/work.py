@@ -152,4 +152,5 @@ def forward_share(shape: BaseShape, workload: Workload) -> float:
 
 
 def _first_token(shape: BaseShape, workload: Workload) -> bool:
-    return workload.classes > 0 and shape.first_token_only
+    routed = layers_of(shape, workload.adapter, "coda")[1]  # a router picks the tokens of the last layer itself
+    return workload.classes > 0 and shape.first_token_only and not routed

@@ -20,7 +20,7 @@ from fedpeft.errors import ConfigInvalid
 from fedpeft.methods.anatomy import Anatomy
 from fedpeft.methods.graft import add_part
 
-__all__ = ["AttentionPart", "Scene", "attend", "graft_attention", "with_keys"]
+__all__ = ["AttentionPart", "Scene", "attend", "graft_attention", "use_own_attention", "with_keys"]
 
 _PARTS = "fedpeft_attention"
 _NAME = "fedpeft"
@@ -59,12 +59,21 @@ def graft_attention(anatomy: Anatomy, path: str, method: str, part: nn.Module) -
     Raises:
         ConfigInvalid: the model computes attention without asking its configuration how.
     """
+    use_own_attention(anatomy)
+    add_part(anatomy.model.get_submodule(path), _PARTS, method, part)
+
+
+def use_own_attention(anatomy: Anatomy) -> None:
+    """From now on the model computes attention with ``attend``, with boolean masks.
+
+    Raises:
+        ConfigInvalid: it does not ask its configuration how.
+    """
     if not getattr(anatomy.model, "_supports_attention_backend", False):
         raise ConfigInvalid(
             f"Expected a model whose attention can be replaced, found {type(anatomy.model).__name__}; use lora, "
             "ia3 or bottleneck on this model instead."
         )
-    add_part(anatomy.model.get_submodule(path), _PARTS, method, part)
     ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention_function)
     ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, sdpa_mask)
     for module in anatomy.model.modules():

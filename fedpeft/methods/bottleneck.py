@@ -2,9 +2,9 @@
 
     f(h) = scale * (U act(D h + d) + u),    D (m, w), d (m,), U (w, m), u (w,);  m the width, w the hidden size
 
-- ``houlsby``: y + f(y) on the output y of attention and of the feed-forward, before the residual is added.
-  Houlsby also train the layer norms: add ``[adapter.layernorm]``.
-- ``pfeiffer`` (Pfeiffer et al. 2021): the feed-forward's output alone, in the same form.
+- ``bottleneck``, ``houlsby``: y + f(y) on the output y of attention and of the feed-forward, before the residual is
+  added. Houlsby also train the layer norms: add ``[adapter.layernorm]``.
+- ``bottleneck``, ``pfeiffer`` (Pfeiffer et al. 2021): the feed-forward's output alone, in the same form.
 - ``parallel``: beside the feed-forward, FFN(x) + f(x) on its input x.
 
 U, u and d are zero at the start, so the model begins as the base; D is drawn from the run's seed. 2 w m + m + w
@@ -16,23 +16,21 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fedpeft.config.model import Adapter, Bottleneck
-from fedpeft.entropy import generator
-from fedpeft.errors import ConfigInvalid, Problem
+from fedpeft.config.additive import Bottleneck, Parallel
+from fedpeft.config.model import Adapter
 from fedpeft.ids import BlockId
 from fedpeft.methods.anatomy import Anatomy
 from fedpeft.methods.block import Block
 from fedpeft.methods.graft import device_of, graft_output, graft_residual
-from fedpeft.methods.lowrank import width_of
+from fedpeft.methods.narrow import check_width, narrow
+from fedpeft.methods.start import drawn
 
-__all__ = ["BOTTLENECK", "BottleneckPart", "attach_bottleneck"]
+__all__ = ["BOTTLENECK", "PARALLEL", "BottleneckPart", "attach_bottleneck", "attach_parallel"]
 
-BOTTLENECK = "bottleneck"
+BOTTLENECK, PARALLEL = "bottleneck", "parallel"
 _SERIAL: Mapping[str, tuple[str, ...]] = MappingProxyType({"houlsby": ("o", "down"), "pfeiffer": ("down",)})
 
 
@@ -45,21 +43,19 @@ class BottleneckPart(nn.Module):
         serial: whether it reads the host's output; else it reads its input.
     """
 
-    def __init__(self, down: Tensor, settings: Bottleneck, *, serial: bool) -> None:
+    def __init__(self, down: Tensor, settings: Bottleneck | Parallel, *, serial: bool) -> None:
         super().__init__()
-        narrow, wide = down.shape
+        rows, wide = down.shape
         self.scale, self.activation, self.serial = settings.scale, settings.activation, serial
         self.down = nn.Parameter(down, requires_grad=False)
-        self.down_bias = nn.Parameter(down.new_zeros(narrow), requires_grad=False)
-        self.up = nn.Parameter(down.new_zeros(wide, narrow), requires_grad=False)
+        self.down_bias = nn.Parameter(down.new_zeros(rows), requires_grad=False)
+        self.up = nn.Parameter(down.new_zeros(wide, rows), requires_grad=False)
         self.up_bias = nn.Parameter(down.new_zeros(wide), requires_grad=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Y + f(y), or y + f(x) beside the host."""
-        h = (y if self.serial else x).to(self.down.dtype)
-        narrow = functional.linear(h, self.down, self.down_bias)  # (..., w) -> (..., m)
-        narrow = functional.relu(narrow) if self.activation == "relu" else functional.gelu(narrow)
-        return torch.add(y, functional.linear(narrow, self.up, self.up_bias).to(y.dtype), alpha=self.scale)
+        added = narrow(y if self.serial else x, self.down, self.up, self.activation, self.down_bias, self.up_bias)
+        return torch.add(y, added.to(y.dtype), alpha=self.scale)
 
 
 def attach_bottleneck(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
@@ -71,38 +67,41 @@ def attach_bottleneck(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Bl
     settings = adapter.bottleneck
     if settings is None:
         return ()
-    serial = settings.placement != "parallel"
     parts: list[BottleneckPart] = []
-    for slot in _SERIAL.get(settings.placement, ("down",)):
+    for slot in _SERIAL[settings.placement]:
         for path, linear in anatomy.slot_modules(slot, wanted_by="adapter.bottleneck").items():
-            part = BottleneckPart(_initial_down(path, linear, settings, seed), settings, serial=serial)
-            if serial:
-                graft_output(linear, BOTTLENECK, part)
-            else:
-                _graft_beside(anatomy, path.rpartition(".")[0], part)
-            parts.append(part)
+            parts.append(_part(BOTTLENECK, path, linear, settings, seed))
+            graft_output(linear, BOTTLENECK, parts[-1])
+    return (_block(BOTTLENECK, parts),)
+
+
+def attach_parallel(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
+    """Graft bottlenecks beside the feed-forward of the chosen layers; one block, as ``attach_bottleneck``.
+
+    Raises:
+        ConfigInvalid: the bottleneck is wider than the model.
+    """
+    settings = adapter.parallel
+    if settings is None:
+        return ()
+    parts: list[BottleneckPart] = []
+    whole = anatomy.slots["up"].rpartition(".")[0] == anatomy.slots["down"].rpartition(".")[0]
+    for path, linear in anatomy.slot_modules("down", wanted_by="adapter.parallel").items():
+        parts.append(_part(PARALLEL, path, linear, settings, seed))
+        host = anatomy.model.get_submodule(path.rpartition(".")[0])
+        # Llama's host is the whole feed-forward; BERT's adds the feed-forward's input x as its residual.
+        (graft_output if whole else graft_residual)(host, PARALLEL, parts[-1])
+    return (_block(PARALLEL, parts),)
+
+
+def _part(method: str, path: str, linear: nn.Module, settings: Bottleneck | Parallel, seed: int) -> BottleneckPart:
+    """A bottleneck whose D has rows of norm one on average, drawn for this place from the run's seed."""
+    wide = check_width(path, linear, settings.width, wanted_by=f"adapter.{method}")
+    shape, deviation = (settings.width, wide), 1.0 / math.sqrt(wide)
+    down = drawn(seed, f"{method}.down", path, shape, deviation, device_of(linear))
+    return BottleneckPart(down, settings, serial=method == BOTTLENECK)
+
+
+def _block(method: str, parts: list[BottleneckPart]) -> Block:
     parameters = tuple(p for part in parts for p in (part.down, part.down_bias, part.up, part.up_bias))
-    return (Block(block_id=BlockId(BOTTLENECK), method=BOTTLENECK, parameters=parameters),)
-
-
-def _graft_beside(anatomy: Anatomy, path: str, part: BottleneckPart) -> None:
-    """Put ``part`` beside the feed-forward; ``path``: of the module that holds its second matrix."""
-    host = anatomy.model.get_submodule(path)
-    if anatomy.slots["up"].rpartition(".")[0] == anatomy.slots["down"].rpartition(".")[0]:
-        graft_output(host, BOTTLENECK, part)  # the host is the whole feed-forward (Llama)
-    else:
-        graft_residual(host, BOTTLENECK, part)  # the host adds the feed-forward's input x as its residual (BERT)
-
-
-def _initial_down(path: str, linear: nn.Module, settings: Bottleneck, seed: int) -> Tensor:
-    """D, (m, w): rows of norm one on average, drawn for this place from the run's seed."""
-    wide = width_of(linear, "out_features")
-    if settings.width > wide:
-        problem = Problem(
-            where="adapter.bottleneck.width",
-            expected=f"at most {wide}, the output of {path}",
-            found=str(settings.width),
-        )
-        raise ConfigInvalid("The bottleneck is wider than the model.", problems=[problem])
-    rows = generator(seed, "bottleneck.down", path).standard_normal((settings.width, wide)) / math.sqrt(wide)
-    return torch.from_numpy(rows.astype(np.float32)).to(device_of(linear))
+    return Block(block_id=BlockId(method), method=method, parameters=parameters)

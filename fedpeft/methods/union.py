@@ -25,12 +25,15 @@ from fedpeft.methods.anatomy import Anatomy, dissect
 from fedpeft.methods.bitfit import attach_bitfit
 from fedpeft.methods.block import Block
 from fedpeft.methods.blocks import HEAD
-from fedpeft.methods.bottleneck import attach_bottleneck
+from fedpeft.methods.bottleneck import attach_bottleneck, attach_parallel
+from fedpeft.methods.coda import attach_coda
+from fedpeft.methods.compacter import attach_compacter
 from fedpeft.methods.diffpruning import attach_diffpruning
 from fedpeft.methods.dora import attach_dora
 from fedpeft.methods.dylora import attach_dylora
 from fedpeft.methods.fish import attach_fish
 from fedpeft.methods.head import attach_head
+from fedpeft.methods.hypernetwork import attach_hypernetwork
 from fedpeft.methods.ia3 import attach_ia3
 from fedpeft.methods.layernorm import attach_layernorm
 from fedpeft.methods.llama_adapter import attach_llama_adapter
@@ -40,6 +43,7 @@ from fedpeft.methods.prompt import attach_p_tuning, attach_prompt
 from fedpeft.methods.qalora import attach_qalora
 from fedpeft.methods.relora import attach_relora
 from fedpeft.methods.replica import replicate_modules
+from fedpeft.methods.unipelt import attach_unipelt
 from fedpeft.methods.vera import attach_vera
 
 __all__ = ["METHODS", "UnionAdapter", "attach"]
@@ -64,11 +68,16 @@ METHODS: Mapping[str, Attach] = MappingProxyType(
         "layernorm": attach_layernorm,
         "ia3": attach_ia3,
         "bottleneck": attach_bottleneck,
+        "parallel": attach_parallel,
+        "compacter": attach_compacter,
+        "hypernetwork": attach_hypernetwork,
         "prompt": attach_prompt,
         "p_tuning": attach_p_tuning,
         "prefix": attach_prefix,
         "p_tuning_v2": attach_p_tuning_v2,
         "llama_adapter": attach_llama_adapter,
+        "unipelt": attach_unipelt,
+        "coda": attach_coda,
         "head": attach_head,
     }
 )

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from fedpeft.data.encode import IGNORED
 from fedpeft.errors import ConfigInvalid
 from fedpeft.methods.attention import attend
+from fedpeft.methods.coda import picks_tokens
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import Batch
 
@@ -66,7 +67,7 @@ class Stages:
         layers = [anatomy.layer(i) for i in range(anatomy.layer_count)]
 
         above: dict[str, nn.Module] = {}
-        if type(union.model).__name__ in _READS_FIRST_TOKEN:
+        if type(union.model).__name__ in _READS_FIRST_TOKEN and not picks_tokens(layers[-1]):
             above[paths[-1]] = _FirstToken(layers[-1])
         if checkpointing:
             for path, layer in list(zip(paths, layers, strict=True))[self.first_layer :]:

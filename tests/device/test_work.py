@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fedpeft.config.additive import Coda, Compacter, Hypernetwork, Parallel, Unipelt
 from fedpeft.config.model import (
     AdaLora,
     Adapter,
@@ -47,12 +48,16 @@ ADAPTERS = {
     "layernorm": Adapter(layernorm=LayerNorm()),
     "houlsby": Adapter(bottleneck=Bottleneck(width=4)),
     "pfeiffer gelu": Adapter(bottleneck=Bottleneck(width=4, placement="pfeiffer", activation="gelu")),
-    "parallel": Adapter(bottleneck=Bottleneck(width=4, placement="parallel")),
+    "parallel": Adapter(parallel=Parallel(width=4)),
     "prompt": Adapter(prompt=Prompt(length=8)),
     "p-tuning": Adapter(p_tuning=PTuning(length=8, width=4)),
     "prefix": Adapter(prefix=Prefix(length=4, width=8)),
     "p-tuning v2": Adapter(layers=2, p_tuning_v2=PTuningV2(length=4)),
     "llama-adapter": Adapter(llama_adapter=LlamaAdapter(length=4)),
+    "compacter": Adapter(compacter=Compacter(width=8)),
+    "hypernetwork": Adapter(layers=2, hypernetwork=Hypernetwork(width=4)),
+    "unipelt": Adapter(unipelt=Unipelt(rank=4, length=4, width=4)),
+    "coda": Adapter(coda=Coda(width=4, capacity=1.0)),
     "hierarchy": Adapter(lora=Lora(rank=4, layers=(0, 1)), ia3=Ia3(layers=(1, 2))),
     "lora and ia3, top two": Adapter(layers=2, lora=Lora(rank=2), ia3=Ia3()),
 }

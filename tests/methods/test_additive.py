@@ -24,8 +24,14 @@ METHODS = {
     "prefix": {"length": 5, "width": 8},
     "p_tuning_v2": {"length": 5},
     "llama_adapter": {"length": 5},
+    "bottleneck": {"width": 4},
+    "parallel": {"width": 4},
+    "compacter": {"width": 8, "terms": 4, "rank": 2},
+    "hypernetwork": {"width": 4, "embedding": 6},
+    "unipelt": {"rank": 2, "length": 5, "width": 4},
+    "coda": {"width": 4, "capacity": 0.6},
 }
-STARTS_AS_THE_BASE = {"llama_adapter"}
+STARTS_AS_THE_BASE = {"llama_adapter", "bottleneck", "parallel", "compacter", "hypernetwork"}
 BUILDS = {"encoder": tiny_bert, "decoder": tiny_llama}
 BOTH = pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
 EACH = pytest.mark.parametrize("method", METHODS)

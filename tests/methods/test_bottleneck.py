@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fedpeft.config.additive import Parallel
 from fedpeft.config.model import Adapter, Bottleneck, Lora
 from fedpeft.errors import ConfigInvalid
 from fedpeft.ids import BlockId
@@ -19,6 +20,14 @@ pytestmark = pytest.mark.torch
 
 IDS = torch.tensor([[5, 9, 17, 33, 2]])
 PLACEMENTS = pytest.mark.parametrize("placement", ["houlsby", "pfeiffer", "parallel"])
+
+
+def adapter_of(placement: str, **rest) -> Adapter:
+    if placement == "parallel":
+        return Adapter(parallel=Parallel(width=4, **({"scale": 1.0} | rest)), head=False)
+    return Adapter(bottleneck=Bottleneck(width=4, placement=placement, **rest), head=False)
+
+
 BOTH = pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
 
 
@@ -32,7 +41,7 @@ def disturbed(model: nn.Module) -> dict[str, BottleneckPart]:
     return parts
 
 
-def formula(part: BottleneckPart, h: torch.Tensor, settings: Bottleneck) -> torch.Tensor:
+def formula(part: BottleneckPart, h: torch.Tensor, settings: Bottleneck | Parallel) -> torch.Tensor:
     act = torch.relu if settings.activation == "relu" else functional.gelu
     return settings.scale * (act(h @ part.down.T + part.down_bias) @ part.up.T + part.up_bias)
 
@@ -69,8 +78,9 @@ class BesideBert(nn.Module):
 @PLACEMENTS
 @pytest.mark.parametrize("rest", [{}, {"activation": "gelu", "scale": 4.0}])
 def test_the_model_computes_the_papers_formula(build, placement, rest):
-    settings = Bottleneck(width=4, placement=placement, **rest)
-    union, plain = attach(build(), Adapter(bottleneck=settings), seed=0), build()
+    adapter = adapter_of(placement, **rest)
+    settings = adapter.parallel or adapter.bottleneck
+    union, plain = attach(build(), adapter, seed=0), build()
     beside = BesideBert if build is tiny_bert else BesideLlama
     wrap = beside if placement == "parallel" else Serial
     for path, part in disturbed(union.model).items():
@@ -92,7 +102,7 @@ def test_the_model_computes_the_papers_formula(build, placement, rest):
     ],
 )
 def test_each_placement_sits_where_its_paper_puts_it(build, placement, hosts):
-    union = attach(build(), Adapter(bottleneck=Bottleneck(width=4, placement=placement), layers=1), seed=0)
+    union = attach(build(), adapter_of(placement).model_copy(update={"layers": 1}), seed=0)
     layer = f"{union.anatomy.layers_path}.2."
     assert set(grafts_of(union.model, BottleneckPart)) == {layer + host for host in hosts}
 
@@ -101,8 +111,10 @@ def test_each_placement_sits_where_its_paper_puts_it(build, placement, hosts):
 @pytest.mark.parametrize(("placement", "a_layer"), [("houlsby", 2), ("pfeiffer", 1), ("parallel", 1)])
 @pytest.mark.parametrize("width", [1, 4, 32])
 def test_parameters_are_two_matrices_and_two_biases_a_bottleneck(build, placement, a_layer, width):
-    settings = Bottleneck(width=width, placement=placement)
-    (block,) = attach(build(layers=3), Adapter(bottleneck=settings, head=False), seed=0).spec.blocks
+    section = "parallel" if placement == "parallel" else "bottleneck"
+    own = {"width": width} | ({} if placement == "parallel" else {"placement": placement})
+    adapter = Adapter.model_validate({section: own, "head": False})
+    (block,) = attach(build(layers=3), adapter, seed=0).spec.blocks
     assert block.size == 3 * a_layer * (2 * 32 * width + width + 32)
 
 

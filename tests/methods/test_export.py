@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from fedpeft.adapter import AdapterState
+from fedpeft.config.additive import Parallel
 from fedpeft.config.model import (
     AdaLora,
     Adapter,
@@ -118,7 +119,7 @@ INCOMPLETE = {
     "dora beside lora": (tiny_bert, Adapter(lora=LORA, dora=Dora(rank=4)), "dora"),
     "decoder vera beside lora": (tiny_llama, Adapter(lora=LORA, vera=Vera(rank=8)), "vera"),
     "bottlenecks": (tiny_bert, Adapter(bottleneck=Bottleneck(width=4)), "bottleneck"),
-    "parallel bottlenecks": (tiny_bert, Adapter(bottleneck=Bottleneck(width=4, placement="parallel")), "bottleneck"),
+    "parallel bottlenecks": (tiny_bert, Adapter(parallel=Parallel(width=4)), "parallel"),
     "bottlenecks beside norms": (tiny_bert, Adapter(bottleneck=Bottleneck(), layernorm=LayerNorm()), "bottleneck"),
     "decoder bottlenecks": (tiny_llama, Adapter(bottleneck=Bottleneck(width=4), layers=2), "bottleneck"),
 }

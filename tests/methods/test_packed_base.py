@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from fedpeft.base.quantize import quantize
 from fedpeft.base.residency import PackedWeight, QuantizedLinear
+from fedpeft.config.additive import Parallel
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
 from fedpeft.methods import attach
 from fedpeft.testing.models import tiny_bert, tiny_llama
@@ -23,7 +24,7 @@ CASES = pytest.mark.parametrize(
         (tiny_bert, Adapter(lora=Lora(rank=4, targets=("q", "v", "down")), bitfit=BitFit(), ia3=Ia3())),
         (tiny_llama, Adapter(lora=Lora(rank=4, targets=("q", "v", "gate")), ia3=Ia3())),
         (tiny_bert, Adapter(layernorm=LayerNorm(), bottleneck=Bottleneck(width=4))),
-        (tiny_llama, Adapter(layernorm=LayerNorm(), bottleneck=Bottleneck(width=4, placement="parallel"))),
+        (tiny_llama, Adapter(layernorm=LayerNorm(), parallel=Parallel(width=4))),
     ],
     ids=["encoder", "decoder", "encoder additive", "decoder additive"],
 )

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fedpeft.adapter import AdapterState
+from fedpeft.config.additive import Parallel
 from fedpeft.config.explain import sections_in
 from fedpeft.config.model import (
     AdaLora,
@@ -62,7 +63,7 @@ NO_BIAS = Adapter(
     ia3=Ia3(),
     bottleneck=Bottleneck(width=4, placement="pfeiffer"),
 )
-BESIDE = Adapter(layernorm=LayerNorm(), bottleneck=Bottleneck(width=4, placement="parallel"))
+BESIDE = Adapter(layernorm=LayerNorm(), parallel=Parallel(width=4))
 MEASURED = {"adalora.score", "diffpruning.gate", "fish.fisher"}  # what devices report and the forward pass does not use
 INPUT = torch.tensor([[5, 9, 17, 33, 2], [7, 8, 9, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedpeft.config.additive import Parallel
 from fedpeft.config.model import Adapter, Bottleneck, Ia3, LayerNorm, Lora
 from fedpeft.data import EncodedDataset
 from fedpeft.methods import attach
@@ -19,8 +20,8 @@ BOTH = pytest.mark.parametrize(
 )
 ADAPTER = Adapter(lora=Lora(rank=4), ia3=Ia3(), layers=1)
 ADDITIVE = [
-    Adapter(bottleneck=Bottleneck(width=4, placement=placement), layernorm=LayerNorm(), layers=1)
-    for placement in ("houlsby", "parallel")
+    Adapter(bottleneck=Bottleneck(width=4), layernorm=LayerNorm(), layers=1),
+    Adapter(parallel=Parallel(width=4), layernorm=LayerNorm(), layers=1),
 ]
 PLENTY = 1 << 24
 

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
+from fedpeft.config.additive import Coda, Compacter, Hypernetwork, Parallel, Unipelt
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
 from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
 from fedpeft.data import IGNORED
@@ -71,13 +72,16 @@ def gradients(union, logits, labels):
     return found
 
 
-BESIDE = Adapter(bottleneck=Bottleneck(width=4, placement="parallel"), layernorm=LayerNorm())
+BESIDE = Adapter(parallel=Parallel(width=4), layernorm=LayerNorm())
 PREFIXES = Adapter(
     prefix=Prefix(length=4, width=8),
     p_tuning_v2=PTuningV2(length=3),
     llama_adapter=LlamaAdapter(length=4),
     lora=Lora(rank=4, targets=("q", "k", "v")),
 )
+SHARED = Adapter(compacter=Compacter(width=8), hypernetwork=Hypernetwork(width=4, embedding=6))
+UNIPELT = Adapter(unipelt=Unipelt(rank=2, length=4, width=4), lora=Lora(rank=2))
+CODA = Adapter(coda=Coda(width=4), lora=Lora(rank=2))
 HIERARCHY = Adapter(lora=Lora(rank=4, layers=(1, 1)), p_tuning_v2=PTuningV2(length=3, layers=(2, 2)))
 MODELS = {
     "bert": (tiny_bert, Adapter(lora=Lora(rank=4), bitfit=BitFit(), ia3=Ia3())),
@@ -91,6 +95,13 @@ MODELS = {
     "bert prefixes": (tiny_bert, PREFIXES),
     "roberta prefixes": (tiny_roberta, PREFIXES),
     "llama prefixes": (tiny_llama, PREFIXES),
+    "bert shared networks": (tiny_bert, SHARED),
+    "llama shared networks": (tiny_llama, SHARED),
+    "bert unipelt": (tiny_bert, UNIPELT),
+    "roberta unipelt": (tiny_roberta, UNIPELT),
+    "llama unipelt": (tiny_llama, UNIPELT),
+    "bert coda": (tiny_bert, CODA),
+    "llama coda": (tiny_llama, CODA),
     "bert hierarchy": (tiny_bert, HIERARCHY),
     "llama classifier": (tiny_llama_classifier, Adapter(lora=Lora(rank=4))),
 }

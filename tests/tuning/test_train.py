@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from fedpeft.config.additive import Parallel
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Dora, Fish, Ia3, LayerNorm, Lora, Vera
 from fedpeft.data import EncodedDataset
 from fedpeft.errors import DataInvalid, RunFailed, SpecMismatch
@@ -26,7 +27,7 @@ CASES = {
     "ia3": (tiny_bert, Adapter(ia3=Ia3())),
     "norms": (tiny_bert, Adapter(layernorm=LayerNorm())),
     "bottlenecks": (tiny_bert, Adapter(bottleneck=Bottleneck(width=8))),
-    "bottlenecks beside": (tiny_bert, Adapter(bottleneck=Bottleneck(width=8, placement="parallel", activation="gelu"))),
+    "bottlenecks beside": (tiny_bert, Adapter(parallel=Parallel(width=8, scale=1.0, activation="gelu"))),
     "houlsby": (tiny_bert, Adapter(bottleneck=Bottleneck(width=8), layernorm=LayerNorm())),
     "dora": (tiny_bert, Adapter(dora=Dora(rank=4, targets=("q", "down")))),
     "vera": (tiny_bert, Adapter(vera=Vera(rank=16))),
@@ -42,7 +43,7 @@ CASES = {
     "decoder ia3": (tiny_llama, Adapter(ia3=Ia3())),
     "decoder norms": (tiny_llama, Adapter(layernorm=LayerNorm())),
     "decoder bottlenecks": (tiny_llama, Adapter(bottleneck=Bottleneck(width=8))),
-    "decoder bottlenecks beside": (tiny_llama, Adapter(bottleneck=Bottleneck(width=8, placement="parallel"))),
+    "decoder bottlenecks beside": (tiny_llama, Adapter(parallel=Parallel(width=8, scale=1.0))),
     "decoder together": (tiny_llama, Adapter(lora=LORA, ia3=Ia3())),
 }
 

@@ -1,0 +1,157 @@
+"""UniPELT (Mao et al. 2022): LoRA, a prefix and a bottleneck in every layer, each behind a trained gate.
+
+    q, v:       W x + g_L(x) * scale * B A x
+    attention:  softmax([g_P q K_p; q K]) [g_P V_p; V],  g_P of the query's token
+    FFN:        y + g_A(y) * (U act(D y + d) + u)
+    g(x) = sigmoid(w x + b),  a number a token
+
+The paper averages a gate over the sentence; here it belongs to a token, since an average would show a decoder what
+follows, and depend on padding. Gates begin at one half, B and U at zero: but for the prefix the model begins as the
+base. A layer has r (2 h + w_q + w_v) parameters for LoRA, 2 p w for the prefix, 2 h m + m + h for the bottleneck and
+4 (h + 1) for the gates of q, v, prefix and bottleneck. The secure sum's mean is that of the parameters.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedpeft.config.additive import Activation
+from fedpeft.config.model import Adapter
+from fedpeft.ids import BlockId
+from fedpeft.methods.anatomy import Anatomy
+from fedpeft.methods.attention import Scene, graft_attention, with_keys
+from fedpeft.methods.block import Block
+from fedpeft.methods.graft import GRAFTS, device_of, graft_output
+from fedpeft.methods.lora import width_of
+from fedpeft.methods.narrow import check_width, narrow
+from fedpeft.methods.prefix import split_heads
+from fedpeft.methods.start import drawn
+
+__all__ = ["UNIPELT", "Gate", "GatedBottleneck", "GatedLora", "GatedPrefix", "attach_unipelt"]
+
+UNIPELT = "unipelt"
+
+
+class Gate(nn.Module):
+    """Sigmoid(w x + b): ``weight`` (h,) and ``bias`` (1,), zero at the start."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, device=device), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(1, device=device), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., h) -> (..., 1)."""
+        return torch.sigmoid(functional.linear(x.to(self.weight.dtype), self.weight[None], self.bias))
+
+
+class GatedLora(nn.Module):
+    """LoRA of one matrix, ``down`` A (r, d_in) and ``up`` B (d_out, r), and its gate.
+
+    On the query matrix it also opens the gate of the layer's prefix, since it sees what the queries are made of.
+    """
+
+    def __init__(self, down: Tensor, out_features: int, scale: float, *, opens_prefix: bool) -> None:
+        super().__init__()
+        self.scale = scale
+        self.down = nn.Parameter(down, requires_grad=False)
+        self.up = nn.Parameter(down.new_zeros(out_features, len(down)), requires_grad=False)
+        self.gate = Gate(down.shape[1], down.device)
+        self.prefix_gate = Gate(down.shape[1], down.device) if opens_prefix else None
+        self.opened: Tensor | None = None
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Y + g(x) * scale * B A x."""
+        if self.prefix_gate is not None:
+            self.opened = self.prefix_gate(x)  # (b, s, 1)
+        change = functional.linear(functional.linear(x.to(self.down.dtype), self.down), self.up)
+        return y + (self.scale * self.gate(x) * change).to(y.dtype)
+
+
+class GatedPrefix(nn.Module):
+    """``key`` K_p and ``value`` V_p of one layer, (p, w).
+
+    Args:
+        key, value: at the start.
+        query: the name of the query matrix in the attention module, whose part opens the gate.
+    """
+
+    def __init__(self, key: Tensor, value: Tensor, query: str) -> None:
+        super().__init__()
+        self.query = query
+        self.key = nn.Parameter(key, requires_grad=False)
+        self.value = nn.Parameter(value, requires_grad=False)
+        self.opened: Tensor | None = None
+
+    def before(self, host: nn.Module, scene: Scene) -> Scene:
+        """Twice the width: the first half meets the text, the gated second half the prefix."""
+        lora = host.get_submodule(f"{self.query}.{GRAFTS}.{UNIPELT}")
+        self.opened, lora.opened = lora.opened[:, None], None  # type: ignore[index, assignment] # (b, 1, s, 1)
+        key, value = (split_heads(rows, scene) for rows in (self.key, self.value))  # (k, p, d)
+        wide = Scene(
+            query=torch.cat((scene.query, self.opened.to(scene.query.dtype) * scene.query), dim=-1),
+            key=functional.pad(scene.key, (0, scene.key.shape[-1])),
+            value=functional.pad(scene.value, (0, scene.value.shape[-1])),
+            mask=scene.mask,
+        )
+        return with_keys(wide, functional.pad(key, (key.shape[-1], 0)), functional.pad(value, (value.shape[-1], 0)))
+
+    def after(self, host: nn.Module, scene: Scene, mixed: Tensor) -> Tensor:
+        """(b, h, s, 2 d) -> (b, h, s, d)."""
+        text, prefix = mixed.chunk(2, dim=-1)
+        opened, self.opened = self.opened, None
+        return text if opened is None else text + opened.to(mixed.dtype) * prefix
+
+
+class GatedBottleneck(nn.Module):
+    """A bottleneck after the feed-forward and its gate."""
+
+    def __init__(self, down: Tensor, activation: Activation) -> None:
+        super().__init__()
+        rows, wide = down.shape
+        self.activation = activation
+        self.down = nn.Parameter(down, requires_grad=False)
+        self.down_bias = nn.Parameter(down.new_zeros(rows), requires_grad=False)
+        self.up = nn.Parameter(down.new_zeros(wide, rows), requires_grad=False)
+        self.up_bias = nn.Parameter(down.new_zeros(wide), requires_grad=False)
+        self.gate = Gate(wide, down.device)
+
+    def forward(self, _: Tensor, y: Tensor) -> Tensor:
+        """Y + g(y) * f(y)."""
+        added = narrow(y, self.down, self.up, self.activation, self.down_bias, self.up_bias)
+        return y + (self.gate(y) * added).to(y.dtype)
+
+
+def attach_unipelt(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
+    """Graft the three parts on every chosen layer; one block: LoRA of q and v, prefixes, bottlenecks, each with gates.
+
+    Raises:
+        ConfigInvalid: the bottleneck is wider than the model.
+    """
+    settings = adapter.unipelt
+    if settings is None:
+        return ()
+    parts: list[nn.Module] = []
+    for slot in ("q", "v"):
+        for path, host in anatomy.slot_modules(slot, wanted_by="adapter.unipelt").items():
+            wide = width_of(host, "in_features")
+            down = drawn(seed, "unipelt.lora", path, (settings.rank, wide), 1.0 / math.sqrt(wide), device_of(host))
+            out = width_of(host, "out_features")
+            parts.append(GatedLora(down, out, settings.scale, opens_prefix=slot == "q"))
+            graft_output(host, UNIPELT, parts[-1])
+    query = anatomy.slots["q"].rpartition(".")[2]
+    for path, host in anatomy.slot_modules("k", wanted_by="adapter.unipelt").items():
+        shape, device = (settings.length, width_of(host, "out_features")), device_of(host)
+        key, value = (drawn(seed, f"unipelt.{side}", path, shape, 0.02, device) for side in ("key", "value"))
+        parts.append(GatedPrefix(key, value, query))
+        graft_attention(anatomy, path.rpartition(".")[0], UNIPELT, parts[-1])
+    for path, host in anatomy.slot_modules("down", wanted_by="adapter.unipelt").items():
+        wide = check_width(path, host, settings.width, wanted_by="adapter.unipelt")
+        shape, deviation = (settings.width, wide), 1.0 / math.sqrt(wide)
+        down = drawn(seed, "unipelt.down", path, shape, deviation, device_of(host))
+        parts.append(GatedBottleneck(down, settings.activation))
+        graft_output(host, UNIPELT, parts[-1])
+    parameters = tuple(parameter for part in parts for parameter in part.parameters())
+    return (Block(block_id=BlockId(UNIPELT), method=UNIPELT, parameters=parameters),)
