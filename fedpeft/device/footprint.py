@@ -6,6 +6,7 @@ require gradients: a method that is applied and not trained keeps nothing.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from fedpeft.adapter import AdapterSpec, BlockSpec, TensorSpec
@@ -18,7 +19,7 @@ from fedpeft.device.prompt_footprints import llama_adapter, p_tuning, p_tuning_v
 from fedpeft.device.shape import BaseShape
 from fedpeft.ids import BlockId
 
-__all__ = ["FOOTPRINTS", "Footprint", "adapted_layers", "layers_of", "present_methods", "spec_of"]
+__all__ = ["FOOTPRINTS", "Footprint", "Placed", "adapted_layers", "placed_methods", "present_methods", "spec_of"]
 
 
 def lora(shape: BaseShape, adapter: Adapter) -> Footprint:
@@ -99,20 +100,46 @@ FOOTPRINTS: Mapping[str, Callable[[BaseShape, Adapter], Footprint]] = MappingPro
 """By method, in the order of ``fedpeft.methods.union.METHODS``."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """One method in its layers.
+
+    Args:
+        footprint: in one layer.
+        first, stop: the lowest layer that has it, and the one after the last.
+    """
+
+    footprint: Footprint
+    first: int
+    stop: int
+
+    @property
+    def layers(self) -> int:
+        """How many layers have it."""
+        return self.stop - self.first
+
+
+def placed_methods(shape: BaseShape, adapter: Adapter) -> dict[str, Placed]:
+    """The methods that this adapter has on this base, the head aside, and where."""
+    lowest = 0 if adapter.layers == "all" else shape.layers - adapter.layers
+    found = {}
+    for name, footprint_of in FOOTPRINTS.items():
+        section = getattr(adapter, name)
+        if name != "head" and section is not None and (footprint := footprint_of(shape, adapter)).blocks:
+            own: tuple[int, int] | None = getattr(section, "layers", None)
+            first, stop = (lowest, shape.layers) if own is None else (own[0], own[1] + 1)
+            found[name] = Placed(footprint=footprint, first=first, stop=stop)
+    return found
+
+
 def present_methods(shape: BaseShape, adapter: Adapter) -> tuple[str, ...]:
     """The methods that this adapter has on this base, the head aside."""
-    return tuple(name for name, footprint in FOOTPRINTS.items() if footprint(shape, adapter).blocks)
+    return tuple(placed_methods(shape, adapter))
 
 
 def adapted_layers(shape: BaseShape, adapter: Adapter) -> int:
     """How many layers there are from the lowest that carries an adapter up: none when only the head is trained."""
-    return max((shape.layers - first for first, _ in _ranges(shape, adapter).values()), default=0)
-
-
-def layers_of(shape: BaseShape, adapter: Adapter, method: str) -> tuple[int, int]:
-    """How many layers carry a method, and how many of the last layer are among them: one or none."""
-    first, stop = _ranges(shape, adapter).get(method, (0, 0))
-    return stop - first, int(stop == shape.layers > first)
+    return max((shape.layers - one.first for one in placed_methods(shape, adapter).values()), default=0)
 
 
 def spec_of(shape: BaseShape, adapter: Adapter, *, classes: int) -> AdapterSpec:
@@ -122,24 +149,14 @@ def spec_of(shape: BaseShape, adapter: Adapter, *, classes: int) -> AdapterSpec:
         classes: of the head; 0 for a language model.
     """
     blocks: list[BlockSpec] = []
-    for name, footprint in FOOTPRINTS.items():
-        found, (layers, _) = footprint(shape, adapter), layers_of(shape, adapter, name)
-        for sizes, trainable in ((found.frozen, False), (found.blocks, True)):
+    for name, one in placed_methods(shape, adapter).items():
+        for sizes, trainable in ((one.footprint.frozen, False), (one.footprint.blocks, True)):
             for block_id, size in sizes.items():
-                blocks.append(_block(block_id, name, layers * size + found.shared.get(block_id, 0), trainable))
+                once = one.footprint.shared.get(block_id, 0)
+                blocks.append(_block(block_id, name, one.layers * size + once, trainable))
     if adapter.head and classes:
         blocks.append(_block(BlockId("head"), "head", shape.head_parameters(classes), True))
     return AdapterSpec(blocks=tuple(blocks))
-
-
-def _ranges(shape: BaseShape, adapter: Adapter) -> dict[str, tuple[int, int]]:
-    """The first layer of every present method and the one after its last."""
-    first = 0 if adapter.layers == "all" else shape.layers - adapter.layers
-    found = {}
-    for method in present_methods(shape, adapter):
-        own: tuple[int, int] | None = getattr(getattr(adapter, method), "layers", None)
-        found[method] = (first, shape.layers) if own is None else (own[0], own[1] + 1)
-    return found
 
 
 def _block(block_id: BlockId, method: str, size: int, trainable: bool) -> BlockSpec:

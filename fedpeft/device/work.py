@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedpeft.config.model import Adapter
-from fedpeft.device.footprint import FOOTPRINTS, adapted_layers, layers_of, spec_of
+from fedpeft.device.footprint import adapted_layers, placed_methods, spec_of
 from fedpeft.device.shape import BaseShape
 from fedpeft.ids import BlockId
 from fedpeft.methods import blocks_for
@@ -101,9 +101,11 @@ def kept_floats(shape: BaseShape, workload: Workload) -> tuple[float, float]:
     else:
         layer = 4 * shape.hidden + 2 * shape.key_width + 3 * shape.inner + shape.heads
     methods, tokens = 0.0, workload.batch_size * tokens_of(shape, workload)
+    placed = placed_methods(shape, workload.adapter)
     for method in workload.methods:
-        own, (count, top) = FOOTPRINTS[method](shape, workload.adapter), layers_of(shape, workload.adapter, method)
-        methods += (count - top * last) * own.saved + top * last * own.saved_first_token + count * own.kept / tokens
+        one, own = placed[method], placed[method].footprint
+        top = last * int(one.stop == shape.layers)
+        methods += (one.layers - top) * own.saved + top * own.saved_first_token + one.layers * own.kept / tokens
     return float(full * layer + last * 2 * shape.key_width), float(methods)
 
 
@@ -121,10 +123,8 @@ def gradient_layers(shape: BaseShape, workload: Workload) -> int:
 def step_flops(shape: BaseShape, workload: Workload) -> tuple[float, float]:
     """Operations a token of the forward and of the backward pass."""
     forward_layers, backward_layers = passes_of(shape, workload)
-    methods = sum(
-        footprint(shape, workload.adapter).flops * layers_of(shape, workload.adapter, name)[0]
-        for name, footprint in FOOTPRINTS.items()
-    )
+    placed = placed_methods(shape, workload.adapter)
+    methods = float(sum(one.footprint.flops * one.layers for one in placed.values()))
     dense, attention = 2.0 * shape.matrix_parameters, 4.0 * tokens_of(shape, workload) * shape.hidden
     keys = 4.0 * shape.key_width * shape.hidden
     head = 0.0 if workload.classes else 2.0 * shape.vocabulary * shape.hidden
@@ -141,8 +141,7 @@ def step_flops(shape: BaseShape, workload: Workload) -> tuple[float, float]:
 
 def tokens_of(shape: BaseShape, workload: Workload) -> int:
     """Tokens of an example, with those that a prompt adds."""
-    added = sum(footprint(shape, workload.adapter).tokens for footprint in FOOTPRINTS.values())
-    return workload.length + added
+    return workload.length + sum(one.footprint.tokens for one in placed_methods(shape, workload.adapter).values())
 
 
 def forward_share(shape: BaseShape, workload: Workload) -> float:
@@ -152,5 +151,6 @@ def forward_share(shape: BaseShape, workload: Workload) -> float:
 
 
 def _first_token(shape: BaseShape, workload: Workload) -> bool:
-    routed = layers_of(shape, workload.adapter, "coda")[1]  # a router picks the tokens of the last layer itself
+    # A router picks the tokens of the last layer itself.
+    routed = workload.adapter.coda is not None and placed_methods(shape, workload.adapter)["coda"].stop == shape.layers
     return workload.classes > 0 and shape.first_token_only and not routed

@@ -109,7 +109,8 @@ def soft_top_k(scores: Tensor, counts: Tensor) -> Tensor:
     for _ in range(_STEPS):  # coordinate ascent on the dual: one multiplier for the sum, one for each bound m <= 1
         level = counts.log() - torch.logsumexp(scores + held, dim=1, keepdim=True)
         held = torch.clamp(-scores - level, max=0.0)
-    return torch.exp(scores + level + held)
+    everything = counts >= torch.isfinite(scores).sum(dim=1, keepdim=True)  # where the ascent has no end
+    return torch.where(everything, torch.isfinite(scores).to(scores.dtype), torch.exp(scores + level + held))
 
 
 def attach_coda(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
