@@ -44,7 +44,8 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., h) -> (..., 1)."""
-        return torch.sigmoid(functional.linear(x.to(self.weight.dtype), self.weight[None], self.bias))
+        opened: Tensor = torch.sigmoid(functional.linear(x.to(self.weight.dtype), self.weight[None], self.bias))
+        return opened
 
 
 class GatedLora(nn.Module):
@@ -100,9 +101,9 @@ class GatedPrefix(nn.Module):
 
     def after(self, host: nn.Module, scene: Scene, mixed: Tensor) -> Tensor:
         """(b, h, s, 2 d) -> (b, h, s, d)."""
-        text, prefix = mixed.chunk(2, dim=-1)
+        halves: tuple[Tensor, ...] = mixed.chunk(2, dim=-1)
         opened, self.opened = self.opened, None
-        return text if opened is None else text + opened.to(mixed.dtype) * prefix
+        return halves[0] if opened is None else halves[0] + opened.to(mixed.dtype) * halves[1]
 
 
 class GatedBottleneck(nn.Module):
