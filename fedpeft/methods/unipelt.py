@@ -68,7 +68,8 @@ class GatedLora(nn.Module):
         if self.prefix_gate is not None:
             self.opened = self.prefix_gate(x)  # (b, s, 1)
         change = functional.linear(functional.linear(x.to(self.down.dtype), self.down), self.up)
-        return y + (self.scale * self.gate(x) * change).to(y.dtype)
+        opened: Tensor = self.gate(x)
+        return y + (self.scale * opened * change).to(y.dtype)
 
 
 class GatedPrefix(nn.Module):
@@ -122,7 +123,8 @@ class GatedBottleneck(nn.Module):
     def forward(self, _: Tensor, y: Tensor) -> Tensor:
         """Y + g(y) * f(y)."""
         added = narrow(y, self.down, self.up, self.activation, self.down_bias, self.up_bias)
-        return y + (self.gate(y) * added).to(y.dtype)
+        opened: Tensor = self.gate(y)
+        return y + (opened * added).to(y.dtype)
 
 
 def attach_unipelt(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
