@@ -1,4 +1,4 @@
-"""Client-level differential privacy inside the secure sum. numpy only; no network, no torch.
+"""Differential privacy: noise inside the secure sum, accountants, ledger. numpy only; no network, no torch.
 
 In order: ``clip`` a client's whole contribution, put it on the grid with this device's share of discrete Gaussian
 noise (``noisy_words``), mask and sum it (``fedpeft.secagg``), ``decode_sum``. ``size_mechanism`` says how much
@@ -7,24 +7,29 @@ noise, ``epsilon`` and ``calibrate`` what it is worth, ``PrivacyLedger`` what is
 
 from fedpeft.privacy.accountant import ACCOUNTANT, Budget, Release, calibrate, epsilon
 from fedpeft.privacy.clipping import Clipped, clip, l2_norm, rounding_allowance
+from fedpeft.privacy.composition import Charge, total_epsilon
 from fedpeft.privacy.discrete_gaussian import discrete_gaussian
 from fedpeft.privacy.ledger import Entry, PrivacyLedger, read_ledger
 from fedpeft.privacy.mechanism import Mechanism, NoiseTerms, decode_sum, noisy_words, size_mechanism
 from fedpeft.privacy.planning import SIZES, expected_noise, signal_to_noise
+from fedpeft.privacy.sampled_gaussian import SampledRelease, calibrate_sampled, sampled_epsilon
 from fedpeft.privacy.statement import Statement
 
 __all__ = [
     "ACCOUNTANT",
     "SIZES",
     "Budget",
+    "Charge",
     "Clipped",
     "Entry",
     "Mechanism",
     "NoiseTerms",
     "PrivacyLedger",
     "Release",
+    "SampledRelease",
     "Statement",
     "calibrate",
+    "calibrate_sampled",
     "clip",
     "decode_sum",
     "discrete_gaussian",
@@ -34,6 +39,8 @@ __all__ = [
     "noisy_words",
     "read_ledger",
     "rounding_allowance",
+    "sampled_epsilon",
     "signal_to_noise",
     "size_mechanism",
+    "total_epsilon",
 ]

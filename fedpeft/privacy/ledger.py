@@ -13,15 +13,18 @@ is refused for good. A ledger that is gone while its witness stands is refused a
 import fcntl
 import hashlib
 import json
+import math
 import os
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
 from fedpeft.errors import BudgetExhausted, IntegrityFailed, ResourceMissing
 from fedpeft.files import sync, write_file
-from fedpeft.privacy.accountant import Budget, Release, epsilon
+from fedpeft.privacy.accountant import Budget, Release
+from fedpeft.privacy.composition import Charge, total_epsilon
+from fedpeft.privacy.sampled_gaussian import SampledRelease
 
 __all__ = ["Entry", "PrivacyLedger", "read_ledger"]
 
@@ -34,7 +37,7 @@ class Entry:
     """One charge: its label, unique in the ledger, and what it paid for."""
 
     label: str
-    release: Release
+    release: Charge
 
 
 class PrivacyLedger:
@@ -80,14 +83,19 @@ class PrivacyLedger:
 
     def spent(self) -> float:
         """Epsilon of all charges at the budget's delta."""
-        return epsilon(_counted([entry.release for entry in self._entries]), self.budget.delta)
+        return self.spent_by(lambda _: True, self.budget.delta)
 
-    def would_exceed(self, release: Release, times: int = 1) -> bool:
+    def spent_by(self, chosen: Callable[[str], bool], delta: float, more: tuple[Charge, ...] = ()) -> float:
+        """Epsilon at ``delta`` of the charges whose label is chosen, and of ``more`` that is not charged yet."""
+        return total_epsilon([*(entry.release for entry in self._entries if chosen(entry.label)), *more], delta)
+
+    def would_exceed(self, release: Charge, times: int = 1) -> bool:
         """Whether so many more of these would go past the budget."""
-        after = [*(entry.release for entry in self._entries), *[release] * times]
-        return epsilon(_counted(after), self.budget.delta) > self.budget.epsilon
+        if self.budget.epsilon == math.inf:
+            return False
+        return self.spent_by(lambda _: True, self.budget.delta, (release,) * times) > self.budget.epsilon
 
-    def charge(self, label: str, release: Release) -> None:
+    def charge(self, label: str, release: Charge) -> None:
         """Pays for one release; it may be made once this returns, and under this label only.
 
         A label that was charged before is not charged again: a repeat of the same message releases nothing new.
@@ -102,7 +110,7 @@ class PrivacyLedger:
                     raise IntegrityFailed(f"Expected {label!r} to be charged for one release, found two; {REMEDY}")
                 return
         if self.would_exceed(release):
-            after = epsilon(_counted([*(e.release for e in self._entries), release]), self.budget.delta)
+            after = self.spent_by(lambda _: True, self.budget.delta, (release,))
             raise BudgetExhausted(
                 f"Expected to stay within epsilon={self.budget.epsilon:g} at delta={self.budget.delta:g}, found "
                 f"{self.spent():.4g} spent and {after:.4g} after {label!r}; nothing was released. "
@@ -189,10 +197,6 @@ def _chain(path: Path, payload: bytes) -> tuple[list[Entry], list[str]]:
     return entries, heads
 
 
-def _counted(releases: list[Release]) -> list[tuple[Release, int]]:
-    return list(Counter(releases).items())
-
-
 def _line(sequence: int, previous: str, entry: Entry) -> bytes:
     record = {"sequence": sequence, "previous": previous, "label": entry.label, "release": asdict(entry.release)}
     return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
@@ -201,7 +205,8 @@ def _line(sequence: int, previous: str, entry: Entry) -> bytes:
 def _read(line: bytes) -> Entry | None:
     try:
         record = json.loads(line)
-        return Entry(label=record["label"], release=Release(**record["release"]))
+        kind = SampledRelease if "sampling_rate" in record["release"] else Release
+        return Entry(label=record["label"], release=kind(**record["release"]))
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -2,6 +2,7 @@
 
 from fedpeft.tuning.cache import ActivationCache, HiddenSource, JoinedCaches
 from fedpeft.tuning.evaluate import Evaluation, evaluate
+from fedpeft.tuning.private import NoiseScale, PrivateOutcome, train_privately
 from fedpeft.tuning.train import LocalPlan, TrainOutcome, train
 
 __all__ = [
@@ -10,7 +11,10 @@ __all__ = [
     "HiddenSource",
     "JoinedCaches",
     "LocalPlan",
+    "NoiseScale",
+    "PrivateOutcome",
     "TrainOutcome",
     "evaluate",
     "train",
+    "train_privately",
 ]

@@ -26,7 +26,7 @@ from fedpeft.tuning.batches import Indices, collate, predictions_of, training_st
 from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.stages import Stages
 
-__all__ = ["LocalPlan", "TrainOutcome", "train"]
+__all__ = ["LocalPlan", "TrainOutcome", "make_optimizer", "train"]
 
 Progress = Callable[[int, float], None]
 """Called after each step with (steps done, the step's loss)."""
@@ -108,7 +108,7 @@ def train(
         for block in union.spec.blocks
         if block.block_id in plan.learning_rates
     }
-    optimizer = _optimizer(trained, plan)
+    optimizer = make_optimizer(trained, plan)
     stepped = [module for module in union.model.modules() if isinstance(module, SteppedPart)]
     losses: list[float] = []
     seen = 0
@@ -156,7 +156,8 @@ def _backward(
     return total
 
 
-def _optimizer(trained: Mapping[BlockId, list[nn.Parameter]], plan: LocalPlan) -> torch.optim.Optimizer:
+def make_optimizer(trained: Mapping[BlockId, list[nn.Parameter]], plan: LocalPlan) -> torch.optim.Optimizer:
+    """A fresh optimizer: one group a block, at the block's own rate."""
     groups = [{"params": parameters, "lr": plan.learning_rates[block_id]} for block_id, parameters in trained.items()]
     if plan.optimizer == "sgd":
         return torch.optim.SGD(groups, weight_decay=plan.weight_decay)
