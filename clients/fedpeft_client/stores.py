@@ -1,10 +1,24 @@
 """A device's memory between two messages: in RAM for a simulation in one process, else files."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from fedpeft.files import PRIVATE, write_file
+from fedpeft.privacy import Budget, PrivacyLedger
 
-__all__ = ["FileStore", "MemoryStore"]
+__all__ = ["FileStore", "MemoryStore", "device_ledger"]
+
+
+def device_ledger(journal: Path, *, witness: Path, budget: Budget) -> Callable[[], PrivacyLedger]:
+    """Opens the ledger of what this device's examples have lost, over its life; each caller closes what it opened.
+
+    Args:
+        journal: on the device, beside its other state; never deleted: a ledger that is gone while its witness stands
+            is refused, and so is an older copy of it.
+        witness: remembers how long the journal was; kept out of the backups of ``journal``'s directory.
+        budget: the site's own limit; epsilon infinite for none.
+    """
+    return lambda: PrivacyLedger(journal, witness=witness, budget=budget)
 
 
 class MemoryStore:

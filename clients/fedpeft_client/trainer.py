@@ -13,16 +13,20 @@ from fedpeft.config.model import Adapter, Performance, Train
 from fedpeft.ids import BlockId
 from fedpeft.methods import blocks_for, due_blocks, round_of
 from fedpeft.methods.blocks import HEAD
+from fedpeft.privacy import SampledRelease
+from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.local import LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
-from fedpeft.tuning import LocalPlan, evaluate, train
+from fedpeft.tuning import Evaluation, LocalPlan, NoiseScale, evaluate, train, train_privately
 from fedpeft_client.bench import Bench
 from fedpeft_client.examples import Examples, batch_seed
 
 __all__ = ["Capacity", "TorchTrainer", "learning_rates"]
 
 PLAIN = Performance()
+
+NOTHING_EVALUATED = Evaluation(loss_sum=0.0, correct=0, examples=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,18 +86,28 @@ class TorchTrainer:
         spec = self._bench.spec(plan)
         return frozenset(blocks_for(spec, methods=capacity.methods, rank=capacity.rank, head=capacity.head))
 
+    def cost(self, plan: LearningPlan) -> SampledRelease | None:
+        """See ``Trainer``."""
+        if plan.privacy is None:
+            return None
+        spec = self._bench.spec(plan)
+        parameters = sum(spec[block_id].size for block_id in self.trains(plan))
+        return round_cost(plan, examples=len(self._examples.prepared(plan).train), parameters=parameters)
+
     def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
         """See ``Trainer``: evaluate the received state, then train from it."""
         examples = self._examples.prepared(plan)
         with self._bench.lend(plan) as union:
             union.load(state)
-            measured = evaluate(
-                union,
-                examples.held_out,
-                limit=request.eval_examples,
-                batch_size=examples.eval_batch,
-                cache=examples.eval_cache,
-            )
+            measured = NOTHING_EVALUATED  # under example-level privacy a loss would be a release
+            if plan.privacy is None:
+                measured = evaluate(
+                    union,
+                    examples.held_out,
+                    limit=request.eval_examples,
+                    batch_size=examples.eval_batch,
+                    cache=examples.eval_cache,
+                )
             deltas = {}
             trained_loss, trained = 0.0, 0
             if request.train:
@@ -101,17 +115,21 @@ class TorchTrainer:
                 blocks = self.trains(plan) & due_blocks(union.spec, plan.adapter, round_id)
                 rates = learning_rates(plan.adapter, plan.train, blocks)
                 local = _local_plan(plan.train, rates, request.learning_rate_factor, self._performance)
-                outcome = train(
-                    union,
-                    examples.train,
-                    local,
-                    seed=batch_seed(plan.seed, self._device),
-                    first_step=request.first_step,
-                    cache=examples.train_cache,
-                )
+                noise = self._noise(plan)
+                if noise is not None:
+                    train_privately(union, examples.train, local, noise, cache=examples.train_cache)
+                else:
+                    outcome = train(
+                        union,
+                        examples.train,
+                        local,
+                        seed=batch_seed(plan.seed, self._device),
+                        first_step=request.first_step,
+                        cache=examples.train_cache,
+                    )
+                    trained_loss, trained = outcome.mean_loss * outcome.examples_seen, outcome.examples_seen
                 after = union.extract(sorted(rates))
                 deltas = {block_id: after[block_id] - state[block_id] for block_id in after}
-                trained_loss, trained = outcome.mean_loss * outcome.examples_seen, outcome.examples_seen
         return LocalResult(
             deltas=MappingProxyType(deltas),
             examples=len(examples.train),
@@ -120,6 +138,17 @@ class TorchTrainer:
             evaluated_loss=measured.loss_sum,
             correct=measured.correct,
             evaluated=measured.examples,
+        )
+
+    def _noise(self, plan: LearningPlan) -> NoiseScale | None:
+        """The noise of every private step; the same numbers that ``cost`` charges."""
+        cost = self.cost(plan)
+        if cost is None or plan.privacy is None:
+            return None
+        return NoiseScale(
+            l2_clip_norm=plan.privacy.l2_clip_norm,
+            noise_multiplier=cost.noise_multiplier,
+            sampling_rate=cost.sampling_rate,
         )
 
 

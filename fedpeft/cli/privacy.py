@@ -91,34 +91,18 @@ def plan(
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
     """Say what RUN has spent, and what that means."""
-    from fedpeft.privacy import epsilon, read_ledger
-    from fedpeft_server.privacy import LEDGER, Plan, read_budget
+    from fedpeft_server.promises import privacy_lines
     from fedpeft_server.run_view import read_run
 
     view = read_run(run)
-    config = view.config()
-    if config.privacy.unit == "none":
-        click.echo(f"{view.manifest.run_id}: no differential privacy; whoever has the adapter may learn from it")
+    privacy = view.config().privacy
+    click.echo(f"{view.manifest.run_id}: {len(view.rounds)} rounds committed")
+    if privacy.unit == "none":
+        click.echo("no differential privacy; whoever has the adapter may learn from it")
         return
-    budget, entries = read_budget(config.privacy), read_ledger(run / LEDGER)
-    click.echo(f"{view.manifest.run_id}: {len(view.rounds)} rounds committed, {len(entries)} releases charged")
-    if not entries:
-        click.echo("nothing has been released")
-        return
-    spent = epsilon([(entry.release, 1) for entry in entries], budget.delta)
-    first = entries[0].release
-    made = Plan(
-        privacy=config.privacy,
-        secagg=config.secagg,
-        rounds=config.rounds.count,
-        parameters=first.parameters,
-        noise_multiplier=first.noise_multiplier,
-    )
-    click.echo(f"budget: epsilon {budget.epsilon:g} at delta {budget.delta:g}; spent:")
-    for line in made.statement(spent=spent, rounds=len(entries)).lines():
+    click.echo(f"budget: epsilon {privacy.epsilon:g} at delta {privacy.delta:g}; spent:")
+    for line in privacy_lines(view):
         click.echo(f"  {line}")
-    if len(entries) > len(view.rounds):
-        click.echo(f"  {len(entries) - len(view.rounds)} of the releases were lost: charged, not committed")
 
 
 def _advice(ratios: dict[str, float]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from fedpeft.config import derived
 from fedpeft.config.finding import Finding
-from fedpeft.config.model import RunConfig
+from fedpeft.config.model import Privacy, RunConfig
 
 __all__ = ["privacy_findings"]
 
@@ -23,10 +23,13 @@ def privacy_findings(config: RunConfig) -> Iterator[Finding]:
                     reads=("privacy.unit",),
                     expected='none of it while privacy.unit = "none"',
                     found=str(getattr(privacy, option)),
-                    remedy='Set privacy.unit = "client", or leave it out: nothing is promised now.',
+                    remedy='Set privacy.unit = "client" or "example", or leave it out: nothing is promised now.',
                 )
         return
     yield from _budget(config)
+    if privacy.unit == "example":
+        yield from _example(config)
+        return
     if config.aggregate.weight != "uniform":
         yield Finding(
             key="aggregate.weight",
@@ -52,15 +55,29 @@ def privacy_findings(config: RunConfig) -> Iterator[Finding]:
         )
 
 
+def _example(config: RunConfig) -> Iterator[Finding]:
+    """A device's own noise: nothing of the secure sum matters to it, and nothing of the client-level noise applies."""
+    privacy, fresh = config.privacy, Privacy()
+    if privacy.colluders != fresh.colluders:
+        yield Finding(
+            key="privacy.colluders",
+            reads=("privacy.unit",),
+            expected='no colluders under privacy.unit = "example": each device adds all the noise for its own examples',
+            found=str(privacy.colluders),
+        )
+
+
 def _budget(config: RunConfig) -> Iterator[Finding]:
-    privacy, clients = config.privacy, derived.known_clients(config)
-    limit = "at most 1 / clients" if clients is None else f"at most 1 / {clients} clients"
+    privacy = config.privacy
+    clients = derived.known_clients(config) if privacy.unit == "client" else None
+    whole = "clients" if privacy.unit == "client" else "training examples of the smallest device"
+    limit = f"at most 1 / {whole}" if clients is None else f"at most 1 / {clients} clients"
     hint = "" if clients is None else f" (clients^-1.1 = {derived.suggested_delta(clients):.2g} is usual)"
     if privacy.epsilon is None:
         yield Finding(
             key="privacy.epsilon",
             reads=("privacy.unit",),
-            expected='an epsilon for privacy.unit = "client"',
+            expected=f'an epsilon for privacy.unit = "{privacy.unit}"',
             found="nothing",
             remedy="`fedpeft privacy plan` says what each costs.",
         )

@@ -207,18 +207,30 @@ class SecureAggregation(Section):
 
 
 class Privacy(Section):
-    """Differential privacy (docs/privacy.md). `client`: a whole client, with noise inside the secure sum."""
+    """Differential privacy (docs/privacy.md): noise inside the secure sum, or in every step on the device."""
 
-    unit: Literal["none", "client"] = Field(
-        default="none", description="Whose data is protected: `client` hides what any one client contributed."
+    unit: Literal["none", "client", "example"] = Field(
+        default="none",
+        description="Whose data is protected: `client` hides what any one client contributed, `example` any one "
+        "training example of a device (DP-SGD there).",
     )
-    epsilon: float | None = Field(default=None, gt=0, description="The budget of the whole run.")
-    delta: float | None = Field(default=None, gt=0, lt=1, description="At most 1 / clients.")
+    epsilon: float | None = Field(
+        default=None, gt=0, description="The budget of the whole run; with `example`, of each device."
+    )
+    delta: float | None = Field(
+        default=None, gt=0, lt=1, description="At most 1 / clients; with `example`, 1 / examples of each device."
+    )
     l2_clip_norm: float = Field(
-        default=1.0, gt=0, description="A device's whole delta, all blocks together, is clipped to this norm."
+        default=1.0,
+        gt=0,
+        description="A device's whole delta, all blocks together, is clipped to this norm; with `example`, each "
+        "example's gradient.",
     )
     noise_multiplier: float | None = Field(
-        default=None, gt=0, description="Noise over clip norm; none: the least that keeps all rounds in the budget."
+        default=None,
+        gt=0,
+        description="Noise over clip norm; none: the least that keeps all rounds in the budget. With `example` each "
+        "device finds its own, by how many examples it has.",
     )
     colluders: int = Field(
         default=1, ge=0, description="Devices that may tell the coordinator their noise; the others' shares suffice."

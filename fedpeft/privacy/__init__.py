@@ -13,7 +13,7 @@ from fedpeft.privacy.ledger import Entry, PrivacyLedger, read_ledger
 from fedpeft.privacy.mechanism import Mechanism, NoiseTerms, decode_sum, noisy_words, size_mechanism
 from fedpeft.privacy.planning import SIZES, expected_noise, signal_to_noise
 from fedpeft.privacy.sampled_gaussian import SampledRelease, calibrate_sampled, sampled_epsilon
-from fedpeft.privacy.statement import Statement
+from fedpeft.privacy.statement import ExampleStatement, Statement
 
 __all__ = [
     "ACCOUNTANT",
@@ -22,6 +22,7 @@ __all__ = [
     "Charge",
     "Clipped",
     "Entry",
+    "ExampleStatement",
     "Mechanism",
     "NoiseTerms",
     "PrivacyLedger",

@@ -37,13 +37,14 @@ less probable than 2^-78 never comes up: 10^12 draws see it with probability 10^
 TABLE_SIGMA = 128.0
 TABLE_BITS = 128
 GUIDE_BITS = 16
-PIECE = 1 << 15
+PIECE = 1 << 16
 """Drawn at once: the temporaries stay in the second-level cache."""
 
 Integers = npt.NDArray[np.int64]
+Draws = npt.NDArray[np.int32]
 
 
-def discrete_gaussian(sigma: float, size: int, entropy: Entropy) -> Integers:
+def discrete_gaussian(sigma: float, size: int, entropy: Entropy) -> Draws:
     """Independent draws.
 
     Args:
@@ -52,7 +53,7 @@ def discrete_gaussian(sigma: float, size: int, entropy: Entropy) -> Integers:
         entropy: cryptographic bytes; 8 to 9 a draw.
 
     Returns:
-        (size,) int64.
+        (size,) int32.
 
     Guarantees:
         The probabilities are those of the discrete Gaussian:
@@ -63,17 +64,16 @@ def discrete_gaussian(sigma: float, size: int, entropy: Entropy) -> Integers:
     if not 0 < sigma <= MAX_SIGMA:
         raise ValueError(f"Expected 0 < sigma <= 2^24, found sigma={sigma}.")
     table = _table(sigma)
-    out = np.empty(size, np.int64)
-    for start in range(0, size, PIECE):
-        piece = out[start : start + PIECE]
-        places: npt.NDArray[np.intp] | slice = slice(None)
-        wanted = len(piece)
-        while wanted:
-            drawn, kept = _propose(table, wanted, entropy)
-            piece[places] = drawn
-            missing = np.flatnonzero(~kept)
-            places = missing if isinstance(places, slice) else places[missing]
-            wanted = len(missing)
+    out = np.empty(size, np.int32)
+    opened = [_propose_all(table, out[start : start + PIECE], entropy, start) for start in range(0, size, PIECE)]
+    if not opened:
+        return out
+    places, *bits = (np.concatenate(parts) for parts in zip(*opened, strict=True))
+    while len(places):
+        drawn, kept = _propose(table, (bits[0], bits[1], bits[2]), entropy)
+        out[places] = drawn
+        places = places[~kept]
+        bits = list(_bytes(len(places), entropy))
     return out
 
 
@@ -86,6 +86,8 @@ class _Table:
         scale: 1 / (2 sigma^2).
         high, low: cumulative probabilities of j, P[J <= j] * 2^128, as two 64-bit halves; the last is left out.
         guide: for each value of the first 16 bits the j that they decide, or UNDECIDED.
+        quick: the same with j in the upper half, and in the lower half below what 16 bits of the keeping a proposal
+            with this j is kept whatever u is; 0 where nothing is decided, and for j = 0, where the sign matters.
     """
 
     shift: int
@@ -93,6 +95,7 @@ class _Table:
     high: npt.NDArray[np.uint64]
     low: npt.NDArray[np.uint64]
     guide: npt.NDArray[np.uint16]
+    quick: npt.NDArray[np.uint32]
 
 
 UNDECIDED = np.iinfo(np.uint16).max
@@ -119,17 +122,60 @@ def _table(sigma: float) -> _Table:
     # Safe: a bucket that holds no threshold, nor touches one, has a single j.
     touched = np.isin(np.arange(1 << GUIDE_BITS), high >> np.uint64(64 - GUIDE_BITS))
     guide = np.where((first == final) & ~touched, first, UNDECIDED).astype(np.uint16)
-    return _Table(shift, 0.5 / (sigma * sigma), high, low, guide)
+    j = np.arange(last, dtype=np.float64)
+    # The largest exponent that j allows; a shift of 0 has u = 0 and keeps everything.
+    worst = (2.0**shift - 1) * (2.0**shift - 1 + j * 2.0 ** (shift + 1)) * (0.5 / (sigma * sigma))
+    # Safe: exp(-t) >= 1 - t, and one unit covers what these lines round.
+    surely = np.clip(np.floor((1.0 - worst) * 2.0**16) - 1.0, 0, 2.0**16 - 1).astype(np.uint32)
+    surely[0] = 0
+    decided = guide != UNDECIDED
+    known = np.where(decided, guide, 0).astype(np.uint32)
+    quick = np.where(decided, (known << np.uint32(16)) | surely[known], 0).astype(np.uint32)
+    return _Table(shift, 0.5 / (sigma * sigma), high, low, guide, quick)
 
 
-def _propose(table: _Table, size: int, entropy: Entropy) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """``size`` proposals and which of them are kept."""
-    j = _coarse(table, size, entropy)
-    words = np.frombuffer(entropy(4 * size), "<u4")
+Bytes = tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint32]]
+"""For each proposal: the first bits of j, the first bits of the keeping, and u with the sign."""
+
+
+def _bytes(size: int, entropy: Entropy) -> Bytes:
+    drawn = entropy(8 * size)
+    return (
+        np.frombuffer(drawn, "<u2", size),
+        np.frombuffer(drawn, "<u2", size, 2 * size),
+        np.frombuffer(drawn, "<u4", size, 4 * size),
+    )
+
+
+Opened = tuple[npt.NDArray[np.intp], npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint32]]
+"""Places that are not decided yet, with the bits that they have."""
+
+
+def _propose_all(table: _Table, out: Draws, entropy: Entropy, start: int) -> Opened:
+    """A proposal for every place of ``out``, whose first is ``start``; returns the places where 32 bits do not decide.
+
+    They decide 97 of 100, all at once.
+    """
+    first, keeping, words = _bytes(len(out), entropy)
+    quick = table.quick.take(first)
+    places = np.flatnonzero(keeping >= quick.astype(np.uint16))  # the lower half
+    quick >>= np.uint32(16)
+    quick <<= np.uint32(table.shift)
+    quick |= words & np.uint32((1 << table.shift) - 1)
+    signs = words.view("<i4") >> np.int32(31)  # 0 or -1
+    np.bitwise_xor(quick.view(np.int32), signs, out=out)
+    out -= signs
+    return places + start, first[places], keeping[places], words[places]
+
+
+def _propose(table: _Table, bits: Bytes, entropy: Entropy) -> tuple[Integers, npt.NDArray[np.bool_]]:
+    """Proposals and which of them are kept, looked at one by one."""
+    first, keeping, words = bits
+    j = _coarse(table, first, entropy)
     u = (words & np.uint32((1 << table.shift) - 1)).astype(np.int64)
     exponent = (u * (u + (j << (table.shift + 1)))).astype(np.float64)
     exponent *= table.scale
-    kept = _bernoulli_exp(exponent, entropy) if table.shift else np.ones(size, np.bool_)
+    kept = _bernoulli_exp(exponent, keeping, entropy) if table.shift else np.ones(len(j), np.bool_)
     x = (j << table.shift) + u
     negative = words >> np.uint32(31) != 0
     kept &= ~((x == 0) & negative)
@@ -137,9 +183,8 @@ def _propose(table: _Table, size: int, entropy: Entropy) -> tuple[Integers, npt.
     return x, kept
 
 
-def _coarse(table: _Table, size: int, entropy: Entropy) -> Integers:
-    """j: the number of cumulative probabilities that do not exceed a uniform number."""
-    leading = np.frombuffer(entropy(2 * size), "<u2")
+def _coarse(table: _Table, leading: npt.NDArray[np.uint16], entropy: Entropy) -> Integers:
+    """j: the number of cumulative probabilities that do not exceed a uniform number, whose first bits are given."""
     j = table.guide[leading]
     undecided = np.flatnonzero(j == UNDECIDED)
     found: Integers = j.astype(np.int64)
@@ -156,13 +201,11 @@ def _coarse(table: _Table, size: int, entropy: Entropy) -> Integers:
     return found
 
 
-def _bernoulli_exp(exponent: npt.NDArray[np.float64], entropy: Entropy) -> npt.NDArray[np.bool_]:
-    """True with probability exp(-exponent), for exponents in [0, 1/2]: 16 bits decide almost always."""
-    leading = np.frombuffer(entropy(2 * len(exponent)), "<u2")
-    # Safe: exp(-t) >= 1 - t, so what lies below is kept for sure and only the rest needs exp.
-    kept: npt.NDArray[np.bool_] = leading < (1.0 - exponent) * 2.0**16 - 1.0
-    rest = np.flatnonzero(~kept)
-    further = np.frombuffer(entropy(8 * len(rest)), "<u8") >> np.uint64(64 - 37)
-    uniform = (leading[rest].astype(np.uint64) << np.uint64(37)) | further  # 53 bits, of which the first 16 are known
-    kept[rest] = uniform < (np.exp(-exponent[rest]) * 2.0**53).astype(np.uint64)
+def _bernoulli_exp(
+    exponent: npt.NDArray[np.float64], leading: npt.NDArray[np.uint16], entropy: Entropy
+) -> npt.NDArray[np.bool_]:
+    """True with probability exp(-exponent), for exponents in [0, 1/2]; ``leading`` are the first 16 bits of 53."""
+    further = np.frombuffer(entropy(8 * len(exponent)), "<u8") >> np.uint64(64 - 37)
+    uniform = (leading.astype(np.uint64) << np.uint64(37)) | further
+    kept: npt.NDArray[np.bool_] = uniform < (np.exp(-exponent) * 2.0**53).astype(np.uint64)
     return kept

@@ -231,8 +231,7 @@ def noisy_words(
     words = {}
     for block_id, whole in rounded.items():
         noise = discrete_gaussian(mechanism.share_sigma, len(whole), entropy)
-        noise += whole.astype(np.int64)
-        words[block_id] = noise.astype(word)  # modulo 2^bits
+        words[block_id] = (whole.astype(np.int64) + noise).astype(word)  # modulo 2^bits
     return words
 
 

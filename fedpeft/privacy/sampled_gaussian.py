@@ -38,6 +38,9 @@ REACH = 9.0
 
 MAX_CELLS = 1 << 21
 
+MAX_EPSILON = 300.0
+"""Larger ones are reported as infinite."""
+
 MAX_NOISE_MULTIPLIER = 1e4
 
 Floats = npt.NDArray[np.float64]
@@ -132,7 +135,7 @@ def _removing(release: SampledRelease, step: float) -> _Loss:
     top = _loss_at(1.0 + REACH * z, z, q)
     bottom = math.log1p(-q) if q < 1 else _loss_at(-REACH * z, z, q)
     first, last = math.floor(bottom / step), math.ceil(top / step)
-    edges = _places(step * np.arange(first, last + 1), z, q)
+    edges = _places(step * np.arange(first, last + 1, dtype=np.float64), z, q)
     zero, one = _masses(edges / z), _masses((edges - 1.0) / z)
     return _connected((1 - q) * zero + q * one, zero, first, step)
 
@@ -144,7 +147,7 @@ def _adding(release: SampledRelease, step: float) -> _Loss:
     top = -math.log1p(-q) if q < 1 else -_loss_at(-REACH * z, z, q)
     first, last = math.floor(bottom / step), math.ceil(top / step)
     # Ascending losses are descending places: read them from the other side.
-    edges = -_places(-step * np.arange(first, last + 1), z, q)
+    edges = -_places(-step * np.arange(first, last + 1, dtype=np.float64), z, q)
     zero, one = _masses(edges / z), _masses((edges + 1.0) / z)
     return _connected(zero, (1 - q) * zero + q * one, first, step)
 
@@ -165,7 +168,8 @@ def _masses(edges: Floats) -> Floats:
     ends = np.concatenate([[-np.inf], edges, [np.inf]])
     lower = np.array([math.erfc(-x / math.sqrt(2)) / 2 for x in ends])
     upper = np.array([math.erfc(x / math.sqrt(2)) / 2 for x in ends])
-    return np.where(ends[:-1] > 0, upper[:-1] - upper[1:], lower[1:] - lower[:-1])
+    found: Floats = np.where(ends[:-1] > 0, upper[:-1] - upper[1:], lower[1:] - lower[:-1])
+    return found
 
 
 def _connected(p: Floats, q: Floats, first: int, step: float) -> _Loss:
@@ -197,7 +201,7 @@ def _composed(counted: Sequence[tuple[SampledRelease, int]], delta: float, direc
     p = np.maximum(np.fft.irfft(spectrum, size), 0.0)
     p = np.roll(p, (offset - lowest) % size)  # entry i is the mass at lowest + i
     lost = -math.expm1(survive) + tail + size * 2.0**-53
-    return _smallest_epsilon(p, step * (lowest + np.arange(size)), lost, delta)
+    return _smallest_epsilon(p, step * (lowest + np.arange(size, dtype=np.float64)), lost, delta)
 
 
 def _step(counted: Sequence[tuple[SampledRelease, int]]) -> float:
@@ -228,9 +232,10 @@ def _window(losses: Sequence[tuple[_Loss, int]], step: float, tail: float) -> tu
 
 def _smallest_epsilon(p: Floats, losses: Floats, lost: float, delta: float) -> float:
     """The least epsilon >= 0 with lost + sum over losses above it of (1 - e^(epsilon - loss)) p <= delta."""
+    lost += float(p[losses >= MAX_EPSILON].sum())  # as if infinite: beyond it nothing is promised anyway
     if lost >= delta:
         return math.inf
-    positive = losses > 0
+    positive = (losses > 0) & (losses < MAX_EPSILON)
     p, losses = p[positive], losses[positive]
     above = np.cumsum(p[::-1])[::-1]
     scaled = np.cumsum((p * np.exp(-losses))[::-1])[::-1]

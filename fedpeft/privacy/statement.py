@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from fedpeft.privacy.accountant import ACCOUNTANT
+from fedpeft.privacy.sampled_gaussian import SAMPLED_ACCOUNTANT
 
-__all__ = ["Statement"]
+__all__ = ["ExampleStatement", "Statement"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +60,48 @@ class Statement:
     def __str__(self) -> str:
         """The same in one line, for logs."""
         return "; ".join(self.lines())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleStatement:
+    """What one device promises each of its training examples, in one run. Follows from counts alone.
+
+    Args:
+        epsilon, delta: the promise.
+        noise_multiplier: z, of every step.
+        l2_clip_norm: C, of every example's gradient.
+        sampling_rate: q, with which a step takes each example.
+        steps: charged, those of repeated and lost rounds included.
+    """
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    l2_clip_norm: float
+    sampling_rate: float
+    steps: int
+
+    def lines(self) -> tuple[str, ...]:
+        """What to print, one fact a line."""
+        return (
+            f"epsilon {self.epsilon:.4g} at delta {self.delta:g}",
+            "unit: one training example of one device, over the whole run",
+            (
+                "neighbouring runs: the same devices and numbers of examples, one example's gradients replaced by "
+                "zero; how many examples a device has is public"
+            ),
+            (
+                f"sampling: Poisson, each step takes each example with probability {self.sampling_rate:.4g}, by the "
+                "operating system's randomness"
+            ),
+            (
+                f"noise multiplier {self.noise_multiplier:g} on the sum of a step, L2 clip norm {self.l2_clip_norm:g} "
+                "on each example's gradient over all blocks"
+            ),
+            f"steps: {self.steps}, composed adaptively; accountant: {SAMPLED_ACCOUNTANT}",
+            "adversary: whoever sees every update of the device, even without secure aggregation, and its own history",
+            (
+                "not covered: an example that several devices or records hold counts once for each; tuning runs, "
+                "early stopping by hand, timing, and whatever a simulation shows of its own data"
+            ),
+        )

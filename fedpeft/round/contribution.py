@@ -22,7 +22,8 @@ def inputs_of(
 ) -> tuple[BlockPayload, ...]:
     """What goes into the secure sum: each delta times the device's weight, and the metrics.
 
-    Under noise: the deltas clipped together, every device alike, and nothing else.
+    Under noise: the deltas clipped together, every device alike, and nothing else. Under example-level privacy: the
+    weight is all of the metrics.
 
     Raises:
         NotFinite: a delta or a loss is NaN or infinite.
@@ -38,6 +39,10 @@ def inputs_of(
     if noise is not None:
         clipped = clip(inputs, l2_clip_norm=noise.terms.l2_clip_norm, allowance=noise.allowance)
         return _payloads(clipped.vectors)
+    if plan.privacy is not None:  # losses and counts would be releases; the weight follows from a public number
+        nothing = Contribution(weight=weight, trained_loss=0, trained=0, evaluated_loss=0, correct=0, evaluated=0)
+        inputs[METRICS] = metrics_vector(nothing)
+        return _payloads(inputs)
     contribution = Contribution(
         weight=weight,
         trained_loss=result.trained_loss,

@@ -222,6 +222,7 @@ class _Room:
             return self._failed(place, Stage.FIT, answer)
         self._members[place].held.update(state.digests)
         self.traffic[self.names[place]].ready = True
+        self.traffic[self.names[place]].statement = answer.privacy
         try:
             return decode(answer.advertise, secagg.Advertise)
         except WireError as error:

@@ -27,9 +27,10 @@ from fedpeft.errors import (
     ResourceMissing,
     SpecMismatch,
 )
-from fedpeft.ids import BlockId
-from fedpeft.privacy import Mechanism, PrivacyLedger
+from fedpeft.ids import BlockId, RoundId
+from fedpeft.privacy import Mechanism, PrivacyLedger, SampledRelease
 from fedpeft.round.contribution import inputs_of
+from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
 from fedpeft.round.local import (
     DeviceStore,
     HeldBlocks,
@@ -65,6 +66,8 @@ class Device:
         budget: what this site may spend on opened sums under client-level privacy, over the device's life; None: no
             limit of its own.
         rounding: (run id, round id) -> randomness for stochastic rounding; seeded in simulation only.
+        ledger: opens what this device has spent on example-level privacy, over its life; its budget is the site's.
+            None: it takes no part in runs that ask for it.
     """
 
     def __init__(
@@ -77,9 +80,11 @@ class Device:
         entropy: Entropy,
         rounding: Callable[[str, int], Entropy],
         budget: PrivacyLedger | None = None,
+        ledger: OpenLedger | None = None,
     ) -> None:
         self._identity, self._trainer, self._session, self._store = identity, trainer, session, store
         self._entropy, self._rounding, self._budget = entropy, rounding, budget
+        self._examples = ExamplePrivacy(ledger)
         self._busy = threading.Lock()
 
     def handle(self, stage: Stage, payload: bytes) -> bytes:
@@ -113,7 +118,8 @@ class Device:
         kept = self._store.read(OPEN)
         opened = decode(kept, OpenRound) if kept else None
         if opened is not None and opened.offer_sha256 == _sha256(request.offer):
-            return Ready(advertise=opened.advertise)  # a repeat: a device answers an offer once
+            plan = LearningPlan.from_json(request.learning)
+            return self._ready(opened.advertise, plan, self._cost(plan, request))  # a repeat: it answers an offer once
         try:
             return self._take_part(request, opened)
         except (FedpeftError, MemoryError) as error:
@@ -132,6 +138,9 @@ class Device:
         noise = mechanism(terms)
         if noise is not None:
             self._afford(noise)
+        cost = self._cost(plan, request)
+        if cost is not None:
+            self._examples.afford(plan, cost)
         owns = self._owned(plan, spec, terms) if request.train else frozenset({METRICS})
         advertise = self._session.begin(offer, owns=owns, entropy=self._entropy)
         if isinstance(advertise, secagg.Refusal):
@@ -148,7 +157,9 @@ class Device:
             # not even if training fails. Two sums of the same inputs over two cohorts would tell them apart.
             self._store.write(OPEN, encode(_opened(terms)))
             inputs = inputs_of(plan, self._trainer.fit(plan, state, request), owns, noise)
-        ready = Ready(advertise=encode(advertise))
+            if cost is not None:
+                self._examples.charge(plan, RoundId(terms.round_id), cost, self._entropy)
+        ready = self._ready(encode(advertise), plan, cost)
         answered = replace(
             _opened(terms),
             offer_sha256=_sha256(request.offer),
@@ -158,6 +169,12 @@ class Device:
         )
         self._store.write(OPEN, encode(answered))
         return ready
+
+    def _cost(self, plan: LearningPlan, request: FitRequest) -> SampledRelease | None:
+        return self._trainer.cost(plan) if request.train else None
+
+    def _ready(self, advertise: bytes, plan: LearningPlan, cost: SampledRelease | None) -> Ready:
+        return Ready(advertise=advertise, privacy=None if cost is None else self._examples.statement(plan, cost))
 
     def _answer(self, request: secagg.Request) -> secagg.Reply | Failure:
         """The later stages are the secure aggregation's; the kept input is all that is added."""
@@ -242,6 +259,8 @@ def _failure(error: FedpeftError | MemoryError) -> Failure:
     match error:
         case NotFinite():
             return Failure(reason=FailureReason.NOT_FINITE, detail=str(error))
+        case BudgetExhausted():
+            return Failure(reason=FailureReason.BUDGET_SPENT, detail=str(error))
         case PolicyRefused():
             return Failure(reason=FailureReason.POLICY_REFUSED, detail=str(error))
         case ResourceMissing():

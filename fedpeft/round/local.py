@@ -16,7 +16,7 @@ from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.entropy import Entropy
 from fedpeft.errors import FedpeftError
 from fedpeft.ids import BlockId
-from fedpeft.privacy import Mechanism
+from fedpeft.privacy import Mechanism, SampledRelease
 from fedpeft.round.messages import BlockDigest, BlockPayload, FitRequest
 from fedpeft.round.plan import LearningPlan
 from fedpeft.wire import message
@@ -68,6 +68,14 @@ class Trainer(Protocol):
 
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         """The blocks that this device can afford to train."""
+        ...
+
+    def cost(self, plan: LearningPlan) -> SampledRelease | None:
+        """What a round of training costs each of its examples; None without example-level privacy.
+
+        Raises:
+            ConfigInvalid: the plan's budget fits no noise, or not this device's number of examples.
+        """
         ...
 
     def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:

@@ -4,6 +4,7 @@ import enum
 from dataclasses import dataclass
 
 from fedpeft.ids import BlockId
+from fedpeft.privacy import ExampleStatement
 from fedpeft.wire import message
 
 __all__ = [
@@ -28,6 +29,7 @@ class FailureReason(enum.Enum):
     NO_EXAMPLES = "no-examples"  # it has none that fit the task
     OUT_OF_MEMORY = "out-of-memory"
     PROTOCOL = "protocol"  # a request that does not fit the device's state; named by the secure aggregation
+    BUDGET_SPENT = "budget-spent"  # the run's own privacy budget does not allow it another round
     BASE_MISSING = "base-missing"  # the base artifact is not on the device
 
 
@@ -112,9 +114,11 @@ class Ready:
 
     Args:
         advertise: the secure aggregation's first reply: owned blocks and signed round keys.
+        privacy: under example-level privacy, what its examples have lost in this run.
     """
 
     advertise: bytes
+    privacy: ExampleStatement | None = None
 
 
 @message(0x0105)

@@ -12,7 +12,24 @@ from pydantic import ValidationError
 from fedpeft.config.model import Adapter, Aggregate, Rounds, RunConfig, Section, Task, Train
 from fedpeft.errors import SpecMismatch
 
-__all__ = ["LearningPlan", "learning_plan", "learning_rate_factor"]
+__all__ = ["ExampleTerms", "LearningPlan", "learning_plan", "learning_rate_factor"]
+
+
+class ExampleTerms(Section):
+    """Example-level privacy, as a run asks it of a device; the device finds its own noise, and may refuse.
+
+    Args:
+        epsilon, delta: the most that any one training example may lose over the whole run.
+        l2_clip_norm: each example's gradient is clipped to it.
+        noise_multiplier: of every device; None: each device's least that keeps ``steps`` within the budget.
+        steps: optimizer steps of the whole run.
+    """
+
+    epsilon: float
+    delta: float
+    l2_clip_norm: float
+    noise_multiplier: float | None
+    steps: int
 
 
 class LearningPlan(Section):
@@ -30,6 +47,7 @@ class LearningPlan(Section):
     adapter: Adapter
     train: Train
     aggregate: Aggregate
+    privacy: ExampleTerms | None = None
 
     def to_json(self) -> str:
         """Strict JSON, one encoding: fields in order of declaration."""
@@ -59,6 +77,20 @@ def learning_plan(config: RunConfig, *, run_id: str, base: str, adapter_spec: st
         adapter=config.adapter,
         train=config.train,
         aggregate=config.aggregate,
+        privacy=_example_terms(config),
+    )
+
+
+def _example_terms(config: RunConfig) -> ExampleTerms | None:
+    privacy = config.privacy
+    if privacy.unit != "example" or privacy.epsilon is None or privacy.delta is None:
+        return None
+    return ExampleTerms(
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        l2_clip_norm=privacy.l2_clip_norm,
+        noise_multiplier=privacy.noise_multiplier,
+        steps=config.rounds.count * config.train.local_steps,
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from fedpeft import secagg
 from fedpeft.ids import BlockId, NodeId, ParticipantId, RoundId
-from fedpeft.privacy import NoiseTerms
+from fedpeft.privacy import ExampleStatement, NoiseTerms
 from fedpeft.round.messages import Profile
 from fedpeft.round.plan import LearningPlan
 
@@ -60,6 +60,7 @@ class Traffic:
     seconds: float = 0.0
     ready: bool = False
     failure: str = ""
+    statement: ExampleStatement | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

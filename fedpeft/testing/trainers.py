@@ -9,6 +9,8 @@ from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec, TensorSpec
 from fedpeft.config.model import Adapter, Aggregate, Lora, Task, Train
 from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
+from fedpeft.privacy import SampledRelease
+from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.local import LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
@@ -99,6 +101,10 @@ class GivenTrainer:
         """See ``Trainer``."""
         return frozenset(self.deltas)
 
+    def cost(self, plan: LearningPlan) -> SampledRelease | None:
+        """See ``Trainer``: as a device with so many examples; its deltas are as given all the same."""
+        return round_cost(plan, examples=self._examples, parameters=sum(map(len, self.deltas.values())))
+
     def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
         """See ``Trainer``; remembers what it was asked."""
         self.fitted.append(request)
@@ -148,6 +154,10 @@ class LinearTrainer:
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         """See ``Trainer``."""
         return self._trains
+
+    def cost(self, plan: LearningPlan) -> SampledRelease | None:
+        """See ``Trainer``: it adds no noise."""
+        return None
 
     def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
         """See ``Trainer``: ``local_steps`` steps of gradient descent on one example each."""

@@ -18,7 +18,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap  # type: ignore[attr-defined]
+from torch.func import functional_call, vjp, vmap
 from torch.nn import functional
 
 from fedpeft.errors import RunFailed
@@ -74,9 +74,7 @@ class Hooked:
     def listening(self) -> Iterator[None]:
         """Within it, a forward and a backward pass leave the gradients for ``take``."""
         before = [parameter.requires_grad for parameter in self._trained]
-        handles = [
-            owner.module.register_forward_hook(self._forward(owner), with_kwargs=True) for owner in self._owners
-        ]
+        handles = [owner.module.register_forward_hook(self._forward(owner), with_kwargs=True) for owner in self._owners]
         try:
             for parameter in self._trained:
                 parameter.requires_grad_(False)
@@ -114,7 +112,7 @@ class Hooked:
             finish = _rule(module, names)(module, inputs, names)
             # Nothing below requires a gradient: from here on the graph begins.
             result = output if output.requires_grad else output.detach().requires_grad_()
-            result.register_hook(lambda gradient: self._backward(owner, finish, gradient))
+            result.register_hook(lambda gradient: self._backward(owner, finish, gradient))  # type: ignore[no-untyped-call]
             return result
 
         return keep
@@ -232,7 +230,7 @@ def _any(module: nn.Module, inputs: tuple[Tensor, ...], names: frozenset[str]) -
 
             return cast("Gradients", vjp(output, values)[1](g)[0])
 
-        return cast("Gradients", vmap(one)(gradient, *inputs))
+        return vmap(one)(gradient, *inputs)
 
     return finish
 

@@ -31,7 +31,7 @@ from fedpeft.methods.union import UnionAdapter
 from fedpeft.privacy.discrete_gaussian import discrete_gaussian
 from fedpeft.privacy.sampled_gaussian import NOISE_STEPS
 from fedpeft.tuning.batches import Batch, Indices, collate, lengths_of
-from fedpeft.tuning.cache import ActivationCache, logits_of
+from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.per_sample import Hooked, NoBackEnd, micro_gradients
 from fedpeft.tuning.stages import Stages
 from fedpeft.tuning.train import LocalPlan, make_optimizer
@@ -99,7 +99,7 @@ def train_privately(
     plan: LocalPlan,
     noise: NoiseScale,
     *,
-    cache: ActivationCache | None = None,
+    cache: HiddenSource | None = None,
     entropy: Entropy = os_entropy,
 ) -> PrivateOutcome:
     """Train the plan's blocks in place.
@@ -186,7 +186,7 @@ class _Source:
         union: UnionAdapter,
         stages: Stages,
         examples: EncodedDataset,
-        cache: ActivationCache | None,
+        cache: HiddenSource | None,
         trained: Mapping[str, nn.Parameter],
         back_end: BackEnd,
     ) -> None:
@@ -207,7 +207,7 @@ class _Source:
             yield micro_gradients(example_losses(stages, one, self._cache)[0], self._parameters)
 
 
-def example_losses(stages: Stages, batch: Batch, cache: ActivationCache | None) -> Tensor:
+def example_losses(stages: Stages, batch: Batch, cache: HiddenSource | None) -> Tensor:
     """Each example's own loss, (b,): of its class, or the mean over its labelled tokens. Never a mean over the batch.
 
     A batch mean weighs an example by what its neighbours hold; under it the sensitivity was 4.6 C
@@ -223,7 +223,7 @@ def example_losses(stages: Stages, batch: Batch, cache: ActivationCache | None) 
     return torch.zeros(len(counts), device=losses.device).index_add(0, row, losses) / counts.clamp(min=1)
 
 
-def _hooked_gradients(hooked: Hooked, stages: Stages, batch: Batch, cache: ActivationCache | None) -> list[Tensor]:
+def _hooked_gradients(hooked: Hooked, stages: Stages, batch: Batch, cache: HiddenSource | None) -> list[Tensor]:
     with hooked.listening():
         losses = example_losses(stages, batch, cache)
         if losses.shape != (len(batch.indices),):
@@ -246,8 +246,10 @@ def _physical(taken: Indices, lengths: Indices, most: int) -> list[Indices]:
 
 def _with_noise(total: npt.NDArray[np.float64], noise: NoiseScale, entropy: Entropy) -> npt.NDArray[np.float64]:
     drawn = discrete_gaussian(NOISE_STEPS, len(total), entropy)
-    noisy: npt.NDArray[np.float64] = (np.rint(total / noise.grid) + drawn) * noise.grid
-    return noisy
+    whole: npt.NDArray[np.float64] = np.rint(total / noise.grid)
+    whole += drawn
+    whole *= noise.grid
+    return whole
 
 
 def _hand_over(parameters: list[nn.Parameter], flat: npt.NDArray[np.float64]) -> None:
@@ -262,8 +264,8 @@ def _refuse_mixing(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ConfigInvalid(
-                f"Expected a base in which examples do not meet, found BatchNorm at {path}: an example's gradient would "
-                "depend on its neighbours, and no noise covers that. Use a base with LayerNorm or GroupNorm."
+                f"Expected a base in which examples do not meet, found BatchNorm at {path}: an example's gradient "
+                "would depend on its neighbours, and no noise covers that. Use a base with LayerNorm or GroupNorm."
             )
 
 

@@ -27,6 +27,7 @@ from fedpeft.round.task import Member, RoundOutcome, RoundTask
 from fedpeft.round.transport import Stage, Transport
 from fedpeft.wire import WireError, decode, encode
 from fedpeft_server.privacy import ClientPrivacy
+from fedpeft_server.promises import hear_promises
 from fedpeft_server.rows import round_row, sentence
 from fedpeft_server.run_directory import AdapterSlot, RunDirectory
 
@@ -101,7 +102,8 @@ class Federation:
             BudgetExhausted: another round would go past the privacy budget.
         """
         progress = self._resume(initial)
-        last = self._config.rounds.count + (self._privacy is None)  # one round more evaluates the final state
+        # One round more evaluates the final state, where anything may be measured.
+        last = self._config.rounds.count + (self._config.privacy.unit == "none")
         while progress.done < last:
             progress = self._round(RoundId(progress.done + 1), progress)
         self._publish("final", progress.state)
@@ -135,6 +137,7 @@ class Federation:
                 continue
             self._tell(EventKind.ROUND_STARTED, round_id, f"attempt {attempt}: asking {len(members)} devices")
             outcome = self._attempt(round_id, attempt, progress.state, members)
+            hear_promises(self._run, round_id, outcome, needed=needed)
             match outcome.result:
                 case secagg.Summed() as summed if METRICS in summed.skipped:
                     why.append(f"nothing could be summed: {summed.skipped[METRICS]}")

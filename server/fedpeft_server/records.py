@@ -189,6 +189,7 @@ class Summary:
         bytes_full_parameters: what a federation of every parameter would have moved; None when unknown.
         metric: what the comparison's numbers are.
         comparison: one row a client and one for ``all``; empty when no baseline was run.
+        privacy: what the run promised and spent, one fact a line; empty without differential privacy.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -203,6 +204,7 @@ class Summary:
     bytes_full_parameters: int | None = None
     metric: str = "accuracy"
     comparison: tuple[Comparison, ...] = ()
+    privacy: tuple[str, ...] = ()
 
 
 def to_json(record: Manifest | RoundMetrics | Event | Summary) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from fedpeft.config import RunConfig
 from fedpeft.files import write_file
 from fedpeft_server.charts import Series, dot_strip, line_chart
+from fedpeft_server.promises import privacy_lines
 from fedpeft_server.records import ClientRound, Comparison, RoundMetrics
 from fedpeft_server.run_view import RunView, read_run
 
@@ -77,6 +78,7 @@ def render(view: RunView) -> str:
         planned={e.client: e.detail.get("plan", "") for e in view.events if e.kind == "device.planned"},
         skipped=Counter(item for row in view.rounds for item in row.skipped.items()),
         threats=_threats(config, view),
+        promise=privacy_lines(view),
     )
 
 
@@ -208,11 +210,23 @@ def _threats(config: RunConfig, view: RunView) -> list[str]:
     return [
         *([simulated] if "simulate" in view.manifest.command else []),
         secure[config.secagg.mode],
-        "No differential privacy: the sums, and so the adapter, may reveal that an example was trained on.",
+        *_promised(config),
         poisoning,
         "Whoever takes part learns the global adapter of every round.",
         "Device names, methods, timing and message sizes are visible to the coordinator.",
     ]
+
+
+def _promised(config: RunConfig) -> list[str]:
+    """What differential privacy leaves open; its statement stands by itself."""
+    covered = {
+        "none": "No differential privacy: the sums, and so the adapter, may reveal that an example was trained on.",
+        "client": "Differential privacy hides one client's contribution, not that it took part, and not what a group "
+        "of clients has in common.",
+        "example": "Differential privacy hides one training example of one device, not what many of its examples have "
+        "in common, nor how many there are.",
+    }
+    return [covered[config.privacy.unit]]
 
 
 def _size(value: float) -> str:

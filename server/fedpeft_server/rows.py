@@ -73,6 +73,6 @@ def sentence(row: RoundMetrics) -> str:
 def _state(survived: bool, failure: str, rejected: bool) -> ClientState:
     if survived:
         return "summed"
-    if failure.startswith("policy-refused"):
+    if failure.startswith(("policy-refused", "budget-spent")):
         return "refused"
     return "rejected" if rejected and not failure else "dropped"

@@ -1,9 +1,11 @@
-"""The end of a run as a record: totals of what was committed."""
+"""The end of a run as a record: totals of what was committed, and what was promised."""
 
 from typing import Literal
 
+from fedpeft_server.promises import privacy_lines
 from fedpeft_server.records import Comparison, Summary
 from fedpeft_server.run_directory import RunDirectory
+from fedpeft_server.run_view import read_run
 
 __all__ = ["summary_of"]
 
@@ -27,4 +29,5 @@ def summary_of(
         bytes_down=sum(row.bytes_down for row in rows),
         bytes_full_parameters=full_bytes,
         comparison=comparison,
+        privacy=privacy_lines(read_run(run.path)),
     )

@@ -4,6 +4,7 @@ On the local engine they live in this process and remember in RAM. On Ray each a
 on first use and the devices remember on disk, because their messages reach whichever actor is free.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,18 +16,40 @@ from fedpeft.base import ArtifactStore
 from fedpeft.config import RunConfig
 from fedpeft.entropy import Entropy, os_entropy, seeded_entropy
 from fedpeft.flower import NodeContext
+from fedpeft.privacy import Budget
 from fedpeft.round.device import Device
+from fedpeft.round.example_privacy import OpenLedger
 from fedpeft.round.local import DeviceStore, Identity, SumSession
 from fedpeft.round.transport import Stage
 from fedpeft_client.bench import Bench
 from fedpeft_client.examples import Examples
-from fedpeft_client.stores import FileStore, MemoryStore
+from fedpeft_client.stores import FileStore, MemoryStore, device_ledger
 from fedpeft_client.trainer import TorchTrainer
 from fedpeft_sim.plain_sum import PlainSession
 from fedpeft_sim.planning import plan_devices
 from fedpeft_sim.population import Client, Population, populate
 
-__all__ = ["RayDevices", "VirtualDevices", "examples_of"]
+__all__ = ["Ledgers", "RayDevices", "VirtualDevices", "examples_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledgers:
+    """Where virtual devices keep their privacy ledgers: in the run directory, so that a resumed run goes on with them.
+
+    Args:
+        journals: a folder of the run directory.
+        witnesses: a folder outside it.
+        delta: of the run; a virtual site has no limit of its own.
+    """
+
+    journals: Path
+    witnesses: Path
+    delta: float
+
+    def of(self, name: str) -> OpenLedger:
+        """One device's."""
+        budget = Budget(epsilon=math.inf, delta=self.delta)
+        return device_ledger(self.journals / f"{name}.jsonl", witness=self.witnesses / name, budget=budget)
 
 
 class VirtualDevices:
@@ -38,6 +61,8 @@ class VirtualDevices:
         coordinator_key: the public key that signs the terms of every round.
         home: where devices remember; None is RAM.
         examples: client name -> its examples, where others use them too.
+        ledgers: where they keep what their examples have lost; outlives the process. None: as in a run without
+            example-level privacy.
     """
 
     def __init__(
@@ -48,11 +73,13 @@ class VirtualDevices:
         coordinator_key: bytes,
         home: Path | None = None,
         examples: Mapping[str, Examples] | None = None,
+        ledgers: Ledgers | None = None,
     ) -> None:
         # One thread a virtual client: clients run side by side, and sums do not depend on how a product was split.
         torch.set_num_threads(1)
         self._population, self._bench, self._coordinator_key, self._home = population, bench, coordinator_key, home
         self._examples = examples_of(population, bench) if examples is None else examples
+        self._ledgers = ledgers
         self._devices: dict[int, Device] = {}
 
     def __call__(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
@@ -94,6 +121,7 @@ class VirtualDevices:
             store=store,
             entropy=os_entropy,
             rounding=rounding,
+            ledger=None if self._ledgers is None else self._ledgers.of(client.name),
         )
 
 
@@ -114,6 +142,7 @@ class RayDevices:
     base: str
     coordinator_key: bytes
     home: Path
+    ledgers: Ledgers | None = None
     _token: str = field(default_factory=lambda: os_entropy(8).hex())
 
     def __call__(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
@@ -127,6 +156,7 @@ class RayDevices:
                 Bench(store, residency=self.config.performance.residency),
                 coordinator_key=self.coordinator_key,
                 home=self.home,
+                ledgers=self.ledgers,
             )
             _in_this_actor[self._token] = devices
         return devices(node, stage, payload)

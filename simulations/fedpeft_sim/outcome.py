@@ -28,6 +28,10 @@ def show_outcome(console: Console, run: Path) -> None:
             cells = ["" if share is None else f"{100 * share:.1f} %" for share in shares]
             table.add_row(Text(row.client), str(row.examples), *cells, style="bold" if row.client == "all" else "")
         console.print(table)
+    if summary.privacy:
+        console.print("privacy", style="bold")
+        for fact in summary.privacy:
+            console.print(f"  {fact}", highlight=False, markup=False)
     moved = summary.bytes_up + summary.bytes_down
     line = f"{moved / 1e6:.1f} MB moved in {summary.rounds} rounds ({summary.seconds:.0f} s)"
     if summary.bytes_full_parameters:

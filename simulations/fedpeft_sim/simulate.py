@@ -8,7 +8,7 @@ Same config and same seed give the same final adapter, byte for byte, on every e
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,6 @@ from fedpeft.adapter import AdapterState
 from fedpeft.base import ArtifactStore, BaseArtifact, build, default_store
 from fedpeft.clock import SystemClock
 from fedpeft.config import RunConfig
-from fedpeft.config.derived import invited_devices
 from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid, FedpeftError
 from fedpeft.flower import GridTransport, client_app, run_local, run_ray
@@ -30,7 +29,7 @@ from fedpeft.round.plan import LearningPlan, learning_plan
 from fedpeft_client.bench import Bench
 from fedpeft_client.examples import Examples
 from fedpeft_server.federation import Federation
-from fedpeft_server.privacy import ClientPrivacy, plan_of, trainable_parameters
+from fedpeft_server.privacy import ClientPrivacy
 from fedpeft_server.report import write_report
 from fedpeft_server.run_directory import RunDirectory
 from fedpeft_server.summary import summary_of
@@ -39,6 +38,7 @@ from fedpeft_sim.devices import RayDevices, VirtualDevices, examples_of
 from fedpeft_sim.plain_sum import PlainSum
 from fedpeft_sim.planning import plan_devices
 from fedpeft_sim.population import Population, populate
+from fedpeft_sim.private import expect_affordable, ledgers_of, open_privacy
 from fedpeft_sim.publish import publisher
 from fedpeft_sim.summary import compare, full_parameter_bytes
 
@@ -117,9 +117,7 @@ def prepare(config: RunConfig, screen: Screen, *, store: Path | None = None) -> 
     draft = learning_plan(config, run_id="", base=artifact.digest, adapter_spec="")
     initial = bench.initial_state(draft)
     plan = draft.model_copy(update={"adapter_spec": initial.spec.digest})
-    if config.privacy.unit == "client":  # refused now rather than in the first round
-        invited = invited_devices(config.rounds, len(population.clients))
-        plan_of(config, trainable_parameters(initial.spec)).mechanism(invited)
+    expect_affordable(plan, population, initial.spec)
     return Simulation(
         population=population,
         artifact=artifact,
@@ -208,21 +206,8 @@ def workers_of(config: RunConfig) -> int:
 
 def _federate(simulation: Simulation, plan: LearningPlan, run: RunDirectory, screen: Screen) -> AdapterState:
     """The rounds, on the configured engine."""
-    with _private(simulation, run, screen) as privacy:
+    with open_privacy(plan, simulation.population, simulation.initial.spec, run, screen.note) as privacy:
         return _on_engine(simulation, plan, run, screen, privacy)
-
-
-def _private(simulation: Simulation, run: RunDirectory, screen: Screen) -> ClientPrivacy | nullcontext[None]:
-    """The run's noise and ledger, if it has any; the ledger's witness lies outside the run directory."""
-    config = simulation.config
-    if config.privacy.unit == "none":
-        return nullcontext()
-    witness = default_store().parent / "privacy" / f"{run.manifest.run_id}.witness"
-    parameters = trainable_parameters(simulation.initial.spec)
-    privacy = ClientPrivacy.open(config, parameters=parameters, run=run.path, witness=witness)
-    for line in privacy.plan.statement().lines():
-        screen.note(f"privacy  {line}")
-    return privacy
 
 
 def _on_engine(
@@ -260,6 +245,7 @@ def _on_engine(
             base=simulation.artifact.digest,
             coordinator_key=identity.public,
             home=home.resolve(),
+            ledgers=ledgers_of(config, run),
         )
         try:
             run_ray(client_app(handler), coordinate, devices=count, workers=workers)
@@ -267,7 +253,11 @@ def _on_engine(
             shutil.rmtree(home, ignore_errors=True)  # the devices' keys and inputs die with the run
     else:
         local = VirtualDevices(
-            simulation.population, simulation.bench, coordinator_key=identity.public, examples=simulation.examples
+            simulation.population,
+            simulation.bench,
+            coordinator_key=identity.public,
+            examples=simulation.examples,
+            ledgers=ledgers_of(config, run),
         )
         run_local(client_app(local), coordinate, devices=count, workers=workers)
     return result[0]

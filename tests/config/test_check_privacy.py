@@ -47,7 +47,7 @@ def test_the_valid_file_is_valid() -> None:
         ('secagg.mode="off"', "secagg.mode", "a share of the noise only"),
         ("privacy.colluders=3", "privacy.colluders", "fewer than secagg.min_cohort=3"),
         ('privacy.unit="none"', "privacy.epsilon", "nothing is promised now"),
-        ('privacy.unit="example"', "privacy.unit", '"client"'),
+        ('privacy.unit="person"', "privacy.unit", '"client"'),
         ("privacy.epsilon=0.0", "privacy.epsilon", "a number > 0"),
         ("privacy.delta=1.0", "privacy.delta", "a number < 1"),
         ("privacy.l2_clip_norm=-1.0", "privacy.l2_clip_norm", "a number > 0"),
@@ -71,3 +71,9 @@ def test_a_budget_needs_both_numbers(without: str, key: str) -> None:
 @pytest.mark.parametrize("override", ["privacy.delta=0.02", "privacy.colluders=2", "privacy.noise_multiplier=3.0"])
 def test_the_nearest_that_works_is_accepted(override: str) -> None:
     load(override)
+
+
+def test_colluders_mean_nothing_to_noise_that_each_device_adds_whole() -> None:
+    with pytest.raises(ConfigInvalid) as refused:
+        load('privacy.unit="example"', "privacy.delta=0.0001", "privacy.colluders=2")
+    assert [problem.where for problem in refused.value.problems] == ["t: privacy.colluders"]

@@ -42,7 +42,42 @@ def test_a_private_simulation_says_what_it_promises_and_keeps_it(start: Callable
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "epsilon 7.99" in out
-    assert "2 rounds committed, 2 releases charged" in out
+    assert "2 rounds committed" in out
+    assert "rounds: 2, each a release" in out
+
+
+EXAMPLES = [
+    "rounds.count=2",
+    "train.local_steps=2",
+    'privacy.unit="example"',
+    "privacy.epsilon=8.0",
+    "privacy.delta=0.02",
+]
+
+
+def test_dp_sgd_on_every_device_is_said_charged_and_resumed(start: Callable, tmp_path: Path, home: Path) -> None:
+    settings = [word for setting in EXAMPLES for word in ("--set", setting)]
+    process = start("simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *settings)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    for fact in ("epsilon", "delta 0.02", "one training example", "Poisson", "noise multiplier", "not covered"):
+        assert fact in out
+    (run,) = (tmp_path / "runs").iterdir()
+    view = read_run(run)
+    assert [(row.round, row.loss, row.examples, row.devices_survived) for row in view.rounds] == [
+        (1, None, 0, 6),
+        (2, None, 0, 6),
+    ]
+    assert view.summary is not None
+    assert any(line.startswith("each device's epsilon") for line in view.summary.privacy)
+    stated = [event for event in view.events if event.kind == "privacy.stated"]
+    assert len(stated) == 12
+    assert all(0 < float(event.detail["epsilon"]) <= 8.0 for event in stated)
+    ledgers = sorted((run / "privacy" / "devices").iterdir())
+    assert len(ledgers) == 6
+    assert all(len(ledger.read_text().splitlines()) == 2 for ledger in ledgers)
+    assert (home / "privacy" / view.manifest.run_id / "united").exists()
+    assert "one training example of one device" in (run / "report.html").read_text()
 
 
 def test_a_ring_too_narrow_for_the_noise_is_refused_before_anything_is_written(start: Callable, tmp_path: Path) -> None:

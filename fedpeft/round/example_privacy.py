@@ -1,0 +1,145 @@
+"""Example-level privacy on the device: its noise, its ledger, its refusals, and what it states about itself.
+
+The coordinator proposes a budget; the device alone knows how many examples it has, so it finds its own noise
+multiplier, charges its own ledger before its update leaves, and refuses a round past the run's budget or its site's.
+How many examples a device has counts as public: its weight and its sampling rate follow from it.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from fedpeft.entropy import Entropy
+from fedpeft.errors import BudgetExhausted, ConfigInvalid, PolicyRefused, Problem
+from fedpeft.ids import RoundId
+from fedpeft.privacy import ExampleStatement, PrivacyLedger, SampledRelease, calibrate_sampled, sampled_epsilon
+from fedpeft.round.plan import ExampleTerms, LearningPlan
+
+__all__ = ["ExamplePrivacy", "OpenLedger", "round_cost"]
+
+OpenLedger = Callable[[], PrivacyLedger]
+"""Opens the device's ledger for one use: several processes may play one device, one after the other."""
+
+
+def round_cost(plan: LearningPlan, *, examples: int, parameters: int) -> SampledRelease | None:
+    """What one round of training costs each of a device's examples; None without example-level privacy.
+
+    Args:
+        plan: the run's.
+        examples: how many the device trains on.
+        parameters: coordinates that it trains.
+
+    Raises:
+        ConfigInvalid: delta is above 1 / examples, or no noise keeps the run within the budget.
+    """
+    if plan.privacy is None:
+        return None
+    z, rate = _noise(plan.privacy, plan.train.batch_size, examples, parameters)
+    return SampledRelease(noise_multiplier=z, sampling_rate=rate, steps=plan.train.local_steps, parameters=parameters)
+
+
+@lru_cache(maxsize=256)
+def _noise(terms: ExampleTerms, batch_size: int, examples: int, parameters: int) -> tuple[float, float]:
+    """The noise multiplier and the sampling rate."""
+    if terms.delta * examples > 1:
+        problem = Problem(
+            where="privacy.delta",
+            expected=f"at most 1 / {examples} examples ({examples**-1.1:.2g} is usual): a larger one allows to publish "
+            "somebody",
+            found=f"{terms.delta:g}",
+        )
+        raise ConfigInvalid("The delta is too large for this device's examples.", problems=[problem])
+    rate = min(1.0, batch_size / examples)
+
+    def whole(z: float) -> SampledRelease:
+        return SampledRelease(noise_multiplier=z, sampling_rate=rate, steps=terms.steps, parameters=parameters)
+
+    try:
+        needed = calibrate_sampled(terms.epsilon, terms.delta, whole)
+    except ValueError as error:
+        problem = Problem(where="privacy.epsilon", expected="a budget that some noise reaches", found=str(error))
+        raise ConfigInvalid("The privacy budget cannot be reached on this device.", problems=[problem]) from error
+    if terms.noise_multiplier is None:
+        return needed, rate
+    if sampled_epsilon([(whole(terms.noise_multiplier), 1)], terms.delta) > terms.epsilon:
+        problem = Problem(
+            where="privacy.noise_multiplier",
+            expected=f"at least {needed:g} for {terms.steps} steps on {examples} examples",
+            found=f"{terms.noise_multiplier:g}",
+            remedy="Leave it out, and each device finds its own.",
+        )
+        raise ConfigInvalid("The steps do not fit into the privacy budget.", problems=[problem])
+    return terms.noise_multiplier, rate
+
+
+class ExamplePrivacy:
+    """The keeper of one device's promise.
+
+    Args:
+        ledger: opens the device's ledger, over its whole life; its budget is the site's. None: the device has none,
+            and takes no part in such a run.
+    """
+
+    def __init__(self, ledger: OpenLedger | None) -> None:
+        self._open = ledger
+
+    def afford(self, plan: LearningPlan, cost: SampledRelease) -> None:
+        """Returns if another round of this cost is within the run's budget and the site's.
+
+        Raises:
+            BudgetExhausted: the run's budget is spent on this device.
+            PolicyRefused: the site's is, or this device keeps no ledger.
+        """
+        terms = _terms(plan)
+        with self._ledger() as ledger:
+            after = ledger.spent_by(_of(plan), terms.delta, (cost,))
+            if after > terms.epsilon:
+                raise BudgetExhausted(
+                    f"Expected another round within epsilon={terms.epsilon:g} at delta={terms.delta:g} of this run, "
+                    f"found {after:.4g} after it; lost rounds count."
+                )
+            if ledger.would_exceed(cost):
+                limit = ledger.budget
+                raise PolicyRefused(
+                    f"Expected a round within epsilon={limit.epsilon:g} at delta={limit.delta:g}, this site's own over "
+                    f"all runs; spent are {ledger.spent():.4g}."
+                )
+
+    def charge(self, plan: LearningPlan, round_id: RoundId, cost: SampledRelease, entropy: Entropy) -> None:
+        """Pays for what was just trained, before any of it leaves; every training is charged, also a repeated one."""
+        with self._ledger() as ledger:
+            ledger.charge(f"{_prefix(plan)}{round_id} {entropy(8).hex()}", cost)
+
+    def statement(self, plan: LearningPlan, cost: SampledRelease) -> ExampleStatement:
+        """What this device's examples have lost in this run so far."""
+        terms = _terms(plan)
+        with self._ledger() as ledger:
+            chosen = _of(plan)
+            charged = [entry.release for entry in ledger.entries if chosen(entry.label)]
+            return ExampleStatement(
+                epsilon=ledger.spent_by(chosen, terms.delta),
+                delta=terms.delta,
+                noise_multiplier=cost.noise_multiplier,
+                sampling_rate=cost.sampling_rate,
+                l2_clip_norm=terms.l2_clip_norm,
+                steps=sum(release.steps for release in charged if isinstance(release, SampledRelease)),
+            )
+
+    def _ledger(self) -> PrivacyLedger:
+        if self._open is None:
+            raise PolicyRefused("Expected a privacy ledger on this device, found none; example-level runs need one.")
+        return self._open()
+
+
+def _terms(plan: LearningPlan) -> ExampleTerms:
+    if plan.privacy is None:
+        raise TypeError("a plan with example-level privacy")
+    return plan.privacy
+
+
+def _prefix(plan: LearningPlan) -> str:
+    return f"{plan.run_id} round "
+
+
+def _of(plan: LearningPlan) -> Callable[[str], bool]:
+    prefix = _prefix(plan)
+    return lambda label: label.startswith(prefix)

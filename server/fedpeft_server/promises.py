@@ -1,0 +1,92 @@
+"""What a run has promised, as its records tell: heard from devices, or read from the coordinator's own ledger."""
+
+from dataclasses import asdict, fields
+
+from fedpeft.errors import BudgetExhausted, IntegrityFailed
+from fedpeft.ids import RoundId
+from fedpeft.privacy import ExampleStatement, Release, read_ledger, total_epsilon
+from fedpeft.round.messages import FailureReason
+from fedpeft.round.task import RoundOutcome
+from fedpeft_server.privacy import LEDGER, Plan, read_budget
+from fedpeft_server.run_directory import RunDirectory
+from fedpeft_server.run_view import RunView
+
+__all__ = ["STATED", "hear_promises", "privacy_lines", "stated"]
+
+STATED = "privacy.stated"
+"""The event that holds a device's statement."""
+
+
+def hear_promises(run: RunDirectory, round_id: RoundId, outcome: RoundOutcome, *, needed: int) -> None:
+    """Record what each device states about its examples.
+
+    Raises:
+        BudgetExhausted: so many devices have spent the run's budget that no round can have ``needed`` of them.
+    """
+    for name, account in outcome.traffic.items():
+        if account.statement is not None:
+            run.record(STATED, round_id=round_id, client=name, detail=asdict(account.statement))
+    reason = FailureReason.BUDGET_SPENT.value
+    spent = [name for name, account in outcome.traffic.items() if account.failure.startswith(reason)]
+    if spent and len(outcome.traffic) - len(spent) < needed:
+        raise BudgetExhausted(
+            f"Expected {needed} devices with privacy budget left for round {round_id}, found it spent on "
+            f"{', '.join(sorted(spent))}; the rounds committed so far stand. Lost rounds count: what was trained in "
+            "them has left its device, or may have."
+        )
+
+
+def stated(view: RunView) -> dict[str, ExampleStatement]:
+    """Each device's last statement.
+
+    Raises:
+        IntegrityFailed: a record is not a statement.
+    """
+    found = {}
+    for event in view.events:
+        if event.kind == STATED:
+            if set(event.detail) != {field.name for field in fields(ExampleStatement)}:
+                raise IntegrityFailed(f"Expected a device's privacy statement, found {sorted(event.detail)}.")
+            found[event.client] = ExampleStatement(**event.detail)  # type: ignore[arg-type]
+    return found
+
+
+def privacy_lines(view: RunView) -> tuple[str, ...]:
+    """What the run has spent and what that means, one fact a line; nothing for a run without privacy."""
+    match view.config().privacy.unit:
+        case "none":
+            return ()
+        case "client":
+            return _client_lines(view)
+        case "example":
+            return _example_lines(view)
+
+
+def _example_lines(view: RunView) -> tuple[str, ...]:
+    statements = stated(view)
+    if not statements:
+        return ("no device has trained yet; nothing has been released",)
+    worst = max(statements.values(), key=lambda one: one.epsilon)
+    parts = (
+        f"{name} {one.epsilon:.4g} (z {one.noise_multiplier:g}, q {one.sampling_rate:.3g}, {one.steps} steps)"
+        for name, one in sorted(statements.items(), key=lambda item: -item[1].epsilon)
+    )
+    return (*worst.lines(), f"each device's epsilon, as it states it: {'; '.join(parts)}; the largest is above")
+
+
+def _client_lines(view: RunView) -> tuple[str, ...]:
+    config = view.config()
+    budget, entries = read_budget(config.privacy), read_ledger(view.path / LEDGER)
+    releases = [entry.release for entry in entries]
+    if not releases or not isinstance(releases[0], Release):
+        return ("nothing has been released",)
+    made = Plan(
+        privacy=config.privacy,
+        secagg=config.secagg,
+        rounds=config.rounds.count,
+        parameters=releases[0].parameters,
+        noise_multiplier=releases[0].noise_multiplier,
+    )
+    lines = made.statement(spent=total_epsilon(releases, budget.delta), rounds=len(releases)).lines()
+    lost = len(releases) - len(view.rounds)
+    return (*lines, f"{lost} of the releases were lost: charged, not committed") if lost > 0 else lines

@@ -1,0 +1,91 @@
+"""The accountant of DP-SGD against dp-accounting, Opacus's PRV accountant, and a single step by integration."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fedpeft.privacy import SampledRelease, calibrate_sampled, epsilon, sampled_epsilon, total_epsilon
+from fedpeft.privacy.accountant import Release
+
+# noise multiplier, sampling rate, steps, delta
+CASES = [
+    (1.0, 0.1, 100, 1e-5),
+    (0.6, 0.05, 200, 1e-4),
+    (5.0, 0.02, 3000, 1e-5),
+    (0.8, 0.08, 120, 1e-4),
+    (2, 1, 1, 1e-5),
+]
+
+
+def release(z: float, q: float, steps: int, parameters: int = 1) -> SampledRelease:
+    return SampledRelease(noise_multiplier=z, sampling_rate=q, steps=steps, parameters=parameters)
+
+
+@pytest.mark.parametrize(("z", "q", "steps", "delta"), CASES)
+def test_epsilon_agrees_with_dp_accounting_and_opacus(z: float, q: float, steps: int, delta: float) -> None:
+    import dp_accounting
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant(value_discretization_interval=1e-3)
+    accountant.compose(dp_accounting.PoissonSampledDpEvent(q, dp_accounting.GaussianDpEvent(z)), steps)
+    ours = sampled_epsilon([(release(z, q, steps), 1)], delta)
+    assert ours == pytest.approx(accountant.get_epsilon(delta), abs=0.02)
+
+
+@pytest.mark.torch
+def test_epsilon_agrees_with_the_prv_accountant_of_opacus() -> None:
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = [(1.0, 0.1, 100)]
+    assert sampled_epsilon([(release(1.0, 0.1, 100), 1)], 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), abs=0.02)
+
+
+def test_one_step_is_never_below_the_hockey_stick_divergence() -> None:
+    """Numerical integration of max(0, P - e^epsilon Q) at the epsilon that is claimed gives at most delta."""
+    z, q, delta = 0.7, 0.2, 1e-4
+    claimed = sampled_epsilon([(release(z, q, 1), 1)], delta)
+    x = np.linspace(-12, 14, 2_000_001)
+    zero = np.exp(-(x**2) / (2 * z * z)) / (z * math.sqrt(2 * math.pi))
+    one = np.exp(-((x - 1) ** 2) / (2 * z * z)) / (z * math.sqrt(2 * math.pi))
+    mixed = (1 - q) * zero + q * one
+    for p, other in ((mixed, zero), (zero, mixed)):
+        assert np.maximum(0, p - math.exp(claimed) * other).sum() * (x[1] - x[0]) <= delta * (1 + 1e-6)
+    nearly = claimed - 0.01
+    assert np.maximum(0, mixed - math.exp(nearly) * zero).sum() * (x[1] - x[0]) > delta
+
+
+def test_without_sampling_it_is_the_gaussian() -> None:
+    exact = 4.3772  # analytic Gaussian mechanism (Balle and Wang 2018), z = 1, delta = 1e-5
+    assert sampled_epsilon([(release(1.0, 1.0, 1), 1)], 1e-5) == pytest.approx(exact, abs=1e-3)
+
+
+def test_different_releases_compose_as_one_run_of_all() -> None:
+    together = sampled_epsilon([(release(1.0, 0.1, 60), 1), (release(1.0, 0.1, 40), 1)], 1e-5)
+    assert together == pytest.approx(sampled_epsilon([(release(1.0, 0.1, 100), 1)], 1e-5), abs=1e-3)
+    assert sampled_epsilon([(release(1.0, 0.1, 50), 2)], 1e-5) == pytest.approx(together, abs=1e-3)
+
+
+def test_nothing_costs_nothing_and_more_steps_cost_more() -> None:
+    assert sampled_epsilon([], 1e-5) == 0.0
+    costs = [sampled_epsilon([(release(1.0, 0.1, steps), 1)], 1e-5) for steps in (1, 10, 100)]
+    assert costs == sorted(costs)
+
+
+def test_the_calibrated_noise_fits_and_a_little_less_does_not() -> None:
+    z = calibrate_sampled(3.0, 1e-4, lambda guess: release(guess, 0.08, 120, 37_000))
+    assert sampled_epsilon([(release(z, 0.08, 120, 37_000), 1)], 1e-4) <= 3.0
+    assert sampled_epsilon([(release(0.995 * z, 0.08, 120, 37_000), 1)], 1e-4) > 3.0
+
+
+def test_a_budget_that_no_noise_reaches_is_refused() -> None:
+    with pytest.raises(ValueError, match="larger epsilon"):
+        calibrate_sampled(1e-9, 1e-6, lambda guess: release(guess, 1.0, 100, 10**6))
+
+
+def test_both_units_in_one_ledger_add_up() -> None:
+    client = Release(noise_multiplier=4.0, shares=3, share_sigma=1e5, parameters=1000, devices=5)
+    example = release(1.0, 0.1, 10)
+    apart = epsilon([(client, 2)], 5e-6) + sampled_epsilon([(example, 1)], 5e-6)
+    assert total_epsilon([client, example, client], 1e-5) == pytest.approx(apart)

@@ -1,0 +1,179 @@
+"""Example-level privacy on the device: charged before anything leaves, refused past the budget, restored copies found.
+
+No torch: the deltas are given, and only their price is real.
+"""
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedpeft.errors import ConfigInvalid, IntegrityFailed
+from fedpeft.ids import BlockId, NodeId
+from fedpeft.privacy import Budget, PrivacyLedger, sampled_epsilon
+from fedpeft.round.example_privacy import ExamplePrivacy, round_cost
+from fedpeft.round.local import OpenRound
+from fedpeft.round.messages import Failure, FailureReason, Ready
+from fedpeft.round.metrics import METRICS
+from fedpeft.round.plan import ExampleTerms, LearningPlan
+from fedpeft.round.transport import Stage
+from fedpeft.testing.fleet import ToyFleet, enrol, fit_request, toy_task
+from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
+from fedpeft.wire import decode, encode
+
+SPEC = toy_spec({"head": 40})
+STATE = toy_state(SPEC)
+TERMS = ExampleTerms(epsilon=3.0, delta=1e-3, l2_clip_norm=1.0, noise_multiplier=None, steps=12)
+PLAN = toy_plan(SPEC).model_copy(update={"privacy": TERMS})  # local_steps = 4: three rounds
+DEVICE = NodeId(1000)
+
+
+class Site:
+    """One device with a ledger among others without."""
+
+    def __init__(self, where: Path, epsilon: float = math.inf) -> None:
+        self.journal, self.witness = where / "device.jsonl", where / "elsewhere" / "witness"
+        self.budget = Budget(epsilon=epsilon, delta=1e-3)
+        trainers = {name: GivenTrainer(SPEC, {"head": np.ones(40, np.float32)}, examples=200) for name in "abc"}
+        self.fleet: ToyFleet = enrol(trainers)
+        self.restart()
+
+    def restart(self) -> None:
+        self.fleet.restart(DEVICE)
+        self.fleet.devices[DEVICE]._examples = ExamplePrivacy(self.ledger)
+
+    def ledger(self) -> PrivacyLedger:
+        return PrivacyLedger(self.journal, witness=self.witness, budget=self.budget)
+
+    def entries(self) -> int:
+        with self.ledger() as ledger:
+            return len(ledger.entries)
+
+    def fit(self, round_id: int, plan: LearningPlan = PLAN, attempt: int = 1) -> Ready | Failure:
+        request = fit_request(self.fleet, plan, STATE, task=toy_task(plan, round_id=round_id, attempt=attempt))
+        self.request = encode(request)
+        return decode(self.fleet.devices[DEVICE].handle(Stage.FIT, self.request), (Ready, Failure))
+
+
+def test_a_device_finds_its_own_noise_for_the_whole_run() -> None:
+    costs = {n: round_cost(PLAN, examples=n, parameters=40) for n in (100, 900)}
+    assert all(cost is not None for cost in costs.values())
+    for n, cost in costs.items():
+        assert cost.sampling_rate == pytest.approx(8 / n)
+        assert cost.steps == 4
+        whole = sampled_epsilon([(cost, 3)], TERMS.delta)
+        assert 0.95 * 3.0 < whole <= 3.0
+    assert costs[100].noise_multiplier > costs[900].noise_multiplier
+    assert round_cost(toy_plan(SPEC), examples=100, parameters=40) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [({"delta": 0.02}, "allows to publish"), ({"noise_multiplier": 0.1}, "at least"), ({"epsilon": 1e-9}, "reaches")],
+)
+def test_a_plan_that_keeps_no_promise_is_refused_with_the_nearest_that_does(change: dict, found: str) -> None:
+    plan = PLAN.model_copy(update={"privacy": TERMS.model_copy(update=change)})
+    with pytest.raises(ConfigInvalid, match=found):
+        round_cost(plan, examples=100, parameters=10**6)
+
+
+def test_every_round_is_charged_before_its_reply_and_stated_in_it(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    for round_id in (1, 2, 3):
+        answer = site.fit(round_id)
+        assert isinstance(answer, Ready)
+        assert site.entries() == round_id
+        assert answer.privacy is not None
+        assert answer.privacy.steps == 4 * round_id
+    assert 0.95 * 3.0 < answer.privacy.epsilon <= 3.0
+
+
+def test_a_repeated_offer_and_another_attempt_release_and_cost_nothing_new(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    first = site.fit(1)
+    assert decode(site.fleet.devices[DEVICE].handle(Stage.FIT, site.request), Ready) == first
+    assert isinstance(site.fit(1, attempt=2), Ready)
+    assert site.entries() == 1
+
+
+def test_a_training_that_is_lost_and_repeated_is_charged_again(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.fit(1)
+    site.fleet.stores["a"].values.clear()
+    site.fit(1, attempt=2)
+    assert site.entries() == 2
+
+
+def test_past_the_runs_budget_the_device_refuses_and_a_restart_resets_nothing(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    for round_id in (1, 2, 3):
+        assert isinstance(site.fit(round_id), Ready)
+    site.restart()
+    refused = site.fit(4)
+    assert isinstance(refused, Failure)
+    assert refused.reason is FailureReason.BUDGET_SPENT
+    assert site.entries() == 3
+    another = PLAN.model_copy(update={"run_id": "another-run"})
+    assert isinstance(site.fit(1, another), Ready), "another run has its own budget where the site sets no limit"
+
+
+def test_past_the_sites_own_budget_the_device_refuses_whatever_the_run_allows(tmp_path: Path) -> None:
+    site = Site(tmp_path, epsilon=2.5)
+    answers = [site.fit(round_id) for round_id in (1, 2, 3)]
+    assert isinstance(answers[-1], Failure)
+    assert answers[-1].reason is FailureReason.POLICY_REFUSED
+    assert "this site's own" in answers[-1].detail
+
+
+def test_a_device_without_a_ledger_takes_no_part(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.fleet.restart(DEVICE)
+    refused = site.fit(1)
+    assert isinstance(refused, Failure)
+    assert refused.reason is FailureReason.POLICY_REFUSED
+
+
+def test_an_old_copy_of_the_devices_ledger_is_refused(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.fit(1)
+    shutil.copy(site.journal, tmp_path / "backup")
+    site.fit(2)
+    shutil.copy(tmp_path / "backup", site.journal)
+    refused = site.fit(3)
+    assert isinstance(refused, Failure)
+    assert "older or another copy" in refused.detail
+    with pytest.raises(IntegrityFailed):
+        site.ledger()
+
+
+def test_nothing_but_the_weight_is_measured(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.fit(1)
+    opened = decode(site.fleet.stores["a"].values["open-round"], OpenRound)
+    inputs = {part.block_id: np.frombuffer(part.values, "<f4") for part in opened.inputs}
+    assert set(inputs) == {BlockId("head"), METRICS}
+    assert list(inputs[METRICS]) == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_the_coordinator_stops_with_exit_7_when_too_few_devices_have_budget_left() -> None:
+    from fedpeft.errors import BudgetExhausted
+    from fedpeft.ids import RoundId
+    from fedpeft.round.task import RoundOutcome, Traffic
+    from fedpeft_server.promises import hear_promises
+
+    spent, fine = Traffic(failure=f"{FailureReason.BUDGET_SPENT.value}: spent"), Traffic()
+
+    def outcome(**traffic: Traffic) -> RoundOutcome:
+        return RoundOutcome(result=None, traffic=traffic, participants={})  # type: ignore[arg-type]
+
+    class Nowhere:
+        def record(self, *_: object, **__: object) -> None:
+            pass
+
+    hear_promises(Nowhere(), RoundId(4), outcome(a=spent, b=fine, c=replace(fine), d=replace(fine)), needed=3)  # type: ignore[arg-type]
+    with pytest.raises(BudgetExhausted, match="a, b") as stopped:
+        hear_promises(Nowhere(), RoundId(4), outcome(a=spent, b=replace(spent), c=fine, d=fine), needed=3)  # type: ignore[arg-type]
+    assert stopped.value.exit_code == 7
