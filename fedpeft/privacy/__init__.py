@@ -6,6 +6,7 @@ noise, ``epsilon`` and ``calibrate`` what it is worth, ``PrivacyLedger`` what is
 """
 
 from fedpeft.privacy.accountant import ACCOUNTANT, Budget, Release, calibrate, epsilon
+from fedpeft.privacy.audit import AuditResult, audit_clients
 from fedpeft.privacy.clipping import Clipped, clip, l2_norm, rounding_allowance
 from fedpeft.privacy.composition import Charge, total_epsilon
 from fedpeft.privacy.discrete_gaussian import discrete_gaussian
@@ -18,6 +19,7 @@ from fedpeft.privacy.statement import ExampleStatement, Statement
 __all__ = [
     "ACCOUNTANT",
     "SIZES",
+    "AuditResult",
     "Budget",
     "Charge",
     "Clipped",
@@ -29,6 +31,7 @@ __all__ = [
     "Release",
     "SampledRelease",
     "Statement",
+    "audit_clients",
     "calibrate",
     "calibrate_sampled",
     "clip",

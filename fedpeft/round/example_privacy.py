@@ -14,7 +14,7 @@ from fedpeft.ids import RoundId
 from fedpeft.privacy import ExampleStatement, PrivacyLedger, SampledRelease, calibrate_sampled, sampled_epsilon
 from fedpeft.round.plan import ExampleTerms, LearningPlan
 
-__all__ = ["ExamplePrivacy", "OpenLedger", "round_cost"]
+__all__ = ["ExamplePrivacy", "OpenLedger", "noise_of", "round_cost"]
 
 OpenLedger = Callable[[], PrivacyLedger]
 """Opens the device's ledger for one use: several processes may play one device, one after the other."""
@@ -33,13 +33,13 @@ def round_cost(plan: LearningPlan, *, examples: int, parameters: int) -> Sampled
     """
     if plan.privacy is None:
         return None
-    z, rate = _noise(plan.privacy, plan.train.batch_size, examples, parameters)
+    z, rate = noise_of(plan.privacy, plan.train.batch_size, examples, parameters)
     return SampledRelease(noise_multiplier=z, sampling_rate=rate, steps=plan.train.local_steps, parameters=parameters)
 
 
 @lru_cache(maxsize=256)
-def _noise(terms: ExampleTerms, batch_size: int, examples: int, parameters: int) -> tuple[float, float]:
-    """The noise multiplier and the sampling rate."""
+def noise_of(terms: ExampleTerms, batch_size: int, examples: int, parameters: int) -> tuple[float, float]:
+    """A device's noise multiplier and sampling rate; see ``round_cost``."""
     if terms.delta * examples > 1:
         problem = Problem(
             where="privacy.delta",

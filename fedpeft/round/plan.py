@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from fedpeft.config.model import Adapter, Aggregate, Rounds, RunConfig, Section, Task, Train
 from fedpeft.errors import SpecMismatch
 
-__all__ = ["ExampleTerms", "LearningPlan", "learning_plan", "learning_rate_factor"]
+__all__ = ["ExampleTerms", "LearningPlan", "example_terms", "learning_plan", "learning_rate_factor"]
 
 
 class ExampleTerms(Section):
@@ -77,11 +77,12 @@ def learning_plan(config: RunConfig, *, run_id: str, base: str, adapter_spec: st
         adapter=config.adapter,
         train=config.train,
         aggregate=config.aggregate,
-        privacy=_example_terms(config),
+        privacy=example_terms(config),
     )
 
 
-def _example_terms(config: RunConfig) -> ExampleTerms | None:
+def example_terms(config: RunConfig) -> ExampleTerms | None:
+    """What a run asks of each device's examples; None unless it is private by examples."""
     privacy = config.privacy
     if privacy.unit != "example" or privacy.epsilon is None or privacy.delta is None:
         return None

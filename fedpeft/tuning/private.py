@@ -12,7 +12,7 @@ finite counts as zero.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -36,7 +36,7 @@ from fedpeft.tuning.per_sample import Hooked, NoBackEnd, micro_gradients
 from fedpeft.tuning.stages import Stages
 from fedpeft.tuning.train import LocalPlan, make_optimizer
 
-__all__ = ["BackEnd", "NoiseScale", "PrivateOutcome", "poisson_sample", "train_privately"]
+__all__ = ["BackEnd", "NoiseScale", "PrivateOutcome", "noisy_sum", "poisson_sample", "train_privately"]
 
 BackEnd = Literal["hooks", "micro"]
 
@@ -134,16 +134,11 @@ def train_privately(
     optimizer = make_optimizer({block_id: list(own.values()) for block_id, own in blocks.items()}, plan)
     start = {block_id: [parameter.detach().clone() for parameter in own.values()] for block_id, own in blocks.items()}
     parameters = list(trained.values())
-    bound = noise.bound(sum(parameter.numel() for parameter in parameters))
+    size = sum(parameter.numel() for parameter in parameters)
     expected = noise.sampling_rate * len(examples)
     lengths = lengths_of(examples)
     for _ in range(plan.steps):
-        total = torch.zeros(sum(parameter.numel() for parameter in parameters), dtype=torch.float64)
-        taken = poisson_sample(len(examples), noise.sampling_rate, entropy)
-        for indices in _physical(taken, lengths, plan.batch_size):
-            for gradients in source.gradients(indices):
-                total += clipped_sum(gradients, bound)
-        noisy = _with_noise(total.numpy(), noise, entropy)
+        noisy = noisy_sum(source.gradients, lengths, plan.batch_size, noise, size, entropy)
         _hand_over(parameters, noisy / expected)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -152,6 +147,33 @@ def train_privately(
             raise RunFailed(f"Expected {block_id} to move in {plan.steps} private steps, found it as it was.")
     union.train_only(())
     return PrivateOutcome(steps=plan.steps, back_end=source.back_end)
+
+
+def noisy_sum(
+    gradients: Callable[[Indices], Iterator[list[Tensor]]],
+    lengths: Indices,
+    most: int,
+    noise: NoiseScale,
+    parameters: int,
+    entropy: Entropy,
+) -> npt.NDArray[np.float64]:
+    """One release: the clipped gradients of a Poisson sample, summed, with noise on the grid, (P,).
+
+    Args:
+        gradients: of these examples, in one or more parts, each one tensor (b, *shape) a parameter.
+        lengths: of each example, which decide what is computed together.
+        most: examples at once.
+        noise: the mechanism.
+        parameters: P.
+        entropy: for the sample and the noise.
+    """
+    bound = noise.bound(parameters)
+    total = torch.zeros(parameters, dtype=torch.float64)
+    taken = poisson_sample(len(lengths), noise.sampling_rate, entropy)
+    for indices in _physical(taken, lengths, most):
+        for part in gradients(indices):
+            total += clipped_sum(part, bound)
+    return _with_noise(total.numpy(), noise, entropy)
 
 
 def poisson_sample(count: int, rate: float, entropy: Entropy) -> Indices:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, fields
 
+from fedpeft.config import RunConfig
 from fedpeft.errors import BudgetExhausted, IntegrityFailed
 from fedpeft.ids import RoundId
 from fedpeft.privacy import ExampleStatement, Release, read_ledger, total_epsilon
@@ -11,7 +12,10 @@ from fedpeft_server.privacy import LEDGER, Plan, read_budget
 from fedpeft_server.run_directory import RunDirectory
 from fedpeft_server.run_view import RunView
 
-__all__ = ["STATED", "hear_promises", "privacy_lines", "stated"]
+__all__ = ["STATED", "client_noise", "hear_promises", "privacy_lines", "stated"]
+
+TYPICAL_PARAMETERS = 100_000
+"""For a plan without a model; they change epsilon in the sixth digit."""
 
 STATED = "privacy.stated"
 """The event that holds a device's statement."""
@@ -60,6 +64,15 @@ def privacy_lines(view: RunView) -> tuple[str, ...]:
             return _client_lines(view)
         case "example":
             return _example_lines(view)
+
+
+def client_noise(config: RunConfig, view: RunView | None) -> tuple[float, int]:
+    """Noise multiplier and number of sums of a run by clients: as charged, or as it would be planned."""
+    releases = [entry.release for entry in read_ledger(view.path / LEDGER)] if view else []
+    if releases and isinstance(releases[0], Release):
+        return releases[0].noise_multiplier, len(releases)
+    planned = Plan.of(config.privacy, config.secagg, rounds=config.rounds.count, parameters=TYPICAL_PARAMETERS)
+    return planned.noise_multiplier, planned.rounds
 
 
 def _example_lines(view: RunView) -> tuple[str, ...]:
