@@ -55,7 +55,12 @@ class SitePolicy(Section):
     max_epsilon: float | None = Field(
         default=None, gt=0, description="Client-level budget of this device over its life; runs without are refused."
     )
-    delta: float = Field(default=1e-6, gt=0, lt=1, description="Of max_epsilon.")
+    max_example_epsilon: float | None = Field(
+        default=None,
+        gt=0,
+        description="What any one example here may lose over this device's life, by DP-SGD; runs without are refused.",
+    )
+    delta: float = Field(default=1e-6, gt=0, lt=1, description="Of max_epsilon and max_example_epsilon.")
     hours: str = Field(
         default="",
         pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$",
@@ -137,6 +142,8 @@ class Site(Section):
         offered = methods_of(plan.adapter)
         if policy.allow_methods and offered and not self.trained(offered):
             raise PolicyRefused(f"Expected one of {', '.join(policy.allow_methods)}, the run has {', '.join(offered)}.")
+        if policy.max_example_epsilon is not None and plan.privacy is None:
+            raise PolicyRefused('Expected a run with privacy.unit = "example", found one that protects no example.')
         if now not in Hours(policy.hours):
             raise PolicyRefused(f"Expected a time in {policy.hours}, found {now:%H:%M}.")
 

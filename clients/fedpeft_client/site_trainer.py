@@ -15,6 +15,7 @@ from fedpeft.device import Limits, Menu, Workload, menu_of, plan, probe, shape_o
 from fedpeft.entropy import derive_seed
 from fedpeft.errors import PolicyRefused
 from fedpeft.ids import BlockId
+from fedpeft.privacy import SampledRelease
 from fedpeft.round.local import LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
@@ -59,6 +60,10 @@ class SiteTrainer:
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         """See ``Trainer``."""
         return self._for(plan).trains(plan)
+
+    def cost(self, plan: LearningPlan) -> SampledRelease | None:
+        """See ``Trainer``."""
+        return self._for(plan).cost(plan)
 
     def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
         """See ``Trainer``."""

@@ -7,6 +7,7 @@ the disk before any answer leaves.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from fedpeft_client.home import DeviceHome
 from fedpeft_client.line import HANDLE, unframed
 from fedpeft_client.site import Site
 from fedpeft_client.site_trainer import SiteTrainer
-from fedpeft_client.stores import FileStore
+from fedpeft_client.stores import FileStore, device_ledger
 
 __all__ = ["device_of", "policy_of"]
 
@@ -61,6 +62,7 @@ def device_of(home: DeviceHome) -> Device:
             witness=home.path / "privacy.witness",
             budget=Budget(epsilon=site.policy.max_epsilon, delta=site.policy.delta),
         )
+    example_budget = math.inf if site.policy.max_example_epsilon is None else site.policy.max_example_epsilon
     return Device(
         identity=Identity(device=enrolment.device, organisation=enrolment.organisation, public_key=key.public),
         trainer=SiteTrainer(device=enrolment.device, site=site, bases=ArtifactStore(home.bases()), clock=SystemClock()),
@@ -69,6 +71,11 @@ def device_of(home: DeviceHome) -> Device:
         entropy=os_entropy,
         rounding=lambda run_id, round_id: os_entropy,
         budget=budget,
+        ledger=device_ledger(
+            home.state / "examples.jsonl",
+            witness=home.path / "examples.witness",
+            budget=Budget(epsilon=example_budget, delta=site.policy.delta),
+        ),
     )
 
 

@@ -183,7 +183,7 @@ class Engine:
                 publisher.close()
 
     def _private(self, config: RunConfig, drafted: Drafted, run: RunDirectory) -> ClientPrivacy | nullcontext[None]:
-        if config.privacy.unit == "none":
+        if config.privacy.unit != "client":
             return nullcontext()
         witness = self._site.home.path / "privacy" / f"{run.manifest.run_id}.witness"
         witness.parent.mkdir(mode=0o700, exist_ok=True)
