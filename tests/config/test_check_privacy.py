@@ -76,4 +76,4 @@ def test_the_nearest_that_works_is_accepted(override: str) -> None:
 def test_colluders_mean_nothing_to_noise_that_each_device_adds_whole() -> None:
     with pytest.raises(ConfigInvalid) as refused:
         load('privacy.unit="example"', "privacy.delta=0.0001", "privacy.colluders=2")
-    assert [problem.where for problem in refused.value.problems] == ["t: privacy.colluders"]
+    assert [problem.where for problem in refused.value.problems] == ["--set privacy.colluders"]
