@@ -27,6 +27,8 @@ from fedpeft.data.encode import IGNORED, EncodedDataset
 from fedpeft.entropy import Entropy, generator, os_entropy
 from fedpeft.errors import ConfigInvalid, DataInvalid, RunFailed
 from fedpeft.ids import BlockId
+from fedpeft.methods.lora import LoraPart
+from fedpeft.methods.stepped import SteppedPart
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.privacy.discrete_gaussian import discrete_gaussian
 from fedpeft.privacy.sampled_gaussian import NOISE_STEPS
@@ -129,7 +131,7 @@ def train_privately(
         if block.block_id in plan.learning_rates
     }
     trained = {name: parameter for own in blocks.values() for name, parameter in own.items()}
-    stages = Stages(union)
+    stages = Stages(union, checkpointing=plan.checkpointing)
     source = _Source(union, stages, examples, cache, trained, _back_end(union, stages, frozenset(blocks), trained))
     optimizer = make_optimizer({block_id: list(own.values()) for block_id, own in blocks.items()}, plan)
     start = {block_id: [parameter.detach().clone() for parameter in own.values()] for block_id, own in blocks.items()}
@@ -138,7 +140,7 @@ def train_privately(
     expected = noise.sampling_rate * len(examples)
     lengths = lengths_of(examples)
     for _ in range(plan.steps):
-        noisy = noisy_sum(source.gradients, lengths, plan.batch_size, noise, size, entropy)
+        noisy = noisy_sum(source.gradients, lengths, plan.micro_batch or plan.batch_size, noise, size, entropy)
         _hand_over(parameters, noisy / expected)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -288,6 +290,13 @@ def _refuse_mixing(model: nn.Module) -> None:
             raise ConfigInvalid(
                 f"Expected a base in which examples do not meet, found BatchNorm at {path}: an example's gradient "
                 "would depend on its neighbours, and no noise covers that. Use a base with LayerNorm or GroupNorm."
+            )
+
+    for path, module in model.named_modules():
+        if isinstance(module, SteppedPart) and type(module) is not LoraPart:
+            raise ConfigInvalid(
+                f"Expected methods that learn by gradients alone, found {type(module).__name__} at {path}: what it "
+                "measures or prunes in a step would be a release without noise. Take its method out of the run."
             )
 
 
