@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from fedpeft.methods.arithmetic import Rule
     from fedpeft_client.use import TrainedModel
 
 __all__ = ["command"]
@@ -66,6 +67,44 @@ def evaluate(run: Path, data: str, columns: tuple[str, ...], store: Path | None)
         f"loss {score.loss_sum / score.examples:.4f}  accuracy {score.correct / score.examples:.4f}  "
         f"predictions {score.examples}"
     )
+
+
+@command.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--rule",
+    type=click.Choice(["linear", "cat", "svd", "ties", "dare"]),
+    default="linear",
+    show_default=True,
+    help="How factors are combined; all but linear need LoRA files.",
+)
+@click.option("--weight", "weights", type=float, multiple=True, help="One for each folder; default: equal, sum 1.")
+@click.option("--density", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True)
+@click.option("--rank", type=click.IntRange(1), help="Of svd; default: the largest of the folders'.")
+@click.option("--seed", default=0, show_default=True, help="Of dare.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where to write it.")
+def merge(
+    folders: tuple[Path, ...],
+    rule: "Rule",
+    weights: tuple[float, ...],
+    density: float,
+    rank: int | None,
+    seed: int,
+    out: Path,
+) -> None:
+    """Make one adapter of several FOLDERS (exported adapters, or runs).
+
+    \b
+    Examples:
+      fedpeft adapter merge runs/a runs/b --rule ties --density 0.3 --out merged
+      fedpeft adapter merge runs/a runs/b --rule svd --rank 8 --weight 1 --weight -0.5 --out merged
+    """
+    from fedpeft.methods.merge import merge_adapters, read_exported
+
+    strengths = weights or tuple(1.0 / len(folders) for _ in folders)
+    sources = [read_exported(folder) for folder in folders]
+    summary = merge_adapters(sources, strengths, rule, out, density=density, rank=rank, seed=seed)
+    click.echo(f"{out}: {summary.peft_type} by {rule}, {summary.parameters:,} parameters, for {summary.base}")
 
 
 def _trained(run: Path, store: Path | None) -> "TrainedModel":

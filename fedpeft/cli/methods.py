@@ -59,6 +59,7 @@ def list_(model: str | None, labels: int, batch_size: int, length: int, store: P
     from dataclasses import asdict
 
     from fedpeft.device import CATALOGUE, estimate, probe
+    from fedpeft.device.compositions import COMPOSITIONS
 
     costs: dict[str, Estimate] = {}
     if model is not None:
@@ -81,6 +82,10 @@ def list_(model: str | None, labels: int, batch_size: int, length: int, store: P
             click.echo(f"  predicted {_cost_text(costs[name])}")
         elif model is not None:
             click.echo("  not on this base or task")
+    click.echo("\nCompositions:")
+    for name, way in COMPOSITIONS.items():
+        click.echo(f"{name}: {way.title}, {way.paper}")
+        click.echo(f"  {way.formula}; {way.reach}")
 
 
 @command.command("plan")

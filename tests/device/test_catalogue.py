@@ -8,8 +8,13 @@ import pytest
 from fedpeft.config.model import MethodName
 from fedpeft.device import CATALOGUE
 from fedpeft.device.catalogue import markdown
+from fedpeft.device.compositions import COMPOSITIONS, markdown_compositions
 from fedpeft.device.footprint import FOOTPRINTS
+from fedpeft.device.sizes import markdown_sizes
+from fedpeft.methods.arithmetic import Rule
+from fedpeft.testing.shapes import DECODER, MINILM
 
+SHAPES = {"MiniLM-L6": (MINILM, 3), "SmolLM2-135M": (DECODER, 0)}
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
 
@@ -26,6 +31,16 @@ def test_every_method_that_can_be_attached_has_a_row_in_the_same_order():
 
 def test_the_page_has_the_catalogues_table():
     assert markdown() in PAGE.read_text(encoding="utf-8"), "put the output of catalogue.markdown() into docs/methods.md"
+
+
+def test_the_page_has_the_compositions_and_the_sizes():
+    text = PAGE.read_text(encoding="utf-8")
+    assert markdown_compositions() in text, "put the output of markdown_compositions() into docs/methods.md"
+    assert markdown_sizes(SHAPES) in text, "put the output of markdown_sizes() into docs/methods.md"
+
+
+def test_every_rule_of_merge_is_a_composition():
+    assert set(typing.get_args(Rule)) < set(COMPOSITIONS)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
