@@ -25,9 +25,7 @@ from fedpeft.tuning.stages import Stages
 pytestmark = pytest.mark.torch
 
 LORA = Lora(rank=4, targets=("q", "v", "down"))
-ALL = Adapter(
-    lora=LORA, bitfit=BitFit(), ia3=Ia3(), layernorm=LayerNorm(), bottleneck=Bottleneck(width=4, placement="parallel")
-)
+ALL = Adapter(lora=LORA, bitfit=BitFit(), ia3=Ia3(), layernorm=LayerNorm(), bottleneck=Bottleneck(width=4))
 CASES = {
     "lora": (tiny_bert, Adapter(lora=LORA)),
     "bitfit": (tiny_bert, Adapter(bitfit=BitFit())),
