@@ -47,5 +47,8 @@ test: lint
 slow: install-dev
 	$(PYTEST) -m 'slow'
 
+e2e: install-dev
+	$(BIN)/pytest -m e2e tests/e2e
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info

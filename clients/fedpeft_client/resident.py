@@ -85,20 +85,23 @@ class Resident:
     Args:
         home: its home; enrolled.
         companion: its connection to the coordinator's gRPC service; None: polling, and bases by hand.
+        worker: the module of the second process; another one only to test what is around it.
 
     Raises:
         NotEnrolled: it is not enrolled.
         ConfigInvalid: site.toml is missing or wrong.
     """
 
-    def __init__(self, home: DeviceHome, companion: Companion | None = None) -> None:
+    def __init__(
+        self, home: DeviceHome, companion: Companion | None = None, *, worker: str = "fedpeft_client.worker"
+    ) -> None:
         enrolment = home.enrolment()
         Site.load(home.site)
         home.state.mkdir(mode=0o700, exist_ok=True)
         self._companion, self._bases = companion, ArtifactStore(home.bases())
         self._bell = Bell(lambda: companion is not None and companion.is_streaming)
         self._stopping = threading.Event()
-        self._child = Child("fedpeft_client.worker", [str(home.path)])
+        self._child = Child(worker, [str(home.path)])
         target = FleetTarget(
             address=enrolment.fleet_url.removeprefix("https://"),
             ca=home.ca_certificate.read_bytes(),

@@ -8,24 +8,22 @@ the disk before any answer leaves.
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedpeft import secagg
-from fedpeft.base import ArtifactStore
 from fedpeft.child import answer_parent
-from fedpeft.clock import SystemClock
 from fedpeft.entropy import os_entropy
 from fedpeft.privacy import Budget, PrivacyLedger
 from fedpeft.round.device import Device
-from fedpeft.round.local import Identity
+from fedpeft.round.local import Identity, Trainer
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.line import HANDLE, unframed
 from fedpeft_client.site import Site
 from fedpeft_client.site_trainer import SiteTrainer
 from fedpeft_client.stores import FileStore, device_ledger
 
-__all__ = ["device_of", "policy_of"]
+__all__ = ["device_of", "handlers", "policy_of", "site_trainer"]
 
 ANY_NOISE = 1e-9
 """A site with a budget takes no part in a sum without noise, whose epsilon has no bound."""
@@ -43,17 +41,29 @@ def policy_of(site: Site, coordinator_key: bytes) -> secagg.DevicePolicy:
     )
 
 
-def device_of(home: DeviceHome) -> Device:
+def site_trainer(home: DeviceHome, name: str, site: Site) -> Trainer:
+    """The trainer of a real device."""
+    import torch
+
+    from fedpeft.base import ArtifactStore
+    from fedpeft.clock import SystemClock
+
+    torch.set_num_threads(site.limits.threads)
+    return SiteTrainer(device=name, site=site, bases=ArtifactStore(home.bases()), clock=SystemClock())
+
+
+def device_of(home: DeviceHome, trainer: Callable[[DeviceHome, str, Site], Trainer] = site_trainer) -> Device:
     """The device of this home; reads its site's rules.
+
+    Args:
+        home: enrolled.
+        trainer: makes what trains; another one only to test what is around it.
 
     Raises:
         NotEnrolled: it is not enrolled.
         ConfigInvalid: site.toml is missing or wrong.
     """
-    import torch
-
     enrolment, key, site = home.enrolment(), home.identity(), Site.load(home.site)
-    torch.set_num_threads(site.limits.threads)
     policy = policy_of(site, bytes.fromhex(enrolment.coordinator_key))
     budget = None
     if site.policy.max_epsilon is not None:
@@ -65,7 +75,7 @@ def device_of(home: DeviceHome) -> Device:
     example_budget = math.inf if site.policy.max_example_epsilon is None else site.policy.max_example_epsilon
     return Device(
         identity=Identity(device=enrolment.device, organisation=enrolment.organisation, public_key=key.public),
-        trainer=SiteTrainer(device=enrolment.device, site=site, bases=ArtifactStore(home.bases()), clock=SystemClock()),
+        trainer=trainer(home, enrolment.device, site),
         session=secagg.DeviceSession(ledger=secagg.FileLedger(home.state / "ledger", key), identity=key, policy=policy),
         store=FileStore(home.state),
         entropy=os_entropy,
@@ -79,8 +89,8 @@ def device_of(home: DeviceHome) -> Device:
     )
 
 
-def _handlers(arguments: Sequence[str]) -> Mapping[str, Callable[[bytes], bytes]]:
-    device = device_of(DeviceHome(Path(arguments[0])))
+def handlers(device: Device) -> Mapping[str, Callable[[bytes], bytes]]:
+    """What the resident process may ask."""
 
     def handle(payload: bytes) -> bytes:
         return device.handle(*unframed(payload))
@@ -90,4 +100,4 @@ def _handlers(arguments: Sequence[str]) -> Mapping[str, Callable[[bytes], bytes]
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    answer_parent(_handlers)
+    answer_parent(lambda arguments: handlers(device_of(DeviceHome(Path(arguments[0])))))

@@ -58,6 +58,7 @@ class Coordinator:
 
     Args:
         home: initialised.
+        foundry: the module of its second process; another one only to test what is around it.
 
     Raises:
         ConfigInvalid: the home was not initialised.
@@ -65,7 +66,8 @@ class Coordinator:
         IntegrityFailed: a database is damaged.
     """
 
-    def __init__(self, home: CoordinatorHome) -> None:
+    def __init__(self, home: CoordinatorHome, *, foundry: str = "fedpeft_server.foundry") -> None:
+        self._foundry = foundry
         self._home, self._settings, self._clock = home, home.settings(), SystemClock()
         self._lock = RunLock(home.path)
         self._fleet_port, self._metrics_port = self._ports()
@@ -114,6 +116,7 @@ class Coordinator:
             audit=self.audit,
             interrupted=self._interrupted,
             tell=self._tell,
+            foundry=self._foundry,
         )
         engine = Engine(site)
         while not self._stopping.is_set():

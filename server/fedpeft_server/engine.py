@@ -61,6 +61,7 @@ class Site:
         audit: who did what.
         interrupted: raises ``Interrupted`` when this job is to end now.
         tell: what is being waited for, for a person.
+        foundry: the module of the second process.
     """
 
     home: CoordinatorHome
@@ -72,6 +73,7 @@ class Site:
     audit: AuditLog
     interrupted: Callable[[Job], None]
     tell: Callable[[str], None]
+    foundry: str
 
 
 class Engine:
@@ -83,7 +85,7 @@ class Engine:
     def work(self, job: Job) -> Job:
         """Run a job to its end; returns where it stands then."""
         site = self._site
-        foundry = Foundry(site.home.bases)
+        foundry = Foundry(site.home.bases, site.foundry)
         try:
             job = self._train(job, foundry)
             job = replace(job, state=JobState.FINISHED, reason="")

@@ -43,10 +43,15 @@ class Drafted:
 
 
 class Foundry:
-    """The child, from the coordinator's side. Close it."""
+    """The child, from the coordinator's side. Close it.
 
-    def __init__(self, bases: Path) -> None:
-        self._child = Child("fedpeft_server.foundry", [str(bases)], environment={"OMP_NUM_THREADS": "1"})
+    Args:
+        bases: the store of base artifacts.
+        module: of the second process; another one only to test what is around it.
+    """
+
+    def __init__(self, bases: Path, module: str = "fedpeft_server.foundry") -> None:
+        self._child = Child(module, [str(bases)], environment={"OMP_NUM_THREADS": "1"})
 
     def draft(self, config: RunConfig) -> Drafted:
         """Build the base if it is not in the store, attach the adapter.

@@ -136,6 +136,14 @@ def test_a_plan_that_builds_another_adapter_here_is_refused(fleet: ToyFleet) -> 
     assert given(fleet).fitted == []
 
 
+def test_a_plan_of_another_run_than_the_signed_terms_name_is_refused(fleet: ToyFleet) -> None:
+    other = PLAN.model_copy(update={"run_id": "another-run"})
+    reply = failed(fleet, fit_request(fleet, PLAN, STATE, learning=other.to_json()))
+    assert reply.reason is FailureReason.PLAN_REFUSED
+    assert "another-run" in reply.detail
+    assert given(fleet).fitted == []
+
+
 def test_a_plan_of_another_version_is_refused(fleet: ToyFleet) -> None:
     strange = PLAN.to_json()[:-1] + ',"run_this":"rm -rf"}'
     reply = failed(fleet, fit_request(fleet, PLAN, STATE, learning=strange))

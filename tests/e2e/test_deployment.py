@@ -1,0 +1,146 @@
+"""A deployed federation under faults: real processes, the real protocol, kills by the system.
+
+Rows of the fault table (research/experience.md, D2): 1 and 2 (the coordinator is killed, or told to end), 3 and 5 (a
+device is killed and comes back), 16 (replayed headers), 17 (revoked in a round), 18 (NaN), 30 (two coordinators).
+Training is one-hot: after n rounds a device's coordinate has moved by n / devices, or somebody was counted twice or
+lost.
+"""
+
+import signal
+import ssl
+import sys
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from fedpeft.clock import SystemClock
+from fedpeft_client.home import DeviceHome
+from fedpeft_client.keys import public_key
+
+sys.path.insert(0, str(Path(__file__).parent / "toy"))
+from federation import ToyFederation
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+NAMES = ("ward-a", "ward-b", "ward-c", "ward-d")
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyFederation]:
+    """Four devices that stay through all tests of this module, in their order."""
+    made = ToyFederation(tmp_path_factory.mktemp("federation"))
+    try:
+        made.up()
+        for name in NAMES:
+            made.enrol(name)
+            made.device(name)
+        made.until(lambda: made.online() == set(NAMES), "the devices")
+        yield made
+    finally:
+        made.close()
+
+
+def test_a_submitted_run_ends_in_the_exact_mean_of_its_devices(federation: ToyFederation) -> None:
+    job = federation.finished(federation.submit(rounds=2))
+    assert (job.state.value, job.reason) == ("finished", "")
+    np.testing.assert_allclose(federation.trained(job), np.full(4, 2 / 4), atol=1e-5)
+    assert [row["devices_survived"] for row in federation.rows(job)] == [4, 4, 4]
+    assert federation.audited()[-1] == "run-ended"
+
+
+def test_a_second_coordinator_on_the_same_home_is_refused_and_told_who_has_it(federation: ToyFederation) -> None:
+    holder = federation.processes["coordinator"].pid
+    second = federation.start("second", "toy_up.py", federation.home.path)
+    assert second.wait(60) == 8
+    assert f"process {holder}" in federation.log("second")
+
+
+def test_a_replayed_header_is_refused_by_the_running_coordinator(federation: ToyFederation) -> None:
+    home = DeviceHome(federation.path / "ward-a")
+    key = load_pem_private_key(home.device_key.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    stamp = SystemClock().utc().isoformat()
+    headers = {
+        "flwr-public-key": b64encode(public_key(home.device_key.read_bytes())).decode(),
+        "flwr-timestamp": stamp,
+        "flwr-signature": b64encode(key.sign(stamp.encode(), ec.ECDSA(hashes.SHA256()))).decode(),
+        "content-type": "application/x-protobuf",
+    }
+    url = f"https://localhost:{federation.settings.fleet_port}/v1/fleet/pull-messages"
+    trust = ssl.create_default_context(cafile=str(home.ca_certificate))
+    with httpx.Client(verify=trust) as client:
+        first, replayed = (client.post(url, headers=headers, content=b"") for _ in range(2))
+        hidden = client.post(url.replace("fleet/pull-messages", "control/register-node"), content=b"")
+    assert first.status_code != 401 or b"Invalid SuperNode" in first.content, "the gate let it through to Flower"
+    assert (replayed.status_code, replayed.content) == (401, b"")
+    assert hidden.status_code == 404
+
+
+def test_a_coordinator_killed_in_a_round_goes_on_and_counts_nobody_twice(federation: ToyFederation) -> None:
+    hold = federation.path / "ward-b" / "hold"
+    job = federation.submit(rounds=3)
+    federation.until(lambda: federation.queue.job(str(job.number)).run != "", "the run's begin")
+    federation.until(lambda: len(federation.rows(job)) >= 1, "the first commit")
+    hold.touch()
+    federation.until((federation.path / "ward-b" / "fitting").exists, "training")
+    before = len(federation.rows(job))
+    federation.kill("coordinator")
+    hold.unlink()
+    began = SystemClock().monotonic_s()
+    federation.up()
+    assert SystemClock().monotonic_s() - began < 15.0
+    assert federation.finished(job).state.value == "finished"
+    rows = federation.rows(job)
+    assert [row["round"] for row in rows] == [1, 2, 3, 4]
+    assert before >= 1
+    np.testing.assert_allclose(federation.trained(job), np.full(4, 3 / 4), atol=1e-5)
+
+
+def test_a_device_killed_in_training_comes_back_into_the_same_round(federation: ToyFederation) -> None:
+    hold = federation.path / "ward-c" / "hold"
+    hold.touch()
+    job = federation.submit(rounds=1)
+    federation.until((federation.path / "ward-c" / "fitting").exists, "training")
+    federation.kill("ward-c")
+    hold.unlink()
+    federation.device("ward-c")
+    assert federation.finished(job).state.value == "finished"
+    assert [row["devices_survived"] for row in federation.rows(job)] == [4, 4]
+    np.testing.assert_allclose(federation.trained(job), np.full(4, 1 / 4), atol=1e-5)
+
+
+def test_a_device_whose_update_is_not_finite_is_left_out_and_the_others_commit(federation: ToyFederation) -> None:
+    spoiled = federation.path / "ward-d" / "nan"
+    spoiled.touch()
+    job = federation.finished(federation.submit(rounds=1))
+    spoiled.unlink()
+    assert job.state.value == "finished"
+    np.testing.assert_allclose(federation.trained(job), [1 / 3, 1 / 3, 1 / 3, 0.0], atol=1e-5)
+    (first, _) = federation.rows(job)
+    reasons = {client["client"]: client["reason"] for client in first["clients"]}
+    assert "not finite" in reasons["ward-d"]
+
+
+def test_a_revoked_device_ends_with_the_reason_and_the_run_goes_on_without_it(federation: ToyFederation) -> None:
+    hold = federation.path / "ward-d" / "hold"
+    hold.touch()
+    job = federation.submit(rounds=1)
+    federation.until((federation.path / "ward-d" / "fitting").exists, "training")
+    federation.revoke("ward-d", "laptop stolen")
+    assert federation.finished(job).state.value == "finished"
+    np.testing.assert_allclose(federation.trained(job), [1 / 3, 1 / 3, 1 / 3, 0.0], atol=1e-5)
+    assert federation.processes["ward-d"].wait(40) == 4
+    assert "laptop stolen" in federation.log("ward-d")
+
+
+def test_sigterm_ends_everybody_in_order(federation: ToyFederation) -> None:
+    for name in ("ward-a", "coordinator"):
+        federation.processes[name].send_signal(signal.SIGTERM)
+        assert federation.processes[name].wait(40) == 0, federation.log(name)
+    assert federation.audited()[-1] == "coordinator-stopped"

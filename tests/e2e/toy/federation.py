@@ -1,0 +1,204 @@
+"""A coordinator and devices as real processes on loopback, with the real protocol and toy training."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load
+from toy_spec import SPEC
+
+from fedpeft.clock import SystemClock
+from fedpeft.device import REFERENCE
+from fedpeft.entropy import os_entropy
+from fedpeft.testing.trainers import toy_state
+from fedpeft_client.home import DeviceHome
+from fedpeft_client.join import JoinWishes, join
+from fedpeft_client.site import Site, SiteData
+from fedpeft_server.audit import AuditLog
+from fedpeft_server.enrolment import Admission
+from fedpeft_server.home import CoordinatorHome, Settings
+from fedpeft_server.jobs import Job, Queue
+from fedpeft_server.pki import Authority, initialise
+from fedpeft_server.registry import Registry
+from fedpeft_server.tokens import Tokens
+
+TOY = Path(__file__).parent
+PORTS = ("fleet_port", "service_port", "enrol_port", "superlink_port", "metrics_port")
+RUN = """
+[run]
+name = "toy"
+[base]
+model = "sha256:{base}"
+[task]
+kind = "classify"
+labels = ["no", "yes"]
+[data]
+source = "none.jsonl"
+partition = {{ by = "column", column = "site" }}
+[adapter]
+lora = {{ rank = 4 }}
+[train]
+local_steps = 1
+[rounds]
+count = {rounds}
+min_devices = {least}
+fit_deadline_s = 40
+stage_deadline_s = 20
+gather_deadline_s = 60
+[aggregate]
+weight = "uniform"
+[[device]]
+clients = ["*"]
+methods = ["lora"]
+"""
+
+
+@dataclass
+class ToyFederation:
+    """Use ``up`` and ``device``; ``close`` ends what still runs."""
+
+    path: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sockets = [socket.socket() for _ in PORTS]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        ports = {name: one.getsockname()[1] for name, one in zip(PORTS, sockets, strict=True)}
+        for one in sockets:
+            one.close()
+        self.home = CoordinatorHome(self.path / "coordinator")
+        self.settings = Settings(hosts=("localhost",), bind="127.0.0.1", **ports)
+        initialise(self.home, self.settings, clock=SystemClock(), entropy=os_entropy)
+        self.queue = Queue(self.home.path / "queue")
+
+    def up(self) -> subprocess.Popen[bytes]:
+        """Starts the coordinator; returns when it is ready."""
+        process = self.start("coordinator", "toy_up.py", self.home.path)
+        self.until(lambda: self.ready() or process.poll() is not None, "the coordinator")
+        assert process.poll() is None, self.log("coordinator")
+        return process
+
+    def ready(self) -> bool:
+        """Whether /readyz says so."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.settings.metrics_port}/readyz", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def enrol(self, name: str) -> DeviceHome:
+        """Joins with a token, as `fedpeft client join` does."""
+        registry = Registry(self.home.registry)
+        tokens = Tokens(registry, SystemClock())
+        token = tokens.create(
+            host="localhost", enrol_port=self.settings.enrol_port,
+            ca_fingerprint=Authority.of_home(self.home, SystemClock()).fingerprint,
+            ttl_s=600.0, uses=1, auto_approve=True, organisation="", entropy=os_entropy,
+        )  # fmt: skip
+        home = DeviceHome(self.path / name)
+        wishes = JoinWishes(
+            token=token.to_text(), device=name, organisation=name, bases="", profile=REFERENCE.to_json()
+        )
+        join(
+            home, wishes, clock=SystemClock(), entropy=os_entropy, wait_s=20.0,
+            pause=threading.Event().wait, on_waiting=lambda code: None,
+        )  # fmt: skip
+        home.site.write_text(Site(data=SiteData(source="none.jsonl")).to_toml())
+        registry.close()
+        return home
+
+    def device(self, name: str) -> subprocess.Popen[bytes]:
+        """Starts an enrolled device."""
+        return self.start(name, "toy_device.py", self.path / name)
+
+    def start(self, name: str, script: str, home: Path) -> subprocess.Popen[bytes]:
+        """A toy process; its log is beside its home."""
+        path = os.pathsep.join([str(TOY), *(entry for entry in sys.path if entry)])
+        with (self.path / f"{name}.log").open("ab") as log:
+            command = [sys.executable, str(TOY / script), str(home)]
+            self.processes[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path}
+            )
+        return self.processes[name]
+
+    def submit(self, *, rounds: int, least: int = 3) -> Job:
+        """A toy run."""
+        return self.queue.submit(RUN.format(base="0" * 64, rounds=rounds, least=least), source="run.toml")
+
+    def finished(self, job: Job, *, within_s: float = 90.0) -> Job:
+        """The job once it has ended."""
+        self.until(
+            lambda: self.queue.job(str(job.number)).state.value not in ("queued", "running"), "the run", within_s
+        )
+        return self.queue.job(str(job.number))
+
+    def kill(self, name: str) -> None:
+        """kill -9, and the process is gone."""
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def status(self) -> dict[str, object]:
+        """What the coordinator says of itself."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.settings.metrics_port}/status", timeout=5) as answer:
+            found: dict[str, object] = json.load(answer)
+            return found
+
+    def online(self) -> set[str]:
+        """The devices that the coordinator reaches."""
+        devices = self.status()["devices"]
+        assert isinstance(devices, list)
+        return {device["name"] for device in devices if device["online"]}
+
+    def rows(self, job: Job) -> list[dict]:
+        """The committed rounds."""
+        text = (self.home.runs / self.queue.job(str(job.number)).run / "metrics.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+    def trained(self, job: Job) -> np.ndarray:
+        """How far each device's coordinate moved over the run."""
+        folder = self.home.runs / self.queue.job(str(job.number)).run / "adapters" / "final"
+        before = toy_state(SPEC)
+        block = next(name for name in before if name.startswith("lora.B"))
+        tensors = load((folder / "state.safetensors").read_bytes())
+        key = next(name for name in tensors if "lora.B" in name)
+        return tensors[key].ravel() - before[block]
+
+    def audited(self) -> list[str]:
+        """The events of the audit log, which is checked."""
+        return [record.event.value for record in AuditLog(self.home.audit, SystemClock()).records()]
+
+    def revoke(self, name: str, reason: str) -> None:
+        """As `fedpeft coordinator clients revoke` does, from another process than the coordinator's."""
+        registry = Registry(self.home.registry)
+        Admission(self.home, registry, AuditLog(self.home.audit, SystemClock()), SystemClock()).revoke(name, reason)
+        registry.close()
+
+    def until(self, true: Callable[[], bool], what: str, within_s: float = 60.0) -> None:
+        """Returns once it is true."""
+        clock = SystemClock()
+        end = clock.monotonic_s() + within_s
+        while not true():
+            logs = "\n".join(self.log(name)[-1500:] for name in self.processes)
+            assert clock.monotonic_s() < end, f"{what} took longer than {within_s} s\n{logs}"
+            threading.Event().wait(0.05)
+
+    def log(self, name: str) -> str:
+        """What a process said."""
+        return (self.path / f"{name}.log").read_text(errors="replace")
+
+    def close(self) -> None:
+        """End everything that still runs."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait()

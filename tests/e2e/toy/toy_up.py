@@ -1,0 +1,23 @@
+"""`fedpeft coordinator up` with a foundry that needs no torch."""
+
+import signal
+import sys
+from pathlib import Path
+
+from fedpeft.errors import FedpeftError
+from fedpeft.logs import log_to_stderr
+from fedpeft_server.coordinator import Coordinator
+from fedpeft_server.home import CoordinatorHome
+
+log_to_stderr()
+try:
+    coordinator = Coordinator(CoordinatorHome(Path(sys.argv[1])), foundry="toy_foundry")
+except FedpeftError as error:
+    print(error, file=sys.stderr)  # noqa: T201
+    sys.exit(error.exit_code)
+signal.signal(signal.SIGTERM, lambda *_: coordinator.stop())
+coordinator.start()
+try:
+    coordinator.work()
+finally:
+    coordinator.close()

@@ -1,0 +1,53 @@
+"""The device's second process with one-hot deltas: in their sum a 2 is a replay and a 0 a loss.
+
+A file ``hold`` in the device's home keeps it in training; ``fitting`` is there once it trains. ``nan`` spoils its
+delta.
+"""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+from toy_spec import DEVICES, SPEC
+
+from fedpeft.adapter import AdapterState
+from fedpeft.child import answer_parent
+from fedpeft.round.local import LocalResult, Trainer
+from fedpeft.round.messages import FitRequest
+from fedpeft.round.plan import LearningPlan
+from fedpeft.testing.trainers import GivenTrainer, one_hot
+from fedpeft_client.home import DeviceHome
+from fedpeft_client.site import Site
+from fedpeft_client.worker import device_of, handlers
+
+
+class HeldTrainer(GivenTrainer):
+    """See the module's text."""
+
+    def __init__(self, home: DeviceHome, name: str) -> None:
+        place = DEVICES.index(name)
+        super().__init__(SPEC, {"lora.B.t4": one_hot(len(DEVICES), place)})
+        self._home = home.path
+
+    def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
+        """See ``Trainer``."""
+        (self._home / "fitting").touch()
+        while (self._home / "hold").exists():
+            threading.Event().wait(0.02)
+        (self._home / "fitting").unlink(missing_ok=True)
+        result = super().fit(plan, state, request)
+        if (self._home / "nan").exists():
+            return LocalResult(
+                deltas={block: np.full_like(delta, np.nan) for block, delta in result.deltas.items()},
+                examples=1, trained_loss=0.0, trained=1, evaluated_loss=0.0, correct=0, evaluated=1,
+            )  # fmt: skip
+        return result
+
+
+def held(home: DeviceHome, name: str, site: Site) -> Trainer:
+    """As ``site_trainer``."""
+    return HeldTrainer(home, name)
+
+
+if __name__ == "__main__":
+    answer_parent(lambda arguments: handlers(device_of(DeviceHome(Path(arguments[0])), held)))
