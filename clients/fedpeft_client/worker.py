@@ -20,7 +20,6 @@ from fedpeft.round.local import Identity, Trainer
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.line import HANDLE, unframed
 from fedpeft_client.site import Site
-from fedpeft_client.site_trainer import SiteTrainer
 from fedpeft_client.stores import FileStore, device_ledger
 
 __all__ = ["device_of", "handlers", "policy_of", "site_trainer"]
@@ -47,6 +46,7 @@ def site_trainer(home: DeviceHome, name: str, site: Site) -> Trainer:
 
     from fedpeft.base import ArtifactStore
     from fedpeft.clock import SystemClock
+    from fedpeft_client.site_trainer import SiteTrainer
 
     torch.set_num_threads(site.limits.threads)
     return SiteTrainer(device=name, site=site, bases=ArtifactStore(home.bases()), clock=SystemClock())
