@@ -152,7 +152,7 @@ class _Vault:
             if name[0] in points:
                 secret = combine_without(points, name[0], chosen)
             else:
-                holders = points[:threshold]
+                holders = tuple(chosen)[:threshold]
                 secret = combine(weights(holders), [chosen[holder] for holder in holders])
             if secret is not None and self._fits(name, secret):
                 return Secret(secret)
