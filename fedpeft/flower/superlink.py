@@ -1,7 +1,7 @@
 """The coordinator's half of Flower's Fleet protocol, in this process: its application and state, no listener.
 
 Flower's SuperLink serves Fleet, Control and Runtime on one port, and Control has no authentication: whoever reaches it
-registers keys and starts code on nodes. Here the application has no port at all (docs/adr/0003): the gate hands it the
+registers keys and starts code on nodes. Here the application has no port at all (docs/adr/0004): the gate hands it the
 Fleet requests that it lets through, and the round engine works on the state directly, so neither Control nor Runtime
 can be reached from anywhere. State is Flower's SQLite database: nodes survive a restart; messages do not, because the
 engine asks anew (docs/adr/0002).
