@@ -57,6 +57,7 @@ class Listener:
     ) -> None:
         config = uvicorn.Config(
             app,
+            interface="asgi3",  # uvicorn's guess takes a method for ASGI 2
             http=type("Patient", (_Patient,), {"silent": {}}),
             ws="none",
             lifespan="off",

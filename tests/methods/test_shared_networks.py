@@ -138,7 +138,7 @@ def test_the_soft_top_k_adds_up_and_stays_below_one():
     weights = soft_top_k(scores, torch.tensor([[1.0], [3.0], [6.0]]))
     assert torch.allclose(weights.sum(dim=1), torch.tensor([1.0, 3.0, 6.0]), atol=1e-2)
     assert float(weights.max()) <= 1 + 1e-6
-    assert bool((weights.argsort(dim=1) == scores.argsort(dim=1))[:2].all())
+    assert float(weights.gather(1, scores.argsort(dim=1)).diff(dim=1).min()) >= -1e-6  # a higher score, no less weight
 
 
 @BOTH

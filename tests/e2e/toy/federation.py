@@ -161,7 +161,8 @@ class ToyFederation:
 
     def rows(self, job: Job) -> list[dict]:
         """The committed rounds."""
-        text = (self.home.runs / self.queue.job(str(job.number)).run / "metrics.jsonl").read_text()
+        metrics = self.home.runs / self.queue.job(str(job.number)).run / "metrics.jsonl"
+        text = metrics.read_text() if metrics.exists() else ""  # before the first commit
         return [json.loads(line) for line in text.splitlines()]
 
     def trained(self, job: Job) -> np.ndarray:
