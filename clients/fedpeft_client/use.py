@@ -9,9 +9,12 @@ import torch
 from fedpeft.adapter import AdapterState
 from fedpeft.base import ArtifactStore, default_store, load_tokenizer
 from fedpeft.config import RunConfig
-from fedpeft.data import Records, encode, validate
+from fedpeft.data import EncodedDataset, Records, encode, validate
+from fedpeft.entropy import generator
+from fedpeft.methods import ExportSummary, export_peft
 from fedpeft.round.plan import learning_plan
 from fedpeft.tuning import Evaluation, evaluate
+from fedpeft.tuning.hub import Mixture, find_mixture
 from fedpeft_client.bench import Bench
 
 if TYPE_CHECKING:
@@ -27,8 +30,10 @@ ANSWER_TOKENS = 64
 class TrainedModel:
     """A base with a trained adapter, ready to answer."""
 
-    def __init__(self, config: RunConfig, union: "UnionAdapter", tokenizer: "PreTrainedTokenizerBase") -> None:
-        self._config, self._union, self._tokenizer = config, union, tokenizer
+    def __init__(
+        self, config: RunConfig, union: "UnionAdapter", tokenizer: "PreTrainedTokenizerBase", base: str
+    ) -> None:
+        self._config, self._union, self._tokenizer, self._base = config, union, tokenizer, base
 
     @classmethod
     def load(cls, config: RunConfig, state: AdapterState, *, base: str, store: Path | None = None) -> Self:
@@ -48,14 +53,26 @@ class TrainedModel:
         plan = learning_plan(config, run_id="", base=base, adapter_spec=state.spec.digest)
         with bench.lend(plan) as union:
             union.load(state)
-            return cls(config, union, load_tokenizer(artifacts.get(base)))
+            return cls(config, union, load_tokenizer(artifacts.get(base)), base)
 
     def evaluate(self, records: Records) -> Evaluation:
         """Loss and accuracy on other examples of the same task."""
+        return evaluate(self._union, self._encoded(records), limit=0, batch_size=32)
+
+    def mix(self, states: Sequence[AdapterState], records: Records, *, tries: int) -> Mixture:
+        """Take on the mixture of these trained adapters that suits a few examples best (``fedpeft.tuning.hub``)."""
+        draw = generator(self._config.run.seed, "hub")
+        start = self._union.initial_state()
+        return find_mixture(self._union, start, states, self._encoded(records), draw=draw, tries=tries)
+
+    def export(self, folder: Path) -> ExportSummary:
+        """Write the adapter as it is now to ``folder``."""
+        return export_peft(self._union, folder, base=self._config.base.model, base_digest=self._base)
+
+    def _encoded(self, records: Records) -> EncodedDataset:
         task = self._config.task
         validate(records, task)
-        examples = encode(records, task, task.labels, self._tokenizer)
-        return evaluate(self._union, examples, limit=0, batch_size=32)
+        return encode(records, task, task.labels, self._tokenizer)
 
     @torch.no_grad()
     def predict(self, texts: Sequence[str]) -> list[str]:

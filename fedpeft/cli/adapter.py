@@ -107,6 +107,31 @@ def merge(
     click.echo(f"{out}: {summary.peft_type} by {rule}, {summary.parameters:,} parameters, for {summary.base}")
 
 
+@command.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--data", required=True, help="A few examples of the new task: a file, a directory or builtin:NAME.")
+@click.option("--map", "columns", multiple=True, metavar="OURS=THEIRS", help="Name a column, e.g. text=note.")
+@click.option("--tries", type=click.IntRange(1), default=60, show_default=True, help="Mixtures to evaluate.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where to write it.")
+@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+def hub(runs: tuple[Path, ...], data: str, columns: tuple[str, ...], tries: int, out: Path, store: Path | None) -> None:
+    """Find the mixture of RUNS' adapters that suits a new task (LoRAHub): no gradient, a few examples.
+
+    The runs must have one configuration and one run.seed.
+    """
+    from fedpeft.data import load_records
+    from fedpeft_server.run_view import last_state, read_run
+
+    records = load_records(data, dict(pair.split("=", 1) for pair in columns if "=" in pair))
+    model = _trained(runs[0], store)
+    found = model.mix([last_state(read_run(run)) for run in runs], records, tries=tries)
+    for run, weight, loss in zip(runs, found.weights, found.single_losses[1:], strict=True):
+        click.echo(f"{weight:+.3f}  {run}  (alone: loss {loss:.4f})")
+    click.echo(f"loss {found.loss:.4f} after {found.tries} tries; the untrained adapter {found.single_losses[0]:.4f}")
+    model.export(out)
+    click.echo(f"written to {out}")
+
+
 def _trained(run: Path, store: Path | None) -> "TrainedModel":
     from fedpeft_client.use import TrainedModel
     from fedpeft_server.run_view import last_state, read_run

@@ -19,8 +19,8 @@ PROMPT_ROWS: Mapping[str, MethodRow] = MappingProxyType(
             attaches="the input, below every layer: adapter.layers must be all, and nothing is cached",
             summed=_MEAN,
             example_dp=_ONE_BY_ONE,
-            export="union.safetensors only",
-            served_by=(),
+            export="PEFT PROMPT_TUNING when alone; else union.safetensors",
+            served_by=("peft",),
         ),
         "p_tuning": MethodRow(
             title="P-tuning",
@@ -29,8 +29,8 @@ PROMPT_ROWS: Mapping[str, MethodRow] = MappingProxyType(
             attaches="the input, below every layer: adapter.layers must be all, and nothing is cached",
             summed=_MEAN,
             example_dp=_ONE_BY_ONE,
-            export="union.safetensors only",
-            served_by=(),
+            export="PEFT PROMPT_TUNING of the encoder's result when alone; else union.safetensors",
+            served_by=("peft",),
         ),
         "prefix": MethodRow(
             title="Prefix-tuning",
@@ -39,8 +39,8 @@ PROMPT_ROWS: Mapping[str, MethodRow] = MappingProxyType(
             attaches="attention of the adapted layers: keys and values before its own; E and M are shared",
             summed=_MEAN,
             example_dp=_ONE_BY_ONE,
-            export="union.safetensors only",
-            served_by=(),
+            export="PEFT PREFIX_TUNING when alone on all layers of a decoder; else union.safetensors",
+            served_by=("peft",),
         ),
         "p_tuning_v2": MethodRow(
             title="P-tuning v2",
@@ -49,8 +49,8 @@ PROMPT_ROWS: Mapping[str, MethodRow] = MappingProxyType(
             attaches="attention of the adapted layers: keys and values before its own",
             summed=_MEAN,
             example_dp=_ONE_BY_ONE,
-            export="union.safetensors only",
-            served_by=(),
+            export="PEFT PREFIX_TUNING when alone on all layers of a decoder; else union.safetensors",
+            served_by=("peft",),
         ),
         "llama_adapter": MethodRow(
             title="LLaMA-Adapter",
@@ -59,8 +59,8 @@ PROMPT_ROWS: Mapping[str, MethodRow] = MappingProxyType(
             attaches="attention of the adapted layers, before its output matrix; g begins at zero",
             summed=_MEAN,
             example_dp=_ONE_BY_ONE,
-            export="union.safetensors only",
-            served_by=(),
+            export="PEFT ADAPTION_PROMPT when alone on a decoder; else union.safetensors",
+            served_by=("peft",),
         ),
     }
 )

@@ -20,7 +20,7 @@ from fedpeft.errors import ConfigInvalid
 from fedpeft.methods.anatomy import Anatomy
 from fedpeft.methods.graft import add_part
 
-__all__ = ["AttentionPart", "Scene", "attend", "graft_attention", "use_own_attention", "with_keys"]
+__all__ = ["AttentionPart", "Scene", "attend", "graft_attention", "parts_of", "use_own_attention", "with_keys"]
 
 _PARTS = "fedpeft_attention"
 _NAME = "fedpeft"
@@ -82,11 +82,17 @@ def use_own_attention(anatomy: Anatomy) -> None:
             config._attn_implementation = _NAME
 
 
+def parts_of(host: nn.Module) -> nn.ModuleDict | None:
+    """The parts of one attention module by method; None when it has none."""
+    return cast("nn.ModuleDict | None", getattr(host, _PARTS, None))
+
+
 def attend(
     host: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float
 ) -> Tensor:
     """Scaled dot product attention with the host's parts, (b, h, s, d)."""
-    parts = cast("list[AttentionPart]", list(getattr(host, _PARTS, nn.ModuleDict()).values()))
+    found = parts_of(host)
+    parts = [] if found is None else cast("list[AttentionPart]", list(found.values()))
     if mask is None and getattr(host, "is_causal", False) and query.shape[2] > 1:
         size = (query.shape[2], key.shape[2])
         mask = torch.ones(size, dtype=torch.bool, device=query.device).tril(key.shape[2] - query.shape[2])[None, None]

@@ -22,11 +22,18 @@ from fedpeft.config.model import Adapter
 from fedpeft.errors import IntegrityFailed, SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.methods.card import model_card
+from fedpeft.methods.coda import CODA
 from fedpeft.methods.peft_format import PeftForm, read_peft, to_peft
+from fedpeft.methods.prefix import P_TUNING_V2, PREFIX
+from fedpeft.methods.prompt import P_TUNING, PROMPT
 from fedpeft.methods.summary import ExportSummary
 from fedpeft.methods.union import UnionAdapter, attach
+from fedpeft.methods.unipelt import UNIPELT
 
 __all__ = ["export_peft", "load_union"]
+
+NEVER_THE_BASE = frozenset({PROMPT, P_TUNING, PREFIX, P_TUNING_V2, UNIPELT, CODA})
+"""Methods that no values switch off, so that a model without them cannot be had from one with them."""
 
 _FORMAT = "fedpeft-union/1"
 _REMOTE = ("hub:", "pypi:", "sha256:")
@@ -115,7 +122,8 @@ def load_union(model: nn.Module, directory: Path) -> UnionAdapter:
 def _peft_difference(
     union: UnionAdapter, form: PeftForm, directory: Path, inputs: Mapping[str, Tensor] | None
 ) -> float | None:
-    if inputs is None:
+    lacking = {block.method for block in union.spec.blocks} - form.methods
+    if inputs is None or lacking & NEVER_THE_BASE:
         return None
     again = union.replicate()
     read_peft(again, form, load_file(directory / "adapter_model.safetensors"))

@@ -8,6 +8,7 @@ One PEFT directory holds one of these, exactly:
 - ``LORA`` with ``use_dora``: DoRA, biases and the class head.
 - ``VERA`` or ``IA3``: the vectors or gains, and the class head.
 - ``LN_TUNING``: the tuned norms and the class head.
+- ``PROMPT_TUNING``, ``PREFIX_TUNING`` or ``ADAPTION_PROMPT``: a prompt or prefix and nothing else (``peft_prompt``).
 
 All but the last hold tuned norms as well, whole, in ``modules_to_save``. What a form cannot hold is left out;
 the caller says so (``export``).
@@ -39,6 +40,7 @@ from fedpeft.methods.peft_matrix import (
     read_vera,
     vera_form,
 )
+from fedpeft.methods.peft_prompt import PROMPT_TYPES, prompt_form, read_prompts
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.methods.vera import VERA
 
@@ -66,6 +68,10 @@ def to_peft(union: UnionAdapter) -> PeftForm:
     """The part of the union that one PEFT directory holds: low rank and biases, else DoRA, VeRA or IA3; norms, head."""
     present = {block.method for block in union.spec.blocks}
     head = union.anatomy.head
+    if (prompts := prompt_form(union)) is not None:
+        settings, tensors = prompts
+        common = {"task_type": "SEQ_CLS" if head else "CAUSAL_LM", "inference_mode": True}
+        return PeftForm(methods=frozenset(present), settings=common | settings, tensors=tensors)
     # peft always takes a classifier's head from the adapter, so it is written even when no block trains it.
     tensors = {f"{PREFIX}{name}": as_array(parameter) for name, parameter in _head_parameters(union).items()}
     whole = [head] if head else []
@@ -86,6 +92,9 @@ def to_peft(union: UnionAdapter) -> PeftForm:
 
 def read_peft(union: UnionAdapter, form: PeftForm, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
     """Set ``union``, a replica, to what the tensors of ``to_peft`` say; parts that they lack become the identity."""
+    if form.settings["peft_type"] in PROMPT_TYPES:
+        read_prompts(union, tensors)
+        return
     start = union.initial_state()
     lacking = {block.block_id: start[block.block_id] for block in start.spec.blocks if block.method not in form.methods}
     union.load(union.state().replace({block_id: v for block_id, v in lacking.items() if block_id != HEAD}))

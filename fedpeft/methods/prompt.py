@@ -105,10 +105,9 @@ def attach_p_tuning(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Bloc
     return (Block(block_id=BlockId(P_TUNING), method=P_TUNING, parameters=tuple(part.parameters())),)
 
 
-def prompts_of(model: nn.Module) -> dict[str, nn.Module]:
+def prompts_of(model: nn.Module) -> nn.ModuleDict:
     """The prompts of a model by method; empty when it has none."""
-    backbone = cast("nn.Module", model.base_model)
-    return dict(cast("nn.ModuleDict", getattr(backbone, _PARTS, nn.ModuleDict())).items())
+    return cast("nn.ModuleDict", getattr(model.base_model, _PARTS, nn.ModuleDict()))
 
 
 def check_positions(model: nn.Module, max_length: int) -> None:

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import nn
 
 from fedpeft.adapter import AdapterState
-from fedpeft.config.additive import Parallel
+from fedpeft.config.additive import Compacter, Parallel
 from fedpeft.config.model import (
     AdaLora,
     Adapter,
@@ -27,6 +27,7 @@ from fedpeft.config.model import (
     ReLora,
     Vera,
 )
+from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
 from fedpeft.errors import IntegrityFailed, SpecMismatch
 from fedpeft.methods import UnionAdapter, attach, export_peft, load_union
 from fedpeft.testing.models import tiny_bert, tiny_llama
@@ -93,6 +94,14 @@ COMPLETE = {
     "decoder ia3": (tiny_llama, Adapter(ia3=Ia3(), layers=2)),
 }
 
+COMPLETE |= {
+    "prompt and head": (tiny_bert, Adapter(prompt=Prompt(length=5))),
+    "encoded prompt and head": (tiny_bert, Adapter(p_tuning=PTuning(length=5, width=8))),
+    "decoder prefix": (tiny_llama, Adapter(prefix=Prefix(length=5, width=8))),
+    "decoder p-tuning v2": (tiny_llama, Adapter(p_tuning_v2=PTuningV2(length=5))),
+    "decoder llama-adapter": (tiny_llama, Adapter(llama_adapter=LlamaAdapter(length=5), layers=2)),
+}
+
 
 @pytest.mark.parametrize("case", COMPLETE)
 def test_peft_alone_gives_the_trained_models_logits(case, tmp_path):
@@ -121,6 +130,8 @@ INCOMPLETE = {
     "bottlenecks": (tiny_bert, Adapter(bottleneck=Bottleneck(width=4)), "bottleneck"),
     "parallel bottlenecks": (tiny_bert, Adapter(parallel=Parallel(width=4)), "parallel"),
     "bottlenecks beside norms": (tiny_bert, Adapter(bottleneck=Bottleneck(), layernorm=LayerNorm()), "bottleneck"),
+    "llama-adapter on an encoder": (tiny_bert, Adapter(llama_adapter=LlamaAdapter(length=5)), "llama_adapter"),
+    "compacter": (tiny_bert, Adapter(compacter=Compacter(width=8), lora=LORA), "compacter"),
     "decoder bottlenecks": (tiny_llama, Adapter(bottleneck=Bottleneck(width=4), layers=2), "bottleneck"),
 }
 
@@ -201,3 +212,13 @@ def test_a_damaged_description_is_refused(tmp_path: Path):
     (tmp_path / "union.json").write_text('{"adapter": {}}')
     with pytest.raises(IntegrityFailed, match="export_peft"):
         load_union(tiny_bert(), tmp_path)
+
+
+@pytest.mark.parametrize("layers", ["all", 2])
+def test_prefixes_of_an_encoder_come_back_with_load_union(layers, tmp_path):
+    adapter = Adapter(p_tuning_v2=PTuningV2(length=5), layers=layers)
+    union = trained(tiny_bert(), adapter)
+    summary = export_peft(union, tmp_path, base="pypi:tiny", inputs=INPUTS)
+    assert summary.peft_lacks == ("p_tuning_v2",)
+    assert summary.peft_max_logit_difference is None  # no values of a prefix are those of no prefix
+    assert torch.equal(logits(load_union(tiny_bert(), tmp_path).model), logits(union.model))
