@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedpeft.config.additive import Bottleneck, Coda, Compacter, Hypernetwork, Parallel, Unipelt
+from fedpeft.config.additive import Bottleneck, Coda, Compacter, Fusion, Hypernetwork, Parallel, Unipelt
 from fedpeft.config.method import MethodSection
 from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
 from fedpeft.config.reparameterized import AdaLora, Dora, DyLora, QaLora, ReLora, Vera
@@ -49,6 +49,7 @@ MethodName = Literal[
     "parallel",
     "compacter",
     "hypernetwork",
+    "fusion",
     "prompt",
     "p_tuning",
     "prefix",
@@ -122,6 +123,7 @@ class Adapter(Section):
     parallel: Parallel | None = None
     compacter: Compacter | None = None
     hypernetwork: Hypernetwork | None = None
+    fusion: Fusion | None = None
     prompt: Prompt | None = None
     p_tuning: PTuning | None = None
     prefix: Prefix | None = None

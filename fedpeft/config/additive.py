@@ -1,12 +1,12 @@
 """[adapter.*] of the methods that add small networks to a layer; ``fedpeft.config.adapter`` collects them."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from fedpeft.config.method import MethodSection
 
-__all__ = ["Activation", "Bottleneck", "Coda", "Compacter", "Hypernetwork", "Parallel", "Unipelt"]
+__all__ = ["Activation", "Bottleneck", "Coda", "Compacter", "Fusion", "Hypernetwork", "Parallel", "Unipelt"]
 
 Activation = Literal["relu", "gelu"]
 _WIDTH = "Rows of D: how narrow the bottleneck is."
@@ -53,6 +53,17 @@ class Hypernetwork(MethodSection):
         default=8, ge=1, le=1024, description="Width of the embeddings of layer, place and task, and of their mixture."
     )
     activation: Activation = Field(default="relu", description=_BETWEEN)
+
+
+class Fusion(MethodSection):
+    """AdapterFusion (Pfeiffer 2021): attention over pfeiffer bottlenecks of earlier runs, named in base.adapters."""
+
+    tasks: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")], ...] = Field(
+        default=("one", "two"), min_length=2, description="Their names; the folders are in base.adapters."
+    )
+    width: int = Field(default=16, ge=1, le=8192, description="Of their bottlenecks.")
+    activation: Activation = Field(default="relu", description="Of their bottlenecks.")
+    scale: float = Field(default=1.0, gt=0, description="Of their bottlenecks.")
 
 
 class Unipelt(MethodSection):

@@ -84,6 +84,10 @@ class BaseModelSource(Section):
     quantize: Literal["none", "int8", "nf4", "int4-g32"] = Field(
         default="int8", description="How the publisher quantizes it, once."
     )
+    adapters: dict[str, str] = Field(
+        default_factory=dict,
+        description="Task -> folder of an exported adapter on this base, for [adapter.fusion]; never sent.",
+    )
 
 
 class Task(Section):

@@ -6,7 +6,7 @@ from fedpeft.device.counts import Footprint
 from fedpeft.device.shape import BaseShape
 from fedpeft.ids import BlockId
 
-__all__ = ["bottleneck", "coda", "compacter", "hypernetwork", "parallel", "unipelt"]
+__all__ = ["bottleneck", "coda", "compacter", "fusion", "hypernetwork", "parallel", "unipelt"]
 
 
 def bottleneck(shape: BaseShape, adapter: Adapter) -> Footprint:
@@ -48,6 +48,20 @@ def hypernetwork(shape: BaseShape, adapter: Adapter) -> Footprint:
     one = _narrow(shape, "hypernetwork", 2, narrow, settings.activation, size)
     return Footprint(
         blocks={network: size, task: 0}, shared={network: once, task: size}, saved=one.saved, flops=one.flops
+    )
+
+
+def fusion(shape: BaseShape, adapter: Adapter) -> Footprint:
+    """The tasks' frozen bottlenecks; Q, K and V; keeps what every adapter made, its key, and the question."""
+    settings = adapter.fusion
+    if settings is None:
+        return Footprint(blocks={})
+    wide, count = shape.hidden, len(settings.tasks)
+    return Footprint(
+        blocks={BlockId("fusion"): 3 * wide * wide},
+        frozen={BlockId(f"fusion.{task}"): _network(shape, settings.width) for task in settings.tasks},
+        saved=count * (3 * wide + settings.width) + 3 * wide,
+        flops=count * (4 * wide * settings.width + 2 * wide * wide) + 4 * wide * wide,
     )
 
 

@@ -55,6 +55,16 @@ ADDITIVE_ROWS: Mapping[str, MethodRow] = MappingProxyType(
             export=_OWN,
             served_by=(),
         ),
+        "fusion": MethodRow(
+            title="AdapterFusion",
+            formula="y + V sum_n softmax_n((Q y) (K z_n)) z_n, z_n = scale * (U_n act(D_n y + d_n) + u_n)",
+            paper="Pfeiffer 2021 (AdapterFusion)",
+            attaches="the feed-forward's output of the adapted layers, over frozen adapters of earlier runs",
+            summed=f"{_MEAN}; the fused adapters are frozen and sent once",
+            example_dp=_OUTER,
+            export=_OWN,
+            served_by=(),
+        ),
     }
 )
 MIXED_ROWS: Mapping[str, MethodRow] = MappingProxyType(

@@ -44,6 +44,13 @@ COMPOSITIONS: Mapping[str, Composition] = MappingProxyType(
             reach="`layers = [first, last]` in each [adapter.METHOD]",
             exact="as each method",
         ),
+        "hub": Composition(
+            title="LoRAHub",
+            formula="start + sum_i w_i (state_i - start), w by search without gradients",
+            paper="Huang 2024",
+            reach="`fedpeft adapter hub RUN RUN ... --data FEW.jsonl --out DIR`",
+            exact="with LoRA the sum of the changes: the runs share A",
+        ),
         "linear": Composition(
             title="Linear arithmetic",
             formula="sum_i w_i B_i A_i, factors added up",

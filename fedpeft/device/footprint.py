@@ -12,7 +12,7 @@ from types import MappingProxyType
 from fedpeft.adapter import AdapterSpec, BlockSpec, TensorSpec
 from fedpeft.config.derived import lora_tiers
 from fedpeft.config.model import Adapter
-from fedpeft.device.additive_footprints import bottleneck, coda, compacter, hypernetwork, parallel, unipelt
+from fedpeft.device.additive_footprints import bottleneck, coda, compacter, fusion, hypernetwork, parallel, unipelt
 from fedpeft.device.counts import Footprint
 from fedpeft.device.matrix_footprints import adalora, diffpruning, dora, dylora, fish, qalora, relora, vera
 from fedpeft.device.prompt_footprints import llama_adapter, p_tuning, p_tuning_v2, prefix, prompt
@@ -87,6 +87,7 @@ FOOTPRINTS: Mapping[str, Callable[[BaseShape, Adapter], Footprint]] = MappingPro
         "parallel": parallel,
         "compacter": compacter,
         "hypernetwork": hypernetwork,
+        "fusion": fusion,
         "prompt": prompt,
         "p_tuning": p_tuning,
         "prefix": prefix,

@@ -32,6 +32,7 @@ from fedpeft.methods.diffpruning import attach_diffpruning
 from fedpeft.methods.dora import attach_dora
 from fedpeft.methods.dylora import attach_dylora
 from fedpeft.methods.fish import attach_fish
+from fedpeft.methods.fusion import attach_fusion
 from fedpeft.methods.head import attach_head
 from fedpeft.methods.hypernetwork import attach_hypernetwork
 from fedpeft.methods.ia3 import attach_ia3
@@ -71,6 +72,7 @@ METHODS: Mapping[str, Attach] = MappingProxyType(
         "parallel": attach_parallel,
         "compacter": attach_compacter,
         "hypernetwork": attach_hypernetwork,
+        "fusion": attach_fusion,
         "prompt": attach_prompt,
         "p_tuning": attach_p_tuning,
         "prefix": attach_prefix,

@@ -23,6 +23,7 @@ from fedpeft.config import RunConfig
 from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid, FedpeftError
 from fedpeft.flower import GridTransport, client_app, run_local, run_ray
+from fedpeft.methods.fusion import with_sources
 from fedpeft.round.coordinator import OpenSum, SecureSum
 from fedpeft.round.events import Event
 from fedpeft.round.plan import LearningPlan, learning_plan
@@ -115,7 +116,7 @@ def prepare(config: RunConfig, screen: Screen, *, store: Path | None = None) -> 
     torch.set_num_threads(1)
     bench = Bench(ArtifactStore(where), places=workers_of(config), residency=config.performance.residency)
     draft = learning_plan(config, run_id="", base=artifact.digest, adapter_spec="")
-    initial = bench.initial_state(draft)
+    initial = with_sources(bench.initial_state(draft), config.adapter, config.base.adapters)
     plan = draft.model_copy(update={"adapter_spec": initial.spec.digest})
     expect_affordable(plan, population, initial.spec)
     return Simulation(

@@ -22,6 +22,7 @@ def test_ls_names_every_method_and_its_paper():
     text = run("ls")
     assert "lora: LoRA in column tiers" in text
     assert "Ben Zaken 2022" in text
+    assert "hierarchical: Hierarchical: another method a layer group" in text
     assert set(json.loads(run("ls", "--format", "json"))) >= {"lora", "bitfit", "ia3", "head"}
 
 
