@@ -1,0 +1,113 @@
+"""A round of the real engine over real models: what is opened is the mean of what the devices trained.
+
+Three devices, since a sum of two is no secret between them. Each method once, encoder and decoder in turn.
+"""
+
+import numpy as np
+import pytest
+
+from fedpeft import secagg
+from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.aggregate import apply_mean
+from fedpeft.config.model import Adapter, Rounds
+from fedpeft.ids import BlockId
+from fedpeft.methods import attach
+from fedpeft.round.coordinator import run_round
+from fedpeft.round.local import LocalResult
+from fedpeft.round.messages import FitRequest
+from fedpeft.round.plan import LearningPlan
+from fedpeft.testing.clock import FakeClock
+from fedpeft.testing.fleet import enrol, exact_terms, toy_task
+from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
+from fedpeft.testing.network import InMemoryTransport
+from fedpeft.testing.trainers import toy_plan
+from fedpeft.tuning import LocalPlan, train
+
+pytestmark = pytest.mark.torch
+
+METHODS = {
+    "prompt": {"length": 3},
+    "p_tuning": {"length": 3, "width": 4},
+    "prefix": {"length": 3, "width": 4},
+    "p_tuning_v2": {"length": 3},
+    "llama_adapter": {"length": 3},
+    "bottleneck": {"width": 2},
+    "parallel": {"width": 2},
+    "compacter": {"width": 4},
+    "hypernetwork": {"width": 2, "embedding": 4},
+    "unipelt": {"rank": 2, "length": 3, "width": 2},
+    "coda": {"width": 2},
+}
+
+
+class ModelTrainer:
+    """``Trainer`` of a tiny model on examples of its own; remembers what it found."""
+
+    methods = "all"
+
+    def __init__(self, build, adapter: Adapter, seed: int) -> None:
+        self._union = attach(build(layers=2), adapter, seed=0)
+        examples = class_examples if build is tiny_bert else token_examples
+        self._examples, self._seed = examples(16, seed=seed), seed
+        self.found: dict[BlockId, np.ndarray] = {}
+
+    def initial_state(self) -> AdapterState:
+        return self._union.initial_state()
+
+    def spec(self, plan: LearningPlan) -> AdapterSpec:
+        return self._union.spec
+
+    def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
+        return frozenset(block.block_id for block in self._union.spec.blocks if block.trainable)
+
+    def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
+        self._union.load(state)
+        blocks = sorted(self.trains(plan))
+        local = LocalPlan(
+            steps=2,
+            batch_size=8,
+            optimizer="sgd",
+            learning_rates=dict.fromkeys(blocks, 0.1),
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+        )
+        outcome = train(self._union, self._examples, local, seed=self._seed)
+        after = self._union.extract(blocks)
+        self.found = {block: after[block] - state[block] for block in blocks}
+        return LocalResult(
+            deltas=self.found,
+            examples=len(self._examples),
+            trained_loss=outcome.mean_loss * outcome.examples_seen,
+            trained=outcome.examples_seen,
+            evaluated_loss=0.0,
+            correct=0,
+            evaluated=0,
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_round_opens_the_mean_of_what_the_devices_trained(method):
+    build = (tiny_bert, tiny_llama)[list(METHODS).index(method) % 2]
+    adapter = Adapter.model_validate({method: METHODS[method]})
+    trainers = {f"d{seed}": ModelTrainer(build, adapter, seed) for seed in range(3)}
+    start = trainers["d0"].initial_state()
+    fleet = enrol(trainers)
+    outcome = run_round(
+        toy_task(toy_plan(start.spec)),
+        start,
+        fleet.members(),
+        InMemoryTransport(fleet.handles, FakeClock()),
+        rounds=Rounds(fit_deadline_s=100.0, stage_deadline_s=10.0),
+        terms=exact_terms(3),
+        identity=fleet.coordinator,
+        entropy=fleet.entropy,
+        observe=lambda event: None,
+    )
+    assert isinstance(outcome.result, secagg.Summed), outcome.result
+    sums = {block: outcome.result.sums[block].values for block in trainers["d0"].found}
+    state = apply_mean(start, sums, total_weight=3.0, server_learning_rate=1.0)
+    for block in trainers["d0"].found:
+        deltas = np.stack([trainer.found[block] for trainer in trainers.values()]).astype(np.float64)
+        assert np.abs(deltas).max() > 0
+        assert np.allclose(state[block], start[block] + deltas.mean(axis=0), atol=2e-6)
+    assert {block.method for block in start.spec.blocks if block.block_id in sums} >= {method}
