@@ -60,6 +60,9 @@ class ModelTrainer:
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         return frozenset(block.block_id for block in self._union.spec.blocks if block.trainable)
 
+    def cost(self, plan: LearningPlan) -> None:
+        return None
+
     def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
         self._union.load(state)
         blocks = sorted(self.trains(plan))
