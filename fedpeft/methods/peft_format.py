@@ -70,8 +70,8 @@ def to_peft(union: UnionAdapter) -> PeftForm:
     head = union.anatomy.head
     if (prompts := prompt_form(union)) is not None:
         settings, tensors = prompts
-        common = {"task_type": "SEQ_CLS" if head else "CAUSAL_LM", "inference_mode": True}
-        return PeftForm(methods=frozenset(present), settings=common | settings, tensors=tensors)
+        kind = {"task_type": "SEQ_CLS" if head else "CAUSAL_LM", "inference_mode": True}
+        return PeftForm(methods=frozenset(present), settings=kind | settings, tensors=tensors)
     # peft always takes a classifier's head from the adapter, so it is written even when no block trains it.
     tensors = {f"{PREFIX}{name}": as_array(parameter) for name, parameter in _head_parameters(union).items()}
     whole = [head] if head else []

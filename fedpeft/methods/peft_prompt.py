@@ -10,6 +10,7 @@ A directory holds prompts or prefixes only when the adapter is nothing else but 
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -116,8 +117,8 @@ def _prefixes(union: UnionAdapter) -> list[tuple[Tensor, Tensor]]:
 
 def _turned(model: nn.Module, rows: Tensor, by: int) -> Tensor:
     """Keys (p, w) turned as if they stood ``by`` positions further on; rotary positions, half and half."""
-    rotary = model.base_model.rotary_emb  # type: ignore[union-attr]
-    angles = by * rotary.inv_freq.float()  # type: ignore[operator, union-attr] # (d / 2,)
+    rotary = cast("nn.Module", model.base_model.rotary_emb)  # type: ignore[union-attr]
+    angles = by * cast("Tensor", rotary.inv_freq).float()  # (d / 2,)
     cos, sin = torch.cat((angles.cos(), angles.cos())), torch.cat((angles.sin(), angles.sin()))
     heads = rows.view(len(rows), -1, len(cos))
     first, second = heads.chunk(2, dim=-1)
