@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
-from fedpeft.aggregate import apply_mean
+from fedpeft.aggregate import RoundSums, proposal
 from fedpeft.clock import SystemClock
+from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.model import Rounds, SecureAggregation
 from fedpeft.entropy import seeded_entropy
 from fedpeft.errors import PolicyRefused, SpecMismatch
@@ -336,7 +337,7 @@ def test_the_plain_sum_gives_the_very_same_state_as_the_secure_one() -> None:
     def state_after(result: secagg.Summed) -> AdapterState:
         weight = totals(result.sums[METRICS].values).weight
         sums = {block_id: part.values for block_id, part in result.sums.items() if block_id != METRICS}
-        return apply_mean(STATE, sums, total_weight=weight, server_learning_rate=1.0)
+        return proposal(Aggregate(), STATE, RoundSums(sums=sums, total_weight=weight, owner_weights={}))
 
     secure = state_after(over_grid(fleet_of(deltas), terms))
     plain = state_after(over_grid(fleet_of(deltas, plain=True), terms, PlainSum))

@@ -16,7 +16,7 @@ from fedpeft.entropy import derive_seed
 from fedpeft.errors import PolicyRefused
 from fedpeft.ids import BlockId
 from fedpeft.privacy import SampledRelease
-from fedpeft.round.local import LocalResult
+from fedpeft.round.local import DeviceStore, LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.bench import Bench
@@ -37,10 +37,14 @@ class SiteTrainer:
         site: what it lends and permits.
         bases: where its base artifacts lie.
         clock: for the site's hours.
+        memory: where it keeps local blocks and controls between rounds; None: in RAM.
     """
 
-    def __init__(self, *, device: str, site: Site, bases: ArtifactStore, clock: Clock) -> None:
+    def __init__(
+        self, *, device: str, site: Site, bases: ArtifactStore, clock: Clock, memory: DeviceStore | None = None
+    ) -> None:
         self._device, self._site, self._bases, self._clock = device, site, bases, clock
+        self._memory = memory
         self._bench = Bench(bases)
         self._trainer: tuple[str, TorchTrainer] | None = None
 
@@ -85,7 +89,9 @@ class SiteTrainer:
         train, held_out = split_holdout(records, data.holdout, derive_seed(plan.seed, "holdout"))
         capacity = self._capacity(plan, held_out=len(held_out), train=len(train))
         examples = Examples(self._device, bench=self._bench, train=train, held_out=held_out)
-        return TorchTrainer(device=self._device, capacity=capacity, bench=self._bench, examples=examples)
+        return TorchTrainer(
+            device=self._device, capacity=capacity, bench=self._bench, examples=examples, memory=self._memory
+        )
 
     def _capacity(self, run: LearningPlan, *, held_out: int, train: int) -> Capacity:
         """What the site says, or what the planner finds to fit this machine."""

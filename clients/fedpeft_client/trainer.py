@@ -8,21 +8,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
+import numpy.typing as npt
+
 from fedpeft.adapter import AdapterSpec, AdapterState
-from fedpeft.config.model import Adapter, Performance, Train
+from fedpeft.aggregate.device_side import forward_state, keep_columns, local_blocks
+from fedpeft.config.model import Performance, Train
 from fedpeft.ids import BlockId
 from fedpeft.methods import blocks_for, due_blocks, round_of
-from fedpeft.methods.blocks import HEAD
 from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
-from fedpeft.round.local import LocalResult
+from fedpeft.round.local import DeviceStore, LocalResult
 from fedpeft.round.messages import FitRequest
-from fedpeft.round.plan import LearningPlan
+from fedpeft.round.plan import LearningPlan, learning_rates
 from fedpeft.tuning import Evaluation, LocalPlan, NoiseScale, evaluate, train, train_privately
+from fedpeft.tuning.calibration import label_offset
 from fedpeft_client.bench import Bench
 from fedpeft_client.examples import Examples, batch_seed
+from fedpeft_client.memory import RoundMemory
+from fedpeft_client.scaffold import correction, next_controls
+from fedpeft_client.stores import MemoryStore
 
-__all__ = ["Capacity", "TorchTrainer", "learning_rates"]
+__all__ = ["Capacity", "TorchTrainer"]
+
+Vector = npt.NDArray[np.float32]
 
 PLAIN = Performance()
 
@@ -57,6 +66,7 @@ class TorchTrainer:
         bench: the base model, possibly shared with other virtual clients.
         examples: its own.
         performance: how it saves memory.
+        memory: where it keeps local blocks and controls between rounds; None: in RAM.
     """
 
     def __init__(
@@ -67,9 +77,11 @@ class TorchTrainer:
         bench: Bench,
         examples: Examples,
         performance: Performance = PLAIN,
+        memory: DeviceStore | None = None,
     ) -> None:
         self._device, self._capacity, self._bench, self._examples = device, capacity, bench, examples
         self._performance = performance
+        self._memory = RoundMemory(memory or MemoryStore())
 
     @property
     def methods(self) -> str:
@@ -84,7 +96,13 @@ class TorchTrainer:
         """See ``Trainer``."""
         capacity = self._capacity
         spec = self._bench.spec(plan)
-        return frozenset(blocks_for(spec, methods=capacity.methods, rank=capacity.rank, head=capacity.head))
+        # LoRA-A2 trains every column and keeps as many as the device's rank pays for.
+        rank = None if plan.aggregate.rule == "lora-a2" else capacity.rank
+        return frozenset(blocks_for(spec, methods=capacity.methods, rank=rank, head=capacity.head))
+
+    def change(self, capacity: Capacity) -> None:
+        """From the next round on the device trains this: its battery or its memory says so."""
+        self._capacity = capacity
 
     def cost(self, plan: LearningPlan) -> SampledRelease | None:
         """See ``Trainer``."""
@@ -97,6 +115,9 @@ class TorchTrainer:
     def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
         """See ``Trainer``: evaluate the received state, then train from it."""
         examples = self._examples.prepared(plan)
+        kept = self._memory.begin(plan.run_id, request.first_step)
+        local = local_blocks(plan.aggregate, state.spec) & self.trains(plan)
+        state = state.replace({block_id: kept[block_id] for block_id in local if block_id in kept})
         with self._bench.lend(plan) as union:
             union.load(state)
             measured = NOTHING_EVALUATED  # under example-level privacy a loss would be a release
@@ -108,28 +129,41 @@ class TorchTrainer:
                     batch_size=examples.eval_batch,
                     cache=examples.eval_cache,
                 )
-            deltas = {}
+            deltas: dict[BlockId, Vector] = {}
             trained_loss, trained = 0.0, 0
             if request.train:
-                round_id = round_of(request.first_step, plan.train.local_steps)
-                blocks = self.trains(plan) & due_blocks(union.spec, plan.adapter, round_id)
-                rates = learning_rates(plan.adapter, plan.train, blocks)
-                local = _local_plan(plan.train, rates, request.learning_rate_factor, self._performance)
+                due = due_blocks(union.spec, plan.adapter, round_of(request.first_step, plan.train.local_steps))
+                owns = self.trains(plan) & due & (local | set(request.blocks))
+                rates = learning_rates(plan.adapter, plan.train, owns)
+                steps = _local_plan(plan.train, rates, request.learning_rate_factor, self._performance)
+                corrected = correction(request, kept, rates) if plan.train.scaffold else {}
+                union.load(forward_state(plan.aggregate, state, self._lora_rank()))
                 noise = self._noise(plan)
-                if noise is not None:
-                    train_privately(union, examples.train, local, noise, cache=examples.train_cache)
+                if noise is not None:  # nothing but the steps themselves is private: the device has refused the rest
+                    train_privately(union, examples.train, steps, noise, cache=examples.train_cache)
                 else:
                     outcome = train(
                         union,
                         examples.train,
-                        local,
+                        steps,
                         seed=batch_seed(plan.seed, self._device),
                         first_step=request.first_step,
                         cache=examples.train_cache,
+                        logit_offset=label_offset(
+                            examples.train, len(plan.task.labels), strength=plan.train.label_calibration
+                        ),
+                        correction=corrected,
                     )
                     trained_loss, trained = outcome.mean_loss * outcome.examples_seen, outcome.examples_seen
                 after = union.extract(sorted(rates))
                 deltas = {block_id: after[block_id] - state[block_id] for block_id in after}
+                left = {block_id: after[block_id] for block_id in local & after.keys()}
+                if plan.train.scaffold:
+                    left |= next_controls(corrected, deltas, steps.learning_rates, steps=steps.steps)
+                if left:
+                    self._memory.keep(plan.run_id, request.first_step, {**kept, **left})
+                if plan.aggregate.rule == "lora-a2" and self._capacity.rank is not None:
+                    deltas = keep_columns(state.spec, state, deltas, self._capacity.rank)
         return LocalResult(
             deltas=MappingProxyType(deltas),
             examples=len(examples.train),
@@ -151,16 +185,9 @@ class TorchTrainer:
             sampling_rate=cost.sampling_rate,
         )
 
-
-def learning_rates(adapter: Adapter, plan: Train, blocks: frozenset[BlockId]) -> Mapping[BlockId, float]:
-    """The learning rate of each trained block: its method's own, or the run's."""
-    return {block_id: _own_rate(adapter, block_id) or plan.learning_rate for block_id in sorted(blocks)}
-
-
-def _own_rate(adapter: Adapter, block_id: BlockId) -> float | None:
-    method = block_id.split(".")[0]
-    rate: float | None = adapter.head_learning_rate if method == HEAD else getattr(adapter, method).learning_rate
-    return rate
+    def _lora_rank(self) -> int | None:
+        """Where the device's own columns end: None is all, 0 is none."""
+        return self._capacity.rank if "lora" in self._capacity.methods else 0
 
 
 def _local_plan(plan: Train, rates: Mapping[BlockId, float], factor: float, performance: Performance) -> LocalPlan:
@@ -173,4 +200,5 @@ def _local_plan(plan: Train, rates: Mapping[BlockId, float], factor: float, perf
         max_grad_norm=plan.max_grad_norm,
         micro_batch=performance.micro_batch,
         checkpointing=performance.checkpointing,
+        proximal_mu=plan.proximal_mu,
     )

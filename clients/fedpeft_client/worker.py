@@ -49,7 +49,13 @@ def site_trainer(home: DeviceHome, name: str, site: Site) -> Trainer:
     from fedpeft_client.site_trainer import SiteTrainer
 
     torch.set_num_threads(site.limits.threads)
-    return SiteTrainer(device=name, site=site, bases=ArtifactStore(home.bases()), clock=SystemClock())
+    return SiteTrainer(
+        device=name,
+        site=site,
+        bases=ArtifactStore(home.bases()),
+        clock=SystemClock(),
+        memory=FileStore(home.state),  # this process ends between rounds
+    )
 
 
 def device_of(home: DeviceHome, trainer: Callable[[DeviceHome, str, Site], Trainer] = site_trainer) -> Device:

@@ -1,6 +1,19 @@
 """Block sums -> the next global state."""
 
 from fedpeft.aggregate.between import between_rounds
-from fedpeft.aggregate.mean import apply_mean
+from fedpeft.aggregate.optimizers import ServerState, optimized
+from fedpeft.aggregate.robust import assign_buckets
+from fedpeft.aggregate.rules import proposal, robust_proposal, settled
+from fedpeft.aggregate.sums import Individual, RoundSums
 
-__all__ = ["apply_mean", "between_rounds"]
+__all__ = [
+    "Individual",
+    "RoundSums",
+    "ServerState",
+    "assign_buckets",
+    "between_rounds",
+    "optimized",
+    "proposal",
+    "robust_proposal",
+    "settled",
+]

@@ -87,6 +87,18 @@ class Lora(MethodSection):
     init: Literal["orthonormal", "gaussian"] = Field(
         default="orthonormal", description="How the frozen A begins; B begins at zero."
     )
+    train: Literal["B", "both"] = Field(
+        default="B",
+        description="`B`: A stays as it begins, so sums are exact for any mix of ranks. `both`: rounds may train A, "
+        "as aggregate.rule says.",
+    )
+    carried_rank: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="Columns of a carried adapter that devices apply and the coordinator alone changes, for rules that "
+        "fold: aggregate.fold_every, flora, fedex.",
+    )
 
 
 class BitFit(MethodSection):

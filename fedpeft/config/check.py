@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from fedpeft.config import derived
+from fedpeft.config.check_aggregate import aggregate_findings
 from fedpeft.config.check_privacy import privacy_findings
 from fedpeft.config.check_schedule import schedule_findings
 from fedpeft.config.finding import Finding
@@ -37,6 +38,7 @@ def check(config: RunConfig, *, simulation: bool) -> tuple[Finding, ...]:
         _partition,
         _rounds,
         _cohorts,
+        aggregate_findings,
         privacy_findings,
     )
     findings = [finding for one in checks for finding in one(config)]

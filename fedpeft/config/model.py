@@ -28,6 +28,7 @@ from fedpeft.config.adapter import (
     ReLora,
     Vera,
 )
+from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.section import Section
 
 __all__ = [
@@ -146,6 +147,19 @@ class Train(Section):
         default="constant", description="Learning rate over the rounds."
     )
     max_grad_norm: float = Field(default=1.0, gt=0, description="A step's gradient is clipped to this norm.")
+    label_calibration: float = Field(
+        default=0.0,
+        ge=0,
+        le=2,
+        description="For classify: while training, logits are shifted by so much of the log of the device's own class "
+        "frequencies (FedLC), so a class that it lacks is not unlearnt; 0: plain cross entropy.",
+    )
+    proximal_mu: float = Field(
+        default=0.0, ge=0, description="FedProx: mu / 2 |x - global|^2 is added to the device's loss."
+    )
+    scaffold: bool = Field(
+        default=False, description='SCAFFOLD: each step is corrected by control variates; needs optimizer = "sgd".'
+    )
 
 
 class Rounds(Section):
@@ -175,20 +189,6 @@ class Rounds(Section):
         description="Held-out examples a device evaluates each round; 0: all. The last evaluation takes all.",
     )
     checkpoints_kept: int = Field(default=3, ge=1, description="The newest so many, and always the first.")
-
-
-class Aggregate(Section):
-    """From block sums to the next global state."""
-
-    weight: Literal["examples", "uniform"] = Field(
-        default="examples", description="By how many examples a device has, or all alike."
-    )
-    max_weight: int = Field(
-        default=10_000,
-        ge=1,
-        description="Examples above this count no more: no device outweighs the rest without bound.",
-    )
-    server_learning_rate: float = Field(default=1.0, gt=0, description="How far the mean moves the global state.")
 
 
 class SecureAggregation(Section):

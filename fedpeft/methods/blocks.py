@@ -10,7 +10,7 @@ from fedpeft.adapter import AdapterSpec, BlockSpec
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.ids import BlockId
 
-__all__ = ["HEAD", "LORA", "blocks_for", "tier_block", "tier_of"]
+__all__ = ["HEAD", "LORA", "blocks_for", "carried_block", "tier_block", "tier_of"]
 
 HEAD = "head"
 LORA = "lora"
@@ -21,9 +21,15 @@ def tier_block(factor: str, tier: int) -> BlockId:
     return BlockId(f"{LORA}.{factor}.t{tier}")
 
 
+def carried_block(factor: str) -> BlockId:
+    """The id of the carried columns of LoRA's A or B, which no device trains."""
+    return BlockId(f"{LORA}.carried.{factor}")
+
+
 def tier_of(block: BlockSpec) -> int | None:
-    """The rank at which a LoRA block ends; None for any other block."""
-    return int(block.block_id.rpartition(".t")[2]) if block.method == LORA else None
+    """The rank at which a LoRA tier ends; None for any other block."""
+    tier = block.block_id.rpartition(".t")[2]
+    return int(tier) if block.method == LORA and tier.isdigit() else None
 
 
 def blocks_for(spec: AdapterSpec, *, methods: Sequence[str], rank: int | None, head: bool) -> tuple[BlockId, ...]:

@@ -23,7 +23,7 @@ from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.methods.anatomy import Anatomy
 from fedpeft.methods.block import Block
-from fedpeft.methods.blocks import LORA, tier_block
+from fedpeft.methods.blocks import LORA, carried_block, tier_block
 from fedpeft.methods.graft import device_of, graft_output
 from fedpeft.methods.lowrank import initial_rows, target_modules, width_of
 from fedpeft.methods.stepped import SteppedPart
@@ -41,6 +41,7 @@ class LoraPart(SteppedPart):
         scale: the fixed factor of B A.
         dropout: share of the inputs that A does not see in a training step.
         path: of the matrix; names its draws.
+        carried_rank: columns that are applied and never trained here, after the last tier; both factors begin at zero.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class LoraPart(SteppedPart):
         *,
         dropout: float = 0.0,
         path: str = "",
+        carried_rank: int = 0,
     ) -> None:
         super().__init__()
         self._dropout, self._path = dropout, path
@@ -62,10 +64,17 @@ class LoraPart(SteppedPart):
         for start, end in pairwise((0, *tiers)):
             self.A[f"t{end}"] = nn.Parameter(rows[start:end].clone(), requires_grad=False)
             self.B[f"t{end}"] = nn.Parameter(rows.new_zeros(out_features, end - start), requires_grad=False)
+        self.carried = nn.ParameterDict()
+        if carried_rank:
+            self.carried["A"] = nn.Parameter(rows.new_zeros(carried_rank, rows.shape[1]), requires_grad=False)
+            self.carried["B"] = nn.Parameter(rows.new_zeros(out_features, carried_rank), requires_grad=False)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A (r, d_in) and B (d_out, r), the tiers put together."""
-        return torch.cat(list(self.A.values())), torch.cat(list(self.B.values()), dim=1)
+        """A (r + c, d_in) and B (d_out, r + c): the tiers put together, and the carried columns after them."""
+        carried = self.carried
+        down = [*self.A.values(), *([carried["A"]] if "A" in carried else [])]
+        up = [*self.B.values(), *([carried["B"]] if "B" in carried else [])]
+        return torch.cat(down), torch.cat(up, dim=1)
 
     def as_lora(self) -> tuple[Tensor, Tensor]:
         """A (r, d_in) and B (d_out, r) with the scale in B."""
@@ -73,7 +82,11 @@ class LoraPart(SteppedPart):
         return down, self.scale * up
 
     def set_factors(self, down: Tensor, up: Tensor) -> None:
-        """Cut A (r, d_in) and B (d_out, r) into the tiers; the caller holds ``torch.no_grad``."""
+        """Cut A (r + c, d_in) and B (d_out, r + c) into tiers and carried; the caller holds ``torch.no_grad``."""
+        if "A" in self.carried:
+            rank = down.shape[0] - self.carried["A"].shape[0]
+            self.carried["A"].copy_(down[rank:])
+            self.carried["B"].copy_(up[:, rank:])
         for start, end in pairwise((0, *(int(key[1:]) for key in self.A))):
             self.A[f"t{end}"].copy_(down[start:end])
             self.B[f"t{end}"].copy_(up[:, start:end])
@@ -143,20 +156,30 @@ def attach_lora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
             scale_of(lora),
             dropout=lora.dropout,
             path=path,
+            carried_rank=lora.carried_rank,
         )
         graft_output(host, LORA, part)
         parts.append(part)
-    frozen = [
+    first = [
         Block(
             block_id=tier_block("A", tier),
             method=LORA,
             parameters=tuple(part.A[f"t{tier}"] for part in parts),
-            trainable=False,
+            trainable=lora.train == "both",
         )
         for tier in tiers
+    ]
+    carried = [
+        Block(
+            block_id=carried_block(factor),
+            method=LORA,
+            parameters=tuple(part.carried[factor] for part in parts),
+            trainable=False,
+        )
+        for factor in (("A", "B") if lora.carried_rank else ())
     ]
     trained = [
         Block(block_id=tier_block("B", tier), method=LORA, parameters=tuple(part.B[f"t{tier}"] for part in parts))
         for tier in tiers
     ]
-    return (*frozen, *trained)
+    return (*first, *trained, *carried)

@@ -214,6 +214,12 @@ class _Room:
             learning_rate_factor=task.learning_rate_factor,
             eval_examples=task.eval_examples,
             train=task.train,
+            blocks=tuple(block.block_id for block in task.trained(state.spec)),
+            bucket=task.bucket_of.get(self.names[place], 0),
+            controls=tuple(
+                BlockPayload(block_id=block_id, values=control.astype("<f4").tobytes())
+                for block_id, control in sorted(task.controls.items())
+            ),
         )
         return encode(request)
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.config.check_private import expect_proved
 from fedpeft.entropy import Entropy
 from fedpeft.errors import (
     BudgetExhausted,
@@ -41,7 +42,7 @@ from fedpeft.round.local import (
     Trainer,
 )
 from fedpeft.round.messages import BlockPayload, Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
-from fedpeft.round.metrics import METRICS
+from fedpeft.round.metrics import METRICS, OWNER_WEIGHTS, in_bucket
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transport import Stage
 from fedpeft.secagg.spec import mechanism
@@ -140,27 +141,36 @@ class Device:
         if state is None:
             return Failure(reason=FailureReason.MISSING_STATE, detail="blocks of the global state are not held here")
         noise = mechanism(terms)
+        # The coordinator may have checked nothing.
+        expect_proved(
+            plan.train,
+            plan.aggregate,
+            clients=noise is not None,
+            examples=plan.privacy is not None,
+            bucket=request.bucket,
+        )
         if noise is not None:
             self._afford(noise)
         cost = self._cost(plan, request)
         if cost is not None:
             self._examples.afford(plan, cost)
-        owns = self._owned(plan, spec, terms) if request.train else frozenset({METRICS})
+        owns = self._owned(plan, spec, terms, request) if request.train else frozenset({METRICS})
         advertise = self._session.begin(offer, owns=owns, entropy=self._entropy)
         if isinstance(advertise, secagg.Refusal):
             return Failure(reason=FailureReason.PROTOCOL, detail=f"{advertise.reason.value}: {advertise.detail}")
         work = (terms.run_id, terms.round_id, _work(request))
-        if (
-            opened is not None
-            and (opened.run_id, opened.round_id, opened.work_sha256) == work
-            and opened.noise == noise
-        ):
+        same = opened is not None and (opened.run_id, opened.round_id, opened.work_sha256, opened.noise) == (
+            *work,
+            noise,
+        )
+        if opened is not None and same:
             inputs = opened.inputs  # another attempt at the same round: the training stands
         else:
             # The keys of the new round are out: from here on the inputs of an older one must not go under them,
             # not even if training fails. Two sums of the same inputs over two cohorts would tell them apart.
             self._store.write(OPEN, encode(_opened(terms)))
-            inputs = inputs_of(plan, self._trainer.fit(plan, state, request), owns, noise)
+            result = self._trainer.fit(plan, state, request)
+            inputs = inputs_of(plan, request, state, result, owns, noise)
             if cost is not None:
                 self._examples.charge(plan, RoundId(terms.round_id), cost, self._entropy)
         ready = self._ready(encode(advertise), plan, cost)
@@ -189,9 +199,8 @@ class Device:
         if isinstance(request, secagg.RevealRequest) and opened.noise is not None and self._budget is not None:
             label = f"{opened.run_id} round {opened.round_id} attempt {opened.attempt}"
             try:
-                self._budget.charge(
-                    label, opened.noise.release
-                )  # before the reply: what is opened cannot be taken back
+                # Before the reply: what is opened cannot be taken back.
+                self._budget.charge(label, opened.noise.release)
             except BudgetExhausted as error:
                 return Failure(reason=FailureReason.POLICY_REFUSED, detail=str(error))
         return self._session.answer(
@@ -221,14 +230,19 @@ class Device:
         self._store.write(HELD, encode(HeldBlocks(digests=request.state, blocks=kept)))
         return state
 
-    def _owned(self, plan: LearningPlan, spec: AdapterSpec, terms: secagg.RoundSpec) -> frozenset[BlockId]:
-        """The blocks of this round that this device trains, and the metrics; lengths checked against its own build."""
+    def _owned(
+        self, plan: LearningPlan, spec: AdapterSpec, terms: secagg.RoundSpec, request: FitRequest
+    ) -> frozenset[BlockId]:
+        """The sums of this round that this device adds to, and the metrics; lengths checked against its own build."""
         offered = {block.block_id: block.length for block in terms.blocks}
-        owned = self._trainer.trains(plan) & offered.keys()
-        for block_id in owned:
-            if offered[block_id] != spec[block_id].size:
-                raise SpecMismatch(f"{block_id}: expected length {spec[block_id].size}, offered {offered[block_id]}.")
-        return frozenset(owned | ({METRICS} & offered.keys()))
+        owned = set()
+        for block_id in self._trainer.trains(plan) & set(request.blocks):
+            name = in_bucket(block_id, request.bucket)
+            if name in offered:
+                if offered[name] != spec[block_id].size:
+                    raise SpecMismatch(f"{name}: expected length {spec[block_id].size}, offered {offered[name]}.")
+                owned.add(name)
+        return frozenset(owned | ({METRICS, OWNER_WEIGHTS} & offered.keys()))
 
     def _afford(self, noise: Mechanism) -> None:
         """Refuses a round whose noise keeps no promise, or which this device's own budget does not allow."""

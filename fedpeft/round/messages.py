@@ -95,6 +95,9 @@ class FitRequest:
         learning_rate_factor: the schedule's factor, in [0, 1].
         eval_examples: held-out examples to evaluate the received state on; 0 for all.
         train: False asks for the evaluation alone.
+        blocks: the blocks that this round trains; a device trains those of them that it can.
+        bucket: which bucket's sums the device belongs to, from 1; 0: sums are not bucketed.
+        controls: SCAFFOLD's server control of each block of the round, in units of a step.
     """
 
     offer: bytes
@@ -105,6 +108,9 @@ class FitRequest:
     learning_rate_factor: float
     eval_examples: int
     train: bool
+    blocks: tuple[BlockId, ...]
+    bucket: int
+    controls: tuple[BlockPayload, ...]
 
 
 @message(0x0104)

@@ -18,13 +18,19 @@ __all__ = [
     "METRIC_BITS",
     "METRIC_RANGES",
     "NOTHING_MEASURED",
+    "OWNER_WEIGHTS",
     "Contribution",
     "Totals",
+    "in_bucket",
     "metrics_vector",
     "totals",
 ]
 
 METRICS = BlockId("metrics")
+
+OWNER_WEIGHTS = BlockId("owner-weights")
+"""One lane for each block of the round: the sum of its owners' weights, for rules that divide by it. Every device
+owns this block and says 0 where it does not own the other."""
 
 COUNT_LIMIT = 2.0**24
 """Largest count, and largest summed loss, that one device reports; larger ones are clipped to it."""
@@ -78,6 +84,11 @@ class Totals:
 
 NOTHING_MEASURED = Totals(weight=0.0, trained=0, evaluated=0, train_loss=None, loss=None, accuracy=None)
 """A round under client-level privacy: its metrics would be releases, and are not collected."""
+
+
+def in_bucket(block_id: BlockId, bucket: int) -> BlockId:
+    """The name under which one bucket sums a block; bucket 0 is the whole cohort."""
+    return BlockId(f"{block_id}@{bucket}") if bucket else block_id
 
 
 def metrics_vector(contribution: Contribution) -> npt.NDArray[np.float32]:

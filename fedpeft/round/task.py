@@ -3,13 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from fedpeft import secagg
+from fedpeft.adapter import AdapterSpec, BlockSpec
 from fedpeft.ids import BlockId, NodeId, ParticipantId, RoundId
 from fedpeft.privacy import ExampleStatement, NoiseTerms
 from fedpeft.round.messages import Profile
 from fedpeft.round.plan import LearningPlan
 
 __all__ = ["Member", "RoundOutcome", "RoundTask", "Traffic"]
+
+Vector = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,9 @@ class RoundTask:
         first_step: local steps asked for in earlier rounds.
         learning_rate_factor: the schedule's, in [0, 1].
         eval_examples: held-out examples a device; 0 for all.
+        blocks: the blocks that this round trains, of the trainable ones; None: all of them.
+        bucket_of: device name -> its bucket, from 1, when sums are bucketed; empty: one sum a block.
+        controls: SCAFFOLD's control of each block; empty without.
     """
 
     round_id: RoundId
@@ -49,6 +58,19 @@ class RoundTask:
     eval_examples: int
     incarnation: int = 1
     noise: NoiseTerms | None = None
+    blocks: frozenset[BlockId] | None = None
+    bucket_of: Mapping[str, int] = field(default_factory=dict)
+    controls: Mapping[BlockId, Vector] = field(default_factory=dict)
+
+    def trained(self, adapter: AdapterSpec) -> tuple[BlockSpec, ...]:
+        """The blocks that this round trains, in the specification's order; none in an evaluation."""
+        if not self.train:
+            return ()
+        return tuple(
+            block
+            for block in adapter.blocks
+            if block.trainable and (self.blocks is None or block.block_id in self.blocks)
+        )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec
 from fedpeft.config.model import Rounds, SecureAggregation
+from fedpeft.config.rules import RULES
 from fedpeft.ids import ParticipantId
 from fedpeft.methods import due_blocks
 from fedpeft.ring import SumRange
-from fedpeft.round.metrics import METRIC_BITS, METRIC_RANGES, METRICS
+from fedpeft.round.metrics import METRIC_BITS, METRIC_RANGES, METRICS, OWNER_WEIGHTS, in_bucket
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.task import Member, RoundTask
 
@@ -46,23 +47,27 @@ def round_terms(
     )
     max_abs = terms.max_abs if task.noise is None else task.noise.l2_clip_norm
     due = due_blocks(adapter, plan.adapter, task.round_id) if task.train else frozenset()
-    trained = [block for block in adapter.blocks if block.block_id in due]
+    trained = [block for block in task.trained(adapter) if block.block_id in due]
     blocks = tuple(
         secagg.SummedBlock(
-            block_id=block.block_id,
+            block_id=in_bucket(block.block_id, bucket),
             ranges=tuple(SumRange(length=tensor.size, max_abs=max_abs) for tensor in block.tensors),
             bits=terms.bits,
         )
+        for bucket in sorted(set(task.bucket_of.values())) or [0]
         for block in trained
     )
-    metrics = secagg.SummedBlock(block_id=METRICS, ranges=METRIC_RANGES, bits=METRIC_BITS)
+    metrics = [secagg.SummedBlock(block_id=METRICS, ranges=METRIC_RANGES, bits=METRIC_BITS)]
+    if trained and RULES[plan.aggregate.rule].owner_weights:
+        lanes = tuple(SumRange(length=1, max_abs=1.0) for _ in trained)
+        metrics.insert(0, secagg.SummedBlock(block_id=OWNER_WEIGHTS, ranges=lanes, bits=METRIC_BITS))
     return secagg.RoundSpec(
         run_id=f"{plan.run_id}#{task.incarnation}",
         round_id=task.round_id,
         attempt=task.attempt,
         mode=secagg.Mode.FAST if terms.mode == "fast" else secagg.Mode.FULL,
         participants=participants,
-        blocks=(*blocks, metrics) if task.noise is None else blocks,
+        blocks=(*blocks, *metrics) if task.noise is None else blocks,
         min_cohort=terms.min_cohort,
         corrupt_fraction=terms.corrupt_fraction,
         dropout_fraction=terms.dropout_fraction,

@@ -183,5 +183,8 @@ def fit_request(
         learning_rate_factor=task.learning_rate_factor,
         eval_examples=task.eval_examples,
         train=task.train,
+        blocks=tuple(block.block_id for block in task.trained(state.spec)),
+        bucket=0,
+        controls=(),
     )
     return replace(request, **changes)  # type: ignore[arg-type]

@@ -114,7 +114,8 @@ def train_privately(
 
     Raises:
         DataInvalid: no examples.
-        ConfigInvalid: a module mixes examples (BatchNorm), or the noise does not fit its grid.
+        ConfigInvalid: a module mixes examples (BatchNorm), the noise does not fit its grid, or the plan asks for a
+            proximal term.
         RunFailed: a block did not move.
 
     Guarantees:
@@ -123,6 +124,8 @@ def train_privately(
     """
     if len(examples) == 0:
         raise DataInvalid("Expected at least one example to train on, found none.")
+    if plan.proximal_mu:
+        raise ConfigInvalid(f"Expected private steps without a proximal term, found proximal_mu={plan.proximal_mu:g}.")
     _refuse_mixing(union.model)
     union.train_only(plan.learning_rates.keys())
     blocks = {

@@ -13,10 +13,12 @@ from itertools import chain
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
+from fedpeft.adapter import unflatten
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId
@@ -46,6 +48,7 @@ class LocalPlan:
         micro_batch: at most so many examples pass through the model at once, their gradients added up; 0: all of a
             step. The same step but for rounding, in less memory.
         checkpointing: layers are computed again in the backward pass (``Stages``).
+        proximal_mu: FedProx (Li 2020): mu (x - x at the start) is added to the gradient.
     """
 
     steps: int
@@ -56,6 +59,7 @@ class LocalPlan:
     max_grad_norm: float
     micro_batch: int = 0
     checkpointing: bool = False
+    proximal_mu: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,8 @@ def train(
     seed: int,
     first_step: int = 0,
     cache: HiddenSource | None = None,
+    logit_offset: Tensor | None = None,
+    correction: Mapping[BlockId, npt.NDArray[np.float32]] | None = None,
     progress: Progress | None = None,
 ) -> TrainOutcome:
     """Train the plan's blocks in place.
@@ -92,6 +98,8 @@ def train(
         seed: determines the stream of batches; the same in every round of a run.
         first_step: where in the stream this round begins: how many steps earlier rounds took.
         cache: of these examples (``ActivationCache.for_training``); without effect when every layer adapts.
+        logit_offset: (classes,) added to the logits of the loss, never to those of an evaluation (``label_offset``).
+        correction: SCAFFOLD (Karimireddy 2020): added to each block's gradient after clipping, (P,) a block.
         progress: called after each step.
 
     Raises:
@@ -109,6 +117,8 @@ def train(
         if block.block_id in plan.learning_rates
     }
     optimizer = make_optimizer(trained, plan)
+    starts = {p: p.detach().clone() for p in chain.from_iterable(trained.values())} if plan.proximal_mu else {}
+    corrections = _corrections(union, correction or {})
     stepped = [module for module in union.model.modules() if isinstance(module, SteppedPart)]
     losses: list[float] = []
     seen = 0
@@ -116,13 +126,18 @@ def train(
         for part in stepped:
             part.begin_step(seed, step)
         indices = stream.batch(step)
-        losses.append(_backward(stages, examples, indices, cache, micro_batch=plan.micro_batch))
+        losses.append(_backward(stages, examples, indices, cache, logit_offset, micro_batch=plan.micro_batch))
         penalties = [term for part in stepped if (term := part.penalty()) is not None]
         if penalties:
             torch.autograd.backward(penalties)
         for part in stepped:
             part.after_backward()
+        for parameter, start in starts.items():
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=plan.proximal_mu)
         nn.utils.clip_grad_norm_(chain.from_iterable(trained.values()), plan.max_grad_norm)
+        for parameter, own in corrections.items():
+            parameter.grad = own.clone() if parameter.grad is None else parameter.grad.add_(own)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(losses[-1]):
@@ -138,7 +153,13 @@ def train(
 
 
 def _backward(
-    stages: Stages, examples: EncodedDataset, indices: Indices, cache: HiddenSource | None, *, micro_batch: int
+    stages: Stages,
+    examples: EncodedDataset,
+    indices: Indices,
+    cache: HiddenSource | None,
+    logit_offset: Tensor | None,
+    *,
+    micro_batch: int,
 ) -> float:
     """Add the gradient of the mean loss of these examples, some at a time, and return the loss."""
     pieces = np.array_split(indices, -(-len(indices) // micro_batch)) if micro_batch else [indices]
@@ -147,13 +168,26 @@ def _backward(
     for piece in pieces:
         batch = collate(examples, piece, pad_id=stages.pad_id, device=stages.device)
         logits, labels = logits_of(stages, batch, cache)
+        shifted = logits.float() if logit_offset is None else logits.float() + logit_offset
         if len(pieces) == 1:
-            loss = functional.cross_entropy(logits.float(), labels)
+            loss = functional.cross_entropy(shifted, labels)
         else:
-            loss = functional.cross_entropy(logits.float(), labels, reduction="sum") / count
+            loss = functional.cross_entropy(shifted, labels, reduction="sum") / count
         torch.autograd.backward([loss])
         total += loss.item()
     return total
+
+
+def _corrections(
+    union: UnionAdapter, correction: Mapping[BlockId, npt.NDArray[np.float32]]
+) -> dict[nn.Parameter, Tensor]:
+    """SCAFFOLD's correction of each parameter."""
+    found = {}
+    for block_id, vector in correction.items():
+        parts = unflatten(union.spec[block_id], vector)
+        for name, parameter in union.parameters(block_id).items():
+            found[parameter] = torch.from_numpy(parts[name].copy()).to(parameter.device)
+    return found
 
 
 def make_optimizer(trained: Mapping[BlockId, list[nn.Parameter]], plan: LocalPlan) -> torch.optim.Optimizer:

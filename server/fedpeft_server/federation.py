@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
-from fedpeft.aggregate import apply_mean, between_rounds
+from fedpeft.aggregate import ServerState, between_rounds
 from fedpeft.clock import Clock
 from fedpeft.config import RunConfig
 from fedpeft.config.derived import invited_devices
@@ -26,6 +26,7 @@ from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
 from fedpeft.round.transport import Stage, Transport
 from fedpeft.wire import WireError, decode, encode
+from fedpeft_server.aggregation import Aggregation, Individuals
 from fedpeft_server.privacy import ClientPrivacy
 from fedpeft_server.promises import hear_promises
 from fedpeft_server.rows import round_row, sentence
@@ -36,7 +37,8 @@ __all__ = ["Federation", "Publish"]
 PROFILE_DEADLINE_S = 300.0
 """A device may have to start a process and load its libraries before it can answer at all."""
 IDENTITY_SIZE = 32
-
+SERVER_FILE = "server.safetensors"
+"""Moments and controls, in a checkpoint of a run that has any."""
 
 Publish = Callable[[AdapterSlot, AdapterState], None]
 """What to do with a committed state, e.g. export it as an adapter."""
@@ -47,6 +49,7 @@ class Progress:
     """Where a run stands between two rounds; ``best_loss`` belongs to the best state evaluated so far."""
 
     state: AdapterState
+    server: ServerState
     done: int
     best_loss: float | None
 
@@ -65,6 +68,7 @@ class Federation:
         publish: called with each committed state.
         entropy: for keys.
         open_sum: the secure sum (see ``run_round``).
+        individuals: single devices' deltas, for rules that need them (simulation without secure sum).
         privacy: noise and ledger; exactly when the run's ``privacy.unit`` is "client".
         before_attempt: called before devices are selected: waits for them, or raises to end the run.
     """
@@ -82,6 +86,7 @@ class Federation:
         publish: Publish,
         entropy: Entropy = os_entropy,
         open_sum: OpenSum = SecureSum,
+        individuals: Individuals | None = None,
         privacy: ClientPrivacy | None = None,
         before_attempt: Callable[[RoundId], None] = lambda round_id: None,
     ) -> None:
@@ -90,6 +95,7 @@ class Federation:
         self._config, self._plan, self._run, self._transport = config, plan, run, transport
         self._identity, self._clock, self._entropy, self._open_sum = identity, clock, entropy, open_sum
         self._publish = publish
+        self._aggregation = Aggregation(config, plan, individuals, record=run.record)
         self._watch, self._privacy, self._before_attempt = observe, privacy, before_attempt
         self._members: dict[int, Member] = {}
 
@@ -112,11 +118,13 @@ class Federation:
     def _resume(self, initial: AdapterState) -> Progress:
         commit = self._run.last_commit()
         if commit is None:
-            return Progress(state=initial, done=0, best_loss=None)
+            return Progress(state=initial, server=ServerState(), done=0, best_loss=None)
         state = AdapterState.from_safetensors(initial.spec, commit.state)
         self._publish("latest", state)  # the crash may have come between the commit and this
         best = commit.server_state.get("best_loss")
-        return Progress(state=state, done=commit.round_id, best_loss=best if isinstance(best, float) else None)
+        server = ServerState.from_safetensors(commit.extra.get(SERVER_FILE, b""))
+        best_loss = best if isinstance(best, float) else None
+        return Progress(state=state, server=server, done=commit.round_id, best_loss=best_loss)
 
     def _round(self, round_id: RoundId, progress: Progress) -> Progress:
         """One round, attempted until it is committed or given up."""
@@ -136,13 +144,14 @@ class Federation:
                 self._tell(EventKind.ABORTED, round_id, why[-1])
                 continue
             self._tell(EventKind.ROUND_STARTED, round_id, f"attempt {attempt}: asking {len(members)} devices")
-            outcome = self._attempt(round_id, attempt, progress.state, members)
+            task = self._task(round_id, attempt, progress, members)
+            outcome = self._attempt(task, progress.state, members)
             hear_promises(self._run, round_id, outcome, needed=needed)
             match outcome.result:
                 case secagg.Summed() as summed if METRICS in summed.skipped:
                     why.append(f"nothing could be summed: {summed.skipped[METRICS]}")
                 case secagg.Summed() as summed if len(summed.survivors) >= rounds.min_devices:
-                    return self._commit(round_id, progress, outcome, summed, members, started)
+                    return self._commit(task, progress, outcome, summed, members, started)
                 case secagg.Summed() as summed:
                     why.append(f"{len(summed.survivors)} devices finished, {rounds.min_devices} needed")
                 case secagg.Aborted() as aborted:
@@ -157,16 +166,10 @@ class Federation:
             f"committed; mend the devices and resume {self._run.path}."
         )
 
-    def _attempt(self, round_id: RoundId, attempt: int, state: AdapterState, members: Sequence[Member]) -> RoundOutcome:
-        rounds, train = self._config.rounds, self._config.train
+    def _task(self, round_id: RoundId, attempt: int, progress: Progress, members: Sequence[Member]) -> RoundTask:
+        """What this attempt asks of these members."""
+        rounds, train, private = self._config.rounds, self._config.train, self._privacy
         learning = round_id <= rounds.count
-        private, run_id = self._privacy, f"{self._plan.run_id}#{self._run.incarnation}"
-
-        def before_opening() -> None:
-            if private is not None:
-                spent = private.charge(f"{run_id} round {round_id} attempt {attempt}", len(members))
-                self._run.record("privacy.charged", round_id=round_id, detail={"epsilon_spent": spent})
-
         task = RoundTask(
             round_id=round_id,
             attempt=attempt,
@@ -179,12 +182,23 @@ class Federation:
             eval_examples=1 if private else rounds.eval_examples if learning else 0,
             noise=private.terms(len(members)) if private else None,
         )
+        return self._aggregation.asked(task, progress.state, members, progress.server)
+
+    def _attempt(self, task: RoundTask, state: AdapterState, members: Sequence[Member]) -> RoundOutcome:
+        private, run_id = self._privacy, f"{self._plan.run_id}#{self._run.incarnation}"
+
+        def before_opening() -> None:
+            if private is not None:
+                label = f"{run_id} round {task.round_id} attempt {task.attempt}"
+                spent = private.charge(label, len(members))
+                self._run.record("privacy.charged", round_id=task.round_id, detail={"epsilon_spent": spent})
+
         return run_round(
             task,
             state,
             members,
             self._transport,
-            rounds=rounds,
+            rounds=self._config.rounds,
             terms=self._config.secagg,
             identity=self._identity,
             entropy=self._entropy,
@@ -225,7 +239,7 @@ class Federation:
 
     def _commit(
         self,
-        round_id: RoundId,
+        task: RoundTask,
         progress: Progress,
         outcome: RoundOutcome,
         summed: secagg.Summed,
@@ -237,16 +251,19 @@ class Federation:
         The best state is the one that the round began with: it was durable before, and is published first, because
         after the commit its checkpoint may be gone.
         """
+        round_id = task.round_id
         measured = NOTHING_MEASURED if self._privacy else totals(summed.sums[METRICS].values)
-        sums = {block_id: part.values for block_id, part in summed.sums.items() if block_id != METRICS}
-        state = progress.state
-        if round_id <= self._config.rounds.count:
-            state = apply_mean(
+        state, server = progress.state, progress.server
+        if task.train:
+            state, server = self._aggregation.advance(
+                task,
                 state,
-                sums,
+                server,
+                outcome,
+                summed,
                 # A fixed denominator: how many were asked, which nobody's data decides.
                 total_weight=len(members) if self._privacy else measured.weight,
-                server_learning_rate=self._config.aggregate.server_learning_rate,
+                population=len(self._members),
             )
             state = between_rounds(state, self._config.adapter, round_id)
         is_best = measured.loss is not None and (progress.best_loss is None or measured.loss < progress.best_loss)
@@ -254,10 +271,11 @@ class Federation:
         row = round_row(round_id, outcome, summed, measured, members, seconds=self._clock.monotonic_s() - started)
         if is_best:
             self._publish("best", progress.state)
-        self._run.commit(round_id, state.to_safetensors(), {"best_loss": best_loss}, row)
+        extra = {SERVER_FILE: memory} if (memory := server.to_safetensors()) else {}
+        self._run.commit(round_id, state.to_safetensors(), {"best_loss": best_loss}, row, extra)
         self._publish("latest", state)
         self._tell(EventKind.COMMITTED, round_id, sentence(row))
-        return Progress(state=state, done=round_id, best_loss=best_loss)
+        return Progress(state=state, server=server, done=round_id, best_loss=best_loss)
 
     def _observe(self, event: Event) -> None:
         """Record, then show."""

@@ -12,13 +12,12 @@ that; a checkpoint without a row never happened and is removed when the run is o
 order of rounds; one process writes at a time. Nothing here knows what the state's bytes mean.
 """
 
-import hashlib
-import importlib.metadata
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Self
 
 from pydantic import JsonValue
@@ -33,12 +32,20 @@ from fedpeft.ids import RoundId
 from fedpeft_server import durable
 from fedpeft_server.records import Event, Manifest, RoundMetrics, Summary, to_json
 from fedpeft_server.run_lock import RunLock
-from fedpeft_server.run_view import GLOBAL_STATE, RunView, checkpoint_folder, checkpoint_problems, read_run
+from fedpeft_server.run_view import (
+    GLOBAL_STATE,
+    RunView,
+    checkpoint_folder,
+    checkpoint_problems,
+    file_digest,
+    read_run,
+)
+from fedpeft_server.versions import installed_versions
 
 __all__ = ["AdapterSlot", "Commit", "RunDirectory"]
 
+SERVER_STATE = "server.json"
 AdapterSlot = Literal["latest", "best", "final"]
-_PACKAGES = ("fedpeft", "flwr", "torch", "transformers", "peft", "numpy", "cryptography", "safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +57,14 @@ class Commit:
         state: the global state's bytes, as committed.
         server_state: whatever else the coordinator needs to go on.
         metrics: its row.
+        extra: further files of the checkpoint, by name.
     """
 
     round_id: RoundId
     state: bytes
     server_state: Mapping[str, JsonValue]
     metrics: RoundMetrics
+    extra: Mapping[str, bytes]
 
 
 class RunDirectory:
@@ -109,13 +118,13 @@ class RunDirectory:
             run_id=run_id,
             created=now.isoformat(timespec="seconds"),
             command=tuple(command),
-            versions=_versions(),
+            versions=installed_versions(),
             platform=platform.platform(),
             seeds={"run": config.run.seed},
             base_digest=base_digest,
             adapter_digest=adapter.digest,
             config_digest=config_digest(config),
-            source_digest=_sha256(source.encode()),
+            source_digest=file_digest(source.encode()),
         )
         lock = RunLock(path)
         (path / "checkpoints").mkdir()
@@ -181,7 +190,12 @@ class RunDirectory:
         return tuple(self._rounds)
 
     def commit(
-        self, round_id: RoundId, state: bytes, server_state: Mapping[str, JsonValue], metrics: RoundMetrics
+        self,
+        round_id: RoundId,
+        state: bytes,
+        server_state: Mapping[str, JsonValue],
+        metrics: RoundMetrics,
+        extra: Mapping[str, bytes] = MappingProxyType({}),
     ) -> RoundMetrics:
         """Makes a round durable: checkpoint first, then its row. Returns the row as written.
 
@@ -190,6 +204,7 @@ class RunDirectory:
             state: the global state after the round.
             server_state: JSON values that the coordinator needs to go on.
             metrics: the row; its ``checkpoint`` is filled in here.
+            extra: further files of the checkpoint, by name.
 
         Raises:
             IntegrityFailed: the round was committed before, or is not the row's.
@@ -202,13 +217,14 @@ class RunDirectory:
                 f"{metrics.round}; a committed round never changes."
             )
         files = {
+            **extra,
             GLOBAL_STATE: state,
-            "server.json": json.dumps(server_state, sort_keys=True, allow_nan=False).encode(),
+            SERVER_STATE: json.dumps(server_state, sort_keys=True, allow_nan=False).encode(),
         }
         folder = checkpoint_folder(self.path, round_id)
         durable.remove_folder(folder)  # left by a commit that failed before its row
         durable.write_folder(folder, files)
-        row = replace(metrics, checkpoint={name: _sha256(payload) for name, payload in files.items()})
+        row = replace(metrics, checkpoint={name: file_digest(payload) for name, payload in files.items()})
         self._metrics.append(to_json(row), durable=True)
         self._rounds.append(row)
         self._prune()
@@ -230,8 +246,9 @@ class RunDirectory:
         return Commit(
             round_id=RoundId(row.round),
             state=(folder / GLOBAL_STATE).read_bytes(),
-            server_state=json.loads((folder / "server.json").read_bytes()),
+            server_state=json.loads((folder / SERVER_STATE).read_bytes()),
             metrics=row,
+            extra={name: (folder / name).read_bytes() for name in row.checkpoint.keys() - {GLOBAL_STATE, SERVER_STATE}},
         )
 
     def record(
@@ -288,17 +305,3 @@ class RunDirectory:
         """Keeps the first checkpoint and the last few."""
         for row in self._rounds[1 : -self.config.rounds.checkpoints_kept]:
             durable.remove_folder(checkpoint_folder(self.path, row.round))
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "absent"
-    return versions
-
-
-def _sha256(payload: bytes) -> str:
-    return f"sha256:{hashlib.sha256(payload).hexdigest()}"

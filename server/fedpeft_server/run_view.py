@@ -19,6 +19,7 @@ __all__ = [
     "RunView",
     "checkpoint_folder",
     "checkpoint_problems",
+    "file_digest",
     "last_state",
     "list_runs",
     "read_run",
@@ -66,7 +67,7 @@ class RunView:
         Raises:
             IntegrityFailed: resolved.toml was changed.
         """
-        found = _sha256(self.resolved.encode())
+        found = file_digest(self.resolved.encode())
         if found != self.manifest.config_digest:
             raise IntegrityFailed(
                 f"{self.path / 'resolved.toml'}: expected {self.manifest.config_digest}, found {found}; "
@@ -127,7 +128,7 @@ def checkpoint_problems(path: Path, row: RoundMetrics) -> tuple[Problem, ...]:
     problems: list[Problem] = []
     for name, digest in row.checkpoint.items():
         file = checkpoint_folder(path, row.round) / name
-        found = _sha256(file.read_bytes()) if file.is_file() else "nothing"
+        found = file_digest(file.read_bytes()) if file.is_file() else "nothing"
         if found != digest:
             problems.append(Problem(where=str(file), expected=digest, found=found, remedy="Restore it from a copy."))
     return tuple(problems)
@@ -164,7 +165,7 @@ def verify_run(path: Path) -> tuple[Problem, ...]:
     problems: list[Problem] = []
     pairs = {
         "adapter.json": (view.manifest.adapter_digest, adapter.digest),
-        "run.toml": (view.manifest.source_digest, _sha256(view.source.encode())),
+        "run.toml": (view.manifest.source_digest, file_digest(view.source.encode())),
     }
     for name, (expected, found) in pairs.items():
         if expected != found:
@@ -187,5 +188,6 @@ def _text(path: Path) -> str:
         raise IntegrityFailed(f"Expected {path} as the run wrote it, found {error}; restore it from a copy.") from error
 
 
-def _sha256(payload: bytes) -> str:
+def file_digest(payload: bytes) -> str:
+    """SHA-256 as the records write it: ``sha256:`` and hex."""
     return f"sha256:{hashlib.sha256(payload).hexdigest()}"

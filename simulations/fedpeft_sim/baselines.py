@@ -17,11 +17,10 @@ from fedpeft.config.model import Rounds
 from fedpeft.data import EncodedDataset
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, blocks_for, due_blocks
-from fedpeft.round.plan import LearningPlan, learning_rate_factor
+from fedpeft.round.plan import LearningPlan, learning_rate_factor, learning_rates
 from fedpeft.tuning import Evaluation, HiddenSource, JoinedCaches, LocalPlan, evaluate, train
 from fedpeft_client.bench import Bench, release_free_memory
 from fedpeft_client.examples import Examples, Prepared, batch_seed
-from fedpeft_client.trainer import learning_rates
 from fedpeft_sim.population import Client
 
 __all__ = ["Baselines", "accuracy", "held_out_scores", "run_baselines"]

@@ -63,6 +63,7 @@ class VirtualDevices:
         examples: client name -> its examples, where others use them too.
         ledgers: where they keep what their examples have lost; outlives the process. None: as in a run without
             example-level privacy.
+        memory: where devices keep local blocks and controls between rounds; must outlive a resumed run. None is RAM.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class VirtualDevices:
         home: Path | None = None,
         examples: Mapping[str, Examples] | None = None,
         ledgers: Ledgers | None = None,
+        memory: Path | None = None,
     ) -> None:
         # One thread a virtual client: clients run side by side, and sums do not depend on how a product was split.
         torch.set_num_threads(1)
@@ -81,6 +83,7 @@ class VirtualDevices:
         self._examples = examples_of(population, bench) if examples is None else examples
         self._ledgers = ledgers
         self._devices: dict[int, Device] = {}
+        self._memory = memory
 
     def __call__(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
         """Handle one request for the device that this node plays."""
@@ -116,6 +119,7 @@ class VirtualDevices:
                 bench=self._bench,
                 examples=self._examples[client.name],
                 performance=config.performance,
+                memory=FileStore(self._memory / client.name) if self._memory is not None else None,
             ),
             session=session,
             store=store,
@@ -143,6 +147,7 @@ class RayDevices:
     coordinator_key: bytes
     home: Path
     ledgers: Ledgers | None = None
+    memory: Path | None = None
     _token: str = field(default_factory=lambda: os_entropy(8).hex())
 
     def __call__(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
@@ -157,6 +162,7 @@ class RayDevices:
                 coordinator_key=self.coordinator_key,
                 home=self.home,
                 ledgers=self.ledgers,
+                memory=self.memory,
             )
             _in_this_actor[self._token] = devices
         return devices(node, stage, payload)

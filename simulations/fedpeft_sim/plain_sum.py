@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft import secagg
+from fedpeft.aggregate import Individual
 from fedpeft.entropy import Entropy
 from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.round.metrics import METRICS, OWNER_WEIGHTS
 from fedpeft.secagg.masks import rounding_bits
 from fedpeft.secagg.spec import block_encoding
 from fedpeft.wire import decode, encode
@@ -68,9 +70,24 @@ class PlainSession:
 
 
 class PlainSum:
-    """The coordinator's half: ``SumRound`` that sees every input."""
+    """The coordinator's half: ``SumRound`` that sees every input.
 
-    def __init__(self, spec: secagg.RoundSpec, identity: secagg.IdentityKey, entropy: Entropy) -> None:
+    Args:
+        spec, identity, entropy: see ``OpenSum``.
+        seen: filled with every device's contribution to the sum, for rules that need them; emptied first.
+    """
+
+    def __init__(
+        self,
+        spec: secagg.RoundSpec,
+        identity: secagg.IdentityKey,
+        entropy: Entropy,
+        *,
+        seen: list[Individual] | None = None,
+    ) -> None:
+        self._seen = seen
+        if seen is not None:
+            seen.clear()
         self._spec = spec
         self._adverts: dict[ParticipantId, secagg.Advertise] = {}
         self._summed: set[ParticipantId] = set()
@@ -91,9 +108,24 @@ class PlainSum:
                 for block_id, words in zip(self._adverts[sender].blocks, reply.vectors, strict=True):
                     total = self._words[block_id]
                     np.add(total, np.frombuffer(words, total.dtype), out=total)
+                if self._seen is not None:
+                    self._see(sender, reply)
                 self._summed.add(sender)
             case _:
                 self.fail(sender, "an answer that the plain sum does not know")
+
+    def _see(self, sender: ParticipantId, reply: secagg.MaskedInput) -> None:
+        """Keep one device's deltas as they are in the sum: rounded, and without its weight."""
+        blocks = {block.block_id: block_encoding(self._spec, block) for block in self._spec.blocks}
+        values = {
+            block_id: blocks[block_id].decode(np.frombuffer(words, self._words[block_id].dtype), 1)
+            for block_id, words in zip(self._adverts[sender].blocks, reply.vectors, strict=True)
+        }
+        weight = float(values.pop(METRICS)[0])
+        values.pop(OWNER_WEIGHTS, None)
+        if self._seen is not None and weight > 0 and values:
+            deltas = {block_id: vector / weight for block_id, vector in values.items()}
+            self._seen.append(Individual(weight=weight, deltas=deltas))
 
     def fail(self, sender: ParticipantId, detail: str) -> None:
         """Note it."""

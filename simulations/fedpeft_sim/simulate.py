@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,8 @@ import torch
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
+from fedpeft.aggregate import Individual
+from fedpeft.aggregate.device_side import local_blocks
 from fedpeft.base import ArtifactStore, BaseArtifact, build, default_store
 from fedpeft.clock import SystemClock
 from fedpeft.config import RunConfig
@@ -219,7 +222,11 @@ def _on_engine(
     result: list[AdapterState] = []
 
     def coordinate(transport: GridTransport) -> None:
-        open_sum: OpenSum = PlainSum if config.secagg.mode == "off" else SecureSum
+        open_sum: OpenSum = SecureSum
+        seen: list[Individual] | None = None
+        if config.secagg.mode == "off":
+            seen = []
+            open_sum = partial(PlainSum, seen=seen)
         federation = Federation(
             config,
             plan,
@@ -232,11 +239,14 @@ def _on_engine(
                 simulation.bench, plan, run, probe=simulation.population.clients[0].held_out, base=config.base.model
             ),
             open_sum=open_sum,
+            individuals=None if seen is None else lambda: tuple(seen),
             privacy=privacy,
         )
         result.append(federation.train(simulation.initial))
 
     count, workers = len(simulation.population.clients), workers_of(config)
+    keeps = config.train.scaffold or local_blocks(config.aggregate, simulation.initial.spec)
+    memory = run.path.resolve() / "personal" if keeps else None  # a resumed run goes on with what its devices kept
     if config.performance.engine == "ray":
         home = run.path / "devices" / f"{run.incarnation}"
         store = simulation.artifact.path.parent
@@ -247,6 +257,7 @@ def _on_engine(
             coordinator_key=identity.public,
             home=home.resolve(),
             ledgers=ledgers_of(config, run),
+            memory=memory,
         )
         try:
             run_ray(client_app(handler), coordinate, devices=count, workers=workers)
@@ -259,6 +270,7 @@ def _on_engine(
             coordinator_key=identity.public,
             examples=simulation.examples,
             ledgers=ledgers_of(config, run),
+            memory=memory,
         )
         run_local(client_app(local), coordinate, devices=count, workers=workers)
     return result[0]

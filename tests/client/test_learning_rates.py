@@ -7,7 +7,7 @@ import pytest
 from fedpeft.config.explain import sections_in
 from fedpeft.config.model import Adapter, BitFit, MethodName, Train
 from fedpeft.ids import BlockId
-from fedpeft_client.trainer import learning_rates
+from fedpeft.round.plan import learning_rates
 
 pytestmark = pytest.mark.torch
 

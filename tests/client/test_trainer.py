@@ -16,7 +16,7 @@ def test_a_capacity_reads_as_a_person_would_say_it() -> None:
 
 
 def test_a_method_learns_at_its_own_rate_and_at_the_runs_where_it_has_none() -> None:
-    from fedpeft_client.trainer import learning_rates
+    from fedpeft.round.plan import learning_rates
 
     adapter = Adapter(lora=Lora(learning_rate=0.5), bitfit=BitFit(), head_learning_rate=0.25)
     blocks = frozenset(map(BlockId, ("lora.B.t4", "lora.B.t8", "bitfit", "head")))

@@ -58,25 +58,36 @@ def make_model(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
 
 
-def test_a_causal_language_model_is_federated_from_local_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    make_model(tmp_path / "model")
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model, pairs and run.toml."""
+    folder = tmp_path_factory.mktemp("files")
+    make_model(folder / "model")
     pairs = [
         {"prompt": f"what does {article} {colour} {animal} do ? ", "completion": f"{article} {colour} {animal} {verb}"}
         for article in ("the", "a")
         for colour in ("red", "green", "blue")
         for animal, verb in (("cat", "sleeps"), ("dog", "runs"), ("bird", "sings"))
     ]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs * 2))
-    (tmp_path / "run.toml").write_text(RUN_TOML)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FEDPEFT_HOME", str(tmp_path / "home"))
+    (folder / "pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs * 2))
+    (folder / "run.toml").write_text(RUN_TOML)
+    return folder
 
-    code = main(["simulate", "run.toml", "--no-baselines"])
-    out, err = capfd.readouterr()
-    assert code == 0, out + err
-    (run,) = (tmp_path / "runs").iterdir()
+
+@pytest.fixture
+def out(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this test's run goes; the working directory is that of the files."""
+    monkeypatch.chdir(files)
+    monkeypatch.setenv("FEDPEFT_HOME", str(files / "home"))
+    return tmp_path / "runs"
+
+
+def test_a_causal_language_model_is_federated_from_local_files(
+    files: Path, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["simulate", "run.toml", "--no-baselines", "--out", str(out)])
+    assert code == 0, "".join(capfd.readouterr())
+    (run,) = out.iterdir()
     view = read_run(run)
     first, last = view.rounds[0], view.rounds[-1]
     assert first.loss is not None
@@ -87,8 +98,56 @@ def test_a_causal_language_model_is_federated_from_local_files(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    base = AutoModelForCausalLM.from_pretrained(files / "model")
     model = PeftModel.from_pretrained(base, str(run / "adapters" / "final"))
     moved = [v.detach().abs().max() > 0 for name, v in model.named_parameters() if "lora_B" in name]
     assert moved
     assert all(moved)
+
+
+BOTH = ('adapter.lora.train="both"',)
+OFF = ('secagg.mode="off"',)
+RULES = {
+    "nested with A-rounds and momentum": (
+        *BOTH, "aggregate.a_round_every=2", "aggregate.server_optimizer=\"momentum\"", "aggregate.server_beta1=0.3"
+    ),
+    "fedit": (*BOTH, "aggregate.rule=\"fedit\""),
+    "flexlora": (*BOTH, *OFF, "aggregate.rule=\"flexlora\""),
+    "scaffold": ("train.scaffold=true", "train.optimizer=\"sgd\"", "train.learning_rate=0.5"),
+    "fedsa": (*BOTH, "aggregate.rule=\"fedsa\""),
+}  # fmt: skip
+SLOW = {
+    **{name: (*BOTH, f"aggregate.rule=\"{name}\"") for name in ("hetlora", "rbla", "rolora", "lora-a2", "fedrot")},
+    **{name: (f"aggregate.rule=\"{name}\"",) for name in ("ffa", "fedsvd")},
+    **{
+        name: (*BOTH, *OFF, f"aggregate.rule=\"{name}\"", "adapter.lora.carried_rank=8") for name in ("flora", "fedex")
+    },
+    "lora-fair": (*BOTH, *OFF, "aggregate.rule=\"lora-fair\""),
+    "fold": ("aggregate.fold_every=2", "adapter.lora.carried_rank=8"),
+    "fedprox": ("train.proximal_mu=0.1",),
+    "adam": ("aggregate.server_optimizer=\"adam\"", "aggregate.server_learning_rate=0.01"),
+    "median of devices": (*OFF, "aggregate.robust=\"median\"", "aggregate.weight=\"uniform\""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*RULES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_every_rule_learns(name: str, out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    overrides = [word for setting in {**RULES, **SLOW}[name] for word in ("--set", setting)]
+    code = main(["simulate", "run.toml", "--no-baselines", "--out", str(out), *overrides])
+    assert code == 0, "".join(capfd.readouterr())
+    (run,) = out.iterdir()
+    view = read_run(run)
+    first, last = view.rounds[0].loss, view.rounds[-1].loss
+    assert first is not None
+    assert last is not None
+    assert last < first, "the held-out loss falls"
+    assert verify_run(run) == ()
+
+
+def test_a_rule_that_needs_single_deltas_is_refused_under_secure_aggregation(
+    out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [word for setting in (*BOTH, 'aggregate.rule="flora"') for word in ("--set", setting)]
+    assert main(["simulate", "run.toml", "--out", str(out), *overrides]) == 3
+    assert "side by side, which is the individual update" in capfd.readouterr().err.replace("\n", " ")
+    assert not out.exists()

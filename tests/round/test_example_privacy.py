@@ -136,6 +136,28 @@ def test_a_device_without_a_ledger_takes_no_part(tmp_path: Path) -> None:
     assert refused.reason is FailureReason.POLICY_REFUSED
 
 
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("train", {"scaffold": True}),
+        ("train", {"label_calibration": 1.0}),
+        ("train", {"proximal_mu": 0.1}),
+        ("aggregate", {"local": ("head",)}),
+        ("aggregate", {"rule": "flora"}),
+        ("aggregate", {"robust": "median"}),
+    ],
+)
+def test_a_device_refuses_what_is_not_proved_private_whatever_the_coordinator_checked(
+    tmp_path: Path, section: str, change: dict
+) -> None:
+    site = Site(tmp_path)
+    plan = PLAN.model_copy(update={section: getattr(PLAN, section).model_copy(update=change)})
+    refused = site.fit(1, plan)
+    assert isinstance(refused, Failure)
+    assert refused.reason is FailureReason.PLAN_REFUSED
+    assert site.entries() == 0
+
+
 def test_an_old_copy_of_the_devices_ledger_is_refused(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.fit(1)

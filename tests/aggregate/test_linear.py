@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec, TensorSpec
-from fedpeft.aggregate import apply_mean
+from fedpeft.aggregate import RoundSums, ServerState, optimized
+from fedpeft.aggregate.linear import mean as mean_of
+from fedpeft.config.aggregate import Aggregate
 from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId
 from fedpeft.testing.trainers import FROZEN, toy_spec, toy_state
@@ -20,7 +22,8 @@ WEIGHTS = st.floats(0.0625, 8, width=32)
 
 
 def mean(sums: dict[BlockId, np.ndarray], weight: float, rate: float = 1.0) -> AdapterState:
-    return apply_mean(STATE, sums, total_weight=weight, server_learning_rate=rate)
+    moved = mean_of(STATE, RoundSums(sums=sums, total_weight=weight, owner_weights={}))
+    return optimized(Aggregate(server_learning_rate=rate), STATE, moved, ServerState())[0]
 
 
 def test_the_mean_by_hand() -> None:
@@ -92,7 +95,7 @@ def test_the_mean_of_column_tiers_is_the_mean_of_the_dense_updates(data: st.Data
         for name, width, stop in zip(ids, tiers, stops, strict=True):
             if stop <= rank:
                 sums[name] += weight * b[:, stop - width : stop].reshape(-1)
-    moved = apply_mean(state, sums, total_weight=float(weights.sum()), server_learning_rate=1.0)
+    moved = mean_of(state, RoundSums(sums=sums, total_weight=float(weights.sum()), owner_weights={}))
 
     def dense(values: AdapterState) -> np.ndarray:
         return np.concatenate([values[name].reshape(rows, -1) for name in ids], axis=1).astype(np.float64) @ a

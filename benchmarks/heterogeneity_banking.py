@@ -1,0 +1,282 @@
+"""The parts of ``heterogeneity.py``: BANKING77 at unequal clients, and one cell of its table.
+
+A cell is a whole federation with the product's own blocks, batches, label calibration and rules, without the messages:
+sums here are float64 sums, which the secure sum equals up to its fixed-point step
+(tests/aggregate/test_secure_sums.py). Clients train side by side (``heterogeneity_layer``); the hidden states below the
+adapted layer are computed once and kept on disk for all cells.
+"""
+
+import csv
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from heterogeneity_layer import Layer, train_together
+
+from fedpeft.adapter import AdapterState
+from fedpeft.aggregate import Individual, RoundSums, proposal, settled
+from fedpeft.aggregate.device_side import forward_state, keep_columns, rotated, rule_weight
+from fedpeft.aggregate.factors import factor_of
+from fedpeft.base import default_store, load_model, load_tokenizer
+from fedpeft.base.store import ArtifactStore
+from fedpeft.config.adapter import Adapter, BitFit, Ia3, Lora
+from fedpeft.config.aggregate import Aggregate
+from fedpeft.config.model import Task
+from fedpeft.config.rules import RULES, factors_of
+from fedpeft.data import EncodedDataset, encode
+from fedpeft.data.records import Records
+from fedpeft.entropy import derive_seed, generator
+from fedpeft.ids import BlockId
+from fedpeft.methods import UnionAdapter, attach, blocks_for
+from fedpeft.methods.lora import scale_of
+from fedpeft.tuning.batches import Batch, collate, training_stream
+from fedpeft.tuning.cache import logits_of
+from fedpeft.tuning.calibration import label_offset
+from fedpeft.tuning.stages import Stages
+
+BASE = "sha256:cb858ecf9b6d782165e6b635601b9faa9db053da15683a241bddad471e1feae3"
+CLIENTS, MAX_RANK, TIERS = 30, 8, (1, 2, 4, 8)
+TARGETS = ("q", "k", "v", "o", "up", "down")
+MIXES = {
+    "uniform": (1, 2, 4, 8),
+    "heavy-tail": (1, 1, 1, 1, 1, 2, 2, 8),
+    "normal": (1, 2, 2, 2, 4, 4, 4, 8),
+    "homogeneous": (8,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One federation. ``prior`` is the strength of the label calibration, 0 is plain cross entropy."""
+
+    alpha: float
+    mix: str
+    rule: str
+    learning_rate: float
+    seed: int
+    prior: float = 0.0
+    rounds: int = 15
+    steps: int = 5
+    batch_size: int = 16
+    layers: int = 1
+    options: dict[str, object] = field(default_factory=dict)
+    mixed: str = ""
+    clients: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Its name in the results."""
+        extra = "".join(f",{name}={value}" for name, value in sorted(self.options.items()))
+        extra += f",mixed={self.mixed}" if self.mixed else ""
+        extra += f",n={len(self.clients)}of" + "-".join(map(str, self.clients[:2])) if self.clients else ""
+        return (
+            f"a{self.alpha:g}/{self.mix}/{self.rule}/lr{self.learning_rate:g}/p{self.prior:g}/s{self.seed}"
+            f"/r{self.rounds}x{self.steps}x{self.batch_size}/L{self.layers}{extra}"
+        )
+
+
+class Kept:
+    """``ActivationCache`` over one table for all clients: rows of the whole data set by their index in it."""
+
+    def __init__(self, table: torch.Tensor, starts: np.ndarray, rows: np.ndarray) -> None:
+        self.table, self.starts, self._rows = table, starts, rows
+
+    def hidden(self, _: Stages, batch: Batch) -> torch.Tensor:
+        """The input of the first adapted layer."""
+        places = [self._rows[i] for i in batch.indices]
+        return torch.nn.utils.rnn.pad_sequence(
+            [self.table[self.starts[place] : self.starts[place + 1]] for place in places], batch_first=True
+        )
+
+
+class Banking:
+    """The data, the base with its adapter, and the kept activations."""
+
+    def __init__(self, data: Path, adapter: Adapter, *, keep: Path) -> None:
+        texts, names = {}, {}
+        for part in ("train", "test"):
+            with (data / f"{part}.csv").open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            texts[part], names[part] = [row["text"] for row in rows], [row["category"] for row in rows]
+        labels = tuple(sorted(set(names["train"])))
+        self.task = Task(kind="classify", labels=labels, max_length=64)
+        artifact = ArtifactStore(default_store()).get(BASE)
+        torch.set_num_threads(1)
+        model = load_model(artifact, task="classify", labels=labels, head_seed=derive_seed(0, "head"))
+        self.union: UnionAdapter = attach(model, adapter, seed=0)
+        self.stages = Stages(self.union)
+        tokenizer = load_tokenizer(artifact)
+        self.sets, self.caches = {}, {}
+        for part in ("train", "test"):
+            records = Records(
+                rows=tuple({"text": text, "label": name} for text, name in zip(texts[part], names[part], strict=True)),
+                origins=tuple(f"{part}:{i}" for i in range(len(texts[part]))),
+            )
+            self.sets[part] = encode(records, self.task, labels, tokenizer)
+            self.caches[part] = self._kept(part, keep, adapter)
+        self.initial = self.union.initial_state()
+        kept = self.caches["train"]
+        self.layer = Layer(self.union, kept.table, kept.starts, scale_of(adapter.lora or Lora()))
+
+    def _kept(self, part: str, keep: Path, adapter: Adapter) -> Kept:
+        examples = self.sets[part]
+        lengths = np.array([len(ids) for ids in examples.input_ids])
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        file = keep / f"banking-{part}-L{adapter.layers}.npy"
+        if not file.exists():
+            keep.mkdir(parents=True, exist_ok=True)
+            table = np.empty((starts[-1], self.stages.hidden_size), np.float32)
+            order = np.argsort(lengths, kind="stable")
+            for first in range(0, len(order), 64):
+                chosen = order[first : first + 64]
+                batch = collate(examples, chosen, pad_id=self.stages.pad_id, device=self.stages.device)
+                hidden = self.stages.hidden_below(batch).numpy()
+                for line, i in enumerate(chosen):
+                    table[starts[i] : starts[i + 1]] = hidden[line, : lengths[i]]
+            np.save(file, table)
+        return Kept(torch.from_numpy(np.load(file)), starts, np.arange(len(lengths)))
+
+    def score(self, state: AdapterState) -> np.ndarray:
+        """Right or wrong for every test example."""
+        examples, right = self.sets["test"], np.zeros(len(self.sets["test"].input_ids), bool)
+        self.union.load(state)
+        order = np.argsort([len(ids) for ids in examples.input_ids], kind="stable")
+        with torch.no_grad():
+            for first in range(0, len(order), 128):
+                chosen = order[first : first + 128]
+                batch = collate(examples, chosen, pad_id=self.stages.pad_id, device=self.stages.device)
+                logits, labels = logits_of(self.stages, batch, self.caches["test"])
+                right[chosen] = (logits.argmax(-1) == labels).numpy()
+        return right
+
+    def split(self, alpha: float, seed: int) -> list[np.ndarray]:
+        """Rows of each client: each class is dealt by a Dirichlet draw; nobody gets fewer than 8 rows."""
+        labels = np.asarray(self.sets["train"].labels)
+        for attempt in range(200):
+            draw = generator(seed, "dirichlet", f"{alpha:g}", attempt)
+            shares = draw.dirichlet(np.full(CLIENTS, alpha), len(self.task.labels))
+            rows: list[list[int]] = [[] for _ in range(CLIENTS)]
+            for label, share in enumerate(shares):
+                own = draw.permutation(np.flatnonzero(labels == label))
+                cuts = np.round(np.cumsum(share) * len(own)).astype(int)[:-1]
+                for client, part in enumerate(np.split(own, cuts)):
+                    rows[client] += part.tolist()
+            if min(map(len, rows)) >= 8 or attempt >= 20:
+                break
+        poor = [client for client in range(CLIENTS) if len(rows[client]) < 8]
+        for client in poor:  # at alpha 0.01 some would stay empty: they take rows of the richest client
+            richest = max(range(CLIENTS), key=lambda one: len(rows[one]))
+            rows[client] += rows[richest][-16:]
+            del rows[richest][-16:]
+        return [np.array(sorted(part)) for part in rows]
+
+
+def adapter_for(rule: str, layers: int, *, mixed: bool = False, carried: int = 0) -> Adapter:
+    """LoRA on every matrix of the top layers and the head; with ``mixed`` also biases and IA3."""
+    traits = RULES[rule]
+    lora = Lora(
+        rank=MAX_RANK,
+        tiers=TIERS,
+        targets=TARGETS,
+        train="B" if traits.trains == "B" else "both",
+        carried_rank=carried or (64 if traits.carries else 0),
+    )
+    return Adapter(layers=layers, lora=lora, bitfit=BitFit() if mixed else None, ia3=Ia3() if mixed else None)
+
+
+def run_cell(banking: Banking, cell: Cell) -> dict[str, object]:
+    """Train one federation to its end; accuracy on the test set, of the worst client, bytes and device seconds."""
+    parts = banking.split(cell.alpha, cell.seed)
+    who = cell.clients or tuple(range(CLIENTS))
+    ranks = [MIXES[cell.mix][client % len(MIXES[cell.mix])] for client in range(CLIENTS)]
+    aggregate = Aggregate.model_validate({"rule": cell.rule, **cell.options})
+    state, spec = banking.initial, banking.initial.spec
+    everything = banking.sets["train"]
+    labels = np.asarray(everything.labels)
+    local = {
+        client: EncodedDataset(
+            input_ids=tuple(everything.input_ids[i] for i in parts[client]), labels=labels[parts[client]], truncated=0
+        )
+        for client in who
+    }
+    streams = [
+        training_stream(local[client], batch_size=cell.batch_size, seed=derive_seed(cell.seed, "batches", str(client)))
+        for client in who
+    ]
+    classes = len(banking.task.labels)
+    offsets = torch.stack([label_offset(local[c], classes, strength=cell.prior) for c in who]) if cell.prior else None
+    spent, sent = 0.0, 0
+    for round_id in range(1, cell.rounds + 1):
+        factors = factors_of(aggregate.rule, round_id, a_round_every=aggregate.a_round_every)
+        factor = 0.5 * (1 + np.cos(np.pi * (round_id - 1) / cell.rounds))
+        sums: dict[BlockId, np.ndarray] = {}
+        owner_weights: dict[BlockId, float] = {}
+        individuals, total = [], 0.0
+        owns, given = [], []
+        for client in who:
+            methods, rank = methods_of(cell, client, ranks[client])
+            # LoRA-A2 trains every column and keeps as many as the rank pays for.
+            blocks = blocks_for(spec, methods=methods, rank=None if cell.rule == "lora-a2" else rank, head=True)
+            owns.append([b for b in blocks if not factor_of(b) or factor_of(b) in factors])
+            given.append(forward_state(aggregate, state, rank if "lora" in methods else 0))
+        began = time.process_time()
+        trained = train_together(
+            banking.layer,
+            given,
+            owns,
+            streams,
+            [parts[client] for client in who],
+            labels,
+            offsets,
+            first_step=(round_id - 1) * cell.steps,
+            steps=cell.steps,
+            learning_rate=cell.learning_rate * factor,
+        )
+        spent += time.process_time() - began
+        for client, after in zip(who, trained, strict=True):
+            rank = ranks[client]
+            deltas = {block_id: values - state[block_id] for block_id, values in after.items()}
+            sent += 4 * sum(delta.size for delta in deltas.values())
+            if cell.rule == "fedrot":
+                deltas = rotated(state, deltas)
+            if cell.rule == "lora-a2":
+                deltas = keep_columns(spec, state, deltas, rank)
+            own_weight = rule_weight(aggregate, state, deltas)
+            by_size = 1.0 if aggregate.weight == "uniform" else len(local[client].input_ids) / aggregate.max_weight
+            weight = by_size if own_weight is None else own_weight
+            total += weight
+            for block_id, delta in deltas.items():
+                sums[block_id] = sums.get(block_id, 0.0) + weight * delta.astype(np.float64)
+                owner_weights[block_id] = owner_weights.get(block_id, 0.0) + weight
+            if RULES[aggregate.rule].individual:
+                individuals.append(
+                    Individual(weight=weight, deltas={k: v.astype(np.float64) for k, v in deltas.items()})
+                )
+        together = RoundSums(sums=sums, total_weight=total, owner_weights=owner_weights, individuals=tuple(individuals))
+        state = settled(aggregate, proposal(aggregate, state, together), round_id=round_id, seed=cell.seed)
+    right = banking.score(state)
+    test_labels = np.asarray(banking.sets["test"].labels)
+    by_class = np.array([right[test_labels == label].mean() for label in range(len(banking.task.labels))])
+    own = [
+        float(np.bincount(labels[part], minlength=len(by_class)) @ by_class / len(part))
+        for client, part in enumerate(parts)
+        if client in who
+    ]
+    return {
+        "mean": 100 * float(right.mean()),
+        "worst": 100 * min(own),
+        "clients_mean": 100 * float(np.mean(own)),
+        "bytes_up": sent,
+        "device_s": round(spent, 2),
+    }
+
+
+def methods_of(cell: Cell, client: int, rank: int) -> tuple[tuple[str, ...], int | None]:
+    """What one client trains: LoRA of its rank, or in the mixed federation a third BitFit or IA3, a third rank 2."""
+    if not cell.mixed:
+        return ("lora",), rank
+    third = client % 3
+    mine = (("ia3",) if client % 2 else ("bitfit",), None) if third == 0 else (("lora",), 2 if third == 1 else 8)
+    return {"union": mine, "bitfit": (("bitfit",), None), "ia3": (("ia3",), None)}.get(cell.mixed, mine)

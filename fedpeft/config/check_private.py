@@ -1,0 +1,105 @@
+"""What [train] and [aggregate] may hold under [privacy]: an option is refused unless a reason why it keeps the promise
+is written here.
+
+The coordinator checks its run.toml with this, and every device the plan that reached it.
+
+- ``client``: a device's contribution is clipped after whatever it trained, and noise is in the opened sum. So how it
+  trains (FedProx, label calibration) costs nothing, nor does what the coordinator makes of the sum alone (server
+  optimizers, FedSVD's gauge): post-processing. Needed: the same summed blocks in every round, nothing summed beside.
+- ``example``: what leaves a device went through DP-SGD's steps, and what happens to it afterwards costs nothing (server
+  optimizers). Needed: no quantity of the examples but the noisy sums enters a step, and nothing is carried over on the
+  device.
+"""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Literal
+
+from fedpeft.config.aggregate import Aggregate
+from fedpeft.config.finding import Finding
+from fedpeft.config.model import Train
+from fedpeft.config.rules import RULES, RuleName
+from fedpeft.errors import ConfigInvalid, Problem
+
+__all__ = ["expect_proved", "unproved"]
+
+Unit = Literal["client", "example"]
+
+PROVED: Mapping[Unit, frozenset[RuleName]] = MappingProxyType(
+    {"client": frozenset({"nested", "ffa", "fedsvd"}), "example": frozenset({"nested"})}
+)
+"""Rules that take one mean of the same blocks in every round; under DP-SGD only what its tests train."""
+
+_SAME_BLOCKS = "the same summed blocks in every round: the noise is sized for them"
+
+
+def unproved(train: Train, aggregate: Aggregate, unit: Unit) -> Iterator[Finding]:
+    """Every option that is not proved to keep the promise of this unit."""
+    if aggregate.rule not in PROVED[unit]:
+        yield _finding(
+            "aggregate.rule", f"one of {', '.join(sorted(PROVED[unit]))}", _why(aggregate), aggregate.rule, unit
+        )
+    for option, why in (
+        ("a_round_every", _SAME_BLOCKS),
+        ("auto_rank", _SAME_BLOCKS),
+        ("fold_every", "each fold would keep the noise of its rounds for good"),
+        ("buckets", "the noise is sized for one sum of the whole cohort"),
+    ):
+        if value := getattr(aggregate, option):
+            yield _finding(f"aggregate.{option}", "0", why, f"{value:g}", unit)
+    if aggregate.robust != "none":
+        why = "a statistic of parts of the cohort is no mean of one noisy sum"
+        yield _finding("aggregate.robust", '"none"', why, aggregate.robust, unit)
+    if aggregate.local:
+        yield _finding("aggregate.local", "no local blocks", _SAME_BLOCKS, str(list(aggregate.local)), unit)
+    if train.scaffold:
+        why = "controls carry a device's own gradients from one round to the next, past clip and noise"
+        yield _finding("train.scaffold", "false", why, "true", unit)
+    if unit == "client":
+        return
+    if train.label_calibration:
+        why = "the shift follows from all of a device's labels, so an example's clipped gradient holds the others"
+        yield _finding("train.label_calibration", "0", why, f"{train.label_calibration:g}", unit)
+    if train.proximal_mu:
+        why = "DP-SGD's step is the noisy sum alone, without a proximal term"
+        yield _finding("train.proximal_mu", "0", why, f"{train.proximal_mu:g}", unit)
+
+
+def expect_proved(train: Train, aggregate: Aggregate, *, clients: bool, examples: bool, bucket: int) -> None:
+    """The device's check of a plan that reached it.
+
+    Args:
+        train, aggregate: of the plan.
+        clients: whether the round's terms have noise.
+        examples: whether the plan is private by examples.
+        bucket: that the device was put into; 0: none.
+
+    Raises:
+        ConfigInvalid: an option is not proved to keep the promise.
+    """
+    found = [*(unproved(train, aggregate, "client") if clients else ())]
+    found += unproved(train, aggregate, "example") if examples else ()
+    problems = [Problem(where=one.key, expected=one.expected, found=one.found, remedy=one.remedy) for one in found]
+    if bucket and (clients or examples):
+        problems.append(Problem(where="bucket", expected="none under privacy", found=str(bucket)))
+    if problems:
+        raise ConfigInvalid("This plan is not proved to keep its promise of privacy.", problems=problems)
+
+
+def _why(aggregate: Aggregate) -> str:
+    traits = RULES[aggregate.rule]
+    if traits.individual:
+        return f"{aggregate.rule} reads single devices' deltas"
+    if traits.owner_weights:
+        return "a sum of weights beside the deltas would be a release"
+    return _SAME_BLOCKS if traits.trains == "alternate" else f"{aggregate.rule} is not shown to keep the promise"
+
+
+def _finding(key: str, expected: str, why: str, found: str, unit: Unit) -> Finding:
+    return Finding(
+        key=key,
+        reads=("privacy.unit",),
+        expected=f'{expected} under privacy.unit = "{unit}": {why}',
+        found=found,
+        remedy='Leave it out, or set privacy.unit = "none": nothing is promised then.',
+    )

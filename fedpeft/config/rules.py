@@ -1,0 +1,103 @@
+"""The aggregation rules that a run may choose, and what each asks of devices and of the secure sum.
+
+Facts only: the arithmetic is in ``fedpeft.aggregate``. They live here because the configuration check, the
+coordinator and the device must agree on them. Formulas and published numbers: docs/aggregation.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+__all__ = ["RULES", "Factor", "RuleName", "RuleTraits", "factors_of"]
+
+RuleName = Literal[
+    "nested",
+    "fedit",
+    "hetlora",
+    "rbla",
+    "ffa",
+    "rolora",
+    "lora-a2",
+    "fedsa",
+    "fedsvd",
+    "fedex",
+    "flora",
+    "flexlora",
+    "lora-fair",
+    "fedrot",
+]
+Factor = Literal["A", "B"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleTraits:
+    """What a rule needs.
+
+    Args:
+        source: who published it.
+        trains: LoRA's factors that rounds train: B alone, both in each round, or one after the other.
+        truncated: a device's forward pass uses its own columns only; otherwise it applies the whole adapter.
+        owner_weights: the sum of weights of each block's owners is needed beside the cohort's.
+        individual: why single devices' deltas are needed; empty: sums are enough.
+        refactors: the rule replaces both factors by another product; a server optimizer has no meaning then.
+        carries: it folds what the factors cannot hold into a carried adapter (``adapter.lora.carried_rank``).
+    """
+
+    source: str
+    trains: Literal["B", "both", "alternate"]
+    truncated: bool = False
+    owner_weights: bool = False
+    individual: str = ""
+    refactors: bool = False
+    carries: bool = False
+
+
+_PRODUCTS = "it needs each device's product B A, and a sum of A's and of B's does not determine the sum of products"
+
+RULES: Mapping[RuleName, RuleTraits] = MappingProxyType(
+    {
+        "nested": RuleTraits(source="DESIGN section 3", trains="B"),
+        "fedit": RuleTraits(source="Zhang 2024, zero-padded", trains="both", truncated=True, owner_weights=True),
+        "hetlora": RuleTraits(source="Cho 2024", trains="both", truncated=True, owner_weights=True),
+        "rbla": RuleTraits(source="Tavallaie 2024", trains="both", truncated=True, owner_weights=True),
+        "ffa": RuleTraits(source="Sun 2024", trains="B", truncated=True),
+        "rolora": RuleTraits(source="Chen 2025", trains="alternate", truncated=True),
+        "lora-a2": RuleTraits(source="Koo 2025", trains="alternate"),
+        "fedsa": RuleTraits(source="Guo 2025", trains="both", truncated=True, owner_weights=True),
+        "fedsvd": RuleTraits(source="Lee 2025", trains="B", truncated=True, refactors=True),
+        "fedex": RuleTraits(
+            source="Singhal 2025", trains="both", truncated=True, individual=_PRODUCTS, refactors=True, carries=True
+        ),
+        "flora": RuleTraits(
+            source="Wang 2024",
+            trains="both",
+            truncated=True,
+            individual="stacking places every device's factors side by side, which is the individual update itself",
+            refactors=True,
+            carries=True,
+        ),
+        "flexlora": RuleTraits(source="Bai 2024", trains="both", truncated=True, individual=_PRODUCTS, refactors=True),
+        "lora-fair": RuleTraits(
+            source="Bian 2025", trains="both", truncated=True, individual=_PRODUCTS, refactors=True
+        ),
+        "fedrot": RuleTraits(source="FedRot-LoRA 2026", trains="both", truncated=True, owner_weights=True),
+    }
+)
+
+
+def factors_of(rule: RuleName, round_id: int, *, a_round_every: int = 0) -> frozenset[Factor]:
+    """LoRA's factors that round ``round_id`` (from 1) trains.
+
+    Args:
+        a_round_every: for ``nested``: every so many rounds it trains A instead of B; 0: never.
+
+    Example:
+        >>> sorted(factors_of("rolora", 1)), sorted(factors_of("rolora", 2)), sorted(factors_of("fedit", 1))
+        (['B'], ['A'], ['A', 'B'])
+    """
+    period = 2 if RULES[rule].trains == "alternate" else a_round_every if rule == "nested" else 0
+    if RULES[rule].trains == "both":
+        return frozenset(("A", "B"))
+    # B first: it starts at zero, and while it is zero A has no gradient.
+    return frozenset(("A",)) if period and round_id % period == 0 else frozenset(("B",))

@@ -1,0 +1,187 @@
+"""What a round asks for and what becomes of its sums, by the run's [aggregate]; the engine between the two is the same.
+
+The arithmetic is ``fedpeft.aggregate``. Invariant: everything that is carried from one round to the next is in
+``ServerState`` and committed with the round, so a resumed run goes on bit for bit.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft import secagg
+from fedpeft.adapter import AdapterState, BlockSpec
+from fedpeft.aggregate import (
+    Individual,
+    RoundSums,
+    ServerState,
+    assign_buckets,
+    optimized,
+    proposal,
+    robust_proposal,
+    settled,
+)
+from fedpeft.aggregate.device_side import local_blocks
+from fedpeft.aggregate.factors import factor_of
+from fedpeft.aggregate.gauge import idle_tiers
+from fedpeft.config import RunConfig
+from fedpeft.config.rules import RULES, factors_of
+from fedpeft.errors import RunFailed
+from fedpeft.ids import BlockId
+from fedpeft.methods import due_blocks
+from fedpeft.round.metrics import OWNER_WEIGHTS, in_bucket
+from fedpeft.round.plan import LearningPlan, learning_rates
+from fedpeft.round.task import Member, RoundOutcome, RoundTask
+
+__all__ = ["Aggregation", "Individuals"]
+
+Sum = npt.NDArray[np.float64]
+Individuals = Callable[[], tuple[Individual, ...]]
+"""Every device's contribution to the last sum: exists in a simulation without secure sum only."""
+
+
+class Aggregation:
+    """The run's rule, as the coordinator applies it.
+
+    Args:
+        config: the run.
+        plan: what devices are asked to learn.
+        individuals: for rules that need single devices' deltas.
+        record: where dropped tiers are logged (``RunDirectory.record``).
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: LearningPlan,
+        individuals: Individuals | None = None,
+        *,
+        record: Callable[..., None] = lambda *_, **__: None,
+    ) -> None:
+        self._config, self._plan, self._individuals, self._record = config, plan, individuals, record
+        self._rule = config.aggregate
+        if RULES[self._rule.rule].individual and individuals is None:
+            raise RunFailed(
+                f"Expected each device's own deltas for rule={self._rule.rule}: {RULES[self._rule.rule].individual}; "
+                'they exist only in a simulation with secagg.mode = "off".'
+            )
+
+    def asked(self, task: RoundTask, state: AdapterState, members: Sequence[Member], server: ServerState) -> RoundTask:
+        """The task with the blocks that this round trains, the buckets, and SCAFFOLD's controls."""
+        if not task.train:
+            return task
+        spec, idle = state.spec, idle_tiers(self._rule, state, round_id=task.round_id)
+        if idle:
+            saved = 4 * sum(spec[block_id].size for block_id in idle)
+            self._record(
+                "tiers.dropped",
+                round_id=task.round_id,
+                detail={"tiers": ", ".join(sorted(idle)), "bytes_up_saved_a_device": saved},
+            )
+        factors = factors_of(self._rule.rule, task.round_id, a_round_every=self._rule.a_round_every)
+        due = due_blocks(spec, self._plan.adapter, task.round_id)
+        left_out = local_blocks(self._rule, spec) | idle
+        blocks = frozenset(
+            block.block_id
+            for block in spec.blocks
+            if block.block_id in due and block.block_id not in left_out and factor_of(block.block_id) in {"", *factors}
+        )
+        names = [member.profile.device for member in members]
+        # No bucket smaller than the least cohort, however few devices are there.
+        count = min(self._rule.buckets, len(names) // self._config.secagg.min_cohort)
+        buckets = assign_buckets(names, count, seed=self._plan.seed, round_id=task.round_id)
+        controls = server.control if self._config.train.scaffold else {}
+        return replace(task, blocks=blocks, bucket_of=buckets, controls=controls)
+
+    def advance(
+        self,
+        task: RoundTask,
+        state: AdapterState,
+        server: ServerState,
+        outcome: RoundOutcome,
+        summed: secagg.Summed,
+        *,
+        total_weight: float,
+        population: int,
+    ) -> tuple[AdapterState, ServerState]:
+        """The next state and what to remember.
+
+        Args:
+            task: the attempt that ended in this sum.
+            total_weight: of all devices of the round.
+            population: how many devices there are, asked or not.
+
+        Raises:
+            RunFailed: the step cannot be taken or is not finite; nothing was changed.
+        """
+        trained = task.trained(state.spec)
+        if self._rule.robust == "none":
+            sums = self._sums(summed, trained, total_weight)
+            proposed = proposal(self._rule, state, sums)
+        else:
+            sums = None
+            proposed = robust_proposal(self._rule, state, self._updates(task, outcome, summed, trained))
+        moved, server = optimized(self._rule, state, proposed, server)
+        if self._config.train.scaffold and sums is not None:
+            server = replace(server, control=self._controls(task, server, summed, sums, population))
+        settled_state = settled(self._rule, moved, round_id=task.round_id, seed=self._plan.seed)
+        return settled_state, self._in_this_gauge(server, moved, settled_state)
+
+    def _sums(self, summed: secagg.Summed, trained: Sequence[BlockSpec], total_weight: float) -> RoundSums:
+        opened = [block.block_id for block in trained if block.block_id in summed.sums]
+        sums = {block_id: summed.sums[block_id].values for block_id in opened}
+        owners: dict[BlockId, float] = {}
+        if OWNER_WEIGHTS in summed.sums:
+            lanes = summed.sums[OWNER_WEIGHTS].values
+            owners = {block.block_id: float(lane) for block, lane in zip(trained, lanes, strict=True)}
+        individuals = self._individuals() if self._individuals else ()
+        return RoundSums(sums=sums, total_weight=total_weight, owner_weights=owners, individuals=individuals)
+
+    def _updates(
+        self, task: RoundTask, outcome: RoundOutcome, summed: secagg.Summed, trained: Sequence[BlockSpec]
+    ) -> list[Mapping[BlockId, Sum]]:
+        """Mean deltas to take a robust statistic of: one a bucket, or one a device where devices are seen."""
+        if not task.bucket_of:
+            if self._individuals is None:
+                raise RunFailed("Expected buckets or single devices' deltas for a robust rule, found neither.")
+            return [one.deltas for one in self._individuals()]
+        updates: list[Mapping[BlockId, Sum]] = []
+        for bucket in sorted(set(task.bucket_of.values())):
+            here = sum(task.bucket_of[outcome.participants[place]] == bucket for place in summed.survivors)
+            update = {}
+            for block in trained:
+                part = summed.sums.get(in_bucket(block.block_id, bucket))
+                if part is not None and here:
+                    update[block.block_id] = part.values / here
+            if update:
+                updates.append(update)
+        return updates
+
+    def _controls(
+        self, task: RoundTask, server: ServerState, summed: secagg.Summed, sums: RoundSums, population: int
+    ) -> dict[BlockId, npt.NDArray[np.float32]]:
+        """SCAFFOLD's c after the round, from the sum of deltas alone.
+
+        Each owner's control moves by -c - delta / (K eta), so c moves by the mean of that over the population.
+        """
+        controls = dict(server.control)
+        rates = learning_rates(self._plan.adapter, self._plan.train, sums.sums.keys())
+        here = len(summed.survivors) / max(population, len(summed.survivors))
+        for block_id, total in sums.sums.items():
+            step = self._plan.train.local_steps * rates[block_id] * task.learning_rate_factor
+            old = controls.get(block_id, np.zeros(total.shape, np.float32)).astype(np.float64)
+            owners = summed.sums[block_id].owners / len(summed.survivors)
+            moved = old - here * (owners * old + total / (sums.total_weight * step))
+            controls[block_id] = moved.astype(np.float32)
+        return controls
+
+    @staticmethod
+    def _in_this_gauge(server: ServerState, before: AdapterState, after: AdapterState) -> ServerState:
+        """Moments of blocks whose gauge was changed mean nothing in the new one: they restart at zero."""
+        turned = {block_id for block_id in after if before[block_id] is not after[block_id]}
+
+        def kept(moments: Mapping[BlockId, npt.NDArray[np.float32]]) -> dict[BlockId, npt.NDArray[np.float32]]:
+            return {block_id: vector for block_id, vector in moments.items() if block_id not in turned}
+
+        return ServerState(first=kept(server.first), second=kept(server.second), control=kept(server.control))
