@@ -107,9 +107,6 @@ def test_a_round_opens_the_mean_of_what_the_devices_trained(method):
     )
     assert isinstance(outcome.result, secagg.Summed), outcome.result
     sums = {block: outcome.result.sums[block].values for block in trainers["d0"].found}
-    state = start.replace(
-        {block_id: (start[block_id] + total / 3.0).astype(np.float32) for block_id, total in sums.items()}
-    )
     for block in trainers["d0"].found:
         deltas = np.stack([trainer.found[block] for trainer in trainers.values()]).astype(np.float64)
         assert np.abs(deltas).max() > 0
