@@ -89,8 +89,8 @@ def measure(folder: Path, *, quick: bool) -> dict[str, float]:
 def prepare(folder: Path, size: int) -> tuple[CoordinatorHome, str]:
     """A coordinator's home with one base of noise."""
     home = CoordinatorHome(folder / "coordinator")
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
-    fleet, service, enrolment, superlink, metrics = (one.getsockname()[1] for one in sockets)
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
+    fleet, service, enrolment, metrics = (one.getsockname()[1] for one in sockets)
     for one in sockets:
         one.close()
     settings = Settings(
@@ -99,7 +99,6 @@ def prepare(folder: Path, size: int) -> tuple[CoordinatorHome, str]:
         fleet_port=fleet,
         service_port=service,
         enrol_port=enrolment,
-        superlink_port=superlink,
         metrics_port=metrics,
     )
     initialise(home, settings, clock=SystemClock(), entropy=os_entropy)

@@ -1,13 +1,14 @@
-"""Files that survive a power cut: written whole, synced, renamed, the directory synced.
+"""Files that survive a power cut: written whole, synced, renamed, the directory synced; or appended to, synced.
 
 After a crash a file holds its old content or its new one, never a part; a rename is on the disk only once
-its directory is. One writer a file at a time: whoever shares a directory between processes holds a lock.
+its directory is. An append may leave a part of itself, which whoever reads the file must
+know for what it is. One writer a file at a time: whoever shares a directory between processes holds a lock.
 """
 
 import os
 from pathlib import Path
 
-__all__ = ["PRIVATE", "SHARED", "sync", "write_file"]
+__all__ = ["PRIVATE", "SHARED", "append_whole", "sync", "write_file"]
 
 PRIVATE = 0o600
 """Readable by the owner only: keys, ledgers, a device's state."""
@@ -36,6 +37,26 @@ def write_file(path: Path, payload: bytes, *, mode: int = SHARED) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def append_whole(descriptor: int, payload: bytes, *, durable: bool = True) -> None:
+    """Adds ``payload`` at the end of an open file: all of it or, on an error such as a full disk, nothing.
+
+    Args:
+        descriptor: of a file opened to write; nobody else may append to it meanwhile.
+        payload: what to add.
+        durable: whether to return only once it is on the disk.
+    """
+    start = os.lseek(descriptor, 0, os.SEEK_END)
+    try:
+        written = 0
+        while written < len(payload):  # a full disk takes a part, and raises the next time
+            written += os.write(descriptor, payload[written:])
+        if durable:
+            os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, start)
+        raise
 
 
 def sync(path: Path) -> None:

@@ -13,9 +13,16 @@ from fedpeft.round.plan import LearningPlan
 from fedpeft.tuning import ActivationCache
 from fedpeft_client.bench import Bench
 
-__all__ = ["CACHE_BYTES", "Examples", "Prepared", "batch_seed"]
+__all__ = ["CACHE_BYTES", "Examples", "Prepared", "batch_seed", "cacheable_examples"]
 
 CACHE_BYTES = 64 * 2**20
+
+
+def cacheable_examples(length: int, hidden: int) -> int:
+    """How many examples of so many tokens a cache of float32 activations holds."""
+    return CACHE_BYTES // (4 * length * hidden)
+
+
 """Bound of the activation cache of one data set, so that a dozen virtual clients fit a small machine; what does not
 fit is computed anew."""
 

@@ -4,8 +4,6 @@ The site's rules are asked in ``spec``, which every fit request comes to first: 
 before the base is loaded or an example is read.
 """
 
-from dataclasses import replace
-
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.base import ArtifactStore
 from fedpeft.clock import Clock
@@ -20,13 +18,11 @@ from fedpeft.round.local import DeviceStore, LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.bench import Bench
-from fedpeft_client.examples import CACHE_BYTES, Examples
+from fedpeft_client.examples import Examples, cacheable_examples
 from fedpeft_client.site import Site, methods_of
 from fedpeft_client.trainer import Capacity, TorchTrainer
 
 __all__ = ["SiteTrainer"]
-
-MIB = 2**20
 
 
 class SiteTrainer:
@@ -110,11 +106,9 @@ class SiteTrainer:
             length=run.task.max_length,
             local_steps=run.train.local_steps,
             eval_examples=min(held_out, rounds.eval_examples),
-            cached_examples=min(CACHE_BYTES // (4 * run.task.max_length * shape.hidden), train),
+            cached_examples=min(cacheable_examples(run.task.max_length, shape.hidden), train),
         )
-        profile = probe()
-        if limits.ram_mb is not None:
-            profile = replace(profile, total_bytes=limits.ram_mb * MIB, available_bytes=limits.ram_mb * MIB)
+        profile = probe().lending(limits.ram_mb)
         workloads = tuple(
             choice
             for choice in menu_of(shape, run.adapter, like)
@@ -129,4 +123,4 @@ class SiteTrainer:
             ),
             Menu(shape=shape, workloads=workloads),
         )
-        return Capacity(methods=chosen.workload.methods, rank=chosen.workload.rank, head=chosen.workload.head)
+        return Capacity.of(chosen)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.aggregate.device_side import forward_state, keep_columns, local_blocks
 from fedpeft.config.model import Performance, Train
+from fedpeft.device import Plan
 from fedpeft.ids import BlockId
 from fedpeft.methods import blocks_for, due_blocks, round_of
 from fedpeft.privacy import SampledRelease
@@ -51,6 +52,11 @@ class Capacity:
     methods: tuple[str, ...]
     rank: int | None = None
     head: bool = True
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Capacity":
+        """What the planner chose."""
+        return cls(methods=plan.workload.methods, rank=plan.workload.rank, head=plan.workload.head)
 
     def __str__(self) -> str:
         names = [f"lora r{self.rank}" if method == "lora" and self.rank else method for method in self.methods]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fedpeft.cli.homes import coordinator_home, coordinator_home_option
+
 if TYPE_CHECKING:
     from fedpeft_server.enrolment import Admission
     from fedpeft_server.home import CoordinatorHome
@@ -17,21 +19,14 @@ __all__ = ["commands"]
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
-home_option = click.option(
-    "--home",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="The coordinator's home. Default: $FEDPEFT_HOME or ~/.local/share/fedpeft/coordinator.",
-)
-
 
 @click.command()
-@home_option
+@coordinator_home_option
 @click.option("--host", "hosts", multiple=True, required=True, help="Name or address that devices reach; repeatable.")
 @click.option("--bind", default="0.0.0.0", show_default=True, help="Address to listen on.")  # noqa: S104  see Settings
 @click.option("--fleet-port", type=click.IntRange(1, 65535), default=8443, show_default=True)
 @click.option("--service-port", type=click.IntRange(1, 65535), default=8444, show_default=True)
 @click.option("--enrol-port", type=click.IntRange(1, 65535), default=8445, show_default=True)
-@click.option("--superlink-port", type=click.IntRange(1, 65535), default=8446, show_default=True, help="Loopback.")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), default=8447, show_default=True, help="Loopback.")
 def init(
     home: Path | None,
@@ -40,23 +35,21 @@ def init(
     fleet_port: int,
     service_port: int,
     enrol_port: int,
-    superlink_port: int,
     metrics_port: int,
 ) -> None:
     """Make a coordinator's home: its certificate authority, its keys, its settings."""
     from fedpeft.clock import SystemClock
     from fedpeft.entropy import os_entropy
-    from fedpeft_server.home import CoordinatorHome, Settings, default_coordinator_home
+    from fedpeft_server.home import Settings
     from fedpeft_server.pki import initialise
 
-    where = CoordinatorHome((home or default_coordinator_home()).absolute())
+    where = coordinator_home(home)
     settings = Settings(
         hosts=hosts,
         bind=bind,
         fleet_port=fleet_port,
         service_port=service_port,
         enrol_port=enrol_port,
-        superlink_port=superlink_port,
         metrics_port=metrics_port,
     )
     authority = initialise(where, settings, clock=SystemClock(), entropy=os_entropy)
@@ -74,7 +67,7 @@ def token() -> None:
 
 
 @token.command()
-@home_option
+@coordinator_home_option
 @click.option("--ttl", default="24h", show_default=True, help="How long it is good, e.g. 30m, 24h, 7d.")
 @click.option("--uses", type=click.IntRange(1), default=1, show_default=True, help="How many devices it admits.")
 @click.option("--organisation", default="", help="Whose devices these are; cohorts are counted in organisations.")
@@ -109,7 +102,7 @@ def create(home: Path | None, ttl: str, uses: int, organisation: str, auto_appro
 
 
 @token.command(name="ls")
-@home_option
+@coordinator_home_option
 def list_tokens(home: Path | None) -> None:
     """List the tokens: uses, expiry, approval. Secrets are not kept, so they cannot be shown again."""
     from datetime import UTC, datetime
@@ -131,7 +124,7 @@ def list_tokens(home: Path | None) -> None:
 
 @token.command(name="revoke")
 @click.argument("token_id")
-@home_option
+@coordinator_home_option
 def revoke_token(token_id: str, home: Path | None) -> None:
     """Admit nobody else by TOKEN_ID; devices that it admitted stay."""
     from fedpeft.clock import SystemClock
@@ -150,7 +143,7 @@ def clients() -> None:
 
 
 @clients.command(name="ls")
-@home_option
+@coordinator_home_option
 def list_clients(home: Path | None) -> None:
     """List every device: name, status, organisation, hardware."""
     with _opened(home) as (where, registry, _):
@@ -162,7 +155,7 @@ def list_clients(home: Path | None) -> None:
 
 
 @clients.command()
-@home_option
+@coordinator_home_option
 def pending(home: Path | None) -> None:
     """List the devices that wait for approval, with the code that each must show."""
     from fedpeft_server.registry import Status
@@ -180,7 +173,7 @@ def pending(home: Path | None) -> None:
 @clients.command()
 @click.argument("name")
 @click.option("--code", required=True, help="What the device shows.")
-@home_option
+@coordinator_home_option
 def approve(name: str, code: str, home: Path | None) -> None:
     """Admit the device NAME that shows CODE."""
     with _opened(home) as (_, _, admission):
@@ -191,7 +184,7 @@ def approve(name: str, code: str, home: Path | None) -> None:
 @clients.command()
 @click.argument("name")
 @click.option("--reason", default="", help="The device is told.")
-@home_option
+@coordinator_home_option
 def deny(name: str, reason: str, home: Path | None) -> None:
     """Turn the waiting device NAME away."""
     with _opened(home) as (_, _, admission):
@@ -202,7 +195,7 @@ def deny(name: str, reason: str, home: Path | None) -> None:
 @clients.command()
 @click.argument("name")
 @click.option("--reason", default="", help="The device is told.")
-@home_option
+@coordinator_home_option
 def revoke(name: str, reason: str, home: Path | None) -> None:
     """Put the device NAME out, from its next request on; its update of a round at work is dropped."""
     with _opened(home) as (_, _, admission):
@@ -212,7 +205,7 @@ def revoke(name: str, reason: str, home: Path | None) -> None:
 
 @clients.command()
 @click.argument("name")
-@home_option
+@coordinator_home_option
 def show(name: str, home: Path | None) -> None:
     """Show all that is known about the device NAME."""
     import hashlib
@@ -248,10 +241,9 @@ def _opened(home: Path | None) -> "Iterator[tuple[CoordinatorHome, Registry, Adm
     from fedpeft.clock import SystemClock
     from fedpeft_server.audit import AuditLog
     from fedpeft_server.enrolment import Admission
-    from fedpeft_server.home import CoordinatorHome, default_coordinator_home
     from fedpeft_server.registry import Registry
 
-    where, clock = CoordinatorHome(home or default_coordinator_home()), SystemClock()
+    where, clock = coordinator_home(home), SystemClock()
     where.settings()
     registry = Registry(where.registry)
     try:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from fedpeft.cli.homes import coordinator_home, device_home
+
 __all__ = ["command"]
 
 
@@ -23,14 +25,12 @@ def command(role: str, home: Path | None, as_json: bool) -> int:
 
     if role == "coordinator":
         from fedpeft_server.checkup import check_coordinator
-        from fedpeft_server.home import CoordinatorHome, default_coordinator_home
 
-        findings = check_coordinator(CoordinatorHome(home or default_coordinator_home()), SystemClock())
+        findings = check_coordinator(coordinator_home(home), SystemClock())
     else:
         from fedpeft_client.checkup import check_device
-        from fedpeft_client.home import DeviceHome, default_device_home
 
-        findings = check_device(DeviceHome(home or default_device_home()), SystemClock())
+        findings = check_device(device_home(home), SystemClock())
     for finding in findings:
         if as_json:
             click.echo(json.dumps(asdict(finding)))

@@ -5,16 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fedpeft.cli.homes import device_home, device_home_option
+
 if TYPE_CHECKING:
     from fedpeft_client.home import DeviceHome, Enrolment
 
 __all__ = ["commands"]
-
-home_option = click.option(
-    "--home",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="The device's home. Default: $FEDPEFT_HOME or ~/.local/share/fedpeft/device.",
-)
 
 
 @click.command()
@@ -24,7 +20,7 @@ home_option = click.option(
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Reads the token from a file: it then is in no process list and no shell history.",
 )
-@home_option
+@device_home_option
 @click.option("--name", default=None, help="The device's name in the federation. Default: this machine's.")
 @click.option("--organisation", default="", help="Who is responsible for it. Default: as the token says, or the name.")
 @click.option("--data", type=click.Path(path_type=Path, exists=True), help="Its examples; written into site.toml.")
@@ -53,7 +49,7 @@ def join(
     from fedpeft_client.join import JoinWishes, pending
     from fedpeft_client.join import join as join_federation
 
-    where = _home(home)
+    where = device_home(home)
     if token_file is not None:
         if token is not None:
             raise click.UsageError("Expected TOKEN or --token-file, found both.")
@@ -93,14 +89,14 @@ def join(
 
 
 @click.command()
-@home_option
+@device_home_option
 def status(home: Path | None) -> None:
     """Show who this device is, and ask the coordinator whether it still counts; exits 4 when it does not."""
     from fedpeft_client.join import pending
     from fedpeft_client.link import Link
     from fedpeft_client.membership import certificate_ends, finish_rotation
 
-    where = _home(home)
+    where = device_home(home)
     if not where.is_enrolled and (wishes := pending(where)) is not None:
         click.echo(f"{wishes.device} waits for approval; `fedpeft client join` goes on waiting")
         return
@@ -114,14 +110,14 @@ def status(home: Path | None) -> None:
 
 
 @click.command()
-@home_option
+@device_home_option
 @click.option("--reason", default="", help="The operator is told.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def leave(home: Path | None, reason: str, yes: bool) -> None:
     """Leave the federation for good: the coordinator is told, the keys are removed, site.toml and bases stay."""
     from fedpeft_client.membership import leave as leave_federation
 
-    where = _home(home)
+    where = device_home(home)
     enrolment = where.enrolment()
     if not yes:
         click.confirm(
@@ -132,21 +128,15 @@ def leave(home: Path | None, reason: str, yes: bool) -> None:
 
 
 @click.command(name="rotate-key")
-@home_option
+@device_home_option
 def rotate(home: Path | None) -> None:
     """Replace the device's key and certificate by new ones; the old key is not accepted any more."""
     from fedpeft_client.membership import certificate_ends, rotate_key
 
-    where = _home(home)
+    where = device_home(home)
     rotate_key(where)
     ends = certificate_ends(where).isoformat(timespec="minutes")
     click.echo(f"new key, certificate until {ends}; restart `fedpeft client run` if it runs")
-
-
-def _home(path: Path | None) -> "DeviceHome":
-    from fedpeft_client.home import DeviceHome, default_device_home
-
-    return DeviceHome((path or default_device_home()).absolute())
 
 
 def _describe(where: "DeviceHome", enrolment: "Enrolment") -> None:

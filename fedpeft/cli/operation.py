@@ -5,21 +5,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fedpeft.cli.homes import coordinator_home, coordinator_home_option
+
 if TYPE_CHECKING:
     from fedpeft_server.home import CoordinatorHome
     from fedpeft_server.jobs import Queue
 
 __all__ = ["commands"]
 
-home_option = click.option(
-    "--home",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="The coordinator's home. Default: $FEDPEFT_HOME or ~/.local/share/fedpeft/coordinator.",
-)
-
 
 @click.command()
-@home_option
+@coordinator_home_option
 def up(home: Path | None) -> None:
     """Run the coordinator until SIGTERM: gate, services, and the submitted runs one after the other."""
     import signal
@@ -48,7 +44,7 @@ def up(home: Path | None) -> None:
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False, exists=True))
-@home_option
+@coordinator_home_option
 def submit(config: Path, home: Path | None) -> None:
     """Check CONFIG (a run.toml) and put it into the queue; it begins when the coordinator is up and free."""
     queue = _queue(home)
@@ -57,7 +53,7 @@ def submit(config: Path, home: Path | None) -> None:
 
 
 @click.command()
-@home_option
+@coordinator_home_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def status(home: Path | None, as_json: bool) -> None:
     """Show the coordinator, its devices, and every submitted run."""
@@ -88,7 +84,7 @@ def status(home: Path | None, as_json: bool) -> None:
 
 @click.command()
 @click.argument("run")
-@home_option
+@coordinator_home_option
 def stop(run: str, home: Path | None) -> None:
     """Stop RUN (its number or run directory's name) after what it is doing; `resume` goes on from its last commit."""
     queue = _queue(home)
@@ -98,7 +94,7 @@ def stop(run: str, home: Path | None) -> None:
 
 @click.command()
 @click.argument("run")
-@home_option
+@coordinator_home_option
 def resume(run: str, home: Path | None) -> None:
     """Put a stopped or failed RUN into the queue again; it goes on from its last committed round."""
     queue = _queue(home)
@@ -111,9 +107,8 @@ commands = (up, submit, status, stop, resume)
 
 
 def _home(path: Path | None) -> "CoordinatorHome":
-    from fedpeft_server.home import CoordinatorHome, default_coordinator_home
-
-    home = CoordinatorHome(path or default_coordinator_home())
+    """One that was made: its settings are read, so that a wrong path says so at once."""
+    home = coordinator_home(path)
     home.settings()
     return home
 

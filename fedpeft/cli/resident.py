@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fedpeft.cli.homes import device_home, device_home_option
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -12,15 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["commands"]
 
-home_option = click.option(
-    "--home",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="The device's home. Default: $FEDPEFT_HOME or ~/.local/share/fedpeft/device.",
-)
-
 
 @click.command()
-@home_option
+@device_home_option
 def run(home: Path | None) -> None:
     """Take part in the federation's runs until SIGTERM; exits 4 with the reason when the device is revoked."""
     import signal
@@ -30,12 +26,11 @@ def run(home: Path | None) -> None:
     from fedpeft.ids import NodeId
     from fedpeft.logs import log_to_stderr
     from fedpeft_client.companion import ServiceCompanion
-    from fedpeft_client.home import DeviceHome, default_device_home
     from fedpeft_client.membership import mark_ended
     from fedpeft_client.resident import Resident
 
     log_to_stderr()
-    where = DeviceHome(home or default_device_home())
+    where = device_home(home)
     where.enrolment()
     device = Resident(where, ServiceCompanion(where, SystemClock(), progress=_progress()))
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,10 @@ class DeviceProfile:
     bandwidth: float
     gemm_rate: float
     flags: tuple[str, ...]
+
+    def lending(self, ram_mb: int | None) -> "DeviceProfile":
+        """The device with so many MiB of RAM for the federation; None: all that it has."""
+        return self if ram_mb is None else replace(self, total_bytes=ram_mb * _MIB, available_bytes=ram_mb * _MIB)
 
     def to_json(self) -> str:
         """One line of JSON."""

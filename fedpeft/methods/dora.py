@@ -22,8 +22,7 @@ from fedpeft.config.model import Adapter
 from fedpeft.ids import BlockId
 from fedpeft.methods.anatomy import Anatomy
 from fedpeft.methods.block import Block
-from fedpeft.methods.graft import device_of, graft_output
-from fedpeft.methods.lowrank import initial_rows, target_modules, width_of
+from fedpeft.methods.lowrank import graft_rows, width_of
 
 __all__ = ["DORA", "DoraPart", "attach_dora"]
 
@@ -91,13 +90,14 @@ def attach_dora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
     dora = adapter.dora
     if dora is None:
         return ()
-    parts: list[DoraPart] = []
-    for path, host in target_modules(anatomy, dora.targets, wanted_by="adapter.dora"):
-        width = width_of(host, "in_features")
-        rows = initial_rows("dora.A", path, rank=dora.rank, width=width, seed=seed, wanted_by="adapter.dora")
-        part = DoraPart(host, torch.from_numpy(rows).to(device_of(host)), dora.scale)
-        graft_output(host, DORA, part)
-        parts.append(part)
+    parts = graft_rows(
+        anatomy,
+        dora.targets,
+        lambda _, host, rows: DoraPart(host, rows, dora.scale),
+        method=DORA,
+        rank=dora.rank,
+        seed=seed,
+    )
     trained = tuple(parameter for part in parts for parameter in (part.B, part.delta))
     return (
         Block(block_id=BlockId("dora.A"), method=DORA, parameters=tuple(part.A for part in parts), trainable=False),

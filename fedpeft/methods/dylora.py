@@ -17,8 +17,7 @@ from fedpeft.entropy import derive_seed
 from fedpeft.ids import BlockId
 from fedpeft.methods.anatomy import Anatomy
 from fedpeft.methods.block import Block
-from fedpeft.methods.graft import device_of, graft_output
-from fedpeft.methods.lowrank import initial_rows, target_modules, width_of
+from fedpeft.methods.lowrank import graft_rows, width_of
 from fedpeft.methods.stepped import SteppedPart
 
 __all__ = ["DYLORA", "DyLoraPart", "attach_dylora"]
@@ -74,13 +73,14 @@ def attach_dylora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
     dylora = adapter.dylora
     if dylora is None:
         return ()
-    parts: list[DyLoraPart] = []
-    for path, host in target_modules(anatomy, dylora.targets, wanted_by="adapter.dylora"):
-        width = width_of(host, "in_features")
-        rows = initial_rows("dylora.A", path, rank=dylora.rank, width=width, seed=seed, wanted_by="adapter.dylora")
-        part = DyLoraPart(torch.from_numpy(rows).to(device_of(host)), width_of(host, "out_features"), dylora.scale)
-        graft_output(host, DYLORA, part)
-        parts.append(part)
+    parts = graft_rows(
+        anatomy,
+        dylora.targets,
+        lambda _, host, rows: DyLoraPart(rows, width_of(host, "out_features"), dylora.scale),
+        method=DYLORA,
+        rank=dylora.rank,
+        seed=seed,
+    )
     return (
         Block(block_id=BlockId("dylora.A"), method=DYLORA, parameters=tuple(p.A for p in parts), trainable=False),
         Block(block_id=BlockId(DYLORA), method=DYLORA, parameters=tuple(p.B for p in parts)),

@@ -24,8 +24,7 @@ from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.methods.anatomy import Anatomy
 from fedpeft.methods.block import Block
 from fedpeft.methods.blocks import LORA, carried_block, tier_block
-from fedpeft.methods.graft import device_of, graft_output
-from fedpeft.methods.lowrank import initial_rows, target_modules, width_of
+from fedpeft.methods.lowrank import graft_rows, width_of
 from fedpeft.methods.stepped import SteppedPart
 
 __all__ = ["LoraPart", "attach_lora", "scale_of", "width_of"]
@@ -138,28 +137,23 @@ def attach_lora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
     if list(tiers) != sorted(set(tiers)) or tiers[-1] != lora.rank:
         problem = Problem(where="adapter.lora.tiers", expected=f"ascending, ending in {lora.rank}", found=str(tiers))
         raise ConfigInvalid("The tiers of LoRA do not fit its rank.", problems=[problem])
-    parts: list[LoraPart] = []
-    for path, host in target_modules(anatomy, lora.targets, wanted_by="adapter.lora"):
-        rows = initial_rows(
-            "lora.A",
-            path,
-            rank=lora.rank,
-            width=width_of(host, "in_features"),
-            seed=seed,
-            wanted_by="adapter.lora",
-            gaussian=lora.init == "gaussian",
-        )
-        part = LoraPart(
-            torch.from_numpy(rows).to(device_of(host)),
+    parts = graft_rows(
+        anatomy,
+        lora.targets,
+        lambda path, host, rows: LoraPart(
+            rows,
             width_of(host, "out_features"),
             tiers,
             scale_of(lora),
             dropout=lora.dropout,
             path=path,
             carried_rank=lora.carried_rank,
-        )
-        graft_output(host, LORA, part)
-        parts.append(part)
+        ),
+        method=LORA,
+        rank=lora.rank,
+        seed=seed,
+        gaussian=lora.init == "gaussian",
+    )
     first = [
         Block(
             block_id=tier_block("A", tier),

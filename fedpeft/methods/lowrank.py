@@ -1,17 +1,22 @@
-"""What the low-rank methods share: which matrices they take, and the rows that a frozen A begins with."""
+"""What the low-rank methods share: which matrices they take, the rows that A begins with, and the grafting."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fedpeft.config.section import TargetName
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.methods.anatomy import Anatomy
+from fedpeft.methods.graft import device_of, graft_output
 
-__all__ = ["initial_rows", "target_modules", "width_of"]
+__all__ = ["graft_rows", "initial_rows", "target_modules", "width_of"]
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 def target_modules(
@@ -60,3 +65,38 @@ def initial_rows(
         return np.asarray(rows / np.sqrt(width), np.float32)
     basis, triangle = np.linalg.qr(rows.T)  # (width, r): float64, so that float32 hides what LAPACKs differ in
     return np.asarray((basis * np.sign(np.diag(triangle))).T, np.float32, order="C")
+
+
+def graft_rows(
+    anatomy: Anatomy,
+    targets: tuple[TargetName, ...],
+    make: Callable[[str, nn.Module, Tensor], Part],
+    *,
+    method: str,
+    rank: int,
+    seed: int,
+    pooled: int = 1,
+    gaussian: bool = False,
+) -> list[Part]:
+    """Grafts a part with its own A on every target of the chosen layers, and returns the parts in that order.
+
+    Args:
+        make: the part, of a matrix's path, its module and its A, (rank, d_in / pooled).
+        method: the part's name, which is the section's too.
+        pooled: neighbouring inputs that A reads as one.
+        gaussian: see ``initial_rows``.
+
+    Raises:
+        ConfigInvalid: the model lacks a target, or there are not so many orthogonal rows.
+    """
+    section = f"adapter.{method}"
+    parts: list[Part] = []
+    for path, host in target_modules(anatomy, targets, wanted_by=section):
+        width = width_of(host, "in_features") // pooled
+        rows = initial_rows(
+            f"{method}.A", path, rank=rank, width=width, seed=seed, wanted_by=section, gaussian=gaussian
+        )
+        part = make(path, host, torch.from_numpy(rows).to(device_of(host)))
+        graft_output(host, method, part)
+        parts.append(part)
+    return parts

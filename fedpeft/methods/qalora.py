@@ -21,8 +21,7 @@ from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.ids import BlockId
 from fedpeft.methods.anatomy import Anatomy
 from fedpeft.methods.block import Block
-from fedpeft.methods.graft import device_of, graft_output
-from fedpeft.methods.lowrank import initial_rows, target_modules, width_of
+from fedpeft.methods.lowrank import graft_rows, target_modules, width_of
 
 __all__ = ["GROUP", "QALORA", "QaLoraPart", "attach_qalora", "merge"]
 
@@ -68,17 +67,19 @@ def attach_qalora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
     qalora = adapter.qalora
     if qalora is None:
         return ()
-    parts: list[QaLoraPart] = []
     for path, host in target_modules(anatomy, qalora.targets, wanted_by="adapter.qalora"):
         width = width_of(host, "in_features")
         if width % GROUP or qalora.rank > width // GROUP:
             raise ConfigInvalid("QA-LoRA cannot be attached to this model.", problems=[_misfit(path, width)])
-        rows = initial_rows(
-            "qalora.A", path, rank=qalora.rank, width=width // GROUP, seed=seed, wanted_by="adapter.qalora"
-        )
-        part = QaLoraPart(torch.from_numpy(rows).to(device_of(host)), width_of(host, "out_features"), qalora.scale)
-        graft_output(host, QALORA, part)
-        parts.append(part)
+    parts = graft_rows(
+        anatomy,
+        qalora.targets,
+        lambda _, host, rows: QaLoraPart(rows, width_of(host, "out_features"), qalora.scale),
+        method=QALORA,
+        rank=qalora.rank,
+        seed=seed,
+        pooled=GROUP,
+    )
     return (
         Block(block_id=BlockId("qalora.A"), method=QALORA, parameters=tuple(p.A for p in parts), trainable=False),
         Block(block_id=BlockId(QALORA), method=QALORA, parameters=tuple(p.B for p in parts)),

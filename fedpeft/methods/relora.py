@@ -17,8 +17,7 @@ from torch.nn import functional
 from fedpeft.config.model import Adapter
 from fedpeft.methods.anatomy import Anatomy
 from fedpeft.methods.block import Block
-from fedpeft.methods.graft import device_of, graft_output
-from fedpeft.methods.lowrank import initial_rows, target_modules, width_of
+from fedpeft.methods.lowrank import graft_rows, width_of
 from fedpeft.methods.schedule import relora_block
 
 __all__ = ["RELORA", "ReLoraPart", "attach_relora"]
@@ -64,21 +63,14 @@ def attach_relora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
     relora = adapter.relora
     if relora is None:
         return ()
-    parts: list[ReLoraPart] = []
-    for path, host in target_modules(anatomy, relora.targets, wanted_by="adapter.relora"):
-        rows = initial_rows(
-            "relora.A",
-            path,
-            rank=relora.rank * relora.cycles,
-            width=width_of(host, "in_features"),
-            seed=seed,
-            wanted_by="adapter.relora",
-        )
-        part = ReLoraPart(
-            torch.from_numpy(rows).to(device_of(host)), width_of(host, "out_features"), relora.cycles, relora.scale
-        )
-        graft_output(host, RELORA, part)
-        parts.append(part)
+    parts = graft_rows(
+        anatomy,
+        relora.targets,
+        lambda _, host, rows: ReLoraPart(rows, width_of(host, "out_features"), relora.cycles, relora.scale),
+        method=RELORA,
+        rank=relora.rank * relora.cycles,
+        seed=seed,
+    )
     return tuple(
         Block(
             block_id=relora_block(factor, cycle),

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fedpeft.privacy.calibration import least_noise
 from fedpeft.privacy.discrete_gaussian import RELATIVE_ERROR
 
 __all__ = ["ACCOUNTANT", "Budget", "Release", "calibrate", "epsilon"]
@@ -107,18 +108,10 @@ def calibrate(budget: Budget, rounds: int, release: Callable[[float], Release]) 
     def fits(z: float) -> bool:
         return epsilon([(release(z), rounds)], budget.delta) <= budget.epsilon
 
-    high = 0.01
-    while not fits(high):
-        high *= 2
-        if high > MAX_NOISE_MULTIPLIER:
-            raise ValueError(
-                f"Expected epsilon={budget.epsilon:g} at delta={budget.delta:g} over {rounds} rounds to be reachable, "
-                f"found none with a noise multiplier up to {MAX_NOISE_MULTIPLIER:g}; allow a larger epsilon."
-            )
-    low = high / 2
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    digits = 3 - math.floor(math.log10(high))
-    rounded = math.ceil(high * 10**digits) / 10**digits
-    return rounded if fits(rounded) else high
+    found = least_noise(fits, start=0.01, limit=MAX_NOISE_MULTIPLIER, digits=4)
+    if found is None:
+        raise ValueError(
+            f"Expected epsilon={budget.epsilon:g} at delta={budget.delta:g} over {rounds} rounds to be reachable, "
+            f"found none with a noise multiplier up to {MAX_NOISE_MULTIPLIER:g}; allow a larger epsilon."
+        )
+    return found

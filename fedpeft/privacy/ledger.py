@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from fedpeft.errors import BudgetExhausted, IntegrityFailed, ResourceMissing
-from fedpeft.files import sync, write_file
+from fedpeft.files import append_whole, sync, write_file
 from fedpeft.privacy.accountant import Budget, Release
 from fedpeft.privacy.composition import Charge, total_epsilon
 from fedpeft.privacy.sampled_gaussian import SampledRelease
@@ -118,7 +118,7 @@ class PrivacyLedger:
             )
         entry = Entry(label=label, release=release)
         line = _line(len(self._entries) + 1, self._head, entry)
-        self._append(line)
+        append_whole(self._descriptor, line)
         self._entries.append(entry)
         self._head = _digest(line)
         write_file(self.witness, f"{len(self._entries)} {self._head}\n".encode())
@@ -134,18 +134,6 @@ class PrivacyLedger:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _append(self, line: bytes) -> None:
-        """The whole line and fsync, or nothing."""
-        start = os.fstat(self._descriptor).st_size
-        try:
-            written = 0
-            while written < len(line):  # a full disk writes a part, and raises the next time
-                written += os.write(self._descriptor, line[written:])
-            os.fsync(self._descriptor)
-        except OSError:
-            os.ftruncate(self._descriptor, start)
-            raise
 
     def _load(self) -> tuple[list[Entry], str]:
         payload = self.path.read_bytes()

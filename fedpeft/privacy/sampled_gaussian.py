@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fedpeft.privacy.calibration import least_noise
 from fedpeft.privacy.discrete_gaussian import RELATIVE_ERROR
 
 __all__ = ["NOISE_STEPS", "SAMPLED_ACCOUNTANT", "SampledRelease", "calibrate_sampled", "sampled_epsilon"]
@@ -100,21 +101,13 @@ def calibrate_sampled(epsilon: float, delta: float, release: Callable[[float], S
     def fits(z: float) -> bool:
         return sampled_epsilon([(release(z), 1)], delta) <= epsilon
 
-    high = 0.25
-    while not fits(high):
-        high *= 2
-        if high > MAX_NOISE_MULTIPLIER:
-            raise ValueError(
-                f"Expected epsilon={epsilon:g} at delta={delta:g} to be reachable, found none with a noise multiplier "
-                f"up to {MAX_NOISE_MULTIPLIER:g}; allow a larger epsilon."
-            )
-    low = high / 2
-    while high / low > 1.0005:
-        middle = (low + high) / 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    digits = 2 - math.floor(math.log10(high))
-    rounded = math.ceil(high * 10**digits) / 10**digits
-    return rounded if fits(rounded) else high
+    found = least_noise(fits, start=0.25, limit=MAX_NOISE_MULTIPLIER, digits=3)
+    if found is None:
+        raise ValueError(
+            f"Expected epsilon={epsilon:g} at delta={delta:g} to be reachable, found none with a noise multiplier "
+            f"up to {MAX_NOISE_MULTIPLIER:g}; allow a larger epsilon."
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,29 +18,13 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.config.check_private import expect_proved
 from fedpeft.entropy import Entropy
-from fedpeft.errors import (
-    BudgetExhausted,
-    ConfigInvalid,
-    DataInvalid,
-    FedpeftError,
-    IntegrityFailed,
-    PolicyRefused,
-    ResourceMissing,
-    SpecMismatch,
-)
+from fedpeft.errors import BudgetExhausted, ConfigInvalid, FedpeftError, PolicyRefused, SpecMismatch
 from fedpeft.ids import BlockId, RoundId
 from fedpeft.privacy import Mechanism, PrivacyLedger, SampledRelease
 from fedpeft.round.contribution import inputs_of
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
-from fedpeft.round.local import (
-    DeviceStore,
-    HeldBlocks,
-    Identity,
-    NotFinite,
-    OpenRound,
-    SumSession,
-    Trainer,
-)
+from fedpeft.round.failures import failure_of
+from fedpeft.round.local import DeviceStore, HeldBlocks, Identity, OpenRound, SumSession, Trainer
 from fedpeft.round.messages import BlockPayload, Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
 from fedpeft.round.metrics import METRICS, OWNER_WEIGHTS, in_bucket
 from fedpeft.round.plan import LearningPlan
@@ -124,7 +108,7 @@ class Device:
         try:
             return self._take_part(request, opened)
         except (FedpeftError, MemoryError) as error:
-            return _failure(error)
+            return failure_of(error)
 
     def _take_part(self, request: FitRequest, opened: OpenRound | None) -> Ready | Failure:
         plan = LearningPlan.from_json(request.learning)
@@ -266,32 +250,6 @@ def _opened(terms: secagg.RoundSpec) -> OpenRound:
         attempt=terms.attempt,
         noise=mechanism(terms),
     )
-
-
-def _failure(error: FedpeftError | MemoryError) -> Failure:
-    """Why this device takes no part, in words that say nothing about its examples.
-
-    Raises:
-        FedpeftError: as it came, when no reason stands for it.
-    """
-    match error:
-        case NotFinite():
-            return Failure(reason=FailureReason.NOT_FINITE, detail=str(error))
-        case BudgetExhausted():
-            return Failure(reason=FailureReason.BUDGET_SPENT, detail=str(error))
-        case PolicyRefused():
-            return Failure(reason=FailureReason.POLICY_REFUSED, detail=str(error))
-        case ResourceMissing():
-            return Failure(reason=FailureReason.BASE_MISSING, detail=str(error))
-        case IntegrityFailed() | ConfigInvalid():
-            return Failure(reason=FailureReason.PLAN_REFUSED, detail=str(error))
-        case DataInvalid():  # its text may quote examples
-            detail = "the examples of this device do not fit the task; run `fedpeft data check` there"
-            return Failure(reason=FailureReason.NO_EXAMPLES, detail=detail)
-        case MemoryError():
-            return Failure(reason=FailureReason.OUT_OF_MEMORY, detail="training ran out of memory on this device")
-        case _:
-            raise error
 
 
 def _work(request: FitRequest) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from fedpeft.clock import Clock
 from fedpeft.errors import IntegrityFailed
-from fedpeft.files import PRIVATE, sync
+from fedpeft.files import PRIVATE, append_whole, sync
 
 __all__ = ["AuditEvent", "AuditLog", "AuditRecord"]
 
@@ -127,11 +127,7 @@ class AuditLog:
                 previous=last.digest if last else GENESIS,
             )
             os.ftruncate(descriptor, start)  # what a crash tore off in the middle of a line was never answered for
-            payload = record.line().encode() + b"\n"
-            if os.pwrite(descriptor, payload, start) != len(payload):
-                os.ftruncate(descriptor, start)
-                raise OSError(28, "No space left on device", str(self._path))
-            os.fsync(descriptor)
+            append_whole(descriptor, record.line().encode() + b"\n")
         if start == 0:
             sync(self._path.parent)
         return record

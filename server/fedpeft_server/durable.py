@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedpeft.errors import IntegrityFailed
-from fedpeft.files import sync, write_file
+from fedpeft.files import append_whole, sync, write_file
 
 __all__ = ["Journal", "publish_folder", "recover_folder", "remove_folder", "write_folder"]
 
@@ -82,20 +82,10 @@ class Journal:
             line: one JSON object without a newline.
             durable: whether to return only once it is on the disk.
         """
-        payload = line.encode() + b"\n"
         with self.path.open("ab", buffering=0) as file:
-            start = file.tell()
-            try:
-                # Safe: an unbuffered write may be short (a full disk); the second then raises, and we take it back.
-                written = file.write(payload)
-                while written < len(payload):
-                    written += file.write(payload[written:])
-                if durable:
-                    os.fsync(file.fileno())
-            except OSError:
-                os.ftruncate(file.fileno(), start)
-                raise
-        if durable and start == 0:
+            first = file.tell() == 0
+            append_whole(file.fileno(), line.encode() + b"\n", durable=durable)
+        if durable and first:
             sync(self.path.parent)
 
     def lines(self) -> tuple[str, ...]:

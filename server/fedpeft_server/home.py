@@ -39,7 +39,6 @@ class Settings:
         fleet_port: HTTPS gate in front of Flower's Fleet routes; public.
         service_port: gRPC with the device's certificate: base, wake-ups, renewal; public.
         enrol_port: gRPC without one: enrolment alone; public.
-        superlink_port: Flower's SuperLink; loopback only, always.
         metrics_port: /metrics, /livez, /readyz; loopback only.
     """
 
@@ -48,7 +47,6 @@ class Settings:
     fleet_port: int = 8443
     service_port: int = 8444
     enrol_port: int = 8445
-    superlink_port: int = 8446
     metrics_port: int = 8447
 
     def __post_init__(self) -> None:
@@ -61,7 +59,7 @@ class Settings:
 
     def ports(self) -> tuple[int, ...]:
         """Fleet, service, enrolment, SuperLink, metrics."""
-        return (self.fleet_port, self.service_port, self.enrol_port, self.superlink_port, self.metrics_port)
+        return (self.fleet_port, self.service_port, self.enrol_port, self.metrics_port)
 
     def to_json(self) -> str:
         """For people to read and to edit."""

@@ -12,13 +12,11 @@ from fedpeft.config.derived import invited_devices
 from fedpeft.config.model import Device
 from fedpeft.device import REFERENCE, BaseShape, Limits, Menu, Plan, Workload, menu_of, plan, shape_of
 from fedpeft.errors import ConfigInvalid
-from fedpeft_client.examples import CACHE_BYTES
+from fedpeft_client.examples import cacheable_examples
 from fedpeft_client.trainer import Capacity
 from fedpeft_sim.population import Client, Population
 
 __all__ = ["plan_devices"]
-
-MIB = 2**20
 
 
 def plan_devices(population: Population, artifact: BaseArtifact) -> Population:
@@ -37,7 +35,7 @@ def plan_devices(population: Population, artifact: BaseArtifact) -> Population:
         if device.methods == "auto" and members:
             plans[device] = _plan(config, shape, device, members, index, cohort=len(population.clients))
     clients = tuple(
-        replace(client, capacity=_capacity(plans[client.device])) if client.device in plans else client
+        replace(client, capacity=Capacity.of(plans[client.device])) if client.device in plans else client
         for client in population.clients
     )
     sentences = {client.name: plans[client.device].sentence for client in clients if client.device in plans}
@@ -48,7 +46,6 @@ def _plan(
     config: RunConfig, shape: BaseShape, device: Device, members: list[Client], index: int, *, cohort: int
 ) -> Plan:
     length = config.task.max_length
-    cacheable = CACHE_BYTES // (4 * length * shape.hidden)
     held_out = max(len(client.held_out) for client in members)
     like = Workload(
         adapter=config.adapter,
@@ -59,11 +56,9 @@ def _plan(
         length=length,
         local_steps=config.train.local_steps,
         eval_examples=min(held_out, config.rounds.eval_examples or held_out),
-        cached_examples=min(cacheable, max(len(client.train) for client in members)),
+        cached_examples=min(cacheable_examples(length, shape.hidden), max(len(client.train) for client in members)),
     )
-    profile = REFERENCE
-    if device.ram_mb is not None:
-        profile = replace(profile, total_bytes=device.ram_mb * MIB, available_bytes=device.ram_mb * MIB)
+    profile = REFERENCE.lending(device.ram_mb)
     limits = Limits(
         uplink_bits_s=None if device.uplink_mbit is None else device.uplink_mbit * 1e6,
         fit_deadline_s=config.rounds.fit_deadline_s,
@@ -80,8 +75,3 @@ def _plan(
     except ConfigInvalid as refused:
         problems = [replace(problem, where=f"device[{index}]") for problem in refused.problems]
         raise ConfigInvalid('No method fits a device with methods = "auto".', problems=problems) from refused
-
-
-def _capacity(chosen: Plan) -> Capacity:
-    workload = chosen.workload
-    return Capacity(methods=workload.methods, rank=workload.rank, head=workload.head)

@@ -69,8 +69,8 @@ def start_coordinator(path: Path, clock: Clock | None = None) -> Coordinator:
     """A new coordinator that serves."""
     clock = clock or SystemClock()
     home = CoordinatorHome(path)
-    names = ("fleet_port", "service_port", "enrol_port", "superlink_port", "metrics_port")
-    settings = Settings(hosts=("127.0.0.1",), bind="127.0.0.1", **dict(zip(names, free_ports(5), strict=True)))
+    names = ("fleet_port", "service_port", "enrol_port", "metrics_port")
+    settings = Settings(hosts=("127.0.0.1",), bind="127.0.0.1", **dict(zip(names, free_ports(4), strict=True)))
     initialise(home, settings, clock=clock, entropy=os_entropy)
     registry, audit, board = Registry(home.registry), AuditLog(home.audit, clock), WakeBoard()
     admission = Admission(home, registry, audit, clock)

@@ -45,8 +45,7 @@ class Bench:
         self.home.pki.mkdir()
         self.home.identity_seed.write_bytes(self.fleet.coordinator.secret_bytes())
         self.home.settings_file.write_text(
-            '{"hosts": ["h"], "bind": "::1", "fleet_port": 1, "service_port": 2, "enrol_port": 3, '
-            '"superlink_port": 4, "metrics_port": 5}'
+            '{"hosts": ["h"], "bind": "::1", "fleet_port": 1, "service_port": 2, "enrol_port": 3, "metrics_port": 5}'
         )
         self.registry, self.queue = Registry(self.home.registry), Queue(self.path / "queue")
         nodes = {name.encode(): node for node, name in self.fleet.names.items()}

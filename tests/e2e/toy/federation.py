@@ -32,7 +32,7 @@ from fedpeft_server.registry import Registry
 from fedpeft_server.tokens import Tokens
 
 TOY = Path(__file__).parent
-PORTS = ("fleet_port", "service_port", "enrol_port", "superlink_port", "metrics_port")
+PORTS = ("fleet_port", "service_port", "enrol_port", "metrics_port")
 RUN = """
 [run]
 name = "toy"
