@@ -1,6 +1,6 @@
 """A client's examples as its trainer needs them: encoded once a task, with the caches of their activations.
 
-They are private: they stay in this process's memory and go with it.
+They are private: they stay in this process and in a nameless file of its own, and go with it.
 """
 
 import threading
@@ -13,18 +13,14 @@ from fedpeft.round.plan import LearningPlan
 from fedpeft.tuning import ActivationCache
 from fedpeft_client.bench import Bench
 
-__all__ = ["CACHE_BYTES", "Examples", "Prepared", "batch_seed", "cacheable_examples"]
+__all__ = ["Examples", "Prepared", "batch_seed", "cacheable_examples"]
 
-CACHE_BYTES = 64 * 2**20
+MIB = 2**20
 
 
-def cacheable_examples(length: int, hidden: int) -> int:
+def cacheable_examples(length: int, hidden: int, cache_mb: int) -> int:
     """How many examples of so many tokens a cache of float32 activations holds."""
-    return CACHE_BYTES // (4 * length * hidden)
-
-
-"""Bound of the activation cache of one data set, so that a dozen virtual clients fit a small machine; what does not
-fit is computed anew."""
+    return cache_mb * MIB // (4 * length * hidden)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +47,11 @@ class Examples:
         name: the client's; with the run's seed it determines the order of its batches.
         bench: whose tokenizer encodes them.
         train, held_out: its records.
+        cache_mb: disk for the activations of each of the two, MiB; what does not fit is computed anew.
     """
 
-    def __init__(self, name: str, *, bench: Bench, train: Records, held_out: Records) -> None:
-        self._name, self._bench = name, bench
+    def __init__(self, name: str, *, bench: Bench, train: Records, held_out: Records, cache_mb: int) -> None:
+        self._name, self._bench, self._cache_bytes = name, bench, cache_mb * MIB
         self._train, self._held_out = train, held_out
         self._prepared: tuple[str, Prepared] | None = None
         self._lock = threading.Lock()
@@ -82,9 +79,9 @@ class Examples:
                 train,
                 batch_size=plan.train.batch_size,
                 seed=batch_seed(plan.seed, self._name),
-                max_bytes=CACHE_BYTES,
+                max_bytes=self._cache_bytes,
             ),
-            eval_cache=ActivationCache.for_evaluation(held_out, batch_size=batch, max_bytes=CACHE_BYTES),
+            eval_cache=ActivationCache.for_evaluation(held_out, batch_size=batch, max_bytes=self._cache_bytes),
             eval_batch=batch,
         )
 

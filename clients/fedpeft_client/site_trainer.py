@@ -41,7 +41,7 @@ class SiteTrainer:
     ) -> None:
         self._device, self._site, self._bases, self._clock = device, site, bases, clock
         self._memory = memory
-        self._bench = Bench(bases)
+        self._bench = Bench(bases, residency=site.limits.residency)
         self._trainer: tuple[str, TorchTrainer] | None = None
 
     @property
@@ -84,9 +84,16 @@ class SiteTrainer:
         # As in the simulation: the run's seed decides the split, so a device has the same one in every round.
         train, held_out = split_holdout(records, data.holdout, derive_seed(plan.seed, "holdout"))
         capacity = self._capacity(plan, held_out=len(held_out), train=len(train))
-        examples = Examples(self._device, bench=self._bench, train=train, held_out=held_out)
+        examples = Examples(
+            self._device, bench=self._bench, train=train, held_out=held_out, cache_mb=self._site.limits.cache_mb
+        )
         return TorchTrainer(
-            device=self._device, capacity=capacity, bench=self._bench, examples=examples, memory=self._memory
+            device=self._device,
+            capacity=capacity,
+            bench=self._bench,
+            examples=examples,
+            performance=self._site.limits.performance,
+            memory=self._memory,
         )
 
     def _capacity(self, run: LearningPlan, *, held_out: int, train: int) -> Capacity:
@@ -106,7 +113,7 @@ class SiteTrainer:
             length=run.task.max_length,
             local_steps=run.train.local_steps,
             eval_examples=min(held_out, rounds.eval_examples),
-            cached_examples=min(cacheable_examples(run.task.max_length, shape.hidden), train),
+            cached_examples=min(cacheable_examples(run.task.max_length, shape.hidden, limits.cache_mb), train),
         )
         profile = probe().lending(limits.ram_mb)
         workloads = tuple(

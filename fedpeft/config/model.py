@@ -257,6 +257,13 @@ class Performance(Section):
     checkpointing: bool = Field(
         default=False, description="Compute layers again in the backward pass: less memory, a third more time."
     )
+    cache_mb: int = Field(
+        default=1024,
+        ge=0,
+        le=2**20,
+        description="MiB of disk, where TMPDIR says, for each data set's activations below the adapted layers; "
+        "0: computed anew in every step.",
+    )
     workers: int = Field(default=0, ge=0, le=1024, description="Virtual clients at once; 0: one a core.")
 
 

@@ -95,7 +95,8 @@ class Estimate:
     """Predicted cost of one workload.
 
     Args:
-        process_bytes, base_bytes, adapter_bytes, activation_bytes, cache_bytes: parts of the peak.
+        process_bytes, base_bytes, adapter_bytes, activation_bytes: parts of the peak.
+        cache_bytes: on the disk: activations below the adapted layers.
         step_s: one training step on one core.
         round_s: a round's evaluation and training.
         trained: coordinates that are trained.
@@ -116,7 +117,7 @@ class Estimate:
     @property
     def peak_bytes(self) -> int:
         """Highest resident memory of the process."""
-        return self.process_bytes + self.base_bytes + self.adapter_bytes + self.activation_bytes + self.cache_bytes
+        return self.process_bytes + self.base_bytes + self.adapter_bytes + self.activation_bytes
 
 
 def estimate(
@@ -170,7 +171,7 @@ def calibrate(shape: BaseShape, workload: Workload, profile: DeviceProfile, meas
     """
     known = estimate(shape, workload, profile)
     process = measured.loaded_bytes - known.base_bytes
-    grown = measured.peak_bytes - measured.loaded_bytes - known.cache_bytes
+    grown = measured.peak_bytes - measured.loaded_bytes
     return Calibration(
         process_bytes=max(64 * MIB, process),
         activation_factor=min(1.5, max(2 / 3, max(0, grown) / known.activation_bytes)) ** 0.5,

@@ -93,7 +93,10 @@ def plan(profile: DeviceProfile, limits: Limits, menu: Menu) -> Plan:
     Raises:
         ConfigInvalid: none fits; says what the cheapest one would need.
     """
-    ranked = sorted(menu.workloads, key=lambda workload: _preference(menu.shape, workload), reverse=True)
+    named = sorted(
+        menu.workloads, key=lambda workload: workload.methods
+    )  # so that ties do not hang on the menu's order
+    ranked = sorted(named, key=lambda workload: _preference(menu.shape, workload), reverse=True)
     rejected: dict[str, Rejected] = {}
     costs: list[tuple[Estimate, str]] = []
     for workload in ranked:
@@ -179,6 +182,7 @@ def _preference(shape: BaseShape, workload: Workload) -> tuple[int, ...]:
         len(workload.methods),
         int(workload.head),
         layers,
+        len(_programs(workload)),
         workload.batch_size,
         int(workload.cached_examples > 0),
         int(workload.residency == "dense"),
@@ -232,9 +236,12 @@ def _sentence(
 
 def _served(workload: Workload) -> str:
     """What can run the methods that are trained, from the catalogue."""
+    return f"and {', '.join(_programs(workload)) or 'fedpeft'} can run it"
+
+
+def _programs(workload: Workload) -> list[str]:
     programs = [CATALOGUE[method].served_by for method in (*workload.methods, *(["head"] * workload.head))]
-    common = [name for name in programs[0] if all(name in others for others in programs)]
-    return f"and {', '.join(common) or 'fedpeft'} can run it"
+    return [name for name in programs[0] if all(name in others for others in programs)] if programs else []
 
 
 def _gib(size: float) -> str:

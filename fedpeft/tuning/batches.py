@@ -31,7 +31,7 @@ __all__ = [
 
 Indices = npt.NDArray[np.int64]
 EVALUATION_SEED = 0
-EVALUATION_WINDOW = 4
+EVALUATION_WINDOW = 2  # of a few examples at random, most batches of the first epoch hold some: they stay small
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

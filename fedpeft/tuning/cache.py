@@ -1,8 +1,9 @@
 """The cache of activations below the first adapted layer.
 
 With adapters in the top layers only, the hidden states that enter them never change in a run: compute each
-example's once, afterwards run the top layers alone. The cache is equivalent to the raw data: it lives in
-the device's memory and dies with the run.
+example's once, afterwards run the top layers alone. The cache is equivalent to the raw data: it lies in a
+file without a name on the device's own disk (``Spill``) and is gone with the run. Not in memory: it is larger than
+the model, and a step reads so little of it that the disk costs nothing.
 
 Invariant: what an example's cached activation is does not depend on the order in which examples were asked
 for. GEMMs round differently in batches of different shape, so an example is always computed in its home
@@ -15,11 +16,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.tuning.batches import Batch, BatchStream, Indices, collate, evaluation_stream, lengths_of, training_stream
+from fedpeft.tuning.spill import Spill
 from fedpeft.tuning.stages import Stages
 
 __all__ = ["ActivationCache", "HiddenSource", "JoinedCaches", "logits_of"]
@@ -39,9 +40,6 @@ class HiddenSource(Protocol):
 class ActivationCache:
     """Cached activations of one data set under one base model and one cut.
 
-    They lie in one block of memory that is reserved at the first use and touched as it fills: many small
-    tensors between the short-lived ones of training would leave the heap twice as large as what it holds.
-
     Args:
         examples: the data set.
         stream: whose epoch 0 says each example's home batch.
@@ -58,7 +56,7 @@ class ActivationCache:
             self._home_of[indices] = home
         self._filled = np.zeros(len(examples), np.bool_)
         self._place = np.full(len(examples), _NOT_KEPT, np.int64)
-        self._kept: Tensor | None = None
+        self._kept: Spill | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -74,7 +72,7 @@ class ActivationCache:
     @property
     def size_bytes(self) -> int:
         """What the kept activations take now."""
-        width = 0 if self._kept is None else self._kept.shape[1]
+        width = 0 if self._kept is None else self._kept.width
         return int(self._lengths[self._filled].sum()) * width * _BYTES_A_VALUE
 
     def __len__(self) -> int:
@@ -83,16 +81,22 @@ class ActivationCache:
 
     def hidden(self, stages: Stages, batch: Batch) -> Tensor:
         """See ``HiddenSource``; for batches of this data set."""
-        return nn.utils.rnn.pad_sequence(self.rows(stages, batch.indices), batch_first=True)
+        return _padded(self.rows(stages, batch.indices), stages)
 
     def rows(self, stages: Stages, indices: Indices) -> list[Tensor]:
-        """The input of layer ``stages.first_layer`` for each of these examples, (its tokens, hidden_size)."""
+        """The input of layer ``stages.first_layer`` for each of these examples, (its tokens, hidden_size).
+
+        Raises:
+            ResourceMissing: the disk has no room for what is to be kept.
+        """
         kept = self._fill(stages, indices)
         passing = indices[self._place[indices] == _NOT_KEPT]
         fresh = self._compute(stages, passing) if len(passing) else {}
-        return [fresh[i] if i in fresh else kept[self._span(i)] for i in map(int, indices)]
+        return [
+            fresh[i] if i in fresh else kept.read(int(self._place[i]), int(self._lengths[i])) for i in map(int, indices)
+        ]
 
-    def _fill(self, stages: Stages, indices: Indices) -> Tensor:
+    def _fill(self, stages: Stages, indices: Indices) -> Spill:
         """Computes what is to be kept of these and is not yet; several threads may ask at once."""
         with self._lock:
             if self._kept is None:
@@ -100,25 +104,22 @@ class ActivationCache:
             missing = indices[~self._filled[indices]]
             for home in np.unique(self._home_of[missing[self._place[missing] != _NOT_KEPT]]):
                 for i, row in self._compute(stages, self._homes[home]).items():
-                    self._kept[self._span(i)] = row
+                    self._kept.write(int(self._place[i]), row)
                 self._filled[self._homes[home]] = True
             return self._kept
 
-    def _span(self, i: int) -> slice:
-        return slice(int(self._place[i]), int(self._place[i] + self._lengths[i]))
-
-    def _reserve(self, stages: Stages) -> Tensor:
+    def _reserve(self, stages: Stages) -> Spill:
         """Decides which home batches are kept: the first that fit."""
         token_bytes = stages.hidden_size * _BYTES_A_VALUE
         sizes = np.array([int(self._lengths[home].sum()) for home in self._homes])
         fitting = int(np.searchsorted(np.cumsum(sizes) * token_bytes, self.max_bytes, side="right"))
         order = np.concatenate([np.empty(0, np.int64), *self._homes[:fitting]])
         self._place[order] = np.cumsum(self._lengths[order]) - self._lengths[order]
-        return torch.empty(int(self._lengths[order].sum()), stages.hidden_size, device=stages.device)
+        return Spill(int(self._lengths[order].sum()), stages.hidden_size)
 
     def _compute(self, stages: Stages, indices: Indices) -> dict[int, Tensor]:
         batch = collate(self._examples, indices, pad_id=stages.pad_id, device=stages.device)
-        hidden = stages.hidden_below(batch)
+        hidden = stages.hidden_below(batch).cpu()
         return {int(i): hidden[line, : self._lengths[i]] for line, i in enumerate(indices)}
 
 
@@ -141,7 +142,12 @@ class JoinedCaches:
             chosen = batch.indices[part_of == part]
             found = self._parts[part].rows(stages, chosen - self._starts[part])
             rows.update(zip(map(int, chosen), found, strict=True))
-        return nn.utils.rnn.pad_sequence([rows[int(i)] for i in batch.indices], batch_first=True)
+        return _padded([rows[int(i)] for i in batch.indices], stages)
+
+
+def _padded(rows: list[Tensor], stages: Stages) -> Tensor:
+    """(b, s, hidden_size), 0 after the end of each row."""
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(stages.device)
 
 
 def logits_of(stages: Stages, batch: Batch, cache: HiddenSource | None) -> tuple[Tensor, Tensor]:

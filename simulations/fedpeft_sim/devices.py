@@ -131,8 +131,9 @@ class VirtualDevices:
 
 def examples_of(population: Population, bench: Bench) -> dict[str, Examples]:
     """Every client's examples, by name."""
+    cache_mb = population.config.performance.cache_mb
     return {
-        client.name: Examples(client.name, bench=bench, train=client.train, held_out=client.held_out)
+        client.name: Examples(client.name, bench=bench, train=client.train, held_out=client.held_out, cache_mb=cache_mb)
         for client in population.clients
     }
 

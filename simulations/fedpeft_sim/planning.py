@@ -56,7 +56,10 @@ def _plan(
         length=length,
         local_steps=config.train.local_steps,
         eval_examples=min(held_out, config.rounds.eval_examples or held_out),
-        cached_examples=min(cacheable_examples(length, shape.hidden), max(len(client.train) for client in members)),
+        cached_examples=min(
+            cacheable_examples(length, shape.hidden, config.performance.cache_mb),
+            max(len(client.train) for client in members),
+        ),
     )
     profile = REFERENCE.lending(device.ram_mb)
     limits = Limits(

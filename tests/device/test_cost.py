@@ -34,17 +34,27 @@ def test_a_lower_tier_and_a_narrower_ring_send_less():
 
 @pytest.mark.parametrize(
     "more",
-    [{"batch_size": 64}, {"length": 128}, {"residency": "dense"}, {"cached_examples": 100}, {"eval_examples": 64}],
+    [{"batch_size": 64}, {"length": 128}, {"residency": "dense"}],
 )
 def test_memory_grows_with_every_thing_that_takes_some(more):
     less = replace(WORK, residency="quantized", batch_size=8)
     assert cost(replace(less, **more)).peak_bytes > cost(less).peak_bytes
 
 
+def test_evaluating_more_at_once_than_a_step_trains_on_takes_memory():
+    assert cost(batch_size=1, eval_examples=64).peak_bytes > cost(batch_size=1, eval_examples=0).peak_bytes
+
+
 def test_the_head_alone_needs_no_backward_pass_through_layers():
     head = cost(methods=(), rank=None)
     assert head.step_s < 0.6 * cost().step_s
     assert head.activation_bytes < 0.4 * cost().activation_bytes
+
+
+def test_a_cache_takes_disk_and_no_memory():
+    with_cache = cost(cached_examples=100)
+    assert with_cache.cache_bytes > 0
+    assert with_cache.peak_bytes == cost().peak_bytes
 
 
 def test_a_cache_saves_the_layers_below():

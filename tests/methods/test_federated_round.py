@@ -74,7 +74,7 @@ def test_the_sum_of_a_real_round_is_the_mean_by_hand(method, build_model, bases)
     trainers = {}
     for name in NAMES:
         rows = records(name, causal)
-        examples = Examples(name, bench=bench, train=rows, held_out=rows)
+        examples = Examples(name, bench=bench, train=rows, held_out=rows, cache_mb=64)
         capacity = Capacity(methods=(method,))
         trainers[name] = TorchTrainer(device=name, capacity=capacity, bench=bench, examples=examples)
     fleet, terms = enrol(trainers), SecureAggregation(max_abs=2.0)

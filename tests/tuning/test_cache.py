@@ -7,10 +7,12 @@ import torch
 from fedpeft.config.additive import Parallel
 from fedpeft.config.model import Adapter, Bottleneck, Ia3, LayerNorm, Lora
 from fedpeft.data import EncodedDataset
+from fedpeft.errors import ResourceMissing
 from fedpeft.methods import attach
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
 from fedpeft.tuning import ActivationCache, JoinedCaches, LocalPlan, evaluate, train
 from fedpeft.tuning.batches import collate
+from fedpeft.tuning.spill import Spill
 from fedpeft.tuning.stages import Stages
 
 pytestmark = pytest.mark.torch
@@ -127,3 +129,31 @@ def test_with_adapters_in_every_layer_a_cache_has_no_effect():
         train(union, examples, plan_for(union), seed=0, cache=cache)
         results.append(union.state().digests)
     assert results[0] == results[1]
+
+
+def test_the_cache_lies_on_the_disk_and_leaves_nothing_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    union, examples = attach(tiny_bert(), ADAPTER, seed=0), class_examples(40)
+    cache = training_cache(examples)
+    train(union, examples, plan_for(union), seed=0, cache=cache)
+    assert cache.size_bytes > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_is_found_before_anything_is_computed(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    union, examples = attach(tiny_bert(), ADAPTER, seed=0), class_examples(40)
+    with pytest.raises(ResourceMissing, match="cache_mb"):
+        train(union, examples, plan_for(union), seed=0, cache=training_cache(examples))
+
+
+def test_a_spill_gives_back_what_was_put_at_each_row_and_nothing_beyond_its_end():
+    spill, rows = Spill(5, 3), torch.arange(12.0).reshape(4, 3)
+    spill.write(1, rows)
+    assert torch.equal(spill.read(2, 3), rows[1:])
+    assert torch.equal(spill.read(0, 1), torch.zeros(1, 3))
+    with pytest.raises(EOFError):
+        spill.read(4, 2)
