@@ -95,7 +95,7 @@ def plan(profile: DeviceProfile, limits: Limits, menu: Menu) -> Plan:
     """
     named = sorted(
         menu.workloads, key=lambda workload: workload.methods
-    )  # so that ties do not hang on the menu's order
+    )  # ties must not hang on the menu
     ranked = sorted(named, key=lambda workload: _preference(menu.shape, workload), reverse=True)
     rejected: dict[str, Rejected] = {}
     costs: list[tuple[Estimate, str]] = []
