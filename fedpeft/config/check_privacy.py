@@ -9,7 +9,10 @@ from fedpeft.config import derived
 from fedpeft.config.finding import Finding
 from fedpeft.config.model import Privacy, RunConfig
 
-__all__ = ["privacy_findings"]
+__all__ = ["MEASURING_METHODS", "privacy_findings"]
+
+MEASURING_METHODS = frozenset({"adalora", "diffpruning", "dylora", "fish"})
+"""Their parts keep scores, masks or draws between steps (``fedpeft.methods.stepped``)."""
 
 
 def privacy_findings(config: RunConfig) -> Iterator[Finding]:
@@ -65,6 +68,16 @@ def _example(config: RunConfig) -> Iterator[Finding]:
             expected='no colluders under privacy.unit = "example": each device adds all the noise for its own examples',
             found=str(privacy.colluders),
         )
+    for method in sorted(MEASURING_METHODS):
+        if getattr(config.adapter, method) is not None:
+            yield Finding(
+                key=f"adapter.{method}",
+                reads=("privacy.unit",),
+                expected='methods that learn by gradients alone under privacy.unit = "example": what this one measures '
+                "or prunes in a step would be a release without noise",
+                found=method,
+                remedy="Take it out of the run; lora, dora, bitfit or ia3 can take its place.",
+            )
 
 
 def _budget(config: RunConfig) -> Iterator[Finding]:

@@ -93,9 +93,7 @@ def plan(profile: DeviceProfile, limits: Limits, menu: Menu) -> Plan:
     Raises:
         ConfigInvalid: none fits; says what the cheapest one would need.
     """
-    named = sorted(
-        menu.workloads, key=lambda workload: workload.methods
-    )  # ties must not hang on the menu
+    named = sorted(menu.workloads, key=lambda workload: workload.methods)  # ties must not hang on the menu
     ranked = sorted(named, key=lambda workload: _preference(menu.shape, workload), reverse=True)
     rejected: dict[str, Rejected] = {}
     costs: list[tuple[Estimate, str]] = []

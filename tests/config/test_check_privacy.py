@@ -77,3 +77,11 @@ def test_colluders_mean_nothing_to_noise_that_each_device_adds_whole() -> None:
     with pytest.raises(ConfigInvalid) as refused:
         load('privacy.unit="example"', "privacy.delta=0.0001", "privacy.colluders=2")
     assert [problem.where for problem in refused.value.problems] == ["--set privacy.colluders"]
+
+
+@pytest.mark.parametrize("method", ["adalora", "diffpruning", "dylora", "fish"])
+def test_methods_that_measure_in_a_step_are_refused_under_example_privacy(method: str) -> None:
+    changes = ('privacy.unit="example"', "privacy.delta=1e-5", f"adapter.{method}={{}}")
+    with pytest.raises(ConfigInvalid) as refused:
+        load(*changes)
+    assert [problem.where for problem in refused.value.problems] == [f"adapter.{method}"]

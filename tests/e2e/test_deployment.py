@@ -27,7 +27,7 @@ from fedpeft_client.keys import public_key
 sys.path.insert(0, str(Path(__file__).parent / "toy"))
 from federation import ToyFederation
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 NAMES = ("ward-a", "ward-b", "ward-c", "ward-d")
 
 

@@ -62,6 +62,24 @@ methods = ["lora"]
 """
 
 
+def enrol_device(coordinator: CoordinatorHome, path: Path, name: str) -> DeviceHome:
+    """Joins with a token of its own, as `fedpeft client join` does, and keeps its keys in ``path``."""
+    registry, settings = Registry(coordinator.registry), coordinator.settings()
+    token = Tokens(registry, SystemClock()).create(
+        host="localhost", enrol_port=settings.enrol_port,
+        ca_fingerprint=Authority.of_home(coordinator, SystemClock()).fingerprint,
+        ttl_s=600.0, uses=1, auto_approve=True, organisation="", entropy=os_entropy,
+    )  # fmt: skip
+    registry.close()
+    home = DeviceHome(path)
+    wishes = JoinWishes(token=token.to_text(), device=name, organisation=name, bases="", profile=REFERENCE.to_json())
+    join(
+        home, wishes, clock=SystemClock(), entropy=os_entropy, wait_s=20.0,
+        pause=threading.Event().wait, on_waiting=lambda code: None,
+    )  # fmt: skip
+    return home
+
+
 @dataclass
 class ToyFederation:
     """Use ``up`` and ``device``; ``close`` ends what still runs."""
@@ -98,23 +116,8 @@ class ToyFederation:
 
     def enrol(self, name: str) -> DeviceHome:
         """Joins with a token, as `fedpeft client join` does."""
-        registry = Registry(self.home.registry)
-        tokens = Tokens(registry, SystemClock())
-        token = tokens.create(
-            host="localhost", enrol_port=self.settings.enrol_port,
-            ca_fingerprint=Authority.of_home(self.home, SystemClock()).fingerprint,
-            ttl_s=600.0, uses=1, auto_approve=True, organisation="", entropy=os_entropy,
-        )  # fmt: skip
-        home = DeviceHome(self.path / name)
-        wishes = JoinWishes(
-            token=token.to_text(), device=name, organisation=name, bases="", profile=REFERENCE.to_json()
-        )
-        join(
-            home, wishes, clock=SystemClock(), entropy=os_entropy, wait_s=20.0,
-            pause=threading.Event().wait, on_waiting=lambda code: None,
-        )  # fmt: skip
+        home = enrol_device(self.home, self.path / name, name)
         home.site.write_text(Site(data=SiteData(source="none.jsonl")).to_toml())
-        registry.close()
         return home
 
     def device(self, name: str) -> subprocess.Popen[bytes]:

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from toy_spec import DEVICES, SPEC
+from toy_spec import DEVICES, SPEC, WIDTH
 
 from fedpeft.adapter import AdapterState
 from fedpeft.child import answer_parent
@@ -26,7 +26,7 @@ class HeldTrainer(GivenTrainer):
 
     def __init__(self, home: DeviceHome, name: str) -> None:
         place = DEVICES.index(name)
-        super().__init__(SPEC, {"lora.B.t4": one_hot(len(DEVICES), place)})
+        super().__init__(SPEC, {"lora.B.t4": one_hot(WIDTH, place)})
         self._home = home.path
 
     def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:

@@ -1,0 +1,208 @@
+"""A deployed federation, measured: a round's overhead beside stock Flower's, the base's way, memory under load.
+
+    python benchmarks/deployment.py            about ten minutes
+    python benchmarks/deployment.py --quick    four devices, three rounds, 128 MiB of base; no stock Flower
+
+Coordinator and devices are processes on loopback with the real protocol (TLS, gate, enrolment, four exchanges, secure
+sum, durable commits); training takes no time, so a round's seconds are its overhead. Stock Flower does FedAvg over an
+array of the same size in the same set-up, one exchange a round and neither TLS nor secure aggregation
+(`stock_flower.py`). The base is measured by `base_distribution.py`.
+
+Progress goes to stderr, one JSON object on the last line of stdout, kept in benchmarks/results/deployment.json.
+"""
+
+import argparse
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+for folder in (ROOT / "tests" / "e2e" / "toy", ROOT / "benchmarks"):
+    sys.path.insert(0, str(folder))
+RESULTS = ROOT / "benchmarks" / "results" / "deployment.json"
+PARAMETERS = 74_498
+"""Of the airline demo's adapter, about."""
+HEAVY = 2**19
+"""Parameters whose masked upload is 2 MiB at 32 bits."""
+IDLE_SOCKETS = 500
+
+
+def overhead(folder: Path, *, devices: int, rounds: int, parameters: int, crowd: int) -> dict[str, Any]:
+    """Rounds that train nothing, with ``crowd`` more devices that only wait."""
+    names = [f"ward-{number}" for number in range(devices)]
+    os.environ["TOY_DEVICES"], os.environ["TOY_WIDTH"] = ",".join(names), str(parameters)
+    from federation import ToyFederation
+
+    folder.mkdir()
+    federation = ToyFederation(folder)
+    waiting = None
+    try:
+        federation.up()
+        pid = federation.processes["coordinator"].pid
+        for name in names:
+            federation.enrol(name)
+            federation.device(name)
+        federation.until(lambda: federation.online() == set(names), "the devices")
+        if crowd:
+            waiting = subprocess.Popen(
+                [sys.executable, __file__, "--crowd", str(federation.home.path), str(folder), str(crowd)],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert waiting.stdout is not None
+            if waiting.stdout.readline().strip() != "ready":
+                raise SystemExit("the crowd did not connect")
+            say(f"{crowd} more devices wait")
+        idle = rss_mb(pid)
+        begun = time.monotonic()
+        job = federation.finished(federation.submit(rounds=rounds, least=devices), within_s=60.0 + 30 * rounds)
+        spent = time.monotonic() - begun
+        if job.state.value != "finished":
+            raise SystemExit(f"the run ended {job.state.value}: {job.reason}")
+        rows = federation.rows(job)[:-1]  # the last row only evaluates
+        seconds = [row["seconds"] for row in rows]
+        say(f"{devices} devices, {parameters} parameters: {', '.join(f'{one:.2f}' for one in seconds)} s")
+        found = {
+            "seconds": seconds,
+            "uploads_per_s": devices * rounds / spent,
+            "idle_mb": idle,
+            "peak_mb": peak_mb(pid),
+        }
+        if not crowd:
+            found |= hostile(federation, pid)
+        return found
+    finally:
+        if waiting is not None:
+            waiting.kill()
+            waiting.wait()
+        federation.close()
+
+
+def hostile(federation, pid: int) -> dict[str, float]:
+    """A body of 128 MiB without an end in sight, then many sockets that say nothing; what the coordinator pays."""
+    before, port = peak_mb(pid), federation.settings.fleet_port
+    trust = ssl.create_default_context(cafile=str(federation.home.ca_certificate))
+    with (
+        socket.create_connection(("localhost", port)) as plain,
+        trust.wrap_socket(plain, server_hostname="localhost") as one,
+    ):
+        sent = 0
+        try:
+            one.sendall(b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nContent-Length: 134217728\r\n\r\n")
+            while sent < 2**27:
+                sent += one.send(bytes(2**16))
+        except OSError:
+            pass  # it hung up, as it should
+    body = peak_mb(pid) - before
+    sockets = [socket.create_connection(("localhost", port)) for _ in range(IDLE_SOCKETS)]
+    time.sleep(1.0)
+    begun = time.monotonic()
+    ready = federation.ready()
+    answered = time.monotonic() - begun
+    grown = peak_mb(pid) - before
+    for one in sockets:
+        one.close()
+    say(f"hostile body: +{body:.1f} MiB for {sent / 2**20:.1f} MiB sent; {IDLE_SOCKETS} idle sockets: +{grown:.1f} MiB")
+    return {"hostile_mb": grown, "readyz_s": answered if ready else float("inf")}
+
+
+def crowd(home: Path, folder: Path, count: int) -> None:
+    """Enrols so many devices and holds their wake streams open until it is killed."""
+    from federation import enrol_device
+
+    from fedpeft_client.link import Link
+    from fedpeft_server.home import CoordinatorHome
+
+    def wait(device) -> None:
+        with Link.of_home(device) as link:
+            for _ in link.wakes():
+                opened.release()
+
+    coordinator, opened = CoordinatorHome(home), threading.Semaphore(0)
+    for number in range(count):
+        device = enrol_device(coordinator, folder / f"idle-{number}", f"idle-{number}")
+        threading.Thread(target=wait, args=(device,), daemon=True).start()
+        time.sleep(0.1)  # as many a second as one address may enrol
+    print("ready", flush=True)
+    threading.Event().wait()
+
+
+def rss_mb(pid: int) -> float:
+    """A process's resident set now, MiB."""
+    return _status(pid, "VmRSS")
+
+
+def peak_mb(pid: int) -> float:
+    """A process's largest resident set so far, MiB."""
+    return _status(pid, "VmHWM")
+
+
+def _status(pid: int, field: str) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def say(line: str) -> None:
+    """Progress, for people."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """Everything, in an empty folder."""
+    import base_distribution
+    import stock_flower
+
+    devices, rounds = (4, 3) if quick else (8, 12)
+    ours = overhead(folder / "ours", devices=devices, rounds=rounds, parameters=PARAMETERS, crowd=0)
+    found: dict[str, Any] = {
+        "round_overhead_p50_s": median(ours["seconds"]),
+        "coordinator_peak_mb": ours["peak_mb"],
+        "hostile_mb": ours["hostile_mb"],
+        "readyz_under_idle_sockets_s": ours["readyz_s"],
+        "devices": devices,
+        "parameters": PARAMETERS,
+        "rounds": {"ours": ours["seconds"]},
+    }
+    if not quick:
+        (folder / "stock").mkdir()
+        stock = stock_flower.rounds(folder / "stock", devices=devices, count=5, size=PARAMETERS)
+        say(f"stock Flower: {', '.join(f'{one:.2f}' for one in stock)} s")
+        heavy = overhead(folder / "heavy", devices=devices, rounds=10, parameters=HEAVY, crowd=200)
+        found |= {
+            "stock_flower_p50_s": median(stock),
+            "loaded_peak_mb": heavy["peak_mb"],
+            "loaded_uploads_per_s": heavy["uploads_per_s"],
+        }
+        found["rounds"] |= {"stock": stock, "loaded": heavy["seconds"]}
+    (folder / "base").mkdir()
+    return found | base_distribution.measure(folder / "base", quick=quick)
+
+
+def main() -> None:
+    """One process of the benchmark, or the whole."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--crowd", nargs=3)
+    chosen = parser.parse_args()
+    if chosen.crowd:
+        crowd(Path(chosen.crowd[0]), Path(chosen.crowd[1]), int(chosen.crowd[2]))
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(Path(folder), quick=chosen.quick)
+    if not chosen.quick:
+        RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
