@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # The CPU or the CUDA build of torch: whichever index this names wins (see README, "Choosing torch").
 TORCH ?= torch==2.13.0
-# One worker a core, one thread a worker; a file's tests stay together, they share models.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+# One worker a core, one thread a worker. A file's tests stay together, they share models; in their order, so that the
+# few slow ones of whole processes do not come last.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 

@@ -84,4 +84,5 @@ def test_methods_that_measure_in_a_step_are_refused_under_example_privacy(method
     changes = ('privacy.unit="example"', "privacy.delta=1e-5", f"adapter.{method}={{}}")
     with pytest.raises(ConfigInvalid) as refused:
         load(*changes)
-    assert [problem.where for problem in refused.value.problems] == [f"adapter.{method}"]
+    (problem,) = refused.value.problems
+    assert problem.where.endswith(f"adapter.{method}")
