@@ -53,7 +53,10 @@ __all__ = ["REFUSAL_HEADER", "Fleet", "FleetTarget"]
 REFUSAL_HEADER = "fedpeft-refusal"
 """Why the gate refuses a device: ``revoked`` is for good, ``clock`` until it is mended; the body says more."""
 RETRIED = frozenset({401, 429, 500, 502, 503, 504})
-"""Worth another, freshly signed attempt: a limit, a restart, a locked database, a repeated timestamp, a clock."""
+"""Worth another, freshly signed attempt: a limit, a restart, a repeated timestamp, a clock."""
+BROKEN = 500
+"""What Flower answers about a message of before its restart; the engine asks anew, so nothing is lost with it."""
+BROKEN_ATTEMPTS = 3
 
 HEARTBEAT_S = 20
 """Promised to the coordinator; after two of them without a sign a device counts as gone."""
@@ -127,7 +130,8 @@ class Fleet:
         answer = self._retried(
             lambda: self._client.ActivateNode(
                 ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_S)
-            )
+            ),
+            insist=True,
         )
         if answer is None:
             return
@@ -208,21 +212,26 @@ class Fleet:
                 )
                 self._retried(lambda part=part: self._client.PushObject(part))  # type: ignore[misc]
 
-    def _retried(self, call: Callable[[], T]) -> T | None:
+    def _retried(self, call: Callable[[], T], *, insist: bool = False) -> T | None:
         """The answer; None when the coordinator will not take this request, or when we are to stop.
+
+        Args:
+            call: the request.
+            insist: whether it makes sense however often Flower breaks on it.
 
         Raises:
             NotEnrolled: it will not take any.
         """
-        pause_s = 0.05
+        pause_s, broken = 0.05, 0
         while not self._stopping():
             try:
                 return call()
             except httpx.HTTPStatusError as error:
                 status = error.response.status_code
+                broken += status == BROKEN
                 if error.response.headers.get(REFUSAL_HEADER) == "revoked":
                     raise NotEnrolled(error.response.text) from error
-                if status not in RETRIED:
+                if status not in RETRIED or (broken == BROKEN_ATTEMPTS and not insist):
                     _log.warning("the coordinator answered %s to %s", status, error.request.url.path)
                     return None
                 _log.warning("the coordinator answered %s %s", status, error.response.text[:300])

@@ -3,14 +3,18 @@
 Flower's SuperLink serves Fleet, Control and Runtime on one port, and Control has no authentication: whoever reaches it
 registers keys and starts code on nodes. Here the application has no port at all (docs/adr/0004): the gate hands it the
 Fleet requests that it lets through, and the round engine works on the state directly, so neither Control nor Runtime
-can be reached from anywhere. State is Flower's SQLite database: nodes survive a restart; messages do not, because the
-engine asks anew (docs/adr/0002).
+can be reached from anywhere.
 
-Two things are added to Flower's state: a node that comes back within its heartbeat's patience is taken back at once
-(stock: refused until the patience is over), and whoever waits for replies is woken when an object arrives (stock: 3 s
-polls).
+Flower's state is its own in-memory one (docs/adr/0007): nothing in it need outlive the process. Who is enrolled is in
+the registry, what was committed in the run directory, and messages are asked anew after a restart (docs/adr/0002). A
+node's id follows from its key, so devices that stayed up go on with the id that they have.
+
+Two things are added to it: a node that comes back within its heartbeat's patience, or whose coordinator has come back,
+is taken back at once (stock: refused until the patience is over), and whoever waits for replies is woken when one has
+arrived (stock: 3 s polls).
 """
 
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,10 +28,9 @@ from flwr.common.constant import (
     NOOP_ACCOUNT_NAME,
     NOOP_FLWR_AID,
     SUPERLINK_NODE_ID,
-    Status,
 )
-from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
-from flwr.supercore.constant import NOOP_FEDERATION_ID, NodeStatus, TaskType
+from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, NodeStatus, TaskType
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -45,6 +48,7 @@ from starlette.types import ASGIApp
 from fedpeft.clock import Clock
 from fedpeft.errors import RunFailed
 from fedpeft.flower.grid import reply_of
+from fedpeft.flower.objects import FleetObjects
 from fedpeft.flower.records import to_record
 from fedpeft.ids import NodeId
 from fedpeft.round.transport import Reply, Stage
@@ -59,24 +63,24 @@ class SuperLink:
     """Flower's application and state. Close it.
 
     Args:
-        database: the SQLite file.
+        objects: a folder for large messages on their way; emptied.
         wake: told of a node that a message waits for.
 
     Attributes:
         app: Flower's ASGI application, for the gate.
     """
 
-    def __init__(self, database: Path, *, wake: Callable[[NodeId], None] = lambda node: None) -> None:
+    def __init__(self, objects: Path, *, wake: Callable[[NodeId], None] = lambda node: None) -> None:
         logging.getLogger("flwr").setLevel(logging.WARNING)
-        self.app: ASGIApp = create_app(_settings(database), SuperLinkLifespan)
-        self._state = cast("SqlLinkState", self.app.state.linkstate_factory.state())
+        self.app: ASGIApp = create_app(_settings(), SuperLinkLifespan)
+        self._state = cast("InMemoryLinkState", self.app.state.linkstate_factory.state())
+        self._objects = FleetObjects(objects)
+        self._state._object_store = self._objects
         self._wake = wake
         self._arrived = threading.Condition()
         self._arrivals = 0
         self._activations: dict[NodeId, int] = {}
         self._extend()
-        for stale in self._state.get_run_info(statuses=[Status.PENDING, Status.STARTING, Status.RUNNING]):
-            self._state.stop_run(stale.run_id)
         self._run_id, self._task_id = self._open_run()
         self._closing = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="flower-run", daemon=True)
@@ -91,15 +95,17 @@ class SuperLink:
         known = self._state.get_node_id_by_public_key(public_key)
         if known is not None:
             return NodeId(known)
-        try:
-            node = self._state.create_node(
+        state, node = self._state, _node_of(public_key)
+        with state.lock:
+            if node in state.nodes:
+                raise RunFailed(f"Expected a key that was never expelled, found {name}'s; enrol it with a new one.")
+            drawn = state.create_node(
                 NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, HEARTBEAT_DEFAULT_INTERVAL, name=name
             )
-        except ValueError as error:
-            raise RunFailed(
-                f"Expected a key that was never expelled, found {name}'s; enrol it with a new one."
-            ) from error
-        return NodeId(node)
+            state.nodes[node] = state.nodes.pop(drawn)
+            state.nodes[node].node_id = state.node_public_key_to_node_id[public_key] = node
+            state.owner_to_node_ids[NOOP_FLWR_AID] ^= {drawn, node}
+        return node
 
     def expel(self, public_key: bytes) -> None:
         """Refuse the device of this key from its next request on; whoever waits for it hears of it."""
@@ -124,21 +130,21 @@ class SuperLink:
         self._state.stop_run(self._run_id)
 
     def push(self, messages: Sequence[Message]) -> list[str | None]:
-        """Store messages with all their objects, in one transaction; None for a node that is gone."""
+        """Store messages with all their objects; None for a node that is gone."""
         ids: list[str | None] = []
-        with no_object_id_recompute(), self._state.session():
+        with no_object_id_recompute():
             session_id = self._state.start_session(self._run_id)
-            contents: dict[str, bytes] = {}
             for message in messages:
-                message.metadata.__dict__["_message_id"] = message.object_id
+                root = message.metadata.__dict__["_message_id"] = message.object_id
                 objects, tree = get_all_nested_objects(message), get_object_tree(message)
-                stored, missing = self._state.store_message_and_object_tree(
-                    remove_content_from_message(message), tree, session_id
-                )
-                contents |= {object_id: objects[object_id].deflate() for object_id in missing}
-                ids.append(message.metadata.message_id if stored else None)
-            for object_id, content in contents.items():  # last: Flower ends the session when none is missing
-                self._store_object(self._run_id, session_id, object_id, content)
+                # The objects go first: a message that lacks none needs no accounting of what is still to come.
+                for object_id in self._objects.preregister(self._run_id, tree):
+                    self._objects.put(object_id, objects[object_id].deflate())
+                bare = remove_content_from_message(message)
+                stored, _ = self._state.store_message_and_object_tree(bare, tree, session_id)
+                if not stored:
+                    self._objects.delete(root)
+                ids.append(root if stored else None)
         for message in messages:
             self._wake(NodeId(message.metadata.dst_node_id))
         return ids
@@ -149,25 +155,23 @@ class SuperLink:
 
     def inflate(self, reply: Message) -> Message | None:
         """The reply with its content; None while an object is missing."""
-        root, store = reply.metadata.message_id, self._state.object_store
-        with self._state.session():
-            contents: dict[str, bytes] = {}
-            for tree in iterate_object_tree(store.get_object_tree(root)):
-                content = self._state.get_object(self._run_id, tree.object_id)
-                if not content:
-                    return None
-                contents[tree.object_id] = content
-            store.delete(root)
+        root = reply.metadata.message_id
+        contents: dict[str, bytes] = {}
+        for tree in iterate_object_tree(self._objects.get_object_tree(root)):
+            content = self._objects.get(tree.object_id)
+            if not content:
+                return None
+            contents[tree.object_id] = content
+        self._objects.delete(root)
         whole = cast("Message", inflate_object_from_contents(root, contents))
         whole.metadata.__dict__["_message_id"] = root
         return whole
 
     def forget(self, message_ids: set[str]) -> None:
         """Take back what nobody waits for any more: a late reply is refused."""
-        with self._state.session():
-            self._state.delete_messages(message_ids)
-            for message_id in message_ids:
-                self._state.object_store.delete(message_id)
+        self._state.delete_messages(message_ids)
+        for message_id in message_ids:
+            self._objects.delete(message_id)
 
     def activations(self, node: NodeId) -> int:
         """How often the node connected since this process began."""
@@ -186,7 +190,7 @@ class SuperLink:
     def _extend(self) -> None:
         """See the module's text. Flower has no hooks; the state's methods are called by name from its handlers."""
         activate = self._state.activate_node
-        self._store_object = self._state.store_object
+        keep, fetch = self._state.store_object, self._state.get_message_ins
 
         def taken_back(node_id: int, heartbeat_interval: float) -> bool:
             known = activate(node_id, heartbeat_interval)
@@ -197,11 +201,18 @@ class SuperLink:
             return known
 
         def stored(run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
-            kept = self._store_object(run_id, session_id, object_id, object_content)
-            self._notify()
+            kept = keep(run_id, session_id, object_id, object_content)
+            if self._objects.is_root(object_id):  # a message comes after its parts
+                self._notify()
             return kept
 
-        for name, method in (("activate_node", taken_back), ("store_object", stored)):
+        def fetched(node_id: int, limit: int | None, *, run_id: int | None = None) -> list[Message]:
+            known = self._state.nodes.get(node_id)
+            if known is not None and known.status in (NodeStatus.REGISTERED, NodeStatus.OFFLINE):
+                taken_back(node_id, HEARTBEAT_DEFAULT_INTERVAL)  # it outlived a restart of ours
+            return fetch(node_id, limit, run_id=run_id)
+
+        for name, method in (("activate_node", taken_back), ("store_object", stored), ("get_message_ins", fetched)):
             setattr(self._state, name, method)
 
     def _notify(self) -> None:
@@ -283,10 +294,16 @@ class FleetTransport:
                 for lost in ask(again) if again else ():
                     waiting.discard(lost.node)
                     yield lost
-                link.wait(seen, min(left_s, 1.0))
-                seen = link.arrivals
+                if waiting:
+                    link.wait(seen, min(left_s, 1.0))
+                    seen = link.arrivals
         finally:
             link.forget(set(asked))
+
+
+def _node_of(public_key: bytes) -> NodeId:
+    """A node's id: 63 bits of its key's digest, so that it is the same after a restart."""
+    return NodeId(int.from_bytes(hashlib.sha256(public_key).digest()[:8]) >> 1)
 
 
 def _gone(node: NodeId, bytes_down: int) -> Reply:
@@ -295,7 +312,7 @@ def _gone(node: NodeId, bytes_down: int) -> Reply:
     return Reply(node=node, payload=None, error=error, seconds=0.0, bytes_down=bytes_down, bytes_up=0)
 
 
-def _settings(database: Path) -> SuperLinkLifespanConfig:
+def _settings() -> SuperLinkLifespanConfig:
     return SuperLinkLifespanConfig(
         control_address="127.0.0.1:0",
         health_server_address=None,
@@ -316,7 +333,7 @@ def _settings(database: Path) -> SuperLinkLifespanConfig:
         ssl_ca_certfile=None,
         ssl_certfile=None,
         ssl_keyfile=None,
-        database=str(database),
+        database=FLWR_IN_MEMORY_DB_NAME,
         isolation="process",
         runtime_dependency_install=False,
     )

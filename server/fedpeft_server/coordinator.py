@@ -76,7 +76,7 @@ class Coordinator:
         self.registry = Registry(home.registry)
         home.runs.mkdir(mode=0o700, exist_ok=True)
         self.queue = Queue(home.path / "queue")
-        self._link = SuperLink(home.superlink, wake=self._ring)
+        self._link = SuperLink(home.objects, wake=self._ring)
         self.members = Membership(self.registry, enrol=self._link.enrol, expel=self._link.expel)
         admission = Admission(home, self.registry, self.audit, self._clock)
         renew_server_certificate(home, Authority.of_home(home, self._clock), clock=self._clock)

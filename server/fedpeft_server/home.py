@@ -7,7 +7,7 @@
     HOME/pki/server.crt .key  of the gate and of the gRPC service
     HOME/pki/identity.seed    Ed25519: signs the terms of every round
     HOME/registry.sqlite      tokens and enrolled devices (fedpeft_server.registry)
-    HOME/superlink.sqlite     Flower's own state
+    HOME/objects/             messages on their way, emptied at each start
     HOME/audit.jsonl          hash-chained record of who did what (fedpeft_server.audit)
     HOME/bases/               base-model artifacts (fedpeft.base.ArtifactStore)
     HOME/runs/                run directories (fedpeft_server.run_directory)
@@ -104,7 +104,7 @@ class CoordinatorHome:
         self.ca_certificate, self.ca_key = self.pki / "ca.crt", self.pki / "ca.key"
         self.server_certificate, self.server_key = self.pki / "server.crt", self.pki / "server.key"
         self.identity_seed = self.pki / "identity.seed"
-        self.registry, self.superlink = path / "registry.sqlite", path / "superlink.sqlite"
+        self.registry, self.objects = path / "registry.sqlite", path / "objects"
         self.audit = path / "audit.jsonl"
         self.bases, self.runs, self.logs = path / "bases", path / "runs", path / "logs"
 

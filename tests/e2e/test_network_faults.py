@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent / "toy"))
 from federation import ToyFederation
 from proxy import FaultProxy
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 NAMES = ("ward-a", "ward-b", "ward-c", "ward-d")
 
 

@@ -40,7 +40,7 @@ class Federation:
 
     def __post_init__(self) -> None:
         self.clock, self.bells = SystemClock(), {}
-        self.link = SuperLink(self.folder / "superlink.sqlite", wake=lambda node: self.bells[node].ring())
+        self.link = SuperLink(self.folder / "objects", wake=lambda node: self.bells[node].ring())
         self.names: dict[bytes, str] = {}
         gate = Gate(self.link.app, self._standing, clock=self.clock, meters=Meters())
         self.port_socket = take_port("127.0.0.1", 0, "test")
@@ -196,10 +196,10 @@ def test_a_revoked_device_ends_with_the_reason_and_whoever_waits_for_it_hears_so
 
 def test_nodes_survive_a_restart_of_the_coordinator(folder: Path, tmp_path: Path) -> None:
     key = public_key(new_device_key())
-    first = SuperLink(tmp_path / "state.sqlite")
+    first = SuperLink(tmp_path / "objects")
     node = first.enrol(key, "ward-a")
     assert first.enrol(key, "ward-a") == node
     first.close()
-    second = SuperLink(tmp_path / "state.sqlite")
+    second = SuperLink(tmp_path / "objects")
     assert second.enrol(key, "ward-a") == node
     second.close()

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Literal
 
 Trouble = Literal["none", "cut", "delay", "deaf", "truncate", "duplicate", "corrupt"]
-DELAY_S = 0.4
+DELAY_S = 0.05
 TRUNCATED_AT = 200
 
 
