@@ -38,11 +38,15 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.main import create_app
+from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
+from starlette.applications import Starlette
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp
 
 from fedpeft.clock import Clock
@@ -72,8 +76,10 @@ class SuperLink:
 
     def __init__(self, objects: Path, *, wake: Callable[[NodeId], None] = lambda node: None) -> None:
         logging.getLogger("flwr").setLevel(logging.WARNING)
-        self.app: ASGIApp = create_app(_settings(), SuperLinkLifespan)
-        self._state = cast("InMemoryLinkState", self.app.state.linkstate_factory.state())
+        app = create_app(_settings(), SuperLinkLifespan)
+        _keep_fleet(app)
+        self.app: ASGIApp = app
+        self._state = cast("InMemoryLinkState", app.state.linkstate_factory.state())
         self._objects = FleetObjects(objects)
         self._state._object_store = self._objects
         self._wake = wake
@@ -299,6 +305,20 @@ class FleetTransport:
                     seen = link.arrivals
         finally:
             link.forget(set(asked))
+
+
+def _keep_fleet(app: Starlette) -> None:
+    """Leaves Flower's application its Fleet routes, and the middleware that these need: each costs a millisecond.
+
+    Control and Runtime, which the gate lets nobody reach, are not there at all.
+    """
+    # The first translates errors.
+    needed: tuple[object, ...] = (BaseHTTPMiddleware, ProtobufTranslationMiddleware, NodeAuthMiddleware)
+    app.user_middleware = [one for one in app.user_middleware if cast("object", one.cls) in needed]
+    routers = ((route, getattr(route, "original_router", None)) for route in app.router.routes)
+    app.router.routes = [route for route, router in routers if getattr(router, "prefix", "") == "/v1/fleet"]
+    if len(app.user_middleware) != len(needed) or len(app.router.routes) != 1:
+        raise RunFailed("Expected Flower's Fleet routes with three layers of middleware; use the pinned flwr.")
 
 
 def _node_of(public_key: bytes) -> NodeId:
