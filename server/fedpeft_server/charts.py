@@ -103,7 +103,7 @@ def ticks(low: float, high: float, ceiling: float | None = None) -> tuple[float,
     if high <= low:
         margin = abs(low) * 0.1 or 1.0
         low, high = low - margin, high + margin
-    rough = (high - low) / 4
+    rough = max((high - low) / 4, 1e-300)  # what is smaller has no logarithm any more
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -14,6 +14,8 @@ from fedpeft_server.membership import Membership
 __all__ = ["EnrolledTransport", "gather"]
 
 LOOK_S = 0.2
+SETTLE_S = 5.0
+"""A device that outlived a restart of the coordinator is back within: its longest pause between two attempts is 2 s."""
 
 
 class EnrolledTransport:
@@ -65,14 +67,19 @@ def gather(
 ) -> None:
     """Returns once ``needed`` devices can be reached, or after ``deadline_s``; says whom it waits for.
 
+    Those who are enrolled beyond that get ``SETTLE_S`` to be heard of, so that a restart costs nobody a round.
+
     Args:
         tell: told whenever who is there has changed.
     """
-    end = clock.monotonic_s() + deadline_s
+    begun = clock.monotonic_s()
+    end = begun + deadline_s
     pause, told = threading.Event(), None
     while True:
         present = [device.name for device in members.present(transport)]
-        if len(present) >= needed or clock.monotonic_s() >= end:
+        now_s = clock.monotonic_s()
+        settled = len(present) == members.enrolled or now_s >= begun + SETTLE_S
+        if (len(present) >= needed and settled) or now_s >= end:
             return
         if present != told:
             told = present

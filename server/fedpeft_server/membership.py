@@ -58,6 +58,13 @@ class Membership:
         found = (self.device(node) for node in transport.nodes())
         return sorted((device for device in found if device is not None), key=lambda device: device.name)
 
+    @property
+    def enrolled(self) -> int:
+        """How many devices are active, reachable or not."""
+        with self._lock:
+            self._refresh()
+            return len(self._by_node)
+
     def refresh(self) -> None:
         """Bring Flower in step without a question."""
         with self._lock:

@@ -191,6 +191,10 @@ def test_a_revoked_device_ends_with_the_reason_and_whoever_waits_for_it_hears_so
         (reply,) = federation.exchange(Stage.FIT, {node: b""}, deadline_s=5.0).values()
         assert reply.payload is None
         federation.bells[node].ring()
+        for _ in range(500):
+            if "thief" in federation.ends:
+                break
+            threading.Event().wait(0.02)
     assert "stolen" in str(federation.ends["thief"])
 
 
