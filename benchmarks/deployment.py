@@ -131,7 +131,7 @@ def crowd(home: Path, folder: Path, count: int) -> None:
     for number in range(count):
         device = enrol_device(coordinator, folder / f"idle-{number}", f"idle-{number}")
         threading.Thread(target=wait, args=(device,), daemon=True).start()
-        time.sleep(0.1)  # as many a second as one address may enrol
+        time.sleep(0.35)  # one address may not ask more often
     print("ready", flush=True)
     threading.Event().wait()
 
