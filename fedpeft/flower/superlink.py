@@ -139,15 +139,13 @@ class SuperLink:
         """Store messages with all their objects; None for a node that is gone."""
         ids: list[str | None] = []
         with no_object_id_recompute():
-            session_id = self._state.start_session(self._run_id)
             for message in messages:
                 root = message.metadata.__dict__["_message_id"] = message.object_id
                 objects, tree = get_all_nested_objects(message), get_object_tree(message)
-                # The objects go first: a message that lacks none needs no accounting of what is still to come.
+                # The objects go first: a device may fetch the message as soon as it is stored.
                 for object_id in self._objects.preregister(self._run_id, tree):
                     self._objects.put(object_id, objects[object_id].deflate())
-                bare = remove_content_from_message(message)
-                stored, _ = self._state.store_message_and_object_tree(bare, tree, session_id)
+                stored = self._state.store_message_ins(remove_content_from_message(message)) is not None
                 if not stored:
                     self._objects.delete(root)
                 ids.append(root if stored else None)
@@ -175,8 +173,9 @@ class SuperLink:
 
     def forget(self, message_ids: set[str]) -> None:
         """Take back what nobody waits for any more: a late reply is refused."""
+        replies = [reply for one in message_ids if (reply := self._state.message_ins_id_to_message_res_id.get(one))]
         self._state.delete_messages(message_ids)
-        for message_id in message_ids:
+        for message_id in (*message_ids, *replies):
             self._objects.delete(message_id)
 
     def activations(self, node: NodeId) -> int:

@@ -183,6 +183,18 @@ def test_a_late_answer_is_not_counted_in_the_next_exchange(federation: Federatio
     assert reply.payload == b"second"
 
 
+def test_an_exchange_leaves_nothing_behind_in_flowers_state(federation: Federation) -> None:
+    link = federation.link
+    state, before = link._state, (len(link._objects), len(link._state._object_push_sessions))
+    with federation.device("ward-a", lambda stage, data: data) as node:
+        for _ in range(3):
+            (reply,) = federation.exchange(Stage.FIT, {node: b"x" * 200_000}).values()
+            assert reply.payload == b"x" * 200_000
+    assert (len(link._objects), len(state._object_push_sessions)) == before
+    assert not list((federation.folder / "objects").iterdir())
+    assert state.message_ins_store == state.message_res_store == {}
+
+
 def test_a_revoked_device_ends_with_the_reason_and_whoever_waits_for_it_hears_so(federation: Federation) -> None:
     key = new_device_key()
     with federation.device("thief", lambda stage, data: data, key=key) as node:
