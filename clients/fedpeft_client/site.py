@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import Field, ValidationError
 
 from fedpeft.config.explain import key_of
-from fedpeft.config.model import Adapter, MethodName, Performance, Section
+from fedpeft.config.model import Adapter, MemoryUse, MethodName, Section
 from fedpeft.errors import ConfigInvalid, PolicyRefused, Problem
 from fedpeft.round.plan import LearningPlan
 
@@ -29,7 +29,7 @@ class SiteData(Section):
     holdout: float = Field(default=0.2, gt=0, lt=1, description="Share of the examples kept for evaluation.")
 
 
-class SiteLimits(Section):
+class SiteLimits(MemoryUse):
     """What this device lends to a run."""
 
     methods: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["auto"] = Field(
@@ -40,24 +40,6 @@ class SiteLimits(Section):
     ram_mb: int | None = Field(default=None, ge=1, description="For auto: memory of the training process in MiB.")
     uplink_mbit: float | None = Field(default=None, gt=0, description="For auto: megabits a second that it sends.")
     threads: int = Field(default=1, ge=1, le=256, description="Of training.")
-    residency: Literal["auto", "dense", "quantized"] = Field(
-        default="auto", description="The base unpacked once, or packed and unpacked at each use; auto: by free memory."
-    )
-    micro_batch: int = Field(default=0, ge=0, le=4096, description="Examples of a step in memory at once; 0: all.")
-    checkpointing: bool = Field(default=False, description="Less memory for a third more time.")
-    cache_mb: int = Field(
-        default=1024, ge=0, le=2**20, description="MiB of disk, where TMPDIR says, for activations computed once."
-    )
-
-    @property
-    def performance(self) -> Performance:
-        """How the trainer is to work."""
-        return Performance(
-            residency=self.residency,
-            micro_batch=self.micro_batch,
-            checkpointing=self.checkpointing,
-            cache_mb=self.cache_mb,
-        )
 
 
 class SitePolicy(Section):

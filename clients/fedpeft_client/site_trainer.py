@@ -92,7 +92,7 @@ class SiteTrainer:
             capacity=capacity,
             bench=self._bench,
             examples=examples,
-            performance=self._site.limits.performance,
+            memory_use=self._site.limits,
             memory=self._memory,
         )
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.aggregate.device_side import forward_state, keep_columns, local_blocks
-from fedpeft.config.model import Performance, Train
+from fedpeft.config.model import MemoryUse, Train
 from fedpeft.device import Plan
 from fedpeft.ids import BlockId
 from fedpeft.methods import blocks_for, due_blocks, round_of
@@ -34,7 +34,7 @@ __all__ = ["Capacity", "TorchTrainer"]
 
 Vector = npt.NDArray[np.float32]
 
-PLAIN = Performance()
+PLAIN = MemoryUse()
 
 NOTHING_EVALUATED = Evaluation(loss_sum=0.0, correct=0, examples=0)
 
@@ -71,7 +71,7 @@ class TorchTrainer:
         capacity: what it trains.
         bench: the base model, possibly shared with other virtual clients.
         examples: its own.
-        performance: how it saves memory.
+        memory_use: how it saves memory.
         memory: where it keeps local blocks and controls between rounds; None: in RAM.
     """
 
@@ -82,11 +82,11 @@ class TorchTrainer:
         capacity: Capacity,
         bench: Bench,
         examples: Examples,
-        performance: Performance = PLAIN,
+        memory_use: MemoryUse = PLAIN,
         memory: DeviceStore | None = None,
     ) -> None:
         self._device, self._capacity, self._bench, self._examples = device, capacity, bench, examples
-        self._performance = performance
+        self._memory_use = memory_use
         self._memory = RoundMemory(memory or MemoryStore())
 
     @property
@@ -141,7 +141,7 @@ class TorchTrainer:
                 due = due_blocks(union.spec, plan.adapter, round_of(request.first_step, plan.train.local_steps))
                 owns = self.trains(plan) & due & (local | set(request.blocks))
                 rates = learning_rates(plan.adapter, plan.train, owns)
-                steps = _local_plan(plan.train, rates, request.learning_rate_factor, self._performance)
+                steps = _local_plan(plan.train, rates, request.learning_rate_factor, self._memory_use)
                 corrected = correction(request, kept, rates) if plan.train.scaffold else {}
                 union.load(forward_state(plan.aggregate, state, self._lora_rank()))
                 noise = self._noise(plan)
@@ -196,7 +196,7 @@ class TorchTrainer:
         return self._capacity.rank if "lora" in self._capacity.methods else 0
 
 
-def _local_plan(plan: Train, rates: Mapping[BlockId, float], factor: float, performance: Performance) -> LocalPlan:
+def _local_plan(plan: Train, rates: Mapping[BlockId, float], factor: float, memory_use: MemoryUse) -> LocalPlan:
     return LocalPlan(
         steps=plan.local_steps,
         batch_size=plan.batch_size,
@@ -204,7 +204,7 @@ def _local_plan(plan: Train, rates: Mapping[BlockId, float], factor: float, perf
         learning_rates={block_id: rate * factor for block_id, rate in rates.items()},
         weight_decay=plan.weight_decay,
         max_grad_norm=plan.max_grad_norm,
-        micro_batch=performance.micro_batch,
-        checkpointing=performance.checkpointing,
+        micro_batch=memory_use.micro_batch,
+        checkpointing=memory_use.checkpointing,
         proximal_mu=plan.proximal_mu,
     )

@@ -241,12 +241,9 @@ class Privacy(Section):
     )
 
 
-class Performance(Section):
-    """Speed only: nothing here changes what is learnt or promised."""
+class MemoryUse(Section):
+    """How a trainer saves memory: nothing here changes what is learnt or promised."""
 
-    engine: Literal["local", "ray"] = Field(
-        default="local", description="In this process, or on Flower's Ray engine (needs the `ray` extra)."
-    )
     residency: Literal["auto", "dense", "quantized"] = Field(
         default="auto",
         description="The base unpacked once, or packed and unpacked at each use (QLoRA's way); `auto`: by free memory.",
@@ -263,6 +260,14 @@ class Performance(Section):
         le=2**20,
         description="MiB of disk, where TMPDIR says, for each data set's activations below the adapted layers; "
         "0: computed anew in every step.",
+    )
+
+
+class Performance(MemoryUse):
+    """Speed only: nothing here changes what is learnt or promised."""
+
+    engine: Literal["local", "ray"] = Field(
+        default="local", description="In this process, or on Flower's Ray engine (needs the `ray` extra)."
     )
     workers: int = Field(default=0, ge=0, le=1024, description="Virtual clients at once; 0: one a core.")
 

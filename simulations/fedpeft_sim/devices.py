@@ -118,7 +118,7 @@ class VirtualDevices:
                 capacity=client.capacity,
                 bench=self._bench,
                 examples=self._examples[client.name],
-                performance=config.performance,
+                memory_use=config.performance,
                 memory=FileStore(self._memory / client.name) if self._memory is not None else None,
             ),
             session=session,
