@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: install install-dev demo test lint unit slow e2e base-smollm clean
+.PHONY: install install-dev demo test lint unit slow explore e2e base-smollm clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -47,6 +47,9 @@ test: lint
 
 slow: install-dev
 	$(PYTEST) -m 'slow'
+
+explore: install-dev
+	$(PYTEST) -m 'not slow and not gpu and not e2e' --hypothesis-profile=explore
 
 e2e: install-dev
 	$(BIN)/pytest -m e2e tests/e2e

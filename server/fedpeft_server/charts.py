@@ -15,6 +15,8 @@ _WIDTH, _HEIGHT = 340, 196
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 62, 12, 24
 _DRAWABLE = 1e100
 """A curve beyond this has diverged; drawing it would overflow the scale."""
+_NARROWEST = 1e-250
+"""A range below this counts as one value: steps through it would be denormal, and no two of them apart when printed."""
 _MARKED = 60
 """Points beyond which a curve gets no dots: they would touch."""
 
@@ -100,10 +102,11 @@ def ticks(low: float, high: float, ceiling: float | None = None) -> tuple[float,
         >>> ticks(0.62, 0.83)
         (0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
     """
-    if high <= low:
-        margin = abs(low) * 0.1 or 1.0
+    if high - low <= 1e-9 * abs(high + low) or high - low < _NARROWEST:
+        margin = abs(low + high) / 20
+        margin = margin if margin > _NARROWEST else 1.0
         low, high = low - margin, high + margin
-    rough = max((high - low) / 4, 1e-300)  # what is smaller has no logarithm any more
+    rough = (high - low) / 4
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -4,7 +4,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedpeft_server.charts import Series, dot_strip, line_chart, ticks
@@ -17,6 +17,9 @@ def show(value: float) -> str:
 
 
 @given(values, values)
+@example(0.0, 2.2250738585e-313)
+@example(1.0, 1.0 + 2.0**-52)
+@example(-1e9, -1e9 + 1e-7)
 def test_ticks_span_the_values_and_are_few(one: float, other: float) -> None:
     low, high = min(one, other), max(one, other)
     found = ticks(low, high)
