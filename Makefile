@@ -39,8 +39,9 @@ lint: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What needs no model: about a minute.
 unit: install-dev
-	$(PYTEST) -m 'not slow and not gpu and not e2e'
+	$(PYTEST) -m 'not slow and not gpu and not e2e and not torch'
 
 test: lint
 	$(PYTEST)

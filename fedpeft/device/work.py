@@ -26,7 +26,7 @@ __all__ = [
     "trained_blocks",
 ]
 
-EVALUATION_BATCH, EVALUATION_TOKENS, EVALUATION_LOGIT_BYTES = 32, 8192, 128 * 2**20
+EVALUATION_BATCH, EVALUATION_TOKENS, EVALUATION_LOGIT_BYTES = 16, 8192, 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Workload:
 
 
 def evaluation_batch(*, length: int, vocabulary: int) -> int:
-    """Examples that an evaluation takes at once: 32 short ones, fewer the longer they are.
+    """Examples that an evaluation takes at once: 16 short ones, fewer the longer they are.
 
     A language model's logits are the widest thing it computes: two copies of them stay below 128 MiB.
 
@@ -72,7 +72,7 @@ def evaluation_batch(*, length: int, vocabulary: int) -> int:
 
     Example:
         >>> evaluation_batch(length=64, vocabulary=0), evaluation_batch(length=128, vocabulary=49152)
-        (32, 2)
+        (16, 2)
     """
     fitting = EVALUATION_TOKENS // length
     if vocabulary:

@@ -31,7 +31,7 @@ __all__ = [
 
 Indices = npt.NDArray[np.int64]
 EVALUATION_SEED = 0
-EVALUATION_WINDOW = 2  # of a few examples at random, most batches of the first epoch hold some: they stay small
+EVALUATION_WINDOW = 4  # of a few examples at random, most batches of the first epoch hold some: they stay small
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class BatchStream:
         DataInvalid: no example.
     """
 
-    def __init__(self, lengths: Indices, *, batch_size: int, seed: int, window: int = 16) -> None:
+    def __init__(self, lengths: Indices, *, batch_size: int, seed: int, window: int = 32) -> None:
         if len(lengths) == 0:
             raise DataInvalid("Expected at least one example to train or evaluate on, found none.")
         self._lengths = lengths

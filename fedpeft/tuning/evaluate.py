@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.methods.union import UnionAdapter
-from fedpeft.tuning.batches import EVALUATION_WINDOW, bucketed, collate, evaluation_stream, lengths_of
+from fedpeft.tuning.batches import bucketed, collate, evaluation_stream, lengths_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.stages import Stages
 
@@ -51,10 +51,11 @@ def evaluate(
         DataInvalid: no examples.
     """
     stages = Stages(union)
-    order = evaluation_stream(examples, batch_size=batch_size).order(0)
-    windows = bucketed(order[: limit or None], lengths_of(examples), batch_size=batch_size, window=EVALUATION_WINDOW)
+    chosen = evaluation_stream(examples, batch_size=batch_size).order(0)[: limit or None]
+    # Nothing is learnt from the order, so all of them are sorted by length together: hardly anything is padding.
+    (batches,) = bucketed(chosen, lengths_of(examples), batch_size=batch_size, window=len(chosen))
     loss_sum, correct, count = 0.0, 0, 0
-    for indices in (batch for window in windows for batch in window):
+    for indices in batches:
         batch = collate(examples, indices, pad_id=stages.pad_id, device=stages.device)
         logits, labels = logits_of(stages, batch, cache)
         loss_sum += float(functional.cross_entropy(logits.float(), labels, reduction="sum"))
