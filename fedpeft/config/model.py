@@ -87,7 +87,8 @@ class BaseModelSource(Section):
     )
     adapters: dict[str, str] = Field(
         default_factory=dict,
-        description="Task -> folder of an exported adapter on this base, for [adapter.fusion]; never sent.",
+        description="Task -> folder of an exported adapter on this base, for [adapter.fusion]; never sent. Deployed, a "
+        "relative folder is one of the coordinator's runs.",
     )
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedpeft.adapter import unflatten
 from fedpeft.data.encode import EncodedDataset
@@ -24,9 +23,9 @@ from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId
 from fedpeft.methods.stepped import SteppedPart
 from fedpeft.methods.union import UnionAdapter
-from fedpeft.tuning.batches import Indices, collate, predictions_of, training_stream
-from fedpeft.tuning.cache import HiddenSource, logits_of
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.batches import training_stream
+from fedpeft.tuning.cache import HiddenSource
+from fedpeft.tuning.objective import Objective
 
 __all__ = ["LocalPlan", "TrainOutcome", "make_optimizer", "train"]
 
@@ -108,7 +107,14 @@ def train(
         RunFailed: the loss is not finite.
     """
     union.train_only(plan.learning_rates.keys())
-    stages = Stages(union, checkpointing=plan.checkpointing)
+    objective = Objective(
+        union,
+        examples,
+        cache=cache,
+        logit_offset=logit_offset,
+        micro_batch=plan.micro_batch,
+        checkpointing=plan.checkpointing,
+    )
     stream = training_stream(examples, batch_size=plan.batch_size, seed=seed)
     # In the specification's order, whatever the mapping's: sums of gradient norms round by order.
     trained = {
@@ -126,7 +132,7 @@ def train(
         for part in stepped:
             part.begin_step(seed, step)
         indices = stream.batch(step)
-        losses.append(_backward(stages, examples, indices, cache, logit_offset, micro_batch=plan.micro_batch))
+        losses.append(objective.backward(indices))
         penalties = [term for part in stepped if (term := part.penalty()) is not None]
         if penalties:
             torch.autograd.backward(penalties)
@@ -150,32 +156,6 @@ def train(
             kind.finish([part for part in stepped if type(part) is kind])
     union.train_only(())
     return TrainOutcome(mean_loss=sum(losses) / len(losses), examples_seen=seen, steps=len(losses))
-
-
-def _backward(
-    stages: Stages,
-    examples: EncodedDataset,
-    indices: Indices,
-    cache: HiddenSource | None,
-    logit_offset: Tensor | None,
-    *,
-    micro_batch: int,
-) -> float:
-    """Add the gradient of the mean loss of these examples, some at a time, and return the loss."""
-    pieces = np.array_split(indices, -(-len(indices) // micro_batch)) if micro_batch else [indices]
-    count = sum(predictions_of(examples, int(i)) for i in indices)
-    total = 0.0
-    for piece in pieces:
-        batch = collate(examples, piece, pad_id=stages.pad_id, device=stages.device)
-        logits, labels = logits_of(stages, batch, cache)
-        shifted = logits.float() if logit_offset is None else logits.float() + logit_offset
-        if len(pieces) == 1:
-            loss = functional.cross_entropy(shifted, labels)
-        else:
-            loss = functional.cross_entropy(shifted, labels, reduction="sum") / count
-        torch.autograd.backward([loss])
-        total += loss.item()
-    return total
 
 
 def _corrections(
