@@ -144,6 +144,7 @@ class TorchTrainer:
                 steps = _local_plan(plan.train, rates, request.learning_rate_factor, self._memory_use)
                 corrected = correction(request, kept, rates) if plan.train.scaffold else {}
                 union.load(forward_state(plan.aggregate, state, self._lora_rank()))
+                before = union.extract(sorted(rates))  # as rounded here: the rounding is no part of a change
                 noise = self._noise(plan)
                 if noise is not None:  # nothing but the steps themselves is private: the device has refused the rest
                     train_privately(union, examples.train, steps, noise, cache=examples.train_cache)
@@ -162,7 +163,7 @@ class TorchTrainer:
                     )
                     trained_loss, trained = outcome.mean_loss * outcome.examples_seen, outcome.examples_seen
                 after = union.extract(sorted(rates))
-                deltas = {block_id: after[block_id] - state[block_id] for block_id in after}
+                deltas = {block_id: after[block_id] - before[block_id] for block_id in after}
                 left = {block_id: after[block_id] for block_id in local & after.keys()}
                 if plan.train.scaffold:
                     left |= next_controls(corrected, deltas, steps.learning_rates, steps=steps.steps)

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.methods.union import UnionAdapter
+from fedpeft.tuning.accelerator import products
 from fedpeft.tuning.batches import Batch, Indices, collate, predictions_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.stages import Stages
@@ -41,6 +42,8 @@ class Objective:
         self._micro_batch, self._checkpointing = micro_batch, checkpointing
         with output_withheld(union.model) as self._output:
             self._stages = Stages(union, checkpointing=checkpointing)
+        if logit_offset is not None:
+            self._offset = logit_offset.to(self._stages.device)
 
     def backward(self, indices: Indices) -> float:
         """Add the gradient of the mean loss of these examples and return the loss."""
@@ -50,7 +53,8 @@ class Objective:
         total = 0.0
         for piece in pieces:
             batch = collate(examples, piece, pad_id=self._stages.pad_id, device=self._stages.device)
-            loss = self._share(batch, count)
+            with products(self._stages.device):
+                loss = self._share(batch, count)
             torch.autograd.backward([loss])
             total += loss.item()
         return total
