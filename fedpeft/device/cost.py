@@ -3,7 +3,7 @@
 Memory (bytes; T = batch * length tokens; research/methods.md, refitted to this training loop):
 
     process + base + adapter + cache + 20 MiB + max(training, evaluation)
-    training   = 4 T (2.1 backbone + methods + 3 I + 4 H) + 3 chunks of logits + unpacked
+    training   = 4 T (2.1 backbone + methods + 3 I + 4 H) + chunk of logits + unpacked
     evaluation = 4 T (3 I + 4 H) + 2 logits + unpacked
 
 A language model's loss makes its logits in chunks of ``LOSS_CHUNK_BYTES`` (``fedpeft.tuning.token_loss``).
@@ -52,7 +52,7 @@ TIME_ERROR = 0.2
 MIB = 2**20
 HEAP = 2.1  # see the module's header
 ARENA_BYTES = 20 * MIB  # kernels' workspaces
-LOSS_CHUNK_BYTES = 32 * MIB  # tuning.token_loss.CHUNK_BYTES; a test holds the two together
+LOSS_CHUNK_BYTES = 16 * MIB  # tuning.token_loss.CHUNK_BYTES; a test holds the two together
 LAYER_S = 2.5e-3  # dispatch of one layer's operators in one pass, on a core of REFERENCE_RATE
 REFERENCE_RATE = 50e9
 
@@ -189,7 +189,7 @@ def _training_bytes(shape: BaseShape, workload: Workload) -> int:
     backbone, methods = kept_floats(shape, workload)
     kept = 4 * workload.batch_size * tokens_of(shape, workload) * (HEAP * backbone + methods)
     logits = 0 if workload.classes else 4 * workload.batch_size * tokens_of(shape, workload) * shape.vocabulary
-    loss = 3 * min(LOSS_CHUNK_BYTES, logits)
+    loss = min(LOSS_CHUNK_BYTES, logits)
     return round(kept) + _forward_bytes(shape, workload, workload.batch_size) + loss
 
 
