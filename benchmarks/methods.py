@@ -1,15 +1,18 @@
 """Every PEFT method on small models, and what training them costs against full fine-tuning and transformers' Trainer.
 
-    python benchmarks/methods.py --quick | --bars | --full
+    python benchmarks/methods.py --quick | --bars | --full | --timing
 
 Quick: every method on a tiny encoder and decoder (starts as the base, moves all that is due and nothing else, the loss
-falls), and LoRA on MiniLM 8 x 128 against transformers.Trainer with peft. Full, resumable (finished measurements
-are kept in benchmarks/results/methods.json and not repeated): each method on the airline tweets (MiniLM) and on
-docstrings (SmolLM2), one process each; the activation cache; memory against full fine-tuning; BANKING77. Times are CPU
-seconds of one thread, medians; memory is the process's peak. The last line is JSON: ``methods_passed``,
-``methods_failed``, ``step_ratio_vs_trainer``, ``step_ratio_equal_dropout``, ``cache_step_ratio``,
-``cache_loss_difference``, ``memory_ratio_nf4``, ``memory_ratio_cache``, ``memory_model_max_error``, ``efficiency``,
-``table``.
+falls), and LoRA on MiniLM 8 x 128 against transformers.Trainer with peft. Bars: and peak memory of SmolLM2 8 x 128 in
+nine configurations beside what the planner predicts, and the activation cache. Full: and a table of all methods on the
+airline tweets (MiniLM, int8 and NF4) and on docstrings (SmolLM2): what is learnt in the same few steps of one rate, no
+method tuned. Timing: the two ratios of time anew, a few minutes on a quiet machine.
+
+Resumable: what is in benchmarks/results/methods.json is not measured again, but for a failure. Times are CPU seconds of
+one thread; memory is the process's peak. The last line is JSON: ``methods_passed``, ``methods_failed``,
+``step_ratio_vs_trainer``, ``step_ratio_equal_dropout``, ``cache_step_ratio``, ``cache_loss_difference``,
+``memory_ratio_nf4``, ``memory_ratio_nf4_recomputed``, ``memory_ratio_cache``, ``memory_model_max_error``,
+``memory_model_errors``, ``efficiency``.
 """
 
 import argparse
@@ -21,13 +24,39 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 
-from methods_one import measure
+from methods_one import measure, predicted_mb, table_rows
 
 from fedpeft.config.model import MethodName
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
-MINILM, SMOLLM = "minilm", "smollm"
 LORA = {"lora": {"rank": 8, "tiers": [8]}}
+EVERY_MATRIX = {"lora": {"rank": 8, "tiers": [8], "targets": ["q", "k", "v", "o", "up", "down", "gate"]}}
+NF4 = {"residency": "quantized", "quantize": "nf4"}
+TIMING = {"trainer": {"what": "trainer", "steps": 6}, "cache": {"what": "cache"}}
+MEMORY = {
+    "memory full": {"adapter": None},
+    "memory lora": {"adapter": LORA},
+    "memory lora nf4": {"adapter": LORA} | NF4,
+    "memory lora nf4 recomputed": {"adapter": LORA, "checkpointing": True} | NF4,
+    "memory top 6": {"adapter": LORA | {"layers": 6}},
+    "memory top 6 nf4 cached": {"adapter": LORA | {"layers": 6}, "cached": True, "steps": 4} | NF4,
+    "memory ia3": {"adapter": {"ia3": {}}},
+    "memory bottleneck": {"adapter": {"bottleneck": {}}},
+    "memory lora, every matrix, batch 4": {"adapter": EVERY_MATRIX, "batch": 4},
+}
+TABLES = {
+    "airlines": {"base": "minilm", "quantize": "int8", "residency": "dense", "steps": 40, "batch": 8, "length": 64},
+    "airlines nf4": {
+        "base": "minilm",
+        "quantize": "nf4",
+        "residency": "quantized",
+        "steps": 40,
+        "batch": 8,
+        "length": 64,
+    },
+    "docstrings": {"base": "smollm", "quantize": "", "residency": "dense", "steps": 8, "batch": 4, "length": 64},
+}
+ON_NF4 = ("lora", "dora", "qalora", "ia3", "layernorm", "bottleneck", "p_tuning_v2")
 Measured = dict[str, typing.Any]
 
 
@@ -35,91 +64,87 @@ def main() -> None:
     """Measure what is asked for and not yet known, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__)
     size = parser.add_mutually_exclusive_group(required=True)
-    size.add_argument("--quick", action="store_true")
-    size.add_argument("--full", action="store_true")
-    size.add_argument("--bars", action="store_true", help="Of the full run what the bars name, without the tables.")
+    for flag in ("quick", "bars", "full", "timing"):
+        size.add_argument(f"--{flag}", action="store_true")
     size.add_argument("--one", metavar="JSON", help="Measure one configuration in this process.")
+    size.add_argument("--rows", metavar="JSON", help="Measure some rows of a table, a line each.")
     asked = parser.parse_args()
     if asked.one:
         print(json.dumps(measure(json.loads(asked.one))))
         return
-    kept = not asked.quick
-    known: dict[str, Measured] = json.loads(RESULTS.read_text())["runs"] if kept and RESULTS.exists() else {}
-    wanted = quick() | (full() if kept else {})
-    if asked.bars:
-        wanted = {name: run for name, run in wanted.items() if not name.startswith((MINILM, SMOLLM, "banking77"))}
-    for number, (name, settings) in enumerate(wanted.items(), 1):
+    if asked.rows:
+        wanted_rows = json.loads(asked.rows)
+        for name, row in table_rows(TABLES[wanted_rows["table"]], wanted_rows["runs"]):
+            print(json.dumps([name, row]), flush=True)
+        return
+    known: dict[str, Measured] = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() and not asked.quick else {}
+    known = {name: run for name, run in known.items() if "failed" not in run and not (asked.timing and name in TIMING)}
+    memory = {name: {"what": "memory"} | run for name, run in MEMORY.items()}
+    wanted: dict[str, Measured] = dict(TIMING) if asked.timing else {"every method": {"what": "methods"}}
+    if not asked.timing:
+        wanted["trainer"] = TIMING["trainer"]
+    if asked.bars or asked.full:
+        wanted |= {"build": {"what": "build"}, **memory, "cache": TIMING["cache"]}
+    for name, settings in wanted.items():
         if name not in known:
-            print(f"[{number}/{len(wanted)}] {name}", flush=True)
+            print(name, flush=True)
             known[name] = in_own_process(settings)
-            if kept:
-                keep(known, summary(known))
-    found = summary(known)
-    for line in table(known):
+            keep(known, asked.quick)
+    for table in TABLES if asked.full else ():
+        fill(table, known)
+    for line in lines_of(known):
         print(line)
-    print(json.dumps(found))
+    print(json.dumps(summary(known)))
 
 
-def quick() -> dict[str, Measured]:
-    """What fits a minute."""
-    return {
-        "every method": {"what": "methods"},
-        "trainer": {"what": "trainer", "steps": 3},
+def fill(table: str, known: dict[str, Measured]) -> None:
+    """Measure the rows of a table that are not known."""
+    names = ON_NF4 if TABLES[table]["quantize"] == "nf4" else (None, *typing.get_args(MethodName))
+    runs = {
+        f"{table}: {method or 'full'}": None if method is None else {method: settings_of(method)} for method in names
     }
-
-
-def full() -> dict[str, Measured]:
-    """One process each: methods, then the bars of memory and of the cache, then BANKING77."""
-    runs: dict[str, Measured] = {"build": {"what": "build"}}
-    for base, steps in ((MINILM, 60), (SMOLLM, 12)):
-        common = {"what": "train", "base": base, "steps": steps, "batch": 8, "length": 128 if base == SMOLLM else 64}
-        runs[f"{base} full"] = common | {"adapter": None}
-        for method in typing.get_args(MethodName):
-            if method == "bitfit" and base == SMOLLM:
-                continue  # refused: no biases
-            runs[f"{base} {method}"] = common | {"adapter": LORA if method == "lora" else {method: settings_of(method)}}
-    smollm = {"what": "train", "base": SMOLLM, "steps": 4, "batch": 8, "length": 128, "even": True}
-    runs["memory full"] = smollm | {"adapter": None}
-    runs["memory lora"] = smollm | {"adapter": LORA}
-    runs["memory lora nf4"] = smollm | {"adapter": LORA, "residency": "quantized", "quantize": "nf4"}
-    recomputed = {"residency": "quantized", "quantize": "nf4", "checkpointing": True}
-    runs["memory lora nf4 recomputed"] = smollm | {"adapter": LORA} | recomputed
-    runs["memory top 6"] = smollm | {"adapter": LORA | {"layers": 6}}
-    top = {"adapter": LORA | {"layers": 6}, "residency": "quantized", "quantize": "nf4", "cached": 32, "steps": 12}
-    runs["memory top 6 cached"] = smollm | top
-    runs["memory ia3"] = smollm | {"adapter": {"ia3": {}}}
-    runs["memory bottleneck"] = smollm | {"adapter": {"bottleneck": {}}}
-    runs["cache"] = {"what": "cache"}
-    banking = {"what": "train", "base": MINILM, "data": "banking77", "batch": 32, "length": 48, "rate": 3e-3}
-    runs["banking77 full"] = banking | {"adapter": None, "steps": 1500, "rate": 2e-4}
-    houlsby = {"bottleneck": {"width": 32}, "layernorm": {}}
-    runs["banking77 houlsby"] = banking | {"adapter": houlsby, "steps": 1500}
-    for rank in (1, 2, 4, 8, 64):
-        runs[f"banking77 lora r{rank}"] = banking | {"adapter": {"lora": {"rank": rank, "tiers": [rank]}}, "steps": 600}
-    return runs
+    missing = {name: run for name, run in runs.items() if name not in known}
+    missing.pop("docstrings: bitfit", None)  # refused: no biases
+    if not missing:
+        return
+    line = [sys.executable, __file__, "--rows", json.dumps({"table": table, "runs": missing})]
+    with subprocess.Popen(line, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        for said in typing.cast("typing.IO[str]", process.stdout):
+            name, known[name] = json.loads(said)
+            print(name, flush=True)
+            keep(known, False)
 
 
 def settings_of(method: str) -> Measured:
     """What does not fit a short run by default: schedules that end within it."""
-    return {"adalora": {"prune_until": 2, "warmup_rounds": 0}, "diffpruning": {"prune_round": 2}}.get(method, {})
+    short = {"lora": LORA["lora"], "adalora": {"prune_until": 2, "warmup_rounds": 0}, "diffpruning": {"prune_round": 2}}
+    return short.get(method, {})
 
 
 def in_own_process(settings: Measured) -> Measured:
     """The measurement of one configuration; its memory is its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     line = [sys.executable, __file__, "--one", json.dumps(settings)]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason given"}
     found: Measured = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
 
+def environment() -> dict[str, str]:
+    """One thread, and a tokenizer that can be forked."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
 def summary(known: Mapping[str, Measured]) -> Measured:
     """The keys that the bars name; None where nothing was measured."""
     methods, trainer, cache = (known.get(name, {}) for name in ("every method", "trainer", "cache"))
     peaks = {name: found["peak_mb"] for name, found in known.items() if "peak_mb" in found}
-    errors = [found["memory_error"] for found in known.values() if found.get("memory_error") is not None]
+    errors = {
+        name: round(predicted_mb(run) / peaks[name] - 1, 3)
+        for name, run in MEMORY.items()
+        if name in peaks and run["adapter"] is not None
+    }
     return {
         "methods_passed": methods.get("passed"),
         "methods_failed": methods.get("failed_methods"),
@@ -129,8 +154,9 @@ def summary(known: Mapping[str, Measured]) -> Measured:
         "cache_loss_difference": cache.get("loss_difference"),
         "memory_ratio_nf4": ratio(peaks, "memory lora nf4", "memory full"),
         "memory_ratio_nf4_recomputed": ratio(peaks, "memory lora nf4 recomputed", "memory full"),
-        "memory_ratio_cache": ratio(peaks, "memory top 6 cached", "memory full"),
-        "memory_model_max_error": max((abs(error) for error in errors), default=None),
+        "memory_ratio_cache": ratio(peaks, "memory top 6 nf4 cached", "memory full"),
+        "memory_model_max_error": max((abs(error) for error in errors.values()), default=None),
+        "memory_model_errors": errors,
         "efficiency": methods.get("efficiency"),
     }
 
@@ -140,25 +166,34 @@ def ratio(values: Mapping[str, float], one: str, other: str) -> float | None:
     return round(values[one] / values[other], 3) if one in values and other in values else None
 
 
-def table(known: Mapping[str, Measured]) -> list[str]:
-    """One line a training: what it scored, what it took."""
-    lines = []
-    for name, found in known.items():
-        if "failed" in found:
-            lines.append(f"{name:30} FAILED {found['failed']}")
-        elif "step_s" in found:
-            score = f"accuracy {found['accuracy']:.3f}" if found.get("accuracy") else f"perplexity {found['ppl']:.2f}"
+def lines_of(known: Mapping[str, Measured]) -> list[str]:
+    """The tables, in Markdown: a line each training, time and memory beside full fine-tuning's of the same table."""
+    lines = [f"| {name} | FAILED: {found['failed']} |" for name, found in known.items() if "failed" in found]
+    for table, settings in TABLES.items():
+        full = known.get(f"{table.split()[0]}: full")
+        rows = {name: found for name, found in known.items() if name.startswith(f"{table}: ") and "step_s" in found}
+        if not full or not rows:
+            continue
+        scale = "perplexity" if settings["base"] == "smollm" else "accuracy"
+        lines += [
+            f"| {table} | {scale} | loss | step | peak memory | trained | kB up |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for name, found in rows.items():
+            score = f"{found['ppl']:.2f}" if scale == "perplexity" else f"{found['accuracy']:.1%}"
             lines.append(
-                f"{name:30} {score}  loss {found['loss']:.4f}  {found['step_s']:.2f} CPU-s  {found['peak_mb']:.0f} MB  "
-                f"{found['trained']:,} trained  {found['bytes_up'] / 1e3:.0f} kB"
+                f"| {name.partition(': ')[2]} | {score} | {found['loss']:.3f} "
+                f"| {found['step_s'] / full['step_s']:.2f} | {found['peak_mb'] / full['peak_mb']:.2f} "
+                f"| {found['trained']:,} | {found['bytes_up'] / 1e3:,.0f} |"
             )
     return lines
 
 
-def keep(known: Mapping[str, Measured], found: Measured) -> None:
-    """Write what is known so far."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"summary": found, "runs": known}, indent=1) + "\n")
+def keep(known: Mapping[str, Measured], quick: bool) -> None:
+    """Write what is known so far; a quick run writes nothing."""
+    if not quick:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({"summary": summary(known), "runs": known}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

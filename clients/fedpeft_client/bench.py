@@ -44,14 +44,17 @@ class Bench:
         places: how many trainers may work at once.
         residency: ``dense`` unpacks the base once, ``quantized`` keeps it packed, ``auto`` unpacks it where it takes
             at most half of the memory that is free. What is computed is the same to the bit.
+        accelerator: ``cpu`` or ``cuda``.
 
     Attributes:
         tokenizing: held while the tokenizer is used. A fast tokenizer keeps truncation as state of its own: two
             threads at once would cut each other's texts, and a run would not repeat.
     """
 
-    def __init__(self, store: ArtifactStore, *, places: int = 1, residency: Residency = "auto") -> None:
-        self._store, self._places, self._residency = store, places, residency
+    def __init__(
+        self, store: ArtifactStore, *, places: int = 1, residency: Residency = "auto", accelerator: str = "cpu"
+    ) -> None:
+        self._store, self._places, self._residency, self._accelerator = store, places, residency, accelerator
         self._lock = threading.Lock()
         self.tokenizing = threading.Lock()
         self._key = ""
@@ -108,7 +111,9 @@ class Bench:
 
     def _build(self, plan: LearningPlan) -> "UnionAdapter":
         from fedpeft.methods.prompt import check_positions
+        from fedpeft.tuning.accelerator import chosen_device
 
+        device = chosen_device(self._accelerator)
         artifact = self._store.get(plan.base)
         self._tokenizer = load_tokenizer(artifact)
         model = load_model(
@@ -118,7 +123,7 @@ class Bench:
             head_seed=derive_seed(plan.seed, "head"),
             residency=chosen_residency(artifact, self._residency),
         )
-        union = attach(model, plan.adapter, seed=plan.seed)
+        union = attach(model.to(device), plan.adapter, seed=plan.seed)
         check_positions(model, plan.task.max_length)
         return union
 

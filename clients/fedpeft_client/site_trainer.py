@@ -41,7 +41,7 @@ class SiteTrainer:
     ) -> None:
         self._device, self._site, self._bases, self._clock = device, site, bases, clock
         self._memory = memory
-        self._bench = Bench(bases, residency=site.limits.residency)
+        self._bench = Bench(bases, residency=site.limits.residency, accelerator=site.limits.accelerator)
         self._trainer: tuple[str, TorchTrainer] | None = None
 
     @property

@@ -47,16 +47,19 @@ class Capacity:
         methods: PEFT methods, of those that the run's adapter has.
         rank: for lora, the tier at which it stops; None is the full rank.
         head: whether it trains the class head.
+        checkpointing: whether it has the memory only if layers are computed again in the backward pass.
     """
 
     methods: tuple[str, ...]
     rank: int | None = None
     head: bool = True
+    checkpointing: bool = False
 
     @classmethod
     def of(cls, plan: Plan) -> "Capacity":
         """What the planner chose."""
-        return cls(methods=plan.workload.methods, rank=plan.workload.rank, head=plan.workload.head)
+        work = plan.workload
+        return cls(methods=work.methods, rank=work.rank, head=work.head, checkpointing=work.checkpointing)
 
     def __str__(self) -> str:
         names = [f"lora r{self.rank}" if method == "lora" and self.rank else method for method in self.methods]
@@ -141,9 +144,17 @@ class TorchTrainer:
                 due = due_blocks(union.spec, plan.adapter, round_of(request.first_step, plan.train.local_steps))
                 owns = self.trains(plan) & due & (local | set(request.blocks))
                 rates = learning_rates(plan.adapter, plan.train, owns)
-                steps = _local_plan(plan.train, rates, request.learning_rate_factor, self._memory_use)
+                again = self._memory_use.checkpointing or self._capacity.checkpointing
+                steps = _local_plan(
+                    plan.train,
+                    rates,
+                    request.learning_rate_factor,
+                    micro_batch=self._memory_use.micro_batch,
+                    checkpointing=again,
+                )
                 corrected = correction(request, kept, rates) if plan.train.scaffold else {}
                 union.load(forward_state(plan.aggregate, state, self._lora_rank()))
+                before = union.extract(sorted(rates))  # as rounded here: the rounding is no part of a change
                 noise = self._noise(plan)
                 if noise is not None:  # nothing but the steps themselves is private: the device has refused the rest
                     train_privately(union, examples.train, steps, noise, cache=examples.train_cache)
@@ -162,7 +173,7 @@ class TorchTrainer:
                     )
                     trained_loss, trained = outcome.mean_loss * outcome.examples_seen, outcome.examples_seen
                 after = union.extract(sorted(rates))
-                deltas = {block_id: after[block_id] - state[block_id] for block_id in after}
+                deltas = {block_id: after[block_id] - before[block_id] for block_id in after}
                 left = {block_id: after[block_id] for block_id in local & after.keys()}
                 if plan.train.scaffold:
                     left |= next_controls(corrected, deltas, steps.learning_rates, steps=steps.steps)
@@ -196,7 +207,9 @@ class TorchTrainer:
         return self._capacity.rank if "lora" in self._capacity.methods else 0
 
 
-def _local_plan(plan: Train, rates: Mapping[BlockId, float], factor: float, memory_use: MemoryUse) -> LocalPlan:
+def _local_plan(
+    plan: Train, rates: Mapping[BlockId, float], factor: float, *, micro_batch: int, checkpointing: bool
+) -> LocalPlan:
     return LocalPlan(
         steps=plan.local_steps,
         batch_size=plan.batch_size,
@@ -204,7 +217,7 @@ def _local_plan(plan: Train, rates: Mapping[BlockId, float], factor: float, memo
         learning_rates={block_id: rate * factor for block_id, rate in rates.items()},
         weight_decay=plan.weight_decay,
         max_grad_norm=plan.max_grad_norm,
-        micro_batch=memory_use.micro_batch,
-        checkpointing=memory_use.checkpointing,
+        micro_batch=micro_batch,
+        checkpointing=checkpointing,
         proximal_mu=plan.proximal_mu,
     )

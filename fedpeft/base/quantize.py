@@ -143,14 +143,18 @@ def dequantize(parts: Mapping[str, Tensor], encoding: Encoding, shape: tuple[int
         case "int8-g32":
             return _scale_groups(parts["int8"], parts["scale"])
         case "nf4":
-            absmax = _absmax_map()[parts["absmax"].int()]
+            absmax = _absmax_map().to(parts["absmax"].device)[parts["absmax"].int()]
             absmax = _blocks(absmax, ABSMAX_BLOCK).mul_(parts["absmax2"].unsqueeze(1)).view(-1)[: absmax.numel()]
             absmax = absmax.add_(parts["offset"])
-            pairs = torch.index_select(_nf4_pairs(), 0, parts["nf4"].int())  # (ceil(n/2),) -> (ceil(n/2), 2)
+            pairs = torch.index_select(
+                _nf4_pairs().to(parts["nf4"].device), 0, parts["nf4"].int()
+            )  # (ceil(n/2),) -> (ceil(n/2), 2)
             blocks = _blocks(pairs.view(-1), NF4_BLOCK).mul_(absmax.unsqueeze(1))
             return blocks.view(-1)[: math.prod(shape)].view(shape)
         case "int4-g32":
-            codes = torch.index_select(_int4_pairs(), 0, parts["int4"].view(-1).int())  # (n/2,) -> (n/2, 2)
+            codes = torch.index_select(
+                _int4_pairs().to(parts["int4"].device), 0, parts["int4"].view(-1).int()
+            )  # (n/2,) -> (n/2, 2)
             groups = codes.view(shape[0], shape[1] // GROUP, GROUP)
             groups = groups.mul_(parts["scale"].float().unsqueeze(2)).add_(parts["min"].float().unsqueeze(2))
             return groups.view(shape)

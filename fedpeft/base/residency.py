@@ -6,7 +6,7 @@ kernel are those of the dense layer, so logits are equal to the bit, on CPU and 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,11 @@ class PackedWeight:
         """Itself: it never changes, so copies of a model share it."""
         return self
 
+    def to(self, device: torch.device) -> "PackedWeight":
+        """The same weight on another device."""
+        parts = {name: part.to(device) for name, part in self.parts.items()}
+        return PackedWeight(parts, self.encoding, self.shape)
+
     def unpack(self) -> Tensor:
         """The float32 weight, made anew."""
         return dequantize(self.parts, self.encoding, self.shape)
@@ -52,7 +57,8 @@ class _PackedLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         (gradient,) = gradients
         weight: PackedWeight = ctx.weight
-        x = gradient @ weight.unpack() if ctx.needs_input_grad[0] else None
+        # Where products are in bfloat16 the gradient is, too; autograd widens what is returned.
+        x = gradient @ weight.unpack().to(gradient.dtype) if ctx.needs_input_grad[0] else None
         bias = gradient.reshape(-1, gradient.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
         return x, None, bias
 
@@ -68,6 +74,11 @@ class QuantizedLinear(nn.Linear):
         self.out_features, self.in_features = packed.shape
         self.packed = packed
         self.register_parameter("bias", bias)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.packed = self.packed.to(fn(torch.empty(0)).device)
+        return self
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -89,6 +100,11 @@ class QuantizedEmbedding(nn.Embedding):
         self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
         self.scale_grad_by_freq, self.sparse = False, False
         self.packed = packed
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.packed = self.packed.to(fn(torch.empty(0)).device)
+        return self
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]

@@ -143,6 +143,11 @@ class Adapter(Section):
     llama_adapter: LlamaAdapter | None = None
     unipelt: Unipelt | None = None
     coda: Coda | None = None
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Of the adapter's values on the devices, whatever the base is stored in; the class head stays "
+        "float32, and so do sums and the coordinator's state.",
+    )
     head: bool = Field(default=True, description="Train the class head; ignored for causal-lm.")
     head_learning_rate: float | None = Field(
         default=None, gt=0, description="Overrides train.learning_rate for the head."

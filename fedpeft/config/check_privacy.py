@@ -68,6 +68,13 @@ def _example(config: RunConfig) -> Iterator[Finding]:
             expected='no colluders under privacy.unit = "example": each device adds all the noise for its own examples',
             found=str(privacy.colluders),
         )
+    if config.adapter.dtype != "float32":
+        yield Finding(
+            key="adapter.dtype",
+            reads=("privacy.unit",),
+            expected='"float32" under privacy.unit = "example": each example\'s gradient is clipped and noised in it',
+            found=config.adapter.dtype,
+        )
     for method in sorted(MEASURING_METHODS):
         if getattr(config.adapter, method) is not None:
             yield Finding(

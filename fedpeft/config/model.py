@@ -87,7 +87,8 @@ class BaseModelSource(Section):
     )
     adapters: dict[str, str] = Field(
         default_factory=dict,
-        description="Task -> folder of an exported adapter on this base, for [adapter.fusion]; never sent.",
+        description="Task -> folder of an exported adapter on this base, for [adapter.fusion]; never sent. Deployed, a "
+        "relative folder is one of the coordinator's runs.",
     )
 
 
@@ -140,7 +141,11 @@ class Train(Section):
     local_steps: int = Field(default=12, ge=1, le=100_000, description="Optimisation steps a device and round.")
     batch_size: int = Field(default=32, ge=1, le=4096, description="Examples a step.")
     learning_rate: float = Field(default=3e-3, gt=0, description="Of the device's optimizer, at its peak.")
-    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="The device's; its state lasts one round.")
+    optimizer: Literal["adamw", "paged-adamw", "sgd"] = Field(
+        default="adamw",
+        description="The device's; its state lasts one round. `paged-adamw`: 8-bit states in paged memory on CUDA "
+        "(bitsandbytes, QLoRA), adamw on a CPU.",
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="On the trained blocks.")
     warmup_rounds: int = Field(default=0, ge=0, description="Rounds over which the learning rate rises to its peak.")
     decay: Literal["constant", "linear", "cosine"] = Field(
@@ -244,6 +249,11 @@ class Privacy(Section):
 class MemoryUse(Section):
     """How a trainer saves memory: nothing here changes what is learnt or promised."""
 
+    accelerator: Literal["cpu", "cuda"] = Field(
+        default="cpu",
+        description="Where base and adapter are; on `cuda` products are in bfloat16, which rounds otherwise. Untried: "
+        "no GPU was at hand.",
+    )
     residency: Literal["auto", "dense", "quantized"] = Field(
         default="auto",
         description="The base unpacked once, or packed and unpacked at each use (QLoRA's way); `auto`: by free memory.",

@@ -1,7 +1,15 @@
 """What the methods with small networks of their own add to a layer (see ``fedpeft.device.footprint``)."""
 
-from fedpeft.config.additive import Activation
-from fedpeft.config.model import Adapter
+from fedpeft.config.additive import (
+    Activation,
+    Bottleneck,
+    Coda,
+    Compacter,
+    Fusion,
+    Hypernetwork,
+    Parallel,
+    Unipelt,
+)
 from fedpeft.device.counts import Footprint
 from fedpeft.device.shape import BaseShape
 from fedpeft.ids import BlockId
@@ -9,39 +17,27 @@ from fedpeft.ids import BlockId
 __all__ = ["bottleneck", "coda", "compacter", "fusion", "hypernetwork", "parallel", "unipelt"]
 
 
-def bottleneck(shape: BaseShape, adapter: Adapter) -> Footprint:
+def bottleneck(shape: BaseShape, settings: Bottleneck) -> Footprint:
     """D, d, U, u of one or two narrow networks; each keeps its input and its inner activation."""
-    settings = adapter.bottleneck
-    if settings is None:
-        return Footprint(blocks={})
     places = 2 if settings.placement == "houlsby" else 1
     size = places * _network(shape, settings.width)
     return _narrow(shape, "bottleneck", places, settings.width, settings.activation, size)
 
 
-def parallel(shape: BaseShape, adapter: Adapter) -> Footprint:
+def parallel(shape: BaseShape, settings: Parallel) -> Footprint:
     """As one bottleneck."""
-    settings = adapter.parallel
-    if settings is None:
-        return Footprint(blocks={})
     return _narrow(shape, "parallel", 1, settings.width, settings.activation, _network(shape, settings.width))
 
 
-def compacter(shape: BaseShape, adapter: Adapter) -> Footprint:
+def compacter(shape: BaseShape, settings: Compacter) -> Footprint:
     """Two bottlenecks in factors, and the slow weights once."""
-    settings = adapter.compacter
-    if settings is None:
-        return Footprint(blocks={})
     both = settings.width + shape.hidden
     size = 2 * (2 * settings.rank * both + both)
     return _narrow(shape, "compacter", 2, settings.width, settings.activation, size, once=settings.terms**3)
 
 
-def hypernetwork(shape: BaseShape, adapter: Adapter) -> Footprint:
+def hypernetwork(shape: BaseShape, settings: Hypernetwork) -> Footprint:
     """An embedding a layer, and the network once."""
-    settings = adapter.hypernetwork
-    if settings is None:
-        return Footprint(blocks={})
     narrow, wide, size = settings.width, shape.hidden, settings.embedding
     network, task = BlockId("hypernetwork"), BlockId("hypernetwork.task")
     once = 2 * size + 3 * size * size + size + 2 * narrow * wide * size
@@ -51,11 +47,8 @@ def hypernetwork(shape: BaseShape, adapter: Adapter) -> Footprint:
     )
 
 
-def fusion(shape: BaseShape, adapter: Adapter) -> Footprint:
+def fusion(shape: BaseShape, settings: Fusion) -> Footprint:
     """The tasks' frozen bottlenecks; Q, K and V; keeps what every adapter made, its key, and the question."""
-    settings = adapter.fusion
-    if settings is None:
-        return Footprint(blocks={})
     wide, count = shape.hidden, len(settings.tasks)
     return Footprint(
         blocks={BlockId("fusion"): 3 * wide * wide},
@@ -65,11 +58,8 @@ def fusion(shape: BaseShape, adapter: Adapter) -> Footprint:
     )
 
 
-def unipelt(shape: BaseShape, adapter: Adapter) -> Footprint:
+def unipelt(shape: BaseShape, settings: Unipelt) -> Footprint:
     """LoRA of q and v, a prefix, a bottleneck and four gates."""
-    settings = adapter.unipelt
-    if settings is None:
-        return Footprint(blocks={})
     (query, wide), value = shape.matrices["q"], shape.key_width
     rank, narrow = settings.rank, settings.width
     lora = rank * (2 * wide + query + value)
@@ -84,11 +74,8 @@ def unipelt(shape: BaseShape, adapter: Adapter) -> Footprint:
     )
 
 
-def coda(shape: BaseShape, adapter: Adapter) -> Footprint:
+def coda(shape: BaseShape, settings: Coda) -> Footprint:
     """A router and a bottleneck; what the layer saves by computing fewer tokens is not counted."""
-    settings = adapter.coda
-    if settings is None:
-        return Footprint(blocks={})
     size = _network(shape, settings.width) + shape.hidden
     return _narrow(shape, "coda", 1, settings.width, settings.activation, size)
 

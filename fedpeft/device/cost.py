@@ -3,9 +3,10 @@
 Memory (bytes; T = batch * length tokens; research/methods.md, refitted to this training loop):
 
     process + base + adapter + cache + 20 MiB + max(training, evaluation)
-    training   = 4 T (2.1 backbone + methods + 3 I + 4 H) + 3 logits + unpacked
+    training   = 4 T (2.1 backbone + methods + 3 I + 4 H) + chunk of logits + unpacked
     evaluation = 4 T (3 I + 4 H) + 2 logits + unpacked
 
+A language model's loss makes its logits in chunks of ``LOSS_CHUNK_BYTES`` (``fedpeft.tuning.token_loss``).
 ``unpacked`` is the largest float32 weight that a quantized base makes on the fly. ``backbone`` is what autograd
 keeps of the adapted layers in floats a token: 6 H + I in a BERT-like layer, 4 H + 2 kv + 3 I in a Llama-like
 one (exact: tests count it with ``saved_tensors_hooks``). 2.1 is glibc's heap, which holds on to freed pieces; it
@@ -51,6 +52,7 @@ TIME_ERROR = 0.2
 MIB = 2**20
 HEAP = 2.1  # see the module's header
 ARENA_BYTES = 20 * MIB  # kernels' workspaces
+LOSS_CHUNK_BYTES = 16 * MIB  # tuning.token_loss.CHUNK_BYTES; a test holds the two together
 LAYER_S = 2.5e-3  # dispatch of one layer's operators in one pass, on a core of REFERENCE_RATE
 REFERENCE_RATE = 50e9
 
@@ -142,7 +144,10 @@ def estimate(
     changing = [block.size for block in spec.blocks if block.trainable]
     vocabulary = 0 if workload.classes else shape.vocabulary
     evaluated = min(evaluation_batch(length=workload.length, vocabulary=vocabulary), workload.eval_examples)
-    activations = ARENA_BYTES + max(_training_bytes(shape, workload), _forward_bytes(shape, workload, evaluated, 2))
+    logits = 4 * evaluated * tokens_of(shape, workload) * vocabulary
+    activations = ARENA_BYTES + max(
+        _training_bytes(shape, workload), _forward_bytes(shape, workload, evaluated) + 2 * logits
+    )
     step = _step_s(shape, workload, profile) * calibration.time_factor
     passes = workload.eval_examples / max(1, workload.batch_size) * forward_share(shape, workload)
     ring = RingParams(bits=bits, addends=max(2, cohort))
@@ -183,18 +188,19 @@ def calibrate(shape: BaseShape, workload: Workload, profile: DeviceProfile, meas
 def _training_bytes(shape: BaseShape, workload: Workload) -> int:
     backbone, methods = kept_floats(shape, workload)
     kept = 4 * workload.batch_size * tokens_of(shape, workload) * (HEAP * backbone + methods)
-    return round(kept) + _forward_bytes(shape, workload, workload.batch_size, 3)
+    logits = 0 if workload.classes else 4 * workload.batch_size * tokens_of(shape, workload) * shape.vocabulary
+    loss = min(LOSS_CHUNK_BYTES, logits)
+    return round(kept) + _forward_bytes(shape, workload, workload.batch_size) + loss
 
 
-def _forward_bytes(shape: BaseShape, workload: Workload, batch_size: int, logits: int) -> int:
-    """The widest moment of a pass over ``batch_size`` examples, with so many copies of the logits."""
+def _forward_bytes(shape: BaseShape, workload: Workload, batch_size: int) -> int:
+    """The widest moment of a pass over ``batch_size`` examples, logits apart."""
     tokens = batch_size * tokens_of(shape, workload)
     largest = shape.inner * shape.hidden
-    floats = tokens * (3 * shape.inner + 4 * shape.hidden)
     if not workload.classes:
-        floats += logits * tokens * shape.vocabulary
         largest = max(largest, shape.vocabulary * shape.hidden)
-    return 4 * (floats + (largest if workload.residency == "quantized" else 0))
+    unpacked = largest if workload.residency == "quantized" else 0
+    return 4 * (tokens * (3 * shape.inner + 4 * shape.hidden) + unpacked)
 
 
 def _step_s(shape: BaseShape, workload: Workload, profile: DeviceProfile) -> float:

@@ -1,17 +1,18 @@
 """What each method adds to a base: blocks, activations kept for the backward pass, operations.
 
-One function a method, from the base's shape and the run's adapter alone. Counts are exact (tests compare
+One function a method, from the base's shape and the method's section of run.toml alone. Counts are exact (tests compare
 them with the adapter that ``fedpeft.methods.attach`` makes); what autograd keeps follows from which tensors
 require gradients: a method that is applied and not trained keeps nothing.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from fedpeft.adapter import AdapterSpec, BlockSpec, TensorSpec
+from fedpeft.config.adapter import Adapter, BitFit, Ia3, LayerNorm, Lora
 from fedpeft.config.derived import lora_tiers
-from fedpeft.config.model import Adapter
 from fedpeft.device.additive_footprints import bottleneck, coda, compacter, fusion, hypernetwork, parallel, unipelt
 from fedpeft.device.counts import Footprint
 from fedpeft.device.matrix_footprints import adalora, diffpruning, dora, dylora, fish, qalora, relora, vera
@@ -22,54 +23,48 @@ from fedpeft.ids import BlockId
 __all__ = ["FOOTPRINTS", "Footprint", "Placed", "adapted_layers", "placed_methods", "present_methods", "spec_of"]
 
 
-def lora(shape: BaseShape, adapter: Adapter) -> Footprint:
+def lora(shape: BaseShape, settings: Lora) -> Footprint:
     """Tiers of A (frozen) and B; keeps A x, (r,), of every target."""
-    if adapter.lora is None:
-        return Footprint(blocks={})
-    rank, targets = adapter.lora.rank, [shape.matrices[t] for t in adapter.lora.targets if t in shape.matrices]
+    rank, targets = settings.rank, [shape.matrices[t] for t in settings.targets if t in shape.matrices]
     rows, columns = sum(out for out, _ in targets), sum(width for _, width in targets)
-    tiers = lora_tiers(adapter.lora)
+    tiers = lora_tiers(settings)
     widths = {end: end - start for start, end in zip((0, *tiers), tiers, strict=False)}
     return Footprint(
         blocks={BlockId(f"lora.B.t{end}"): width * rows for end, width in widths.items()},
         frozen={BlockId(f"lora.A.t{end}"): width * columns for end, width in widths.items()},
         saved=rank * len(targets),
-        saved_first_token=rank * sum(target in ("k", "v") for target in adapter.lora.targets),
+        saved_first_token=rank * sum(target in ("k", "v") for target in settings.targets),
         flops=2 * rank * (rows + columns),
     )
 
 
-def bitfit(shape: BaseShape, adapter: Adapter) -> Footprint:
+def bitfit(shape: BaseShape, _: BitFit) -> Footprint:
     """A delta a bias; an addition keeps nothing."""
-    if adapter.bitfit is None or not shape.layer_biases:
+    if not shape.layer_biases:
         return Footprint(blocks={})
     return Footprint(blocks={BlockId("bitfit"): shape.layer_biases}, flops=2 * shape.layer_biases)
 
 
-def layernorm(shape: BaseShape, adapter: Adapter) -> Footprint:
-    """A delta on every norm's gain, and on its bias unless BitFit has it; a gain keeps the normalised input."""
-    if adapter.layernorm is None:
-        return Footprint(blocks={})
-    biases = shape.norm_biases if adapter.bitfit is None else 0
-    return Footprint(blocks={BlockId("layernorm"): shape.norms + biases}, saved=shape.norms, flops=8 * shape.norms)
+def layernorm(shape: BaseShape, _: LayerNorm) -> Footprint:
+    """A delta on every norm's gain and bias; a gain keeps the normalised input."""
+    block = {BlockId("layernorm"): shape.norms + shape.norm_biases}
+    return Footprint(blocks=block, saved=shape.norms, flops=8 * shape.norms)
 
 
-def ia3(shape: BaseShape, adapter: Adapter) -> Footprint:
+def ia3(shape: BaseShape, _: Ia3) -> Footprint:
     """Gains on keys, values and the MLP's inner activation; a product keeps its other factor."""
-    if adapter.ia3 is None:
-        return Footprint(blocks={})
     width = 2 * shape.key_width + shape.inner
     return Footprint(
         blocks={BlockId("ia3"): width}, saved=width, saved_first_token=2 * shape.key_width, flops=2 * width
     )
 
 
-def head(shape: BaseShape, adapter: Adapter) -> Footprint:
+def head(shape: BaseShape, _: bool) -> Footprint:
     """The class head is in no layer: ``spec_of`` counts it apart."""
     return Footprint(blocks={})
 
 
-FOOTPRINTS: Mapping[str, Callable[[BaseShape, Adapter], Footprint]] = MappingProxyType(
+FOOTPRINTS: Mapping[str, Callable[[BaseShape, Any], Footprint]] = MappingProxyType(
     {
         "lora": lora,
         "dora": dora,
@@ -123,10 +118,12 @@ class Placed:
 def placed_methods(shape: BaseShape, adapter: Adapter) -> dict[str, Placed]:
     """The methods that this adapter has on this base, the head aside, and where."""
     lowest = 0 if adapter.layers == "all" else shape.layers - adapter.layers
+    if adapter.bitfit is not None:
+        shape = replace(shape, norm_biases=0)  # every bias is BitFit's then
     found = {}
     for name, footprint_of in FOOTPRINTS.items():
         section = getattr(adapter, name)
-        if name != "head" and section is not None and (footprint := footprint_of(shape, adapter)).blocks:
+        if name != "head" and section is not None and (footprint := footprint_of(shape, section)).blocks:
             own: tuple[int, int] | None = getattr(section, "layers", None)
             first, stop = (lowest, shape.layers) if own is None else (own[0], own[1] + 1)
             found[name] = Placed(footprint=footprint, first=first, stop=stop)

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 
 from fedpeft.config.derived import fish_picks
-from fedpeft.config.model import Adapter
+from fedpeft.config.reparameterized import AdaLora, Dora, DyLora, QaLora, ReLora, Vera
 from fedpeft.config.section import TargetName
+from fedpeft.config.selective import DiffPruning, Fish
 from fedpeft.device.counts import Footprint
 from fedpeft.device.shape import BaseShape
 from fedpeft.ids import BlockId
@@ -13,11 +14,8 @@ from fedpeft.methods.schedule import relora_block
 __all__ = ["adalora", "diffpruning", "dora", "dylora", "fish", "qalora", "relora", "vera"]
 
 
-def dora(shape: BaseShape, adapter: Adapter) -> Footprint:
+def dora(shape: BaseShape, settings: Dora) -> Footprint:
     """A frozen; B and a magnitude a row; keeps A x and the output that the gain multiplies, of every target."""
-    settings = adapter.dora
-    if settings is None:
-        return Footprint(blocks={})
     rows, columns = _widths(shape, settings.targets)
     rank, count = settings.rank, len(_present(shape, settings.targets))
     first = _present(shape, _of_every_token(settings.targets))
@@ -30,11 +28,8 @@ def dora(shape: BaseShape, adapter: Adapter) -> Footprint:
     )
 
 
-def adalora(shape: BaseShape, adapter: Adapter) -> Footprint:
+def adalora(shape: BaseShape, settings: AdaLora) -> Footprint:
     """P, l, Q and a score a triplet; the mask frozen. Keeps the input, Q x and l Q x of every target."""
-    settings = adapter.adalora
-    if settings is None:
-        return Footprint(blocks={})
     rows, columns = _widths(shape, settings.targets)
     rank, count = settings.rank, len(_present(shape, settings.targets))
     first = len(_present(shape, _of_every_token(settings.targets)))
@@ -50,11 +45,8 @@ def adalora(shape: BaseShape, adapter: Adapter) -> Footprint:
     )
 
 
-def dylora(shape: BaseShape, adapter: Adapter) -> Footprint:
+def dylora(shape: BaseShape, settings: DyLora) -> Footprint:
     """A frozen, B trained; keeps A x, at the highest rank that a step may draw."""
-    settings = adapter.dylora
-    if settings is None:
-        return Footprint(blocks={})
     rows, columns = _widths(shape, settings.targets)
     return Footprint(
         blocks={BlockId("dylora"): settings.rank * rows},
@@ -65,11 +57,8 @@ def dylora(shape: BaseShape, adapter: Adapter) -> Footprint:
     )
 
 
-def relora(shape: BaseShape, adapter: Adapter) -> Footprint:
+def relora(shape: BaseShape, settings: ReLora) -> Footprint:
     """A frozen and B trained, cycle by cycle; keeps A x of all cycles."""
-    settings = adapter.relora
-    if settings is None:
-        return Footprint(blocks={})
     rows, columns = _widths(shape, settings.targets)
     cycles, whole = range(1, settings.cycles + 1), settings.rank * settings.cycles
     return Footprint(
@@ -81,10 +70,9 @@ def relora(shape: BaseShape, adapter: Adapter) -> Footprint:
     )
 
 
-def qalora(shape: BaseShape, adapter: Adapter) -> Footprint:
+def qalora(shape: BaseShape, settings: QaLora) -> Footprint:
     """A over groups of 32 inputs frozen, B trained; keeps A p(x)."""
-    settings = adapter.qalora
-    if settings is None or any(columns % 32 for _, columns in _present(shape, settings.targets)):
+    if any(columns % 32 for _, columns in _present(shape, settings.targets)):
         return Footprint(blocks={})
     rows, columns = _widths(shape, settings.targets)
     return Footprint(
@@ -96,11 +84,8 @@ def qalora(shape: BaseShape, adapter: Adapter) -> Footprint:
     )
 
 
-def vera(shape: BaseShape, adapter: Adapter) -> Footprint:
+def vera(shape: BaseShape, settings: Vera) -> Footprint:
     """d and b; keeps A x and B (d A x) of every target."""
-    settings = adapter.vera
-    if settings is None:
-        return Footprint(blocks={})
     rows, columns = _widths(shape, settings.targets)
     rank, count = settings.rank, len(_present(shape, settings.targets))
     first = _present(shape, _of_every_token(settings.targets))
@@ -112,11 +97,8 @@ def vera(shape: BaseShape, adapter: Adapter) -> Footprint:
     )
 
 
-def diffpruning(shape: BaseShape, adapter: Adapter) -> Footprint:
+def diffpruning(shape: BaseShape, settings: DiffPruning) -> Footprint:
     """A change and a gate a weight; keeps the input of every target, and four matrices of its size on the way to it."""
-    settings = adapter.diffpruning
-    if settings is None:
-        return Footprint(blocks={})
     weights = sum(out * width for out, width in _present(shape, settings.targets))
     return Footprint(
         blocks={BlockId("diffpruning"): weights, BlockId("diffpruning.gate"): weights},
@@ -126,11 +108,8 @@ def diffpruning(shape: BaseShape, adapter: Adapter) -> Footprint:
     )
 
 
-def fish(shape: BaseShape, adapter: Adapter) -> Footprint:
+def fish(shape: BaseShape, settings: Fish) -> Footprint:
     """A value and a place a picked weight, a measurement a weight; keeps the input and the dense change."""
-    settings = adapter.fish
-    if settings is None:
-        return Footprint(blocks={})
     weights = sum(out * width for out, width in _present(shape, settings.targets))
     picks = fish_picks(settings, weights, 1)
     return Footprint(

@@ -131,7 +131,7 @@ def menu_of(
     batch_sizes: Sequence[int] = (),
     cache: bool = True,
 ) -> tuple[Workload, ...]:
-    """Every way to train some of ``adapter``: each set of methods, each tier, each residency.
+    """Every way to train some of ``adapter``: each set of methods, each tier, each residency, recomputing or not.
 
     Args:
         like: steps, lengths, task, whether the head is trained, and the batch size if ``batch_sizes`` is empty.
@@ -146,18 +146,19 @@ def menu_of(
         below = shape.layers - adapted_layers(shape, adapted)
         cached = like.cached_examples if cache and below and present_methods(shape, adapted) else 0
         for methods, rank, head in _choices(shape, adapted, like):
-            found.append(
-                replace(
-                    like,
-                    adapter=adapted,
-                    methods=methods,
-                    rank=rank,
-                    head=head,
-                    batch_size=batch_size,
-                    residency=residency,
-                    cached_examples=cached,
-                )
+            one = replace(
+                like,
+                adapter=adapted,
+                methods=methods,
+                rank=rank,
+                head=head,
+                batch_size=batch_size,
+                residency=residency,
+                cached_examples=cached,
             )
+            found.append(one)
+            if methods:  # else no layer has a backward pass to compute it again for
+                found.append(replace(one, checkpointing=True))
     return tuple(found)
 
 
@@ -183,6 +184,7 @@ def _preference(shape: BaseShape, workload: Workload) -> tuple[int, ...]:
         len(_programs(workload)),
         workload.batch_size,
         int(workload.cached_examples > 0),
+        int(not workload.checkpointing),
         int(workload.residency == "dense"),
     )
 
@@ -220,13 +222,14 @@ def _sentence(
 ) -> str:
     name = _name(shape, workload)
     base = "" if workload.residency == "dense" else " on the packed base"
+    base += ", its layers computed again in the backward pass" if workload.checkpointing else ""
     upload = f" ({_span(_upload_s(limits, cost))} of upload)" if limits.uplink_bits_s else ""
     spent = f"{_gib(cost.peak_bytes)} of memory, {_span(cost.round_s)} and {_mb(cost.bytes_up)} up{upload} a round"
     others = [one for one in rejected if one.what != name]
     if others:
         why = f"{others[0].what} {others[0].reason}"
     elif rejected:
-        why = f"with the base unpacked it {rejected[0].reason}"
+        why = f"without that it {rejected[0].reason}"
     else:
         why = f"nothing more is on offer, {_served(workload)}"
     return f"Trains {name}{base} (predicted: {spent}), because {why}."

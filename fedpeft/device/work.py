@@ -42,6 +42,7 @@ class Workload:
         eval_examples: held-out examples a round.
         residency: whether the base is unpacked once (``dense``) or at each use.
         cached_examples: whose activations below the first adapted layer are kept; 0: no cache.
+        checkpointing: whether the layers that adapt are computed again in the backward pass.
     """
 
     adapter: Adapter
@@ -55,6 +56,7 @@ class Workload:
     eval_examples: int = 0
     residency: Literal["dense", "quantized"] = "dense"
     cached_examples: int = 0
+    checkpointing: bool = False
 
     def __str__(self) -> str:
         parts = [f"lora r{self.rank}" if method == "lora" and self.rank else method for method in self.methods]
@@ -106,6 +108,8 @@ def kept_floats(shape: BaseShape, workload: Workload) -> tuple[float, float]:
         one, own = placed[method], placed[method].footprint
         top = last * int(one.stop == shape.layers)
         methods += (one.layers - top) * own.saved + top * own.saved_first_token + one.layers * own.kept / tokens
+    if workload.checkpointing:  # the inputs of all layers, and one layer at a time in full
+        return float(layers * shape.hidden + layer), methods / layers
     return float(full * layer + last * 2 * shape.key_width), float(methods)
 
 
@@ -133,6 +137,8 @@ def step_flops(shape: BaseShape, workload: Workload) -> tuple[float, float]:
     backward = (dense + 2.5 * attention) * backward_layers + (1.5 * methods + head) * bool(backward_layers)
     if backward_layers:
         backward -= 2.0 * shape.hidden * (shape.hidden + 2 * shape.key_width)
+    if workload.checkpointing:
+        backward += (dense + attention) * backward_layers + methods * bool(backward_layers)
     if _first_token(shape, workload):
         forward -= (dense + attention - keys) * bool(forward_layers)
         backward -= (dense + 2.5 * attention - keys) * bool(backward_layers)

@@ -16,7 +16,7 @@ class Block:
     Args:
         block_id: unique in the adapter.
         method: the method it belongs to.
-        parameters: parameters of the model; float32.
+        parameters: parameters of the model; float32 as the method makes them.
         trainable: False when no round changes them.
     """
 

@@ -71,7 +71,8 @@ class DiffPart(SteppedPart):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Y + (z * d) x."""
-        return y + functional.linear(x.to(self.change.dtype), self.open_share() * self.change).to(y.dtype)
+        change = self.open_share() * self.change
+        return y + functional.linear(x.to(change.dtype), change).to(y.dtype)
 
 
 def attach_diffpruning(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:

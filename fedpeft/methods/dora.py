@@ -57,8 +57,9 @@ class DoraPart(nn.Module):
         """|W + scale * B A| of each row, (d_out,), without gradient."""
         with torch.no_grad():
             mixed, gram = self._known_products()
-            cross = (mixed * self.B).sum(dim=1)
-            own = ((self.B @ gram) * self.B).sum(dim=1)
+            up = self.B.float()
+            cross = (mixed * up).sum(dim=1)
+            own = ((up @ gram) * up).sum(dim=1)
             squares = cast("Tensor", self.squares) + 2 * self.scale * cross + self.scale**2 * own
             return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
 
@@ -67,7 +68,11 @@ class DoraPart(nn.Module):
         gain = self.magnitude() / self.norm()  # exactly 1 at the start
         narrow = functional.linear(x.to(self.A.dtype), self.A)  # (..., d_in) -> (..., r)
         flat = y.reshape(-1, y.shape[-1]).to(self.B.dtype)
-        moved = torch.addmm(flat, narrow.reshape(-1, narrow.shape[-1]), self.B.t(), alpha=self.scale).view(y.shape)
+        moved = (
+            torch.addmm(flat, narrow.reshape(-1, narrow.shape[-1]), self.B.t(), alpha=self.scale)
+            .view(y.shape)
+            .to(gain.dtype)
+        )
         bias = cast("nn.Linear", self._host[0]).bias
         result = moved * gain if bias is None else torch.addcmul((1.0 - gain) * bias, moved, gain)
         return result.to(y.dtype)
@@ -76,7 +81,8 @@ class DoraPart(nn.Module):
         """W A^T (d_out, r) and A A^T (r, r); computed anew only when A has changed."""
         held = self._products
         if held is None or held[0] is not self.A or held[1] != self.A._version:
-            held = (self.A, self.A._version, _weight(self._host[0]) @ self.A.t(), self.A @ self.A.t())
+            down = self.A.float()
+            held = (self.A, self.A._version, _weight(self._host[0]) @ down.t(), down @ down.t())
             self._products = held
         return held[2], held[3]
 

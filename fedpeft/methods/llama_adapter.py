@@ -47,7 +47,9 @@ class GatedPrompt(nn.Module):
         """The mixture and the gated attention to the prompt."""
         groups = scene.query.shape[1] // scene.key.shape[1]
         key, value = (
-            split_heads(host.get_submodule(name)(self.prompt), scene).repeat_interleave(groups, dim=0)
+            split_heads(host.get_submodule(name)(self.prompt.to(scene.query.dtype)), scene).repeat_interleave(
+                groups, dim=0
+            )
             for name in (self.key, self.value)
         )  # (h, p, d)
         scores = scene.query @ key.transpose(1, 2) / scene.query.shape[-1] ** 0.5  # (b, h, s, p)

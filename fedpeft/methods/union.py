@@ -1,8 +1,8 @@
 """The union adapter: every block that any device of a run may train, on one frozen base (DESIGN section 3).
 
 A device applies all of it in its forward pass and trains some of it. Invariants: the base's tensors are
-never written; base names are unchanged; every adapter tensor is one float32 parameter, named as
-``named_parameters`` names it; what travels is ``extract`` and ``load``, never a state dict.
+never written; base names are unchanged; every adapter tensor is one parameter of ``adapter.dtype`` (the head's:
+float32), named as ``named_parameters`` names it; what travels is ``extract`` and ``load``, float32, never a state dict.
 
 To add a method: write its file with an ``attach_*`` function, and add it to ``METHODS``.
 """
@@ -124,7 +124,7 @@ class UnionAdapter:
         return self._initial
 
     def load(self, state: AdapterState) -> None:
-        """Set every block to the state's values.
+        """Set every block to the state's values, rounded to the adapter's type.
 
         Raises:
             SpecMismatch: the state belongs to another specification.
@@ -157,7 +157,10 @@ class UnionAdapter:
         return {
             block_id: flatten(
                 self.spec[block_id],
-                {name: parameter.detach().cpu().numpy() for name, parameter in self._parameters[block_id].items()},
+                {
+                    name: parameter.detach().cpu().float().numpy()
+                    for name, parameter in self._parameters[block_id].items()
+                },
             )
             for block_id in block_ids
         }
@@ -198,6 +201,9 @@ def attach(model: nn.Module, adapter: Adapter, *, seed: int) -> UnionAdapter:
         raise ConfigInvalid(
             "Expected an adapter with at least one method for this model; add [adapter.lora] to the run."
         )
+    if adapter.dtype == "bfloat16":
+        for parameter in (p for block in blocks if block.method != HEAD for p in block.parameters):
+            parameter.data = parameter.data.to(torch.bfloat16)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     spec = AdapterSpec(blocks=tuple(_specify(block, names) for block in blocks))
     union = UnionAdapter(model, adapter, spec, seed=seed)

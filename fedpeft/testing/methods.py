@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedpeft.base.quantize import Encoding, quantize
-from fedpeft.base.residency import PackedWeight, QuantizedLinear
+from fedpeft.base.quantize import Encoding
 from fedpeft.config.model import AdaLora, Adapter, DiffPruning, Dora, DyLora, Fish, QaLora, ReLora, Vera
 from fedpeft.testing.models import tiny_bert
+from fedpeft.testing.packed import pack
 
 __all__ = ["CASES", "Case", "on_base", "rows_and_columns"]
 
@@ -68,9 +68,4 @@ def rows_and_columns(build: Callable[..., nn.Module]) -> tuple[int, int, int]:
 
 def on_base(build: Callable[..., nn.Module], encoding: Encoding) -> nn.Module:
     """The tiny model dense (``plain``), or with its linear layers packed."""
-    model = build()
-    for path, module in list(model.named_modules()) if encoding != "plain" else ():
-        if type(module) is nn.Linear and path not in ("classifier", "lm_head"):
-            weight = PackedWeight(quantize(module.weight, encoding), encoding, tuple(module.weight.shape))
-            model.set_submodule(path, QuantizedLinear(weight, module.bias))
-    return model
+    return build() if encoding == "plain" else pack(build(), encoding)

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.methods.union import UnionAdapter
+from fedpeft.tuning.accelerator import products
 from fedpeft.tuning.batches import bucketed, collate, evaluation_stream, lengths_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.stages import Stages
@@ -57,7 +58,8 @@ def evaluate(
     loss_sum, correct, count = 0.0, 0, 0
     for indices in batches:
         batch = collate(examples, indices, pad_id=stages.pad_id, device=stages.device)
-        logits, labels = logits_of(stages, batch, cache)
+        with products(stages.device):
+            logits, labels = logits_of(stages, batch, cache)
         loss_sum += float(functional.cross_entropy(logits.float(), labels, reduction="sum"))
         correct += int((logits.argmax(dim=-1) == labels).sum())
         count += len(labels)

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedpeft.adapter import unflatten
 from fedpeft.data.encode import EncodedDataset
@@ -24,9 +23,11 @@ from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId
 from fedpeft.methods.stepped import SteppedPart
 from fedpeft.methods.union import UnionAdapter
-from fedpeft.tuning.batches import Indices, collate, predictions_of, training_stream
-from fedpeft.tuning.cache import HiddenSource, logits_of
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.accelerator import paged_adamw
+from fedpeft.tuning.batches import training_stream
+from fedpeft.tuning.cache import HiddenSource
+from fedpeft.tuning.masters import Masters
+from fedpeft.tuning.objective import Objective
 
 __all__ = ["LocalPlan", "TrainOutcome", "make_optimizer", "train"]
 
@@ -41,7 +42,8 @@ class LocalPlan:
     Args:
         steps: optimizer steps.
         batch_size: examples a step.
-        optimizer: ``adamw`` or ``sgd``; without memory of the last round.
+        optimizer: ``adamw`` or ``sgd``, without memory of the last round; ``paged-adamw``: with states of 8 bits in
+            paged memory on CUDA, as ``adamw`` on a CPU.
         learning_rates: one for each block that is trained; the other blocks are applied and left alone.
         weight_decay: decoupled (adamw) or L2 (sgd), on the trained blocks.
         max_grad_norm: the gradient over all trained blocks is scaled down to this L2 norm.
@@ -53,7 +55,7 @@ class LocalPlan:
 
     steps: int
     batch_size: int
-    optimizer: Literal["adamw", "sgd"]
+    optimizer: Literal["adamw", "paged-adamw", "sgd"]
     learning_rates: Mapping[BlockId, float]
     weight_decay: float
     max_grad_norm: float
@@ -108,17 +110,27 @@ def train(
         RunFailed: the loss is not finite.
     """
     union.train_only(plan.learning_rates.keys())
-    stages = Stages(union, checkpointing=plan.checkpointing)
+    objective = Objective(
+        union,
+        examples,
+        cache=cache,
+        logit_offset=logit_offset,
+        micro_batch=plan.micro_batch,
+        checkpointing=plan.checkpointing,
+    )
     stream = training_stream(examples, batch_size=plan.batch_size, seed=seed)
     # In the specification's order, whatever the mapping's: sums of gradient norms round by order.
-    trained = {
-        block.block_id: list(union.parameters(block.block_id).values())
-        for block in union.spec.blocks
-        if block.block_id in plan.learning_rates
-    }
+    masters = Masters(
+        {
+            block.block_id: list(union.parameters(block.block_id).values())
+            for block in union.spec.blocks
+            if block.block_id in plan.learning_rates
+        }
+    )
+    trained = masters.blocks
     optimizer = make_optimizer(trained, plan)
     starts = {p: p.detach().clone() for p in chain.from_iterable(trained.values())} if plan.proximal_mu else {}
-    corrections = _corrections(union, correction or {})
+    corrections = _corrections(union, trained, correction or {})
     stepped = [module for module in union.model.modules() if isinstance(module, SteppedPart)]
     losses: list[float] = []
     seen = 0
@@ -126,12 +138,13 @@ def train(
         for part in stepped:
             part.begin_step(seed, step)
         indices = stream.batch(step)
-        losses.append(_backward(stages, examples, indices, cache, logit_offset, micro_batch=plan.micro_batch))
+        losses.append(objective.backward(indices))
         penalties = [term for part in stepped if (term := part.penalty()) is not None]
         if penalties:
             torch.autograd.backward(penalties)
         for part in stepped:
             part.after_backward()
+        masters.take_gradients()
         for parameter, start in starts.items():
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - start, alpha=plan.proximal_mu)
@@ -140,6 +153,7 @@ def train(
             parameter.grad = own.clone() if parameter.grad is None else parameter.grad.add_(own)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        masters.give_values()
         if not math.isfinite(losses[-1]):
             raise RunFailed(f"Expected a finite loss, found {losses[-1]} at step {step}; lower train.learning_rate.")
         seen += len(indices)
@@ -152,40 +166,16 @@ def train(
     return TrainOutcome(mean_loss=sum(losses) / len(losses), examples_seen=seen, steps=len(losses))
 
 
-def _backward(
-    stages: Stages,
-    examples: EncodedDataset,
-    indices: Indices,
-    cache: HiddenSource | None,
-    logit_offset: Tensor | None,
-    *,
-    micro_batch: int,
-) -> float:
-    """Add the gradient of the mean loss of these examples, some at a time, and return the loss."""
-    pieces = np.array_split(indices, -(-len(indices) // micro_batch)) if micro_batch else [indices]
-    count = sum(predictions_of(examples, int(i)) for i in indices)
-    total = 0.0
-    for piece in pieces:
-        batch = collate(examples, piece, pad_id=stages.pad_id, device=stages.device)
-        logits, labels = logits_of(stages, batch, cache)
-        shifted = logits.float() if logit_offset is None else logits.float() + logit_offset
-        if len(pieces) == 1:
-            loss = functional.cross_entropy(shifted, labels)
-        else:
-            loss = functional.cross_entropy(shifted, labels, reduction="sum") / count
-        torch.autograd.backward([loss])
-        total += loss.item()
-    return total
-
-
 def _corrections(
-    union: UnionAdapter, correction: Mapping[BlockId, npt.NDArray[np.float32]]
+    union: UnionAdapter,
+    trained: Mapping[BlockId, list[nn.Parameter]],
+    correction: Mapping[BlockId, npt.NDArray[np.float32]],
 ) -> dict[nn.Parameter, Tensor]:
     """SCAFFOLD's correction of each parameter."""
     found = {}
     for block_id, vector in correction.items():
         parts = unflatten(union.spec[block_id], vector)
-        for name, parameter in union.parameters(block_id).items():
+        for name, parameter in zip(union.parameters(block_id), trained[block_id], strict=True):
             found[parameter] = torch.from_numpy(parts[name].copy()).to(parameter.device)
     return found
 
@@ -195,4 +185,7 @@ def make_optimizer(trained: Mapping[BlockId, list[nn.Parameter]], plan: LocalPla
     groups = [{"params": parameters, "lr": plan.learning_rates[block_id]} for block_id, parameters in trained.items()]
     if plan.optimizer == "sgd":
         return torch.optim.SGD(groups, weight_decay=plan.weight_decay)
+    on_cuda = any(p.is_cuda for p in chain.from_iterable(trained.values()))
+    if plan.optimizer == "paged-adamw" and on_cuda:
+        return paged_adamw(groups, weight_decay=plan.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=plan.weight_decay)

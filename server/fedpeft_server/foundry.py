@@ -54,12 +54,18 @@ class Foundry:
         self._child = Child(module, [str(bases)], environment={"OMP_NUM_THREADS": "1"})
 
     def draft(self, config: RunConfig) -> Drafted:
-        """Build the base if it is not in the store, attach the adapter.
+        """Build the base if it is not in the store, attach the adapter, fill in what it takes from earlier ones.
+
+        Args:
+            config: the run's; a relative folder in ``base.adapters`` lies where its runs are.
 
         Raises:
             FedpeftError: the base or the adapter cannot be had as configured.
             RunFailed: the process died.
         """
+        # The child is told neither where runs are nor what directory this process is in.
+        folders = {task: str((config.directory / folder).resolve()) for task, folder in config.base.adapters.items()}
+        config = config.model_copy(update={"base": config.base.model_copy(update={"adapters": folders})})
         head, _, state = self._ask("draft", resolved(config).encode()).partition(b"\n")
         content = json.loads(head)
         spec = AdapterSpec.from_json(content["spec"])
@@ -142,6 +148,7 @@ class _Workshop:
     def draft(self, payload: bytes) -> bytes:
         from fedpeft.base import build, load_model
         from fedpeft.methods import attach
+        from fedpeft.methods.fusion import with_sources
 
         config = parse(payload.decode(), source="run.toml", simulation=True)
         artifact = build(config.base.model, quantize=config.base.quantize, store=self._bases)
@@ -149,7 +156,7 @@ class _Workshop:
         model = load_model(artifact, task=config.task.kind, labels=config.task.labels, head_seed=head_seed)
         union = attach(model, config.adapter, seed=config.run.seed)
         self._union, self._config, self._digest = union, config, artifact.digest
-        initial = union.initial_state()
+        initial = with_sources(union.initial_state(), config.adapter, config.base.adapters)
         head = json.dumps({"base": artifact.digest, "spec": initial.spec.to_json()})
         return head.encode() + b"\n" + initial.to_safetensors()
 

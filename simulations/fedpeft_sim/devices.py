@@ -159,7 +159,11 @@ class RayDevices:
             store = ArtifactStore(self.store)
             devices = VirtualDevices(
                 plan_devices(populate(self.config), store.get(self.base)),
-                Bench(store, residency=self.config.performance.residency),
+                Bench(
+                    store,
+                    residency=self.config.performance.residency,
+                    accelerator=self.config.performance.accelerator,
+                ),
                 coordinator_key=self.coordinator_key,
                 home=self.home,
                 ledgers=self.ledgers,

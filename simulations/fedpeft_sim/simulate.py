@@ -117,7 +117,12 @@ def prepare(config: RunConfig, screen: Screen, *, store: Path | None = None) -> 
     for sentence, names in population.by_plan().items():
         screen.note(f"{', '.join(names)}: {sentence}")
     torch.set_num_threads(1)
-    bench = Bench(ArtifactStore(where), places=workers_of(config), residency=config.performance.residency)
+    bench = Bench(
+        ArtifactStore(where),
+        places=workers_of(config),
+        residency=config.performance.residency,
+        accelerator=config.performance.accelerator,
+    )
     draft = learning_plan(config, run_id="", base=artifact.digest, adapter_spec="")
     initial = with_sources(bench.initial_state(draft), config.adapter, config.base.adapters)
     plan = draft.model_copy(update={"adapter_spec": initial.spec.digest})

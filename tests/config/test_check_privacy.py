@@ -86,3 +86,10 @@ def test_methods_that_measure_in_a_step_are_refused_under_example_privacy(method
         load(*changes)
     (problem,) = refused.value.problems
     assert problem.where.endswith(f"adapter.{method}")
+
+
+def test_bfloat16_adapters_are_refused_under_example_privacy() -> None:
+    with pytest.raises(ConfigInvalid) as refused:
+        load('privacy.unit="example"', "privacy.delta=1e-5", 'adapter.dtype="bfloat16"')
+    (problem,) = refused.value.problems
+    assert problem.where.endswith("adapter.dtype")

@@ -52,7 +52,17 @@ def test_little_memory_keeps_the_base_packed_before_it_gives_up_a_method():
     chosen = plan(REFERENCE, limits(ram_bytes=round(dense.peak_bytes * (1 + MEMORY_ERROR)) - MIB), MENU)
     assert chosen.workload.residency == "quantized"
     assert chosen.workload.methods == ("lora", "bitfit")
-    assert "with the base unpacked it needs" in chosen.sentence
+    assert "because without that it needs" in chosen.sentence
+
+
+def test_less_memory_computes_layers_again_before_it_gives_up_a_method():
+    packed = plan(REFERENCE, EASY, replace(MENU, workloads=[w for w in MENU.workloads if w.residency == "quantized"]))
+    limit = round(packed.estimate.peak_bytes * (1 + MEMORY_ERROR)) - MIB
+    chosen = plan(REFERENCE, limits(ram_bytes=limit), MENU)
+    assert chosen.workload.checkpointing
+    assert chosen.workload.methods == ("lora", "bitfit")
+    assert chosen.estimate.step_s > packed.estimate.step_s
+    assert "computed again in the backward pass" in chosen.sentence
 
 
 def test_a_short_deadline_leaves_the_head():

@@ -1,5 +1,7 @@
 """Counts against the real adapter and the real autograd: blocks, parameters, kept floats."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from fedpeft.config.model import (
     Vera,
 )
 from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
+from fedpeft.device.cost import LOSS_CHUNK_BYTES
 from fedpeft.device.footprint import spec_of
 from fedpeft.device.shape import SLOTS, BaseShape, shape_from
 from fedpeft.device.work import Workload, kept_floats, tokens_of
@@ -29,6 +32,7 @@ from fedpeft.methods.anatomy import dissect
 from fedpeft.testing.models import tiny_bert, tiny_llama
 from fedpeft.tuning.batches import Batch
 from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.token_loss import CHUNK_BYTES
 
 pytestmark = pytest.mark.torch
 
@@ -148,3 +152,15 @@ def test_what_is_applied_and_not_trained_keeps_nothing():
     assert own("lora") == 4 * 2 * 2 + 4  # A x of q and v in two layers, of v in the first-token layer
     assert own("lora", "ia3") > own("ia3") > own("lora")
     assert kept_floats(base, Workload(adapter=adapter, methods=(), classes=3)) == (0, 0)
+
+
+def test_the_planner_knows_how_much_of_the_logits_there_is_at_once():
+    assert LOSS_CHUNK_BYTES == CHUNK_BYTES
+
+
+def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer():
+    base, work = shape(tiny_llama()), Workload(adapter=ADAPTERS["lora"], methods=("lora",), classes=0)
+    plain, own = kept_floats(base, work)
+    again, one = kept_floats(base, replace(work, checkpointing=True))
+    assert again == base.layers * base.hidden + plain / base.layers
+    assert one == own / base.layers
