@@ -38,6 +38,9 @@ MIN_SHARE_SIGMA = 4.0
 MAX_ALLOWANCE = 0.05
 """The grid may cost at most this part of the clip norm; a coarser one drowns the signal for nothing."""
 
+PIECE = 1 << 15
+"""Coordinates encoded at once: the temporaries stay in the second-level cache."""
+
 Words = npt.NDArray[np.unsignedinteger]
 
 
@@ -237,25 +240,32 @@ def noisy_words(
         Nothing longer than C is ever encoded:
         tests/privacy/test_mechanism.py::test_a_contribution_that_was_not_clipped_is_refused.
     """
-    step, word = mechanism.terms.step, np.dtype(f"<u{mechanism.bits // 8}")
-    rounded: dict[BlockId, npt.NDArray[np.float64]] = {}
-    squares = 0.0
+    step, squares = mechanism.terms.step, 0.0
+    # Wide enough for whatever is not refused below: C / step < 2^(bits - 1), by the range that problems() checks.
+    signed = np.dtype(np.int64 if mechanism.bits > 32 else np.int32)
+    words: dict[BlockId, Words] = {}
     for block_id, vector in vectors.items():
-        if not np.isfinite(vector).all():
-            raise InputRefused(f"Expected finite numbers in {block_id}, found NaN or inf.")
-        # Safe: a step that is a power of two makes the division exact in float64, so rint is the only rounding.
-        rounded[block_id] = np.rint(vector.astype(np.float64) / step)
-        squares += float(np.dot(rounded[block_id], rounded[block_id]))
+        noise = discrete_gaussian(mechanism.share_sigma, len(vector), entropy)
+        found = words[block_id] = np.empty(len(vector), f"<u{mechanism.bits // 8}")
+        for start in range(0, len(vector), PIECE):
+            at = slice(start, start + PIECE)
+            # Safe: a step that is a power of two makes the product exact in float64, so rint is the only rounding.
+            whole = vector[at].astype(np.float64)
+            whole *= 1.0 / step
+            np.rint(whole, out=whole)
+            squares += float(np.dot(whole, whole))
+            with np.errstate(invalid="ignore"):  # what no integer holds makes the norm too large, or not a number
+                moved = whole.astype(signed)
+            moved += noise[at]
+            found[at] = moved.astype(found.dtype)  # modulo 2^bits
+    if not math.isfinite(squares):
+        raise InputRefused("Expected finite numbers, found NaN or inf; nothing was contributed.")
     limit = mechanism.terms.sensitivity / step
     if not math.sqrt(squares) * (1 + 2.0**-40) <= limit:  # the margin covers the sum's own rounding
         raise InputRefused(
             f"Expected a contribution clipped to {mechanism.terms.sensitivity:g}, found a norm of "
             f"{math.sqrt(squares) * step:g} on the grid; clip it with the allowance for rounding."
         )
-    words = {}
-    for block_id, whole in rounded.items():
-        noise = discrete_gaussian(mechanism.share_sigma, len(whole), entropy)
-        words[block_id] = (whole.astype(np.int64) + noise).astype(word)  # modulo 2^bits
     return words
 
 
