@@ -28,8 +28,19 @@ def privacy_findings(config: RunConfig) -> Iterator[Finding]:
                     found=str(getattr(privacy, option)),
                     remedy='Set privacy.unit = "client" or "example", or leave it out: nothing is promised now.',
                 )
+    else:
+        yield from _budget(config)
+    if privacy.clip == "adaptive" and privacy.unit != "client":
+        yield Finding(
+            key="privacy.clip",
+            reads=("privacy.unit",),
+            expected=f'"fixed" under privacy.unit = "{privacy.unit}": only clients\' bits are summed',
+            found='"adaptive"',
+            remedy='Set privacy.unit = "client", or leave it out.',
+        )
+    yield from _idle_options(privacy)
+    if privacy.unit == "none":
         return
-    yield from _budget(config)
     if privacy.unit == "example":
         yield from _example(config)
         return
@@ -56,6 +67,20 @@ def privacy_findings(config: RunConfig) -> Iterator[Finding]:
             found=str(privacy.colluders),
             remedy="Raise secagg.min_cohort and rounds.min_devices, or assume fewer colluders.",
         )
+
+
+def _idle_options(privacy: Privacy) -> Iterator[Finding]:
+    """What would be read with an adaptive clip only."""
+    fresh = Privacy()
+    for option in ("clip_quantile", "clip_learning_rate") if privacy.clip == "fixed" else ():
+        if (value := getattr(privacy, option)) != getattr(fresh, option):
+            yield Finding(
+                key=f"privacy.{option}",
+                reads=("privacy.clip",),
+                expected='none of it while privacy.clip = "fixed"',
+                found=f"{value:g}",
+                remedy='Set privacy.clip = "adaptive", or leave it out.',
+            )
 
 
 def _example(config: RunConfig) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 One file makes a ``RunConfig``. ``Performance`` must not change what is learnt or promised; everything
 else is part of the run's identity. Validation is strict (no coercion of "3" to 3) and an unknown key is
 an error; ``fedpeft.config.load`` turns pydantic's findings into ``Problem`` lists. Cross-field checks
-live in ``fedpeft.config.check``; [adapter] and its methods in ``fedpeft.config.adapter``.
+live in ``fedpeft.config.check``; [adapter] and its methods in ``fedpeft.config.adapter``, [privacy] in ``.privacy``.
 """
 
 from pathlib import Path
@@ -29,6 +29,7 @@ from fedpeft.config.adapter import (
     Vera,
 )
 from fedpeft.config.aggregate import Aggregate
+from fedpeft.config.privacy import Privacy
 from fedpeft.config.section import Section
 
 __all__ = [
@@ -213,37 +214,6 @@ class SecureAggregation(Section):
         default=0.1, ge=0, lt=0.5, description="Share of devices that may vanish after sharing keys."
     )
     min_cohort: int = Field(default=3, ge=3, description="A block trained by fewer organisations is skipped.")
-
-
-class Privacy(Section):
-    """Differential privacy (docs/privacy.md): noise inside the secure sum, or in every step on the device."""
-
-    unit: Literal["none", "client", "example"] = Field(
-        default="none",
-        description="Whose data is protected: `client` hides what any one client contributed, `example` any one "
-        "training example of a device (DP-SGD there).",
-    )
-    epsilon: float | None = Field(
-        default=None, gt=0, description="The budget of the whole run; with `example`, of each device."
-    )
-    delta: float | None = Field(
-        default=None, gt=0, lt=1, description="At most 1 / clients; with `example`, 1 / examples of each device."
-    )
-    l2_clip_norm: float = Field(
-        default=1.0,
-        gt=0,
-        description="A device's whole delta, all blocks together, is clipped to this norm; with `example`, each "
-        "example's gradient.",
-    )
-    noise_multiplier: float | None = Field(
-        default=None,
-        gt=0,
-        description="Noise over clip norm; none: the least that keeps all rounds in the budget. With `example` each "
-        "device finds its own, by how many examples it has.",
-    )
-    colluders: int = Field(
-        default=1, ge=0, description="Devices that may tell the coordinator their noise; the others' shares suffice."
-    )
 
 
 class MemoryUse(Section):

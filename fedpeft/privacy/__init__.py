@@ -6,6 +6,7 @@ noise, ``epsilon`` and ``calibrate`` what it is worth, ``PrivacyLedger`` what is
 """
 
 from fedpeft.privacy.accountant import ACCOUNTANT, Budget, Release, calibrate, epsilon
+from fedpeft.privacy.adaptive import CLIP_BIT, bit_noise, bit_vector, bit_weight, next_clip_norm
 from fedpeft.privacy.audit import AuditResult, audit_clients
 from fedpeft.privacy.clipping import Clipped, clip, l2_norm, rounding_allowance
 from fedpeft.privacy.composition import Charge, total_epsilon
@@ -18,6 +19,7 @@ from fedpeft.privacy.statement import ExampleStatement, Statement
 
 __all__ = [
     "ACCOUNTANT",
+    "CLIP_BIT",
     "SIZES",
     "AuditResult",
     "Budget",
@@ -32,6 +34,9 @@ __all__ = [
     "SampledRelease",
     "Statement",
     "audit_clients",
+    "bit_noise",
+    "bit_vector",
+    "bit_weight",
     "calibrate",
     "calibrate_sampled",
     "clip",
@@ -40,6 +45,7 @@ __all__ = [
     "epsilon",
     "expected_noise",
     "l2_norm",
+    "next_clip_norm",
     "noisy_words",
     "read_ledger",
     "rounding_allowance",

@@ -38,6 +38,9 @@ MIN_SHARE_SIGMA = 4.0
 MAX_ALLOWANCE = 0.05
 """The grid may cost at most this part of the clip norm; a coarser one drowns the signal for nothing."""
 
+PIECE = 1 << 15
+"""Coordinates encoded at once: the temporaries stay in the second-level cache."""
+
 Words = npt.NDArray[np.unsignedinteger]
 
 
@@ -50,12 +53,20 @@ class NoiseTerms:
         noise_multiplier: z: standard deviation of the least noise in an opened sum, over C.
         colluders: devices that may tell the coordinator their noise; their shares do not count.
         step: of the grid; a power of two.
+        bit_weight: w, of adaptive clipping: each device adds w or -w in a block of its own, whether its norm was within
+            C (``fedpeft.privacy.adaptive``); a multiple of the step, or 0: nothing.
     """
 
     l2_clip_norm: float
     noise_multiplier: float
     colluders: int
     step: float
+    bit_weight: float = 0.0
+
+    @property
+    def sensitivity(self) -> float:
+        """S: the most by which one client moves the sum, its bit included."""
+        return math.hypot(self.l2_clip_norm, self.bit_weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +101,7 @@ class Mechanism:
     def share_sigma(self) -> float:
         """The discrete Gaussian's parameter on each device, in steps."""
         terms = self.terms
-        return terms.noise_multiplier * terms.l2_clip_norm / (terms.step * math.sqrt(self.shares))
+        return terms.noise_multiplier * terms.sensitivity / (terms.step * math.sqrt(self.shares))
 
     @property
     def allowance(self) -> float:
@@ -112,7 +123,7 @@ class Mechanism:
         """Everything for which these terms must be refused."""
         terms = self.terms
         numbers = (terms.l2_clip_norm, terms.noise_multiplier, terms.step)
-        if not all(0 < number < math.inf for number in numbers):
+        if not all(0 < number < math.inf for number in numbers) or not 0 <= terms.bit_weight < math.inf:
             return [
                 Problem(where="noise", expected="a finite clip norm, noise multiplier and step > 0", found=f"{terms}")
             ]
@@ -129,6 +140,15 @@ class Mechanism:
             return found
         if math.frexp(terms.step)[0] != 0.5:
             found.append(Problem(where="noise.step", expected="a power of two", found=str(terms.step)))
+        # A bit that lies on the grid is not lengthened by rounding: only so does C - allowance suffice for the rest.
+        if not (terms.bit_weight / terms.step).is_integer():
+            found.append(
+                Problem(
+                    where="noise.bit_weight",
+                    expected=f"0, or a multiple of the step {terms.step:g}",
+                    found=f"{terms.bit_weight:g}",
+                )
+            )
         if self.bits not in NATIVE_BITS:
             found.append(Problem(where="bits", expected=f"one of {NATIVE_BITS} with noise", found=str(self.bits)))
         return found + self._range_problems()
@@ -136,7 +156,7 @@ class Mechanism:
     def _range_problems(self) -> list[Problem]:
         terms, found = self.terms, []
         remedy = "Use secagg.bits = 32, or fewer trained parameters."
-        largest = self.devices * terms.l2_clip_norm / terms.step + TAIL * math.sqrt(self.devices) * self.share_sigma
+        largest = self.devices * terms.sensitivity / terms.step + TAIL * math.sqrt(self.devices) * self.share_sigma
         if not largest < 2 ** (self.bits - 1):
             found.append(
                 Problem(
@@ -177,17 +197,24 @@ def size_mechanism(
     threshold: int,
     bits: int,
     parameters: int,
+    bit_weight: float = 0.0,
 ) -> Mechanism:
     """The mechanism on the finest grid that the ring holds; arguments as in ``NoiseTerms`` and ``Mechanism``.
 
     Raises:
         ConfigInvalid: no grid does, with the reason and the nearest setting that works.
     """
-    terms = NoiseTerms(l2_clip_norm=l2_clip_norm, noise_multiplier=noise_multiplier, colluders=colluders, step=1.0)
+    terms = NoiseTerms(
+        l2_clip_norm=l2_clip_norm,
+        noise_multiplier=noise_multiplier,
+        colluders=colluders,
+        step=1.0,
+        bit_weight=bit_weight,
+    )
     draft = Mechanism(terms=terms, devices=devices, threshold=threshold, bits=bits, parameters=parameters)
     if draft.shares >= 1 and noise_multiplier > 0 and l2_clip_norm > 0:
         share = draft.share_sigma  # at step 1: in the units of the contribution
-        largest = devices * l2_clip_norm + TAIL * math.sqrt(devices) * share
+        largest = devices * terms.sensitivity + TAIL * math.sqrt(devices) * share
         step = max(largest / (2 ** (bits - 1) - 1), share / MAX_SIGMA)
         draft = replace(draft, terms=replace(terms, step=2.0 ** math.ceil(math.log2(step))))
     problems = draft.problems()
@@ -202,36 +229,43 @@ def noisy_words(
     """One device's contribution on the grid, with its share of the noise, as ring words to be masked.
 
     Args:
-        vectors: the whole contribution, clipped to C - allowance.
+        vectors: the whole contribution, clipped to C - allowance; with a bit weight also the bit's block.
         mechanism: as the terms say.
         entropy: cryptographic, never used before: a second contribution under the same noise reveals the difference.
 
     Raises:
-        InputRefused: NaN, infinity, or a contribution that is longer than C on the grid: it was not clipped.
+        InputRefused: NaN, infinity, or a contribution that is longer than S on the grid: it was not clipped.
 
     Guarantees:
         Nothing longer than C is ever encoded:
         tests/privacy/test_mechanism.py::test_a_contribution_that_was_not_clipped_is_refused.
     """
-    step, word = mechanism.terms.step, np.dtype(f"<u{mechanism.bits // 8}")
-    rounded: dict[BlockId, npt.NDArray[np.float64]] = {}
-    squares = 0.0
+    step, squares = mechanism.terms.step, 0.0
+    # Wide enough for whatever is not refused below: C / step < 2^(bits - 1), by the range that problems() checks.
+    signed = np.dtype(np.int64 if mechanism.bits > 32 else np.int32)
+    words: dict[BlockId, Words] = {}
     for block_id, vector in vectors.items():
-        if not np.isfinite(vector).all():
-            raise InputRefused(f"Expected finite numbers in {block_id}, found NaN or inf.")
-        # Safe: a step that is a power of two makes the division exact in float64, so rint is the only rounding.
-        rounded[block_id] = np.rint(vector.astype(np.float64) / step)
-        squares += float(np.dot(rounded[block_id], rounded[block_id]))
-    limit = mechanism.terms.l2_clip_norm / step
+        noise = discrete_gaussian(mechanism.share_sigma, len(vector), entropy)
+        found = words[block_id] = np.empty(len(vector), f"<u{mechanism.bits // 8}")
+        for start in range(0, len(vector), PIECE):
+            at = slice(start, start + PIECE)
+            # Safe: a step that is a power of two makes the product exact in float64, so rint is the only rounding.
+            whole = vector[at].astype(np.float64)
+            whole *= 1.0 / step
+            np.rint(whole, out=whole)
+            squares += float(np.dot(whole, whole))
+            with np.errstate(invalid="ignore"):  # what no integer holds makes the norm too large, or not a number
+                moved = whole.astype(signed)
+            moved += noise[at]
+            found[at] = moved.astype(found.dtype)  # modulo 2^bits
+    if not math.isfinite(squares):
+        raise InputRefused("Expected finite numbers, found NaN or inf; nothing was contributed.")
+    limit = mechanism.terms.sensitivity / step
     if not math.sqrt(squares) * (1 + 2.0**-40) <= limit:  # the margin covers the sum's own rounding
         raise InputRefused(
-            f"Expected a contribution clipped to {mechanism.terms.l2_clip_norm:g}, found a norm of "
+            f"Expected a contribution clipped to {mechanism.terms.sensitivity:g}, found a norm of "
             f"{math.sqrt(squares) * step:g} on the grid; clip it with the allowance for rounding."
         )
-    words = {}
-    for block_id, whole in rounded.items():
-        noise = discrete_gaussian(mechanism.share_sigma, len(whole), entropy)
-        words[block_id] = (whole.astype(np.int64) + noise).astype(word)  # modulo 2^bits
     return words
 
 

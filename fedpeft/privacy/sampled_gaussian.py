@@ -215,9 +215,10 @@ def _window(losses: Sequence[tuple[_Loss, int]], step: float, tail: float) -> tu
         for order in np.geomspace(1e-2, 1e3, 40):
             total = 0.0
             for loss, count in losses:
-                values = sign * order * step * (loss.first + np.arange(len(loss.p)))
+                there = np.flatnonzero(loss.p)  # a peak where nothing lies would let all the rest underflow
+                values = sign * order * step * (loss.first + there) + np.log(loss.p[there])
                 peak = float(values.max())
-                total += count * (peak + math.log(float(np.dot(loss.p, np.exp(values - peak)))))
+                total += count * (peak + math.log(float(np.exp(values - peak).sum())))
             best = min(best, (total - math.log(tail)) / order)
         ends.append(best)
     return math.floor(-ends[1] / step) - 1, math.ceil(ends[0] / step) + 1

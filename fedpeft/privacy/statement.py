@@ -20,6 +20,7 @@ class Statement:
         threshold: organisations that open a block.
         colluders: devices that may work with the coordinator.
         consistent: whether the consistency round runs (secagg.mode = "full").
+        clip_quantile: of the devices' norms, which the clip norm follows from C on; None: it stays C.
     """
 
     epsilon: float
@@ -30,10 +31,17 @@ class Statement:
     threshold: int
     colluders: int
     consistent: bool
+    clip_quantile: float | None = None
 
     def lines(self) -> tuple[str, ...]:
         """What to print, one fact a line."""
         kind = "even a malicious one" if self.consistent else "honest but curious (secagg.mode = fast)"
+        clip = f"L2 clip norm {self.l2_clip_norm:g} over the whole contribution of a client"
+        if self.clip_quantile is not None:
+            clip += (
+                f" at first; it follows the {self.clip_quantile:g} quantile of the clients' norms by one noised bit of "
+                "each, which the noise multiplier covers"
+            )
         return (
             f"epsilon {self.epsilon:.4g} at delta {self.delta:g}",
             "unit: one client, with all of its examples, over the whole run",
@@ -42,15 +50,13 @@ class Statement:
                 "that it takes part is not hidden"
             ),
             "sampling: no amplification is claimed; the coordinator knows whom it asks",
-            (
-                f"noise multiplier {self.noise_multiplier:g}, L2 clip norm {self.l2_clip_norm:g} "
-                "over the whole contribution of a client"
-            ),
+            f"noise multiplier {self.noise_multiplier:g}, {clip}",
             f"rounds: {self.rounds}, each a release, composed adaptively; accountant: {ACCOUNTANT}",
             (
                 f"adversary: the coordinator ({kind}) and {self.colluders} colluding devices; "
                 f"sized for {self.threshold - self.colluders} honest shares of the {self.threshold} that open a block"
             ),
+            "metrics: none are collected; loss, accuracy and counts would be releases of their own",
             (
                 "not covered: tuning runs, early stopping by hand, which devices took part and when, message sizes "
                 "and timing, and whatever a simulation shows of its own data"
@@ -99,6 +105,7 @@ class ExampleStatement:
                 "on each example's gradient over all blocks"
             ),
             f"steps: {self.steps}, composed adaptively; accountant: {SAMPLED_ACCOUNTANT}",
+            "metrics: none are collected; loss, accuracy and counts would be releases of their own",
             "adversary: whoever sees every update of the device, even without secure aggregation, and its own history",
             (
                 "not covered: an example that several devices or records hold counts once for each; tuning runs, "

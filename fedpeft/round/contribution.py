@@ -8,7 +8,7 @@ import numpy.typing as npt
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate.device_side import rotated, rule_weight
 from fedpeft.ids import BlockId
-from fedpeft.privacy import Mechanism, clip
+from fedpeft.privacy import CLIP_BIT, Mechanism, bit_vector, clip
 from fedpeft.round.local import LocalResult, NotFinite
 from fedpeft.round.messages import BlockPayload, FitRequest
 from fedpeft.round.metrics import METRICS, OWNER_WEIGHTS, Contribution, in_bucket, metrics_vector
@@ -29,8 +29,8 @@ def inputs_of(
 ) -> tuple[BlockPayload, ...]:
     """What goes into the secure sum: each delta times the device's weight, and the metrics.
 
-    Under noise: the deltas clipped together, every device alike, and nothing else. Under example-level privacy: the
-    weight is all of the metrics.
+    Under noise: the deltas clipped together, every device alike, and adaptive clipping's bit; nothing else. Under
+    example-level privacy: the weight is all of the metrics.
 
     Args:
         plan, request: what was asked.
@@ -54,7 +54,9 @@ def inputs_of(
     inputs = {in_bucket(block_id, request.bucket): delta * np.float32(weight) for block_id, delta in deltas.items()}
     if noise is not None:
         clipped = clip(inputs, l2_clip_norm=noise.terms.l2_clip_norm, allowance=noise.allowance)
-        return _payloads(clipped.vectors)
+        bit = noise.terms.bit_weight
+        own_bit = {CLIP_BIT: bit_vector(clipped.scale == 1.0, bit)} if bit else {}
+        return _payloads({**clipped.vectors, **own_bit})
     if plan.privacy is not None:  # losses and counts would be releases; the weight follows from a public number
         nothing = Contribution(weight=weight, trained_loss=0, trained=0, evaluated_loss=0, correct=0, evaluated=0)
         inputs[METRICS] = metrics_vector(nothing)

@@ -12,6 +12,7 @@ from fedpeft.config.model import Rounds, SecureAggregation
 from fedpeft.config.rules import RULES
 from fedpeft.ids import ParticipantId
 from fedpeft.methods import due_blocks
+from fedpeft.privacy import CLIP_BIT, NoiseTerms
 from fedpeft.ring import SumRange
 from fedpeft.round.metrics import METRIC_BITS, METRIC_RANGES, METRICS, OWNER_WEIGHTS, in_bucket
 from fedpeft.round.plan import LearningPlan
@@ -34,7 +35,8 @@ def round_terms(
     The name of the run carries the incarnation: a resumed coordinator cannot know how far a round had got, and
     devices never start an agreed one anew (docs/adr/0002-incarnations.md). Each tensor has its own clipping range,
     all of them ``terms.max_abs``; the metrics are one more block, owned by everybody. Under noise
-    there are no metrics, since a loss or a count is a release too, and the one clip is that of the contribution's norm.
+    there are no metrics, since a loss or a count is a release too, and the one clip is that of the contribution's norm;
+    adaptive clipping adds its bit.
     """
     participants = tuple(
         secagg.Participant(
@@ -61,16 +63,26 @@ def round_terms(
     if trained and RULES[plan.aggregate.rule].owner_weights:
         lanes = tuple(SumRange(length=1, max_abs=1.0) for _ in trained)
         metrics.insert(0, secagg.SummedBlock(block_id=OWNER_WEIGHTS, ranges=lanes, bits=METRIC_BITS))
+    if task.noise is not None:
+        metrics = _bit(task.noise, terms)
     return secagg.RoundSpec(
         run_id=f"{plan.run_id}#{task.incarnation}",
         round_id=task.round_id,
         attempt=task.attempt,
         mode=secagg.Mode.FAST if terms.mode == "fast" else secagg.Mode.FULL,
         participants=participants,
-        blocks=(*blocks, *metrics) if task.noise is None else blocks,
+        blocks=(*blocks, *metrics),
         min_cohort=terms.min_cohort,
         corrupt_fraction=terms.corrupt_fraction,
         dropout_fraction=terms.dropout_fraction,
         stage_deadline_s=rounds.stage_deadline_s,
         noise=task.noise,
     )
+
+
+def _bit(noise: NoiseTerms, terms: SecureAggregation) -> list[secagg.SummedBlock]:
+    """The block of the norm-below-clip bits; none when the clip norm is fixed."""
+    if not noise.bit_weight:
+        return []
+    lane = SumRange(length=1, max_abs=noise.bit_weight)
+    return [secagg.SummedBlock(block_id=CLIP_BIT, ranges=(lane,), bits=terms.bits)]

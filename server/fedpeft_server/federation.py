@@ -121,6 +121,8 @@ class Federation:
             return Progress(state=initial, server=ServerState(), done=0, best_loss=None)
         state = AdapterState.from_safetensors(initial.spec, commit.state)
         self._publish("latest", state)  # the crash may have come between the commit and this
+        if self._privacy:
+            self._privacy.restore(commit.server_state)
         best = commit.server_state.get("best_loss")
         server = ServerState.from_safetensors(commit.extra.get(SERVER_FILE, b""))
         best_loss = best if isinstance(best, float) else None
@@ -128,9 +130,7 @@ class Federation:
 
     def _round(self, round_id: RoundId, progress: Progress) -> Progress:
         """One round, attempted until it is committed or given up."""
-        rounds = self._config.rounds
-        excluded: set[str] = set()
-        why: list[str] = []
+        rounds, excluded, why = self._config.rounds, set[str](), list[str]()
         needed = max(rounds.min_devices, secagg.MIN_COHORT_FLOOR)
         for attempt in range(1, rounds.max_failures + 1):
             self._before_attempt(round_id)
@@ -248,8 +248,7 @@ class Federation:
     ) -> Progress:
         """Aggregate, make durable, then publish: in this order.
 
-        The best state is the one that the round began with: it was durable before, and is published first, because
-        after the commit its checkpoint may be gone.
+        The best state, which the round began with, is published first: after the commit its checkpoint may be gone.
         """
         round_id = task.round_id
         measured = NOTHING_MEASURED if self._privacy else totals(summed.sums[METRICS].values)
@@ -267,12 +266,13 @@ class Federation:
             )
             state = between_rounds(state, self._config.adapter, round_id)
         is_best = measured.loss is not None and (progress.best_loss is None or measured.loss < progress.best_loss)
-        best_loss = measured.loss if is_best else progress.best_loss
         row = round_row(round_id, outcome, summed, measured, members, seconds=self._clock.monotonic_s() - started)
         if is_best:
             self._publish("best", progress.state)
         extra = {SERVER_FILE: memory} if (memory := server.to_safetensors()) else {}
-        self._run.commit(round_id, state.to_safetensors(), {"best_loss": best_loss}, row, extra)
+        best_loss = measured.loss if is_best else progress.best_loss
+        clip = self._privacy.after(task.noise, summed) if self._privacy else {}
+        self._run.commit(round_id, state.to_safetensors(), {"best_loss": best_loss, **clip}, row, extra)
         self._publish("latest", state)
         self._tell(EventKind.COMMITTED, round_id, sentence(row))
         return Progress(state=state, server=server, done=round_id, best_loss=best_loss)

@@ -6,20 +6,41 @@ round then fails: the coordinator may have seen it. So a run that loses rounds l
 exit code 7, and is never resumed past its budget.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec
 from fedpeft.config.model import Privacy, RunConfig, SecureAggregation
-from fedpeft.errors import BudgetExhausted, ConfigInvalid, Problem
-from fedpeft.privacy import Budget, Mechanism, NoiseTerms, PrivacyLedger, Release, Statement, calibrate, epsilon
+from fedpeft.errors import BudgetExhausted, ConfigInvalid, IntegrityFailed, Problem
+from fedpeft.privacy import (
+    CLIP_BIT,
+    Budget,
+    Mechanism,
+    NoiseTerms,
+    PrivacyLedger,
+    Release,
+    Statement,
+    bit_noise,
+    bit_weight,
+    calibrate,
+    epsilon,
+    next_clip_norm,
+)
 from fedpeft.privacy.mechanism import MIN_SHARE_SIGMA, size_mechanism
 
 __all__ = ["LEDGER", "ClientPrivacy", "Plan", "plan_of", "read_budget", "trainable_parameters"]
 
 LEDGER = Path("privacy") / "ledger.jsonl"
 """Within the run directory."""
+
+CLIP_NORM = "l2_clip_norm"
+"""Under this name a commit keeps the clip norm of the next round, when it is adaptive."""
+
+MOST_BIT_NOISE = 0.5
+"""Standard deviation of the noise on the share of bits; with more an adaptive clip norm would follow noise alone."""
 
 PLANNED_DEVICES = 10_000
 """For the sampler's float error, which grows with the devices: 10^-5 of epsilon for so many and 10^6 parameters."""
@@ -50,7 +71,7 @@ class Plan:
     Args:
         privacy, secagg: the run's sections.
         rounds: releases that the budget is for.
-        parameters: trainable coordinates of the union adapter.
+        parameters: coordinates of a release: the trainable ones of the union adapter, and the bit of an adaptive clip.
         noise_multiplier: z: as configured, or the least that keeps every round within the budget.
     """
 
@@ -90,15 +111,32 @@ class Plan:
             raise ConfigInvalid("The rounds do not fit into the privacy budget.", problems=[problem])
         return cls(privacy=privacy, secagg=secagg, rounds=rounds, parameters=parameters, noise_multiplier=z)
 
-    def mechanism(self, devices: int) -> Mechanism:
+    def mechanism(self, devices: int, l2_clip_norm: float | None = None) -> Mechanism:
         """The mechanism of a round with so many invited devices.
 
+        Args:
+            devices: n.
+            l2_clip_norm: of this round; none: of the first.
+
         Raises:
-            ConfigInvalid: the ring is too narrow for it.
+            ConfigInvalid: the ring is too narrow for it; in the first round also too few devices for an adaptive clip.
         """
+        norm, z = l2_clip_norm or self.privacy.l2_clip_norm, self.noise_multiplier
+        weight = bit_weight(norm, z, devices) if self.privacy.clip == "adaptive" else 0.0
+        noise = bit_noise(weight, z, norm, devices) if weight else 0.0
+        if noise > MOST_BIT_NOISE and l2_clip_norm is None:
+            problem = Problem(
+                where="run.toml: privacy.clip",
+                expected=f"at least {devices * noise / MOST_BIT_NOISE:.0f} devices a round for an adaptive clip at "
+                f"noise multiplier {z:g}",
+                found=f"{devices}, whose bits would drown: noise of {noise:.2f} on a share in [0, 1]",
+                remedy='Set privacy.clip = "fixed", or allow a larger epsilon.',
+            )
+            raise ConfigInvalid("The clip norm cannot follow the devices' norms.", problems=[problem])
         return size_mechanism(
-            l2_clip_norm=self.privacy.l2_clip_norm,
-            noise_multiplier=self.noise_multiplier,
+            bit_weight=weight,
+            l2_clip_norm=norm,
+            noise_multiplier=z,
             colluders=self.privacy.colluders,
             devices=devices,
             threshold=self.secagg.min_cohort,
@@ -119,6 +157,7 @@ class Plan:
             threshold=self.secagg.min_cohort,
             colluders=self.privacy.colluders,
             consistent=self.secagg.mode == "full",
+            clip_quantile=self.privacy.clip_quantile if self.privacy.clip == "adaptive" else None,
         )
 
 
@@ -132,6 +171,7 @@ class ClientPrivacy:
 
     def __init__(self, plan: Plan, ledger: PrivacyLedger) -> None:
         self.plan, self._ledger = plan, ledger
+        self._clip_norm: float | None = None
 
     @classmethod
     def open(cls, config: RunConfig, *, parameters: int, run: Path, witness: Path) -> Self:
@@ -156,7 +196,7 @@ class ClientPrivacy:
         Raises:
             BudgetExhausted: the budget does not allow its release; nobody has been asked to train yet.
         """
-        mechanism = self.plan.mechanism(devices)
+        mechanism = self.plan.mechanism(devices, self._clip_norm)
         if self._ledger.would_exceed(mechanism.release):
             budget = self._ledger.budget
             raise BudgetExhausted(
@@ -168,8 +208,32 @@ class ClientPrivacy:
 
     def charge(self, label: str, devices: int) -> float:
         """Pays for one release and returns what is spent in all; call it before the sum is opened."""
-        self._ledger.charge(label, self.plan.mechanism(devices).release)
+        self._ledger.charge(label, self.plan.mechanism(devices, self._clip_norm).release)
         return self._ledger.spent()
+
+    def restore(self, committed: Mapping[str, object]) -> None:
+        """Goes on with the clip norm of the last commit, as ``after`` gave it."""
+        norm = committed.get(CLIP_NORM)
+        if self.plan.privacy.clip == "fixed":
+            return
+        if not isinstance(norm, float) or not norm > 0:
+            raise IntegrityFailed(f"Expected a clip norm > 0 in the last commit, found {norm!r}.")
+        self._clip_norm = norm
+
+    def after(self, terms: NoiseTerms | None, summed: secagg.Summed) -> dict[str, float]:
+        """Moves an adaptive clip norm by what the round's bits say; returns what its commit must hold."""
+        privacy = self.plan.privacy
+        if privacy.clip == "fixed" or terms is None:
+            return {}
+        self._clip_norm = next_clip_norm(
+            terms.l2_clip_norm,
+            {CLIP_BIT: float(summed.sums[CLIP_BIT].values[0])} if CLIP_BIT in summed.sums else {},
+            weight=terms.bit_weight,
+            survivors=len(summed.survivors),
+            quantile=privacy.clip_quantile,
+            rate=privacy.clip_learning_rate,
+        )
+        return {CLIP_NORM: self._clip_norm}
 
     def statement(self) -> Statement:
         """What has been spent so far."""
@@ -187,8 +251,9 @@ class ClientPrivacy:
 
 
 def plan_of(config: RunConfig, parameters: int) -> Plan:
-    """The plan of a run: see ``Plan.of``."""
-    return Plan.of(config.privacy, config.secagg, rounds=config.rounds.count, parameters=parameters)
+    """The plan of a run of so many trained coordinates: see ``Plan.of``."""
+    released = parameters + (config.privacy.clip == "adaptive")
+    return Plan.of(config.privacy, config.secagg, rounds=config.rounds.count, parameters=released)
 
 
 def _worst(shares: int, parameters: int, z: float) -> Release:

@@ -4,142 +4,26 @@ Noise is the operating system's; nothing here depends on its values but for boun
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedpeft.adapter import AdapterState
-from fedpeft.config import RunConfig, parse
-from fedpeft.entropy import os_entropy
 from fedpeft.errors import BudgetExhausted, ConfigInvalid, IntegrityFailed, QuorumMissed
-from fedpeft.ids import BlockId, NodeId
+from fedpeft.ids import NodeId
 from fedpeft.privacy import Budget, PrivacyLedger
-from fedpeft.round.events import Event
 from fedpeft.round.local import OpenRound
-from fedpeft.round.transport import Reply, Stage
-from fedpeft.testing.clock import FakeClock
-from fedpeft.testing.fleet import enrol
-from fedpeft.testing.network import CoordinatorKilled, Fault, FaultyTransport
-from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
+from fedpeft.round.transport import Stage
+from fedpeft.testing.network import CoordinatorKilled, Fault
+from fedpeft.testing.trainers import toy_plan
 from fedpeft.wire import decode
 from fedpeft_server.federation import Federation
-from fedpeft_server.privacy import LEDGER, ClientPrivacy, trainable_parameters
+from fedpeft_server.privacy import LEDGER
 from fedpeft_server.run_directory import RunDirectory
 
-SOURCE = """
-[run]
-name = "private"
-[base]
-model = "pypi:some-model"
-[task]
-kind = "classify"
-labels = ["no", "yes"]
-[data]
-source = "x.jsonl"
-partition = {by = "iid", clients = 6}
-[adapter]
-lora = {rank = 4}
-[rounds]
-count = 3
-min_devices = 4
-max_failures = 2
-stage_deadline_s = 10.0
-[aggregate]
-weight = "uniform"
-[secagg]
-min_cohort = 4
-[privacy]
-unit = "client"
-epsilon = 8.0
-delta = 0.01
-[[device]]
-clients = ["*"]
-methods = ["lora"]
-"""
-SPEC = toy_spec({"head": 40, "bitfit": 24})
-INITIAL = toy_state(SPEC)
-HEAD, BITFIT = BlockId("head"), BlockId("bitfit")
-
-
-class Watched(FaultyTransport):
-    """Notes how long the ledger is when each exchange begins."""
-
-    ledger: Path
-    charged: list[tuple[Stage, int]]
-
-    def exchange(self, stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
-        lines = self.ledger.read_bytes().count(b"\n") if self.ledger.exists() else 0
-        self.charged.append((stage, lines))
-        yield from super().exchange(stage, requests, deadline_s=deadline_s)
-
-
-class World:
-    """Six devices of which each pushes hard in its own direction, a run directory, a witness elsewhere."""
-
-    def __init__(self, where: Path, *overrides: str, faults: tuple[Fault, ...] = ()) -> None:
-        generator = np.random.default_rng(3)
-
-        def deltas() -> dict[str, np.ndarray]:
-            sizes = {"head": 40, "bitfit": 24}
-            return {name: 100 * generator.normal(size=size).astype(np.float32) for name, size in sizes.items()}
-
-        self.fleet = enrol({name: GivenTrainer(SPEC, deltas()) for name in "abcdef"})
-        self.clock = FakeClock()
-        config = parse(SOURCE, source="run.toml", overrides=overrides, simulation=True)
-        self.config: RunConfig = config.model_copy(update={"directory": where})
-        self.where, self.path, self.events = where, None, list[Event]()
-        self.witness = where / "elsewhere" / "witness"
-        self.network = Watched(self.fleet.handles, self.clock, faults)
-        self.network.charged = []
-        self.path: Path | None = None
-
-    def train(self) -> AdapterState:
-        run = self._run()
-        self.path = run.path
-        self.network.ledger = run.path / LEDGER
-        parameters = trainable_parameters(SPEC)
-        with (
-            run,
-            ClientPrivacy.open(self.config, parameters=parameters, run=run.path, witness=self.witness) as privacy,
-        ):
-            return Federation(
-                self.config,
-                toy_plan(SPEC).model_copy(update={"run_id": run.manifest.run_id, "train": self.config.train}),
-                run,
-                self.network,
-                identity=self.fleet.coordinator,
-                clock=self.clock,
-                observe=self.events.append,
-                publish=lambda slot, state: None,
-                entropy=self.fleet.entropy,
-                privacy=privacy,
-            ).train(INITIAL)
-
-    def restart(self, *faults: Fault) -> None:
-        for node in self.fleet.nodes:
-            self.fleet.restart(node)
-        charged = self.network.charged
-        self.network = Watched(self.fleet.handles, self.clock, faults)
-        self.network.charged = charged
-
-    def ledger(self) -> PrivacyLedger:
-        assert self.path is not None
-        return PrivacyLedger(self.path / LEDGER, witness=self.witness, budget=Budget(epsilon=8.0, delta=0.01))
-
-    def _run(self) -> RunDirectory:
-        if self.path is not None:
-            return RunDirectory.open(self.path, clock=self.clock)
-        return RunDirectory.create(
-            self.config,
-            source=SOURCE,
-            adapter=SPEC,
-            base_digest="sha256:toy",
-            command=("fedpeft",),
-            clock=self.clock,
-            entropy=os_entropy,
-        )
+sys.path.insert(0, str(Path(__file__).parent))
+from private_world import BITFIT, HEAD, INITIAL, SPEC, World
 
 
 def test_a_private_run_spends_its_budget_and_no_more(tmp_path: Path) -> None:

@@ -56,6 +56,39 @@ def test_one_step_is_never_below_the_hockey_stick_divergence() -> None:
     assert np.maximum(0, mixed - math.exp(nearly) * zero).sum() * (x[1] - x[0]) > delta
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_no_small_data_set_is_easier_to_tell_apart_than_the_pair(seed: int) -> None:
+    """Zhu, Dong and Wang 2022, Theorem 11, by brute force: every sample of up to four other examples is a mixture part.
+
+    Gradients on a line, of length at most 1, the target at the bound or not; both directions at the claimed epsilon.
+    """
+    draw = np.random.Generator(np.random.Philox(seed))
+    z, q, delta = float(draw.uniform(0.5, 2.0)), float(draw.uniform(0.05, 0.9)), 10.0 ** -draw.uniform(2, 5)
+    others = np.where(draw.random(4) < 0.5, draw.choice([-1.0, 1.0], 4), draw.uniform(-1, 1, 4))
+    target = float(draw.choice([1.0, -1.0, draw.uniform(-1, 1)]))
+    x = np.linspace(-5 - 12 * z, 5 + 12 * z, 100_001)
+
+    def density(centre: float) -> np.ndarray:
+        return np.exp(-((x - centre) ** 2) / (2 * z * z)) / (z * math.sqrt(2 * math.pi))
+
+    without, including = np.zeros_like(x), np.zeros_like(x)
+    for taken in range(16):
+        flags = np.array([taken >> i & 1 for i in range(4)], bool)
+        weight = float(np.prod(np.where(flags, q, 1 - q)))
+        rest = float(others[flags].sum())
+        without += weight * density(rest)
+        including += weight * ((1 - q) * density(rest) + q * density(rest + target))
+    claimed = sampled_epsilon([(release(z, q, 1), 1)], delta)
+    for p, other in ((including, without), (without, including)):
+        assert np.maximum(0, p - math.exp(claimed) * other).sum() * (x[1] - x[0]) <= delta * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("epsilon_", "q", "steps"), [(1.0, 0.66, 40), (1.0, 1.0, 120), (0.1, 0.05, 3000)])
+def test_the_search_for_noise_begins_far_below_it_without_underflow(epsilon_: float, q: float, steps: int) -> None:
+    z = calibrate_sampled(epsilon_, 1e-4, lambda guess: release(guess, q, steps, 50_000))
+    assert sampled_epsilon([(release(z, q, steps, 50_000), 1)], 1e-4) <= epsilon_
+
+
 def test_without_sampling_it_is_the_gaussian() -> None:
     exact = 4.3772  # analytic Gaussian mechanism (Balle and Wang 2018), z = 1, delta = 1e-5
     assert sampled_epsilon([(release(1.0, 1.0, 1), 1)], 1e-5) == pytest.approx(exact, abs=1e-3)

