@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 __all__ = ["Door", "Patience"]
 
@@ -109,7 +110,7 @@ class Door:
         self._loop.remove_reader(connection)
         task = self._loop.create_task(self._shake_hands(connection))
         self._shaking[task] = None
-        task.add_done_callback(lambda ended: self._shaking.pop(ended, None))
+        task.add_done_callback(partial(self._shaken, connection))
         if len(self._shaking) > self._patience.handshakes:
             next(iter(self._shaking)).cancel()
 
@@ -121,7 +122,10 @@ class Door:
             )
         except OSError:  # not TLS, not in time, or gone
             connection.close()
-        except asyncio.CancelledError:  # too many, and this one is the oldest; or the door closes
+
+    def _shaken(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        self._shaking.pop(task, None)
+        if task.cancelled():  # there are too many and this one is the oldest, or the door closes; it may not have begun
             with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)  # the transport in the making hears of it and ends
+                connection.shutdown(socket.SHUT_RDWR)  # a transport in the making hears of it and ends
             connection.close()
