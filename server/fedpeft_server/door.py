@@ -112,7 +112,9 @@ class Door:
         self._shaking[task] = None
         task.add_done_callback(partial(self._shaken, connection))
         if len(self._shaking) > self._patience.handshakes:
-            next(iter(self._shaking)).cancel()
+            oldest = next(iter(self._shaking))
+            del self._shaking[oldest]  # now, since it ends later, and the next one may be too many before
+            oldest.cancel()
 
     async def _shake_hands(self, connection: socket.socket) -> None:
         limit_s = None if self._trust is None else self._patience.handshake_s
