@@ -4,12 +4,15 @@ import logging
 import threading
 from collections.abc import Callable
 
+from fedpeft.base import ArtifactStore
 from fedpeft.clock import Clock
 from fedpeft.errors import NotEnrolled
+from fedpeft_client.cache import BaseCache
 from fedpeft_client.fetch import FetchProgress, fetch_base
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.link import Link, Unreachable
 from fedpeft_client.membership import finish_rotation, renew_if_due
+from fedpeft_client.site import Site
 from fedpeft_client.wake import WakeListener
 
 __all__ = ["ServiceCompanion"]
@@ -26,12 +29,18 @@ class ServiceCompanion:
         home: of an enrolled device.
         clock: for the certificate's life.
         progress: told how far the fetch of a base is.
+
+    Raises:
+        ConfigInvalid: site.toml is missing or wrong.
     """
 
     def __init__(
         self, home: DeviceHome, clock: Clock, *, progress: Callable[[FetchProgress], None] = lambda _: None
     ) -> None:
         finish_rotation(home)
+        bases_mb = Site.load(home.site).limits.bases_mb
+        self._quota_bytes = None if bases_mb is None else bases_mb << 20
+        self._cache = BaseCache(home.bases())
         self._home, self._clock, self._progress = home, clock, progress
         self._closed = threading.Event()
         self._listener: WakeListener | None = None
@@ -44,8 +53,19 @@ class ServiceCompanion:
 
     def fetch(self, digest: str) -> None:
         """See ``Companion``."""
+        self._cache.hold(digest)
+        if ArtifactStore(self._cache.path).find(digest) is not None:
+            return
+        _log.info("fetching base %s", digest)
         with Link.of_home(self._home) as link:
-            fetch_base(link, digest, self._home.bases(), progress=self._progress, pause=self._closed.wait)
+            fetch_base(
+                link,
+                digest,
+                self._cache.path,
+                quota_bytes=self._quota_bytes,
+                progress=self._progress,
+                pause=self._closed.wait,
+            )
 
     def start(self, ring: Callable[[], None]) -> None:
         """See ``Companion``."""
@@ -63,6 +83,7 @@ class ServiceCompanion:
         self._closed.set()
         if self._listener is not None:
             self._listener.stop()
+        self._cache.release()
 
     def _renew(self) -> None:
         while True:

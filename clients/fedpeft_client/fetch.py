@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import os
 import re
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,12 +21,11 @@ from fedpeft.base.manifest import CHUNK_BYTES, FileEntry, Manifest, parse_manife
 from fedpeft.base.store import STAGING, ArtifactStore
 from fedpeft.errors import IntegrityFailed, ResourceMissing
 from fedpeft.files import sync, write_file
+from fedpeft_client.cache import BaseCache
 from fedpeft_client.link import Link, Unreachable
 
 __all__ = ["FetchProgress", "fetch_base"]
 
-SPARE_BYTES = 64 << 20
-"""Left free on the disk beside the base."""
 _BAD_MAX = 3
 """A chunk that is wrong so often is wrong at its source."""
 _TRIES = 6
@@ -68,7 +66,8 @@ def fetch_base(
         link: to the coordinator, as an enrolled device.
         digest: ``sha256:<hex>`` of its manifest.
         cache: an artifact store, perhaps shared.
-        quota_bytes: how much the cache may hold in all; None: as the disk allows.
+        quota_bytes: how much the cache may hold in all, by removing what was used least recently (see
+            ``fedpeft_client.cache``); None: as the disk allows.
         progress: told after every piece.
         pause: sleeps, between two connections or looks at a lock.
 
@@ -115,18 +114,7 @@ class _Fetch:
     def check_space(self, quota_bytes: int | None) -> None:
         """Before the first byte: is there room?"""
         here = sum(path.lstat().st_size for path in self._staging.iterdir()) if self._staging.is_dir() else 0
-        need = max(0, self._total - here)
-        if (free := shutil.disk_usage(self._cache).free) < need + SPARE_BYTES:
-            raise ResourceMissing(
-                f"Expected {(need + SPARE_BYTES) / 2**20:.0f} MiB free in {self._cache} for {self._digest[:19]}, found "
-                f"{free / 2**20:.0f} MiB; make room, or join with --cache on another disk."
-            )
-        held = sum(artifact.size_bytes for artifact in ArtifactStore(self._cache).ls())
-        if quota_bytes is not None and held + self._total > quota_bytes:
-            raise ResourceMissing(
-                f"Expected {self._digest[:19]} ({self._total / 2**20:.0f} MiB) to fit the cache's quota of "
-                f"{quota_bytes / 2**20:.0f} MiB, found {held / 2**20:.0f} MiB there; `fedpeft base gc`, or raise it."
-            )
+        BaseCache(self._cache, quota_bytes).make_room(self._digest, self._total, here)
 
     def run(self, manifest: bytes) -> BaseArtifact:
         """Fetches what is missing, then gives the base its name."""

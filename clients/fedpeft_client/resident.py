@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from fedpeft.base import ArtifactStore
 from fedpeft.child import Child, ChildDied
+from fedpeft.clock import SystemClock
 from fedpeft.errors import FedpeftError
 from fedpeft.flower import NodeContext, client_app
 from fedpeft.flower.fleet import Fleet, FleetTarget
 from fedpeft.ids import NodeId
+from fedpeft.round.failures import failure_of
 from fedpeft.round.messages import Failure, FailureReason, FitRequest
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transport import Stage
@@ -36,7 +37,7 @@ class Companion(Protocol):
     """What the coordinator's gRPC service is to a device that runs: ``fedpeft_client.companion``."""
 
     def fetch(self, digest: str) -> None:
-        """Bring a base artifact into the device's store; nothing when it is there.
+        """Bring a base artifact into the device's store and keep it there; quick when it is there.
 
         Raises:
             FedpeftError: it cannot be had, or is not what its digest says.
@@ -96,9 +97,9 @@ class Resident:
         self, home: DeviceHome, companion: Companion | None = None, *, worker: str = "fedpeft_client.worker"
     ) -> None:
         enrolment = home.enrolment()
-        Site.load(home.site)
+        self._site = Site.load(home.site)
         home.state.mkdir(mode=0o700, exist_ok=True)
-        self._companion, self._bases = companion, ArtifactStore(home.bases())
+        self._companion = companion
         self._bell = Bell(lambda: companion is not None and companion.is_streaming)
         self._stopping = threading.Event()
         self._child = Child(worker, [str(home.path)])
@@ -151,11 +152,14 @@ class Resident:
             return encode(Failure(reason=FailureReason.PROTOCOL, detail=str(death)))
         except FedpeftError as error:
             _log.warning("%s: %s", stage.value, error)
+            if stage is Stage.FIT:
+                return encode(failure_of(error))
             raise
 
     def _prepare(self, request: FitRequest) -> None:
         """The base of the plan, fetched once; the worker refuses a plan that its site does not allow."""
         plan = LearningPlan.from_json(request.learning)
-        if self._companion is not None and self._bases.find(plan.base) is None:
-            _log.info("fetching base %s", plan.base)
+        # The worker checks every rule; this one comes before a download that may take hours.
+        self._site.permit(plan, now=SystemClock().utc().astimezone())
+        if self._companion is not None:
             self._companion.fetch(plan.base)

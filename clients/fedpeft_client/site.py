@@ -40,6 +40,11 @@ class SiteLimits(MemoryUse):
     ram_mb: int | None = Field(default=None, ge=1, description="For auto: memory of the training process in MiB.")
     uplink_mbit: float | None = Field(default=None, gt=0, description="For auto: megabits a second that it sends.")
     threads: int = Field(default=1, ge=1, le=256, description="Of training.")
+    bases_mb: int | None = Field(
+        default=None,
+        ge=1,
+        description="Disk for bases in MiB: those used least recently make room. None: as the disk allows, none goes.",
+    )
 
 
 class SitePolicy(Section):

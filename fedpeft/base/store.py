@@ -117,7 +117,7 @@ class ArtifactStore:
             Names of the removed folders.
         """
         abandoned = SystemClock().utc().timestamp() - ABANDONED_S  # a build may be writing right now
-        staged = (path for path in self._children() if path.name.startswith(STAGING))
+        staged = (path for path in self._children() if path.name.startswith(STAGING) and path.is_dir())
         removed = [path for path in staged if path.stat().st_mtime < abandoned]
         for folder in self._folders():
             try:

@@ -235,6 +235,21 @@ def _rounds(config: RunConfig) -> Iterator[Finding]:
             expected=f"fewer than rounds.count={rounds.count}, or the learning rate never reaches its value",
             found=str(train.warmup_rounds),
         )
+    if rounds.over_select and rounds.fraction == 1:
+        yield Finding(
+            key="rounds.over_select",
+            reads=("rounds.fraction",),
+            expected="rounds.fraction < 1: with every device wanted there are none to spare",
+            found=f"{rounds.over_select:g}",
+            remedy="Set rounds.fraction to the share that is to make a round, or leave over_select out.",
+        )
+    if rounds.over_select and config.aggregate.buckets:
+        yield Finding(
+            key="rounds.over_select",
+            reads=("aggregate.buckets",),
+            expected="0 with aggregate.buckets: a bucket that the fastest leave empty is no bucket",
+            found=f"{rounds.over_select:g}",
+        )
     clients = derived.known_clients(config)
     if clients is None:
         return

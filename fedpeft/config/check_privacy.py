@@ -52,6 +52,14 @@ def privacy_findings(config: RunConfig) -> Iterator[Finding]:
             found=f'"{config.aggregate.weight}"',
             remedy='Set aggregate.weight = "uniform".',
         )
+    if config.rounds.over_select:
+        yield Finding(
+            key="rounds.over_select",
+            reads=("privacy.unit",),
+            expected='0 under privacy.unit = "client": how long a device takes depends on its data, and so would who '
+            "is in the sum",
+            found=f"{config.rounds.over_select:g}",
+        )
     if config.secagg.mode == "off":
         yield Finding(
             key="secagg.mode",

@@ -20,6 +20,7 @@ __all__ = [
     "method_names",
     "suggested_delta",
     "value_bits",
+    "wanted_devices",
 ]
 
 INPUT_METHODS = frozenset({"prompt", "p_tuning"})
@@ -74,16 +75,26 @@ def known_clients(config: RunConfig) -> int | None:
     return None if "*" in names else len(names)
 
 
-def invited_devices(rounds: Rounds, available: int) -> int:
-    """How many of the available devices one round asks: the fraction, rounded up, but enough for a quorum.
+def wanted_devices(rounds: Rounds, available: int) -> int:
+    """How many of the available devices make a round: the fraction, rounded up, but enough for a quorum.
 
     Example:
-        >>> invited_devices(Rounds(fraction=0.5), 7), invited_devices(Rounds(fraction=0.1), 7)
+        >>> wanted_devices(Rounds(fraction=0.5), 7), wanted_devices(Rounds(fraction=0.1), 7)
         (4, 3)
     """
     # Safe: rounding to 9 digits first keeps 0.1 * 30 = 3.0000000000000004 at 3.
     wanted = math.ceil(round(rounds.fraction * available, 9))
     return min(available, max(rounds.min_devices, wanted))
+
+
+def invited_devices(rounds: Rounds, available: int) -> int:
+    """How many of the available devices a round asks: those wanted and the spare ones, as far as there are any.
+
+    Example:
+        >>> invited_devices(Rounds(fraction=0.5, over_select=0.3), 20), invited_devices(Rounds(over_select=0.3), 20)
+        (13, 20)
+    """
+    return min(available, math.ceil(round((1 + rounds.over_select) * wanted_devices(rounds, available), 9)))
 
 
 def largest_cohort(config: RunConfig) -> int:

@@ -179,7 +179,14 @@ class Rounds(Section):
         default=1.0,
         gt=0,
         le=1,
-        description="Share of the available devices asked in each round; never fewer than min_devices.",
+        description="Share of the available devices that make a round; never fewer than min_devices.",
+    )
+    over_select: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="So much more than these are asked, as a share of them: who is ready first makes the round, and "
+        "nobody waits for the slowest. Favours fast devices, whatever their data; runs cannot be repeated exactly.",
     )
     fit_deadline_s: float = Field(default=1800.0, gt=0, description="How long a device may train, in seconds.")
     stage_deadline_s: float = Field(default=120.0, gt=0, description="For each of the masking stages, in seconds.")

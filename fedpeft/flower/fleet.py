@@ -6,6 +6,7 @@ request is refused; here a refusal is an exception with its reason, and everythi
 """
 
 import logging
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from flwr.proto.fleet_pb2 import (
     DeactivateNodeRequest,
     PullMessagesRequest,
     PushMessagesRequest,
+    PushMessagesResponse,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
@@ -45,7 +47,9 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid, NotEnrolled
+from fedpeft.flower.records import is_inline
 from fedpeft.ids import NodeId
 
 __all__ = ["REFUSAL_HEADER", "Fleet", "FleetTarget"]
@@ -61,6 +65,9 @@ BROKEN_ATTEMPTS = 3
 HEARTBEAT_S = 20
 """Promised to the coordinator; after two of them without a sign a device counts as gone."""
 LONGEST_PAUSE_S = 2.0
+REQUEST_S = 30.0
+KEPT_S = 70.0
+"""An unused connection; the gate closes it after 75 s."""
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -108,14 +115,19 @@ class Fleet:
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise ConfigInvalid(f"Expected an elliptic-curve node key, found {type(key).__name__}; join again.")
         self._public = public_key_to_bytes(key.public_key())
-        self._client = FleetHttpClient.from_server_address(
-            target.address,
-            insecure=False,
-            root_certificates=target.ca,
+        trust = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cadata=target.ca.decode("ascii"))
+        self._client = FleetHttpClient(
+            f"https://{target.address}",
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 NodeAuthHttpInterceptor(key, key.public_key()),
             ],
+            verify=trust,
+        )
+        self._client._client.close()
+        # Flower's own lets a connection go after 5 s: then every round would begin with a TLS handshake.
+        self._client._client = httpx.Client(
+            verify=trust, timeout=REQUEST_S, limits=httpx.Limits(keepalive_expiry=KEPT_S)
         )
         self._app, self._wait, self._stopping, self._on_refusal = app, wait, stopping, refused
         self._node = Node(node_id=0)
@@ -158,7 +170,9 @@ class Fleet:
         if found is None or not found.messages_list:
             return False
         arrived = message_from_proto(found.messages_list[0])
-        message = self._whole(arrived, found.message_object_trees[0])
+        # A small message has its content in it; the parts of a large one are fetched.
+        inline = arrived.has_content() and is_inline(arrived.content)
+        message = arrived if inline else self._whole(arrived, found.message_object_trees[0])
         if message is None:
             return True
         context = Context(
@@ -190,18 +204,15 @@ class Fleet:
         return message
 
     def _send(self, reply: Message) -> None:
+        if reply.has_error() or is_inline(reply.content):
+            reply_id = reply.metadata.__dict__["_message_id"] = os_entropy(32).hex()
+            self._push(reply, ObjectTree(object_id=reply_id))
+            return
         run_id = reply.metadata.run_id
         with no_object_id_recompute():
             reply.metadata.__dict__["_message_id"] = reply.object_id
             objects, tree = get_all_nested_objects(reply), get_object_tree(reply)
-            bare = remove_content_from_message(reply) if reply.has_content() else reply
-            push = PushMessagesRequest(
-                node=self._node,
-                messages_list=[message_to_proto(bare)],
-                message_object_trees=[tree],
-                clientapp_runtime_list=[0.0],
-            )
-            told = self._retried(lambda: self._client.PushMessages(push))
+            told = self._push(remove_content_from_message(reply), tree)
             for object_id in told.objects_to_push if told is not None else ():
                 part = PushObjectRequest(
                     node=self._node,
@@ -211,6 +222,15 @@ class Fleet:
                     session_id=told.session_id if told is not None else "",
                 )
                 self._retried(lambda part=part: self._client.PushObject(part))  # type: ignore[misc]
+
+    def _push(self, reply: Message, tree: ObjectTree) -> PushMessagesResponse | None:
+        push = PushMessagesRequest(
+            node=self._node,
+            messages_list=[message_to_proto(reply)],
+            message_object_trees=[tree],
+            clientapp_runtime_list=[0.0],
+        )
+        return self._retried(lambda: self._client.PushMessages(push))
 
     def _retried(self, call: Callable[[], T], *, insist: bool = False) -> T | None:
         """The answer; None when the coordinator will not take this request, or when we are to stop.

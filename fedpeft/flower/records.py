@@ -1,14 +1,14 @@
 """A payload as the content of a Flower message, and back.
 
-Small payloads are one config record: Flower moves every object of a message in a request of its own, and such a
-message has three objects. Large ones are one array, which Flower cuts into chunks of 5 MB.
+Small payloads are one config record, which travels inside its message (docs/adr/0008). Large ones are one array,
+which Flower cuts into chunks of 5 MB and moves in requests of their own, beside the message.
 """
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedpeft.errors import SpecMismatch
 
-__all__ = ["LARGE_BYTES", "RECORD", "STYPE", "from_record", "to_record"]
+__all__ = ["LARGE_BYTES", "RECORD", "STYPE", "from_record", "is_inline", "to_record"]
 
 RECORD = "fedpeft"
 STYPE = "fedpeft.wire"
@@ -22,6 +22,17 @@ def to_record(payload: bytes) -> RecordDict:
         return RecordDict({RECORD: ConfigRecord({STYPE: payload})})
     array = Array(dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload)
     return RecordDict({RECORD: ArrayRecord({RECORD: array})})
+
+
+def is_inline(content: RecordDict) -> bool:
+    """Whether it is a small payload, which travels inside its message."""
+    record = content.get(RECORD)
+    return (
+        len(content) == 1
+        and isinstance(record, ConfigRecord)
+        and list(record) == [STYPE]
+        and isinstance(record[STYPE], bytes)
+    )
 
 
 def from_record(content: RecordDict) -> bytes:

@@ -5,8 +5,9 @@ This module moves bytes and keeps time; what may be summed is decided by the sec
 way, and no plain sum. The caller commits.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol, cast
+import hashlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import cast
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
@@ -15,78 +16,13 @@ from fedpeft.entropy import Entropy
 from fedpeft.ids import ParticipantId
 from fedpeft.round.events import Event, EventKind, Observer
 from fedpeft.round.messages import BlockDigest, BlockPayload, Failure, FailureReason, FitRequest, Ready
+from fedpeft.round.summing import OpenSum, SecureSum, SumRound
 from fedpeft.round.task import Member, RoundOutcome, RoundTask, Traffic
 from fedpeft.round.terms import round_terms
 from fedpeft.round.transport import Reply, Stage, Transport
 from fedpeft.wire import WireError, decode, encode
 
 __all__ = ["OpenSum", "SecureSum", "SumRound", "run_round"]
-
-
-class SumRound(Protocol):
-    """The coordinator's half of one secure sum: ``SecureSum``; another one only to measure what it costs."""
-
-    @property
-    def stage(self) -> str:
-        """What is asked now: ``fit``, ``share``, ``mask``, ``consist`` or ``reveal``."""
-        ...
-
-    @property
-    def requests(self) -> Mapping[ParticipantId, secagg.Request]:
-        """What to send to whom in this stage."""
-        ...
-
-    def receive(self, sender: ParticipantId, reply: secagg.Reply) -> None:
-        """Take one reply; a bad one counts against its sender."""
-        ...
-
-    def fail(self, sender: ParticipantId, detail: str) -> None:
-        """Take note that a device will not answer."""
-        ...
-
-    def close_stage(self) -> secagg.Summed | secagg.Aborted | None:
-        """Go on with those that answered; the end of the round, or None when another stage follows."""
-        ...
-
-
-OpenSum = Callable[[secagg.RoundSpec, secagg.IdentityKey, Entropy], SumRound]
-
-
-class SecureSum:
-    """``fedpeft.secagg``'s coordinator as one object."""
-
-    def __init__(self, spec: secagg.RoundSpec, identity: secagg.IdentityKey, entropy: Entropy) -> None:
-        self._state: secagg.Open = secagg.open_round(spec, identity=identity, entropy=entropy)
-        self._end: secagg.Summed | secagg.Aborted | None = None
-
-    @property
-    def stage(self) -> str:
-        """See ``SumRound``."""
-        return self._state.stage
-
-    @property
-    def requests(self) -> Mapping[ParticipantId, secagg.Request]:
-        """See ``SumRound``."""
-        return self._state.requests
-
-    def receive(self, sender: ParticipantId, reply: secagg.Reply) -> None:
-        """See ``SumRound``."""
-        self._take(secagg.receive(self._state, sender, reply))
-
-    def fail(self, sender: ParticipantId, detail: str) -> None:
-        """See ``SumRound``."""
-        self._take(secagg.reject(self._state, sender, secagg.Reason.DROPPED_OUT, detail))
-
-    def close_stage(self) -> secagg.Summed | secagg.Aborted | None:
-        """See ``SumRound``."""
-        self._take(secagg.close_stage(self._state))
-        return self._end
-
-    def _take(self, state: secagg.CoordinatorState) -> None:
-        if isinstance(state, secagg.Open):
-            self._state = state
-        else:
-            self._end = state
 
 
 def _nothing() -> None:
@@ -138,6 +74,11 @@ def run_round(
                 summing.fail(sender, reply)
             else:
                 summing.receive(sender, reply)
+            if summing.stage == "fit" and summing.answered == task.wanted:
+                # The roster is who is ready by now, and every threshold follows from it: nobody is missed later.
+                replies.close()
+                room.spare_the_others(task.wanted)
+                break
         was_masking = summing.stage == "mask"
         end = summing.close_stage()
         if end is None and was_masking and len(summing.requests) < rounds.min_devices:
@@ -158,9 +99,10 @@ class _Room:
 
     def fit(
         self, offers: Mapping[ParticipantId, secagg.Request], state: AdapterState, *, deadline_s: float
-    ) -> Iterator[tuple[ParticipantId, secagg.Reply | str]]:
+    ) -> Generator[tuple[ParticipantId, secagg.Reply | str]]:
         """Stage 1; a device that lacks state that it was thought to hold is asked once more, with all of it."""
-        requests = {place: self._fit_request(place, offer, state) for place, offer in offers.items()}
+        order = sorted(offers, key=self._turn) if self._task.wanted else list(offers)
+        requests = {place: self._fit_request(place, offers[place], state) for place in order}
         again: dict[ParticipantId, bytes] = {}
         for place, reply in self._exchange(Stage.FIT, requests, deadline_s):
             answer = self._decoded(reply, (Ready, Failure))
@@ -174,7 +116,7 @@ class _Room:
 
     def later(
         self, stage: Stage, requests: Mapping[ParticipantId, secagg.Request], *, deadline_s: float
-    ) -> Iterator[tuple[ParticipantId, secagg.Reply | str]]:
+    ) -> Generator[tuple[ParticipantId, secagg.Reply | str]]:
         """Stages 2 to 5: the secure aggregation's own messages."""
         payloads = {place: encode(request) for place, request in requests.items()}
         for place, reply in self._exchange(stage, payloads, deadline_s):
@@ -185,6 +127,18 @@ class _Room:
                 yield place, self._failed(place, stage, answer)
             else:
                 yield place, cast("secagg.Reply", answer)
+
+    def spare_the_others(self, wanted: int) -> None:
+        """Stage 1 ends early: who has neither answered nor failed was not needed."""
+        for account in self.traffic.values():
+            account.spared = not account.ready and not account.failure
+        spared = [name for name, account in self.traffic.items() if account.spared]
+        detail = f"{wanted} of {len(self.names)} are ready; not needed: {', '.join(spared) or 'nobody'}"
+        self._observe(Event(kind=EventKind.STAGE_CLOSED, round_id=self._task.round_id, stage=Stage.FIT, detail=detail))
+
+    def _turn(self, place: ParticipantId) -> bytes:
+        """Whom to ask first when only the first to be ready count: another order every round."""
+        return hashlib.sha256(f"{self._task.plan.run_id} {self._task.round_id} {self.names[place]}".encode()).digest()
 
     def too_few(self, *, survivors: int, needed: int) -> secagg.Aborted:
         """The end of a round that nothing of was opened."""
@@ -239,7 +193,8 @@ class _Room:
     ) -> Iterator[tuple[ParticipantId, Reply]]:
         if not requests:
             return
-        for place in requests:
+        for place, request in requests.items():
+            self.traffic[self.names[place]].bytes_down += len(request)
             self._tell(EventKind.ASKED, stage, place, detail=f"until {deadline_s:.0f} s from now")
         by_node = {self._members[place].node: payload for place, payload in requests.items()}
         heard: set[ParticipantId] = set()
@@ -248,12 +203,10 @@ class _Room:
             heard.add(place)
             account = self.traffic[self.names[place]]
             account.bytes_up += reply.bytes_up
-            account.bytes_down += reply.bytes_down
             account.seconds += reply.seconds
             self._tell(EventKind.ANSWERED, stage, place, reply=reply)
             yield place, reply
         for place in requests.keys() - heard:
-            self.traffic[self.names[place]].bytes_down += len(requests[place])
             self._failed(place, stage, f"no answer within {deadline_s:.0f} s")
         detail = f"{len(heard)} of {len(requests)} answered"
         self._observe(Event(kind=EventKind.STAGE_CLOSED, round_id=self._task.round_id, stage=stage, detail=detail))

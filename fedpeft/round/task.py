@@ -1,6 +1,6 @@
 """What goes into one attempt at a round, and what comes out of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from fedpeft.privacy import ExampleStatement, NoiseTerms
 from fedpeft.round.messages import Profile
 from fedpeft.round.plan import LearningPlan
 
-__all__ = ["Member", "RoundOutcome", "RoundTask", "Traffic"]
+__all__ = ["Member", "RoundOutcome", "RoundTask", "Traffic", "each_once"]
 
 Vector = npt.NDArray[np.float32]
 
@@ -47,6 +47,7 @@ class RoundTask:
         blocks: the blocks that this round trains, of the trainable ones; None: all of them.
         bucket_of: device name -> its bucket, from 1, when sums are bucketed; empty: one sum a block.
         controls: SCAFFOLD's control of each block; empty without.
+        wanted: how many devices make the round: the first exchange ends when so many are ready; None: all.
     """
 
     round_id: RoundId
@@ -61,6 +62,7 @@ class RoundTask:
     blocks: frozenset[BlockId] | None = None
     bucket_of: Mapping[str, int] = field(default_factory=dict)
     controls: Mapping[BlockId, Vector] = field(default_factory=dict)
+    wanted: int | None = None
 
     def trained(self, adapter: AdapterSpec) -> tuple[BlockSpec, ...]:
         """The blocks that this round trains, in the specification's order; none in an evaluation."""
@@ -82,6 +84,8 @@ class Traffic:
     seconds: float = 0.0
     ready: bool = False
     failure: str = ""
+    spared: bool = False
+    """Asked, and still at work when enough others were ready."""
     statement: ExampleStatement | None = None
 
 
@@ -92,3 +96,12 @@ class RoundOutcome:
     result: secagg.Summed | secagg.Aborted
     traffic: Mapping[str, Traffic]
     participants: Mapping[ParticipantId, str]
+
+
+def each_once(present: Sequence[Member]) -> list[Member]:
+    """By name, no name and no identity twice: a device that registered anew counts where it was heard of last."""
+    by_identity = {member.profile.identity: member for member in present}
+    by_name: dict[str, Member] = {}
+    for member in by_identity.values():
+        by_name.setdefault(member.profile.device, member)
+    return [by_name[name] for name in sorted(by_name)]

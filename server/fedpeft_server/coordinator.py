@@ -15,6 +15,7 @@ from typing import Protocol
 from starlette.types import Receive, Scope, Send
 
 from fedpeft.clock import SystemClock
+from fedpeft.flower.exchange import FleetTransport
 from fedpeft.flower.superlink import SuperLink
 from fedpeft.ids import NodeId
 from fedpeft_server.audit import AuditEvent, AuditLog
@@ -80,13 +81,13 @@ class Coordinator:
         self.members = Membership(self.registry, enrol=self._link.enrol, expel=self._link.expel)
         admission = Admission(home, self.registry, self.audit, self._clock)
         renew_server_certificate(home, Authority.of_home(home, self._clock), clock=self._clock)
-        gate = Gate(self._link.app, self.members.standing, clock=self._clock, meters=self.meters)
+        gate = Gate(self._link.handlers, self.members.standing, clock=self._clock, meters=self.meters)
         self._listeners: list[Service] = [
             Listener(self._loopback, self._metrics_port),
             Listener(gate, self._fleet_port, certificate=home.server_certificate, key=home.server_key),
             FleetService(home, self.registry, admission, self.wake, self._clock),
         ]
-        self._transport = self._link.transport(self._clock)
+        self._transport = FleetTransport(self._link, self._clock)
         self._ready, self._stopping = threading.Event(), threading.Event()
         self._stop_at: float | None = None
         self._now = ""

@@ -14,7 +14,7 @@ from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import ServerState, between_rounds
 from fedpeft.clock import Clock
 from fedpeft.config import RunConfig
-from fedpeft.config.derived import invited_devices
+from fedpeft.config.derived import invited_devices, wanted_devices
 from fedpeft.entropy import Entropy, generator, os_entropy
 from fedpeft.errors import QuorumMissed
 from fedpeft.ids import RoundId
@@ -23,7 +23,7 @@ from fedpeft.round.events import Event, EventKind, Observer
 from fedpeft.round.messages import Profile, ProfileRequest
 from fedpeft.round.metrics import METRICS, NOTHING_MEASURED, totals
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
-from fedpeft.round.task import Member, RoundOutcome, RoundTask
+from fedpeft.round.task import Member, RoundOutcome, RoundTask, each_once
 from fedpeft.round.transport import Stage, Transport
 from fedpeft.wire import WireError, decode, encode
 from fedpeft_server.aggregation import Aggregation, Individuals
@@ -135,16 +135,16 @@ class Federation:
         for attempt in range(1, rounds.max_failures + 1):
             self._before_attempt(round_id)
             started = self._clock.monotonic_s()
-            members = self._select(round_id, excluded)
+            members, wanted = self._select(round_id, excluded)
             if excluded and len(members) < needed:  # the network failed rather than the devices: ask them all again
                 excluded.clear()
-                members = self._select(round_id, excluded)
+                members, wanted = self._select(round_id, excluded)
             if len(members) < needed:
                 why.append(f"{len(members)} devices available, {rounds.min_devices} needed")
                 self._tell(EventKind.ABORTED, round_id, why[-1])
                 continue
             self._tell(EventKind.ROUND_STARTED, round_id, f"attempt {attempt}: asking {len(members)} devices")
-            task = self._task(round_id, attempt, progress, members)
+            task = self._task(round_id, attempt, progress, members, wanted)
             outcome = self._attempt(task, progress.state, members)
             hear_promises(self._run, round_id, outcome, needed=needed)
             match outcome.result:
@@ -156,7 +156,8 @@ class Federation:
                     why.append(f"{len(summed.survivors)} devices finished, {rounds.min_devices} needed")
                 case secagg.Aborted() as aborted:
                     why.append(f"{aborted.reason.value}: {aborted.detail}")
-                    excluded |= {outcome.participants[place] for place in aborted.blamed}
+                    blamed = {outcome.participants[place] for place in aborted.blamed}
+                    excluded |= {name for name in blamed if not outcome.traffic[name].spared}
             if not (isinstance(outcome.result, secagg.Aborted) and outcome.result.restartable):
                 self._run.renew()  # devices have agreed to a survivor set: they never start that sum anew
             self._tell(EventKind.ABORTED, round_id, why[-1])
@@ -166,8 +167,10 @@ class Federation:
             f"committed; mend the devices and resume {self._run.path}."
         )
 
-    def _task(self, round_id: RoundId, attempt: int, progress: Progress, members: Sequence[Member]) -> RoundTask:
-        """What this attempt asks of these members."""
+    def _task(
+        self, round_id: RoundId, attempt: int, progress: Progress, members: Sequence[Member], wanted: int
+    ) -> RoundTask:
+        """What this attempt asks of these members, the first ``wanted`` of whom make the round."""
         rounds, train, private = self._config.rounds, self._config.train, self._privacy
         learning = round_id <= rounds.count
         task = RoundTask(
@@ -181,6 +184,7 @@ class Federation:
             # Under privacy nothing of the evaluation leaves a device: one example is the least it can do.
             eval_examples=1 if private else rounds.eval_examples if learning else 0,
             noise=private.terms(len(members)) if private else None,
+            wanted=wanted if learning and wanted < len(members) else None,
         )
         return self._aggregation.asked(task, progress.state, members, progress.server)
 
@@ -207,12 +211,12 @@ class Federation:
             before_opening=before_opening,
         )
 
-    def _select(self, round_id: RoundId, excluded: set[str]) -> list[Member]:
-        """The round's members in order of their names: a seeded sample of those that are there."""
-        eligible = [member for member in _each_once(self._present()) if member.profile.device not in excluded]
-        wanted = invited_devices(self._config.rounds, len(eligible))
-        chosen = generator(self._plan.seed, "select", round_id).choice(len(eligible), wanted, replace=False)
-        return [eligible[index] for index in sorted(chosen)]
+    def _select(self, round_id: RoundId, excluded: set[str]) -> tuple[list[Member], int]:
+        """A seeded sample of those that are there, in order of their names, and how many of it make the round."""
+        eligible = [member for member in each_once(self._present()) if member.profile.device not in excluded]
+        rounds, there = self._config.rounds, len(eligible)
+        chosen = generator(self._plan.seed, "select", round_id).choice(there, invited_devices(rounds, there), False)
+        return [eligible[index] for index in sorted(chosen)], wanted_devices(rounds, there)
 
     def _present(self) -> list[Member]:
         """Every reachable device whose profile is known, in the order they were heard of; strangers are asked first."""
@@ -289,12 +293,3 @@ class Federation:
 
     def _tell(self, kind: EventKind, round_id: RoundId, detail: str) -> None:
         self._observe(Event(kind=kind, round_id=round_id, detail=detail))
-
-
-def _each_once(present: Sequence[Member]) -> list[Member]:
-    """By name, no name and no identity twice: a device that registered anew counts where it was heard of last."""
-    by_identity = {member.profile.identity: member for member in present}
-    by_name: dict[str, Member] = {}
-    for member in by_identity.values():
-        by_name.setdefault(member.profile.device, member)
-    return [by_name[name] for name in sorted(by_name)]

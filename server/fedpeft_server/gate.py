@@ -3,7 +3,8 @@
 A request is judged by its line and headers, before a byte of its body is read: the route is on the list, the key is
 enrolled and not revoked, the signed timestamp is fresh and was never seen before, the device has not used up its rate.
 Flower itself reads a whole body of any size first and signs timestamps only (../shared/research/flower.md), so what it
-leaves open is closed here. Strangers cost one signature check at most, and too many of their requests none.
+leaves open is closed here. Strangers cost one signature check at most, and too many of their requests none. What gets
+through goes to Flower's handlers as bytes (docs/adr/0008).
 """
 
 import asyncio
@@ -17,29 +18,19 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from fedpeft.clock import Clock
+from fedpeft.flower.handlers import ROUTES, Answer
 from fedpeft_server.meters import Meters
 from fedpeft_server.rate import RateLimit
 
-__all__ = ["ROUTES", "Gate", "Limits", "Standing"]
+__all__ = ["Gate", "Handle", "Limits", "Standing"]
 
-ROUTES = frozenset(
-    f"/v1/fleet/{name}"
-    for name in (
-        "activate-node",
-        "deactivate-node",
-        "send-node-heartbeat",
-        "pull-messages",
-        "push-messages",
-        "push-object",
-        "pull-object",
-        "confirm-message-received",
-    )
-)
-"""Flower's Fleet routes that a device needs. Not among them: registering and unregistering nodes, which enrolment
-does, and fetching run descriptions and apps, because no device runs code that it was sent."""
+Handle = Callable[[str, bytes, bytes], Answer]
+"""Route, key, body -> answer: ``fedpeft.flower.handlers``."""
+LARGE_BYTES = 256 * 1024
+"""A body from here on is handled on a thread of its own, and few at once; smaller ones take less than a thread does."""
 
 EARLIEST, LATEST = timedelta(seconds=-60), timedelta(seconds=5)
 """How far a signed timestamp may be from ours."""
@@ -75,7 +66,7 @@ class Limits:
         body_s: for a whole body to arrive.
         device_per_s, device_burst: requests of one device.
         stranger_per_s, stranger_burst: refused requests of one address; beyond that nothing is checked.
-        large_bodies: bodies of more than 256 KiB in memory at once; others wait.
+        large_bodies: bodies of ``LARGE_BYTES`` and more in memory at once; others wait.
     """
 
     body_bytes: int = 8 * 2**20
@@ -100,7 +91,7 @@ class Gate:
     """ASGI application.
 
     Args:
-        inner: Flower's application.
+        handle: Flower's handlers.
         standing: what enrolment knows of a public key (PEM, as the device sends it); None for a stranger's.
         clock: for timestamps and rates.
         meters: counts what was let through and what was not.
@@ -108,14 +99,14 @@ class Gate:
 
     def __init__(
         self,
-        inner: ASGIApp,
+        handle: Handle,
         standing: Callable[[bytes], Standing | None],
         *,
         clock: Clock,
         meters: Meters,
         limits: Limits | None = None,
     ) -> None:
-        self._inner, self._standing, self._clock, self._meters = inner, standing, clock, meters
+        self._handle, self._standing, self._clock, self._meters = handle, standing, clock, meters
         self._limits = limits or Limits()
         self._keys: dict[bytes, ec.EllipticCurvePublicKey] = {}
         self._seen: dict[bytes, set[datetime]] = {}
@@ -132,36 +123,40 @@ class Gate:
             return
         address = (scope.get("client") or ("unknown", 0))[0]
         try:
-            size = self._judge(scope, address)
+            key, size = self._judge(scope, address)
         except _Refused as refused:
             self._meters.count("gate_refused_total", status=str(refused.status))
-            await _answer(send, refused)
+            await _refuse(send, refused)
             return
         self._meters.count("gate_requests_total", route=scope["path"].rpartition("/")[2])
-        if size > 256 * 1024:
-            async with self._large:
-                await self._forward(scope, receive, send, size)
+        if size < LARGE_BYTES:
+            body = await self._read(receive, send, size)
+            answer = None if body is None else self._handle(scope["path"], key, body)
         else:
-            await self._forward(scope, receive, send, size)
+            async with self._large:
+                body = await self._read(receive, send, size)
+                answer = None if body is None else await asyncio.to_thread(self._handle, scope["path"], key, body)
+        if answer is not None:
+            await _send(send, answer, _HEADERS)
 
-    def _judge(self, scope: Scope, address: str) -> int:
-        """The size of the body that may be read."""
+    def _judge(self, scope: Scope, address: str) -> tuple[bytes, int]:
+        """Whose request it is, by key, and the size of the body that may be read."""
         if self._strangers.exhausted(address):
             raise _Refused(429, "too many refused requests", {b"retry-after": b"5"})
         try:
             if scope["path"] not in ROUTES or scope["method"] != "POST":
                 raise _Refused(404, "")
             headers = _unique(scope["headers"])
-            standing = self._authenticate(headers)
+            key, standing = self._authenticate(headers)
             size = self._size(headers)
         except _Refused:
             self._strangers.allows(address)
             raise
         if not self._devices.allows(standing.device):
             raise _Refused(429, "too many requests", {b"retry-after": b"1"})
-        return size
+        return key, size
 
-    def _authenticate(self, headers: Mapping[bytes, bytes]) -> Standing:
+    def _authenticate(self, headers: Mapping[bytes, bytes]) -> tuple[bytes, Standing]:
         """Whose request it is, if everything about it is in order."""
         try:
             public = b64decode(headers[b"flwr-public-key"], validate=True)
@@ -183,7 +178,7 @@ class Gate:
             text = f"this device's clock is {offset.total_seconds():+.1f} s off; set it by NTP"
             raise _Refused(401, text, {b"fedpeft-refusal": b"clock"})
         self._first_time(public, at)
-        return standing
+        return public, standing
 
     def _verify(self, public: bytes, signature: bytes, signed: bytes) -> None:
         try:
@@ -214,35 +209,20 @@ class Gate:
             raise _Refused(413, "")
         return int(length)
 
-    async def _forward(self, scope: Scope, receive: Receive, send: Send, size: int) -> None:
+    async def _read(self, receive: Receive, send: Send, size: int) -> bytes | None:
+        """The body; None when it did not come, and that was said where anybody listens."""
         body = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_s):
-                more = size > 0
-                while more:
+                while len(body) < size:
                     part = await receive()
                     if part["type"] == "http.disconnect":
-                        return
+                        return None
                     body += part.get("body", b"")
-                    more = part.get("more_body", False)
         except TimeoutError:
-            await _answer(send, _Refused(408, ""))
-            return
-        delivered = False
-
-        async def replay() -> Message:
-            nonlocal delivered
-            if delivered:
-                return await receive()
-            delivered = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
-
-        async def protected(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *_HEADERS.items()]}
-            await send(message)
-
-        await self._inner(scope, replay, protected)
+            await _refuse(send, _Refused(408, ""))
+            return None
+        return bytes(body)
 
 
 def _unique(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
@@ -253,9 +233,12 @@ def _unique(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return found
 
 
-async def _answer(send: Send, refused: _Refused) -> None:
-    body = refused.text.encode()
-    headers = {**_HEADERS, b"content-type": b"text/plain; charset=utf-8", b"content-length": str(len(body)).encode()}
-    headers |= {b"connection": b"close", **refused.headers}
-    await send({"type": "http.response.start", "status": refused.status, "headers": list(headers.items())})
-    await send({"type": "http.response.body", "body": body})
+async def _refuse(send: Send, refused: _Refused) -> None:
+    answer = Answer(status=refused.status, kind=b"text/plain; charset=utf-8", body=refused.text.encode())
+    await _send(send, answer, {**_HEADERS, b"connection": b"close", **refused.headers})
+
+
+async def _send(send: Send, answer: Answer, headers: Mapping[bytes, bytes]) -> None:
+    about = [(b"content-type", answer.kind), (b"content-length", b"%d" % len(answer.body)), *headers.items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": about})
+    await send({"type": "http.response.body", "body": answer.body})

@@ -13,13 +13,9 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fedpeft.errors import ResourceMissing
+from fedpeft_server.door import Door, Patience
 
 __all__ = ["Listener", "take_port"]
-
-SILENCE_S = 10.0
-"""A connection that has not sent its first whole request line and headers by then is closed."""
-STRANGERS = 200
-"""Connections without a first request that are kept at once; beyond that the oldest is closed."""
 
 
 def take_port(host: str, port: int, what: str) -> socket.socket:
@@ -50,15 +46,23 @@ class Listener:
         app: ASGI.
         taken: from ``take_port``.
         certificate, key: PEM files for TLS; None: plain HTTP, for loopback only.
+        patience: with connections that say nothing.
     """
 
     def __init__(
-        self, app: ASGIApp, taken: socket.socket, *, certificate: Path | None = None, key: Path | None = None
+        self,
+        app: ASGIApp,
+        taken: socket.socket,
+        *,
+        certificate: Path | None = None,
+        key: Path | None = None,
+        patience: Patience | None = None,
     ) -> None:
+        patience = patience or Patience()
         config = uvicorn.Config(
             app,
             interface="asgi3",  # uvicorn's guess takes a method for ASGI 2
-            http=type("Patient", (_Patient,), {"silent": {}}),
+            http=type("Patient", (_Patient,), {"silent": {}, "patience": patience}),
             ws="none",
             lifespan="off",
             access_log=False,
@@ -70,7 +74,7 @@ class Listener:
             ssl_certfile=None if certificate is None else str(certificate),
             ssl_keyfile=None if key is None else str(key),
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config, patience)
         self._taken = taken
         self._thread = threading.Thread(target=self._run, name=f"port-{taken.getsockname()[1]}", daemon=True)
 
@@ -96,17 +100,40 @@ class Listener:
         self._server.run(sockets=[self._taken])
 
 
+class _Server(uvicorn.Server):
+    """uvicorn behind a ``Door`` in place of the event loop's own server."""
+
+    def __init__(self, config: uvicorn.Config, patience: Patience) -> None:
+        super().__init__(config)
+        self._patience = patience
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        self.servers = [
+            Door(one, self._protocol, trust=self.config.ssl, patience=self._patience)  # type: ignore[misc]
+            for one in sockets or []
+        ]
+        self.started = True
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
+
+
 class _Patient(HttpToolsProtocol):
     """Closes connections that say nothing: idle sockets of strangers must not fill the memory."""
 
     silent: ClassVar[dict[asyncio.Transport, None]]
     """Of one listener, oldest first."""
+    patience: ClassVar[Patience]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.silent[transport] = None
-        self._deadline = self.loop.call_later(SILENCE_S, self._lose)
-        while len(self.silent) > STRANGERS:
+        self._deadline = self.loop.call_later(self.patience.silence_s, self._lose)
+        while len(self.silent) > self.patience.silent:
             oldest = next(iter(self.silent))
             del self.silent[oldest]
             oldest.close()

@@ -71,7 +71,7 @@ class ClientRound:
         client: its name.
         methods: what it trains, as its profile says, e.g. ``lora r4``.
         state: ``summed``, or where it was lost: ``dropped`` (silent), ``refused`` (its own policy) or
-            ``rejected`` (its message was wrong).
+            ``rejected`` (its message was wrong); or ``spared``: enough others were ready first.
         reason: why it was lost.
         bytes_up: bytes it sent in this round.
         bytes_down: bytes it was sent.
@@ -82,7 +82,7 @@ class ClientRound:
 
     client: str
     methods: str
-    state: Literal["summed", "dropped", "refused", "rejected"]
+    state: Literal["summed", "dropped", "refused", "rejected", "spared"]
     reason: str = ""
     bytes_up: int
     bytes_down: int

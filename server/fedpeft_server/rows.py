@@ -6,12 +6,12 @@ from typing import Literal
 from fedpeft import secagg
 from fedpeft.ids import RoundId
 from fedpeft.round.metrics import Totals
-from fedpeft.round.task import Member, RoundOutcome
+from fedpeft.round.task import Member, RoundOutcome, Traffic
 from fedpeft_server.records import ClientRound, RoundMetrics
 
 __all__ = ["round_row", "sentence"]
 
-ClientState = Literal["summed", "dropped", "refused", "rejected"]
+ClientState = Literal["summed", "dropped", "refused", "rejected", "spared"]
 
 
 def round_row(
@@ -26,7 +26,11 @@ def round_row(
     """The row of a round that ended in a sum: cohort totals, and of each device what the network shows anyway."""
     names = outcome.participants
     survivors = {names[place] for place in summed.survivors}
-    rejected = {names[place]: f"{entry.reason.value}: {entry.detail}" for place, entry in summed.rejected.items()}
+    rejected = {
+        names[place]: f"{entry.reason.value}: {entry.detail}"
+        for place, entry in summed.rejected.items()
+        if not outcome.traffic[names[place]].spared
+    }
     clients = []
     for member in members:
         name, account = member.profile.device, outcome.traffic[member.profile.device]
@@ -34,7 +38,7 @@ def round_row(
             ClientRound(
                 client=name,
                 methods=member.profile.methods,
-                state=_state(name in survivors, account.failure, name in rejected),
+                state=_state(name in survivors, account, name in rejected),
                 reason=account.failure or rejected.get(name, ""),
                 bytes_up=account.bytes_up,
                 bytes_down=account.bytes_down,
@@ -70,9 +74,11 @@ def sentence(row: RoundMetrics) -> str:
     return "; ".join(parts)
 
 
-def _state(survived: bool, failure: str, rejected: bool) -> ClientState:
+def _state(survived: bool, account: Traffic, rejected: bool) -> ClientState:
     if survived:
         return "summed"
-    if failure.startswith(("policy-refused", "budget-spent")):
+    if account.spared:
+        return "spared"
+    if account.failure.startswith(("policy-refused", "budget-spent")):
         return "refused"
-    return "rejected" if rejected and not failure else "dropped"
+    return "rejected" if rejected and not account.failure else "dropped"

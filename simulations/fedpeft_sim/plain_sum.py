@@ -99,6 +99,11 @@ class PlainSum:
             secagg.RoundOffer(spec=encode(spec), coordinator_channel=NOTHING, signature=NOTHING),
         )
 
+    @property
+    def answered(self) -> int:
+        """See ``SumRound``."""
+        return len(self._adverts if self.stage == "fit" else self._summed)
+
     def receive(self, sender: ParticipantId, reply: secagg.Reply) -> None:
         """Keep an advert; add a vector."""
         match reply:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from fedpeft.base import ArtifactStore
 from fedpeft.base.artifact import describe_file
 from fedpeft.base.manifest import CHUNK_BYTES, FileEntry, Manifest, SourceEntry, digest_of
 from fedpeft.errors import IntegrityFailed, NotEnrolled, ResourceMissing
+from fedpeft_client.cache import BaseCache
 from fedpeft_client.fetch import FetchProgress, fetch_base
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.link import Link, Unreachable
@@ -225,6 +227,66 @@ def test_disk_and_quota_are_checked_before_the_download(
     with pytest.raises(ResourceMissing, match="MiB free"):
         fetch_base(faulty, base, tmp_path, pause=no_pause)
     assert faulty.asked == []
+
+
+def aged(cache: Path, digest: str, seconds_ago: float) -> None:
+    """As if that base had come so long ago."""
+    folder = cache / digest.replace(":", "-")
+    at = folder.stat().st_mtime - seconds_ago
+    os.utime(folder, (at, at))
+
+
+def test_the_quota_lets_the_least_recently_used_bases_go_and_never_one_in_use(
+    coordinator: Coordinator, content: bytes, base: str, link: Link, tmp_path: Path
+):
+    second, third = (
+        put_base(coordinator.home.bases, {"model.safetensors": content[::-1], "n": n}) for n in (b"2", b"3")
+    )
+    other, mine = BaseCache(tmp_path), BaseCache(tmp_path)
+    quota = 2 * SIZE + 10_000  # two of them and their manifests
+    fetch_base(link, base, tmp_path, quota_bytes=quota, pause=no_pause)
+    fetch_base(link, second, tmp_path, quota_bytes=quota, pause=no_pause)
+    aged(tmp_path, base, 100.0)
+    aged(tmp_path, second, 200.0)
+    other.hold(second)  # the oldest, but another device works with it
+    mine.hold(third)
+    fetch_base(link, third, tmp_path, quota_bytes=quota, pause=no_pause)
+    assert {found.digest for found in ArtifactStore(tmp_path).ls()} == {second, third}
+    mine.hold(base)
+    mine.release()
+    mine.hold(third)
+    faulty = Faulty(link)
+    with pytest.raises(ResourceMissing, match=r"in use by devices .* limits\.bases_mb"):
+        fetch_base(faulty, base, tmp_path, quota_bytes=quota, pause=no_pause)
+    assert faulty.asked == []
+    other.release()
+    fetch_base(link, base, tmp_path, quota_bytes=quota, pause=no_pause)
+    assert {found.digest for found in ArtifactStore(tmp_path).ls()} == {base, third}
+    assert ArtifactStore(tmp_path).gc() == ()
+
+
+def test_what_was_used_last_stays_longest(coordinator: Coordinator, base: str, link: Link, tmp_path: Path):
+    second, third = (put_base(coordinator.home.bases, {"model.safetensors": bytes(SIZE), "n": n}) for n in (b"4", b"5"))
+    for digest in (base, second):
+        fetch_base(link, digest, tmp_path, pause=no_pause)
+    aged(tmp_path, second, 50.0)
+    aged(tmp_path, base, 100.0)
+    user = BaseCache(tmp_path)
+    user.hold(base)
+    user.release()
+    fetch_base(link, third, tmp_path, quota_bytes=2 * SIZE + 10_000, pause=no_pause)
+    assert {found.digest for found in ArtifactStore(tmp_path).ls()} == {base, third}
+
+
+def test_without_a_quota_nothing_is_ever_removed(
+    base: str, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    put_base(tmp_path, {"model.safetensors": b"older"})
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=SIZE))
+    with pytest.raises(ResourceMissing, match=r"limits\.bases_mb"):
+        fetch_base(link, base, tmp_path, pause=no_pause)
+    assert len(ArtifactStore(tmp_path).ls()) == 1
 
 
 def test_two_devices_with_one_cache_download_once(base: str, link: Link, tmp_path: Path):

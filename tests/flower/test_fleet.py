@@ -15,6 +15,7 @@ from fedpeft.clock import SystemClock
 from fedpeft.entropy import os_entropy
 from fedpeft.errors import NotEnrolled, PolicyRefused
 from fedpeft.flower import NodeContext, client_app
+from fedpeft.flower.exchange import FleetTransport
 from fedpeft.flower.fleet import Fleet, FleetTarget
 from fedpeft.flower.superlink import SuperLink
 from fedpeft.ids import NodeId
@@ -42,7 +43,7 @@ class Federation:
         self.clock, self.bells = SystemClock(), {}
         self.link = SuperLink(self.folder / "objects", wake=lambda node: self.bells[node].ring())
         self.names: dict[bytes, str] = {}
-        gate = Gate(self.link.app, self._standing, clock=self.clock, meters=Meters())
+        gate = Gate(self.link.handlers, self._standing, clock=self.clock, meters=Meters())
         self.port_socket = take_port("127.0.0.1", 0, "test")
         self.port = self.port_socket.getsockname()[1]
         home = CoordinatorHome(self.folder)
@@ -92,7 +93,7 @@ class Federation:
             fleet.close()
 
     def exchange(self, stage: Stage, requests: dict[NodeId, bytes], *, deadline_s: float = 20.0) -> dict[NodeId, Reply]:
-        transport = self.link.transport(self.clock)
+        transport = FleetTransport(self.link, self.clock)
         return {reply.node: reply for reply in transport.exchange(stage, requests, deadline_s=deadline_s)}
 
     def close(self) -> None:
@@ -155,7 +156,7 @@ def test_a_device_that_restarts_in_the_middle_is_asked_again_and_answers_once(fe
 
     with federation.device("restarts", dies, key=key) as node:
         replies: list[Reply] = []
-        transport = federation.link.transport(federation.clock)
+        transport = FleetTransport(federation.link, federation.clock)
         waiting = threading.Thread(
             target=lambda: replies.extend(transport.exchange(Stage.FIT, {node: b"work"}, deadline_s=30.0))
         )

@@ -343,3 +343,17 @@ def test_the_coordinators_key_must_be_the_one_that_devices_know(tmp_path: Path) 
     world.fleet = replace(world.fleet, coordinator=stranger)
     with pytest.raises(QuorumMissed, match="too-few-devices"):
         world.train()
+
+
+def test_over_selected_devices_that_were_not_needed_are_spared_and_asked_again_in_a_new_attempt(tmp_path: Path) -> None:
+    """Their being late in the first attempt must not put them out of the second."""
+    faults = [Fault(kind="lose-reply", stage=Stage.SHARE)]  # everybody's, once: the first attempt fails
+    world = World(tmp_path, one_hot_fleet(), faults, count=2, fraction=0.6, over_select=0.6, min_devices=3)
+    world.train()
+    view = read_run(world.path) if world.path else None
+    assert view is not None
+    for row in view.rounds[:2]:
+        states = [client.state for client in row.clients]
+        assert (states.count("summed"), states.count("spared"), row.rejected) == (3, len(states) - 3, {})
+    assert [row.devices_survived for row in view.rounds] == [3, 3, 5]
+    assert [row.devices_invited for row in view.rounds[1:]] == [5, 5]

@@ -68,6 +68,14 @@ def test_a_device_that_was_lost_is_named_with_its_reason(
     assert set(row.rejected) == ({"d2"} if rejection else set())
 
 
+def test_a_device_that_was_not_needed_is_no_failure() -> None:
+    traffic = {"d1": Traffic(ready=True), "d2": Traffic(spared=True)}
+    late = {2: secagg.Rejection(reason=secagg.Reason.DROPPED_OUT, detail="no reply in stage fit")}
+    row = row_of(traffic, {1}, late)
+    assert [(c.client, c.state, c.reason) for c in row.clients] == [("d1", "summed", ""), ("d2", "spared", "")]
+    assert row.rejected == {}
+
+
 def test_the_sentence_says_what_it_was_for_and_what_it_cost() -> None:
     traffic = {f"d{i}": Traffic(bytes_up=500_000, bytes_down=1_000_000, ready=True) for i in (1, 2)}
     assert sentence(row_of(traffic, {1, 2})) == (
