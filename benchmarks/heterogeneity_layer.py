@@ -18,8 +18,6 @@ from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter
 from fedpeft.tuning.batches import BatchStream
 
-HEADS = 12
-
 
 class Layer:
     """The top layer, pooler and classifier of a BERT as functions of stacked adapter tensors.
@@ -36,9 +34,12 @@ class Layer:
         self.root = f"{anatomy.layers_path}.{anatomy.layer_count - 1}"
         self.weights = {name: value.detach() for name, value in union.model.named_parameters()}
         self.spec, self.scale = union.spec, scale
+        self.heads = int(union.model.config.num_attention_heads)
         self.table, self.starts = table, torch.from_numpy(starts)
+        self.lengths = np.diff(starts)
         with torch.no_grad():
             self.keys, self.values = (self._frozen(f"attention.self.{name}", table) for name in ("key", "value"))
+            self.queries = self._frozen("attention.self.query", table[self.starts[:-1]])  # of first tokens
 
     def _frozen(self, path: str, x: Tensor) -> Tensor:
         host = f"{self.root}.{path}"
@@ -77,8 +78,8 @@ class Layer:
         k = self._adapt(p, "attention.self.key", hidden, self.keys[places])
         v = self._adapt(p, "attention.self.value", hidden, self.values[places])
         x = self.table[first]  # (C, b, h): the first token alone
-        q = self._adapt(p, "attention.self.query", x, self._frozen("attention.self.query", x))
-        q, k, v = (one.reshape(clients * batch, -1, HEADS, size // HEADS).transpose(1, 2) for one in (q, k, v))
+        q = self._adapt(p, "attention.self.query", x, self.queries[rows])
+        q, k, v = (one.reshape(clients * batch, -1, self.heads, size // self.heads).transpose(1, 2) for one in (q, k, v))
         mask = inside.reshape(clients * batch, 1, 1, width)
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         mixed = mixed.transpose(1, 2).reshape(clients, batch, size)
@@ -101,6 +102,10 @@ class Layer:
             for state in states
         ]
         return {name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in parts[0]}
+
+
+GROUP = 3
+"""Clients in one product: more pads more, fewer call more."""
 
 
 def train_together(
@@ -131,34 +136,45 @@ def train_together(
     for name, value in p.items():
         mask = torch.tensor([float(block_of[name] in own) for own in owns])
         if mask.any():
-            value.requires_grad_()
             masks[name] = mask.view(-1, *[1] * (value.dim() - 1))
     moments = {name: (torch.zeros_like(p[name]), torch.zeros_like(p[name])) for name in masks}
+    grads = {name: torch.empty_like(p[name]) for name in masks}
     for step in range(steps):
-        batches = [stream.batch(first_step + step) for stream in streams]
-        width = max(map(len, batches))
-        rows = np.stack([rows_of[c][np.resize(batch, width)] for c, batch in enumerate(batches)])
-        share = np.stack([(np.arange(width) < len(batch)) / len(batch) for batch in batches])  # (C, b)
-        logits = layer.logits(p, torch.from_numpy(rows))
-        logits = logits if offsets is None else logits + offsets[:, None]
-        losses = functional.cross_entropy(
-            logits.flatten(0, 1), torch.from_numpy(labels[rows]).flatten(), reduction="none"
-        )
-        torch.autograd.backward([(losses * torch.from_numpy(share).float().flatten()).sum()])
-        with torch.no_grad():
-            grads = {name: p[name].grad * mask for name, mask in masks.items()}
-            norms = sum(grad.flatten(1).square().sum(1) for grad in grads.values()).sqrt()  # (C,)
-            shrink = (1.0 / (norms + 1e-6)).clamp(max=1.0)
-            for name, raw in grads.items():
-                grad = raw * shrink.view(-1, *[1] * (raw.dim() - 1))
-                m, v = moments[name]
-                m.lerp_(grad, 0.1)
-                v.mul_(0.999).addcmul_(grad, grad, value=0.001)
-                size = learning_rate / (1 - 0.9 ** (step + 1))
-                p[name].addcdiv_(m, v.sqrt().div_((1 - 0.999 ** (step + 1)) ** 0.5).add_(1e-8), value=-size)
-                p[name].grad = None
+        batches = [rows_of[c][stream.batch(first_step + step)] for c, stream in enumerate(streams)]
+        # Clients whose batches are about as long go together, so that little is padded.
+        longest = np.array([int(layer.lengths[batch].max()) for batch in batches])
+        for group in np.array_split(np.argsort(longest, kind="stable"), -(-len(batches) // GROUP)):
+            part = {name: value[group].requires_grad_(name in masks) for name, value in p.items()}
+            loss = _loss(layer, part, [batches[c] for c in group], labels, None if offsets is None else offsets[group])
+            torch.autograd.backward([loss])
+            for name in masks:
+                grads[name][group] = part[name].grad
+        for name, mask in masks.items():
+            grads[name].mul_(mask)
+        norms = sum(grad.flatten(1).square().sum(1) for grad in grads.values()).sqrt()  # (C,)
+        shrink = (1.0 / (norms + 1e-6)).clamp(max=1.0)
+        for name, grad in grads.items():
+            grad.mul_(shrink.view(-1, *[1] * (grad.dim() - 1)))
+            m, v = moments[name]
+            m.lerp_(grad, 0.1)
+            v.mul_(0.999).addcmul_(grad, grad, value=0.001)
+            size = learning_rate / (1 - 0.9 ** (step + 1))
+            p[name].addcdiv_(m, v.sqrt().div_((1 - 0.999 ** (step + 1)) ** 0.5).add_(1e-8), value=-size)
     found = []
     for client, own in enumerate(owns):
-        tensors = {name: p[name][client].detach().numpy() for name in masks}
+        tensors = {name: p[name][client].numpy() for name in masks}
         found.append({block_id: flatten(layer.spec[block_id], tensors) for block_id in own})
     return found
+
+
+def _loss(
+    layer: Layer, p: Mapping[str, Tensor], batches: Sequence[np.ndarray], labels: np.ndarray, offsets: Tensor | None
+) -> Tensor:
+    """The sum over clients of each one's mean loss over its batch; ``batches`` are rows of the table."""
+    width = max(map(len, batches))
+    rows = np.stack([np.resize(batch, width) for batch in batches])  # what fills a short batch up weighs nothing
+    share = np.stack([(np.arange(width) < len(batch)) / len(batch) for batch in batches])  # (C, b)
+    logits = layer.logits(p, torch.from_numpy(rows))
+    logits = logits if offsets is None else logits + offsets[:, None]
+    losses = functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(labels[rows]).flatten(), reduction="none")
+    return (losses * torch.from_numpy(share).float().flatten()).sum()
