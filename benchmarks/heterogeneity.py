@@ -25,70 +25,105 @@ from heterogeneity_banking import Banking, Cell, adapter_for, run_cell
 
 RESULTS = Path(__file__).parent / "results"
 KEEP = Path.home() / ".cache" / "fedpeft" / "heterogeneity"
-CELLS = RESULTS / "heterogeneity"
+CELLS = KEEP / "cells"
 RULES = ("nested", "fedit", "hetlora", "flexlora", "ffa")
 CALIBRATION = 1.0
 """``train.label_calibration`` of every rule in the table: docs/adr/0006 says why."""
-RATES = (1e-2, 2e-2, 4e-2)
+RATES = ((5e-3, 4e-2), (1e-2, 4e-2), (2e-2, 4e-2), (4e-2, 4e-2), (2e-2, 8e-2), (4e-2, 8e-2))
+"""The grid of every rule: learning rate of the adapter, and of the head, which all rules train alike."""
 ALPHAS = (0.1, 0.01)
 MIX_ORDER = ("uniform", "heavy-tail", "normal")
 SEEDS = (0, 1, 2)
+GROUPS = tuple(tuple(range(third, 30, 3)) for third in range(3))
+"""The mixed federation's: BitFit or IA3, rank 2, rank 8."""
+Rate = tuple[float, float]
 
 
-def cell_for(rule: str, alpha: float, mix: str, seed: int, rate: float) -> Cell:
+def cell_for(rule: str, alpha: float, mix: str, seed: int, rate: Rate, **more: object) -> Cell:
     """A cell of the table; every rule has the same loss and weights, so that a margin is the rule's."""
+    settings: dict[str, object] = {"prior": CALIBRATION, "options": {"weight": "uniform"}}
     return Cell(
         alpha=alpha,
         mix=mix,
         rule=rule,
-        learning_rate=rate,
+        learning_rate=rate[0],
+        head_learning_rate=rate[1],
         seed=seed,
-        prior=CALIBRATION,
-        options={"weight": "uniform"},
+        **{**settings, **more},  # type: ignore[arg-type]
     )
 
 
-def tuning() -> Iterator[Cell]:
-    """The same budget for every rule."""
+def tuning_cells() -> Iterator[Cell]:
+    """The same budget for every rule, scored on training rows that no client has."""
     for rate in RATES:
         for rule in RULES:
-            yield cell_for(rule, 0.1, "uniform", 0, rate)
+            yield cell_for(rule, 0.1, "uniform", 0, rate, tuning=True)
 
 
-def best_rates() -> dict[str, float]:
-    """Rule -> the learning rate that did best on seed 0; rules that are not tuned yet are missing."""
-    found: dict[str, float] = {}
-    for rule in RULES:
-        tried = {rate: read(cell_for(rule, 0.1, "uniform", 0, rate)) for rate in RATES}
+def single_tuning_cells() -> Iterator[Cell]:
+    """The methods that every device of the mixed federation could afford."""
+    for rate in RATES:
+        for method in SINGLES:
+            yield cell_for("nested", 0.1, "uniform", 0, rate, tuning=True, mixed=method)
+
+
+SINGLES = ("bitfit", "ia3")
+
+
+def best_rates() -> dict[str, Rate]:
+    """Rule or single method -> the rates that did best on held-out rows; what is not tuned yet is missing."""
+    found: dict[str, Rate] = {}
+    for name in (*RULES, *SINGLES):
+        rule, more = (name, {}) if name in RULES else ("nested", {"mixed": name})
+        tried = {rate: read(cell_for(rule, 0.1, "uniform", 0, rate, tuning=True, **more)) for rate in RATES}
         done = {rate: result["mean"] for rate, result in tried.items() if result}
         if len(done) == len(RATES):
-            found[rule] = max(done, key=lambda rate: done[rate])
+            found[name] = max(done, key=lambda rate: done[rate])
     return found
 
 
 def table_cells() -> Iterator[Cell]:
-    """The table in order of importance: one seed everywhere before the next."""
+    """The table in order of importance; what is not tuned yet is left out."""
     rates = best_rates()
+    for seeds, mixes in ((SEEDS[:2], MIX_ORDER[:2]), (SEEDS[:2], MIX_ORDER[2:]), (SEEDS[2:], MIX_ORDER)):
+        for seed in seeds:
+            for mix in mixes:
+                for alpha in ALPHAS:
+                    yield from (cell_for(rule, alpha, mix, seed, rates[rule]) for rule in RULES if rule in rates)
+            if mixes == MIX_ORDER[2:]:
+                yield from homogeneous_cells(seed, rates)
+                yield from mixed_cells(seed, rates)
+    yield from homogeneous_cells(SEEDS[2], rates)
+    yield from mixed_cells(SEEDS[2], rates)
     for seed in SEEDS:
-        for mix in MIX_ORDER[:2]:
-            for alpha in ALPHAS:
-                for rule in RULES:
-                    if rule in rates:
-                        yield cell_for(rule, alpha, mix, seed, rates[rule])
-        yield from ablations(seed, rates)
-    for seed in SEEDS:
-        for alpha in ALPHAS:
-            for rule in RULES:
-                if rule in rates:
-                    yield cell_for(rule, alpha, "normal", seed, rates[rule])
+        yield from published_cells(seed, rates)
 
 
-def ablations(seed: int, rates: dict[str, float]) -> Iterator[Cell]:
+def homogeneous_cells(seed: int, rates: dict[str, Rate]) -> Iterator[Cell]:
+    """Every device of rank 8."""
+    for rule in RULES:
+        if rule in rates:
+            yield cell_for(rule, 0.1, "homogeneous", seed, rates[rule])
+
+
+def mixed_cells(seed: int, rates: dict[str, Rate]) -> Iterator[Cell]:
+    """The union, the groups each alone, and the single methods that all could afford, each with its best rate."""
+    if "nested" not in rates:
+        return
+    yield cell_for("nested", 0.1, "uniform", seed, rates["nested"], mixed="union")
+    for group in GROUPS:
+        yield cell_for("nested", 0.1, "uniform", seed, rates["nested"], mixed="union", clients=group)
+    for method in SINGLES:
+        if method in rates:
+            yield cell_for("nested", 0.1, "uniform", seed, rates[method], mixed=method)
+
+
+def published_cells(seed: int, rates: dict[str, Rate]) -> Iterator[Cell]:
     """Without the label calibration and with weights by examples, as the rules were published."""
     for alpha in ALPHAS:
         for rule in ("nested", "fedit", "ffa"):
             if rule in rates:
-                yield Cell(alpha=alpha, mix="uniform", rule=rule, learning_rate=rates[rule], seed=seed)
+                yield cell_for(rule, alpha, "uniform", seed, rates[rule], prior=0.0, options={})
 
 
 def file_of(cell: Cell) -> Path:
@@ -115,22 +150,20 @@ def claim(cell: Cell) -> bool:
     return True
 
 
-def work(cells: Iterator[Cell], bench: "dict[str, Banking]", data: Path, until: float) -> bool:
-    """Run what is not done; False when time is up."""
+def work(cells: Iterator[Cell], bench: "dict[str, Banking]", data: Path, until: float) -> None:
+    """Run what is neither done nor taken by another process, until time is up."""
     for cell in cells:
+        if time.monotonic() > until:
+            return
         if read(cell) is not None or not claim(cell):
             continue
-        if time.monotonic() > until:
-            return False
-        kind = adapter_for(cell.rule, cell.layers, mixed=bool(cell.mixed)).model_dump_json()
+        kind = adapter_for(cell).model_dump_json()
         if kind not in bench:
-            adapter = adapter_for(cell.rule, cell.layers, mixed=bool(cell.mixed))
-            bench[kind] = Banking(data, adapter, keep=KEEP)
+            bench[kind] = Banking(data, adapter_for(cell), keep=KEEP, like=next(iter(bench.values()), None))
         result = run_cell(bench[kind], cell)
         CELLS.mkdir(parents=True, exist_ok=True)
-        file_of(cell).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        file_of(cell).write_text(json.dumps(result) + "\n", encoding="utf-8")
         print(f"{cell.key}: mean {result['mean']:.2f} worst {result['worst']:.2f}", flush=True)
-    return True
 
 
 def report() -> dict[str, object]:
@@ -192,13 +225,14 @@ def main() -> None:
             replace(cell_for(rule, 0.1, "uniform", 0, 3e-2), rounds=4, clients=some) for rule in ("nested", "fedit")
         ]
         for cell in cells:
-            adapter = adapter_for(cell.rule, cell.layers)
+            adapter = adapter_for(cell)
             result = run_cell(Banking(arguments.data, adapter, keep=KEEP), cell)
             print(json.dumps({cell.rule: {name: result[name] for name in ("mean", "worst", "bytes_up", "device_s")}}))
         return
     if arguments.full:
         until = time.monotonic() + 60 * arguments.minutes
-        _ = work(tuning(), bench, arguments.data, until) and work(table_cells(), bench, arguments.data, until)
+        for cells in (tuning_cells, table_cells, single_tuning_cells, table_cells):
+            work(cells(), bench, arguments.data, until)
     result = report()
     (RESULTS / "heterogeneity.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))

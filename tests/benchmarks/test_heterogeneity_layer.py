@@ -28,6 +28,7 @@ RATE, STEPS, BATCH, CLASSES = 0.02, 4, 6, 5
 ADAPTERS = {
     "A frozen": Adapter(layers=1, lora=Lora(rank=8, tiers=(1, 2, 4, 8), targets=TARGETS, train="B")),
     "both factors": Adapter(layers=1, lora=Lora(rank=8, tiers=(1, 2, 4, 8), targets=TARGETS, train="both")),
+    "carried columns": Adapter(layers=1, lora=Lora(rank=8, tiers=(1, 2, 4, 8), targets=TARGETS, carried_rank=5)),
     "mixed methods": Adapter(
         layers=1, lora=Lora(rank=8, tiers=(1, 2, 4, 8), targets=TARGETS), bitfit=BitFit(), ia3=Ia3()
     ),
@@ -77,6 +78,7 @@ def test_a_round_of_clients_side_by_side_moves_each_as_the_products_loop_does(ki
     locals_ = [some(examples, rows) for rows, _ in zip(parts, owned, strict=False)]
     owns = [blocks_for(start.spec, methods=methods, rank=rank, head=True) for methods, rank in owned]
     offsets = [label_offset(local, CLASSES, strength=strength) for local in locals_]
+    rates = {block.block_id: RATE * (1 + place % 3) for place, block in enumerate(start.spec.blocks)}
     together = train_together(
         layer,
         [start] * len(owned),
@@ -87,7 +89,7 @@ def test_a_round_of_clients_side_by_side_moves_each_as_the_products_loop_does(ki
         None if strength == 0 else torch.stack(offsets),
         first_step=7,
         steps=STEPS,
-        learning_rate=RATE,
+        learning_rates=rates,
     )
     for local, own, offset, found in zip(locals_, owns, offsets, together, strict=True):
         union.load(start)
@@ -95,7 +97,7 @@ def test_a_round_of_clients_side_by_side_moves_each_as_the_products_loop_does(ki
             steps=STEPS,
             batch_size=BATCH,
             optimizer="adamw",
-            learning_rates=dict.fromkeys(own, RATE),
+            learning_rates={block_id: rates[block_id] for block_id in own},
             weight_decay=0.0,
             max_grad_norm=1.0,
         )
