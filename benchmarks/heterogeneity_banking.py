@@ -197,9 +197,7 @@ def adapter_for(cell: Cell) -> Adapter:
         carried_rank=64 if traits.carries or cell.options.get("fold_every") else 0,
     )
     mixed = bool(cell.mixed)
-    return Adapter(
-        layers=cell.layers, lora=lora, bitfit=BitFit() if mixed else None, ia3=Ia3() if mixed else None
-    )
+    return Adapter(layers=cell.layers, lora=lora, bitfit=BitFit() if mixed else None, ia3=Ia3() if mixed else None)
 
 
 def run_cell(banking: Banking, cell: Cell) -> dict[str, object]:

@@ -22,7 +22,7 @@ from fedpeft.tuning.batches import BatchStream
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What adapts one matrix: A (C, r, d_in), B (C, d_out, r), a bias and a gain (C, d_out); None where there is none."""
+    """What adapts one matrix: A (C, r, d_in), B (C, d_out, r), a bias and a gain (C, d_out); None: there is none."""
 
     down: Tensor | None
     up: Tensor | None
