@@ -83,7 +83,7 @@ def test_a_key_in_the_wrong_section_is_told_where_it_belongs() -> None:
         ("rounds.min_devices=2", "rounds.min_devices: expected a number >= 3, found 2"),
         ("train.learning_rate=nan", "train.learning_rate: expected a finite number, found nan"),
         ("train.learning_rate=0", "train.learning_rate: expected a number > 0, found 0"),
-        ("train.optimizer=adam", 'train.optimizer: expected "adamw" or "sgd", found "adam"'),
+        ("train.optimizer=adam", 'train.optimizer: expected "adamw", "paged-adamw" or "sgd", found "adam"'),
         ("secagg.bits=24", "secagg.bits: expected 16 or 32, found 24"),
         ("adapter.layers=some", 'adapter.layers: expected a whole number or "all", found "some"'),
         ("adapter.layers=0", 'adapter.layers: expected a number >= 1 or "all", found 0'),
