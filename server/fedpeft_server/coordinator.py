@@ -19,6 +19,7 @@ from fedpeft.flower.exchange import FleetTransport
 from fedpeft.flower.superlink import SuperLink
 from fedpeft.ids import NodeId
 from fedpeft_server.audit import AuditEvent, AuditLog
+from fedpeft_server.disk import DiskFull, expect_room, is_full, room_needed
 from fedpeft_server.engine import Engine, Interrupted, Site
 from fedpeft_server.enrolment import Admission
 from fedpeft_server.gate import Gate
@@ -38,6 +39,8 @@ __all__ = ["DRAIN_S", "Coordinator"]
 DRAIN_S = 20.0
 """How long a round may go on after SIGTERM."""
 LOOK_S = 0.2
+ROOM_LOOK_S = 2.0
+"""Between two looks whether a full disk has room again."""
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +93,7 @@ class Coordinator:
         self._transport = FleetTransport(self._link, self._clock)
         self._ready, self._stopping = threading.Event(), threading.Event()
         self._stop_at: float | None = None
-        self._now = ""
+        self._now, self._trouble = "", ""
 
     def start(self) -> None:
         """Be reachable."""
@@ -106,7 +109,11 @@ class Coordinator:
         self._stopping.set()
 
     def work(self) -> None:
-        """Work through the queue until ``stop``."""
+        """Work through the queue until ``stop``.
+
+        Raises:
+            DiskFull: the disk was full when it was told to stop.
+        """
         site = Site(
             home=self._home,
             queue=self.queue,
@@ -125,9 +132,29 @@ class Coordinator:
             if job is None:
                 self._stopping.wait(LOOK_S)
                 continue
-            job = replace(job, state=JobState.RUNNING)
-            self.queue.put(job)
-            engine.work(job)
+            try:
+                job = replace(job, state=JobState.RUNNING)
+                self.queue.put(job)
+                engine.work(job)
+            except (DiskFull, OSError) as error:
+                if isinstance(error, OSError) and not is_full(error):
+                    raise
+                self._wait_for_room(job, error)
+
+    def _wait_for_room(self, job: Job, error: DiskFull | OSError) -> None:
+        """Returns when there is room again."""
+        run = self._home.runs / self.queue.job(str(job.number)).run if job.run else None
+        self._trouble = f"{error}"
+        _log.error("%s", error)
+        while self._trouble:
+            if self._stopping.wait(ROOM_LOOK_S):
+                raise DiskFull(self._trouble) from error
+            try:
+                expect_room(self._home.path, room_needed(run))
+                self._trouble = ""
+            except DiskFull as still:
+                self._trouble = str(still)
+        self._tell("there is room on the disk again")
 
     def close(self) -> None:
         """Stop listening and let go of everything."""
@@ -135,7 +162,10 @@ class Coordinator:
         for listener in reversed(self._listeners):
             listener.stop()
         self._link.close()
-        self.audit.append(AuditEvent.COORDINATOR_STOPPED, actor="coordinator", subject=str(self._home.path))
+        try:
+            self.audit.append(AuditEvent.COORDINATOR_STOPPED, actor="coordinator", subject=str(self._home.path))
+        except OSError as error:
+            _log.error("the audit log was not written: %s", error)
         self.registry.close()
         self._lock.release()
 
@@ -170,7 +200,7 @@ class Coordinator:
         present = {device.name for device in self.members.present(self._transport)}
         return json.dumps(
             {
-                "now": self._now,
+                "now": self._trouble or self._now,
                 "stopping": self._stopping.is_set(),
                 "devices": [
                     {"name": device.name, "status": device.status.value, "online": device.name in present}
@@ -188,8 +218,8 @@ class Coordinator:
             case "/livez":
                 text = "alive\n"
             case "/readyz":
-                ready = self._ready.is_set() and not self._stopping.is_set()
-                status, text = (200, "ready\n") if ready else (503, "not ready\n")
+                ready = self._ready.is_set() and not self._stopping.is_set() and not self._trouble
+                status, text = (200, "ready\n") if ready else (503, f"not ready {self._trouble}".rstrip() + "\n")
             case "/metrics":
                 self.meters.gauge("devices_online", len(self.members.present(self._transport)))
                 text = self.meters.text()

@@ -21,9 +21,13 @@ def write_folder(path: Path, files: dict[str, bytes]) -> None:
     """Makes the new folder ``path`` hold exactly ``files``, all of them or none."""
     temporary = path.with_name(f".{path.name}.tmp")
     remove_folder(temporary)
-    temporary.mkdir()
-    for name, payload in files.items():
-        write_file(temporary / name, payload)
+    try:
+        temporary.mkdir()
+        for name, payload in files.items():
+            write_file(temporary / name, payload)
+    except OSError:
+        remove_folder(temporary)  # a full disk has no room for half a folder
+        raise
     os.replace(temporary, path)
     sync(path.parent)
 
@@ -36,12 +40,16 @@ def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary, previous = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     remove_folder(temporary)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    for folder, _, names in os.walk(temporary):
-        for name in names:
-            sync(Path(folder, name))
-        sync(Path(folder))
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                sync(Path(folder, name))
+            sync(Path(folder))
+    except Exception:
+        remove_folder(temporary)
+        raise
     remove_folder(previous)
     if path.exists():
         os.replace(path, previous)

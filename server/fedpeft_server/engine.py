@@ -21,6 +21,7 @@ from fedpeft.round.plan import learning_plan
 from fedpeft.round.transport import Transport
 from fedpeft_server.audit import AuditEvent, AuditLog
 from fedpeft_server.deployed import EnrolledTransport, gather
+from fedpeft_server.disk import DiskFull, expect_room, is_full, room_needed
 from fedpeft_server.federation import Federation
 from fedpeft_server.foundry import Drafted, Foundry, Publisher
 from fedpeft_server.home import CoordinatorHome
@@ -83,7 +84,11 @@ class Engine:
         self._site = site
 
     def work(self, job: Job) -> Job:
-        """Run a job to its end; returns where it stands then."""
+        """Run a job to its end; returns where it stands then.
+
+        Raises:
+            DiskFull: there is no room; the job is where its last commit left it, and running.
+        """
         site = self._site
         foundry = Foundry(site.home.bases, site.foundry)
         try:
@@ -92,14 +97,20 @@ class Engine:
         except Interrupted as end:
             job = replace(self._current(job), state=JobState(end.state), reason="")
             site.queue.granted(job)
+        except DiskFull:
+            raise
         except (FedpeftError, OSError) as error:
+            if isinstance(error, OSError) and is_full(error):
+                expected = f"Expected room for run {job.number} in {site.home.path}, found: {error.strerror}"
+                remedy = "make room: every committed round stands, and the run goes on by itself"
+                raise DiskFull(f"{expected}; {remedy}.") from error
             job = replace(self._current(job), state=JobState.FAILED, reason=str(error))
         finally:
             foundry.close()
-        site.queue.put(job)
-        site.tell(f"run {job.number} {job.state.value} {job.reason}".rstrip())
         detail = {"state": job.state.value, "reason": job.reason}
         site.audit.append(AuditEvent.RUN_ENDED, actor="coordinator", subject=job.run or job.name, detail=detail)
+        site.queue.put(job)
+        site.tell(f"run {job.number} {job.state.value} {job.reason}".rstrip())
         return job
 
     def _current(self, job: Job) -> Job:
@@ -157,6 +168,7 @@ class Engine:
 
         def wait(round_id: RoundId) -> None:
             site.interrupted(job)
+            expect_room(run.path, room_needed(run.path))  # now, not when the devices have trained
             deadline_s = config.rounds.gather_deadline_s
 
             def tell(text: str) -> None:

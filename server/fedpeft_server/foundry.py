@@ -88,6 +88,8 @@ class Foundry:
             return self._child.ask(name, payload)
         except ChildDied as death:
             raise RunFailed(f"Expected the foundry to {name}, found that {death}; see the log, then resume.") from death
+        except RuntimeError as error:  # e.g. safetensors' own error on a full disk
+            raise RunFailed(f"Expected the foundry to {name}, found {error}; see the log, then resume.") from error
 
 
 class Publisher:

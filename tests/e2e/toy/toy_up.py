@@ -19,5 +19,8 @@ signal.signal(signal.SIGTERM, lambda *_: coordinator.stop())
 coordinator.start()
 try:
     coordinator.work()
+except FedpeftError as error:
+    print(error, file=sys.stderr)  # noqa: T201
+    sys.exit(error.exit_code)
 finally:
     coordinator.close()
