@@ -6,7 +6,7 @@
 Coordinator and devices are processes on loopback with the real protocol (TLS, gate, enrolment, four exchanges, secure
 sum, durable commits); training takes no time, so a round's seconds are its overhead. Stock Flower does FedAvg over an
 array of the same size in the same set-up, one exchange a round and neither TLS nor secure aggregation
-(`stock_flower.py`). The base is measured by `base_distribution.py`.
+(`stock_flower.py`). The base is measured by `base_distribution.py`, a new user's first round by `deployed_demo.py`.
 
 Progress goes to stderr, one JSON object on the last line of stdout, kept in benchmarks/results/deployment.json.
 """
@@ -159,6 +159,7 @@ def say(line: str) -> None:
 def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
     """Everything, in an empty folder."""
     import base_distribution
+    import deployed_demo
     import stock_flower
 
     devices, rounds = (4, 3) if quick else (8, 12)
@@ -182,6 +183,8 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
             "loaded_peak_mb": heavy["peak_mb"],
             "loaded_uploads_per_s": heavy["uploads_per_s"],
         }
+        (folder / "demo").mkdir()
+        found["first_round_s"] = deployed_demo.first_round(folder / "demo")["first_round_s"]
         found["rounds"] |= {"stock": stock, "loaded": heavy["seconds"]}
     (folder / "base").mkdir()
     return found | base_distribution.measure(folder / "base", quick=quick)

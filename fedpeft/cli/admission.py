@@ -11,11 +11,12 @@ import click
 from fedpeft.cli.homes import coordinator_home, coordinator_home_option
 
 if TYPE_CHECKING:
+    from fedpeft.deployment.token import JoinToken
     from fedpeft_server.enrolment import Admission
     from fedpeft_server.home import CoordinatorHome
     from fedpeft_server.registry import EnrolledDevice, Registry
 
-__all__ = ["commands"]
+__all__ = ["commands", "issue"]
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -74,31 +75,44 @@ def token() -> None:
 @click.option("--auto-approve", is_flag=True, help="Admit without approval: whoever has the word is in.")
 def create(home: Path | None, ttl: str, uses: int, organisation: str, auto_approve: bool) -> None:
     """Make a join token and print the command that uses it. The word is a secret: it is shown once."""
+    with _opened(home) as (where, registry, _):
+        made = issue(
+            where, registry, ttl_s=_seconds(ttl), uses=uses, auto_approve=auto_approve, organisation=organisation
+        )
+    click.echo(f"token {made.token_id}, for {uses} device(s), good for {ttl}:", err=True)
+    click.echo(f"fedpeft client join {made.to_text()}")
+
+
+def issue(
+    home: "CoordinatorHome",
+    registry: "Registry",
+    *,
+    ttl_s: float,
+    uses: int,
+    auto_approve: bool = False,
+    organisation: str = "",
+) -> "JoinToken":
+    """A new token, audited."""
     from fedpeft.clock import SystemClock
     from fedpeft.entropy import os_entropy
     from fedpeft_server.audit import AuditEvent, AuditLog
     from fedpeft_server.pki import Authority
     from fedpeft_server.tokens import Tokens
 
-    seconds, clock = _seconds(ttl), SystemClock()
-    with _opened(home) as (where, registry, _):
-        settings = where.settings()
-        made = Tokens(registry, clock).create(
-            host=settings.hosts[0],
-            enrol_port=settings.enrol_port,
-            ca_fingerprint=Authority.of_home(where, clock).fingerprint,
-            ttl_s=seconds,
-            uses=uses,
-            auto_approve=auto_approve,
-            organisation=organisation,
-            entropy=os_entropy,
-        )
-        detail = {"uses": uses, "ttl_s": seconds, "approval": "automatic" if auto_approve else "by code"}
-        AuditLog(where.audit, clock).append(
-            AuditEvent.TOKEN_CREATED, actor="operator", subject=made.token_id, detail=detail
-        )
-    click.echo(f"token {made.token_id}, for {uses} device(s), good for {ttl}:", err=True)
-    click.echo(f"fedpeft client join {made.to_text()}")
+    settings, clock = home.settings(), SystemClock()
+    made = Tokens(registry, clock).create(
+        host=settings.hosts[0],
+        enrol_port=settings.enrol_port,
+        ca_fingerprint=Authority.of_home(home, clock).fingerprint,
+        ttl_s=ttl_s,
+        uses=uses,
+        auto_approve=auto_approve,
+        organisation=organisation,
+        entropy=os_entropy,
+    )
+    detail = {"uses": uses, "ttl_s": ttl_s, "approval": "automatic" if auto_approve else "by code"}
+    AuditLog(home.audit, clock).append(AuditEvent.TOKEN_CREATED, actor="operator", subject=made.token_id, detail=detail)
+    return made
 
 
 @token.command(name="ls")

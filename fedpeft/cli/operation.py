@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fedpeft.cli.admission import issue
 from fedpeft.cli.homes import coordinator_home, coordinator_home_option
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from fedpeft_server.jobs import Queue
 
 __all__ = ["commands"]
+
+FIRST_TOKEN_S, FIRST_TOKEN_USES = 24 * 3600.0, 10
+"""Of the word that `up` shows while nobody is enrolled."""
 
 
 @click.command()
@@ -34,7 +38,13 @@ def up(home: Path | None) -> None:
         host = settings.hosts[0]
         click.echo(f"ready: fleet https://{host}:{settings.fleet_port}  base grpc {host}:{settings.service_port}")
         click.echo(f"  health and metrics  http://127.0.0.1:{settings.metrics_port}/metrics")
-        click.echo(f"  let a device join:  fedpeft coordinator token create --home {where.path}")
+        if coordinator.registry.devices():
+            click.echo(f"  let a device join:  fedpeft coordinator token create --home {where.path}")
+        else:
+            # Only to begin with, and nobody is in without approval: a service's output ends in a log.
+            word = issue(where, coordinator.registry, ttl_s=FIRST_TOKEN_S, uses=FIRST_TOKEN_USES).to_text()
+            click.echo(f"  join a device with (good for {FIRST_TOKEN_USES} devices today; you approve each):")
+            click.echo(f"    fedpeft client join {word} --data FILE")
         click.echo(f"  start a run with:   fedpeft coordinator submit run.toml --home {where.path}")
         coordinator.work()
         click.echo(f"stopped; a round at work had {DRAIN_S:.0f} s to finish, and every committed one is kept")

@@ -12,10 +12,9 @@ that; a checkpoint without a row never happened and is removed when the run is o
 order of rounds; one process writes at a time. Nothing here knows what the state's bytes mean.
 """
 
-import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Self
@@ -30,13 +29,12 @@ from fedpeft.errors import IntegrityFailed
 from fedpeft.files import write_file
 from fedpeft.ids import RoundId
 from fedpeft_server import durable
+from fedpeft_server.checkpoints import Commit, read_commit, write_checkpoint
 from fedpeft_server.records import Event, Manifest, RoundMetrics, Summary, to_json
 from fedpeft_server.run_lock import RunLock
 from fedpeft_server.run_view import (
-    GLOBAL_STATE,
     RunView,
     checkpoint_folder,
-    checkpoint_problems,
     file_digest,
     read_run,
 )
@@ -44,27 +42,7 @@ from fedpeft_server.versions import installed_versions
 
 __all__ = ["AdapterSlot", "Commit", "RunDirectory"]
 
-SERVER_STATE = "server.json"
 AdapterSlot = Literal["latest", "best", "final"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
-    """A committed round, read back.
-
-    Args:
-        round_id: which.
-        state: the global state's bytes, as committed.
-        server_state: whatever else the coordinator needs to go on.
-        metrics: its row.
-        extra: further files of the checkpoint, by name.
-    """
-
-    round_id: RoundId
-    state: bytes
-    server_state: Mapping[str, JsonValue]
-    metrics: RoundMetrics
-    extra: Mapping[str, bytes]
 
 
 class RunDirectory:
@@ -216,15 +194,7 @@ class RunDirectory:
                 f"Expected a round after {last} and its own row, found round {round_id} with the row of "
                 f"{metrics.round}; a committed round never changes."
             )
-        files = {
-            **extra,
-            GLOBAL_STATE: state,
-            SERVER_STATE: json.dumps(server_state, sort_keys=True, allow_nan=False).encode(),
-        }
-        folder = checkpoint_folder(self.path, round_id)
-        durable.remove_folder(folder)  # left by a commit that failed before its row
-        durable.write_folder(folder, files)
-        row = replace(metrics, checkpoint={name: file_digest(payload) for name, payload in files.items()})
+        row = replace(metrics, checkpoint=write_checkpoint(self.path, round_id, state, server_state, extra))
         self._metrics.append(to_json(row), durable=True)
         self._rounds.append(row)
         self._prune()
@@ -238,18 +208,7 @@ class RunDirectory:
         """
         if not self._rounds:
             return None
-        row = self._rounds[-1]
-        problems = checkpoint_problems(self.path, row)
-        if problems:
-            raise IntegrityFailed("The last checkpoint is not what was committed.", problems=problems)
-        folder = checkpoint_folder(self.path, row.round)
-        return Commit(
-            round_id=RoundId(row.round),
-            state=(folder / GLOBAL_STATE).read_bytes(),
-            server_state=json.loads((folder / SERVER_STATE).read_bytes()),
-            metrics=row,
-            extra={name: (folder / name).read_bytes() for name in row.checkpoint.keys() - {GLOBAL_STATE, SERVER_STATE}},
-        )
+        return read_commit(self.path, self._rounds[-1])
 
     def record(
         self,
