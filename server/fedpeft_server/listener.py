@@ -68,6 +68,7 @@ class Listener:
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,  # nobody says on behalf of whom they come: rates are by address
             date_header=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=5,

@@ -115,6 +115,20 @@ def test_a_device_killed_in_training_comes_back_into_the_same_round(federation: 
     np.testing.assert_allclose(federation.trained(job), np.full(4, 1 / 4), atol=1e-5)
 
 
+def test_a_round_that_asks_more_devices_than_it_needs_does_not_wait_for_the_slowest(federation: ToyFederation) -> None:
+    home = federation.path / "ward-b"
+    (home / "hold").touch()
+    job = federation.submit(rounds=1, more="fraction = 0.75\nover_select = 0.4")
+    federation.until((home / "fitting").exists, "training")
+    federation.until(lambda: len(federation.rows(job)) == 1, "the round without it", 30.0)
+    (home / "hold").unlink()
+    assert federation.finished(job).state.value == "finished"
+    np.testing.assert_allclose(federation.trained(job), [1 / 3, 0.0, 1 / 3, 1 / 3], atol=1e-5)
+    first, last = federation.rows(job)
+    assert {client["client"]: client["state"] for client in first["clients"]}["ward-b"] == "spared"
+    assert (first["devices_survived"], last["devices_survived"]) == (3, 4)
+
+
 def test_a_device_whose_update_is_not_finite_is_left_out_and_the_others_commit(federation: ToyFederation) -> None:
     spoiled = federation.path / "ward-d" / "nan"
     spoiled.touch()

@@ -78,7 +78,9 @@ class Bench:
         self.stop(job)
 
     def work(self, rounds: int = 2, least: int = 3) -> Job:
-        return self.engine.work(self.queue.submit(RUN.format(base="0" * 64, rounds=rounds, least=least), source="x"))
+        return self.engine.work(
+            self.queue.submit(RUN.format(base="0" * 64, rounds=rounds, least=least, more=""), source="x")
+        )
 
     def rows(self, job: Job) -> list[str]:
         rows = self.home.runs / job.run / "metrics.jsonl"

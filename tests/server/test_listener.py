@@ -40,6 +40,7 @@ class Server:
         self.opened: list[socket.socket] = []
 
     async def _app(self, scope, receive, send) -> None:
+        self.peer = scope["client"][0]
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
@@ -111,6 +112,12 @@ def test_whoever_asks_is_answered_and_kept(impatient: Server) -> None:
         threading.Event().wait(0.8)
         assert client.get(url).text == "ok"
         assert client._transport._pool.connections == [stream], "the same connection"  # type: ignore[attr-defined]
+
+
+def test_nobody_chooses_the_address_that_they_are_judged_by(patient: Server) -> None:
+    trust = ssl.create_default_context(cafile=str(patient.home.ca_certificate))
+    httpx.get(f"https://localhost:{patient.port}/", verify=trust, headers={"X-Forwarded-For": "10.0.0.7"})
+    assert patient.peer == "127.0.0.1"
 
 
 def test_idle_sockets_are_bounded_and_the_oldest_goes_first(patient: Server) -> None:

@@ -54,6 +54,7 @@ min_devices = {least}
 fit_deadline_s = 40
 stage_deadline_s = 20
 gather_deadline_s = 60
+{more}
 [aggregate]
 weight = "uniform"
 [[device]]
@@ -134,9 +135,9 @@ class ToyFederation:
             )
         return self.processes[name]
 
-    def submit(self, *, rounds: int, least: int = 3) -> Job:
-        """A toy run."""
-        return self.queue.submit(RUN.format(base="0" * 64, rounds=rounds, least=least), source="run.toml")
+    def submit(self, *, rounds: int, least: int = 3, more: str = "") -> Job:
+        """A toy run; ``more`` are further lines of [rounds]."""
+        return self.queue.submit(RUN.format(base="0" * 64, rounds=rounds, least=least, more=more), source="run.toml")
 
     def finished(self, job: Job, *, within_s: float = 90.0) -> Job:
         """The job once it has ended."""
