@@ -60,11 +60,9 @@ def plan(
     where = "" if parameters else " (sizes on MiniLM-L6)"
     if unit == "example":
         if examples is None:
-            raise click.UsageError(
-                "Expected --examples with --unit example: the noise follows from how many there are."
-            )
+            raise click.UsageError("Expected --examples with --unit example: the noise follows from how many.")
         _for_examples(epsilon, delta, rounds * local_steps, clients, examples, batch, sizes, where)
-        click.echo(f"[rounds]\ncount = {rounds}")
+        click.echo(f"local_steps = {local_steps}\n[rounds]\ncount = {rounds}")
         return
     _for_clients(epsilon, delta, rounds, clients, sizes, where, min_cohort, colluders, bits)
 
@@ -161,13 +159,12 @@ def _for_examples(
             f"recommended: {first}, with batches as large as these: no adapter was better at epsilon 8, 3 or 1, on the "
             "airlines or on BANKING77 (docs/privacy.md), and what the head reads is computed once"
         )
-        better = min(examples, 4096)
-        if batch < min(LARGE_BATCH, examples):
-            click.echo(f"train.batch_size = {min(LARGE_BATCH, better)} leaves more signal for the same epsilon")
+        if batch < (larger := min(LARGE_BATCH, examples)):
+            click.echo(f"train.batch_size = {larger} leaves more signal for the same epsilon")
     click.echo("")
     click.echo(f'[privacy]\nunit = "example"\nepsilon = {epsilon:g}\ndelta = {delta:.3g}')
-    click.echo(f'[train]\noptimizer = "sgd"\nbatch_size = {batch}\nlocal_steps = 1\ndecay = "cosine"')
     click.echo('[aggregate]\nserver_optimizer = "momentum"')
+    click.echo(f'[train]\noptimizer = "sgd"\nbatch_size = {batch}\ndecay = "cosine"')
 
 
 def _show(ratios: Mapping[str, float], sizes: Mapping[str, int], *, learns: float, drowns: float) -> None:
