@@ -249,15 +249,14 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path("bases"), help="where activations lie")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--most", type=int, default=1000, help="cells to compute now; the next call goes on")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--epsilons", nargs="+", type=float, default=list(EPSILONS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     setting: Setting | None = None
     cells = [cell for seed in range(arguments.seeds) for cell in _cells(arguments, seed)]
-    for cell in cells:
-        if cell.key in _kept():
-            continue
+    for cell in [cell for cell in cells if cell.key not in _kept()][: arguments.most]:
         setting = setting or Setting(arguments.data, arguments.data_folder, arguments.keep)
         began = time.process_time()
         score = run_cell(setting, cell)

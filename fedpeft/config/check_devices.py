@@ -46,6 +46,13 @@ def device_findings(config: RunConfig) -> Iterator[Finding]:
                 remedy = "Remove it, or let the planner choose by it."
                 expected = f'no {limit} without methods = "auto"'
                 yield Finding(key=f"{here}.{limit}", expected=expected, found=f"{value:g}", remedy=remedy)
+        if not (device.methods or (device.head and config.adapter.head and config.task.kind == "classify")):
+            yield Finding(
+                key=f"{here}.methods",
+                reads=(f"{here}.head", "adapter", "task.kind"),
+                expected="at least one method, or the class head, to train",
+                found="neither",
+            )
         for method in device.methods:
             if method not in declared:
                 yield Finding(
