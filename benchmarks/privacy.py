@@ -133,7 +133,9 @@ def steps(*, quick: bool) -> dict[str, object]:
         print(name, json.dumps(found[name]), flush=True)
     loras = [found[LORA]]
     if SMOLLM.is_file():
-        model = load_model(build(str(SMOLLM), quantize="int4-g32", store=default_store()), task="causal-lm", labels=())
+        model = load_model(
+            build(str(SMOLLM), quantize="int4-g32", store=default_store()), task="causal-lm", head_seed=0
+        )
         union = attach(model, METHODS[LORA], seed=0)
         texts = tokens(8, 128, 40_000, labels=False)
         loras.append(_step(union, texts, 2 if quick else 5))
