@@ -4,10 +4,9 @@ from pathlib import Path
 
 import click
 
-__all__ = ["command"]
+from fedpeft.cli.privacy_plan import plan
 
-LEARNS = 0.3
-"""Signal-to-noise below which a round learns next to nothing, even if all deltas point the same way."""
+__all__ = ["command"]
 
 
 @click.group(short_help="Plan a privacy budget, and report what a run has spent.")
@@ -15,76 +14,7 @@ def command() -> None:
     """Plan a privacy budget, and report what a run has spent (docs/privacy.md)."""
 
 
-@command.command()
-@click.option(
-    "--epsilon", type=click.FloatRange(min=0, min_open=True), required=True, help="The budget of a whole run."
-)
-@click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Default: clients^-1.1.")
-@click.option("--rounds", type=click.IntRange(min=1), required=True, help="Rounds to train.")
-@click.option("--clients", type=click.IntRange(min=3), required=True, help="Clients asked in each round.")
-@click.option("--parameters", type=click.IntRange(min=1), multiple=True, help="Trained parameters; may be repeated.")
-@click.option("--min-cohort", type=click.IntRange(min=3), help="secagg.min_cohort. Default: 4 of 5 clients.")
-@click.option("--colluders", type=click.IntRange(min=0), default=1, show_default=True, help="Devices not trusted.")
-@click.option("--bits", type=click.Choice(["16", "32"]), default="32", show_default=True, help="secagg.bits.")
-def plan(
-    epsilon: float,
-    delta: float | None,
-    rounds: int,
-    clients: int,
-    parameters: tuple[int, ...],
-    min_cohort: int | None,
-    colluders: int,
-    bits: str,
-) -> None:
-    """Find the noise for a budget, and what signal it leaves to each method.
-
-    \b
-    Example:
-      fedpeft privacy plan --epsilon 8 --rounds 20 --clients 50
-    """
-    from fedpeft.config.derived import suggested_delta
-    from fedpeft.config.model import Privacy, SecureAggregation
-    from fedpeft.errors import ConfigInvalid, Problem
-    from fedpeft.privacy import SIZES, expected_noise, signal_to_noise
-    from fedpeft_server.privacy import Plan
-
-    delta = suggested_delta(clients) if delta is None else delta
-    threshold = max(3, -(-4 * clients // 5)) if min_cohort is None else min_cohort
-    checks = [
-        (delta > 1 / clients, "--delta", f"at most 1 / {clients} clients", f"{delta:g}"),
-        (threshold > clients, "--min-cohort", f"at most the {clients} clients", str(threshold)),
-        (colluders >= threshold, "--colluders", f"fewer than the {threshold} that open a block", str(colluders)),
-    ]
-    problems = [Problem(where=where, expected=expected, found=found) for bad, where, expected, found in checks if bad]
-    if problems:
-        raise ConfigInvalid("Expected a plan that keeps its promise.", problems=problems)
-    sizes = {f"{size} parameters": size for size in sorted(parameters)} or dict(SIZES)
-    made = Plan.of(
-        Privacy(unit="client", epsilon=epsilon, delta=delta, colluders=colluders),
-        SecureAggregation(min_cohort=threshold, bits=16 if bits == "16" else 32),
-        rounds=rounds,
-        parameters=max(sizes.values()),
-    )
-    made.mechanism(clients)  # refuses a ring that is too narrow
-    for line in made.statement().lines():
-        click.echo(line)
-    z = made.noise_multiplier
-    most = expected_noise(clients, threshold, colluders)
-    click.echo(f"with all {clients} clients present a sum holds {most:.2f} times that noise; a higher threshold less")
-    click.echo("")
-    where = "" if parameters else " (sizes on MiniLM-L6)"
-    click.echo(f"signal to noise of a round at best, n / (z sqrt d){where}:")
-    ratios = {name: signal_to_noise(clients, z, size) for name, size in sizes.items()}
-    for name, size in sizes.items():
-        verdict = "learns" if ratios[name] >= 1 else "noisy" if ratios[name] >= LEARNS else "drowns"
-        click.echo(f"  {name:<34} d = {size:>9,}   {ratios[name]:8.3f}   {verdict}")
-    click.echo("")
-    click.echo(_advice(ratios))
-    click.echo("")
-    click.echo("[privacy]")
-    click.echo(f'unit = "client"\nepsilon = {epsilon:g}\ndelta = {delta:.3g}\ncolluders = {colluders}')
-    click.echo(f'[aggregate]\nweight = "uniform"\n[secagg]\nmin_cohort = {threshold}')
-    click.echo(f"[rounds]\nmin_devices = {threshold}\ncount = {rounds}")
+command.add_command(plan)
 
 
 @command.command()
@@ -103,19 +33,6 @@ def report(run: Path) -> None:
     click.echo(f"budget: epsilon {privacy.epsilon:g} at delta {privacy.delta:g}; spent:")
     for line in privacy_lines(view):
         click.echo(f"  {line}")
-
-
-def _advice(ratios: dict[str, float]) -> str:
-    """The largest method that still learns."""
-    good = [name for name, ratio in ratios.items() if ratio >= 1] or [
-        name for name, ratio in ratios.items() if ratio >= LEARNS
-    ]
-    if good:
-        return f"recommended: {good[-1]}; always compare with training the head only"
-    return (
-        "recommended: none of these. All drown: ask more clients, run fewer rounds, or allow a larger epsilon. "
-        "Below a few hundred clients a client-level promise is expensive for anything but the smallest method."
-    )
 
 
 @command.command()

@@ -6,11 +6,17 @@ read, so that ``fedpeft.config.load`` can leave out those that rest on a value a
 
 import re
 import typing
-from collections import Counter
 from collections.abc import Iterator
 
 from fedpeft.config import derived
 from fedpeft.config.check_aggregate import aggregate_findings
+from fedpeft.config.check_devices import (
+    client_keys,
+    device_findings,
+    device_name_findings,
+    lora_findings,
+    repeated,
+)
 from fedpeft.config.check_privacy import privacy_findings
 from fedpeft.config.check_schedule import schedule_findings
 from fedpeft.config.finding import Finding
@@ -29,12 +35,12 @@ def check(config: RunConfig, *, simulation: bool) -> tuple[Finding, ...]:
     checks = (
         _sources,
         _task,
-        _lora,
+        lora_findings,
         _layers,
         schedule_findings,
         _blocks,
-        _devices,
-        _device_names,
+        device_findings,
+        device_name_findings,
         _partition,
         _rounds,
         _cohorts,
@@ -66,9 +72,9 @@ def _sources(config: RunConfig) -> Iterator[Finding]:
 
 def _task(config: RunConfig) -> Iterator[Finding]:
     task = config.task
-    repeated = _repeated(task.labels)
-    if repeated:
-        yield Finding(key="task.labels", expected="each label once", found=f"again: {', '.join(repeated)}")
+    twice = repeated(task.labels)
+    if twice:
+        yield Finding(key="task.labels", expected="each label once", found=f"again: {', '.join(twice)}")
     if task.kind == "causal-lm" and task.labels:
         yield Finding(
             key="task.labels",
@@ -79,25 +85,6 @@ def _task(config: RunConfig) -> Iterator[Finding]:
         )
     if task.kind == "classify" and len(task.labels) == 1:
         yield Finding(key="task.labels", reads=("task.kind",), expected="at least 2 classes", found="1 label")
-
-
-def _lora(config: RunConfig) -> Iterator[Finding]:
-    lora = config.adapter.lora
-    if lora is None:
-        return
-    tiers = lora.tiers
-    if tiers and (list(tiers) != sorted(set(tiers)) or tiers[0] < 1 or tiers[-1] != lora.rank):
-        yield Finding(
-            key="adapter.lora.tiers",
-            reads=("adapter.lora.rank",),
-            expected=f"ascending ranks from 1, each once, ending in adapter.lora.rank={lora.rank}",
-            found=str(list(tiers)),
-            remedy="Leave it out for the powers of two from 2.",
-        )
-    if not lora.targets or _repeated(lora.targets):
-        yield Finding(
-            key="adapter.lora.targets", expected="at least one target, each once", found=str(list(lora.targets))
-        )
 
 
 def _layers(config: RunConfig) -> Iterator[Finding]:
@@ -130,65 +117,6 @@ def _blocks(config: RunConfig) -> Iterator[Finding]:
             expected=f"at least one of {methods}, or head = true for classify",
             found="nothing to train",
         )
-
-
-def _devices(config: RunConfig) -> Iterator[Finding]:
-    declared = derived.method_names(config)
-    lora = None if any(_lora(config)) else config.adapter.lora  # no advice about tiers that are wrong themselves
-    for index, device in enumerate(config.device):
-        here = f"device[{index}]"
-        if device.methods == "auto":
-            if device.rank is not None:
-                remedy = "The planner chooses it; name the methods to choose it yourself."
-                yield Finding(key=f"{here}.rank", expected="no rank", found=str(device.rank), remedy=remedy)
-            continue
-        for limit in ("ram_mb", "uplink_mbit"):
-            if (value := getattr(device, limit)) is not None:
-                remedy = "Remove it, or let the planner choose by it."
-                expected = f'no {limit} without methods = "auto"'
-                yield Finding(key=f"{here}.{limit}", expected=expected, found=f"{value:g}", remedy=remedy)
-        for method in device.methods:
-            if method not in declared:
-                yield Finding(
-                    key=f"{here}.methods",
-                    reads=("adapter",),
-                    expected=f"methods that [adapter] declares ({', '.join(declared) or 'none'})",
-                    found=f'"{method}"',
-                    remedy=f"Add [adapter.{method}], or leave the method out here.",
-                )
-        if _repeated(device.methods):
-            yield Finding(key=f"{here}.methods", expected="each method once", found=str(list(device.methods)))
-        if device.rank is None:
-            continue
-        if "lora" not in device.methods:
-            yield Finding(
-                key=f"{here}.rank",
-                reads=(f"{here}.methods",),
-                expected='no rank without "lora" in methods',
-                found=str(device.rank),
-            )
-        elif lora is not None and device.rank not in derived.lora_tiers(lora):
-            tiers = ", ".join(map(str, derived.lora_tiers(lora)))
-            yield Finding(
-                key=f"{here}.rank",
-                reads=("adapter.lora",),
-                expected=f"a tier of adapter.lora ({tiers})",
-                found=str(device.rank),
-                remedy="Choose a tier, or add this rank to adapter.lora.tiers.",
-            )
-
-
-def _device_names(config: RunConfig) -> Iterator[Finding]:
-    for index, device in enumerate(config.device):
-        key = f"device[{index}].clients"
-        if not device.clients:
-            yield Finding(key=key, expected='client names, or ["*"]', found="an empty list")
-        if "*" in device.clients and len(device.clients) > 1:
-            yield Finding(key=key, expected='"*" alone, or names alone', found=str(list(device.clients)))
-    names = [name for device in config.device for name in device.clients]
-    for name in _repeated(names):
-        what = '"*" in at most one [[device]]' if name == "*" else f"client {name!r} in one [[device]]"
-        yield Finding(key="device", reads=_client_keys(config), expected=what, found=f"{names.count(name)} times")
 
 
 def _partition(config: RunConfig) -> Iterator[Finding]:
@@ -256,7 +184,7 @@ def _rounds(config: RunConfig) -> Iterator[Finding]:
     if clients < rounds.min_devices:
         yield Finding(
             key="rounds.min_devices",
-            reads=(*_client_keys(config), "data.partition"),
+            reads=(*client_keys(config), "data.partition"),
             expected=f"at most the {clients} clients there are",
             found=str(rounds.min_devices),
             remedy="No round could ever succeed: lower it, or add clients.",
@@ -265,7 +193,7 @@ def _rounds(config: RunConfig) -> Iterator[Finding]:
     if "*" not in names and config.data.partition.by != "column" and len(names) != clients:
         yield Finding(
             key="device",
-            reads=("data.partition", *_client_keys(config)),
+            reads=("data.partition", *client_keys(config)),
             expected=f'each of the {clients} clients in one [[device]], or an entry with clients = ["*"]',
             found=f"{len(names)} names",
         )
@@ -286,7 +214,7 @@ def _cohorts(config: RunConfig) -> Iterator[Finding]:
     if bits < derived.MIN_VALUE_BITS:
         yield Finding(
             key="secagg.bits",
-            reads=("data.partition", "rounds", *_client_keys(config)),
+            reads=("data.partition", "rounds", *client_keys(config)),
             expected=f"at least {derived.MIN_VALUE_BITS} bits for a value; a sum of {cohort} devices "
             f"takes {secagg.bits - bits} of the ring's {secagg.bits}",
             found=f"{bits} bits left",
@@ -318,11 +246,3 @@ def _deployment(config: RunConfig) -> Iterator[Finding]:
             expected="the class names in order: no coordinator sees the data that could tell",
             found="nothing",
         )
-
-
-def _client_keys(config: RunConfig) -> tuple[str, ...]:
-    return tuple(f"device[{index}].clients" for index in range(len(config.device)))
-
-
-def _repeated(names: tuple[str, ...] | list[str]) -> list[str]:
-    return sorted(name for name, count in Counter(names).items() if count > 1)

@@ -263,8 +263,9 @@ class Device(Section):
     """What one class of simulated devices can afford."""
 
     clients: tuple[str, ...] = Field(description='Client names, or ["*"] for all that no other entry names.')
-    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] | Literal["auto"] = Field(
-        description='What they train, of the methods in [adapter]; "auto": the most that the planner finds to fit.'
+    methods: tuple[MethodName, ...] | Literal["auto"] = Field(
+        description='What they train, of the methods in [adapter]; []: the class head alone; "auto": the most that the '
+        "planner finds to fit."
     )
     rank: int | None = Field(default=None, ge=1, description="For lora: a tier of adapter.lora; none: the full rank.")
     head: bool = Field(default=True, description="Whether they train the class head.")

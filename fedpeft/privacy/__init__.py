@@ -13,7 +13,7 @@ from fedpeft.privacy.composition import Charge, total_epsilon
 from fedpeft.privacy.discrete_gaussian import discrete_gaussian
 from fedpeft.privacy.ledger import Entry, PrivacyLedger, read_ledger
 from fedpeft.privacy.mechanism import Mechanism, NoiseTerms, decode_sum, noisy_words, size_mechanism
-from fedpeft.privacy.planning import SIZES, expected_noise, signal_to_noise
+from fedpeft.privacy.planning import SIZES, expected_noise, signal_to_noise, step_signal_to_noise
 from fedpeft.privacy.sampled_gaussian import SampledRelease, calibrate_sampled, sampled_epsilon
 from fedpeft.privacy.statement import ExampleStatement, Statement
 
@@ -52,5 +52,6 @@ __all__ = [
     "sampled_epsilon",
     "signal_to_noise",
     "size_mechanism",
+    "step_signal_to_noise",
     "total_epsilon",
 ]

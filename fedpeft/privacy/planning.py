@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-__all__ = ["SIZES", "expected_noise", "signal_to_noise"]
+__all__ = ["SIZES", "expected_noise", "signal_to_noise", "step_signal_to_noise"]
 
 SIZES: Mapping[str, int] = MappingProxyType(
     {
@@ -28,6 +28,18 @@ def signal_to_noise(clients: int, noise_multiplier: float, parameters: int) -> f
         0.52
     """
     return clients / (noise_multiplier * math.sqrt(parameters))
+
+
+def step_signal_to_noise(batch: float, noise_multiplier: float, parameters: int, *, devices: int = 1) -> float:
+    """B sqrt(n) / (z sqrt(d)): a step of DP-SGD, averaged over n devices that each add noise of their own.
+
+    Norm of the sum of n B aligned gradients of norm C, over that of n independent noises of z C.
+
+    Example:
+        >>> round(step_signal_to_noise(128, 1.18, 1155), 1)
+        3.2
+    """
+    return batch * math.sqrt(devices) / (noise_multiplier * math.sqrt(parameters))
 
 
 def expected_noise(survivors: int, threshold: int, colluders: int) -> float:

@@ -72,6 +72,56 @@ def test_few_clients_are_told_that_it_drowns(capsys: pytest.CaptureFixture[str])
     assert "All drown" in capsys.readouterr().out
 
 
+def test_a_plan_by_examples_names_a_method_and_gives_a_configuration_that_loads(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--unit", "example", "--epsilon", "3", "--rounds", "120", "--clients", "6", "--examples", "2000"]
+    assert main(["privacy", "plan", *options]) == 0
+    out = capsys.readouterr().out
+    for fact in (
+        "one training example of one device",
+        "probability 0.512",
+        "steps: 120",
+        "metrics: none",
+        "not covered",
+    ):
+        assert fact in out
+    assert "recommended: head only" in out
+    rows = [line.split() for line in out.splitlines() if " d = " in line]
+    ratios = [float(row[-2]) for row in rows]
+    assert ratios == sorted(ratios, reverse=True)
+    made = out[out.index("[privacy]") :]
+    config = parse(
+        RUN.format(rest=made).replace("[adapter]", "[adapter]\nlora = {rank = 4}"), source="t", simulation=True
+    )
+    assert (config.privacy.unit, config.train.batch_size, config.aggregate.server_optimizer) == (
+        "example",
+        1024,
+        "momentum",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ([], 2, "--examples"),
+        (["--examples", "100", "--delta", "0.1"], 3, "at most 1 / 100 examples"),
+    ],
+)
+def test_a_plan_by_examples_that_cannot_be_made_is_refused(
+    options: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = ["privacy", "plan", "--unit", "example", "--epsilon", "3", "--rounds", "9", "--clients", "6"]
+    assert main([*begin, *options]) == code
+    assert words in capsys.readouterr().err
+
+
+def test_few_examples_are_told_that_all_drown(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--unit", "example", "--epsilon", "0.2", "--rounds", "200", "--clients", "3", "--examples", "60"]
+    assert main(["privacy", "plan", *options]) == 0
+    assert "All drown" in capsys.readouterr().out
+
+
 def started(where: Path, rest: str) -> Path:
     text = RUN.format(rest=rest).replace("[adapter]", "[adapter]\nlora = {rank = 4}")
     config = parse(text, source="t", simulation=True).model_copy(update={"directory": where})

@@ -139,6 +139,11 @@ RULES: dict[str, tuple[str, str, str]] = {
         'device[0].methods: expected methods that [adapter] declares (lora), found "ia3". Add [adapter.ia3]',
         toml(device='clients = ["*"]\nmethods = ["lora", "ia3"]', adapter__ia3=""),
     ),
+    "a device trains something": (
+        toml(device='clients = ["*"]\nmethods = []\nhead = false'),
+        "device[0].methods: expected at least one method, or the class head, to train, found neither",
+        toml(device='clients = ["*"]\nmethods = []'),
+    ),
     "a method once a device": (
         toml(device='clients = ["*"]\nmethods = ["lora", "lora"]'),
         "device[0].methods: expected each method once",

@@ -93,3 +93,18 @@ def test_bfloat16_adapters_are_refused_under_example_privacy() -> None:
         load('privacy.unit="example"', "privacy.delta=1e-5", 'adapter.dtype="bfloat16"')
     (problem,) = refused.value.problems
     assert problem.where.endswith("adapter.dtype")
+
+
+def test_an_adaptive_clip_is_for_clients_and_its_options_are_for_it() -> None:
+    adaptive = 'privacy.clip="adaptive"'
+    assert load(adaptive, "privacy.clip_quantile=0.8").privacy.clip_quantile == 0.8
+    for overrides, key in (
+        (('privacy.unit="example"', adaptive), "privacy.clip"),
+        (("privacy.clip_quantile=0.8",), "privacy.clip_quantile"),
+        (("privacy.clip_learning_rate=0.5",), "privacy.clip_learning_rate"),
+        ((adaptive, "privacy.clip_quantile=1.0"), "privacy.clip_quantile"),
+        ((adaptive, "privacy.clip_learning_rate=0.0"), "privacy.clip_learning_rate"),
+    ):
+        with pytest.raises(ConfigInvalid) as refused:
+            load(*overrides)
+        assert any(problem.where.endswith(key) for problem in refused.value.problems), refused.value

@@ -87,3 +87,32 @@ def test_a_ring_too_narrow_for_the_noise_is_refused_before_anything_is_written(s
     assert process.returncode == 3, out + err
     assert "Use secagg.bits = 32" in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_clip_norm_that_adapts_goes_through_a_whole_simulation(start: Callable, tmp_path: Path, home: Path) -> None:
+    settings = [*SETTINGS, "--set", 'privacy.clip="adaptive"']
+    process = start("simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *settings)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert "follows the 0.5 quantile" in out
+    (run,) = (tmp_path / "runs").iterdir()
+    norms = [json.loads(state.read_text())["l2_clip_norm"] for state in run.rglob("server.json")]
+    assert any(norm != 1.0 for norm in norms)
+    assert all(0.8 < norm < 1.3 for norm in norms), "two rounds of at most a factor e^0.1 each way"
+    assert verify_run(run) == ()
+
+
+def test_the_head_alone_trains_by_the_plans_own_recipe(start: Callable, scenario: Path, tmp_path: Path) -> None:
+    """What `fedpeft privacy plan --unit example` recommends."""
+    whole = (scenario / "run.toml").read_text()
+    kept = whole[: whole.index("lora = {")] + whole[whole.index("[train]") : whole.index("[[device]]")]
+    (scenario / "head.toml").write_text(kept + '[[device]]\nclients = ["*"]\nmethods = []\n')
+    recipe = [*EXAMPLES, 'train.optimizer="sgd"', "train.batch_size=32", 'aggregate.server_optimizer="momentum"']
+    settings = [word for setting in recipe for word in ("--set", setting)]
+    process = start("simulate", "head.toml", "--no-baselines", "--out", tmp_path / "runs", *settings)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    (run,) = (tmp_path / "runs").iterdir()
+    view = read_run(run)
+    assert [row.devices_survived for row in view.rounds] == [6, 6]
+    assert view.rounds[0].bytes_up < 6 * 20_000, "1,155 numbers a device, not an adapter"

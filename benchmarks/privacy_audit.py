@@ -1,0 +1,123 @@
+"""The audit of `benchmarks/privacy.py`: the correct build below its claim, every seeded bug above it.
+
+The claims lie below saturation, so that each audit could refute them. The bugs are seeded here by replacing one
+function of the product; tests/privacy/test_audit.py holds the same with other numbers.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from fedpeft.entropy import Entropy, os_entropy, seeded_entropy
+from fedpeft.privacy import AuditResult, audit, audit_clients, discrete_gaussian
+from fedpeft.tuning import NoiseScale, canaries, private
+from fedpeft.tuning.canaries import audit_examples
+
+DELTA = 1e-5
+
+Replacement = tuple[object, str, object]
+
+
+def audits(count: int) -> dict[str, object]:
+    """Both units, correct and with each bug; ``audit_ok`` if only the bugs are refuted, and all of them.
+
+    Args:
+        count: canaries.
+    """
+    bugs = ("none", "noise / n", "no noise", "no clip")
+    rows = {
+        "clients": {bug: _clients(count, bug) for bug in (*bugs, "clip a block")},
+        "examples": {bug: _examples(count, bug) for bug in (*bugs, "clip a tensor")},
+    }
+    table = {
+        unit: {
+            bug: {"claimed": one.claimed, "bound": one.bound, "saturation": one.most, "refuted": one.refuted}
+            for bug, one in found.items()
+        }
+        for unit, found in rows.items()
+    }
+    repeated = _repeats(lambda: seeded_entropy(0, "noise")) and not _repeats(lambda: os_entropy)
+    right = all(one.refuted == (bug != "none") for found in rows.values() for bug, one in found.items())
+    could = all(one.claimed < one.most for found in rows.values() for one in found.values())
+    print(json.dumps(table), flush=True)
+    return {"audit_ok": right and could and repeated, "audit": table, "audit_canaries": count}
+
+
+def _clients(count: int, bug: str) -> AuditResult:
+    seeded: list[Replacement] = []
+    divide = {"noise / n": np.sqrt(count), "no noise": 1e18}.get(bug, 1.0)
+    if bug != "none":
+        seeded.append((audit, "noisy_words", _words(divide)))
+    if bug == "no clip":
+        seeded.append((audit, "clip", _tenfold))
+    if bug == "clip a block":
+        seeded += [(audit, "clip", _by_block), (audit, "BLOCKS", tuple(f"canary.{i}" for i in range(64)))]
+    with _replaced(seeded):
+        return audit_clients(
+            noise_multiplier=4.0, l2_clip_norm=1.0, rounds=2, canaries=count, delta=DELTA, entropy=os_entropy
+        )
+
+
+def _examples(count: int, bug: str) -> AuditResult:
+    real_noise, real_clip = private.discrete_gaussian, private.clipped_sum
+    seeded: dict[str, list[Replacement]] = {
+        "noise / n": [(private, "discrete_gaussian", lambda s, n, e: np.rint(real_noise(s, n, e) / np.sqrt(count)))],
+        "no noise": [(private, "discrete_gaussian", lambda s, n, e: np.zeros(n))],
+        "no clip": [(private, "clipped_sum", lambda parts, bound: real_clip(parts, 1e9))],
+        "clip a tensor": [
+            (canaries, "TENSORS", 64),
+            (private, "clipped_sum", lambda parts, bound: torch.cat([real_clip([one], bound) for one in parts])),
+        ],
+    }
+    scale = NoiseScale(l2_clip_norm=1.0, noise_multiplier=4.0, sampling_rate=1.0)
+    with _replaced(seeded.get(bug, [])):
+        return audit_examples(scale, steps=2, canaries=count, delta=DELTA, entropy=os_entropy)
+
+
+@contextmanager
+def _replaced(seeded: list[Replacement]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for module, name, value in seeded:
+            stack.enter_context(patch.object(module, name, value))
+        yield
+
+
+def _words(divide: float) -> Callable[..., object]:
+    """``noisy_words`` whose noise is divided, and which accepts contributions of any length."""
+
+    def words(vectors: dict, mechanism: object, entropy: Entropy) -> dict:
+        step, found = mechanism.terms.step, {}  # type: ignore[attr-defined]
+        for key, vector in vectors.items():
+            noise = discrete_gaussian(mechanism.share_sigma, len(vector), entropy)  # type: ignore[attr-defined]
+            whole = np.rint(vector.astype(np.float64) / step) + np.rint(noise / divide)
+            found[key] = whole.astype(np.int64).astype("<u4")
+        return found
+
+    return words
+
+
+class _Vectors:
+    def __init__(self, vectors: dict) -> None:
+        self.vectors = vectors
+
+
+def _tenfold(vectors: dict, **_: object) -> _Vectors:
+    """No clip: canaries ten times as long as the norm, which the ring still holds."""
+    return _Vectors({key: vector / np.float32(audit.OVER_NORM / 10) for key, vector in vectors.items()})
+
+
+def _by_block(vectors: dict, *, l2_clip_norm: float, allowance: float) -> _Vectors:
+    from fedpeft.privacy import clip
+
+    each = {key: clip({key: v}, l2_clip_norm=l2_clip_norm, allowance=allowance) for key, v in vectors.items()}
+    return _Vectors({key: one.vectors[key] for key, one in each.items()})
+
+
+def _repeats(entropy: Callable[[], Entropy]) -> bool:
+    """The bug "repeated seed": whether two draws of noise are the same."""
+    first, second = (discrete_gaussian(1e5, 50, entropy()) for _ in range(2))
+    return bool((first == second).all())

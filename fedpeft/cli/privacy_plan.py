@@ -1,0 +1,188 @@
+"""`fedpeft privacy plan`: the noise for a budget, what signal it leaves to each method, and which one to take."""
+
+from collections.abc import Mapping
+
+import click
+
+__all__ = ["plan"]
+
+LEARNS = 0.3
+"""Signal-to-noise below which a round learns next to nothing, even if all deltas point the same way."""
+
+STEP_LEARNS, STEP_DROWNS = 3.0, 1.0
+"""The same for a step of DP-SGD. Examples' gradients agree less than clients' deltas do: on the airlines and BANKING77,
+runs whose steps had less than 1 stayed near the start, and those above 3 came within some points of no privacy
+(benchmarks/privacy_utility.py)."""
+
+LARGE_BATCH = 1024
+"""As measured there: the head alone with batches of some hundred to a thousand beats it with small ones."""
+
+
+@click.command()
+@click.option("--unit", type=click.Choice(["client", "example"]), default="client", show_default=True)
+@click.option(
+    "--epsilon", type=click.FloatRange(min=0, min_open=True), required=True, help="The budget of a whole run."
+)
+@click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Default: N^-1.1.")
+@click.option("--rounds", type=click.IntRange(min=1), required=True, help="Rounds to train.")
+@click.option("--clients", type=click.IntRange(min=3), required=True, help="Clients asked in each round.")
+@click.option("--parameters", type=click.IntRange(min=1), multiple=True, help="Trained parameters; may be repeated.")
+@click.option("--min-cohort", type=click.IntRange(min=3), help="secagg.min_cohort. Default: 4 of 5 clients.")
+@click.option("--colluders", type=click.IntRange(min=0), default=1, show_default=True, help="Devices not trusted.")
+@click.option("--bits", type=click.Choice(["16", "32"]), default="32", show_default=True, help="secagg.bits.")
+@click.option("--examples", type=click.IntRange(min=2), help="For example: how many the smallest device has.")
+@click.option("--local-steps", type=click.IntRange(min=1), default=1, show_default=True, help="For example: a round.")
+@click.option("--batch", type=click.IntRange(1, 4096), help="For example: train.batch_size. Default: 1024, or all.")
+def plan(
+    unit: str,
+    epsilon: float,
+    delta: float | None,
+    rounds: int,
+    clients: int,
+    parameters: tuple[int, ...],
+    min_cohort: int | None,
+    colluders: int,
+    bits: str,
+    examples: int | None,
+    local_steps: int,
+    batch: int | None,
+) -> None:
+    """Find the noise for a budget, what signal it leaves to each method, and which method to take.
+
+    \b
+    Examples:
+      fedpeft privacy plan --epsilon 8 --rounds 20 --clients 50
+      fedpeft privacy plan --unit example --epsilon 3 --rounds 120 --clients 6 --examples 2000
+    """
+    from fedpeft.privacy import SIZES
+
+    sizes = {f"{size} parameters": size for size in sorted(parameters)} or dict(SIZES)
+    where = "" if parameters else " (sizes on MiniLM-L6)"
+    if unit == "example":
+        if examples is None:
+            raise click.UsageError("Expected --examples with --unit example: the noise follows from how many.")
+        _for_examples(epsilon, delta, rounds * local_steps, clients, examples, batch, sizes, where)
+        click.echo(f"local_steps = {local_steps}\n[rounds]\ncount = {rounds}")
+        return
+    _for_clients(epsilon, delta, rounds, clients, sizes, where, min_cohort, colluders, bits)
+
+
+def _for_clients(
+    epsilon: float,
+    delta: float | None,
+    rounds: int,
+    clients: int,
+    sizes: Mapping[str, int],
+    where: str,
+    min_cohort: int | None,
+    colluders: int,
+    bits: str,
+) -> None:
+    from fedpeft.config.derived import suggested_delta
+    from fedpeft.config.model import Privacy, SecureAggregation
+    from fedpeft.errors import ConfigInvalid, Problem
+    from fedpeft.privacy import expected_noise, signal_to_noise
+    from fedpeft_server.privacy import Plan
+
+    delta = suggested_delta(clients) if delta is None else delta
+    threshold = max(3, -(-4 * clients // 5)) if min_cohort is None else min_cohort
+    checks = [
+        (delta > 1 / clients, "--delta", f"at most 1 / {clients} clients", f"{delta:g}"),
+        (threshold > clients, "--min-cohort", f"at most the {clients} clients", str(threshold)),
+        (colluders >= threshold, "--colluders", f"fewer than the {threshold} that open a block", str(colluders)),
+    ]
+    problems = [Problem(where=at, expected=expected, found=found) for bad, at, expected, found in checks if bad]
+    if problems:
+        raise ConfigInvalid("Expected a plan that keeps its promise.", problems=problems)
+    made = Plan.of(
+        Privacy(unit="client", epsilon=epsilon, delta=delta, colluders=colluders),
+        SecureAggregation(min_cohort=threshold, bits=16 if bits == "16" else 32),
+        rounds=rounds,
+        parameters=max(sizes.values()),
+    )
+    made.mechanism(clients)  # refuses a ring that is too narrow
+    for line in made.statement().lines():
+        click.echo(line)
+    most = expected_noise(clients, threshold, colluders)
+    click.echo(f"with all {clients} clients present a sum holds {most:.2f} times that noise; a higher threshold less")
+    click.echo("")
+    click.echo(f"signal to noise of a round at best, n / (z sqrt d){where}:")
+    ratios = {name: signal_to_noise(clients, made.noise_multiplier, size) for name, size in sizes.items()}
+    _show(ratios, sizes, learns=1.0, drowns=LEARNS)
+    click.echo(_client_advice(ratios))
+    click.echo("")
+    click.echo("[privacy]")
+    click.echo(f'unit = "client"\nepsilon = {epsilon:g}\ndelta = {delta:.3g}\ncolluders = {colluders}')
+    click.echo(f'[aggregate]\nweight = "uniform"\n[secagg]\nmin_cohort = {threshold}')
+    click.echo(f"[rounds]\nmin_devices = {threshold}\ncount = {rounds}")
+
+
+def _for_examples(
+    epsilon: float,
+    delta: float | None,
+    steps: int,
+    devices: int,
+    examples: int,
+    batch: int | None,
+    sizes: Mapping[str, int],
+    where: str,
+) -> None:
+    from fedpeft.config.derived import suggested_delta
+    from fedpeft.privacy import ExampleStatement, SampledRelease, sampled_epsilon, step_signal_to_noise
+    from fedpeft.round.example_privacy import noise_of
+    from fedpeft.round.plan import ExampleTerms
+
+    delta = suggested_delta(examples) if delta is None else delta
+    batch = min(LARGE_BATCH, examples) if batch is None else batch
+    terms = ExampleTerms(epsilon=epsilon, delta=delta, l2_clip_norm=1.0, noise_multiplier=None, steps=steps)
+    most = max(sizes.values())
+    z, rate = noise_of(terms, batch, examples, most)  # refuses a delta above 1 / examples, and a budget out of reach
+    cost = SampledRelease(noise_multiplier=z, sampling_rate=rate, steps=steps, parameters=most)
+    spent = sampled_epsilon([(cost, 1)], delta)
+    statement = ExampleStatement(
+        epsilon=spent, delta=delta, noise_multiplier=z, l2_clip_norm=1.0, sampling_rate=rate, steps=steps
+    )
+    for line in statement.lines():
+        click.echo(line)
+    click.echo("")
+    click.echo(
+        f"signal to noise of a step at best, devices together, q N sqrt(n) / (z sqrt d), for {devices} devices of "
+        f"{examples} examples{where}:"
+    )
+    ratios = {name: step_signal_to_noise(rate * examples, z, size, devices=devices) for name, size in sizes.items()}
+    _show(ratios, sizes, learns=STEP_LEARNS, drowns=STEP_DROWNS)
+    first = next(iter(ratios))
+    if ratios[first] < STEP_DROWNS:
+        click.echo("recommended: none of these. All drown: more examples a device, fewer steps, or a larger epsilon.")
+    else:
+        click.echo(
+            f"recommended: {first}, with batches as large as these: no adapter was better at epsilon 8, 3 or 1, on the "
+            "airlines or on BANKING77 (docs/privacy.md), and what the head reads is computed once"
+        )
+        if batch < (larger := min(LARGE_BATCH, examples)):
+            click.echo(f"train.batch_size = {larger} leaves more signal for the same epsilon")
+    click.echo("")
+    click.echo(f'[privacy]\nunit = "example"\nepsilon = {epsilon:g}\ndelta = {delta:.3g}')
+    click.echo('[aggregate]\nserver_optimizer = "momentum"')
+    click.echo(f'[train]\noptimizer = "sgd"\nbatch_size = {batch}\ndecay = "cosine"')
+
+
+def _show(ratios: Mapping[str, float], sizes: Mapping[str, int], *, learns: float, drowns: float) -> None:
+    for name, size in sizes.items():
+        verdict = "learns" if ratios[name] >= learns else "noisy" if ratios[name] >= drowns else "drowns"
+        click.echo(f"  {name:<34} d = {size:>9,}   {ratios[name]:8.3f}   {verdict}")
+    click.echo("")
+
+
+def _client_advice(ratios: Mapping[str, float]) -> str:
+    """The largest method that still learns."""
+    good = [name for name, ratio in ratios.items() if ratio >= 1] or [
+        name for name, ratio in ratios.items() if ratio >= LEARNS
+    ]
+    if good:
+        return f"recommended: {good[-1]}; always compare with training the head only"
+    return (
+        "recommended: none of these. All drown: ask more clients, run fewer rounds, or allow a larger epsilon. "
+        "Below a few hundred clients a client-level promise is expensive for anything but the smallest method; "
+        "--unit example promises less, to each example, and costs less."
+    )
