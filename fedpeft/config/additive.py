@@ -11,6 +11,7 @@ __all__ = ["Activation", "Bottleneck", "Coda", "Compacter", "Fusion", "Hypernetw
 Activation = Literal["relu", "gelu"]
 _WIDTH = "Rows of D: how narrow the bottleneck is."
 _BETWEEN = "Between D and U."
+_DROPOUT = "Share of the narrow network's units that a training step leaves out, drawn anew for each."
 
 
 class Bottleneck(MethodSection):
@@ -24,6 +25,7 @@ class Bottleneck(MethodSection):
     )
     activation: Activation = Field(default="relu", description=_BETWEEN)
     scale: float = Field(default=1.0, gt=0, description="Fixed factor of the adapter.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description=_DROPOUT)
 
 
 class Parallel(MethodSection):
@@ -32,6 +34,7 @@ class Parallel(MethodSection):
     width: int = Field(default=16, ge=1, le=8192, description=_WIDTH)
     activation: Activation = Field(default="relu", description=_BETWEEN)
     scale: float = Field(default=4.0, gt=0, description="Fixed factor of the adapter; the paper's 4.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description=_DROPOUT)
 
 
 class Compacter(MethodSection):

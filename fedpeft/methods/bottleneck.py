@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 from fedpeft.config.additive import Bottleneck, Parallel
 from fedpeft.config.model import Adapter
+from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.methods.anatomy import Anatomy
 from fedpeft.methods.block import Block
 from fedpeft.methods.graft import device_of, graft_output, graft_residual
 from fedpeft.methods.narrow import check_width, narrow
 from fedpeft.methods.start import drawn
+from fedpeft.methods.stepped import SteppedPart
 
 __all__ = ["BOTTLENECK", "PARALLEL", "BottleneckPart", "attach_bottleneck", "attach_parallel"]
 
@@ -54,8 +56,41 @@ class BottleneckPart(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Y + f(y), or y + f(x) beside the host."""
-        added = narrow(y if self.serial else x, self.down, self.up, self.activation, self.down_bias, self.up_bias)
+        read = y if self.serial else x
+        added = narrow(read, self.down, self.applied_up(), self.activation, self.down_bias, self.up_bias)
         return torch.add(y, added.to(y.dtype), alpha=self.scale)
+
+    def applied_up(self) -> Tensor:
+        """U as this pass applies it, (w, m)."""
+        return self.up
+
+
+class DroppingPart(BottleneckPart, SteppedPart):
+    """A bottleneck that leaves out some of its units in each training step.
+
+    Args:
+        down, settings, serial: see ``BottleneckPart``.
+        path: of the host; names its draws.
+    """
+
+    def __init__(self, down: Tensor, settings: Bottleneck | Parallel, *, serial: bool, path: str) -> None:
+        super().__init__(down, settings, serial=serial)
+        self._dropout, self._path = settings.dropout, path
+        self._seen: Tensor | None = None  # (m,): zero or 1 / (1 - dropout), in a training step
+
+    def begin_step(self, seed: int, step: int) -> None:
+        """Draw which units there are, while this part is trained."""
+        if self.up.requires_grad:
+            seen = generator(seed, "bottleneck.dropout", self._path, step).random(self.up.shape[1]) >= self._dropout
+            self._seen = torch.from_numpy(seen).to(self.up.device, self.up.dtype) / (1.0 - self._dropout)
+
+    def after_backward(self) -> None:
+        """All units are there again."""
+        self._seen = None
+
+    def applied_up(self) -> Tensor:
+        """U without the columns of the units left out: leaving out a unit is leaving out its column."""
+        return self.up if self._seen is None else self.up * self._seen
 
 
 def attach_bottleneck(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
@@ -99,6 +134,8 @@ def _part(method: str, path: str, linear: nn.Module, settings: Bottleneck | Para
     wide = check_width(path, linear, settings.width, wanted_by=f"adapter.{method}")
     shape, deviation = (settings.width, wide), 1.0 / math.sqrt(wide)
     down = drawn(seed, f"{method}.down", path, shape, deviation, device_of(linear))
+    if settings.dropout:
+        return DroppingPart(down, settings, serial=method == BOTTLENECK, path=path)
     return BottleneckPart(down, settings, serial=method == BOTTLENECK)
 
 

@@ -129,7 +129,10 @@ def with_sources(state: AdapterState, adapter: Adapter, folders: Mapping[str, st
         whole = read_exported(Path(folders[task])).whole
         found = None if whole is None else Adapter.model_validate_json(json.dumps(json.loads(whole[1])["adapter"]))
         own = None if found is None or found.bottleneck is None else found.bottleneck
-        same = own is not None and own.model_copy(update={"learning_rate": None, "layers": None}) == wanted
+        same = (
+            own is not None
+            and own.model_copy(update=dict.fromkeys(("learning_rate", "layers")) | {"dropout": 0.0}) == wanted
+        )
         vector = None if whole is None else whole[0].get(BOTTLENECK)
         if not same or vector is None or vector.shape != state[block_id].shape:
             layers = f"on the layers of this run ({state[block_id].size:,} coordinates)"

@@ -10,6 +10,7 @@ from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.accelerator import products
 from fedpeft.tuning.batches import Batch, Indices, collate, predictions_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
+from fedpeft.tuning.heap import returning_memory
 from fedpeft.tuning.stages import Stages
 from fedpeft.tuning.token_loss import output_withheld
 
@@ -47,6 +48,10 @@ class Objective:
 
     def backward(self, indices: Indices) -> float:
         """Add the gradient of the mean loss of these examples and return the loss."""
+        with returning_memory(self._checkpointing):
+            return self._backward(indices)
+
+    def _backward(self, indices: Indices) -> float:
         micro, examples = self._micro_batch, self._examples
         pieces = np.array_split(indices, -(-len(indices) // micro)) if micro else [indices]
         count = sum(predictions_of(examples, int(i)) for i in indices)

@@ -143,3 +143,32 @@ def test_the_bottleneck_reads_what_lora_made_of_the_output():
 def test_a_bottleneck_wider_than_the_model_is_refused():
     with pytest.raises(ConfigInvalid, match="at most 32"):
         attach(tiny_bert(), Adapter(bottleneck=Bottleneck(width=33)), seed=0)
+
+
+@PLACEMENTS
+def test_dropout_leaves_units_out_in_training_steps_only(placement):
+    union = attach(tiny_bert(), adapter_of(placement, dropout=0.25), seed=0)
+    parts = disturbed(union.model)
+    part = next(iter(parts.values()))
+    whole = part.applied_up().detach().clone()
+    with torch.no_grad():
+        before = union.model(input_ids=IDS).logits
+        part.begin_step(0, 0)
+        assert torch.equal(part.applied_up(), whole)  # not trained: nothing is drawn
+        union.train_only([block.block_id for block in union.spec.blocks])
+        left = []
+        for step in range(200):
+            part.begin_step(0, step)
+            seen = part.applied_up().abs().sum(dim=0) > 0  # (m,)
+            assert torch.allclose(part.applied_up()[:, seen], whole[:, seen] / 0.75)
+            left.append(int(seen.sum()))
+        part.after_backward()
+        assert torch.equal(union.model(input_ids=IDS).logits, before)
+    assert 2.6 < sum(left) / len(left) < 3.4  # three of four, on average
+    assert len(set(left)) > 1
+
+
+@PLACEMENTS
+def test_without_dropout_there_is_nothing_to_draw(placement):
+    parts = disturbed(attach(tiny_bert(), adapter_of(placement), seed=0).model).values()
+    assert {type(part) for part in parts} == {BottleneckPart}
