@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from heterogeneity_banking import Banking, Cell, adapter_for, run_cell
+from heterogeneity_banking import Banking, run_cell
+from heterogeneity_cell import Cell, adapter_for
 from heterogeneity_report import Places, picture, report
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,9 +31,10 @@ PICTURE = Path(__file__).parents[1] / "docs" / "heterogeneity.svg"
 CALIBRATION = 1.0
 """``train.label_calibration`` of every rule in the table: docs/adr/0006 says why."""
 MOMENTUM: dict[str, object] = {"server_optimizer": "momentum", "server_beta1": 0.7}
-OURS = "nested, momentum"
+OURS = "nested, momentum, 2r"
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     OURS: ("nested", MOMENTUM),
+    "nested, momentum": ("nested", MOMENTUM),
     "fedit": ("fedit", {}),
     "hetlora": ("hetlora", {}),
     "flexlora": ("flexlora", {}),
@@ -42,7 +44,11 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "ffa, momentum": ("ffa", MOMENTUM),
 }
 """Row of the table -> rule and its options. FlexLoRA replaces the factors by an SVD: momentum has no meaning there."""
-TABLE, ABLATIONS = tuple(VARIANTS)[:5], tuple(VARIANTS)[5:]
+TABLE, ABLATIONS = tuple(VARIANTS)[:6], tuple(VARIANTS)[6:]
+COLUMNS = {OURS: 2}
+"""Row -> columns of B for each rank of a device's budget: B alone of 2 r columns is as many numbers as A and B of r."""
+TUNED_AS = {OURS: "nested, momentum"}
+"""Row -> the row whose rates it takes: no tuning of its own."""
 RATES = (5e-3, 1e-2, 2e-2, 4e-2)
 HEAD_RATES = (4e-2, 8e-2, 1.6e-1)
 """Every row is tuned alike: the adapter's rate first, with the head at the first of its rates; then the head's."""
@@ -52,17 +58,18 @@ SEEDS = (0, 1, 2)
 GROUPS = tuple(tuple(range(third, 30, 3)) for third in range(3))
 """The mixed federation's: BitFit or IA3, rank 2, rank 8."""
 SINGLES = ("bitfit", "ia3")
-"""The methods that every device of the mixed federation could afford; trained by all with the default's rule."""
+"""The methods that every device of the mixed federation could afford; trained by all, with momentum too."""
 Rate = tuple[float, float]
 
 
 def cell_for(name: str, alpha: float, mix: str, seed: int, rate: Rate, **more: object) -> Cell:
     """A cell of the table; every row has the same loss and weights, so that a margin is the rule's."""
-    rule, options = VARIANTS[OURS if name in SINGLES else name]
+    rule, options = VARIANTS["nested, momentum" if name in SINGLES else name]
     settings: dict[str, object] = {
         "prior": CALIBRATION,
         "options": {"weight": "uniform", **options},
         "mixed": name if name in SINGLES else "",
+        "columns": COLUMNS.get(name, 1),
     }
     return Cell(
         alpha=alpha,
@@ -77,6 +84,7 @@ def cell_for(name: str, alpha: float, mix: str, seed: int, rate: Rate, **more: o
 
 def tuning_cells(names: tuple[str, ...]) -> Iterator[Cell]:
     """The same budget for every row, scored on training rows that no client has."""
+    names = tuple(name for name in names if name not in TUNED_AS)
     for name in names:
         yield from (tuning_cell(name, (rate, HEAD_RATES[0])) for rate in RATES)
     for name in names:
@@ -94,11 +102,13 @@ def best_rates() -> dict[str, Rate]:
     """Row -> the rates that did best on held-out rows; what is not tuned yet is missing."""
     found: dict[str, Rate] = {}
     for name in (*VARIANTS, *SINGLES):
+        if name in TUNED_AS:
+            continue
         first = _best(name, [(rate, HEAD_RATES[0]) for rate in RATES])
         best = first and _best(name, [(first[0], head) for head in HEAD_RATES])
         if best:
             found[name] = best
-    return found
+    return found | {name: found[other] for name, other in TUNED_AS.items() if other in found}
 
 
 def _best(name: str, tried: list[Rate]) -> Rate | None:

@@ -8,11 +8,11 @@ adapted layer are computed once and kept on disk for all cells.
 
 import csv
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from heterogeneity_cell import CLIENTS, MIXES, Cell, methods_of
 from heterogeneity_layer import Layer, train_together
 
 from fedpeft.adapter import AdapterState
@@ -21,7 +21,7 @@ from fedpeft.aggregate.device_side import forward_state, keep_columns, rotated, 
 from fedpeft.aggregate.factors import factor_of
 from fedpeft.base import default_store, load_model, load_tokenizer
 from fedpeft.base.store import ArtifactStore
-from fedpeft.config.adapter import Adapter, BitFit, Ia3, Lora
+from fedpeft.config.adapter import Adapter, Lora
 from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.model import Task
 from fedpeft.config.rules import RULES, factors_of
@@ -37,58 +37,6 @@ from fedpeft.tuning.calibration import label_offset
 from fedpeft.tuning.stages import Stages
 
 BASE = "sha256:cb858ecf9b6d782165e6b635601b9faa9db053da15683a241bddad471e1feae3"
-CLIENTS, MAX_RANK, TIERS = 30, 8, (1, 2, 4, 8)
-TARGETS = ("q", "k", "v", "o", "up", "down")
-MIXES = {
-    "uniform": (1, 2, 4, 8),
-    "heavy-tail": (1, 1, 1, 1, 1, 2, 2, 8),
-    "normal": (1, 2, 2, 2, 4, 4, 4, 8),
-    "homogeneous": (8,),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One federation.
-
-    Args:
-        prior: strength of the label calibration; 0 is plain cross entropy.
-        head_learning_rate: 0: as the other blocks.
-        mixed: empty, or which methods the clients train (``methods_of``).
-        tuning: a tenth of the training set is held out and scored instead of the test set.
-        clients: those that take part; empty: all.
-    """
-
-    alpha: float
-    mix: str
-    rule: str
-    learning_rate: float
-    seed: int
-    prior: float = 0.0
-    rounds: int = 12
-    steps: int = 5
-    batch_size: int = 16
-    layers: int = 1
-    head_learning_rate: float = 0.0
-    scaling: str = "fixed"
-    options: dict[str, object] = field(default_factory=dict)
-    mixed: str = ""
-    tuning: bool = False
-    clients: tuple[int, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """Its name in the results."""
-        extra = "".join(f",{name}={value}" for name, value in sorted(self.options.items()))
-        extra += f",head={self.head_learning_rate:g}" if self.head_learning_rate else ""
-        extra += f",{self.scaling}" if self.scaling != "fixed" else ""
-        extra += f",mixed={self.mixed}" if self.mixed else ""
-        extra += ",tuning" if self.tuning else ""
-        extra += f",n={len(self.clients)}of" + "-".join(map(str, self.clients[:2])) if self.clients else ""
-        return (
-            f"a{self.alpha:g}/{self.mix}/{self.rule}/lr{self.learning_rate:g}/p{self.prior:g}/s{self.seed}"
-            f"/r{self.rounds}x{self.steps}x{self.batch_size}/L{self.layers}{extra}"
-        )
 
 
 class Banking:
@@ -184,27 +132,11 @@ class Banking:
         return [np.array(sorted(part)) for part in rows]
 
 
-def adapter_for(cell: Cell) -> Adapter:
-    """LoRA on every matrix of the top layers and the head; with ``mixed`` also biases and IA3."""
-    traits = RULES[cell.rule]
-    trains_a = traits.trains != "B" or bool(cell.options.get("a_round_every"))
-    lora = Lora(
-        rank=MAX_RANK,
-        tiers=TIERS,
-        targets=TARGETS,
-        train="both" if trains_a else "B",
-        scaling=cell.scaling,
-        carried_rank=64 if traits.carries or cell.options.get("fold_every") else 0,
-    )
-    mixed = bool(cell.mixed)
-    return Adapter(layers=cell.layers, lora=lora, bitfit=BitFit() if mixed else None, ia3=Ia3() if mixed else None)
-
-
 def run_cell(banking: Banking, cell: Cell) -> dict[str, object]:
     """Train one federation to its end; accuracy on the test set, of the worst client, bytes and device seconds."""
     parts = banking.split(cell.alpha, cell.seed, held_out=cell.tuning)
     who = cell.clients or tuple(range(CLIENTS))
-    ranks = [MIXES[cell.mix][client % len(MIXES[cell.mix])] for client in range(CLIENTS)]
+    ranks = [cell.columns * MIXES[cell.mix][client % len(MIXES[cell.mix])] for client in range(CLIENTS)]
     aggregate = Aggregate.model_validate({"rule": cell.rule, **cell.options})
     state, spec = banking.initial, banking.initial.spec
     everything = banking.sets["train"]
@@ -293,12 +225,3 @@ def run_cell(banking: Banking, cell: Cell) -> dict[str, object]:
         "bytes_up": sent,
         "device_s": round(spent, 2),
     }
-
-
-def methods_of(cell: Cell, client: int, rank: int) -> tuple[tuple[str, ...], int | None]:
-    """What one client trains: LoRA of its rank, or in the mixed federation a third BitFit or IA3, a third rank 2."""
-    if not cell.mixed:
-        return ("lora",), rank
-    third = client % 3
-    mine = (("ia3",) if client % 2 else ("bitfit",), None) if third == 0 else (("lora",), 2 if third == 1 else 8)
-    return {"union": mine, "bitfit": (("bitfit",), None), "ia3": (("ia3",), None)}.get(cell.mixed, mine)

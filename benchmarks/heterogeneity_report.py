@@ -111,3 +111,14 @@ def picture(table: Mapping[str, Mapping[str, Mapping[str, float]]], *, names: Se
 
 def _x(percent: float) -> float:
     return LEFT + percent * (WIDTH - LEFT - 20) / 80
+
+
+def markdown(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """The table for the documents: mean and worst client, each with its standard error over seeds."""
+    lines = ["| place | row | mean | worst client | MB up | device s | seeds |", "|---|---|---|---|---|---|---|"]
+    for place, rows in table.items():
+        for row, found in rows.items():
+            mean, worst = (f"{found[metric]:.1f} ± {found[f'{metric}_se']:.1f}" for metric in METRICS)
+            seeds, spent = int(found["seeds"]), f"{found['megabytes_up']:.0f} | {found['device_s']:.0f}"
+            lines.append(f"| {place} | {row} | {mean} | {worst} | {spent} | {seeds} |")
+    return "\n".join(lines)

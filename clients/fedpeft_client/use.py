@@ -12,6 +12,7 @@ from fedpeft.config import RunConfig
 from fedpeft.data import EncodedDataset, Records, encode, validate
 from fedpeft.entropy import generator
 from fedpeft.methods import ExportSummary, export_peft
+from fedpeft.methods.device_class import class_adapter, class_state
 from fedpeft.round.plan import learning_plan
 from fedpeft.tuning import Evaluation, evaluate
 from fedpeft.tuning.hub import Mixture, find_mixture
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["TrainedModel"]
 
 ANSWER_TOKENS = 64
+PROBES, PROBE_TOKENS = 4, 16
 
 
 class TrainedModel:
@@ -65,9 +67,49 @@ class TrainedModel:
         start = self._union.initial_state()
         return find_mixture(self._union, start, states, self._encoded(records), draw=draw, tries=tries)
 
-    def export(self, folder: Path) -> ExportSummary:
-        """Write the adapter as it is now to ``folder``."""
-        return export_peft(self._union, folder, base=self._config.base.model, base_digest=self._base)
+    def export(
+        self, folder: Path, *, whole_matrices: bool = False, part_of: "TrainedModel | None" = None
+    ) -> ExportSummary:
+        """Write the adapter as it is now to ``folder``, compared with the model on a few sequences of random tokens.
+
+        Args:
+            folder: created if need be.
+            whole_matrices: see ``export_peft``.
+            part_of: the run's whole adapter, of which this is a part.
+        """
+        draw = generator(self._config.run.seed, "probe tokens")
+        tokens = torch.from_numpy(draw.integers(1, len(self._tokenizer), (PROBES, PROBE_TOKENS)))
+        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        return export_peft(
+            self._union,
+            folder,
+            base=self._config.base.model,
+            base_digest=self._base,
+            inputs=inputs,
+            whole_matrices=whole_matrices,
+            from_run=None if part_of is None else self._difference(part_of, inputs),
+        )
+
+    def for_class(
+        self, *, rank: int | None, methods: Sequence[str] | None, store: Path | None = None
+    ) -> "TrainedModel":
+        """The same adapter for devices of a class: LoRA cut to ``rank``, other methods than these left out.
+
+        Raises:
+            ConfigInvalid: the run has no such methods, or no LoRA of that rank.
+        """
+        adapter = class_adapter(self._config.adapter, rank=rank, methods=methods)
+        config = self._config.model_copy(update={"adapter": adapter})
+        artifacts = ArtifactStore(store or default_store())
+        bench = Bench(artifacts)
+        plan = learning_plan(config, run_id="", base=self._base, adapter_spec="")
+        with bench.lend(plan) as union:
+            union.load(class_state(self._union.state(), union.initial_state()))
+            return TrainedModel(config, union, self._tokenizer, self._base)
+
+    @torch.no_grad()
+    def _difference(self, other: "TrainedModel", inputs: dict[str, torch.Tensor]) -> float:
+        return float((self._union.model(**inputs).logits - other._union.model(**inputs).logits).abs().max())
 
     def _encoded(self, records: Records) -> EncodedDataset:
         task = self._config.task

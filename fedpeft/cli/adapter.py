@@ -21,25 +21,32 @@ def command() -> None:
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def inspect(folder: Path) -> None:
     """Say what FOLDER (adapters/final of a run) holds, and how to load it."""
-    import json
+    _tell(folder)
 
-    from fedpeft.errors import DataInvalid
 
-    try:
-        summary = json.loads((folder / "inspect.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataInvalid(f"Expected an adapter exported by fedpeft in {folder}: {error}.") from error
-    click.echo(f"base         {summary['base']}  {summary['base_digest']}")
-    click.echo(f"parameters   {summary['parameters']:,}")
-    blocks, gap = ", ".join(summary["peft_blocks"]), _gap(summary["peft_max_logit_difference"])
-    click.echo(f"PEFT files   {summary['peft_type']}: {blocks}{gap}")
-    if summary["peft_lacks"]:
-        click.echo(f"not in them  {', '.join(summary['peft_lacks'])}")
-        gap = _gap(summary["union_max_logit_difference"])
-        click.echo(f"whole        union.safetensors: {len(summary['union_blocks'])} blocks{gap}")
-        click.echo("load         fedpeft.methods.load_union(model, folder)")
-    else:
-        click.echo("load         peft.PeftModel.from_pretrained(base_model, folder)")
+@command.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--rank", type=click.IntRange(1), help="Cut LoRA to this rank, for devices that cannot run more.")
+@click.option(
+    "--method", "methods", multiple=True, metavar="NAME", help="Keep this method; the head stays. Repeatable."
+)
+@click.option("--whole-matrices", is_flag=True, help="Fold IA3 beside LoRA into whole matrices: peft alone loads it.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where to write it.")
+@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+def export(
+    run: Path, rank: int | None, methods: tuple[str, ...], whole_matrices: bool, out: Path, store: Path | None
+) -> None:
+    """Write the adapter of RUN again: for a class of devices, or in one piece for peft.
+
+    \b
+    Examples:
+      fedpeft adapter export runs/a --rank 2 --method lora --out phones
+      fedpeft adapter export runs/a --whole-matrices --out served
+    """
+    whole = _trained(run, store)
+    part = whole.for_class(rank=rank, methods=methods or None, store=store) if rank or methods else None
+    (part or whole).export(out, whole_matrices=whole_matrices, part_of=whole if part else None)
+    _tell(out)
 
 
 @command.command()
@@ -138,6 +145,32 @@ def _trained(run: Path, store: Path | None) -> "TrainedModel":
 
     view = read_run(run)
     return TrainedModel.load(view.config(), last_state(view), base=view.manifest.base_digest, store=store)
+
+
+def _tell(folder: Path) -> None:
+    import json
+
+    from fedpeft.errors import DataInvalid
+
+    try:
+        summary = json.loads((folder / "inspect.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataInvalid(f"Expected an adapter exported by fedpeft in {folder}: {error}.") from error
+    click.echo(f"base         {summary['base']}  {summary['base_digest']}")
+    click.echo(f"parameters   {summary['parameters']:,}")
+    blocks, gap = ", ".join(summary["peft_blocks"]), _gap(summary["peft_max_logit_difference"])
+    click.echo(f"PEFT files   {summary['peft_type']}: {blocks}{gap}")
+    if whole := summary.get("whole_matrices"):
+        click.echo(f"folded       {len(whole)} matrices are whole, with what was trained on them: {', '.join(whole)}")
+    if (far := summary.get("from_run_max_logit_difference")) is not None:
+        click.echo(f"a part       of its run's adapter (logits within {far:.1e} of the whole)")
+    if summary["peft_lacks"]:
+        click.echo(f"not in them  {', '.join(summary['peft_lacks'])}")
+        gap = _gap(summary["union_max_logit_difference"])
+        click.echo(f"whole        union.safetensors: {len(summary['union_blocks'])} blocks{gap}")
+        click.echo("load         fedpeft.methods.load_union(model, folder)")
+    else:
+        click.echo("load         peft.PeftModel.from_pretrained(base_model, folder)")
 
 
 def _gap(difference: float | None) -> str:

@@ -46,6 +46,8 @@ def export_peft(
     base: str,
     base_digest: str = "",
     inputs: Mapping[str, Tensor] | None = None,
+    whole_matrices: bool = False,
+    from_run: float | None = None,
 ) -> ExportSummary:
     """Write ``union`` as it is now to ``directory`` and say what went where.
 
@@ -56,10 +58,13 @@ def export_peft(
         base_digest: of the base artifact.
         inputs: arguments of the model (``input_ids``, ``attention_mask``) on which the files are compared with
             the model as trained; None skips that.
+        whole_matrices: where IA3 stands beside LoRA or biases, write the matrices that it scales whole, so that peft
+            alone loads the adapter; larger files.
+        from_run: how far ``union``'s logits are from those of the run's whole adapter, for an export of a part.
     """
     directory.mkdir(parents=True, exist_ok=True)
     name, revision = _public_name(base)
-    form = to_peft(union)
+    form = to_peft(union, whole_matrices=whole_matrices)
     settings = {**form.settings, "base_model_name_or_path": name, "revision": revision}
     _write_json(directory / "adapter_config.json", settings)
     save_file(form.tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -81,6 +86,8 @@ def export_peft(
         peft_type=str(form.settings["peft_type"]),
         peft_blocks=held,
         peft_lacks=lacks,
+        whole_matrices=form.whole,
+        from_run_max_logit_difference=from_run,
         peft_max_logit_difference=_peft_difference(union, form, directory, inputs),
         union_blocks=whole,
         union_max_logit_difference=_union_difference(union, directory, inputs) if whole else None,

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.methods.bitfit import BITFIT, BiasPart
-from fedpeft.methods.blocks import HEAD
+from fedpeft.methods.blocks import HEAD, LORA
 from fedpeft.methods.dora import DORA
 from fedpeft.methods.graft import grafts_of
 from fedpeft.methods.ia3 import IA3, InputGain, OutputGain
@@ -41,6 +41,7 @@ from fedpeft.methods.peft_matrix import (
     vera_form,
 )
 from fedpeft.methods.peft_prompt import PROMPT_TYPES, prompt_form, read_prompts
+from fedpeft.methods.peft_whole import put_whole, take_whole
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.methods.vera import VERA
 
@@ -57,15 +58,22 @@ class PeftForm:
         methods: methods of the union that it holds exactly.
         settings: for ``adapter_config.json``.
         tensors: for ``adapter_model.safetensors``.
+        whole: paths of matrices that are written whole, since IA3 scales them (``peft_whole``).
     """
 
     methods: frozenset[str]
     settings: Mapping[str, object]
     tensors: Arrays
+    whole: tuple[str, ...] = ()
 
 
-def to_peft(union: UnionAdapter) -> PeftForm:
-    """The part of the union that one PEFT directory holds: low rank and biases, else DoRA, VeRA or IA3; norms, head."""
+def to_peft(union: UnionAdapter, *, whole_matrices: bool = False) -> PeftForm:
+    """The part of the union that one PEFT directory holds: low rank and biases, else DoRA, VeRA or IA3; norms, head.
+
+    Args:
+        union: the adapter.
+        whole_matrices: IA3 beside low rank or biases is held as well, by writing the matrices that it scales whole.
+    """
     present = {block.method for block in union.spec.blocks}
     head = union.anatomy.head
     if (prompts := prompt_form(union)) is not None:
@@ -75,11 +83,15 @@ def to_peft(union: UnionAdapter) -> PeftForm:
     # peft always takes a classifier's head from the adapter, so it is written even when no block trains it.
     tensors = {f"{PREFIX}{name}": as_array(parameter) for name, parameter in _head_parameters(union).items()}
     whole = [head] if head else []
+    scaled: list[str] = []
     form = _form_of(present)
     if form == "LN_TUNING":
         held, settings = {LAYERNORM}, _norm_form(union, tensors)
     else:
         held, settings = _matrix_form(form, union, tensors)
+        if whole_matrices and form == "LORA" and IA3 in present and not present & (LOW_RANK.keys() - {LORA}):
+            scaled = put_whole(union.model, tensors, settings, _zero_lora(union))
+            held, whole = {*held, IA3}, whole + scaled
         tensors |= {f"{PREFIX}{path}.{leaf}": values for (path, leaf), values in _tuned_norms(union).items()}
         whole += sorted(grafts_of(union.model, NormPart))
     common = {
@@ -87,7 +99,12 @@ def to_peft(union: UnionAdapter) -> PeftForm:
         "inference_mode": True,
         "modules_to_save": whole or None,
     }
-    return PeftForm(methods=frozenset((held | {HEAD}) & present), settings=common | settings, tensors=tensors)
+    return PeftForm(
+        methods=frozenset((held | {HEAD}) & present),
+        settings=common | settings,
+        tensors=tensors,
+        whole=tuple(scaled),
+    )
 
 
 def read_peft(union: UnionAdapter, form: PeftForm, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
@@ -100,6 +117,8 @@ def read_peft(union: UnionAdapter, form: PeftForm, tensors: Mapping[str, npt.NDA
     union.load(union.state().replace({block_id: v for block_id, v in lacking.items() if block_id != HEAD}))
     held = {name.removeprefix(PREFIX): torch.from_numpy(values.copy()) for name, values in tensors.items()}
     with torch.no_grad():
+        if form.whole:
+            take_whole(union.model, held)
         if form.methods & LOW_RANK.keys():
             read_lora(union.model, held, form.settings)
         if DORA in form.methods:
@@ -114,13 +133,17 @@ def read_peft(union: UnionAdapter, form: PeftForm, tensors: Mapping[str, npt.NDA
             value = held.get(f"{path}.ia3_l")
             if value is not None:
                 gain.delta.copy_(value.view(-1) - 1.0)
-        for path, norm in grafts_of(union.model, NormPart).items():
-            for leaf, delta in (("weight", norm.gain), ("bias", norm.bias)):
-                value = held.get(f"{path}.{_TUNED}.{leaf}", held.get(f"{path}.{leaf}"))
-                if delta is not None and value is not None:
-                    delta.copy_(value - union.model.get_parameter(f"{path}.{leaf}"))
+        _read_norms(union.model, held)
         for name, parameter in _head_parameters(union).items():
             parameter.copy_(held[name])
+
+
+def _read_norms(model: nn.Module, held: Mapping[str, Tensor]) -> None:
+    for path, norm in grafts_of(model, NormPart).items():
+        for leaf, delta in (("weight", norm.gain), ("bias", norm.bias)):
+            value = held.get(f"{path}.{_TUNED}.{leaf}", held.get(f"{path}.{leaf}"))
+            if delta is not None and value is not None:
+                delta.copy_(value - model.get_parameter(f"{path}.{leaf}"))
 
 
 def _form_of(present: set[str]) -> str:

@@ -21,6 +21,8 @@ class ExportSummary:
         peft_max_logit_difference: of the model with the PEFT files from the trained one; None: not measured.
         union_blocks: blocks in ``union.safetensors``; empty when there is no such file.
         union_max_logit_difference: likewise for ``union.safetensors``.
+        whole_matrices: paths of matrices that the PEFT files hold whole, with all that was trained on them folded in.
+        from_run_max_logit_difference: of what was exported from the whole adapter of its run; None: it is the whole.
     """
 
     base: str
@@ -32,3 +34,5 @@ class ExportSummary:
     peft_max_logit_difference: float | None
     union_blocks: tuple[BlockId, ...]
     union_max_logit_difference: float | None
+    whole_matrices: tuple[str, ...] = ()
+    from_run_max_logit_difference: float | None = None

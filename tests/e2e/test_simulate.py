@@ -142,6 +142,17 @@ def test_the_final_adapter_loads_with_peft_alone(whole: tuple[Path, str]) -> Non
     assert moved
 
 
+def test_the_adapter_is_exported_again_for_a_class_of_devices(whole: tuple[Path, str], out: Path, start: Start) -> None:
+    told = finished(start("adapter", "export", whole[0], "--rank", "1", "--method", "lora", "--out", out / "phones"))
+    assert "a part       of its run's adapter (logits within" in told
+    assert "load         peft.PeftModel.from_pretrained" in told
+    settings = json.loads((out / "phones" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert settings["r"] == 1
+    summary = json.loads((out / "phones" / "inspect.json").read_text(encoding="utf-8"))
+    assert summary["peft_max_logit_difference"] <= 1e-4
+    assert set(summary["peft_blocks"]) == {"lora.A.t1", "lora.B.t1", "head"}
+
+
 def test_the_same_config_and_seed_give_the_same_bytes(whole: tuple[Path, str], out: Path, start: Start) -> None:
     text = finished(
         start("simulate", "run.toml", "--no-baselines", "--out", out / "again", PYTHONHASHSEED="7", OMP_NUM_THREADS="2")

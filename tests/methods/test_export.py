@@ -120,6 +120,31 @@ def test_peft_alone_gives_the_trained_models_logits(case, tmp_path):
     assert not (tmp_path / "union.json").exists()
 
 
+WHOLE = {
+    "lora beside ia3": (tiny_bert, Adapter(lora=LORA, ia3=Ia3())),
+    "lora of the scaled matrices alone": (tiny_bert, Adapter(lora=Lora(rank=2, targets=("v", "down")), ia3=Ia3())),
+    "lora, biases, norms and ia3": (
+        tiny_bert,
+        Adapter(lora=LORA, bitfit=BitFit(), layernorm=LayerNorm(), ia3=Ia3(), layers=2),
+    ),
+    "biases beside ia3": (tiny_bert, Adapter(bitfit=BitFit(), ia3=Ia3(), layers=2)),
+    "decoder lora beside ia3": (tiny_llama, Adapter(lora=LORA, ia3=Ia3())),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_with_whole_matrices_peft_alone_gives_the_logits_of_ia3_beside_lora(case, tmp_path):
+    build, adapter = WHOLE[case]
+    union = trained(build(), adapter)
+    summary = export_peft(union, tmp_path, base="pypi:tiny", inputs=INPUTS, whole_matrices=True)
+    loaded = PeftModel.from_pretrained(build(), tmp_path)
+    assert float((logits(loaded.eval()) - logits(union.model)).abs().max()) <= 1e-4
+    assert summary.peft_lacks == ()
+    assert summary.peft_max_logit_difference <= 1e-5
+    assert len(summary.whole_matrices) == 3 * (union.anatomy.layer_count - union.anatomy.first_layer)
+    assert not (tmp_path / "union.json").exists()
+
+
 INCOMPLETE = {
     "lora beside ia3": (tiny_bert, Adapter(lora=LORA, ia3=Ia3()), "ia3"),
     "biases beside ia3": (tiny_bert, Adapter(bitfit=BitFit(), ia3=Ia3(), layers=2), "ia3"),
