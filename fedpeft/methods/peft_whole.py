@@ -6,6 +6,7 @@ is asked for (``whole_matrices``) and not the rule. peft takes such modules from
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +28,13 @@ def _whole(model: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
     found = {}
     for path in sorted({*outputs, *inputs}):
         host = model.get_submodule(path)
-        weight, bias = host.weight.float(), host.bias  # type: ignore[union-attr, operator]
+        weight = cast("Tensor", host.weight).float()
+        bias = cast("Tensor | None", host.bias)
         if path in loras:
             down, up = loras[path].as_lora()
             weight = weight + up @ down
-        if path in biases:
-            bias = bias + biases[path].delta  # type: ignore[operator]
+        if bias is not None and path in biases:  # only what has a bias has a delta
+            bias = bias + biases[path].delta
         if path in inputs:  # LoRA reads the scaled input too
             weight = weight * (1.0 + inputs[path].delta)
         if path in outputs:
