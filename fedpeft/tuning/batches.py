@@ -64,7 +64,7 @@ class BatchStream:
         DataInvalid: no example.
     """
 
-    def __init__(self, lengths: Indices, *, batch_size: int, seed: int, window: int = 32) -> None:
+    def __init__(self, lengths: Indices, *, batch_size: int, seed: int, window: int = 16) -> None:
         if len(lengths) == 0:
             raise DataInvalid("Expected at least one example to train or evaluate on, found none.")
         self._lengths = lengths
