@@ -63,9 +63,7 @@ def overhead(folder: Path, *, devices: int, rounds: int, parameters: int, crowd:
                 raise SystemExit("the crowd did not connect")
             say(f"{crowd} more devices wait")
         idle = rss_mb(pid)
-        begun = time.monotonic()
         job = federation.finished(federation.submit(rounds=rounds, least=devices), within_s=60.0 + 30 * rounds)
-        spent = time.monotonic() - begun
         if job.state.value != "finished":
             raise SystemExit(f"the run ended {job.state.value}: {job.reason}")
         rows = federation.rows(job)[:-1]  # the last row only evaluates
@@ -73,7 +71,7 @@ def overhead(folder: Path, *, devices: int, rounds: int, parameters: int, crowd:
         say(f"{devices} devices, {parameters} parameters: {', '.join(f'{one:.2f}' for one in seconds)} s")
         found = {
             "seconds": seconds,
-            "uploads_per_s": devices * rounds / spent,
+            "uploads_per_s": devices / median(seconds),
             "idle_mb": idle,
             "peak_mb": peak_mb(pid),
         }

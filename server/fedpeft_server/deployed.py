@@ -11,7 +11,7 @@ from fedpeft.round.transport import Reply, Stage, Transport
 from fedpeft.wire import WireError, decode
 from fedpeft_server.membership import Membership
 
-__all__ = ["EnrolledTransport", "gather"]
+__all__ = ["SETTLE_S", "EnrolledTransport", "gather"]
 
 LOOK_S = 0.2
 SETTLE_S = 5.0
@@ -62,28 +62,30 @@ def gather(
     *,
     needed: int,
     deadline_s: float,
+    settled_s: float,
     clock: Clock,
     tell: Callable[[str], None],
 ) -> None:
     """Returns once ``needed`` devices can be reached, or after ``deadline_s``; says whom it waits for.
 
-    Those who are enrolled beyond that get ``SETTLE_S`` to be heard of, so that a restart costs nobody a round.
+    Those who are enrolled beyond that are waited for until ``settled_s``, so that a restart costs nobody a round, and a
+    device that is away for good costs none of the others one.
 
     Args:
+        settled_s: on ``clock``: ``SETTLE_S`` after the run began or went on.
         tell: told whenever who is there has changed.
     """
-    begun = clock.monotonic_s()
-    end = begun + deadline_s
+    end = clock.monotonic_s() + deadline_s
     pause, told = threading.Event(), None
     while True:
         present = [device.name for device in members.present(transport)]
         now_s = clock.monotonic_s()
-        settled = len(present) == members.enrolled or now_s >= begun + SETTLE_S
+        settled = len(present) == members.enrolled or now_s >= settled_s
         if (len(present) >= needed and settled) or now_s >= end:
             return
         if present != told:
             told = present
             here = ", ".join(present[:10]) or "none"
-            left_s = end - clock.monotonic_s()
+            left_s = (end if len(present) < needed else min(end, settled_s)) - now_s
             tell(f"{len(present)} of {needed} devices are here ({here}); waiting {left_s:.0f} s at most")
         pause.wait(LOOK_S)

@@ -20,7 +20,7 @@ from fedpeft.round.events import Event, EventKind
 from fedpeft.round.plan import learning_plan
 from fedpeft.round.transport import Transport
 from fedpeft_server.audit import AuditEvent, AuditLog
-from fedpeft_server.deployed import EnrolledTransport, gather
+from fedpeft_server.deployed import SETTLE_S, EnrolledTransport, gather
 from fedpeft_server.disk import DiskFull, expect_room, is_full, room_needed
 from fedpeft_server.federation import Federation
 from fedpeft_server.foundry import Drafted, Foundry, Publisher
@@ -165,6 +165,7 @@ class Engine:
         transport = EnrolledTransport(site.transport, site.members, lambda: site.interrupted(job))
         needed = max(config.rounds.min_devices, secagg.MIN_COHORT_FLOOR)
         publisher = Publisher(foundry, run)
+        settled_s = site.clock.monotonic_s() + SETTLE_S
 
         def wait(round_id: RoundId) -> None:
             site.interrupted(job)
@@ -176,7 +177,15 @@ class Engine:
                 run.record("round.waiting", round_id=round_id, detail={"detail": text})
                 site.tell(f"run {job.number} round {round_id}: {text}")
 
-            gather(site.members, transport, needed=needed, deadline_s=deadline_s, clock=site.clock, tell=tell)
+            gather(
+                site.members,
+                transport,
+                needed=needed,
+                deadline_s=deadline_s,
+                settled_s=settled_s,
+                clock=site.clock,
+                tell=tell,
+            )
 
         with self._private(config, drafted, run) as privacy:
             federation = Federation(
