@@ -133,7 +133,8 @@ def table_cells() -> Iterator[Cell]:
             yield from (cell_for(name, alpha, "normal", seed, rates[name]) for name in TABLE if name in rates)
     for seed in SEEDS:
         for alpha in ALPHAS:
-            yield from (cell_for(name, alpha, "uniform", seed, rates[name]) for name in ABLATIONS if name in rates)
+            for mix in MIX_ORDER[:2]:
+                yield from (cell_for(name, alpha, mix, seed, rates[name]) for name in ABLATIONS if name in rates)
 
 
 def mixed_cells(seed: int, rates: dict[str, Rate]) -> Iterator[Cell]:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from fedpeft_server.run_view import RunView, read_run, verify_run
 
-pytestmark = [pytest.mark.e2e, pytest.mark.torch, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.e2e, pytest.mark.torch, pytest.mark.timeout(640)]
 
 Start = Callable[..., subprocess.Popen[str]]
 AIRLINES = ["american", "jetblue", "southwest", "united", "us-airways", "virgin-america"]
@@ -22,7 +22,7 @@ AIRLINES = ["american", "jetblue", "southwest", "united", "us-airways", "virgin-
 
 def finished(process: subprocess.Popen[str]) -> str:
     """The output of a process that must succeed."""
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, out + err
     return out
 
