@@ -25,11 +25,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from banking77_picture import drawn, overlaps
-from methods_common import Settings, built, data_of, full_training, loaded, plan_for, scored
+from methods_common import Settings, built, data_of, full_training, loaded, scored
 
 from fedpeft.config.model import Adapter
 from fedpeft.methods import UnionAdapter, attach, due_blocks
 from fedpeft.methods.lora import LoraPart
+from fedpeft.testing.plans import plan_for
 from fedpeft.tuning import train
 
 RESULTS = Path(__file__).parent / "results" / "banking77.json"
@@ -97,13 +98,13 @@ def one(settings: Settings) -> Settings:
     model = loaded(artifact, labels, "dense")
     rate, steps = float(settings["rate"]), int(settings["steps"])
     if settings["adapter"] is None:
-        found = full_training(model, train_set, test_set, steps=steps, batch=32, rate=rate, falling=True)
+        found = full_training(model, train_set, test_set, steps=steps, batch_size=32, rate=rate, falling=True)
         return {key: found[key] for key in ("accuracy", "loss", "trained")} | {"rate": rate, "steps": steps}
     adapter = Adapter.model_validate_json(json.dumps(settings["adapter"]))
     union, seed = attach(model, adapter, seed=int(settings["seed"])), int(settings["seed"])
     due = due_blocks(union.spec, adapter, 1)
     for piece in range(PIECES):
-        plan = plan_for(due, steps=steps // PIECES, batch=32, rate=rate * (1 - piece / PIECES))
+        plan = plan_for(due, steps=steps // PIECES, batch_size=32, rate=rate * (1 - piece / PIECES))
         train(union, train_set, plan, seed=seed, first_step=piece * plan.steps)
     keep_factors(union, str(settings["name"]))
     trained = sum(union.spec[block].size for block in due)

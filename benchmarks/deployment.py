@@ -48,10 +48,7 @@ def overhead(folder: Path, *, devices: int, rounds: int, parameters: int, crowd:
     try:
         federation.up()
         pid = federation.processes["coordinator"].pid
-        for name in names:
-            federation.enrol(name)
-            federation.device(name)
-        federation.until(lambda: federation.online() == set(names), "the devices")
+        federation.admit(names)
         if crowd:
             waiting = subprocess.Popen(
                 [sys.executable, __file__, "--crowd", str(federation.home.path), str(folder), str(crowd)],

@@ -88,21 +88,6 @@ def step_times(
     return [float(span) for span in np.diff(ends)]
 
 
-def plan_for(
-    blocks: typing.Iterable[typing.Any], *, steps: int, batch: int, rate: float, again: bool = False
-) -> LocalPlan:
-    """AdamW with one rate."""
-    return LocalPlan(
-        steps=steps,
-        batch_size=batch,
-        optimizer="adamw",
-        learning_rates=dict.fromkeys(blocks, rate),
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        checkpointing=again,
-    )
-
-
 def scored(union: UnionAdapter, held_out: EncodedDataset) -> Settings:
     """Loss, and accuracy or perplexity, on the held-out examples."""
     found = evaluate(union, held_out, limit=0, batch_size=4 if union.anatomy.head is None else 64)

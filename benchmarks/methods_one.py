@@ -19,7 +19,6 @@ from methods_common import (
     full_training,
     loaded,
     peak_mb,
-    plan_for,
     scored,
     step_times,
 )
@@ -36,6 +35,7 @@ from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, due_blocks
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
+from fedpeft.testing.plans import plan_for
 from fedpeft.tuning import ActivationCache, evaluate, train
 
 ROUNDS = 4
@@ -97,7 +97,7 @@ def trains(union: UnionAdapter, examples: EncodedDataset, *, rounds: int) -> str
     for round_id in range(1, rounds + 1):
         due = due_blocks(union.spec, union.adapter, round_id)
         before = {name: parameter.detach().clone() for name, parameter in union.model.named_parameters()}
-        train(union, examples, plan_for(due, steps=6, batch=8, rate=0.02), seed=0, first_step=6 * (round_id - 1))
+        train(union, examples, plan_for(due, steps=6, batch_size=8, rate=0.02), seed=0, first_step=6 * (round_id - 1))
         moved = {name for name, p in union.model.named_parameters() if not torch.equal(p, before[name])}
         if moved != {tensor.name for block in due for tensor in union.spec[block].tensors}:
             return "other parameters moved than were due"
@@ -131,7 +131,7 @@ def against_trainer(settings: Settings) -> Settings:
     examples = EncodedDataset(input_ids=ids, labels=np.arange(len(ids), dtype=np.int64) % 3, truncated=0)
     union = attach(loaded(artifact, labels, "dense"), Adapter(lora=Lora(rank=8, tiers=(8,))), seed=0)
     blocks = [block.block_id for block in union.spec.blocks if block.trainable]
-    ours = step_times(union, examples, plan_for(blocks, steps=steps + 1, batch=8, rate=1e-3), None)[1:]
+    ours = step_times(union, examples, plan_for(blocks, steps=steps + 1, batch_size=8, rate=1e-3), None)[1:]
     theirs = {
         dropout: trainer_times(loaded(artifact, labels, "dense"), examples, steps + 1, dropout)[1:]
         for dropout in (0.1, 0.0)
@@ -194,13 +194,13 @@ def peak_of_training(settings: Settings) -> Settings:
     model = loaded(artifact, (), settings.get("residency", "dense"))
     examples, batch, steps = even(128), int(settings.get("batch", 8)), int(settings.get("steps", 3))
     if settings["adapter"] is None:
-        return full_training(model, examples, None, steps=steps, batch=batch, rate=1e-4)
+        return full_training(model, examples, None, steps=steps, batch_size=batch, rate=1e-4)
     adapter = Adapter.model_validate_json(json.dumps(settings["adapter"]))
     union = attach(model, adapter, seed=0)
     cached = bool(settings.get("cached"))
     cache = ActivationCache.for_training(examples, batch_size=batch, seed=0, max_bytes=2**30) if cached else None
     blocks = [block.block_id for block in union.spec.blocks if block.trainable]
-    plan = plan_for(blocks, steps=steps, batch=batch, rate=1e-3, again=bool(settings.get("checkpointing")))
+    plan = plan_for(blocks, steps=steps, batch_size=batch, rate=1e-3, checkpointing=bool(settings.get("checkpointing")))
     times = step_times(union, examples, plan, cache)
     return {"step_s": min(times[1:]), "peak_mb": peak_mb()}
 
@@ -261,14 +261,14 @@ def one_row(
     """Train and score one adapter, or every parameter."""
     steps, batch = int(settings["steps"]), int(settings["batch"])
     if adapter_json is None:
-        return full_training(model, examples, held_out, steps=steps, batch=batch, rate=2e-4)
+        return full_training(model, examples, held_out, steps=steps, batch_size=batch, rate=2e-4)
     adapter = Adapter.model_validate_json(json.dumps(adapter_json))
     union = attach(model, adapter, seed=0)
     times: list[float] = []
     due: frozenset[BlockId] = frozenset()
     for round_id in range(1, ROUNDS + 1):
         due = due_blocks(union.spec, adapter, round_id)
-        plan = plan_for(due, steps=steps // ROUNDS, batch=batch, rate=3e-3)
+        plan = plan_for(due, steps=steps // ROUNDS, batch_size=batch, rate=3e-3)
         times += step_times(union, examples, plan, None, first_step=(round_id - 1) * plan.steps)
         union.load(between_rounds(union.state(), adapter, round_id))
     trained, peak = sum(union.spec[block].size for block in due), peak_mb()
@@ -285,7 +285,7 @@ def cached_against_all(_: Settings) -> Settings:
         blocks = [block.block_id for block in union.spec.blocks if block.trainable]
         cache = ActivationCache.for_training(few, batch_size=8, seed=0, max_bytes=2**30) if cached else None
         losses: list[float] = []
-        times = step_times(union, few, plan_for(blocks, steps=5, batch=8, rate=1e-3), cache, losses=losses)
+        times = step_times(union, few, plan_for(blocks, steps=5, batch_size=8, rate=1e-3), cache, losses=losses)
         found[name] = {"step_s": statistics.median(times[2:]), "losses": losses}
     apart = [abs(a - b) for a, b in zip(found["top"]["losses"], found["cached"]["losses"], strict=True)]
     ratio = found["cached"]["step_s"] / found["all"]["step_s"]

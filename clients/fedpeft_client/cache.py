@@ -42,7 +42,7 @@ class BaseCache:
             return
         self.release()
         self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._mark(digest), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        descriptor = self._open_mark(digest)
         # Waits at most for another process to find out that this base is to go, and to remove it.
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         os.utime(descriptor)
@@ -66,22 +66,22 @@ class BaseCache:
             ResourceMissing: it does not fit; says what is in the way and what to do.
         """
         others = [one for one in ArtifactStore(self.path).ls() if one.digest != digest]
-        if self._quota_bytes is not None:
-            if total_bytes > self._quota_bytes:
+        quota = self._quota_bytes
+        if quota is not None:
+            if total_bytes > quota:
                 raise ResourceMissing(
                     f"Expected {digest[:19]} ({_mib(total_bytes)}) to fit the cache's quota of "
-                    f"{_mib(self._quota_bytes)}; raise limits.bases_mb in site.toml."
+                    f"{_mib(quota)}; raise limits.bases_mb in site.toml."
                 )
             for one in sorted(others, key=self._used):
-                if self._fits(others, total_bytes) and self._free() >= total_bytes - here_bytes + SPARE_BYTES:
+                if _size(others) + total_bytes <= quota and self._free() >= total_bytes - here_bytes + SPARE_BYTES:
                     break
                 if self._remove(one):
                     others.remove(one)
-            if not self._fits(others, total_bytes):
-                held = sum(one.size_bytes for one in others)
+            if (held := _size(others)) + total_bytes > quota:
                 raise ResourceMissing(
                     f"Expected {digest[:19]} ({_mib(total_bytes)}) to fit the cache's quota of "
-                    f"{_mib(self._quota_bytes)}, found {_mib(held)} of it in use by devices that share {self.path}; "
+                    f"{_mib(quota)}, found {_mib(held)} of it in use by devices that share {self.path}; "
                     "raise limits.bases_mb in site.toml, or wait for their runs to end."
                 )
         need = max(0, total_bytes - here_bytes) + SPARE_BYTES
@@ -91,10 +91,6 @@ class BaseCache:
                 f"Expected {_mib(need)} free in {self.path} for {digest[:19]}, found {_mib(free)}; {remedy}, or join "
                 "with --cache on another disk."
             )
-
-    def _fits(self, others: list[BaseArtifact], total_bytes: int) -> bool:
-        held = sum(one.size_bytes for one in others)
-        return self._quota_bytes is None or held + total_bytes <= self._quota_bytes
 
     def _free(self) -> int:
         return shutil.disk_usage(self.path).free
@@ -118,7 +114,7 @@ class BaseCache:
     @contextmanager
     def _alone(self, digest: str) -> Iterator[bool]:
         """Whether nobody holds a base, and nobody will while this lasts."""
-        descriptor = os.open(self._mark(digest), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        descriptor = self._open_mark(digest)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield True
@@ -127,8 +123,15 @@ class BaseCache:
         finally:
             os.close(descriptor)
 
+    def _open_mark(self, digest: str) -> int:
+        return os.open(self._mark(digest), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
     def _mark(self, digest: str) -> Path:
         return self.path / f"{_IN_USE}{digest.removeprefix('sha256:')}"
+
+
+def _size(artifacts: list[BaseArtifact]) -> int:
+    return sum(one.size_bytes for one in artifacts)
 
 
 def _mib(size_bytes: int) -> str:

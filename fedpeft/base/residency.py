@@ -63,17 +63,10 @@ class _PackedLinear(torch.autograd.Function):
         return x, None, bias
 
 
-class QuantizedLinear(nn.Linear):
-    """``nn.Linear`` over a packed weight; a subclass so that code which looks for linear layers finds it.
+class _Packed(nn.Module):
+    """A layer whose ``weight`` unpacks at each access. It is no parameter: to be read, never trained or assigned."""
 
-    ``weight`` unpacks at each access and is no parameter: it can be read, never trained or assigned.
-    """
-
-    def __init__(self, packed: PackedWeight, bias: nn.Parameter | None) -> None:
-        nn.Module.__init__(self)  # not nn.Linear's: it would allocate the dense weight
-        self.out_features, self.in_features = packed.shape
-        self.packed = packed
-        self.register_parameter("bias", bias)
+    packed: PackedWeight
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -81,9 +74,19 @@ class QuantizedLinear(nn.Linear):
         return self
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The float32 weight, made anew. (out_features, in_features)."""
+    def weight(self) -> Tensor:
+        """The float32 weight, made anew; of its layer's shape."""
         return self.packed.unpack()
+
+
+class QuantizedLinear(_Packed, nn.Linear):  # type: ignore[override]
+    """``nn.Linear`` over a packed weight; a subclass so that code which looks for linear layers finds it."""
+
+    def __init__(self, packed: PackedWeight, bias: nn.Parameter | None) -> None:
+        nn.Module.__init__(self)  # not nn.Linear's: it would allocate the dense weight
+        self.out_features, self.in_features = packed.shape
+        self.packed = packed
+        self.register_parameter("bias", bias)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's name
         """(..., in_features) -> (..., out_features)."""
@@ -91,7 +94,7 @@ class QuantizedLinear(nn.Linear):
         return result
 
 
-class QuantizedEmbedding(nn.Embedding):
+class QuantizedEmbedding(_Packed, nn.Embedding):  # type: ignore[override]
     """``nn.Embedding`` over a packed table: only the rows looked up are unpacked."""
 
     def __init__(self, packed: PackedWeight, padding_idx: int | None) -> None:
@@ -100,16 +103,6 @@ class QuantizedEmbedding(nn.Embedding):
         self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
         self.scale_grad_by_freq, self.sparse = False, False
         self.packed = packed
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.packed = self.packed.to(fn(torch.empty(0)).device)
-        return self
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The float32 table, made anew. (num_embeddings, embedding_dim)."""
-        return self.packed.unpack()
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Embedding's name
         """(...) token ids -> (..., embedding_dim)."""

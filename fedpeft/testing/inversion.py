@@ -18,10 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fedpeft.entropy import os_entropy
 from fedpeft.methods import UnionAdapter
 from fedpeft.methods.lora import LoraPart
+from fedpeft.ring import BlockEncoding, RingParams, SumRange
+from fedpeft.secagg.masks import Mask, apply_masks, rounding_bits
+from fedpeft.secagg.primitives import Secret
 
-__all__ = ["TextAttack", "label_of"]
+__all__ = ["TextAttack", "label_of", "masked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +74,11 @@ class TextAttack:
 def label_of(update: npt.NDArray[np.float64]) -> int:
     """The label of the one example, from what the head's bias moved by, (classes,): the class that went up."""
     return int(np.argmax(update))
+
+
+def masked(delta: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """What the coordinator holds of one device under the secure sum, read as if it were no sum of masks. (P,)."""
+    encoding = BlockEncoding(params=RingParams(bits=32, addends=3), ranges=(SumRange(length=len(delta), max_abs=4.0),))
+    words = encoding.encode(delta.astype(np.float32), rounding_bits(os_entropy(32)))
+    apply_masks(words, [Mask(Secret(os_entropy(32)), add=True), Mask(Secret(os_entropy(32)), add=False)])
+    return encoding.decode(words, 1)

@@ -5,26 +5,17 @@ import pytest
 from fedpeft.config import RunConfig, parse
 from fedpeft.config.rules import RULES
 from fedpeft.errors import ConfigInvalid
+from fedpeft.testing.runs import toy_run
 
-VALID = """
-[run]
-name = "x"
-[base]
-model = "pypi:m"
-[task]
-kind = "classify"
-labels = ["a", "b"]
-[data]
-source = "x.jsonl"
-partition = {by = "iid", clients = 12}
-[adapter]
-lora = {rank = 4}
+VALID = toy_run(
+    """
 [rounds]
 min_devices = 9
-[[device]]
-clients = ["*"]
-methods = ["lora"]
-"""
+""",
+    clients=12,
+    name="x",
+    labels=("a", "b"),
+)
 BOTH = 'adapter.lora.train="both"'
 UNIFORM = 'aggregate.weight="uniform"'
 MEDIAN = 'aggregate.robust="median"'

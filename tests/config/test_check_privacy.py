@@ -4,30 +4,21 @@ import pytest
 
 from fedpeft.config import RunConfig, parse
 from fedpeft.errors import ConfigInvalid
+from fedpeft.testing.runs import toy_run
 
-VALID = """
-[run]
-name = "x"
-[base]
-model = "pypi:m"
-[task]
-kind = "classify"
-labels = ["a", "b"]
-[data]
-source = "x.jsonl"
-partition = {by = "iid", clients = 50}
-[adapter]
-lora = {rank = 4}
+VALID = toy_run(
+    """
 [aggregate]
 weight = "uniform"
 [privacy]
 unit = "client"
 epsilon = 8.0
 delta = 0.0135
-[[device]]
-clients = ["*"]
-methods = ["lora"]
-"""
+""",
+    clients=50,
+    name="x",
+    labels=("a", "b"),
+)
 
 
 def load(*overrides: str, without: str = "") -> RunConfig:

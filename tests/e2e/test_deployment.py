@@ -38,10 +38,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyFederati
     made = ToyFederation(tmp_path_factory.mktemp("federation"))
     try:
         made.up()
-        for name in NAMES:
-            made.enrol(name)
-            made.device(name)
-        made.until(lambda: made.online() == set(NAMES), "the devices")
+        made.admit(NAMES)
         yield made
     finally:
         made.close()

@@ -40,10 +40,7 @@ def federation(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ToyFe
     made = ToyFederation(tmp_path)
     try:
         made.up()
-        for name in NAMES:
-            made.enrol(name)
-            made.device(name)
-        made.until(lambda: made.online() == set(NAMES), "the devices")
+        made.admit(NAMES)
         yield made
     finally:
         made.close()

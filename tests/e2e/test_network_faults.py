@@ -27,12 +27,11 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ToyFeder
     proxy = FaultProxy(made.settings.fleet_port)
     try:
         made.up()
-        for name in NAMES:
-            home = made.enrol(name)
-            if name == NAMES[0]:
-                home.write_enrolment(replace(home.enrolment(), fleet_port=proxy.port))
-            made.device(name)
-        made.until(lambda: made.online() == set(NAMES), "the devices")
+        home = made.enrol(NAMES[0])
+        home.write_enrolment(replace(home.enrolment(), fleet_port=proxy.port))
+        made.device(NAMES[0])
+        made.admit(NAMES[1:])
+        made.until(lambda: made.online() == set(NAMES), "the device behind the proxy")
         yield made, proxy
     finally:
         made.close()

@@ -10,7 +10,8 @@ from fedpeft.config.model import Adapter
 from fedpeft.methods import UnionAdapter, attach
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
 from fedpeft.testing.packed import pack
-from fedpeft.tuning import LocalPlan, evaluate, train
+from fedpeft.testing.plans import plan_for
+from fedpeft.tuning import evaluate, train
 
 pytestmark = pytest.mark.torch
 
@@ -47,15 +48,7 @@ def examples_of(build):
 
 def trained(union: UnionAdapter, examples, *, steps: int = 6, progress=None):
     blocks = [block.block_id for block in union.spec.blocks if block.trainable]
-    plan = LocalPlan(
-        steps=steps,
-        batch_size=8,
-        optimizer="adamw",
-        learning_rates=dict.fromkeys(blocks, 1e-2),
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-    )
-    return train(union, examples, plan, seed=0, progress=progress)
+    return train(union, examples, plan_for(blocks, steps=steps, rate=1e-2), seed=0, progress=progress)
 
 
 def disturbed(union: UnionAdapter) -> AdapterState:

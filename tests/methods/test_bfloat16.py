@@ -12,7 +12,8 @@ from fedpeft.errors import ConfigInvalid
 from fedpeft.methods import attach, due_blocks, export_peft
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
 from fedpeft.testing.packed import pack
-from fedpeft.tuning import LocalPlan, evaluate, train
+from fedpeft.testing.plans import plan_for
+from fedpeft.tuning import evaluate, train
 
 pytestmark = pytest.mark.torch
 
@@ -47,15 +48,7 @@ def test_every_method_trains_in_bfloat16_near_float32_on_a_packed_base(method, b
             )
         due = due_blocks(union.spec, union.adapter, 1)
         before = union.state()
-        plan = LocalPlan(
-            steps=6,
-            batch_size=8,
-            optimizer="adamw",
-            learning_rates=dict.fromkeys(due, 0.01),
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-        )
-        train(union, examples, plan, seed=0)
+        train(union, examples, plan_for(due, steps=6, rate=0.01), seed=0)
         changed = {b for b in union.spec.blocks if not np.array_equal(union.state()[b.block_id], before[b.block_id])}
         assert {block.block_id for block in changed} == set(due)
         measured = evaluate(union, examples, limit=0, batch_size=8)

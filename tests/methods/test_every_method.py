@@ -12,7 +12,8 @@ from fedpeft.methods.lora import LoraPart
 from fedpeft.methods.stepped import SteppedPart
 from fedpeft.testing.methods import CASES, on_base, rows_and_columns
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
-from fedpeft.tuning import LocalPlan, evaluate, train
+from fedpeft.testing.plans import plan_for
+from fedpeft.tuning import evaluate, train
 from fedpeft_client.site import methods_of
 
 pytestmark = pytest.mark.torch
@@ -41,14 +42,7 @@ def trained(union, examples, rounds=1, steps=STEPS, progress=None):
     for round_id in range(1, rounds + 1):
         due = due_blocks(union.spec, union.adapter, round_id)
         start = {name: parameter.detach().clone() for name, parameter in union.model.named_parameters()}
-        plan = LocalPlan(
-            steps=steps,
-            batch_size=8,
-            optimizer="adamw",
-            learning_rates=dict.fromkeys(due, 0.02),
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-        )
+        plan = plan_for(due, steps=steps, rate=0.02)
         train(union, examples, plan, seed=0, first_step=(round_id - 1) * steps, progress=progress)
         moved = {name for name, parameter in union.model.named_parameters() if not torch.equal(parameter, start[name])}
         assert moved == {tensor.name for block in due for tensor in union.spec[block].tensors}

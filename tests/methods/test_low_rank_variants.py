@@ -16,7 +16,8 @@ from fedpeft.methods.graft import grafts_of
 from fedpeft.methods.qalora import QaLoraPart, merge
 from fedpeft.methods.relora import ReLoraPart
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama
-from fedpeft.tuning import LocalPlan, train
+from fedpeft.testing.plans import plan_for
+from fedpeft.tuning import train
 
 pytestmark = pytest.mark.torch
 
@@ -39,17 +40,6 @@ def one(kind, **method):
 
 def plain(host):
     return X @ host.weight.T + host.bias
-
-
-def plan_for(blocks, steps=2):
-    return LocalPlan(
-        steps=steps,
-        batch_size=8,
-        optimizer="adamw",
-        learning_rates=dict.fromkeys(blocks, 0.05),
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-    )
 
 
 @torch.no_grad()
@@ -87,7 +77,7 @@ def test_relora_adds_up_to_a_rank_above_that_of_a_cycle():
     part = grafts_of(union.model, ReLoraPart)[QUERY]
     for round_id in (1, 2, 3):
         held = {c: b.detach().clone() for c, b in part.B.items()}
-        train(union, examples, plan_for(due_blocks(union.spec, union.adapter, round_id)), seed=0)
+        train(union, examples, plan_for(due_blocks(union.spec, union.adapter, round_id), steps=2, rate=0.05), seed=0)
         changed = [cycle for cycle, b in part.B.items() if not torch.equal(b, held[cycle])]
         assert changed == [f"c{round_id}"]
         down, up = part.as_lora()

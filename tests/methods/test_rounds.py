@@ -19,8 +19,9 @@ from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import enrol, exact_terms, toy_task
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
 from fedpeft.testing.network import InMemoryTransport
+from fedpeft.testing.plans import plan_for
 from fedpeft.testing.trainers import toy_plan
-from fedpeft.tuning import LocalPlan, train
+from fedpeft.tuning import train
 
 pytestmark = pytest.mark.torch
 
@@ -65,14 +66,7 @@ class ModelTrainer:
     def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
         self._union.load(state)
         blocks = sorted(self.trains(plan))
-        local = LocalPlan(
-            steps=2,
-            batch_size=8,
-            optimizer="sgd",
-            learning_rates=dict.fromkeys(blocks, 0.1),
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-        )
+        local = plan_for(blocks, steps=2, rate=0.1, optimizer="sgd")
         outcome = train(self._union, self._examples, local, seed=self._seed)
         after = self._union.extract(blocks)
         self.found = {block: after[block] - state[block] for block in blocks}

@@ -15,24 +15,14 @@ from fedpeft.round.transport import Reply, Stage
 from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import enrol
 from fedpeft.testing.network import Fault, FaultyTransport
+from fedpeft.testing.runs import toy_run
 from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
 from fedpeft_server.federation import Federation
 from fedpeft_server.privacy import LEDGER, ClientPrivacy, trainable_parameters
 from fedpeft_server.run_directory import RunDirectory
 
-SOURCE = """
-[run]
-name = "private"
-[base]
-model = "pypi:some-model"
-[task]
-kind = "classify"
-labels = ["no", "yes"]
-[data]
-source = "x.jsonl"
-partition = {by = "iid", clients = 6}
-[adapter]
-lora = {rank = 4}
+SOURCE = toy_run(
+    """
 [rounds]
 count = 3
 min_devices = 4
@@ -46,10 +36,10 @@ min_cohort = 4
 unit = "client"
 epsilon = 8.0
 delta = 0.01
-[[device]]
-clients = ["*"]
-methods = ["lora"]
-"""
+""",
+    clients=6,
+    name="private",
+)
 SPEC = toy_spec({"head": 40, "bitfit": 24})
 INITIAL = toy_state(SPEC)
 HEAD, BITFIT = BlockId("head"), BlockId("bitfit")

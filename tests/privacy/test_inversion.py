@@ -12,29 +12,20 @@ def _read(view: str) -> tuple[float, float]:
     """Shares of the tokens and of the labels that are read."""
     from fedpeft.config.model import Adapter, Lora
     from fedpeft.data import EncodedDataset
-    from fedpeft.entropy import generator, os_entropy
+    from fedpeft.entropy import generator
     from fedpeft.ids import BlockId
     from fedpeft.methods import attach
     from fedpeft.methods.lora import LoraPart
-    from fedpeft.ring import BlockEncoding, RingParams, SumRange
-    from fedpeft.secagg.masks import Mask, apply_masks, rounding_bits
-    from fedpeft.secagg.primitives import Secret
-    from fedpeft.testing.inversion import TextAttack, label_of
+    from fedpeft.testing.inversion import TextAttack, label_of, masked
     from fedpeft.testing.models import VOCABULARY, tiny_bert
-    from fedpeft.tuning import LocalPlan, NoiseScale, train, train_privately
+    from fedpeft.testing.plans import plan_for
+    from fedpeft.tuning import NoiseScale, train, train_privately
 
     union = attach(tiny_bert(), Adapter(lora=Lora(rank=RANK, tiers=(RANK,), targets=("v",))), seed=0)
     part = next(module for module in union.model.modules() if isinstance(module, LoraPart))
     attack = TextAttack.prepare(union, part, positions=10)
     up, head = BlockId("lora.B.t16"), BlockId("head")
-    plan = LocalPlan(
-        steps=1,
-        batch_size=1,
-        optimizer="sgd",
-        learning_rates={up: 0.1, head: 0.1},
-        weight_decay=0.0,
-        max_grad_norm=1e9,
-    )
+    plan = plan_for((up, head), steps=1, rate=0.1, batch_size=1, optimizer="sgd", max_grad_norm=1e9)
     noise = NoiseScale(l2_clip_norm=1.0, noise_multiplier=0.8, sampling_rate=1.0)
     draw = generator(0, "texts")
     tokens, labels = [], []
@@ -54,13 +45,7 @@ def _read(view: str) -> tuple[float, float]:
         after = union.extract([up, head])
         deltas = {block: after[block].astype(np.float64) - before[block] for block in (up, head)}
         if view == "masked":
-            for block, delta in deltas.items():
-                encoding = BlockEncoding(
-                    params=RingParams(bits=32, addends=3), ranges=(SumRange(length=len(delta), max_abs=4.0),)
-                )
-                words = encoding.encode(delta.astype(np.float32), rounding_bits(os_entropy(32)))
-                apply_masks(words, [Mask(Secret(os_entropy(32)), add=True)])
-                deltas[block] = encoding.decode(words, 1)
+            deltas = {block: masked(delta) for block, delta in deltas.items()}
         shape = tuple(next(iter(union.parameters(up).values())).shape)
         read = attack.read(deltas[up][: shape[0] * shape[1]].reshape(shape), length)
         tokens.append(np.mean(read == own.input_ids[0]))

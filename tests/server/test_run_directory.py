@@ -14,28 +14,20 @@ from fedpeft.adapter import AdapterSpec, BlockSpec, TensorSpec
 from fedpeft.config import parse
 from fedpeft.errors import DataInvalid, IntegrityFailed, ResourceMissing
 from fedpeft.ids import BlockId, RoundId
+from fedpeft.testing.runs import toy_run
 from fedpeft_server.records import RoundMetrics, Summary
 from fedpeft_server.run_directory import RunDirectory
 from fedpeft_server.run_view import list_runs, read_run, verify_run
 
-SOURCE = """
-[run]
-name = "small"
-[base]
-model = "pypi:some-model"
-[task]
-kind = "classify"
-[data]
-source = "x.jsonl"
-partition = {by = "iid", clients = 3}
-[adapter]
-lora = {rank = 4}
+SOURCE = toy_run(
+    """
 [rounds]
 checkpoints_kept = 2
-[[device]]
-clients = ["*"]
-methods = ["lora"]
-"""
+""",
+    clients=3,
+    name="small",
+    labels=(),
+)
 SPEC = AdapterSpec(
     blocks=(BlockSpec(block_id=BlockId("head"), method="head", tensors=(TensorSpec(name="w", shape=(2,)),)),)
 )

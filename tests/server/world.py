@@ -12,24 +12,14 @@ from fedpeft.round.transport import Stage
 from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import ToyFleet, enrol
 from fedpeft.testing.network import CoordinatorKilled, Fault, FaultyTransport
+from fedpeft.testing.runs import toy_run
 from fedpeft.testing.trainers import GivenTrainer, LinearTrainer, one_hot, toy_plan, toy_spec, toy_state
 from fedpeft_server.federation import Federation
 from fedpeft_server.run_directory import RunDirectory
 from fedpeft_server.run_view import read_run, verify_run
 
-SOURCE = """
-[run]
-name = "small"
-[base]
-model = "pypi:some-model"
-[task]
-kind = "classify"
-labels = ["no", "yes"]
-[data]
-source = "x.jsonl"
-partition = {by = "iid", clients = 5}
-[adapter]
-lora = {rank = 4}
+SOURCE = toy_run(
+    """
 [train]
 local_steps = 4
 decay = "linear"
@@ -37,10 +27,10 @@ decay = "linear"
 count = 3
 max_failures = 2
 stage_deadline_s = 10.0
-[[device]]
-clients = ["*"]
-methods = ["lora"]
-"""
+""",
+    clients=5,
+    name="small",
+)
 SPEC = toy_spec({"head": 5, "bitfit": 3})
 INITIAL = toy_state(SPEC)
 HEAD = BlockId("head")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,6 +124,13 @@ class ToyFederation:
     def device(self, name: str) -> subprocess.Popen[bytes]:
         """Starts an enrolled device."""
         return self.start(name, "toy_device.py", self.path / name)
+
+    def admit(self, names: Collection[str]) -> None:
+        """Enrols and starts devices; returns when the coordinator reaches them."""
+        for name in names:
+            self.enrol(name)
+            self.device(name)
+        self.until(lambda: self.online() >= set(names), "the devices")
 
     def start(self, name: str, script: str, home: Path) -> subprocess.Popen[bytes]:
         """A toy process; its log is beside its home."""
