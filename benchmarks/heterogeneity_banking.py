@@ -8,15 +8,17 @@ adapted layer are computed once and kept on disk for all cells.
 
 import csv
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from heterogeneity_cell import CLIENTS, MIXES, Cell, methods_of
-from heterogeneity_layer import Layer, train_together
+from heterogeneity_layer import Layer, class_means, train_together
 
 from fedpeft.adapter import AdapterState
-from fedpeft.aggregate import Individual, RoundSums, ServerState, optimized, proposal, settled
+from fedpeft.adapter.head_start import HEAD_BLOCK, measures_head
+from fedpeft.aggregate import Individual, RoundSums, ServerState, between_rounds, optimized, proposal, settled
 from fedpeft.aggregate.device_side import forward_state, keep_columns, rotated, rule_weight
 from fedpeft.aggregate.factors import factor_of
 from fedpeft.base import default_store, load_model, load_tokenizer
@@ -132,96 +134,143 @@ class Banking:
         return [np.array(sorted(part)) for part in rows]
 
 
-def run_cell(banking: Banking, cell: Cell) -> dict[str, object]:
-    """Train one federation to its end; accuracy on the test set, of the worst client, bytes and device seconds."""
-    parts = banking.split(cell.alpha, cell.seed, held_out=cell.tuning)
-    who = cell.clients or tuple(range(CLIENTS))
-    ranks = [cell.columns * MIXES[cell.mix][client % len(MIXES[cell.mix])] for client in range(CLIENTS)]
-    aggregate = Aggregate.model_validate({"rule": cell.rule, **cell.options})
-    state, spec = banking.initial, banking.initial.spec
-    everything = banking.sets["train"]
-    labels = banking.labels
-    local = {
-        client: EncodedDataset(
-            input_ids=tuple(everything.input_ids[i] for i in parts[client]), labels=labels[parts[client]], truncated=0
-        )
-        for client in who
-    }
-    streams = [
-        training_stream(local[client], batch_size=cell.batch_size, seed=derive_seed(cell.seed, "batches", str(client)))
-        for client in who
-    ]
-    classes = len(banking.task.labels)
-    offsets = torch.stack([label_offset(local[c], classes, strength=cell.prior) for c in who]) if cell.prior else None
-    spent, sent, server = 0.0, 0, ServerState()
-    for round_id in range(1, cell.rounds + 1):
+class Federation:
+    """One federation of the table while it runs.
+
+    Args:
+        banking: data and base.
+        cell: what is trained how.
+    """
+
+    def __init__(self, banking: Banking, cell: Cell) -> None:
+        self.banking, self.cell = banking, cell
+        self.parts = banking.split(cell.alpha, cell.seed, held_out=cell.tuning)
+        self.who = cell.clients or tuple(range(CLIENTS))
+        self.ranks = [cell.columns * MIXES[cell.mix][client % len(MIXES[cell.mix])] for client in range(CLIENTS)]
+        self.aggregate = Aggregate.model_validate({"rule": cell.rule, **cell.options})
+        self.state, self.server = banking.initial, ServerState()
+        everything = banking.sets["train"]
+        local = {
+            client: EncodedDataset(
+                input_ids=tuple(everything.input_ids[i] for i in self.parts[client]),
+                labels=banking.labels[self.parts[client]],
+                truncated=0,
+            )
+            for client in self.who
+        }
+        self.streams = [
+            training_stream(own, batch_size=cell.batch_size, seed=derive_seed(cell.seed, "batches", str(client)))
+            for client, own in local.items()
+        ]
+        self.classes = len(banking.task.labels)
+        shifts = [label_offset(own, self.classes, strength=cell.prior) for own in local.values()] if cell.prior else []
+        self.offsets = torch.stack(shifts) if shifts else None
+        self.spent, self.sent = 0.0, 0
+
+    def run(self) -> dict[str, object]:
+        """All rounds, then the result."""
+        for round_id in range(1, self.cell.rounds + 1):
+            if measures_head(self.state.spec, self.banking.union.adapter, round_id):
+                self.measure_head(round_id)
+            else:
+                self.train(round_id)
+        return self.result()
+
+    def measure_head(self, round_id: int) -> None:
+        """The round of class means."""
+        began = time.process_time()
+        first = [np.concatenate(stream.epoch(0)[: self.cell.steps]) for stream in self.streams]
+        rows = [self.parts[client][chosen] for client, chosen in zip(self.who, first, strict=True)]
+        heads = class_means(self.banking.layer, self.state, rows, self.banking.labels, self.classes)
+        self.spent += time.process_time() - began
+        self.sent += sum(head.nbytes for head in heads)
+        weights = [self._weight(client, {HEAD_BLOCK: head}) for client, head in zip(self.who, heads, strict=True)]
+        mean = np.average(np.asarray(heads, np.float64), axis=0, weights=weights)
+        summed = self.state.replace({HEAD_BLOCK: mean.astype(np.float32)})
+        self.state = between_rounds(summed, self.banking.union.adapter, round_id)
+
+    def train(self, round_id: int) -> None:
+        """Every client's steps, and the rule."""
+        cell, aggregate, spec = self.cell, self.aggregate, self.state.spec
         factors = factors_of(aggregate.rule, round_id, a_round_every=aggregate.a_round_every)
-        factor = 0.5 * (1 + np.cos(np.pi * (round_id - 1) / cell.rounds))
-        sums: dict[BlockId, np.ndarray] = {}
-        owner_weights: dict[BlockId, float] = {}
-        individuals, total = [], 0.0
         owns, given = [], []
-        for client in who:
-            methods, rank = methods_of(cell, client, ranks[client])
+        for client in self.who:
+            methods, rank = methods_of(cell, client, self.ranks[client])
             # LoRA-A2 trains every column and keeps as many as the rank pays for.
             blocks = blocks_for(spec, methods=methods, rank=None if cell.rule == "lora-a2" else rank, head=True)
             owns.append([b for b in blocks if not factor_of(b) or factor_of(b) in factors])
-            given.append(forward_state(aggregate, state, rank if "lora" in methods else 0))
+            given.append(forward_state(aggregate, self.state, rank if "lora" in methods else 0))
+        factor = 0.5 * (1 + np.cos(np.pi * (round_id - 1) / cell.rounds))
+        head_rate = cell.head_learning_rate or cell.learning_rate
         began = time.process_time()
         trained = train_together(
-            banking.layer,
+            self.banking.layer,
             given,
             owns,
-            streams,
-            [parts[client] for client in who],
-            labels,
-            offsets,
+            self.streams,
+            [self.parts[client] for client in self.who],
+            self.banking.labels,
+            self.offsets,
             first_step=(round_id - 1) * cell.steps,
             steps=cell.steps,
             learning_rates={
-                block.block_id: factor * (cell.head_learning_rate or cell.learning_rate)
-                if block.method == HEAD
-                else factor * cell.learning_rate
+                block.block_id: factor * (head_rate if block.method == HEAD else cell.learning_rate)
                 for block in spec.blocks
             },
         )
-        spent += time.process_time() - began
-        for client, after in zip(who, trained, strict=True):
-            rank = ranks[client]
+        self.spent += time.process_time() - began
+        self._aggregate(round_id, trained)
+
+    def _aggregate(self, round_id: int, trained: Sequence[Mapping[BlockId, np.ndarray]]) -> None:
+        aggregate, state = self.aggregate, self.state
+        sums: dict[BlockId, np.ndarray] = {}
+        owner_weights: dict[BlockId, float] = {}
+        individuals, total = [], 0.0
+        for client, after in zip(self.who, trained, strict=True):
             deltas = {block_id: values - state[block_id] for block_id, values in after.items()}
-            sent += 4 * sum(delta.size for delta in deltas.values())
-            if cell.rule == "fedrot":
+            self.sent += 4 * sum(delta.size for delta in deltas.values())
+            if aggregate.rule == "fedrot":
                 deltas = rotated(state, deltas)
-            if cell.rule == "lora-a2":
-                deltas = keep_columns(spec, state, deltas, rank)
-            own_weight = rule_weight(aggregate, state, deltas)
-            by_size = 1.0 if aggregate.weight == "uniform" else len(local[client].input_ids) / aggregate.max_weight
-            weight = by_size if own_weight is None else own_weight
+            if aggregate.rule == "lora-a2":
+                deltas = keep_columns(state.spec, state, deltas, self.ranks[client])
+            weight = self._weight(client, deltas)
             total += weight
             for block_id, delta in deltas.items():
                 sums[block_id] = sums.get(block_id, 0.0) + weight * delta.astype(np.float64)
                 owner_weights[block_id] = owner_weights.get(block_id, 0.0) + weight
             if RULES[aggregate.rule].individual:
-                individuals.append(
-                    Individual(weight=weight, deltas={k: v.astype(np.float64) for k, v in deltas.items()})
-                )
+                exact = {block_id: delta.astype(np.float64) for block_id, delta in deltas.items()}
+                individuals.append(Individual(weight=weight, deltas=exact))
         together = RoundSums(sums=sums, total_weight=total, owner_weights=owner_weights, individuals=tuple(individuals))
-        moved, server = optimized(aggregate, state, proposal(aggregate, state, together), server)
-        state = settled(aggregate, moved, round_id=round_id, seed=cell.seed)
-    right = banking.score(state, held_out=cell.tuning)
-    asked = banking.held_out if cell.tuning else np.arange(len(banking.test_labels))
-    answers = (labels if cell.tuning else banking.test_labels)[asked]
-    right = right[asked]
-    by_class = np.array([right[answers == label].mean() for label in range(classes)])
-    own = [
-        float(np.bincount(labels[part], minlength=len(by_class)) @ by_class / len(part))
-        for client, part in enumerate(parts)
-        if client in who
-    ]
-    return {
-        "mean": 100 * float(right.mean()),
-        "worst": 100 * min(own),
-        "clients_mean": 100 * float(np.mean(own)),
-        "bytes_up": sent,
-        "device_s": round(spent, 2),
-    }
+        moved, self.server = optimized(aggregate, state, proposal(aggregate, state, together), self.server)
+        self.state = settled(aggregate, moved, round_id=round_id, seed=self.cell.seed)
+
+    def _weight(self, client: int, deltas: Mapping[BlockId, np.ndarray]) -> float:
+        """A device's weight: the rule's own, or uniform, or by examples."""
+        own = rule_weight(self.aggregate, self.state, deltas)
+        if own is not None:
+            return own
+        return 1.0 if self.aggregate.weight == "uniform" else len(self.parts[client]) / self.aggregate.max_weight
+
+    def result(self) -> dict[str, object]:
+        """Accuracy on the test set, expected accuracy of the worst client, bytes and device seconds."""
+        banking, cell = self.banking, self.cell
+        right = banking.score(self.state, held_out=cell.tuning)
+        asked = banking.held_out if cell.tuning else np.arange(len(banking.test_labels))
+        answers = (banking.labels if cell.tuning else banking.test_labels)[asked]
+        right = right[asked]
+        by_class = np.array([right[answers == label].mean() for label in range(self.classes)])
+        mixes = [np.bincount(banking.labels[self.parts[client]], minlength=self.classes) for client in self.who]
+        own = [float(mix @ by_class / mix.sum()) for mix in mixes]
+        return {
+            "mean": 100 * float(right.mean()),
+            "worst": 100 * min(own),
+            "clients_mean": 100 * float(np.mean(own)),
+            "bytes_up": self.sent,
+            "device_s": round(self.spent, 2),
+        }
+
+
+def run_cell(banking: Banking, cell: Cell) -> dict[str, object]:
+    """Train one federation to its end."""
+    return Federation(banking, cell).run()

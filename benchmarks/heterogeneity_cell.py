@@ -1,12 +1,15 @@
 """One cell of ``heterogeneity.py``'s table: what it is, its adapter, and what each of its clients trains."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fedpeft.config.adapter import Adapter, BitFit, Ia3, Lora
 from fedpeft.config.rules import RULES
 
 CLIENTS, MAX_RANK, TIERS = 30, 8, (1, 2, 4, 8)
 TARGETS = ("q", "k", "v", "o", "up", "down")
+SINGLES = ("bitfit", "ia3")
+"""The methods that every device of the mixed federation could afford."""
 MIXES = {
     "uniform": (1, 2, 4, 8),
     "heavy-tail": (1, 1, 1, 1, 1, 2, 2, 8),
@@ -24,6 +27,7 @@ class Cell:
         head_learning_rate: 0: as the other blocks.
         columns: of B for each rank of a device's budget. A device of rank r may train and send r (d_in + d_out) numbers
             a matrix; summed over the layer's matrices, B alone of 2 r columns is exactly as many.
+        start: of the head, ``adapter.head_start``; class means take the first of the rounds.
         mixed: empty, or which methods the clients train (``methods_of``).
         tuning: a tenth of the training set is held out and scored instead of the test set.
         clients: those that take part; empty: all.
@@ -43,6 +47,7 @@ class Cell:
     scaling: str = "fixed"
     options: dict[str, object] = field(default_factory=dict)
     columns: int = 1
+    start: Literal["seed", "class-means"] = "seed"
     mixed: str = ""
     tuning: bool = False
     clients: tuple[int, ...] = ()
@@ -54,6 +59,7 @@ class Cell:
         extra += f",head={self.head_learning_rate:g}" if self.head_learning_rate else ""
         extra += f",{self.scaling}" if self.scaling != "fixed" else ""
         extra += f",columns={self.columns}" if self.columns != 1 else ""
+        extra += f",{self.start}" if self.start != "seed" else ""
         extra += f",mixed={self.mixed}" if self.mixed else ""
         extra += ",tuning" if self.tuning else ""
         extra += f",n={len(self.clients)}of" + "-".join(map(str, self.clients[:2])) if self.clients else ""
@@ -76,17 +82,21 @@ def adapter_for(cell: Cell) -> Adapter:
         carried_rank=64 if traits.carries or cell.options.get("fold_every") else 0,
     )
     mixed = bool(cell.mixed)
-    return Adapter(layers=cell.layers, lora=lora, bitfit=BitFit() if mixed else None, ia3=Ia3() if mixed else None)
+    bitfit, ia3 = (BitFit(), Ia3()) if mixed else (None, None)
+    return Adapter(layers=cell.layers, lora=lora, bitfit=bitfit, ia3=ia3, head_start=cell.start)
 
 
 def methods_of(cell: Cell, client: int, rank: int) -> tuple[tuple[str, ...], int | None]:
-    """What one client trains: LoRA of its rank, or in the mixed federation a third BitFit or IA3, a third rank 2."""
+    """What one client trains: LoRA of its rank, or in the mixed federation what its third affords.
+
+    A third affords BitFit or IA3, a third rank 2, a third rank 8. Whoever affords LoRA trains the biases too, as the
+    planner has it: they cost less than a column, and a block that all train is damped by nobody's absence.
+    """
     if not cell.mixed:
         return ("lora",), rank
+    if cell.mixed in SINGLES:
+        return (cell.mixed,), None
     third = client % 3
-    mine = (
-        (("ia3",) if client % 2 else ("bitfit",), None)
-        if third == 0
-        else (("lora",), cell.columns * (2 if third == 1 else 8))
-    )
-    return {"union": mine, "bitfit": (("bitfit",), None), "ia3": (("ia3",), None)}.get(cell.mixed, mine)
+    if third == 0:
+        return ("ia3" if client % 2 else "bitfit",), None
+    return ("bitfit", "lora"), cell.columns * (2 if third == 1 else 8)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 Result = Mapping[str, float]
 METRICS = ("mean", "worst")
-COLORS = ("#1a5fb4", "#9a9996", "#c64600", "#813d9c", "#26a269", "#62a0ea", "#5e5c64", "#8ff0a4")
+COLORS = ("#1a5fb4", "#9a9996", "#c64600", "#813d9c", "#26a269", "#62a0ea", "#5e5c64")
 WIDTH, LINE, LEFT = 720, 15, 190
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.adapter.head_start import measures_head
 from fedpeft.aggregate.device_side import forward_state, keep_columns, local_blocks
 from fedpeft.config.model import MemoryUse, Train
 from fedpeft.device import Plan
@@ -24,6 +25,7 @@ from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan, learning_rates
 from fedpeft.tuning import Evaluation, LocalPlan, NoiseScale, evaluate, train, train_privately
 from fedpeft.tuning.calibration import label_offset
+from fedpeft.tuning.class_means import measure_class_means
 from fedpeft_client.bench import Bench
 from fedpeft_client.examples import Examples, batch_seed
 from fedpeft_client.memory import RoundMemory
@@ -141,7 +143,9 @@ class TorchTrainer:
             deltas: dict[BlockId, Vector] = {}
             trained_loss, trained = 0.0, 0
             if request.train:
-                due = due_blocks(union.spec, plan.adapter, round_of(request.first_step, plan.train.local_steps))
+                round_id = round_of(request.first_step, plan.train.local_steps)
+                measuring = measures_head(union.spec, plan.adapter, round_id)
+                due = due_blocks(union.spec, plan.adapter, round_id)
                 owns = self.trains(plan) & due & (local | set(request.blocks))
                 rates = learning_rates(plan.adapter, plan.train, owns)
                 again = self._memory_use.checkpointing or self._capacity.checkpointing
@@ -152,18 +156,30 @@ class TorchTrainer:
                     micro_batch=self._memory_use.micro_batch,
                     checkpointing=again,
                 )
-                corrected = correction(request, kept, rates) if plan.train.scaffold else {}
+                scaffold = plan.train.scaffold and not measuring
+                corrected = correction(request, kept, rates) if scaffold else {}
                 union.load(forward_state(plan.aggregate, state, self._lora_rank()))
                 before = union.extract(sorted(rates))  # as rounded here: the rounding is no part of a change
-                noise = self._noise(plan)
-                if noise is not None:  # nothing but the steps themselves is private: the device has refused the rest
+                noise, order = self._noise(plan), batch_seed(plan.seed, self._device)
+                if not rates:
+                    pass  # nothing of what this round asks for is this device's: it takes part in the sums of metrics
+                elif measuring:
+                    measure_class_means(
+                        union,
+                        examples.train,
+                        steps=steps.steps,
+                        batch_size=steps.batch_size,
+                        seed=order,
+                        cache=examples.train_cache,
+                    )
+                elif noise is not None:  # nothing but the steps themselves is private: the device has refused the rest
                     train_privately(union, examples.train, steps, noise, cache=examples.train_cache)
                 else:
                     outcome = train(
                         union,
                         examples.train,
                         steps,
-                        seed=batch_seed(plan.seed, self._device),
+                        seed=order,
                         first_step=request.first_step,
                         cache=examples.train_cache,
                         logit_offset=label_offset(
@@ -175,7 +191,7 @@ class TorchTrainer:
                 after = union.extract(sorted(rates))
                 deltas = {block_id: after[block_id] - before[block_id] for block_id in after}
                 left = {block_id: after[block_id] for block_id in local & after.keys()}
-                if plan.train.scaffold:
+                if scaffold:
                     left |= next_controls(corrected, deltas, steps.learning_rates, steps=steps.steps)
                 if left:
                     self._memory.keep(plan.run_id, request.first_step, {**kept, **left})

@@ -149,6 +149,12 @@ class Adapter(Section):
         "float32, and so do sums and the coordinator's state.",
     )
     head: bool = Field(default=True, description="Train the class head; ignored for causal-lm.")
+    head_start: Literal["auto", "class-means", "seed"] = Field(
+        default="auto",
+        description="`seed`: a small random head. `class-means`: round 1 trains nothing and sums what the base makes "
+        "of each class's examples; the head starts from these means (Legate 2023). Not under privacy. `auto`: class "
+        "means where there are more classes than train.batch_size, so that no batch shows them all.",
+    )
     head_learning_rate: float | None = Field(
         default=None, gt=0, description="Overrides train.learning_rate for the head."
     )

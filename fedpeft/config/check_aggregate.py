@@ -76,7 +76,7 @@ def _sums(config: RunConfig) -> Iterator[Finding]:
             remedy='Use rule = "nested", or secagg.mode = "off" in a simulation to compare.',
         )
     if config.privacy.unit != "none":
-        yield from unproved(config.train, rule, config.privacy.unit)
+        yield from unproved(config.adapter, config.train, rule, config.privacy.unit)
 
 
 def _server(config: RunConfig) -> Iterator[Finding]:

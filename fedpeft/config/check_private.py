@@ -17,7 +17,7 @@ from typing import Literal
 
 from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.finding import Finding
-from fedpeft.config.model import Train
+from fedpeft.config.model import Adapter, Train
 from fedpeft.config.rules import RULES, RuleName
 from fedpeft.errors import ConfigInvalid, Problem
 
@@ -33,7 +33,7 @@ PROVED: Mapping[Unit, frozenset[RuleName]] = MappingProxyType(
 _SAME_BLOCKS = "the same summed blocks in every round: the noise is sized for them"
 
 
-def unproved(train: Train, aggregate: Aggregate, unit: Unit) -> Iterator[Finding]:
+def unproved(adapter: Adapter, train: Train, aggregate: Aggregate, unit: Unit) -> Iterator[Finding]:
     """Every option that is not proved to keep the promise of this unit."""
     if aggregate.rule not in PROVED[unit]:
         yield _finding(
@@ -52,6 +52,9 @@ def unproved(train: Train, aggregate: Aggregate, unit: Unit) -> Iterator[Finding
         yield _finding("aggregate.robust", '"none"', why, aggregate.robust, unit)
     if aggregate.local:
         yield _finding("aggregate.local", "no local blocks", _SAME_BLOCKS, str(list(aggregate.local)), unit)
+    if adapter.head_start == "class-means":
+        why = "class means are no step of training, and no other round sums the head alone"
+        yield _finding("adapter.head_start", '"seed"', why, f'"{adapter.head_start}"', unit)
     if train.scaffold:
         why = "controls carry a device's own gradients from one round to the next, past clip and noise"
         yield _finding("train.scaffold", "false", why, "true", unit)
@@ -65,11 +68,13 @@ def unproved(train: Train, aggregate: Aggregate, unit: Unit) -> Iterator[Finding
         yield _finding("train.proximal_mu", "0", why, f"{train.proximal_mu:g}", unit)
 
 
-def expect_proved(train: Train, aggregate: Aggregate, *, clients: bool, examples: bool, bucket: int) -> None:
+def expect_proved(
+    adapter: Adapter, train: Train, aggregate: Aggregate, *, clients: bool, examples: bool, bucket: int
+) -> None:
     """The device's check of a plan that reached it.
 
     Args:
-        train, aggregate: of the plan.
+        adapter, train, aggregate: of the plan.
         clients: whether the round's terms have noise.
         examples: whether the plan is private by examples.
         bucket: that the device was put into; 0: none.
@@ -77,8 +82,8 @@ def expect_proved(train: Train, aggregate: Aggregate, *, clients: bool, examples
     Raises:
         ConfigInvalid: an option is not proved to keep the promise.
     """
-    found = [*(unproved(train, aggregate, "client") if clients else ())]
-    found += unproved(train, aggregate, "example") if examples else ()
+    found = [*(unproved(adapter, train, aggregate, "client") if clients else ())]
+    found += unproved(adapter, train, aggregate, "example") if examples else ()
     problems = [Problem(where=one.key, expected=one.expected, found=one.found, remedy=one.remedy) for one in found]
     if bucket and (clients or examples):
         problems.append(Problem(where="bucket", expected="none under privacy", found=str(bucket)))

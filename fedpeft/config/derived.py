@@ -21,11 +21,13 @@ __all__ = [
     "suggested_delta",
     "value_bits",
     "wanted_devices",
+    "with_head_start",
 ]
 
 INPUT_METHODS = frozenset({"prompt", "p_tuning"})
 """Methods that change the input of the lowest layer, so that no layer below them stays as it is."""
 
+_ROUNDS_FOR_MEANS = 4
 MIN_VALUE_BITS = 8
 """Bits one summand must keep: with fewer, rounding is coarser than max_abs / 127, worse than int8 gradients."""
 
@@ -73,6 +75,27 @@ def known_clients(config: RunConfig) -> int | None:
         return config.data.partition.clients
     names = [name for device in config.device for name in device.clients]
     return None if "*" in names else len(names)
+
+
+def with_head_start(config: RunConfig) -> RunConfig:
+    """The same run with ``adapter.head_start`` decided, once the labels are known.
+
+    With few classes training the head from zero is as good (docs/adr/0009-class-means.md). Nothing is summed where the
+    head stays on the device, and under privacy; and a short run, or a method that counts rounds, has none to spare.
+    """
+    adapter, task = config.adapter, config.task
+    if adapter.head_start != "auto" or (task.kind == "classify" and not task.labels):
+        return config
+    possible = (
+        task.kind == "classify"
+        and adapter.head
+        and "head" not in config.aggregate.local
+        and config.privacy.unit == "none"
+        and config.rounds.count >= _ROUNDS_FOR_MEANS
+        and not any((adapter.adalora, adapter.relora, adapter.diffpruning))
+    )
+    start = "class-means" if possible and len(task.labels) > config.train.batch_size else "seed"
+    return config.model_copy(update={"adapter": adapter.model_copy(update={"head_start": start})})
 
 
 def wanted_devices(rounds: Rounds, available: int) -> int:

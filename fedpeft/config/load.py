@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fedpeft.config.check import check
+from fedpeft.config.derived import with_head_start
 from fedpeft.config.explain import Fault, Location, explain, key_of, value_at
 from fedpeft.config.model import RunConfig
 from fedpeft.config.overrides import apply_overrides
@@ -94,7 +95,7 @@ def parse(text: str, *, source: str, overrides: Sequence[str] = (), simulation: 
     if problems or config is None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigInvalid(f"Expected a valid configuration, found {count}; nothing was started.", problems=problems)
-    return config
+    return with_head_start(config)
 
 
 def _syntax(error: tomllib.TOMLDecodeError, source: str) -> Problem:

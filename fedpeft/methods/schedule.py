@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from fedpeft.adapter import AdapterSpec
+from fedpeft.adapter.head_start import HEAD_BLOCK, measures_head, method_round
 from fedpeft.config.model import Adapter
 from fedpeft.ids import BlockId
 
@@ -26,10 +27,13 @@ def due_blocks(spec: AdapterSpec, adapter: Adapter, round_id: int) -> frozenset[
         spec: the run's union adapter.
         round_id: from 1.
     """
+    if measures_head(spec, adapter, round_id):
+        return frozenset({HEAD_BLOCK})
+    own = method_round(spec, adapter, round_id)
     return frozenset(
         block.block_id
         for block in spec.blocks
-        if block.trainable and (block.method not in _RULES or _RULES[block.method](adapter, block.block_id, round_id))
+        if block.trainable and (block.method not in _RULES or _RULES[block.method](adapter, block.block_id, own))
     )
 
 

@@ -127,6 +127,7 @@ class Device:
         noise = mechanism(terms)
         # The coordinator may have checked nothing.
         expect_proved(
+            plan.adapter,
             plan.train,
             plan.aggregate,
             clients=noise is not None,

@@ -6,12 +6,14 @@ The arithmetic is ``fedpeft.aggregate``. Invariant: everything that is carried f
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState, BlockSpec
+from fedpeft.adapter.head_start import measures_head
 from fedpeft.aggregate import (
     Individual,
     RoundSums,
@@ -25,6 +27,7 @@ from fedpeft.aggregate import (
 from fedpeft.aggregate.device_side import local_blocks
 from fedpeft.aggregate.factors import factor_of
 from fedpeft.aggregate.gauge import idle_tiers
+from fedpeft.aggregate.linear import mean
 from fedpeft.config import RunConfig
 from fedpeft.config.rules import RULES, factors_of
 from fedpeft.errors import RunFailed
@@ -116,12 +119,15 @@ class Aggregation:
             RunFailed: the step cannot be taken or is not finite; nothing was changed.
         """
         trained = task.trained(state.spec)
+        measured = measures_head(state.spec, self._plan.adapter, task.round_id)
         if self._rule.robust == "none":
             sums = self._sums(summed, trained, total_weight)
-            proposed = proposal(self._rule, state, sums)
+            proposed = (mean if measured else partial(proposal, self._rule))(state, sums)
         else:
             sums = None
             proposed = robust_proposal(self._rule, state, self._updates(task, outcome, summed, trained))
+        if measured:  # no step along a gradient: a server optimizer would remember it as one
+            return proposed, server
         moved, server = optimized(self._rule, state, proposed, server)
         if self._config.train.scaffold and sums is not None:
             server = replace(server, control=self._controls(task, server, summed, sums, population))

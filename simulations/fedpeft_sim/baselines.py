@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpeft.adapter import AdapterState
+from fedpeft.adapter.head_start import measures_head
 from fedpeft.aggregate import between_rounds
 from fedpeft.config.model import Rounds
 from fedpeft.data import EncodedDataset
@@ -19,6 +20,7 @@ from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, blocks_for, due_blocks
 from fedpeft.round.plan import LearningPlan, learning_rate_factor, learning_rates
 from fedpeft.tuning import Evaluation, HiddenSource, JoinedCaches, LocalPlan, evaluate, train
+from fedpeft.tuning.class_means import measure_class_means
 from fedpeft_client.bench import Bench, release_free_memory
 from fedpeft_client.examples import Examples, Prepared, batch_seed
 from fedpeft_sim.population import Client
@@ -127,15 +129,12 @@ def _train(
             weight_decay=plan.train.weight_decay,
             max_grad_norm=plan.train.max_grad_norm,
         )
-        first = (round_id - 1) * steps
-        train(
-            union,
-            examples,
-            local,
-            seed=batch_seed(plan.seed, name),
-            first_step=first,
-            cache=cache,
-        )
+        order = batch_seed(plan.seed, name)
+        if measures_head(union.spec, plan.adapter, round_id):
+            size = plan.train.batch_size
+            measure_class_means(union, examples, steps=steps, batch_size=size, seed=order, cache=cache)
+        else:
+            train(union, examples, local, seed=order, first_step=(round_id - 1) * steps, cache=cache)
         release_free_memory()
         state = union.state()
         decided = between_rounds(state, plan.adapter, round_id)

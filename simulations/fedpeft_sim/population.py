@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedpeft.config import RunConfig
+from fedpeft.config.derived import with_head_start
 from fedpeft.config.model import Device
 from fedpeft.data import Records, label_names, load_records, split_holdout, validate
 from fedpeft.entropy import derive_seed
@@ -67,7 +68,7 @@ def populate(config: RunConfig) -> Population:
     validate(records, config.task)
     if config.task.kind == "classify" and not config.task.labels:
         task = config.task.model_copy(update={"labels": label_names(records)})
-        config = config.model_copy(update={"task": task})
+        config = with_head_start(config.model_copy(update={"task": task}))
     parts = partition(records, config.data.partition, config.run.seed)
     devices = _devices(config.device, parts.clients)
     clients = []

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fedpeft.adapter import unflatten
+from fedpeft.adapter.head_start import HEAD_BLOCK
 from fedpeft.config.model import Adapter, BitFit, Ia3, Lora
 from fedpeft.data import EncodedDataset
 from fedpeft.methods import attach, blocks_for
@@ -16,10 +17,11 @@ from fedpeft.testing.models import class_examples, tiny_bert
 from fedpeft.tuning import LocalPlan, train
 from fedpeft.tuning.batches import collate, training_stream
 from fedpeft.tuning.calibration import label_offset
+from fedpeft.tuning.class_means import measure_class_means
 from fedpeft.tuning.stages import Stages
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from heterogeneity_layer import Layer, train_together
+from heterogeneity_layer import Layer, class_means, train_together
 
 pytestmark = pytest.mark.torch
 
@@ -112,3 +114,21 @@ def test_a_round_of_clients_side_by_side_moves_each_as_the_products_loop_does(ki
                     continue  # its gradient is zero (softmax ignores a shift); AdamW makes steps of the rounding
                 gap = np.linalg.norm(moved[name] - delta)
                 assert gap <= 2e-4 * np.linalg.norm(delta), (name, gap, np.linalg.norm(delta))
+
+
+def test_class_means_of_clients_side_by_side_are_those_that_the_product_measures():
+    adapter = ADAPTERS["mixed methods"].model_copy(update={"head_start": "class-means"})
+    union = attach(tiny_bert(classes=CLASSES, layers=2), adapter, seed=0)
+    examples = class_examples(90, classes=CLASSES)
+    layer = Layer(union, *kept_below(Stages(union), examples), scale_of(adapter.lora))
+    parts = np.split(np.random.default_rng(0).permutation(90), [5, 30])
+    start, firsts, expected = union.initial_state(), [], []
+    for rows in parts:
+        local = some(examples, rows)
+        firsts.append(rows[np.concatenate(training_stream(local, batch_size=BATCH, seed=0).epoch(0)[:STEPS])])
+        union.load(start)
+        measure_class_means(union, local, steps=STEPS, batch_size=BATCH, seed=0)
+        expected.append(union.state()[HEAD_BLOCK])
+    found = class_means(layer, start, firsts, examples.labels, CLASSES)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert np.linalg.norm(mine - theirs) < 1e-5 * np.linalg.norm(theirs)

@@ -49,6 +49,11 @@ RULES: dict[str, tuple[str, str, str]] = {
         "adapter.adalora.target_rank: expected at most adapter.adalora.rank=4",
         toml(adapter__adalora="rank = 4\ntarget_rank = 4", device='clients = ["*"]\nmethods = ["adalora"]'),
     ),
+    "the round of class means is none of adalora's": (
+        toml(adapter__adalora="prune_until = 7", adapter='head_start = "class-means"', rounds="count = 8"),
+        "adapter.adalora.prune_until: expected above warmup_rounds=1 and below rounds.count=8 less the round of class",
+        toml(adapter__adalora="prune_until = 6", adapter='head_start = "class-means"', rounds="count = 8"),
+    ),
     "adalora is done before the run": (
         toml(adapter__adalora="prune_until = 8", rounds="count = 8"),
         "adapter.adalora.prune_until: expected above warmup_rounds=1 and below rounds.count=8",

@@ -20,6 +20,7 @@ BOTH = 'adapter.lora.train="both"'
 UNIFORM = 'aggregate.weight="uniform"'
 MEDIAN = 'aggregate.robust="median"'
 PRIVATE = ('privacy.unit="client"', "privacy.epsilon=8.0", "privacy.delta=0.01", UNIFORM)
+MEANS = 'adapter.head_start="class-means"'
 SGD = 'train.optimizer="sgd"'
 
 
@@ -79,6 +80,9 @@ def test_rules_of_single_deltas_are_refused_under_secure_aggregation_with_the_re
         (["train.scaffold=true"], "train.optimizer", "sums of plain gradient steps"),
         ([SGD, "train.scaffold=true", BOTH, 'aggregate.rule="fedit"'], "train.scaffold", "without robust"),
         (['aggregate.local=["loraB"]'], "aggregate.local", "lora.B"),
+        ([MEANS, "adapter.head=false"], "adapter.head_start", "without a trained class head"),
+        ([MEANS, 'aggregate.local=["head"]'], "adapter.head_start", "no sum of class means"),
+        ([MEANS, "rounds.count=1"], "adapter.head_start", "the first one only measures"),
     ],
 )
 def test_what_cannot_work_is_refused(overrides: list[str], key: str, words: str) -> None:
@@ -98,6 +102,7 @@ BY_EXAMPLES = ('privacy.unit="example"', "privacy.epsilon=8.0", "privacy.delta=0
     [
         ([SGD, "train.scaffold=true"], "train.scaffold"),
         (['aggregate.local=["head"]'], "aggregate.local"),
+        ([MEANS], "adapter.head_start"),
         ([BOTH, "aggregate.a_round_every=2"], "aggregate.a_round_every"),
         (["aggregate.auto_rank=0.1"], "aggregate.auto_rank"),
         ([MEDIAN, UNIFORM, "aggregate.buckets=3"], "aggregate.robust"),
@@ -141,3 +146,4 @@ def test_what_can_work_is_accepted() -> None:
     load(SGD, "train.scaffold=true")
     load('aggregate.local=["head", "lora.B"]')
     load(BOTH, "aggregate.a_round_every=3", 'aggregate.server_optimizer="yogi"')
+    load(MEANS, SGD, "train.scaffold=true")

@@ -2,8 +2,10 @@
 
 import pytest
 
-from fedpeft.config.derived import invited_devices, lora_tiers, value_bits, wanted_devices
+from fedpeft.config import parse
+from fedpeft.config.derived import invited_devices, lora_tiers, value_bits, wanted_devices, with_head_start
 from fedpeft.config.model import Lora, Rounds, SecureAggregation
+from fedpeft.testing.runs import toy_run
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,32 @@ def test_over_selection_asks_for_more_as_far_as_there_are_any(over_select: float
 @pytest.mark.parametrize(("cohort", "bits"), [(1, 16), (2, 15), (3, 14), (4, 14), (5, 13), (256, 8), (257, 7)])
 def test_a_sum_takes_the_bits_of_its_cohort(cohort: int, bits: int) -> None:
     assert value_bits(SecureAggregation(bits=16), cohort) == bits
+
+
+MANY = toy_run("[rounds]\ncount = 4\n[train]\nbatch_size = 2", clients=3, labels=("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rounds.count=4",
+        "train.batch_size=3",
+        "rounds.count=3",
+        "adapter.relora={cycles=2}",
+        "adapter.head=false",
+        'aggregate.local=["head"]',
+        'task={kind="causal-lm"}',
+        'adapter.head_start="seed"',
+        'privacy={unit="example", epsilon=8.0, delta=1e-5}',
+    ],
+)
+def test_the_head_starts_from_class_means_where_a_batch_cannot_show_every_class(override: str) -> None:
+    config = parse(MANY, source="t", overrides=[override], simulation=True)
+    assert config.adapter.head_start == ("class-means" if override == "rounds.count=4" else "seed")
+
+
+def test_how_the_head_starts_waits_for_the_labels() -> None:
+    config = parse(MANY.replace('labels = ["a", "b", "c"]', ""), source="t", simulation=True)
+    assert config.adapter.head_start == "auto"
+    known = config.model_copy(update={"task": config.task.model_copy(update={"labels": ("a", "b", "c")})})
+    assert with_head_start(known).adapter.head_start == "class-means"

@@ -38,3 +38,12 @@ def test_adalora_measures_importance_until_the_choice_is_final() -> None:
 
 def test_the_round_follows_from_its_first_step() -> None:
     assert [round_of(step, 12) for step in (0, 12, 24)] == [1, 2, 3]
+
+
+def test_a_run_that_starts_from_class_means_measures_them_first_and_then_trains_as_if_that_round_had_not_been() -> None:
+    spec = spec_of(relora_A_c1=False, relora_B_c1=True, relora_B_c2=True, head=True)
+    adapter = Adapter(relora=ReLora(cycles=2, rounds_each=1), head_start="class-means")
+    due = [due_blocks(spec, adapter, round_id) for round_id in (1, 2, 3)]
+    assert due == [{"head"}, {"head", "relora.B.c1"}, {"head", "relora.B.c2"}]
+    without = spec_of(relora_A_c1=False, relora_B_c1=True, relora_B_c2=True)
+    assert due_blocks(without, adapter, 1) == {"relora.B.c1"}
