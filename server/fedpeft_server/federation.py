@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
+from fedpeft.adapter.head_start import measures_head
 from fedpeft.aggregate import ServerState, between_rounds
 from fedpeft.clock import Clock
 from fedpeft.config import RunConfig
@@ -278,7 +279,8 @@ class Federation:
         clip = self._privacy.after(task.noise, summed) if self._privacy else {}
         self._run.commit(round_id, state.to_safetensors(), {"best_loss": best_loss, **clip}, row, extra)
         self._publish("latest", state)
-        self._tell(EventKind.COMMITTED, round_id, sentence(row))
+        means = task.train and measures_head(state.spec, self._config.adapter, round_id)
+        self._tell(EventKind.COMMITTED, round_id, "class means for the head; " * means + sentence(row))
         return Progress(state=state, server=server, done=round_id, best_loss=best_loss)
 
     def _observe(self, event: Event) -> None:

@@ -75,6 +75,7 @@ methods = ["lora"]
     code = main(["simulate", "run.toml", "--no-baselines"])
     out, err = capfd.readouterr()
     assert code == 0, out + err
+    assert out.count("class means for the head") + err.count("class means for the head") == 1
     (run,) = (tmp_path / "runs").iterdir()
     assert verify_run(run) == ()
     scores = [row.accuracy for row in read_run(run).rounds]
