@@ -8,29 +8,28 @@ adapted layer are computed once and kept on disk for all cells.
 
 import csv
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from heterogeneity_cell import CLIENTS, MIXES, Cell, methods_of
 from heterogeneity_layer import Layer, class_means, train_together
+from heterogeneity_rounds import Aggregating
 
 from fedpeft.adapter import AdapterState
 from fedpeft.adapter.head_start import HEAD_BLOCK, measures_head
-from fedpeft.aggregate import Individual, RoundSums, ServerState, between_rounds, optimized, proposal, settled
-from fedpeft.aggregate.device_side import forward_state, keep_columns, rotated, rule_weight
+from fedpeft.aggregate import between_rounds
+from fedpeft.aggregate.device_side import forward_state
 from fedpeft.aggregate.factors import factor_of
 from fedpeft.base import default_store, load_model, load_tokenizer
 from fedpeft.base.store import ArtifactStore
 from fedpeft.config.adapter import Adapter, Lora
 from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.model import Task
-from fedpeft.config.rules import RULES, factors_of
+from fedpeft.config.rules import factors_of
 from fedpeft.data import EncodedDataset, encode
 from fedpeft.data.records import Records
 from fedpeft.entropy import derive_seed, generator
-from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, blocks_for
 from fedpeft.methods.blocks import HEAD
 from fedpeft.methods.lora import scale_of
@@ -134,7 +133,7 @@ class Banking:
         return [np.array(sorted(part)) for part in rows]
 
 
-class Federation:
+class Federation(Aggregating):
     """One federation of the table while it runs.
 
     Args:
@@ -147,8 +146,8 @@ class Federation:
         self.parts = banking.split(cell.alpha, cell.seed, held_out=cell.tuning)
         self.who = cell.clients or tuple(range(CLIENTS))
         self.ranks = [cell.columns * MIXES[cell.mix][client % len(MIXES[cell.mix])] for client in range(CLIENTS)]
-        self.aggregate = Aggregate.model_validate({"rule": cell.rule, **cell.options})
-        self.state, self.server = banking.initial, ServerState()
+        rule = Aggregate.model_validate({"rule": cell.rule, **cell.options})
+        super().__init__(rule, banking.initial, self.ranks, list(map(len, self.parts)), self.who, seed=cell.seed)
         everything = banking.sets["train"]
         local = {
             client: EncodedDataset(
@@ -165,7 +164,7 @@ class Federation:
         self.classes = len(banking.task.labels)
         shifts = [label_offset(own, self.classes, strength=cell.prior) for own in local.values()] if cell.prior else []
         self.offsets = torch.stack(shifts) if shifts else None
-        self.spent, self.sent = 0.0, 0
+        self.spent = 0.0
 
     def run(self) -> dict[str, object]:
         """All rounds, then the result."""
@@ -184,22 +183,22 @@ class Federation:
         heads = class_means(self.banking.layer, self.state, rows, self.banking.labels, self.classes)
         self.spent += time.process_time() - began
         self.sent += sum(head.nbytes for head in heads)
-        weights = [self._weight(client, {HEAD_BLOCK: head}) for client, head in zip(self.who, heads, strict=True)]
+        weights = [self.weight(client, {HEAD_BLOCK: head}) for client, head in zip(self.who, heads, strict=True)]
         mean = np.average(np.asarray(heads, np.float64), axis=0, weights=weights)
         summed = self.state.replace({HEAD_BLOCK: mean.astype(np.float32)})
         self.state = between_rounds(summed, self.banking.union.adapter, round_id)
 
     def train(self, round_id: int) -> None:
         """Every client's steps, and the rule."""
-        cell, aggregate, spec = self.cell, self.aggregate, self.state.spec
-        factors = factors_of(aggregate.rule, round_id, a_round_every=aggregate.a_round_every)
+        cell, spec = self.cell, self.state.spec
+        factors = factors_of(self.rule.rule, round_id, a_round_every=self.rule.a_round_every)
         owns, given = [], []
         for client in self.who:
             methods, rank = methods_of(cell, client, self.ranks[client])
             # LoRA-A2 trains every column and keeps as many as the rank pays for.
             blocks = blocks_for(spec, methods=methods, rank=None if cell.rule == "lora-a2" else rank, head=True)
             owns.append([b for b in blocks if not factor_of(b) or factor_of(b) in factors])
-            given.append(forward_state(aggregate, self.state, rank if "lora" in methods else 0))
+            given.append(forward_state(self.rule, self.state, rank if "lora" in methods else 0))
         factor = 0.5 * (1 + np.cos(np.pi * (round_id - 1) / cell.rounds))
         head_rate = cell.head_learning_rate or cell.learning_rate
         began = time.process_time()
@@ -219,38 +218,7 @@ class Federation:
             },
         )
         self.spent += time.process_time() - began
-        self._aggregate(round_id, trained)
-
-    def _aggregate(self, round_id: int, trained: Sequence[Mapping[BlockId, np.ndarray]]) -> None:
-        aggregate, state = self.aggregate, self.state
-        sums: dict[BlockId, np.ndarray] = {}
-        owner_weights: dict[BlockId, float] = {}
-        individuals, total = [], 0.0
-        for client, after in zip(self.who, trained, strict=True):
-            deltas = {block_id: values - state[block_id] for block_id, values in after.items()}
-            self.sent += 4 * sum(delta.size for delta in deltas.values())
-            if aggregate.rule == "fedrot":
-                deltas = rotated(state, deltas)
-            if aggregate.rule == "lora-a2":
-                deltas = keep_columns(state.spec, state, deltas, self.ranks[client])
-            weight = self._weight(client, deltas)
-            total += weight
-            for block_id, delta in deltas.items():
-                sums[block_id] = sums.get(block_id, 0.0) + weight * delta.astype(np.float64)
-                owner_weights[block_id] = owner_weights.get(block_id, 0.0) + weight
-            if RULES[aggregate.rule].individual:
-                exact = {block_id: delta.astype(np.float64) for block_id, delta in deltas.items()}
-                individuals.append(Individual(weight=weight, deltas=exact))
-        together = RoundSums(sums=sums, total_weight=total, owner_weights=owner_weights, individuals=tuple(individuals))
-        moved, self.server = optimized(aggregate, state, proposal(aggregate, state, together), self.server)
-        self.state = settled(aggregate, moved, round_id=round_id, seed=self.cell.seed)
-
-    def _weight(self, client: int, deltas: Mapping[BlockId, np.ndarray]) -> float:
-        """A device's weight: the rule's own, or uniform, or by examples."""
-        own = rule_weight(self.aggregate, self.state, deltas)
-        if own is not None:
-            return own
-        return 1.0 if self.aggregate.weight == "uniform" else len(self.parts[client]) / self.aggregate.max_weight
+        self.aggregate(round_id, trained)
 
     def result(self) -> dict[str, object]:
         """Accuracy on the test set, expected accuracy of the worst client, bytes and device seconds."""
