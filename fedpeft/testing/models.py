@@ -15,10 +15,10 @@ __all__ = ["class_examples", "save_tiny", "tiny_bert", "tiny_llama", "token_exam
 VOCABULARY = 120
 
 
-def tiny_bert(*, layers: int = 3, classes: int = 3, seed: int = 0) -> nn.Module:
+def tiny_bert(*, layers: int = 3, classes: int = 3, seed: int = 0, vocabulary: int = VOCABULARY) -> nn.Module:
     """A BERT classifier of width 32 without dropout; its weights depend on ``seed`` only."""
     config = BertConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=32,
         num_hidden_layers=layers,
         num_attention_heads=4,
