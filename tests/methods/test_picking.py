@@ -14,7 +14,8 @@ from fedpeft.methods.diffpruning import DiffPart
 from fedpeft.methods.fish import FishPart
 from fedpeft.methods.graft import grafts_of
 from fedpeft.testing.models import class_examples, tiny_bert
-from fedpeft.tuning import LocalPlan, train
+from fedpeft.testing.plans import plan_for
+from fedpeft.tuning import train
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.stages import Stages
 
@@ -25,14 +26,7 @@ X = torch.randn((2, 5, 32), generator=torch.Generator().manual_seed(3))
 
 
 def one_round(union, round_id, steps=3):
-    plan = LocalPlan(
-        steps=steps,
-        batch_size=8,
-        optimizer="adamw",
-        learning_rates=dict.fromkeys(due_blocks(union.spec, union.adapter, round_id), 0.05),
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-    )
+    plan = plan_for(due_blocks(union.spec, union.adapter, round_id), steps=steps, rate=0.05)
     train(union, class_examples(24), plan, seed=0, first_step=(round_id - 1) * steps)
     union.load(between_rounds(union.state(), union.adapter, round_id))
 
@@ -90,15 +84,7 @@ def test_pruning_keeps_the_largest_changes_and_then_only_they_move():
 
 def test_the_fisher_information_is_the_mean_squared_gradient_of_each_example():
     union, examples = attach(tiny_bert(), Adapter(fish=Fish(), head=False), seed=0), class_examples(8)
-    plan = LocalPlan(
-        steps=1,
-        batch_size=8,
-        optimizer="adamw",
-        learning_rates={BlockId("fish.fisher"): 0.1},
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-    )
-    train(union, examples, plan, seed=0)
+    train(union, examples, plan_for([BlockId("fish.fisher")], steps=1, rate=0.1), seed=0)
     found = {path: part.fisher.detach() for path, part in grafts_of(union.model, FishPart).items()}
 
     plain = attach(tiny_bert(), Adapter(head=True), seed=0)
