@@ -22,13 +22,12 @@ import subprocess
 import sys
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 
 from methods_one import measure, predicted_mb, table_rows
+from methods_table import RESULTS, lines_of
 
 from fedpeft.config.model import MethodName
 
-RESULTS = Path(__file__).parent / "results" / "methods.json"
 LORA = {"lora": {"rank": 8, "tiers": [8]}}
 EVERY_MATRIX = {"lora": {"rank": 8, "tiers": [8], "targets": ["q", "k", "v", "o", "up", "down", "gate"]}}
 NF4 = {"residency": "quantized", "quantize": "nf4"}
@@ -164,29 +163,6 @@ def summary(known: Mapping[str, Measured]) -> Measured:
 def ratio(values: Mapping[str, float], one: str, other: str) -> float | None:
     """Of two measurements, if both were taken."""
     return round(values[one] / values[other], 3) if one in values and other in values else None
-
-
-def lines_of(known: Mapping[str, Measured]) -> list[str]:
-    """The tables, in Markdown: a line each training, time and memory beside full fine-tuning's of the same table."""
-    lines = [f"| {name} | FAILED: {found['failed']} |" for name, found in known.items() if "failed" in found]
-    for table, settings in TABLES.items():
-        full = known.get(f"{table.split()[0]}: full")
-        rows = {name: found for name, found in known.items() if name.startswith(f"{table}: ") and "step_s" in found}
-        if not full or not rows:
-            continue
-        scale = "perplexity" if settings["base"] == "smollm" else "accuracy"
-        lines += [
-            f"| {table} | {scale} | loss | step | peak memory | trained | kB up |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        ]
-        for name, found in rows.items():
-            score = f"{found['ppl']:.2f}" if scale == "perplexity" else f"{found['accuracy']:.1%}"
-            lines.append(
-                f"| {name.partition(': ')[2]} | {score} | {found['loss']:.3f} "
-                f"| {found['step_s'] / full['step_s']:.2f} | {found['peak_mb'] / full['peak_mb']:.2f} "
-                f"| {found['trained']:,} | {found['bytes_up'] / 1e3:,.0f} |"
-            )
-    return lines
 
 
 def keep(known: Mapping[str, Measured], quick: bool) -> None:

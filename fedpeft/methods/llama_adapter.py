@@ -17,7 +17,6 @@ from fedpeft.methods.attention import Scene, graft_attention
 from fedpeft.methods.block import Block
 from fedpeft.methods.graft import device_of
 from fedpeft.methods.lora import width_of
-from fedpeft.methods.prefix import split_heads
 from fedpeft.methods.start import drawn
 
 __all__ = ["LLAMA_ADAPTER", "GatedPrompt", "attach_llama_adapter"]
@@ -45,14 +44,18 @@ class GatedPrompt(nn.Module):
 
     def after(self, host: nn.Module, scene: Scene, mixed: Tensor) -> Tensor:
         """The mixture and the gated attention to the prompt."""
-        groups = scene.query.shape[1] // scene.key.shape[1]
+        examples, groups = len(scene.query), scene.query.shape[1] // scene.key.shape[1]
+        # Once for each example, although all are alike: other methods sit on these matrices, and what they measure
+        # example by example (DP-SGD's gradients, FISH's information) needs the examples in the first dimension.
+        prompts = self.prompt.to(scene.query.dtype).expand(examples, -1, -1)
         key, value = (
-            split_heads(host.get_submodule(name)(self.prompt.to(scene.query.dtype)), scene).repeat_interleave(
-                groups, dim=0
-            )
+            host.get_submodule(name)(prompts)
+            .view(examples, len(self.prompt), *scene.key.shape[1::2])
+            .transpose(1, 2)
+            .repeat_interleave(groups, dim=1)
             for name in (self.key, self.value)
-        )  # (h, p, d)
-        scores = scene.query @ key.transpose(1, 2) / scene.query.shape[-1] ** 0.5  # (b, h, s, p)
+        )  # (b, h, p, d)
+        scores = scene.query @ key.transpose(2, 3) / scene.query.shape[-1] ** 0.5  # (b, h, s, p)
         return mixed + (self.gate * (torch.softmax(scores.float(), dim=-1) @ value)).to(mixed.dtype)
 
 
