@@ -6,7 +6,7 @@ Quick: every method on a tiny encoder and decoder (starts as the base, moves all
 falls), and LoRA on MiniLM 8 x 128 against transformers.Trainer with peft. Bars: and peak memory of SmolLM2 8 x 128 in
 nine configurations beside what the planner predicts, and the activation cache. Full: and a table of all methods on the
 airline tweets (MiniLM, int8 and NF4) and on docstrings (SmolLM2): what is learnt in the same few steps of one rate, no
-method tuned. Timing: the two ratios of time anew, a few minutes on a quiet machine.
+method tuned, the class head trained by all. Timing: the two ratios of time anew, a few minutes on a quiet machine.
 
 Resumable: what is in benchmarks/results/methods.json is not measured again, but for a failure. Times are CPU seconds of
 one thread; memory is the process's peak. The last line is JSON: ``methods_passed``, ``methods_failed``,
@@ -22,13 +22,12 @@ import subprocess
 import sys
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 
 from methods_one import measure, predicted_mb, table_rows
+from methods_table import RESULTS, lines_of
 
 from fedpeft.config.model import MethodName
 
-RESULTS = Path(__file__).parent / "results" / "methods.json"
 LORA = {"lora": {"rank": 8, "tiers": [8]}}
 EVERY_MATRIX = {"lora": {"rank": 8, "tiers": [8], "targets": ["q", "k", "v", "o", "up", "down", "gate"]}}
 NF4 = {"residency": "quantized", "quantize": "nf4"}
@@ -46,6 +45,7 @@ MEMORY = {
 }
 TABLES = {
     "airlines": {"base": "minilm", "quantize": "int8", "residency": "dense", "steps": 40, "batch": 8, "length": 64},
+    "docstrings": {"base": "smollm", "quantize": "", "residency": "dense", "steps": 8, "batch": 4, "length": 64},
     "airlines nf4": {
         "base": "minilm",
         "quantize": "nf4",
@@ -54,7 +54,6 @@ TABLES = {
         "batch": 8,
         "length": 64,
     },
-    "docstrings": {"base": "smollm", "quantize": "", "residency": "dense", "steps": 8, "batch": 4, "length": 64},
 }
 ON_NF4 = ("lora", "dora", "qalora", "ia3", "layernorm", "bottleneck", "p_tuning_v2")
 Measured = dict[str, typing.Any]
@@ -99,12 +98,16 @@ def main() -> None:
 
 def fill(table: str, known: dict[str, Measured]) -> None:
     """Measure the rows of a table that are not known."""
-    names = ON_NF4 if TABLES[table]["quantize"] == "nf4" else (None, *typing.get_args(MethodName))
-    runs = {
-        f"{table}: {method or 'full'}": None if method is None else {method: settings_of(method)} for method in names
-    }
+    # AdapterFusion is left out: over adapters of no earlier run it learns nothing.
+    every: tuple[str, ...] = tuple(name for name in typing.get_args(MethodName) if name != "fusion")
+    if TABLES[table]["quantize"] == "nf4":
+        names = ON_NF4
+    elif TABLES[table]["base"] == "minilm":
+        names = ("full", "head", *every)
+    else:
+        names = ("full", *(name for name in every if name != "bitfit"))  # which is refused: no biases
+    runs: Measured = {f"{table}: {name}": adapter_of(name) for name in names}
     missing = {name: run for name, run in runs.items() if name not in known}
-    missing.pop("docstrings: bitfit", None)  # refused: no biases
     if not missing:
         return
     line = [sys.executable, __file__, "--rows", json.dumps({"table": table, "runs": missing})]
@@ -115,10 +118,10 @@ def fill(table: str, known: dict[str, Measured]) -> None:
             keep(known, False)
 
 
-def settings_of(method: str) -> Measured:
-    """What does not fit a short run by default: schedules that end within it."""
+def adapter_of(row: str) -> Measured | None:
+    """The adapter of a table's row, its defaults but for schedules that must end within a short run; None: full."""
     short = {"lora": LORA["lora"], "adalora": {"prune_until": 2, "warmup_rounds": 0}, "diffpruning": {"prune_round": 2}}
-    return short.get(method, {})
+    return {"full": None, "head": {}}.get(row, {row: short.get(row, {})})
 
 
 def in_own_process(settings: Measured) -> Measured:
@@ -164,29 +167,6 @@ def summary(known: Mapping[str, Measured]) -> Measured:
 def ratio(values: Mapping[str, float], one: str, other: str) -> float | None:
     """Of two measurements, if both were taken."""
     return round(values[one] / values[other], 3) if one in values and other in values else None
-
-
-def lines_of(known: Mapping[str, Measured]) -> list[str]:
-    """The tables, in Markdown: a line each training, time and memory beside full fine-tuning's of the same table."""
-    lines = [f"| {name} | FAILED: {found['failed']} |" for name, found in known.items() if "failed" in found]
-    for table, settings in TABLES.items():
-        full = known.get(f"{table.split()[0]}: full")
-        rows = {name: found for name, found in known.items() if name.startswith(f"{table}: ") and "step_s" in found}
-        if not full or not rows:
-            continue
-        scale = "perplexity" if settings["base"] == "smollm" else "accuracy"
-        lines += [
-            f"| {table} | {scale} | loss | step | peak memory | trained | kB up |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        ]
-        for name, found in rows.items():
-            score = f"{found['ppl']:.2f}" if scale == "perplexity" else f"{found['accuracy']:.1%}"
-            lines.append(
-                f"| {name.partition(': ')[2]} | {score} | {found['loss']:.3f} "
-                f"| {found['step_s'] / full['step_s']:.2f} | {found['peak_mb'] / full['peak_mb']:.2f} "
-                f"| {found['trained']:,} | {found['bytes_up'] / 1e3:,.0f} |"
-            )
-    return lines
 
 
 def keep(known: Mapping[str, Measured], quick: bool) -> None:

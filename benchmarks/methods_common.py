@@ -34,7 +34,7 @@ def full_training(
     held_out: EncodedDataset | None,
     *,
     steps: int,
-    batch: int,
+    batch_size: int,
     rate: float,
     falling: bool = False,
 ) -> Settings:
@@ -50,7 +50,11 @@ def full_training(
         parameter.data = parameter.data.clone()  # memory-mapped weights are read-only
         parameter.requires_grad_()
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
-    stages, stream, ends = Stages(union), training_stream(examples, batch_size=batch, seed=0), [time.process_time()]
+    stages, stream, ends = (
+        Stages(union),
+        training_stream(examples, batch_size=batch_size, seed=0),
+        [time.process_time()],
+    )
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - step / steps) if falling else rate

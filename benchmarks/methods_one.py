@@ -35,7 +35,7 @@ from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, due_blocks
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
-from fedpeft.testing.plans import plan_for
+from fedpeft.testing.plans import plan_for, trainable
 from fedpeft.tuning import ActivationCache, evaluate, train
 
 ROUNDS = 4
@@ -130,8 +130,7 @@ def against_trainer(settings: Settings) -> Settings:
     ids = tuple(draw.integers(1000, 20000, 128).astype(np.int32) for _ in range(8 * (steps + 1)))
     examples = EncodedDataset(input_ids=ids, labels=np.arange(len(ids), dtype=np.int64) % 3, truncated=0)
     union = attach(loaded(artifact, labels, "dense"), Adapter(lora=Lora(rank=8, tiers=(8,))), seed=0)
-    blocks = [block.block_id for block in union.spec.blocks if block.trainable]
-    ours = step_times(union, examples, plan_for(blocks, steps=steps + 1, batch_size=8, rate=1e-3), None)[1:]
+    ours = step_times(union, examples, plan_for(trainable(union), steps=steps + 1, batch_size=8, rate=1e-3), None)[1:]
     theirs = {
         dropout: trainer_times(loaded(artifact, labels, "dense"), examples, steps + 1, dropout)[1:]
         for dropout in (0.1, 0.0)
@@ -199,8 +198,8 @@ def peak_of_training(settings: Settings) -> Settings:
     union = attach(model, adapter, seed=0)
     cached = bool(settings.get("cached"))
     cache = ActivationCache.for_training(examples, batch_size=batch, seed=0, max_bytes=2**30) if cached else None
-    blocks = [block.block_id for block in union.spec.blocks if block.trainable]
-    plan = plan_for(blocks, steps=steps, batch_size=batch, rate=1e-3, checkpointing=bool(settings.get("checkpointing")))
+    again = bool(settings.get("checkpointing"))
+    plan = plan_for(trainable(union), steps=steps, batch_size=batch, rate=1e-3, checkpointing=again)
     times = step_times(union, examples, plan, cache)
     return {"step_s": min(times[1:]), "peak_mb": peak_mb()}
 
@@ -282,10 +281,10 @@ def cached_against_all(_: Settings) -> Settings:
     found: Settings = {}
     for name, layers, cached in (("all", "all", False), ("top", 6, False), ("cached", 6, True)):
         union = attach(loaded(artifact, (), "dense"), Adapter(layers=layers, lora=Lora(rank=8, tiers=(8,))), seed=0)
-        blocks = [block.block_id for block in union.spec.blocks if block.trainable]
         cache = ActivationCache.for_training(few, batch_size=8, seed=0, max_bytes=2**30) if cached else None
         losses: list[float] = []
-        times = step_times(union, few, plan_for(blocks, steps=5, batch_size=8, rate=1e-3), cache, losses=losses)
+        plan = plan_for(trainable(union), steps=5, batch_size=8, rate=1e-3)
+        times = step_times(union, few, plan, cache, losses=losses)
         found[name] = {"step_s": statistics.median(times[2:]), "losses": losses}
     apart = [abs(a - b) for a, b in zip(found["top"]["losses"], found["cached"]["losses"], strict=True)]
     ratio = found["cached"]["step_s"] / found["all"]["step_s"]

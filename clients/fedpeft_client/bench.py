@@ -47,6 +47,7 @@ class Bench:
         accelerator: ``cpu`` or ``cuda``.
 
     Attributes:
+        residency: as given.
         tokenizing: held while the tokenizer is used. A fast tokenizer keeps truncation as state of its own: two
             threads at once would cut each other's texts, and a run would not repeat.
     """
@@ -54,7 +55,8 @@ class Bench:
     def __init__(
         self, store: ArtifactStore, *, places: int = 1, residency: Residency = "auto", accelerator: str = "cpu"
     ) -> None:
-        self._store, self._places, self._residency, self._accelerator = store, places, residency, accelerator
+        self._store, self._places, self._accelerator = store, places, accelerator
+        self.residency: Residency = residency
         self._lock = threading.Lock()
         self.tokenizing = threading.Lock()
         self._key = ""
@@ -121,7 +123,7 @@ class Bench:
             task=plan.task.kind,
             labels=plan.task.labels,
             head_seed=derive_seed(plan.seed, "head"),
-            residency=chosen_residency(artifact, self._residency),
+            residency=chosen_residency(artifact, self.residency),
         )
         union = attach(model.to(device), plan.adapter, seed=plan.seed)
         check_positions(model, plan.task.max_length)

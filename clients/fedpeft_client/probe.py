@@ -74,6 +74,8 @@ def _train(
         learning_rates=rates,
         weight_decay=0.0,
         max_grad_norm=1.0,
+        micro_batch=workload.micro_batch,
+        checkpointing=workload.checkpointing,
     )
     ends = [time.process_time()]
     train(union, examples, plan, seed=0, cache=cache, progress=lambda *_: ends.append(time.process_time()))

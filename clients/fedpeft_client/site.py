@@ -32,7 +32,7 @@ class SiteData(Section):
 class SiteLimits(MemoryUse):
     """What this device lends to a run."""
 
-    methods: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["auto"] = Field(
+    methods: Annotated[tuple[MethodName, ...], Field(min_length=1)] | Literal["auto"] = Field(
         default="auto", description='What it trains, of the run\'s methods; "auto": the most that the planner fits.'
     )
     rank: int | None = Field(default=None, ge=1, description="For lora: a tier at which it stops; none: the full rank.")
@@ -51,7 +51,7 @@ class SitePolicy(Section):
     """What this site demands of a run."""
 
     allow_bases: tuple[str, ...] = Field(default=(), description="Digests of bases (`sha256:...`); empty: any.")
-    allow_methods: tuple[str, ...] = Field(default=(), description="PEFT methods it trains; empty: any.")
+    allow_methods: tuple[MethodName, ...] = Field(default=(), description="PEFT methods it trains; empty: any.")
     allow_fast: bool = Field(default=False, description="Whether the secure sum may drop its consistency round.")
     min_cohort: int = Field(default=3, ge=3, description="Fewer organisations in a sum are refused.")
     min_examples: int = Field(default=1, ge=1, description="With fewer examples of its own it takes no part.")

@@ -17,7 +17,7 @@ from fedpeft.privacy import SampledRelease
 from fedpeft.round.local import DeviceStore, LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
-from fedpeft_client.bench import Bench
+from fedpeft_client.bench import Bench, Residency
 from fedpeft_client.examples import Examples, cacheable_examples
 from fedpeft_client.site import Site, methods_of
 from fedpeft_client.trainer import Capacity, TorchTrainer
@@ -41,7 +41,7 @@ class SiteTrainer:
     ) -> None:
         self._device, self._site, self._bases, self._clock = device, site, bases, clock
         self._memory = memory
-        self._bench = Bench(bases, residency=site.limits.residency, accelerator=site.limits.accelerator)
+        self._bench = self._new_bench(site.limits.residency)
         self._trainer: tuple[str, TorchTrainer] | None = None
 
     @property
@@ -55,6 +55,7 @@ class SiteTrainer:
     def spec(self, plan: LearningPlan) -> AdapterSpec:
         """See ``Trainer``."""
         self._site.permit(plan, now=self._clock.utc().astimezone())
+        self._for(plan)  # before the base is loaded: the planner may say whether it stays packed
         return self._bench.spec(plan)
 
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
@@ -83,7 +84,9 @@ class SiteTrainer:
             raise PolicyRefused(f"Expected {policy.min_examples} examples or more on this device, found fewer.")
         # As in the simulation: the run's seed decides the split, so a device has the same one in every round.
         train, held_out = split_holdout(records, data.holdout, derive_seed(plan.seed, "holdout"))
-        capacity = self._capacity(plan, held_out=len(held_out), train=len(train))
+        capacity, residency = self._choice(plan, held_out=len(held_out), train=len(train))
+        if residency != self._bench.residency:
+            self._bench = self._new_bench(residency)
         examples = Examples(
             self._device, bench=self._bench, train=train, held_out=held_out, cache_mb=self._site.limits.cache_mb
         )
@@ -96,12 +99,16 @@ class SiteTrainer:
             memory=self._memory,
         )
 
-    def _capacity(self, run: LearningPlan, *, held_out: int, train: int) -> Capacity:
-        """What the site says, or what the planner finds to fit this machine."""
+    def _new_bench(self, residency: Residency) -> Bench:
+        return Bench(self._bases, residency=residency, accelerator=self._site.limits.accelerator)
+
+    def _choice(self, run: LearningPlan, *, held_out: int, train: int) -> tuple[Capacity, Residency]:
+        """What to train and how the base is held: as the site says, or what the planner finds to fit this machine."""
         limits = self._site.limits
         offered = self._site.trained(methods_of(run.adapter))
         if limits.methods != "auto":
-            return Capacity(methods=offered, rank=limits.rank if "lora" in offered else None, head=limits.head)
+            rank = limits.rank if "lora" in offered else None
+            return Capacity(methods=offered, rank=rank, head=limits.head), limits.residency
         shape = shape_of(self._bases.get(run.base))
         rounds = Rounds()
         like = Workload(
@@ -113,13 +120,17 @@ class SiteTrainer:
             length=run.task.max_length,
             local_steps=run.train.local_steps,
             eval_examples=min(held_out, rounds.eval_examples),
+            micro_batch=limits.micro_batch,
             cached_examples=min(cacheable_examples(run.task.max_length, shape.hidden, limits.cache_mb), train),
         )
         profile = probe().lending(limits.ram_mb)
         workloads = tuple(
             choice
             for choice in menu_of(shape, run.adapter, like)
-            if set(choice.methods) <= set(offered) and (choice.rank or 0) <= (limits.rank or 1024)
+            if set(choice.methods) <= set(offered)
+            and (choice.rank or 0) <= (limits.rank or 1024)
+            and limits.residency in ("auto", choice.residency)
+            and (choice.checkpointing or not (limits.checkpointing and choice.methods))
         )
         chosen = plan(
             profile,
@@ -130,4 +141,4 @@ class SiteTrainer:
             ),
             Menu(shape=shape, workloads=workloads),
         )
-        return Capacity.of(chosen)
+        return Capacity.of(chosen), chosen.workload.residency

@@ -26,7 +26,7 @@ def inspect(folder: Path) -> None:
 
 @command.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--rank", type=click.IntRange(1), help="Cut LoRA to this rank, for devices that cannot run more.")
+@click.option("--rank", type=click.IntRange(1), help="Cut LoRA and DyLoRA to this rank, for devices that run no more.")
 @click.option(
     "--method", "methods", multiple=True, metavar="NAME", help="Keep this method; the head stays. Repeatable."
 )

@@ -77,6 +77,7 @@ def list_(model: str | None, labels: int, batch_size: int, length: int, store: P
         click.echo(f"{name}: {row.title}, {row.paper}")
         click.echo(f"  {row.formula}; {row.attaches}")
         click.echo(f"  secure sum {row.summed}")
+        click.echo(f"  example-level privacy {row.example_dp}")
         click.echo(f"  export {row.export}; runs in {', '.join(row.served_by) or 'fedpeft'}")
         if name in costs:
             click.echo(f"  predicted {_cost_text(costs[name])}")

@@ -1,6 +1,6 @@
 """How much memory and time training takes on a device, before it is tried.
 
-Memory (bytes; T = batch * length tokens; research/methods.md, refitted to this training loop):
+Memory (bytes; T = tokens of a micro-batch, or of the batch; research/methods.md, refitted to this training loop):
 
     process + base + adapter + workspace + max(training, evaluation)
     training   = 4 T (heap backbone + methods + 3 I + 4 H) + chunk of logits + unpacked
@@ -189,10 +189,10 @@ def calibrate(shape: BaseShape, workload: Workload, profile: DeviceProfile, meas
 def _training_bytes(shape: BaseShape, workload: Workload) -> int:
     backbone, methods = kept_floats(shape, workload)
     heap = 1.0 if workload.checkpointing else HEAP[shape.family]
-    kept = 4 * workload.batch_size * tokens_of(shape, workload) * (heap * backbone + methods)
-    logits = 0 if workload.classes else 4 * workload.batch_size * tokens_of(shape, workload) * shape.vocabulary
+    kept = 4 * workload.at_once * tokens_of(shape, workload) * (heap * backbone + methods)
+    logits = 0 if workload.classes else 4 * workload.at_once * tokens_of(shape, workload) * shape.vocabulary
     loss = min(LOSS_CHUNK_BYTES, logits)
-    return round(kept) + _forward_bytes(shape, workload, workload.batch_size) + loss
+    return round(kept) + _forward_bytes(shape, workload, workload.at_once) + loss
 
 
 def _forward_bytes(shape: BaseShape, workload: Workload, batch_size: int) -> int:

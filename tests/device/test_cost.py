@@ -62,6 +62,13 @@ def test_a_cache_saves_the_layers_below():
     assert cost(top, cached_examples=64).step_s < 0.5 * cost(top).step_s < 0.5 * cost().step_s
 
 
+def test_micro_batches_need_the_memory_of_their_size_and_the_time_of_the_whole_batch():
+    whole, parts = cost(batch_size=32), cost(batch_size=32, micro_batch=8)
+    assert parts.peak_bytes == cost(batch_size=8).peak_bytes < whole.peak_bytes
+    assert parts.step_s == whole.step_s
+    assert cost(batch_size=8, micro_batch=32) == cost(batch_size=8)
+
+
 def test_a_faster_core_is_faster_and_needs_as_much():
     fast = estimate(MINILM, WORK, replace(REFERENCE, gemm_rate=2 * REFERENCE.gemm_rate))
     assert fast.step_s < cost().step_s

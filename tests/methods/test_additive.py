@@ -8,9 +8,9 @@ from torch import nn
 from fedpeft.adapter import AdapterState
 from fedpeft.config.model import Adapter
 from fedpeft.methods import UnionAdapter, attach
-from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
+from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
 from fedpeft.testing.packed import pack
-from fedpeft.testing.plans import plan_for
+from fedpeft.testing.plans import plan_for, trainable
 from fedpeft.tuning import evaluate, train
 
 pytestmark = pytest.mark.torch
@@ -42,13 +42,8 @@ def adapter_of(method: str, **rest: object) -> Adapter:
     return Adapter.model_validate({method: METHODS[method], "head": False, **rest})
 
 
-def examples_of(build):
-    return class_examples(24) if build is tiny_bert else token_examples(24)
-
-
 def trained(union: UnionAdapter, examples, *, steps: int = 6, progress=None):
-    blocks = [block.block_id for block in union.spec.blocks if block.trainable]
-    return train(union, examples, plan_for(blocks, steps=steps, rate=1e-2), seed=0, progress=progress)
+    return train(union, examples, plan_for(trainable(union), steps=steps, rate=1e-2), seed=0, progress=progress)
 
 
 def disturbed(union: UnionAdapter) -> AdapterState:
@@ -80,7 +75,7 @@ def test_training_moves_every_trainable_parameter_and_no_frozen_one(build, metho
     union = attach(base, adapter_of(method), seed=0)
     before = {name: parameter.detach().clone() for name, parameter in union.model.named_parameters()}
     own = {t.name for block in union.spec.blocks if block.trainable for t in block.tensors}
-    examples = examples_of(build)
+    examples = examples_for(build, 24)
     start = evaluate(union, examples, limit=0, batch_size=8).loss_sum
     trained(union, examples)
     assert evaluate(union, examples, limit=0, batch_size=8).loss_sum < start
@@ -91,7 +86,7 @@ def test_training_moves_every_trainable_parameter_and_no_frozen_one(build, metho
 @EACH
 @BOTH
 def test_evaluating_between_the_steps_changes_nothing(build, method):
-    examples, states = examples_of(build), []
+    examples, states = examples_for(build, 24), []
     for evaluates in (True, False):
         union = attach(build(), adapter_of(method), seed=0)
         watch = lambda *_, union=union: evaluate(union, examples, limit=8, batch_size=8)  # noqa: E731

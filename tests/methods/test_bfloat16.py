@@ -10,7 +10,7 @@ import torch
 from fedpeft.config.model import Adapter, Lora, MethodName
 from fedpeft.errors import ConfigInvalid
 from fedpeft.methods import attach, due_blocks, export_peft
-from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
+from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
 from fedpeft.testing.packed import pack
 from fedpeft.testing.plans import plan_for
 from fedpeft.tuning import evaluate, train
@@ -27,7 +27,7 @@ def adapter_of(method: str, dtype: str) -> Adapter:
 @pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
 @pytest.mark.parametrize("method", typing.get_args(MethodName))
 def test_every_method_trains_in_bfloat16_near_float32_on_a_packed_base(method, build):
-    examples = class_examples(24) if build is tiny_bert else token_examples(24)
+    examples = examples_for(build, 24)
     losses = {}
     for dtype in ("float32", "bfloat16"):
         try:

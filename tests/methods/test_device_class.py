@@ -6,10 +6,12 @@ import torch
 
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate.factors import read_factors
-from fedpeft.config.model import Adapter, BitFit, Ia3, Lora
+from fedpeft.config.model import Adapter, BitFit, DyLora, Ia3, Lora
 from fedpeft.errors import ConfigInvalid
 from fedpeft.methods import attach
 from fedpeft.methods.device_class import class_adapter, class_state
+from fedpeft.methods.dylora import DyLoraPart
+from fedpeft.methods.graft import grafts_of
 from fedpeft.testing.models import tiny_bert
 
 pytestmark = pytest.mark.torch
@@ -59,6 +61,20 @@ def test_a_lower_rank_keeps_the_nearest_product_of_that_rank(union):
         singular = np.linalg.svd(dense, compute_uv=False)
         gap = np.linalg.norm(dense - own_scale * kept[path].up @ kept[path].down)
         assert gap == pytest.approx(np.linalg.norm(singular[2:]), rel=1e-4)
+
+
+def test_dylora_is_cut_to_its_first_ranks_which_are_what_it_trained():
+    adapter = Adapter(dylora=DyLora(rank=6), bitfit=BitFit())
+    whole = attach(tiny_bert(), adapter, seed=1)
+    draw, start = np.random.Generator(np.random.Philox(2)), whole.initial_state()
+    whole.load(start.replace({b: v + 0.2 * draw.standard_normal(v.size, np.float32) for b, v in start.items()}))
+    part = attach(tiny_bert(), class_adapter(adapter, rank=2, methods=None), seed=9)
+    part.load(class_state(whole.state(), part.initial_state()))
+    assert part.adapter.dylora.rank == 2
+    assert not torch.allclose(logits(part), logits(whole), atol=1e-3)
+    for module in grafts_of(whole.model, DyLoraPart).values():
+        module.active = 2  # as in a step that drew rank 2
+    assert torch.equal(logits(part), logits(whole))
 
 
 def test_methods_that_are_left_out_have_no_block_and_the_others_keep_their_values(union):

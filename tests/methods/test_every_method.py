@@ -1,4 +1,4 @@
-"""What every method that changes matrices must do: encoder and decoder, on dense and packed bases."""
+"""What every method that changes matrices, gains or biases must do: encoder and decoder, on dense and packed bases."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from fedpeft.config.check_privacy import MEASURING_METHODS
 from fedpeft.methods import attach, due_blocks
 from fedpeft.methods.lora import LoraPart
 from fedpeft.methods.stepped import SteppedPart
-from fedpeft.testing.methods import CASES, on_base, rows_and_columns
-from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
+from fedpeft.testing.methods import CASES, PAIRS, on_base, sizes_of
+from fedpeft.testing.models import class_examples, examples_for, tiny_bert
 from fedpeft.testing.plans import plan_for
 from fedpeft.tuning import evaluate, train
 from fedpeft_client.site import methods_of
@@ -23,7 +23,7 @@ INPUTS = {
     "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
 }
 METHODS = pytest.mark.parametrize("method", CASES)
-MODELS = pytest.mark.parametrize("build", [tiny_bert, tiny_llama], ids=["encoder", "decoder"])
+ON_MODELS = pytest.mark.parametrize(("method", "build"), PAIRS)
 BASES = pytest.mark.parametrize("base", ["plain", "int8", "nf4"])
 STEPS = 4
 
@@ -31,10 +31,6 @@ STEPS = 4
 def logits(model):
     with torch.no_grad():
         return model(**INPUTS).logits
-
-
-def examples_for(build):
-    return token_examples(24) if build is tiny_llama else class_examples(24)
 
 
 def trained(union, examples, rounds=1, steps=STEPS, progress=None):
@@ -49,11 +45,10 @@ def trained(union, examples, rounds=1, steps=STEPS, progress=None):
         union.load(between_rounds(union.state(), union.adapter, round_id))
 
 
-@METHODS
-@MODELS
+@ON_MODELS
 @BASES
 def test_it_starts_as_the_base_and_training_moves_what_is_due_and_nothing_else(method, build, base):
-    case, examples = CASES[method], examples_for(build)
+    case, examples = CASES[method], examples_for(build, 24)
     before = logits(on_base(build, base))
     union = attach(on_base(build, base), case.adapter, seed=0)
     assert torch.equal(logits(union.model), before)
@@ -62,11 +57,10 @@ def test_it_starts_as_the_base_and_training_moves_what_is_due_and_nothing_else(m
     assert evaluate(union, examples, limit=0, batch_size=16).loss_sum < first
 
 
-@METHODS
-@MODELS
+@ON_MODELS
 def test_bytes_bring_back_equal_logits(method, build):
     union = attach(build(), CASES[method].adapter, seed=0)
-    trained(union, examples_for(build), CASES[method].rounds)
+    trained(union, examples_for(build, 24), CASES[method].rounds)
     seed = 0 if method == "vera" else 1  # its projections are the run's seed's, and in no state
     again = attach(build(), CASES[method].adapter, seed=seed)
     again.load(AdapterState.from_safetensors(union.spec, union.state().to_safetensors()))
@@ -74,18 +68,16 @@ def test_bytes_bring_back_equal_logits(method, build):
     assert not torch.allclose(logits(again.model), logits(build()), atol=1e-4)
 
 
-@METHODS
-@MODELS
+@ON_MODELS
 def test_it_has_as_many_trained_parameters_as_its_formula_says(method, build):
     spec = attach(build(), CASES[method].adapter, seed=0).spec
     found = sum(block.size for block in spec.blocks if block.trainable)
-    assert found == CASES[method].size(*rows_and_columns(build))
+    assert found == CASES[method].size(sizes_of(build))
 
 
-@METHODS
-@MODELS
+@ON_MODELS
 def test_an_evaluation_between_two_steps_changes_nothing(method, build):
-    examples, states = examples_for(build), []
+    examples, states = examples_for(build, 24), []
     for watched in (False, True):  # on a packed base, where bitsandbytes stops training after one evaluation
         union = attach(on_base(build, "nf4"), CASES[method].adapter, seed=0)
 

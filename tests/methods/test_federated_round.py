@@ -17,7 +17,7 @@ from fedpeft.round.plan import LearningPlan
 from fedpeft.round.task import RoundTask
 from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import enrol, fit_request, toy_task
-from fedpeft.testing.methods import CASES
+from fedpeft.testing.methods import CASES, PAIRS
 from fedpeft.testing.models import save_tiny, tiny_bert, tiny_llama
 from fedpeft.testing.network import InMemoryTransport
 
@@ -49,8 +49,7 @@ def records(name: str, causal: bool) -> Records:
     return Records.of(rows, name=name)
 
 
-@pytest.mark.parametrize("method", CASES)
-@pytest.mark.parametrize("build_model", [tiny_bert, tiny_llama], ids=["encoder", "decoder"])
+@pytest.mark.parametrize(("method", "build_model"), PAIRS)
 def test_the_sum_of_a_real_round_is_the_mean_by_hand(method, build_model, bases):
     from fedpeft_client.bench import Bench
     from fedpeft_client.examples import Examples

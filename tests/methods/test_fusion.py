@@ -11,8 +11,9 @@ from fedpeft.errors import ConfigInvalid
 from fedpeft.methods import attach, export_peft
 from fedpeft.methods.fusion import FusionPart, with_sources
 from fedpeft.methods.graft import grafts_of
-from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
-from fedpeft.tuning import LocalPlan, train
+from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
+from fedpeft.testing.plans import plan_for
+from fedpeft.tuning import train
 
 pytestmark = pytest.mark.torch
 
@@ -69,11 +70,7 @@ def test_training_moves_the_attention_and_no_adapter(build, folders):
     union = attach(build(), ADAPTER, seed=0)
     before = with_sources(union.initial_state(), ADAPTER, folders)
     union.load(before)
-    examples = class_examples(24) if build is tiny_bert else token_examples(24)
-    plan = LocalPlan(
-        steps=4, batch_size=8, optimizer="adamw", learning_rates={"fusion": 1e-2}, weight_decay=0.0, max_grad_norm=1.0
-    )
-    train(union, examples, plan, seed=0)
+    train(union, examples_for(build, 24), plan_for(["fusion"], steps=4, rate=1e-2), seed=0)
     after = union.state()
     assert {b for b in before if after.digests[b] != before.digests[b]} == {"fusion"}
     assert union.spec["fusion"].size == 3 * 3 * 32 * 32

@@ -11,6 +11,7 @@ from fedpeft.config.additive import Parallel
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
 from fedpeft.methods import attach
 from fedpeft.testing.models import tiny_bert, tiny_llama
+from fedpeft.testing.plans import trainable
 
 pytestmark = pytest.mark.torch
 
@@ -47,7 +48,7 @@ def test_logits_and_gradients_are_those_on_the_dense_base(build, adapter, encodi
     found = []
     for model in packed_and_dense(build, encoding):
         union = attach(model, adapter, seed=0)
-        blocks = [block.block_id for block in union.spec.blocks if block.trainable]
+        blocks = trainable(union)
         union.train_only(blocks)
         logits = union.model(**BATCH).logits
         functional.cross_entropy(

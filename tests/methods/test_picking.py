@@ -7,14 +7,17 @@ from torch.nn import functional
 
 from fedpeft.aggregate import between_rounds
 from fedpeft.config.model import Adapter, DiffPruning, Fish
+from fedpeft.config.prompts import LlamaAdapter
 from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId
 from fedpeft.methods import attach, due_blocks
 from fedpeft.methods.diffpruning import DiffPart
 from fedpeft.methods.fish import FishPart
 from fedpeft.methods.graft import grafts_of
+from fedpeft.methods.llama_adapter import GatedPrompt
 from fedpeft.testing.models import class_examples, tiny_bert
-from fedpeft.tuning import LocalPlan, train
+from fedpeft.testing.plans import plan_for
+from fedpeft.tuning import train
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.stages import Stages
 
@@ -25,14 +28,7 @@ X = torch.randn((2, 5, 32), generator=torch.Generator().manual_seed(3))
 
 
 def one_round(union, round_id, steps=3):
-    plan = LocalPlan(
-        steps=steps,
-        batch_size=8,
-        optimizer="adamw",
-        learning_rates=dict.fromkeys(due_blocks(union.spec, union.adapter, round_id), 0.05),
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-    )
+    plan = plan_for(due_blocks(union.spec, union.adapter, round_id), steps=steps, rate=0.05)
     train(union, class_examples(24), plan, seed=0, first_step=(round_id - 1) * steps)
     union.load(between_rounds(union.state(), union.adapter, round_id))
 
@@ -88,20 +84,22 @@ def test_pruning_keeps_the_largest_changes_and_then_only_they_move():
         assert torch.equal(part.open_share(), kept[path].float())
 
 
-def test_the_fisher_information_is_the_mean_squared_gradient_of_each_example():
-    union, examples = attach(tiny_bert(), Adapter(fish=Fish(), head=False), seed=0), class_examples(8)
-    plan = LocalPlan(
-        steps=1,
-        batch_size=8,
-        optimizer="adamw",
-        learning_rates={BlockId("fish.fisher"): 0.1},
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-    )
-    train(union, examples, plan, seed=0)
+PROMPTED = Adapter(llama_adapter=LlamaAdapter(length=5), head=False)
+
+
+@pytest.mark.parametrize("beside", [Adapter(), PROMPTED], ids=["alone", "beside a prompt in attention"])
+def test_the_fisher_information_is_the_mean_squared_gradient_of_each_example(beside):
+    def opened(adapter):
+        union = attach(tiny_bert(), adapter, seed=0)
+        for part in (module for module in union.model.modules() if isinstance(module, GatedPrompt)):
+            part.gate.data.fill_(0.7)  # at zero the prompt has no part in the loss
+        return union
+
+    union, examples = opened(beside.model_copy(update={"fish": Fish(), "head": False})), class_examples(8)
+    train(union, examples, plan_for([BlockId("fish.fisher")], steps=1, rate=0.1), seed=0)
     found = {path: part.fisher.detach() for path, part in grafts_of(union.model, FishPart).items()}
 
-    plain = attach(tiny_bert(), Adapter(head=True), seed=0)
+    plain = opened(beside)
     stages = Stages(plain)
     weights = {path: plain.model.get_submodule(path).weight.requires_grad_() for path in found}
     expected = {path: torch.zeros_like(weight) for path, weight in weights.items()}
@@ -111,9 +109,12 @@ def test_the_fisher_information_is_the_mean_squared_gradient_of_each_example():
         functional.cross_entropy(*stages.logits(batch)).backward()
         for path, weight in weights.items():
             expected[path] += weight.grad.square()
-    largest = max(float(squares.max()) for squares in expected.values())
-    for path, squares in expected.items():
-        assert torch.allclose(found[path], squares / largest, atol=1e-5), path
+    # A prompt passes through k and v as well: there both uses are squared one by one.
+    once = [path for path in expected if beside is not PROMPTED or path.endswith("query")]
+    largest, most = (max(float(values[path].max()) for path in once) for values in (expected, found))
+    assert most == 1 or beside is PROMPTED
+    for path in once:
+        assert torch.allclose(found[path] / most, expected[path] / largest, atol=1e-5), path
 
 
 def test_the_picks_are_the_largest_of_the_model_and_only_they_change_a_weight():

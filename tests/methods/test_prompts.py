@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from peft import (
@@ -13,15 +14,20 @@ from peft import (
 )
 from torch import nn
 
-from fedpeft.config.model import Adapter
+from fedpeft.config.model import Adapter, Lora
 from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
 from fedpeft.errors import ConfigInvalid
+from fedpeft.ids import BlockId
 from fedpeft.methods import attach
 from fedpeft.methods.graft import grafts_of
 from fedpeft.methods.llama_adapter import GatedPrompt
 from fedpeft.methods.prefix import PlainPrefix
 from fedpeft.methods.prompt import prompts_of
-from fedpeft.testing.models import tiny_bert, tiny_llama
+from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
+from fedpeft.tuning.batches import collate
+from fedpeft.tuning.per_sample import Hooked, micro_gradients
+from fedpeft.tuning.private import example_losses
+from fedpeft.tuning.stages import Stages
 
 pytestmark = pytest.mark.torch
 
@@ -166,6 +172,27 @@ def test_one_attention_module_computes_the_formula_of_the_gate():
         weights = torch.softmax(split(query) @ split(key).transpose(-1, -2) / math.sqrt(8), dim=-1)
         expected = plain + 0.5 * (weights @ split(value)).transpose(1, 2).reshape(x.shape)
         assert torch.allclose(host(x)[0], expected, atol=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("length", [1, 3, P])  # as many as the examples, too: then a wrong gradient has the right shape
+def test_lora_beside_a_gated_prompt_has_a_gradient_for_each_example(build, length):
+    adapter = Adapter(lora=Lora(rank=2), llama_adapter=LlamaAdapter(length=length), head=False)
+    union = attach(build(), adapter, seed=0)
+    for part in grafts_of(union.model, GatedPrompt).values():
+        part.gate.data.fill_(0.7)
+    union.train_only([BlockId("lora.B.t2")])
+    trained = union.parameters(BlockId("lora.B.t2"))
+    stages, examples = Stages(union), examples_for(build, 3)
+    batches = [collate(examples, np.array(rows), pad_id=0, device=stages.device) for rows in ([0, 1, 2], [0], [1], [2])]
+    hooked = Hooked(union.model, trained)
+    with hooked.listening():
+        example_losses(stages, batches[0], None).sum().backward()
+        found = hooked.take(3)
+    for index, batch in enumerate(batches[1:]):
+        exact = micro_gradients(example_losses(stages, batch, None)[0], list(trained.values()))
+        for mine, part in zip(found, exact, strict=True):
+            assert torch.allclose(mine[index], part[0], atol=1e-5)
 
 
 def test_prefixes_of_the_top_layers_leave_the_layers_below_alone():

@@ -9,7 +9,8 @@ from fedpeft.errors import ResourceMissing
 from fedpeft.methods import attach
 from fedpeft.testing.models import tiny_bert, tiny_llama, token_examples
 from fedpeft.testing.packed import pack
-from fedpeft.tuning import LocalPlan, objective, train
+from fedpeft.testing.plans import plan_for, trainable
+from fedpeft.tuning import objective, train
 from fedpeft.tuning.accelerator import chosen_device, products
 from fedpeft.tuning.objective import Objective
 from fedpeft.tuning.train import make_optimizer
@@ -21,19 +22,12 @@ WITHOUT_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA devi
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the accelerator's path is not run")
 
 
-def plan_for(union, optimizer="adamw"):
-    return LocalPlan(
-        steps=4,
-        batch_size=8,
-        optimizer=optimizer,
-        learning_rates={block.block_id: 0.01 for block in union.spec.blocks if block.trainable},
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-    )
+def plan_of(union, optimizer="adamw"):
+    return plan_for(trainable(union), steps=4, rate=0.01, optimizer=optimizer, weight_decay=0.01)
 
 
 def gradient(union):
-    union.train_only([block.block_id for block in union.spec.blocks if block.trainable])
+    union.train_only(trainable(union))
     step = Objective(union, token_examples(8), cache=None, logit_offset=None, micro_batch=0, checkpointing=False)
     loss = step.backward(np.arange(8))
     found = torch.cat([p.grad.float().flatten().cpu() for p in union.model.parameters() if p.grad is not None])
@@ -51,7 +45,7 @@ def test_on_a_cpu_the_paged_optimizer_is_adamw_to_the_bit():
     states = []
     for optimizer in ("adamw", "paged-adamw"):
         union = attach(tiny_llama(), ADAPTER, seed=0)
-        train(union, token_examples(16), plan_for(union, optimizer), seed=0)
+        train(union, token_examples(16), plan_of(union, optimizer), seed=0)
         states.append(union.state())
     assert states[0].digests == states[1].digests
 
@@ -88,7 +82,7 @@ def test_a_step_on_cuda_is_nearly_the_step_on_a_cpu():
 def test_the_paged_optimizer_of_cuda_is_bitsandbytes_own_and_learns():
     pytest.importorskip("bitsandbytes")
     union = attach(tiny_llama().to("cuda"), ADAPTER, seed=0)
-    plan = plan_for(union, "paged-adamw")
+    plan = plan_of(union, "paged-adamw")
     blocks = {block: list(union.parameters(block).values()) for block in plan.learning_rates}
     assert type(make_optimizer(blocks, plan)).__name__ == "PagedAdamW8bit"
     first = train(union, token_examples(16), plan, seed=0)

@@ -10,7 +10,8 @@ from fedpeft.data import EncodedDataset
 from fedpeft.errors import ResourceMissing
 from fedpeft.methods import attach
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
-from fedpeft.tuning import ActivationCache, JoinedCaches, LocalPlan, evaluate, train
+from fedpeft.testing.plans import plan_for, trainable
+from fedpeft.tuning import ActivationCache, JoinedCaches, evaluate, train
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.spill import Spill
 from fedpeft.tuning.stages import Stages
@@ -28,11 +29,8 @@ ADDITIVE = [
 PLENTY = 1 << 24
 
 
-def plan_for(union, steps=12):
-    rates = {block.block_id: 0.02 for block in union.spec.blocks if block.trainable}
-    return LocalPlan(
-        steps=steps, batch_size=8, optimizer="sgd", learning_rates=rates, weight_decay=0.0, max_grad_norm=1.0
-    )
+def plan_of(union, steps=12):
+    return plan_for(trainable(union), steps=steps, rate=0.02, optimizer="sgd")
 
 
 def training_cache(examples, max_bytes=PLENTY):
@@ -45,7 +43,7 @@ def test_training_with_the_cache_equals_training_without(build, examples, adapte
     results = []
     for cache in (None, training_cache(examples)):
         union = attach(build(), adapter, seed=0)
-        outcome = train(union, examples, plan_for(union), seed=0, cache=cache)
+        outcome = train(union, examples, plan_of(union), seed=0, cache=cache)
         results.append((outcome.mean_loss, np.concatenate(list(union.state().values()))))
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)
     assert np.allclose(results[0][1], results[1][1], atol=1e-6)
@@ -68,11 +66,11 @@ def test_a_resumed_run_with_an_empty_cache_is_bit_identical(build, examples, max
     whole = attach(build(), ADAPTER, seed=0)
     cache = training_cache(examples, max_bytes)
     for first in (0, 7, 14):
-        train(whole, examples, plan_for(whole, steps=7), seed=0, first_step=first, cache=cache)
+        train(whole, examples, plan_of(whole, steps=7), seed=0, first_step=first, cache=cache)
     pieces = attach(build(), ADAPTER, seed=0)
     for first in (0, 7, 14):
         anew = training_cache(examples, max_bytes)
-        train(pieces, examples, plan_for(pieces, steps=7), seed=0, first_step=first, cache=anew)
+        train(pieces, examples, plan_of(pieces, steps=7), seed=0, first_step=first, cache=anew)
     assert whole.state().digests == pieces.state().digests
 
 
@@ -81,7 +79,7 @@ def test_the_lower_layers_run_once_an_example():
     runs = []
     union.model.bert.encoder.layer[0].register_forward_hook(lambda _m, _i, out: runs.append(len(out)))
     cache = training_cache(examples)
-    train(union, examples, plan_for(union, steps=20), seed=0, cache=cache)
+    train(union, examples, plan_of(union, steps=20), seed=0, cache=cache)
     assert sum(runs) == 40
 
 
@@ -89,7 +87,7 @@ def test_the_lower_layers_run_once_an_example():
 def test_the_cache_keeps_within_its_bound(max_bytes):
     union, examples = attach(tiny_bert(), ADAPTER, seed=0), class_examples(40)
     cache = training_cache(examples, max_bytes)
-    train(union, examples, plan_for(union, steps=10), seed=0, cache=cache)
+    train(union, examples, plan_of(union, steps=10), seed=0, cache=cache)
     everything = sum(len(ids) for ids in examples.input_ids) * 32 * 4
     assert cache.size_bytes <= max_bytes
     assert cache.size_bytes == everything or max_bytes < everything
@@ -126,7 +124,7 @@ def test_with_adapters_in_every_layer_a_cache_has_no_effect():
     examples, results = class_examples(40), []
     for cache in (None, training_cache(examples)):
         union = attach(tiny_bert(layers=3), ADAPTER.model_copy(update={"layers": 3}), seed=0)
-        train(union, examples, plan_for(union), seed=0, cache=cache)
+        train(union, examples, plan_of(union), seed=0, cache=cache)
         results.append(union.state().digests)
     assert results[0] == results[1]
 
@@ -135,7 +133,7 @@ def test_the_cache_lies_on_the_disk_and_leaves_nothing_there(tmp_path, monkeypat
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     union, examples = attach(tiny_bert(), ADAPTER, seed=0), class_examples(40)
     cache = training_cache(examples)
-    train(union, examples, plan_for(union), seed=0, cache=cache)
+    train(union, examples, plan_of(union), seed=0, cache=cache)
     assert cache.size_bytes > 0
     assert list(tmp_path.iterdir()) == []
 
@@ -147,7 +145,7 @@ def test_a_disk_without_room_is_found_before_anything_is_computed(monkeypatch):
     monkeypatch.setattr("os.posix_fallocate", full)
     union, examples = attach(tiny_bert(), ADAPTER, seed=0), class_examples(40)
     with pytest.raises(ResourceMissing, match="cache_mb"):
-        train(union, examples, plan_for(union), seed=0, cache=training_cache(examples))
+        train(union, examples, plan_of(union), seed=0, cache=training_cache(examples))
 
 
 def test_a_spill_gives_back_what_was_put_at_each_row_and_nothing_beyond_its_end():

@@ -8,6 +8,7 @@ from torch.nn import functional
 from fedpeft.config.model import Adapter, Lora
 from fedpeft.methods import attach
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
+from fedpeft.testing.plans import trainable
 from fedpeft.tuning import evaluate
 
 pytestmark = pytest.mark.torch
@@ -51,6 +52,6 @@ def test_a_limit_takes_so_many_and_always_the_same():
 
 def test_no_gradient_is_left_behind():
     union = attach(tiny_bert(), Adapter(lora=Lora(rank=4)), seed=0)
-    union.train_only([block.block_id for block in union.spec.blocks if block.trainable])
+    union.train_only(trainable(union))
     evaluate(union, class_examples(), limit=0, batch_size=8)
     assert all(parameter.grad is None for parameter in union.model.parameters())

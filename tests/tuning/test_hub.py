@@ -7,7 +7,8 @@ from fedpeft.config.model import Adapter, Lora
 from fedpeft.errors import SpecMismatch
 from fedpeft.methods import attach
 from fedpeft.testing.models import class_examples, tiny_bert
-from fedpeft.tuning import LocalPlan, evaluate, train
+from fedpeft.testing.plans import plan_for, trainable
+from fedpeft.tuning import evaluate, train
 from fedpeft.tuning.hub import find_mixture, mixed, search
 
 pytestmark = pytest.mark.torch
@@ -17,11 +18,7 @@ ADAPTER = Adapter(lora=Lora(rank=4))
 
 def trained(examples, *, seed: int = 0):
     union = attach(tiny_bert(), ADAPTER, seed=seed)
-    rates = {block.block_id: 2e-2 for block in union.spec.blocks if block.trainable}
-    plan = LocalPlan(
-        steps=25, batch_size=12, optimizer="adamw", learning_rates=rates, weight_decay=0.0, max_grad_norm=1.0
-    )
-    train(union, examples, plan, seed=0)
+    train(union, examples, plan_for(trainable(union), steps=25, rate=2e-2, batch_size=12), seed=0)
     return union.state()
 
 

@@ -12,7 +12,8 @@ from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTunin
 from fedpeft.data import IGNORED
 from fedpeft.errors import ConfigInvalid
 from fedpeft.methods import attach
-from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
+from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
+from fedpeft.testing.plans import trainable
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.stages import Stages
 
@@ -50,8 +51,8 @@ def prepared(build, adapter):
     union.load(
         state.replace({b: (v + 0.2 * draw.standard_normal(v.shape)).astype(np.float32) for b, v in state.items()})
     )
-    union.train_only([block.block_id for block in union.spec.blocks if block.trainable])
-    examples = token_examples(6) if build is tiny_llama else class_examples(6)
+    union.train_only(trainable(union))
+    examples = examples_for(build, 6)
     stages = Stages(union)
     return union, stages, collate(examples, np.arange(6), pad_id=stages.pad_id, device=stages.device)
 

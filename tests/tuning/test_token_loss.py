@@ -11,7 +11,8 @@ from fedpeft.base.residency import PackedWeight, QuantizedLinear
 from fedpeft.config.model import Adapter, Ia3, Lora
 from fedpeft.methods import attach
 from fedpeft.testing.models import tiny_bert, tiny_llama, token_examples
-from fedpeft.tuning import LocalPlan, token_loss, train
+from fedpeft.testing.plans import plan_for, trainable
+from fedpeft.tuning import token_loss, train
 from fedpeft.tuning.objective import Objective
 from fedpeft.tuning.token_loss import OutputMatrix, output_withheld
 
@@ -22,7 +23,7 @@ ADAPTER = Adapter(lora=Lora(rank=4), ia3=Ia3())
 
 def gradients(union, examples, *, micro_batch=0):
     """Loss and gradients of one step of eight examples."""
-    union.train_only([block.block_id for block in union.spec.blocks if block.trainable])
+    union.train_only(trainable(union))
     objective = Objective(union, examples, cache=None, logit_offset=None, micro_batch=micro_batch, checkpointing=False)
     loss = objective.backward(np.arange(8))
     found = {name: p.grad.clone() for name, p in union.model.named_parameters() if p.grad is not None}
@@ -94,14 +95,7 @@ def test_a_model_that_changes_its_logits_afterwards_is_trained_on_the_changed_on
 def test_the_models_own_output_matrix_is_back_afterwards_and_trains_again():
     union = attach(tiny_llama(), ADAPTER, seed=0)
     output = union.model.get_output_embeddings()
-    plan = LocalPlan(
-        steps=2,
-        batch_size=4,
-        optimizer="sgd",
-        learning_rates={block.block_id: 0.1 for block in union.spec.blocks if block.trainable},
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-    )
+    plan = plan_for(trainable(union), steps=2, rate=0.1, batch_size=4, optimizer="sgd")
     first = train(union, token_examples(8), plan, seed=0)
     assert union.model.get_output_embeddings() is output
     second = train(union, token_examples(8), plan, seed=0)

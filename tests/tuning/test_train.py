@@ -1,6 +1,7 @@
 """Local training: what moves, what does not, and that the arguments alone decide it."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from fedpeft.data import EncodedDataset
 from fedpeft.errors import DataInvalid, RunFailed, SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.methods import attach, blocks_for
-from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
-from fedpeft.tuning import ActivationCache, LocalPlan, evaluate, train
+from fedpeft.testing.models import class_examples, examples_for, tiny_bert, tiny_llama, token_examples
+from fedpeft.testing.plans import plan_for, trainable
+from fedpeft.tuning import ActivationCache, evaluate, train
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.stages import Stages
 
@@ -48,17 +50,8 @@ CASES = {
 }
 
 
-def examples_for(build, count=48):
-    return token_examples(count) if build is tiny_llama else class_examples(count)
-
-
-def plan_for(blocks, *, steps=12, rate=0.02, **changes):
-    settings = {"batch_size": 8, "optimizer": "adamw", "weight_decay": 0.0, "max_grad_norm": 1.0} | changes
-    return LocalPlan(steps=steps, learning_rates=dict.fromkeys(blocks, rate), **settings)
-
-
-def trainable(union):
-    return [block.block_id for block in union.spec.blocks if block.trainable]
+def plan_of(blocks, *, steps=12, rate=0.02, **changes):
+    return plan_for(blocks, steps=steps, rate=rate, **changes)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -68,7 +61,7 @@ def test_the_loss_falls_and_exactly_the_trained_parameters_move(case):
     blocks = trainable(union)
     base = {name: p.detach().clone() for name, p in union.model.named_parameters()}
     before = evaluate(union, examples, limit=0, batch_size=16)
-    outcome = train(union, examples, plan_for(blocks, steps=40), seed=0)
+    outcome = train(union, examples, plan_of(blocks, steps=40), seed=0)
     after = evaluate(union, examples, limit=0, batch_size=16)
     assert after.loss_sum < 0.9 * before.loss_sum
     assert outcome.steps == 40
@@ -111,7 +104,7 @@ def test_saving_memory_takes_the_same_steps(build, changes):
     for settings in ({}, changes):
         union = attach(build(), adapter, seed=0)
         blocks = [BlockId("lora.B.t2"), BlockId("lora.B.t4"), BlockId("fish"), BlockId("fish.fisher")]
-        outcome = train(union, examples, plan_for(blocks, steps=3, optimizer="sgd", **settings), seed=0)
+        outcome = train(union, examples, plan_of(blocks, steps=3, optimizer="sgd", **settings), seed=0)
         found.append((outcome.mean_loss, union.extract(blocks)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     for block, values in found[0][1].items():
@@ -136,7 +129,7 @@ def test_training_a_prefix_of_tiers_leaves_the_others_untouched():
     union = attach(tiny_bert(), Adapter(lora=Lora(rank=8)), seed=0)
     start = union.initial_state()
     blocks = blocks_for(union.spec, methods=["lora"], rank=4, head=True)
-    train(union, class_examples(), plan_for(blocks), seed=0)
+    train(union, class_examples(), plan_of(blocks), seed=0)
     changed = {block for block, digest in union.state().digests.items() if digest != start.digests[block]}
     assert changed == {"lora.B.t2", "lora.B.t4", "head"}
 
@@ -148,7 +141,7 @@ def test_a_device_applies_blocks_that_it_does_not_train():
     results = []
     for state in (start, other):
         union.load(state)
-        train(union, class_examples(), plan_for([BlockId("bitfit")]), seed=0)
+        train(union, class_examples(), plan_of([BlockId("bitfit")]), seed=0)
         results.append(union.extract([BlockId("bitfit")])[BlockId("bitfit")])
     assert not np.allclose(results[0], results[1], atol=1e-3)
 
@@ -157,9 +150,7 @@ def test_each_block_has_its_own_learning_rate():
     union = attach(tiny_bert(), Adapter(lora=LORA, bitfit=BitFit()), seed=0)
     start = union.initial_state()
     rates = {BlockId("lora.B.t2"): 0.1, BlockId("bitfit"): 0.001}
-    plan = LocalPlan(
-        steps=1, batch_size=8, optimizer="adamw", learning_rates=rates, weight_decay=0.0, max_grad_norm=1.0
-    )
+    plan = replace(plan_of(rates, steps=1), learning_rates=rates)
     train(union, class_examples(), plan, seed=0)
     for block, rate in rates.items():  # Adam's first step is the learning rate in every coordinate
         step = np.abs(union.extract([block])[block] - start[block])
@@ -170,7 +161,7 @@ def test_the_gradient_is_clipped_over_all_blocks_together():
     union = attach(tiny_bert(), Adapter(lora=LORA, bitfit=BitFit()), seed=0)
     start = union.initial_state()
     blocks = trainable(union)
-    train(union, class_examples(), plan_for(blocks, steps=1, rate=1.0, optimizer="sgd", max_grad_norm=1e-3), seed=0)
+    train(union, class_examples(), plan_of(blocks, steps=1, rate=1.0, optimizer="sgd", max_grad_norm=1e-3), seed=0)
     step = np.concatenate([union.extract([block])[block] - start[block] for block in blocks])
     assert float(np.linalg.norm(step)) == pytest.approx(1e-3, rel=1e-2)
 
@@ -178,7 +169,7 @@ def test_the_gradient_is_clipped_over_all_blocks_together():
 def test_weight_decay_pulls_on_trained_blocks_only():
     union = attach(tiny_bert(), Adapter(bitfit=BitFit()), seed=0)
     start = union.initial_state()
-    plan = plan_for([BlockId("head")], steps=1, rate=1e-9, optimizer="sgd", weight_decay=1e8, max_grad_norm=1e-9)
+    plan = plan_of([BlockId("head")], steps=1, rate=1e-9, optimizer="sgd", weight_decay=1e8, max_grad_norm=1e-9)
     train(union, class_examples(), plan, seed=0)
     assert np.allclose(union.extract([BlockId("head")])[BlockId("head")], 0.9 * start[BlockId("head")], atol=1e-5)
     assert np.array_equal(union.extract([BlockId("bitfit")])[BlockId("bitfit")], start[BlockId("bitfit")])
@@ -190,7 +181,7 @@ def test_rounds_follow_the_stream_of_one_long_round():
     for pieces in ([7], [3, 4]):
         union, first = attach(tiny_bert(), Adapter(lora=LORA), seed=0), 0
         for steps in pieces:
-            plan = plan_for(trainable(union), steps=steps, rate=0.05, optimizer="sgd")  # no optimizer memory
+            plan = plan_of(trainable(union), steps=steps, rate=0.05, optimizer="sgd")  # no optimizer memory
             train(union, examples, plan, seed=5, first_step=first)
             first += steps
         seen.append(union.state().digests)
@@ -202,7 +193,7 @@ def test_the_optimizer_forgets_between_rounds():
     results = []
     for _ in range(2):
         union.load(union.initial_state())
-        train(union, class_examples(), plan_for(trainable(union)), seed=0)
+        train(union, class_examples(), plan_of(trainable(union)), seed=0)
         results.append(union.state().digests)
     assert results[0] == results[1]
 
@@ -211,7 +202,7 @@ def test_the_order_in_which_learning_rates_are_given_does_not_matter():
     results = []
     for direction in (1, -1):
         union = attach(tiny_bert(), Adapter(lora=LORA, bitfit=BitFit(), ia3=Ia3()), seed=0)
-        train(union, class_examples(), plan_for(trainable(union)[::direction]), seed=0)
+        train(union, class_examples(), plan_of(trainable(union)[::direction]), seed=0)
         results.append(union.state().digests)
     assert results[0] == results[1]
 
@@ -222,7 +213,7 @@ def test_training_reads_no_global_random_state():
         torch.manual_seed(seed)
         union = attach(tiny_bert(), Adapter(lora=LORA), seed=0)
         before = torch.get_rng_state()
-        train(union, class_examples(), plan_for(trainable(union)), seed=0)
+        train(union, class_examples(), plan_of(trainable(union)), seed=0)
         assert torch.equal(torch.get_rng_state(), before)
         results.append(union.state().digests)
     assert results[0] == results[1]
@@ -242,7 +233,7 @@ def test_two_replicas_in_two_threads_end_bit_identical_to_one_after_the_other(la
             cache = None
             if layers != "all":
                 cache = ActivationCache.for_training(examples, batch_size=8, seed=seed, max_bytes=1 << 20)
-            train(union, examples, plan_for(trainable(union), steps=25), seed=seed, cache=cache)
+            train(union, examples, plan_of(trainable(union), steps=25), seed=seed, cache=cache)
             result = evaluate(union, examples, limit=0, batch_size=8)
             return union.state().digests, result
 
@@ -259,7 +250,7 @@ def test_evaluation_between_rounds_changes_nothing():
     for evaluates in (False, True):
         union = attach(tiny_bert(), Adapter(lora=LORA, bitfit=BitFit()), seed=0)
         for first in (0, 3, 6):
-            train(union, class_examples(), plan_for(trainable(union), steps=3), seed=0, first_step=first)
+            train(union, class_examples(), plan_of(trainable(union), steps=3), seed=0, first_step=first)
             if evaluates:
                 evaluate(union, class_examples(30, seed=9), limit=0, batch_size=16)
         results.append(union.state().digests)
@@ -272,7 +263,7 @@ def test_progress_is_told_after_each_step():
     outcome = train(
         union,
         class_examples(),
-        plan_for(["head"], steps=3),
+        plan_of(["head"], steps=3),
         seed=0,
         progress=lambda step, loss: told.append((step, loss)),
     )
@@ -282,21 +273,21 @@ def test_progress_is_told_after_each_step():
 
 def test_examples_are_counted_as_often_as_they_are_taken():
     union = attach(tiny_bert(), Adapter(), seed=0)
-    outcome = train(union, class_examples(5), plan_for(["head"], steps=3), seed=0)
+    outcome = train(union, class_examples(5), plan_of(["head"], steps=3), seed=0)
     assert outcome.examples_seen == 15
 
 
 def test_a_frozen_block_is_refused():
     union = attach(tiny_bert(), Adapter(lora=LORA), seed=0)
     with pytest.raises(SpecMismatch, match=r"lora\.A\.t2"):
-        train(union, class_examples(), plan_for(["lora.A.t2"]), seed=0)
+        train(union, class_examples(), plan_of(["lora.A.t2"]), seed=0)
 
 
 def test_no_examples_are_refused():
     union = attach(tiny_bert(), Adapter(), seed=0)
     with pytest.raises(DataInvalid, match="at least one example"):
         train(
-            union, EncodedDataset(input_ids=(), labels=np.array([], np.int64), truncated=0), plan_for(["head"]), seed=0
+            union, EncodedDataset(input_ids=(), labels=np.array([], np.int64), truncated=0), plan_of(["head"]), seed=0
         )
 
 
@@ -305,4 +296,4 @@ def test_a_loss_that_is_not_finite_stops_the_training():
     with torch.no_grad():
         union.model.classifier.weight.fill_(float("nan"))
     with pytest.raises(RunFailed, match="finite loss"):
-        train(union, class_examples(), plan_for(["bitfit"]), seed=0)
+        train(union, class_examples(), plan_of(["bitfit"]), seed=0)

@@ -1,0 +1,126 @@
+"""The trainer of a real device: what the planner says is what is loaded and trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedpeft.config.model import Adapter, Aggregate, BitFit, Lora, Task, Train
+from fedpeft.errors import ConfigInvalid, PolicyRefused
+from fedpeft.round.plan import LearningPlan
+from fedpeft.testing.clock import FakeClock
+
+pytestmark = pytest.mark.torch
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A store with a base that takes 12 MiB unpacked and 2 packed."""
+    from fedpeft.base import ArtifactStore, build
+    from fedpeft.testing.models import save_tiny, tiny_bert
+
+    folder = tmp_path_factory.mktemp("base")
+    save_tiny(tiny_bert(vocabulary=90_000), folder / "model")
+    return ArtifactStore(folder / "store"), build(str(folder / "model"), quantize="nf4", store=folder / "store")
+
+
+def run_plan(artifact) -> LearningPlan:
+    return LearningPlan(
+        run_id="run",
+        seed=0,
+        base=artifact.digest,
+        adapter_spec="",
+        task=Task(kind="classify", labels=("bird", "cat"), max_length=16),
+        adapter=Adapter(lora=Lora(rank=4, tiers=(2, 4)), bitfit=BitFit()),
+        train=Train(local_steps=2, batch_size=4),
+        aggregate=Aggregate(),
+    )
+
+
+def trainer_of(tmp_path: Path, store, limits: str):
+    from fedpeft_client.site import Site
+    from fedpeft_client.site_trainer import SiteTrainer
+
+    rows = [{"text": f"the {word}", "label": word} for word in ("bird", "cat")] * 10
+    (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path = tmp_path / "site.toml"
+    path.write_text(f'[data]\nsource = "{tmp_path / "notes.jsonl"}"\n{limits}')
+    return SiteTrainer(device="ward-a", site=Site.load(path), bases=store, clock=FakeClock())
+
+
+def needed_mb(artifact, residency: str) -> int:
+    """MiB that the planner asks for the whole adapter on this base."""
+    from fedpeft.device import REFERENCE, Workload, estimate, shape_of
+    from fedpeft.device.cost import MEMORY_ERROR
+
+    plan = run_plan(artifact)
+    work = Workload(
+        adapter=plan.adapter,
+        methods=("lora", "bitfit"),
+        rank=4,
+        classes=2,
+        batch_size=4,
+        length=16,
+        local_steps=2,
+        eval_examples=4,
+        residency=residency,
+    )
+    return 1 + round(estimate(shape_of(artifact), work, REFERENCE).peak_bytes * (1 + MEMORY_ERROR)) // MIB
+
+
+def packed_layers(trainer, plan) -> int:
+    from fedpeft.base.residency import QuantizedLinear
+
+    trainer.spec(plan)
+    with trainer._bench.lend(plan) as union:
+        return sum(isinstance(module, QuantizedLinear) for module in union.model.modules())
+
+
+def test_where_the_unpacked_base_does_not_fit_the_planner_keeps_it_packed_and_so_it_is_loaded(tmp_path, base) -> None:
+    store, artifact = base
+    dense, packed = needed_mb(artifact, "dense"), needed_mb(artifact, "quantized")
+    assert dense - packed > 8
+    plan = run_plan(artifact)
+    roomy = trainer_of(tmp_path, store, f"[limits]\nram_mb = {dense + 1}\n")
+    tight = trainer_of(tmp_path, store, f"[limits]\nram_mb = {packed + 1}\n")
+    assert packed_layers(roomy, plan) == 0
+    assert packed_layers(tight, plan) > 0
+    assert roomy.methods == tight.methods == "lora r4 + bitfit"
+    assert roomy.trains(plan) == tight.trains(plan) == {"lora.B.t2", "lora.B.t4", "bitfit", "head"}
+
+
+def test_what_the_site_says_of_memory_binds_the_planner(tmp_path, base) -> None:
+    store, artifact = base
+    plan = run_plan(artifact)
+    assert packed_layers(trainer_of(tmp_path, store, '[limits]\nresidency = "quantized"\n'), plan) > 0
+    limits = f'[limits]\nresidency = "dense"\nram_mb = {needed_mb(artifact, "quantized") + 1}\n'
+    with pytest.raises(ConfigInvalid, match="No method fits"):
+        trainer_of(tmp_path, store, limits).spec(plan)
+
+
+def test_micro_batches_leave_the_planner_more_to_train(tmp_path, base) -> None:
+    store, artifact = base
+    plan = run_plan(artifact)
+    plan = plan.model_copy(update={"train": plan.train.model_copy(update={"batch_size": 1024})})
+    limits = f'[limits]\nresidency = "quantized"\nram_mb = {needed_mb(artifact, "quantized") + 4}\n'
+    assert trainer_of(tmp_path, store, f"{limits}micro_batch = 4\n").trains(plan) > {"lora.B.t4", "bitfit"}
+    with pytest.raises(ConfigInvalid, match="No method fits"):
+        trainer_of(tmp_path, store, limits).trains(plan)
+
+
+def test_named_methods_are_trained_without_a_plan_and_held_as_the_site_says(tmp_path, base) -> None:
+    store, artifact = base
+    plan = run_plan(artifact)
+    trainer = trainer_of(tmp_path, store, '[limits]\nmethods = ["lora"]\nrank = 2\nresidency = "quantized"\n')
+    assert packed_layers(trainer, plan) > 0
+    assert trainer.trains(plan) == {"lora.B.t2", "head"}
+
+
+def test_a_plan_that_the_site_forbids_is_refused_before_an_example_is_read(tmp_path, base) -> None:
+    store, artifact = base
+    trainer = trainer_of(tmp_path, store, '[policy]\nallow_bases = ["sha256:other"]\n')
+    (tmp_path / "notes.jsonl").unlink()
+    with pytest.raises(PolicyRefused, match="allow_bases"):
+        trainer.spec(run_plan(artifact))
