@@ -189,7 +189,7 @@ def noise(parameters: int = 10**6) -> dict[str, object]:
             params=RingParams(bits=32, addends=devices), ranges=(SumRange(length=parameters, max_abs=4.0),)
         )
         without, within, alone = [], [], []
-        for _ in range(5):
+        for _ in range(21):
             start = time.process_time()
             words = encoding.encode(vector[block], rounding_bits(os_entropy(32)))
             apply_masks(words, masks)
