@@ -77,9 +77,13 @@ def clip(vectors: Vectors, *, l2_clip_norm: float, allowance: float = 0.0) -> Cl
     if not math.isfinite(norm):
         raise InputRefused("Expected finite numbers, found NaN or inf; nothing was contributed.")
     bound = (l2_clip_norm - allowance) * FLOAT32_MARGIN
-    scale = 1.0 if norm <= bound else bound / norm
-    shortened = {key: vector if scale == 1.0 else _scaled(vector, scale) for key, vector in vectors.items()}
-    return Clipped(shortened, l2_clip_norm - allowance, scale, _ONLY_CLIP)
+    if norm <= bound:
+        return Clipped(dict(vectors), l2_clip_norm - allowance, 1.0, _ONLY_CLIP)
+    scale = np.float32(bound / norm)
+    if scale > bound / norm:
+        scale = np.nextafter(scale, np.float32(0))
+    shortened = {key: vector * scale for key, vector in vectors.items()}
+    return Clipped(shortened, l2_clip_norm - allowance, float(scale), _ONLY_CLIP)
 
 
 def l2_norm(vectors: Vectors) -> float:
@@ -92,14 +96,6 @@ def _squares(vector: npt.NDArray[np.float32]) -> Iterator[float]:
     for start in range(0, len(vector), PIECE):
         piece = vector[start : start + PIECE].astype(np.float64)
         yield float(np.dot(piece, piece))
-
-
-def _scaled(vector: npt.NDArray[np.float32], scale: float) -> npt.NDArray[np.float32]:
-    """The product in float64, rounded to float32."""
-    out = np.empty(len(vector), np.float32)
-    for start in range(0, len(vector), PIECE):
-        out[start : start + PIECE] = vector[start : start + PIECE].astype(np.float64) * scale
-    return out
 
 
 def rounding_allowance(step: float, parameters: int) -> float:
