@@ -27,6 +27,7 @@ from privacy_utility import table
 
 from fedpeft.base import build, default_store, load_model
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
+from fedpeft.config.prompts import Prompt, PTuningV2
 from fedpeft.data import EncodedDataset
 from fedpeft.entropy import generator, os_entropy
 from fedpeft.ids import BlockId
@@ -45,6 +46,8 @@ METHODS = {
     "ia3": Adapter(ia3=Ia3()),
     "layernorm": Adapter(layernorm=LayerNorm()),
     "bottleneck": Adapter(bottleneck=Bottleneck()),
+    "prefix (p_tuning_v2)": Adapter(p_tuning_v2=PTuningV2()),
+    "prompt": Adapter(prompt=Prompt()),
     "head": Adapter(),
 }
 LORA = "lora r8 (B, q and v)"
@@ -189,7 +192,7 @@ def noise(parameters: int = 10**6) -> dict[str, object]:
             params=RingParams(bits=32, addends=devices), ranges=(SumRange(length=parameters, max_abs=4.0),)
         )
         without, within, alone = [], [], []
-        for _ in range(5):
+        for _ in range(21):
             start = time.process_time()
             words = encoding.encode(vector[block], rounding_bits(os_entropy(32)))
             apply_masks(words, masks)

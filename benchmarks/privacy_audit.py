@@ -14,7 +14,8 @@ import torch
 
 from fedpeft.entropy import Entropy, os_entropy, seeded_entropy
 from fedpeft.privacy import AuditResult, audit, audit_clients, discrete_gaussian
-from fedpeft.tuning import NoiseScale, canaries, private
+from fedpeft.tuning import NoiseScale, canaries
+from fedpeft.tuning import private_release as release
 from fedpeft.tuning.canaries import audit_examples
 
 DELTA = 1e-5
@@ -63,14 +64,14 @@ def _clients(count: int, bug: str) -> AuditResult:
 
 
 def _examples(count: int, bug: str) -> AuditResult:
-    real_noise, real_clip = private.discrete_gaussian, private.clipped_sum
+    real_noise, real_clip = release.discrete_gaussian, release.clipped_sum
     seeded: dict[str, list[Replacement]] = {
-        "noise / n": [(private, "discrete_gaussian", lambda s, n, e: np.rint(real_noise(s, n, e) / np.sqrt(count)))],
-        "no noise": [(private, "discrete_gaussian", lambda s, n, e: np.zeros(n))],
-        "no clip": [(private, "clipped_sum", lambda parts, bound: real_clip(parts, 1e9))],
+        "noise / n": [(release, "discrete_gaussian", lambda s, n, e: np.rint(real_noise(s, n, e) / np.sqrt(count)))],
+        "no noise": [(release, "discrete_gaussian", lambda s, n, e: np.zeros(n))],
+        "no clip": [(release, "clipped_sum", lambda parts, bound: real_clip(parts, 1e9))],
         "clip a tensor": [
             (canaries, "TENSORS", 64),
-            (private, "clipped_sum", lambda parts, bound: torch.cat([real_clip([one], bound) for one in parts])),
+            (release, "clipped_sum", lambda parts, bound: torch.cat([real_clip([one], bound) for one in parts])),
         ],
     }
     scale = NoiseScale(l2_clip_norm=1.0, noise_multiplier=4.0, sampling_rate=1.0)

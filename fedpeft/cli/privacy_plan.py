@@ -14,6 +14,9 @@ STEP_LEARNS, STEP_DROWNS = 3.0, 1.0
 runs whose steps had less than 1 stayed near the start, and those above 3 came within some points of no privacy
 (benchmarks/privacy_utility.py)."""
 
+LARGE_DELTA = 1e-3
+"""From here on a plan says what delta alone allows."""
+
 LARGE_BATCH = 1024
 """As measured there: the head alone with batches of some hundred to a thousand beats it with small ones."""
 
@@ -81,8 +84,8 @@ def _for_clients(
     from fedpeft.config.derived import suggested_delta
     from fedpeft.config.model import Privacy, SecureAggregation
     from fedpeft.errors import ConfigInvalid, Problem
-    from fedpeft.privacy import expected_noise, signal_to_noise
-    from fedpeft_server.privacy import Plan
+    from fedpeft.privacy import bit_noise, bit_weight, expected_noise, signal_to_noise
+    from fedpeft_server.privacy import MOST_BIT_NOISE, Plan
 
     delta = suggested_delta(clients) if delta is None else delta
     threshold = max(3, -(-4 * clients // 5)) if min_cohort is None else min_cohort
@@ -94,17 +97,25 @@ def _for_clients(
     problems = [Problem(where=at, expected=expected, found=found) for bad, at, expected, found in checks if bad]
     if problems:
         raise ConfigInvalid("Expected a plan that keeps its promise.", problems=problems)
-    made = Plan.of(
-        Privacy(unit="client", epsilon=epsilon, delta=delta, colluders=colluders),
-        SecureAggregation(min_cohort=threshold, bits=16 if bits == "16" else 32),
-        rounds=rounds,
-        parameters=max(sizes.values()),
-    )
+    privacy = Privacy(unit="client", epsilon=epsilon, delta=delta, colluders=colluders)
+    secagg, largest = SecureAggregation(min_cohort=threshold, bits=16 if bits == "16" else 32), max(sizes.values())
+    made = Plan.of(privacy, secagg, rounds=rounds, parameters=largest)
+    z = made.noise_multiplier
+    bit = bit_noise(bit_weight(1.0, z, clients), z, 1.0, clients)
+    if bit <= MOST_BIT_NOISE:
+        privacy = privacy.model_copy(update={"clip": "adaptive"})
+        made = Plan.of(privacy, secagg, rounds=rounds, parameters=largest + 1)
     made.mechanism(clients)  # refuses a ring that is too narrow
     for line in made.statement().lines():
         click.echo(line)
     most = expected_noise(clients, threshold, colluders)
     click.echo(f"with all {clients} clients present a sum holds {most:.2f} times that noise; a higher threshold less")
+    if delta > LARGE_DELTA:
+        click.echo(
+            f"delta {delta:.3g} is large: it would allow to publish one client in {1 / delta:.0f} outright; with so "
+            "few clients the promise is weak whatever epsilon says"
+        )
+    click.echo(_clip_advice(bit, adaptive=privacy.clip == "adaptive"))
     click.echo("")
     click.echo(f"signal to noise of a round at best, n / (z sqrt d){where}:")
     ratios = {name: signal_to_noise(clients, made.noise_multiplier, size) for name, size in sizes.items()}
@@ -113,6 +124,7 @@ def _for_clients(
     click.echo("")
     click.echo("[privacy]")
     click.echo(f'unit = "client"\nepsilon = {epsilon:g}\ndelta = {delta:.3g}\ncolluders = {colluders}')
+    click.echo(f'clip = "{privacy.clip}"\nl2_clip_norm = 1.0')
     click.echo(f'[aggregate]\nweight = "uniform"\n[secagg]\nmin_cohort = {threshold}')
     click.echo(f"[rounds]\nmin_devices = {threshold}\ncount = {rounds}")
 
@@ -162,7 +174,7 @@ def _for_examples(
         if batch < (larger := min(LARGE_BATCH, examples)):
             click.echo(f"train.batch_size = {larger} leaves more signal for the same epsilon")
     click.echo("")
-    click.echo(f'[privacy]\nunit = "example"\nepsilon = {epsilon:g}\ndelta = {delta:.3g}')
+    click.echo(f'[privacy]\nunit = "example"\nepsilon = {epsilon:g}\ndelta = {delta:.3g}\nl2_clip_norm = 1.0')
     click.echo('[aggregate]\nserver_optimizer = "momentum"')
     click.echo(f'[train]\noptimizer = "sgd"\nbatch_size = {batch}\ndecay = "cosine"')
 
@@ -172,6 +184,19 @@ def _show(ratios: Mapping[str, float], sizes: Mapping[str, int], *, learns: floa
         verdict = "learns" if ratios[name] >= learns else "noisy" if ratios[name] >= drowns else "drowns"
         click.echo(f"  {name:<34} d = {size:>9,}   {ratios[name]:8.3f}   {verdict}")
     click.echo("")
+
+
+def _clip_advice(bit: float, *, adaptive: bool) -> str:
+    """Where the clip norm comes from; ``bit`` is the noise on the share of clients within it."""
+    if adaptive:
+        return (
+            "clip norm: 1 to begin with; it follows the clients' norms, which each round shows with noise of "
+            f"{bit:.2f} on the share within it"
+        )
+    return (
+        f"clip norm: fixed, for an adaptive one would follow noise alone ({bit:.2f} on the share within it); take the "
+        "median norm of a client's update on public data"
+    )
 
 
 def _client_advice(ratios: Mapping[str, float]) -> str:

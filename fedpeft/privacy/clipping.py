@@ -7,7 +7,7 @@ coordinate; ``rounding_allowance`` is subtracted from C before clipping, never a
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,9 @@ Vectors = Mapping[BlockId, npt.NDArray[np.float32]]
 
 FLOAT32_MARGIN = 1.0 - 2.0**-22
 """The clipped vector is stored as float32, which may lengthen it by a factor of 1 + 2^-24."""
+
+PIECE = 1 << 15
+"""Coordinates worked on at once: the temporaries stay in the second-level cache."""
 
 _ONLY_CLIP = object()
 
@@ -74,18 +77,25 @@ def clip(vectors: Vectors, *, l2_clip_norm: float, allowance: float = 0.0) -> Cl
     if not math.isfinite(norm):
         raise InputRefused("Expected finite numbers, found NaN or inf; nothing was contributed.")
     bound = (l2_clip_norm - allowance) * FLOAT32_MARGIN
-    scale = 1.0 if norm <= bound else bound / norm
-    shortened = {
-        key: vector if scale == 1.0 else (vector.astype(np.float64) * scale).astype(np.float32)
-        for key, vector in vectors.items()
-    }
-    return Clipped(shortened, l2_clip_norm - allowance, scale, _ONLY_CLIP)
+    if norm <= bound:
+        return Clipped(dict(vectors), l2_clip_norm - allowance, 1.0, _ONLY_CLIP)
+    scale = np.float32(bound / norm)
+    if scale > bound / norm:
+        scale = np.nextafter(scale, np.float32(0))
+    shortened = {key: vector * scale for key, vector in vectors.items()}
+    return Clipped(shortened, l2_clip_norm - allowance, float(scale), _ONLY_CLIP)
 
 
 def l2_norm(vectors: Vectors) -> float:
     """The norm of the concatenation, in float64; float32 values cannot overflow it."""
-    squares = (float(np.sum(np.square(vector, dtype=np.float64))) for vector in vectors.values())
-    return math.sqrt(math.fsum(squares))
+    return math.sqrt(math.fsum(square for vector in vectors.values() for square in _squares(vector)))
+
+
+def _squares(vector: npt.NDArray[np.float32]) -> Iterator[float]:
+    """The squared norm of each piece, in float64."""
+    for start in range(0, len(vector), PIECE):
+        piece = vector[start : start + PIECE].astype(np.float64)
+        yield float(np.dot(piece, piece))
 
 
 def rounding_allowance(step: float, parameters: int) -> float:

@@ -1,20 +1,23 @@
 """The discrete Gaussian on the integers, P[x] proportional to exp(-x^2 / 2 sigma^2), from cryptographic bytes.
 
-Never a rounded float: rounded floats leak through their gaps (Mironov 2012). The magnitude is cut at bit k, so that
-sigma = sigma_0 * 2^k with sigma_0 < 128:
+Never a rounded float: rounded floats leak through their gaps (Mironov 2012). Rectangles and a rest, as in Marsaglia
+(1963). The integers are cut into columns of 2^k, sigma = sigma_0 * 2^k with sigma_0 of 64 to 128, or to 256 where the
+bits end. Under the lowest probability of each column fit so many rectangles of mass 2^-16; all of them together hold
+some 99 of 100 draws, for which 16 bits choose the rectangle and k more the place in it. What is left over, the rest,
+is drawn exactly as well:
 
-    j ~ exp(-j^2 / 2 sigma_0^2), j >= 0     from a table of 128-bit cumulative probabilities
+    a column, with probability proportional to W = 2^k (highest probability in it - what its rectangles cover)
     u uniform on 0 .. 2^k - 1
-    x = 2^k j + u, kept with probability exp(-u (u + 2^(k+1) j) / 2 sigma^2), else drawn again
-    a fair sign; -0 is drawn again
+    kept with probability (probability at u - covered) / (highest - covered), else both are drawn again
 
-which is exact (Canonne, Kamath and Steinke 2020, Karney 2016 for the idea of proposing and rejecting). What a
-computer adds to that is bounded by ``RELATIVE_ERROR``: the table is exact to 2^-128 and its mass ends where less
-than 2^-128 is left; comparisons draw further bits only when the first ones do not decide. Constant time is not
-claimed: how often a draw is repeated depends on values that are noise, never on an input.
+What a computer adds is bounded by ``RELATIVE_ERROR``: the tables come from 60 decimal digits; choices among the columns
+take 64 further bits when 64 do not decide; whether a place is kept is decided by floats only where their error cannot
+matter, and else by 60 digits. Constant time is not claimed: how often a draw is repeated depends on values that are
+noise, never on an input.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from functools import lru_cache
@@ -27,18 +30,26 @@ from fedpeft.entropy import Entropy
 __all__ = ["MAX_SIGMA", "RELATIVE_ERROR", "discrete_gaussian"]
 
 MAX_SIGMA = 2.0**24
-"""2^k j stays below 2^29 and the exponent's numerator below 2^49: exact in a float64."""
+"""The farthest place is below 2^28, the difference of two squares in a column below 2^46: exact in a float64."""
 
 RELATIVE_ERROR = 2.0**-50
-"""Every probability above 2^-78 is within this factor of the stated one: the float64 rounding of the exponent and of
-exp is at most 3 * 2^-53 where 1/2 < exp <= 1, the normalisation doubles it, and the table is exact to 2^-128. What is
-less probable than 2^-78 never comes up: 10^12 draws see it with probability 10^-11."""
+"""Every probability above 2^-78 is within this factor of the stated one: a column's is exact to 2^-128, where the table
+also ends, and the rest to 2^-180. What is less probable than 2^-78 never comes up: 10^12 draws see it with probability
+10^-11."""
 
-TABLE_SIGMA = 128.0
+COARSE_SIGMA = 128.0
+RECTANGLE_BITS = 16
+PLACE_BITS = 16
 TABLE_BITS = 128
+DIGITS = 60
 GUIDE_BITS = 16
-PIECE = 1 << 16
-"""Drawn at once: the temporaries stay in the second-level cache."""
+PIECE = 1 << 15
+"""Drawn at once: its temporaries and the table of rectangles stay in the second-level cache."""
+
+FLOAT_ERROR = 2.0**-48
+"""Of exp(-e) - c - v (1 - c) for e below 1/4: four times what rounding e, exp, c, v and the differences adds."""
+
+PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899")
 
 Integers = npt.NDArray[np.int64]
 Draws = npt.NDArray[np.int32]
@@ -50,7 +61,7 @@ def discrete_gaussian(sigma: float, size: int, entropy: Entropy) -> Draws:
     Args:
         sigma: the parameter; the standard deviation too, up to 1e-7 from sigma = 1 on. 0 < sigma <= 2^24.
         size: how many.
-        entropy: cryptographic bytes; 8 to 9 a draw.
+        entropy: cryptographic bytes; 4 to 5 a draw.
 
     Returns:
         (size,) int32.
@@ -65,147 +76,178 @@ def discrete_gaussian(sigma: float, size: int, entropy: Entropy) -> Draws:
         raise ValueError(f"Expected 0 < sigma <= 2^24, found sigma={sigma}.")
     table = _table(sigma)
     out = np.empty(size, np.int32)
-    opened = [_propose_all(table, out[start : start + PIECE], entropy, start) for start in range(0, size, PIECE)]
-    if not opened:
-        return out
-    places, *bits = (np.concatenate(parts) for parts in zip(*opened, strict=True))
+    rest = [_rectangles(table, out[start : start + PIECE], entropy) + start for start in range(0, size, PIECE)]
+    places = np.concatenate(rest) if rest else np.empty(0, np.intp)
     while len(places):
-        drawn, kept = _propose(table, (bits[0], bits[1], bits[2]), entropy)
+        drawn, kept = _propose(table, len(places), entropy)
         out[places] = drawn
         places = places[~kept]
-        bits = list(_bytes(len(places), entropy))
     return out
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """The distribution of j, and how it is stretched to sigma.
+    """The rectangles, and the columns of the rest.
 
     Args:
+        sigma: the parameter.
         shift: k.
-        scale: 1 / (2 sigma^2).
-        high, low: cumulative probabilities of j, P[J <= j] * 2^128, as two 64-bit halves; the last is left out.
-        guide: for each value of the first 16 bits the j that they decide, or UNDECIDED.
-        quick: the same with j in the upper half, and in the lower half below what 16 bits of the keeping a proposal
-            with this j is kept whatever u is; 0 where nothing is decided, and for j = 0, where the sign matters.
+        mask: 2^k - 1.
+        start: for each of 2^16 numbers the first place of its rectangle; arbitrary from ``limit`` on.
+        limit: 2^16 times the number of rectangles: a word from here on belongs to the rest.
+        high, low: cumulative probabilities of the rest's columns times 2^128, as two 64-bit halves; the last is left
+            out.
+        guide: for each value of the first 16 bits the column that they decide, or UNDECIDED.
+        column: of each column its first place.
+        covered: what its rectangles cover, relative to its highest probability.
+        rectangles: how many it holds.
     """
 
+    sigma: float
     shift: int
-    scale: float
+    mask: np.uint32
+    start: Draws
+    limit: np.uint32
     high: npt.NDArray[np.uint64]
     low: npt.NDArray[np.uint64]
     guide: npt.NDArray[np.uint16]
-    quick: npt.NDArray[np.uint32]
+    column: Integers
+    covered: npt.NDArray[np.float64]
+    rectangles: Integers
+
+
+@lru_cache(maxsize=8)
+def _table(sigma: float) -> _Table:
+    shift = min(max(0, math.frexp(sigma / COARSE_SIGMA)[1]), PLACE_BITS)
+    width = 1 << shift
+    # Beyond the last column lies less than 2^-128 of the mass.
+    last = math.ceil(math.ldexp(sigma, -shift) * math.sqrt(2 * math.log(2) * (TABLE_BITS + 8))) + 1
+    with localcontext() as context:
+        context.prec = DIGITS
+        total = _mass(sigma)
+        # Column j >= 0 holds 2^k j .. 2^k (j + 1) - 1, column -1 - j their mirror images moved by one: -1 - x.
+        highest = [*_bell(sigma, 0, width, last), *_bell(sigma, 1, width, last)]
+        lowest = [*_bell(sigma, width - 1, width, last), *_bell(sigma, width, width, last)]
+        fit = [int(low * width * 2**RECTANGLE_BITS / total) for low in lowest]
+        tops = [high * width / total for high in highest]
+        rest = [top - Decimal(count) / 2**RECTANGLE_BITS for top, count in zip(tops, fit, strict=True)]
+        covered = [count and float(count / (top * 2**RECTANGLE_BITS)) for top, count in zip(tops, fit, strict=True)]
+        whole, running, cumulative = sum(rest, Decimal(0)), Decimal(0), []
+        for weight in rest[:-1]:
+            running += weight
+            cumulative.append(min(int(running / whole * (1 << TABLE_BITS)), (1 << TABLE_BITS) - 1))
+    high = np.array([value >> 64 for value in cumulative], np.uint64)
+    ahead = np.arange(last, dtype=np.int64) << shift
+    column = np.concatenate([ahead, -width - ahead])
+    start = np.zeros(1 << RECTANGLE_BITS, np.int32)
+    start[: sum(fit)] = np.repeat(column, fit)
+    return _Table(
+        sigma=sigma,
+        shift=shift,
+        mask=np.uint32(width - 1),
+        start=start,
+        limit=np.uint32(sum(fit) << (32 - RECTANGLE_BITS)),
+        high=high,
+        low=np.array([value & (2**64 - 1) for value in cumulative], np.uint64),
+        guide=_guide(high),
+        column=column,
+        covered=np.array(covered),
+        rectangles=np.array(fit, np.int64),
+    )
 
 
 UNDECIDED = np.iinfo(np.uint16).max
 
 
-@lru_cache(maxsize=8)
-def _table(sigma: float) -> _Table:
-    shift = max(0, math.frexp(sigma / TABLE_SIGMA)[1])
-    coarse = math.ldexp(sigma, -shift)
-    last = math.ceil(coarse * math.sqrt(2 * math.log(2) * (TABLE_BITS + 8))) + 1
-    with localcontext() as context:
-        context.prec = 60
-        twice = 2 * Decimal(coarse) ** 2
-        weights = [(-(Decimal(j) ** 2) / twice).exp() for j in range(last)]
-        total, running, cumulative = sum(weights, Decimal(0)), Decimal(0), []
-        for weight in weights[:-1]:
-            running += weight
-            cumulative.append(min(int(running / total * (1 << TABLE_BITS)), (1 << TABLE_BITS) - 1))
-    high = np.array([value >> 64 for value in cumulative], np.uint64)
-    low = np.array([value & (2**64 - 1) for value in cumulative], np.uint64)
+def _guide(high: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint16]:
     edges = np.arange(1 << GUIDE_BITS, dtype=np.uint64) << np.uint64(64 - GUIDE_BITS)
     first = np.searchsorted(high, edges, side="right")
     final = np.searchsorted(high, edges | np.uint64((1 << (64 - GUIDE_BITS)) - 1), side="right")
-    # Safe: a bucket that holds no threshold, nor touches one, has a single j.
+    # Safe: a bucket that holds no threshold, nor touches one, has a single column.
     touched = np.isin(np.arange(1 << GUIDE_BITS), high >> np.uint64(64 - GUIDE_BITS))
-    guide = np.where((first == final) & ~touched, first, UNDECIDED).astype(np.uint16)
-    j = np.arange(last, dtype=np.float64)
-    # The largest exponent that j allows; a shift of 0 has u = 0 and keeps everything.
-    worst = (2.0**shift - 1) * (2.0**shift - 1 + j * 2.0 ** (shift + 1)) * (0.5 / (sigma * sigma))
-    # Safe: exp(-t) >= 1 - t, and one unit covers what these lines round.
-    surely = np.clip(np.floor((1.0 - worst) * 2.0**16) - 1.0, 0, 2.0**16 - 1).astype(np.uint32)
-    surely[0] = 0
-    decided = guide != UNDECIDED
-    known = np.where(decided, guide, 0).astype(np.uint32)
-    quick = np.where(decided, (known << np.uint32(16)) | surely[known], 0).astype(np.uint32)
-    return _Table(shift, 0.5 / (sigma * sigma), high, low, guide, quick)
+    return np.where((first == final) & ~touched, first, UNDECIDED).astype(np.uint16)
 
 
-Bytes = tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint32]]
-"""For each proposal: the first bits of j, the first bits of the keeping, and u with the sign."""
+def _bell(sigma: float, first: int, step: int, count: int) -> Iterator[Decimal]:
+    """exp(-x^2 / 2 sigma^2) at x = first, first + step, ...: products, because exp of 60 digits is slow."""
+    scale = 1 / (2 * Decimal(sigma) ** 2)
+    value = (-scale * first * first).exp()
+    ratio, turn = (-scale * (2 * first + step) * step).exp(), (-scale * 2 * step * step).exp()
+    for _ in range(count):
+        yield value
+        value *= ratio
+        ratio *= turn
 
 
-def _bytes(size: int, entropy: Entropy) -> Bytes:
-    drawn = entropy(8 * size)
-    return (
-        np.frombuffer(drawn, "<u2", size),
-        np.frombuffer(drawn, "<u2", size, 2 * size),
-        np.frombuffer(drawn, "<u4", size, 4 * size),
-    )
+def _mass(sigma: float) -> Decimal:
+    """The sum of exp(-x^2 / 2 sigma^2) over all integers."""
+    if sigma >= COARSE_SIGMA / 2:
+        return Decimal(sigma) * (2 * PI).sqrt()  # Poisson's formula: what it leaves out is below 10^-35000
+    reach = math.ceil(20 * sigma) + 1
+    return 2 * sum(_bell(sigma, 1, 1, reach), Decimal(0)) + 1
 
 
-Opened = tuple[npt.NDArray[np.intp], npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint32]]
-"""Places that are not decided yet, with the bits that they have."""
+def _rectangles(table: _Table, out: Draws, entropy: Entropy) -> npt.NDArray[np.intp]:
+    """Fills ``out``, and returns where in it a draw from the rest belongs."""
+    drawn = entropy(4 * len(out))
+    words = np.frombuffer(drawn, "<u4", len(out))
+    chosen = np.frombuffer(drawn, "<u2")[1::2].astype(np.intp)  # the upper half of each word
+    table.start.take(chosen, out=out, mode="clip")
+    out |= (words & table.mask).view(np.int32)
+    return (words >= table.limit).nonzero()[0]
 
 
-def _propose_all(table: _Table, out: Draws, entropy: Entropy, start: int) -> Opened:
-    """A proposal for every place of ``out``, whose first is ``start``; returns the places where 32 bits do not decide.
-
-    They decide 97 of 100, all at once.
-    """
-    first, keeping, words = _bytes(len(out), entropy)
-    quick = table.quick.take(first)
-    places = np.flatnonzero(keeping >= quick.astype(np.uint16))  # the lower half
-    quick >>= np.uint32(16)
-    quick <<= np.uint32(table.shift)
-    quick |= words & np.uint32((1 << table.shift) - 1)
-    signs = words.view("<i4") >> np.int32(31)  # 0 or -1
-    np.bitwise_xor(quick.view(np.int32), signs, out=out)
-    out -= signs
-    return places + start, first[places], keeping[places], words[places]
+def _propose(table: _Table, size: int, entropy: Entropy) -> tuple[Integers, npt.NDArray[np.bool_]]:
+    """Proposals for the rest, and which of them are kept."""
+    at = _columns(table, size, entropy)
+    column = table.column[at]
+    u = (np.frombuffer(entropy(4 * size), "<u4") & table.mask).astype(np.int64)
+    x = column + u
+    if not table.shift:
+        return x, np.ones(size, np.bool_)
+    nearest = np.where(column < 0, column + (1 << table.shift) - 1, column)
+    exponent = (x * x - nearest * nearest).astype(np.float64) * (0.5 / (table.sigma * table.sigma))
+    return x, _keep(table, at, x, exponent, entropy)
 
 
-def _propose(table: _Table, bits: Bytes, entropy: Entropy) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """Proposals and which of them are kept, looked at one by one."""
-    first, keeping, words = bits
-    j = _coarse(table, first, entropy)
-    u = (words & np.uint32((1 << table.shift) - 1)).astype(np.int64)
-    exponent = (u * (u + (j << (table.shift + 1)))).astype(np.float64)
-    exponent *= table.scale
-    kept = _bernoulli_exp(exponent, keeping, entropy) if table.shift else np.ones(len(j), np.bool_)
-    x = (j << table.shift) + u
-    negative = words >> np.uint32(31) != 0
-    kept &= ~((x == 0) & negative)
-    np.negative(x, out=x, where=negative)
-    return x, kept
-
-
-def _coarse(table: _Table, leading: npt.NDArray[np.uint16], entropy: Entropy) -> Integers:
-    """j: the number of cumulative probabilities that do not exceed a uniform number, whose first bits are given."""
-    j = table.guide[leading]
-    undecided = np.flatnonzero(j == UNDECIDED)
-    found: Integers = j.astype(np.int64)
-    if len(undecided):
-        rest = np.frombuffer(entropy(8 * len(undecided)), "<u8") >> np.uint64(GUIDE_BITS)
-        value = (leading[undecided].astype(np.uint64) << np.uint64(64 - GUIDE_BITS)) | rest
-        at = np.searchsorted(table.high, value, side="right")
-        ties = np.flatnonzero(table.high[np.maximum(at - 1, 0)] == value)
-        for index in ties:  # 64 bits do not decide: less than one draw in 2^50
-            fine = int.from_bytes(entropy(8), "little")
-            same = np.flatnonzero(table.high == value[index])
-            at[index] = same[0] + int(np.count_nonzero(table.low[same] <= np.uint64(fine)))
-        found[undecided] = at
+def _columns(table: _Table, size: int, entropy: Entropy) -> Integers:
+    """Columns of the rest: how many cumulative probabilities do not exceed a uniform number."""
+    value = np.frombuffer(entropy(8 * size), "<u8")
+    found: Integers = table.guide[value >> np.uint64(64 - GUIDE_BITS)].astype(np.int64)
+    undecided = np.flatnonzero(found == UNDECIDED)
+    value = value[undecided]
+    at = np.searchsorted(table.high, value, side="right")
+    for index in np.flatnonzero(table.high[np.maximum(at - 1, 0)] == value):  # less than one in 2^50
+        fine = int.from_bytes(entropy(8), "little")
+        same = np.flatnonzero(table.high == value[index])
+        at[index] = same[0] + int(np.count_nonzero(table.low[same] <= np.uint64(fine)))
+    found[undecided] = at
     return found
 
 
-def _bernoulli_exp(
-    exponent: npt.NDArray[np.float64], leading: npt.NDArray[np.uint16], entropy: Entropy
+def _keep(
+    table: _Table, at: Integers, x: Integers, exponent: npt.NDArray[np.float64], entropy: Entropy
 ) -> npt.NDArray[np.bool_]:
-    """True with probability exp(-exponent), for exponents in [0, 1/2]; ``leading`` are the first 16 bits of 53."""
-    further = np.frombuffer(entropy(8 * len(exponent)), "<u8") >> np.uint64(64 - 37)
-    uniform = (leading.astype(np.uint64) << np.uint64(37)) | further
-    kept: npt.NDArray[np.bool_] = uniform < (np.exp(-exponent) * 2.0**53).astype(np.uint64)
+    """True with probability (exp(-exponent) - covered) / (1 - covered)."""
+    drawn = np.frombuffer(entropy(8 * len(at)), "<u8")
+    covered = table.covered[at]
+    uniform = (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    over = np.exp(-exponent) - covered - uniform * (1.0 - covered)
+    kept: npt.NDArray[np.bool_] = over > 0
+    for index in np.flatnonzero(np.abs(over) <= FLOAT_ERROR):  # less than one in 2^30
+        kept[index] = _keep_exactly(table, int(at[index]), int(x[index]), int(drawn[index]), entropy)
     return kept
+
+
+def _keep_exactly(table: _Table, at: int, x: int, leading: int, entropy: Entropy) -> bool:
+    """The same with 60 digits; ``leading`` are the first 64 bits of 192."""
+    uniform = (leading << TABLE_BITS) | int.from_bytes(entropy(TABLE_BITS // 8), "little")
+    column = int(table.column[at])
+    nearest = column if column >= 0 else column + (1 << table.shift) - 1
+    with localcontext() as context:
+        context.prec = DIGITS
+        scale = 1 / (2 * Decimal(table.sigma) ** 2)
+        rectangle = _mass(table.sigma) / (1 << (table.shift + RECTANGLE_BITS))
+        covered = int(table.rectangles[at]) * rectangle
+        highest, here = ((-scale * place * place).exp() for place in (nearest, x))
+        return Decimal(uniform) * (highest - covered) < (here - covered) * (1 << (64 + TABLE_BITS))

@@ -244,24 +244,26 @@ def noisy_words(
     # Wide enough for whatever is not refused below: C / step < 2^(bits - 1), by the range that problems() checks.
     signed = np.dtype(np.int64 if mechanism.bits > 32 else np.int32)
     words: dict[BlockId, Words] = {}
+    scaled, whole, steps = np.empty(PIECE, np.float32), np.empty(PIECE), np.empty(PIECE, signed)
     for block_id, vector in vectors.items():
-        noise = discrete_gaussian(mechanism.share_sigma, len(vector), entropy)
-        found = words[block_id] = np.empty(len(vector), f"<u{mechanism.bits // 8}")
+        moved = discrete_gaussian(mechanism.share_sigma, len(vector), entropy).astype(signed, copy=False)
         for start in range(0, len(vector), PIECE):
-            at = slice(start, start + PIECE)
-            # Safe: a step that is a power of two makes the product exact in float64, so rint is the only rounding.
-            whole = vector[at].astype(np.float64)
-            whole *= 1.0 / step
-            np.rint(whole, out=whole)
-            squares += float(np.dot(whole, whole))
-            with np.errstate(invalid="ignore"):  # what no integer holds makes the norm too large, or not a number
-                moved = whole.astype(signed)
-            moved += noise[at]
-            found[at] = moved.astype(found.dtype)  # modulo 2^bits
+            piece = vector[start : start + PIECE]
+            x, exact, integers = scaled[: len(piece)], whole[: len(piece)], steps[: len(piece)]
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows makes the norm too large
+                # Safe: a step that is a power of two makes the product exact; so rint is the only rounding.
+                np.multiply(piece, np.float32(1.0 / step), out=x)
+                np.rint(x, out=x)
+                np.copyto(exact, x)
+                squares += float(np.dot(exact, exact))
+                np.copyto(integers, x, casting="unsafe")
+            moved[start : start + PIECE] += integers
+        word = np.dtype(f"<u{mechanism.bits // 8}")
+        words[block_id] = moved.view(word) if word.itemsize == signed.itemsize else moved.astype(word)  # modulo 2^bits
     if not math.isfinite(squares):
         raise InputRefused("Expected finite numbers, found NaN or inf; nothing was contributed.")
     limit = mechanism.terms.sensitivity / step
-    if not math.sqrt(squares) * (1 + 2.0**-40) <= limit:  # the margin covers the sum's own rounding
+    if not math.sqrt(squares) * (1 + 2.0**-32) <= limit:  # the margin covers what the sum of 2^20 squares rounds
         raise InputRefused(
             f"Expected a contribution clipped to {mechanism.terms.sensitivity:g}, found a norm of "
             f"{math.sqrt(squares) * step:g} on the grid; clip it with the allowance for rounding."

@@ -2,7 +2,8 @@
 
 from fedpeft.tuning.cache import ActivationCache, HiddenSource, JoinedCaches
 from fedpeft.tuning.evaluate import Evaluation, evaluate
-from fedpeft.tuning.private import NoiseScale, PrivateOutcome, train_privately
+from fedpeft.tuning.private import PrivateOutcome, train_privately
+from fedpeft.tuning.private_release import NoiseScale
 from fedpeft.tuning.train import LocalPlan, TrainOutcome, train
 
 __all__ = [

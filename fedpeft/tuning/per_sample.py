@@ -7,8 +7,8 @@
 - ``micro_gradients``: the definition: one example at a time. Exact for whatever autograd can differentiate.
 
 The hooks assume that the first dimension of a module's inputs and output counts examples, and that a parameter is
-used by its module alone. ``fedpeft.tuning.private`` compares both back ends before it believes them. The parameters
-themselves require no gradient under the hooks, so their summed gradient is not computed as well.
+used by its module alone. ``fedpeft.tuning.private_gradients`` compares both back ends before it believes them. The
+parameters themselves require no gradient under the hooks, so their summed gradient is not computed as well.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -44,6 +44,18 @@ def test_a_plan_gives_noise_signal_and_a_configuration_that_loads(capsys: pytest
     )
     assert config.privacy.unit == "client"
     assert tomllib.loads(made)["secagg"]["min_cohort"] == 40
+    assert tomllib.loads(made)["privacy"]["l2_clip_norm"] == 1.0
+    assert "one client in 74 outright" in out
+
+
+@pytest.mark.parametrize(("clients", "clip"), [("3", "fixed"), ("2000", "adaptive")])
+def test_a_plan_lets_the_clip_norm_follow_the_clients_where_the_noise_allows(
+    clients: str, clip: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["privacy", "plan", "--epsilon", "1", "--rounds", "20", "--clients", clients]) == 0
+    out = capsys.readouterr().out
+    assert tomllib.loads(out[out.index("[privacy]") :])["privacy"]["clip"] == clip
+    assert ("follow noise alone" in out) == (clip == "fixed")
 
 
 @pytest.mark.parametrize(
@@ -175,3 +187,79 @@ def test_a_changed_ledger_is_not_reported(tmp_path: Path, capsys: pytest.Capture
     (run / "privacy" / "ledger.jsonl").write_bytes(b'{"sequence":1}\n')
     assert main(["privacy", "report", str(run)]) == 6
     assert "continue the chain" in capsys.readouterr().err
+
+
+BY_EXAMPLE = """
+[privacy]
+unit = "example"
+epsilon = 2.0
+delta = 1e-5
+[train]
+batch_size = 32
+local_steps = 1
+[rounds]
+count = 4
+"""
+
+
+def config_file(where: Path, rest: str) -> str:
+    file = where / "run.toml"
+    file.write_text(RUN.format(rest=rest).replace("[adapter]", "[adapter]\nlora = {rank = 4}"))
+    return str(file)
+
+
+def test_an_audit_of_a_configuration_says_claim_bound_and_saturation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["privacy", "audit", config_file(tmp_path, PRIVATE), "--canaries", "60"]) == 0
+    out = capsys.readouterr().out
+    for fact in (
+        "60 canary clients",
+        "claimed",
+        "lower bound",
+        "95 % confidence",
+        "saturation",
+        "no bound can be larger",
+    ):
+        assert fact in out
+    assert "could not have refuted it" in out or "not refuted, which is no proof" in out
+
+
+def test_an_audit_of_a_run_attacks_the_noise_that_its_ledger_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = started(tmp_path, PRIVATE)
+    spent = Release(noise_multiplier=2.5, shares=2, share_sigma=1e5, parameters=4, devices=50)
+    budget = Budget(epsilon=8.0, delta=0.01)
+    with PrivacyLedger(run / "privacy" / "ledger.jsonl", witness=tmp_path / "w", budget=budget) as ledger:
+        ledger.charge("round 1", spent)
+    assert main(["privacy", "audit", str(run), "--canaries", "60"]) == 0
+    assert "over 1 sums, noise multiplier 2.5" in capsys.readouterr().out
+
+
+def test_an_audit_by_examples_needs_to_know_how_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_file(tmp_path, BY_EXAMPLE)
+    assert main(["privacy", "audit", config, "--canaries", "60"]) == 2
+    assert "--examples" in capsys.readouterr().err
+    assert main(["privacy", "audit", config, "--canaries", "60", "--examples", "500"]) == 0
+    assert "60 canary examples over 4 steps" in capsys.readouterr().out
+
+
+def test_an_audit_that_refutes_the_claim_ends_with_exit_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seeded bug: every device draws no noise."""
+    from importlib import import_module
+
+    import numpy as np
+
+    mechanism = import_module("fedpeft.privacy.mechanism")
+    monkeypatch.setattr(mechanism, "discrete_gaussian", lambda sigma, size, entropy: np.zeros(size, np.int32))
+    config = config_file(tmp_path, PRIVATE.replace("epsilon = 8.0", "epsilon = 1.0"))
+    assert main(["privacy", "audit", config, "--canaries", "300"]) == 1
+    assert "does not keep its promise" in capsys.readouterr().err
+
+
+def test_nothing_is_audited_where_nothing_is_claimed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["privacy", "audit", config_file(tmp_path, "")]) == 3
+    assert "nothing is claimed" in capsys.readouterr().err

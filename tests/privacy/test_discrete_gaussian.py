@@ -8,11 +8,16 @@ import pytest
 
 from fedpeft.entropy import Entropy, os_entropy, seeded_entropy
 from fedpeft.privacy.discrete_gaussian import (
+    FLOAT_ERROR,
     MAX_SIGMA,
-    TABLE_BITS,
+    RECTANGLE_BITS,
     UNDECIDED,
-    _bernoulli_exp,
-    _coarse,
+    _columns,
+    _keep,
+    _keep_exactly,
+    _propose,
+    _rectangles,
+    _Table,
     _table,
     discrete_gaussian,
 )
@@ -71,23 +76,68 @@ def test_the_tails_are_the_closed_form(sigma: float) -> None:
         assert abs((draws >= edge).sum() - DRAWS * chance) < 4.5 * math.sqrt(DRAWS * chance) + 1
 
 
+def rest_of(table: _Table) -> np.ndarray:
+    """Of each column the probability with which the rest chooses it."""
+    edges = [((int(h) << 64) | int(low)) / 2.0**128 for h, low in zip(table.high, table.low, strict=True)]
+    return np.diff([0.0, *edges, 1.0])
+
+
+def kept_shares(table: _Table, at: int) -> np.ndarray:
+    """Of each place of a column the probability that it is kept, from the definition."""
+    places = table.column[at] + np.arange(1 << table.shift)
+    weight = np.exp(-(places.astype(float) ** 2) / (2 * table.sigma**2))
+    return (weight / weight.max() - table.covered[at]) / (1 - table.covered[at])
+
+
+@pytest.mark.parametrize("sigma", [0.3, 4.0, 63.9, 128.0, 300.0, 1000.5, 5000.0])
+def test_rectangles_and_rest_together_are_the_distribution(sigma: float) -> None:
+    """Every probability that the two parts make, from the tables alone, against the definition."""
+    table, width = _table(sigma), 1 << _table(sigma).shift
+    chosen, shares = rest_of(table), [kept_shares(table, at) for at in range(len(table.column))]
+    kept = sum(float(chance * share.mean()) for chance, share in zip(chosen, shares, strict=True))
+    rest = 1 - int(table.limit) / 2.0**32
+    found = {
+        int(table.column[at]) + u: table.rectangles[at] / 2.0**RECTANGLE_BITS / width
+        + rest * chosen[at] * shares[at][u] / kept / width
+        for at in range(len(table.column))
+        for u in range(width)
+    }
+    x, probability = exact(sigma)
+    made = np.array([found.get(int(place), 0.0) for place in x])
+    large = probability > 1e-30
+    assert made[large] == pytest.approx(probability[large], rel=1e-9)
+    assert sum(found.values()) == pytest.approx(1.0, rel=1e-12)
+
+
 @pytest.mark.parametrize("sigma", [*SMALL, *LARGE])
-def test_the_table_sums_to_one_in_128_bits(sigma: float) -> None:
+def test_rectangles_lie_below_the_lowest_probability_of_their_column(sigma: float) -> None:
     table = _table(sigma)
-    coarse = math.ldexp(sigma, -table.shift)
-    assert coarse < 128
-    assert table.shift == 0 or coarse >= 64
-    cumulative = [(int(high) << 64) | int(low) for high, low in zip(table.high, table.low, strict=True)]
-    assert cumulative == sorted(cumulative)
-    left_out = (1 << TABLE_BITS) - cumulative[-1]
-    assert left_out < 1 << 20, "what lies beyond the table is below 2^-108"
-    first = 1 / sum(math.exp(-j * j / (2 * coarse * coarse)) for j in range(3000))
-    assert cumulative[0] / 2.0**128 == pytest.approx(first, rel=1e-12)
+    for at in range(0, len(table.column), 7):
+        shares = kept_shares(table, at)
+        assert shares.min() >= -1e-12
+        assert shares.max() == pytest.approx(1.0)
+    assert (table.covered < 1).all()
+    held = table.start[: int(table.limit) >> (32 - RECTANGLE_BITS)]
+    assert np.array_equal(np.unique(held, return_counts=True)[0], np.sort(table.column[table.rectangles > 0]))
+    assert len(held) == table.rectangles.sum()
+    assert len(held) / 2.0**RECTANGLE_BITS > 0.98
+
+
+@pytest.mark.parametrize("sigma", LARGE)
+def test_bits_of_the_rectangle_and_of_the_place_are_different_ones(sigma: float) -> None:
+    table = _table(sigma)
+    assert int(table.mask) < 1 << 16
+    assert int(table.column.max()) + (1 << table.shift) < 2**31
+    words = np.array([(5 << 16) | 3, int(table.limit), int(table.limit) - 1], "<u4")
+    out = np.empty(3, np.int32)
+    assert _rectangles(table, out, lambda size: words.tobytes()[:size]).tolist() == [1]
+    assert out[0] == table.start[5] + 3
 
 
 def test_the_guide_agrees_with_the_full_comparison() -> None:
     """Every 16-bit prefix that the guide decides has one answer, and the rest are looked up."""
-    table = _table(100.0)
+    table = _table(1e5)
+    assert (table.guide != UNDECIDED).mean() > 0.9
     for prefix in range(0, 1 << 16, 7):
         low, high = prefix << 48, (prefix << 48) | ((1 << 48) - 1)
         both = {int(np.searchsorted(table.high, np.uint64(end), side="right")) for end in (low, high)}
@@ -108,36 +158,41 @@ def scripted(*answers: bytes) -> Entropy:
 
 @pytest.mark.parametrize("offset", [-1, 0, 1])
 def test_when_64_bits_tie_the_next_64_decide(offset: int) -> None:
-    table = _table(100.0)
+    table = _table(1e5)
     edge, low = int(table.high[5]), int(table.low[5])
-    word = edge >> 48
-    rest = ((edge & ((1 << 48) - 1)) << 16).to_bytes(8, "little")
-    found = _coarse(table, np.array([word], np.uint16), scripted(rest, (low + offset).to_bytes(8, "little")))
-    assert found.tolist() == [5 if offset < 0 else 6]
+    answers = edge.to_bytes(8, "little"), (low + offset).to_bytes(8, "little")
+    assert _columns(table, 1, scripted(*answers)).tolist() == [5 if offset < 0 else 6]
 
 
-def test_a_proposal_is_kept_with_probability_exp() -> None:
-    for exponent in (0.0, 1e-9, 0.01, 0.2):
-        entropy = seeded_entropy(4, "keep", str(exponent))
-        leading = np.frombuffer(entropy(2 * DRAWS), "<u2")
-        kept = _bernoulli_exp(np.full(DRAWS, exponent), leading, entropy)
-        chance = math.exp(-exponent)
+@pytest.mark.parametrize("at", [0, 40])
+def test_a_place_is_kept_with_its_probability(at: int) -> None:
+    table = _table(5000.0)
+    for u in (0, 20, (1 << table.shift) - 1):
+        x = np.full(DRAWS, table.column[at] + u)
+        exponent = (x**2 - table.column[at] ** 2) / (2 * table.sigma**2)
+        kept = _keep(table, np.full(DRAWS, at), x, exponent, seeded_entropy(4, "keep", str(u)))
+        chance = float(kept_shares(table, at)[u])
         assert abs(kept.sum() - DRAWS * chance) < 4.5 * math.sqrt(DRAWS * chance * (1 - chance)) + 1e-3
 
 
-@pytest.mark.parametrize("sigma", [0.8, 100.0, 1000.5, 2.0**20, MAX_SIGMA])
-def test_what_is_kept_unseen_would_be_kept_with_certainty(sigma: float) -> None:
-    """The quick half: for every j that it decides, its bound is below exp(-t) for the largest t that j allows."""
-    table = _table(sigma)
-    j, bound = table.quick >> np.uint32(16), (table.quick & np.uint32(0xFFFF)).astype(float)
-    most = 2.0**table.shift - 1
-    worst = most * (most + j * 2.0 ** (table.shift + 1)) / (2 * sigma * sigma)
-    decided = bound > 0
-    assert (bound[decided] / 2.0**16 < np.exp(-worst[decided])).all()
-    assert (table.guide[decided] == j[decided]).all()
-    assert (j[decided] > 0).all(), "zero has two signs, of which one is drawn again"
-    if sigma > 500:
-        assert decided.mean() > 0.9
+def test_sixty_digits_decide_what_floats_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All proposals decided both ways on the same bytes; and one that lies within what floats err."""
+    from importlib import import_module
+
+    module, table = import_module("fedpeft.privacy.discrete_gaussian"), _table(1e6)
+    drawn, floats = _propose(table, 2000, seeded_entropy(5, "digits"))
+    monkeypatch.setattr(module, "FLOAT_ERROR", 2.0)
+    again, digits = _propose(table, 2000, seeded_entropy(5, "digits"))
+    assert np.array_equal(drawn, again)
+    assert np.array_equal(floats, digits)
+    assert 0.3 < floats.mean() < 1
+    monkeypatch.undo()
+    at, x = 40, int(table.column[40]) + 8000
+    chance = float(kept_shares(table, at)[8000])
+    leading = int(chance * 2**64)
+    assert FLOAT_ERROR < 2.0**-40
+    assert _keep_exactly(table, at, x, leading - (1 << 24), bytes)
+    assert not _keep_exactly(table, at, x, leading + (1 << 24), bytes)
 
 
 def test_the_operating_system_never_gives_the_same_noise_twice() -> None:

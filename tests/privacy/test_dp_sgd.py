@@ -17,7 +17,8 @@ from fedpeft.errors import ConfigInvalid, DataInvalid
 from fedpeft.methods import UnionAdapter, attach
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
 from fedpeft.tuning import ActivationCache, LocalPlan, NoiseScale, train_privately
-from fedpeft.tuning import private as dp
+from fedpeft.tuning import private_gradients as dp
+from fedpeft.tuning import private_release as release
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.per_sample import Hooked, micro_gradients
 from fedpeft.tuning.stages import Stages
@@ -117,7 +118,7 @@ def test_a_back_end_that_is_wrong_is_not_believed(monkeypatch: pytest.MonkeyPatc
 
 
 def noiseless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dp, "discrete_gaussian", lambda sigma, size, entropy: np.zeros(size, np.int64))
+    monkeypatch.setattr(release, "discrete_gaussian", lambda sigma, size, entropy: np.zeros(size, np.int64))
 
 
 def gradient_sum(monkeypatch, union, examples, noise=NOISE) -> np.ndarray:
@@ -173,12 +174,12 @@ def test_the_noise_is_added_to_the_sum_and_divided_by_the_expected_batch() -> No
 
 
 def test_every_example_is_sampled_by_itself_and_by_the_operating_system() -> None:
-    counts = [len(dp.poisson_sample(1000, 0.3, os_entropy)) for _ in range(200)]
+    counts = [len(release.poisson_sample(1000, 0.3, os_entropy)) for _ in range(200)]
     deviation = math.sqrt(1000 * 0.3 * 0.7)
     assert abs(np.mean(counts) - 300) < 6 * deviation / math.sqrt(200)
     assert np.std(counts) == pytest.approx(deviation, rel=0.35)  # a batch of fixed size would have none
-    assert list(dp.poisson_sample(4, 1.0, os_entropy)) == [0, 1, 2, 3]
-    assert len(dp.poisson_sample(1000, 1e-12, os_entropy)) == 0
+    assert list(release.poisson_sample(4, 1.0, os_entropy)) == [0, 1, 2, 3]
+    assert len(release.poisson_sample(1000, 1e-12, os_entropy)) == 0
 
 
 def test_two_trainings_with_everything_the_same_differ_by_their_noise() -> None:
@@ -215,10 +216,10 @@ def test_clipping_is_over_all_tensors_and_survives_what_is_not_finite() -> None:
     huge = [torch.full((3, 5), 1e30), torch.full((3, 2, 2), 1e30)]
     huge[0][1, 0] = float("nan")
     huge[1][2, 0, 0] = float("inf")
-    summed = dp.clipped_sum(huge, 1.0)
+    summed = release.clipped_sum(huge, 1.0)
     assert float(summed.norm()) == pytest.approx(1.0, rel=1e-9), "the finite example alone, cut to the bound"
     short = [torch.tensor([[0.3, 0.0]]), torch.tensor([[0.4]])]
-    assert torch.allclose(dp.clipped_sum(short, 1.0), torch.tensor([0.3, 0.0, 0.4]).double())
+    assert torch.allclose(release.clipped_sum(short, 1.0), torch.tensor([0.3, 0.0, 0.4]).double())
 
 
 def test_a_module_that_mixes_examples_is_refused() -> None:
