@@ -39,6 +39,12 @@ class SiteLimits(MemoryUse):
     head: bool = Field(default=True, description="Whether it trains the class head.")
     ram_mb: int | None = Field(default=None, ge=1, description="For auto: memory of the training process in MiB.")
     uplink_mbit: float | None = Field(default=None, gt=0, description="For auto: megabits a second that it sends.")
+    battery_floor: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="For auto: on a battery with less than this share left it trains the cheapest choice; 0: never.",
+    )
     threads: int = Field(default=1, ge=1, le=256, description="Of training.")
     bases_mb: int | None = Field(
         default=None,

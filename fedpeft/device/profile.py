@@ -18,7 +18,7 @@ import numpy as np
 
 from fedpeft.errors import IntegrityFailed
 
-__all__ = ["REFERENCE", "DeviceProfile", "available_bytes", "probe"]
+__all__ = ["REFERENCE", "DeviceProfile", "available_bytes", "probe", "resident_bytes"]
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd", "bf16")
 """The processor's abilities that decide which kernels pay."""
@@ -118,6 +118,15 @@ def probe(*, root: Path = _ROOT, run: Callable[[list[str]], str] | None = None) 
 def available_bytes() -> int:
     """RAM that is free for this process now, within the control groups' limits."""
     return _memory(_ROOT)[1]
+
+
+def resident_bytes() -> int:
+    """RAM that this process holds now; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), 0)
 
 
 def _memory(root: Path) -> tuple[int, int]:

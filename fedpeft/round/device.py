@@ -139,15 +139,17 @@ class Device:
         cost = self._cost(plan, request)
         if cost is not None:
             self._examples.afford(plan, cost)
-        owns = self._owned(plan, spec, terms, request) if request.train else frozenset({METRICS})
-        advertise = self._session.begin(offer, owns=owns, entropy=self._entropy)
-        if isinstance(advertise, secagg.Refusal):
-            return Failure(reason=FailureReason.PROTOCOL, detail=f"{advertise.reason.value}: {advertise.detail}")
         work = (terms.run_id, terms.round_id, _work(request))
         same = opened is not None and (opened.run_id, opened.round_id, opened.work_sha256, opened.noise) == (
             *work,
             noise,
         )
+        owns = self._owned(plan, spec, terms, request) if request.train else frozenset({METRICS})
+        if opened is not None and same:  # what was trained then, though the device may train something else by now
+            owns = frozenset(part.block_id for part in opened.inputs) & {block.block_id for block in terms.blocks}
+        advertise = self._session.begin(offer, owns=owns, entropy=self._entropy)
+        if isinstance(advertise, secagg.Refusal):
+            return Failure(reason=FailureReason.PROTOCOL, detail=f"{advertise.reason.value}: {advertise.detail}")
         if opened is not None and same:
             inputs = opened.inputs  # another attempt at the same round: the training stands
         else:

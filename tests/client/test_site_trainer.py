@@ -39,7 +39,8 @@ def run_plan(artifact) -> LearningPlan:
     )
 
 
-def trainer_of(tmp_path: Path, store, limits: str):
+def trainer_of(tmp_path: Path, store, limits: str, **senses):
+    from fedpeft_client.chooser import Senses
     from fedpeft_client.site import Site
     from fedpeft_client.site_trainer import SiteTrainer
 
@@ -47,19 +48,19 @@ def trainer_of(tmp_path: Path, store, limits: str):
     (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
     path = tmp_path / "site.toml"
     path.write_text(f'[data]\nsource = "{tmp_path / "notes.jsonl"}"\n{limits}')
-    return SiteTrainer(device="ward-a", site=Site.load(path), bases=store, clock=FakeClock())
+    return SiteTrainer(device="ward-a", site=Site.load(path), bases=store, clock=FakeClock(), senses=Senses(**senses))
 
 
-def needed_mb(artifact, residency: str) -> int:
-    """MiB that the planner asks for the whole adapter on this base."""
+def needed_mb(artifact, residency: str, methods=("lora", "bitfit"), rank=4) -> int:
+    """MiB that the planner asks for the whole adapter, or some of it, on this base."""
     from fedpeft.device import REFERENCE, Workload, estimate, shape_of
     from fedpeft.device.cost import MEMORY_ERROR
 
     plan = run_plan(artifact)
     work = Workload(
         adapter=plan.adapter,
-        methods=("lora", "bitfit"),
-        rank=4,
+        methods=methods,
+        rank=rank,
         classes=2,
         batch_size=4,
         length=16,
@@ -124,3 +125,43 @@ def test_a_plan_that_the_site_forbids_is_refused_before_an_example_is_read(tmp_p
     (tmp_path / "notes.jsonl").unlink()
     with pytest.raises(PolicyRefused, match="allow_bases"):
         trainer.spec(run_plan(artifact))
+
+
+def test_a_device_drops_to_what_fits_while_others_take_its_memory_and_comes_back(tmp_path, base) -> None:
+    store, artifact = base
+    plan, free = run_plan(artifact), [1024 * MIB]
+    trainer = trainer_of(tmp_path, store, '[limits]\nresidency = "dense"\n', free_bytes=lambda: free[0])
+    trainer.spec(plan)
+    everything = trainer.trains(plan)
+    assert everything == {"lora.B.t2", "lora.B.t4", "bitfit", "head"}
+    free[0] = (needed_mb(artifact, "dense") - 1) * MIB
+    assert trainer.trains(plan) == everything  # not in the middle of a round
+    trainer.spec(plan)
+    fewer = trainer.trains(plan)
+    assert "head" in fewer
+    assert fewer < everything
+    free[0] = 1
+    with pytest.raises(ConfigInvalid, match="No method fits"):
+        trainer.spec(plan)
+    free[0] = 1024 * MIB
+    trainer.spec(plan)
+    assert trainer.trains(plan) == everything
+
+
+def test_on_a_low_battery_a_device_trains_the_cheapest_choice(tmp_path, base) -> None:
+    store, artifact = base
+    plan, charge = run_plan(artifact), [None]
+    trainer = trainer_of(tmp_path, store, "[limits]\nbattery_floor = 0.3\n", charge=lambda: charge[0])
+    found = []
+    for charge[0] in (None, 0.31, 0.29):
+        trainer.spec(plan)
+        found.append(trainer.trains(plan))
+    assert found == [{"lora.B.t2", "lora.B.t4", "bitfit", "head"}] * 2 + [{"head"}]
+
+
+def test_named_methods_are_kept_whatever_the_battery_says(tmp_path, base) -> None:
+    store, artifact = base
+    plan = run_plan(artifact)
+    trainer = trainer_of(tmp_path, store, '[limits]\nmethods = ["lora"]\n', charge=lambda: 0.01)
+    trainer.spec(plan)
+    assert trainer.trains(plan) == {"lora.B.t2", "lora.B.t4", "head"}

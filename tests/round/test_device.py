@@ -299,6 +299,19 @@ def test_a_second_attempt_at_the_same_work_reuses_the_training(fleet: ToyFleet) 
     assert len(given(fleet).fitted) == 1
 
 
+@pytest.mark.parametrize("now", [{"bitfit": np.ones(5, np.float32)}, {"head": one_hot(4, 0), "bitfit": np.ones(5)}])
+def test_a_second_attempt_adds_what_was_trained_though_the_device_trains_something_else_by_now(
+    fleet: ToyFleet, now: dict[str, np.ndarray]
+) -> None:
+    assert isinstance(fit(fleet, fit_request(fleet, PLAN, STATE)), Ready)
+    kept = opened(fleet)
+    given(fleet).deltas = {BlockId(name): delta for name, delta in now.items()}
+    assert isinstance(fit(fleet, fit_request(fleet, PLAN, STATE, task=toy_task(PLAN, attempt=2))), Ready)
+    assert opened(fleet).inputs == kept.inputs
+    advertised = decode(opened(fleet).advertise, secagg.Advertise)
+    assert set(advertised.blocks) == {part.block_id for part in kept.inputs}
+
+
 def test_another_state_is_other_work(fleet: ToyFleet) -> None:
     fit(fleet, fit_request(fleet, PLAN, STATE))
     other = STATE.replace({BlockId("bitfit"): np.ones(5, np.float32)})
