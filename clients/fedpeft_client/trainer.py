@@ -7,6 +7,7 @@ what leaves is deltas and sums, for the secure aggregation.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,9 @@ from fedpeft_client.examples import Examples, batch_seed
 from fedpeft_client.memory import RoundMemory
 from fedpeft_client.scaffold import correction, next_controls
 from fedpeft_client.stores import MemoryStore
+
+if TYPE_CHECKING:
+    from fedpeft.methods import UnionAdapter
 
 __all__ = ["Capacity", "TorchTrainer"]
 
@@ -129,6 +133,7 @@ class TorchTrainer:
         kept = self._memory.begin(plan.run_id, request.first_step)
         local = local_blocks(plan.aggregate, state.spec) & self.trains(plan)
         state = state.replace({block_id: kept[block_id] for block_id in local if block_id in kept})
+        learnt = _Learnt(deltas={})
         with self._bench.lend(plan) as union:
             union.load(state)
             measured = NOTHING_EVALUATED  # under example-level privacy a loss would be a release
@@ -140,72 +145,105 @@ class TorchTrainer:
                     batch_size=examples.eval_batch,
                     cache=examples.eval_cache,
                 )
-            deltas: dict[BlockId, Vector] = {}
-            trained_loss, trained = 0.0, 0
             if request.train:
-                round_id = round_of(request.first_step, plan.train.local_steps)
-                measuring = measures_head(union.spec, plan.adapter, round_id)
-                due = due_blocks(union.spec, plan.adapter, round_id)
-                owns = self.trains(plan) & due & (local | set(request.blocks))
-                rates = learning_rates(plan.adapter, plan.train, owns)
-                again = self._memory_use.checkpointing or self._capacity.checkpointing
-                steps = _local_plan(
-                    plan.train,
-                    rates,
-                    request.learning_rate_factor,
-                    micro_batch=self._memory_use.micro_batch,
-                    checkpointing=again,
-                )
-                scaffold = plan.train.scaffold and not measuring
-                corrected = correction(request, kept, rates) if scaffold else {}
-                union.load(forward_state(plan.aggregate, state, self._lora_rank()))
-                before = union.extract(sorted(rates))  # as rounded here: the rounding is no part of a change
-                noise, order = self._noise(plan), batch_seed(plan.seed, self._device)
-                if not rates:
-                    pass  # nothing of what this round asks for is this device's: it takes part in the sums of metrics
-                elif measuring:
-                    measure_class_means(
-                        union,
-                        examples.train,
-                        steps=steps.steps,
-                        batch_size=steps.batch_size,
-                        seed=order,
-                        cache=examples.train_cache,
-                    )
-                elif noise is not None:  # nothing but the steps themselves is private: the device has refused the rest
-                    train_privately(union, examples.train, steps, noise, cache=examples.train_cache)
-                else:
-                    outcome = train(
-                        union,
-                        examples.train,
-                        steps,
-                        seed=order,
-                        first_step=request.first_step,
-                        cache=examples.train_cache,
-                        logit_offset=label_offset(
-                            examples.train, len(plan.task.labels), strength=plan.train.label_calibration
-                        ),
-                        correction=corrected,
-                    )
-                    trained_loss, trained = outcome.mean_loss * outcome.examples_seen, outcome.examples_seen
-                after = union.extract(sorted(rates))
-                deltas = {block_id: after[block_id] - before[block_id] for block_id in after}
-                left = {block_id: after[block_id] for block_id in local & after.keys()}
-                if scaffold:
-                    left |= next_controls(corrected, deltas, steps.learning_rates, steps=steps.steps)
-                if left:
-                    self._memory.keep(plan.run_id, request.first_step, {**kept, **left})
-                if plan.aggregate.rule == "lora-a2" and self._capacity.rank is not None:
-                    deltas = keep_columns(state.spec, state, deltas, self._capacity.rank)
+                learnt = self._learn(plan, union, state, request, kept=kept, local=local)
         return LocalResult(
-            deltas=MappingProxyType(deltas),
+            deltas=MappingProxyType(learnt.deltas),
             examples=len(examples.train),
-            trained_loss=trained_loss,
-            trained=trained,
+            trained_loss=learnt.loss_sum,
+            trained=learnt.examples,
             evaluated_loss=measured.loss_sum,
             correct=measured.correct,
             evaluated=measured.examples,
         )
+
+    def _learn(
+        self,
+        plan: LearningPlan,
+        union: "UnionAdapter",
+        state: AdapterState,
+        request: FitRequest,
+        *,
+        kept: Mapping[BlockId, Vector],
+        local: frozenset[BlockId],
+    ) -> "_Learnt":
+        """Train what is due of the device's own, and keep what stays here.
+
+        Args:
+            state: the global state, with the device's own values of local blocks.
+            kept: what earlier rounds left on this device.
+            local: the device's blocks that stay here.
+        """
+        round_id = round_of(request.first_step, plan.train.local_steps)
+        measuring = measures_head(union.spec, plan.adapter, round_id)
+        owns = self.trains(plan) & due_blocks(union.spec, plan.adapter, round_id) & (local | set(request.blocks))
+        if not owns:  # nothing of what this round asks for is this device's: it adds to the metrics alone
+            return _Learnt(deltas={})
+        rates = learning_rates(plan.adapter, plan.train, owns)
+        steps = _local_plan(
+            plan.train,
+            rates,
+            request.learning_rate_factor,
+            micro_batch=self._memory_use.micro_batch,
+            checkpointing=self._memory_use.checkpointing or self._capacity.checkpointing,
+        )
+        scaffold = plan.train.scaffold and not measuring
+        corrected = correction(request, kept, rates) if scaffold else {}
+        union.load(forward_state(plan.aggregate, state, self._lora_rank()))
+        before = union.extract(sorted(rates))  # as rounded here: the rounding is no part of a change
+        loss_sum, seen = 0.0, 0
+        if measuring:
+            self._measure_head(plan, union)
+        else:
+            loss_sum, seen = self._take_steps(plan, union, steps, first_step=request.first_step, corrected=corrected)
+        after = union.extract(sorted(rates))
+        deltas = {block_id: after[block_id] - before[block_id] for block_id in after}
+        left = {block_id: after[block_id] for block_id in local & after.keys()}
+        if scaffold:
+            left |= next_controls(corrected, deltas, steps.learning_rates, steps=steps.steps)
+        if left:
+            self._memory.keep(plan.run_id, request.first_step, {**kept, **left})
+        if plan.aggregate.rule == "lora-a2" and self._capacity.rank is not None:
+            deltas = keep_columns(state.spec, state, deltas, self._capacity.rank)
+        return _Learnt(deltas=deltas, loss_sum=loss_sum, examples=seen)
+
+    def _measure_head(self, plan: LearningPlan, union: "UnionAdapter") -> None:
+        examples, train_plan = self._examples.prepared(plan), plan.train
+        measure_class_means(
+            union,
+            examples.train,
+            steps=train_plan.local_steps,
+            batch_size=train_plan.batch_size,
+            seed=batch_seed(plan.seed, self._device),
+            cache=examples.train_cache,
+        )
+
+    def _take_steps(
+        self,
+        plan: LearningPlan,
+        union: "UnionAdapter",
+        steps: LocalPlan,
+        *,
+        first_step: int,
+        corrected: Mapping[BlockId, Vector],
+    ) -> tuple[float, int]:
+        """Loss summed over the examples seen, and their number; both zero where a loss would be a release."""
+        examples, noise = self._examples.prepared(plan), self._noise(plan)
+        if noise is not None:  # nothing but the steps themselves is private: the device has refused the rest
+            train_privately(union, examples.train, steps, noise, cache=examples.train_cache)
+            return 0.0, 0
+        strength = plan.train.label_calibration
+        outcome = train(
+            union,
+            examples.train,
+            steps,
+            seed=batch_seed(plan.seed, self._device),
+            first_step=first_step,
+            cache=examples.train_cache,
+            logit_offset=label_offset(examples.train, len(plan.task.labels), strength=strength),
+            correction=corrected,
+        )
+        return outcome.mean_loss * outcome.examples_seen, outcome.examples_seen
 
     def _noise(self, plan: LearningPlan) -> NoiseScale | None:
         """The noise of every private step; the same numbers that ``cost`` charges."""
@@ -221,6 +259,15 @@ class TorchTrainer:
     def _lora_rank(self) -> int | None:
         """Where the device's own columns end: None is all, 0 is none."""
         return self._capacity.rank if "lora" in self._capacity.methods else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Learnt:
+    """What training left: the change of each block, and the loss summed over the examples seen."""
+
+    deltas: Mapping[BlockId, Vector]
+    loss_sum: float = 0.0
+    examples: int = 0
 
 
 def _local_plan(
