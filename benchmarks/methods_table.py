@@ -17,9 +17,11 @@ RESULTS = Path(__file__).parent / "results" / "methods.json"
 BANKING = Path(__file__).parent / "results" / "banking77.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
 Measured = dict[str, typing.Any]
-_INTRODUCTION = """Every method at its defaults and one rate after the same steps, none tuned (`python benchmarks/methods.py --full`, a shared
-machine): the airline tweets on MiniLM-L6 int8 (40 steps of 8 examples) and docstrings on SmolLM2-135M (8 steps of 4). All train
-the class head too. Step is CPU time and memory the process's peak, both as shares of full fine-tuning's in the same run.
+_INTRODUCTION = """\
+Every method at its defaults and one rate after the same steps, none tuned (`python benchmarks/methods.py --full`, on a
+shared machine): the airline tweets on MiniLM-L6 int8 (40 steps of 8 examples) and docstrings on SmolLM2-135M (8 steps
+of 4). All train the class head too. Step is CPU time and memory the process's peak, both as shares of full
+fine-tuning's in the same run.
 """
 _BASES = ("airlines", "docstrings")
 _SCORES = {"airlines": "accuracy", "docstrings": "perplexity"}
