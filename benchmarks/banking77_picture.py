@@ -1,6 +1,6 @@
 """Heat maps of how much two adapters' subspaces have in common (LoRA paper, section 7.2), as one SVG."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,22 +10,22 @@ __all__ = ["directions", "drawn", "overlaps"]
 
 Matrix = npt.NDArray[np.float64]
 Factors = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
-CELL, GAP, MARGIN, TOP = 4, 56, 34, 44
+CELL, GAP, MARGIN, TOP, TALL = 4, 56, 34, 44, 256
 LOW, HIGH = (247, 251, 255), (8, 48, 107)  # of 0 and of 1
 
 
 def directions(factors: Factors, *, of: str) -> Matrix:
-    """Orthonormal input directions, (d_in, r), the most used first.
+    """Orthonormal directions, (d, r), the most used first.
 
     Args:
         factors: A (r, d_in) and B (d_out, r).
-        of: ``A``: right singular vectors of A, as in the paper; ``change``: those of B A.
+        of: ``A``: right singular vectors of A, as in the paper, d = d_in; ``outputs``: left ones of B A, d = d_out.
     """
     down, up = (factor.astype(np.float64) for factor in factors)
     if of == "A":
         return np.asarray(np.linalg.svd(down, full_matrices=False)[2].T)
-    basis, triangle = np.linalg.qr(down.T)  # A^T = Q R, so B A = (B R^T) Q^T: no SVD of d_out x d_in
-    return np.asarray(basis @ np.linalg.svd(up @ triangle.T, full_matrices=False)[2].T)
+    basis, triangle = np.linalg.qr(up)  # B = Q R, so B A = Q (R A): no SVD of d_out x d_in
+    return np.asarray(basis @ np.linalg.svd(triangle @ down, full_matrices=False)[0])
 
 
 def overlaps(first: Factors, second: Factors, *, rows: int, columns: int, of: str) -> Matrix:
@@ -44,17 +44,17 @@ def overlaps(first: Factors, second: Factors, *, rows: int, columns: int, of: st
     return np.asarray(together / fewer)
 
 
-def drawn(grids: Mapping[str, Matrix], *, caption: str) -> str:
-    """The grids side by side, each with i down and j across, and one scale of colours."""
-    parts, x = [], MARGIN
-    height = max(max(4, 64 // len(grid)) * len(grid) for grid in grids.values())
-    for title, grid in grids.items():
-        tall = max(CELL, 256 // len(grid)) if len(grid) < 64 else CELL
-        height = max(height, tall * len(grid))
-        parts.append(_heat_map(title, grid, x, tall))
-        x += CELL * grid.shape[1] + GAP
-    parts.append(_scale(x, height))
-    width, whole = x + 60, TOP + height + 40
+def drawn(lines: Sequence[Mapping[str, Matrix]], *, caption: str) -> str:
+    """Lines of grids by their titles, each grid with i down and j across, and one scale of colours."""
+    parts, right = [], 0
+    for number, grids in enumerate(lines):
+        x, top = MARGIN, TOP + number * (TALL + TOP)
+        for title, grid in grids.items():
+            parts.append(_heat_map(title, grid, x, top, TALL // len(grid)))
+            x += CELL * grid.shape[1] + GAP
+        right = max(right, x)
+    parts.append(_scale(right, TALL))
+    width, whole = right + 60, len(lines) * (TOP + TALL) + 40
     head = Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" '
         'aria-label="{c}" font-family="sans-serif" font-size="11" fill="#444"><title>{c}</title>'
@@ -64,9 +64,9 @@ def drawn(grids: Mapping[str, Matrix], *, caption: str) -> str:
     return str(head + Markup("").join(parts) + foot)
 
 
-def _heat_map(title: str, grid: Matrix, left: int, tall: int) -> Markup:
+def _heat_map(title: str, grid: Matrix, left: int, top: int, tall: int) -> Markup:
     rows, columns = grid.shape
-    parts = [Markup('<text x="{}" y="{}" font-weight="bold">{}</text>').format(left, TOP - 26, title)]
+    parts = [Markup('<text x="{}" y="{}" font-weight="bold">{}</text>').format(left, top - 26, title)]
     cell = Markup('<rect x="{}" y="{}" width="{}" height="{}" fill="{}"/>')
     # Neighbours of one colour are one rectangle: the file stays small.
     for i in range(rows):
@@ -74,13 +74,13 @@ def _heat_map(title: str, grid: Matrix, left: int, tall: int) -> Markup:
         colours = [_colour(float(value)) for value in grid[i]]
         for j in range(1, columns + 1):
             if j == columns or colours[j] != colours[start]:
-                parts.append(cell.format(left + CELL * start, TOP + tall * i, CELL * (j - start), tall, colours[start]))
+                parts.append(cell.format(left + CELL * start, top + tall * i, CELL * (j - start), tall, colours[start]))
                 start = j
     tick = Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>')
     for j in (1, columns // 4, columns // 2, columns):
-        parts.append(tick.format(left + CELL * (j - 0.5), TOP - 6, "middle", j))
+        parts.append(tick.format(left + CELL * (j - 0.5), top - 6, "middle", j))
     for i in sorted({1, rows // 2, rows}):
-        parts.append(tick.format(left - 5, TOP + tall * (i - 0.5) + 4, "end", i))
+        parts.append(tick.format(left - 5, top + tall * (i - 0.5) + 4, "end", i))
     return Markup("").join(parts)
 
 

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from methods_table import RESULTS, lines_of
+from methods_table import BANKING, DOCUMENT, RESULTS, lines_of, lines_of_ranks, with_tables
 
-DOCUMENT = (RESULTS.parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+TEXT = DOCUMENT.read_text(encoding="utf-8")
 
 
 def test_a_table_compares_each_method_with_full_fine_tuning_of_the_same_base() -> None:
@@ -34,12 +34,21 @@ def test_a_table_compares_each_method_with_full_fine_tuning_of_the_same_base() -
     assert lines_of({"memory full": {"peak_mb": 1.0}}) == []
 
 
-def test_the_document_quotes_the_tables_and_ratios_that_were_measured() -> None:
+def test_ranks_stand_in_their_order_below_what_they_are_compared_with() -> None:
+    names = {"lora r8": 20, "lora r64": 160, "adapter": 30, "full": 1000, "lora r1": 3}
+    known = {name: {"accuracy": 0.5, "trained": trained, "steps": 250} for name, trained in names.items()}
+    lines = lines_of_ranks(known)[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| full", "| adapter", "| lora r1", "| lora r8", "| lora r64"]
+    assert lines[1] == "| adapter | 50.0% | 30 | 3.00% | 250 |"
+
+
+def test_the_document_has_the_tables_and_ratios_that_were_measured() -> None:
+    assert with_tables(TEXT) == TEXT, "run benchmarks/methods_table.py"
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    missing = [line for line in lines_of(results["runs"]) if line not in DOCUMENT]
-    assert missing == []
+    for lines in (lines_of(results["runs"]), lines_of_ranks(json.loads(BANKING.read_text(encoding="utf-8"))["runs"])):
+        assert all(line in TEXT for line in lines)
     peaks = {name: run["peak_mb"] for name, run in results["runs"].items() if name.startswith("memory ")}
     for name, peak in peaks.items():
-        assert f"| {peak:,.0f} | {peak / peaks['memory full']:.2f} |" in DOCUMENT, name
+        assert f"| {peak:,.0f} | {peak / peaks['memory full']:.2f} |" in TEXT, name
     for key in ("step_ratio_vs_trainer", "step_ratio_equal_dropout", "cache_step_ratio"):
-        assert f"{results['summary'][key]:.2f}" in DOCUMENT, key
+        assert f"{results['summary'][key]:.2f}" in TEXT, key
