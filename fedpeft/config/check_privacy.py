@@ -38,6 +38,14 @@ def privacy_findings(config: RunConfig) -> Iterator[Finding]:
             found='"adaptive"',
             remedy='Set privacy.unit = "client", or leave it out.',
         )
+    if privacy.metrics == "noised" and privacy.unit != "client":
+        yield Finding(
+            key="privacy.metrics",
+            reads=("privacy.unit",),
+            expected=f'"suppressed" under privacy.unit = "{privacy.unit}": only clients\' are summed with noise',
+            found='"noised"',
+            remedy='Set privacy.unit = "client", or leave it out.',
+        )
     yield from _idle_options(privacy)
     if privacy.unit == "none":
         return

@@ -40,6 +40,11 @@ class Privacy(Section):
     clip_learning_rate: float = Field(
         default=0.2, gt=0, le=1, description="For clip = adaptive: a round moves the norm by at most a factor e^this."
     )
+    metrics: Literal["suppressed", "noised"] = Field(
+        default="suppressed",
+        description="For `client`: `noised` sums each device's accuracy and losses under the same noise, which makes "
+        "that on the deltas 3 % larger; else none are collected.",
+    )
     noise_multiplier: float | None = Field(
         default=None,
         gt=0,

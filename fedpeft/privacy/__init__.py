@@ -13,6 +13,15 @@ from fedpeft.privacy.composition import Charge, total_epsilon
 from fedpeft.privacy.discrete_gaussian import discrete_gaussian
 from fedpeft.privacy.ledger import Entry, PrivacyLedger, read_ledger
 from fedpeft.privacy.mechanism import Mechanism, NoiseTerms, decode_sum, noisy_words, size_mechanism
+from fedpeft.privacy.noised_metrics import (
+    METRIC_LANES,
+    NOISED_METRICS,
+    NoisedMetrics,
+    metric_lanes,
+    metric_noise,
+    metric_weight,
+    read_lanes,
+)
 from fedpeft.privacy.planning import SIZES, expected_noise, signal_to_noise, step_signal_to_noise
 from fedpeft.privacy.sampled_gaussian import SampledRelease, calibrate_sampled, sampled_epsilon
 from fedpeft.privacy.statement import ExampleStatement, Statement
@@ -20,6 +29,8 @@ from fedpeft.privacy.statement import ExampleStatement, Statement
 __all__ = [
     "ACCOUNTANT",
     "CLIP_BIT",
+    "METRIC_LANES",
+    "NOISED_METRICS",
     "SIZES",
     "AuditResult",
     "Budget",
@@ -29,6 +40,7 @@ __all__ = [
     "ExampleStatement",
     "Mechanism",
     "NoiseTerms",
+    "NoisedMetrics",
     "PrivacyLedger",
     "Release",
     "SampledRelease",
@@ -45,8 +57,12 @@ __all__ = [
     "epsilon",
     "expected_noise",
     "l2_norm",
+    "metric_lanes",
+    "metric_noise",
+    "metric_weight",
     "next_clip_norm",
     "noisy_words",
+    "read_lanes",
     "read_ledger",
     "rounding_allowance",
     "sampled_epsilon",

@@ -24,6 +24,7 @@ from fedpeft.ids import BlockId
 from fedpeft.privacy.accountant import Release
 from fedpeft.privacy.clipping import rounding_allowance
 from fedpeft.privacy.discrete_gaussian import MAX_SIGMA, discrete_gaussian
+from fedpeft.privacy.noised_metrics import METRIC_LANES
 from fedpeft.ring import InputRefused
 
 __all__ = ["Mechanism", "NoiseTerms", "decode_sum", "noisy_words", "size_mechanism"]
@@ -55,6 +56,7 @@ class NoiseTerms:
         step: of the grid; a power of two.
         bit_weight: w, of adaptive clipping: each device adds w or -w in a block of its own, whether its norm was within
             C (``fedpeft.privacy.adaptive``); a multiple of the step, or 0: nothing.
+        metric_weight: b, of each lane of noised metrics (``fedpeft.privacy.noised_metrics``); likewise.
     """
 
     l2_clip_norm: float
@@ -62,11 +64,12 @@ class NoiseTerms:
     colluders: int
     step: float
     bit_weight: float = 0.0
+    metric_weight: float = 0.0
 
     @property
     def sensitivity(self) -> float:
-        """S: the most by which one client moves the sum, its bit included."""
-        return math.hypot(self.l2_clip_norm, self.bit_weight)
+        """S: the most by which one client moves the sum, its bit and its metrics included."""
+        return math.hypot(self.l2_clip_norm, self.bit_weight, math.sqrt(METRIC_LANES) * self.metric_weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +126,9 @@ class Mechanism:
         """Everything for which these terms must be refused."""
         terms = self.terms
         numbers = (terms.l2_clip_norm, terms.noise_multiplier, terms.step)
-        if not all(0 < number < math.inf for number in numbers) or not 0 <= terms.bit_weight < math.inf:
+        if not all(0 < number < math.inf for number in numbers) or not all(
+            0 <= weight < math.inf for weight in (terms.bit_weight, terms.metric_weight)
+        ):
             return [
                 Problem(where="noise", expected="a finite clip norm, noise multiplier and step > 0", found=f"{terms}")
             ]
@@ -140,15 +145,11 @@ class Mechanism:
             return found
         if math.frexp(terms.step)[0] != 0.5:
             found.append(Problem(where="noise.step", expected="a power of two", found=str(terms.step)))
-        # A bit that lies on the grid is not lengthened by rounding: only so does C - allowance suffice for the rest.
-        if not (terms.bit_weight / terms.step).is_integer():
-            found.append(
-                Problem(
-                    where="noise.bit_weight",
-                    expected=f"0, or a multiple of the step {terms.step:g}",
-                    found=f"{terms.bit_weight:g}",
-                )
-            )
+        # What lies on the grid is not lengthened by rounding: only so does C - allowance suffice for the rest.
+        for name, weight in (("bit_weight", terms.bit_weight), ("metric_weight", terms.metric_weight)):
+            if not (weight / terms.step).is_integer():
+                expected = f"0, or a multiple of the step {terms.step:g}"
+                found.append(Problem(where=f"noise.{name}", expected=expected, found=f"{weight:g}"))
         if self.bits not in NATIVE_BITS:
             found.append(Problem(where="bits", expected=f"one of {NATIVE_BITS} with noise", found=str(self.bits)))
         return found + self._range_problems()
@@ -198,6 +199,7 @@ def size_mechanism(
     bits: int,
     parameters: int,
     bit_weight: float = 0.0,
+    metric_weight: float = 0.0,
 ) -> Mechanism:
     """The mechanism on the finest grid that the ring holds; arguments as in ``NoiseTerms`` and ``Mechanism``.
 
@@ -210,6 +212,7 @@ def size_mechanism(
         colluders=colluders,
         step=1.0,
         bit_weight=bit_weight,
+        metric_weight=metric_weight,
     )
     draft = Mechanism(terms=terms, devices=devices, threshold=threshold, bits=bits, parameters=parameters)
     if draft.shares >= 1 and noise_multiplier > 0 and l2_clip_norm > 0:

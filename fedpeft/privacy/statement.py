@@ -21,6 +21,7 @@ class Statement:
         colluders: devices that may work with the coordinator.
         consistent: whether the consistency round runs (secagg.mode = "full").
         clip_quantile: of the devices' norms, which the clip norm follows from C on; None: it stays C.
+        noised_metrics: whether each round's sum held noised metrics; else none are collected.
     """
 
     epsilon: float
@@ -32,9 +33,16 @@ class Statement:
     colluders: int
     consistent: bool
     clip_quantile: float | None = None
+    noised_metrics: bool = False
 
     def lines(self) -> tuple[str, ...]:
         """What to print, one fact a line."""
+        metrics = "metrics: none are collected; loss, accuracy and counts would be releases of their own"
+        if self.noised_metrics:
+            metrics = (
+                "metrics: the devices' mean accuracy and losses of each round, under the same noise, which the noise "
+                "multiplier covers; counts are not collected"
+            )
         kind = "even a malicious one" if self.consistent else "honest but curious (secagg.mode = fast)"
         clip = f"L2 clip norm {self.l2_clip_norm:g} over the whole contribution of a client"
         if self.clip_quantile is not None:
@@ -56,7 +64,7 @@ class Statement:
                 f"adversary: the coordinator ({kind}) and {self.colluders} colluding devices; "
                 f"sized for {self.threshold - self.colluders} honest shares of the {self.threshold} that open a block"
             ),
-            "metrics: none are collected; loss, accuracy and counts would be releases of their own",
+            metrics,
             (
                 "not covered: tuning runs, early stopping by hand, which devices took part and when, message sizes "
                 "and timing, and whatever a simulation shows of its own data"

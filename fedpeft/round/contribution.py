@@ -8,7 +8,7 @@ import numpy.typing as npt
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate.device_side import rotated, rule_weight
 from fedpeft.ids import BlockId
-from fedpeft.privacy import CLIP_BIT, Mechanism, bit_vector, clip
+from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, NoiseTerms, bit_vector, clip, metric_lanes
 from fedpeft.round.local import LocalResult, NotFinite
 from fedpeft.round.messages import BlockPayload, FitRequest
 from fedpeft.round.metrics import METRICS, OWNER_WEIGHTS, Contribution, in_bucket, metrics_vector
@@ -29,8 +29,8 @@ def inputs_of(
 ) -> tuple[BlockPayload, ...]:
     """What goes into the secure sum: each delta times the device's weight, and the metrics.
 
-    Under noise: the deltas clipped together, every device alike, and adaptive clipping's bit; nothing else. Under
-    example-level privacy: the weight is all of the metrics.
+    Under noise: the deltas clipped together, every device alike, adaptive clipping's bit and noised metrics; nothing
+    else. Under example-level privacy: the weight is all of the metrics.
 
     Args:
         plan, request: what was asked.
@@ -56,7 +56,7 @@ def inputs_of(
         clipped = clip(inputs, l2_clip_norm=noise.terms.l2_clip_norm, allowance=noise.allowance)
         bit = noise.terms.bit_weight
         own_bit = {CLIP_BIT: bit_vector(clipped.scale == 1.0, bit)} if bit else {}
-        return _payloads({**clipped.vectors, **own_bit})
+        return _payloads({**clipped.vectors, **own_bit, **_noised_metrics(result, noise.terms)})
     if plan.privacy is not None:  # losses and counts would be releases; the weight follows from a public number
         nothing = Contribution(weight=weight, trained_loss=0, trained=0, evaluated_loss=0, correct=0, evaluated=0)
         inputs[METRICS] = metrics_vector(nothing)
@@ -73,6 +73,21 @@ def inputs_of(
         inputs[OWNER_WEIGHTS] = np.array([weight * (block_id in deltas) for block_id in request.blocks], np.float32)
     inputs[METRICS] = metrics_vector(contribution)
     return _payloads(inputs)
+
+
+def _noised_metrics(result: LocalResult, terms: NoiseTerms) -> dict[BlockId, Vector]:
+    """This device's own means, each a lane that the noise covers; none without a weight."""
+    if not terms.metric_weight:
+        return {}
+    held = result.evaluated > 0
+    lanes = metric_lanes(
+        accuracy=result.correct / result.evaluated if held else None,
+        loss=result.evaluated_loss / result.evaluated if held else None,
+        train_loss=result.trained_loss / result.trained if result.trained else 0.0,
+        weight=terms.metric_weight,
+        step=terms.step,
+    )
+    return {NOISED_METRICS: lanes}
 
 
 def _weight(plan: LearningPlan, state: AdapterState, deltas: Mapping[BlockId, Vector], examples: int) -> float:

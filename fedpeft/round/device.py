@@ -20,7 +20,7 @@ from fedpeft.config.check_private import expect_proved
 from fedpeft.entropy import Entropy
 from fedpeft.errors import BudgetExhausted, ConfigInvalid, FedpeftError, PolicyRefused, SpecMismatch
 from fedpeft.ids import BlockId, RoundId
-from fedpeft.privacy import CLIP_BIT, Mechanism, PrivacyLedger, SampledRelease
+from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, PrivacyLedger, SampledRelease
 from fedpeft.round.contribution import inputs_of
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
 from fedpeft.round.failures import failure_of
@@ -229,7 +229,7 @@ class Device:
                 if offered[name] != spec[block_id].size:
                     raise SpecMismatch(f"{name}: expected length {spec[block_id].size}, offered {offered[name]}.")
                 owned.add(name)
-        return frozenset(owned | ({METRICS, OWNER_WEIGHTS, CLIP_BIT} & offered.keys()))
+        return frozenset(owned | ({METRICS, OWNER_WEIGHTS, CLIP_BIT, NOISED_METRICS} & offered.keys()))
 
     def _afford(self, noise: Mechanism) -> None:
         """Refuses a round whose noise keeps no promise, or which this device's own budget does not allow."""

@@ -12,7 +12,7 @@ from fedpeft.config.model import Rounds, SecureAggregation
 from fedpeft.config.rules import RULES
 from fedpeft.ids import ParticipantId
 from fedpeft.methods import due_blocks
-from fedpeft.privacy import CLIP_BIT, NoiseTerms
+from fedpeft.privacy import CLIP_BIT, METRIC_LANES, NOISED_METRICS, NoiseTerms
 from fedpeft.ring import SumRange
 from fedpeft.round.metrics import METRIC_BITS, METRIC_RANGES, METRICS, OWNER_WEIGHTS, in_bucket
 from fedpeft.round.plan import LearningPlan
@@ -36,7 +36,7 @@ def round_terms(
     devices never start an agreed one anew (docs/adr/0002-incarnations.md). Each tensor has its own clipping range,
     all of them ``terms.max_abs``; the metrics are one more block, owned by everybody. Under noise
     there are no metrics, since a loss or a count is a release too, and the one clip is that of the contribution's norm;
-    adaptive clipping adds its bit.
+    adaptive clipping adds its bit, and noised metrics their lanes.
     """
     participants = tuple(
         secagg.Participant(
@@ -64,7 +64,7 @@ def round_terms(
         lanes = tuple(SumRange(length=1, max_abs=1.0) for _ in trained)
         metrics.insert(0, secagg.SummedBlock(block_id=OWNER_WEIGHTS, ranges=lanes, bits=METRIC_BITS))
     if task.noise is not None:
-        metrics = _bit(task.noise, terms)
+        metrics = _noised(task.noise, terms)
     return secagg.RoundSpec(
         run_id=f"{plan.run_id}#{task.incarnation}",
         round_id=task.round_id,
@@ -80,9 +80,11 @@ def round_terms(
     )
 
 
-def _bit(noise: NoiseTerms, terms: SecureAggregation) -> list[secagg.SummedBlock]:
-    """The block of the norm-below-clip bits; none when the clip norm is fixed."""
-    if not noise.bit_weight:
-        return []
-    lane = SumRange(length=1, max_abs=noise.bit_weight)
-    return [secagg.SummedBlock(block_id=CLIP_BIT, ranges=(lane,), bits=terms.bits)]
+def _noised(noise: NoiseTerms, terms: SecureAggregation) -> list[secagg.SummedBlock]:
+    """The blocks of the norm-below-clip bits and of the noised metrics, where the terms have them."""
+    lanes = [(CLIP_BIT, 1, noise.bit_weight), (NOISED_METRICS, METRIC_LANES, noise.metric_weight)]
+    return [
+        secagg.SummedBlock(block_id=block_id, ranges=(SumRange(length=length, max_abs=weight),), bits=terms.bits)
+        for block_id, length, weight in lanes
+        if weight
+    ]

@@ -28,7 +28,8 @@ from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.jobs import Job, JobState, Queue
 from fedpeft_server.membership import Membership
 from fedpeft_server.meters import Meters
-from fedpeft_server.privacy import ClientPrivacy, trainable_parameters
+from fedpeft_server.noise_plan import trainable_parameters
+from fedpeft_server.privacy import ClientPrivacy
 from fedpeft_server.report import write_report
 from fedpeft_server.run_directory import RunDirectory
 from fedpeft_server.summary import summary_of

@@ -22,7 +22,7 @@ from fedpeft.ids import RoundId
 from fedpeft.round.coordinator import OpenSum, SecureSum, run_round
 from fedpeft.round.events import Event, EventKind, Observer
 from fedpeft.round.messages import Profile, ProfileRequest
-from fedpeft.round.metrics import METRICS, NOTHING_MEASURED, totals
+from fedpeft.round.metrics import METRICS, totals
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.round.task import Member, RoundOutcome, RoundTask, each_once
 from fedpeft.round.transport import Stage, Transport
@@ -256,7 +256,7 @@ class Federation:
         The best state, which the round began with, is published first: after the commit its checkpoint may be gone.
         """
         round_id = task.round_id
-        measured = NOTHING_MEASURED if self._privacy else totals(summed.sums[METRICS].values)
+        measured = self._privacy.measured(task.noise, summed) if self._privacy else totals(summed.sums[METRICS].values)
         state, server = progress.state, progress.server
         if task.train:
             state, server = self._aggregation.advance(
@@ -270,7 +270,9 @@ class Federation:
                 population=len(self._members),
             )
             state = between_rounds(state, self._config.adapter, round_id)
-        is_best = measured.loss is not None and (progress.best_loss is None or measured.loss < progress.best_loss)
+        # A noised loss counts nobody, and its least value is more luck than a good state.
+        counted = None if measured.evaluated == 0 else measured.loss
+        is_best = counted is not None and (progress.best_loss is None or counted < progress.best_loss)
         row = round_row(round_id, outcome, summed, measured, members, seconds=self._clock.monotonic_s() - started)
         if is_best:
             self._publish("best", progress.state)

@@ -8,7 +8,8 @@ from fedpeft.ids import RoundId
 from fedpeft.privacy import ExampleStatement, Release, read_ledger, total_epsilon
 from fedpeft.round.messages import FailureReason
 from fedpeft.round.task import RoundOutcome
-from fedpeft_server.privacy import LEDGER, Plan, read_budget
+from fedpeft_server.noise_plan import Plan, read_budget
+from fedpeft_server.privacy import LEDGER
 from fedpeft_server.run_directory import RunDirectory
 from fedpeft_server.run_view import RunView
 

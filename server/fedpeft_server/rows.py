@@ -67,7 +67,8 @@ def sentence(row: RoundMetrics) -> str:
     """One line: the state that the round began with, who took part, what it cost."""
     parts = [f"{row.devices_survived} of {row.devices_invited} devices"]
     if row.loss is not None and row.accuracy is not None:
-        parts.insert(0, f"loss {row.loss:.4f} accuracy {row.accuracy:.3f} at its start")
+        noised = "" if row.examples else " with noise"
+        parts.insert(0, f"loss {row.loss:.4f} accuracy {row.accuracy:.3f}{noised} at its start")
     if row.skipped:
         parts.append(f"skipped {', '.join(sorted(row.skipped))}")
     parts.append(f"{row.bytes_up / 1e6:.2f} MB up, {row.bytes_down / 1e6:.2f} MB down, {row.seconds:.1f} s")

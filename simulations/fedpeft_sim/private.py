@@ -12,7 +12,8 @@ from fedpeft.methods import blocks_for
 from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.plan import LearningPlan
-from fedpeft_server.privacy import ClientPrivacy, plan_of, trainable_parameters
+from fedpeft_server.noise_plan import plan_of, trainable_parameters
+from fedpeft_server.privacy import ClientPrivacy
 from fedpeft_server.run_directory import RunDirectory
 from fedpeft_sim.devices import Ledgers
 from fedpeft_sim.population import Client, Population

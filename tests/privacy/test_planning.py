@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -39,3 +40,20 @@ def test_a_statement_says_everything_an_epsilon_needs(consistent: bool) -> None:
         assert fact in text
     assert ("malicious" in text) == consistent
     assert ("honest but curious" in text) != consistent
+
+
+def test_a_statement_says_whether_metrics_were_collected() -> None:
+    plain = Statement(
+        epsilon=1.0,
+        delta=1e-5,
+        noise_multiplier=2.0,
+        l2_clip_norm=1.0,
+        rounds=3,
+        threshold=40,
+        colluders=1,
+        consistent=True,
+    )
+    assert "none are collected" in str(plain)
+    noised = str(replace(plain, noised_metrics=True))
+    assert "none are collected" not in noised
+    assert "mean accuracy and losses of each round, under the same noise" in noised
