@@ -80,7 +80,7 @@ def clip(vectors: Vectors, *, l2_clip_norm: float, allowance: float = 0.0) -> Cl
     if norm <= bound:
         return Clipped(dict(vectors), l2_clip_norm - allowance, 1.0, _ONLY_CLIP)
     scale = np.float32(bound / norm)
-    if scale > bound / norm:
+    if float(scale) > bound / norm:  # as Python's: numpy would round the other side to float32 as well
         scale = np.nextafter(scale, np.float32(0))
     shortened = {key: vector * scale for key, vector in vectors.items()}
     return Clipped(shortened, l2_clip_norm - allowance, float(scale), _ONLY_CLIP)

@@ -29,6 +29,13 @@ def test_the_concatenated_norm_never_exceeds_the_bound(
     assert np.linalg.norm(concatenated(dict(clipped.vectors))) <= norm - part * norm
 
 
+def test_a_scale_that_is_no_normal_float32_is_rounded_down() -> None:
+    """Found by the test above: 1.2e-39 has few digits as a float32, and rounded to nearest it was too large."""
+    clipped = clip({BlockId("b0"): np.array([5.2053775e37], np.float32)}, l2_clip_norm=0.125, allowance=0.0625)
+    assert clipped.scale * 5.2053775e37 <= 0.0625
+    assert 0.06249 < float(clipped.vectors[BlockId("b0")][0]) <= 0.0625
+
+
 @given(blocks, st.floats(0.1, 10), st.integers(8, 24))
 @settings(max_examples=150, deadline=None)
 def test_rounding_after_the_clip_stays_within_the_clip_norm(
