@@ -168,8 +168,8 @@ def _for_examples(
         click.echo("recommended: none of these. All drown: more examples a device, fewer steps, or a larger epsilon.")
     else:
         click.echo(
-            f"recommended: {first}, with batches as large as these: no adapter was better at epsilon 8, 3 or 1, on the "
-            "airlines or on BANKING77 (docs/privacy.md), and what the head reads is computed once"
+            f"recommended: {first}, with batches as large as these: far ahead of every adapter on BANKING77, about "
+            "level with the best on the airlines, and what the head reads is computed once (docs/privacy.md)"
         )
         if batch < (larger := min(LARGE_BATCH, examples)):
             click.echo(f"train.batch_size = {larger} leaves more signal for the same epsilon")
