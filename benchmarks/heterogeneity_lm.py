@@ -37,7 +37,7 @@ from fedpeft.tuning import ActivationCache, evaluate, train
 RESULTS = Path(__file__).parent / "results" / "heterogeneity_lm.json"
 CLIENTS, LENGTH, TRAIN, HELD = 20, 64, 24, 3
 ROUNDS, STEPS, BATCH = 6, 4, 2
-RATES = (5e-3, 2e-2)
+RATES = (5e-3, 2e-2, 8e-2)
 ROWS: dict[str, tuple[str, dict[str, object], int]] = {
     "fedpeft, default": ("nested", {}, 1),
     "fedit": ("fedit", {}, 1),
@@ -150,11 +150,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("/work/shared/data/tinyshakespeare"))
     parser.add_argument("--minutes", type=float, default=600.0, help="start no run after this long")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--rates", nargs="+", type=float, choices=RATES, default=list(RATES))
     arguments = parser.parse_args()
     known = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else {}
     until, bench = time.monotonic() + 60 * arguments.minutes, None
-    for rate in RATES:
-        for name in ROWS:
+    for rate in arguments.rates:
+        for name in arguments.rows:
             key = f"{name}/lr{rate:g}"
             if key in known or time.monotonic() > until:
                 continue

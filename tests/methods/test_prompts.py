@@ -26,7 +26,7 @@ from fedpeft.methods.prompt import prompts_of
 from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.per_sample import Hooked, micro_gradients
-from fedpeft.tuning.private import example_losses
+from fedpeft.tuning.private_gradients import example_losses
 from fedpeft.tuning.stages import Stages
 
 pytestmark = pytest.mark.torch

@@ -56,14 +56,15 @@ def test_every_round_is_charged_for_deltas_and_bit_together(tmp_path: Path) -> N
 
 
 def test_a_resumed_run_goes_on_with_the_clip_norm_that_was_committed(tmp_path: Path) -> None:
-    world = World(tmp_path, *ADAPTIVE, faults=(Fault(kind="kill", stage=Stage.FIT, after=2),))
+    # One step from 1.0 never ends at 1.0; of two, each cut at its largest, the second may take the first one back.
+    world = World(tmp_path, "rounds.count=2", *ADAPTIVE, faults=(Fault(kind="kill", stage=Stage.FIT, after=1),))
     with pytest.raises(CoordinatorKilled):
         world.train()
     committed = _clip_norm(world)
     assert committed != 1.0
     world.restart()
     world.train()
-    assert _terms_of(world) == {committed}, "the third round, the only one after the kill, used it"
+    assert _terms_of(world) == {committed}, "the second round, the only one after the kill, used it"
 
 
 def test_a_fixed_clip_norm_sends_no_bit(tmp_path: Path) -> None:
