@@ -37,7 +37,7 @@ from fedpeft.tuning import ActivationCache, evaluate, train
 RESULTS = Path(__file__).parent / "results" / "heterogeneity_lm.json"
 CLIENTS, LENGTH, TRAIN, HELD = 20, 64, 24, 3
 ROUNDS, STEPS, BATCH = 6, 4, 2
-RATES = (5e-3, 2e-2, 8e-2)
+RATES = (5e-3, 2e-2, 8e-2, 1.6e-1)
 ROWS: dict[str, tuple[str, dict[str, object], int]] = {
     "fedpeft, default": ("nested", {}, 1),
     "fedit": ("fedit", {}, 1),
