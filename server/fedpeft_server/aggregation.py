@@ -142,6 +142,9 @@ class Aggregation:
             lanes = summed.sums[OWNER_WEIGHTS].values
             owners = {block.block_id: float(lane) for block, lane in zip(trained, lanes, strict=True)}
         individuals = self._individuals() if self._individuals else ()
+        for one in individuals if not owners else ():  # seen one by one, nobody need sum their weights
+            for block_id in one.deltas:
+                owners[block_id] = owners.get(block_id, 0.0) + one.weight
         return RoundSums(sums=sums, total_weight=total_weight, owner_weights=owners, individuals=individuals)
 
     def _updates(

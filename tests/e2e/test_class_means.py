@@ -17,6 +17,7 @@ OPTIONS = {
     "nested with momentum": ("", "", 'server_optimizer = "momentum"'),
     "hetlora weighs by deltas": ("", ', train = "both"', 'rule = "hetlora"'),
     "flexlora needs LoRA's deltas": ('[secagg]\nmode = "off"', ', train = "both"', 'rule = "flexlora"'),
+    "lora-fair needs the owners' weights": ('[secagg]\nmode = "off"', ', train = "both"', 'rule = "lora-fair"'),
     "scaffold divides by learning rates": ('[train]\nscaffold = true\noptimizer = "sgd"', "", ""),
     "adam scales every coordinate": ("", "", 'server_optimizer = "adam"\nserver_learning_rate = 0.01'),
 }
