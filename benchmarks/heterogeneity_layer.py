@@ -19,6 +19,7 @@ from fedpeft.adapter.head_start import HEAD_BLOCK
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter
 from fedpeft.tuning.batches import BatchStream
+from fedpeft.tuning.class_means import class_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +165,8 @@ def class_means(
     for rows in rows_of:
         sums = np.zeros((classes, width))
         np.add.at(sums, labels[rows], features[rows])
-        counts = np.bincount(labels[rows], minlength=classes)
-        square = (np.square(sums).sum(1)[counts > 0] / counts[counts > 0]).sum() / len(rows)
-        head = {"classifier.weight": sums / (len(rows) * square), "classifier.bias": np.zeros(classes)}
+        counts = np.bincount(labels[rows], minlength=classes).astype(np.float64)
+        head = {"classifier.weight": class_rows(sums, counts), "classifier.bias": np.zeros(classes)}
         found.append(flatten(layer.spec[HEAD_BLOCK], head))
     return found
 

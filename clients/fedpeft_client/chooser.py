@@ -46,7 +46,7 @@ class Senses:
     """
 
     profile: Callable[[], DeviceProfile] = probe
-    free_bytes: Callable[[], int] = lambda: available_bytes() + resident_bytes()
+    free_bytes: Callable[[], int] = lambda: available_bytes() + (resident_bytes() or 0)
     charge: Callable[[], float | None] = battery_charge
 
 
@@ -62,6 +62,7 @@ class Chooser:
 
     Attributes:
         residency: how the base is held.
+        capacity: what was chosen last.
 
     Raises:
         ConfigInvalid: nothing that the run offers fits this device.
@@ -74,13 +75,13 @@ class Chooser:
         offered = site.trained(methods_of(run.adapter))
         self._site, self._senses, self._menu = limits, senses, None
         self.residency: Residency = limits.residency
-        self._latest = Capacity(methods=offered, rank=limits.rank if "lora" in offered else None, head=limits.head)
+        self.capacity = Capacity(methods=offered, rank=limits.rank if "lora" in offered else None, head=limits.head)
         if limits.methods != "auto":
             return
         self._profile = senses.profile().lending(limits.ram_mb)
         self._menu = _menu(site, run, bases, offered, train=train, held_out=held_out)
         chosen = plan(self._profile, _limits(limits), self._menu)
-        self._latest, self.residency = Capacity.of(chosen), chosen.workload.residency
+        self.capacity, self.residency = Capacity.of(chosen), chosen.workload.residency
         held = tuple(one for one in self._menu.workloads if one.residency == self.residency)
         self._menu = replace(self._menu, workloads=held)
         _log.info("%s", chosen.sentence)
@@ -92,7 +93,7 @@ class Chooser:
             ConfigInvalid: the machine has no room for anything now; it may have for another round.
         """
         if self._menu is None:
-            return self._latest
+            return self.capacity
         free = self._profile.available_bytes if self._site.ram_mb else self._senses.free_bytes()
         profile = replace(self._profile, available_bytes=max(1, min(free, self._profile.total_bytes)))
         charge = self._senses.charge()
@@ -102,10 +103,10 @@ class Chooser:
             menu = replace(menu, workloads=(menu.workloads[spent.index(min(spent))],))
         chosen = plan(profile, _limits(self._site), menu)
         capacity = Capacity.of(chosen)
-        if capacity != self._latest:
+        if capacity != self.capacity:
             low = "" if menu is self._menu else f"The battery is at {charge:.0%}. "
             _log.info("%s%s", low, chosen.sentence)
-        self._latest = capacity
+        self.capacity = capacity
         return capacity
 
 

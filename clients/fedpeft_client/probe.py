@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch
 from fedpeft.base import BaseArtifact, load_model
 from fedpeft.data import EncodedDataset
 from fedpeft.device import MeasuredStep, Workload, evaluation_batch
+from fedpeft.device.profile import resident_bytes
 from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, blocks_for
@@ -99,10 +101,7 @@ def _forget_peak() -> None:
         return
 
 
-def _resident(field: str) -> int:
-    """``VmRSS`` or ``VmHWM`` in bytes; elsewhere than on Linux the highest so far."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
+def _resident(field: Literal["VmRSS", "VmHWM"]) -> int:
+    """Bytes; elsewhere than on Linux the highest so far."""
+    held = resident_bytes(field)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if held is None else held

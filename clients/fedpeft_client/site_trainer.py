@@ -64,28 +64,27 @@ class SiteTrainer:
     def spec(self, plan: LearningPlan) -> AdapterSpec:
         """See ``Trainer``; a round begins with it, so here the device chooses what it trains."""
         self._site.permit(plan, now=self._clock.utc().astimezone())
-        trainer = self._for(plan)  # before the base is loaded: the planner may say whether it stays packed
-        if self._trainer is not None:
-            trainer.change(self._trainer[1].now())
+        chooser, trainer = self._for(plan)  # before the base is loaded: the planner may say whether it stays packed
+        trainer.change(chooser.now())
         return self._bench.spec(plan)
 
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         """See ``Trainer``."""
-        return self._for(plan).trains(plan)
+        return self._for(plan)[1].trains(plan)
 
     def cost(self, plan: LearningPlan) -> SampledRelease | None:
         """See ``Trainer``."""
-        return self._for(plan).cost(plan)
+        return self._for(plan)[1].cost(plan)
 
     def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
         """See ``Trainer``."""
-        return self._for(plan).fit(plan, state, request)
+        return self._for(plan)[1].fit(plan, state, request)
 
-    def _for(self, plan: LearningPlan) -> TorchTrainer:
+    def _for(self, plan: LearningPlan) -> tuple[Chooser, TorchTrainer]:
         key = plan.to_json()
         if self._trainer is None or self._trainer[0] != key:
             self._trainer = (key, *self._made(plan))
-        return self._trainer[2]
+        return self._trainer[1:]
 
     def _made(self, plan: LearningPlan) -> tuple[Chooser, TorchTrainer]:
         data, policy = self._site.data, self._site.policy
@@ -103,7 +102,7 @@ class SiteTrainer:
         )
         trainer = TorchTrainer(
             device=self._device,
-            capacity=chooser.now(),
+            capacity=chooser.capacity,
             bench=self._bench,
             examples=examples,
             memory_use=self._site.limits,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -120,13 +121,13 @@ def available_bytes() -> int:
     return _memory(_ROOT)[1]
 
 
-def resident_bytes() -> int:
-    """RAM that this process holds now; 0 where the system does not tell."""
+def resident_bytes(field: Literal["VmRSS", "VmHWM"] = "VmRSS") -> int | None:
+    """RAM that this process holds now, or held at most; None where the system does not tell (no Linux)."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:")), 0)
+        return None
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
 
 
 def _memory(root: Path) -> tuple[int, int]:

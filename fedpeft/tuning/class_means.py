@@ -8,8 +8,8 @@ them up like any delta; the coordinator makes the head of the sum (``fedpeft.agg
 """
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from fedpeft.adapter.head_start import HEAD_BLOCK
 from fedpeft.data.encode import EncodedDataset
@@ -21,7 +21,7 @@ from fedpeft.tuning.batches import collate, training_stream
 from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.stages import Stages
 
-__all__ = ["measure_class_means"]
+__all__ = ["class_rows", "measure_class_means"]
 
 
 def measure_class_means(
@@ -63,19 +63,24 @@ def measure_class_means(
         # pooling the model has, and to the bit where the weight's own gradient would be taken.
         torch.autograd.backward([logits.float().gather(1, labels[:, None]).sum()])
         counts += np.bincount(labels.cpu().numpy(), minlength=len(counts))
+    if weight.grad is None:
+        raise DataInvalid("Expected a head that the model uses, found one without influence on the logits.")
+    rows = class_rows(weight.grad.double().cpu().numpy(), counts)
     with torch.no_grad():
-        sums = _taken(weight)  # (classes, hidden)
-        number = torch.from_numpy(counts).to(sums.device)
-        square = float((sums.square().sum(1)[number > 0] / number[number > 0]).sum() / number.sum())
-        if not 0.0 < square < float("inf"):
-            raise DataInvalid(f"Expected features that tell something, found a mean square of {square}.")
-        weight.copy_(sums / (number.sum() * square))
+        weight.copy_(torch.from_numpy(rows))
     union.train_only(())
     return int(counts.sum())
 
 
-def _taken(weight: torch.nn.Parameter) -> Tensor:
-    """The gradient, in float64."""
-    if weight.grad is None:
-        raise DataInvalid("Expected a head that the model uses, found one without influence on the logits.")
-    return weight.grad.double()
+def class_rows(sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """``n_c mu_c / (n s^2)`` from the sums by class, (classes, hidden), and the numbers of examples, (classes,).
+
+    Raises:
+        DataInvalid: every feature is zero, or one is not finite.
+    """
+    seen = counts > 0
+    square = float((np.square(sums[seen]).sum(1) / counts[seen]).sum() / counts.sum())
+    if not 0.0 < square < float("inf"):
+        raise DataInvalid(f"Expected features that tell something, found a mean square of {square}.")
+    rows: npt.NDArray[np.float64] = sums / (counts.sum() * square)
+    return rows

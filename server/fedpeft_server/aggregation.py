@@ -137,14 +137,12 @@ class Aggregation:
     def _sums(self, summed: secagg.Summed, trained: Sequence[BlockSpec], total_weight: float) -> RoundSums:
         opened = [block.block_id for block in trained if block.block_id in summed.sums]
         sums = {block_id: summed.sums[block_id].values for block_id in opened}
-        owners: dict[BlockId, float] = {}
+        individuals = self._individuals() if self._individuals else ()
         if OWNER_WEIGHTS in summed.sums:
             lanes = summed.sums[OWNER_WEIGHTS].values
             owners = {block.block_id: float(lane) for block, lane in zip(trained, lanes, strict=True)}
-        individuals = self._individuals() if self._individuals else ()
-        for one in individuals if not owners else ():  # seen one by one, nobody need sum their weights
-            for block_id in one.deltas:
-                owners[block_id] = owners.get(block_id, 0.0) + one.weight
+        else:  # of devices seen one by one nobody need sum the weights; of none there are none
+            owners = {b: sum(one.weight for one in individuals if b in one.deltas) for b in opened if individuals}
         return RoundSums(sums=sums, total_weight=total_weight, owner_weights=owners, individuals=individuals)
 
     def _updates(
