@@ -9,6 +9,7 @@ import grpc
 __all__ = [
     "CHUNKS",
     "ENROL",
+    "ENROL_OPTIONS",
     "GREET",
     "LEAVE",
     "MANIFEST",
@@ -16,8 +17,8 @@ __all__ = [
     "PIECE_BYTES",
     "RENEW",
     "REQUEST_MAX_BYTES",
-    "SERVER_OPTIONS",
     "SERVICE",
+    "SERVICE_OPTIONS",
     "WAKE",
     "method_path",
     "secure_channel",
@@ -41,7 +42,7 @@ _OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
 )
-SERVER_OPTIONS = (
+_SERVER_OPTIONS = (
     *_OPTIONS,
     ("grpc.so_reuseport", 0),  # a second coordinator on the port must fail, not share its devices
     ("grpc.max_receive_message_length", REQUEST_MAX_BYTES),
@@ -50,6 +51,21 @@ SERVER_OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_concurrent_streams", 16),
 )
+ENROL_OPTIONS = (
+    *_SERVER_OPTIONS,
+    ("grpc.max_allowed_incoming_connections", 192),  # with those that have not finished their handshake
+    ("grpc.max_connection_idle_ms", 10_000),
+    ("grpc.max_connection_age_ms", 60_000),  # a device that waits for approval connects anew
+    ("grpc.max_connection_age_grace_ms", 10_000),
+)
+"""Nobody has shown who they are there: connections are few and short."""
+SERVICE_OPTIONS = (
+    *_SERVER_OPTIONS,
+    ("grpc.max_allowed_incoming_connections", 1024),
+    ("grpc.max_connection_idle_ms", 60_000),
+)
+"""Behind a handshake with a device's certificate, which takes ``server_handshake_timeout_ms`` at most; a device holds a
+wake-up stream, so its connection is not idle."""
 
 
 def method_path(method: str) -> str:

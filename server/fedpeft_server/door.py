@@ -27,16 +27,24 @@ class Patience:
     """How long and for how many an application waits.
 
     Args:
-        silence_s: for the first byte, and then for the first request.
+        silence_s: for the first byte, and then for the headers of each request.
         handshake_s: for the TLS handshake.
         silent: connections that have not said anything, and as many that have not asked for anything.
         handshakes: at once.
+        kept: connections that have asked for something and stay, which are enrolled devices'.
     """
 
     def __init__(
-        self, *, silence_s: float = 10.0, handshake_s: float = 10.0, silent: int = 200, handshakes: int = 64
+        self,
+        *,
+        silence_s: float = 10.0,
+        handshake_s: float = 10.0,
+        silent: int = 200,
+        handshakes: int = 64,
+        kept: int = 2048,
     ) -> None:
         self.silence_s, self.handshake_s, self.silent, self.handshakes = silence_s, handshake_s, silent, handshakes
+        self.kept = kept
 
 
 class Door:

@@ -2,20 +2,23 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import threading
 from pathlib import Path
-from typing import ClassVar
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fedpeft.errors import ResourceMissing
+from fedpeft_server.connection import LimitedProtocol
 from fedpeft_server.door import Door, Patience
 
 __all__ = ["Listener", "take_port"]
+
+KEEP_ALIVE_S = 75
+"""An unused connection of a device; ``fedpeft.flower.fleet`` lets it go a little before."""
 
 
 def take_port(host: str, port: int, what: str) -> socket.socket:
@@ -59,10 +62,11 @@ class Listener:
         patience: Patience | None = None,
     ) -> None:
         patience = patience or Patience()
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # no line for what a stranger does wrong
         config = uvicorn.Config(
             app,
             interface="asgi3",  # uvicorn's guess takes a method for ASGI 2
-            http=type("Patient", (_Patient,), {"silent": {}, "patience": patience}),
+            http=type("Limited", (LimitedProtocol,), {"unheard": {}, "kept": {}, "ending": {}, "patience": patience}),
             ws="none",
             lifespan="off",
             access_log=False,
@@ -70,7 +74,7 @@ class Listener:
             server_header=False,
             proxy_headers=False,  # nobody says on behalf of whom they come: rates are by address
             date_header=False,
-            timeout_keep_alive=75,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=5,
             ssl_certfile=None if certificate is None else str(certificate),
             ssl_keyfile=None if key is None else str(key),
@@ -121,39 +125,6 @@ class _Server(uvicorn.Server):
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return made
-
-
-class _Patient(HttpToolsProtocol):
-    """Closes connections that say nothing: idle sockets of strangers must not fill the memory."""
-
-    silent: ClassVar[dict[asyncio.Transport, None]]
-    """Of one listener, oldest first."""
-    patience: ClassVar[Patience]
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.silent[transport] = None
-        self._deadline = self.loop.call_later(self.patience.silence_s, self._lose)
-        while len(self.silent) > self.patience.silent:
-            oldest = next(iter(self.silent))
-            del self.silent[oldest]
-            oldest.close()
-
-    def on_headers_complete(self) -> None:
-        self._heard()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._heard()
-        super().connection_lost(exc)
-
-    def _heard(self) -> None:
-        self.silent.pop(self.transport, None)
-        self._deadline.cancel()
-
-    def _lose(self) -> None:
-        self.silent.pop(self.transport, None)
-        self.transport.close()
 
 
 def _holder(port: int) -> str:

@@ -42,6 +42,8 @@ from fedpeft_server.wake import WakeBoard
 
 __all__ = ["FleetService"]
 
+Options = tuple[tuple[str, int], ...]
+
 _REGISTRY_POLL_S = 0.5
 _START_S = 10.0
 _ENROL_PER_S, _ENROL_BURST = 10.0, 200
@@ -105,11 +107,14 @@ class FleetService:
 
     async def _serve(self, report: Callable[[BaseException | None], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        server = aio.server(options=rpc.SERVER_OPTIONS)
-        server.add_generic_rpc_handlers((self._handlers(),))
+        servers: list[aio.Server] = []
         try:
-            self._bind(server)
-            await server.start()
+            for port, options, credentials in self._ports():
+                server = aio.server(options=options)
+                server.add_generic_rpc_handlers((self._handlers(),))
+                servers.append(server)
+                self._bind(server, port, credentials)
+                await server.start()
         except BaseException as error:
             report(error)
             return
@@ -119,25 +124,31 @@ class FleetService:
         watcher.cancel()
         for event in self._listeners:
             event.set()
-        await server.stop(1.0)
+        await asyncio.gather(*(server.stop(1.0) for server in servers))
 
-    def _bind(self, server: aio.Server) -> None:
+    def _ports(self) -> tuple[tuple[int, Options, grpc.ServerCredentials], ...]:
+        """Enrolment and the service for devices: each a server, because limits of connections are a server's."""
         settings = self._home.settings()
         pair = [(self._home.server_key.read_bytes(), self._home.server_certificate.read_bytes())]
         authority = self._home.ca_certificate.read_bytes()
         open_to_all = grpc.ssl_server_credentials(pair)
         devices_only = grpc.ssl_server_credentials(pair, authority, require_client_auth=True)
-        for port, credentials in ((settings.enrol_port, open_to_all), (settings.service_port, devices_only)):
-            where = f"[{settings.bind}]:{port}" if ":" in settings.bind else f"{settings.bind}:{port}"
-            taken = ResourceMissing(
-                f"Expected port {port} of {settings.bind} to be free, found it taken; "
-                "stop who has it, or change coordinator.json."
-            )
-            try:
-                if server.add_secure_port(where, credentials) != port:
-                    raise taken
-            except RuntimeError as error:
-                raise taken from error
+        return (
+            (settings.enrol_port, rpc.ENROL_OPTIONS, open_to_all),
+            (settings.service_port, rpc.SERVICE_OPTIONS, devices_only),
+        )
+
+    def _bind(self, server: aio.Server, port: int, credentials: grpc.ServerCredentials) -> None:
+        bind = self._home.settings().bind
+        where = f"[{bind}]:{port}" if ":" in bind else f"{bind}:{port}"
+        taken = ResourceMissing(
+            f"Expected port {port} of {bind} to be free, found it taken; stop who has it, or change coordinator.json."
+        )
+        try:
+            if server.add_secure_port(where, credentials) != port:
+                raise taken
+        except RuntimeError as error:
+            raise taken from error
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         unary = {

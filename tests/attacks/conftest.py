@@ -1,0 +1,24 @@
+"""A coordinator and its devices as processes, for strangers to attack."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "e2e" / "toy"))
+from federation import ToyFederation
+from strangers import many_descriptors
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyFederation]:
+    """A coordinator that is up; no device yet."""
+    many_descriptors()
+    made = ToyFederation(tmp_path_factory.mktemp("federation"))
+    try:
+        made.up()
+        yield made
+    finally:
+        made.close()
