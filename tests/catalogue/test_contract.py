@@ -1,0 +1,416 @@
+"""What every method of the catalogue must keep, by being in it: its row is held against the real adapter.
+
+A row that lies fails here: ``test_a_row_that_lies_is_found_out`` holds that, with one lie for each promise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedpeft.adapter import AdapterState
+from fedpeft.aggregate import between_rounds
+from fedpeft.config.check_privacy import MEASURING_METHODS
+from fedpeft.config.derived import INPUT_METHODS
+from fedpeft.config.model import Adapter
+from fedpeft.device import CATALOGUE, BaseShape
+from fedpeft.device.footprint import FOOTPRINTS, placed_methods, spec_of
+from fedpeft.device.shape import shape_from
+from fedpeft.errors import ConfigInvalid
+from fedpeft.methods import UnionAdapter, attach, due_blocks, export_peft, load_union
+from fedpeft.methods.coda import picks_tokens
+from fedpeft.methods.export import NEVER_THE_BASE
+from fedpeft.methods.lora import LoraPart
+from fedpeft.methods.stepped import SteppedPart
+from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
+from fedpeft.testing.plans import plan_for
+from fedpeft.tuning import train
+
+pytestmark = pytest.mark.torch
+
+IDS = torch.tensor([[5, 9, 17, 33, 2], [7, 8, 9, 11, 40]])
+INPUTS = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+FAMILIES = {"encoder": tiny_bert, "decoder": tiny_llama}
+ROUNDS = 4
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def settings_of(method) -> Adapter:
+    """[adapter] with the method's example and nothing else."""
+    return Adapter.model_validate({method.name: method.example, "head": False})
+
+
+def attached(method, family: str) -> UnionAdapter:
+    return attach(FAMILIES[family](), settings_of(method), seed=6)
+
+
+def moved(method, family: str) -> UnionAdapter:
+    """The adapter far from its start in every trainable block."""
+    union = attached(method, family)
+    draw, start = np.random.Generator(np.random.Philox(5)), union.initial_state()
+    far = {
+        block.block_id: (start[block.block_id] + 0.2 * draw.standard_normal(block.size)).astype(np.float32)
+        for block in union.spec.blocks
+        if block.trainable
+    }
+    far |= {b: np.zeros_like(start[b]) for b in far if b.endswith((".score", ".fisher"))}
+    union.load(AdapterState(start.spec, {**start.vectors, **far}))
+    return union
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> torch.Tensor:
+    return model(**INPUTS).logits
+
+
+def shape_of_model(model: nn.Module) -> BaseShape:
+    total = sum(p.numel() for p in model.parameters())
+    return shape_from(
+        {name: tuple(p.shape) for name, p in model.named_parameters()},
+        name=model.config.model_type,
+        heads=model.config.num_attention_heads,
+        parameters=total,
+        packed_bytes=total,
+    )
+
+
+def has_row_footprint(method, family: str) -> Any:
+    return method.footprint(shape_of_model(FAMILIES[family]()), method.example)
+
+
+def first_layer_input(model: nn.Module) -> torch.Tensor:
+    """What enters the lowest layer."""
+    layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == 3)
+    seen = []
+    handle = layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    logits(model)
+    handle.remove()
+    return seen[0]
+
+
+def forward_operations(model: nn.Module) -> float:
+    """Of the products of matrices, for one token more: what is computed once a pass or example has no part in it."""
+    totals = []
+    for length in (12, 24):
+        ids = torch.randint(1, 100, (4, length), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        totals.append(counter.get_total_flops())
+    return (totals[1] - totals[0]) / (4 * 12)
+
+
+# The promises: each takes a row and a family, and fails where the row lies.
+
+
+def it_takes_the_models_it_names(method, family):
+    if family in method.families:
+        assert attached(method, family).spec.blocks
+    else:
+        with pytest.raises(ConfigInvalid):
+            attached(method, family)
+
+
+def it_starts_as_the_base_if_values_can_switch_it_off(method, family):
+    assert torch.equal(logits(attached(method, family).model), logits(FAMILIES[family]())) == method.switchable
+
+
+def its_footprint_counts_every_block(method, family):
+    own = has_row_footprint(method, family)
+    layers = 3
+    counted = {
+        block_id: (layers * size + own.shared.get(block_id, 0), trainable)
+        for sizes, trainable in ((own.frozen, False), (own.blocks, True))
+        for block_id, size in sizes.items()
+    }
+    assert counted == {b.block_id: (b.size, b.trainable) for b in attached(method, family).spec.blocks}
+
+
+def its_footprint_counts_the_operations(method, family):
+    own, base = has_row_footprint(method, family), forward_operations(FAMILIES[family]())
+    if own.tokens:  # they pass through the base, which counts them
+        return
+    found = (forward_operations(attached(method, family).model) - base) / 3  # a token and layer
+    if method.picks_tokens:
+        assert found <= own.flops  # what the layer saves is not counted
+        return
+    # The counter sees products of matrices alone: gains, biases, activations and longer attention come on top.
+    unseen = 32 * 32
+    assert found * 0.8 <= own.flops <= found * 1.2 + unseen, (found, own.flops)
+
+
+def its_tokens_are_those_that_enter_the_layers(method, family):
+    if method.picks_tokens:  # fewer enter
+        return
+    longer = first_layer_input(attached(method, family).model).shape[1] - IDS.shape[1]
+    assert longer == has_row_footprint(method, family).tokens
+
+
+def it_changes_the_input_if_it_says_so(method, family):
+    if method.picks_tokens:
+        return
+    before, after = first_layer_input(FAMILIES[family]()), first_layer_input(moved(method, family).model)
+    assert (before.shape != after.shape or not torch.equal(before, after)) == method.at_input
+
+
+def it_keeps_for_the_backward_pass_what_it_counts(method, family):
+    union, base = attached(method, family), FAMILIES[family]()
+    own = has_row_footprint(method, family)
+    tokens = IDS.shape[0] * (IDS.shape[1] + own.tokens)
+    most = (3 * own.saved + 3 * own.kept / tokens) if not own.tokens else 0.0
+    trained = [block.block_id for block in union.spec.blocks if block.trainable]
+    union.train_only(trained)
+    known = {p.untyped_storage().data_ptr() for p in union.model.parameters()}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        alive.append(storage)  # or an address could be used twice
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes() // 4
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        union.model(**INPUTS).logits.sum().backward()
+    shape = shape_of_model(base)
+    layer = shape.hidden * 16 + 4 * shape.inner + 2 * shape.heads * (IDS.shape[1] + 8)  # all that a layer may keep
+    assert most <= sum(kept.values()) / tokens, "counts more than the whole pass keeps"
+    assert sum(kept.values()) / tokens <= 3 * layer + most + shape.vocabulary * 4, "keeps more than it counts"
+
+
+def a_step_moves_what_is_due_and_nothing_else(method, family):
+    union, examples = attached(method, family), examples_for(FAMILIES[family], 16)
+    if method.made_of_runs:
+        draw, start = np.random.Generator(np.random.Philox(5)), union.initial_state()
+        frozen = [block for block in union.spec.blocks if not block.trainable]
+        union.load(start.replace({b.block_id: draw.standard_normal(b.size).astype(np.float32) for b in frozen}))
+    ever = set()
+    for round_id in range(1, ROUNDS + 1):
+        due = due_blocks(union.spec, union.adapter, round_id)
+        start = {name: p.detach().clone() for name, p in union.model.named_parameters()}
+        train(union, examples, plan_for(due, steps=2, rate=0.02), seed=0, first_step=2 * (round_id - 1))
+        changed = {name for name, p in union.model.named_parameters() if not torch.equal(p, start[name])}
+        assert changed <= {tensor.name for block in due for tensor in union.spec[block].tensors}
+        assert all(changed & {tensor.name for tensor in union.spec[block].tensors} for block in due)
+        ever |= due
+        union.load(between_rounds(union.state(), union.adapter, round_id))
+    assert ever == {block.block_id for block in union.spec.blocks if block.trainable}
+
+
+def it_measures_in_a_step_if_it_says_so(method, family):
+    parts = [p for p in attached(method, family).model.modules() if isinstance(p, SteppedPart)]
+    assert any(type(part) is not LoraPart for part in parts) == method.measures
+
+
+def it_picks_tokens_if_it_says_so(method, family):
+    layers = attached(method, family).anatomy.chosen_layers().values()
+    assert any(picks_tokens(layer) for layer in layers) == method.picks_tokens
+
+
+def plain_peft_loads_it_where_the_row_says_so(method, family, folder):
+    union = moved(method, family)
+    expected = logits(union.model)
+    summary = export_peft(union, folder, base="pypi:tiny", inputs=INPUTS)
+    if family in method.export.alone:
+        assert (summary.peft_type, summary.peft_lacks) == (method.export.peft_type, ())
+        loaded = PeftModel.from_pretrained(FAMILIES[family](), folder).eval()
+        found = logits(loaded)  # peft answers for virtual tokens too
+        assert torch.allclose(found if found.ndim == 2 else found[:, -expected.shape[1] :], expected, atol=2e-5)
+    else:
+        assert summary.peft_lacks
+        assert torch.allclose(logits(load_union(FAMILIES[family](), folder).model), expected, atol=1e-6)
+
+
+def whoever_serves_it_can_read_its_export(method, family):
+    assert ("peft" in method.served_by) == bool(method.export.alone)
+    plain = method.export.peft_type == "LORA" and not method.export.more
+    assert bool({"vLLM", "llama.cpp"} & {*method.served_by}) == plain
+
+
+PROMISES = [
+    it_takes_the_models_it_names,
+    it_starts_as_the_base_if_values_can_switch_it_off,
+    its_footprint_counts_every_block,
+    its_footprint_counts_the_operations,
+    its_tokens_are_those_that_enter_the_layers,
+    it_changes_the_input_if_it_says_so,
+    it_keeps_for_the_backward_pass_what_it_counts,
+    a_step_moves_what_is_due_and_nothing_else,
+    it_measures_in_a_step_if_it_says_so,
+    it_picks_tokens_if_it_says_so,
+    plain_peft_loads_it_where_the_row_says_so,
+    whoever_serves_it_can_read_its_export,
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What today's tables say of one method."""
+
+    name: str
+    example: Any
+    footprint: Callable[[BaseShape, Any], Any]
+    families: tuple[str, ...]
+    switchable: bool
+    measures: bool
+    at_input: bool
+    picks_tokens: bool
+    made_of_runs: bool
+    export: Any
+    served_by: tuple[str, ...]
+
+
+BOTH = ("encoder", "decoder")
+EXAMPLES = {
+    "lora": {"rank": 4},
+    "dora": {"rank": 4},
+    "adalora": {"rank": 4, "target_rank": 2, "warmup_rounds": 1, "prune_until": 3},
+    "dylora": {"rank": 4},
+    "relora": {"rank": 2, "cycles": 2, "rounds_each": 2},
+    "qalora": {"rank": 1},
+    "vera": {"rank": 16, "initial": 1.0},
+    "diffpruning": {"prune_round": 3},
+    "fish": {"keep": 0.01},
+    "bitfit": {},
+    "layernorm": {},
+    "ia3": {},
+    "bottleneck": {"width": 4},
+    "parallel": {"width": 4},
+    "compacter": {"width": 8},
+    "hypernetwork": {"width": 4},
+    "fusion": {"width": 4},
+    "prompt": {"length": 4},
+    "p_tuning": {"length": 4, "width": 8},
+    "prefix": {"length": 4, "width": 8},
+    "p_tuning_v2": {"length": 4},
+    "llama_adapter": {"length": 4},
+    "unipelt": {"rank": 2, "length": 4, "width": 4},
+    "coda": {"width": 4},
+}
+EXPORTS = {
+    **dict.fromkeys(("lora", "adalora", "dylora", "relora", "qalora"), ("LORA", BOTH, "")),
+    "dora": ("LORA", BOTH, "use_dora"),
+    "vera": ("VERA", BOTH, ""),
+    "bitfit": ("LORA", ("encoder",), "bias"),
+    "layernorm": ("LN_TUNING", BOTH, ""),
+    "ia3": ("IA3", BOTH, ""),
+    **dict.fromkeys(("prompt", "p_tuning"), ("PROMPT_TUNING", BOTH, "")),
+    **dict.fromkeys(("prefix", "p_tuning_v2"), ("PREFIX_TUNING", ("decoder",), "")),
+    "llama_adapter": ("ADAPTION_PROMPT", ("decoder",), ""),
+}
+
+
+def rows() -> dict[str, Row]:
+    found = {}
+    for name, example in EXAMPLES.items():
+        kind, alone, more = EXPORTS.get(name, ("", (), ""))
+        found[name] = Row(
+            name=name,
+            example=getattr(Adapter.model_validate({name: example}), name),
+            footprint=FOOTPRINTS[name],
+            families=("encoder",) if name == "bitfit" else BOTH,
+            switchable=name not in NEVER_THE_BASE,
+            measures=name in MEASURING_METHODS,
+            at_input=name in INPUT_METHODS,
+            picks_tokens=name == "coda",
+            made_of_runs=name == "fusion",
+            export=SimpleNamespace(peft_type=kind, alone=alone, more=more),
+            served_by=CATALOGUE[name].served_by,
+        )
+    return found
+
+
+METHODS = rows()
+
+
+def keep(promise, method, family, folder) -> None:
+    """Hold one row to one promise on one model."""
+    if family not in method.families and promise is not it_takes_the_models_it_names:
+        return
+    promise(*((method, family, folder) if promise.__code__.co_argcount == 3 else (method, family)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
+def test_it_keeps_its_promise(promise, name, family, tmp_path):
+    keep(promise, METHODS[name], family, tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_union_counts_it_as_alone(name, family):
+    method = METHODS[name]
+    if family in method.families:
+        shape, union = shape_of_model(FAMILIES[family]()), attached(method, family)
+        counted = spec_of(shape, union.adapter, classes=0)
+        assert [(b.block_id, b.size) for b in counted.blocks] == [(b.block_id, b.size) for b in union.spec.blocks]
+        assert tuple(placed_methods(shape, union.adapter)) == (name,)
+
+
+def times(factor: float, **fields: str) -> Callable[[Row], Row]:
+    """The row with a number of its footprint so many times too large."""
+
+    def lie(row: Row) -> Row:
+        def footprint(shape: BaseShape, settings: Any) -> Any:
+            true, (field,) = row.footprint(shape, settings), fields
+            value = getattr(true, field)
+            wrong = {b: round(factor * n) for b, n in value.items()} if fields[field] == "sizes" else factor * value
+            return replace(true, **{field: wrong})
+
+        return replace(row, footprint=footprint)
+
+    return lie
+
+
+def says(**wrong: Any) -> Callable[[Row], Row]:
+    return lambda row: replace(row, **wrong)
+
+
+LIES = [
+    ("bitfit", "decoder", says(families=BOTH), it_takes_the_models_it_names),
+    ("lora", "encoder", says(switchable=False), it_starts_as_the_base_if_values_can_switch_it_off),
+    ("prefix", "decoder", says(switchable=True), it_starts_as_the_base_if_values_can_switch_it_off),
+    ("vera", "encoder", times(1.01, blocks="sizes"), its_footprint_counts_every_block),
+    ("dora", "decoder", times(2, frozen="sizes"), its_footprint_counts_every_block),
+    ("vera", "encoder", times(3.5, flops="number"), its_footprint_counts_the_operations),
+    ("fusion", "decoder", times(0.2, flops="number"), its_footprint_counts_the_operations),
+    ("prompt", "encoder", times(2, tokens="number"), its_tokens_are_those_that_enter_the_layers),
+    ("p_tuning", "decoder", says(at_input=False), it_changes_the_input_if_it_says_so),
+    ("ia3", "decoder", says(at_input=True), it_changes_the_input_if_it_says_so),
+    ("fusion", "encoder", times(8, saved="number"), it_keeps_for_the_backward_pass_what_it_counts),
+    ("adalora", "encoder", says(measures=False), it_measures_in_a_step_if_it_says_so),
+    ("lora", "encoder", says(measures=True), it_measures_in_a_step_if_it_says_so),
+    ("coda", "decoder", says(picks_tokens=False), it_picks_tokens_if_it_says_so),
+    (
+        "parallel",
+        "encoder",
+        says(export=SimpleNamespace(peft_type="LORA", alone=BOTH, more="")),
+        plain_peft_loads_it_where_the_row_says_so,
+    ),
+    (
+        "prefix",
+        "decoder",
+        says(export=SimpleNamespace(peft_type="PREFIX_TUNING", alone=(), more="")),
+        plain_peft_loads_it_where_the_row_says_so,
+    ),
+    ("parallel", "encoder", says(served_by=("peft",)), whoever_serves_it_can_read_its_export),
+    ("dora", "encoder", says(served_by=("peft", "vLLM")), whoever_serves_it_can_read_its_export),
+]
+
+
+@pytest.mark.parametrize(("name", "family", "lie", "promise"), LIES)
+def test_a_row_that_lies_is_found_out(name, family, lie, promise, tmp_path):
+    with pytest.raises((AssertionError, pytest.fail.Exception, ConfigInvalid)):
+        keep(promise, lie(METHODS[name]), family, tmp_path)
