@@ -7,6 +7,7 @@ Frames are ``multiprocessing.connection``'s ``send_bytes``: nothing is pickled.
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -17,11 +18,13 @@ from multiprocessing.connection import Connection, Pipe
 
 from fedpeft import errors
 from fedpeft.errors import FedpeftError
+from fedpeft.logs import log_to_stderr
 
 __all__ = ["Child", "ChildDied", "answer_parent"]
 
 _OK, _FAILED, _BUG = b"ok", b"failed", b"bug"
 _PR_SET_PDEATHSIG = 1
+_log = logging.getLogger(__name__)
 
 
 class ChildDied(Exception):
@@ -136,6 +139,7 @@ def answer_parent(handlers: Callable[[Sequence[str]], Mapping[str, Callable[[byt
         handlers: makes them from the command line; called once, before the first request is read.
     """
     descriptor, parent, *arguments = sys.argv[1:]
+    log_to_stderr()
     _die_with_parent(int(parent))
     line = Connection(int(descriptor))
     known: Mapping[str, Callable[[bytes], bytes]] | None = None
@@ -154,9 +158,7 @@ def answer_parent(handlers: Callable[[Sequence[str]], Mapping[str, Callable[[byt
         except MemoryError:
             verdict, answer = _FAILED, b"ResourceMissing\nExpected enough memory, found none left."
         except Exception as error:
-            import traceback
-
-            traceback.print_exc()
+            _log.exception("%s failed", name)
             verdict, answer = _BUG, f"{type(error).__name__}\n{type(error).__name__} in the child process".encode()
         line.send_bytes(verdict)
         line.send_bytes(answer)

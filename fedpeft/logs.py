@@ -2,8 +2,11 @@
 
 import json
 import logging
+import os
 import sys
+import threading
 from datetime import UTC, datetime
+from types import TracebackType
 
 __all__ = ["log_to_stderr"]
 
@@ -21,12 +24,23 @@ class _Lines(logging.Formatter):
         return json.dumps(fields, ensure_ascii=True)
 
 
+def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """What ended a thread, or the process."""
+    if error is not None and not issubclass(kind, KeyboardInterrupt):
+        logging.getLogger("fedpeft").error("unforeseen: %s", kind.__name__, exc_info=(kind, error, trace))
+
+
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Every logger of this process, from ``level`` on; libraries from warnings on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    logging.captureWarnings(True)
+    sys.excepthook = _uncaught
+    threading.excepthook = lambda given: _uncaught(given.exc_type, given.exc_value, given.exc_traceback)
+    # gRPC's core writes lines of its own, one for each stranger that fails a handshake. It reads this when it starts.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     root.setLevel(logging.WARNING)
     for name in ("fedpeft", "fedpeft_server", "fedpeft_client"):
         logging.getLogger(name).setLevel(level)

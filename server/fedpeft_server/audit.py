@@ -36,6 +36,7 @@ class AuditEvent(Enum):
     TOKEN_REVOKED = "token-revoked"  # noqa: S105
     ENROL_REQUESTED = "enrol-requested"
     ENROL_REFUSED = "enrol-refused"
+    STRANGERS_REFUSED = "strangers-refused"
     APPROVED = "approved"
     DENIED = "denied"
     RENEWED = "renewed"

@@ -17,7 +17,9 @@ from fedpeft.wire import WireError, decode
 from fedpeft_server.audit import AuditEvent, AuditLog
 from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.pki import Authority, certificate_expiry, node_key_of, request_key
+from fedpeft_server.rate import RateLimit
 from fedpeft_server.registry import ENDED, EnrolledDevice, Registry, Status
+from fedpeft_server.strangers import RefusedStrangers
 from fedpeft_server.tokens import TokenRecord, Tokens
 
 __all__ = ["Admission"]
@@ -25,6 +27,8 @@ __all__ = ["Admission"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ORGANISATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,&()_-]{0,62}")
 _PROFILE_MAX = 4096
+_RECORDED_PER_S, _RECORDED_BURST = 1 / 300, 20
+"""Refusals with a record of their own, of one token."""
 _WHY_ENDED = {
     Status.DENIED: RefusalReason.DENIED,
     Status.REVOKED: RefusalReason.REVOKED,
@@ -44,6 +48,17 @@ class Admission:
         self._authority = Authority.of_home(home, clock)
         self._settings, self._coordinator_key = home.settings(), home.identity().public
         self._tokens = Tokens(registry, clock)
+        self.strangers = RefusedStrangers(audit, clock)
+        self._recorded = RateLimit(per_s=_RECORDED_PER_S, burst=_RECORDED_BURST, clock=clock)
+
+    def prover(self, request: EnrolRequest) -> str | None:
+        """The token whose secret a request proves, as a name to count by; None for a stranger. Writes nothing."""
+        try:
+            application = decode(request.application, Application)
+        except WireError:
+            return None
+        token = self._tokens.proven(application.token_id, request.application, request.proof)
+        return None if token is None else token.token_id
 
     def answer(self, request: EnrolRequest, *, peer: str) -> Accepted | Waiting | Refused:
         """The answer to a device that wants in.
@@ -55,13 +70,12 @@ class Admission:
         try:
             application = decode(request.application, Application)
         except WireError as error:
+            self.strangers.count(peer)
             return Refused(reason=RefusalReason.MALFORMED, detail=str(error))
         token = self._tokens.proven(application.token_id, request.application, request.proof)
-        if token is None:
-            # Who cannot prove a token's secret learns nothing, and writes nothing but this.
-            return self._refused(
-                peer, application, RefusalReason.NOT_ACCEPTED, "the coordinator does not know this token"
-            )
+        if token is None:  # who cannot prove a token's secret learns nothing, and writes nothing
+            self.strangers.count(peer)
+            return Refused(reason=RefusalReason.NOT_ACCEPTED, detail="the coordinator does not know this token")
         node_key = request_key(application.csr)
         if isinstance(node_key, str) or (wrong := self._objection(application)):
             wrong = node_key if isinstance(node_key, str) else wrong
@@ -252,6 +266,9 @@ class Admission:
         self._audit.append(event, actor=actor, subject=name, detail={"reason": reason})
 
     def _refused(self, peer: str, application: Application, reason: RefusalReason, detail: str) -> Refused:
+        if not self._recorded.allows(application.token_id):
+            self.strangers.count(peer)  # with a token, but as often as one
+            return Refused(reason=reason, detail=detail)
         facts = {"reason": reason.value, "token": application.token_id[:40]}
         self._audit.append(AuditEvent.ENROL_REFUSED, actor=peer, subject=application.device, detail=facts)
         return Refused(reason=reason, detail=detail)

@@ -3,8 +3,9 @@
 A request is judged by its line and headers, before a byte of its body is read: the route is on the list, the key is
 enrolled and not revoked, the signed timestamp is fresh and was never seen before, the device has not used up its rate.
 Flower itself reads a whole body of any size first and signs timestamps only (../shared/research/flower.md), so what it
-leaves open is closed here. Strangers cost one signature check at most, and too many of their requests none. What gets
-through goes to Flower's handlers as bytes (docs/adr/0008).
+leaves open is closed here. An enrolled key is looked up first, so that no stranger behind the same address can use up
+what a device may ask for; a stranger's request costs a look-up, and too many of them from one address are answered 429.
+What gets through goes to Flower's handlers as bytes (docs/adr/0008).
 """
 
 import asyncio
@@ -32,6 +33,8 @@ Handle = Callable[[str, bytes, bytes], Answer]
 LARGE_BYTES = 256 * 1024
 """A body from here on is handled on a thread of its own, and few at once; smaller ones take less than a thread does."""
 
+KEY_BYTES = 1024
+"""A public key as it travels; a device's takes 240."""
 EARLIEST, LATEST = timedelta(seconds=-60), timedelta(seconds=5)
 """How far a signed timestamp may be from ours."""
 
@@ -65,7 +68,8 @@ class Limits:
         body_bytes: of one request; one of Flower's 5 MB chunks and its frame fit.
         body_s: for a whole body to arrive.
         device_per_s, device_burst: requests of one device.
-        stranger_per_s, stranger_burst: refused requests of one address; beyond that nothing is checked.
+        stranger_per_s, stranger_burst: refused requests of one address; beyond that the answer is 429. No limit of
+            enrolled devices: they may share the address.
         large_bodies: bodies of ``LARGE_BYTES`` and more in memory at once; others wait.
     """
 
@@ -141,16 +145,16 @@ class Gate:
 
     def _judge(self, scope: Scope, address: str) -> tuple[bytes, int]:
         """Whose request it is, by key, and the size of the body that may be read."""
-        if self._strangers.exhausted(address):
-            raise _Refused(429, "too many refused requests", {b"retry-after": b"5"})
         try:
             if scope["path"] not in ROUTES or scope["method"] != "POST":
                 raise _Refused(404, "")
             headers = _unique(scope["headers"])
             key, standing = self._authenticate(headers)
             size = self._size(headers)
-        except _Refused:
-            self._strangers.allows(address)
+        except _Refused as refused:
+            known = b"fedpeft-refusal" in refused.headers  # an enrolled device that is told what to do
+            if not self._strangers.allows(address) and not known:
+                raise _Refused(429, "too many refused requests", {b"retry-after": b"5"}) from refused
             raise
         if not self._devices.allows(standing.device):
             raise _Refused(429, "too many requests", {b"retry-after": b"1"})
@@ -158,6 +162,8 @@ class Gate:
 
     def _authenticate(self, headers: Mapping[bytes, bytes]) -> tuple[bytes, Standing]:
         """Whose request it is, if everything about it is in order."""
+        if len(headers.get(b"flwr-public-key", b"")) > KEY_BYTES:
+            raise _Refused(401, "")
         try:
             public = b64decode(headers[b"flwr-public-key"], validate=True)
             signature = b64decode(headers[b"flwr-signature"], validate=True)

@@ -21,12 +21,6 @@ class RateLimit:
         self._per_s, self._burst, self._clock, self._callers = per_s, float(burst), clock, callers
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def exhausted(self, caller: str) -> bool:
-        """Whether ``allows`` would say no; counts nothing."""
-        now = self._clock.monotonic_s()
-        left, since = self._buckets.get(caller, (self._burst, now))
-        return left + (now - since) * self._per_s < 1.0
-
     def allows(self, caller: str) -> bool:
         """Whether this request may go on; counts it if so."""
         now = self._clock.monotonic_s()

@@ -9,6 +9,7 @@ Use: ``FleetService(...).start()``, then ``WakeBoard.notify`` from the round eng
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 
@@ -30,7 +31,7 @@ from fedpeft.deployment.messages import (
     Wake,
     WakeRequest,
 )
-from fedpeft.errors import ResourceMissing
+from fedpeft.errors import FedpeftError, ResourceMissing
 from fedpeft.wire import WireError, decode, encode
 from fedpeft_server.bases import BaseShelf
 from fedpeft_server.calls import Call, abort, address, client_certificate, refuse, strict
@@ -47,10 +48,11 @@ Options = tuple[tuple[str, int], ...]
 _REGISTRY_POLL_S = 0.5
 _START_S = 10.0
 _ENROL_PER_S, _ENROL_BURST = 10.0, 200
-"""Of one address: forty devices behind one router may join at once; the secret has 128 bits."""
+"""Of one token, and of one address without one: forty devices may join at once; the secret has 128 bits."""
 _CALLS_PER_S, _CALLS_BURST = 20.0, 200
 """Of one enrolled device."""
 _STREAMS_A_DEVICE = 4
+_log = logging.getLogger(__name__)
 
 
 class FleetService:
@@ -68,6 +70,7 @@ class FleetService:
         self._home, self._registry, self._admission = home, registry, admission
         self._board, self._clock = board, clock
         self._shelf = BaseShelf(home.bases)
+        self._strangers = RateLimit(per_s=_ENROL_PER_S, burst=_ENROL_BURST, clock=clock)
         self._enrolling = RateLimit(per_s=_ENROL_PER_S, burst=_ENROL_BURST, clock=clock)
         self._calling = RateLimit(per_s=_CALLS_PER_S, burst=_CALLS_BURST, clock=clock)
         self._streams: dict[str, int] = {}
@@ -104,6 +107,7 @@ class FleetService:
         if self._loop is not None and self._thread is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(grace_s + 5.0)
+            self._record_strangers(now=True)
 
     async def _serve(self, report: Callable[[BaseException | None], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -165,16 +169,17 @@ class FleetService:
 
     async def _greet(self, payload: bytes, call: Call) -> bytes:
         decode(payload, GreetRequest)
-        if client_certificate(call) is None:
-            await self._limit(self._enrolling, address(call), call)
-        else:
+        if client_certificate(call) is not None:
             await self._device(call)  # a greeting with a certificate also says whether it still counts
         return encode(Greeting(utc_s=self._clock.utc().timestamp(), version=__version__))
 
     async def _enrol(self, payload: bytes, call: Call) -> bytes:
-        peer = address(call)
-        await self._limit(self._enrolling, peer, call)
-        request = decode(payload, EnrolRequest)
+        peer, request = address(call), decode(payload, EnrolRequest)
+        token = self._admission.prover(request)
+        if token is None:
+            await self._limit(self._strangers, peer, call)
+        else:  # whoever has a token is not held up by strangers behind the same address
+            await self._limit(self._enrolling, token, call)
         # Off the loop: it signs, and waits for the disk.
         return encode(await asyncio.to_thread(self._admission.answer, request, peer=peer))
 
@@ -255,7 +260,7 @@ class FleetService:
             self._exit(device.name)
 
     async def _watch_registry(self) -> None:
-        """Tells every wake stream when any process changed the registry."""
+        """Tells every wake stream when any process changed the registry, and the audit log about strangers."""
         revision = self._registry.revision()
         while True:
             await asyncio.sleep(_REGISTRY_POLL_S)
@@ -263,6 +268,13 @@ class FleetService:
                 revision = now
                 for event in self._listeners:
                     event.set()
+            await asyncio.to_thread(self._record_strangers)
+
+    def _record_strangers(self, *, now: bool = False) -> None:
+        try:
+            self._admission.strangers.record(now=now)
+        except (OSError, FedpeftError) as error:
+            _log.error("the audit log was not written: %s", error)
 
     async def _device(self, call: Call, *, counted: bool = True) -> EnrolledDevice:
         """Whom this call speaks for; ends the call when it is nobody who may."""

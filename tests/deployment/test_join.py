@@ -301,17 +301,27 @@ def test_an_enrolled_home_is_not_overwritten(coordinator: Coordinator, device: J
         device(coordinator.token(), "settled", home=home)
 
 
-def test_one_address_cannot_ask_without_end(coordinator: Coordinator):
+def test_one_address_cannot_ask_without_end_and_a_token_from_there_still_joins(
+    coordinator: Coordinator, device: Join, monkeypatch: pytest.MonkeyPatch
+):
+    from fedpeft.deployment.messages import EnrolRequest
     from fedpeft_server.rate import RateLimit
 
     settings = coordinator.home.settings()
-    usual = coordinator.service._enrolling
-    coordinator.service._enrolling = RateLimit(per_s=0.001, burst=3, clock=SystemClock())
-    try:
-        with Link(f"127.0.0.1:{settings.enrol_port}", authority=coordinator.home.ca_certificate.read_bytes()) as link:
-            for _ in range(3):
-                link.greet()
-            with pytest.raises(Unreachable, match="too many requests"):
-                link.greet()
-    finally:
-        coordinator.service._enrolling = usual
+    monkeypatch.setattr(coordinator.service, "_strangers", RateLimit(per_s=0.001, burst=3, clock=SystemClock()))
+    with Link(f"127.0.0.1:{settings.enrol_port}", authority=coordinator.home.ca_certificate.read_bytes()) as link:
+        for _ in range(3):
+            link.enrol(EnrolRequest(application=b"", proof=b""))
+        with pytest.raises(Unreachable, match="too many requests"):
+            link.enrol(EnrolRequest(application=b"", proof=b""))
+    _, enrolment = device(coordinator.token(), "behind-the-flood")
+    assert enrolment.device == "behind-the-flood"
+
+
+def test_a_token_holder_who_is_refused_again_and_again_fills_no_log(coordinator: Coordinator, device: Join):
+    token = coordinator.token(uses=1000)
+    before = len(coordinator.events())
+    for _ in range(40):
+        with pytest.raises(NotEnrolled, match="letters"):
+            device(token, "not a name!")
+    assert len(coordinator.events()) - before <= 20

@@ -169,12 +169,25 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
     assert fixture.send(fixture.signed(), body=b"x" * 10)["status"] == 200
 
 
-def test_an_address_with_too_many_refused_requests_is_not_even_checked() -> None:
+def test_an_address_with_too_many_refused_requests_is_told_so_and_its_devices_go_on() -> None:
     fixture = Fixture(limits=Limits(stranger_burst=3))
     assert [fixture.send({})["status"] for _ in range(5)] == [401, 401, 401, 429, 429]
-    assert fixture.send(fixture.signed())["status"] == 429
-    fixture.clock.advance(1.0)
     assert fixture.send(fixture.signed())["status"] == 200
+    assert fixture.send({}, path="/docs")["status"] == 429
+
+
+def test_a_forged_signature_for_a_known_key_uses_up_the_strangers_budget_not_the_devices() -> None:
+    fixture = Fixture(limits=Limits(stranger_burst=2, device_burst=3, device_per_s=0.001))
+    forged = [fixture.signed() | {b"flwr-signature": b"AAAA"} for _ in range(4)]
+    assert [fixture.send(one)["status"] for one in forged] == [401, 401, 429, 429]
+    assert [fixture.send(fixture.signed())["status"] for _ in range(4)] == [200, 200, 200, 429]
+
+
+def test_a_device_with_a_wrong_clock_hears_so_also_when_its_address_is_used_up() -> None:
+    fixture = Fixture(limits=Limits(stranger_burst=1))
+    fixture.send({})
+    answer = fixture.send(fixture.signed(offset_s=30.0))
+    assert (answer["status"], answer["headers"][b"fedpeft-refusal"]) == (401, b"clock")
 
 
 def test_a_device_has_a_rate_of_its_own() -> None:
