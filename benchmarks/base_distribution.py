@@ -24,8 +24,8 @@ from pathlib import Path
 from fedpeft.base.artifact import describe_file
 from fedpeft.base.manifest import CHUNK_BYTES, Manifest, SourceEntry, digest_of
 from fedpeft.clock import SystemClock
-from fedpeft.device import REFERENCE
 from fedpeft.entropy import os_entropy
+from fedpeft.planner import REFERENCE
 from fedpeft_client.fetch import FetchProgress, fetch_base
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.join import JoinWishes, join

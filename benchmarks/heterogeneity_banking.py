@@ -17,10 +17,10 @@ from heterogeneity_layer import Layer, class_means, train_together
 from heterogeneity_rounds import Aggregating
 
 from fedpeft.adapter import AdapterState
-from fedpeft.adapter.head_start import HEAD_BLOCK, measures_head
 from fedpeft.aggregate import between_rounds
 from fedpeft.aggregate.device_side import forward_state
 from fedpeft.aggregate.factors import factor_of
+from fedpeft.aggregate.head_start import HEAD_BLOCK, measures_head
 from fedpeft.base import default_store, load_model, load_tokenizer
 from fedpeft.base.store import ArtifactStore
 from fedpeft.config.adapter import Adapter, Lora

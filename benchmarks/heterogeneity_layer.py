@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedpeft.adapter import AdapterState, flatten, unflatten
-from fedpeft.adapter.head_start import HEAD_BLOCK
+from fedpeft.aggregate.head_start import HEAD_BLOCK
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter
 from fedpeft.tuning.batches import BatchStream

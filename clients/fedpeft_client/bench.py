@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.base import ArtifactStore, BaseArtifact, load_model, load_tokenizer
 from fedpeft.data import Tokenizer
-from fedpeft.device import available_bytes
 from fedpeft.entropy import derive_seed
 from fedpeft.methods import attach
+from fedpeft.planner import available_bytes
 from fedpeft.round.plan import LearningPlan
 
 if TYPE_CHECKING:

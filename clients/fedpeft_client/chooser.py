@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from fedpeft.base import ArtifactStore
 from fedpeft.config.model import Rounds
-from fedpeft.device import (
+from fedpeft.planner import (
     DeviceProfile,
     Limits,
     Menu,
@@ -22,8 +22,8 @@ from fedpeft.device import (
     probe,
     shape_of,
 )
-from fedpeft.device.battery import battery_charge
-from fedpeft.device.profile import resident_bytes
+from fedpeft.planner.battery import battery_charge
+from fedpeft.planner.hardware import resident_bytes
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.bench import Residency
 from fedpeft_client.examples import cacheable_examples

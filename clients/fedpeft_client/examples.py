@@ -7,8 +7,8 @@ import threading
 from dataclasses import dataclass
 
 from fedpeft.data import EncodedDataset, Records, encode
-from fedpeft.device import evaluation_batch
 from fedpeft.entropy import derive_seed
+from fedpeft.planner import evaluation_batch
 from fedpeft.round.plan import LearningPlan
 from fedpeft.tuning import ActivationCache
 from fedpeft_client.bench import Bench

@@ -1,4 +1,4 @@
-"""One real training step on this device: what calibrates the cost model (``fedpeft.device.calibrate``).
+"""One real training step on this device: what calibrates the cost model (``fedpeft.planner.calibrate``).
 
 Synthetic tokens: cost depends on shapes alone, and no data is touched. Memory is the process's resident set,
 so the probe belongs in a process that does nothing else.
@@ -15,11 +15,11 @@ import torch
 
 from fedpeft.base import BaseArtifact, load_model
 from fedpeft.data import EncodedDataset
-from fedpeft.device import MeasuredStep, Workload, evaluation_batch
-from fedpeft.device.profile import resident_bytes
 from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, blocks_for
+from fedpeft.planner import MeasuredStep, Workload, evaluation_batch
+from fedpeft.planner.hardware import resident_bytes
 from fedpeft.tuning import ActivationCache, LocalPlan, evaluate, train
 
 __all__ = ["measure_step"]

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.adapter import AdapterSpec, AdapterState
-from fedpeft.adapter.head_start import measures_head
 from fedpeft.aggregate.device_side import forward_state, keep_columns, local_blocks
+from fedpeft.aggregate.head_start import measures_head
 from fedpeft.config.model import MemoryUse, Train
-from fedpeft.device import Plan
 from fedpeft.ids import BlockId
 from fedpeft.methods import blocks_for, due_blocks, round_of
+from fedpeft.planner import Plan
 from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.local import DeviceStore, LocalResult

@@ -11,8 +11,8 @@ from fedpeft.base import ArtifactStore, default_store, load_tokenizer
 from fedpeft.config import RunConfig
 from fedpeft.data import EncodedDataset, Records, encode, validate
 from fedpeft.entropy import generator
-from fedpeft.methods import ExportSummary, export_peft
-from fedpeft.methods.device_class import class_adapter, class_state
+from fedpeft.export import ExportSummary, export_peft
+from fedpeft.export.device_class import class_adapter, class_state
 from fedpeft.round.plan import learning_plan
 from fedpeft.tuning import Evaluation, evaluate
 from fedpeft.tuning.hub import Mixture, find_mixture

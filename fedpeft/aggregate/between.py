@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.adapter import AdapterState, flatten, unflatten
-from fedpeft.adapter.head_start import HEAD_BLOCK, classifier_of, measures_head, method_round
+from fedpeft.aggregate.head_start import HEAD_BLOCK, classifier_of, measures_head, method_round
 from fedpeft.config.adapter import Adapter
 from fedpeft.config.reparameterized import AdaLora
 from fedpeft.errors import RunFailed

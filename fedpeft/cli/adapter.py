@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from fedpeft.methods.arithmetic import Rule
+    from fedpeft.export.arithmetic import Rule
     from fedpeft_client.use import TrainedModel
 
 __all__ = ["command"]
@@ -106,7 +106,7 @@ def merge(
       fedpeft adapter merge runs/a runs/b --rule ties --density 0.3 --out merged
       fedpeft adapter merge runs/a runs/b --rule svd --rank 8 --weight 1 --weight -0.5 --out merged
     """
-    from fedpeft.methods.merge import merge_adapters, read_exported
+    from fedpeft.export.merge import merge_adapters, read_exported
 
     strengths = weights or tuple(1.0 / len(folders) for _ in folders)
     sources = [read_exported(folder) for folder in folders]

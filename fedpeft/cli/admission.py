@@ -241,7 +241,7 @@ def show(name: str, home: Path | None) -> None:
 
 
 def _line(device: "EnrolledDevice") -> str:
-    from fedpeft.device import DeviceProfile
+    from fedpeft.planner import DeviceProfile
 
     profile = DeviceProfile.from_json(device.profile)
     hardware = f"{profile.cores} cores, {profile.total_bytes / 2**30:.0f} GiB"

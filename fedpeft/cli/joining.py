@@ -44,8 +44,8 @@ def join(
     import time
 
     from fedpeft.clock import SystemClock
-    from fedpeft.device import probe
     from fedpeft.entropy import os_entropy
+    from fedpeft.planner import probe
     from fedpeft_client.join import JoinWishes, pending
     from fedpeft_client.join import join as join_federation
 

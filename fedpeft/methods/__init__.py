@@ -1,4 +1,4 @@
-"""The PEFT methods: the union adapter, attached to a frozen base model, and its export.
+"""The PEFT methods: the union adapter, attached to a frozen base model.
 
 ``blocks_for`` and ``due_blocks`` need no torch; everything else is loaded on first use, so that a process that
 only plans rounds never imports torch.
@@ -7,31 +7,18 @@ only plans rounds never imports torch.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from fedpeft.aggregate.schedule import due_blocks, round_of
 from fedpeft.methods.blocks import blocks_for
-from fedpeft.methods.schedule import due_blocks, round_of
 
 if TYPE_CHECKING:
-    from fedpeft.methods.export import export_peft, load_union
-    from fedpeft.methods.summary import ExportSummary
     from fedpeft.methods.union import UnionAdapter, attach
 
-__all__ = [
-    "ExportSummary",
-    "UnionAdapter",
-    "attach",
-    "blocks_for",
-    "due_blocks",
-    "export_peft",
-    "load_union",
-    "round_of",
-]
+__all__ = ["UnionAdapter", "attach", "blocks_for", "due_blocks", "round_of"]
 
 _HOME = {
-    "ExportSummary": "fedpeft.methods.summary",
     "UnionAdapter": "fedpeft.methods.union",
     "attach": "fedpeft.methods.union",
-    "export_peft": "fedpeft.methods.export",
-    "load_union": "fedpeft.methods.export",
+    "load_union": "fedpeft.export",  # as the model cards of earlier exports name it
 }
 
 

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedpeft.config.model import AdaLora, Adapter
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.graft import device_of, graft_output
+from fedpeft.grafting.lowrank import initial_rows, target_modules, width_of
+from fedpeft.grafting.step_hooks import SteppedPart
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
-from fedpeft.methods.graft import device_of, graft_output
-from fedpeft.methods.lowrank import initial_rows, target_modules, width_of
-from fedpeft.methods.stepped import SteppedPart
 
 __all__ = ["ADALORA", "AdaLoraPart", "attach_adalora"]
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, Problem
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.graft import GRAFTS, device_of, graft_output
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
-from fedpeft.methods.graft import GRAFTS, device_of, graft_output
 
 __all__ = ["BITFIT", "BiasPart", "attach_bitfit"]
 

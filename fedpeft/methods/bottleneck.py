@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from fedpeft.config.additive import Bottleneck, Parallel
 from fedpeft.config.model import Adapter
 from fedpeft.entropy import generator
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.graft import device_of, graft_output, graft_residual
+from fedpeft.grafting.initial_values import drawn
+from fedpeft.grafting.narrow import check_width, narrow
+from fedpeft.grafting.step_hooks import SteppedPart
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
-from fedpeft.methods.graft import device_of, graft_output, graft_residual
-from fedpeft.methods.narrow import check_width, narrow
-from fedpeft.methods.start import drawn
-from fedpeft.methods.stepped import SteppedPart
 
 __all__ = ["BOTTLENECK", "PARALLEL", "BottleneckPart", "attach_bottleneck", "attach_parallel"]
 

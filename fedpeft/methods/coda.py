@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from fedpeft.config.additive import Coda
 from fedpeft.config.model import Adapter
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.attention import use_own_attention
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.graft import add_part, device_of
+from fedpeft.grafting.initial_values import drawn
+from fedpeft.grafting.narrow import check_width, narrow
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.attention import use_own_attention
-from fedpeft.methods.block import Block
-from fedpeft.methods.graft import add_part, device_of
-from fedpeft.methods.narrow import check_width, narrow
-from fedpeft.methods.start import drawn
 
 __all__ = ["CODA", "CodaPart", "attach_coda", "picks_tokens", "soft_top_k"]
 

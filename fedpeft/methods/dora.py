@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedpeft.config.model import Adapter
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.lowrank import graft_rows, width_of
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
-from fedpeft.methods.lowrank import graft_rows, width_of
 
 __all__ = ["DORA", "DoraPart", "attach_dora"]
 

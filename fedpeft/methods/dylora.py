@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from fedpeft.config.model import Adapter
 from fedpeft.entropy import derive_seed
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.lowrank import graft_rows, width_of
+from fedpeft.grafting.step_hooks import SteppedPart
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
-from fedpeft.methods.lowrank import graft_rows, width_of
-from fedpeft.methods.stepped import SteppedPart
 
 __all__ = ["DYLORA", "DyLoraPart", "attach_dylora"]
 

@@ -24,12 +24,12 @@ from torch.nn import functional
 from fedpeft.config.derived import fish_picks
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, Problem
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.graft import device_of, graft_output
+from fedpeft.grafting.lowrank import target_modules, width_of
+from fedpeft.grafting.step_hooks import SteppedPart
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
-from fedpeft.methods.graft import device_of, graft_output
-from fedpeft.methods.lowrank import target_modules, width_of
-from fedpeft.methods.stepped import SteppedPart
 
 __all__ = ["FISH", "FishPart", "Picks", "attach_fish"]
 

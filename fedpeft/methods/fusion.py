@@ -9,28 +9,22 @@ drawn from the seed: the model begins near the base with the mean of the adapter
 of Q, K and V.
 """
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedpeft.adapter import AdapterState
-from fedpeft.config.additive import Bottleneck, Fusion
+from fedpeft.config.additive import Fusion
 from fedpeft.config.model import Adapter
-from fedpeft.errors import ConfigInvalid, Problem
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.graft import device_of, graft_output
+from fedpeft.grafting.initial_values import drawn
+from fedpeft.grafting.narrow import check_width, narrow
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
-from fedpeft.methods.bottleneck import BOTTLENECK
-from fedpeft.methods.graft import device_of, graft_output
-from fedpeft.methods.merge import read_exported
-from fedpeft.methods.narrow import check_width, narrow
-from fedpeft.methods.start import drawn
 
-__all__ = ["FUSION", "FusedAdapter", "FusionPart", "attach_fusion", "with_sources"]
+__all__ = ["FUSION", "FusedAdapter", "FusionPart", "attach_fusion"]
 
 FUSION = "fusion"
 _DEVIATION = 0.02
@@ -99,47 +93,3 @@ def attach_fusion(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
     ]
     trained = tuple(parameter for part in parts for parameter in (part.query, part.key, part.value))
     return (*frozen, Block(block_id=BlockId(FUSION), method=FUSION, parameters=trained))
-
-
-def with_sources(state: AdapterState, adapter: Adapter, folders: Mapping[str, str]) -> AdapterState:
-    """The state with the adapters of ``adapter.fusion.tasks`` filled in; unchanged without fusion.
-
-    Args:
-        state: a run's initial one.
-        adapter: the run's.
-        folders: exported adapter, or run, by task.
-
-    Raises:
-        ConfigInvalid: a task has no folder, or its adapter is not such a bottleneck on such layers.
-        DataInvalid: a folder holds no exported adapter.
-    """
-    settings = adapter.fusion
-    if settings is None:
-        return state
-    wanted = Bottleneck(
-        width=settings.width, placement="pfeiffer", activation=settings.activation, scale=settings.scale
-    )
-    filled, problems = {}, []
-    for task in settings.tasks:
-        where, block_id = f"base.adapters.{task}", BlockId(f"{FUSION}.{task}")
-        if task not in folders:
-            expected = "the folder of an exported adapter, or of a run"
-            problems.append(Problem(where=where, expected=expected, found="nothing"))
-            continue
-        whole = read_exported(Path(folders[task])).whole
-        found = None if whole is None else Adapter.model_validate_json(json.dumps(json.loads(whole[1])["adapter"]))
-        own = None if found is None or found.bottleneck is None else found.bottleneck
-        same = (
-            own is not None
-            and own.model_copy(update=dict.fromkeys(("learning_rate", "layers")) | {"dropout": 0.0}) == wanted
-        )
-        vector = None if whole is None else whole[0].get(BOTTLENECK)
-        if not same or vector is None or vector.shape != state[block_id].shape:
-            layers = f"on the layers of this run ({state[block_id].size:,} coordinates)"
-            expected = f"[adapter.bottleneck] of width {wanted.width}, pfeiffer, {wanted.activation}, {layers}"
-            problems.append(Problem(where=where, expected=expected, found=f"another adapter in {folders[task]}"))
-            continue
-        filled[block_id] = vector
-    if problems:
-        raise ConfigInvalid("The adapters to fuse are not there.", problems=problems)
-    return state.replace(filled)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fedpeft.adapter.head_start import HEAD_BLOCK, classifier_of
+from fedpeft.aggregate.head_start import HEAD_BLOCK, classifier_of
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
 from fedpeft.methods.blocks import HEAD
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from fedpeft.config.additive import Hypernetwork
 from fedpeft.config.model import Adapter
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.graft import device_of, graft_output
+from fedpeft.grafting.initial_values import drawn
+from fedpeft.grafting.narrow import check_width, houlsby_places, narrow
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
-from fedpeft.methods.graft import device_of, graft_output
-from fedpeft.methods.narrow import check_width, houlsby_places, narrow
-from fedpeft.methods.start import drawn
 
 __all__ = ["HYPERNETWORK", "MadeBottleneck", "Maker", "attach_hypernetwork"]
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.config.model import Adapter
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.graft import device_of, graft_input, graft_output
+from fedpeft.grafting.lowrank import width_of
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
-from fedpeft.methods.graft import device_of, graft_input, graft_output
-from fedpeft.methods.lowrank import width_of
 
 __all__ = ["IA3", "InputGain", "OutputGain", "attach_ia3"]
 

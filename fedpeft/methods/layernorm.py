@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.graft import GRAFTS, device_of, graft_output
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
-from fedpeft.methods.graft import GRAFTS, device_of, graft_output
 
 __all__ = ["LAYERNORM", "NormPart", "attach_layernorm"]
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.config.model import Adapter
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.attention import Scene, graft_attention
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.graft import device_of
+from fedpeft.grafting.initial_values import drawn
+from fedpeft.grafting.lowrank import width_of
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.attention import Scene, graft_attention
-from fedpeft.methods.block import Block
-from fedpeft.methods.graft import device_of
-from fedpeft.methods.lora import width_of
-from fedpeft.methods.start import drawn
 
 __all__ = ["LLAMA_ADAPTER", "GatedPrompt", "attach_llama_adapter"]
 

@@ -21,13 +21,13 @@ from fedpeft.config.derived import lora_tiers
 from fedpeft.config.model import Adapter, Lora
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, Problem
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.lowrank import graft_rows, width_of
+from fedpeft.grafting.step_hooks import SteppedPart
 from fedpeft.methods.blocks import LORA, carried_block, tier_block
-from fedpeft.methods.lowrank import graft_rows, width_of
-from fedpeft.methods.stepped import SteppedPart
 
-__all__ = ["LoraPart", "attach_lora", "scale_of", "width_of"]
+__all__ = ["LoraPart", "attach_lora", "scale_of"]
 
 
 class LoraPart(SteppedPart):

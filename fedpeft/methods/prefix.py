@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedpeft.config.model import Adapter
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.attention import Scene, graft_attention, with_keys
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.graft import device_of
+from fedpeft.grafting.initial_values import drawn
+from fedpeft.grafting.lowrank import width_of
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.attention import Scene, graft_attention, with_keys
-from fedpeft.methods.block import Block
-from fedpeft.methods.graft import device_of
-from fedpeft.methods.lora import width_of
-from fedpeft.methods.start import drawn
 
 __all__ = ["PREFIX", "P_TUNING_V2", "MadePrefix", "PlainPrefix", "PrefixTrunk", "attach_p_tuning_v2", "attach_prefix"]
 

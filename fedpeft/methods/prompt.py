@@ -23,11 +23,11 @@ from fedpeft.config.model import Adapter
 from fedpeft.config.prompts import Prompt
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, Problem
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.graft import add_part, device_of
+from fedpeft.grafting.initial_values import drawn
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
-from fedpeft.methods.graft import add_part, device_of
-from fedpeft.methods.start import drawn
 
 __all__ = [
     "PROMPT",

@@ -18,10 +18,10 @@ from torch.nn import functional
 from fedpeft.base.residency import PackedWeight
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, Problem
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.lowrank import graft_rows, target_modules, width_of
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
-from fedpeft.methods.lowrank import graft_rows, target_modules, width_of
 
 __all__ = ["GROUP", "QALORA", "QaLoraPart", "attach_qalora", "merge"]
 

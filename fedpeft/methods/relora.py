@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedpeft.aggregate.schedule import relora_block
 from fedpeft.config.model import Adapter
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
-from fedpeft.methods.lowrank import graft_rows, width_of
-from fedpeft.methods.schedule import relora_block
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.lowrank import graft_rows, width_of
 
 __all__ = ["RELORA", "ReLoraPart", "attach_relora"]
 

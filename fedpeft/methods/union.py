@@ -19,11 +19,12 @@ from torch import nn
 from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec, TensorSpec, flatten, unflatten
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, SpecMismatch
+from fedpeft.grafting.anatomy import Anatomy, dissect
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.replica import replicate_modules
 from fedpeft.ids import BlockId
 from fedpeft.methods.adalora import attach_adalora
-from fedpeft.methods.anatomy import Anatomy, dissect
 from fedpeft.methods.bitfit import attach_bitfit
-from fedpeft.methods.block import Block
 from fedpeft.methods.blocks import HEAD
 from fedpeft.methods.bottleneck import attach_bottleneck, attach_parallel
 from fedpeft.methods.coda import attach_coda
@@ -43,7 +44,6 @@ from fedpeft.methods.prefix import attach_p_tuning_v2, attach_prefix
 from fedpeft.methods.prompt import attach_p_tuning, attach_prompt
 from fedpeft.methods.qalora import attach_qalora
 from fedpeft.methods.relora import attach_relora
-from fedpeft.methods.replica import replicate_modules
 from fedpeft.methods.unipelt import attach_unipelt
 from fedpeft.methods.vera import attach_vera
 

@@ -19,15 +19,15 @@ from torch.nn import functional
 
 from fedpeft.config.additive import Activation
 from fedpeft.config.model import Adapter
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.attention import Scene, graft_attention, with_keys
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.graft import GRAFTS, device_of, graft_output
+from fedpeft.grafting.initial_values import drawn
+from fedpeft.grafting.lowrank import width_of
+from fedpeft.grafting.narrow import check_width, narrow
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.attention import Scene, graft_attention, with_keys
-from fedpeft.methods.block import Block
-from fedpeft.methods.graft import GRAFTS, device_of, graft_output
-from fedpeft.methods.lora import width_of
-from fedpeft.methods.narrow import check_width, narrow
 from fedpeft.methods.prefix import split_heads
-from fedpeft.methods.start import drawn
 
 __all__ = ["UNIPELT", "Gate", "GatedBottleneck", "GatedLora", "GatedPrefix", "attach_unipelt"]
 

@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from fedpeft.config.model import Adapter
 from fedpeft.entropy import generator
+from fedpeft.grafting.anatomy import Anatomy
+from fedpeft.grafting.block import Block
+from fedpeft.grafting.graft import device_of, graft_output
+from fedpeft.grafting.lowrank import target_modules, width_of
 from fedpeft.ids import BlockId
-from fedpeft.methods.anatomy import Anatomy
-from fedpeft.methods.block import Block
-from fedpeft.methods.graft import device_of, graft_output
-from fedpeft.methods.lowrank import target_modules, width_of
 
 __all__ = ["VERA", "VeraPart", "attach_vera"]
 

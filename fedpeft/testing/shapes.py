@@ -1,6 +1,6 @@
 """Two base models by their numbers: what their artifacts' manifests say (tests/device/test_shape.py)."""
 
-from fedpeft.device import BaseShape
+from fedpeft.planner import BaseShape
 
 __all__ = ["DECODER", "MINILM"]
 

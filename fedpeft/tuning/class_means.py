@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedpeft.adapter.head_start import HEAD_BLOCK
+from fedpeft.aggregate.head_start import HEAD_BLOCK
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.errors import DataInvalid
 from fedpeft.methods.head import classifier_weight

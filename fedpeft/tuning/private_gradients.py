@@ -17,9 +17,9 @@ from torch.nn import functional
 from fedpeft.data.encode import IGNORED, EncodedDataset
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid
+from fedpeft.grafting.step_hooks import SteppedPart
 from fedpeft.ids import BlockId
 from fedpeft.methods.lora import LoraPart
-from fedpeft.methods.stepped import SteppedPart
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import Batch, Indices, collate
 from fedpeft.tuning.cache import HiddenSource, logits_of

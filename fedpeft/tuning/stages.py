@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedpeft.data.encode import IGNORED
 from fedpeft.errors import ConfigInvalid
-from fedpeft.methods.attention import attend
+from fedpeft.grafting.attention import attend
 from fedpeft.methods.coda import picks_tokens
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import Batch

@@ -2,7 +2,7 @@
 
 The device's blocks are trained on its examples for a fixed number of steps, with a fresh optimizer each
 round. Nothing here draws a random number: the batches come from a stateless stream, dropout is 0, and what a method
-draws (``fedpeft.methods.stepped``) follows from seed and step, so the result depends on the arguments alone,
+draws (``fedpeft.grafting.step_hooks``) follows from seed and step, so the result depends on the arguments alone,
 whatever else the process or its other threads do.
 """
 
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from fedpeft.adapter import unflatten
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.errors import RunFailed
+from fedpeft.grafting.step_hooks import SteppedPart
 from fedpeft.ids import BlockId
-from fedpeft.methods.stepped import SteppedPart
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.accelerator import paged_adamw
 from fedpeft.tuning.batches import training_stream

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState, BlockSpec
-from fedpeft.adapter.head_start import measures_head
 from fedpeft.aggregate import (
     Individual,
     RoundSums,
@@ -27,6 +26,7 @@ from fedpeft.aggregate import (
 from fedpeft.aggregate.device_side import local_blocks
 from fedpeft.aggregate.factors import factor_of
 from fedpeft.aggregate.gauge import idle_tiers
+from fedpeft.aggregate.head_start import measures_head
 from fedpeft.aggregate.linear import mean
 from fedpeft.config import RunConfig
 from fedpeft.config.rules import RULES, factors_of

@@ -11,8 +11,8 @@ from dataclasses import replace
 from fedpeft.clock import Clock
 from fedpeft.deployment.ceremony import short_code, vouches
 from fedpeft.deployment.messages import Accepted, Application, EnrolRequest, RefusalReason, Refused, Renewed, Waiting
-from fedpeft.device import DeviceProfile
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
+from fedpeft.planner import DeviceProfile
 from fedpeft.wire import WireError, decode
 from fedpeft_server.audit import AuditEvent, AuditLog
 from fedpeft_server.home import CoordinatorHome

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
-from fedpeft.adapter.head_start import measures_head
 from fedpeft.aggregate import ServerState, between_rounds
+from fedpeft.aggregate.head_start import measures_head
 from fedpeft.clock import Clock
 from fedpeft.config import RunConfig
 from fedpeft.config.derived import invited_devices, wanted_devices

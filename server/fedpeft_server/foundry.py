@@ -149,8 +149,8 @@ class _Workshop:
 
     def draft(self, payload: bytes) -> bytes:
         from fedpeft.base import build, load_model
+        from fedpeft.export.earlier_runs import with_sources
         from fedpeft.methods import attach
-        from fedpeft.methods.fusion import with_sources
 
         config = parse(payload.decode(), source="run.toml", simulation=True)
         artifact = build(config.base.model, quantize=config.base.quantize, store=self._bases)
@@ -163,7 +163,7 @@ class _Workshop:
         return head.encode() + b"\n" + initial.to_safetensors()
 
     def export(self, payload: bytes) -> bytes:
-        from fedpeft.methods import export_peft
+        from fedpeft.export import export_peft
 
         folder, _, content = payload.partition(b"\n")
         if self._union is None or self._config is None:

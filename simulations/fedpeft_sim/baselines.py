@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpeft.adapter import AdapterState
-from fedpeft.adapter.head_start import measures_head
 from fedpeft.aggregate import between_rounds
+from fedpeft.aggregate.head_start import measures_head
 from fedpeft.config.model import Rounds
 from fedpeft.data import EncodedDataset
 from fedpeft.ids import BlockId

@@ -10,8 +10,8 @@ from fedpeft.base import BaseArtifact
 from fedpeft.config import RunConfig
 from fedpeft.config.derived import invited_devices
 from fedpeft.config.model import Device
-from fedpeft.device import REFERENCE, BaseShape, Limits, Menu, Plan, Workload, menu_of, plan, shape_of
 from fedpeft.errors import ConfigInvalid
+from fedpeft.planner import REFERENCE, BaseShape, Limits, Menu, Plan, Workload, menu_of, plan, shape_of
 from fedpeft_client.examples import cacheable_examples
 from fedpeft_client.trainer import Capacity
 from fedpeft_sim.population import Client, Population

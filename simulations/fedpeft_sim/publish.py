@@ -6,7 +6,7 @@ import torch
 
 from fedpeft.adapter import AdapterState
 from fedpeft.data import Records, encode
-from fedpeft.methods import export_peft
+from fedpeft.export import export_peft
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.bench import Bench
 from fedpeft_server.federation import Publish

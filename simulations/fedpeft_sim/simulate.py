@@ -25,8 +25,8 @@ from fedpeft.clock import SystemClock
 from fedpeft.config import RunConfig
 from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid, FedpeftError
+from fedpeft.export.earlier_runs import with_sources
 from fedpeft.flower import GridTransport, client_app, run_local, run_ray
-from fedpeft.methods.fusion import with_sources
 from fedpeft.round.coordinator import OpenSum, SecureSum
 from fedpeft.round.events import Event
 from fedpeft.round.plan import LearningPlan, learning_plan

@@ -19,8 +19,8 @@ from strangers import answer, tls
 
 from fedpeft.clock import SystemClock
 from fedpeft.deployment.messages import Application, EnrolRequest, Refused
-from fedpeft.device import REFERENCE
 from fedpeft.errors import FedpeftError
+from fedpeft.planner import REFERENCE
 from fedpeft.wire import encode
 from fedpeft_client.link import Link
 from fedpeft_server.audit import AuditLog

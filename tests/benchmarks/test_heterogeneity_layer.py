@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedpeft.adapter import unflatten
-from fedpeft.adapter.head_start import HEAD_BLOCK
+from fedpeft.aggregate.head_start import HEAD_BLOCK
 from fedpeft.config.model import Adapter, BitFit, Ia3, Lora
 from fedpeft.data import EncodedDataset
 from fedpeft.methods import attach, blocks_for

@@ -20,15 +20,16 @@ from fedpeft.aggregate import between_rounds
 from fedpeft.config.check_privacy import MEASURING_METHODS
 from fedpeft.config.derived import INPUT_METHODS
 from fedpeft.config.model import Adapter
-from fedpeft.device import CATALOGUE, BaseShape
-from fedpeft.device.footprint import FOOTPRINTS, placed_methods, spec_of
-from fedpeft.device.shape import shape_from
 from fedpeft.errors import ConfigInvalid
-from fedpeft.methods import UnionAdapter, attach, due_blocks, export_peft, load_union
+from fedpeft.export import export_peft, load_union
+from fedpeft.export.export import NEVER_THE_BASE
+from fedpeft.grafting.step_hooks import SteppedPart
+from fedpeft.methods import UnionAdapter, attach, due_blocks
 from fedpeft.methods.coda import picks_tokens
-from fedpeft.methods.export import NEVER_THE_BASE
 from fedpeft.methods.lora import LoraPart
-from fedpeft.methods.stepped import SteppedPart
+from fedpeft.planner import CATALOGUE, BaseShape
+from fedpeft.planner.placement import FOOTPRINTS, placed_methods, spec_of
+from fedpeft.planner.read_shape import shape_from
 from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
 from fedpeft.testing.plans import plan_for
 from fedpeft.tuning import train

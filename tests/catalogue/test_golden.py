@@ -92,8 +92,8 @@ def on_model(method: str, family: str) -> dict[str, object]:
 def at_defaults(method: str) -> dict[str, object]:
     """What the planner says of the method at its defaults on two real shapes."""
     from fedpeft.config.model import Adapter
-    from fedpeft.device import DeviceProfile, Workload, estimate
-    from fedpeft.device.footprint import present_methods, spec_of
+    from fedpeft.planner import DeviceProfile, Workload, estimate
+    from fedpeft.planner.placement import present_methods, spec_of
     from fedpeft.testing.shapes import DECODER, MINILM
 
     profile = DeviceProfile(

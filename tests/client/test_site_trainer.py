@@ -53,8 +53,8 @@ def trainer_of(tmp_path: Path, store, limits: str, **senses):
 
 def needed_mb(artifact, residency: str, methods=("lora", "bitfit"), rank=4) -> int:
     """MiB that the planner asks for the whole adapter, or some of it, on this base."""
-    from fedpeft.device import REFERENCE, Workload, estimate, shape_of
-    from fedpeft.device.cost import MEMORY_ERROR
+    from fedpeft.planner import REFERENCE, Workload, estimate, shape_of
+    from fedpeft.planner.cost import MEMORY_ERROR
 
     plan = run_plan(artifact)
     work = Workload(

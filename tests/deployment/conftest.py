@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedpeft.clock import Clock, SystemClock
-from fedpeft.device import REFERENCE
 from fedpeft.entropy import os_entropy
+from fedpeft.planner import REFERENCE
 from fedpeft_client.home import DeviceHome, Enrolment
 from fedpeft_client.join import JoinWishes, join
 from fedpeft_server.audit import AuditLog

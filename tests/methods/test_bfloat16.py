@@ -9,7 +9,8 @@ import torch
 
 from fedpeft.config.model import Adapter, Lora, MethodName
 from fedpeft.errors import ConfigInvalid
-from fedpeft.methods import attach, due_blocks, export_peft
+from fedpeft.export import export_peft
+from fedpeft.methods import attach, due_blocks
 from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
 from fedpeft.testing.packed import pack
 from fedpeft.testing.plans import plan_for

@@ -5,9 +5,9 @@ import torch
 
 from fedpeft.config.model import Adapter, BitFit, Lora
 from fedpeft.errors import ConfigInvalid
+from fedpeft.grafting.graft import grafts_of
 from fedpeft.methods import attach
 from fedpeft.methods.bitfit import BiasPart
-from fedpeft.methods.graft import grafts_of
 from fedpeft.testing.models import tiny_bert, tiny_llama
 
 pytestmark = pytest.mark.torch

@@ -7,10 +7,10 @@ from torch.nn import functional
 
 from fedpeft.config.model import Adapter, Dora
 from fedpeft.errors import ConfigInvalid
+from fedpeft.grafting.graft import grafts_of
 from fedpeft.ids import BlockId
 from fedpeft.methods import attach
 from fedpeft.methods.dora import DoraPart
-from fedpeft.methods.graft import grafts_of
 from fedpeft.testing.models import tiny_bert, tiny_llama
 
 pytestmark = pytest.mark.torch

@@ -7,9 +7,9 @@ import torch
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import between_rounds
 from fedpeft.config.check_privacy import MEASURING_METHODS
+from fedpeft.grafting.step_hooks import SteppedPart
 from fedpeft.methods import attach, due_blocks
 from fedpeft.methods.lora import LoraPart
-from fedpeft.methods.stepped import SteppedPart
 from fedpeft.testing.methods import CASES, PAIRS, on_base, sizes_of
 from fedpeft.testing.models import class_examples, examples_for, tiny_bert
 from fedpeft.testing.plans import plan_for

@@ -8,9 +8,11 @@ from torch.nn import functional
 from fedpeft.config.additive import Bottleneck, Fusion
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid
-from fedpeft.methods import attach, export_peft
-from fedpeft.methods.fusion import FusionPart, with_sources
-from fedpeft.methods.graft import grafts_of
+from fedpeft.export import export_peft
+from fedpeft.export.earlier_runs import with_sources
+from fedpeft.grafting.graft import grafts_of
+from fedpeft.methods import attach
+from fedpeft.methods.fusion import FusionPart
 from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
 from fedpeft.testing.plans import plan_for
 from fedpeft.tuning import train

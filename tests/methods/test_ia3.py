@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fedpeft.config.model import Adapter, Ia3
+from fedpeft.grafting.graft import grafts_of
 from fedpeft.methods import attach
-from fedpeft.methods.graft import grafts_of
 from fedpeft.methods.ia3 import InputGain, OutputGain
 from fedpeft.testing.models import tiny_bert, tiny_llama
 

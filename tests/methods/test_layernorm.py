@@ -6,9 +6,9 @@ from torch import nn
 
 from fedpeft.config.model import Adapter, BitFit, LayerNorm
 from fedpeft.errors import ConfigInvalid
+from fedpeft.grafting.graft import grafts_of
 from fedpeft.ids import BlockId
 from fedpeft.methods import attach
-from fedpeft.methods.graft import grafts_of
 from fedpeft.methods.layernorm import NormPart
 from fedpeft.testing.models import tiny_bert, tiny_llama
 

@@ -6,9 +6,9 @@ import torch
 
 from fedpeft.config.model import Adapter, Lora
 from fedpeft.errors import ConfigInvalid
+from fedpeft.grafting.graft import grafts_of
 from fedpeft.ids import BlockId
 from fedpeft.methods import attach
-from fedpeft.methods.graft import grafts_of
 from fedpeft.methods.lora import LoraPart, scale_of
 from fedpeft.testing.models import tiny_bert, tiny_llama
 

@@ -8,11 +8,11 @@ from fedpeft.base.quantize import quantize
 from fedpeft.base.residency import PackedWeight, QuantizedLinear
 from fedpeft.config.model import AdaLora, Adapter, DyLora, QaLora, ReLora
 from fedpeft.errors import ConfigInvalid
+from fedpeft.grafting.graft import grafts_of
 from fedpeft.ids import BlockId
 from fedpeft.methods import attach, due_blocks
 from fedpeft.methods.adalora import AdaLoraPart
 from fedpeft.methods.dylora import DyLoraPart
-from fedpeft.methods.graft import grafts_of
 from fedpeft.methods.qalora import QaLoraPart, merge
 from fedpeft.methods.relora import ReLoraPart
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama

@@ -9,11 +9,11 @@ from fedpeft.aggregate import between_rounds
 from fedpeft.config.model import Adapter, DiffPruning, Fish
 from fedpeft.config.prompts import LlamaAdapter
 from fedpeft.errors import RunFailed
+from fedpeft.grafting.graft import grafts_of
 from fedpeft.ids import BlockId
 from fedpeft.methods import attach, due_blocks
 from fedpeft.methods.diffpruning import DiffPart
 from fedpeft.methods.fish import FishPart
-from fedpeft.methods.graft import grafts_of
 from fedpeft.methods.llama_adapter import GatedPrompt
 from fedpeft.testing.models import class_examples, tiny_bert
 from fedpeft.testing.plans import plan_for

@@ -17,9 +17,9 @@ from torch import nn
 from fedpeft.config.model import Adapter, Lora
 from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
 from fedpeft.errors import ConfigInvalid
+from fedpeft.grafting.graft import grafts_of
 from fedpeft.ids import BlockId
 from fedpeft.methods import attach
-from fedpeft.methods.graft import grafts_of
 from fedpeft.methods.llama_adapter import GatedPrompt
 from fedpeft.methods.prefix import PlainPrefix
 from fedpeft.methods.prompt import prompts_of

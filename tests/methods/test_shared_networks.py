@@ -10,10 +10,10 @@ from torch.nn import functional
 from fedpeft.config.additive import Coda, Compacter, Hypernetwork, Unipelt
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid
+from fedpeft.grafting.graft import grafts_of
 from fedpeft.methods import attach
 from fedpeft.methods.coda import CodaPart, soft_top_k
 from fedpeft.methods.compacter import CompacterPart, kronecker_sum
-from fedpeft.methods.graft import grafts_of
 from fedpeft.methods.hypernetwork import MadeBottleneck
 from fedpeft.methods.unipelt import GatedBottleneck, GatedLora, GatedPrefix
 from fedpeft.testing.models import tiny_bert, tiny_llama

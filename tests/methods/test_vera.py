@@ -5,8 +5,8 @@ import torch
 from peft import VeraConfig, get_peft_model
 
 from fedpeft.config.model import Adapter, Vera
+from fedpeft.grafting.graft import grafts_of
 from fedpeft.methods import attach
-from fedpeft.methods.graft import grafts_of
 from fedpeft.methods.vera import VeraPart
 from fedpeft.testing.models import tiny_bert, tiny_llama
 

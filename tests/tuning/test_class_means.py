@@ -8,8 +8,8 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
 from fedpeft.adapter import unflatten
-from fedpeft.adapter.head_start import HEAD_BLOCK, classifier_of
 from fedpeft.aggregate import between_rounds
+from fedpeft.aggregate.head_start import HEAD_BLOCK, classifier_of
 from fedpeft.config.model import Adapter, Lora
 from fedpeft.errors import DataInvalid
 from fedpeft.methods import attach

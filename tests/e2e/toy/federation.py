@@ -17,8 +17,8 @@ from safetensors.numpy import load
 from toy_spec import SPEC
 
 from fedpeft.clock import SystemClock
-from fedpeft.device import REFERENCE
 from fedpeft.entropy import os_entropy
+from fedpeft.planner import REFERENCE
 from fedpeft.testing.trainers import toy_state
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.join import JoinWishes, join

@@ -1,0 +1,223 @@
+"""A union adapter's blocks in the format of the peft library, and back. Does not import peft.
+
+One PEFT directory holds one of these, exactly:
+
+- ``LORA``: every low-rank change at its full rank (``peft_matrix``), biases (``bias="all"``) and the class head
+  (``modules_to_save``). Without one in the union, one matrix gets a rank-1 LoRA of zeros, since peft has
+  no form for biases or a head alone.
+- ``LORA`` with ``use_dora``: DoRA, biases and the class head.
+- ``VERA`` or ``IA3``: the vectors or gains, and the class head.
+- ``LN_TUNING``: the tuned norms and the class head.
+- ``PROMPT_TUNING``, ``PREFIX_TUNING`` or ``ADAPTION_PROMPT``: a prompt or prefix and nothing else (``peft_prompt``).
+
+All but the last hold tuned norms as well, whole, in ``modules_to_save``. What a form cannot hold is left out;
+the caller says so (``export``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fedpeft.export.peft_matrix import (
+    LOW_RANK,
+    PREFIX,
+    Arrays,
+    as_array,
+    dora_form,
+    lora_form,
+    read_dora,
+    read_lora,
+    read_vera,
+    vera_form,
+)
+from fedpeft.export.peft_prompt import PROMPT_TYPES, prompt_form, read_prompts
+from fedpeft.export.peft_whole import put_whole, take_whole
+from fedpeft.grafting.graft import grafts_of
+from fedpeft.methods.bitfit import BITFIT, BiasPart
+from fedpeft.methods.blocks import HEAD, LORA
+from fedpeft.methods.dora import DORA
+from fedpeft.methods.ia3 import IA3, InputGain, OutputGain
+from fedpeft.methods.layernorm import LAYERNORM, NormPart
+from fedpeft.methods.union import UnionAdapter
+from fedpeft.methods.vera import VERA
+
+__all__ = ["PeftForm", "read_peft", "to_peft"]
+
+_TUNED = "ln_tuning_layers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeftForm:
+    """What one PEFT directory holds.
+
+    Args:
+        methods: methods of the union that it holds exactly.
+        settings: for ``adapter_config.json``.
+        tensors: for ``adapter_model.safetensors``.
+        whole: paths of matrices that are written whole, since IA3 scales them (``peft_whole``).
+    """
+
+    methods: frozenset[str]
+    settings: Mapping[str, object]
+    tensors: Arrays
+    whole: tuple[str, ...] = ()
+
+
+def to_peft(union: UnionAdapter, *, whole_matrices: bool = False) -> PeftForm:
+    """The part of the union that one PEFT directory holds: low rank and biases, else DoRA, VeRA or IA3; norms, head.
+
+    Args:
+        union: the adapter.
+        whole_matrices: IA3 beside low rank or biases is held as well, by writing the matrices that it scales whole.
+    """
+    present = {block.method for block in union.spec.blocks}
+    head = union.anatomy.head
+    if (prompts := prompt_form(union)) is not None:
+        settings, tensors = prompts
+        kind = {"task_type": "SEQ_CLS" if head else "CAUSAL_LM", "inference_mode": True}
+        return PeftForm(methods=frozenset(present), settings=kind | settings, tensors=tensors)
+    # peft always takes a classifier's head from the adapter, so it is written even when no block trains it.
+    tensors = {f"{PREFIX}{name}": as_array(parameter) for name, parameter in _head_parameters(union).items()}
+    whole = [head] if head else []
+    scaled: list[str] = []
+    form = _form_of(present)
+    if form == "LN_TUNING":
+        held, settings = {LAYERNORM}, _norm_form(union, tensors)
+    else:
+        held, settings = _matrix_form(form, union, tensors)
+        if whole_matrices and form == "LORA" and IA3 in present and not present & (LOW_RANK.keys() - {LORA}):
+            scaled = put_whole(union.model, tensors, settings, _zero_lora(union))
+            held, whole = {*held, IA3}, whole + scaled
+        tensors |= {f"{PREFIX}{path}.{leaf}": values for (path, leaf), values in _tuned_norms(union).items()}
+        whole += sorted(grafts_of(union.model, NormPart))
+    common = {
+        "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
+        "inference_mode": True,
+        "modules_to_save": whole or None,
+    }
+    return PeftForm(
+        methods=frozenset((held | {HEAD}) & present),
+        settings=common | settings,
+        tensors=tensors,
+        whole=tuple(scaled),
+    )
+
+
+def read_peft(union: UnionAdapter, form: PeftForm, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Set ``union``, a replica, to what the tensors of ``to_peft`` say; parts that they lack become the identity."""
+    if form.settings["peft_type"] in PROMPT_TYPES:
+        read_prompts(union, tensors)
+        return
+    start = union.initial_state()
+    lacking = {block.block_id: start[block.block_id] for block in start.spec.blocks if block.method not in form.methods}
+    union.load(union.state().replace({block_id: v for block_id, v in lacking.items() if block_id != HEAD}))
+    held = {name.removeprefix(PREFIX): torch.from_numpy(values.copy()) for name, values in tensors.items()}
+    with torch.no_grad():
+        if form.whole:
+            take_whole(union.model, held)
+        if form.methods & LOW_RANK.keys():
+            read_lora(union.model, held, form.settings)
+        if DORA in form.methods:
+            read_dora(union.model, held)
+        if VERA in form.methods:
+            read_vera(union.model, held)
+        for path, bias in grafts_of(union.model, BiasPart).items():
+            value = held.get(f"{path}.base_layer.bias", held.get(f"{path}.bias"))
+            if value is not None:
+                bias.delta.copy_(value - union.model.get_parameter(f"{path}.bias"))
+        for path, gain in _gains(union.model).items():
+            value = held.get(f"{path}.ia3_l")
+            if value is not None:
+                gain.delta.copy_(value.view(-1) - 1.0)
+        _read_norms(union.model, held)
+        for name, parameter in _head_parameters(union).items():
+            parameter.copy_(held[name])
+
+
+def _read_norms(model: nn.Module, held: Mapping[str, Tensor]) -> None:
+    for path, norm in grafts_of(model, NormPart).items():
+        for leaf, delta in (("weight", norm.gain), ("bias", norm.bias)):
+            value = held.get(f"{path}.{_TUNED}.{leaf}", held.get(f"{path}.{leaf}"))
+            if delta is not None and value is not None:
+                delta.copy_(value - model.get_parameter(f"{path}.{leaf}"))
+
+
+def _form_of(present: set[str]) -> str:
+    """Which of peft's forms holds most of these methods."""
+    if present & LOW_RANK.keys():
+        return "LORA"
+    if DORA in present:
+        return "DORA"
+    if BITFIT not in present:
+        for method, form in ((VERA, "VERA"), (IA3, "IA3"), (LAYERNORM, "LN_TUNING")):
+            if method in present:
+                return form
+    return "LORA"
+
+
+def _matrix_form(form: str, union: UnionAdapter, tensors: Arrays) -> tuple[set[str], dict[str, object]]:
+    """The methods that a form holds, its settings, and its tensors added to ``tensors``."""
+    if form == "IA3":
+        return {IA3, LAYERNORM}, _ia3_form(union, tensors)
+    if form == "VERA":
+        return {VERA, LAYERNORM}, vera_form(union.model, tensors)
+    if form == "DORA":
+        held, settings = {DORA, BITFIT, LAYERNORM}, dora_form(union.model, tensors)
+    else:
+        held, settings = {*LOW_RANK, BITFIT, LAYERNORM}, lora_form(union.model, tensors, _zero_lora(union))
+    biases = grafts_of(union.model, BiasPart)
+    targets = {name.removeprefix(PREFIX).removesuffix(".lora_A.weight") for name in tensors if ".lora_A." in name}
+    for path, part in biases.items():
+        name = f"{path}.base_layer.bias" if path in targets else f"{path}.bias"
+        tensors[f"{PREFIX}{name}"] = as_array(union.model.get_parameter(f"{path}.bias") + part.delta)
+    return held, settings | {"bias": "all" if biases else "none"}
+
+
+def _ia3_form(union: UnionAdapter, tensors: Arrays) -> dict[str, object]:
+    gains = _gains(union.model)
+    inner = [path for path, gain in gains.items() if isinstance(gain, InputGain)]
+    for path, gain in gains.items():
+        shape = (1, -1) if path in inner else (-1, 1)
+        tensors[f"{PREFIX}{path}.ia3_l"] = as_array((1.0 + gain.delta).view(shape))
+    return {"peft_type": "IA3", "target_modules": sorted(gains), "feedforward_modules": sorted(inner)}
+
+
+def _norm_form(union: UnionAdapter, tensors: Arrays) -> dict[str, object]:
+    norms = _tuned_norms(union)
+    for (path, leaf), values in norms.items():
+        tensors[f"{PREFIX}{path}.{_TUNED}.{leaf}"] = values
+    return {"peft_type": "LN_TUNING", "target_modules": sorted({path for path, _ in norms})}
+
+
+def _tuned_norms(union: UnionAdapter) -> dict[tuple[str, str], npt.NDArray[np.float32]]:
+    """Gain and bias of every tuned norm as trained, by path and ``weight`` or ``bias``, whoever trained the bias."""
+    biases = grafts_of(union.model, BiasPart)
+    tuned: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
+    for path, norm in grafts_of(union.model, NormPart).items():
+        host = union.model.get_submodule(path)
+        tuned[path, "weight"] = as_array(host.get_parameter("weight") + norm.gain)
+        delta = biases[path].delta if path in biases else norm.bias
+        if delta is not None:
+            tuned[path, "bias"] = as_array(host.get_parameter("bias") + delta)
+    return tuned
+
+
+def _gains(model: nn.Module) -> dict[str, InputGain | OutputGain]:
+    return {**grafts_of(model, OutputGain), **grafts_of(model, InputGain)}
+
+
+def _zero_lora(union: UnionAdapter) -> dict[str, tuple[Tensor, Tensor]]:
+    path = f"{union.anatomy.layers_path}.{union.anatomy.layer_count - 1}.{union.anatomy.slots['q']}"
+    host = union.model.get_submodule(path)
+    return {path: (torch.zeros(1, int(host.in_features)), torch.zeros(int(host.out_features), 1))}  # type: ignore[arg-type]
+
+
+def _head_parameters(union: UnionAdapter) -> dict[str, nn.Parameter]:
+    head = union.anatomy.head
+    if head is None:
+        return {}
+    return {f"{head}.{name}": parameter for name, parameter in union.model.get_submodule(head).named_parameters()}

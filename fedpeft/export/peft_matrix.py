@@ -1,0 +1,155 @@
+"""The changes of matrices in the format of peft: LORA, with and without DoRA's magnitudes, and VERA; and back.
+
+Every low-rank method is some B A in the end, so one LORA directory holds any of them, also several on one
+matrix (their factors side by side). What is read back becomes plain LoRA of the same product.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fedpeft.grafting.graft import GRAFTS, grafts_of
+from fedpeft.methods.adalora import ADALORA, AdaLoraPart
+from fedpeft.methods.blocks import LORA
+from fedpeft.methods.dora import DoraPart
+from fedpeft.methods.dylora import DYLORA, DyLoraPart
+from fedpeft.methods.lora import LoraPart
+from fedpeft.methods.qalora import QALORA, QaLoraPart
+from fedpeft.methods.relora import RELORA, ReLoraPart
+from fedpeft.methods.vera import VeraPart
+
+__all__ = [
+    "LOW_RANK",
+    "PREFIX",
+    "Arrays",
+    "as_array",
+    "dora_form",
+    "lora_form",
+    "read_dora",
+    "read_lora",
+    "read_vera",
+    "vera_form",
+]
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+Held = Mapping[str, Tensor]
+PREFIX = "base_model.model."
+
+
+LOW_RANK: Mapping[str, type[nn.Module]] = MappingProxyType(
+    {LORA: LoraPart, ADALORA: AdaLoraPart, DYLORA: DyLoraPart, RELORA: ReLoraPart, QALORA: QaLoraPart}
+)
+"""The methods whose change is a low-rank product, and their grafts: each has ``as_lora``."""
+
+
+def lora_form(model: nn.Module, tensors: Arrays, otherwise: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, object]:
+    """Write every low-rank change to ``tensors``; the settings that go with them.
+
+    Args:
+        otherwise: factors by path to write when the model has no low-rank part.
+    """
+    plain = grafts_of(model, LoraPart)
+    others = [grafts_of(model, kind) for kind in LOW_RANK.values() if kind is not LoraPart]
+    if not any(others):  # the scale as configured, and equal ranks
+        factors = {path: part.factors() for path, part in plain.items()} or dict(otherwise)
+        scale = next((part.scale for part in plain.values()), 1.0)
+    else:
+        factors, scale = _together(model), 1.0
+    for path, (down, up) in factors.items():
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = as_array(down)
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = as_array(up)
+    ranks = {path: down.shape[0] for path, (down, _) in factors.items()}
+    rank = max(ranks.values())
+    other = {path: own for path, own in ranks.items() if own != rank}
+    return _lora_settings(sorted(factors), rank, scale) | {
+        "rank_pattern": other,
+        "alpha_pattern": {path: _whole(scale * own) for path, own in other.items()},
+    }
+
+
+def dora_form(model: nn.Module, tensors: Arrays) -> dict[str, object]:
+    """Write DoRA's factors and magnitudes to ``tensors``; the settings that go with them."""
+    parts = grafts_of(model, DoraPart)
+    for path, part in parts.items():
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = as_array(part.A)
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = as_array(part.B)
+        tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = as_array(part.magnitude())
+    first = next(iter(parts.values()))
+    return _lora_settings(sorted(parts), first.A.shape[0], first.scale) | {"use_dora": True}
+
+
+def vera_form(model: nn.Module, tensors: Arrays) -> dict[str, object]:
+    """Write VeRA's vectors and its shared pair to ``tensors``; the settings that go with them."""
+    parts = grafts_of(model, VeraPart)
+    for path, part in parts.items():
+        tensors[f"{PREFIX}{path}.vera_lambda_d"] = as_array(part.d)
+        tensors[f"{PREFIX}{path}.vera_lambda_b"] = as_array(part.b)
+    down = max((part.get_buffer("down") for part in parts.values()), key=lambda cut: cut.shape[1])
+    up = max((part.get_buffer("up") for part in parts.values()), key=lambda cut: cut.shape[0])
+    tensors["base_model.vera_A"], tensors["base_model.vera_B"] = as_array(down), as_array(up)
+    return {"peft_type": "VERA", "r": down.shape[0], "target_modules": sorted(parts), "save_projection": True}
+
+
+def read_lora(model: nn.Module, held: Held, settings: Mapping[str, object]) -> None:
+    """Replace the model's low-rank parts by plain LoRA with the factors of ``lora_form``; the model is a replica."""
+    scale = float(str(settings["lora_alpha"])) / int(str(settings["r"]))
+    for path in {path for kind in LOW_RANK.values() for path in grafts_of(model, kind)}:
+        down, up = held[f"{path}.lora_A.weight"], held[f"{path}.lora_B.weight"]
+        part = LoraPart(down, up.shape[0], (down.shape[0],), scale)
+        part.set_factors(down, up)
+        grafts = model.get_submodule(f"{path}.{GRAFTS}")
+        own = [name for name in LOW_RANK if name in grafts._modules]
+        grafts._modules[own[0]] = part  # in its place: before biases and gains
+        for name in own[1:]:
+            del grafts._modules[name]
+
+
+def read_dora(model: nn.Module, held: Held) -> None:
+    """Set the model's DoRA parts to what ``dora_form`` wrote."""
+    for path, part in grafts_of(model, DoraPart).items():
+        part.A.copy_(held[f"{path}.lora_A.weight"])
+        part.B.copy_(held[f"{path}.lora_B.weight"])
+        part.delta.copy_(held[f"{path}.lora_magnitude_vector"] - part.get_buffer("squares").sqrt())
+
+
+def read_vera(model: nn.Module, held: Held) -> None:
+    """Set the model's VeRA parts to what ``vera_form`` wrote."""
+    for path, part in grafts_of(model, VeraPart).items():
+        part.d.copy_(held[f"{path}.vera_lambda_d"])
+        part.b.copy_(held[f"{path}.vera_lambda_b"])
+
+
+def as_array(tensor: Tensor) -> npt.NDArray[np.float32]:
+    """A contiguous float32 array on the CPU."""
+    return np.ascontiguousarray(tensor.detach().cpu().float().numpy())
+
+
+def _together(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """The factors of all low-rank parts by path, those of one matrix side by side, scales in B."""
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for kind in LOW_RANK.values():
+        for path, part in grafts_of(model, kind).items():
+            found.setdefault(path, []).append(part.as_lora())  # type: ignore[operator]
+    return {
+        path: (torch.cat([down for down, _ in factors]), torch.cat([up for _, up in factors], dim=1))
+        for path, factors in found.items()
+    }
+
+
+def _lora_settings(targets: list[str], rank: int, scale: float) -> dict[str, object]:
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": _whole(scale * rank),  # peft multiplies B A by lora_alpha / r
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": targets,
+    }
+
+
+def _whole(value: float) -> int | float:
+    return int(value) if float(value).is_integer() else value
