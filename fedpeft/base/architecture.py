@@ -1,20 +1,20 @@
-"""What an architecture needs of a checkpoint: parameter names, roles, and the head each task adds.
+"""An architecture as transformers knows it: its config, its model without weights, the names of its tensors.
 
-transformers builds the model on the meta device (no memory, no weights); its ``named_parameters`` are the
-artifact's tensor names. Parameters outside the backbone that the checkpoint lacks, and a missing pooler,
-are a task's new head; anything else missing means that the task is not available.
+transformers builds the model on the meta device: no memory, no weights. What its ``state_dict`` lists is what
+an artifact holds, so that a buffer which was learnt is not lost. ``plan`` matches that with a checkpoint.
 """
 
 import contextlib
+import math
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -22,30 +22,20 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from fedpeft.base.artifact import TaskName
-from fedpeft.base.manifest import TaskEntry
-from fedpeft.errors import ConfigInvalid, Problem
+from fedpeft.errors import ConfigInvalid
 
-__all__ = ["NeededTensor", "Plan", "clean_config", "plan", "quiet_transformers", "read_config", "skeleton"]
+__all__ = [
+    "clean_config",
+    "may_be_missing",
+    "on_meta",
+    "places_of",
+    "quiet_transformers",
+    "read_config",
+    "skeleton",
+    "tasks_of",
+]
 
 VOLATILE = ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
-LEGACY = ((re.compile(r"\.gamma$"), ".weight"), (re.compile(r"\.beta$"), ".bias"))
-
-
-@dataclass(frozen=True, slots=True)
-class NeededTensor:
-    """One tensor of the artifact, and where the checkpoint has it."""
-
-    name: str
-    source_name: str
-    role: Literal["linear", "embedding", "other"]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to take from a checkpoint, for every task that it can serve."""
-
-    tasks: Mapping[TaskName, TaskEntry]
-    tensors: tuple[NeededTensor, ...]
 
 
 def clean_config(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +54,7 @@ def read_config(content: Mapping[str, Any]) -> PretrainedConfig:
         raise ConfigInvalid(
             f"Expected an encoder or a decoder, found the encoder-decoder {model_type}; use another model."
         )
-    options = dict(content)
+    options = {key: _number(value) for key, value in content.items()}
     for key, value in options.items():
         if (
             re.search(r"drop(out)?(_|$)|pdrop$|layerdrop", key)
@@ -72,67 +62,48 @@ def read_config(content: Mapping[str, Any]) -> PretrainedConfig:
             and not isinstance(value, bool)
         ):
             options[key] = 0.0
-    options.pop("model_type", None)
-    try:
-        return AutoConfig.for_model(str(model_type), **options)
-    except (ValueError, TypeError, KeyError) as error:
+    if str(model_type) not in CONFIG_MAPPING:
         raise ConfigInvalid(
-            f"Expected a model_type that transformers {transformers.__version__} knows, found {model_type!r}: {error}"
+            f"Expected a model_type that transformers {transformers.__version__} knows, found {model_type!r}; "
+            "use another model."
+        )
+    try:
+        config: PretrainedConfig = CONFIG_MAPPING[str(model_type)].from_dict(options)
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise ConfigInvalid(
+            f"Expected a config.json that transformers {transformers.__version__} takes for {model_type}, "
+            f"found {error}; correct config.json."
         ) from error
+    return config
+
+
+def _number(value: Any) -> Any:
+    """Infinity and NaN, which transformers writes into config.json as an object: ``{"__float__": "Infinity"}``."""
+    if isinstance(value, dict):
+        names = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+        if set(value) == {"__float__"} and value["__float__"] in names:
+            return names[value["__float__"]]
+        return {key: _number(item) for key, item in value.items()}
+    return [_number(item) for item in value] if isinstance(value, list) else value
 
 
 def skeleton(config: PretrainedConfig, task: TaskName) -> nn.Module:
     """The model of ``task`` on the meta device: structure and names, no weights. Leaves every RNG as it was."""
     auto = AutoModelForSequenceClassification if task == "classify" else AutoModelForCausalLM
+    return on_meta(lambda: auto.from_config(config, dtype=torch.float32))
+
+
+def on_meta(make: Callable[[], object]) -> nn.Module:
+    """The module that ``make`` returns, without memory for its tensors."""
     with quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = auto.from_config(config, dtype=torch.float32)
+        model = make()
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected a torch module, found {type(model).__name__}.")
     return model
 
 
-def plan(config: PretrainedConfig, available: Collection[str]) -> Plan:
-    """Match a checkpoint's tensor names with the parameters that each task needs.
-
-    Args:
-        available: the names in the checkpoint.
-
-    Raises:
-        ConfigInvalid: no task can be served; names what each of them misses.
-    """
-    names = {_modern(name): name for name in available}
-    tasks: dict[TaskName, TaskEntry] = {}
-    tensors: dict[str, NeededTensor] = {}
-    problems = []
-    for task in _tasks_of(config):
-        model = skeleton(config, task)
-        prefix = f"{model.base_model_prefix}."
-        roles = _roles(model)
-        found = {name: _source_name(name, prefix, names) for name in roles}
-        missing = [name for name, source in found.items() if source is None]
-        head = tuple(name for name in missing if _is_head(name, prefix, task))
-        if lacking := [name for name in missing if name not in head]:
-            listed = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
-            problems.append(Problem(where=type(model).__name__, expected=listed, found="no such tensors"))
-            continue
-        replaced = {name for name in roles if task == "classify" and not name.startswith(prefix)}
-        head = tuple(name for name in roles if name in head or name in replaced)
-        tasks[task] = TaskEntry(architecture=type(model).__name__, head=head)
-        tensors |= {
-            name: NeededTensor(name, source, roles[name])
-            for name, source in found.items()
-            if source and name not in head
-        }
-    if not tasks:
-        raise ConfigInvalid(
-            f"Expected a checkpoint for classification or causal language modelling with {config.model_type}, "
-            "found neither; load it with transformers and save it again, or use another model.",
-            problems=problems,
-        )
-    return Plan(tasks=tasks, tensors=tuple(tensors[name] for name in sorted(tensors)))
-
-
-def _tasks_of(config: PretrainedConfig) -> Iterator[TaskName]:
+def tasks_of(config: PretrainedConfig) -> Iterator[TaskName]:
+    """The tasks that transformers has a class for with this architecture."""
     if config.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         yield "classify"
     # A masked language model with a causal class attends to the right unless its config says otherwise.
@@ -141,32 +112,26 @@ def _tasks_of(config: PretrainedConfig) -> Iterator[TaskName]:
         yield "causal-lm"
 
 
-def _is_head(name: str, prefix: str, task: TaskName) -> bool:
-    return task == "classify" and (not name.startswith(prefix) or "pooler" in name.split("."))
+def places_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """What a checkpoint of ``model`` holds: parameters and persistent buffers, tied ones once.
+
+    Returns:
+        The first name of each tensor, and all its names.
+    """
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    return {group[0]: tuple(group) for group in names.values()}
 
 
-def _roles(model: nn.Module) -> dict[str, Literal["linear", "embedding", "other"]]:
-    """Every parameter and persistent buffer of the model, tied ones once, under their first name."""
-    roles: dict[str, Literal["linear", "embedding", "other"]] = dict.fromkeys(
-        (name for name, _ in model.named_parameters()), "other"
+def may_be_missing(model: nn.Module, name: str) -> bool:
+    """Whether transformers computes this when a checkpoint lacks it: a buffer of indices, or one so declared."""
+    path, _, leaf = name.rpartition(".")
+    buffer = model.get_submodule(path)._buffers.get(leaf)
+    declared = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    return buffer is not None and (
+        not buffer.is_floating_point() or any(re.search(pattern, name) for pattern in declared)
     )
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and f"{path}.weight" in roles:
-            roles[f"{path}.weight"] = "embedding"
-        elif (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and f"{path}.weight" in roles:
-            roles[f"{path}.weight"] = "linear"
-    return roles
-
-
-def _source_name(name: str, prefix: str, names: Mapping[str, str]) -> str | None:
-    """The checkpoint's name for a parameter: as it is, or of a checkpoint saved from the bare backbone."""
-    return names.get(name) or (names.get(name.removeprefix(prefix)) if name.startswith(prefix) else None)
-
-
-def _modern(name: str) -> str:
-    for pattern, replacement in LEGACY:
-        name = pattern.sub(replacement, name)
-    return name
 
 
 @contextlib.contextmanager

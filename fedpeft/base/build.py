@@ -7,7 +7,7 @@ version give one digest. Building what is built costs one SHA-256 of the source 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +20,7 @@ from fedpeft.errors import ConfigInvalid
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedpeft.base.checkpoint import Checkpoint
+    from fedpeft.base.plan import PlannedTensor
     from fedpeft.base.quantize import PartSpec
 
 __all__ = ["SCHEMES", "build"]
@@ -70,30 +70,28 @@ def _scheme(quantize: str) -> Scheme | None:
 def _build(
     source: ModelSource, files: dict[str, str], scheme: Scheme, store: ArtifactStore, report: Progress
 ) -> BaseArtifact:
-    from fedpeft.base.architecture import plan, read_config
     from fedpeft.base.checkpoint import open_checkpoint, write_tokenizer
+    from fedpeft.base.plan import plan
     from fedpeft.base.quantize import choose_encoding, parts_of
     from fedpeft.base.writer import write_safetensors
 
     report("read", 0.05)
     checkpoint = open_checkpoint(source)
-    needed = plan(read_config(checkpoint.config), checkpoint.tensors.keys())
+    needed = plan(checkpoint.config, checkpoint.tensors)
     entries: dict[str, TensorEntry] = {}
     specs: list[PartSpec] = []
     for tensor in needed.tensors:
-        shape, dtype = checkpoint.tensors[tensor.source_name]
-        encoding = choose_encoding(scheme, tensor.role, shape)
-        entries[tensor.name] = TensorEntry(encoding=encoding, shape=shape)
-        specs += [part.named(tensor.name) for part in parts_of(encoding, shape, dtype)]
+        encoding = choose_encoding(scheme, tensor.role, tensor.rows.shape)
+        entries[tensor.name] = TensorEntry(encoding=encoding, shape=tensor.rows.shape)
+        specs += [part.named(tensor.name) for part in parts_of(encoding, tensor.rows.shape, tensor.rows.dtype)]
     with staging_directory(store.path) as (staging, commit):
         report("tokenizer", 0.1)
         pad, end = write_tokenizer(source, staging)
-        config = dict(checkpoint.config)
+        config = dict(needed.config)
         if config.get("pad_token_id") is None:
             config["pad_token_id"] = end if pad is None else pad
         write_json(staging / CONFIG_FILE, config)
-        source_names = {tensor.name: tensor.source_name for tensor in needed.tensors}
-        write_safetensors(staging / WEIGHTS_FILE, specs, _packed(checkpoint, entries, source_names, report))
+        write_safetensors(staging / WEIGHTS_FILE, specs, _packed(needed.tensors, entries, report))
         canonical = Manifest(
             format=FORMAT,
             source=SourceEntry(origin=source.origin, digest=_content_digest(files), files=files),
@@ -110,17 +108,18 @@ def _build(
 
 
 def _packed(
-    checkpoint: "Checkpoint", entries: dict[str, TensorEntry], source_names: dict[str, str], report: Progress
+    tensors: "Sequence[PlannedTensor]", entries: dict[str, TensorEntry], report: Progress
 ) -> Iterator[dict[str, "Tensor"]]:
     from fedpeft.base.quantize import quantize
 
     total, done = sum(math.prod(entry.shape) for entry in entries.values()), 0
-    for name, entry in entries.items():
+    for tensor in tensors:
+        entry = entries[tensor.name]
         try:
-            parts = quantize(checkpoint.read(source_names[name]), entry.encoding)
+            parts = quantize(tensor.rows.whole(), entry.encoding)
         except ConfigInvalid as error:
-            raise ConfigInvalid(f"{source_names[name]}: {error}") from error
-        yield {f"{name}/{part}": tensor for part, tensor in parts.items()}
+            raise ConfigInvalid(f"{', '.join(tensor.source_names)}: {error}") from error
+        yield {f"{tensor.name}/{part}": value for part, value in parts.items()}
         done += math.prod(entry.shape)
         report("quantize", 0.2 + 0.75 * done / max(total, 1))
 

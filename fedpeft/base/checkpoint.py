@@ -5,6 +5,7 @@ blocks are dequantized to float32 and its names, config and tokenizer become tra
 """
 
 import contextlib
+import functools
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,10 +18,15 @@ from torch import Tensor
 from fedpeft.base.architecture import clean_config, quiet_transformers, read_config, skeleton
 from fedpeft.base.source import CONFIG_FILE, TOKENIZER_FILES, ModelSource, read_json, weight_files
 from fedpeft.base.store import write_json
+from fedpeft.base.tensors import RowTensor
 from fedpeft.errors import ConfigInvalid, ResourceMissing
 
 __all__ = ["Checkpoint", "open_checkpoint", "write_tokenizer"]
 
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 VOLATILE_TOKENIZER_KEYS = (
     "name_or_path",
     "_name_or_path",
@@ -37,13 +43,11 @@ class Checkpoint:
 
     Args:
         config: config.json, cleaned.
-        tensors: shape and dtype by the source's own tensor names.
-        read: loads one tensor.
+        tensors: by the source's own names.
     """
 
     config: Mapping[str, Any]
-    tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-    read: Callable[[str], Tensor]
+    tensors: Mapping[str, RowTensor]
 
 
 def open_checkpoint(source: ModelSource) -> Checkpoint:
@@ -60,8 +64,7 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
 def _open_safetensors(root: Path) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
-    files, tensors = {}, {}
-    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    tensors: dict[str, RowTensor] = {}
     for path in weight_files(root):
         try:
             file = safe_open(path, framework="pt", device="cpu")
@@ -69,14 +72,26 @@ def _open_safetensors(root: Path) -> Checkpoint:
             raise ConfigInvalid(f"Expected safetensors in {path}, found {error}; fetch the file again.") from error
         for name in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118
             part = file.get_slice(name)  # type: ignore[no-untyped-call]
-            if (dtype := dtypes.get(part.get_dtype())) is not None:  # integer buffers are recomputed, never stored
-                files[name] = file
-                tensors[name] = (tuple(part.get_shape()), dtype)
-    return Checkpoint(
-        config=clean_config(read_json(root / CONFIG_FILE)),
-        tensors=tensors,
-        read=lambda name: files[name].get_tensor(name),  # type: ignore[no-untyped-call]
-    )
+            if (dtype := DTYPES.get(part.get_dtype())) is None:
+                raise ConfigInvalid(
+                    f"Expected weights in float32, float16 or bfloat16, found {name} in {part.get_dtype()}; "
+                    "start from the unquantized weights."
+                )
+            if name in tensors:
+                raise ConfigInvalid(f"Expected {name} in one file of {root}, found it in two; remove the one too many.")
+            shape = tuple(part.get_shape())
+            tensors[name] = RowTensor(shape, dtype, _reader(file, name, shape))
+    return Checkpoint(config=clean_config(read_json(root / CONFIG_FILE)), tensors=tensors)
+
+
+def _reader(file: Any, name: str, shape: tuple[int, ...]) -> Callable[[int, int], Tensor]:
+    """Rows of one tensor of an open file: copied out of its memory map slab by slab."""
+
+    def read(start: int, stop: int) -> Tensor:
+        rows: Tensor = file.get_slice(name)[start:stop] if shape else file.get_tensor(name)
+        return rows
+
+    return read
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -100,8 +115,15 @@ def _open_gguf(path: Path) -> Checkpoint:
             f"Expected a GGUF file of an architecture that transformers converts in {path}, found {error}; "
             "convert it to safetensors."
         ) from error
-    tensors = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in loaded.items()}
-    return Checkpoint(config=config, tensors=tensors, read=loaded.__getitem__)
+    tensors = {
+        name: RowTensor(tuple(tensor.shape), tensor.dtype, functools.partial(_rows, tensor))
+        for name, tensor in loaded.items()
+    }
+    return Checkpoint(config=config, tensors=tensors)
+
+
+def _rows(tensor: Tensor, start: int, stop: int) -> Tensor:
+    return tensor[start:stop] if tensor.ndim else tensor
 
 
 def write_tokenizer(source: ModelSource, target: Path) -> tuple[int | None, int | None]:

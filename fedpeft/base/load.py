@@ -2,7 +2,8 @@
 
 The model is built without weights, then given each tensor of the artifact: unpacked to float32 (``dense``)
 or kept packed (``quantized``, see ``residency``). What a device chooses here changes memory and speed,
-never a logit. Every parameter is accounted for: from the artifact, or named as the task's new head.
+never a logit. Every parameter and persistent buffer is accounted for: from the artifact, or named as the
+task's new head; only what no checkpoint holds is computed here.
 """
 
 import math
@@ -13,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from fedpeft.base.architecture import quiet_transformers, read_config, skeleton
+from fedpeft.base.architecture import may_be_missing, places_of, quiet_transformers, read_config, skeleton
 from fedpeft.base.artifact import WEIGHTS_FILE, BaseArtifact, TaskName
 from fedpeft.base.quantize import parts_of
 from fedpeft.base.residency import PackedWeight, QuantizedEmbedding, QuantizedLinear
@@ -73,18 +74,22 @@ def load_model(
     std = float(getattr(config, "initializer_range", 0.02) or 0.02)
     if residency == "quantized":
         _keep_packed(model, weights)
-    for name, parameter in list(model.named_parameters()):
+    held = model.state_dict(keep_vars=True)
+    for name, names in places_of(model).items():
+        tensor = held[name]
         if name in entry.head:
-            _assign(model, name, _initial(name, tuple(parameter.shape), std, head_seed))
-        elif parameter.is_meta:
-            if name not in weights or weights[name].shape != tuple(parameter.shape):
-                raise IntegrityFailed(
-                    f"Expected {name} {tuple(parameter.shape)} in {artifact.digest}, found none; build it again."
-                )
-            value = weights[name].unpack()
-            if entries[name].encoding == "plain" and not all_plain:
-                value = value.clone()  # a bias of a few bytes would keep the map of the whole file
-            _assign(model, name, value)
+            _assign(model, names, _initial(name, tuple(tensor.shape), std, head_seed))
+            continue
+        if name not in weights and may_be_missing(model, name):
+            continue
+        if name not in weights or weights[name].shape != tuple(tensor.shape):
+            raise IntegrityFailed(
+                f"Expected {name} {tuple(tensor.shape)} in {artifact.digest}, found none; build it again."
+            )
+        value = weights[name].unpack()
+        if entries[name].encoding == "plain" and not all_plain:
+            value = value.clone()  # a bias of a few bytes would keep the map of the whole file
+        _assign(model, names, value)
     _finish(model)
     return model
 
@@ -138,15 +143,19 @@ def _keep_packed(model: nn.Module, weights: Mapping[str, PackedWeight]) -> None:
         model.set_submodule(path, replacement)
 
 
-def _assign(model: nn.Module, name: str, value: Tensor) -> None:
-    """Put a frozen parameter in the place of a meta one, wherever it is tied."""
-    meta = model.get_parameter(name)
-    parameter = nn.Parameter(value, requires_grad=False)
-    parameter._is_hf_initialized = True  # type: ignore[attr-defined]
-    for module in model.modules():
-        for leaf, held in list(module.named_parameters(recurse=False)):
-            if held is meta:
-                setattr(module, leaf, parameter)
+def _assign(model: nn.Module, names: tuple[str, ...], value: Tensor) -> None:
+    """Put a frozen parameter or a buffer in the place of a meta one, under all its names."""
+    parameter = nn.Parameter(value, requires_grad=False) if value.is_floating_point() else None
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        if leaf in module._parameters and parameter is not None:
+            module._parameters[leaf] = parameter
+        else:
+            module._buffers[leaf] = value
+    for tensor in (value, parameter):
+        if tensor is not None:
+            tensor._is_hf_initialized = True  # type: ignore[attr-defined] # or transformers would fill it
 
 
 def _initial(name: str, shape: tuple[int, ...], std: float, head_seed: int) -> Tensor:

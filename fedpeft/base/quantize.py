@@ -107,7 +107,7 @@ def quantize(weight: Tensor, encoding: Encoding) -> dict[str, Tensor]:
     """Pack one weight.
 
     Args:
-        weight: any float dtype; two dimensions unless ``plain``.
+        weight: any float dtype; two dimensions unless ``plain``; ``plain`` takes integers, too.
 
     Returns:
         The parts that ``parts_of`` lists, contiguous.
@@ -115,11 +115,13 @@ def quantize(weight: Tensor, encoding: Encoding) -> dict[str, Tensor]:
     Raises:
         ConfigInvalid: a value is not finite, or outside float16's range under ``int4-g32``.
     """
+    if not weight.dtype.is_floating_point:
+        return {"value": weight.contiguous()}  # a buffer of indices
+    if not bool(torch.isfinite(weight).all()):
+        raise ConfigInvalid("Expected finite weights, found NaN or infinity; use another checkpoint.")
     if encoding == "plain":
         return {"value": (weight.float() if weight.dtype == torch.float64 else weight).contiguous()}
     exact = weight.float()
-    if not bool(torch.isfinite(exact).all()):
-        raise ConfigInvalid("Expected finite weights, found NaN or infinity; use another checkpoint.")
     match encoding:
         case "int8":
             return _quantize_int8(exact)
@@ -135,7 +137,8 @@ def dequantize(parts: Mapping[str, Tensor], encoding: Encoding, shape: tuple[int
     """The weight as a fresh contiguous float32 tensor (``plain`` f32: the stored tensor itself, not a copy)."""
     match encoding:
         case "plain":
-            value = parts["value"].float()
+            value = parts["value"]
+            value = value.float() if value.dtype.is_floating_point else value
             # BLAS may pick another kernel, and other roundings, for memory that is not aligned.
             return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
         case "int8":

@@ -1,0 +1,61 @@
+"""A tensor that is read by rows, so that no step of a build needs the whole of a large one in memory.
+
+A checkpoint's tensors, what transformers makes of several of them, and what a GGUF file holds all look the same
+from here on: a shape, a type, and rows along the first dimension.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["SLAB_ELEMENTS", "RowTensor", "equal", "row_slabs"]
+
+# 4 Mi elements: 16 MiB in float32, which the quantizers hold a few times over; larger slabs are no faster.
+SLAB_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class RowTensor:
+    """A tensor that need not be in memory.
+
+    Args:
+        shape: its dimensions; ``()`` is one row.
+        dtype: of what ``read`` returns.
+        read: rows ``start`` to ``stop`` along the first dimension, with all other dimensions.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[int, int], Tensor]
+
+    @property
+    def rows(self) -> int:
+        """Length of the first dimension; 1 for a scalar."""
+        return self.shape[0] if self.shape else 1
+
+    def whole(self) -> Tensor:
+        """All rows: for small tensors, and for tests."""
+        return self.read(0, self.rows)
+
+
+def row_slabs(shape: tuple[int, ...], multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that cover a tensor, each about ``SLAB_ELEMENTS``; but the last, multiples of ``multiple`` rows.
+
+    >>> list(row_slabs((10, 2**20), multiple=3))
+    [(0, 3), (3, 6), (6, 9), (9, 10)]
+    """
+    rows = shape[0] if shape else 1
+    wanted = max(1, SLAB_ELEMENTS // max(1, math.prod(shape[1:])))
+    step = max(multiple, wanted - wanted % multiple)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def equal(one: RowTensor, other: RowTensor) -> bool:
+    """Whether two tensors hold the same values, whatever their types."""
+    if one.shape != other.shape:
+        return False
+    return all(torch.equal(one.read(*rows).float(), other.read(*rows).float()) for rows in row_slabs(one.shape))

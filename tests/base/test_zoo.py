@@ -1,0 +1,104 @@
+"""The base is the model that transformers loads: over every architecture of the zoo, from its files as published.
+
+A tenth of the zoo runs in `make test`, all of it in `make slow`.
+"""
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from fedpeft.base import build, load_model  # noqa: E402
+from fedpeft.errors import ConfigInvalid  # noqa: E402
+from fedpeft.testing.zoo import NAMES, ROWS, logits_apart, save_model, transformers_model  # noqa: E402
+
+pytestmark = pytest.mark.torch
+SAMPLE = ("bert", "distilbert", "gpt2", "gpt_neox", "llama", "mixtral", "gemma4_text", "granitemoehybrid", "xlnet")
+SERVED = [name for name in NAMES if ROWS[name]["kind"] != "s2s"]
+ZOO = [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in SERVED]
+CLASSES = ("bad", "good")
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_base_has_the_logits_of_transformers_own_from_pretrained(tmp_path: Path, name: str):
+    directory = save_model(name, tmp_path / name)
+    artifact = build(str(directory), quantize="none", store=tmp_path / "store")
+    assert artifact.manifest.tasks
+    for task, entry in artifact.manifest.tasks.items():
+        labels = CLASSES if task == "classify" else ()
+        model = load_model(artifact, task=task, labels=labels, head_seed=1)
+        head = {key: value for key, value in model.state_dict().items() if key in entry.head}
+        theirs = transformers_model(directory, task, head, model.config.pad_token_id)
+        difference, size = logits_apart(model, theirs, task)
+        assert difference <= 2e-5 * max(1.0, size), task
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_tensor_too_many_or_too_few_is_named_and_refused(tmp_path: Path, name: str):
+    directory = save_model(name, tmp_path / name)
+    weights = load_file(directory / "model.safetensors")
+    names = [key for key in weights if "layer" in key or ".h." in key or "block" in key]
+    taken = names[len(names) // 2]
+    path, _, leaf = taken.rpartition(".")
+    for change, named in (
+        ({key: value for key, value in weights.items() if key != taken}, leaf),
+        ({**weights, f"{path}.strange_scale": torch.ones(3)}, "strange_scale"),
+    ):
+        save_file(change, directory / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ConfigInvalid, match=named):
+            build(str(directory), quantize="none", store=tmp_path / "store")
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("scheme", ["none", "nf4"])
+def test_a_tensor_that_is_not_finite_is_named_and_refused(tmp_path: Path, name: str, scheme: str):
+    directory = save_model(name, tmp_path / name)
+    weights = load_file(directory / "model.safetensors")
+    norm = next(key for key in sorted(weights) if weights[key].dim() == 1 and ("layer" in key or "h." in key))
+    weights[norm][0] = float("nan")
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigInvalid, match="finite"):
+        build(str(directory), quantize=scheme, store=tmp_path / "store")
+
+
+@pytest.mark.parametrize("differs", [True, False])
+def test_an_output_layer_beside_tied_embeddings_is_used_when_it_differs(tmp_path: Path, differs: bool):
+    directory = save_model("llama3-rope", tmp_path / "m")
+    weights = load_file(directory / "model.safetensors")
+    embedding = weights["model.embed_tokens.weight"]
+    weights["lm_head.weight"] = embedding.flip(0).contiguous() if differs else embedding.clone()
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    artifact = build(str(directory), quantize="none", store=tmp_path / "store")
+    model = load_model(artifact, task="causal-lm", head_seed=0)
+    theirs = transformers_model(directory, "causal-lm", {}, model.config.pad_token_id)
+    assert logits_apart(model, theirs, "causal-lm")[0] == 0.0
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) is not differs
+
+
+def test_a_tied_tensor_is_found_under_its_other_name(tmp_path: Path):
+    directory = save_model("llama3-rope", tmp_path / "m")
+    weights = load_file(directory / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    model = load_model(build(str(directory), quantize="none", store=tmp_path / "s"), task="causal-lm", head_seed=0)
+    assert logits_apart(model, transformers_model(directory, "causal-lm", {}, None), "causal-lm")[0] == 0.0
+
+
+def test_a_tensor_of_another_shape_is_refused_with_both_shapes(tmp_path: Path):
+    directory = save_model("llama", tmp_path / "m")
+    weights = load_file(directory / "model.safetensors")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:-3].clone()
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigInvalid, match=r"embed_tokens.*\(320, 64\).*\(317, 64\)"):
+        build(str(directory), quantize="none", store=tmp_path / "s")
+
+
+def test_an_adapters_tensors_in_the_checkpoint_are_refused_with_the_remedy(tmp_path: Path):
+    directory = save_model("llama", tmp_path / "m")
+    weights = load_file(directory / "model.safetensors")
+    weights["model.layers.0.self_attn.q_proj.lora_A.weight"] = torch.zeros(4, 64)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigInvalid, match="merge the adapter"):
+        build(str(directory), quantize="none", store=tmp_path / "s")
