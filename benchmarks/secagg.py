@@ -35,6 +35,7 @@ from fedpeft.secagg import (
     REPLIES,
     DevicePolicy,
     DeviceSession,
+    Enrolled,
     IdentityKey,
     MemoryLedger,
     Mode,
@@ -152,7 +153,12 @@ def measure(
     spec, coordinator, keys = make_round(devices, parameters, bits, mode)
     policy = DevicePolicy(coordinator_key=coordinator.public, allow_fast=True)
     sessions = {
-        ParticipantId(i): DeviceSession(ledger=MemoryLedger(repeats=False), identity=key, policy=policy)
+        ParticipantId(i): DeviceSession(
+            ledger=MemoryLedger(repeats=False),
+            identity=key,
+            enrolled=Enrolled(device=f"d{i}", organisation=f"o{i}"),
+            policy=policy,
+        )
         for i, key in enumerate(keys, 1)
     }
     rng = np.random.default_rng(0)
@@ -275,7 +281,12 @@ def coordinator_peak_mb(devices: int, parameters: int) -> float:
     spec, coordinator, keys = make_round(devices, parameters, 32, Mode.FULL)
     policy = DevicePolicy(coordinator_key=coordinator.public)
     sessions = {
-        ParticipantId(i): DeviceSession(ledger=MemoryLedger(repeats=False), identity=key, policy=policy)
+        ParticipantId(i): DeviceSession(
+            ledger=MemoryLedger(repeats=False),
+            identity=key,
+            enrolled=Enrolled(device=f"d{i}", organisation=f"o{i}"),
+            policy=policy,
+        )
         for i, key in enumerate(keys, 1)
     }
     values = {BlockId("adapter"): np.zeros(parameters, np.float32), BlockId("metrics"): np.zeros(4, np.float32)}

@@ -82,7 +82,12 @@ def device_of(home: DeviceHome, trainer: Callable[[DeviceHome, str, Site], Train
     return Device(
         identity=Identity(device=enrolment.device, organisation=enrolment.organisation, public_key=key.public),
         trainer=trainer(home, enrolment.device, site),
-        session=secagg.DeviceSession(ledger=secagg.FileLedger(home.state / "ledger", key), identity=key, policy=policy),
+        session=secagg.DeviceSession(
+            ledger=secagg.FileLedger(home.state / "ledger", key),
+            identity=key,
+            enrolled=secagg.Enrolled(device=enrolment.device, organisation=enrolment.organisation),
+            policy=policy,
+        ),
         store=FileStore(home.state),
         entropy=os_entropy,
         rounding=lambda run_id, round_id: os_entropy,

@@ -8,6 +8,7 @@ import re
 import typing
 from collections.abc import Iterator
 
+from fedpeft.cohorts import effective_cohort
 from fedpeft.config import derived
 from fedpeft.config.check_aggregate import aggregate_findings
 from fedpeft.config.check_devices import (
@@ -201,12 +202,13 @@ def _rounds(config: RunConfig) -> Iterator[Finding]:
 
 def _cohorts(config: RunConfig) -> Iterator[Finding]:
     secagg, rounds = config.secagg, config.rounds
-    if secagg.min_cohort > rounds.min_devices:
+    needed = effective_cohort(secagg.min_cohort, secagg.corrupt_fraction, rounds.min_devices)
+    if needed > rounds.min_devices:
         yield Finding(
-            key="secagg.min_cohort",
-            reads=("rounds.min_devices",),
-            expected=f"at most rounds.min_devices={rounds.min_devices}",
-            found=str(secagg.min_cohort),
+            key="rounds.min_devices",
+            reads=("secagg.min_cohort", "secagg.corrupt_fraction"),
+            expected=f"at least {needed}: secagg.min_cohort, and two devices beside those that may collude",
+            found=str(rounds.min_devices),
             remedy="Raise rounds.min_devices: a smaller round could not release any block.",
         )
     cohort = derived.largest_cohort(config)

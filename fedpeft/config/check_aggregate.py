@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from fedpeft.cohorts import effective_cohort
 from fedpeft.config import derived
 from fedpeft.config.check_private import unproved
 from fedpeft.config.finding import Finding
@@ -124,12 +125,13 @@ def _robust(config: RunConfig) -> Iterator[Finding]:
             found=str(rule.buckets),
             remedy="More than twice the number of devices that may be bad.",
         )
-    needed = rule.buckets * config.secagg.min_cohort
-    if rule.buckets and config.rounds.min_devices < needed:
+    secagg, devices = config.secagg, config.rounds.min_devices
+    cohort = effective_cohort(secagg.min_cohort, secagg.corrupt_fraction, devices)
+    if rule.buckets and devices < rule.buckets * cohort:
         yield Finding(
             key="rounds.min_devices",
-            reads=("aggregate.buckets", "secagg.min_cohort"),
-            expected=f"at least {rule.buckets} buckets x secagg.min_cohort={config.secagg.min_cohort} = {needed}",
+            reads=("aggregate.buckets", "secagg.min_cohort", "secagg.corrupt_fraction"),
+            expected=f"at least {rule.buckets} buckets x {cohort} devices that a sum needs = {rule.buckets * cohort}",
             found=str(config.rounds.min_devices),
         )
 

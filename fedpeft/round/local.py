@@ -98,7 +98,9 @@ class DeviceStore(Protocol):
 class SumSession(Protocol):
     """The device's half of the secure sum: ``secagg.DeviceSession``."""
 
-    def begin(self, offer: secagg.RoundOffer, *, owns: frozenset[BlockId], entropy: Entropy) -> secagg.Reply:
+    def begin(
+        self, offer: secagg.RoundOffer, *, owns: frozenset[BlockId], entropy: Entropy, weight_class: int = 0
+    ) -> secagg.Reply:
         """Check the terms and advertise fresh keys."""
         ...
 

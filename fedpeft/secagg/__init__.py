@@ -16,8 +16,8 @@ from fedpeft.secagg.messages import (
     REPLIES,
     REQUESTS,
     Advertise,
+    Agreement,
     ConsistRequest,
-    ConsistTags,
     MaskedInput,
     MaskRequest,
     Reason,
@@ -30,7 +30,7 @@ from fedpeft.secagg.messages import (
     SealedShares,
     ShareRequest,
 )
-from fedpeft.secagg.policy import DevicePolicy
+from fedpeft.secagg.policy import DevicePolicy, Enrolled
 from fedpeft.secagg.primitives import IdentityKey
 from fedpeft.secagg.session import DeviceSession
 from fedpeft.secagg.spec import MIN_COHORT_FLOOR, Mode, Participant, RoundSpec, SummedBlock, check_spec
@@ -41,14 +41,15 @@ __all__ = [
     "REQUESTS",
     "Aborted",
     "Advertise",
+    "Agreement",
     "BlockSum",
     "ConsistRequest",
-    "ConsistTags",
     "CoordinatorState",
     "DevicePolicy",
     "DeviceSession",
     "DeviceState",
     "DeviceStep",
+    "Enrolled",
     "FileLedger",
     "IdentityKey",
     "Inputs",

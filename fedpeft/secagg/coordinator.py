@@ -33,7 +33,7 @@ from fedpeft.secagg.coordinator_state import (
 from fedpeft.secagg.device_share import advert_problem
 from fedpeft.secagg.messages import (
     Advertise,
-    ConsistTags,
+    Agreement,
     MaskedInput,
     Reason,
     Refusal,
@@ -42,7 +42,7 @@ from fedpeft.secagg.messages import (
     RoundOffer,
     SealedShares,
 )
-from fedpeft.secagg.primitives import KEY_SIZE, TAG_SIZE, AgreementKey, IdentityKey, Secret, is_authentic
+from fedpeft.secagg.primitives import KEY_SIZE, AgreementKey, IdentityKey, Secret, is_authentic, is_signed
 from fedpeft.secagg.spec import RoundSpec, block_encoding, check_spec
 from fedpeft.secagg.transcript import (
     STAGE_CONSIST,
@@ -50,7 +50,9 @@ from fedpeft.secagg.transcript import (
     STAGE_REVEAL,
     STAGE_SHARE,
     advert_digest,
+    agreement_digest,
     id_bytes,
+    masked_digest,
     offer_context,
     sharers_context,
     survivors_context,
@@ -64,7 +66,7 @@ REPLY_ORDER: Mapping[type, int] = {
     Advertise: 0,
     SealedShares: 1,
     MaskedInput: 2,
-    ConsistTags: 3,
+    Agreement: 3,
     RevealedShares: 4,
 }
 STAGE_ORDER: Mapping[type, int] = {Fitting: 0, Sharing: 1, Masking: 2, Agreeing: 3, Revealing: 4}
@@ -150,9 +152,9 @@ def _accept(state: Open, sender: ParticipantId, reply: Reply) -> Progress:
         case Masking() as masking, MaskedInput():
             _check_vectors(state.book.spec, masking, sender, reply)
             return _added(masking, sender, reply)
-        case Agreeing() as agreeing, ConsistTags():
-            _check_tags(agreeing, sender, reply)
-            return replace(agreeing, tags={**agreeing.tags, sender: reply.tags})
+        case Agreeing() as agreeing, Agreement():
+            _check_agreement(agreeing, sender, reply)
+            return replace(agreeing, signatures={**agreeing.signatures, sender: reply.signature})
         case Revealing() as revealing, RevealedShares():
             shares = _revealed(revealing, sender, reply)
             return replace(revealing, shares={**revealing.shares, sender: shares})
@@ -168,9 +170,7 @@ def _check_advert(book: Book, sender: ParticipantId, advert: Advertise) -> None:
     declared = tuple(block.block_id for block in book.spec.blocks if block.block_id in set(advert.blocks))
     if declared != advert.blocks or not declared:
         raise _Bad(Reason.BLOCK_NOT_DECLARED, f"Expected blocks of the terms in order, found {advert.blocks}.")
-    problem = advert_problem(
-        advert, advert_digest(advert), declared, book.context, book.spec.participants[sender - 1].identity
-    )
+    problem = advert_problem(advert, advert_digest(advert), declared, book.context, book.spec.participants[sender - 1])
     if problem is not None:
         raise _Bad(Reason.BAD_SIGNATURE, f"Expected a valid advert; {problem}.")
 
@@ -203,6 +203,7 @@ def _check_vectors(spec: RoundSpec, masking: Masking, sender: ParticipantId, rep
         raise _Bad(Reason.BAD_ROSTER, "Expected unopened boxes of neighbours, each once, found others.")
     parts = [reply.context, b"".join(map(id_bytes, reply.unopened)), *reply.vectors]
     _check_tag(masking.members, sender, STAGE_MASK, parts, reply.tag)
+    _check_signature(masking.members, sender, reply.signature, masked_digest(reply.context, sender))
 
 
 def _added(masking: Masking, sender: ParticipantId, reply: MaskedInput) -> Masking:
@@ -213,17 +214,15 @@ def _added(masking: Masking, sender: ParticipantId, reply: MaskedInput) -> Maski
     unopened = dict(masking.unopened)
     for dealer in reply.unopened:
         unopened[dealer] = unopened.get(dealer, frozenset()) | {sender}
-    return replace(masking, unopened=unopened)
+    return replace(masking, unopened=unopened, signatures={**masking.signatures, sender: reply.signature})
 
 
-def _check_tags(agreeing: Agreeing, sender: ParticipantId, reply: ConsistTags) -> None:
+def _check_agreement(agreeing: Agreeing, sender: ParticipantId, reply: Agreement) -> None:
     members = agreeing.masked.members
     context = survivors_context(sharers_context(members.roster.context, agreeing.masked.sharers), agreeing.bitmap)
     _check_context(reply.context, context)
-    peers = len(agreeing.survivors.intersection(members.roster.sharing_neighbours(sender)))
-    if len(reply.tags) != TAG_SIZE * peers:
-        raise _Bad(Reason.BAD_LENGTH, f"Expected {peers} tags of {TAG_SIZE} bytes, found {len(reply.tags)} bytes.")
-    _check_tag(members, sender, STAGE_CONSIST, [context, reply.tags], reply.tag)
+    _check_tag(members, sender, STAGE_CONSIST, [context, reply.signature], reply.tag)
+    _check_signature(members, sender, reply.signature, agreement_digest(context, sender))
 
 
 def _revealed(revealing: Revealing, sender: ParticipantId, reply: RevealedShares) -> Mapping[ShareName, bytes]:
@@ -241,6 +240,12 @@ def _revealed(revealing: Revealing, sender: ParticipantId, reply: RevealedShares
 def _check_context(found: bytes, expected: bytes) -> None:
     if found != expected:
         raise _Bad(Reason.WRONG_ROUND, "Expected a reply about this attempt, roster and survivor set.")
+
+
+def _check_signature(members: Members, sender: ParticipantId, signature: bytes, text: bytes) -> None:
+    """What the others will be shown: one bad signature would end the attempt for all of them."""
+    if not is_signed(members.roster.spec.participants[sender - 1].identity, signature, text):
+        raise _Bad(Reason.BAD_SIGNATURE, "Expected a signature by the identity on the roster.")
 
 
 def _check_tag(members: Members, sender: ParticipantId, stage: int, parts: list[bytes], tag: bytes) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from fedpeft.ids import ParticipantId
+from fedpeft.secagg.cohort import cohort_problem, quorum
 from fedpeft.secagg.coordinator_state import (
     Aborted,
     Agreeing,
@@ -28,16 +29,13 @@ from fedpeft.secagg.messages import (
     RevealRequest,
     ShareRequest,
 )
-from fedpeft.secagg.primitives import TAG_SIZE, AgreementKey, Secret, hkdf
+from fedpeft.secagg.primitives import AgreementKey, Secret, hkdf
 from fedpeft.secagg.roster import Roster, pack_members, read_roster
 from fedpeft.secagg.spec import Mode, block_encoding
 from fedpeft.secagg.transcript import advert_digest, id_bytes, sharers_context, survivors_context
-from fedpeft.secagg.unmask import cohort_problem, unmask
+from fedpeft.secagg.unmask import unmask
 
 __all__ = ["close"]
-
-WITNESSES_PER_COHORT = 3
-"""Owners whose adverts every device gets, as a multiple of the minimum cohort: a third of them may drop out twice."""
 
 
 def close(state: Open) -> CoordinatorState:
@@ -75,6 +73,7 @@ def _to_sharing(state: Open, fitting: Fitting) -> CoordinatorState:
         context=book.context,
         members=b"".join(map(id_bytes, members)),
         digests=b"".join(advert_digest(fitting.adverts[member]) for member in members),
+        classes=bytes(fitting.adverts[member].weight_class for member in members),
         owners=tuple(
             pack_members({m for m in members if block.block_id in fitting.adverts[m].blocks}, members)
             for block in spec.blocks
@@ -84,30 +83,16 @@ def _to_sharing(state: Open, fitting: Fitting) -> CoordinatorState:
     roster = read_roster(book.offer, request)
     if isinstance(roster, str):
         return aborted(state, Reason.TOO_FEW_DEVICES, roster, restartable=True)
-    witnesses = _witnesses(roster)
 
     def for_member(member: ParticipantId) -> ShareRequest:
-        needed = witnesses.union(
-            roster.sharing_neighbours(member),
-            *(roster.masking_neighbours(member, block) for block in roster.owned_by(member)),
+        needed = set(roster.sharing_neighbours(member)).union(
+            *(roster.masking_neighbours(member, block) for block in roster.owned_by(member))
         )
-        adverts: tuple[Advertise, ...] = tuple(fitting.adverts[m] for m in sorted(needed - {member}))
+        adverts: tuple[Advertise, ...] = tuple(fitting.adverts[m] for m in sorted(needed))
         return replace(request, adverts=adverts)
 
     known = Members(roster=roster, request=request, adverts=fitting.adverts, reply_keys=reply_keys)
     return _next(state, {member: for_member(member) for member in members}, Sharing(members=known))
-
-
-def _witnesses(roster: Roster) -> frozenset[ParticipantId]:
-    """Owners of every block, of different organisations, whom everybody gets to verify and may count in a cohort."""
-    people, wanted = roster.spec.participants, WITNESSES_PER_COHORT * roster.spec.min_cohort
-    chosen: set[ParticipantId] = set()
-    for owners in roster.owners:
-        organisations: dict[str, ParticipantId] = {}
-        for owner in owners:
-            organisations.setdefault(people[owner - 1].organisation, owner)
-        chosen.update(list(organisations.values())[:wanted])
-    return frozenset(chosen)
 
 
 def _to_masking(state: Open, sharing: Sharing) -> CoordinatorState:
@@ -137,7 +122,9 @@ def _to_survivors(state: Open, masking: Masking) -> CoordinatorState:
     threshold = roster.degree.threshold
     if len(survivors) <= threshold:
         return _too_few(state, roster, len(survivors), restartable=True)
-    problems = [cohort_problem(roster, index, survivors) for index in range(len(roster.owners))]
+    if roster.spec.mode is Mode.FULL and len(survivors) < quorum(roster):
+        return _no_quorum(state, roster, len(survivors), restartable=True)
+    problems = [cohort_problem(roster, index, survivors, survivors) for index in range(len(roster.owners))]
     if all(problem is not None for problem in problems):
         return aborted(state, Reason.COHORT_TOO_SMALL, f"No block can be opened: {problems[0]}.", restartable=True)
     lost = [
@@ -155,38 +142,59 @@ def _to_survivors(state: Open, masking: Masking) -> CoordinatorState:
         return _next(
             state, dict.fromkeys(survivors, question), Agreeing(masked=masking, survivors=survivors, bitmap=bitmap)
         )
-    order = RevealRequest(context=context, survivors=bitmap, vouchers=(), tags=b"")
-    revealing = Revealing(masked=masking, survivors=survivors, context=survivors_context(context, bitmap))
+    order = RevealRequest(context=context, survivors=bitmap, signers=b"", signatures=b"", masked=b"")
+    revealing = Revealing(
+        masked=masking, survivors=survivors, witnesses=survivors, context=survivors_context(context, bitmap)
+    )
     return _next(state, dict.fromkeys(survivors, order), revealing)
 
 
 def _to_revealing(state: Open, agreeing: Agreeing) -> CoordinatorState:
-    roster = agreeing.masked.members.roster
-    threshold, context = roster.degree.threshold, sharers_context(roster.context, agreeing.masked.sharers)
-    vouchers: dict[ParticipantId, list[ParticipantId]] = {member: [] for member in agreeing.tags}
-    inbox: dict[ParticipantId, list[bytes]] = {member: [] for member in agreeing.tags}
-    for voucher, tags in sorted(agreeing.tags.items()):
-        place = 0
-        for peer in roster.sharing_neighbours(voucher):
-            if peer in inbox:
-                vouchers[peer].append(voucher)
-                inbox[peer].append(tags[place : place + TAG_SIZE])
-            place += TAG_SIZE * (peer in agreeing.survivors)
-    requests = {
-        member: RevealRequest(
-            context=context, survivors=agreeing.bitmap, vouchers=tuple(vouchers[member]), tags=b"".join(inbox[member])
-        )
-        for member in inbox
-        if len(inbox[member]) >= threshold
-    }
-    if len(requests) < threshold:
-        return _too_few(state, roster, len(requests), restartable=False)
+    roster, masked = agreeing.masked.members.roster, agreeing.masked
+    if len(agreeing.signatures) < quorum(roster):
+        return _no_quorum(state, roster, len(agreeing.signatures), restartable=False)
+    if len(agreeing.signatures) < roster.degree.threshold:
+        return _too_few(state, roster, len(agreeing.signatures), restartable=False)
+    context, witnesses = sharers_context(roster.context, masked.sharers), _witnesses(roster, agreeing)
+    shown = RevealRequest(
+        context=context,
+        survivors=agreeing.bitmap,
+        signers=pack_members(witnesses, roster.members),
+        signatures=b"".join(agreeing.signatures[member] for member in sorted(witnesses)),
+        masked=b"",
+    )
+    silent = agreeing.survivors - witnesses
+    requests: dict[ParticipantId, Request] = {}
+    for member in agreeing.signatures:
+        dealers = [peer for peer in roster.sharing_neighbours(member) if peer in silent]
+        requests[member] = replace(shown, masked=b"".join(masked.signatures[peer] for peer in dealers))
     revealing = Revealing(
-        masked=agreeing.masked,
+        masked=masked,
         survivors=agreeing.survivors,
+        witnesses=witnesses,
         context=survivors_context(context, agreeing.bitmap),
     )
     return _next(state, requests, revealing)
+
+
+def _witnesses(roster: Roster, agreeing: Agreeing) -> frozenset[ParticipantId]:
+    """Whose agreement to show: everybody's on a complete graph, where each device must check it in any case.
+
+    Else a quorum, which is half of them, with every block's cohort in it where that can be had.
+    """
+    signers = sorted(agreeing.signatures)
+    if roster.degree.neighbours == len(roster.members) - 1:
+        return frozenset(signers)
+    chosen: set[ParticipantId] = set()
+    for index in sorted(range(len(roster.owners)), key=lambda index: len(roster.owners[index])):
+        candidates = iter([member for member in signers if member in roster.owner_sets[index] and member not in chosen])
+        while cohort_problem(roster, index, agreeing.survivors, chosen) is not None:
+            more = next(candidates, None)
+            if more is None:
+                break
+            chosen.add(more)
+    missing = max(0, quorum(roster) - len(chosen))
+    return frozenset([*chosen, *[member for member in signers if member not in chosen][:missing]])
 
 
 def _next(state: Open, requests: Mapping[ParticipantId, Request], progress: Progress) -> Open:
@@ -197,5 +205,13 @@ def _too_few(state: Open, roster: Roster, found: int, *, restartable: bool) -> A
     detail = (
         f"Expected more than {roster.degree.threshold} of {len(roster.members)} devices, found {found}; "
         "wait for more devices or raise dropout_fraction."
+    )
+    return aborted(state, Reason.TOO_FEW_DEVICES, detail, restartable=restartable)
+
+
+def _no_quorum(state: Open, roster: Roster, found: int, *, restartable: bool) -> Aborted:
+    detail = (
+        f"Expected {quorum(roster)} of {len(roster.members)} devices to agree on one survivor set, found {found}; "
+        "wait for more devices, or lower corrupt_fraction."
     )
     return aborted(state, Reason.TOO_FEW_DEVICES, detail, restartable=restartable)

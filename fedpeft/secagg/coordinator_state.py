@@ -113,22 +113,24 @@ class Masking:
         sharers: U2, a bitmap.
         sums: for each block, ring words, added to in place.
         unopened: for each dealer, who could not open its box.
+        signatures: of each device that masked, over the sharers.
     """
 
     members: Members
     sharers: bytes
     sums: Mapping[BlockId, npt.NDArray[np.unsignedinteger]]
     unopened: Mapping[ParticipantId, frozenset[ParticipantId]] = field(default_factory=dict)
+    signatures: Mapping[ParticipantId, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreeing:
-    """Waiting for each survivor (U3) to vouch for the survivor set, to each of its neighbours."""
+    """Waiting for each survivor (U3) to sign the survivor set."""
 
     masked: Masking
     survivors: frozenset[ParticipantId]
     bitmap: bytes
-    tags: Mapping[ParticipantId, bytes] = field(default_factory=dict)
+    signatures: Mapping[ParticipantId, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,12 +140,14 @@ class Revealing:
     Args:
         masked: U1, U2 and the masked sums.
         survivors: U3.
+        witnesses: those of U3 that count in a cohort: whose agreement every device was shown; in fast mode all.
         context: of U3.
         shares: from each holder, its shares by dealer and kind (a block's index, or ``KEY_SHARE``).
     """
 
     masked: Masking
     survivors: frozenset[ParticipantId]
+    witnesses: frozenset[ParticipantId]
     context: bytes
     shares: Mapping[ParticipantId, Mapping[ShareName, bytes]] = field(default_factory=dict)
 
@@ -208,12 +212,14 @@ class Summed:
     Args:
         sums: block by block.
         survivors: U3, whose inputs are in the sums.
+        weight_classes: each survivor's, as its signed advert declared it.
         skipped: blocks that stay masked, and why.
         rejected: devices that fell out, and why.
     """
 
     sums: Mapping[BlockId, BlockSum]
     survivors: frozenset[ParticipantId]
+    weight_classes: Mapping[ParticipantId, int]
     skipped: Mapping[BlockId, str]
     rejected: Mapping[ParticipantId, Rejection]
 

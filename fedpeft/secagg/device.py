@@ -46,7 +46,7 @@ from fedpeft.secagg.messages import (
     RoundOffer,
     ShareRequest,
 )
-from fedpeft.secagg.policy import DevicePolicy, policy_objection
+from fedpeft.secagg.policy import DevicePolicy, Enrolled, policy_objection
 from fedpeft.secagg.primitives import KEY_SIZE, IdentityKey, Secret, is_signed
 from fedpeft.secagg.roster import open_spec
 from fedpeft.secagg.spec import Mode, RoundSpec, check_spec
@@ -68,8 +68,10 @@ def begin(
     *,
     owns: Set[BlockId],
     identity: IdentityKey,
+    enrolled: Enrolled,
     policy: DevicePolicy,
     entropy: Entropy,
+    weight_class: int = 0,
     mark: Mark | None = None,
 ) -> DeviceStep:
     """Answers FIT: checks the signed terms and makes this attempt's keys.
@@ -77,16 +79,18 @@ def begin(
     Args:
         offer: the signed terms.
         owns: the blocks this device will upload; a subset of the terms' blocks, not empty.
-        identity: the enrolled key; used here and never again in the attempt.
+        identity: the enrolled key; signs the advert here, and later what this device masked for and agreed to.
+        enrolled: the device's name and organisation; a roster that says otherwise is refused.
         policy: what the site demands.
         entropy: asked for 32 bytes, the root of every secret of the attempt. Never a seeded source outside tests.
+        weight_class: of its public size, 0..63.
         mark: where this device stands in the run, from its ledger.
 
     Returns:
         ``Advertised`` with an ``Advertise``, or ``Failed`` with a ``Refusal``.
     """
     try:
-        seat = _take_seat(offer, owns, identity, policy, mark)
+        seat = _take_seat(offer, owns, identity.public, enrolled, policy, mark)
     except Violation as violation:
         return _failed(None, violation)
     root = Secret(entropy(KEY_SIZE))
@@ -94,6 +98,9 @@ def begin(
     unsigned = Advertise(
         context=seat.context,
         participant_id=seat.me,
+        device=enrolled.device,
+        organisation=enrolled.organisation,
+        weight_class=weight_class,
         blocks=seat.owns,
         channel_key=keys.channel.public,
         mask_key=keys.mask.public,
@@ -111,6 +118,7 @@ def answer(
     state: DeviceState,
     request: Request,
     *,
+    identity: IdentityKey,
     inputs: Inputs | None = None,
     rounding: Entropy | None = None,
     noise: Entropy = os_entropy,
@@ -120,6 +128,7 @@ def answer(
     Args:
         state: of this attempt.
         request: decoded from the wire.
+        identity: the enrolled key.
         inputs: read for the first ``MaskRequest`` only: for each owned block its (P,) float32 vector.
         rounding: read with ``inputs``: asked for 32 bytes a block to seed the stochastic rounding. May be seeded.
         noise: asked for 32 bytes if the terms have noise, which they seed. The operating system's; a test may pass
@@ -138,10 +147,10 @@ def answer(
                 _same_context(request.context, state.asked)
                 if inputs is None or rounding is None:
                     raise Violation(Reason.BAD_INPUT, "Expected the trained vectors, found none.")
-                return _step(mask(state, request, inputs, rounding, noise))
+                return _step(mask(state, request, inputs, identity, rounding, noise))
             case Masked(), ConsistRequest() if _mode(state.seat) is Mode.FULL:
                 _same_context(request.context, state.reply.context)
-                return _step(consist(state, request))
+                return _step(consist(state, request, identity))
             case Masked(), RevealRequest() if _mode(state.seat) is Mode.FAST:
                 _same_context(request.context, state.reply.context)
                 return _step(reveal(state, request))
@@ -157,7 +166,7 @@ def answer(
 
 
 def _take_seat(
-    offer: RoundOffer, owns: Set[BlockId], identity: IdentityKey, policy: DevicePolicy, mark: Mark | None
+    offer: RoundOffer, owns: Set[BlockId], identity: bytes, enrolled: Enrolled, policy: DevicePolicy, mark: Mark | None
 ) -> Seat:
     context = offer_context(offer)
     if not is_signed(policy.coordinator_key, offer.signature, context):
@@ -171,14 +180,22 @@ def _take_seat(
     if objection is not None:
         raise Violation(Reason.POLICY, objection)
     _check_mark(spec, mark)
-    mine = [peer.participant_id for peer in spec.participants if peer.identity == identity.public]
+    mine = [peer for peer in spec.participants if peer.identity == identity]
     if not mine:
         raise Violation(Reason.NOT_ON_ROSTER, "Expected this device's identity on the roster, found it nowhere.")
+    if (mine[0].device, mine[0].organisation) != (enrolled.device, enrolled.organisation):
+        raise Violation(Reason.BAD_ROSTER, "Expected this device's name and organisation as enrolled, found others.")
     ordered = tuple(block.block_id for block in spec.blocks if block.block_id in owns)
     if not ordered or len(ordered) != len(owns):
         raise Violation(Reason.BLOCK_NOT_DECLARED, f"Expected blocks of the terms, found {sorted(owns)}.")
-    cohort = max(spec.min_cohort, policy.min_cohort)
-    return Seat(offer=offer, context=context, me=mine[0], owns=ordered, min_cohort=cohort)
+    return Seat(
+        offer=offer,
+        context=context,
+        me=mine[0].participant_id,
+        owns=ordered,
+        min_cohort=max(spec.min_cohort, policy.min_cohort),
+        min_colluders=policy.min_colluders,
+    )
 
 
 def _check_mark(spec: RoundSpec, mark: Mark | None) -> None:

@@ -13,7 +13,7 @@ from fedpeft.secagg.device_secrets import RoundKeys, Violation, agree, reply_key
 from fedpeft.secagg.device_state import Masked, Seat, Shared
 from fedpeft.secagg.masks import Mask, apply_masks, noise_bytes, rounding_bits
 from fedpeft.secagg.messages import Advertise, MaskedInput, MaskRequest, Reason
-from fedpeft.secagg.primitives import KEY_SIZE, Secret, authenticate, open_box
+from fedpeft.secagg.primitives import KEY_SIZE, IdentityKey, Secret, authenticate, open_box
 from fedpeft.secagg.roster import Roster, members_of
 from fedpeft.secagg.shamir import SHARE_SIZE, share_value
 from fedpeft.secagg.spec import RoundSpec, SummedBlock, block_encoding, mechanism
@@ -25,6 +25,7 @@ from fedpeft.secagg.transcript import (
     edge_secret,
     fingerprint,
     id_bytes,
+    masked_digest,
     pair_stream,
     self_stream,
     sharers_context,
@@ -36,8 +37,10 @@ Inputs = Mapping[BlockId, npt.NDArray[np.float32]]
 """For each owned block its vector, (P,) float32."""
 
 
-def mask(state: Shared, request: MaskRequest, inputs: Inputs, rounding: Entropy, noise: Entropy) -> Masked:
-    """Opens the boxes, encodes the inputs and masks them for those who shared."""
+def mask(
+    state: Shared, request: MaskRequest, inputs: Inputs, identity: IdentityKey, rounding: Entropy, noise: Entropy
+) -> Masked:
+    """Opens the boxes, encodes the inputs, masks them for those who shared, and signs who these were."""
     seat, roster = state.seat, roster_of(state.seat, state.roster)
     sharers = subset_with_us(request.sharers, roster, seat)
     dealers = [peer for peer in roster.sharing_neighbours(seat.me) if peer in sharers]
@@ -56,7 +59,6 @@ def mask(state: Shared, request: MaskRequest, inputs: Inputs, rounding: Entropy,
     parts = [context, b"".join(map(id_bytes, unopened)), *vectors]
     return Masked(
         seat=seat,
-        channels=state.channels,
         reply_key=Secret(key),
         asked=fingerprint(request),
         roster=state.roster,
@@ -64,7 +66,11 @@ def mask(state: Shared, request: MaskRequest, inputs: Inputs, rounding: Entropy,
         sharers=request.sharers,
         held=held,
         reply=MaskedInput(
-            context=context, unopened=unopened, vectors=vectors, tag=authenticate(key, STAGE_MASK, parts)
+            context=context,
+            unopened=unopened,
+            vectors=vectors,
+            signature=identity.sign(masked_digest(context, seat.me)),
+            tag=authenticate(key, STAGE_MASK, parts),
         ),
     )
 

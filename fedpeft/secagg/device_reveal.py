@@ -1,16 +1,19 @@
 """The device's last stages: agree on the survivors, then reveal (docs/protocol.md, "CONSIST" and "REVEAL")."""
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 
 from fedpeft.ids import ParticipantId
+from fedpeft.secagg.cohort import cohort_problem, quorum
 from fedpeft.secagg.device_mask import subset_with_us
 from fedpeft.secagg.device_secrets import Violation, roster_of
 from fedpeft.secagg.device_state import Agreed, Closed, Masked
-from fedpeft.secagg.messages import ConsistRequest, ConsistTags, Reason, RevealedShares, RevealRequest
-from fedpeft.secagg.primitives import KEY_SIZE, TAG_SIZE, authenticate, equal
+from fedpeft.secagg.messages import Agreement, ConsistRequest, Reason, RevealedShares, RevealRequest
+from fedpeft.secagg.primitives import SIGNATURE_SIZE, IdentityKey, authenticate, is_signed
 from fedpeft.secagg.roster import Roster, members_of
 from fedpeft.secagg.shamir import SHARE_SIZE
-from fedpeft.secagg.transcript import STAGE_CONSIST, STAGE_REVEAL, survivors_context, vouch
+from fedpeft.secagg.transcript import STAGE_CONSIST, STAGE_REVEAL, agreement_digest, masked_digest, survivors_context
 
 __all__ = ["ABSENT_SHARE", "consist", "reveal"]
 
@@ -18,16 +21,14 @@ ABSENT_SHARE = b"\xff" * SHARE_SIZE
 """No field element: stands for a share that this device never got."""
 
 
-def consist(state: Masked, request: ConsistRequest) -> Agreed:
-    """Vouches for the survivor set, to each surviving neighbour: from here on there is no other."""
+def consist(state: Masked, request: ConsistRequest, identity: IdentityKey) -> Agreed:
+    """Signs the survivor set, and by its context the sharers and the roster: from here on there is no other."""
     roster = roster_of(state.seat, state.roster)
-    survivors = _survivors(state, roster, request.survivors)
+    _survivors(state, roster, request.survivors)
     context, me = survivors_context(state.reply.context, request.survivors), state.seat.me
-    channels = _channels(state, roster)
-    tags = b"".join(vouch(channels[peer], context, me, peer) for peer in channels if peer in survivors)
+    signature = identity.sign(agreement_digest(context, me))
     return Agreed(
         seat=state.seat,
-        channels=state.channels,
         reply_key=state.reply_key,
         asked=context,
         roster=state.roster,
@@ -35,8 +36,10 @@ def consist(state: Masked, request: ConsistRequest) -> Agreed:
         sharers=state.sharers,
         survivors=request.survivors,
         held=state.held,
-        reply=ConsistTags(
-            context=context, tags=tags, tag=authenticate(state.reply_key.value, STAGE_CONSIST, [context, tags])
+        reply=Agreement(
+            context=context,
+            signature=signature,
+            tag=authenticate(state.reply_key.value, STAGE_CONSIST, [context, signature]),
         ),
     )
 
@@ -46,12 +49,14 @@ def reveal(state: Masked | Agreed, request: RevealRequest) -> Closed:
     seat, roster = state.seat, roster_of(state.seat, state.roster)
     survivors = _survivors(state, roster, request.survivors)
     context = survivors_context(request.context, request.survivors)
+    witnesses = survivors  # fast mode: the coordinator is trusted with the roster and the survivors
     if isinstance(state, Agreed):
         if request.survivors != state.survivors:
-            raise Violation(Reason.EQUIVOCATION, "Expected the survivor set that we vouched for, found another one.")
-        _check_agreement(state, roster, survivors, request, context)
+            raise Violation(Reason.EQUIVOCATION, "Expected the survivor set that we signed, found another one.")
+        witnesses = _witnesses(seat.me, roster, survivors, request, context)
+        _expect_masked(seat.me, roster, survivors - witnesses, request)
     sharers = frozenset(members_of(state.sharers, roster.members) or ())
-    opened = _opened_blocks(state, roster, survivors)
+    opened = _opened_blocks(state, roster, survivors, witnesses)
     dealers = [peer for peer in roster.sharing_neighbours(seat.me) if peer in sharers]
     shares: list[bytes] = []
     for dealer, box in zip(dealers, state.held, strict=True):
@@ -79,40 +84,65 @@ def _survivors(state: Masked | Agreed, roster: Roster, bitmap: bytes) -> frozens
     return survivors
 
 
-def _check_agreement(
-    state: Agreed, roster: Roster, survivors: frozenset[ParticipantId], request: RevealRequest, context: bytes
-) -> None:
-    """A threshold of our neighbours vouch for the very same survivor set."""
-    vouchers, channels, me = request.vouchers, _channels(state, roster), state.seat.me
-    if len(request.tags) != TAG_SIZE * len(vouchers):
-        raise Violation(Reason.BAD_LENGTH, f"Expected {len(vouchers)} tags of {TAG_SIZE} bytes.")
-    good = {
-        peer
-        for index, peer in enumerate(vouchers)
-        if peer in survivors
-        and peer in channels
-        and equal(request.tags[TAG_SIZE * index : TAG_SIZE * (index + 1)], vouch(channels[peer], context, peer, me))
-    }
-    if len(good) < roster.degree.threshold:
+def _witnesses(
+    me: ParticipantId,
+    roster: Roster,
+    survivors: frozenset[ParticipantId],
+    request: RevealRequest,
+    context: bytes,
+) -> frozenset[ParticipantId]:
+    """A quorum of survivors, ourselves among them, each of whom signed this very survivor set."""
+    signers = members_of(request.signers, roster.members)
+    if signers is None or not survivors.issuperset(signers):
+        raise Violation(Reason.BAD_AGREEMENT, "Expected signers among the survivors, found others.")
+    others = [member for member in signers if member != me]
+    witnesses = frozenset([me, *others])
+    if len(witnesses) < quorum(roster):
         raise Violation(
             Reason.BAD_AGREEMENT,
-            f"Expected {roster.degree.threshold} neighbours to vouch for these survivors, found {len(good)}.",
+            f"Expected {quorum(roster)} members to sign these survivors, found {len(witnesses)}.",
         )
+    _expect_signed(roster, signers, request.signatures, lambda member: agreement_digest(context, member), but=me)
+    return witnesses
 
 
-def _channels(state: Masked | Agreed, roster: Roster) -> dict[ParticipantId, bytes]:
-    """The secret shared with each sharing neighbour, ascending."""
-    blob = state.channels.value
-    peers = roster.sharing_neighbours(state.seat.me)
-    return {peer: blob[KEY_SIZE * index : KEY_SIZE * (index + 1)] for index, peer in enumerate(peers)}
+def _expect_masked(me: ParticipantId, roster: Roster, silent: frozenset[ParticipantId], request: RevealRequest) -> None:
+    """Every surviving neighbour masked for the sharers that we masked for.
+
+    A signature of the survivors says so, since its context hashes the sharers; whoever did not sign those must have
+    signed the sharers. Else a device that was shown other sharers alone would stand there without its pair masks.
+    """
+    dealers = [peer for peer in roster.sharing_neighbours(me) if peer in silent]
+    _expect_signed(roster, dealers, request.masked, lambda member: masked_digest(request.context, member))
 
 
-def _opened_blocks(state: Masked | Agreed, roster: Roster, survivors: frozenset[ParticipantId]) -> frozenset[int]:
-    """Blocks of which enough organisations survive, counting only devices whose advert we verified."""
-    verified = survivors.intersection([state.seat.me, *(advert.participant_id for advert in state.peers)])
-    people, opened = roster.spec.participants, set()
-    for index, owners in enumerate(roster.owner_sets):
-        organisations = {people[member - 1].organisation for member in verified & owners}
-        if len(organisations) >= state.seat.min_cohort and roster.enough_survive(index, survivors):
-            opened.add(index)
-    return frozenset(opened)
+def _expect_signed(
+    roster: Roster,
+    members: Iterable[ParticipantId],
+    signatures: bytes,
+    text: Callable[[ParticipantId], bytes],
+    but: ParticipantId | None = None,
+) -> None:
+    """One valid signature per member, in order; our own we need not look at."""
+    people, members = roster.spec.participants, tuple(members)
+    if len(signatures) != SIGNATURE_SIZE * len(members):
+        raise Violation(Reason.BAD_LENGTH, f"Expected {len(members)} signatures of {SIGNATURE_SIZE} bytes.")
+    for index, member in enumerate(members):
+        signature = signatures[SIGNATURE_SIZE * index : SIGNATURE_SIZE * (index + 1)]
+        if member != but and not is_signed(people[member - 1].identity, signature, text(member)):
+            raise Violation(Reason.BAD_AGREEMENT, f"Expected {member} to have signed what we saw, found it did not.")
+
+
+def _opened_blocks(
+    state: Masked | Agreed,
+    roster: Roster,
+    survivors: frozenset[ParticipantId],
+    witnesses: frozenset[ParticipantId],
+) -> frozenset[int]:
+    """Blocks in which enough organisations are witnesses, and that chosen drop-outs cannot have cut."""
+    floors = {"min_cohort": state.seat.min_cohort, "min_colluders": state.seat.min_colluders}
+    return frozenset(
+        index
+        for index in range(len(roster.owners))
+        if cohort_problem(roster, index, survivors, witnesses, **floors) is None
+    )

@@ -1,5 +1,7 @@
 """The device's SHARE stage: check the roster, deal the shares (docs/protocol.md, "SHARE")."""
 
+from dataclasses import replace
+
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.secagg.device_secrets import Violation, agree, reply_key, roster_of, secret_keys
 from fedpeft.secagg.device_state import Advertised, Shared
@@ -7,6 +9,7 @@ from fedpeft.secagg.messages import Advertise, Reason, SealedShares, ShareReques
 from fedpeft.secagg.primitives import KEY_SIZE, Secret, authenticate, expand, is_signed, prf, seal
 from fedpeft.secagg.roster import Roster
 from fedpeft.secagg.shamir import COEFFICIENT_BYTES, split
+from fedpeft.secagg.spec import MAX_WEIGHT_CLASS, Participant
 from fedpeft.secagg.transcript import (
     STAGE_SHARE,
     advert_digest,
@@ -45,9 +48,7 @@ def share(state: Advertised, request: ShareRequest) -> Shared:
         seat=seat,
         root=state.root,
         asked=roster.context,
-        roster=ShareRequest(
-            context=request.context, members=request.members, digests=request.digests, owners=request.owners, adverts=()
-        ),
+        roster=replace(request, adverts=()),
         peers=request.adverts,
         channels=Secret(b"".join(channels)),
         reply=SealedShares(context=roster.context, boxes=sealed, tag=tag),
@@ -55,23 +56,27 @@ def share(state: Advertised, request: ShareRequest) -> Shared:
 
 
 def advert_problem(
-    advert: Advertise, found: bytes, blocks: tuple[BlockId, ...], context: bytes, identity: bytes
+    advert: Advertise, found: bytes, blocks: tuple[BlockId, ...], context: bytes, peer: Participant
 ) -> str | None:
-    """What is wrong with an advert, in words; None if it is whole and signed by ``identity``.
+    """What is wrong with an advert, in words; None if it is whole and signed by the device on the roster.
 
     Args:
         advert: what a device, or the coordinator in its name, sent.
         found: its digest.
         blocks: the blocks that it must declare.
         context: of the offer.
-        identity: the Ed25519 key on the roster.
+        peer: the sender's row of the roster.
     """
     keys = (advert.channel_key, advert.mask_key, *advert.commitments)
     if advert.context != context or any(len(key) != KEY_SIZE for key in keys):
         return "it belongs to another attempt or holds malformed keys"
     if not blocks or advert.blocks != blocks or len(advert.commitments) != len(blocks):
         return "it declares other blocks"
-    if not is_signed(identity, advert.signature, found):
+    if (advert.device, advert.organisation) != (peer.device, peer.organisation):
+        return "it names another device or organisation than the roster"
+    if not 0 <= advert.weight_class <= MAX_WEIGHT_CLASS:
+        return "it declares a weight class that does not exist"
+    if not is_signed(peer.identity, advert.signature, found):
         return "it is not signed by the identity on the roster"
     return None
 
@@ -82,6 +87,8 @@ def _checked_peers(state: Advertised, request: ShareRequest, roster: Roster) -> 
     if me not in roster.place or roster.digests[roster.place[me]] != advert_digest(state.reply):
         raise Violation(Reason.BAD_ROSTER, "Expected our own advert on the roster, found none or another one.")
     owned = {member: roster.owned_by(member) for member in (me, *(a.participant_id for a in request.adverts))}
+    if roster.classes[roster.place[me]] != state.reply.weight_class:
+        raise Violation(Reason.BAD_ROSTER, "Expected the weight class that we declared, found another.")
     if tuple(blocks[index].block_id for index in owned[me]) != state.seat.owns:
         raise Violation(Reason.BAD_ROSTER, "Expected us to own what we declared, found other blocks.")
     peers: dict[ParticipantId, Advertise] = {}
@@ -92,10 +99,10 @@ def _checked_peers(state: Advertised, request: ShareRequest, roster: Roster) -> 
         found = advert_digest(advert)
         if found != roster.digests[roster.place[peer]]:
             raise Violation(Reason.BAD_ROSTER, f"Expected the advert of {peer} that the roster lists, found another.")
+        if advert.weight_class != roster.classes[roster.place[peer]]:
+            raise Violation(Reason.BAD_ROSTER, f"Expected the weight class that {peer} declared, found another.")
         declared = tuple(blocks[index].block_id for index in owned[peer])
-        problem = advert_problem(
-            advert, found, declared, state.seat.context, roster.spec.participants[peer - 1].identity
-        )
+        problem = advert_problem(advert, found, declared, state.seat.context, roster.spec.participants[peer - 1])
         if problem is not None:
             raise Violation(Reason.BAD_ROSTER, f"Expected a valid advert of {peer}; {problem}.")
         peers[peer] = advert

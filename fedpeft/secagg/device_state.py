@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.secagg.messages import (
     Advertise,
-    ConsistTags,
+    Agreement,
     MaskedInput,
     Reason,
     Reply,
@@ -51,6 +51,7 @@ class Seat:
         me: own participant id.
         owns: the blocks it uploads, in the spec's order.
         min_cohort: the stricter of the terms and the site's policy.
+        min_colluders: the site's floor under the colluders that a cohort must hold against.
     """
 
     offer: RoundOffer
@@ -58,6 +59,7 @@ class Seat:
     me: ParticipantId
     owns: tuple[BlockId, ...]
     min_cohort: int
+    min_colluders: int = 0
 
 
 @message(0x0380)
@@ -101,7 +103,6 @@ class Masked:
 
     Args:
         seat: see ``Seat``.
-        channels: one 32-byte secret for each sharing neighbour, ascending.
         reply_key: authenticates the next reply.
         asked: identifies the request answered.
         roster: the request that named the members.
@@ -112,7 +113,6 @@ class Masked:
     """
 
     seat: Seat
-    channels: Secret
     reply_key: Secret
     asked: bytes
     roster: ShareRequest
@@ -125,10 +125,9 @@ class Masked:
 @message(0x0383)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreed:
-    """The survivor set (U3, in ``survivors``) is vouched for; ``asked`` is its context. No other will be accepted."""
+    """The survivor set (U3, in ``survivors``) is signed; ``asked`` is its context. No other will be accepted."""
 
     seat: Seat
-    channels: Secret
     reply_key: Secret
     asked: bytes
     roster: ShareRequest
@@ -136,7 +135,7 @@ class Agreed:
     sharers: bytes
     survivors: bytes
     held: tuple[Secret, ...]
-    reply: ConsistTags
+    reply: Agreement
 
 
 @message(0x0384)
@@ -166,7 +165,7 @@ class Mark:
     Args:
         round_id: the latest round that it took part in.
         attempt: the latest attempt at it.
-        agreed: whether it vouched or revealed for a survivor set there: then that round is over for it.
+        agreed: whether it agreed to, or revealed for, a survivor set there: then that round is over for it.
     """
 
     round_id: int

@@ -3,12 +3,17 @@
 Two graphs over the members of a round, both complete up to 128 and circulant above (Bell et al. 2020, section 3):
 - the sharing graph over all members: a device's secrets are shared among its k neighbours, t of which rebuild them;
 - a masking graph for each block over its owners: the pairwise masks of the block.
-A circulant graph puts the members on a ring in a pseudo-random order and joins each to the k/2 nearest on either
-side; the order is fixed by a hash that nobody controls alone. Degrees follow from the stated fractions:
-- safety 2^-40: fewer than t of a device's neighbours collude, and the honest survivors of a block stay connected;
-- in full mode a coordinator may try 2^40 rosters, and two different survivor sets cannot both gather t vouchers:
-  2t > k + c for c colluding neighbours;
-- liveness 2^-20: t neighbours remain.
+A circulant graph puts the members on a circle in a pseudo-random order and joins each to the k/2 nearest on either
+side; the order is fixed by a hash that nobody controls alone.
+
+The coordinator is assumed to see the graph first and to choose then who is said to have dropped out, without limit.
+What fails with a probability is only that its colluders, fixed before the roster is hashed, lie badly on the circle:
+- sharing: t of a device's neighbours collude;
+- masking: a device has so many colluding neighbours that fewer than t survivors among them are honest (isolation), or
+  two disjoint stretches of k/2 owners each hold enough colluders to cut the circle (docs/protocol.md, "Lemma").
+All events of a roster together stay below 2^-80, below 2^-40 after the 2^40 rosters that a coordinator may try.
+Liveness, 2^-20 a roster, counts honest drop-outs at random. Whatever decides a degree is an inequality of integers, so
+that two builds never differ; floating point only skips degrees that are out of reach (tests/secagg/test_graph.py).
 """
 
 import hashlib
@@ -16,27 +21,44 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import comb
 
 import numpy as np
 import numpy.typing as npt
 
-from fedpeft.secagg.spec import Mode
+from fedpeft.cohorts import of_members
 
-__all__ = ["COMPLETE_UP_TO", "Degree", "circle", "masking_degree", "neighbours", "sharing_degree"]
+__all__ = [
+    "COMPLETE_UP_TO",
+    "MOST_NEIGHBOURS",
+    "Degree",
+    "circle",
+    "masking_degree",
+    "neighbours",
+    "sharing_degree",
+]
 
 COMPLETE_UP_TO = 128
-SAFETY_BITS = 40
+SHARING_BITS = 81
+MASKING_BITS = 82
+"""To this is added log2 of the number of circulant blocks: each of them may fail."""
 LIVENESS_BITS = 20
-GRINDING_BITS = {Mode.FULL: 40, Mode.FAST: 0}
+MOST_NEIGHBOURS = 1024
+"""Denser graphs are not looked for: a device would work for minutes, and so would this search."""
+MARGIN_BITS = 0.01
+"""Far above the error of a sum of logarithms, far below what one more neighbour changes."""
+
+LogTable = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Degree:
-    """The sharing graph's numbers.
+    """A graph's numbers.
 
     Args:
-        neighbours: k, holders of a device's shares (never the device itself).
-        threshold: t, shares that rebuild a secret.
+        neighbours: k, whom a device is joined to.
+        threshold: t. Sharing: shares that rebuild a secret. Masking: neighbours that must survive beside each
+            survivor before a block is opened.
     """
 
     neighbours: int
@@ -44,37 +66,46 @@ class Degree:
 
 
 @lru_cache(maxsize=256)
-def sharing_degree(members: int, mode: Mode, corrupt_fraction: float, dropout_fraction: float) -> Degree | None:
-    """Degree and threshold of the sharing graph; None if so few members cannot meet the stated fractions."""
+def sharing_degree(members: int, corrupt_fraction: float, dropout_fraction: float) -> Degree | None:
+    """Degree and threshold of the sharing graph; None if so few members cannot meet the stated fractions.
+
+    Source: docs/protocol.md, "Graphs"; the tails are of Bell et al. 2020, section 4, for an adversary that has seen
+    the graph.
+    """
+    corrupt = of_members(corrupt_fraction, members)
     if members > COMPLETE_UP_TO:
-        for k in range(2, members - 1, 2):
-            found = _circulant_threshold(members, k, mode, corrupt_fraction, dropout_fraction)
-            if found is not None:
-                return Degree(k, found)
-    k, corrupt = members - 1, math.ceil(corrupt_fraction * members)
+        gone = of_members(dropout_fraction, members)
+        for k in range(2, min(members - 2, MOST_NEIGHBOURS) + 1, 2):
+            threshold = _sharing_threshold(members, corrupt, gone, k)
+            if threshold is not None:
+                return Degree(k, threshold)
+    k = members - 1
     threshold = max(2 * k // 3 + 1, (k + corrupt) // 2 + 1, corrupt + 1)
-    return Degree(k, threshold) if threshold <= k else None
+    return Degree(k, threshold) if threshold <= k <= MOST_NEIGHBOURS else None
 
 
 @lru_cache(maxsize=1024)
 def masking_degree(
-    owners: int, members: int, mode: Mode, corrupt_fraction: float, dropout_fraction: float
-) -> int | None:
-    """Degree of a block's masking graph; None means complete.
+    owners: int, members: int, corrupt_fraction: float, dropout_fraction: float, circulant_blocks: int
+) -> Degree | None:
+    """Degree of a block's masking graph, and how many neighbours must survive; None means complete.
 
-    The worst case is taken: everyone who colludes or vanishes owns this block.
+    Args:
+        owners: of the block, m.
+        members: of the round; everyone who colludes may own this block.
+        corrupt_fraction, dropout_fraction: of the terms.
+        circulant_blocks: how many blocks of the round have more than ``COMPLETE_UP_TO`` owners, at least 1.
     """
     if owners <= COMPLETE_UP_TO:
         return None
-    bad = (corrupt_fraction + dropout_fraction) * members / owners
-    if bad >= 1:
-        return None
-    pairs = math.log2(math.comb(owners, 2))
-    budget = SAFETY_BITS + GRINDING_BITS[mode]
-    # Two breaks of k/2 bad members in a row cut the circle: C(m, 2) * bad^k <= 2^-budget.
-    k = 2 if bad == 0 else math.ceil((pairs + budget) / -math.log2(bad))
-    k += k % 2
-    return k if k < owners - 1 else None
+    corrupt = min(of_members(corrupt_fraction, members), owners)
+    gone = of_members(dropout_fraction, owners)
+    bits = MASKING_BITS + (circulant_blocks - 1).bit_length()
+    for k in range(4, min((owners - 1) // 2, MOST_NEIGHBOURS) + 1, 2):
+        threshold = _masking_threshold(owners, corrupt, gone, k, bits)
+        if threshold is not None:
+            return Degree(k, threshold)
+    return None
 
 
 def circle(seed: bytes, members: Sequence[int]) -> tuple[int, ...]:
@@ -91,29 +122,74 @@ def neighbours(order: Sequence[int], member: int, degree: int) -> tuple[int, ...
     return tuple(sorted(order[(place + step) % len(order)] for step in steps))
 
 
-def _circulant_threshold(n: int, k: int, mode: Mode, corrupt: float, dropout: float) -> int | None:
-    """The smallest threshold for which a circulant sharing graph of degree k is safe and live, if any."""
-    bad, gone = math.ceil(corrupt * n), math.ceil(dropout * n)
-    safety = 2.0 ** -(SAFETY_BITS + GRINDING_BITS[mode])
-    at_least = np.cumsum(_hypergeometric(n - 1, bad, k)[::-1])[::-1]  # [t] = P[>= t of k neighbours collude]
-    safe = np.nonzero(n * at_least <= safety)[0]
-    lowest = int(safe[0]) if len(safe) else k + 1
-    threshold = lowest if mode is Mode.FAST else max(lowest, (k + lowest - 1) // 2 + 1)
-    threshold = max(threshold, 2)
-    if threshold > k:
+def _sharing_threshold(n: int, corrupt: int, gone: int, k: int) -> int | None:
+    """The least t for which n * P[t of k neighbours collude] <= 2^-81, if t of them then remain with 1 - 2^-20."""
+    estimated = _first_below(_log_tail(n - 1, min(corrupt, n - 1), k) + math.log2(n), -SHARING_BITS + MARGIN_BITS)
+    # One that is less than the exact threshold at most, so what it cannot have alive the exact one cannot either.
+    if max(estimated, 2) > k or _log_missing(n, gone, k, max(estimated, 2)) > -LIVENESS_BITS + MARGIN_BITS:
         return None
-    at_most = np.cumsum(_hypergeometric(n - 1, n - 1 - gone, k))  # [t - 1] = P[< t neighbours remain]
-    return threshold if n * at_most[threshold - 1] <= 2.0**-LIVENESS_BITS else None
+    all_ways, collude = comb(n - 1, k), _tail(n - 1, min(corrupt, n - 1), k)
+    threshold = next((t for t in range(2, k + 1) if (n * collude[t]) << SHARING_BITS <= all_ways), None)
+    return threshold if threshold is not None and _remain(n, gone, k, threshold) else None
 
 
-def _hypergeometric(population: int, marked: int, drawn: int) -> npt.NDArray[np.float64]:
-    """P[x of the drawn are marked] for x = 0..drawn."""
+def _masking_threshold(m: int, corrupt: int, gone: int, k: int, bits: int) -> int | None:
+    """The least t that excludes isolation and two walls in a circle of m owners, if t neighbours then remain."""
+    half = k // 2
+    alone = _first_below(_log_tail(m - 1, min(corrupt, m - 1), k) + math.log2(m), -bits + MARGIN_BITS)
+    walls = 2 * _log_tail(m, corrupt, half) + math.log2(comb(m, 2))
+    estimated = max(alone, half + _first_below(walls, -bits + MARGIN_BITS))
+    if estimated > k or _log_missing(m, gone, k, estimated) > -LIVENESS_BITS + MARGIN_BITS:
+        return None
+    all_ways, collude = comb(m - 1, k), _tail(m - 1, min(corrupt, m - 1), k)
+    isolated = next((t for t in range(k + 1) if (m * collude[t]) << bits <= all_ways), k + 1)
+    stretches, heavy = comb(m, half), _tail(m, corrupt, half)
+    wall = next((a for a in range(half + 1) if (comb(m, 2) * heavy[a] ** 2) << bits <= stretches**2), k)
+    threshold = max(isolated, half + wall)
+    return threshold if threshold <= k and _remain(m, gone, k, threshold) else None
 
-    def log_choose(n: int, k: int) -> float:
-        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
-    probability = np.zeros(drawn + 1)
-    for x in range(max(0, drawn - population + marked), min(drawn, marked) + 1):
-        ways = log_choose(marked, x) + log_choose(population - marked, drawn - x)
-        probability[x] = math.exp(ways - log_choose(population, drawn))
-    return probability
+def _remain(n: int, gone: int, k: int, threshold: int) -> bool:
+    """Whether n * P[fewer than ``threshold`` of k neighbours remain] <= 2^-20, exactly."""
+    all_ways = comb(n - 1, k)
+    return (n * (all_ways - _tail(n - 1, n - 1 - gone, k)[threshold])) << LIVENESS_BITS <= all_ways
+
+
+def _tail(population: int, marked: int, drawn: int) -> list[int]:
+    """[t] = how many of the choices of ``drawn`` out of ``population`` hold t or more marked; t = 0..drawn + 1."""
+    ways = [0] * (drawn + 2)
+    for x in range(drawn, -1, -1):
+        fits = x <= marked and drawn - x <= population - marked
+        ways[x] = ways[x + 1] + (comb(marked, x) * comb(population - marked, drawn - x) if fits else 0)
+    return ways
+
+
+def _log_missing(n: int, gone: int, k: int, threshold: int) -> float:
+    """log2 of n * P[fewer than ``threshold`` of k neighbours remain]."""
+    below = _log_tail(n - 1, gone, k)[k - threshold + 1]  # so many of the k are gone
+    return float(below) + math.log2(n)
+
+
+def _first_below(log_probabilities: LogTable, bound: float) -> int:
+    """The first index whose entry is at most the bound; the length if there is none."""
+    found = np.nonzero(log_probabilities <= bound)[0]
+    return int(found[0]) if len(found) else len(log_probabilities)
+
+
+def _log_tail(population: int, marked: int, drawn: int) -> LogTable:
+    """[t] = log2 P[t or more of the drawn are marked], (drawn + 2,)."""
+    x = np.arange(max(0, drawn - population + marked), min(drawn, marked) + 1)
+    log_factorial = _log_factorials(population)
+
+    def log_comb(n: int, k: LogTable | npt.NDArray[np.int64] | int) -> LogTable:
+        return np.asarray(log_factorial[n] - log_factorial[k] - log_factorial[n - k])
+
+    table = np.full(drawn + 2, -np.inf)
+    table[x] = log_comb(marked, x) + log_comb(population - marked, drawn - x) - log_comb(population, drawn)
+    return np.logaddexp2.accumulate(table[::-1])[::-1]
+
+
+@lru_cache(maxsize=16)
+def _log_factorials(most: int) -> LogTable:
+    """[n] = log2 of n!, n = 0..most."""
+    return np.concatenate([[0.0], np.cumsum(np.log2(np.arange(1, most + 1)))])

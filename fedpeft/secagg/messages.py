@@ -15,8 +15,8 @@ __all__ = [
     "REPLIES",
     "REQUESTS",
     "Advertise",
+    "Agreement",
     "ConsistRequest",
-    "ConsistTags",
     "MaskRequest",
     "MaskedInput",
     "Reason",
@@ -34,7 +34,7 @@ __all__ = [
 class Reason(Enum):
     """Why a device refused, a device was rejected, or a round was aborted."""
 
-    BAD_AGREEMENT = "bad-agreement"  # too few neighbours vouch for the survivor set
+    BAD_AGREEMENT = "bad-agreement"  # too few members signed the survivor set, or a survivor masked for other sharers
     BAD_INPUT = "bad-input"  # wrong length or dtype, NaN, inf, a count that is not whole
     BAD_LENGTH = "bad-length"  # a vector, box or bitmap of another length than the terms say
     BAD_ROSTER = "bad-roster"  # a peer's keys are not signed, or the list contradicts itself or us
@@ -81,6 +81,9 @@ class Advertise:
     Args:
         context: SHA-256 of the offer; 32 bytes.
         participant_id: the sender.
+        device: its enrolled name; MUST be that of its row on the roster.
+        organisation: who is responsible for it, likewise.
+        weight_class: 0..63; the device's public size is 2 to this power, as far as the round weighs by size.
         blocks: the blocks it will upload, in the spec's order.
         channel_key: X25519 public key for the boxes.
         mask_key: X25519 public key for the pairwise masks.
@@ -90,6 +93,9 @@ class Advertise:
 
     context: bytes
     participant_id: ParticipantId
+    device: str
+    organisation: str
+    weight_class: int
     blocks: tuple[BlockId, ...]
     channel_key: bytes
     mask_key: bytes
@@ -106,13 +112,15 @@ class ShareRequest:
         context: of the offer.
         members: participant ids that advertised, ascending, 4 bytes each, big-endian.
         digests: SHA-256 of each member's ``Advertise``, 32 bytes each.
+        classes: each member's weight class, one byte each.
         owners: for each block of the spec, the bitmap of the members that own it.
-        adverts: of the receiver's neighbours and of enough owners of every block to count cohorts, ascending.
+        adverts: of the receiver's neighbours in both graphs, ascending.
     """
 
     context: bytes
     members: bytes
     digests: bytes
+    classes: bytes
     owners: tuple[bytes, ...]
     adverts: tuple[Advertise, ...]
 
@@ -155,12 +163,14 @@ class MaskedInput:
         context: of U2.
         unopened: neighbours whose box did not open or held no field elements.
         vectors: ring words, little-endian, one byte string for each own block.
+        signature: by the identity: this device has masked for these sharers and no others.
         tag: authenticates all of it to the coordinator.
     """
 
     context: bytes
     unopened: tuple[ParticipantId, ...]
     vectors: tuple[bytes, ...]
+    signature: bytes
     tag: bytes
 
 
@@ -175,36 +185,40 @@ class ConsistRequest:
 
 @message(0x0309)
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConsistTags:
+class Agreement:
     """Reply to ``ConsistRequest``: this device has seen these survivors, and will accept no others.
 
     Args:
         context: of U3.
-        tags: one of 16 bytes for each sharing neighbour in U3, ascending, under the key of the pair.
+        signature: by the identity, over the context: shown to every member.
         tag: authenticates all of it to the coordinator.
     """
 
     context: bytes
-    tags: bytes
+    signature: bytes
     tag: bytes
 
 
 @message(0x030A)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevealRequest:
-    """REVEAL: U3 again, and in full mode what the receiver's neighbours vouched for.
+    """REVEAL: U3 again, and in full mode the proof that everybody saw the same.
 
     Args:
         context: of U2.
         survivors: U3, a bitmap.
-        vouchers: sharing neighbours in U3 that sent their tags, ascending; empty in fast mode.
-        tags: their tags for the receiver, 16 bytes each, in that order.
+        signers: bitmap of members in U3 whose agreements follow: a quorum with the receiver; the same for all. Empty
+            in fast mode, like the next two.
+        signatures: their ``Agreement.signature``, ascending, 64 bytes each.
+        masked: ``MaskedInput.signature`` of each sharing neighbour of the receiver in U3 that is no signer, ascending,
+            64 bytes each.
     """
 
     context: bytes
     survivors: bytes
-    vouchers: tuple[ParticipantId, ...]
-    tags: bytes
+    signers: bytes
+    signatures: bytes
+    masked: bytes
 
 
 @message(0x030B)
@@ -236,10 +250,10 @@ class Refusal:
 
 
 Request = RoundOffer | ShareRequest | MaskRequest | ConsistRequest | RevealRequest
-Reply = Advertise | SealedShares | MaskedInput | ConsistTags | RevealedShares | Refusal
+Reply = Advertise | SealedShares | MaskedInput | Agreement | RevealedShares | Refusal
 
 REQUESTS: tuple[type, ...] = (RoundOffer, ShareRequest, MaskRequest, ConsistRequest, RevealRequest)
 """For ``wire.decode`` on a device."""
 
-REPLIES: tuple[type, ...] = (Advertise, SealedShares, MaskedInput, ConsistTags, RevealedShares, Refusal)
+REPLIES: tuple[type, ...] = (Advertise, SealedShares, MaskedInput, Agreement, RevealedShares, Refusal)
 """For ``wire.decode`` on the coordinator."""

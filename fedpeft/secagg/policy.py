@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 
 from fedpeft.secagg.spec import MIN_COHORT_FLOOR, Mode, RoundSpec, block_encoding
 
-__all__ = ["DevicePolicy", "policy_objection"]
+__all__ = ["DevicePolicy", "Enrolled", "policy_objection"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolled:
+    """Who a device is by its enrolment: the roster must say the same, and its advert signs it."""
+
+    device: str
+    organisation: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +29,7 @@ class DevicePolicy:
         min_levels: fewer quantization levels either side of zero are refused.
         min_max_abs: a narrower clipping range is refused.
         min_noise_multiplier: less noise on an opened sum, relative to the clip norm, is refused; 0: none is demanded.
-        min_colluders: the noise must hold against at least so many devices that work with the coordinator.
+        min_colluders: noise and cohorts must hold against at least so many devices that work with the coordinator.
         known_devices: device name to (organisation, identity) where the site has its own directory; a roster that
             contradicts it, or lists a stranger, is refused. None: the coordinator's enrolment is trusted for this.
     """

@@ -23,6 +23,7 @@ from fedpeft.entropy import Entropy
 __all__ = [
     "BOX_OVERHEAD",
     "KEY_SIZE",
+    "SIGNATURE_SIZE",
     "TAG_SIZE",
     "AgreementKey",
     "IdentityKey",
@@ -43,6 +44,7 @@ __all__ = [
 
 KEY_SIZE = 32
 TAG_SIZE = 16
+SIGNATURE_SIZE = 64
 BOX_OVERHEAD = 16
 
 Backend = Literal["ctr", "gcm"]

@@ -5,14 +5,22 @@ block with no bit outside. What only a device can check (signatures, its own ent
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy as np
 
 from fedpeft.ids import ParticipantId
-from fedpeft.secagg.graph import Degree, circle, masking_degree, neighbours, sharing_degree
+from fedpeft.secagg.graph import (
+    COMPLETE_UP_TO,
+    MOST_NEIGHBOURS,
+    Degree,
+    circle,
+    masking_degree,
+    neighbours,
+    sharing_degree,
+)
 from fedpeft.secagg.messages import RoundOffer, ShareRequest
 from fedpeft.secagg.primitives import BOX_OVERHEAD
 from fedpeft.secagg.shamir import SHARE_SIZE
@@ -32,6 +40,7 @@ class Roster:
         context: hash of the roster.
         members: U1, ascending.
         digests: of each member's ``Advertise``.
+        classes: each member's weight class.
         owners: for each block of the spec, its owners, ascending.
         degree: of the sharing graph.
     """
@@ -40,6 +49,7 @@ class Roster:
     context: bytes
     members: tuple[ParticipantId, ...]
     digests: tuple[bytes, ...]
+    classes: tuple[int, ...]
     owners: tuple[tuple[ParticipantId, ...], ...]
     degree: Degree
 
@@ -65,12 +75,18 @@ class Roster:
     def _block_circles(self) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(m for m in self._circle if m in owners) for owners in self.owner_sets)
 
-    def masking_degree(self, block: int) -> int | None:
-        """Degree of a block's masking graph; None if it is complete."""
-        spec = self.spec
-        return masking_degree(
-            len(self.owners[block]), len(self.members), spec.mode, spec.corrupt_fraction, spec.dropout_fraction
+    @cached_property
+    def _masking(self) -> tuple[Degree | None, ...]:
+        spec, sizes = self.spec, [len(owners) for owners in self.owners]
+        circulant = sum(size > COMPLETE_UP_TO for size in sizes)
+        return tuple(
+            masking_degree(size, len(self.members), spec.corrupt_fraction, spec.dropout_fraction, circulant)
+            for size in sizes
         )
+
+    def masking_degree(self, block: int) -> Degree | None:
+        """Degree of a block's masking graph; None if it is complete."""
+        return self._masking[block]
 
     def sharing_neighbours(self, member: ParticipantId) -> tuple[ParticipantId, ...]:
         """Who holds this member's shares, and whose shares it holds; ascending."""
@@ -90,7 +106,8 @@ class Roster:
         if (member, block) not in self._known:
             circle, degree = self._circle, self.degree.neighbours
             if block is not None:
-                circle, degree = self._block_circles[block], self.masking_degree(block) or 0
+                masking = self.masking_degree(block)
+                circle, degree = self._block_circles[block], masking.neighbours if masking else 0
             others = neighbours(circle, member, degree)
             self._known[member, block] = tuple(ParticipantId(other) for other in others)
         return self._known[member, block]
@@ -108,11 +125,16 @@ class Roster:
         return SHARE_SIZE * (1 + len(self.owned_by(dealer))) + BOX_OVERHEAD
 
     def enough_survive(self, block: int, survivors: Collection[ParticipantId]) -> bool:
-        """Whether a circulant block is still connected as promised: no more vanished than the terms assume."""
-        if self.masking_degree(block) is None:
+        """Whether every surviving owner of a circulant block has enough surviving neighbours (protocol.md, "Lemma")."""
+        degree = self.masking_degree(block)
+        if degree is None:
             return True
-        alive = len(self.owner_sets[block].intersection(survivors))
-        return len(self.owners[block]) - alive <= self.spec.dropout_fraction * len(self.members)
+        order, half = self._block_circles[block], degree.neighbours // 2
+        alive = np.array([member in survivors for member in order], np.int64)  # (m,)
+        unrolled = np.concatenate([alive[-half:], alive, alive[:half]])  # (m + k,): the circle, cut open
+        counted = np.concatenate([[0], np.cumsum(unrolled)])  # (m + k + 1,)
+        beside = counted[2 * half + 1 :] - counted[: len(order)] - alive  # (m,)
+        return bool((beside[alive == 1] >= degree.threshold).all())
 
 
 @lru_cache(maxsize=8)
@@ -123,35 +145,43 @@ def open_spec(spec: bytes) -> RoundSpec:
 
 def read_roster(offer: RoundOffer, request: ShareRequest) -> Roster | str:
     """The roster of a request, or what is wrong with it in words."""
-    return _read(offer.spec, request.context, request.members, request.digests, request.owners)
+    return _read(offer.spec, replace(request, adverts=()))
 
 
 @lru_cache(maxsize=8)
-def _read(spec_bytes: bytes, context: bytes, members: bytes, digests: bytes, owners: tuple[bytes, ...]) -> Roster | str:
+def _read(spec_bytes: bytes, request: ShareRequest) -> Roster | str:
+    members, digests, classes, owners = request.members, request.digests, request.classes, request.owners
     spec = open_spec(spec_bytes)
     ids = [ParticipantId(int(member)) for member in np.frombuffer(members, ">u4")] if len(members) % 4 == 0 else []
     if not ids or any(a >= b for a, b in pairwise(ids)):
         return "Expected members ascending, each once, 4 bytes each; found another list."
     if ids[0] < 1 or ids[-1] > len(spec.participants):
         return f"Expected members 1..{len(spec.participants)}, found {ids[0]}..{ids[-1]}."
-    if len(digests) != 32 * len(ids) or len(owners) != len(spec.blocks):
-        return "Expected one 32-byte digest a member and one bitmap a block, found another number."
+    if len(digests) != 32 * len(ids) or len(classes) != len(ids) or len(owners) != len(spec.blocks):
+        return "Expected a 32-byte digest and a class per member, and a bitmap per block; found another number."
     owner_lists = [members_of(bitmap, ids) for bitmap in owners]
-    degree = sharing_degree(len(ids), spec.mode, spec.corrupt_fraction, spec.dropout_fraction)
+    degree = sharing_degree(len(ids), spec.corrupt_fraction, spec.dropout_fraction)
     if degree is None:
         return f"Expected enough devices for the stated fractions, found {len(ids)}; ask more."
     found = [owner_list for owner_list in owner_lists if owner_list is not None]
     if len(found) != len(owner_lists):
         return f"Expected bitmaps over {len(ids)} members with zero padding, found another length or padding."
-    request = ShareRequest(context=context, members=members, digests=digests, owners=owners, adverts=())
-    return Roster(
+    roster = Roster(
         spec=spec,
         context=roster_context(request),
         members=tuple(ids),
         digests=tuple(digests[i : i + 32] for i in range(0, len(digests), 32)),
+        classes=tuple(classes),
         owners=tuple(found),
         degree=degree,
     )
+    for index, block in enumerate(spec.blocks):
+        if roster.masking_degree(index) is None and len(found[index]) > MOST_NEIGHBOURS:
+            return (
+                f"Expected at most {MOST_NEIGHBOURS} owners of a block that all of them mask with each other, found "
+                f"{len(found[index])} of {block.block_id}; lower the fractions, or ask fewer devices a round."
+            )
+    return roster
 
 
 def pack_members(chosen: Collection[ParticipantId], members: Sequence[ParticipantId]) -> bytes:

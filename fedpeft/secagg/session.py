@@ -14,7 +14,7 @@ from fedpeft.secagg.device_mask import Inputs
 from fedpeft.secagg.device_state import Advertised, Shared
 from fedpeft.secagg.ledger import Ledger
 from fedpeft.secagg.messages import MaskRequest, Reason, Refusal, Reply, Request, RoundOffer
-from fedpeft.secagg.policy import DevicePolicy
+from fedpeft.secagg.policy import DevicePolicy, Enrolled
 from fedpeft.secagg.primitives import IdentityKey
 from fedpeft.secagg.roster import open_spec
 from fedpeft.secagg.transcript import offer_context
@@ -29,15 +29,23 @@ class DeviceSession:
     Args:
         ledger: its memory.
         identity: its enrolled key.
+        enrolled: its name and organisation.
         policy: what its site demands.
     """
 
-    def __init__(self, *, ledger: Ledger, identity: IdentityKey, policy: DevicePolicy) -> None:
-        self._ledger, self._identity, self._policy = ledger, identity, policy
+    def __init__(self, *, ledger: Ledger, identity: IdentityKey, enrolled: Enrolled, policy: DevicePolicy) -> None:
+        self._ledger, self._identity, self._enrolled, self._policy = ledger, identity, enrolled, policy
         self._lock = threading.Lock()
 
-    def begin(self, offer: RoundOffer, *, owns: Set[BlockId], entropy: Entropy) -> Reply:
-        """Answers FIT; the same offer gets the same reply, a refused one changes nothing."""
+    def begin(self, offer: RoundOffer, *, owns: Set[BlockId], entropy: Entropy, weight_class: int = 0) -> Reply:
+        """Answers FIT; the same offer gets the same reply, a refused one changes nothing.
+
+        Args:
+            offer: the signed terms.
+            owns: the blocks that this device adds to.
+            entropy: for the attempt's keys.
+            weight_class: of its public size, 0..63; declared in the signed advert.
+        """
         try:
             run_id = open_spec(offer.spec).run_id
         except WireError as error:
@@ -45,13 +53,15 @@ class DeviceSession:
         with self._lock:
             state = self._ledger.load(run_id)
             if state is not None and state.seat is not None and state.seat.context == offer_context(offer):
-                return answer(state, offer).reply
+                return answer(state, offer, identity=self._identity).reply
             step = begin(
                 offer,
                 owns=owns,
                 identity=self._identity,
+                enrolled=self._enrolled,
                 policy=self._policy,
                 entropy=entropy,
+                weight_class=weight_class,
                 mark=self._ledger.mark(run_id),
             )
             if isinstance(step.state, Advertised):
@@ -80,7 +90,7 @@ class DeviceSession:
                 return Refusal(reason=Reason.OUT_OF_ORDER, detail=f"Expected an open round of {run_id}, found none.")
             needs_inputs = isinstance(state, Shared) and isinstance(request, MaskRequest)
             vectors = inputs() if needs_inputs and inputs is not None else None
-            step = answer(state, request, inputs=vectors, rounding=rounding)
+            step = answer(state, request, identity=self._identity, inputs=vectors, rounding=rounding)
             if step.state is not state:
                 self._ledger.save(run_id, step.state)
             return step.reply

@@ -20,6 +20,7 @@ from fedpeft.ring import BlockEncoding, RingParams, SumRange
 from fedpeft.wire import message
 
 __all__ = [
+    "MAX_WEIGHT_CLASS",
     "MIN_COHORT_FLOOR",
     "Mode",
     "Participant",
@@ -33,6 +34,9 @@ __all__ = [
 
 MIN_COHORT_FLOOR = 3
 """With two organisations, each learns the other's input by subtracting its own."""
+
+MAX_WEIGHT_CLASS = 63
+"""A device's public size is a power of two; no device has more than 2^63 examples."""
 
 MAX_PARTICIPANTS = 1 << 20
 """Bounds the memory that a specification can ask a device for."""

@@ -16,7 +16,7 @@ from fedpeft.secagg.messages import (
     RoundOffer,
     ShareRequest,
 )
-from fedpeft.secagg.primitives import TAG_SIZE, digest, hkdf, prf
+from fedpeft.secagg.primitives import digest, hkdf, prf
 
 __all__ = [
     "STAGE_CONSIST",
@@ -24,6 +24,7 @@ __all__ = [
     "STAGE_REVEAL",
     "STAGE_SHARE",
     "advert_digest",
+    "agreement_digest",
     "box_bound",
     "box_key",
     "box_nonce",
@@ -32,13 +33,13 @@ __all__ = [
     "edge_secret",
     "fingerprint",
     "id_bytes",
+    "masked_digest",
     "offer_context",
     "pair_stream",
     "roster_context",
     "self_stream",
     "sharers_context",
     "survivors_context",
-    "vouch",
 ]
 
 STAGE_SHARE, STAGE_MASK, STAGE_CONSIST, STAGE_REVEAL = 1, 2, 3, 4
@@ -61,6 +62,9 @@ def advert_digest(advert: Advertise) -> bytes:
         "advertise",
         advert.context,
         id_bytes(advert.participant_id),
+        advert.device.encode(),
+        advert.organisation.encode(),
+        id_bytes(advert.weight_class),
         *(block.encode() for block in advert.blocks),
         b"keys",
         advert.channel_key,
@@ -70,8 +74,8 @@ def advert_digest(advert: Advertise) -> bytes:
 
 
 def roster_context(request: ShareRequest) -> bytes:
-    """Binds who is in, with which keys, owning which blocks."""
-    return digest("roster", request.context, request.members, request.digests, *request.owners)
+    """Binds who is in, with which keys and weights, owning which blocks."""
+    return digest("roster", request.context, request.members, request.digests, request.classes, *request.owners)
 
 
 def sharers_context(roster: bytes, sharers: bytes) -> bytes:
@@ -80,8 +84,18 @@ def sharers_context(roster: bytes, sharers: bytes) -> bytes:
 
 
 def survivors_context(sharers: bytes, survivors: bytes) -> bytes:
-    """Binds U3; devices vouch for it."""
+    """Binds U3; a quorum of devices signs it."""
     return digest("survivors", sharers, survivors)
+
+
+def masked_digest(sharers: bytes, member: ParticipantId) -> bytes:
+    """What a device signs when it has masked its input for these sharers."""
+    return digest("masked", sharers, id_bytes(member))
+
+
+def agreement_digest(survivors: bytes, member: ParticipantId) -> bytes:
+    """What a device signs when it agrees to these survivors."""
+    return digest("agree", survivors, id_bytes(member))
 
 
 def fingerprint(request: Request) -> bytes:
@@ -112,11 +126,6 @@ def channel_secret(shared: bytes, roster: bytes) -> bytes:
 def box_key(channel: bytes) -> bytes:
     """Seals the pair's two boxes."""
     return prf(channel, "box", b"")
-
-
-def vouch(channel: bytes, survivors: bytes, sender: ParticipantId, receiver: ParticipantId) -> bytes:
-    """The tag by which ``sender`` tells ``receiver`` that it has agreed to these survivors; 16 bytes."""
-    return prf(channel, "vouch", survivors + id_bytes(sender) + id_bytes(receiver))[:TAG_SIZE]
 
 
 def edge_secret(shared: bytes, roster: bytes, one_key: bytes, other_key: bytes) -> bytes:

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.secagg.cohort import cohort_problem
 from fedpeft.secagg.coordinator_state import (
     KEY_SHARE,
     Aborted,
@@ -33,22 +34,7 @@ from fedpeft.secagg.shamir import SHARE_SIZE, combine, combine_without, share_va
 from fedpeft.secagg.spec import decode_block
 from fedpeft.secagg.transcript import commitment, edge_secret, pair_stream, self_stream
 
-__all__ = ["cohort_problem", "named_shares", "unmask"]
-
-
-def cohort_problem(roster: Roster, block: int, survivors: Collection[ParticipantId]) -> str | None:
-    """Why a block must stay masked, in words; None if enough organisations survive in it."""
-    people = roster.spec.participants
-    alive = roster.owner_sets[block].intersection(survivors)
-    organisations = len({people[owner - 1].organisation for owner in alive})
-    if organisations < roster.spec.min_cohort:
-        return (
-            f"expected {roster.spec.min_cohort} organisations, found {organisations} "
-            f"({len(alive)} of {len(roster.owners[block])} owners survived)"
-        )
-    if not roster.enough_survive(block, alive):
-        return f"expected at most the stated dropouts, found {len(roster.owners[block]) - len(alive)}"
-    return None
+__all__ = ["named_shares", "unmask"]
 
 
 def named_shares(revealing: Revealing, holder: ParticipantId, reply: RevealedShares) -> dict[ShareName, bytes] | None:
@@ -86,7 +72,7 @@ def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:
     sums: dict[BlockId, BlockSum] = {}
     skipped: dict[BlockId, str] = {}
     lost: set[ParticipantId] = set()
-    problems = [cohort_problem(roster, index, survivors) for index in range(len(roster.owners))]
+    problems = [cohort_problem(roster, index, survivors, revealing.witnesses) for index in range(len(roster.owners))]
     # Dealer by dealer, because all secrets of a dealer have the same holders and so the same Lagrange weights.
     for name in sorted({n for i, problem in enumerate(problems) if problem is None for n in _needed(revealing, i)}):
         vault.secret(name)
@@ -109,7 +95,8 @@ def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:
         return aborted(
             state, Reason.SECRET_LOST, f"No block could be opened: {detail}.", blamed=lost, restartable=False
         )
-    return Summed(sums=sums, survivors=survivors, skipped=skipped, rejected=state.rejected)
+    classes = {member: roster.classes[roster.place[member]] for member in sorted(survivors)}
+    return Summed(sums=sums, survivors=survivors, weight_classes=classes, skipped=skipped, rejected=state.rejected)
 
 
 class _Vault:

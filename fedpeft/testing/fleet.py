@@ -76,7 +76,8 @@ class ToyFleet:
             self.stores[name], self.ledgers[name] = DictStore(), DumpingLedger()
         policy = secagg.DevicePolicy(coordinator_key=self.coordinator.public, allow_fast=True)
         key = self.keys[name]
-        secure = secagg.DeviceSession(ledger=self.ledgers[name], identity=key, policy=policy)
+        enrolled = secagg.Enrolled(device=name, organisation=self.organisations[name])
+        secure = secagg.DeviceSession(ledger=self.ledgers[name], identity=key, enrolled=enrolled, policy=policy)
         self.devices[node] = Device(
             identity=Identity(device=name, organisation=self.organisations[name], public_key=key.public),
             trainer=self.trainers[name],

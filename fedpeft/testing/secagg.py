@@ -24,6 +24,7 @@ from fedpeft.secagg import (
     DevicePolicy,
     DeviceSession,
     DeviceState,
+    Enrolled,
     IdentityKey,
     Mark,
     Mode,
@@ -90,6 +91,7 @@ class Fleet:
         sessions: one a device.
         ledgers: the sessions' memories.
         policy: every site's.
+        organisations: whose each device is, in the order of their ids.
         entropy: where everybody's keys come from.
     """
 
@@ -98,23 +100,36 @@ class Fleet:
     sessions: dict[ParticipantId, DeviceSession]
     ledgers: Mapping[ParticipantId, DumpingLedger]
     policy: DevicePolicy
+    organisations: tuple[str, ...]
     entropy: Entropy
 
     def restart(self, member: ParticipantId) -> None:
         """A new process of this device: it has its key, its site's policy, and its ledger."""
         identity = self.identities[member - 1]
-        self.sessions[member] = DeviceSession(ledger=self.ledgers[member], identity=identity, policy=self.policy)
+        self.sessions[member] = DeviceSession(
+            ledger=self.ledgers[member], identity=identity, enrolled=self.enrolled(member), policy=self.policy
+        )
+
+    def enrolled(self, member: ParticipantId) -> Enrolled:
+        """What a device's enrolment says of it."""
+        return Enrolled(device=f"device-{member}", organisation=self.organisations[member - 1])
 
 
-def make_fleet(devices: int, *, seed: int = 0, **policy: object) -> Fleet:
-    """Enrols devices; ``policy`` changes fields of every site's ``DevicePolicy``."""
+def make_fleet(devices: int, *, seed: int = 0, organisations: Sequence[str] | None = None, **policy: object) -> Fleet:
+    """Enrols devices, each its own organisation unless told; ``policy`` changes every site's ``DevicePolicy``."""
     entropy = seeded_entropy(seed, "fleet")
     coordinator = IdentityKey.generate(entropy)
     identities = tuple(IdentityKey.generate(entropy) for _ in range(devices))
     rules = replace(DevicePolicy(coordinator_key=coordinator.public, allow_fast=True), **policy)  # type: ignore[arg-type]
     ledgers = {ParticipantId(i): DumpingLedger() for i in range(1, devices + 1)}
     fleet = Fleet(
-        coordinator=coordinator, identities=identities, sessions={}, ledgers=ledgers, policy=rules, entropy=entropy
+        coordinator=coordinator,
+        identities=identities,
+        sessions={},
+        ledgers=ledgers,
+        policy=rules,
+        organisations=tuple(organisations or [f"site-{i}" for i in ledgers]),
+        entropy=entropy,
     )
     for member in ledgers:
         fleet.restart(member)
@@ -122,7 +137,7 @@ def make_fleet(devices: int, *, seed: int = 0, **policy: object) -> Fleet:
 
 
 def make_spec(fleet: Fleet, blocks: Sequence[SummedBlock] | None = None, **changes: object) -> RoundSpec:
-    """Terms for the whole fleet, each device its own organisation; ``changes`` replace fields."""
+    """Terms for the whole fleet; ``changes`` replace fields."""
     count = len(fleet.identities)
     default = SummedBlock(block_id=BlockId("b"), ranges=(SumRange(length=count, max_abs=1.0, exact=True),))
     spec = RoundSpec(
@@ -132,9 +147,12 @@ def make_spec(fleet: Fleet, blocks: Sequence[SummedBlock] | None = None, **chang
         mode=Mode.FULL,
         participants=tuple(
             Participant(
-                participant_id=ParticipantId(i), device=f"device-{i}", organisation=f"site-{i}", identity=key.public
+                participant_id=ParticipantId(i),
+                device=f"device-{i}",
+                organisation=organisation,
+                identity=key.public,
             )
-            for i, key in enumerate(fleet.identities, 1)
+            for i, (key, organisation) in enumerate(zip(fleet.identities, fleet.organisations, strict=True), 1)
         ),
         blocks=tuple(blocks) if blocks is not None else (default,),
         min_cohort=3,

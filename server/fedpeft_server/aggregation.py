@@ -28,6 +28,7 @@ from fedpeft.aggregate.factors import factor_of
 from fedpeft.aggregate.gauge import idle_tiers
 from fedpeft.aggregate.head_start import measures_head
 from fedpeft.aggregate.linear import mean
+from fedpeft.cohorts import effective_cohort
 from fedpeft.config import RunConfig
 from fedpeft.config.rules import RULES, factors_of
 from fedpeft.errors import RunFailed
@@ -92,7 +93,9 @@ class Aggregation:
         )
         names = [member.profile.device for member in members]
         # No bucket smaller than the least cohort, however few devices are there.
-        count = min(self._rule.buckets, len(names) // self._config.secagg.min_cohort)
+        secagg = self._config.secagg
+        least = effective_cohort(secagg.min_cohort, secagg.corrupt_fraction, len(names))
+        count = min(self._rule.buckets, len(names) // least)
         buckets = assign_buckets(names, count, seed=self._plan.seed, round_id=task.round_id)
         controls = server.control if self._config.train.scaffold else {}
         return replace(task, blocks=blocks, bucket_of=buckets, controls=controls)

@@ -103,7 +103,8 @@ class VirtualDevices:
             key = _kept_key(store)
             ledger = secagg.FileLedger(self._home / client.name / "ledger", key)
         policy = secagg.DevicePolicy(coordinator_key=self._coordinator_key, allow_fast=config.secagg.mode == "fast")
-        session: SumSession = secagg.DeviceSession(ledger=ledger, identity=key, policy=policy)
+        enrolled = secagg.Enrolled(device=client.name, organisation=client.name)
+        session: SumSession = secagg.DeviceSession(ledger=ledger, identity=key, enrolled=enrolled, policy=policy)
         if config.secagg.mode == "off":
             session = PlainSession()
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fedpeft import secagg
 from fedpeft.aggregate import Individual
+from fedpeft.cohorts import effective_cohort
 from fedpeft.entropy import Entropy
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.round.metrics import METRICS, OWNER_WEIGHTS
@@ -32,13 +33,18 @@ class PlainSession:
         self._spec: secagg.RoundSpec | None = None
         self._owns: frozenset[BlockId] = frozenset()
 
-    def begin(self, offer: secagg.RoundOffer, *, owns: frozenset[BlockId], entropy: Entropy) -> secagg.Reply:
+    def begin(
+        self, offer: secagg.RoundOffer, *, owns: frozenset[BlockId], entropy: Entropy, weight_class: int = 0
+    ) -> secagg.Reply:
         """Declare the owned blocks; the keys are empty."""
         self._spec, self._owns = decode(offer.spec, secagg.RoundSpec), owns
         blocks = tuple(block.block_id for block in self._spec.blocks if block.block_id in owns)
         return secagg.Advertise(
             context=NOTHING,
             participant_id=ParticipantId(0),
+            device="",
+            organisation="",
+            weight_class=weight_class,
             blocks=blocks,
             channel_key=NOTHING,
             mask_key=NOTHING,
@@ -63,7 +69,7 @@ class PlainSession:
             for block in self._spec.blocks
             if block.block_id in self._owns
         )
-        return secagg.MaskedInput(context=NOTHING, unopened=(), vectors=vectors, tag=NOTHING)
+        return secagg.MaskedInput(context=NOTHING, unopened=(), vectors=vectors, signature=NOTHING, tag=NOTHING)
 
     def abandon(self, run_id: str) -> None:
         """Nothing to forget."""
@@ -143,13 +149,18 @@ class PlainSum:
             self.requests = dict.fromkeys(self._adverts, secagg.MaskRequest(context=NOTHING, sharers=NOTHING, boxes=()))
             return None
         sums, skipped = {}, {}
+        needed = effective_cohort(self._spec.min_cohort, self._spec.corrupt_fraction, len(self._adverts))
         for block in self._spec.blocks:
             owners = sum(block.block_id in self._adverts[sender].blocks for sender in self._summed)
-            if owners < self._spec.min_cohort:
-                skipped[block.block_id] = f"{owners} organisations train it, {self._spec.min_cohort} needed"
+            if owners < needed:
+                skipped[block.block_id] = f"{owners} organisations train it, {needed} needed"
                 continue
             values = block_encoding(self._spec, block).decode(self._words[block.block_id], owners)
             sums[block.block_id] = secagg.BlockSum(values=values, owners=owners)
         return secagg.Summed(
-            sums=sums, survivors=frozenset(self._summed), skipped=skipped, rejected=dict(self._rejected)
+            sums=sums,
+            survivors=frozenset(self._summed),
+            weight_classes={sender: self._adverts[sender].weight_class for sender in sorted(self._summed)},
+            skipped=skipped,
+            rejected=dict(self._rejected),
         )

@@ -241,7 +241,7 @@ RULES: dict[str, tuple[str, str, str]] = {
     ),
     "a cohort is within a quorum": (
         toml(secagg="min_cohort = 4"),
-        "secagg.min_cohort: expected at most rounds.min_devices=3",
+        "rounds.min_devices: expected at least 4",
         toml(secagg="min_cohort = 4", rounds="min_devices = 4"),
     ),
     "a value keeps eight bits": (

@@ -71,7 +71,7 @@ def test_rules_of_single_deltas_are_refused_under_secure_aggregation_with_the_re
         (["aggregate.buckets=3"], "aggregate.buckets", '0 while robust = "none"'),
         ([MEDIAN, "aggregate.buckets=3"], "aggregate.weight", "a way to attack"),
         ([MEDIAN, UNIFORM], "aggregate.buckets", "at least 3 under secure aggregation"),
-        ([MEDIAN, UNIFORM, "aggregate.buckets=4"], "rounds.min_devices", "4 buckets x secagg.min_cohort=3 = 12"),
+        ([MEDIAN, UNIFORM, "aggregate.buckets=4"], "rounds.min_devices", "4 buckets x 3 devices that a sum needs = 12"),
         (
             [MEDIAN, BOTH, 'aggregate.rule="fedit"'],
             "aggregate.rule",

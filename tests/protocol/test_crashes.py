@@ -32,7 +32,9 @@ def test_a_device_killed_after_saving_and_before_replying_answers_the_same_when_
 
     def process() -> DeviceSession:
         ledger = FileLedger(tmp_path, fleet.identities[0])
-        return DeviceSession(ledger=ledger, identity=fleet.identities[0], policy=fleet.policy)
+        return DeviceSession(
+            ledger=ledger, identity=fleet.identities[0], enrolled=fleet.enrolled(ParticipantId(1)), policy=fleet.policy
+        )
 
     fleet.sessions[one] = process()
     a = Round(fleet=fleet, spec=make_spec(fleet))

@@ -83,14 +83,14 @@ def _recorded_rounding(a: Round) -> dict[ParticipantId, list[bytes]]:
 @pytest.mark.e2e
 @pytest.mark.parametrize("mode", list(Mode))
 def test_a_roster_above_128_sums_on_circulant_graphs_with_dropouts(mode: Mode) -> None:
-    """150 devices; a block of all, masked on a circle or complete, and one of 20, masked by all its owners."""
+    """150 devices; a block of all, masked on a circle or complete, and one of 25, masked by all its owners."""
     fleet = make_fleet(150)
     blocks = [
         SummedBlock(block_id=BlockId(name), ranges=(SumRange(length=150, max_abs=1.0, exact=True),))
         for name in ("all", "few")
     ]
     owns = {
-        ParticipantId(i): frozenset({BlockId("all"), BlockId("few")} if i % 8 == 0 else {BlockId("all")})
+        ParticipantId(i): frozenset({BlockId("all"), BlockId("few")} if i % 6 == 0 else {BlockId("all")})
         for i in range(1, 151)
     }
     gone = {8, 30, 31, 32, 100}
@@ -99,7 +99,7 @@ def test_a_roster_above_128_sums_on_circulant_graphs_with_dropouts(mode: Mode) -
     assert isinstance(outcome, Summed), outcome
     alive = np.array([float(i not in gone) for i in range(1, 151)])
     assert np.array_equal(outcome.sums[BlockId("all")].values, alive)
-    few = np.array([float(i % 8 == 0) for i in range(1, 151)])
+    few = np.array([float(i % 6 == 0) for i in range(1, 151)])
     assert np.array_equal(outcome.sums[BlockId("few")].values, alive * few)
 
 

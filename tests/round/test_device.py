@@ -352,10 +352,10 @@ def test_a_delta_is_weighted_by_its_capped_number_of_examples(examples: int, wei
 
 
 STRAY: list[Callable[[], object]] = [
-    lambda: secagg.ShareRequest(context=b"", members=b"", digests=b"", owners=(), adverts=()),
+    lambda: secagg.ShareRequest(context=b"", members=b"", digests=b"", classes=b"", owners=(), adverts=()),
     lambda: secagg.MaskRequest(context=b"", sharers=b"", boxes=()),
     lambda: secagg.ConsistRequest(context=b"", survivors=b""),
-    lambda: secagg.RevealRequest(context=b"", survivors=b"", vouchers=(), tags=b""),
+    lambda: secagg.RevealRequest(context=b"", survivors=b"", signers=b"", signatures=b"", masked=b""),
 ]
 LATER = [Stage.SHARE, Stage.MASK, Stage.CONSIST, Stage.REVEAL]
 

@@ -139,6 +139,7 @@ def test_a_device_never_goes_back_nor_opens_two_attempts_of_a_round(mark: Mark |
         offer,
         owns=frozenset({BlockId("b")}),
         identity=a.fleet.identities[0],
+        enrolled=a.fleet.enrolled(ONE),
         policy=a.fleet.policy,
         entropy=os_entropy,
         mark=mark,
@@ -177,7 +178,7 @@ def test_vectors_for_other_blocks_than_declared_are_refused() -> None:
     state = a.reach("mask")
     shared = state_of(a.fleet, ONE)
     for inputs in ({}, {BlockId("x"): np.zeros(5, np.float32)}, None):
-        step = answer(shared, state.requests[ONE], inputs=inputs, rounding=os_entropy)
+        step = answer(shared, state.requests[ONE], identity=a.fleet.identities[0], inputs=inputs, rounding=os_entropy)
         assert isinstance(step.reply, Refusal)
         assert step.reply.reason is Reason.BAD_INPUT
 
@@ -196,6 +197,7 @@ def test_a_stranger_is_not_on_the_roster() -> None:
         a.open().requests[ONE],
         owns=frozenset({BlockId("b")}),
         identity=strangers.identities[0],
+        enrolled=a.fleet.enrolled(ONE),
         policy=a.fleet.policy,
         entropy=os_entropy,
     )
@@ -211,6 +213,7 @@ def test_two_attempts_use_different_keys() -> None:
             offer,
             owns=frozenset({BlockId("b")}),
             identity=a.fleet.identities[0],
+            enrolled=a.fleet.enrolled(ONE),
             policy=a.fleet.policy,
             entropy=lambda size: b"r" * size,  # even from the same root
         ).reply

@@ -14,11 +14,14 @@ from fedpeft.ring import SumRange
 from fedpeft.secagg import (
     Aborted,
     Advertise,
+    Agreement,
     ConsistRequest,
-    ConsistTags,
+    CoordinatorState,
     DevicePolicy,
     IdentityKey,
+    MaskedInput,
     Mode,
+    Open,
     Reason,
     Refusal,
     RevealedShares,
@@ -29,10 +32,12 @@ from fedpeft.secagg import (
     Summed,
     SummedBlock,
     begin,
+    close_stage,
     open_round,
+    receive,
 )
 from fedpeft.secagg.graph import Degree
-from fedpeft.secagg.primitives import TAG_SIZE, AgreementKey
+from fedpeft.secagg.primitives import AgreementKey
 from fedpeft.secagg.roster import Roster, pack_members
 from fedpeft.secagg.shamir import SHARE_SIZE
 from fedpeft.secagg.transcript import advert_digest, offer_context, roster_context
@@ -57,7 +62,12 @@ def refused(reply: object, reason: Reason) -> bool:
 def offered(fleet: Fleet, spec: RoundSpec, policy: DevicePolicy) -> object:
     offer = open_round(spec, identity=fleet.coordinator, entropy=os_entropy).requests[ONE]
     return begin(
-        offer, owns=frozenset({BlockId("b")}), identity=fleet.identities[0], policy=policy, entropy=os_entropy
+        offer,
+        owns=frozenset({BlockId("b")}),
+        identity=fleet.identities[0],
+        enrolled=fleet.enrolled(ONE),
+        policy=policy,
+        entropy=os_entropy,
     ).reply
 
 
@@ -132,7 +142,12 @@ def test_terms_that_contradict_themselves_are_refused_even_if_signed(change: dic
     fleet = make_fleet(5)
     offer = _sign_anything(fleet, make_spec(fleet, **change))
     step = begin(
-        offer, owns=frozenset({BlockId("b")}), identity=fleet.identities[0], policy=fleet.policy, entropy=os_entropy
+        offer,
+        owns=frozenset({BlockId("b")}),
+        identity=fleet.identities[0],
+        enrolled=fleet.enrolled(ONE),
+        policy=fleet.policy,
+        entropy=os_entropy,
     )
     refused(step.reply, Reason.BAD_TERMS)
 
@@ -154,7 +169,12 @@ def test_a_roster_that_contradicts_itself_is_refused(roster: str) -> None:
             people[4] = replace(people[4], identity=b"short")
     offer = _sign_anything(fleet, make_spec(fleet, participants=tuple(people)))
     step = begin(
-        offer, owns=frozenset({BlockId("b")}), identity=fleet.identities[0], policy=fleet.policy, entropy=os_entropy
+        offer,
+        owns=frozenset({BlockId("b")}),
+        identity=fleet.identities[0],
+        enrolled=fleet.enrolled(ONE),
+        policy=fleet.policy,
+        entropy=os_entropy,
     )
     refused(step.reply, Reason.BAD_TERMS)
 
@@ -207,7 +227,9 @@ def test_a_roster_that_leaves_out_or_makes_up_is_refused(change: str) -> None:
     bad = {
         "missing-neighbour": replace(request, adverts=request.adverts[1:]),
         "twice": replace(request, adverts=(request.adverts[0], *request.adverts)),
-        "ourselves-out": replace(request, members=members[4:], digests=request.digests[32:], owners=(b"\xfc",)),
+        "ourselves-out": replace(
+            request, members=members[4:], digests=request.digests[32:], classes=bytes(6), owners=(b"\xfc",)
+        ),
         "not-owners": replace(request, owners=(bytes([owners[0] & 0x7F]),)),
         "padding": replace(request, owners=(bytes([owners[0] | 1]),)),
         "order": replace(request, members=members[4:8] + members[:4] + members[8:]),
@@ -243,6 +265,7 @@ def test_devices_that_were_shown_different_rosters_cannot_open_each_others_boxes
         request,
         members=request.members[:-4],
         digests=request.digests[:-32],
+        classes=request.classes[:-1],
         owners=(pack_members(EVERYBODY[:6], EVERYBODY[:6]),),
         adverts=request.adverts[:-1],
     )
@@ -288,48 +311,109 @@ def test_survivors_who_never_shared_are_refused() -> None:
 def test_two_survivor_sets_are_never_both_revealed(split: int) -> None:
     """Some devices are shown all seven, the others one less: together they would give up both secrets of device 7."""
     a = a_round()
-    context = a.reach("consist").requests[ONE].context
+    state = a.reach("consist")
+    context, masked = state.requests[ONE].context, state.progress.masked.signatures
     views = {member: EVERYBODY if member <= 7 - split else EVERYBODY[:6] for member in EVERYBODY[:6]}
     replies = {member: a.ask(member, consist(a, view, context)) for member, view in views.items()}
     revealed: dict[tuple, set[ParticipantId]] = {}
     for member, view in views.items():
-        vouchers = [
-            peer for peer in views if peer != member and views[peer] == view and isinstance(replies[peer], ConsistTags)
-        ]
-        tags = b"".join(_tag_for(replies[peer], view, peer, member) for peer in vouchers)
+        signed = {peer: replies[peer].signature for peer in views if views[peer] == view and agreed(replies[peer])}
         request = RevealRequest(
-            context=context, survivors=pack_members(view, EVERYBODY), vouchers=tuple(vouchers), tags=tags
+            context=context,
+            survivors=pack_members(view, EVERYBODY),
+            signers=pack_members(signed, EVERYBODY),
+            signatures=b"".join(signed.values()),
+            masked=b"".join(masked[peer] for peer in view if peer not in signed),
         )
         if isinstance(a.ask(member, request), RevealedShares):
             revealed.setdefault(view, set()).add(member)
     assert len(revealed) <= 1
 
 
-def _tag_for(reply: ConsistTags, view: tuple[ParticipantId, ...], sender: ParticipantId, receiver: ParticipantId):
-    place = [peer for peer in view if peer != sender].index(receiver)
-    return reply.tags[TAG_SIZE * place : TAG_SIZE * (place + 1)]
+def agreed(reply: object) -> bool:
+    return isinstance(reply, Agreement)
 
 
 # REVEAL
 
 
-@pytest.mark.parametrize("change", ["none", "few", "forged", "twice", "strangers", "short"])
-def test_survivors_that_too_few_vouch_for_are_refused(change: str) -> None:
+SIGNED = 64
+
+
+@pytest.mark.parametrize("change", ["none", "few", "forged", "swapped", "strangers", "outsiders", "short", "long"])
+def test_reveal_needs_a_quorum_of_signatures(change: str) -> None:
+    """7 devices, one of whom may collude: 5 must sign; the receiver's own signature counts without being shown."""
     a = a_round()
     request = a.reach("reveal").requests[ONE]
-    count, tags = len(request.vouchers), request.tags
+    signed = request.signatures
+    few = pack_members(EVERYBODY[:4], EVERYBODY)
     bad = {
-        "none": replace(request, vouchers=(), tags=b""),
-        "few": replace(request, vouchers=request.vouchers[:4], tags=tags[: 4 * TAG_SIZE]),
-        "forged": replace(request, tags=bytes(len(tags))),
-        "twice": replace(request, vouchers=request.vouchers[:1] * count, tags=tags[:TAG_SIZE] * count),
-        "strangers": replace(request, vouchers=tuple(ParticipantId(90 + i) for i in range(count))),
-        "short": replace(request, tags=tags[:-1]),
+        "none": replace(request, signers=b"\0", signatures=b"", masked=signed[SIGNED:]),
+        "few": replace(request, signers=few, signatures=signed[: 4 * SIGNED], masked=signed[4 * SIGNED :]),
+        "forged": replace(request, signatures=bytes(len(signed))),
+        "swapped": replace(request, signatures=signed[: 5 * SIGNED] + signed[6 * SIGNED :] + signed[5 * SIGNED :][:64]),
+        "strangers": replace(request, signers=b"\xff"),
+        "outsiders": replace(request, signers=b"\xff\xff"),
+        "short": replace(request, signatures=signed[:-1]),
+        "long": replace(request, signatures=signed + bytes(SIGNED)),
     }[change]
     reply = a.ask(ONE, bad)
     assert isinstance(reply, Refusal)
     assert reply.reason in (Reason.BAD_AGREEMENT, Reason.BAD_LENGTH)
     assert isinstance(a.ask(ONE, request), Refusal), "and the attempt is over"
+
+
+def test_a_device_signs_one_survivor_set_a_round() -> None:
+    a = a_round()
+    request = a.reach("consist").requests[ONE]
+    assert agreed(a.ask(ONE, request))
+    refused(a.ask(ONE, consist(a, EVERYBODY[:6], request.context)), Reason.EQUIVOCATION)
+
+
+def test_a_survivor_that_masked_for_another_sharer_set_is_not_unmasked() -> None:
+    """Device 7 alone is told that 5 and 6 did not share: it masks without them, and is then called a survivor.
+
+    Its own MASK signature is over other sharers, so nobody who holds its shares gets what it wants to see.
+    """
+    a = a_round()
+    state = a.reach("mask")
+    victim, hidden = ParticipantId(7), {ParticipantId(6)}
+    true = state.requests[victim]
+    boxes = tuple(box for peer, box in zip(EVERYBODY[:6], true.boxes, strict=True) if peer not in hidden)
+    sharers = pack_members(set(EVERYBODY) - hidden, EVERYBODY)
+    lied_to = a.ask(victim, replace(true, sharers=sharers, boxes=boxes))
+    assert isinstance(lied_to, MaskedInput)
+    others = {member: a.ask(member, state.requests[member]) for member in EVERYBODY[:6]}
+    context = others[ONE].context
+    replies = {member: a.ask(member, consist(a, EVERYBODY, context)) for member in EVERYBODY[:6]}
+    signed = {member: reply.signature for member, reply in replies.items() if agreed(reply)}
+    assert len(signed) == 6, "more than a quorum: only the victim's own signature is missing"
+    for forged in (lied_to.signature, bytes(64), signed[ONE], b""):
+        request = RevealRequest(
+            context=context,
+            survivors=pack_members(EVERYBODY, EVERYBODY),
+            signers=pack_members(signed, EVERYBODY),
+            signatures=b"".join(signed.values()),
+            masked=forged,
+        )
+        for member in EVERYBODY[:6]:
+            assert isinstance(a.ask(member, request), Refusal)
+
+
+def test_a_forged_mask_signature_puts_its_sender_out() -> None:
+    """A colluder's bad signature must not end the attempt for the honest."""
+    a = a_round()
+    state = a.reach("mask")
+    now: CoordinatorState = state
+    for member, request in state.requests.items():
+        reply = a.ask(member, request)
+        now = receive(now, member, replace(reply, signature=bytes(64)) if member == ONE else reply)
+    now = close_stage(now)
+    while isinstance(now, Open):
+        now = a.finish_stage(now)
+    assert isinstance(now, Summed)
+    assert now.rejected[ONE].reason is Reason.BAD_SIGNATURE
+    assert ONE not in now.survivors
 
 
 @pytest.mark.parametrize("mode", list(Mode))
@@ -352,18 +436,16 @@ def test_a_device_never_reveals_both_secrets(mode: Mode) -> None:
 
 
 def _reveal(a: Round, view: tuple[ParticipantId, ...], context: bytes) -> RevealRequest:
-    """With whatever vouchers can be had."""
-    vouched = []
-    for peer in view:
-        reply = a.ask(peer, consist(a, view, context)) if peer != ONE else None
-        if isinstance(reply, ConsistTags):
-            vouched.append((peer, _tag_for(reply, view, peer, ONE)))
+    """With whatever signatures can be had."""
+    replies = {peer: a.ask(peer, consist(a, view, context)) for peer in view}
+    signed = {peer: reply.signature for peer, reply in replies.items() if agreed(reply)}
     fast = a.spec.mode is Mode.FAST
     return RevealRequest(
         context=context,
         survivors=pack_members(view, EVERYBODY),
-        vouchers=() if fast else tuple(peer for peer, _ in vouched),
-        tags=b"" if fast else b"".join(tag for _, tag in vouched),
+        signers=b"" if fast else pack_members(signed, EVERYBODY),
+        signatures=b"" if fast else b"".join(signed.values()),
+        masked=b"",
     )
 
 
@@ -417,13 +499,64 @@ def test_a_block_below_its_cohort_stays_masked() -> None:
 
 
 def test_the_cohort_is_counted_in_organisations_not_devices() -> None:
-    """A Sybil roster: seven devices of two organisations."""
-    fleet = make_fleet(7)
-    spec = make_spec(fleet)
-    people = tuple(replace(p, organisation=f"site-{p.participant_id % 2}") for p in spec.participants)
-    outcome = run_round(fleet, replace(spec, participants=people))
+    """Seven devices of two organisations."""
+    fleet = make_fleet(7, organisations=[f"site-{i % 2}" for i in range(7)])
+    outcome = run_round(fleet, make_spec(fleet))
     assert isinstance(outcome, Aborted)
     assert outcome.reason is Reason.COHORT_TOO_SMALL
+
+
+def test_a_block_below_colluders_plus_two_stays_masked() -> None:
+    """20 devices, 2 of whom may collude: of 3 owners one could stand alone behind them, of 4 two are honest."""
+    fleet = make_fleet(20)
+    blocks = [
+        SummedBlock(block_id=BlockId(name), ranges=(SumRange(length=20, max_abs=1.0, exact=True),))
+        for name in ("all", "four", "three")
+    ]
+    owners = {"all": 20, "four": 4, "three": 3}
+    owns = {
+        ParticipantId(i): frozenset(BlockId(name) for name, count in owners.items() if i <= count) for i in range(1, 21)
+    }
+    outcome = run_round(fleet, make_spec(fleet, blocks), owns=owns)
+    assert isinstance(outcome, Summed)
+    assert set(outcome.sums) == {"all", "four"}
+    assert outcome.skipped[BlockId("three")].startswith("expected 3 owners beside the largest organisation")
+
+
+def test_a_large_organisation_cannot_stand_in_for_the_others() -> None:
+    """2 of 20 may collude. 16 devices of one organisation and one each of two others: the two may be the colluders."""
+    for outside, opens in ((2, False), (3, True)):
+        organisations = ["large"] * (20 - outside) + [f"small-{i}" for i in range(outside)]
+        fleet = make_fleet(20, organisations=organisations)
+        outcome = run_round(fleet, make_spec(fleet, min_cohort=3))
+        assert isinstance(outcome, Summed) is opens, (outside, outcome)
+
+
+def test_a_relabelled_organisation_is_refused() -> None:
+    """Three devices of one organisation, each said to be of its own: each knows better of itself."""
+    fleet = make_fleet(7, organisations=["clinic"] * 5 + ["bank", "lab"])
+    spec = make_spec(fleet)
+    people = tuple(replace(p, organisation=f"site-{p.participant_id}") for p in spec.participants)
+    refused(offered(fleet, replace(spec, participants=people), fleet.policy), Reason.BAD_ROSTER)
+    renamed = (replace(spec.participants[0], device="another"), *spec.participants[1:])
+    refused(offered(fleet, replace(spec, participants=renamed), fleet.policy), Reason.BAD_ROSTER)
+
+
+@pytest.mark.parametrize("changed", [{"organisation": "elsewhere"}, {"device": "elsewhere"}, {"weight_class": 64}])
+def test_an_advert_that_differs_from_its_row_of_the_roster_is_refused(changed: dict) -> None:
+    """A colluder that signs what the coordinator wishes is still held to its row by everybody else."""
+    a, request = share_request()
+    advert = replace(request.adverts[0], **changed)
+    signed = replace(advert, signature=a.fleet.identities[advert.participant_id - 1].sign(advert_digest(advert)))
+    refused(a.ask(ONE, with_advert(request, 0, signed)), Reason.BAD_ROSTER)
+
+
+def test_a_weight_class_that_its_device_did_not_declare_is_refused() -> None:
+    for place in (0, 3):
+        a, request = share_request()
+        classes = bytearray(request.classes)
+        classes[place] = 5
+        refused(a.ask(ONE, replace(request, classes=bytes(classes))), Reason.BAD_ROSTER)
 
 
 def test_a_site_may_demand_a_larger_cohort_than_the_terms() -> None:
@@ -436,21 +569,22 @@ def test_a_site_may_demand_a_larger_cohort_than_the_terms() -> None:
     assert "too few good shares" in outcome.skipped[BlockId("few")]
 
 
-def test_low_dropout_terms_close_a_large_block_that_lost_too_many() -> None:
-    """Above 128 owners the masking graph is only as connected as the terms assumed."""
+def test_a_block_with_too_few_masking_neighbours_stays_masked() -> None:
+    """Above 128 owners a device is hidden by its neighbours on the circle: every survivor must have kept enough."""
     members = tuple(ParticipantId(i) for i in range(1, 201))
-    spec = RoundSpec(
-        run_id="r",
-        round_id=1,
-        attempt=1,
-        mode=Mode.FAST,
-        participants=(),
-        blocks=(),
-        min_cohort=3,
-        corrupt_fraction=0.1,
-        dropout_fraction=0.1,
-        stage_deadline_s=1.0,
+    spec = make_spec(make_fleet(3), corrupt_fraction=0.1, dropout_fraction=0.1)
+    roster = Roster(
+        spec=spec,
+        context=bytes(32),
+        members=members,
+        digests=(),
+        classes=(0,) * 200,
+        owners=(members,),
+        degree=Degree(36, 21),
     )
-    roster = Roster(spec=spec, context=bytes(32), members=members, digests=(), owners=(members,), degree=Degree(32, 18))
-    assert roster.enough_survive(0, members[:180])
-    assert not roster.enough_survive(0, members[:179])
+    degree = roster.masking_degree(0)
+    assert degree is not None
+    around = roster.masking_neighbours(ONE, 0)
+    spared = degree.neighbours - degree.threshold
+    assert roster.enough_survive(0, frozenset(members) - set(around[:spared]))
+    assert not roster.enough_survive(0, frozenset(members) - set(around[: spared + 1]))

@@ -10,6 +10,7 @@ from fedpeft.ring import SumRange
 from fedpeft.secagg import (
     Aborted,
     Advertise,
+    Agreement,
     CoordinatorState,
     MaskedInput,
     Open,
@@ -21,6 +22,7 @@ from fedpeft.secagg import (
     Summed,
     SummedBlock,
     close_stage,
+    load_state,
     receive,
     reject,
 )
@@ -29,6 +31,7 @@ from fedpeft.secagg.primitives import AgreementKey, IdentityKey, authenticate, h
 from fedpeft.secagg.roster import read_roster
 from fedpeft.secagg.shamir import PRIME, SHARE_SIZE
 from fedpeft.secagg.transcript import (
+    STAGE_CONSIST,
     STAGE_MASK,
     STAGE_REVEAL,
     STAGE_SHARE,
@@ -252,10 +255,21 @@ def test_a_second_masked_input_is_ignored() -> None:
 # CONSIST and REVEAL
 
 
-def test_tags_of_another_length_put_their_sender_out() -> None:
-    outcome = play(a_round(), "consist", lambda a, reply: replace(reply, tags=reply.tags[:-16]))
+def with_tag(a: Round, reply: Agreement) -> Agreement:
+    """The reply, authenticated anew to the coordinator: what a colluding device sends."""
+    key = load_state(a.fleet.ledgers[BAD].dumped["run"]).reply_key.value
+    return replace(reply, tag=authenticate(key, STAGE_CONSIST, [reply.context, reply.signature]))
+
+
+@pytest.mark.parametrize("authenticated", [False, True])
+def test_an_agreement_that_its_identity_did_not_sign_puts_its_sender_out(authenticated: bool) -> None:
+    def cheat(a: Round, reply: Agreement) -> Reply:
+        forged = replace(reply, signature=bytes(64))
+        return with_tag(a, forged) if authenticated else forged
+
+    outcome = play(a_round(), "consist", cheat)
     assert isinstance(outcome, Summed)
-    assert outcome.rejected[BAD].reason is Reason.BAD_LENGTH
+    assert outcome.rejected[BAD].reason is Reason.BAD_SIGNATURE
     assert np.array_equal(outcome.sums[B].values, np.ones(9)), "its input was in before it cheated"
 
 

@@ -20,7 +20,9 @@ def with_files(directory: Path, devices: int = 5) -> tuple[Fleet, FileLedger]:
     """A fleet whose first device keeps its ledger in files."""
     fleet = make_fleet(devices)
     ledger = FileLedger(directory / "ledger", fleet.identities[0])
-    fleet.sessions[ONE] = DeviceSession(ledger=ledger, identity=fleet.identities[0], policy=fleet.policy)
+    fleet.sessions[ONE] = DeviceSession(
+        ledger=ledger, identity=fleet.identities[0], enrolled=fleet.enrolled(ParticipantId(1)), policy=fleet.policy
+    )
     return fleet, ledger
 
 
@@ -101,7 +103,9 @@ def test_the_mark_outlives_the_state(tmp_path: Path) -> None:
     assert ledger.load("run") is None
     again = FileLedger(tmp_path / "ledger", fleet.identities[0])
     assert again.mark("run") == Mark(round_id=1, attempt=1, agreed=True)
-    fleet.sessions[ONE] = DeviceSession(ledger=again, identity=fleet.identities[0], policy=fleet.policy)
+    fleet.sessions[ONE] = DeviceSession(
+        ledger=again, identity=fleet.identities[0], enrolled=fleet.enrolled(ParticipantId(1)), policy=fleet.policy
+    )
     a = Round(fleet=fleet, spec=make_spec(fleet, attempt=2))
     assert isinstance(a.ask(ONE, a.open().requests[ONE]), Refusal)
 
@@ -118,7 +122,9 @@ def test_a_crash_between_the_two_files_loses_nothing(tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         a.ask(ONE, request)
     again = FileLedger(tmp_path / "ledger", fleet.identities[0])
-    fleet.sessions[ONE] = DeviceSession(ledger=again, identity=fleet.identities[0], policy=fleet.policy)
+    fleet.sessions[ONE] = DeviceSession(
+        ledger=again, identity=fleet.identities[0], enrolled=fleet.enrolled(ParticipantId(1)), policy=fleet.policy
+    )
     assert not isinstance(a.ask(ONE, request), Refusal)
 
 
@@ -137,7 +143,9 @@ def test_a_crash_while_writing_leaves_the_old_state_whole(tmp_path: Path, monkey
             a.ask(ONE, request)
     again = FileLedger(tmp_path / "ledger", fleet.identities[0])
     assert again.load("run") == before
-    fleet.sessions[ONE] = DeviceSession(ledger=again, identity=fleet.identities[0], policy=fleet.policy)
+    fleet.sessions[ONE] = DeviceSession(
+        ledger=again, identity=fleet.identities[0], enrolled=fleet.enrolled(ParticipantId(1)), policy=fleet.policy
+    )
     assert not isinstance(a.ask(ONE, request), Refusal)
 
 

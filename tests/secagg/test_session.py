@@ -81,6 +81,11 @@ def test_two_runs_do_not_disturb_each_other() -> None:
 
 def test_a_session_needs_nothing_but_ledger_identity_and_policy() -> None:
     fleet = make_fleet(5)
-    session = DeviceSession(ledger=MemoryLedger(), identity=fleet.identities[0], policy=replace(fleet.policy))
+    session = DeviceSession(
+        ledger=MemoryLedger(),
+        identity=fleet.identities[0],
+        enrolled=fleet.enrolled(ParticipantId(1)),
+        policy=replace(fleet.policy),
+    )
     offer = Round(fleet=fleet, spec=make_spec(fleet)).open().requests[ONE]
     assert not isinstance(session.begin(offer, owns=OWNS, entropy=os_entropy), Refusal)

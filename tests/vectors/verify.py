@@ -267,6 +267,7 @@ def verify_round(path):
         ed_verifies(unhex(document["coordinator_public"]), unhex(offer["signature"]), context),
         "the terms are signed by the coordinator",
     )
+    identities = {n: unhex(spec["participants"][n - 1]["identity"]) for n in range(1, count + 1)}
     devices = {n: Device(n, unhex(document["roots"][str(n)]), document, context) for n in range(1, count + 1)}
     reply_keys = {
         n: hkdf(x25519(d.channel, unhex(offer["coordinator_channel"])), context, "reply") for n, d in devices.items()
@@ -282,6 +283,9 @@ def verify_round(path):
             "advertise",
             context,
             id4(n),
+            spec["participants"][n - 1]["device"].encode(),
+            spec["participants"][n - 1]["organisation"].encode(),
+            id4(advert["weight_class"]),
             *(b.encode() for b in d.blocks),
             b"keys",
             d.channel_public,
@@ -293,13 +297,14 @@ def verify_round(path):
             == (d.channel_public, d.mask_public, commitments),
             f"device {n}: keys and commitments follow from its root",
         )
-        identity = unhex(spec["participants"][n - 1]["identity"])
-        check(ed_verifies(identity, unhex(advert["signature"]), digests[n]), f"device {n}: its advert is signed")
+        check(ed_verifies(identities[n], unhex(advert["signature"]), digests[n]), f"device {n}: its advert is signed")
 
     request = asked["ShareRequest", 1]
     check(unhex(request["digests"]) == b"".join(digests.values()), "the roster lists the digests of the adverts")
+    classes = bytes(said["RoundOffer", n]["weight_class"] for n in devices)
+    check(unhex(request["classes"]) == classes, "and their weight classes")
     roster = digest(
-        "roster", context, unhex(request["members"]), unhex(request["digests"]), *map(unhex, request["owners"])
+        "roster", context, unhex(request["members"]), unhex(request["digests"]), classes, *map(unhex, request["owners"])
     )
     channels, edges = {}, {}
     for n, d in devices.items():
@@ -347,15 +352,23 @@ def verify_round(path):
         reply = said["MaskRequest", n]
         check([unhex(v) for v in reply["vectors"]] == vectors, f"device {n}: its masked vectors are input plus masks")
         check(unhex(reply["tag"]) == tag(reply_keys[n], 2, second, b"", *vectors), f"device {n}: and authenticated")
+        signed = ed_verifies(identities[n], unhex(reply["signature"]), digest("masked", second, id4(n)))
+        check(signed, f"device {n}: it signs whom it masked for")
 
     third = digest("survivors", second, unhex(asked["ConsistRequest", 1]["survivors"]))
     for n in devices:
-        vouched = b"".join(prf(channels[n, m], "vouch", third + id4(n) + id4(m))[:16] for m in devices if m != n)
         reply = said["ConsistRequest", n]
+        agreement = unhex(reply["signature"])
         check(
-            (unhex(reply["context"]), unhex(reply["tags"]), unhex(reply["tag"]))
-            == (third, vouched, tag(reply_keys[n], 3, third, vouched)),
-            f"device {n}: it vouches for the survivors",
+            (unhex(reply["context"]), unhex(reply["tag"])) == (third, tag(reply_keys[n], 3, third, agreement)),
+            f"device {n}: it answers for these survivors",
+        )
+        check(ed_verifies(identities[n], agreement, digest("agree", third, id4(n))), f"device {n}: and signs them")
+        shown = asked["RevealRequest", n]
+        check(
+            unhex(shown["signatures"]) == b"".join(unhex(said["ConsistRequest", m]["signature"]) for m in devices)
+            and not unhex(shown["masked"]),
+            f"device {n}: it is shown that all of them did",
         )
         revealed = b"".join(
             shares[m, n, index] for m in devices if m != n for index in range(1, 1 + len(spec["blocks"]))
