@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from fedpeft.adapter import AdapterSpec, AdapterState
-from fedpeft.base import ArtifactStore, BaseArtifact, load_model, load_tokenizer
+from fedpeft.base import ArtifactStore, BaseArtifact, is_as_verified, load_model, load_tokenizer
 from fedpeft.data import Tokenizer
 from fedpeft.entropy import derive_seed
 from fedpeft.methods import attach
@@ -63,12 +63,13 @@ class Bench:
         self._free: queue.SimpleQueue[UnionAdapter] = queue.SimpleQueue()
         self._first: UnionAdapter | None = None
         self._tokenizer: Tokenizer | None = None
+        self._artifact: BaseArtifact | None = None
 
     def spec(self, plan: LearningPlan) -> AdapterSpec:
         """The adapter that this plan makes on this machine's copy of the base.
 
         Raises:
-            IntegrityFailed: the base is not in the store.
+            IntegrityFailed: the base is not in the store, or its bytes are others.
             ConfigInvalid: the plan does not fit the base.
         """
         return self._ready(plan).spec
@@ -103,7 +104,10 @@ class Bench:
     def _ready(self, plan: LearningPlan) -> "UnionAdapter":
         with self._lock:
             key = plan.model_copy(update={"run_id": "", "adapter_spec": ""}).to_json()
-            if self._first is None or key != self._key:
+            # What is mapped shows what is written to the file later, so a touched base is loaded, and verified, anew.
+            touched = self._artifact is not None and not is_as_verified(self._artifact)
+            if self._first is None or key != self._key or touched:
+                self._first = None
                 self._first = self._build(plan)
                 self._key = key
                 self._free = queue.SimpleQueue()
@@ -116,7 +120,7 @@ class Bench:
         from fedpeft.tuning.accelerator import chosen_device
 
         device = chosen_device(self._accelerator)
-        artifact = self._store.get(plan.base)
+        artifact = self._artifact = self._store.get(plan.base)
         self._tokenizer = load_tokenizer(artifact)
         model = load_model(
             artifact,

@@ -1,5 +1,6 @@
 """`fedpeft doctor --role client`: is this device fit to take part?"""
 
+from fedpeft.base.store import ArtifactStore
 from fedpeft.clock import Clock
 from fedpeft.deployment.checkup import Finding, answers_tls, check, disk, private
 from fedpeft.errors import ConfigInvalid, DeadlineMissed, NotEnrolled
@@ -66,7 +67,14 @@ def check_device(home: DeviceHome, clock: Clock) -> tuple[Finding, ...]:
     ]
     if findings[-1].sound:
         findings += [check("clock", offset), check("fleet port", fleet)]
-    return (*findings, rules, disk(home.bases(), need_bytes=_NEED_BYTES))
+    return (*findings, rules, check("bases", lambda: _bases(home)), disk(home.bases(), need_bytes=_NEED_BYTES))
+
+
+def _bases(home: DeviceHome) -> str:
+    """Every byte of every base that is here."""
+    found = ArtifactStore(home.bases()).verify()
+    named = ", ".join(f"{one.digest[:15]}... ({one.size_bytes / 2**20:.0f} MiB)" for one in found)
+    return f"verified: {named}" if found else "none here yet; a run brings its own"
 
 
 def _rules(home: DeviceHome) -> str:

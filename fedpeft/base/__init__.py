@@ -12,6 +12,7 @@ from fedpeft.base.build import SCHEMES, build
 from fedpeft.base.manifest import Manifest
 from fedpeft.base.source import ModelSource, resolve
 from fedpeft.base.store import ArtifactStore, default_store
+from fedpeft.base.verified import is_as_verified, verified
 
 if TYPE_CHECKING:
     from fedpeft.base.load import load_model, load_tokenizer
@@ -24,9 +25,11 @@ __all__ = [
     "ModelSource",
     "build",
     "default_store",
+    "is_as_verified",
     "load_model",
     "load_tokenizer",
     "resolve",
+    "verified",
 ]
 
 

@@ -19,6 +19,7 @@ from fedpeft.base.artifact import WEIGHTS_FILE, BaseArtifact, TaskName
 from fedpeft.base.quantize import parts_of
 from fedpeft.base.residency import PackedWeight, QuantizedEmbedding, QuantizedLinear
 from fedpeft.base.source import CONFIG_FILE, read_json
+from fedpeft.base.verified import verified
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
 
@@ -39,7 +40,7 @@ def load_model(
     """The transformers model of ``artifact`` for ``task``: float32, frozen, every dropout 0, in eval mode.
 
     Args:
-        artifact: from the store; its weights are memory-mapped, not verified (see ``BaseArtifact.verify``).
+        artifact: from the store; verified (``fedpeft.base.verified``), then memory-mapped.
         task: ``classify`` (needs ``labels``) or ``causal-lm``.
         labels: class names in the order of the logits.
         head_seed: the only thing that the new head's values depend on; no global generator is read or moved.
@@ -50,8 +51,9 @@ def load_model(
 
     Raises:
         ConfigInvalid: the artifact cannot serve the task, or there are fewer than two labels.
-        IntegrityFailed: the weights file does not hold what the manifest says.
+        IntegrityFailed: a file does not hold what the manifest says.
     """
+    verified(artifact)
     entry = artifact.manifest.tasks.get(task)
     if entry is None:
         able = ", ".join(artifact.manifest.tasks)
@@ -95,7 +97,12 @@ def load_model(
 
 
 def load_tokenizer(artifact: BaseArtifact) -> "PreTrainedTokenizerBase":
-    """The artifact's tokenizer, with a padding token: its own, or the end-of-text token."""
+    """The artifact's tokenizer, with a padding token: its own, or the end-of-text token.
+
+    Raises:
+        IntegrityFailed: a file does not hold what the manifest says.
+    """
+    verified(artifact)
     from transformers import AutoTokenizer
 
     with quiet_transformers():

@@ -1,5 +1,6 @@
 """The bases that a coordinator hands out: files of its artifact store, by digest, name and offset, and nothing else."""
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -7,15 +8,17 @@ from typing import BinaryIO
 
 from fedpeft.base.artifact import MANIFEST_FILE, BaseArtifact
 from fedpeft.base.store import ArtifactStore
+from fedpeft.base.verified import verified
 from fedpeft.errors import IntegrityFailed
 
 __all__ = ["BaseShelf"]
 
+_log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class BaseShelf:
-    """Read-only view of an artifact store. Thread-safe.
+    """Read-only view of an artifact store: hands out what is as its digest says, nothing else. Thread-safe.
 
     Args:
         path: the store.
@@ -46,12 +49,15 @@ class BaseShelf:
         return stream
 
     def _find(self, digest: str) -> BaseArtifact | None:
-        if digest in self._opened:
-            return self._opened[digest]
         try:
-            artifact = self._store.find(digest) if _DIGEST.fullmatch(digest) else None
-        except IntegrityFailed:
+            artifact = self._opened.get(digest)
+            if artifact is None:
+                artifact = self._store.find(digest) if _DIGEST.fullmatch(digest) else None
+            if artifact is None:
+                return None
+            self._opened[digest] = verified(artifact)
+        except IntegrityFailed as error:
+            self._opened.pop(digest, None)
+            _log.error("the base %s is not handed out: %s", digest, error)
             return None
-        if artifact is not None:
-            self._opened[digest] = artifact  # artifacts never change
         return artifact

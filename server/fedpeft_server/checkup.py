@@ -45,7 +45,7 @@ def check_coordinator(home: CoordinatorHome, clock: Clock) -> tuple[Finding, ...
         return f"{sum(1 for _ in log.records())} records, head {log.head()[:16]}..."
 
     def bases() -> str:
-        found = ArtifactStore(home.bases).ls()
+        found = ArtifactStore(home.bases).verify()
         if not found:
             raise ConfigInvalid(
                 f"Expected a base to hand out, found none; `fedpeft base build MODEL --home {home.path}`."
