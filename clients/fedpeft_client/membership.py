@@ -1,7 +1,7 @@
 """What an enrolled device does about its enrolment: renew the certificate, rotate the key, leave.
 
 A rotation is two files, each replaced atomically, with a state in between that ``finish_rotation`` completes: run it
-before the certificate is used.
+before the certificate is used. Whoever changes keys takes a turn: a running `client run` renews, too.
 """
 
 from dataclasses import replace
@@ -12,6 +12,7 @@ from cryptography import x509
 
 from fedpeft.clock import Clock
 from fedpeft.deployment.messages import Refused
+from fedpeft.directory_lock import short_turn
 from fedpeft.errors import IntegrityFailed, NotEnrolled
 from fedpeft.files import PRIVATE, write_file
 from fedpeft_client.home import DeviceHome, Enrolment
@@ -30,32 +31,39 @@ def renew_if_due(home: DeviceHome, clock: Clock) -> bool:
         NotEnrolled: the coordinator does not want this device any more.
         Unreachable: it did not answer; the present certificate is still good.
     """
-    certificate = x509.load_pem_x509_certificate(home.device_certificate.read_bytes())
-    if certificate.not_valid_after_utc - clock.utc() > timedelta(days=_DEVICE_DAYS / 3):
-        return False
-    key = home.device_key.read_bytes()
-    write_file(home.device_certificate, _renewed(home, key), mode=PRIVATE)
+    with short_turn(home.keys):
+        if certificate_ends(home) - clock.utc() > timedelta(days=_DEVICE_DAYS / 3):
+            return False
+        key = home.device_key.read_bytes()
+        write_file(home.device_certificate, _renewed(home, key), mode=PRIVATE)
     return True
 
 
 def rotate_key(home: DeviceHome) -> None:
-    """Replaces the device key by a new one that the old one vouches for; the old one ends with the first use.
+    """Replaces the device key by a new one that the old one vouches for; the old one ends with the first use. A
+    running `client run` goes on with the new one by itself.
 
     Raises:
         NotEnrolled, Unreachable: as ``renew_if_due``; then nothing changed.
     """
-    finish_rotation(home)
-    next_key, next_certificate = _next(home.device_key), _next(home.device_certificate)
-    if not next_key.exists():
-        write_file(next_key, new_device_key(), mode=PRIVATE)
-    write_file(next_certificate, _renewed(home, next_key.read_bytes()), mode=PRIVATE)
-    finish_rotation(home)
+    with short_turn(home.keys):
+        _finish(home)
+        next_key, next_certificate = _next(home.device_key), _next(home.device_certificate)
+        if not next_key.exists():
+            write_file(next_key, new_device_key(), mode=PRIVATE)
+        write_file(next_certificate, _renewed(home, next_key.read_bytes()), mode=PRIVATE)
+        _finish(home)
     with Link.of_home(home) as link:
         link.greet()
 
 
 def finish_rotation(home: DeviceHome) -> None:
     """Completes a rotation that was interrupted after the new certificate had come: key first, certificate second."""
+    with short_turn(home.keys):
+        _finish(home)
+
+
+def _finish(home: DeviceHome) -> None:
     next_key, next_certificate = _next(home.device_key), _next(home.device_certificate)
     if next_certificate.exists():
         if next_key.exists():

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from fedpeft.child import Child, ChildDied
 from fedpeft.clock import SystemClock
-from fedpeft.errors import FedpeftError
+from fedpeft.directory_lock import DirectoryLock, short_turn
+from fedpeft.errors import FedpeftError, NotEnrolled
 from fedpeft.flower import NodeContext, client_app
 from fedpeft.flower.fleet import Fleet, FleetTarget
 from fedpeft.ids import NodeId
@@ -91,25 +92,22 @@ class Resident:
     Raises:
         NotEnrolled: it is not enrolled.
         ConfigInvalid: site.toml is missing or wrong.
+        ResourceMissing: another process is this device already; names it.
     """
 
     def __init__(
         self, home: DeviceHome, companion: Companion | None = None, *, worker: str = "fedpeft_client.worker"
     ) -> None:
-        enrolment = home.enrolment()
+        home.enrolment()
         self._site = Site.load(home.site)
         home.state.mkdir(mode=0o700, exist_ok=True)
+        self._owner = DirectoryLock(home.path)
         self._companion = companion
         self._bell = Bell(lambda: companion is not None and companion.is_streaming)
         self._stopping = threading.Event()
         self._child = Child(worker, [str(home.path)])
-        target = FleetTarget(
-            address=enrolment.fleet_url.removeprefix("https://"),
-            ca=home.ca_certificate.read_bytes(),
-            node_key=home.device_key.read_bytes(),
-        )
         self._fleet = Fleet(
-            target,
+            lambda: _target(home),
             client_app(self._handle),
             wait=self._bell.wait,
             stopping=self._stopping.is_set,
@@ -131,6 +129,7 @@ class Resident:
                 self._companion.close()
             self._child.close()
             self._fleet.close()
+            self._owner.release()
 
     def stop(self) -> None:
         """End soon; what is being trained is given up and trained again when the device is back."""
@@ -163,3 +162,16 @@ class Resident:
         self._site.permit(plan, now=SystemClock().utc().astimezone())
         if self._companion is not None:
             self._companion.fetch(plan.base)
+
+
+def _target(home: DeviceHome) -> FleetTarget:
+    """Where the coordinator is, and who this device is to it by what is in its home now."""
+    try:
+        with short_turn(home.keys):  # not between the two halves of a rotation
+            return FleetTarget(
+                address=home.enrolment().fleet_url.removeprefix("https://"),
+                ca=home.ca_certificate.read_bytes(),
+                node_key=home.device_key.read_bytes(),
+            )
+    except OSError as error:
+        raise NotEnrolled(f"Expected keys in {home.keys}, found {error.strerror}; join anew.") from error

@@ -3,6 +3,7 @@
 With the stream down the device polls as stock Flower does; with it up it need not.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -54,6 +55,7 @@ class WakeListener:
     def _listen(self) -> None:
         pause_s = _FIRST_PAUSE_S
         while not self._stopped.is_set():
+            certificate = self._certificate()
             try:
                 with Link.of_home(self._home) as link:
                     self._link = link
@@ -65,11 +67,17 @@ class WakeListener:
                         self._on_wake()
             except NotEnrolled as error:
                 self._open.clear()
-                if not self._stopped.is_set():
-                    self._on_ended(error)
-                return
+                if certificate == self._certificate():  # else it was renewed, or the key rotated, meanwhile
+                    if not self._stopped.is_set():
+                        self._on_ended(error)
+                    return
             except (Unreachable, FedpeftError) as error:
                 _log.debug("the wake stream broke: %s", error)
             self._open.clear()
             self._stopped.wait(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _certificate(self) -> bytes:
+        with contextlib.suppress(OSError):
+            return self._home.device_certificate.read_bytes()
+        return b""

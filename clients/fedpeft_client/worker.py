@@ -6,13 +6,13 @@ resident process tells the coordinator within the second and starts another; wha
 the disk before any answer leaves.
 """
 
-import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedpeft import secagg
 from fedpeft.child import answer_parent
+from fedpeft.directory_lock import DirectoryLock
 from fedpeft.entropy import os_entropy
 from fedpeft.privacy import Budget, PrivacyLedger
 from fedpeft.round.device import Device
@@ -22,7 +22,9 @@ from fedpeft_client.line import HANDLE, unframed
 from fedpeft_client.site import Site
 from fedpeft_client.stores import FileStore, device_ledger
 
-__all__ = ["device_of", "handlers", "policy_of", "site_trainer"]
+__all__ = ["device_of", "handlers", "owned", "policy_of", "site_trainer"]
+
+_held: list[DirectoryLock] = []
 
 ANY_NOISE = 1e-9
 """A site with a budget takes no part in a sum without noise, whose epsilon has no bound."""
@@ -109,6 +111,16 @@ def handlers(device: Device) -> Mapping[str, Callable[[bytes], bytes]]:
     return {HANDLE: handle}
 
 
+def owned(home: DeviceHome) -> DeviceHome:
+    """The home, whose state is this process's alone from now until its end.
+
+    Raises:
+        ResourceMissing: another process has it; two could answer one request under two sets of keys.
+    """
+    home.state.mkdir(mode=0o700, exist_ok=True)
+    _held.append(DirectoryLock(home.state))
+    return home
+
+
 if __name__ == "__main__":
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    answer_parent(lambda arguments: handlers(device_of(DeviceHome(Path(arguments[0])))))
+    answer_parent(lambda arguments: handlers(device_of(owned(DeviceHome(Path(arguments[0]))))))

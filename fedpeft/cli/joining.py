@@ -44,6 +44,7 @@ def join(
     import time
 
     from fedpeft.clock import SystemClock
+    from fedpeft.directory_lock import DirectoryLock
     from fedpeft.entropy import os_entropy
     from fedpeft.planner import probe
     from fedpeft_client.join import JoinWishes, pending
@@ -70,17 +71,19 @@ def join(
         click.echo(f"waiting for the operator's approval; tell them this code: {code}")
         click.echo(f"  fedpeft coordinator clients approve {wishes.device} --code {code}")
 
-    if data is not None:
-        _write_site(where, data)
-    enrolment = join_federation(
-        where,
-        wishes,
-        clock=SystemClock(),
-        entropy=os_entropy,
-        wait_s=wait_s,
-        pause=time.sleep,
-        on_waiting=show,
-    )
+    where.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with DirectoryLock(where.path):
+        if data is not None:
+            _write_site(where, data)
+        enrolment = join_federation(
+            where,
+            wishes,
+            clock=SystemClock(),
+            entropy=os_entropy,
+            wait_s=wait_s,
+            pause=time.sleep,
+            on_waiting=show,
+        )
     if enrolment is None:
         click.echo("not approved yet; the request is kept: `fedpeft client join` goes on waiting")
         return
@@ -115,6 +118,7 @@ def status(home: Path | None) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def leave(home: Path | None, reason: str, yes: bool) -> None:
     """Leave the federation for good: the coordinator is told, the keys are removed, site.toml and bases stay."""
+    from fedpeft.directory_lock import holder
     from fedpeft_client.membership import leave as leave_federation
 
     where = device_home(home)
@@ -125,18 +129,23 @@ def leave(home: Path | None, reason: str, yes: bool) -> None:
         )
     leave_federation(where, reason)
     click.echo(f"{enrolment.device} has left {enrolment.host}")
+    if (pid := holder(where.path)) is not None:
+        click.echo(f"`fedpeft client run` (process {pid}) hears of it and ends with exit code 4")
 
 
 @click.command(name="rotate-key")
 @device_home_option
 def rotate(home: Path | None) -> None:
     """Replace the device's key and certificate by new ones; the old key is not accepted any more."""
+    from fedpeft.directory_lock import holder
     from fedpeft_client.membership import certificate_ends, rotate_key
 
     where = device_home(home)
     rotate_key(where)
     ends = certificate_ends(where).isoformat(timespec="minutes")
-    click.echo(f"new key, certificate until {ends}; restart `fedpeft client run` if it runs")
+    click.echo(f"new key, certificate until {ends}")
+    if (pid := holder(where.path)) is not None:
+        click.echo(f"`fedpeft client run` (process {pid}) goes on with it by itself")
 
 
 def _describe(where: "DeviceHome", enrolment: "Enrolment") -> None:
@@ -156,7 +165,6 @@ def _write_site(where: "DeviceHome", data: Path) -> None:
     if where.site.is_file():
         click.echo(f"{where.site} is there already and stays as it is; --data was not written into it", err=True)
         return
-    where.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_file(where.site, Site(data=SiteData(source=str(data.absolute()))).to_toml().encode())
     click.echo(f"wrote {where.site}: what this device lends and permits; edit it before `fedpeft client run`")
 

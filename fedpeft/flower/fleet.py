@@ -47,6 +47,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fedpeft.clock import SystemClock
 from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid, NotEnrolled
 from fedpeft.flower.records import is_inline
@@ -58,6 +59,10 @@ REFUSAL_HEADER = "fedpeft-refusal"
 """Why the gate refuses a device: ``revoked`` is for good, ``clock`` until it is mended; the body says more."""
 RETRIED = frozenset({401, 429, 500, 502, 503, 504})
 """Worth another, freshly signed attempt: a limit, a restart, a repeated timestamp, a clock."""
+UNKNOWN, UNKNOWN_ATTEMPTS = 401, 6
+"""So often in a row without a clock to blame: the coordinator does not know this key and never will."""
+TOLD_AGAIN_S = 60.0
+"""Between two lines of the log that say the same."""
 BROKEN = 500
 """What Flower answers about a message of before its restart; the engine asks anew, so nothing is lost with it."""
 BROKEN_ATTEMPTS = 3
@@ -81,7 +86,7 @@ class FleetTarget:
     Args:
         address: host:port of the gate.
         ca: the coordinator's certificate authority, PEM; nothing else is trusted.
-        node_key: the device's P-384 private key, PEM.
+        node_key: the device's P-256 private key, PEM.
     """
 
     address: str
@@ -89,11 +94,15 @@ class FleetTarget:
     node_key: bytes
 
 
+class _KeyChanged(Exception):
+    """Another key is in the home than the one that this connection signs with."""
+
+
 class Fleet:
     """One device's connection.
 
     Args:
-        target: from enrolment.
+        target: from enrolment; read again when the coordinator does not know the key: it may have been rotated.
         app: what answers every message.
         wait: called before every look for a message, with whether one was just answered: returns when it may be time
             for another.
@@ -103,7 +112,7 @@ class Fleet:
 
     def __init__(
         self,
-        target: FleetTarget,
+        target: Callable[[], FleetTarget],
         app: ClientApp,
         *,
         wait: Callable[[bool], None],
@@ -112,10 +121,33 @@ class Fleet:
     ) -> None:
         logging.getLogger("httpx").setLevel(logging.WARNING)
         logging.getLogger("flwr").setLevel(logging.WARNING)
+        self._target = target
+        self._connect(target())
+        self._app, self._wait, self._stopping, self._on_refusal = app, wait, stopping, refused
+        self._refused: NotEnrolled | None = None
+        self._unknown = 0
+        self._told: tuple[str, float] = ("", 0.0)
+
+    def serve(self, connected: Callable[[NodeId], None] = lambda node: None) -> None:
+        """Answer messages until told to stop.
+
+        Raises:
+            NotEnrolled: the coordinator refuses this device; says why.
+        """
+        while not self._stopping():
+            try:
+                self._session(connected)
+            except _KeyChanged:
+                _log.info("the key in the home is another one now: connecting anew")
+                self._client.close()
+                self._connect(self._target())
+
+    def _connect(self, target: FleetTarget) -> None:
+        """A client that signs with the target's key."""
         key = load_pem_private_key(target.node_key, password=None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise ConfigInvalid(f"Expected an elliptic-curve node key, found {type(key).__name__}; join again.")
-        self._public = public_key_to_bytes(key.public_key())
+        self._key, self._public = target.node_key, public_key_to_bytes(key.public_key())
         trust = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cadata=target.ca.decode("ascii"))
         self._client = FleetHttpClient(
             f"https://{target.address}",
@@ -130,16 +162,10 @@ class Fleet:
         self._client._client = httpx.Client(
             verify=trust, timeout=REQUEST_S, limits=httpx.Limits(keepalive_expiry=KEPT_S)
         )
-        self._app, self._wait, self._stopping, self._on_refusal = app, wait, stopping, refused
         self._node = Node(node_id=0)
-        self._refused: NotEnrolled | None = None
 
-    def serve(self, connected: Callable[[NodeId], None] = lambda node: None) -> None:
-        """Answer messages until told to stop.
-
-        Raises:
-            NotEnrolled: the coordinator refuses this device; says why.
-        """
+    def _session(self, connected: Callable[[NodeId], None]) -> None:
+        """Answer messages with one key until told to stop."""
         answer = self._retried(
             lambda: self._client.ActivateNode(
                 ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_S)
@@ -246,21 +272,55 @@ class Fleet:
         pause_s, broken = 0.05, 0
         while not self._stopping():
             try:
-                return call()
+                answer = call()
+                self._unknown = 0
+                return answer
             except httpx.HTTPStatusError as error:
-                status = error.response.status_code
+                status, path = error.response.status_code, error.request.url.path
                 broken += status == BROKEN
-                if error.response.headers.get(REFUSAL_HEADER) == "revoked":
-                    raise NotEnrolled(error.response.text) from error
+                self._heed(error.response)
+                if status not in RETRIED and insist:
+                    raise ConfigInvalid(
+                        f"Expected a fedpeft coordinator of this version at {error.request.url}, found the answer "
+                        f"{status}; compare versions and ports with its operator."
+                    ) from error
                 if status not in RETRIED or (broken == BROKEN_ATTEMPTS and not insist):
-                    _log.warning("the coordinator answered %s to %s", status, error.request.url.path)
+                    _log.warning("the coordinator answered %s to %s", status, path)
                     return None
-                _log.warning("the coordinator answered %s %s", status, error.response.text[:300])
+                self._tell(f"the coordinator answered {status} {error.response.text[:300]}".rstrip())
             except httpx.TransportError as error:
                 _log.info("no connection to the coordinator (%s); trying again in %.2f s", error, pause_s)
             self._sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return None
+
+    def _heed(self, refused: httpx.Response) -> None:
+        """Returns when trying again may help.
+
+        Raises:
+            NotEnrolled: it does not.
+            _KeyChanged: with another key.
+        """
+        reason = refused.headers.get(REFUSAL_HEADER)
+        if reason == "revoked":
+            raise NotEnrolled(refused.text)
+        if refused.status_code != UNKNOWN or reason is not None:
+            self._unknown = 0
+            return
+        if self._target().node_key != self._key:
+            raise _KeyChanged
+        self._unknown += 1
+        if self._unknown >= UNKNOWN_ATTEMPTS:
+            raise NotEnrolled(
+                "the coordinator does not know this device's key: it was replaced, or the coordinator's registry is of "
+                "before this device joined"
+            )
+
+    def _tell(self, line: str) -> None:
+        now = SystemClock().monotonic_s()
+        if line != self._told[0] or now - self._told[1] >= TOLD_AGAIN_S:
+            self._told = (line, now)
+            _log.warning("%s", line)
 
     def _sleep(self, seconds: float) -> None:
         threading.Event().wait(seconds)

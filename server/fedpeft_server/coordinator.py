@@ -15,6 +15,7 @@ from typing import Protocol
 from starlette.types import Receive, Scope, Send
 
 from fedpeft.clock import SystemClock
+from fedpeft.directory_lock import DirectoryLock
 from fedpeft.flower.exchange import FleetTransport
 from fedpeft.flower.superlink import SuperLink
 from fedpeft.ids import NodeId
@@ -30,7 +31,6 @@ from fedpeft_server.membership import Membership
 from fedpeft_server.meters import Meters
 from fedpeft_server.pki import Authority, renew_server_certificate
 from fedpeft_server.registry import Registry
-from fedpeft_server.run_lock import RunLock
 from fedpeft_server.service import FleetService
 from fedpeft_server.wake import WakeBoard
 
@@ -73,7 +73,7 @@ class Coordinator:
     def __init__(self, home: CoordinatorHome, *, foundry: str = "fedpeft_server.foundry") -> None:
         self._foundry = foundry
         self._home, self._settings, self._clock = home, home.settings(), SystemClock()
-        self._lock = RunLock(home.path)
+        self._lock = DirectoryLock(home.path)
         self._fleet_port, self._metrics_port = self._ports()
         self.meters, self.wake = Meters(), WakeBoard()
         self.audit = AuditLog(home.audit, self._clock)

@@ -24,6 +24,7 @@ from pydantic import JsonValue
 from fedpeft.adapter import AdapterSpec
 from fedpeft.clock import Clock, SystemClock
 from fedpeft.config import RunConfig, config_digest, resolved
+from fedpeft.directory_lock import DirectoryLock
 from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import IntegrityFailed
 from fedpeft.files import write_file
@@ -31,7 +32,6 @@ from fedpeft.ids import RoundId
 from fedpeft_server import durable
 from fedpeft_server.checkpoints import Commit, read_commit, write_checkpoint
 from fedpeft_server.records import Event, Manifest, RoundMetrics, Summary, to_json
-from fedpeft_server.run_lock import RunLock
 from fedpeft_server.run_view import (
     RunView,
     checkpoint_folder,
@@ -54,7 +54,7 @@ class RunDirectory:
         manifest: where the run came from.
     """
 
-    def __init__(self, path: Path, config: RunConfig, manifest: Manifest, lock: RunLock, clock: Clock) -> None:
+    def __init__(self, path: Path, config: RunConfig, manifest: Manifest, lock: DirectoryLock, clock: Clock) -> None:
         self.path = path
         self.config = config
         self.manifest = manifest
@@ -104,7 +104,7 @@ class RunDirectory:
             config_digest=config_digest(config),
             source_digest=file_digest(source.encode()),
         )
-        lock = RunLock(path)
+        lock = DirectoryLock(path)
         (path / "checkpoints").mkdir()
         (path / "adapters").mkdir()
         write_file(path / "run.toml", source.encode())
@@ -124,7 +124,7 @@ class RunDirectory:
             IntegrityFailed: a file is not what was committed.
         """
         view = read_run(path)
-        lock = RunLock(path)
+        lock = DirectoryLock(path)
         try:
             run = cls(path, view.config(), view.manifest, lock, clock or SystemClock())
             run._recover()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.config import RunConfig, parse
+from fedpeft.directory_lock import holder
 from fedpeft.errors import DataInvalid, FedpeftError, IntegrityFailed, Problem
 from fedpeft_server.durable import Journal
 from fedpeft_server.records import Event, Manifest, RoundMetrics, Summary, from_json
-from fedpeft_server.run_lock import holder
 
 __all__ = [
     "GLOBAL_STATE",

@@ -68,7 +68,7 @@ class Federation:
             return handle(stage, payload)
 
         fleet = Fleet(
-            FleetTarget(address=f"localhost:{self.port}", ca=self.ca, node_key=key),
+            lambda: FleetTarget(address=f"localhost:{self.port}", ca=self.ca, node_key=key),
             client_app(answer),
             wait=bell.wait,
             stopping=stop.is_set,

@@ -18,7 +18,7 @@ from fedpeft.round.plan import LearningPlan
 from fedpeft.testing.trainers import GivenTrainer, one_hot
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.site import Site
-from fedpeft_client.worker import device_of, handlers
+from fedpeft_client.worker import device_of, handlers, owned
 
 
 class HeldTrainer(GivenTrainer):
@@ -50,4 +50,4 @@ def held(home: DeviceHome, name: str, site: Site) -> Trainer:
 
 
 if __name__ == "__main__":
-    answer_parent(lambda arguments: handlers(device_of(DeviceHome(Path(arguments[0])), held)))
+    answer_parent(lambda arguments: handlers(device_of(owned(DeviceHome(Path(arguments[0]))), held)))

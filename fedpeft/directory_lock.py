@@ -1,29 +1,31 @@
-"""One writer a run directory: an advisory lock that the operating system releases when its holder dies."""
+"""One owner a state directory: an advisory lock that the operating system releases when its holder dies."""
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 from fedpeft.errors import ResourceMissing
 
-__all__ = ["RunLock", "holder"]
+__all__ = ["DirectoryLock", "holder", "short_turn"]
 
 _NAME = "run.lock"
 
 
-class RunLock:
+class DirectoryLock:
     """Held from construction to ``release``.
 
     Args:
-        folder: the run directory.
+        folder: the directory that is written to; it exists.
 
     Raises:
         ResourceMissing: another process holds it; the message names it.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._descriptor = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        self._descriptor = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -51,7 +53,7 @@ class RunLock:
 
 
 def holder(folder: Path) -> str | None:
-    """The process that writes to the run now; None when nobody does. Takes no lock that could disturb it."""
+    """The process that writes to the directory now; None when nobody does. Takes no lock that could disturb it."""
     try:
         descriptor = os.open(folder / _NAME, os.O_RDONLY)
     except FileNotFoundError:
@@ -63,3 +65,18 @@ def holder(folder: Path) -> str | None:
     finally:
         os.close(descriptor)
     return None
+
+
+@contextmanager
+def short_turn(folder: Path) -> Iterator[None]:
+    """Waits for others who change a few files of a directory together, then is alone with them.
+
+    Args:
+        folder: it exists; a lock of another kind than ``DirectoryLock``'s, so its owner may take a turn too.
+    """
+    descriptor = os.open(folder / ".turn", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
