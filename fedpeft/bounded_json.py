@@ -8,6 +8,7 @@ Invariants: no other exception leaves ``loads`` (``MemoryError`` apart); a value
 ``json.dumps`` and encoded as UTF-8.
 """
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -66,15 +67,8 @@ def loads(text: str | bytes, limits: JsonLimits = DEFAULT_LIMITS) -> JsonValue:
         raise JsonRefused(f"more than {limits.max_bytes} bytes")
     decoded = _decoded(text) if isinstance(text, bytes) else text.removeprefix("\ufeff")
 
-    def integer(digits: str) -> int:
-        if len(digits.lstrip("-")) > limits.max_digits:
-            raise JsonRefused(f"an integer of {len(digits.lstrip('-'))} digits")
-        return int(digits)
-
     try:
-        value: JsonValue = json.loads(
-            decoded, parse_int=integer, parse_float=_float, parse_constant=_constant, object_pairs_hook=_object
-        )
+        value: JsonValue = _decoder(limits.max_digits).decode(decoded)
     except RecursionError:
         raise JsonRefused("nesting too deep") from None
     except json.JSONDecodeError as error:
@@ -85,6 +79,18 @@ def loads(text: str | bytes, limits: JsonLimits = DEFAULT_LIMITS) -> JsonValue:
     if not limits.surrogates and "\\u" in decoded and not _encodable(value):
         raise JsonRefused("half a surrogate pair")
     return value
+
+
+@functools.lru_cache
+def _decoder(max_digits: int) -> json.JSONDecoder:
+    """Made once: a decoder with hooks takes longer to build than a line to parse."""
+
+    def integer(digits: str) -> int:
+        if len(digits.lstrip("-")) > max_digits:
+            raise JsonRefused(f"an integer of {len(digits.lstrip('-'))} digits")
+        return int(digits)
+
+    return json.JSONDecoder(parse_int=integer, parse_float=_float, parse_constant=_constant, object_pairs_hook=_object)
 
 
 def _decoded(text: bytes) -> str:

@@ -6,7 +6,8 @@ Every one of them says what was expected, what was found and what to do, and car
 its kind (DESIGN section 9). An exception outside this tree is a bug: exit 70, with a traceback.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "ResourceMissing",
     "RunFailed",
     "SpecMismatch",
+    "foreign",
+    "said_by",
 ]
 
 EXIT_OK = 0
@@ -134,3 +137,42 @@ class ResourceMissing(FedpeftError):
     """This machine lacks disk, memory, a port or a package."""
 
     exit_code = 8
+
+
+@contextmanager
+def foreign(refusal: Callable[[str], FedpeftError]) -> Iterator[None]:
+    """The door at which others' code meets a user's input: whatever it raises becomes a refusal of ours.
+
+    pyarrow, jinja2, tokenizers and their like raise any class on input that they do not take, Rust's extensions even
+    a ``BaseException``. Use it around the one call into such a library and nothing else, so that a bug of ours
+    beside it stays a bug.
+
+    Args:
+        refusal: makes the error from one line that says what the library said.
+
+    Raises:
+        FedpeftError: the refusal; errors of ours, a lack of memory and signals pass as they are.
+
+    Example:
+        >>> with foreign(lambda said: DataInvalid(f"Expected a number, found {said}.")):
+        ...     int("--1")
+        Traceback (most recent call last):
+            ...
+        fedpeft.errors.DataInvalid: Expected a number, found invalid literal for int() with base 10: '--1'.
+    """
+    try:
+        yield
+    except (FedpeftError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and not type(error).__module__.startswith("pyo3"):
+            raise  # a signal or an exit
+        raise refusal(said_by(error)) from error
+
+
+def said_by(error: BaseException, *, limit: int = 200) -> str:
+    """An exception's first line, or its class where it says nothing; at most ``limit`` characters, all printable."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    text = "".join(mark if mark.isprintable() else " " for mark in text).rstrip(".")
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -8,12 +8,38 @@ know for what it is. One writer a file at a time: whoever shares a directory bet
 import os
 from pathlib import Path
 
-__all__ = ["PRIVATE", "SHARED", "append_whole", "sync", "write_file"]
+__all__ = ["PRIVATE", "SHARED", "append_whole", "read_text", "sync", "write_file"]
 
 PRIVATE = 0o600
 """Readable by the owner only: keys, ledgers, a device's state."""
 SHARED = 0o666
 """As the umask says."""
+
+
+MAX_TEXT_BYTES = 16 * 2**20
+"""Of a configuration, a token, a site's settings: what a person writes."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a person wrote, without the byte order mark that Windows programs put before it.
+
+    Raises:
+        ValueError: not UTF-8, or no text; says what was found and what to do.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_TEXT_BYTES + 1)
+    if len(content) > MAX_TEXT_BYTES:
+        raise ValueError(f"expected at most {MAX_TEXT_BYTES} bytes, found more")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:2]:
+        raise ValueError(f"expected UTF-8, found UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected UTF-8, found byte 0x{content[error.start]:02x} at {error.start}") from None
+    if "\0" in text:
+        raise ValueError("expected text, found a NUL byte")
+    return text
 
 
 def write_file(path: Path, payload: bytes, *, mode: int = SHARED) -> None:

@@ -50,11 +50,21 @@ _MACHINE_ERRNOS = frozenset(
         errno.EDQUOT,
         errno.EFBIG,
         errno.EIO,
+        errno.EISDIR,
+        errno.ELOOP,
         errno.EMFILE,
+        errno.ENAMETOOLONG,
+        errno.ENODEV,
+        errno.ENOENT,
         errno.ENOMEM,
         errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.ENOTEMPTY,
+        errno.ENXIO,
         errno.EPERM,
         errno.EROFS,
+        errno.ESTALE,
+        errno.EXDEV,
     }
 )
 """Operating-system errors that tell of this machine, not of a bug in fedpeft."""

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fedpeft.cli.options import FiniteFloat, map_option, run_argument
+
 if TYPE_CHECKING:
     from fedpeft.export.arithmetic import Rule
     from fedpeft_client.use import TrainedModel
@@ -25,7 +27,7 @@ def inspect(folder: Path) -> None:
 
 
 @command.command()
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@run_argument
 @click.option("--rank", type=click.IntRange(1), help="Cut LoRA and DyLoRA to this rank, for devices that run no more.")
 @click.option(
     "--method", "methods", multiple=True, metavar="NAME", help="Keep this method; the head stays. Repeatable."
@@ -50,7 +52,7 @@ def export(
 
 
 @command.command()
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@run_argument
 @click.argument("texts", nargs=-1, required=True)
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
 def predict(run: Path, texts: tuple[str, ...], store: Path | None) -> None:
@@ -60,15 +62,15 @@ def predict(run: Path, texts: tuple[str, ...], store: Path | None) -> None:
 
 
 @command.command("eval")
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@run_argument
 @click.argument("data")
-@click.option("--map", "columns", multiple=True, metavar="OURS=THEIRS", help="Name a column, e.g. text=note.")
+@map_option
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
-def evaluate(run: Path, data: str, columns: tuple[str, ...], store: Path | None) -> None:
+def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | None) -> None:
     """Measure the adapter of RUN on DATA (a file, a data set directory or builtin:NAME)."""
     from fedpeft.data import load_records
 
-    records = load_records(data, dict(pair.split("=", 1) for pair in columns if "=" in pair))
+    records = load_records(data, column_map)
     score = _trained(run, store).evaluate(records)
     click.echo(
         f"loss {score.loss_sum / score.examples:.4f}  accuracy {score.correct / score.examples:.4f}  "
@@ -85,8 +87,10 @@ def evaluate(run: Path, data: str, columns: tuple[str, ...], store: Path | None)
     show_default=True,
     help="How factors are combined; all but linear need LoRA files.",
 )
-@click.option("--weight", "weights", type=float, multiple=True, help="One for each folder; default: equal, sum 1.")
-@click.option("--density", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True)
+@click.option(
+    "--weight", "weights", type=FiniteFloat(), multiple=True, help="One for each folder; default: equal, sum 1."
+)
+@click.option("--density", type=FiniteFloat(0, 1, min_open=True), default=0.5, show_default=True)
 @click.option("--rank", type=click.IntRange(1), help="Of svd; default: the largest of the folders'.")
 @click.option("--seed", default=0, show_default=True, help="Of dare.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where to write it.")
@@ -117,11 +121,13 @@ def merge(
 @command.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--data", required=True, help="A few examples of the new task: a file, a directory or builtin:NAME.")
-@click.option("--map", "columns", multiple=True, metavar="OURS=THEIRS", help="Name a column, e.g. text=note.")
+@map_option
 @click.option("--tries", type=click.IntRange(1), default=60, show_default=True, help="Mixtures to evaluate.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where to write it.")
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
-def hub(runs: tuple[Path, ...], data: str, columns: tuple[str, ...], tries: int, out: Path, store: Path | None) -> None:
+def hub(
+    runs: tuple[Path, ...], data: str, column_map: dict[str, str], tries: int, out: Path, store: Path | None
+) -> None:
     """Find the mixture of RUNS' adapters that suits a new task (LoRAHub): no gradient, a few examples.
 
     The runs must have one configuration and one run.seed.
@@ -129,7 +135,7 @@ def hub(runs: tuple[Path, ...], data: str, columns: tuple[str, ...], tries: int,
     from fedpeft.data import load_records
     from fedpeft_server.run_view import last_state, read_run
 
-    records = load_records(data, dict(pair.split("=", 1) for pair in columns if "=" in pair))
+    records = load_records(data, column_map)
     model = _trained(runs[0], store)
     found = model.mix([last_state(read_run(run)) for run in runs], records, tries=tries)
     for run, weight, loss in zip(runs, found.weights, found.single_losses[1:], strict=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fedpeft.cli.homes import coordinator_home, coordinator_home_option
+from fedpeft.cli.options import quoted
 
 if TYPE_CHECKING:
     from fedpeft.deployment.token import JoinToken
@@ -57,9 +58,10 @@ def init(
     click.echo(f"coordinator made in {where.path}")
     click.echo(f"  authority sha256  {authority.fingerprint.hex()}")
     click.echo(f"  devices reach     {hosts[0]} on ports {fleet_port}, {service_port}, {enrol_port}: open these three")
-    click.echo(f"next: fedpeft base build MODEL --quantize nf4 --home {where.path}")
-    click.echo(f"      fedpeft coordinator up --home {where.path}")
-    click.echo(f"      fedpeft coordinator token create --home {where.path}")
+    place = quoted("--home", where.path)
+    click.echo(f"next: fedpeft base build MODEL --quantize nf4 {place}")
+    click.echo(f"      fedpeft coordinator up {place}")
+    click.echo(f"      fedpeft coordinator token create {place}")
 
 
 @click.group()
@@ -165,7 +167,8 @@ def list_clients(home: Path | None) -> None:
         for device in devices:
             click.echo(_line(device))
         if not devices:
-            click.echo(f"no devices; `fedpeft coordinator token create --home {where.path}` invites one", err=True)
+            invitation = quoted("fedpeft", "coordinator", "token", "create", "--home", where.path)
+            click.echo(f"no devices; `{invitation}` invites one", err=True)
 
 
 @clients.command()

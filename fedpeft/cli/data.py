@@ -1,10 +1,15 @@
 """`fedpeft data check`: look at a data set before training on it. Everything stays on this machine."""
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
+from fedpeft.cli.options import FiniteFloat, json_option, map_option, model_option
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
     from rich.text import Text
 
@@ -15,6 +20,7 @@ __all__ = ["command"]
 
 SHOWN_CHARACTERS = 600
 BAR_WIDTH = 24
+PROGRESS_ROWS = 50_000
 
 
 @click.group("data")
@@ -24,16 +30,17 @@ def command() -> None:
 
 @command.command("check")
 @click.argument("source")
-@click.option("--map", "column_map", multiple=True, metavar="OURS=THEIRS,...", help="Our column = yours: text=note.")
+@map_option
 @click.option("--task", "kind", type=click.Choice(["classify", "causal-lm"]), help="Default: what the columns say.")
-@click.option("--base", "model", metavar="MODEL", help="Count this base model's tokens; without it, words.")
+@model_option("Count this base model's tokens, and check that it fits; without it, words.")
 @click.option("--max-length", type=click.IntRange(8, 8192), help="Tokens an example may have; default: run.toml's.")
-@click.option("--holdout", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.2, show_default=True)
+@click.option("--holdout", type=FiniteFloat(0, 1, min_open=True, max_open=True), default=0.2, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the held-out split.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", hidden=True)
+@json_option
 def check_command(
-    *, source: str, column_map: tuple[str, ...], kind: str | None, model: str | None, max_length: int | None,
-    holdout: float, seed: int, form: str,
+    *, source: str, column_map: dict[str, str], kind: str | None, model: str | None, max_length: int | None,
+    holdout: float, seed: int, form: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Report the task, three examples, token lengths, labels, empties and duplicates of SOURCE.
 
@@ -49,16 +56,18 @@ def check_command(
     import json
 
     from fedpeft.config.model import Task
-    from fedpeft.data import detect, load_records
-    from fedpeft.data.check import check
+    from fedpeft.data import detect, load
+    from fedpeft.data.check import check_loaded
+    from fedpeft.data.tasks import KNOWN_COLUMNS
     from fedpeft.errors import DataInvalid
 
-    records = load_records(source, parse_map(column_map))
+    loaded = load(source, column_map, columns=KNOWN_COLUMNS, progress=_progress())
+    records = loaded.records
     found = detect(records) if kind is None else detect(records, "classify" if kind == "classify" else "causal-lm")
     task = Task(kind=found.kind) if max_length is None else Task(kind=found.kind, max_length=max_length)
     tokenizer = None if model is None else (model, load_base_tokenizer(model))
-    report = check(records, task, holdout=holdout, seed=seed, tokenizer=tokenizer)
-    if form == "json":
+    report = check_loaded(loaded, task, holdout=holdout, seed=seed, tokenizer=tokenizer, column_map=column_map)
+    if as_json or form == "json":
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
         from rich.console import Console
@@ -68,17 +77,17 @@ def check_command(
         raise DataInvalid(f"Expected usable rows, found {report.problem_count} problems.", problems=report.problems)
 
 
-def parse_map(pairs: tuple[str, ...]) -> dict[str, str]:
-    """``("text=note,label=dx",)`` -> ``{"text": "note", "label": "dx"}``."""
-    parsed: dict[str, str] = {}
-    for pair in (part for group in pairs for part in group.split(",")):
-        ours, mark, theirs = (piece.strip() for piece in pair.partition("="))
-        if not (ours and mark and theirs):
-            raise click.BadParameter(f"Expected OURS=THEIRS, found {pair!r}; write text=note.", param_hint="--map")
-        if ours in parsed:
-            raise click.BadParameter(f"Expected {ours!r} once, found it twice.", param_hint="--map")
-        parsed[ours] = theirs
-    return parsed
+def _progress() -> "Callable[[int], None]":
+    """Counts rows on a terminal's last line while a large file is read; silent elsewhere."""
+    shown = 0
+
+    def progress(rows: int) -> None:
+        nonlocal shown
+        if sys.stderr.isatty() and rows - shown >= PROGRESS_ROWS:
+            shown = rows
+            click.echo(f"\r{rows:,} rows", nl=False, err=True)
+
+    return progress
 
 
 def load_base_tokenizer(model: str) -> "Tokenizer":
@@ -118,6 +127,8 @@ def show(report: "DataReport", console: "Console") -> None:
     for name, count in report.labels.items():
         bar = "█" * max(1, round(BAR_WIDTH * count / max(report.labels.values())))
         console.print(Text(f"  {count:>9,} {count / report.usable:6.1%} {bar} {printable(name)}"))
+    for remark in report.remarks:
+        console.print(Text(f"note: {printable(remark)}", style="yellow"))
     for example in report.rendered:
         console.print(Text(f"\n{example.origin}", style="bold"))
         console.print(_example_text(example, before_target="  " if report.labels else ""))

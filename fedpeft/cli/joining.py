@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fedpeft.cli.homes import device_home, device_home_option
+from fedpeft.cli.options import FiniteFloat, quoted
 
 if TYPE_CHECKING:
     from fedpeft_client.home import DeviceHome, Enrolment
@@ -25,7 +26,9 @@ __all__ = ["commands"]
 @click.option("--organisation", default="", help="Who is responsible for it. Default: as the token says, or the name.")
 @click.option("--data", type=click.Path(path_type=Path, exists=True), help="Its examples; written into site.toml.")
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Where bases are kept; may be shared.")
-@click.option("--wait", "wait_s", type=float, default=600.0, show_default=True, help="Seconds to wait for approval.")
+@click.option(
+    "--wait", "wait_s", type=FiniteFloat(min=0), default=600.0, show_default=True, help="Seconds to wait for approval."
+)
 def join(
     token: str | None,
     token_file: Path | None,
@@ -46,6 +49,8 @@ def join(
     from fedpeft.clock import SystemClock
     from fedpeft.directory_lock import DirectoryLock
     from fedpeft.entropy import os_entropy
+    from fedpeft.errors import NotEnrolled
+    from fedpeft.files import read_text
     from fedpeft.planner import probe
     from fedpeft_client.join import JoinWishes, pending
     from fedpeft_client.join import join as join_federation
@@ -54,7 +59,10 @@ def join(
     if token_file is not None:
         if token is not None:
             raise click.UsageError("Expected TOKEN or --token-file, found both.")
-        token = token_file.read_text(encoding="utf-8")
+        try:
+            token = read_text(token_file)
+        except ValueError as error:
+            raise NotEnrolled(f"{token_file}: {error}.") from error
     wishes = pending(where) if token is None else None
     if wishes is None:
         if token is None:
@@ -88,7 +96,9 @@ def join(
         click.echo("not approved yet; the request is kept: `fedpeft client join` goes on waiting")
         return
     click.echo(f"{enrolment.device} of {enrolment.organisation} is enrolled at {enrolment.host}")
-    click.echo(f"next: fedpeft client run --home {where.path}" if home else "next: fedpeft client run")
+    click.echo(
+        f"next: {quoted('fedpeft', 'client', 'run', '--home', where.path)}" if home else "next: fedpeft client run"
+    )
 
 
 @click.command()

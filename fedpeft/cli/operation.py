@@ -7,6 +7,7 @@ import click
 
 from fedpeft.cli.admission import issue
 from fedpeft.cli.homes import coordinator_home, coordinator_home_option
+from fedpeft.cli.options import quoted
 
 if TYPE_CHECKING:
     from fedpeft_server.home import CoordinatorHome
@@ -39,13 +40,13 @@ def up(home: Path | None) -> None:
         click.echo(f"ready: fleet https://{host}:{settings.fleet_port}  base grpc {host}:{settings.service_port}")
         click.echo(f"  health and metrics  http://127.0.0.1:{settings.metrics_port}/metrics")
         if coordinator.registry.devices():
-            click.echo(f"  let a device join:  fedpeft coordinator token create --home {where.path}")
+            click.echo(f"  let a device join:  fedpeft coordinator token create {quoted('--home', where.path)}")
         else:
             # Only to begin with, and nobody is in without approval: a service's output ends in a log.
             word = issue(where, coordinator.registry, ttl_s=FIRST_TOKEN_S, uses=FIRST_TOKEN_USES).to_text()
             click.echo(f"  join a device with (good for {FIRST_TOKEN_USES} devices today; you approve each):")
             click.echo(f"    fedpeft client join {word} --data FILE")
-        click.echo(f"  start a run with:   fedpeft coordinator submit run.toml --home {where.path}")
+        click.echo(f"  start a run with:   fedpeft coordinator submit run.toml {quoted('--home', where.path)}")
         coordinator.work()
         click.echo(f"stopped; a round at work had {DRAIN_S:.0f} s to finish, and every committed one is kept")
     finally:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from fedpeft.cli.options import run_argument
 from fedpeft.cli.privacy_plan import plan
 
 __all__ = ["command"]
@@ -18,7 +19,7 @@ command.add_command(plan)
 
 
 @command.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@run_argument
 def report(run: Path) -> None:
     """Say what RUN has spent, and what that means."""
     from fedpeft_server.promises import privacy_lines

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import click
 
+from fedpeft.cli.options import FiniteFloat
+
 __all__ = ["plan"]
 
 LEARNS = 0.3
@@ -23,10 +25,8 @@ LARGE_BATCH = 1024
 
 @click.command()
 @click.option("--unit", type=click.Choice(["client", "example"]), default="client", show_default=True)
-@click.option(
-    "--epsilon", type=click.FloatRange(min=0, min_open=True), required=True, help="The budget of a whole run."
-)
-@click.option("--delta", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Default: N^-1.1.")
+@click.option("--epsilon", type=FiniteFloat(min=0, min_open=True), required=True, help="The budget of a whole run.")
+@click.option("--delta", type=FiniteFloat(0, 1, min_open=True, max_open=True), help="Default: N^-1.1.")
 @click.option("--rounds", type=click.IntRange(min=1), required=True, help="Rounds to train.")
 @click.option("--clients", type=click.IntRange(min=3), required=True, help="Clients asked in each round.")
 @click.option("--parameters", type=click.IntRange(min=1), multiple=True, help="Trained parameters; may be repeated.")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-__all__ = ["command"]
+from fedpeft.cli.options import quoted, run_argument
 
-_run = click.argument("run", type=click.Path(path_type=Path))
+__all__ = ["command"]
 
 
 @click.group(short_help="List, show and verify runs, and render their reports.")
@@ -27,17 +27,18 @@ def list_(folder: Path) -> None:
         try:
             view = read_run(path)
         except IntegrityFailed:
-            click.echo(f"{path.name:<{width}}  damaged      see `fedpeft runs verify {path}`")
+            click.echo(f"{path.name:<{width}}  damaged      see `{quoted('fedpeft', 'runs', 'verify', path)}`")
             continue
         last = next((row for row in reversed(view.rounds) if row.accuracy is not None), None)
         accuracy = f"accuracy {last.accuracy:.1%}" if last and last.accuracy is not None else "not evaluated"
-        click.echo(f"{path.name:<{width}}  {view.state:<11}  {len(view.rounds):>4} rounds  {accuracy}")
+        rounds = f"{len(view.rounds):>4} {'round ' if len(view.rounds) == 1 else 'rounds'}"
+        click.echo(f"{path.name:<{width}}  {view.state:<11}  {rounds}  {accuracy}")
     if not paths:
         click.echo(f"no runs in {folder}; `fedpeft simulate run.toml` makes one")
 
 
 @command.command()
-@_run
+@run_argument
 def show(run: Path) -> None:
     """Show how RUN went, one line a round."""
     from fedpeft_server.run_view import read_run
@@ -54,11 +55,11 @@ def show(run: Path) -> None:
             f"devices {row.devices_survived}/{row.devices_invited}  "
             f"up {row.bytes_up / 1e6:.2f} MB  down {row.bytes_down / 1e6:.2f} MB  {row.seconds:.1f} s"
         )
-    click.echo(f"next: fedpeft runs report {run}")
+    click.echo(f"next: {quoted('fedpeft', 'runs', 'report', run)}")
 
 
 @command.command()
-@_run
+@run_argument
 def report(run: Path) -> None:
     """Write RUN/report.html anew and print where it is."""
     from fedpeft_server.report import write_report
@@ -67,7 +68,7 @@ def report(run: Path) -> None:
 
 
 @command.command()
-@_run
+@run_argument
 def verify(run: Path) -> None:
     """Check every digest that RUN recorded; exit code 6 if one does not hold."""
     from fedpeft.errors import IntegrityFailed

@@ -5,22 +5,22 @@ from pathlib import Path
 
 import click
 
+from fedpeft.cli.options import RunPath, map_option, model_option
+
 __all__ = ["command"]
 
 
 @click.command("simulate")
 @click.argument("config", required=False, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. rounds.count=3.")
-@click.option("--model", help="Override base.model.")
+@model_option("Override base.model.")
 @click.option("--data", help="Override data.source.")
-@click.option("--map", "columns", multiple=True, metavar="OURS=THEIRS", help="Name a column, e.g. text=note.")
+@map_option
 @click.option("--rounds", type=int, help="Override rounds.count.")
 @click.option("--seed", type=int, help="Override run.seed.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="Override performance.engine.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True)
-@click.option(
-    "--resume", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Go on with a killed run."
-)
+@click.option("--resume", type=RunPath(), help="Go on with a killed run: its directory, its name, or latest.")
 @click.option("--baselines/--no-baselines", default=True, show_default=True, help="Also train alone and centralised.")
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
 def command(
@@ -28,7 +28,7 @@ def command(
     overrides: tuple[str, ...],
     model: str | None,
     data: str | None,
-    columns: tuple[str, ...],
+    column_map: dict[str, str],
     rounds: int | None,
     seed: int | None,
     engine: str | None,
@@ -58,7 +58,7 @@ def command(
         for key, value in _shortcuts(model, data, rounds, seed, engine)
         if value is not None
     ]
-    changed += [f"data.map.{pair.partition('=')[0]}={json.dumps(pair.partition('=')[2])}" for pair in columns]
+    changed += [f"data.map.{ours}={json.dumps(theirs)}" for ours, theirs in column_map.items()]
     if resume is not None and (changed or overrides):
         raise click.UsageError("A run is resumed as it was started; start a new one to change its config.")
     path = config if config is not None else (resume or out) / "resolved.toml"
@@ -87,6 +87,7 @@ def _run(console: object, path: Path, config: object, resume: Path | None, basel
     from rich.console import Console
 
     from fedpeft.config import RunConfig
+    from fedpeft.files import read_text
     from fedpeft_sim.live import LiveScreen
     from fedpeft_sim.outcome import show_outcome
     from fedpeft_sim.simulate import prepare, simulate
@@ -101,7 +102,7 @@ def _run(console: object, path: Path, config: object, resume: Path | None, basel
         run = simulate(
             simulation,
             screen,
-            source=path.read_text(encoding="utf-8"),
+            source=read_text(path),
             command=["fedpeft", *sys.argv[1:]],
             resume=resume,
             baselines=baselines,

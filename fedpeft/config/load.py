@@ -21,6 +21,7 @@ from fedpeft.config.explain import Fault, Location, explain, key_of, value_at
 from fedpeft.config.model import RunConfig
 from fedpeft.config.overrides import apply_overrides
 from fedpeft.errors import ConfigInvalid, Problem
+from fedpeft.files import read_text
 
 __all__ = ["load", "parse"]
 
@@ -52,12 +53,13 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, simulation: bool = 
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         problem = Problem(where=str(path), expected="a readable TOML file", found=error.strerror or repr(error))
         raise ConfigInvalid("The configuration cannot be read.", problems=[problem]) from error
-    except UnicodeDecodeError as error:
-        problem = Problem(where=str(path), expected="UTF-8 text", found=f"byte {error.start} is not")
+    except ValueError as error:
+        expected, _, found = str(error).removeprefix("expected ").partition(", found ")
+        problem = Problem(where=str(path), expected=expected, found=found)
         raise ConfigInvalid("The configuration cannot be read.", problems=[problem]) from error
     return parse(text, source=str(path), overrides=overrides, simulation=simulation)
 

@@ -4,19 +4,29 @@ It looks, and changes nothing; bad rows are listed and left out of the figures, 
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from fedpeft.config.model import Task
-from fedpeft.data.encode import Tokenizer, render, token_lengths
-from fedpeft.data.holdout import content_keys, split_holdout
-from fedpeft.data.records import Record, Records
+from fedpeft.data.encode import Measured, Tokenizer, measure, render
+from fedpeft.data.formats import Loaded
+from fedpeft.data.holdout import Ranks, content_ranks, split_indices
+from fedpeft.data.records import MAX_PROBLEMS, Record, Records
+from fedpeft.data.remarks import (
+    answer_remark,
+    file_remarks,
+    label_remarks,
+    unknown_remark,
+    unused_columns,
+    unused_remarks,
+)
 from fedpeft.data.tasks import Convention, Kind, inspect, label_name
 from fedpeft.data.whitespace import WhitespaceTokenizer
-from fedpeft.errors import Problem
+from fedpeft.errors import DataInvalid, Problem
 
-__all__ = ["DataReport", "Example", "Part", "Split", "TokenLengths", "check"]
+__all__ = ["DataReport", "Example", "Part", "Split", "TokenLengths", "check", "check_loaded"]
 
 SCHEMA_VERSION = 1
 EXAMPLES_SHOWN = 3
@@ -78,6 +88,7 @@ class DataReport:
         contradictions: texts that occur with different labels.
         labels: class -> usable examples, by name; empty for causal-lm.
         problems: the first 20 faults of ``problem_count``.
+        remarks: what is odd without being wrong, and what is not used, a sentence each.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -95,6 +106,7 @@ class DataReport:
     split: Split
     problem_count: int
     problems: tuple[Problem, ...]
+    remarks: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         """Plain values for ``json.dumps``."""
@@ -104,47 +116,89 @@ class DataReport:
 def check(
     records: Records, task: Task, *, holdout: float, seed: int, tokenizer: tuple[str, Tokenizer] | None = None
 ) -> DataReport:
+    """As ``check_loaded``, of records alone."""
+    loaded = Loaded(records=records, files=tuple(dict.fromkeys(one.rpartition(":")[0] for one in records.origins)))
+    return check_loaded(loaded, task, holdout=holdout, seed=seed, tokenizer=tokenizer)
+
+
+def check_loaded(
+    loaded: Loaded,
+    task: Task,
+    *,
+    holdout: float,
+    seed: int,
+    tokenizer: tuple[str, Tokenizer] | None = None,
+    column_map: Mapping[str, str] | None = None,
+) -> DataReport:
     """Look at a data set.
 
     Args:
-        records: as loaded, not yet validated.
+        loaded: as it was read, not yet validated.
         task: what it is meant for.
         holdout: share to hold out.
         seed: of the split.
         tokenizer: the base model's name and tokenizer; None: words stand for tokens.
+        column_map: our column name -> theirs, as it was loaded with.
 
     Raises:
         DataInvalid: the columns fit no convention of ``task.kind``.
     """
+    records = loaded.records
     findings = inspect(records, task)
-    good = records.select(i for i in range(len(records)) if i not in findings.bad_rows)
-    keys = content_keys(good)
-    train, held_out = split_holdout(good, holdout, seed)
+    convention = findings.convention
+    good = (
+        records
+        if not findings.bad_rows
+        else records.select(i for i in range(len(records)) if i not in findings.bad_rows)
+    )
     name, tokens = tokenizer or ("words", WhitespaceTokenizer())
-    classes: dict[str, set[str | None]] = {}
-    for row, key in zip(good.rows, keys, strict=True):
-        classes.setdefault(key, set()).add(label_name(row.get("label")))
-    classify = findings.convention is Convention.TEXT_LABEL
+    measured = measure(good, task, tokens)
+    classify = convention is Convention.TEXT_LABEL
+    ranks = content_ranks(good, seed)
+    train, held_out = split_indices(good, ranks, holdout)
+    labels = _labels(good) if classify else {}
+    unused = unused_columns((*records.columns(), *loaded.unused), convention, column_map or {})
     return DataReport(
-        files=tuple(dict.fromkeys(origin.rpartition(":")[0] for origin in records.origins)),
-        convention=findings.convention,
-        kind=findings.convention.kind,
+        files=loaded.files,
+        convention=convention,
+        kind=convention.kind,
         examples=len(records),
-        usable=len(good),
-        empties=sum(_has_empty(records[i], findings.convention) for i in findings.bad_rows),
-        duplicates=len(keys) - len(classes),
-        contradictions=sum(len(found) > 1 for found in classes.values()) if classify else 0,
-        labels=dict(sorted(Counter(str(label_name(row["label"])) for row in good.rows).items())) if classify else {},
-        rendered=_examples(good, findings.convention, tokens),
-        lengths=_lengths(good, task, name, tokens, approximate=tokenizer is None),
+        usable=len(good) - measured.refused.count,
+        empties=sum(_has_empty(records[i], convention) for i in findings.bad_rows),
+        duplicates=len(good) - len(np.unique(ranks)),
+        contradictions=_contradictions(good, ranks) if classify else 0,
+        labels=labels,
+        rendered=_examples(good, convention, tokens),
+        lengths=_lengths(measured, task, name, approximate=tokenizer is None),
         split=Split(
             train=len(train),
             held_out=len(held_out),
-            shared=len(set(content_keys(train)) & set(content_keys(held_out))),
+            shared=len(np.intersect1d(ranks[train], ranks[held_out])),
         ),
-        problem_count=findings.log.count,
-        problems=tuple(findings.log.problems),
+        problem_count=findings.log.count + measured.refused.count,
+        problems=(*findings.log.problems, *measured.refused.problems)[:MAX_PROBLEMS],
+        remarks=(
+            *file_remarks(loaded.left_out),
+            *unused_remarks(unused, findings.unused_keys),
+            *label_remarks(labels),
+            *answer_remark(measured.context_answers, measured.answers),
+            *unknown_remark(measured.unknown, len(good)),
+        ),
     )
+
+
+def _labels(records: Records) -> dict[str, int]:
+    return dict(sorted(Counter(str(label_name(row["label"])) for row in records).items()))
+
+
+def _contradictions(records: Records, ranks: Ranks) -> int:
+    """How many contents occur with different labels."""
+    codes: dict[str | None, int] = {}
+    names = (label_name(row["label"]) for row in records)
+    labels = np.fromiter((codes.setdefault(name, len(codes)) for name in names), dtype=np.int64, count=len(records))
+    _, content = np.unique(ranks, return_inverse=True)
+    pairs = np.unique(np.stack([content.astype(np.int64), labels]), axis=1)  # (2, distinct pairs)
+    return int((np.bincount(pairs[0]) > 1).sum()) if pairs.size else 0
 
 
 def _has_empty(row: Record, convention: Convention) -> bool:
@@ -159,10 +213,14 @@ def _examples(records: Records, convention: Convention, tokenizer: Tokenizer) ->
     shown: list[Example] = []
     for i in chosen[:EXAMPLES_SHOWN]:
         row, origin = records[i], records.origins[i]
+        parts: list[Part]
         if convention is Convention.TEXT_LABEL:
             parts = [Part(text=str(row["text"]), trained=False), Part(text=str(label_name(row["label"])), trained=True)]
         else:
-            example = render(row, convention, tokenizer)
+            try:
+                example = render(row, convention, tokenizer)
+            except DataInvalid:  # among the problems already
+                continue
             parts, done = [], 0
             for begin, end in example.trained:
                 parts.append(Part(text=example.text[done:begin], trained=False))
@@ -173,12 +231,10 @@ def _examples(records: Records, convention: Convention, tokenizer: Tokenizer) ->
     return tuple(shown)
 
 
-def _lengths(
-    records: Records, task: Task, name: str, tokenizer: Tokenizer, *, approximate: bool
-) -> TokenLengths | None:
-    if not records:
+def _lengths(measured: Measured, task: Task, name: str, *, approximate: bool) -> TokenLengths | None:
+    lengths = measured.lengths  # (n,)
+    if not len(lengths):
         return None
-    lengths = token_lengths(records, task, tokenizer)  # (n,)
     values = np.percentile(lengths, PERCENTILES, method="higher")
     return TokenLengths(
         tokenizer=name,

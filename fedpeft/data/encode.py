@@ -9,19 +9,21 @@ Invariants: no example is longer than ``max_length``; each has at least one toke
 keep their order, one for each record.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fedpeft.config.model import Task
-from fedpeft.data.records import Record, Records
+from fedpeft.data.records import ProblemLog, Record, Records
 from fedpeft.data.tasks import Convention, Message, detect, label_name, messages_of
-from fedpeft.errors import DataInvalid
+from fedpeft.data.whitespace import WhitespaceTokenizer
+from fedpeft.errors import DataInvalid, foreign
 
-__all__ = ["IGNORED", "EncodedDataset", "Rendered", "Tokenizer", "encode", "render", "token_lengths"]
+__all__ = ["IGNORED", "EncodedDataset", "Measured", "Rendered", "Tokenizer", "encode", "measure", "render"]
 
 IGNORED = -100
 """The label of a token that is not trained on: what PyTorch's cross entropy ignores by default."""
@@ -84,11 +86,17 @@ class EncodedDataset:
         input_ids: for each example its tokens, int32.
         labels: classify: class indices, int64, shape (n,). causal-lm: for each example one int64 label a token.
         truncated: how many examples were cut to ``max_length``.
+        unknown: how many hold no token but the unknown one, apart from special tokens.
+        answers: assistant turns in them; 0 without conversations.
+        context_answers: those of them that are not trained on, because the chat template rewrites earlier turns.
     """
 
     input_ids: tuple[TokenIds, ...]
     labels: npt.NDArray[np.int64] | tuple[npt.NDArray[np.int64], ...]
     truncated: int
+    unknown: int = 0
+    answers: int = 0
+    context_answers: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -103,12 +111,14 @@ class Rendered:
         trained: ranges of characters that are trained on.
         bos: whether the tokenizer's BOS, if it uses one, goes before it (a chat template writes its own).
         eos: whether EOS goes after it, as a token to train on.
+        answers: assistant turns in it; 0 where it is no conversation. Those beyond ``trained`` are context only.
     """
 
     text: str
     trained: tuple[tuple[int, int], ...]
     bos: bool = True
     eos: bool = True
+    answers: int = 0
 
 
 def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Tokenizer) -> EncodedDataset:
@@ -127,8 +137,8 @@ def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Token
         One encoded example for each record, in order.
 
     Raises:
-        DataInvalid: a label outside ``labels``, columns of another task, a tokenizer without offsets, or a text
-            of which it keeps nothing.
+        DataInvalid: labels outside ``labels``, columns of another task, a tokenizer without offsets, or rows that the
+            chat template or the tokenizer refuses, or of which it keeps nothing: all at once, by file and line.
     """
     if task.kind == "classify":
         return _encode_classify(records, task, labels, tokenizer)
@@ -136,31 +146,104 @@ def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Token
         return EncodedDataset(input_ids=(), labels=(), truncated=0)
     if not getattr(tokenizer, "is_fast", True):
         raise DataInvalid("Expected a fast tokenizer (tokenizer.json), found a slow one; convert the base's tokenizer.")
-    convention = detect(records, "causal-lm")
-    rendered = [render(row, convention, tokenizer) for row in records.rows]
     ids: list[TokenIds] = []
     targets: list[npt.NDArray[np.int64]] = []
-    truncated = 0
-    bos = _bos(tokenizer)
-    for origin, (example, tokens, trained) in zip(records.origins, _tokenized(rendered, tokenizer, bos), strict=True):
+    truncated = unknown = answers = trained_answers = 0
+    bos, special, log = _bos(tokenizer), _Special.of(tokenizer), ProblemLog()
+    for origin, example, tokens, trained in _tokenized(records, tokenizer, bos, log):
         if not trained.any():
-            raise DataInvalid(f"Expected something to train on in {origin}, found no token that this tokenizer knows.")
+            _note_nothing_to_train(origin, log)
+            continue
         kept, cut = _fit(trained, task.max_length, keep_first=example.bos and bos is not None)
         truncated += cut
+        unknown += special.knows_nothing_of(tokens)
+        answers += example.answers
+        trained_answers += len(example.trained) if example.answers else 0
         ids.append(tokens[kept])
         targets.append(np.where(trained, tokens, IGNORED).astype(np.int64)[kept])
-    return EncodedDataset(input_ids=tuple(ids), labels=tuple(targets), truncated=truncated)
+    log.raise_if_any("examples for this base's tokenizer")
+    return EncodedDataset(
+        input_ids=tuple(ids),
+        labels=tuple(targets),
+        truncated=truncated,
+        unknown=unknown,
+        answers=answers,
+        context_answers=answers - trained_answers,
+    )
 
 
-def token_lengths(records: Records, task: Task, tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-    """Tokens of each validated record before any truncation, shape (n,)."""
-    if task.kind == "classify":
-        return np.array([len(ids) for texts in _batches(records) for ids in _ids(tokenizer, texts)], dtype=np.int64)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a tokenizer makes of records, without keeping the tokens.
+
+    Args:
+        lengths: tokens of each accepted record before any truncation, shape (n,).
+        refused: records that the chat template or the tokenizer does not take.
+        unknown, answers, context_answers: see ``EncodedDataset``.
+    """
+
+    lengths: npt.NDArray[np.int64]
+    refused: ProblemLog
+    unknown: int = 0
+    answers: int = 0
+    context_answers: int = 0
+
+
+def measure(records: Records, task: Task, tokenizer: Tokenizer) -> Measured:
+    """Look at validated records through a tokenizer; a record that it refuses is noted and left out."""
+    log = ProblemLog()
     if not records:
-        return np.zeros(0, dtype=np.int64)
-    convention = detect(records, "causal-lm")
-    rendered = [render(row, convention, tokenizer) for row in records.rows]
-    return np.array([len(ids) for _, ids, _ in _tokenized(rendered, tokenizer, _bos(tokenizer))], dtype=np.int64)
+        return Measured(lengths=np.zeros(0, dtype=np.int64), refused=log)
+    if isinstance(tokenizer, WhitespaceTokenizer) and task.kind == "classify":
+        words = (len(str(row["text"]).split()) for row in records)
+        return Measured(lengths=np.fromiter(words, dtype=np.int64, count=len(records)), refused=log)
+    special, unknown, answers, trained = _Special.of(tokenizer), 0, 0, 0
+    lengths: list[int] = []
+    if task.kind == "classify":
+        for texts in _batches(records):
+            for ids in _ids(tokenizer, texts):
+                lengths.append(len(ids))
+                unknown += special.knows_nothing_of(np.asarray(ids, dtype=np.int32))
+        return Measured(lengths=np.array(lengths, dtype=np.int64), refused=log, unknown=unknown)
+    for origin, example, tokens, targets in _tokenized(records, tokenizer, _bos(tokenizer), log):
+        if not targets.any():
+            _note_nothing_to_train(origin, log)
+            continue
+        lengths.append(len(tokens))
+        unknown += special.knows_nothing_of(tokens)
+        answers += example.answers
+        trained += len(example.trained) if example.answers else 0
+    return Measured(
+        lengths=np.array(lengths, dtype=np.int64),
+        refused=log,
+        unknown=unknown,
+        answers=answers,
+        context_answers=answers - trained,
+    )
+
+
+def _note_nothing_to_train(origin: str, log: ProblemLog) -> None:
+    log.add(origin, "something to train on", "no token that this tokenizer knows", "Remove the row.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Special:
+    """The tokenizer's unknown token, and its special tokens beside it."""
+
+    unknown: int | None
+    others: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "_Special":
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        others = [number for number in getattr(tokenizer, "all_special_ids", ()) if number != unknown]
+        return cls(unknown, np.array(others, dtype=np.int64))
+
+    def knows_nothing_of(self, tokens: TokenIds) -> bool:
+        """Whether everything but special tokens is unknown."""
+        if self.unknown is None or self.unknown not in tokens:
+            return False
+        return bool(np.isin(tokens, np.append(self.others, self.unknown)).all())
 
 
 def render(row: Record, convention: Convention, tokenizer: Tokenizer) -> Rendered:
@@ -183,22 +266,29 @@ def _render_messages(turns: Sequence[Message], tokenizer: Tokenizer) -> Rendered
     """Through the chat template; without one, ``role: content`` lines closed by EOS after each answer."""
     if not tokenizer.chat_template:
         return _render_plain_turns(turns, tokenizer.eos_token or "")
-    text = tokenizer.apply_chat_template(list(turns), tokenize=False)
+    text = _templated(turns, tokenizer)
     trained: list[tuple[int, int]] = []
     for i, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
-        before = tokenizer.apply_chat_template(list(turns[:i]), tokenize=False, add_generation_prompt=True) if i else ""
-        upto = tokenizer.apply_chat_template(list(turns[: i + 1]), tokenize=False)
+        before = _templated(turns[:i], tokenizer, add_generation_prompt=True) if i else ""
+        upto = _templated(turns[: i + 1], tokenizer)
         # Some templates rewrite earlier turns (dropping old reasoning, say): such a turn is context, not a target.
         if text.startswith(upto) and upto.startswith(before):
             trained.append((len(before), len(upto)))
     if not trained:
         raise DataInvalid(
             "Expected a chat template that writes a conversation's beginning the same whatever follows, found one "
-            "that does not; render the text yourself and use the columns prompt and completion."
+            "that does not (some open a block of reasoning that these answers lack); render the text yourself and use "
+            "the columns prompt and completion."
         )
-    return Rendered(text=text, trained=tuple(trained), bos=False, eos=False)
+    answers = sum(turn["role"] == "assistant" for turn in turns)
+    return Rendered(text=text, trained=tuple(trained), bos=False, eos=False, answers=answers)
+
+
+def _templated(turns: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False) -> str:
+    with foreign(lambda said: DataInvalid(f"Expected turns that the base's chat template takes, found: {said}.")):
+        return tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=add_generation_prompt)
 
 
 def _render_plain_turns(turns: Sequence[Message], eos: str) -> Rendered:
@@ -208,34 +298,69 @@ def _render_plain_turns(turns: Sequence[Message], eos: str) -> Rendered:
         text += f"{turn['role']}: "
         begin = len(text)
         answer = turn["role"] == "assistant"
-        text += f"{turn['content']}{eos if answer else ''}\n"
+        closed = answer and not turn["content"].rstrip().endswith(eos or "\n")
+        text += f"{turn['content']}{eos if closed else ''}\n"
         if answer:
             trained.append((begin, len(text)))
-    return Rendered(text=text, trained=tuple(trained), eos=False)
+    return Rendered(text=text, trained=tuple(trained), eos=False, answers=len(trained))
 
 
 def _tokenized(
-    rendered: Sequence[Rendered], tokenizer: Tokenizer, bos: int | None
-) -> Iterable[tuple[Rendered, TokenIds, npt.NDArray[np.bool_]]]:
-    """Each example's tokens with BOS and EOS, and which of them are trained on."""
+    records: Records, tokenizer: Tokenizer, bos: int | None, log: ProblemLog
+) -> Iterator[tuple[str, Rendered, TokenIds, npt.NDArray[np.bool_]]]:
+    """Each example's origin, text, tokens with BOS and EOS, and which of them are trained on; the refused are noted."""
+    convention = detect(records, "causal-lm")
+    rows = zip(records.origins, records.rows, strict=True)
+    while some := list(islice(rows, BATCH)):
+        batch: list[tuple[str, Rendered]] = []
+        for origin, row in some:
+            try:
+                batch.append((origin, render(row, convention, tokenizer)))
+            except DataInvalid as error:
+                log.add(f"{origin}: {convention.value}", *_halves(str(error)))
+        texts = [example.text for _, example in batch]
+        with foreign(_refused_by_tokenizer):
+            encoding = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        for (origin, example), ids, offsets in zip(
+            batch, encoding["input_ids"], encoding["offset_mapping"], strict=True
+        ):
+            yield origin, example, *_framed(example, ids, offsets, tokenizer, bos)
+
+
+def _framed(
+    example: Rendered, ids: list[object], offsets: list[object], tokenizer: Tokenizer, bos: int | None
+) -> tuple[TokenIds, npt.NDArray[np.bool_]]:
+    """The tokens with BOS and EOS where they are missing, and which are trained on."""
+    tokens = np.asarray(ids, dtype=np.int32)  # (T,)
+    begins, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T  # (T,), (T,)
+    trained = np.zeros(len(tokens), dtype=np.bool_)
+    for begin, end in example.trained:
+        # Any overlap counts: tokenizers merge a prompt's last space into the completion's first word.
+        trained |= (begins < end) & (ends > begin)
     eos = tokenizer.eos_token_id
-    for start in range(0, len(rendered), BATCH):
-        batch = list(rendered[start : start + BATCH])
-        encoding = tokenizer(
-            [example.text for example in batch], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        for example, ids, offsets in zip(batch, encoding["input_ids"], encoding["offset_mapping"], strict=True):
-            tokens = np.asarray(ids, dtype=np.int32)  # (T,)
-            begins, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T  # (T,), (T,)
-            trained = np.zeros(len(tokens), dtype=np.bool_)
-            for begin, end in example.trained:
-                # Any overlap counts: tokenizers merge a prompt's last space into the completion's first word.
-                trained |= (begins < end) & (ends > begin)
-            if example.bos and bos is not None:
-                tokens, trained = np.concatenate(([np.int32(bos)], tokens)), np.concatenate(([False], trained))
-            if example.eos and eos is not None:
-                tokens, trained = np.concatenate((tokens, [np.int32(eos)])), np.concatenate((trained, [True]))
-            yield example, tokens.astype(np.int32), trained
+    # A text that a chat template rendered beforehand has both: a second one would teach what never occurs.
+    if example.bos and bos is not None and not (len(tokens) and tokens[0] == bos):
+        tokens, trained = np.concatenate(([np.int32(bos)], tokens)), np.concatenate(([False], trained))
+    if example.eos and eos is not None and not _ends_with(example.text, tokens, tokenizer):
+        tokens, trained = np.concatenate((tokens, [np.int32(eos)])), np.concatenate((trained, [True]))
+    return tokens.astype(np.int32), trained
+
+
+def _ends_with(text: str, tokens: TokenIds, tokenizer: Tokenizer) -> bool:
+    """Whether a text ends with EOS, white space behind it apart."""
+    written = bool(tokenizer.eos_token) and text.rstrip().endswith(str(tokenizer.eos_token))
+    return written and tokenizer.eos_token_id in tokens[-4:]
+
+
+def _halves(message: str) -> tuple[str, str, str]:
+    """``Expected A, found B; C.`` as a problem's three parts."""
+    expected, _, rest = message.removeprefix("Expected ").partition(", found")
+    found, _, remedy = rest.lstrip(": ").partition("; ")
+    return expected, found.rstrip("."), remedy[:1].upper() + remedy[1:]
+
+
+def _refused_by_tokenizer(said: str) -> DataInvalid:
+    return DataInvalid(f"Expected texts that the base's tokenizer takes, found: {said}.")
 
 
 def _fit(trained: npt.NDArray[np.bool_], max_length: int, *, keep_first: bool) -> tuple[npt.NDArray[np.int64], bool]:
@@ -260,25 +385,33 @@ def _bos(tokenizer: Tokenizer) -> int | None:
 def _encode_classify(records: Records, task: Task, labels: Sequence[str], tokenizer: Tokenizer) -> EncodedDataset:
     index = {name: i for i, name in enumerate(labels)}
     classes = np.empty(len(records), dtype=np.int64)
+    log = ProblemLog()
     for i, (row, origin) in enumerate(zip(records.rows, records.origins, strict=True)):
         name = label_name(row.get("label"))
         if name not in index:
-            raise DataInvalid(f"Expected a label of {', '.join(labels)} in {origin}, found {row.get('label')!r:.40}.")
-        classes[i] = index[name]
+            log.add(f"{origin}: label", f"a label of {', '.join(labels)}", f"{row.get('label')!r:.40}")
+        classes[i] = index.get(name or "", 0)
+    log.raise_if_any("labels")
+    special = _Special.of(tokenizer)
     ids: list[TokenIds] = []
-    truncated = 0
+    truncated = unknown = 0
     for texts in _batches(records):
         # The tokenizer itself truncates, so that its closing special tokens survive.
-        cut = tokenizer(texts, truncation=True, max_length=task.max_length, verbose=False)["input_ids"]
+        with foreign(_refused_by_tokenizer):
+            cut = tokenizer(texts, truncation=True, max_length=task.max_length, verbose=False)["input_ids"]
         truncated += sum(len(a) > len(b) for a, b in zip(_ids(tokenizer, texts), cut, strict=True))
-        ids.extend(np.asarray(tokens, dtype=np.int32) for tokens in cut)
-    return EncodedDataset(input_ids=tuple(ids), labels=classes, truncated=truncated)
+        for tokens in cut:
+            ids.append(np.asarray(tokens, dtype=np.int32))
+            unknown += special.knows_nothing_of(ids[-1])
+    return EncodedDataset(input_ids=tuple(ids), labels=classes, truncated=truncated, unknown=unknown)
 
 
-def _batches(records: Records) -> Iterable[list[str]]:
-    for start in range(0, len(records), BATCH):
-        yield [str(row["text"]) for row in records.rows[start : start + BATCH]]
+def _batches(records: Records) -> Iterator[list[str]]:
+    rows = iter(records)
+    while texts := [str(row["text"]) for row in islice(rows, BATCH)]:
+        yield texts
 
 
 def _ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[object]]:
-    return tokenizer(texts, verbose=False)["input_ids"]
+    with foreign(_refused_by_tokenizer):
+        return tokenizer(texts, verbose=False)["input_ids"]

@@ -14,13 +14,20 @@ about its share, and a class with a single example keeps it for training.
 
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from fedpeft.data.records import Record, Records
 from fedpeft.data.tasks import Convention, detect
 from fedpeft.errors import DataInvalid
 
-__all__ = ["content_key", "split_holdout"]
+__all__ = ["content_ranks", "split_holdout", "split_indices"]
+
+Ranks = npt.NDArray[np.bytes_]
+"""32 bytes a record: a hash of its content and the seed. Equal contents have equal ranks."""
 
 
 def split_holdout(records: Records, holdout: float, seed: int) -> tuple[Records, Records]:
@@ -39,21 +46,28 @@ def split_holdout(records: Records, holdout: float, seed: int) -> tuple[Records,
     """
     if not 0 < holdout < 1:
         raise DataInvalid(f"Expected 0 < holdout={holdout} < 1; give the share to hold out, e.g. 0.2.")
-    keys = content_keys(records)
-    held = _held_out(_classes(records, keys), holdout, seed)
-    sides: tuple[list[int], list[int]] = ([], [])
-    for i, key in enumerate(keys):
-        sides[key in held].append(i)
-    return records.select(sides[0]), records.select(sides[1])
+    train, held_out = split_indices(records, content_ranks(records, seed), holdout)
+    return records.select(train), records.select(held_out)
 
 
-def content_keys(records: Records) -> tuple[str, ...]:
-    """``content_key`` of every record, by the convention that fits all of them."""
+def content_ranks(records: Records, seed: int) -> Ranks:
+    """The rank of every record, shape (n,), by the convention that fits all of them."""
     try:
         convention = detect(records)
     except DataInvalid:
         convention = None
-    return tuple(content_key(row, convention) for row in records.rows)
+    digests = (_rank(content_key(row, convention), seed) for row in records.rows)
+    return np.fromiter(digests, dtype="S32", count=len(records))
+
+
+def split_indices(records: Records, ranks: Ranks, holdout: float) -> tuple[list[int], list[int]]:
+    """The indices of both sides, ascending; see ``split_holdout``."""
+    if not len(records):
+        return [], []
+    # Distinct contents, ascending by rank, and which of them each record has.
+    distinct, content = np.unique(ranks, return_inverse=True)
+    held = _held_out(_classes(records, content, len(distinct)), holdout)[content]  # (n,)
+    return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
 
 
 def content_key(row: Record, convention: Convention | None) -> str:
@@ -67,7 +81,7 @@ def content_key(row: Record, convention: Convention | None) -> str:
     elif convention is Convention.ALPACA:
         columns = ("instruction", "input", "output")
     content = {column: _plain(row.get(column)) for column in columns}
-    return json.dumps(content, sort_keys=True, default=str, ensure_ascii=False)
+    return _CANONICAL(content)
 
 
 def _plain(value: object) -> object:
@@ -81,25 +95,33 @@ def _plain(value: object) -> object:
     return value
 
 
-def _classes(records: Records, keys: tuple[str, ...]) -> dict[str, str]:
+def _classes(records: Records, content: npt.NDArray[np.intp], distinct: int) -> Sequence[str]:
     """Each distinct content's class: the first by name where duplicates disagree."""
-    classes: dict[str, str] = {}
-    for row, key in zip(records.rows, keys, strict=True):
-        label = str(row.get("label", ""))
-        classes[key] = min(label, classes.get(key, label))
-    return classes
+    classes: list[str | None] = [None] * distinct
+    for row, index in zip(records.rows, content.tolist(), strict=True):
+        label = sys.intern(str(row.get("label", "")))
+        known = classes[index]
+        classes[index] = label if known is None else min(label, known)
+    return [name or "" for name in classes]
 
 
-def _held_out(classes: dict[str, str], holdout: float, seed: int) -> set[str]:
-    """The contents to hold out."""
-    ranked = {key: _rank(key, seed) for key in classes}
-    members: dict[str, list[str]] = {}
-    for key in sorted(classes, key=ranked.__getitem__):
-        members.setdefault(classes[key], []).append(key)
-    position = {key: (i + 0.5) / len(keys) for keys in members.values() for i, key in enumerate(keys)}
-    order = sorted(classes, key=lambda key: (position[key], ranked[key]))
+def _held_out(classes: Sequence[str], holdout: float) -> npt.NDArray[np.bool_]:
+    """Which contents to hold out, shape (distinct,); ``classes`` are ascending by rank."""
+    codes: dict[str, int] = {}
+    members = np.fromiter((codes.setdefault(name, len(codes)) for name in classes), dtype=np.int64, count=len(classes))
+    sizes = np.bincount(members)
+    grouped = np.argsort(members, kind="stable")  # class by class, ascending by rank within
+    within = np.arange(len(members)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    position = np.empty(len(members))
+    position[grouped] = (within + 0.5) / np.repeat(sizes, sizes)
+    order = np.argsort(position, kind="stable")  # by rank where positions are equal
     wanted = min(max(round(holdout * len(order)), 1), max(len(order) - 1, 0))
-    return set(order[:wanted])
+    held = np.zeros(len(classes), dtype=np.bool_)
+    held[order[:wanted]] = True
+    return held
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, default=str, ensure_ascii=False).encode
 
 
 def _rank(key: str, seed: int) -> bytes:

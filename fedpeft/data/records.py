@@ -1,22 +1,43 @@
 """Examples as they were read: plain rows, each of which knows the file and line that it came from.
 
 ``Records`` is what every loader returns and every later step takes. It is immutable and ordered; subsets
-are made with ``select``, so a complaint about one client's held-out row still names the user's file.
+are made with ``select``, so a complaint about one client's held-out row still names the user's file. Rows read
+from files lie packed (``fedpeft.data.packed``) and become dictionaries as they are looked at.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import TypeVar, overload
 
 from fedpeft.errors import DataInvalid, Problem
 
-__all__ = ["MAX_PROBLEMS", "ProblemLog", "Record", "Records"]
+__all__ = ["MAX_PROBLEMS", "ProblemLog", "Record", "Records", "Subsettable", "Table"]
 
 MAX_PROBLEMS = 20
 """A refusal lists this many problems and counts the rest: enough to see the pattern, short enough to read."""
 
 Record = Mapping[str, object]
 """One example: column name -> value as the file had it."""
+
+
+Item_co = TypeVar("Item_co", covariant=True)
+
+
+class Subsettable(Sequence[Item_co]):
+    """A sequence that makes its own subsets, without unpacking an item for that."""
+
+    @abstractmethod
+    def select(self, indices: Sequence[int]) -> Sequence[Item_co]:
+        """The items at ``indices``, in that order."""
+
+
+class Table(Subsettable[Record]):
+    """Rows that know their columns without being unpacked."""
+
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Every column that at least one row has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +54,8 @@ class Records(Sequence[Record]):
         ({'text': 'b'}, 'demo:2')
     """
 
-    rows: tuple[Record, ...]
-    origins: tuple[str, ...]
+    rows: Sequence[Record]
+    origins: Sequence[str]
 
     def __post_init__(self) -> None:
         if len(self.rows) != len(self.origins):
@@ -49,10 +70,12 @@ class Records(Sequence[Record]):
     def select(self, indices: Iterable[int]) -> "Records":
         """The rows at ``indices``, in that order."""
         chosen = tuple(indices)
-        return Records(tuple(self.rows[i] for i in chosen), tuple(self.origins[i] for i in chosen))
+        return Records(_chosen(self.rows, chosen), _chosen(self.origins, chosen))
 
     def columns(self) -> tuple[str, ...]:
         """Every column that at least one row has, in order of first appearance."""
+        if isinstance(self.rows, Table):
+            return self.rows.names()
         return tuple(dict.fromkeys(column for row in self.rows for column in row))
 
     def __len__(self) -> int:
@@ -67,8 +90,12 @@ class Records(Sequence[Record]):
     def __getitem__(self, index: slice) -> "Records": ...
     def __getitem__(self, index: int | slice) -> "Record | Records":
         if isinstance(index, slice):
-            return Records(self.rows[index], self.origins[index])
+            return self.select(range(len(self))[index])
         return self.rows[index]
+
+
+def _chosen(items: Sequence[Item_co], indices: tuple[int, ...]) -> Sequence[Item_co]:
+    return items.select(indices) if isinstance(items, Subsettable) else tuple(items[i] for i in indices)
 
 
 class ProblemLog:

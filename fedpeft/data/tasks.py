@@ -6,7 +6,9 @@ and their order. Nothing here changes a row: rendering and tokenizing are ``fedp
 
 import enum
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,11 +104,19 @@ def validate(records: Records, task: Task) -> Convention:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What ``inspect`` found: the convention, what is wrong, and the indices of the rows that are."""
+    """What ``inspect`` found.
+
+    Args:
+        convention: of the columns.
+        log: what is wrong.
+        bad_rows: the indices of the rows that are.
+        unused_keys: keys of messages beside role and content that hold something -> how often; nothing reads them.
+    """
 
     convention: Convention
     log: ProblemLog
     bad_rows: frozenset[int]
+    unused_keys: Counter[str]
 
 
 def inspect(records: Records, task: Task) -> Findings:
@@ -119,14 +129,17 @@ def inspect(records: Records, task: Task) -> Findings:
     log = ProblemLog()
     bad: set[int] = set()
     labels = LabelCheck(task.labels)
+    unused_keys: Counter[str] = Counter()
     for i, (row, origin) in enumerate(zip(records.rows, records.origins, strict=True)):
         before = log.count
         CHECKS[convention](row, origin, log)
         if convention is Convention.TEXT_LABEL:
             labels.check(row.get("label"), f"{origin}: label", log)
+        elif convention is Convention.MESSAGES:
+            unused_keys.update(_unused_keys(row.get("messages")))
         if log.count > before:
             bad.add(i)
-    return Findings(convention, log, frozenset(bad))
+    return Findings(convention, log, frozenset(bad), unused_keys)
 
 
 def label_names(records: Records, labels: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -143,9 +156,13 @@ def label_names(records: Records, labels: tuple[str, ...] = ()) -> tuple[str, ..
             f"Expected at least 2 classes in the column label, found {len(found)} "
             f"({', '.join(sorted(found)) or 'no label'}); give the class names in task.labels."
         )
-    if all(name.lstrip("-").isdecimal() for name in found):
-        return tuple(sorted(found, key=int))
-    return tuple(sorted(found))
+    numbers = {name: number for name in found if (number := _whole_number(name)) is not None}
+    return tuple(sorted(found, key=lambda name: (numbers[name], name)) if len(numbers) == len(found) else sorted(found))
+
+
+def _whole_number(name: str) -> int | None:
+    """The number that a name writes; None for other names, such as ``--1`` or one of a thousand digits."""
+    return int(name) if re.fullmatch(r"-?\d{1,18}", name, re.ASCII) else None
 
 
 def label_name(value: object) -> str | None:
@@ -204,15 +221,47 @@ def _check_messages(row: Record, origin: str, log: ProblemLog) -> None:
     if not isinstance(turns, (list, tuple)):
         log.add(where, "a list of {role, content}", "nothing" if turns is None else type(turns).__name__)
         return
-    answers = 0
+    answers, before = 0, log.count
     for number, turn in enumerate(turns, 1):
         role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else (None, None)
-        if role not in ROLES or not isinstance(content, str) or not _is_unicode(content):
-            log.add(f"{where}[{number}]", f"a role of {', '.join(ROLES)} and a text", f"{turn!r:.60}")
-        elif role == "assistant" and content.strip():
+        place = f"{where}[{number}]"
+        if isinstance(turn, Mapping) and (key := next((key for key in REFUSED_KEYS if _refused(turn, key)), None)):
+            log.add(f"{place}.{key}", *REFUSED_KEYS[key])
+        elif role not in ROLES or not isinstance(content, str) or not _is_unicode(content):
+            remedy = "Rename from and value (ShareGPT) to role and content." if "from" in (turn or ()) else ""
+            log.add(place, f"a role of {', '.join(ROLES)} and a text", f"{turn!r:.60}", remedy)
+        elif role == "assistant" and not content.strip():
+            log.add(place, "an answer", "an empty text", "Fill it, or remove the turn and what follows.")
+        elif role == "assistant":
             answers += 1
-    if not answers:
+    if not answers and log.count == before:
         log.add(where, "at least one non-empty assistant turn", "none", "There is nothing to learn from this row.")
+
+
+_RENDER = "Render the text yourself and use the columns prompt and completion."
+REFUSED_KEYS: Mapping[str, tuple[str, str, str]] = {
+    "tool_calls": ("a text as the answer", "a call of a tool, which is not rendered", _RENDER),
+    "function_call": ("a text as the answer", "a call of a function, which is not rendered", _RENDER),
+    "weight": ("answers that are all trained on", "one with weight 0", "Use the columns prompt and completion."),
+    "train": ("answers that are all trained on", "one that is not to be", "Use the columns prompt and completion."),
+}
+"""Keys of a message that change what is to be learnt, and are not followed: (expected, found, remedy)."""
+
+
+def _refused(turn: Mapping[str, object], key: str) -> bool:
+    if key in ("weight", "train"):
+        return key in turn and turn[key] is not None and not turn[key]
+    return bool(turn.get(key))
+
+
+def _unused_keys(turns: object) -> Iterator[str]:
+    """Keys beside role and content that hold something, of every turn."""
+    for turn in turns if isinstance(turns, (list, tuple)) else ():
+        if isinstance(turn, Mapping):
+            yield from (str(key) for key, value in turn.items() if key not in USED_KEYS and value not in (None, "", []))
+
+
+USED_KEYS = ("role", "content", "weight", "train")
 
 
 CHECKS: Mapping[Convention, Callable[[Record, str, ProblemLog], None]] = {

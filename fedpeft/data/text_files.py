@@ -5,19 +5,26 @@ after a bad line so that one run finds them all.
 """
 
 import csv
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from fedpeft import bounded_json
+from fedpeft.bounded_json import JsonLimits, JsonRefused
+from fedpeft.data.opening import BROKEN, opened, plain_suffix, sort_of
 from fedpeft.data.records import ProblemLog
 
 __all__ = ["MAX_LINE_BYTES", "read_csv", "read_json", "read_jsonl"]
 
 MAX_LINE_BYTES = 16 * 2**20
 """One example of 16 MiB is a file that has lost its line ends, not an example."""
+MAX_ARRAY_BYTES = 2**30
+"""A JSON array is parsed whole and takes several times its size in memory; JSONL is read line by line."""
 
 Row = tuple[int, Mapping[str, object]]
+
+LINE = JsonLimits(max_bytes=MAX_LINE_BYTES, max_depth=64, max_digits=4000, surrogates=True)
+"""Of one row. Columns that nobody uses may hold anything; ``validate`` names half surrogate pairs with their row."""
+ARRAY = JsonLimits(max_bytes=MAX_ARRAY_BYTES, max_depth=66, max_digits=4000, surrogates=True)
 
 
 def read_jsonl(path: Path, log: ProblemLog) -> Iterator[Row]:
@@ -32,9 +39,9 @@ def read_jsonl(path: Path, log: ProblemLog) -> Iterator[Row]:
             continue
         where = f"{path}:{number}"
         try:
-            value = _parse(line)
-        except (ValueError, RecursionError) as error:
-            log.add(where, "one JSON object a line", _reason(error), "Correct or remove the line.")
+            value = bounded_json.loads(line, LINE)
+        except JsonRefused as error:
+            log.add(where, "one JSON object a line", str(error), "Correct or remove the line.")
             continue
         if isinstance(value, dict):
             yield number, value
@@ -47,91 +54,170 @@ def read_json(path: Path, log: ProblemLog) -> Iterator[Row]:
 
     Rows of an array are numbered by position, from 1.
     """
-    with path.open("rb") as file:
-        head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not head.startswith(b"["):
+    content = _json_document(path)
+    if content is None:
         yield from read_jsonl(path, log)
         return
     try:
-        values = _parse(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        log.add(str(path), "a JSON array of objects in UTF-8", _reason(error))
+        value = bounded_json.loads(content, ARRAY)
+    except JsonRefused as error:
+        log.add(str(path), "a JSON array of objects in UTF-8", str(error))
         return
-    for number, value in enumerate(values if isinstance(values, list) else (), 1):
-        if isinstance(value, dict):
-            yield number, value
+    if isinstance(value, dict):
+        found = f"one object with the keys {', '.join(list(value)[:8])}"
+        lists = [key for key, inner in value.items() if isinstance(inner, list)]
+        remedy = f"Take the list out, e.g. jq -c '.{lists[0]}[]' {path.name} > rows.jsonl." if lists else ""
+        log.add(str(path), "a JSON array of objects, or one object a line", found, remedy)
+        return
+    for number, row in enumerate(value if isinstance(value, list) else (), 1):
+        if isinstance(row, dict):
+            yield number, row
         else:
-            log.add(f"{path}:{number}", "a JSON object", type(value).__name__)
+            log.add(f"{path}:{number}", "a JSON object", type(row).__name__)
+
+
+def _json_document(path: Path) -> bytes | None:
+    """The file's bytes if it is one JSON value over several lines; None for JSONL and for what cannot be opened."""
+    try:
+        with opened(path) as file:
+            content = file.readline(MAX_LINE_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+            while not content and (line := file.readline(MAX_LINE_BYTES)):
+                content = line.lstrip()
+            spread = plain_suffix(path) == ".json" and content.startswith(b"{") and not _is_object(content)
+            whole = spread or content.startswith(b"[")
+            return content + file.read(MAX_ARRAY_BYTES + 1) if whole else None
+    except BROKEN:
+        return None  # JSONL's reader names it
+
+
+def _is_object(line: bytes) -> bool:
+    """Whether a line is meant as one row. One that is cut inside is a row too, and is named as such."""
+    try:
+        return isinstance(bounded_json.loads(line, LINE), dict)
+    except JsonRefused as error:
+        # `{`, or `{"data": [` alone on its line: an object over several lines.
+        return not (line.strip().endswith((b"{", b"[", b",")) and "end too early" in str(error))
 
 
 def read_csv(path: Path, log: ProblemLog, *, delimiter: str = ",") -> Iterator[Row]:
-    """RFC 4180 with a header line. Values stay strings; a row with another number of fields is a problem."""
-    reader = csv.reader((line for _, line in _lines(path, log)), delimiter=delimiter, strict=True)
-    header = _header(path, reader, log, delimiter)
-    while header:
+    """RFC 4180 with a header line. Values stay strings; a row with another number of fields is a problem.
+
+    Columns may be separated by semicolons, tabs or bars instead, if the header has no comma. A nameless column, such
+    as the index that pandas writes, cannot be asked for and is left out.
+    """
+    lines = (line for _, line in _lines(path, log))
+    first = next(lines, None)
+    if first is None:
+        return
+    delimiter = _delimiter(first, delimiter)
+    reader = csv.reader(_after(first, lines), delimiter=delimiter, strict=True)
+    header = _header(path, reader, log)
+    named = [i for i, name in enumerate(header) if name]
+    while named:
         begin = reader.line_num + 1
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            remedy = "Use JSONL or Parquet for such long texts." if "field limit" in str(error) else "Check the quotes."
-            log.add(f"{path}:{begin}", "a CSV row", str(error), remedy)
+            log.add(f"{path}:{begin}", "a CSV row", str(error), _csv_remedy(str(error)))
             continue
         if len(fields) == len(header):
-            yield begin, dict(zip(header, fields, strict=True))
+            row = dict(zip(header, fields, strict=True))
+            if len(named) < len(header):
+                row.pop("", None)
+            yield begin, row
         elif fields:  # a blank line is not a row
             log.add(f"{path}:{begin}", f"{len(header)} fields as in the header", f"{len(fields)}", "Check the quotes.")
 
 
-def _header(path: Path, reader: Iterator[list[str]], log: ProblemLog, delimiter: str) -> list[str]:
-    """The column names, or an empty list after noting why there are none."""
+def _after(first: str, lines: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from lines
+
+
+def _delimiter(header: str, expected: str) -> str:
+    """What separates the names of a header: the expected mark where it occurs, else the most frequent of the others."""
+    if expected in header:
+        return expected
+    return max((mark for mark in ";\t|," if mark in header), key=header.count, default=expected)
+
+
+def _csv_remedy(reason: str) -> str:
+    if "field limit" in reason or "field larger" in reason:
+        return "Use JSONL or Parquet for such long texts."
+    return 'Check the quotes: one inside a quoted field is written twice, "".'
+
+
+def _header(path: Path, reader: Iterator[list[str]], log: ProblemLog) -> Sequence[str]:
+    """The column names, the nameless as empty; or an empty list after noting why there are none."""
     try:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
-        log.add(f"{path}:1", "a CSV header", str(error))
+        log.add(f"{path}:1", "a CSV header", str(error), _csv_remedy(str(error)))
         return []
-    if len(header) == 1 and any(mark in header[0] for mark in ";\t,|" if mark != delimiter):
-        log.add(f"{path}:1", f"columns separated by {delimiter!r}", repr(header[0]), "Convert the separator.")
+    named = [name for name in header if name]
+    if len(set(named)) < len(named):
+        twice = sorted({name for name in named if named.count(name) > 1})
+        log.add(f"{path}:1", "distinct column names", f"{', '.join(map(repr, twice))} twice", "Rename or remove one.")
         return []
-    if header and (len(set(header)) < len(header) or "" in header):
-        log.add(f"{path}:1", "distinct, non-empty column names", ", ".join(map(repr, header)))
+    if header and not named:
+        log.add(f"{path}:1", "column names in the first line", "none", "Write a header such as text,label.")
         return []
     return header
 
 
 def _lines(path: Path, log: ProblemLog) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, decoded; one that is not UTF-8 is noted and goes on with replacement marks."""
-    with path.open("rb") as file:
-        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            log.add(str(path), "UTF-8", "UTF-16", f"Convert it: iconv -f UTF-16 -t UTF-8 {path.name}.")
-            return
-        file.seek(0)
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                log.add(f"{path}:{number}", f"a line of at most {MAX_LINE_BYTES} bytes", "a longer one")
+    number = 0
+    try:
+        with opened(path) as file:
+            line = file.readline(MAX_LINE_BYTES + 1)
+            if not _is_text(path, line, log):
                 return
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")  # the BOM that Windows programs write
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                found = f"byte 0x{line[error.start]:02x} at position {error.start}"
-                log.add(f"{path}:{number}", "UTF-8", found, "Convert the file, e.g. iconv -f WINDOWS-1252 -t UTF-8.")
-                text = line.decode("utf-8", errors="replace")
-            yield number, text
+            line = line.removeprefix(b"\xef\xbb\xbf")  # the BOM that Windows programs write
+            while line:
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    log.add(f"{path}:{number}", f"a line of at most {MAX_LINE_BYTES} bytes", "a longer one")
+                    return
+                yield number, _text(line, f"{path}:{number}", log)
+                line = file.readline(MAX_LINE_BYTES + 1)
+    except BROKEN as error:
+        reason = str(error) or type(error).__name__
+        log.add(f"{path}:{number + 1}", "a file that can be read to its end", reason, "Fetch or make it again.")
 
 
-def _parse(text: str) -> object:
-    value: object = json.loads(text, parse_constant=_refuse_constant)
-    return value
+def _is_text(path: Path, first: bytes, log: ProblemLog) -> bool:
+    """Whether a file's first line looks like text in UTF-8; notes what it looks like otherwise."""
+    if first.startswith((b"\xff\xfe", b"\xfe\xff")):
+        log.add(str(path), "UTF-8", "UTF-16", f"Convert it: iconv -f UTF-16 -t UTF-8 {path.name}.")
+        return False
+    if first[1:2] == b"\0" or first[:1] == b"\0":
+        encoding = "UTF-16LE" if first[1:2] == b"\0" else "UTF-16BE"
+        log.add(
+            str(path), "UTF-8", f"{encoding} without a mark", f"Convert it: iconv -f {encoding} -t UTF-8 {path.name}."
+        )
+        return False
+    sort, remedy = sort_of(first, path)
+    if sort:
+        log.add(str(path), "a text file, as its name says", sort, remedy)
+        return False
+    body = first.rstrip(b"\r\n")
+    if b"\r" in body and not first.endswith(b"\n"):
+        log.add(str(path), "lines that end in LF or CR LF", "CR alone", f"Convert it: tr '\\r' '\\n' < {path.name}.")
+        return False
+    return True
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name}, which is not JSON")
-
-
-def _reason(error: Exception) -> str:
-    return "nesting too deep" if isinstance(error, RecursionError) else str(error)
+def _text(line: bytes, where: str, log: ProblemLog) -> str:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{line[error.start]:02x} at position {error.start}"
+        log.add(where, "UTF-8", found, "Convert the file, e.g. iconv -f WINDOWS-1252 -t UTF-8.")
+        text = line.decode("utf-8", errors="replace")
+    if "\0" in text:
+        log.add(where, "text", "a NUL byte", "Remove it, e.g. tr -d '\\000'; a file full of them is UTF-16.")
+        text = text.replace("\0", "")
+    return text

@@ -1,5 +1,6 @@
 """`fedpeft doctor --role coordinator`: is this home fit to run?"""
 
+import shlex
 import socket
 
 from fedpeft.base.store import ArtifactStore
@@ -47,9 +48,8 @@ def check_coordinator(home: CoordinatorHome, clock: Clock) -> tuple[Finding, ...
     def bases() -> str:
         found = ArtifactStore(home.bases).verify()
         if not found:
-            raise ConfigInvalid(
-                f"Expected a base to hand out, found none; `fedpeft base build MODEL --home {home.path}`."
-            )
+            place = shlex.quote(str(home.path))
+            raise ConfigInvalid(f"Expected a base to hand out, found none; `fedpeft base build MODEL --home {place}`.")
         return ", ".join(f"{artifact.digest[:15]}... ({artifact.size_bytes / 2**20:.0f} MiB)" for artifact in found)
 
     return (

@@ -1,5 +1,6 @@
 """How a run ended, for a person: the comparison, the bytes, where things are, what to do next."""
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -33,7 +34,8 @@ def show_outcome(console: Console, run: Path) -> None:
         for fact in summary.privacy:
             console.print(f"  {fact}", highlight=False, markup=False)
     moved = summary.bytes_up + summary.bytes_down
-    line = f"{moved / 1e6:.1f} MB moved in {summary.rounds} rounds ({summary.seconds:.0f} s)"
+    rounds = f"{summary.rounds} {'round' if summary.rounds == 1 else 'rounds'}"
+    line = f"{moved / 1e6:.1f} MB moved in {rounds} ({summary.seconds:.0f} s)"
     if summary.bytes_full_parameters:
         ratio = summary.bytes_full_parameters / max(moved, 1)
         full = f"{summary.bytes_full_parameters / 1e9:.2f} GB, {ratio:.0f} times as much"
@@ -42,8 +44,8 @@ def show_outcome(console: Console, run: Path) -> None:
     console.print(f"adapter  {run / 'adapters' / 'final'}", highlight=False, markup=False, soft_wrap=True)
     console.print("next:", highlight=False, markup=False)
     for command in (
-        f"fedpeft runs show {run}",
-        f"fedpeft adapter inspect {run / 'adapters' / 'final'}",
-        f"open {run / 'report.html'}",
+        shlex.join(["fedpeft", "runs", "show", str(run)]),
+        shlex.join(["fedpeft", "adapter", "inspect", str(run / "adapters" / "final")]),
+        f"see {shlex.quote(str(run / 'report.html'))} in a browser",
     ):
         console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)

@@ -1,12 +1,15 @@
 """Who takes part in a simulation: clients with their examples and what each can afford."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedpeft.config import RunConfig
 from fedpeft.config.derived import with_head_start
 from fedpeft.config.model import Device
-from fedpeft.data import Records, label_names, load_records, split_holdout, validate
+from fedpeft.data import Loaded, Records, label_names, load, split_holdout
+from fedpeft.data.remarks import file_remarks, label_remarks, unused_columns, unused_remarks
+from fedpeft.data.tasks import KNOWN_COLUMNS, Findings, inspect, label_name
 from fedpeft.entropy import derive_seed
 from fedpeft.errors import ConfigInvalid, DataInvalid, Problem
 from fedpeft_client.trainer import Capacity
@@ -42,12 +45,14 @@ class Population:
         config: the run with ``task.labels`` resolved.
         left_out: client name -> examples, of clients too small to take part.
         plans: client name -> the planner's sentence, of clients whose methods were planned.
+        remarks: what of the data is not used, or odd, in a sentence each.
     """
 
     clients: tuple[Client, ...]
     config: RunConfig
     left_out: Mapping[str, int]
     plans: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def by_plan(self) -> dict[str, list[str]]:
         """Each sentence once, with the clients that it is about."""
@@ -64,8 +69,12 @@ def populate(config: RunConfig) -> Population:
         DataInvalid: the data does not fit the task.
         ConfigInvalid: ``[[device]]`` names clients that the data does not have, or leaves some without an entry.
     """
-    records = load_records(config.data.source, config.data.map)
-    validate(records, config.task)
+    how = config.data.partition
+    columns = (*KNOWN_COLUMNS, *([how.column] if how.column else ()))
+    loaded = load(config.data.source, config.data.map, columns=columns)
+    records = loaded.records
+    findings = inspect(records, config.task)
+    findings.log.raise_if_any(f"{findings.convention.value} examples")
     if config.task.kind == "classify" and not config.task.labels:
         task = config.task.model_copy(update={"labels": label_names(records)})
         config = with_head_start(config.model_copy(update={"task": task}))
@@ -83,7 +92,22 @@ def populate(config: RunConfig) -> Population:
         methods = () if device.methods == "auto" else device.methods
         capacity = Capacity(methods=methods, rank=device.rank, head=device.head)
         clients.append(Client(name=name, device=device, capacity=capacity, train=train, held_out=held_out))
-    return Population(clients=tuple(clients), config=config, left_out=parts.left_out)
+    return Population(
+        clients=tuple(clients), config=config, left_out=parts.left_out, remarks=_remarks(loaded, findings, config)
+    )
+
+
+def _remarks(loaded: Loaded, findings: Findings, config: RunConfig) -> tuple[str, ...]:
+    """What of the data is not used, and what is odd about its classes."""
+    column, names = config.data.partition.column, config.data.map
+    there = (*loaded.records.columns(), *loaded.unused)
+    unused = unused_columns(there, findings.convention, names, also=[column] if column else ())
+    labels = Counter(label_name(row.get("label")) or "" for row in loaded.records) if config.task.labels else Counter()
+    return (
+        *file_remarks(loaded.left_out),
+        *unused_remarks(unused, findings.unused_keys),
+        *label_remarks(labels),
+    )
 
 
 def _devices(devices: tuple[Device, ...], clients: Mapping[str, Records]) -> dict[str, Device]:

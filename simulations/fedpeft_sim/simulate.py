@@ -6,6 +6,7 @@ Same config and same seed give the same final adapter, byte for byte, on every e
 """
 
 import os
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -100,6 +101,8 @@ def prepare(config: RunConfig, screen: Screen, *, store: Path | None = None) -> 
     population = populate(config)
     for name, count in population.left_out.items():
         screen.note(f"client {name} is left out: {count} examples, {config.data.partition.min_examples} needed")
+    for remark in population.remarks:
+        screen.note(f"note: {remark}")
     if len(population.clients) < secagg.MIN_COHORT_FLOOR:
         raise ConfigInvalid(
             f"Expected {secagg.MIN_COHORT_FLOOR} clients or more, found {len(population.clients)}; "
@@ -183,7 +186,7 @@ def simulate(
             run.write_summary(summary_of(run, "interrupted" if interrupted else "failed", reason))
             with suppress(FedpeftError, OSError):
                 write_report(run.path)
-            screen.note(f"go on with:  fedpeft simulate --resume {run.path}")
+            screen.note(f"go on with:  {shlex.join(['fedpeft', 'simulate', '--resume', str(run.path)])}")
             raise
         full_bytes = full_parameter_bytes(
             plan, simulation.bench, rounds=simulation.config.rounds.count, clients=len(simulation.population.clients)

@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_ls_tells_state_rounds_and_accuracy(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "ls", str(run.parent)]) == 0
-    assert capsys.readouterr().out == f"{run.name}  interrupted     1 rounds  accuracy 75.0%\n"
+    assert capsys.readouterr().out == f"{run.name}  interrupted     1 round   accuracy 75.0%\n"
 
 
 def test_ls_of_nothing_says_how_to_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

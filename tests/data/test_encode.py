@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedpeft.config.model import Task
 from fedpeft.data import IGNORED, EncodedDataset, Records, encode
-from fedpeft.data.encode import token_lengths
+from fedpeft.data.encode import measure
 from fedpeft.data.whitespace import EOS, WhitespaceTokenizer
 from fedpeft.errors import DataInvalid
 
@@ -149,7 +149,7 @@ def test_cut_examples_are_counted() -> None:
     records = Records.of([{"text": "a" * n} for n in (6, 7, 8)])
     encoded = encode(records, Task(kind="causal-lm", max_length=8), (), CharacterTokenizer(ends=False))
     assert encoded.truncated == 1
-    assert token_lengths(records, CAUSAL, CharacterTokenizer(ends=False)).tolist() == [7, 8, 9]
+    assert measure(records, CAUSAL, CharacterTokenizer(ends=False)).lengths.tolist() == [7, 8, 9]
 
 
 def test_a_token_across_the_border_is_trained_on() -> None:
@@ -177,7 +177,7 @@ def test_texts_of_classification_are_cut_by_the_tokenizer_and_counted() -> None:
 
 
 def test_a_label_without_a_class_names_its_row() -> None:
-    with pytest.raises(DataInvalid, match=r"f:1, found 'z'"):
+    with pytest.raises(DataInvalid, match=r"f:1: label: .*found 'z'"):
         encode(
             Records.of([{"text": "a", "label": "z"}], name="f"), Task(kind="classify"), ("x", "y"), CharacterTokenizer()
         )
@@ -197,7 +197,7 @@ def test_a_completion_of_which_the_tokenizer_keeps_nothing_is_refused() -> None:
         def __call__(self, text: list[str], **options: object) -> dict[str, list[list[object]]]:
             return super().__call__([one.replace("~", " ") for one in text], return_offsets_mapping=True)
 
-    with pytest.raises(DataInvalid, match="f:1, found no token"):
+    with pytest.raises(DataInvalid, match=r"f:1: .*found no token"):
         encode(Records.of([{"prompt": "a ", "completion": "~"}], name="f"), CAUSAL, (), Deaf())
 
 

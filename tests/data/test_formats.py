@@ -73,9 +73,12 @@ def test_where_names_mark_a_training_split_only_that_is_read(tmp_path: Path, nam
     assert texts(tmp_path) == ["learn"]
 
 
-def test_a_folder_with_nothing_but_a_test_split_is_read(tmp_path: Path) -> None:
+def test_a_folder_with_nothing_but_a_test_split_is_refused_unless_its_file_is_named(tmp_path: Path) -> None:
     jsonl(tmp_path / "test.jsonl", "a")
-    assert texts(tmp_path) == ["a"]
+    with pytest.raises(DataInvalid, match="Name the file itself"):
+        load_records(str(tmp_path))
+    assert texts(tmp_path / "test.jsonl") == ["a"]
+    assert texts(tmp_path / "test*.jsonl") == ["a"]
 
 
 def test_no_code_in_a_data_folder_runs(tmp_path: Path) -> None:

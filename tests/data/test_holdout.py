@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.data import Records, split_holdout
-from fedpeft.data.holdout import content_keys
+from fedpeft.data.holdout import content_ranks
 from fedpeft.errors import DataInvalid
 
 labelled = st.lists(
@@ -20,8 +20,8 @@ def numbered(n: int, label: str = "x") -> list[dict[str, object]]:
     return [{"text": f"{label} {i}", "label": label} for i in range(n)]
 
 
-def key(row: dict[str, object]) -> str:
-    return content_keys(Records.of([row]))[0]
+def key(row: dict[str, object]) -> bytes:
+    return content_ranks(Records.of([row]), 0)[0]
 
 
 def texts(records: Records) -> set[object]:
@@ -32,7 +32,7 @@ def texts(records: Records) -> set[object]:
 def test_the_two_sides_are_disjoint_and_complete(rows: list[dict[str, object]], share: float, seed: int) -> None:
     records = Records.of(rows)
     train, held = split_holdout(records, share, seed)
-    assert sorted(train.origins + held.origins) == sorted(records.origins)
+    assert sorted([*train.origins, *held.origins]) == sorted(records.origins)
     assert not texts(train) & texts(held)
 
 
@@ -113,7 +113,7 @@ def test_white_space_inside_a_conversation_does_not_make_it_another() -> None:
 
 
 def test_records_of_no_convention_are_split_by_all_their_columns() -> None:
-    assert len(set(content_keys(Records.of([{"q": 1}, {"q": 2}, {"q": 1}])))) == 2
+    assert len(set(content_ranks(Records.of([{"q": 1}, {"q": 2}, {"q": 1}]), 0).tolist())) == 2
 
 
 def test_values_that_json_cannot_hold_do_not_stop_the_split() -> None:

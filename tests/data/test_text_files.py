@@ -124,9 +124,55 @@ def test_a_huge_csv_field_is_a_problem_and_not_a_crash(tmp_path: Path, log: Prob
     assert "Parquet" in log.problems[0].remedy
 
 
-@pytest.mark.parametrize("header", ["text;label", "text\tlabel", "text,text", "text,,label"])
-def test_a_header_of_another_kind_is_refused(tmp_path: Path, log: ProblemLog, header: str) -> None:
-    assert list(text_files.read_csv(write(tmp_path / "a.csv", f"{header}\na,b\n"), log)) == []
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_the_mark_between_columns_is_taken_from_the_header(tmp_path: Path, log: ProblemLog, mark: str) -> None:
+    path = write(tmp_path / "a.csv", f'text{mark}label\n"a, b; c"{mark}x\n')
+    assert list(text_files.read_csv(path, log)) == [(2, {"text": "a, b; c", "label": "x"})]
+
+
+@pytest.mark.parametrize("header", [",text,label", "text,label,", "text,,label", ",text,,label"])
+def test_a_nameless_column_does_no_harm(tmp_path: Path, log: ProblemLog, header: str) -> None:
+    values = ",".join({"text": "a", "label": "x"}.get(name, "0") for name in header.split(","))
+    path = write(tmp_path / "a.csv", f"{header}\n{values}\n")
+    assert list(text_files.read_csv(path, log)) == [(2, {"text": "a", "label": "x"})]
+
+
+def test_a_name_twice_is_refused_in_a_header(tmp_path: Path, log: ProblemLog) -> None:
+    assert list(text_files.read_csv(write(tmp_path / "a.csv", "text,label,text\na,b,c\n"), log)) == []
+    assert "'text' twice" in log.problems[0].found
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("text,label\na,x\n".encode("utf-16-le"), "UTF-16LE"),
+        ("text,label\na,x\n".encode("utf-16-be"), "UTF-16BE"),
+        (b"text,label\ra,x\rb,y\r", "CR alone"),
+        (b"PK\x03\x04 a spreadsheet", "zip"),
+        (b"\x1f\x8b\x08\x00 shard", "gzip"),
+        (b"PAR1 columns", "Parquet"),
+        (b"text,label\na\x00b,x\n", "NUL"),
+    ],
+)
+def test_what_is_no_text_in_utf8_is_named_once_with_a_remedy(
+    tmp_path: Path, log: ProblemLog, content: bytes, found: str
+) -> None:
+    list(text_files.read_csv(write(tmp_path / "a.csv", content), log))
+    (problem,) = log.problems
+    assert found in problem.found
+    assert problem.remedy
+
+
+def test_an_object_that_holds_the_rows_is_told_how_to_take_them_out(tmp_path: Path, log: ProblemLog) -> None:
+    path = write(tmp_path / "a.json", json.dumps({"version": 1, "data": [{"text": "a"}]}, indent=1))
+    assert list(text_files.read_json(path, log)) == []
+    (problem,) = log.problems
+    assert "jq -c '.data[]'" in problem.remedy
+
+
+@pytest.mark.parametrize("line", ['{"text": "a", "text": "b"}', '{"text": "a", "n": 1e999}', f'{{"n": {"9" * 5000}}}'])
+def test_what_json_lets_through_and_others_choke_on_is_named(tmp_path: Path, log: ProblemLog, line: str) -> None:
+    assert list(text_files.read_jsonl(write(tmp_path / "a.jsonl", line), log)) == []
     assert log.problems[0].where.endswith(":1")
 
 

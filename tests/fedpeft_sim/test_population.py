@@ -55,7 +55,7 @@ def test_clients_are_in_order_of_their_names_and_no_example_is_on_both_sides(tmp
         assert not train & held_out
         assert all(text.endswith(client.name) for text in train | held_out)
     again = populate(config)
-    assert [client.held_out.rows for client in again.clients] == [c.held_out.rows for c in population.clients]
+    assert [list(client.held_out) for client in again.clients] == [list(c.held_out) for c in population.clients]
 
 
 def test_each_client_trains_what_its_entry_says_and_the_rest_what_the_star_says(tmp_path: Path) -> None:

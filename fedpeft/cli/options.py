@@ -1,0 +1,142 @@
+"""What several commands share: one form of ``--map``, one name for a base model, runs by name, commands to paste.
+
+An option that means one thing is made here once, so that it is spelled, parsed and refused alike everywhere.
+"""
+
+import math
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from fedpeft.errors import DataInvalid
+
+__all__ = [
+    "FiniteFloat",
+    "RunPath",
+    "json_option",
+    "map_option",
+    "model_option",
+    "parse_map",
+    "quoted",
+    "run_argument",
+]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+LATEST = "latest"
+
+
+class FiniteFloat(click.FloatRange):
+    """A number in a range: ``inf`` and ``nan``, which Python and click take for numbers, are refused."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See ``click.ParamType``."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"Expected a finite number, found {value}.", param, ctx)
+        return number
+
+
+class RunPath(click.ParamType):  # type: ignore[type-arg] # generic from click 8.3 on
+    """A run directory: a path, the name that `fedpeft runs ls` prints, the beginning of one, or ``latest``.
+
+    Args:
+        folder: where names are looked for.
+    """
+
+    name = "run"
+
+    def __init__(self, folder: Path = Path("runs")) -> None:
+        self.folder = folder
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """See ``click.ParamType``."""
+        path = Path(value)
+        if os.path.isdir(path):
+            return path
+        if os.path.exists(path):
+            raise DataInvalid(f"Expected a run directory, found the file {path}.")
+        names = sorted(one.name for one in self.folder.glob("*/") if (one / "manifest.json").is_file())
+        if value == LATEST and names:
+            return self.folder / max(names, key=lambda name: (self.folder / name / "manifest.json").stat().st_mtime)
+        alike = [name for name in names if name.startswith(str(value)) or f"-{value}-" in name]
+        if str(value) and str(value) in names:
+            alike = [str(value)]
+        if len(alike) == 1:
+            return self.folder / alike[0]
+        there = ", ".join(names[-5:]) or "none"
+        what = f"{len(alike)} runs of that beginning ({', '.join(alike[:5])})" if alike else f"{str(value)!r}"
+        raise DataInvalid(
+            f"Expected a run directory, a name that `fedpeft runs ls` prints, or latest; found {what}. "
+            f"The newest in {self.folder}: {there}."
+        )
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> "list[click.shell_completion.CompletionItem]":
+        """The runs in the folder, and paths as the shell completes them."""
+        from click.shell_completion import CompletionItem
+
+        names = sorted(one.name for one in self.folder.glob("*/"))
+        found = [CompletionItem(name) for name in (*names, LATEST) if name.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="dir")]
+
+
+def run_argument(command: Command) -> Command:
+    """The argument RUN."""
+    return click.argument("run", type=RunPath())(command)
+
+
+def map_option(command: Command) -> Command:
+    """``--map OURS=THEIRS,...``, repeatable; the command gets ``column_map``, a dictionary."""
+    return click.option(
+        "--map",
+        "column_map",
+        multiple=True,
+        metavar="OURS=THEIRS,...",
+        callback=lambda _context, _parameter, pairs: parse_map(pairs),
+        help="Our column = yours: text=note,label=diagnosis. May be repeated.",
+    )(command)
+
+
+def model_option(help_text: str) -> Callable[[Command], Command]:
+    """``--model``, which ``--base`` also names; the command gets ``model``."""
+    return click.option("--model", "--base", "model", metavar="MODEL", help=help_text)
+
+
+def json_option(command: Command) -> Command:
+    """``--json``: the answer as JSON; the command gets ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(command)
+
+
+def parse_map(pairs: tuple[str, ...]) -> dict[str, str]:
+    """``("text=note,label=dx",)`` -> ``{"text": "note", "label": "dx"}``.
+
+    Raises:
+        click.BadParameter: a pair without both sides, or a name of ours twice.
+    """
+    parsed: dict[str, str] = {}
+    for pair in (part for group in pairs for part in group.split(",")):
+        ours, mark, theirs = (piece.strip() for piece in pair.partition("="))
+        if not (ours and mark and theirs):
+            raise click.BadParameter(f"Expected OURS=THEIRS, found {pair!r}; write text=note.", param_hint="--map")
+        if ours in parsed:
+            raise click.BadParameter(f"Expected {ours!r} once, found it twice.", param_hint="--map")
+        parsed[ours] = theirs
+    return parsed
+
+
+def quoted(*words: object) -> str:
+    """A command line that can be pasted into a shell, whatever its words hold.
+
+    Example:
+        >>> quoted("fedpeft", "runs", "show", Path("my runs/a"))
+        "fedpeft runs show 'my runs/a'"
+    """
+    return shlex.join(str(word) for word in words)

@@ -1,0 +1,102 @@
+"""Opening what a user names: compressed files through their decompressor, files of another kind than they say by name.
+
+A shard is often ``train-00001.jsonl.gz``; read as what it is, and never skipped. What a file begins with tells when
+its name is wrong, before a reader makes a hundred problems of one.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, cast
+
+from fedpeft.errors import ResourceMissing
+
+__all__ = ["BROKEN", "COMPRESSED", "opened", "plain_suffix", "sort_of"]
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+"""Endings after which the kind of file is the ending before."""
+
+BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What the decompressors raise on a file that is cut or changed; gzip's own is an ``OSError``."""
+
+MAGIC: Mapping[bytes, str] = {
+    b"\x1f\x8b": "a gzip file",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ\x00": "an xz file",
+    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"PK\x03\x04": "a zip file (.xlsx is one)",
+    b"7z\xbc\xaf": "a 7z file",
+    b"\xd0\xcf\x11\xe0": "an old Office file (.xls, .doc)",
+    b"%PDF": "a PDF",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "an SQLite database",
+}
+ENDINGS: Mapping[str, str] = {
+    "a gzip file": ".gz",
+    "a bzip2 file": ".bz2",
+    "an xz file": ".xz",
+    "a zstd file": ".zst",
+}
+
+
+def plain_suffix(path: Path) -> str:
+    """``.jsonl`` for a.jsonl and a.JSONL.gz: the ending that tells the kind, in lower case."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        return suffixes[-2] if len(suffixes) > 1 else suffixes[-1]
+    return suffixes[-1] if suffixes else ""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, decompressed if its name says that it is compressed.
+
+    Raises:
+        ResourceMissing: zstd without pyarrow.
+    """
+    match path.suffix.lower():
+        case ".gz":
+            with gzip.open(path) as file:
+                yield cast("IO[bytes]", file)
+        case ".bz2":
+            with bz2.open(path) as file:
+                yield cast("IO[bytes]", file)
+        case ".xz":
+            with lzma.open(path) as file:
+                yield cast("IO[bytes]", file)
+        case ".zst":
+            with _zstd(path) as file:
+                yield file
+        case _:
+            with path.open("rb") as file:
+                yield file
+
+
+@contextmanager
+def _zstd(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise ResourceMissing(
+            f"Expected the package pyarrow to decompress {path}, found none; pip install 'fedpeft[demo]' or use gzip."
+        ) from error
+    with pa.input_stream(str(path), compression="zstd") as file:
+        yield cast("IO[bytes]", io.BufferedReader(file, buffer_size=2**16))
+
+
+def sort_of(head: bytes, path: Path) -> tuple[str, str]:
+    """What a file that should be text begins like, if not like text, and what to do about it."""
+    for magic, sort in MAGIC.items():
+        if head.startswith(magic):
+            if ending := ENDINGS.get(sort):
+                return sort, f"Name it as what it is: mv {path.name} {path.name}{ending}."
+            if "zip" in sort:
+                return sort, "Unpack it; save a spreadsheet as CSV UTF-8."
+            return sort, "Name it as what it is, or export it as CSV UTF-8 or JSONL."
+    return "", ""

@@ -1,0 +1,220 @@
+"""Rows of a file in few bytes: every column is one run of UTF-8, beyond a size on the disk and not in memory.
+
+A row as a Python dictionary takes five times its text. Here a column's values lie one behind the other with their
+ends in an array, and a dictionary is made of a row only while somebody looks at it. What outgrows
+``MEMORY_BYTES`` a column goes to a nameless temporary file, private to this process and gone with it.
+
+Invariant: ``PackedColumn`` gives back what it was given; a value missing in a row stays missing.
+"""
+
+import json
+import os
+import tempfile
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import BinaryIO, Final, overload
+
+from fedpeft.data.records import Record, Subsettable, Table
+
+__all__ = ["MEMORY_BYTES", "MISSING", "PackedColumn", "PackedOrigins", "PackedRows"]
+
+MEMORY_BYTES = 32 * 2**20
+"""Of one column: more goes to a temporary file."""
+
+MISSING: Final = object()
+"""Stands for a column that a row does not have, which is not the same as null."""
+
+WINDOW = 512  # rows unpacked at once by an iteration
+TEXT, ABSENT, JSON, OBJECT = range(4)
+
+
+class PackedColumn:
+    """The values of one column; appended to while a file is read, then only looked at."""
+
+    def __init__(self) -> None:
+        self._kinds = bytearray()
+        self._ends = array("Q", [0])
+        self._memory = bytearray()
+        self._file: BinaryIO | None = None
+        self._filed = 0  # bytes in the file; what lies in memory begins there
+        self._objects: dict[int, object] = {}
+
+    def extend(self, values: Sequence[object]) -> None:
+        """Add values: texts, what JSON can say, ``MISSING``; other objects are kept as they are."""
+        start = len(self._kinds)
+        parts: list[bytes] = []
+        for offset, value in enumerate(values):
+            if isinstance(value, str):
+                self._kinds.append(TEXT)
+                parts.append(value.encode("utf-8", "surrogatepass"))
+            elif value is MISSING:
+                self._kinds.append(ABSENT)
+                parts.append(b"")
+            else:
+                parts.append(self._packed(value, start + offset))
+        ends = accumulate(map(len, parts), initial=self._ends[-1])
+        next(ends)
+        self._ends.extend(ends)
+        self._memory += b"".join(parts)
+        if len(self._memory) > MEMORY_BYTES:
+            self._spill()
+
+    def _packed(self, value: object, index: int) -> bytes:
+        try:
+            packed = json.dumps(value).encode("ascii")
+        except (TypeError, ValueError):  # a date, bytes: of Parquet
+            self._objects[index] = value
+            self._kinds.append(OBJECT)
+            return b""
+        self._kinds.append(JSON)
+        return packed
+
+    def _spill(self) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="fedpeft-")  # noqa: SIM115 - lives as long as the column
+        self._file.write(self._memory)
+        self._file.flush()
+        self._filed += len(self._memory)
+        self._memory = bytearray()
+
+    def has_any(self, rows: Sequence[int]) -> bool:
+        """Whether one of these rows has the column."""
+        return bool(len(rows)) and (ABSENT not in self._kinds or any(self._kinds[row] != ABSENT for row in rows))
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def __getitem__(self, index: int) -> object:
+        return self._value(index, self._bytes(self._ends[index], self._ends[index + 1]))
+
+    def window(self, start: int, stop: int) -> list[object]:
+        """The values from ``start`` up to ``stop``: one read, however many."""
+        ends = self._ends
+        base = ends[start]
+        block = self._bytes(base, ends[stop])
+        if block.isascii() and not any(self._kinds[start:stop]):  # all text: one character a byte
+            text = block.decode("ascii")
+            return [text[ends[i] - base : ends[i + 1] - base] for i in range(start, stop)]
+        return [self._value(i, block[ends[i] - base : ends[i + 1] - base]) for i in range(start, stop)]
+
+    def _value(self, index: int, packed: bytes) -> object:
+        match self._kinds[index]:
+            case kind if kind == TEXT:
+                return packed.decode("utf-8", "surrogatepass")
+            case kind if kind == ABSENT:
+                return MISSING
+            case kind if kind == JSON:
+                value: object = json.loads(packed)
+                return value
+            case _:
+                return self._objects[index]
+
+    def _bytes(self, start: int, stop: int) -> bytes:
+        if start >= self._filed:
+            return bytes(self._memory[start - self._filed : stop - self._filed])
+        if self._file is None:
+            raise RuntimeError("a packed column lost its file")
+        inside = min(stop, self._filed)
+        read = b""
+        while len(read) < inside - start:  # one call may give less
+            part = os.pread(self._file.fileno(), inside - start - len(read), start + len(read))
+            if not part:
+                raise OSError(f"Expected {inside - start} bytes of a temporary file, found {len(read)}.")
+            read += part
+        return read + bytes(self._memory[: max(0, stop - self._filed)])
+
+
+class PackedRows(Table):
+    """Rows over packed columns.
+
+    Args:
+        columns: name -> values, all of one length.
+        chosen: which rows, in order.
+    """
+
+    def __init__(self, columns: Mapping[str, PackedColumn], chosen: Sequence[int]) -> None:
+        self._columns, self._chosen = columns, chosen
+
+    def select(self, indices: Sequence[int]) -> "PackedRows":
+        """See ``Subsettable``."""
+        return PackedRows(self._columns, array("Q", (self._chosen[i] for i in indices)))
+
+    def names(self) -> tuple[str, ...]:
+        """See ``Table``."""
+        return tuple(name for name, column in self._columns.items() if column.has_any(self._chosen))
+
+    def under(self, names: Mapping[str, str]) -> "PackedRows":
+        """The same rows with further names (ours -> theirs) for columns that there are."""
+        further = {ours: self._columns[theirs] for ours, theirs in names.items()}
+        return PackedRows({**self._columns, **further}, self._chosen)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> "PackedRows": ...
+    def __getitem__(self, index: int | slice) -> "Record | PackedRows":
+        if isinstance(index, slice):
+            return PackedRows(self._columns, self._chosen[index])
+        row = self._chosen[index]
+        values = ((name, column[row]) for name, column in self._columns.items())
+        return {name: value for name, value in values if value is not MISSING}
+
+    def __iter__(self) -> Iterator[Record]:
+        names = tuple(self._columns)
+        for start, stop in _runs(self._chosen):
+            for values in zip(*(column.window(start, stop) for column in self._columns.values()), strict=True):
+                row = dict(zip(names, values, strict=True))
+                yield {name: value for name, value in row.items() if value is not MISSING} if MISSING in values else row
+
+
+class PackedOrigins(Subsettable[str]):
+    """``file:line`` of each row, made when asked for.
+
+    Args:
+        files: each file's name and the index of its first row, ascending.
+        lines: each row's line.
+        chosen: which rows, in order.
+    """
+
+    def __init__(self, files: Sequence[tuple[str, int]], lines: Sequence[int], chosen: Sequence[int]) -> None:
+        self._files, self._lines, self._chosen = files, lines, chosen
+
+    def select(self, indices: Sequence[int]) -> "PackedOrigins":
+        """See ``Subsettable``."""
+        return PackedOrigins(self._files, self._lines, array("Q", (self._chosen[i] for i in indices)))
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "PackedOrigins": ...
+    def __getitem__(self, index: int | slice) -> "str | PackedOrigins":
+        if isinstance(index, slice):
+            return PackedOrigins(self._files, self._lines, self._chosen[index])
+        row = self._chosen[index]
+        name, _ = self._files[bisect_right(self._files, row, key=lambda file: file[1]) - 1]
+        return f"{name}:{self._lines[row]}"
+
+
+def _runs(chosen: Sequence[int]) -> Iterable[tuple[int, int]]:
+    """Windows of rows that follow each other: (first, one behind the last)."""
+    position = 0
+    while position < len(chosen):
+        first = chosen[position]
+        end = min(position + WINDOW, len(chosen))
+        # A whole window in a row is the usual case and is found by its last element; else it is cut at the first gap.
+        if chosen[end - 1] - first != end - 1 - position or not _ascending(chosen, position, end):
+            end = next(i for i in range(position + 1, end + 1) if i == end or chosen[i] != first + i - position)
+        yield first, first + end - position
+        position = end
+
+
+def _ascending(chosen: Sequence[int], start: int, end: int) -> bool:
+    return isinstance(chosen, range) or all(chosen[i + 1] == chosen[i] + 1 for i in range(start, end - 1))
