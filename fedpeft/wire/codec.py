@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 from fedpeft.errors import SpecMismatch
 
-__all__ = ["WireError", "decode", "encode", "message"]
+__all__ = ["WireError", "decode", "encode", "message", "tag_of"]
 
 T = TypeVar("T")
 
@@ -53,6 +53,11 @@ def message(tag: int) -> Callable[[type[T]], type[T]]:
         return cls
 
     return register
+
+
+def tag_of(cls: type) -> int | None:
+    """A message class's tag; None if it is none."""
+    return _tags.get(cls)
 
 
 def encode(item: object) -> bytes:

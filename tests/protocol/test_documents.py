@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from fedpeft.testing.message_tables import written_into
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,3 +34,10 @@ def test_the_protocol_lists_every_message_with_its_tag() -> None:
         source = (ROOT / f"fedpeft/secagg/{module}.py").read_text()
         for tag, name in re.findall(r"@message\((0x\w+)\)\n@dataclass[^\n]*\nclass (\w+)", source):
             assert re.search(rf"\| {tag} \| {name}\b", text), f"{tag} {name}"
+
+
+def test_the_protocol_lists_every_field_of_every_message() -> None:
+    """`python -m fedpeft.testing.message_tables` writes them."""
+    text = (ROOT / "docs/protocol.md").read_text()
+    assert written_into(text) == text
+    assert "`spec` bytes; `coordinator_channel` bytes; `signature` bytes" in text
