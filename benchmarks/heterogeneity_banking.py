@@ -23,7 +23,9 @@ from fedpeft.aggregate.factors import factor_of
 from fedpeft.aggregate.head_start import HEAD_BLOCK, measures_head
 from fedpeft.base import default_store, load_model, load_tokenizer
 from fedpeft.base.store import ArtifactStore
-from fedpeft.config.adapter import Adapter, Lora
+from fedpeft.catalogue.blocks import HEAD
+from fedpeft.catalogue.lora import Lora, scale_of
+from fedpeft.config.adapter import Adapter
 from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.model import Task
 from fedpeft.config.rules import factors_of
@@ -31,8 +33,6 @@ from fedpeft.data import EncodedDataset, encode
 from fedpeft.data.records import Records
 from fedpeft.entropy import derive_seed, generator
 from fedpeft.methods import UnionAdapter, attach, blocks_for
-from fedpeft.methods.blocks import HEAD
-from fedpeft.methods.lora import scale_of
 from fedpeft.tuning.batches import collate, training_stream
 from fedpeft.tuning.calibration import label_offset
 from fedpeft.tuning.stages import Stages

@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedpeft.config.adapter import Adapter, BitFit, Ia3, Lora
+from fedpeft.catalogue.bitfit import BitFit
+from fedpeft.catalogue.ia3 import Ia3
+from fedpeft.catalogue.lora import Lora
+from fedpeft.config.adapter import Adapter
 from fedpeft.config.rules import RULES
 
 CLIENTS, MAX_RANK, TIERS = 30, 8, (1, 2, 4, 8)

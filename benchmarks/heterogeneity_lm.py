@@ -25,7 +25,8 @@ from methods_common import SMOLLM
 from fedpeft.aggregate.device_side import forward_state
 from fedpeft.aggregate.factors import factor_of
 from fedpeft.base import ArtifactStore, default_store, load_model, load_tokenizer
-from fedpeft.config.adapter import Adapter, Lora
+from fedpeft.catalogue.lora import Lora
+from fedpeft.config.adapter import Adapter
 from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.rules import RULES, factors_of
 from fedpeft.data import EncodedDataset

@@ -26,8 +26,9 @@ from privacy_audit import audits
 from privacy_utility import table
 
 from fedpeft.base import build, default_store, load_model
+from fedpeft.catalogue.p_tuning_v2 import PTuningV2
+from fedpeft.catalogue.prompt import Prompt
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
-from fedpeft.config.prompts import Prompt, PTuningV2
 from fedpeft.data import EncodedDataset
 from fedpeft.entropy import generator, os_entropy
 from fedpeft.ids import BlockId

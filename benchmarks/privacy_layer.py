@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fedpeft.catalogue.lora import scale_of
 from fedpeft.data import EncodedDataset
 from fedpeft.methods import UnionAdapter
-from fedpeft.methods.lora import scale_of
 from fedpeft.tuning.batches import Indices, collate
 from fedpeft.tuning.per_sample import micro_gradients
 from fedpeft.tuning.private_gradients import example_losses

@@ -3,21 +3,14 @@
 Coordinator and devices compute it alike from the run's adapter and the round; what is not due is offered to no sum.
 """
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-
-from fedpeft.adapter import AdapterSpec
+from fedpeft.adapter import AdapterSpec, BlockSpec
 from fedpeft.aggregate.head_start import HEAD_BLOCK, measures_head, method_round
+from fedpeft.catalogue import BY_NAME
+from fedpeft.catalogue.section import Section
 from fedpeft.config.model import Adapter
 from fedpeft.ids import BlockId
 
-__all__ = ["due_blocks", "relora_block", "round_of"]
-
-ADALORA_SCORE = BlockId("adalora.score")
-DIFF_GATE = BlockId("diffpruning.gate")
-FISH_FISHER = BlockId("fish.fisher")
-
-Rule = Callable[[Adapter, BlockId, int], bool]
+__all__ = ["due_blocks", "round_of"]
 
 
 def due_blocks(spec: AdapterSpec, adapter: Adapter, round_id: int) -> frozenset[BlockId]:
@@ -30,10 +23,9 @@ def due_blocks(spec: AdapterSpec, adapter: Adapter, round_id: int) -> frozenset[
     if measures_head(spec, adapter, round_id):
         return frozenset({HEAD_BLOCK})
     own = method_round(spec, adapter, round_id)
+    settings = {method.name: settings for method, settings in adapter.declared()}
     return frozenset(
-        block.block_id
-        for block in spec.blocks
-        if block.trainable and (block.method not in _RULES or _RULES[block.method](adapter, block.block_id, own))
+        block.block_id for block in spec.blocks if block.trainable and _is_due(block, settings.get(block.method), own)
     )
 
 
@@ -42,37 +34,7 @@ def round_of(first_step: int, local_steps: int) -> int:
     return first_step // local_steps + 1
 
 
-def relora_block(factor: str, cycle: int) -> BlockId:
-    """The id of one cycle's factor, cycles counted from 1."""
-    return BlockId(f"relora.{factor}.c{cycle}")
-
-
-def _relora(adapter: Adapter, block_id: BlockId, round_id: int) -> bool:
-    """One cycle at a time; the last goes on to the end."""
-    relora = adapter.relora
-    if relora is None:
-        return False
-    return block_id == relora_block("B", min(relora.cycles, (round_id - 1) // relora.rounds_each + 1))
-
-
-def _adalora(adapter: Adapter, block_id: BlockId, round_id: int) -> bool:
-    """The score is measured until the choice is final."""
-    settings = adapter.adalora
-    return settings is not None and (block_id != ADALORA_SCORE or round_id <= settings.prune_until)
-
-
-def _diffpruning(adapter: Adapter, block_id: BlockId, round_id: int) -> bool:
-    """The gates are trained until the mask is fixed."""
-    settings = adapter.diffpruning
-    return settings is not None and (block_id != DIFF_GATE or round_id <= settings.prune_round)
-
-
-def _fish(adapter: Adapter, block_id: BlockId, round_id: int) -> bool:
-    """Round 1 measures, the others train."""
-    return (block_id == FISH_FISHER) == (round_id == 1)
-
-
-_RULES: Mapping[str, Rule] = MappingProxyType(
-    {"adalora": _adalora, "relora": _relora, "diffpruning": _diffpruning, "fish": _fish}
-)
-"""By method; a method without a rule trains all its blocks in every round."""
+def _is_due(block: BlockSpec, settings: Section | None, round_id: int) -> bool:
+    """As the block's method says; the class head, which has no settings, is due in every round."""
+    due = BY_NAME[block.method].due if block.method in BY_NAME else None
+    return due is None or (settings is not None and due(settings, block.block_id, round_id))

@@ -58,8 +58,9 @@ def list_(model: str | None, labels: int, batch_size: int, length: int, store: P
     """List the methods; with --base also what each costs on this machine (predicted)."""
     from dataclasses import asdict
 
-    from fedpeft.planner import CATALOGUE, estimate, probe
-    from fedpeft.planner.compositions import COMPOSITIONS
+    from fedpeft.catalogue import ROWS
+    from fedpeft.catalogue.compositions import COMPOSITIONS
+    from fedpeft.planner import estimate, probe
 
     costs: dict[str, Estimate] = {}
     if model is not None:
@@ -69,11 +70,11 @@ def list_(model: str | None, labels: int, batch_size: int, length: int, store: P
     if form == "json":
         rows = {
             name: asdict(row) | ({"predicted": _cost_json(costs[name])} if name in costs else {})
-            for name, row in CATALOGUE.items()
+            for name, row in ROWS.items()
         }
         click.echo(json.dumps(rows, indent=2))
         return
-    for name, row in CATALOGUE.items():
+    for name, row in ROWS.items():
         click.echo(f"{name}: {row.title}, {row.paper}")
         click.echo(f"  {row.formula}; {row.attaches}")
         click.echo(f"  secure sum {row.summed}")
@@ -186,18 +187,19 @@ def _adapter(shape: "BaseShape") -> "Adapter":
     from fedpeft.config.model import Adapter, BitFit, Ia3, Lora
 
     if shape.layer_biases:
-        return Adapter(lora=Lora(), bitfit=BitFit())
-    return Adapter(lora=Lora(), ia3=Ia3())
+        return Adapter.having(Lora(), BitFit())
+    return Adapter.having(Lora(), Ia3())
 
 
 def _each_method(shape: "BaseShape", labels: int, batch_size: int, length: int) -> "dict[str, Workload]":
     """Each method alone, as run.toml has it by default, on all layers."""
+    from fedpeft.catalogue import ROWS
     from fedpeft.config.model import Adapter
-    from fedpeft.planner import CATALOGUE, Workload
+    from fedpeft.planner import Workload
     from fedpeft.planner.placement import present_methods
 
     found = {}
-    for name in CATALOGUE:
+    for name in ROWS:
         adapter = Adapter() if name == "head" else Adapter.model_validate({name: {}})
         if name in present_methods(shape, adapter):
             found[name] = Workload(

@@ -1,148 +1,37 @@
-"""[adapter] in run.toml: the union adapter, and one section for each PEFT method.
+"""[adapter] in run.toml: the union adapter, with one section for each method of ``fedpeft.catalogue``."""
 
-To add a method: its section, its name in ``MethodName``, its field in ``Adapter``; then ``fedpeft.methods``.
-"""
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
-from typing import Annotated, Literal
+from pydantic import Field, create_model
 
-from pydantic import Field
+from fedpeft.catalogue import METHODS, AnyMethod
+from fedpeft.catalogue.section import Section
 
-from fedpeft.config.additive import Bottleneck, Coda, Compacter, Fusion, Hypernetwork, Parallel, Unipelt
-from fedpeft.config.method import MethodSection
-from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
-from fedpeft.config.reparameterized import AdaLora, Dora, DyLora, QaLora, ReLora, Vera
-from fedpeft.config.section import Section, TargetName
-from fedpeft.config.selective import DiffPruning, Fish
+__all__ = ["Adapter", "MethodName"]
 
-__all__ = [
-    "AdaLora",
-    "Adapter",
-    "BitFit",
-    "Bottleneck",
-    "DiffPruning",
-    "Dora",
-    "DyLora",
-    "Fish",
-    "Ia3",
-    "LayerNorm",
-    "Lora",
-    "MethodName",
-    "QaLora",
-    "ReLora",
-    "Vera",
-]
-
-MethodName = Literal[
-    "lora",
-    "dora",
-    "adalora",
-    "dylora",
-    "relora",
-    "qalora",
-    "vera",
-    "diffpruning",
-    "fish",
-    "bitfit",
-    "layernorm",
-    "ia3",
-    "bottleneck",
-    "parallel",
-    "compacter",
-    "hypernetwork",
-    "fusion",
-    "prompt",
-    "p_tuning",
-    "prefix",
-    "p_tuning_v2",
-    "llama_adapter",
-    "unipelt",
-    "coda",
-]
+S = TypeVar("S", bound=Section)
 
 
-class Lora(MethodSection):
-    """LoRA (Hu 2021) as column tiers: a device of rank r trains the tiers up to r (DESIGN section 3)."""
-
-    rank: int = Field(default=8, ge=1, le=1024, description="The full rank, of devices that can afford it.")
-    tiers: tuple[int, ...] = Field(
-        default=(),
-        description="Ranks at which a device may stop, ascending, ending in `rank`; empty: powers of two from 2.",
-    )
-    targets: tuple[TargetName, ...] = Field(
-        default=("q", "v"),
-        description="Attention (q, k, v, o) and the MLP (up, down, gate); mapped to the model's own names.",
-    )
-    scale: float = Field(default=2.0, gt=0, description="The factor of B A, the same for every device.")
-    scaling: Literal["fixed", "rslora"] = Field(
-        default="fixed",
-        description="`fixed`: dW = scale * B A. `rslora` (Kalajdzievski 2023): dW = scale / sqrt(rank) * B A, with the "
-        "full rank, also on devices that train a lower tier.",
-    )
-    dropout: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Share of a matrix's inputs that A does not see in a training step, drawn anew for each.",
-    )
-    init: Literal["orthonormal", "gaussian"] = Field(
-        default="orthonormal", description="How the frozen A begins; B begins at zero."
-    )
-    train: Literal["B", "both"] = Field(
-        default="B",
-        description="`B`: A stays as it begins, so sums are exact for any mix of ranks. `both`: rounds may train A, "
-        "as aggregate.rule says.",
-    )
-    carried_rank: int = Field(
-        default=0,
-        ge=0,
-        le=4096,
-        description="Columns of a carried adapter that devices apply and the coordinator alone changes, for rules that "
-        "fold: aggregate.fold_every, flora, fedex.",
-    )
-
-
-class BitFit(MethodSection):
-    """BitFit (Ben Zaken 2022): a delta on every bias of the chosen layers."""
-
-
-class LayerNorm(MethodSection):
-    """LayerNorm tuning (Zhao 2024): a delta on every norm's gain, and on its bias unless [adapter.bitfit] has it."""
-
-
-class Ia3(MethodSection):
-    """IA3 (Liu 2022): rescales keys, values and the MLP's inner activations; stored as a delta on one."""
-
-
-class Adapter(Section):
-    """The union adapter: every block that any device may train. A method that is absent does not exist in this run."""
-
+class _Placed(Section):
     layers: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         default="all", description="`all`, or how many of the top layers carry adapters."
     )
-    lora: Lora | None = None
-    dora: Dora | None = None
-    adalora: AdaLora | None = None
-    dylora: DyLora | None = None
-    relora: ReLora | None = None
-    qalora: QaLora | None = None
-    vera: Vera | None = None
-    diffpruning: DiffPruning | None = None
-    fish: Fish | None = None
-    bitfit: BitFit | None = None
-    layernorm: LayerNorm | None = None
-    ia3: Ia3 | None = None
-    bottleneck: Bottleneck | None = None
-    parallel: Parallel | None = None
-    compacter: Compacter | None = None
-    hypernetwork: Hypernetwork | None = None
-    fusion: Fusion | None = None
-    prompt: Prompt | None = None
-    p_tuning: PTuning | None = None
-    prefix: Prefix | None = None
-    p_tuning_v2: PTuningV2 | None = None
-    llama_adapter: LlamaAdapter | None = None
-    unipelt: Unipelt | None = None
-    coda: Coda | None = None
+
+
+if TYPE_CHECKING:
+    MethodName: TypeAlias = str
+    _WithMethods = _Placed
+else:
+    MethodName = Literal[tuple(method.name for method in METHODS)]
+    # In the catalogue's order: the plan that devices parse lists the fields so.
+    _WithMethods = create_model(
+        "_WithMethods", __base__=_Placed, **{method.name: (method.section | None, None) for method in METHODS}
+    )
+
+
+class Adapter(_WithMethods):
+    """The union adapter: every block that any device may train. A method that is absent does not exist in this run."""
+
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="Of the adapter's values on the devices, whatever the base is stored in; the class head stays "
@@ -158,3 +47,30 @@ class Adapter(Section):
     head_learning_rate: float | None = Field(
         default=None, gt=0, description="Overrides train.learning_rate for the head."
     )
+
+    def of(self, section: type[S]) -> S | None:
+        """The settings of the method whose section this is; None: the run does not have it."""
+        name = next(method.name for method in METHODS if method.section is section)
+        found: S | None = getattr(self, name)
+        return found
+
+    def declared(self) -> tuple[tuple[AnyMethod, Any], ...]:
+        """The methods that the run has, each with its settings, in the catalogue's order."""
+        found = ((method, getattr(self, method.name)) for method in METHODS)
+        return tuple((method, settings) for method, settings in found if settings is not None)
+
+    @classmethod
+    def having(cls, *sections: Section, **others: object) -> "Adapter":
+        """An adapter with these methods.
+
+        Args:
+            sections: the methods' settings.
+            others: other keys of [adapter].
+
+        Example:
+            >>> from fedpeft.catalogue.ia3 import Ia3
+            >>> [method.name for method, _ in Adapter.having(Ia3(), head=False).declared()]
+            ['ia3']
+        """
+        names = {method.section: method.name for method in METHODS}
+        return cls.model_validate({names[type(one)]: one for one in sections} | others)

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from fedpeft.catalogue.section import Section
 from fedpeft.config.rules import RuleName
-from fedpeft.config.section import Section
 
 __all__ = ["Aggregate"]
 

@@ -8,6 +8,7 @@ import re
 import typing
 from collections.abc import Iterator
 
+from fedpeft.catalogue.finding import Finding
 from fedpeft.cohorts import effective_cohort
 from fedpeft.config import derived
 from fedpeft.config.check_aggregate import aggregate_findings
@@ -20,7 +21,6 @@ from fedpeft.config.check_devices import (
 )
 from fedpeft.config.check_privacy import privacy_findings
 from fedpeft.config.check_schedule import schedule_findings
-from fedpeft.config.finding import Finding
 from fedpeft.config.model import MethodName, Partition, RunConfig
 
 __all__ = ["Finding", "check"]
@@ -89,8 +89,8 @@ def _task(config: RunConfig) -> Iterator[Finding]:
 
 
 def _layers(config: RunConfig) -> Iterator[Finding]:
-    for name in derived.method_names(config):
-        section = getattr(config.adapter, name)
+    for method, section in config.adapter.declared():
+        name = method.name
         layers: tuple[int, int] | None = getattr(section, "layers", None)
         if layers is not None and not 0 <= layers[0] <= layers[1]:
             yield Finding(
@@ -98,7 +98,7 @@ def _layers(config: RunConfig) -> Iterator[Finding]:
                 expected="[first, last] with 0 <= first <= last, from 0 at the input",
                 found=str(list(layers)),
             )
-        if name in derived.INPUT_METHODS and config.adapter.layers != "all":
+        if method.at_input and config.adapter.layers != "all":
             yield Finding(
                 key="adapter.layers",
                 reads=(f"adapter.{name}",),

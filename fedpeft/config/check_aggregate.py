@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
+from fedpeft.catalogue.finding import Finding
+from fedpeft.catalogue.lora import Lora
 from fedpeft.cohorts import effective_cohort
 from fedpeft.config import derived
 from fedpeft.config.check_private import unproved
-from fedpeft.config.finding import Finding
 from fedpeft.config.model import RunConfig
 from fedpeft.config.rules import RULES
 
@@ -26,7 +27,7 @@ def aggregate_findings(config: RunConfig) -> Iterator[Finding]:
 
 
 def _factors(config: RunConfig) -> Iterator[Finding]:
-    rule, lora = config.aggregate, config.adapter.lora
+    rule, lora = config.aggregate, config.adapter.of(Lora)
     traits = RULES[rule.rule]
     for option in ("a_round_every", "fold_every", "auto_rank"):
         if getattr(rule, option) and rule.rule != "nested":

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from fedpeft.catalogue.finding import Finding
+from fedpeft.catalogue.lora import Lora, lora_tiers
 from fedpeft.config import derived
-from fedpeft.config.finding import Finding
 from fedpeft.config.model import RunConfig
 
 __all__ = ["client_keys", "device_findings", "device_name_findings", "lora_findings", "repeated"]
@@ -12,7 +13,7 @@ __all__ = ["client_keys", "device_findings", "device_name_findings", "lora_findi
 
 def lora_findings(config: RunConfig) -> Iterator[Finding]:
     """Tiers that are no ladder, and targets that are none."""
-    lora = config.adapter.lora
+    lora = config.adapter.of(Lora)
     if lora is None:
         return
     tiers = lora.tiers
@@ -33,7 +34,7 @@ def lora_findings(config: RunConfig) -> Iterator[Finding]:
 def device_findings(config: RunConfig) -> Iterator[Finding]:
     """Methods and ranks that [adapter] does not have, and options that say nothing here."""
     declared = derived.method_names(config)
-    lora = None if any(lora_findings(config)) else config.adapter.lora  # no advice about wrong tiers
+    lora = None if any(lora_findings(config)) else config.adapter.of(Lora)  # no advice about wrong tiers
     for index, device in enumerate(config.device):
         here = f"device[{index}]"
         if device.methods == "auto":
@@ -73,8 +74,8 @@ def device_findings(config: RunConfig) -> Iterator[Finding]:
                 expected='no rank without "lora" in methods',
                 found=str(device.rank),
             )
-        elif lora is not None and device.rank not in derived.lora_tiers(lora):
-            tiers = ", ".join(map(str, derived.lora_tiers(lora)))
+        elif lora is not None and device.rank not in lora_tiers(lora):
+            tiers = ", ".join(map(str, lora_tiers(lora)))
             yield Finding(
                 key=f"{here}.rank",
                 reads=("adapter.lora",),

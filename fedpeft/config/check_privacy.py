@@ -5,14 +5,11 @@ Whatever would make an epsilon a lie is refused here with the nearest setting th
 
 from collections.abc import Iterator
 
+from fedpeft.catalogue.finding import Finding
 from fedpeft.config import derived
-from fedpeft.config.finding import Finding
 from fedpeft.config.model import Privacy, RunConfig
 
-__all__ = ["MEASURING_METHODS", "privacy_findings"]
-
-MEASURING_METHODS = frozenset({"adalora", "diffpruning", "dylora", "fish"})
-"""Their parts keep scores, masks or draws between steps (``fedpeft.grafting.step_hooks``)."""
+__all__ = ["privacy_findings"]
 
 
 def privacy_findings(config: RunConfig) -> Iterator[Finding]:
@@ -116,16 +113,15 @@ def _example(config: RunConfig) -> Iterator[Finding]:
             expected='"float32" under privacy.unit = "example": each example\'s gradient is clipped and noised in it',
             found=config.adapter.dtype,
         )
-    for method in sorted(MEASURING_METHODS):
-        if getattr(config.adapter, method) is not None:
-            yield Finding(
-                key=f"adapter.{method}",
-                reads=("privacy.unit",),
-                expected='methods that learn by gradients alone under privacy.unit = "example": what this one measures '
-                "or prunes in a step would be a release without noise",
-                found=method,
-                remedy="Take it out of the run; lora, dora, bitfit or ia3 can take its place.",
-            )
+    for method in sorted(method.name for method, _ in config.adapter.declared() if method.measures):
+        yield Finding(
+            key=f"adapter.{method}",
+            reads=("privacy.unit",),
+            expected='methods that learn by gradients alone under privacy.unit = "example": what this one measures '
+            "or prunes in a step would be a release without noise",
+            found=method,
+            remedy="Take it out of the run; lora, dora, bitfit or ia3 can take its place.",
+        )
 
 
 def _budget(config: RunConfig) -> Iterator[Finding]:

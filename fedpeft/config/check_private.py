@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Literal
 
+from fedpeft.catalogue.finding import Finding
 from fedpeft.config.aggregate import Aggregate
-from fedpeft.config.finding import Finding
 from fedpeft.config.model import Adapter, Train
 from fedpeft.config.rules import RULES, RuleName
 from fedpeft.errors import ConfigInvalid, Problem

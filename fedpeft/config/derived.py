@@ -4,19 +4,14 @@ Invariants: pure functions of the configuration; no default lives here.
 """
 
 import math
-import typing
 
-from fedpeft.config.model import Adapter, Fish, Lora, MethodName, Partition, Rounds, RunConfig, SecureAggregation
+from fedpeft.config.model import Partition, Rounds, RunConfig, SecureAggregation
 
 __all__ = [
-    "INPUT_METHODS",
     "MIN_VALUE_BITS",
-    "fish_picks",
-    "has_frozen_layers",
     "invited_devices",
     "known_clients",
     "largest_cohort",
-    "lora_tiers",
     "method_names",
     "suggested_delta",
     "value_bits",
@@ -24,49 +19,14 @@ __all__ = [
     "with_head_start",
 ]
 
-INPUT_METHODS = frozenset({"prompt", "p_tuning"})
-"""Methods that change the input of the lowest layer, so that no layer below them stays as it is."""
-
 _ROUNDS_FOR_MEANS = 4
 MIN_VALUE_BITS = 8
 """Bits one summand must keep: with fewer, rounding is coarser than max_abs / 127, worse than int8 gradients."""
 
 
-def lora_tiers(lora: Lora) -> tuple[int, ...]:
-    """The ranks at which a device may stop, ascending and ending in the full rank.
-
-    Example:
-        >>> lora_tiers(Lora(rank=8)), lora_tiers(Lora(rank=6)), lora_tiers(Lora(rank=1))
-        ((2, 4, 8), (2, 4, 6), (1,))
-    """
-    if lora.tiers:
-        return lora.tiers
-    powers = [2**exponent for exponent in range(1, lora.rank.bit_length())]
-    return (*(power for power in powers if power < lora.rank), lora.rank)
-
-
-def fish_picks(fish: Fish, weights: int, layers: int) -> int:
-    """How many of ``weights``, all those of ``layers`` like layers, FISH mask trains: the share of a layer, rounded.
-
-    Example:
-        >>> fish_picks(Fish(keep=0.005), weights=6 * 2 * 384 * 384, layers=6)
-        8844
-    """
-    return layers * max(1, round(fish.keep * weights / max(1, layers)))
-
-
 def method_names(config: RunConfig) -> tuple[str, ...]:
     """The methods that [adapter] declares, in the order of the model."""
-    return tuple(name for name in typing.get_args(MethodName) if getattr(config.adapter, name) is not None)
-
-
-def has_frozen_layers(adapter: Adapter) -> bool:
-    """Whether layers below the lowest adapted one may be computed once and kept, whatever the model's depth."""
-    present = [name for name in typing.get_args(MethodName) if getattr(adapter, name) is not None]
-    if INPUT_METHODS & {*present}:
-        return False
-    ranges = [getattr(getattr(adapter, name), "layers", None) for name in present]
-    return all(adapter.layers != "all" if layers is None else layers[0] > 0 for layers in ranges)
+    return tuple(method.name for method, _ in config.adapter.declared())
 
 
 def known_clients(config: RunConfig) -> int | None:
@@ -92,7 +52,7 @@ def with_head_start(config: RunConfig) -> RunConfig:
         and "head" not in config.aggregate.local
         and config.privacy.unit == "none"
         and config.rounds.count >= _ROUNDS_FOR_MEANS
-        and not any((adapter.adalora, adapter.relora, adapter.diffpruning))
+        and not any(method.counts_rounds for method, _ in adapter.declared())
     )
     start = "class-means" if possible and len(task.labels) > config.train.batch_size else "seed"
     return config.model_copy(update={"adapter": adapter.model_copy(update={"head_start": start})})

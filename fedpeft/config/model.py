@@ -11,26 +11,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedpeft.config.adapter import (
-    AdaLora,
-    Adapter,
-    BitFit,
-    Bottleneck,
-    DiffPruning,
-    Dora,
-    DyLora,
-    Fish,
-    Ia3,
-    LayerNorm,
-    Lora,
-    MethodName,
-    QaLora,
-    ReLora,
-    Vera,
-)
+from fedpeft.catalogue.adalora import AdaLora
+from fedpeft.catalogue.bitfit import BitFit
+from fedpeft.catalogue.bottleneck import Bottleneck
+from fedpeft.catalogue.diffpruning import DiffPruning
+from fedpeft.catalogue.dora import Dora
+from fedpeft.catalogue.dylora import DyLora
+from fedpeft.catalogue.fish import Fish
+from fedpeft.catalogue.ia3 import Ia3
+from fedpeft.catalogue.layernorm import LayerNorm
+from fedpeft.catalogue.lora import Lora
+from fedpeft.catalogue.qalora import QaLora
+from fedpeft.catalogue.relora import ReLora
+from fedpeft.catalogue.section import Section
+from fedpeft.catalogue.vera import Vera
+from fedpeft.config.adapter import Adapter, MethodName
 from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.privacy import Privacy
-from fedpeft.config.section import Section
 
 __all__ = [
     "AdaLora",

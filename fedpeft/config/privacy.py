@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedpeft.config.section import Section
+from fedpeft.catalogue.section import Section
 
 __all__ = ["Privacy"]
 

@@ -7,17 +7,17 @@ DyLoRA is cut to its first ranks, for which it was trained.
 """
 
 from collections.abc import Collection
-from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from fedpeft.adapter import AdapterState, BlockSpec, unflatten
 from fedpeft.aggregate.factors import Factors, read_factors, refactor, write_factors
-from fedpeft.config.adapter import Adapter, DyLora, Lora, MethodName
+from fedpeft.catalogue.blocks import LORA
+from fedpeft.catalogue.dylora import DyLora
+from fedpeft.catalogue.lora import Lora, scale_of
+from fedpeft.config.adapter import Adapter
 from fedpeft.errors import ConfigInvalid
-from fedpeft.methods.blocks import LORA
-from fedpeft.methods.lora import scale_of
 
 __all__ = ["class_adapter", "class_state"]
 
@@ -33,14 +33,14 @@ def class_adapter(adapter: Adapter, *, rank: int | None, methods: Collection[str
     Raises:
         ConfigInvalid: the run lacks one of the methods, or has neither LoRA nor DyLoRA of such a rank.
     """
-    present = tuple(name for name in get_args(MethodName) if getattr(adapter, name) is not None)
+    present = tuple(method.name for method, _ in adapter.declared())
     chosen = present if methods is None else tuple(methods)
     if missing := sorted(set(chosen) - set(present)):
         raise ConfigInvalid(f"Expected methods of this run ({', '.join(present)}), found {', '.join(missing)}.")
     narrowed = adapter.model_copy(update={name: None for name in present if name not in chosen})
     if rank is None:
         return narrowed
-    lora, dylora = narrowed.lora, narrowed.dylora
+    lora, dylora = narrowed.of(Lora), narrowed.of(DyLora)
     most = max(lora.rank + lora.carried_rank if lora else 0, dylora.rank if dylora else 0)
     if rank > most:
         found = f"rank {most}" if most else "neither"

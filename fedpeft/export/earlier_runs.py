@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedpeft.adapter import AdapterState
-from fedpeft.config.additive import Bottleneck
+from fedpeft.catalogue.bottleneck import Bottleneck
+from fedpeft.catalogue.fusion import Fusion
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.export.merge import read_exported
@@ -28,7 +29,7 @@ def with_sources(state: AdapterState, adapter: Adapter, folders: Mapping[str, st
         ConfigInvalid: a task has no folder, or its adapter is not such a bottleneck on such layers.
         DataInvalid: a folder holds no exported adapter.
     """
-    settings = adapter.fusion
+    settings = adapter.of(Fusion)
     if settings is None:
         return state
     wanted = Bottleneck(
@@ -43,7 +44,7 @@ def with_sources(state: AdapterState, adapter: Adapter, folders: Mapping[str, st
             continue
         whole = read_exported(Path(folders[task])).whole
         found = None if whole is None else Adapter.model_validate_json(json.dumps(json.loads(whole[1])["adapter"]))
-        own = None if found is None or found.bottleneck is None else found.bottleneck
+        own = None if found is None else found.of(Bottleneck)
         same = (
             own is not None
             and own.model_copy(update=dict.fromkeys(("learning_rate", "layers")) | {"dropout": 0.0}) == wanted

@@ -18,22 +18,17 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.catalogue import BY_NAME
+from fedpeft.catalogue.blocks import HEAD
 from fedpeft.config.model import Adapter
 from fedpeft.errors import IntegrityFailed, SpecMismatch
 from fedpeft.export.card import model_card
 from fedpeft.export.peft_format import PeftForm, read_peft, to_peft
 from fedpeft.export.summary import ExportSummary
 from fedpeft.ids import BlockId
-from fedpeft.methods.coda import CODA
-from fedpeft.methods.prefix import P_TUNING_V2, PREFIX
-from fedpeft.methods.prompt import P_TUNING, PROMPT
 from fedpeft.methods.union import UnionAdapter, attach
-from fedpeft.methods.unipelt import UNIPELT
 
 __all__ = ["export_peft", "load_union"]
-
-NEVER_THE_BASE = frozenset({PROMPT, P_TUNING, PREFIX, P_TUNING_V2, UNIPELT, CODA})
-"""Methods that no values switch off, so that a model without them cannot be had from one with them."""
 
 _FORMAT = "fedpeft-union/1"
 _REMOTE = ("hub:", "pypi:", "sha256:")
@@ -129,8 +124,8 @@ def load_union(model: nn.Module, directory: Path) -> UnionAdapter:
 def _peft_difference(
     union: UnionAdapter, form: PeftForm, directory: Path, inputs: Mapping[str, Tensor] | None
 ) -> float | None:
-    lacking = {block.method for block in union.spec.blocks} - form.methods
-    if inputs is None or lacking & NEVER_THE_BASE:
+    lacking = {block.method for block in union.spec.blocks} - form.methods - {HEAD}
+    if inputs is None or not all(BY_NAME[method].switchable for method in lacking):
         return None
     again = union.replicate()
     read_peft(again, form, load_file(directory / "adapter_model.safetensors"))

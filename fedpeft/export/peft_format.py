@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fedpeft.catalogue.blocks import HEAD, LORA
 from fedpeft.export.peft_matrix import (
     LOW_RANK,
     PREFIX,
@@ -38,7 +39,6 @@ from fedpeft.export.peft_prompt import PROMPT_TYPES, prompt_form, read_prompts
 from fedpeft.export.peft_whole import put_whole, take_whole
 from fedpeft.grafting.graft import grafts_of
 from fedpeft.methods.bitfit import BITFIT, BiasPart
-from fedpeft.methods.blocks import HEAD, LORA
 from fedpeft.methods.dora import DORA
 from fedpeft.methods.ia3 import IA3, InputGain, OutputGain
 from fedpeft.methods.layernorm import LAYERNORM, NormPart

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fedpeft.catalogue.blocks import LORA
 from fedpeft.grafting.graft import GRAFTS, grafts_of
 from fedpeft.methods.adalora import ADALORA, AdaLoraPart
-from fedpeft.methods.blocks import LORA
 from fedpeft.methods.dora import DoraPart
 from fedpeft.methods.dylora import DYLORA, DyLoraPart
 from fedpeft.methods.lora import LoraPart

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedpeft.config.additive import Activation
+from fedpeft.catalogue.common import Activation
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.lowrank import width_of

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from fedpeft.aggregate.schedule import due_blocks, round_of
-from fedpeft.methods.blocks import blocks_for
+from fedpeft.catalogue.blocks import blocks_for
 
 if TYPE_CHECKING:
     from fedpeft.methods.union import UnionAdapter, attach

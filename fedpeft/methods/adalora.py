@@ -111,7 +111,7 @@ def attach_adalora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block
     Raises:
         ConfigInvalid: the model lacks a target, or the rank is above a matrix's widths.
     """
-    settings = adapter.adalora
+    settings = adapter.of(AdaLora)
     if settings is None:
         return ()
     parts: list[AdaLoraPart] = []

@@ -8,6 +8,7 @@ in a run the biases of layer norms are BitFit's, also beside LayerNorm tuning.
 import torch
 from torch import Tensor, nn
 
+from fedpeft.catalogue.bitfit import BitFit
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.grafting.anatomy import Anatomy
@@ -38,7 +39,7 @@ def attach_bitfit(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
     Raises:
         ConfigInvalid: these layers have no bias; says which methods would do.
     """
-    if adapter.bitfit is None:
+    if adapter.of(BitFit) is None:
         return ()
     hosts = [
         module

@@ -19,7 +19,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from fedpeft.config.additive import Bottleneck, Parallel
+from fedpeft.catalogue.bottleneck import Bottleneck
+from fedpeft.catalogue.parallel import Parallel
 from fedpeft.config.model import Adapter
 from fedpeft.entropy import generator
 from fedpeft.grafting.anatomy import Anatomy
@@ -99,7 +100,7 @@ def attach_bottleneck(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Bl
     Raises:
         ConfigInvalid: the bottleneck is wider than the model.
     """
-    settings = adapter.bottleneck
+    settings = adapter.of(Bottleneck)
     if settings is None:
         return ()
     parts: list[BottleneckPart] = []
@@ -116,7 +117,7 @@ def attach_parallel(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Bloc
     Raises:
         ConfigInvalid: the bottleneck is wider than the model.
     """
-    settings = adapter.parallel
+    settings = adapter.of(Parallel)
     if settings is None:
         return ()
     parts: list[BottleneckPart] = []

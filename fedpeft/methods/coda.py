@@ -21,7 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fedpeft.config.additive import Coda
+from fedpeft.catalogue.coda import Coda
 from fedpeft.config.model import Adapter
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.attention import use_own_attention
@@ -119,7 +119,7 @@ def attach_coda(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
     Raises:
         ConfigInvalid: the bottleneck is wider than the model, or its attention cannot be replaced.
     """
-    settings = adapter.coda
+    settings = adapter.of(Coda)
     if settings is None:
         return ()
     use_own_attention(anatomy)

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fedpeft.config.additive import Compacter
+from fedpeft.catalogue.compacter import Compacter
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.grafting.anatomy import Anatomy
@@ -77,7 +77,7 @@ def attach_compacter(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Blo
     Raises:
         ConfigInvalid: the number of terms does not divide the widths, or the bottleneck is wider than the model.
     """
-    settings = adapter.compacter
+    settings = adapter.of(Compacter)
     if settings is None:
         return ()
     slow: SlowWeights | None = None

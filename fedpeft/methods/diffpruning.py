@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedpeft.catalogue.diffpruning import DiffPruning
 from fedpeft.config.model import Adapter
 from fedpeft.entropy import generator
 from fedpeft.grafting.anatomy import Anatomy
@@ -81,7 +82,7 @@ def attach_diffpruning(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[B
     Raises:
         ConfigInvalid: the model lacks a target.
     """
-    settings = adapter.diffpruning
+    settings = adapter.of(DiffPruning)
     if settings is None:
         return ()
     parts: list[DiffPart] = []

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedpeft.catalogue.dora import Dora
 from fedpeft.config.model import Adapter
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
@@ -93,7 +94,7 @@ def attach_dora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
     Raises:
         ConfigInvalid: the model lacks a target, or the rank is above a matrix's input width.
     """
-    dora = adapter.dora
+    dora = adapter.of(Dora)
     if dora is None:
         return ()
     parts = graft_rows(

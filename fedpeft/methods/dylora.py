@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedpeft.catalogue.dylora import DyLora
 from fedpeft.config.model import Adapter
 from fedpeft.entropy import derive_seed
 from fedpeft.grafting.anatomy import Anatomy
@@ -70,7 +71,7 @@ def attach_dylora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
     Raises:
         ConfigInvalid: the model lacks a target, or the rank is above a matrix's input width.
     """
-    dylora = adapter.dylora
+    dylora = adapter.of(DyLora)
     if dylora is None:
         return ()
     parts = graft_rows(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedpeft.config.derived import fish_picks
+from fedpeft.catalogue.fish import Fish, fish_picks
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.grafting.anatomy import Anatomy
@@ -98,7 +98,7 @@ def attach_fish(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
     Raises:
         ConfigInvalid: the model lacks a target, or a matrix has more weights than a place can name.
     """
-    settings = adapter.fish
+    settings = adapter.of(Fish)
     if settings is None:
         return ()
     hosts = list(target_modules(anatomy, settings.targets, wanted_by="adapter.fish"))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedpeft.config.additive import Fusion
+from fedpeft.catalogue.fusion import Fusion
 from fedpeft.config.model import Adapter
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
@@ -72,7 +72,7 @@ def attach_fusion(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
     Raises:
         ConfigInvalid: the bottlenecks are wider than the model.
     """
-    settings = adapter.fusion
+    settings = adapter.of(Fusion)
     if settings is None:
         return ()
     parts: list[FusionPart] = []

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from fedpeft.aggregate.head_start import HEAD_BLOCK, classifier_of
+from fedpeft.catalogue.blocks import HEAD
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
-from fedpeft.methods.blocks import HEAD
 
 if TYPE_CHECKING:
     from fedpeft.methods.union import UnionAdapter

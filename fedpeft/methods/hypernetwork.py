@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fedpeft.config.additive import Hypernetwork
+from fedpeft.catalogue.hypernetwork import Hypernetwork
 from fedpeft.config.model import Adapter
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
@@ -73,7 +73,7 @@ def attach_hypernetwork(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[
     Raises:
         ConfigInvalid: the bottleneck is wider than the model.
     """
-    settings = adapter.hypernetwork
+    settings = adapter.of(Hypernetwork)
     if settings is None:
         return ()
     hosts = list(houlsby_places(anatomy, wanted_by="adapter.hypernetwork"))

@@ -7,6 +7,7 @@ The block stores the delta on one, zero at the start, so that it is summed and c
 import torch
 from torch import Tensor, nn
 
+from fedpeft.catalogue.ia3 import Ia3
 from fedpeft.config.model import Adapter
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
@@ -45,7 +46,7 @@ class InputGain(nn.Module):
 
 def attach_ia3(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
     """Graft gains on k, v and the input of the MLP's second matrix in the chosen layers."""
-    if adapter.ia3 is None:
+    if adapter.of(Ia3) is None:
         return ()
     deltas: list[nn.Parameter] = []
     for slot in ("k", "v"):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedpeft.catalogue.bitfit import BitFit
+from fedpeft.catalogue.layernorm import LayerNorm
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid
 from fedpeft.grafting.anatomy import Anatomy
@@ -58,14 +60,14 @@ def attach_layernorm(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Blo
     Raises:
         ConfigInvalid: a layer has a norm of a kind that is not known here.
     """
-    if adapter.layernorm is None:
+    if adapter.of(LayerNorm) is None:
         return ()
     parts: list[NormPart] = []
     for layer in anatomy.chosen_layers().values():
         for path, host in layer.named_modules():
             if GRAFTS in path or not _is_norm(host):
                 continue
-            part = _part_for(host, with_bias=adapter.bitfit is None)
+            part = _part_for(host, with_bias=adapter.of(BitFit) is None)
             graft_output(host, LAYERNORM, part)
             parts.append(part)
     parameters = tuple(p for part in parts for p in (part.gain, part.bias) if p is not None)

@@ -10,6 +10,7 @@ layers: ``adapter.layers``. The secure sum's mean is that of the parameters: g a
 import torch
 from torch import Tensor, nn
 
+from fedpeft.catalogue.llama_adapter import LlamaAdapter
 from fedpeft.config.model import Adapter
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.attention import Scene, graft_attention
@@ -60,7 +61,7 @@ def _heads(rows: Tensor, scene: Scene) -> Tensor:
 
 def attach_llama_adapter(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
     """Graft a gated prompt on every chosen layer; one block, layer by layer, prompt before gate."""
-    settings = adapter.llama_adapter
+    settings = adapter.of(LlamaAdapter)
     if settings is None:
         return ()
     names = {side: anatomy.slots[slot].rpartition(".")[2] for side, slot in (("key", "k"), ("value", "v"))}

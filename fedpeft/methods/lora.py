@@ -10,14 +10,14 @@ The scale is the same for every device, whatever tiers it trains: as configured,
 ``scaling = "rslora"`` (Kalajdzievski 2023) divided by the square root of the union's rank.
 """
 
-import math
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedpeft.config.derived import lora_tiers
+from fedpeft.catalogue.blocks import LORA, carried_block, tier_block
+from fedpeft.catalogue.lora import lora_tiers, scale_of
 from fedpeft.config.model import Adapter, Lora
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, Problem
@@ -25,9 +25,8 @@ from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
 from fedpeft.grafting.lowrank import graft_rows, width_of
 from fedpeft.grafting.step_hooks import SteppedPart
-from fedpeft.methods.blocks import LORA, carried_block, tier_block
 
-__all__ = ["LoraPart", "attach_lora", "scale_of"]
+__all__ = ["LoraPart", "attach_lora"]
 
 
 class LoraPart(SteppedPart):
@@ -114,23 +113,13 @@ class LoraPart(SteppedPart):
         return flat.view(y.shape).to(y.dtype)
 
 
-def scale_of(lora: Lora) -> float:
-    """The factor of B A.
-
-    Example:
-        >>> scale_of(Lora(rank=16, scale=2.0)), scale_of(Lora(rank=16, scale=2.0, scaling="rslora"))
-        (2.0, 0.5)
-    """
-    return lora.scale if lora.scaling == "fixed" else lora.scale / math.sqrt(lora.rank)
-
-
 def attach_lora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
     """Graft LoRA on the targets of the chosen layers; A's and B's tiers as blocks.
 
     Raises:
         ConfigInvalid: the model lacks a target, or the rank is above a matrix's input width.
     """
-    lora = adapter.lora
+    lora = adapter.of(Lora)
     if lora is None:
         return ()
     tiers = lora_tiers(lora)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedpeft.catalogue.p_tuning_v2 import PTuningV2
+from fedpeft.catalogue.prefix import Prefix
 from fedpeft.config.model import Adapter
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.attention import Scene, graft_attention, with_keys
@@ -92,7 +94,7 @@ class MadePrefix(nn.Module):
 
 def attach_p_tuning_v2(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
     """Graft a prefix on every chosen layer; one block, layer by layer, keys before values."""
-    settings = adapter.p_tuning_v2
+    settings = adapter.of(PTuningV2)
     if settings is None:
         return ()
     parts: list[PlainPrefix] = []
@@ -107,7 +109,7 @@ def attach_p_tuning_v2(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[B
 
 def attach_prefix(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
     """Graft a prefix on every chosen layer; one block: the trunk, then layer by layer."""
-    settings = adapter.prefix
+    settings = adapter.of(Prefix)
     if settings is None:
         return ()
     hosts = anatomy.slot_modules("k", wanted_by="adapter.prefix")

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedpeft.catalogue.p_tuning import PTuning
+from fedpeft.catalogue.prompt import Prompt
 from fedpeft.config.model import Adapter
-from fedpeft.config.prompts import Prompt
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.grafting.anatomy import Anatomy
@@ -79,7 +80,7 @@ class MadePrompt(nn.Module):
 
 def attach_prompt(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
     """Put a prompt before the input; one block."""
-    settings = adapter.prompt
+    settings = adapter.of(Prompt)
     if settings is None:
         return ()
     part = PlainPrompt(_initial_rows(anatomy, settings, seed))
@@ -89,7 +90,7 @@ def attach_prompt(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
 
 def attach_p_tuning(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
     """Put an encoded prompt before the input; one block: the table, then matrix by matrix."""
-    settings = adapter.p_tuning
+    settings = adapter.of(PTuning)
     if settings is None:
         return ()
     table, device = _embedding(anatomy), device_of(_embedding(anatomy))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedpeft.base.residency import PackedWeight
+from fedpeft.catalogue.qalora import QaLora
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.grafting.anatomy import Anatomy
@@ -64,7 +65,7 @@ def attach_qalora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
         ConfigInvalid: the model lacks a target, a matrix's inputs are no multiple of 32, or there are fewer groups
             than ranks.
     """
-    qalora = adapter.qalora
+    qalora = adapter.of(QaLora)
     if qalora is None:
         return ()
     for path, host in target_modules(anatomy, qalora.targets, wanted_by="adapter.qalora"):

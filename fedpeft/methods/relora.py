@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedpeft.aggregate.schedule import relora_block
+from fedpeft.catalogue.relora import ReLora, relora_block
 from fedpeft.config.model import Adapter
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
@@ -60,7 +60,7 @@ def attach_relora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
     Raises:
         ConfigInvalid: the model lacks a target, or rank * cycles is above a matrix's input width.
     """
-    relora = adapter.relora
+    relora = adapter.of(ReLora)
     if relora is None:
         return ()
     parts = graft_rows(

@@ -4,7 +4,8 @@ A device applies all of it in its forward pass and trains some of it. Invariants
 never written; base names are unchanged; every adapter tensor is one parameter of ``adapter.dtype`` (the head's:
 float32), named as ``named_parameters`` names it; what travels is ``extract`` and ``load``, float32, never a state dict.
 
-To add a method: write its file with an ``attach_*`` function, and add it to ``METHODS``.
+To add a method: its record in ``fedpeft.catalogue``, its file here with an ``attach_*`` function, and a line in
+``ATTACH``, in the catalogue's order.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec, TensorSpec, flatten, unflatten
+from fedpeft.catalogue.blocks import HEAD
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, SpecMismatch
 from fedpeft.grafting.anatomy import Anatomy, dissect
@@ -25,7 +27,6 @@ from fedpeft.grafting.replica import replicate_modules
 from fedpeft.ids import BlockId
 from fedpeft.methods.adalora import attach_adalora
 from fedpeft.methods.bitfit import attach_bitfit
-from fedpeft.methods.blocks import HEAD
 from fedpeft.methods.bottleneck import attach_bottleneck, attach_parallel
 from fedpeft.methods.coda import attach_coda
 from fedpeft.methods.compacter import attach_compacter
@@ -47,14 +48,12 @@ from fedpeft.methods.relora import attach_relora
 from fedpeft.methods.unipelt import attach_unipelt
 from fedpeft.methods.vera import attach_vera
 
-__all__ = ["METHODS", "UnionAdapter", "attach"]
+__all__ = ["ATTACH", "UnionAdapter", "attach"]
 
 Vector = npt.NDArray[np.float32]
 Attach = Callable[[Anatomy, Adapter, int], tuple[Block, ...]]
 
-METHODS: Mapping[str, Attach] = MappingProxyType(
-    # In the order in which they apply to one module: y, then what changes its matrix, then the bias, then the gain,
-    # then the bottleneck.
+ATTACH: Mapping[str, Attach] = MappingProxyType(
     {
         "lora": attach_lora,
         "dora": attach_dora,
@@ -83,6 +82,7 @@ METHODS: Mapping[str, Attach] = MappingProxyType(
         "head": attach_head,
     }
 )
+"""By method, in the order in which they apply to one module: that of ``fedpeft.catalogue.METHODS``, then the head."""
 
 
 class UnionAdapter:
@@ -192,7 +192,7 @@ def attach(model: nn.Module, adapter: Adapter, *, seed: int) -> UnionAdapter:
     model.requires_grad_(False)
     blocks = [
         block
-        for method, attach_method in METHODS.items()
+        for method, attach_method in ATTACH.items()
         for block in attach_method(
             anatomy.within(_range_of(adapter, method), wanted_by=f"adapter.{method}"), adapter, seed
         )
@@ -214,7 +214,7 @@ def attach(model: nn.Module, adapter: Adapter, *, seed: int) -> UnionAdapter:
 def anatomy_of(model: nn.Module, adapter: Adapter) -> Anatomy:
     """The model's parts, ``first_layer`` the lowest that carries an adapter: none when only the head is trained."""
     anatomy = dissect(model, adapter.layers if _by_default(adapter) else 0)
-    starts = [found[0] for method in METHODS if (found := _range_of(adapter, method)) is not None]
+    starts = [found[0] for method in ATTACH if (found := _range_of(adapter, method)) is not None]
     return replace(anatomy, first_layer=min([anatomy.first_layer, *starts]))
 
 
@@ -226,8 +226,7 @@ def _range_of(adapter: Adapter, method: str) -> tuple[int, int] | None:
 
 def _by_default(adapter: Adapter) -> bool:
     """Whether any method sits where ``adapter.layers`` says."""
-    present = [method for method in METHODS if method != HEAD and getattr(adapter, method) is not None]
-    return any(_range_of(adapter, method) is None for method in present)
+    return any(_range_of(adapter, method.name) is None for method, _ in adapter.declared())
 
 
 def _specify(block: Block, names: Mapping[int, str]) -> BlockSpec:

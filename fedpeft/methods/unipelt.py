@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedpeft.config.additive import Activation
+from fedpeft.catalogue.common import Activation
+from fedpeft.catalogue.unipelt import Unipelt
 from fedpeft.config.model import Adapter
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.attention import Scene, graft_attention, with_keys
@@ -133,7 +134,7 @@ def attach_unipelt(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block
     Raises:
         ConfigInvalid: the bottleneck is wider than the model.
     """
-    settings = adapter.unipelt
+    settings = adapter.of(Unipelt)
     if settings is None:
         return ()
     parts: list[nn.Module] = []

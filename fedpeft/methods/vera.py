@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedpeft.catalogue.vera import Vera
 from fedpeft.config.model import Adapter
 from fedpeft.entropy import generator
 from fedpeft.grafting.anatomy import Anatomy
@@ -58,7 +59,7 @@ def attach_vera(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
     Raises:
         ConfigInvalid: the model lacks a target.
     """
-    vera = adapter.vera
+    vera = adapter.of(Vera)
     if vera is None:
         return ()
     hosts = [host for _, host in target_modules(anatomy, vera.targets, wanted_by="adapter.vera")]

@@ -1,14 +1,13 @@
 """What a device has, what training costs on it, and which blocks it should train. No torch."""
 
-from fedpeft.planner.catalogue import CATALOGUE, MethodRow
+from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.planner.cost import Calibration, Estimate, MeasuredStep, calibrate, estimate
 from fedpeft.planner.hardware import REFERENCE, DeviceProfile, available_bytes, probe
 from fedpeft.planner.plan import Limits, Menu, Plan, Rejected, menu_of, plan
-from fedpeft.planner.read_shape import BaseShape, shape_of
+from fedpeft.planner.read_shape import shape_of
 from fedpeft.planner.workload import Workload, evaluation_batch
 
 __all__ = [
-    "CATALOGUE",
     "REFERENCE",
     "BaseShape",
     "Calibration",
@@ -17,7 +16,6 @@ __all__ = [
     "Limits",
     "MeasuredStep",
     "Menu",
-    "MethodRow",
     "Plan",
     "Rejected",
     "Workload",

@@ -18,9 +18,9 @@ step replaces the constants (``calibrate``). Stated errors: ``MEMORY_ERROR``, ``
 
 from dataclasses import dataclass
 
+from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.planner.hardware import DeviceProfile
 from fedpeft.planner.placement import spec_of
-from fedpeft.planner.read_shape import BaseShape
 from fedpeft.planner.workload import (
     Workload,
     evaluation_batch,

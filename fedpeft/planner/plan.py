@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Literal
 
-from fedpeft.config.derived import lora_tiers
+from fedpeft.catalogue import ROWS
+from fedpeft.catalogue.base_shape import BaseShape
+from fedpeft.catalogue.lora import Lora, lora_tiers
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, Problem
-from fedpeft.planner.catalogue import CATALOGUE
 from fedpeft.planner.cost import MEMORY_ERROR, TIME_ERROR, UNCALIBRATED, Calibration, Estimate, estimate
 from fedpeft.planner.hardware import DeviceProfile
 from fedpeft.planner.placement import adapted_layers, present_methods
-from fedpeft.planner.read_shape import BaseShape
 from fedpeft.planner.workload import Workload
 
 __all__ = ["Limits", "Menu", "Plan", "Rejected", "menu_of", "plan"]
@@ -163,13 +163,13 @@ def menu_of(
 
 
 def _choices(shape: BaseShape, adapter: Adapter, like: Workload) -> Iterator[tuple[tuple[str, ...], int | None, bool]]:
-    methods = present_methods(shape, adapter)
+    methods, lora = present_methods(shape, adapter), adapter.of(Lora)
     can_head = like.head and adapter.head and like.classes > 0
     for count in range(len(methods) + 1):
         for chosen in combinations(methods, count):
             if not chosen and not can_head:
                 continue
-            ranks = lora_tiers(adapter.lora) if adapter.lora and "lora" in chosen else (None,)
+            ranks = lora_tiers(lora) if lora and "lora" in chosen else (None,)
             for rank in ranks:
                 yield chosen, rank, can_head
 
@@ -241,7 +241,7 @@ def _served(workload: Workload) -> str:
 
 
 def _programs(workload: Workload) -> list[str]:
-    programs = [CATALOGUE[method].served_by for method in (*workload.methods, *(["head"] * workload.head))]
+    programs = [ROWS[method].served_by for method in (*workload.methods, *(["head"] * workload.head))]
     return [name for name in programs[0] if all(name in others for others in programs)] if programs else []
 
 

@@ -8,13 +8,13 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from fedpeft.base import BaseArtifact
+from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.errors import ConfigInvalid
 
-__all__ = ["SLOTS", "BaseShape", "shape_from", "shape_of"]
+__all__ = ["SLOTS", "shape_from", "shape_of"]
 
 SLOTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
@@ -46,70 +46,6 @@ SLOTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 _LAYER = re.compile(r"(?P<stem>.*\b(?:layer|layers))\.(?P<index>\d+)\.(?P<rest>.+)")
 _READS_FIRST_TOKEN = frozenset({"bert", "camembert", "electra", "roberta", "xlm-roberta"})  # as tuning.stages has it
 _DEEP_HEAD = frozenset({"camembert", "electra", "roberta", "xlm-roberta"})  # a dense layer before the output
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseShape:
-    """One base model, every layer alike.
-
-    Args:
-        name: its model type, e.g. ``bert``.
-        family: ``BERT-like`` or ``Llama-like``.
-        layers: how many.
-        hidden: width of the residual stream.
-        heads: attention heads.
-        vocabulary: rows of the token embedding.
-        matrices: slot -> (d_out, d_in) of one layer.
-        layer_biases: coordinates of all biases of one layer, norms included.
-        norms: coordinates of all norm weights of one layer.
-        norm_biases: coordinates of their biases.
-        parameters: of the whole base, tied ones once.
-        packed_bytes: of the weights as the artifact stores them.
-        head_is_deep: whether the class head has a dense layer of its own.
-        first_token_only: whether the classifier reads one token, so that the last layer computes little.
-    """
-
-    name: str
-    family: str
-    layers: int
-    hidden: int
-    heads: int
-    vocabulary: int
-    matrices: Mapping[str, tuple[int, int]]
-    layer_biases: int
-    norms: int
-    norm_biases: int
-    parameters: int
-    packed_bytes: int
-    head_is_deep: bool
-    first_token_only: bool
-
-    @property
-    def matrix_parameters(self) -> int:
-        """Coordinates of the matrices of one layer."""
-        return sum(rows * columns for rows, columns in self.matrices.values())
-
-    @property
-    def inner(self) -> int:
-        """Width of the MLP."""
-        return self.matrices["up"][0]
-
-    @property
-    def key_width(self) -> int:
-        """Width of keys, and of values: below ``hidden`` with grouped queries."""
-        return self.matrices["k"][0]
-
-    @property
-    def dense_bytes(self) -> int:
-        """The base in float32."""
-        return 4 * self.parameters
-
-    def head_parameters(self, classes: int) -> int:
-        """Coordinates of the class head."""
-        if self.family == "Llama-like":
-            return self.hidden * classes
-        deep = self.hidden * self.hidden + self.hidden if self.head_is_deep else 0
-        return deep + self.hidden * classes + classes
 
 
 def shape_of(artifact: BaseArtifact) -> BaseShape:

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
+from fedpeft.catalogue import ROWS
+from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.config.model import Adapter
-from fedpeft.planner.catalogue import CATALOGUE
 from fedpeft.planner.placement import present_methods, spec_of
-from fedpeft.planner.read_shape import BaseShape
 from fedpeft.ring import RingParams
 
 __all__ = ["markdown_sizes"]
@@ -21,7 +21,7 @@ def markdown_sizes(shapes: Mapping[str, tuple[BaseShape, int]]) -> str:
     """
     heads = [f"{name}: {what}" for name in shapes for what in ("trained", "of the base", "kB up")]
     lines = [f"| Method | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
-    for method in CATALOGUE:
+    for method in ROWS:
         cells = [cell for shape, classes in shapes.values() for cell in _cells(method, shape, classes)]
         lines.append(f"| `{method}` | {' | '.join(cells)} |")
     return "\n".join(lines)

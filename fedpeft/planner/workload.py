@@ -8,11 +8,12 @@ autograd keeps is exact in float counts; tests compare it with ``saved_tensors_h
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fedpeft.catalogue import BY_NAME
+from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.config.model import Adapter
 from fedpeft.ids import BlockId
 from fedpeft.methods import blocks_for
 from fedpeft.planner.placement import adapted_layers, placed_methods, spec_of
-from fedpeft.planner.read_shape import BaseShape
 
 __all__ = [
     "Workload",
@@ -165,5 +166,6 @@ def forward_share(shape: BaseShape, workload: Workload) -> float:
 
 def _first_token(shape: BaseShape, workload: Workload) -> bool:
     # A router picks the tokens of the last layer itself.
-    routed = workload.adapter.coda is not None and placed_methods(shape, workload.adapter)["coda"].stop == shape.layers
+    placed = placed_methods(shape, workload.adapter).items()
+    routed = any(BY_NAME[name].picks_tokens and one.stop == shape.layers for name, one in placed)
     return workload.classes > 0 and shape.first_token_only and not routed

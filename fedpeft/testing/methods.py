@@ -65,34 +65,34 @@ class Case:
 
 
 CASES = {
-    "lora": Case(adapter=Adapter(lora=Lora(rank=4), head=False), size=lambda of: 4 * of.rows),
+    "lora": Case(adapter=Adapter.having(Lora(rank=4), head=False), size=lambda of: 4 * of.rows),
     "bitfit": Case(
-        adapter=Adapter(bitfit=BitFit(), head=False),
+        adapter=Adapter.having(BitFit(), head=False),
         size=lambda of: LAYERS * (4 * WIDE + INNER + WIDE + 2 * WIDE),
         encoder_only=True,
     ),
-    "layernorm": Case(adapter=Adapter(layernorm=LayerNorm(), head=False), size=lambda of: of.norms),
-    "ia3": Case(adapter=Adapter(ia3=Ia3(), head=False), size=lambda of: of.keys + LAYERS * INNER),
-    "dora": Case(adapter=Adapter(dora=Dora(rank=4), head=False), size=lambda of: 5 * of.rows),
+    "layernorm": Case(adapter=Adapter.having(LayerNorm(), head=False), size=lambda of: of.norms),
+    "ia3": Case(adapter=Adapter.having(Ia3(), head=False), size=lambda of: of.keys + LAYERS * INNER),
+    "dora": Case(adapter=Adapter.having(Dora(rank=4), head=False), size=lambda of: 5 * of.rows),
     "adalora": Case(
-        adapter=Adapter(adalora=AdaLora(rank=4, target_rank=2), head=False),
+        adapter=Adapter.having(AdaLora(rank=4, target_rank=2), head=False),
         size=lambda of: 4 * (of.rows + of.columns + of.matrices) + 4 * of.matrices,
     ),
-    "dylora": Case(adapter=Adapter(dylora=DyLora(rank=4), head=False), size=lambda of: 4 * of.rows),
+    "dylora": Case(adapter=Adapter.having(DyLora(rank=4), head=False), size=lambda of: 4 * of.rows),
     "relora": Case(
-        adapter=Adapter(relora=ReLora(rank=2, cycles=2, rounds_each=1), head=False),
+        adapter=Adapter.having(ReLora(rank=2, cycles=2, rounds_each=1), head=False),
         size=lambda of: 2 * 2 * of.rows,
         rounds=2,
     ),
-    "qalora": Case(adapter=Adapter(qalora=QaLora(rank=1), head=False), size=lambda of: of.rows),
+    "qalora": Case(adapter=Adapter.having(QaLora(rank=1), head=False), size=lambda of: of.rows),
     "vera": Case(
-        adapter=Adapter(vera=Vera(rank=16, initial=1.0), head=False), size=lambda of: 16 * of.matrices + of.rows
+        adapter=Adapter.having(Vera(rank=16, initial=1.0), head=False), size=lambda of: 16 * of.matrices + of.rows
     ),
     "diffpruning": Case(
-        adapter=Adapter(diffpruning=DiffPruning(prune_round=2), head=False), size=lambda of: 2 * of.rows * WIDE
+        adapter=Adapter.having(DiffPruning(prune_round=2), head=False), size=lambda of: 2 * of.rows * WIDE
     ),
     "fish": Case(
-        adapter=Adapter(fish=Fish(keep=0.01), head=False),
+        adapter=Adapter.having(Fish(keep=0.01), head=False),
         # The Fisher information of all weights, and a hundredth of a layer's weights three times.
         size=lambda of: of.rows * WIDE + LAYERS * round(0.01 * of.rows * WIDE / LAYERS),
         rounds=2,

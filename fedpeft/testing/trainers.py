@@ -52,7 +52,7 @@ def toy_plan(spec: AdapterSpec, *, weight: str = "uniform", max_weight: int = 10
         base="sha256:toy",
         adapter_spec=spec.digest,
         task=Task(kind="classify", labels=("no", "yes")),
-        adapter=Adapter(lora=Lora(rank=4)),
+        adapter=Adapter.having(Lora(rank=4)),
         train=Train(local_steps=4, batch_size=8, learning_rate=0.1),
         aggregate=Aggregate.model_validate({"weight": weight, "max_weight": max_weight}),
     )

@@ -5,7 +5,7 @@ import pytest
 
 from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec, TensorSpec, unflatten
 from fedpeft.aggregate import between_rounds
-from fedpeft.aggregate.between import adalora_budget
+from fedpeft.catalogue.adalora import adalora_budget
 from fedpeft.config.model import AdaLora, Adapter, BitFit
 from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId

@@ -9,10 +9,10 @@ import torch
 
 from fedpeft.adapter import unflatten
 from fedpeft.aggregate.head_start import HEAD_BLOCK
+from fedpeft.catalogue.lora import scale_of
 from fedpeft.config.model import Adapter, BitFit, Ia3, Lora
 from fedpeft.data import EncodedDataset
 from fedpeft.methods import attach, blocks_for
-from fedpeft.methods.lora import scale_of
 from fedpeft.testing.models import class_examples, tiny_bert
 from fedpeft.tuning import LocalPlan, train
 from fedpeft.tuning.batches import collate, training_stream

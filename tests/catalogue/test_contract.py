@@ -4,8 +4,7 @@ A row that lies fails here: ``test_a_row_that_lies_is_found_out`` holds that, wi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import between_rounds
-from fedpeft.config.check_privacy import MEASURING_METHODS
-from fedpeft.config.derived import INPUT_METHODS
+from fedpeft.catalogue import BY_NAME, AnyMethod, Export
+from fedpeft.catalogue.base_shape import BaseShape
+from fedpeft.catalogue.footprint import Footprint
+from fedpeft.catalogue.method import BOTH
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid
 from fedpeft.export import export_peft, load_union
-from fedpeft.export.export import NEVER_THE_BASE
 from fedpeft.grafting.step_hooks import SteppedPart
+from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, due_blocks
 from fedpeft.methods.coda import picks_tokens
 from fedpeft.methods.lora import LoraPart
-from fedpeft.planner import CATALOGUE, BaseShape
-from fedpeft.planner.placement import FOOTPRINTS, placed_methods, spec_of
+from fedpeft.planner.placement import placed_methods, spec_of
 from fedpeft.planner.read_shape import shape_from
 from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
 from fedpeft.testing.plans import plan_for
@@ -50,6 +50,10 @@ def _one_thread():
 def settings_of(method) -> Adapter:
     """[adapter] with the method's example and nothing else."""
     return Adapter.model_validate({method.name: method.example, "head": False})
+
+
+def fits(method, family: str) -> bool:
+    return bool(has_row_footprint(method, family).blocks)
 
 
 def attached(method, family: str) -> UnionAdapter:
@@ -115,7 +119,7 @@ def forward_operations(model: nn.Module) -> float:
 
 
 def it_takes_the_models_it_names(method, family):
-    if family in method.families:
+    if fits(method, family):
         assert attached(method, family).spec.blocks
     else:
         with pytest.raises(ConfigInvalid):
@@ -234,9 +238,10 @@ def plain_peft_loads_it_where_the_row_says_so(method, family, folder):
 
 
 def whoever_serves_it_can_read_its_export(method, family):
-    assert ("peft" in method.served_by) == bool(method.export.alone)
+    served_by = method.row.served_by
+    assert ("peft" in served_by) == bool(method.export.alone)
     plain = method.export.peft_type == "LORA" and not method.export.more
-    assert bool({"vLLM", "llama.cpp"} & {*method.served_by}) == plain
+    assert bool({"vLLM", "llama.cpp"} & {*served_by}) == plain
 
 
 PROMISES = [
@@ -255,89 +260,12 @@ PROMISES = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """What today's tables say of one method."""
-
-    name: str
-    example: Any
-    footprint: Callable[[BaseShape, Any], Any]
-    families: tuple[str, ...]
-    switchable: bool
-    measures: bool
-    at_input: bool
-    picks_tokens: bool
-    made_of_runs: bool
-    export: Any
-    served_by: tuple[str, ...]
-
-
-BOTH = ("encoder", "decoder")
-EXAMPLES = {
-    "lora": {"rank": 4},
-    "dora": {"rank": 4},
-    "adalora": {"rank": 4, "target_rank": 2, "warmup_rounds": 1, "prune_until": 3},
-    "dylora": {"rank": 4},
-    "relora": {"rank": 2, "cycles": 2, "rounds_each": 2},
-    "qalora": {"rank": 1},
-    "vera": {"rank": 16, "initial": 1.0},
-    "diffpruning": {"prune_round": 3},
-    "fish": {"keep": 0.01},
-    "bitfit": {},
-    "layernorm": {},
-    "ia3": {},
-    "bottleneck": {"width": 4},
-    "parallel": {"width": 4},
-    "compacter": {"width": 8},
-    "hypernetwork": {"width": 4},
-    "fusion": {"width": 4},
-    "prompt": {"length": 4},
-    "p_tuning": {"length": 4, "width": 8},
-    "prefix": {"length": 4, "width": 8},
-    "p_tuning_v2": {"length": 4},
-    "llama_adapter": {"length": 4},
-    "unipelt": {"rank": 2, "length": 4, "width": 4},
-    "coda": {"width": 4},
-}
-EXPORTS = {
-    **dict.fromkeys(("lora", "adalora", "dylora", "relora", "qalora"), ("LORA", BOTH, "")),
-    "dora": ("LORA", BOTH, "use_dora"),
-    "vera": ("VERA", BOTH, ""),
-    "bitfit": ("LORA", ("encoder",), "bias"),
-    "layernorm": ("LN_TUNING", BOTH, ""),
-    "ia3": ("IA3", BOTH, ""),
-    **dict.fromkeys(("prompt", "p_tuning"), ("PROMPT_TUNING", BOTH, "")),
-    **dict.fromkeys(("prefix", "p_tuning_v2"), ("PREFIX_TUNING", ("decoder",), "")),
-    "llama_adapter": ("ADAPTION_PROMPT", ("decoder",), ""),
-}
-
-
-def rows() -> dict[str, Row]:
-    found = {}
-    for name, example in EXAMPLES.items():
-        kind, alone, more = EXPORTS.get(name, ("", (), ""))
-        found[name] = Row(
-            name=name,
-            example=getattr(Adapter.model_validate({name: example}), name),
-            footprint=FOOTPRINTS[name],
-            families=("encoder",) if name == "bitfit" else BOTH,
-            switchable=name not in NEVER_THE_BASE,
-            measures=name in MEASURING_METHODS,
-            at_input=name in INPUT_METHODS,
-            picks_tokens=name == "coda",
-            made_of_runs=name == "fusion",
-            export=SimpleNamespace(peft_type=kind, alone=alone, more=more),
-            served_by=CATALOGUE[name].served_by,
-        )
-    return found
-
-
-METHODS = rows()
+METHODS = BY_NAME
 
 
 def keep(promise, method, family, folder) -> None:
     """Hold one row to one promise on one model."""
-    if family not in method.families and promise is not it_takes_the_models_it_names:
+    if not fits(method, family) and promise is not it_takes_the_models_it_names:
         return
     promise(*((method, family, folder) if promise.__code__.co_argcount == 3 else (method, family)))
 
@@ -353,17 +281,17 @@ def test_it_keeps_its_promise(promise, name, family, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_union_counts_it_as_alone(name, family):
     method = METHODS[name]
-    if family in method.families:
+    if fits(method, family):
         shape, union = shape_of_model(FAMILIES[family]()), attached(method, family)
         counted = spec_of(shape, union.adapter, classes=0)
         assert [(b.block_id, b.size) for b in counted.blocks] == [(b.block_id, b.size) for b in union.spec.blocks]
         assert tuple(placed_methods(shape, union.adapter)) == (name,)
 
 
-def times(factor: float, **fields: str) -> Callable[[Row], Row]:
+def times(factor: float, **fields: str) -> Callable[[AnyMethod], AnyMethod]:
     """The row with a number of its footprint so many times too large."""
 
-    def lie(row: Row) -> Row:
+    def lie(row: AnyMethod) -> AnyMethod:
         def footprint(shape: BaseShape, settings: Any) -> Any:
             true, (field,) = row.footprint(shape, settings), fields
             value = getattr(true, field)
@@ -375,12 +303,20 @@ def times(factor: float, **fields: str) -> Callable[[Row], Row]:
     return lie
 
 
-def says(**wrong: Any) -> Callable[[Row], Row]:
+def says(**wrong: Any) -> Callable[[AnyMethod], AnyMethod]:
     return lambda row: replace(row, **wrong)
 
 
+def serves(*programs: str) -> Callable[[AnyMethod], AnyMethod]:
+    return lambda row: replace(row, row=replace(row.row, served_by=programs))
+
+
+def fits_every_base(row: AnyMethod) -> AnyMethod:
+    return replace(row, footprint=lambda shape, _: Footprint(blocks={BlockId(row.name): shape.hidden}))
+
+
 LIES = [
-    ("bitfit", "decoder", says(families=BOTH), it_takes_the_models_it_names),
+    ("bitfit", "decoder", fits_every_base, it_takes_the_models_it_names),
     ("lora", "encoder", says(switchable=False), it_starts_as_the_base_if_values_can_switch_it_off),
     ("prefix", "decoder", says(switchable=True), it_starts_as_the_base_if_values_can_switch_it_off),
     ("vera", "encoder", times(1.01, blocks="sizes"), its_footprint_counts_every_block),
@@ -397,17 +333,17 @@ LIES = [
     (
         "parallel",
         "encoder",
-        says(export=SimpleNamespace(peft_type="LORA", alone=BOTH, more="")),
+        says(export=Export(peft_type="LORA", alone=BOTH, more="")),
         plain_peft_loads_it_where_the_row_says_so,
     ),
     (
         "prefix",
         "decoder",
-        says(export=SimpleNamespace(peft_type="PREFIX_TUNING", alone=(), more="")),
+        says(export=Export(peft_type="PREFIX_TUNING", alone=(), more="")),
         plain_peft_loads_it_where_the_row_says_so,
     ),
-    ("parallel", "encoder", says(served_by=("peft",)), whoever_serves_it_can_read_its_export),
-    ("dora", "encoder", says(served_by=("peft", "vLLM")), whoever_serves_it_can_read_its_export),
+    ("parallel", "encoder", serves("peft"), whoever_serves_it_can_read_its_export),
+    ("dora", "encoder", serves("peft", "vLLM"), whoever_serves_it_can_read_its_export),
 ]
 
 

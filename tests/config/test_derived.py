@@ -2,8 +2,9 @@
 
 import pytest
 
+from fedpeft.catalogue.lora import lora_tiers
 from fedpeft.config import parse
-from fedpeft.config.derived import invited_devices, lora_tiers, value_bits, wanted_devices, with_head_start
+from fedpeft.config.derived import invited_devices, value_bits, wanted_devices, with_head_start
 from fedpeft.config.model import Lora, Rounds, SecureAggregation
 from fedpeft.testing.runs import toy_run
 

@@ -10,7 +10,13 @@ from peft import PeftModel
 from torch import nn
 
 from fedpeft.adapter import AdapterState
-from fedpeft.config.additive import Compacter, Parallel
+from fedpeft.catalogue.compacter import Compacter
+from fedpeft.catalogue.llama_adapter import LlamaAdapter
+from fedpeft.catalogue.p_tuning import PTuning
+from fedpeft.catalogue.p_tuning_v2 import PTuningV2
+from fedpeft.catalogue.parallel import Parallel
+from fedpeft.catalogue.prefix import Prefix
+from fedpeft.catalogue.prompt import Prompt
 from fedpeft.config.model import (
     AdaLora,
     Adapter,
@@ -27,7 +33,6 @@ from fedpeft.config.model import (
     ReLora,
     Vera,
 )
-from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
 from fedpeft.errors import IntegrityFailed, SpecMismatch
 from fedpeft.export import export_peft, load_union
 from fedpeft.methods import UnionAdapter, attach

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from peft import PeftModel
 
 from fedpeft.adapter import AdapterState
+from fedpeft.catalogue.parallel import Parallel
 from fedpeft.cli.adapter import command
-from fedpeft.config.additive import Parallel
 from fedpeft.config.model import Adapter, Ia3, Lora
 from fedpeft.errors import ConfigInvalid, DataInvalid
 from fedpeft.export import export_peft, load_union

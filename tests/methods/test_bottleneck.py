@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedpeft.config.additive import Parallel
+from fedpeft.catalogue.parallel import Parallel
 from fedpeft.config.model import Adapter, Bottleneck, Lora
 from fedpeft.errors import ConfigInvalid
 from fedpeft.grafting.graft import grafts_of

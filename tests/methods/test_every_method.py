@@ -6,15 +6,11 @@ import torch
 
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import between_rounds
-from fedpeft.config.check_privacy import MEASURING_METHODS
-from fedpeft.grafting.step_hooks import SteppedPart
 from fedpeft.methods import attach, due_blocks
-from fedpeft.methods.lora import LoraPart
 from fedpeft.testing.methods import CASES, PAIRS, on_base, sizes_of
 from fedpeft.testing.models import class_examples, examples_for, tiny_bert
 from fedpeft.testing.plans import plan_for
 from fedpeft.tuning import evaluate, train
-from fedpeft_client.site import methods_of
 
 pytestmark = pytest.mark.torch
 
@@ -99,10 +95,3 @@ def test_the_same_arguments_train_the_same_bytes_and_another_device_trains_other
         states.append(union.state())
     assert states[0].digests == states[1].digests
     assert all(np.isfinite(values).all() for values in states[0].values())
-
-
-@METHODS
-def test_the_config_knows_which_methods_measure_in_a_step(method):
-    union = attach(tiny_bert(), CASES[method].adapter, seed=0)
-    measures = any(isinstance(part, SteppedPart) and type(part) is not LoraPart for part in union.model.modules())
-    assert measures == bool(MEASURING_METHODS & set(methods_of(CASES[method].adapter)))

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedpeft.config.additive import Bottleneck, Fusion
+from fedpeft.catalogue.bottleneck import Bottleneck
+from fedpeft.catalogue.fusion import Fusion
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid
 from fedpeft.export import export_peft

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from fedpeft.catalogue.lora import scale_of
 from fedpeft.config.model import Adapter, Lora
 from fedpeft.errors import ConfigInvalid
 from fedpeft.grafting.graft import grafts_of
 from fedpeft.ids import BlockId
 from fedpeft.methods import attach
-from fedpeft.methods.lora import LoraPart, scale_of
+from fedpeft.methods.lora import LoraPart
 from fedpeft.testing.models import tiny_bert, tiny_llama
 
 pytestmark = pytest.mark.torch

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from fedpeft.base.quantize import quantize
 from fedpeft.base.residency import PackedWeight, QuantizedLinear
-from fedpeft.config.additive import Parallel
+from fedpeft.catalogue.parallel import Parallel
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
 from fedpeft.methods import attach
 from fedpeft.testing.models import tiny_bert, tiny_llama

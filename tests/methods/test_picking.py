@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional
 
 from fedpeft.aggregate import between_rounds
+from fedpeft.catalogue.llama_adapter import LlamaAdapter
 from fedpeft.config.model import Adapter, DiffPruning, Fish
-from fedpeft.config.prompts import LlamaAdapter
 from fedpeft.errors import RunFailed
 from fedpeft.grafting.graft import grafts_of
 from fedpeft.ids import BlockId

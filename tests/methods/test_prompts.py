@@ -14,8 +14,12 @@ from peft import (
 )
 from torch import nn
 
+from fedpeft.catalogue.llama_adapter import LlamaAdapter
+from fedpeft.catalogue.p_tuning import PTuning
+from fedpeft.catalogue.p_tuning_v2 import PTuningV2
+from fedpeft.catalogue.prefix import Prefix
+from fedpeft.catalogue.prompt import Prompt
 from fedpeft.config.model import Adapter, Lora
-from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
 from fedpeft.errors import ConfigInvalid
 from fedpeft.grafting.graft import grafts_of
 from fedpeft.ids import BlockId

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedpeft.config.additive import Coda, Compacter, Hypernetwork, Unipelt
+from fedpeft.catalogue.coda import Coda
+from fedpeft.catalogue.compacter import Compacter
+from fedpeft.catalogue.hypernetwork import Hypernetwork
+from fedpeft.catalogue.unipelt import Unipelt
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid
 from fedpeft.grafting.graft import grafts_of

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedpeft.adapter import AdapterState
-from fedpeft.config.additive import Parallel
+from fedpeft.catalogue.parallel import Parallel
 from fedpeft.config.explain import sections_in
 from fedpeft.config.model import (
     AdaLora,
@@ -30,7 +30,7 @@ from fedpeft.config.model import (
 from fedpeft.errors import ConfigInvalid, SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, blocks_for
-from fedpeft.methods.union import METHODS
+from fedpeft.methods.union import ATTACH
 from fedpeft.testing.models import tiny_bert, tiny_llama
 
 pytestmark = pytest.mark.torch
@@ -186,9 +186,9 @@ def test_a_state_of_another_adapter_is_refused():
 
 def test_every_method_has_a_section_and_a_name_for_devices():
     names = [*typing.get_args(MethodName), "head"]
-    assert sorted(METHODS) == sorted(names)
+    assert sorted(ATTACH) == sorted(names)
     sections = [name for name, field in Adapter.model_fields.items() if next(sections_in(field.annotation), None)]
-    assert sections == [name for name in METHODS if name != "head"]
+    assert sections == [name for name in ATTACH if name != "head"]
 
 
 @pytest.mark.parametrize("method", typing.get_args(MethodName))

@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedpeft.config.additive import Coda, Compacter, Hypernetwork, Parallel, Unipelt
+from fedpeft.catalogue.base_shape import BaseShape
+from fedpeft.catalogue.coda import Coda
+from fedpeft.catalogue.compacter import Compacter
+from fedpeft.catalogue.hypernetwork import Hypernetwork
+from fedpeft.catalogue.llama_adapter import LlamaAdapter
+from fedpeft.catalogue.p_tuning import PTuning
+from fedpeft.catalogue.p_tuning_v2 import PTuningV2
+from fedpeft.catalogue.parallel import Parallel
+from fedpeft.catalogue.prefix import Prefix
+from fedpeft.catalogue.prompt import Prompt
+from fedpeft.catalogue.unipelt import Unipelt
 from fedpeft.config.model import (
     AdaLora,
     Adapter,
@@ -22,12 +32,11 @@ from fedpeft.config.model import (
     ReLora,
     Vera,
 )
-from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
 from fedpeft.grafting.anatomy import dissect
 from fedpeft.methods import attach, blocks_for
 from fedpeft.planner.cost import LOSS_CHUNK_BYTES
 from fedpeft.planner.placement import spec_of
-from fedpeft.planner.read_shape import SLOTS, BaseShape, shape_from
+from fedpeft.planner.read_shape import SLOTS, shape_from
 from fedpeft.planner.workload import Workload, kept_floats, tokens_of
 from fedpeft.testing.models import tiny_bert, tiny_llama
 from fedpeft.tuning.batches import Batch

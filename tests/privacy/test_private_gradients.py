@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedpeft.catalogue import BY_NAME
 from fedpeft.config.adapter import Adapter, MethodName
-from fedpeft.config.check_privacy import MEASURING_METHODS
 from fedpeft.errors import ConfigInvalid
 from fedpeft.methods import attach, due_blocks
 from fedpeft.testing.methods import on_base
@@ -53,7 +53,7 @@ PLACES = [
 def test_what_is_clipped_are_the_gradients_of_single_examples(method, build, base):
     examples = token_examples(4) if build is tiny_llama else class_examples(4)
     union = attach(on_base(build, base), Adapter.model_validate({method: SMALL.get(method, {})}), seed=0)
-    if method in MEASURING_METHODS:
+    if BY_NAME[method].measures:
         with pytest.raises(ConfigInvalid, match="learn by gradients alone"):
             refuse_mixing(union.model)
         return

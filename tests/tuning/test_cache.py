@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.config.additive import Parallel
+from fedpeft.catalogue.parallel import Parallel
 from fedpeft.config.model import Adapter, Bottleneck, Ia3, LayerNorm, Lora
 from fedpeft.data import EncodedDataset
 from fedpeft.errors import ResourceMissing

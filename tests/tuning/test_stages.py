@@ -6,9 +6,17 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
-from fedpeft.config.additive import Coda, Compacter, Hypernetwork, Parallel, Unipelt
+from fedpeft.catalogue.coda import Coda
+from fedpeft.catalogue.compacter import Compacter
+from fedpeft.catalogue.hypernetwork import Hypernetwork
+from fedpeft.catalogue.llama_adapter import LlamaAdapter
+from fedpeft.catalogue.p_tuning import PTuning
+from fedpeft.catalogue.p_tuning_v2 import PTuningV2
+from fedpeft.catalogue.parallel import Parallel
+from fedpeft.catalogue.prefix import Prefix
+from fedpeft.catalogue.prompt import Prompt
+from fedpeft.catalogue.unipelt import Unipelt
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
-from fedpeft.config.prompts import LlamaAdapter, Prefix, Prompt, PTuning, PTuningV2
 from fedpeft.data import IGNORED
 from fedpeft.errors import ConfigInvalid
 from fedpeft.methods import attach

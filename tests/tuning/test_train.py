@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fedpeft.config.additive import Parallel
+from fedpeft.catalogue.parallel import Parallel
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Dora, Fish, Ia3, LayerNorm, Lora, Vera
 from fedpeft.data import EncodedDataset
 from fedpeft.errors import DataInvalid, RunFailed, SpecMismatch

@@ -2,9 +2,9 @@
 
 from pydantic import Field
 
-from fedpeft.config.section import Section
+from fedpeft.catalogue.section import Section
 
-__all__ = ["LayerRange", "MethodSection"]
+__all__ = ["InputSection", "LayerRange", "MethodSection"]
 
 LayerRange = tuple[int, int]
 """The first and the last layer, counted from 0 at the input, both included."""
@@ -19,4 +19,13 @@ class MethodSection(Section):
     layers: LayerRange | None = Field(
         default=None,
         description="First and last layer of this method, from 0 at the input; none: as adapter.layers says.",
+    )
+
+
+class InputSection(Section):
+    """A method that adds tokens to the input: it sits below every layer."""
+
+    length: int = Field(default=16, ge=1, le=1024, description="Virtual tokens; task.max_length and they must fit.")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Overrides train.learning_rate for these blocks."
     )

@@ -1,0 +1,74 @@
+"""The PEFT methods, one light file each: settings, costs, schedule, documentation. No torch.
+
+To add one: its file here and its place in ``METHODS``, its torch part in ``fedpeft/methods/NAME.py`` and its place in
+``fedpeft.methods.union`` (CONTRIBUTING.md). Everything else reads this tuple; tests/catalogue/test_contract.py holds
+each row against the real adapter.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from fedpeft.catalogue import (
+    adalora,
+    bitfit,
+    bottleneck,
+    coda,
+    compacter,
+    diffpruning,
+    dora,
+    dylora,
+    fish,
+    fusion,
+    head,
+    hypernetwork,
+    ia3,
+    layernorm,
+    llama_adapter,
+    lora,
+    p_tuning,
+    p_tuning_v2,
+    parallel,
+    prefix,
+    prompt,
+    qalora,
+    relora,
+    unipelt,
+    vera,
+)
+from fedpeft.catalogue.method import AnyMethod, Export, Method, MethodRow
+
+__all__ = ["BY_NAME", "METHODS", "ROWS", "AnyMethod", "Export", "Method", "MethodRow"]
+
+METHODS: tuple[AnyMethod, ...] = (
+    lora.METHOD,
+    dora.METHOD,
+    adalora.METHOD,
+    dylora.METHOD,
+    relora.METHOD,
+    qalora.METHOD,
+    vera.METHOD,
+    diffpruning.METHOD,
+    fish.METHOD,
+    bitfit.METHOD,
+    layernorm.METHOD,
+    ia3.METHOD,
+    bottleneck.METHOD,
+    parallel.METHOD,
+    compacter.METHOD,
+    hypernetwork.METHOD,
+    fusion.METHOD,
+    prompt.METHOD,
+    p_tuning.METHOD,
+    prefix.METHOD,
+    p_tuning_v2.METHOD,
+    llama_adapter.METHOD,
+    unipelt.METHOD,
+    coda.METHOD,
+)
+"""In the order in which they apply to one module: what changes its matrix, then the bias, then the gain, then the
+bottleneck. The order is part of every adapter's digest: a new method goes where it applies."""
+
+BY_NAME: Mapping[str, AnyMethod] = MappingProxyType({method.name: method for method in METHODS})
+
+ROWS: Mapping[str, MethodRow] = MappingProxyType({**{method.name: method.row for method in METHODS}, "head": head.ROW})
+"""What people read, the class head last."""

@@ -1,0 +1,39 @@
+"""[adapter.bitfit]: its settings, costs and documentation; the torch part is ``fedpeft.methods``."""
+
+from fedpeft.catalogue.base_shape import BaseShape
+from fedpeft.catalogue.footprint import Footprint
+from fedpeft.catalogue.method import Export, Method, MethodRow
+from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.ids import BlockId
+
+__all__ = ["METHOD", "BitFit"]
+
+
+class BitFit(MethodSection):
+    """BitFit (Ben Zaken 2022): a delta on every bias of the chosen layers."""
+
+
+def footprint(shape: BaseShape, _: BitFit) -> Footprint:
+    """A delta a bias; an addition keeps nothing."""
+    if not shape.layer_biases:
+        return Footprint(blocks={})
+    return Footprint(blocks={BlockId("bitfit"): shape.layer_biases}, flops=2 * shape.layer_biases)
+
+
+METHOD = Method(
+    name="bitfit",
+    section=BitFit,
+    example=BitFit(),
+    footprint=footprint,
+    row=MethodRow(
+        title="BitFit",
+        formula="b + delta",
+        paper="Ben Zaken 2022",
+        attaches="every bias of the adapted layers, layer norms included; refused on a model without biases",
+        summed="exact: the parameters are the change",
+        example_dp="the output's gradient summed over tokens",
+        export="PEFT LoRA with bias = all",
+        served_by=("peft",),
+    ),
+    export=Export(peft_type="LORA", alone=("encoder",), more="bias"),
+)

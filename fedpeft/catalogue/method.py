@@ -1,0 +1,118 @@
+"""One PEFT method as everything but torch knows it: one record, read by configuration, planner, schedule and docs."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from fedpeft.adapter import AdapterState
+from fedpeft.catalogue.base_shape import BaseShape
+from fedpeft.catalogue.finding import Finding
+from fedpeft.catalogue.footprint import Footprint
+from fedpeft.catalogue.section import Section
+from fedpeft.ids import BlockId
+
+__all__ = ["BOTH", "NO_EXPORT", "AnyMethod", "Export", "Method", "MethodRow", "TrainingRounds"]
+
+S = TypeVar("S", bound=Section)
+Kind = Literal["encoder", "decoder"]
+BOTH: tuple[Kind, ...] = ("encoder", "decoder")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodRow:
+    """What people read of one method: docs/methods.md and ``fedpeft methods ls``.
+
+    Args:
+        title: the field's name for it.
+        formula: what it computes, in the notation of docs/notation.md.
+        paper: author and year.
+        attaches: to which modules.
+        summed: what its secure sum means for the model.
+        example_dp: how per-example gradients are had, for example-level differential privacy.
+        export: the files it becomes.
+        served_by: programs that run these files without fedpeft.
+    """
+
+    title: str
+    formula: str
+    paper: str
+    attaches: str
+    summed: str
+    example_dp: str
+    export: str
+    served_by: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """The form of the peft library that holds the method.
+
+    Args:
+        peft_type: of ``adapter_config.json``; empty: none, ``union.safetensors`` holds it.
+        alone: the kinds of model on which such a directory holds an adapter of this method alone, exactly.
+        more: a setting beside ``peft_type`` that not every reader of that type knows; empty: none.
+    """
+
+    peft_type: str = ""
+    alone: tuple[Kind, ...] = ()
+    more: str = ""
+
+
+NO_EXPORT = Export()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRounds:
+    """The rounds of a run that train the methods.
+
+    Args:
+        count: how many.
+        text: how a message calls them.
+    """
+
+    count: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method(Generic[S]):
+    """One method. tests/catalogue/test_contract.py holds every field against the adapter that torch makes.
+
+    Args:
+        name: in run.toml, of its blocks (``NAME`` or ``NAME.something``), and of its graft.
+        section: its settings, [adapter.NAME].
+        example: small settings, for tests and documentation; in four rounds every block is trained.
+        footprint: what one adapted layer of a base has of it; no blocks: the base cannot take it.
+        row: for people.
+        export: to the peft library.
+        due: whether a round trains a block, from settings, block and round (from 1); None: every round, every block.
+        between_rounds: the state that the next round begins with, from the mean of a round, the settings and the
+            round; None: the mean itself. Pure.
+        findings: what is impossible in a run of so many rounds.
+        switchable: whether some values, those of its start among them, leave the base as it was.
+        measures: its parts draw, score or mask in a step (``fedpeft.grafting.step_hooks``): no DP-SGD.
+        at_input: it sits below the lowest layer, so nothing can be cached.
+        picks_tokens: the layer computes some tokens only, and the last one must be shown all.
+        made_of_runs: frozen blocks are filled in from earlier runs before round 1.
+        counts_rounds: it spends a fixed number of rounds, so that none is spared to measure the class head.
+    """
+
+    name: str
+    section: type[S]
+    example: S
+    footprint: Callable[[BaseShape, S], Footprint]
+    row: MethodRow
+    export: Export = NO_EXPORT
+    due: Callable[[S, BlockId, int], bool] | None = None
+    between_rounds: Callable[[AdapterState, S, int], AdapterState] | None = None
+    findings: Callable[[S, TrainingRounds], Iterator[Finding]] | None = None
+    switchable: bool = True
+    measures: bool = False
+    at_input: bool = False
+    picks_tokens: bool = False
+    made_of_runs: bool = False
+    counts_rounds: bool = False
+
+
+AnyMethod = Method[Any]
+"""A method whatever its settings: the tuple holds different ones."""
