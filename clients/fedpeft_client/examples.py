@@ -4,9 +4,9 @@ They are private: they stay in this process and in a nameless file of its own, a
 """
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fedpeft.data import EncodedDataset, Records, encode
+from fedpeft.data import EncodedDataset, Records, encode_usable, nothing_encoded
 from fedpeft.entropy import derive_seed
 from fedpeft.planner import evaluation_batch
 from fedpeft.round.plan import LearningPlan
@@ -31,6 +31,7 @@ class Prepared:
         train, held_out: the two sides.
         train_cache, eval_cache: their caches.
         eval_batch: how many held-out examples are evaluated at once.
+        troubles: what could not be used, for the device's own log.
     """
 
     train: EncodedDataset
@@ -38,6 +39,17 @@ class Prepared:
     train_cache: ActivationCache | None
     eval_cache: ActivationCache | None
     eval_batch: int
+    troubles: tuple[str, ...] = ()
+
+    def carefully(self) -> "Prepared":
+        """One example at a time, and nothing kept on the disk."""
+        return replace(self, train_cache=None, eval_cache=None, eval_batch=1)
+
+    @classmethod
+    def nothing(cls, plan: LearningPlan, *troubles: str) -> "Prepared":
+        """As of a device that has no examples."""
+        none = nothing_encoded(plan.task)
+        return cls(train=none, held_out=none, train_cache=None, eval_cache=None, eval_batch=1, troubles=troubles)
 
 
 class Examples:
@@ -48,9 +60,16 @@ class Examples:
         bench: whose tokenizer encodes them.
         train, held_out: its records.
         cache_mb: disk for the activations of each of the two, MiB; what does not fit is computed anew.
+        unusable: how many training examples there are besides, which teach nothing.
+
+    Attributes:
+        count: training examples, whether they can be used or not.
     """
 
-    def __init__(self, name: str, *, bench: Bench, train: Records, held_out: Records, cache_mb: int) -> None:
+    def __init__(
+        self, name: str, *, bench: Bench, train: Records, held_out: Records, cache_mb: int, unusable: int = 0
+    ) -> None:
+        self.count = len(train) + unusable
         self._name, self._bench, self._cache_bytes = name, bench, cache_mb * MIB
         self._train, self._held_out = train, held_out
         self._prepared: tuple[str, Prepared] | None = None
@@ -67,11 +86,15 @@ class Examples:
     def _prepare(self, plan: LearningPlan) -> Prepared:
         tokenizer = self._bench.tokenizer(plan)
         with self._bench.tokenizing:
-            train = encode(self._train, plan.task, plan.task.labels, tokenizer)
-            held_out = encode(self._held_out, plan.task, plan.task.labels, tokenizer)
+            (train, lost), (held_out, lost_too) = (
+                encode_usable(records, plan.task, tokenizer) for records in (self._train, self._held_out)
+            )
+        troubles = tuple(filter(None, (lost, lost_too)))
         batch = evaluation_batch(length=plan.task.max_length, vocabulary=self._bench.vocabulary(plan))
         if plan.adapter.layers == "all":
-            return Prepared(train=train, held_out=held_out, train_cache=None, eval_cache=None, eval_batch=batch)
+            return Prepared(
+                train=train, held_out=held_out, train_cache=None, eval_cache=None, eval_batch=batch, troubles=troubles
+            )
         return Prepared(
             train=train,
             held_out=held_out,
@@ -80,9 +103,14 @@ class Examples:
                 batch_size=plan.train.batch_size,
                 seed=batch_seed(plan.seed, self._name),
                 max_bytes=self._cache_bytes,
-            ),
-            eval_cache=ActivationCache.for_evaluation(held_out, batch_size=batch, max_bytes=self._cache_bytes),
+            )
+            if len(train)
+            else None,
+            eval_cache=ActivationCache.for_evaluation(held_out, batch_size=batch, max_bytes=self._cache_bytes)
+            if len(held_out)
+            else None,
             eval_batch=batch,
+            troubles=troubles,
         )
 
 

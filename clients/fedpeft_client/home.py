@@ -10,6 +10,7 @@
     HOME/join.token           only while the operator has not approved
     HOME/site.toml            the site's rules; the site's to edit, never the coordinator's
     HOME/bases/               base-model artifacts by content; `join --cache DIR` shares another directory
+    HOME/troubles.jsonl       what went wrong here, with its cause; nobody else hears of it
     HOME/state/               the secure sum's ledger, held blocks, the open round
 
 Directories are 0700 and secrets 0600.
@@ -87,6 +88,7 @@ class DeviceHome:
         self.token = path / "join.token"
         self.site = path / "site.toml"
         self.state = path / "state"
+        self.troubles = path / "troubles.jsonl"
 
     @property
     def is_enrolled(self) -> bool:

@@ -17,7 +17,8 @@ from fedpeft.errors import FedpeftError, NotEnrolled
 from fedpeft.flower import NodeContext, client_app
 from fedpeft.flower.fleet import Fleet, FleetTarget
 from fedpeft.ids import NodeId
-from fedpeft.round.failures import failure_of
+from fedpeft.round.failures import REFUSED
+from fedpeft.round.local import Effort
 from fedpeft.round.messages import Failure, FailureReason, FitRequest
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transport import Stage
@@ -138,22 +139,26 @@ class Resident:
         self._child.kill()
 
     def _handle(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
-        """One request: to the worker, and its answer or its end back."""
-        try:
-            if stage is Stage.FIT:
+        """One request: to the worker, and its answer back.
+
+        A worker that dies while it trains is started and asked again: the device remembers that it has tried, and
+        tries with care, then without its examples. Memory that their number decides must not be heard of.
+        """
+        if stage is Stage.FIT:
+            try:
                 self._prepare(decode(payload, FitRequest))
-            return self._child.ask(HANDLE, framed(stage, payload))
-        except ChildDied as death:
-            _log.error("the worker died in %s: %s", stage.value, death)
-            if death.out_of_memory:
-                detail = "the training process was killed, most likely for its memory"
-                return encode(Failure(reason=FailureReason.OUT_OF_MEMORY, detail=detail))
-            return encode(Failure(reason=FailureReason.PROTOCOL, detail=str(death)))
-        except FedpeftError as error:
-            _log.warning("%s: %s", stage.value, error)
-            if stage is Stage.FIT:
-                return encode(failure_of(error))
-            raise
+            except FedpeftError as error:
+                _log.warning("%s: %s", stage.value, error)
+                return encode(REFUSED)
+        for _ in Effort:
+            try:
+                return self._child.ask(HANDLE, framed(stage, payload))
+            except ChildDied as death:
+                why = ", most likely for its memory" if death.out_of_memory else ""
+                _log.error("the worker died in %s: %s%s", stage.value, death, why)
+                if stage is not Stage.FIT or self._stopping.is_set():
+                    break
+        return encode(Failure(reason=FailureReason.PROTOCOL))
 
     def _prepare(self, request: FitRequest) -> None:
         """The base of the plan, fetched once; the worker refuses a plan that its site does not allow."""

@@ -60,7 +60,12 @@ class SitePolicy(Section):
     allow_methods: tuple[MethodName, ...] = Field(default=(), description="PEFT methods it trains; empty: any.")
     allow_fast: bool = Field(default=False, description="Whether the secure sum may drop its consistency round.")
     min_cohort: int = Field(default=3, ge=3, description="Fewer organisations in a sum are refused.")
-    min_examples: int = Field(default=1, ge=1, description="With fewer examples of its own it takes no part.")
+    min_examples: int = Field(default=1, ge=1, description="With fewer examples of its own it adds nothing.")
+    speak_of_failures: bool = Field(
+        default=True,
+        description="In runs without privacy: say that it could not train (nothing more), and be left out. False: add "
+        "zeros, as in runs with privacy.",
+    )
     min_corrupt_fraction: float = Field(default=0.0, ge=0, lt=0.5, description="Colluders that terms must assume.")
     min_noise_multiplier: float = Field(default=0.0, ge=0, description="Less noise on a sum is refused.")
     max_epsilon: float | None = Field(

@@ -4,15 +4,17 @@ The site's rules are asked in ``spec``, which every fit request comes to first: 
 before the base is loaded or an example is read.
 """
 
+from dataclasses import replace
+
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.base import ArtifactStore
 from fedpeft.clock import Clock
-from fedpeft.data import load_records, split_holdout, validate
+from fedpeft.data import Records, fits, readable_records, split_holdout
 from fedpeft.entropy import derive_seed
-from fedpeft.errors import PolicyRefused
 from fedpeft.ids import BlockId
 from fedpeft.privacy import SampledRelease
-from fedpeft.round.local import DeviceStore, LocalResult
+from fedpeft.round.failures import cause_of
+from fedpeft.round.local import DeviceStore, Effort, LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.bench import Bench, Residency
@@ -52,6 +54,7 @@ class SiteTrainer:
         self._memory, self._senses = memory, senses
         self._bench = self._new_bench(site.limits.residency)
         self._trainer: tuple[str, Chooser, TorchTrainer] | None = None
+        self._troubles: tuple[str, ...] = ()
 
     @property
     def methods(self) -> str:
@@ -76,9 +79,12 @@ class SiteTrainer:
         """See ``Trainer``."""
         return self._for(plan)[1].cost(plan)
 
-    def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
+    def fit(
+        self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
+    ) -> LocalResult:
         """See ``Trainer``."""
-        return self._for(plan)[1].fit(plan, state, request)
+        result = self._for(plan)[1].fit(plan, state, request, effort)
+        return replace(result, troubles=(*self._troubles, *result.troubles))
 
     def _for(self, plan: LearningPlan) -> tuple[Chooser, TorchTrainer]:
         key = plan.to_json()
@@ -87,18 +93,18 @@ class SiteTrainer:
         return self._trainer[1:]
 
     def _made(self, plan: LearningPlan) -> tuple[Chooser, TorchTrainer]:
-        data, policy = self._site.data, self._site.policy
-        records = load_records(data.source, data.map)
-        validate(records, plan.task)
-        if len(records) < policy.min_examples:
-            raise PolicyRefused(f"Expected {policy.min_examples} examples or more on this device, found fewer.")
-        # As in the simulation: the run's seed decides the split, so a device has the same one in every round.
-        train, held_out = split_holdout(records, data.holdout, derive_seed(plan.seed, "holdout"))
+        records, train, held_out = self._read(plan)
+        unusable = len(records) - len(train) - len(held_out)
         chooser = Chooser(self._site, plan, self._bases, train=len(train), held_out=len(held_out), senses=self._senses)
         if chooser.residency != self._bench.residency:
             self._bench = self._new_bench(chooser.residency)
         examples = Examples(
-            self._device, bench=self._bench, train=train, held_out=held_out, cache_mb=self._site.limits.cache_mb
+            self._device,
+            bench=self._bench,
+            train=train,
+            held_out=held_out,
+            cache_mb=self._site.limits.cache_mb,
+            unusable=unusable,
         )
         trainer = TorchTrainer(
             device=self._device,
@@ -109,6 +115,29 @@ class SiteTrainer:
             memory=self._memory,
         )
         return chooser, trainer
+
+    def _read(self, plan: LearningPlan) -> tuple[Records, Records, Records]:
+        """All examples, and those of them to train and to evaluate on; without any where there are none to read.
+
+        Nothing here is refused: what a plan makes of the examples must not be heard of (``fedpeft.round.failures``).
+        """
+        data = self._site.data
+        records, lost = readable_records(data.source, data.map)
+        self._troubles = (lost,) if lost else ()
+        usable = records.select(index for index, row in enumerate(records.rows) if fits(row, plan.task))
+        if len(usable) < len(records):
+            few = f"{len(records) - len(usable)} of {len(records)} examples do not fit the task and teach nothing"
+            self._troubles += (f"{few}; `fedpeft data check` names them.",)
+        least = self._site.policy.min_examples
+        if len(records) < least:
+            self._troubles += (f"Expected policy.min_examples={least} examples or more, found {len(records)}.",)
+            usable = records.select(())
+        try:
+            # As in the simulation: the run's seed decides the split, so a device has the same one in every round.
+            return (records, *split_holdout(usable, data.holdout, derive_seed(plan.seed, "holdout")))
+        except Exception as error:
+            self._troubles += (cause_of(error),)
+            return records, usable, usable.select(())
 
     def _new_bench(self, residency: Residency) -> Bench:
         return Bench(self._bases, residency=residency, accelerator=self._site.limits.accelerator)

@@ -21,14 +21,15 @@ from fedpeft.methods import blocks_for, due_blocks, round_of
 from fedpeft.planner import Plan
 from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
-from fedpeft.round.local import DeviceStore, LocalResult
+from fedpeft.round.failures import cause_of
+from fedpeft.round.local import DeviceStore, Effort, LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan, learning_rates
 from fedpeft.tuning import Evaluation, LocalPlan, NoiseScale, evaluate, train, train_privately
 from fedpeft.tuning.calibration import label_offset
 from fedpeft.tuning.class_means import measure_class_means
 from fedpeft_client.bench import Bench
-from fedpeft_client.examples import Examples, batch_seed
+from fedpeft_client.examples import Examples, Prepared, batch_seed
 from fedpeft_client.memory import RoundMemory
 from fedpeft_client.scaffold import correction, next_controls
 from fedpeft_client.stores import MemoryStore
@@ -125,11 +126,13 @@ class TorchTrainer:
             return None
         spec = self._bench.spec(plan)
         parameters = sum(spec[block_id].size for block_id in self.trains(plan))
-        return round_cost(plan, examples=len(self._examples.prepared(plan).train), parameters=parameters)
+        return round_cost(plan, examples=self._examples.count, parameters=parameters)
 
-    def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
+    def fit(
+        self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
+    ) -> LocalResult:
         """See ``Trainer``: evaluate the received state, then train from it."""
-        examples = self._examples.prepared(plan)
+        examples = self._prepared(plan, effort)
         kept = self._memory.begin(plan.run_id, request.first_step)
         local = local_blocks(plan.aggregate, state.spec) & self.trains(plan)
         state = state.replace({block_id: kept[block_id] for block_id in local if block_id in kept})
@@ -137,7 +140,7 @@ class TorchTrainer:
         with self._bench.lend(plan) as union:
             union.load(state)
             measured = NOTHING_EVALUATED  # under example-level privacy a loss would be a release
-            if plan.privacy is None:
+            if plan.privacy is None and len(examples.held_out):
                 measured = evaluate(
                     union,
                     examples.held_out,
@@ -146,16 +149,33 @@ class TorchTrainer:
                     cache=examples.eval_cache,
                 )
             if request.train:
-                learnt = self._learn(plan, union, state, request, kept=kept, local=local)
+                careful = effort is not Effort.FULL
+                learnt = self._learn(plan, union, state, request, examples, careful=careful, kept=kept, local=local)
         return LocalResult(
             deltas=MappingProxyType(learnt.deltas),
-            examples=len(examples.train),
+            examples=max(1, self._examples.count),
             trained_loss=learnt.loss_sum,
             trained=learnt.examples,
             evaluated_loss=measured.loss_sum,
             correct=measured.correct,
             evaluated=measured.examples,
+            troubles=examples.troubles,
         )
+
+    def _prepared(self, plan: LearningPlan, effort: Effort) -> Prepared:
+        """The examples for so much effort.
+
+        Under example-level privacy, no examples where they cannot be had at all: the steps are then noise alone.
+        """
+        if effort is Effort.BLANK:
+            return Prepared.nothing(plan)
+        try:
+            prepared = self._examples.prepared(plan)
+        except Exception as error:
+            if plan.privacy is None:
+                raise
+            return Prepared.nothing(plan, cause_of(error))
+        return prepared if effort is Effort.FULL else prepared.carefully()
 
     def _learn(
         self,
@@ -163,7 +183,9 @@ class TorchTrainer:
         union: "UnionAdapter",
         state: AdapterState,
         request: FitRequest,
+        examples: Prepared,
         *,
+        careful: bool,
         kept: Mapping[BlockId, Vector],
         local: frozenset[BlockId],
     ) -> "_Learnt":
@@ -171,6 +193,7 @@ class TorchTrainer:
 
         Args:
             state: the global state, with the device's own values of local blocks.
+            careful: whether one example at a time passes through the model.
             kept: what earlier rounds left on this device.
             local: the device's blocks that stay here.
         """
@@ -184,7 +207,7 @@ class TorchTrainer:
             plan.train,
             rates,
             request.learning_rate_factor,
-            micro_batch=self._memory_use.micro_batch,
+            micro_batch=1 if careful else self._memory_use.micro_batch,
             checkpointing=self._memory_use.checkpointing or self._capacity.checkpointing,
         )
         scaffold = plan.train.scaffold and not measuring
@@ -193,9 +216,11 @@ class TorchTrainer:
         before = union.extract(sorted(rates))  # as rounded here: the rounding is no part of a change
         loss_sum, seen = 0.0, 0
         if measuring:
-            self._measure_head(plan, union)
+            self._measure_head(plan, union, examples)
         else:
-            loss_sum, seen = self._take_steps(plan, union, steps, first_step=request.first_step, corrected=corrected)
+            loss_sum, seen = self._take_steps(
+                plan, union, steps, examples, first_step=request.first_step, corrected=corrected
+            )
         after = union.extract(sorted(rates))
         deltas = {block_id: after[block_id] - before[block_id] for block_id in after}
         left = {block_id: after[block_id] for block_id in local & after.keys()}
@@ -207,8 +232,8 @@ class TorchTrainer:
             deltas = keep_columns(state.spec, state, deltas, self._capacity.rank)
         return _Learnt(deltas=deltas, loss_sum=loss_sum, examples=seen)
 
-    def _measure_head(self, plan: LearningPlan, union: "UnionAdapter") -> None:
-        examples, train_plan = self._examples.prepared(plan), plan.train
+    def _measure_head(self, plan: LearningPlan, union: "UnionAdapter", examples: Prepared) -> None:
+        train_plan = plan.train
         measure_class_means(
             union,
             examples.train,
@@ -223,14 +248,16 @@ class TorchTrainer:
         plan: LearningPlan,
         union: "UnionAdapter",
         steps: LocalPlan,
+        examples: Prepared,
         *,
         first_step: int,
         corrected: Mapping[BlockId, Vector],
     ) -> tuple[float, int]:
         """Loss summed over the examples seen, and their number; both zero where a loss would be a release."""
-        examples, noise = self._examples.prepared(plan), self._noise(plan)
+        noise = self._noise(plan)
         if noise is not None:  # nothing but the steps themselves is private: the device has refused the rest
-            train_privately(union, examples.train, steps, noise, cache=examples.train_cache)
+            expected = noise.sampling_rate * max(1, self._examples.count)
+            train_privately(union, examples.train, steps, noise, cache=examples.train_cache, expected_batch=expected)
             return 0.0, 0
         strength = plan.train.label_calibration
         outcome = train(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedpeft import secagg
 from fedpeft.child import answer_parent
+from fedpeft.clock import SystemClock
 from fedpeft.directory_lock import DirectoryLock
 from fedpeft.entropy import os_entropy
 from fedpeft.privacy import Budget, PrivacyLedger
@@ -21,6 +22,7 @@ from fedpeft_client.home import DeviceHome
 from fedpeft_client.line import HANDLE, unframed
 from fedpeft_client.site import Site
 from fedpeft_client.stores import FileStore, device_ledger
+from fedpeft_client.troubles import TroubleLog
 
 __all__ = ["device_of", "handlers", "owned", "policy_of", "site_trainer"]
 
@@ -47,7 +49,6 @@ def site_trainer(home: DeviceHome, name: str, site: Site) -> Trainer:
     import torch
 
     from fedpeft.base import ArtifactStore
-    from fedpeft.clock import SystemClock
     from fedpeft_client.site_trainer import SiteTrainer
 
     torch.set_num_threads(site.limits.threads)
@@ -99,6 +100,8 @@ def device_of(home: DeviceHome, trainer: Callable[[DeviceHome, str, Site], Train
             witness=home.path / "examples.witness",
             budget=Budget(epsilon=example_budget, delta=site.policy.delta),
         ),
+        tell=TroubleLog(home.troubles, SystemClock()),
+        speaks=site.policy.speak_of_failures,
     )
 
 

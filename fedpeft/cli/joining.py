@@ -117,6 +117,7 @@ def status(home: Path | None) -> None:
     finish_rotation(where)
     _describe(where, enrolment)
     click.echo(f"  certificate  until {certificate_ends(where).isoformat(timespec='minutes')}")
+    _last_troubles(where)
     with Link.of_home(where) as link:
         greeting = link.greet()
     click.echo(f"  coordinator  answers, fedpeft {greeting.version}; this device is enrolled")
@@ -156,6 +157,17 @@ def rotate(home: Path | None) -> None:
     click.echo(f"new key, certificate until {ends}")
     if (pid := holder(where.path)) is not None:
         click.echo(f"`fedpeft client run` (process {pid}) goes on with it by itself")
+
+
+def _last_troubles(where: "DeviceHome") -> None:
+    """What went wrong here of late; only this machine knows it."""
+    from fedpeft.clock import SystemClock
+    from fedpeft_client.troubles import TroubleLog
+
+    entries = TroubleLog(where.troubles, SystemClock()).entries()
+    click.echo(f"  troubles     {len(entries) or 'none'}{f', all in {where.troubles}' if entries else ''}")
+    for entry in entries[-3:]:
+        click.echo(f"    {entry.at}  round {entry.round_id} of {entry.run_id or 'an unread request'}: {entry.cause}")
 
 
 def _describe(where: "DeviceHome", enrolment: "Enrolment") -> None:

@@ -4,7 +4,8 @@ from fedpeft.data.encode import IGNORED, EncodedDataset, Tokenizer, encode
 from fedpeft.data.formats import Loaded, load, load_records
 from fedpeft.data.holdout import split_holdout
 from fedpeft.data.records import Record, Records
-from fedpeft.data.tasks import Convention, detect, label_names, validate
+from fedpeft.data.tasks import Convention, detect, fits, label_names, validate
+from fedpeft.data.usable import encode_usable, nothing_encoded, readable_records
 
 __all__ = [
     "IGNORED",
@@ -16,9 +17,13 @@ __all__ = [
     "Tokenizer",
     "detect",
     "encode",
+    "encode_usable",
+    "fits",
     "label_names",
     "load",
     "load_records",
+    "nothing_encoded",
+    "readable_records",
     "split_holdout",
     "validate",
 ]

@@ -309,11 +309,11 @@ def _tokenized(
     records: Records, tokenizer: Tokenizer, bos: int | None, log: ProblemLog
 ) -> Iterator[tuple[str, Rendered, TokenIds, npt.NDArray[np.bool_]]]:
     """Each example's origin, text, tokens with BOS and EOS, and which of them are trained on; the refused are noted."""
-    convention = detect(records, "causal-lm")
     rows = zip(records.origins, records.rows, strict=True)
     while some := list(islice(rows, BATCH)):
         batch: list[tuple[str, Rendered]] = []
         for origin, row in some:
+            convention = detect(Records.of([row]), "causal-lm")  # its own: of validated rows all are the same
             try:
                 batch.append((origin, render(row, convention, tokenizer)))
             except DataInvalid as error:

@@ -20,7 +20,7 @@ from fedpeft.data.packed import MISSING, PackedColumn, PackedOrigins, PackedRows
 from fedpeft.data.records import ProblemLog, Record, Records
 from fedpeft.data.tasks import KNOWN_COLUMNS
 
-__all__ = ["Loaded", "load", "load_records"]
+__all__ = ["Loaded", "load", "load_noting", "load_records"]
 
 Row = tuple[int, Record]
 Reader = Callable[[Path, ProblemLog, ColumnChoice], Iterator[Row]]
@@ -95,8 +95,26 @@ def load(
         DataInvalid: nothing to read, or any row, column or file that is not as it should be; all at once.
         ResourceMissing: pyarrow or the package of a bundled source is not installed.
     """
-    names = dict(column_map or {})
     log = ProblemLog()
+    loaded = load_noting(source, column_map, log, columns=columns, progress=progress)
+    log.raise_if_any(f"data in {source}")
+    return loaded
+
+
+def load_noting(
+    source: str,
+    column_map: Mapping[str, str] | None,
+    log: ProblemLog,
+    *,
+    columns: Iterable[str] | None = None,
+    progress: Progress | None = None,
+) -> Loaded:
+    """As ``load``, but what could not be read is noted in ``log`` and left out.
+
+    Raises:
+        DataInvalid: the column map is wrong.
+    """
+    names = dict(column_map or {})
     for ours in names.keys() - set(KNOWN_COLUMNS):
         near = difflib.get_close_matches(ours, KNOWN_COLUMNS, n=1)
         hint = f"Did you mean {near[0]}?" if near else "Write OURS=THEIRS, e.g. text=note."
@@ -108,7 +126,6 @@ def load(
     else:
         loaded = _read(source, wanted, log, progress or (lambda _rows: None))
     records = _mapped(loaded, names, log)
-    log.raise_if_any(f"data in {source}")
     return Loaded(records=records, files=loaded.files, left_out=loaded.left_out, unused=loaded.unused)
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "Kind",
     "Message",
     "detect",
+    "fits",
     "inspect",
     "label_name",
     "label_names",
@@ -140,6 +141,21 @@ def inspect(records: Records, task: Task) -> Findings:
         if log.count > before:
             bad.add(i)
     return Findings(convention, log, frozenset(bad), unused_keys)
+
+
+def fits(row: Record, task: Task) -> bool:
+    """Whether a row can be learnt from under this task, which depends on the row alone.
+
+    ``inspect`` holds rows against each other, for whoever can mend them. A device in a round must not: what one
+    example holds would decide whether the others count.
+    """
+    try:
+        convention = detect(Records.of([row]), task.kind)
+    except DataInvalid:
+        return False
+    log = ProblemLog()
+    CHECKS[convention](row, "", log)
+    return not log.count and (task.kind == "causal-lm" or label_name(row.get("label")) in task.labels)
 
 
 def label_names(records: Records, labels: tuple[str, ...] = ()) -> tuple[str, ...]:

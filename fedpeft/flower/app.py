@@ -8,12 +8,15 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from fedpeft.errors import FedpeftError
 from fedpeft.flower.records import from_record, to_record
 from fedpeft.ids import NodeId
 from fedpeft.round.transport import Stage
 
 __all__ = ["Handler", "NodeContext", "client_app"]
+
+FAILED = "the device could not answer; its log has the details"
+
+_log = logging.getLogger(__name__)
 
 Handler = Callable[["NodeContext", Stage, bytes], bytes]
 
@@ -34,8 +37,8 @@ class NodeContext:
 def client_app(handler: Handler) -> ClientApp:
     """The device's ClientApp: every stage of the protocol goes to ``handler``.
 
-    An exception of the handler becomes an error reply with its text when it is a ``FedpeftError``, with
-    its class alone otherwise: the text of an unforeseen error may quote the device's data.
+    Whatever the handler raises becomes the same error reply: neither the text nor the class of an error may depend on
+    the device's data. The cause is in the device's own log.
     """
     app = ClientApp()
 
@@ -44,12 +47,9 @@ def client_app(handler: Handler) -> ClientApp:
         node = NodeContext(node=NodeId(context.node_id), partition=None if partition is None else int(str(partition)))
         try:
             payload = handler(node, Stage(message.metadata.message_type), from_record(message.content))
-        except FedpeftError as error:
-            return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error)), reply_to=message)
-        except Exception as error:
-            logging.getLogger(__name__).exception("the device's handler failed")
-            reason = f"{type(error).__name__} on the device; its log has the details"
-            return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
+        except Exception:
+            _log.exception("the device's handler failed")
+            return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=FAILED), reply_to=message)
         return Message(to_record(payload), reply_to=message)
 
     for stage in Stage:

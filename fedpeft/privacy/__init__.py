@@ -14,6 +14,7 @@ from fedpeft.privacy.discrete_gaussian import discrete_gaussian
 from fedpeft.privacy.ledger import Entry, PrivacyLedger, read_ledger
 from fedpeft.privacy.mechanism import Mechanism, NoiseTerms, decode_sum, noisy_words, size_mechanism
 from fedpeft.privacy.noised_metrics import (
+    LOSS_LIMIT,
     METRIC_LANES,
     NOISED_METRICS,
     NoisedMetrics,
@@ -29,6 +30,7 @@ from fedpeft.privacy.statement import ExampleStatement, Statement
 __all__ = [
     "ACCOUNTANT",
     "CLIP_BIT",
+    "LOSS_LIMIT",
     "METRIC_LANES",
     "NOISED_METRICS",
     "SIZES",

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fedpeft.ids import BlockId
 
 __all__ = [
+    "LOSS_LIMIT",
     "METRIC_LANES",
     "NOISED_METRICS",
     "NoisedMetrics",

@@ -1,6 +1,7 @@
 """What one device puts into the secure sum: weighted deltas and metrics, or clipped deltas and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -8,15 +9,102 @@ import numpy.typing as npt
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate.device_side import rotated, rule_weight
 from fedpeft.ids import BlockId
-from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, NoiseTerms, bit_vector, clip, metric_lanes
-from fedpeft.round.local import LocalResult, NotFinite
+from fedpeft.privacy import CLIP_BIT, LOSS_LIMIT, NOISED_METRICS, Mechanism, NoiseTerms, bit_vector, clip, metric_lanes
+from fedpeft.round.failures import cause_of, is_for_lack_of_room
+from fedpeft.round.local import Effort, LocalResult, Trainer
 from fedpeft.round.messages import BlockPayload, FitRequest
 from fedpeft.round.metrics import METRICS, OWNER_WEIGHTS, Contribution, in_bucket, metrics_vector
 from fedpeft.round.plan import LearningPlan
 
-__all__ = ["inputs_of"]
+__all__ = ["contribution"]
 
 Vector = npt.NDArray[np.float32]
+
+NOTHING_TRAINED = LocalResult(
+    deltas={}, examples=0, trained_loss=0.0, trained=0, evaluated_loss=0.0, correct=0, evaluated=0
+)
+"""Of a device that could not use its examples: zeros in all of its own sums."""
+
+
+def contribution(
+    trainer: Trainer,
+    plan: LearningPlan,
+    request: FitRequest,
+    state: AdapterState,
+    *,
+    owns: frozenset[BlockId],
+    noise: Mechanism | None,
+    effort: Effort,
+    tell: Callable[[str], None],
+) -> tuple[tuple[BlockPayload, ...], bool]:
+    """Train, and make of it what goes into the sum: in the worst case zeros, and never an exception.
+
+    Args:
+        trainer: whose ``fit`` may raise anything.
+        plan, request, state, owns, noise: see ``inputs_of``.
+        effort: to begin with; what fails for lack of room is tried again with care, what fails otherwise is not.
+        tell: hears what went wrong; on the device.
+
+    Returns:
+        One vector for each of ``owns``, and whether the examples could be used.
+    """
+    sizes = {
+        block_id: state.spec[block_id].size
+        for block_id in request.blocks
+        if in_bucket(block_id, request.bucket) in owns
+    }
+    able = effort is not Effort.BLANK
+    while effort is not Effort.BLANK or plan.privacy is not None:  # without noise of their own, blank steps are none
+        try:
+            result, wrong = cleansed(trainer.fit(plan, state, request, effort), sizes)
+            inputs = inputs_of(plan, request, state, result, owns, noise)
+        except Exception as error:
+            tell(cause_of(error))
+            if effort is Effort.BLANK:
+                break
+            careful = effort is Effort.FULL and is_for_lack_of_room(error)
+            able, effort = careful, Effort.CAREFUL if careful else Effort.BLANK
+        else:
+            for trouble in (*result.troubles, *wrong):
+                tell(trouble)
+            return inputs, able and not wrong
+    nothing, _ = cleansed(NOTHING_TRAINED, sizes)
+    return inputs_of(plan, request, state, nothing, owns, noise), False
+
+
+def cleansed(result: LocalResult, sizes: Mapping[BlockId, int]) -> tuple[LocalResult, tuple[str, ...]]:
+    """What may enter a sum, and what was wrong with the rest.
+
+    A block of another size or with a value that is not finite is zero; a loss that is not finite is the largest one.
+
+    Args:
+        result: of training.
+        sizes: coordinates of each block that the device adds to.
+    """
+    wrong, deltas = [], {}
+    for block_id, size in sizes.items():
+        delta = result.deltas.get(block_id)
+        if delta is None or delta.shape != (size,):
+            wrong.append(f"Training gave no value of {block_id} that fits.")
+        elif not np.isfinite(delta).all():
+            wrong.append(f"Training gave a value in {block_id} that is not finite; try a lower learning rate.")
+        else:
+            deltas[block_id] = delta
+            continue
+        deltas[block_id] = np.zeros(size, np.float32)
+    if not np.isfinite([result.trained_loss, result.evaluated_loss]).all():
+        wrong.append("The loss is not finite; try a lower learning rate.")
+    safe = replace(
+        result,
+        deltas=deltas,
+        trained_loss=_finite(result.trained_loss, result.trained),
+        evaluated_loss=_finite(result.evaluated_loss, result.evaluated),
+    )
+    return safe, tuple(wrong)
+
+
+def _finite(loss: float, count: int) -> float:
+    return loss if np.isfinite(loss) else LOSS_LIMIT * count
 
 
 def inputs_of(
@@ -35,19 +123,11 @@ def inputs_of(
     Args:
         plan, request: what was asked.
         state: the global state that training began with.
-        result: what came of it.
+        result: what came of it, ``cleansed``.
         owns: the sums that this device adds to, by their names in the terms.
         noise: of a round under client-level privacy.
-
-    Raises:
-        NotFinite: a delta or a loss is NaN or infinite.
     """
-    deltas = {block_id: d for block_id, d in result.deltas.items() if in_bucket(block_id, request.bucket) in owns}
-    for block_id, delta in deltas.items():
-        if not np.isfinite(delta).all():
-            raise NotFinite(f"Training gave a value in {block_id} that is not finite; try a lower learning rate.")
-    if not np.isfinite([result.trained_loss, result.evaluated_loss]).all():
-        raise NotFinite("The loss is not finite; try a lower learning rate.")
+    deltas = dict(result.deltas)
     if plan.aggregate.rule == "fedrot":
         deltas = rotated(state, deltas)
     weight = 1.0 if noise else _weight(plan, state, deltas, result.examples)
@@ -100,4 +180,6 @@ def _weight(plan: LearningPlan, state: AdapterState, deltas: Mapping[BlockId, Ve
 
 
 def _payloads(vectors: Mapping[BlockId, Vector]) -> tuple[BlockPayload, ...]:
-    return tuple(BlockPayload(block_id=key, values=vector.astype("<f4").tobytes()) for key, vector in vectors.items())
+    # The last word: a rule's own weight may overflow too, and the secure sum would refuse aloud what is not finite.
+    safe = {key: vector if np.isfinite(vector).all() else np.zeros_like(vector) for key, vector in vectors.items()}
+    return tuple(BlockPayload(block_id=key, values=vector.astype("<f4").tobytes()) for key, vector in safe.items())

@@ -122,7 +122,7 @@ class _Room:
         for place, reply in self._exchange(stage, payloads, deadline_s):
             answer = self._decoded(reply, (*secagg.REPLIES, Failure))
             if isinstance(answer, secagg.Refusal):
-                self._failed(place, stage, f"{answer.reason.value}: {answer.detail}")
+                self._failed(place, stage, answer.reason.value)
             if isinstance(answer, Failure | str):
                 yield place, self._failed(place, stage, answer)
             else:
@@ -220,7 +220,7 @@ class _Room:
             return str(error)
 
     def _failed(self, place: ParticipantId, stage: Stage, answer: object) -> str:
-        text = f"{answer.reason.value}: {answer.detail}" if isinstance(answer, Failure) else str(answer)
+        text = answer.reason.value if isinstance(answer, Failure) else str(answer)
         self.traffic[self.names[place]].failure = text
         self._tell(EventKind.FAILED, stage, place, detail=text)
         return text

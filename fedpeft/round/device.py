@@ -1,14 +1,15 @@
 """The device's side of a round: from a fit request to the last reply (DESIGN section 2).
 
-The device validates, the coordinator proposes. Whatever cannot be done is answered by a ``Failure`` with a
-reason; only bugs raise. One round is open at a time: a newer fit request replaces an older one. What must
-outlive a kill between two messages is in the store before the reply leaves.
+The device validates, the coordinator proposes. Whatever cannot be done is answered by a ``Failure`` of constant bytes;
+after the examples were touched not even by that (``fedpeft.round.failures``). One round is open at a time: a newer fit
+request replaces an older one. What must outlive a kill between two messages is in the store before the reply leaves.
 """
 
 import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -18,19 +19,27 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.config.check_private import expect_proved
 from fedpeft.entropy import Entropy
-from fedpeft.errors import BudgetExhausted, ConfigInvalid, FedpeftError, PolicyRefused, SpecMismatch
+from fedpeft.errors import BudgetExhausted, ConfigInvalid, PolicyRefused, SpecMismatch
 from fedpeft.ids import BlockId, RoundId
 from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, PrivacyLedger, SampledRelease
-from fedpeft.round.contribution import inputs_of
+from fedpeft.round.contribution import contribution
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
-from fedpeft.round.failures import failure_of
-from fedpeft.round.local import DeviceStore, HeldBlocks, Identity, OpenRound, SumSession, Trainer
+from fedpeft.round.failures import REFUSED, UNABLE, Tell, Trouble, cause_of, log_trouble
+from fedpeft.round.local import (
+    DeviceStore,
+    Effort,
+    HeldBlocks,
+    Identity,
+    OpenRound,
+    SumSession,
+    Trainer,
+)
 from fedpeft.round.messages import BlockPayload, Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
 from fedpeft.round.metrics import METRICS, OWNER_WEIGHTS, in_bucket
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transport import Stage
 from fedpeft.secagg.spec import mechanism
-from fedpeft.wire import decode, encode
+from fedpeft.wire import WireError, decode, encode
 
 __all__ = ["Device"]
 
@@ -53,6 +62,8 @@ class Device:
         rounding: (run id, round id) -> randomness for stochastic rounding; seeded in simulation only.
         ledger: opens what this device has spent on example-level privacy, over its life; its budget is the site's.
             None: it takes no part in runs that ask for it.
+        tell: keeps what went wrong, with its cause, on this device.
+        speaks: whether, in runs without privacy, the device says that it could not train; else it adds zeros there too.
     """
 
     def __init__(
@@ -66,10 +77,13 @@ class Device:
         rounding: Callable[[str, int], Entropy],
         budget: PrivacyLedger | None = None,
         ledger: OpenLedger | None = None,
+        tell: Tell = log_trouble,
+        speaks: bool = True,
     ) -> None:
         self._identity, self._trainer, self._session, self._store = identity, trainer, session, store
         self._entropy, self._rounding, self._budget = entropy, rounding, budget
         self._examples = ExamplePrivacy(ledger)
+        self._tell, self._speaks = tell, speaks
         self._busy = threading.Lock()
 
     def handle(self, stage: Stage, payload: bytes) -> bytes:
@@ -102,13 +116,14 @@ class Device:
         """Stage 1: check, train, keep the input of the sum, advertise."""
         kept = self._store.read(OPEN)
         opened = decode(kept, OpenRound) if kept else None
-        if opened is not None and opened.offer_sha256 == _sha256(request.offer):
-            plan = LearningPlan.from_json(request.learning)
-            return self._ready(opened.advertise, plan, self._cost(plan, request))  # a repeat: it answers an offer once
         try:
+            if opened is not None and opened.offer_sha256 == _sha256(request.offer):
+                plan = LearningPlan.from_json(request.learning)
+                return self._ready(opened.advertise, plan, self._cost(plan, request))  # it answers an offer once
             return self._take_part(request, opened)
-        except (FedpeftError, MemoryError) as error:
-            return failure_of(error)
+        except Exception as error:  # of any kind: its text would say what it is about
+            self._told(request.offer, cause_of(error))
+            return REFUSED
 
     def _take_part(self, request: FitRequest, opened: OpenRound | None) -> Ready | Failure:
         plan = LearningPlan.from_json(request.learning)
@@ -123,7 +138,7 @@ class Device:
             raise SpecMismatch(f"Expected adapter {plan.adapter_spec[:12]}, built {spec.digest[:12]} on this device.")
         state = self._receive(spec, request)
         if state is None:
-            return Failure(reason=FailureReason.MISSING_STATE, detail="blocks of the global state are not held here")
+            return Failure(reason=FailureReason.MISSING_STATE)
         noise = mechanism(terms)
         # The coordinator may have checked nothing.
         expect_proved(
@@ -149,15 +164,29 @@ class Device:
             owns = frozenset(part.block_id for part in opened.inputs) & {block.block_id for block in terms.blocks}
         advertise = self._session.begin(offer, owns=owns, entropy=self._entropy)
         if isinstance(advertise, secagg.Refusal):
-            return Failure(reason=FailureReason.PROTOCOL, detail=f"{advertise.reason.value}: {advertise.detail}")
+            self._told(request.offer, f"{advertise.reason.value}: {advertise.detail}")
+            return Failure(reason=FailureReason.PROTOCOL)
         if opened is not None and same:
             inputs = opened.inputs  # another attempt at the same round: the training stands
         else:
             # The keys of the new round are out: from here on the inputs of an older one must not go under them,
             # not even if training fails. Two sums of the same inputs over two cohorts would tell them apart.
-            self._store.write(OPEN, encode(_opened(terms)))
-            result = self._trainer.fit(plan, state, request)
-            inputs = inputs_of(plan, request, state, result, owns, noise)
+            tries = opened.tries if opened is not None and opened.begun_sha256 == _begun(request, terms) else 0
+            begun = replace(_opened(terms), begun_sha256=_begun(request, terms), tries=tries + 1)
+            self._store.write(OPEN, encode(begun))
+            inputs, able = contribution(
+                self._trainer,
+                plan,
+                request,
+                state,
+                owns=owns,
+                noise=noise,
+                effort=Effort(min(tries, Effort.BLANK)),
+                tell=partial(self._told, request.offer),
+            )
+            if not able and plan.privacy is None and noise is None and self._speaks:
+                self._store.write(OPEN, encode(_opened(terms)))
+                return UNABLE
             if cost is not None:
                 self._examples.charge(plan, RoundId(terms.round_id), cost, self._entropy)
         ready = self._ready(encode(advertise), plan, cost)
@@ -171,6 +200,14 @@ class Device:
         self._store.write(OPEN, encode(answered))
         return ready
 
+    def _told(self, offer: bytes, cause: str) -> None:
+        """To this device's own operator; nobody else hears of it."""
+        try:
+            terms = decode(decode(offer, secagg.RoundOffer).spec, secagg.RoundSpec)
+            self._tell(Trouble(run_id=terms.run_id, round_id=terms.round_id, cause=cause))
+        except WireError:
+            self._tell(Trouble(run_id="", round_id=0, cause=cause))
+
     def _cost(self, plan: LearningPlan, request: FitRequest) -> SampledRelease | None:
         return self._trainer.cost(plan) if request.train else None
 
@@ -181,7 +218,7 @@ class Device:
         """The later stages are the secure aggregation's; the kept input is all that is added."""
         kept = self._store.read(OPEN)
         if kept is None:
-            return Failure(reason=FailureReason.PROTOCOL, detail="no round is open on this device")
+            return Failure(reason=FailureReason.PROTOCOL)
         opened = decode(kept, OpenRound)
         if isinstance(request, secagg.RevealRequest) and opened.noise is not None and self._budget is not None:
             label = f"{opened.run_id} round {opened.round_id} attempt {opened.attempt}"
@@ -189,13 +226,19 @@ class Device:
                 # Before the reply: what is opened cannot be taken back.
                 self._budget.charge(label, opened.noise.release)
             except BudgetExhausted as error:
-                return Failure(reason=FailureReason.POLICY_REFUSED, detail=str(error))
-        return self._session.answer(
+                self._tell(Trouble(run_id=opened.run_id, round_id=opened.round_id, cause=str(error)))
+                return REFUSED
+        reply = self._session.answer(
             opened.run_id,
             request,
             inputs=lambda: {part.block_id: np.frombuffer(part.values, "<f4") for part in opened.inputs},
             rounding=self._rounding(opened.run_id, opened.round_id),
         )
+        if not isinstance(reply, secagg.Refusal):
+            return reply
+        cause = f"{reply.reason.value}: {reply.detail}"
+        self._tell(Trouble(run_id=opened.run_id, round_id=opened.round_id, cause=cause))
+        return replace(reply, detail="")  # its text may quote numbers
 
     def _receive(self, spec: AdapterSpec, request: FitRequest) -> AdapterState | None:
         """The global state from what was sent and what is held; None when a block is missing."""
@@ -258,6 +301,11 @@ def _opened(terms: secagg.RoundSpec) -> OpenRound:
 def _work(request: FitRequest) -> str:
     """What a fit request asks to compute, apart from the terms of the sum and from what it happens to carry."""
     return _sha256(encode(replace(request, offer=b"", payloads=())))
+
+
+def _begun(request: FitRequest, terms: secagg.RoundSpec) -> str:
+    """Names the training of one round, whatever the attempt."""
+    return _sha256(f"{terms.run_id} {terms.round_id} {_work(request)}".encode())
 
 
 def _sha256(payload: bytes) -> str:

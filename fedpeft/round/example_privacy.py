@@ -33,7 +33,7 @@ def round_cost(plan: LearningPlan, *, examples: int, parameters: int) -> Sampled
     """
     if plan.privacy is None:
         return None
-    z, rate = noise_of(plan.privacy, plan.train.batch_size, examples, parameters)
+    z, rate = noise_of(plan.privacy, plan.train.batch_size, max(1, examples), parameters)
     return SampledRelease(noise_multiplier=z, sampling_rate=rate, steps=plan.train.local_steps, parameters=parameters)
 
 

@@ -1,41 +1,63 @@
-"""Which of a device's troubles the coordinator hears of, and in what words."""
+"""What a device says about its troubles: as good as nothing. What it keeps about them: everything, on the device.
 
-from fedpeft.errors import (
-    BudgetExhausted,
-    ConfigInvalid,
-    DataInvalid,
-    FedpeftError,
-    IntegrityFailed,
-    PolicyRefused,
-    ResourceMissing,
-)
-from fedpeft.round.local import NotFinite
+A coordinator chooses the state and the task, so whatever it hears that follows from the examples is an answer to a
+question about them: "not finite", "no examples", "out of memory" each told one bit a round, under either privacy unit
+(docs/adr/0012-silence-and-size-classes.md). So all refusals for one reason are the same bytes, and after a device has
+begun to touch its examples it is ready whatever happens to them: what it cannot train is zero in the sum, below the
+noise where there is noise. The cause goes to the device's own log, for whoever runs it.
+
+Guarantees:
+    - every failure that follows from the data gives the same bytes as none:
+      tests/round/test_failures.py::test_every_data_dependent_failure_gives_the_same_bytes;
+    - all refusals are the same bytes: tests/round/test_failures.py::test_all_refusals_are_the_same_bytes.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedpeft.errors import FedpeftError, ResourceMissing
 from fedpeft.round.messages import Failure, FailureReason
 
-__all__ = ["failure_of"]
+__all__ = ["REFUSED", "UNABLE", "Tell", "Trouble", "cause_of", "is_for_lack_of_room", "log_trouble"]
+
+REFUSED = Failure(reason=FailureReason.REFUSED)
+UNABLE = Failure(reason=FailureReason.UNABLE)
+
+_log = logging.getLogger(__name__)
 
 
-def failure_of(error: FedpeftError | MemoryError) -> Failure:
-    """Why this device takes no part, in words that say nothing about its examples.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """What went wrong on a device, for its own operator. May quote examples: it never leaves the device.
 
-    Raises:
-        FedpeftError: as it came, when no reason stands for it.
+    Args:
+        run_id: the run; empty when the request could not be read so far.
+        round_id: the round; 0 likewise.
+        cause: in words.
     """
-    match error:
-        case NotFinite():
-            return Failure(reason=FailureReason.NOT_FINITE, detail=str(error))
-        case BudgetExhausted():
-            return Failure(reason=FailureReason.BUDGET_SPENT, detail=str(error))
-        case PolicyRefused():
-            return Failure(reason=FailureReason.POLICY_REFUSED, detail=str(error))
-        case ResourceMissing():
-            return Failure(reason=FailureReason.BASE_MISSING, detail=str(error))
-        case IntegrityFailed() | ConfigInvalid():
-            return Failure(reason=FailureReason.PLAN_REFUSED, detail=str(error))
-        case DataInvalid():  # its text may quote examples
-            detail = "the examples of this device do not fit the task; run `fedpeft data check` there"
-            return Failure(reason=FailureReason.NO_EXAMPLES, detail=detail)
-        case MemoryError():
-            return Failure(reason=FailureReason.OUT_OF_MEMORY, detail="training ran out of memory on this device")
-        case _:
-            raise error
+
+    run_id: str
+    round_id: int
+    cause: str
+
+
+Tell = Callable[[Trouble], None]
+"""Keeps a trouble where the device's operator finds it."""
+
+
+def log_trouble(trouble: Trouble) -> None:
+    """To this process's log."""
+    _log.warning("round %d of %s: %s", trouble.round_id, trouble.run_id or "an unread request", trouble.cause)
+
+
+def cause_of(error: Exception) -> str:
+    """An exception in words; one of ours says what to do, of another its class is the most telling part."""
+    if isinstance(error, MemoryError):
+        return "Training ran out of memory."
+    return str(error) if isinstance(error, FedpeftError) else f"{type(error).__name__}: {error}"
+
+
+def is_for_lack_of_room(error: Exception) -> bool:
+    """Whether less memory or disk may be enough: torch says that it is out of memory by a ``RuntimeError``."""
+    return isinstance(error, MemoryError | ResourceMissing | RuntimeError | OSError)

@@ -4,6 +4,7 @@ The trainer knows models and data, the session knows the secure sum, the store o
 device (``fedpeft.round.device``) only knows the order of things.
 """
 
+import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,20 +15,32 @@ import numpy.typing as npt
 from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.entropy import Entropy
-from fedpeft.errors import FedpeftError
 from fedpeft.ids import BlockId
 from fedpeft.privacy import Mechanism, SampledRelease
 from fedpeft.round.messages import BlockDigest, BlockPayload, FitRequest
 from fedpeft.round.plan import LearningPlan
 from fedpeft.wire import message
 
-__all__ = ["DeviceStore", "HeldBlocks", "Identity", "LocalResult", "NotFinite", "OpenRound", "SumSession", "Trainer"]
+__all__ = [
+    "DeviceStore",
+    "Effort",
+    "HeldBlocks",
+    "Identity",
+    "LocalResult",
+    "OpenRound",
+    "SumSession",
+    "Trainer",
+]
 
 Vector = npt.NDArray[np.float32]
 
 
-class NotFinite(FedpeftError):
-    """Training gave NaN or infinity."""
+class Effort(enum.IntEnum):
+    """How a device goes about a round, from its first try on."""
+
+    FULL = 0
+    CAREFUL = 1  # what it has learnt not to fit: one example at a time, nothing cached; the same result
+    BLANK = 2  # no example is touched: under example-level privacy the steps are noise alone, else nothing is trained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +52,7 @@ class LocalResult:
         examples: how many training examples the device has: its weight before capping.
         trained_loss, trained: loss summed over the examples (tokens) seen, and their number.
         evaluated_loss, correct, evaluated: of the received state, on held-out examples (tokens).
+        troubles: what went wrong on the way and was passed over, e.g. rows that do not fit the task.
     """
 
     deltas: Mapping[BlockId, Vector]
@@ -48,6 +62,7 @@ class LocalResult:
     evaluated_loss: float
     correct: int
     evaluated: int
+    troubles: tuple[str, ...] = ()
 
 
 class Trainer(Protocol):
@@ -78,8 +93,13 @@ class Trainer(Protocol):
         """
         ...
 
-    def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
-        """Evaluate ``state``, then train its own blocks from it, as the request says."""
+    def fit(
+        self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
+    ) -> LocalResult:
+        """Evaluate ``state``, then train its own blocks from it, as the request says.
+
+        May raise anything: it has touched the examples, and the device says nothing of it.
+        """
         ...
 
 
@@ -157,6 +177,7 @@ class OpenRound:
         inputs: what goes into the sum, float32 little-endian, weighted or clipped already.
         attempt: of the round.
         noise: of a round under client-level privacy; what opening its sum costs follows from it.
+        begun_sha256, tries: the work that was begun, and how often: a process that died over it is more careful.
     """
 
     run_id: str
@@ -167,3 +188,5 @@ class OpenRound:
     inputs: tuple[BlockPayload, ...]
     attempt: int = 1
     noise: Mechanism | None = None
+    begun_sha256: str = ""
+    tries: int = 0

@@ -20,17 +20,16 @@ __all__ = [
 
 
 class FailureReason(enum.Enum):
-    """Why a device does not take part in a round, or not any more. Values are part of the wire format."""
+    """Why a device does not take part in a round, or not any more. Values are part of the wire format.
+
+    Few on purpose: a reason that followed from the examples would be a question that a coordinator can ask about them.
+    The cause stays on the device (``fedpeft.round.failures``).
+    """
 
     MISSING_STATE = "missing-state"  # it lacks blocks that the coordinator thought it had
-    PLAN_REFUSED = "plan-refused"  # the plan is not one that this device builds the same way
-    POLICY_REFUSED = "policy-refused"  # its site forbids it
-    NOT_FINITE = "not-finite"  # training gave NaN or infinity
-    NO_EXAMPLES = "no-examples"  # it has none that fit the task
-    OUT_OF_MEMORY = "out-of-memory"
-    PROTOCOL = "protocol"  # a request that does not fit the device's state; named by the secure aggregation
-    BUDGET_SPENT = "budget-spent"  # the run's own privacy budget does not allow it another round
-    BASE_MISSING = "base-missing"  # the base artifact is not on the device
+    REFUSED = "refused"  # the plan, its site's rules or its budgets do not allow the round
+    UNABLE = "unable"  # it could not train; said in runs without privacy only, where its site allows it
+    PROTOCOL = "protocol"  # a request that does not fit the terms or the device's state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +129,6 @@ class Ready:
 @message(0x0105)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """The device takes no (further) part in this round.
-
-    Args:
-        reason: which kind of failure.
-        detail: one sentence for the operator; never about the device's data.
-    """
+    """The device takes no (further) part in this round; all refusals for one reason are the same bytes."""
 
     reason: FailureReason
-    detail: str

@@ -11,7 +11,7 @@ from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
-from fedpeft.round.local import LocalResult
+from fedpeft.round.local import Effort, LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
 
@@ -105,7 +105,9 @@ class GivenTrainer:
         """See ``Trainer``: as a device with so many examples; its deltas are as given all the same."""
         return round_cost(plan, examples=self._examples, parameters=sum(map(len, self.deltas.values())))
 
-    def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
+    def fit(
+        self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
+    ) -> LocalResult:
         """See ``Trainer``; remembers what it was asked."""
         self.fitted.append(request)
         self.received.append(state)
@@ -159,7 +161,9 @@ class LinearTrainer:
         """See ``Trainer``: it adds no noise."""
         return None
 
-    def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
+    def fit(
+        self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
+    ) -> LocalResult:
         """See ``Trainer``: ``local_steps`` steps of gradient descent on one example each."""
         weights = np.concatenate([state[block_id] for block_id in state]).astype(np.float64)  # (W,)
         before = weights.copy()

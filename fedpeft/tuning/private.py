@@ -5,6 +5,7 @@ A step is one release (``fedpeft.tuning.private_release``) of the gradients of s
 nobody is noise alone, and counts.
 """
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import nn
 
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.entropy import Entropy, os_entropy
-from fedpeft.errors import ConfigInvalid, DataInvalid, RunFailed
+from fedpeft.errors import ConfigInvalid, DataInvalid
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import lengths_of
 from fedpeft.tuning.cache import HiddenSource
@@ -24,6 +25,8 @@ from fedpeft.tuning.stages import Stages
 from fedpeft.tuning.train import LocalPlan, make_optimizer
 
 __all__ = ["PrivateOutcome", "train_privately"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,27 +49,30 @@ def train_privately(
     noise: NoiseScale,
     *,
     cache: HiddenSource | None = None,
+    expected_batch: float | None = None,
     entropy: Entropy = os_entropy,
 ) -> PrivateOutcome:
     """Train the plan's blocks in place.
 
     Args:
         union, examples, plan, cache: as for ``train``; ``plan.batch_size`` is the most examples in memory at once,
-            and the expected batch is ``noise.sampling_rate`` times the number of examples.
+            and the expected batch is ``noise.sampling_rate`` times the number of examples. Nothing of an example is
+            raised: with none that can be used, the steps are noise alone.
         noise: the mechanism; what it costs is for the accountant.
+        expected_batch: what a step's sum is divided by, where that is public and the number of examples is not;
+            None: the expected batch.
         entropy: for samples and noise; the operating system's but in tests.
 
     Raises:
-        DataInvalid: no examples.
+        DataInvalid: no examples, and no expected batch.
         ConfigInvalid: a module mixes examples (BatchNorm), the noise does not fit its grid, or the plan asks for a
             proximal term.
-        RunFailed: a block did not move.
 
     Guarantees:
         Neighbouring data sets give sums that differ by at most C:
         tests/privacy/test_dp_sgd.py::test_one_example_more_or_less_moves_the_sum_by_at_most_the_clip_norm.
     """
-    if len(examples) == 0:
+    if len(examples) == 0 and expected_batch is None:
         raise DataInvalid("Expected at least one example to train on, found none.")
     if plan.proximal_mu:
         raise ConfigInvalid(f"Expected private steps without a proximal term, found proximal_mu={plan.proximal_mu:g}.")
@@ -86,7 +92,7 @@ def train_privately(
     start = {block_id: [parameter.detach().clone() for parameter in own.values()] for block_id, own in blocks.items()}
     parameters = list(trained.values())
     size = sum(parameter.numel() for parameter in parameters)
-    expected = noise.sampling_rate * len(examples)
+    expected = noise.sampling_rate * len(examples) if expected_batch is None else expected_batch
     lengths = lengths_of(examples)
     for _ in range(plan.steps):
         noisy = noisy_sum(source.gradients, lengths, plan.micro_batch or plan.batch_size, noise, size, entropy)
@@ -95,7 +101,7 @@ def train_privately(
         optimizer.zero_grad(set_to_none=True)
     for block_id, own in blocks.items():
         if all(torch.equal(old, new) for old, new in zip(start[block_id], own.values(), strict=True)):
-            raise RunFailed(f"Expected {block_id} to move in {plan.steps} private steps, found it as it was.")
+            _log.error("expected %s to move in %d private steps, found it as it was", block_id, plan.steps)
     union.train_only(())
     return PrivateOutcome(steps=plan.steps, back_end=source.back_end)
 

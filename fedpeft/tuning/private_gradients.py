@@ -4,6 +4,7 @@ Fails closed: per-example gradients come from the hooks only if they agree with 
 examples, at values where no gradient vanishes by construction; otherwise each example goes through the model alone.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -27,6 +28,8 @@ from fedpeft.tuning.per_sample import Hooked, NoBackEnd, micro_gradients
 from fedpeft.tuning.stages import Stages
 
 __all__ = ["BackEnd", "GradientSource", "example_losses", "refuse_mixing", "trusted_back_end"]
+
+_log = logging.getLogger(__name__)
 
 BackEnd = Literal["hooks", "micro"]
 
@@ -54,15 +57,29 @@ class GradientSource:
         self._hooked = Hooked(union.model, trained) if back_end == "hooks" else None
 
     def gradients(self, indices: Indices) -> Iterator[list[Tensor]]:
-        """Of all these examples at once, or of one after the other."""
+        """Of all these examples at once, or of one after the other.
+
+        An example that raises has a gradient of zero, and raises nothing: whether a step could be taken is no public
+        fact. What a batch cannot do together its examples do alone.
+        """
         stages = self._stages
         if self._hooked is not None:
-            batch = collate(self._examples, indices, pad_id=stages.pad_id, device=stages.device)
-            yield _hooked_gradients(self._hooked, stages, batch, self._cache)
-            return
+            try:
+                batch = collate(self._examples, indices, pad_id=stages.pad_id, device=stages.device)
+                found = _hooked_gradients(self._hooked, stages, batch, self._cache)
+            except Exception:
+                _log.warning("%d examples could not be passed together; one by one", len(indices), exc_info=True)
+            else:
+                yield found
+                return
         for index in indices:
-            one = collate(self._examples, np.array([index]), pad_id=stages.pad_id, device=stages.device)
-            yield micro_gradients(example_losses(stages, one, self._cache)[0], self._parameters)
+            try:
+                one = collate(self._examples, np.array([index]), pad_id=stages.pad_id, device=stages.device)
+                alone = micro_gradients(example_losses(stages, one, self._cache)[0], self._parameters)
+            except Exception:
+                _log.warning("an example has no gradient and counts as zero", exc_info=True)
+            else:
+                yield alone
 
 
 def example_losses(stages: Stages, batch: Batch, cache: HiddenSource | None) -> Tensor:

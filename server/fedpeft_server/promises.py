@@ -1,19 +1,20 @@
 """What a run has promised, as its records tell: heard from devices, or read from the coordinator's own ledger."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 
 from fedpeft.config import RunConfig
 from fedpeft.errors import BudgetExhausted, IntegrityFailed
 from fedpeft.ids import RoundId
-from fedpeft.privacy import ExampleStatement, Release, read_ledger, total_epsilon
+from fedpeft.privacy import ExampleStatement, Release, SampledRelease, read_ledger, sampled_epsilon, total_epsilon
 from fedpeft.round.messages import FailureReason
 from fedpeft.round.task import RoundOutcome
 from fedpeft_server.noise_plan import Plan, read_budget
 from fedpeft_server.privacy import LEDGER
 from fedpeft_server.run_directory import RunDirectory
-from fedpeft_server.run_view import RunView
+from fedpeft_server.run_view import RunView, read_run
 
-__all__ = ["STATED", "client_noise", "hear_promises", "privacy_lines", "stated"]
+__all__ = ["STATED", "client_noise", "hear_promises", "privacy_lines", "spent", "stated"]
 
 TYPICAL_PARAMETERS = 100_000
 """For a plan without a model; they change epsilon in the sixth digit."""
@@ -31,14 +32,39 @@ def hear_promises(run: RunDirectory, round_id: RoundId, outcome: RoundOutcome, *
     for name, account in outcome.traffic.items():
         if account.statement is not None:
             run.record(STATED, round_id=round_id, client=name, detail=asdict(account.statement))
-    reason = FailureReason.BUDGET_SPENT.value
-    spent = [name for name, account in outcome.traffic.items() if account.failure.startswith(reason)]
-    if spent and len(outcome.traffic) - len(spent) < needed:
+    refused = [name for name, one in outcome.traffic.items() if one.failure == FailureReason.REFUSED.value]
+    if len(outcome.traffic) - len(refused) >= needed:
+        return
+    view = read_run(run.path)
+    out_of_budget = spent(view.config(), stated(view), refused)
+    if len(outcome.traffic) - len(out_of_budget) < needed:
         raise BudgetExhausted(
             f"Expected {needed} devices with privacy budget left for round {round_id}, found it spent on "
-            f"{', '.join(sorted(spent))}; the rounds committed so far stand. Lost rounds count: what was trained in "
+            f"{', '.join(out_of_budget)}; the rounds committed so far stand. Lost rounds count: what was trained in "
             "them has left its device, or may have."
         )
+
+
+def spent(config: RunConfig, statements: Mapping[str, ExampleStatement], names: Collection[str]) -> tuple[str, ...]:
+    """Which of these devices cannot take another round within the run's budget, as their own statements tell.
+
+    A device refuses without saying why; but what it has spent follows from rounds that everybody saw.
+    """
+    privacy, steps = config.privacy, config.train.local_steps
+    found = []
+    for name in sorted(names):
+        last = statements.get(name)
+        if privacy.unit != "example" or privacy.epsilon is None or last is None:
+            continue
+        release = SampledRelease(
+            noise_multiplier=last.noise_multiplier,
+            sampling_rate=last.sampling_rate,
+            steps=last.steps + steps,
+            parameters=TYPICAL_PARAMETERS,
+        )
+        if sampled_epsilon([(release, 1)], last.delta) > privacy.epsilon:
+            found.append(name)
+    return tuple(found)
 
 
 def stated(view: RunView) -> dict[str, ExampleStatement]:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from fedpeft import secagg
 from fedpeft.ids import RoundId
+from fedpeft.round.messages import FailureReason
 from fedpeft.round.metrics import Totals
 from fedpeft.round.task import Member, RoundOutcome, Traffic
 from fedpeft_server.records import ClientRound, RoundMetrics
@@ -80,6 +81,6 @@ def _state(survived: bool, account: Traffic, rejected: bool) -> ClientState:
         return "summed"
     if account.spared:
         return "spared"
-    if account.failure.startswith(("policy-refused", "budget-spent")):
+    if account.failure == FailureReason.REFUSED.value:
         return "refused"
     return "rejected" if rejected and not account.failure else "dropped"

@@ -19,6 +19,7 @@ from fedpeft.flower import NodeContext
 from fedpeft.privacy import Budget
 from fedpeft.round.device import Device
 from fedpeft.round.example_privacy import OpenLedger
+from fedpeft.round.failures import log_trouble
 from fedpeft.round.local import DeviceStore, Identity, SumSession
 from fedpeft.round.transport import Stage
 from fedpeft_client.bench import Bench
@@ -28,6 +29,7 @@ from fedpeft_client.trainer import TorchTrainer
 from fedpeft_sim.plain_sum import PlainSession
 from fedpeft_sim.planning import plan_devices
 from fedpeft_sim.population import Client, Population, populate
+from fedpeft_sim.troubles import trouble_log
 
 __all__ = ["Ledgers", "RayDevices", "VirtualDevices", "examples_of"]
 
@@ -64,6 +66,7 @@ class VirtualDevices:
         ledgers: where they keep what their examples have lost; outlives the process. None: as in a run without
             example-level privacy.
         memory: where devices keep local blocks and controls between rounds; must outlive a resumed run. None is RAM.
+        troubles: where each keeps what went wrong; None: in this process's log alone.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class VirtualDevices:
         examples: Mapping[str, Examples] | None = None,
         ledgers: Ledgers | None = None,
         memory: Path | None = None,
+        troubles: Path | None = None,
     ) -> None:
         # One thread a virtual client: clients run side by side, and sums do not depend on how a product was split.
         torch.set_num_threads(1)
@@ -83,7 +87,7 @@ class VirtualDevices:
         self._examples = examples_of(population, bench) if examples is None else examples
         self._ledgers = ledgers
         self._devices: dict[int, Device] = {}
-        self._memory = memory
+        self._memory, self._troubles = memory, troubles
 
     def __call__(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
         """Handle one request for the device that this node plays."""
@@ -127,6 +131,7 @@ class VirtualDevices:
             entropy=os_entropy,
             rounding=rounding,
             ledger=None if self._ledgers is None else self._ledgers.of(client.name),
+            tell=log_trouble if self._troubles is None else trouble_log(self._troubles, client.name),
         )
 
 
@@ -150,6 +155,7 @@ class RayDevices:
     home: Path
     ledgers: Ledgers | None = None
     memory: Path | None = None
+    troubles: Path | None = None
     _token: str = field(default_factory=lambda: os_entropy(8).hex())
 
     def __call__(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
@@ -169,6 +175,7 @@ class RayDevices:
                 home=self.home,
                 ledgers=self.ledgers,
                 memory=self.memory,
+                troubles=self.troubles,
             )
             _in_this_actor[self._token] = devices
         return devices(node, stage, payload)

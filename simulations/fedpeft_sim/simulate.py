@@ -29,7 +29,7 @@ from fedpeft.errors import ConfigInvalid, FedpeftError
 from fedpeft.export.earlier_runs import with_sources
 from fedpeft.flower import GridTransport, client_app, run_local, run_ray
 from fedpeft.round.coordinator import OpenSum, SecureSum
-from fedpeft.round.events import Event
+from fedpeft.round.events import Event, EventKind
 from fedpeft.round.plan import LearningPlan, learning_plan
 from fedpeft_client.bench import Bench
 from fedpeft_client.examples import Examples
@@ -46,6 +46,7 @@ from fedpeft_sim.population import Population, populate
 from fedpeft_sim.private import expect_affordable, ledgers_of, open_privacy
 from fedpeft_sim.publish import publisher
 from fedpeft_sim.summary import compare, full_parameter_bytes
+from fedpeft_sim.troubles import TroubleWatch
 
 __all__ = ["Screen", "Simulation", "prepare", "simulate"]
 
@@ -228,6 +229,13 @@ def _on_engine(
     config = simulation.config
     identity = secagg.IdentityKey.generate(os_entropy)
     result: list[AdapterState] = []
+    troubles = run.path.resolve() / "troubles"
+    watch = TroubleWatch(troubles, run, screen.note)
+
+    def observe(event: Event) -> None:
+        if event.kind in (EventKind.COMMITTED, EventKind.ABORTED):
+            watch.look()
+        screen.observe(event)
 
     def coordinate(transport: GridTransport) -> None:
         open_sum: OpenSum = SecureSum
@@ -242,7 +250,7 @@ def _on_engine(
             transport,
             identity=identity,
             clock=SystemClock(),
-            observe=screen.observe,
+            observe=observe,
             publish=publisher(
                 simulation.bench, plan, run, probe=simulation.population.clients[0].held_out, base=config.base.model
             ),
@@ -266,6 +274,7 @@ def _on_engine(
             home=home.resolve(),
             ledgers=ledgers_of(config, run),
             memory=memory,
+            troubles=troubles,
         )
         try:
             run_ray(client_app(handler), coordinate, devices=count, workers=workers)
@@ -279,6 +288,7 @@ def _on_engine(
             examples=simulation.examples,
             ledgers=ledgers_of(config, run),
             memory=memory,
+            troubles=troubles,
         )
         run_local(client_app(local), coordinate, devices=count, workers=workers)
     return result[0]

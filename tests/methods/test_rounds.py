@@ -12,7 +12,7 @@ from fedpeft.config.model import Adapter, Rounds
 from fedpeft.ids import BlockId
 from fedpeft.methods import attach
 from fedpeft.round.coordinator import run_round
-from fedpeft.round.local import LocalResult
+from fedpeft.round.local import Effort, LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
 from fedpeft.testing.clock import FakeClock
@@ -62,7 +62,9 @@ class ModelTrainer:
     def cost(self, plan: LearningPlan) -> None:
         return None
 
-    def fit(self, plan: LearningPlan, state: AdapterState, request: FitRequest) -> LocalResult:
+    def fit(
+        self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
+    ) -> LocalResult:
         self._union.load(state)
         blocks = sorted(self.trains(plan))
         local = plan_for(blocks, steps=2, rate=0.1, optimizer="sgd")

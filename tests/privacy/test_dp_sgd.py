@@ -234,6 +234,10 @@ def test_no_examples_and_too_much_noise_are_refused() -> None:
     nobody = EncodedDataset(input_ids=(), labels=np.array([], np.int64), truncated=0)
     with pytest.raises(DataInvalid):
         train_privately(union, nobody, plan_for(union), NOISE)
+    before = union.extract([block.block_id for block in union.spec.blocks])
+    train_privately(union, nobody, plan_for(union), NOISE, expected_batch=4.0)
+    after = union.extract([block.block_id for block in union.spec.blocks if block.trainable])
+    assert all((after[block] != before[block]).all() for block in after), "noise alone, in every coordinate"
     loud = NoiseScale(l2_clip_norm=1.0, noise_multiplier=1e6, sampling_rate=0.5)
     with pytest.raises(ConfigInvalid, match="noise multiplier below"):
         train_privately(union, class_examples(8), plan_for(union), loud)

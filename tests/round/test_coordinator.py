@@ -157,15 +157,15 @@ def test_a_corrupted_message_never_corrupts_the_sum(stage: Stage, at: float, kin
         assert head_sum(outcome) == without(2), "what was changed on its way is not believed"
 
 
-@pytest.mark.parametrize("reason", [FailureReason.POLICY_REFUSED, FailureReason.OUT_OF_MEMORY])
+@pytest.mark.parametrize("reason", [FailureReason.REFUSED, FailureReason.UNABLE])
 def test_a_device_that_refuses_is_left_out_and_its_reason_is_kept(reason: FailureReason) -> None:
     attempt = Attempt()
-    refusal = encode(Failure(reason=reason, detail="because"))
+    refusal = encode(Failure(reason=reason))
     attempt.transport.devices[NODES[4]] = lambda stage, payload: refusal
     outcome = attempt.run()
     assert head_sum(outcome) == without(4)
-    assert outcome.traffic["d4"].failure == f"{reason.value}: because"
-    assert summed(outcome).rejected[ParticipantId(5)].detail == f"{reason.value}: because"
+    assert outcome.traffic["d4"].failure == reason.value
+    assert summed(outcome).rejected[ParticipantId(5)].detail == reason.value
 
 
 @pytest.mark.parametrize("reply", [b"", b"nonsense", encode(Ready(advertise=b"")), encode(Ready(advertise=b"x" * 50))])
@@ -198,12 +198,12 @@ def test_a_device_that_lost_the_state_is_sent_all_of_it_once_more() -> None:
 
 def test_a_device_that_never_gets_the_state_right_is_asked_only_twice() -> None:
     attempt = Attempt()
-    missing = encode(Failure(reason=FailureReason.MISSING_STATE, detail="lost again"))
+    missing = encode(Failure(reason=FailureReason.MISSING_STATE))
     attempt.transport.devices[NODES[1]] = lambda stage, payload: missing
     outcome = attempt.run()
     assert head_sum(outcome) == without(1)
     assert [nodes for stage, nodes in attempt.transport.asked if stage is Stage.FIT] == [tuple(NODES), (NODES[1],)]
-    assert outcome.traffic["d1"].failure == "missing-state: lost again"
+    assert outcome.traffic["d1"].failure == "missing-state"
 
 
 def test_blocks_travel_once_while_they_do_not_change() -> None:
@@ -269,7 +269,7 @@ def test_a_round_in_which_all_are_silent_is_aborted_with_a_reason(stage: Stage) 
 
 def test_a_round_in_which_all_refuse_is_aborted_and_no_later_exchange_takes_place() -> None:
     attempt = Attempt()
-    refusal = encode(Failure(reason=FailureReason.POLICY_REFUSED, detail="no"))
+    refusal = encode(Failure(reason=FailureReason.REFUSED))
     for node in NODES:
         attempt.transport.devices[node] = lambda stage, payload: refusal
     assert aborted(attempt.run()).reason is secagg.Reason.TOO_FEW_DEVICES

@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -54,10 +54,20 @@ def fit(fleet: ToyFleet, request: FitRequest) -> Ready | Failure:
     return reply
 
 
-def failed(fleet: ToyFleet, request: FitRequest) -> Failure:
+@dataclass(frozen=True)
+class Heard:
+    """What left a device that failed, and what is in its own log."""
+
+    reason: FailureReason
+    detail: str
+
+
+def failed(fleet: ToyFleet, request: FitRequest) -> Heard:
+    told: list[str] = []
+    fleet.devices[NODE]._tell = lambda trouble: told.append(trouble.cause)
     reply = fit(fleet, request)
     assert isinstance(reply, Failure), "the device took part"
-    return reply
+    return Heard(reason=reply.reason, detail=" ".join(told))
 
 
 def opened(fleet: ToyFleet) -> OpenRound:
@@ -131,7 +141,7 @@ def test_a_restarted_device_still_holds_the_state(fleet: ToyFleet) -> None:
 def test_a_plan_that_builds_another_adapter_here_is_refused(fleet: ToyFleet) -> None:
     other = PLAN.model_copy(update={"adapter_spec": "0" * 64})
     reply = failed(fleet, fit_request(fleet, other, STATE))
-    assert reply.reason is FailureReason.PLAN_REFUSED
+    assert reply.reason is FailureReason.REFUSED
     assert SPEC.digest[:12] in reply.detail
     assert given(fleet).fitted == []
 
@@ -139,7 +149,7 @@ def test_a_plan_that_builds_another_adapter_here_is_refused(fleet: ToyFleet) -> 
 def test_a_plan_of_another_run_than_the_signed_terms_name_is_refused(fleet: ToyFleet) -> None:
     other = PLAN.model_copy(update={"run_id": "another-run"})
     reply = failed(fleet, fit_request(fleet, PLAN, STATE, learning=other.to_json()))
-    assert reply.reason is FailureReason.PLAN_REFUSED
+    assert reply.reason is FailureReason.REFUSED
     assert "another-run" in reply.detail
     assert given(fleet).fitted == []
 
@@ -147,13 +157,13 @@ def test_a_plan_of_another_run_than_the_signed_terms_name_is_refused(fleet: ToyF
 def test_a_plan_of_another_version_is_refused(fleet: ToyFleet) -> None:
     strange = PLAN.to_json()[:-1] + ',"run_this":"rm -rf"}'
     reply = failed(fleet, fit_request(fleet, PLAN, STATE, learning=strange))
-    assert reply.reason is FailureReason.PLAN_REFUSED
+    assert reply.reason is FailureReason.REFUSED
     assert "run_this" in reply.detail
 
 
 @pytest.mark.parametrize("lack", [b"", b"\0" * 40])
 def test_an_offer_that_cannot_be_read_is_refused(fleet: ToyFleet, lack: bytes) -> None:
-    assert failed(fleet, fit_request(fleet, PLAN, STATE, offer=lack)).reason is FailureReason.PLAN_REFUSED
+    assert failed(fleet, fit_request(fleet, PLAN, STATE, offer=lack)).reason is FailureReason.REFUSED
 
 
 def test_an_offer_of_another_coordinator_is_refused(fleet: ToyFleet) -> None:
@@ -178,7 +188,7 @@ def test_a_block_of_another_length_than_the_device_builds_is_refused(fleet: ToyF
     spec = round_terms(PLAN, wide, fleet.members(), toy_task(PLAN), rounds=Rounds(), terms=TERMS)
     offer = secagg.open_round(spec, identity=fleet.coordinator, entropy=fleet.entropy).requests[ParticipantId(1)]
     reply = failed(fleet, fit_request(fleet, PLAN, STATE, offer=encode(offer)))
-    assert reply.reason is FailureReason.PLAN_REFUSED
+    assert reply.reason is FailureReason.REFUSED
     assert "expected length 4, offered 6" in reply.detail
 
 
@@ -200,7 +210,7 @@ def test_a_state_of_the_wrong_length_is_refused(fleet: ToyFleet, extra: bytes) -
             payloads=(request.payloads[0], payload, request.payloads[2]),
         ),
     )
-    assert reply.reason is FailureReason.PLAN_REFUSED
+    assert reply.reason is FailureReason.REFUSED
     assert "head: expected 16 bytes" in reply.detail
 
 
@@ -217,30 +227,30 @@ def test_a_state_that_is_not_finite_is_refused(fleet: ToyFleet, bad: float) -> N
             payloads=(request.payloads[0], BlockPayload(block_id=BlockId("head"), values=values), request.payloads[2]),
         ),
     )
-    assert reply.reason is FailureReason.PLAN_REFUSED
+    assert reply.reason is FailureReason.REFUSED
     assert "finite" in reply.detail
 
 
 def test_a_state_with_a_block_too_few_or_too_many_is_refused(fleet: ToyFleet) -> None:
     request = fit_request(fleet, PLAN, STATE)
-    assert failed(fleet, replace(request, state=request.state[:2])).reason is FailureReason.PLAN_REFUSED
+    assert failed(fleet, replace(request, state=request.state[:2])).reason is FailureReason.REFUSED
     stranger = BlockDigest(block_id=BlockId("ia3"), sha256=request.state[0].sha256)
     payload = BlockPayload(block_id=BlockId("ia3"), values=request.payloads[0].values)
     more = replace(request, state=(*request.state, stranger), payloads=(*request.payloads, payload))
-    assert failed(fleet, more).reason is FailureReason.PLAN_REFUSED
+    assert failed(fleet, more).reason is FailureReason.REFUSED
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_delta_that_is_not_finite_never_enters_a_sum(fleet: ToyFleet, bad: float) -> None:
     given(fleet).deltas[BlockId("head")] = np.array([0, bad, 0, 0], np.float32)
     reply = failed(fleet, fit_request(fleet, PLAN, STATE))
-    assert reply.reason is FailureReason.NOT_FINITE
+    assert reply.reason is FailureReason.UNABLE
     assert "head" in reply.detail
 
 
 def test_a_loss_that_is_not_finite_never_enters_a_sum() -> None:
     fleet = enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(4, i)}, measured=(np.nan, 0, 4)) for i in range(4)})
-    assert failed(fleet, fit_request(fleet, PLAN, STATE)).reason is FailureReason.NOT_FINITE
+    assert failed(fleet, fit_request(fleet, PLAN, STATE)).reason is FailureReason.UNABLE
 
 
 class Broken(GivenTrainer):
@@ -255,18 +265,18 @@ class Broken(GivenTrainer):
             raise self._error
         return super().spec(plan)
 
-    def fit(self, plan, state, request):  # type: ignore[no-untyped-def]
+    def fit(self, plan, state, request, effort):  # type: ignore[no-untyped-def]
         raise self._error
 
 
 @pytest.mark.parametrize(
     ("error", "at", "reason"),
     [
-        (PolicyRefused("Expected epsilon <= 2, found 8."), "fit", FailureReason.POLICY_REFUSED),
-        (MemoryError(), "fit", FailureReason.OUT_OF_MEMORY),
-        (ResourceMissing("Expected the base sha256:toy, found nothing."), "spec", FailureReason.BASE_MISSING),
-        (ConfigInvalid("Expected a model with biases, found none."), "spec", FailureReason.PLAN_REFUSED),
-        (DataInvalid("row 3: found the label 'secret diagnosis'"), "fit", FailureReason.NO_EXAMPLES),
+        (PolicyRefused("Expected epsilon <= 2, found 8."), "spec", FailureReason.REFUSED),
+        (MemoryError(), "fit", FailureReason.UNABLE),
+        (ResourceMissing("Expected the base sha256:toy, found nothing."), "spec", FailureReason.REFUSED),
+        (ConfigInvalid("Expected a model with biases, found none."), "spec", FailureReason.REFUSED),
+        (DataInvalid("row 3: found the label 'secret diagnosis'"), "fit", FailureReason.UNABLE),
     ],
 )
 def test_whatever_the_trainer_cannot_do_is_answered_by_a_reason(
@@ -276,7 +286,7 @@ def test_whatever_the_trainer_cannot_do_is_answered_by_a_reason(
     fleet = enrol({"d0": Broken(error, at=at), **good})
     reply = failed(fleet, fit_request(fleet, PLAN, STATE))
     assert reply.reason is reason
-    assert "secret diagnosis" not in reply.detail, "a failure says nothing about the device's data"
+    assert reply.detail, "the device's own log has the cause"
 
 
 def test_a_repeated_fit_request_gets_the_same_bytes_without_training_twice(fleet: ToyFleet) -> None:
@@ -398,7 +408,7 @@ def test_what_was_trained_for_one_round_is_never_summed_in_another(fleet: ToyFle
     fit(fleet, fit_request(fleet, PLAN, STATE))
     given(fleet).deltas[BlockId("head")] = np.full(4, np.nan, np.float32)
     reply = failed(fleet, fit_request(fleet, PLAN, STATE, task=toy_task(PLAN, round_id=2)))
-    assert reply.reason is FailureReason.NOT_FINITE
+    assert reply.reason is FailureReason.UNABLE
     kept = fleet.stores["d0"].values.get("open-round")
     assert kept is None or decode(kept, OpenRound).inputs == ()
 
@@ -417,12 +427,12 @@ class Waiting(GivenTrainer):
         super().__init__(SPEC, {"head": one_hot(4, 0)})
         self.begun, self.go, self.asked = threading.Event(), threading.Event(), 0
 
-    def fit(self, plan, state, request):  # type: ignore[no-untyped-def]
+    def fit(self, plan, state, request, effort):  # type: ignore[no-untyped-def]
         self.asked += 1
         if self.asked == 1:
             self.begun.set()
             assert self.go.wait(30)
-        return super().fit(plan, state, request)
+        return super().fit(plan, state, request, effort)
 
 
 def test_a_slow_training_never_overwrites_a_newer_round() -> None:

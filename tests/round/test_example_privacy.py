@@ -5,7 +5,6 @@ No torch: the deltas are given, and only their price is real.
 
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from fedpeft.round.metrics import METRICS
 from fedpeft.round.plan import ExampleTerms, LearningPlan
 from fedpeft.round.transport import Stage
 from fedpeft.testing.fleet import ToyFleet, enrol, fit_request, toy_task
+from fedpeft.testing.runs import toy_run
 from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
 from fedpeft.wire import decode, encode
 
@@ -43,7 +43,9 @@ class Site:
 
     def restart(self) -> None:
         self.fleet.restart(DEVICE)
-        self.fleet.devices[DEVICE]._examples = ExamplePrivacy(self.ledger)
+        device = self.fleet.devices[DEVICE]
+        device._examples, self.told = ExamplePrivacy(self.ledger), []
+        device._tell = lambda trouble: self.told.append(trouble.cause)
 
     def ledger(self) -> PrivacyLedger:
         return PrivacyLedger(self.journal, witness=self.witness, budget=self.budget)
@@ -114,7 +116,7 @@ def test_past_the_runs_budget_the_device_refuses_and_a_restart_resets_nothing(tm
     site.restart()
     refused = site.fit(4)
     assert isinstance(refused, Failure)
-    assert refused.reason is FailureReason.BUDGET_SPENT
+    assert refused.reason is FailureReason.REFUSED
     assert site.entries() == 3
     another = PLAN.model_copy(update={"run_id": "another-run"})
     assert isinstance(site.fit(1, another), Ready), "another run has its own budget where the site sets no limit"
@@ -124,8 +126,8 @@ def test_past_the_sites_own_budget_the_device_refuses_whatever_the_run_allows(tm
     site = Site(tmp_path, epsilon=2.5)
     answers = [site.fit(round_id) for round_id in (1, 2, 3)]
     assert isinstance(answers[-1], Failure)
-    assert answers[-1].reason is FailureReason.POLICY_REFUSED
-    assert "this site's own" in answers[-1].detail
+    assert answers[-1].reason is FailureReason.REFUSED
+    assert "this site's own" in site.told[-1]
 
 
 def test_a_device_without_a_ledger_takes_no_part(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_a_device_without_a_ledger_takes_no_part(tmp_path: Path) -> None:
     site.fleet.restart(DEVICE)
     refused = site.fit(1)
     assert isinstance(refused, Failure)
-    assert refused.reason is FailureReason.POLICY_REFUSED
+    assert refused.reason is FailureReason.REFUSED
 
 
 @pytest.mark.parametrize(
@@ -154,7 +156,7 @@ def test_a_device_refuses_what_is_not_proved_private_whatever_the_coordinator_ch
     plan = PLAN.model_copy(update={section: getattr(PLAN, section).model_copy(update=change)})
     refused = site.fit(1, plan)
     assert isinstance(refused, Failure)
-    assert refused.reason is FailureReason.PLAN_REFUSED
+    assert refused.reason is FailureReason.REFUSED
     assert site.entries() == 0
 
 
@@ -166,7 +168,7 @@ def test_an_old_copy_of_the_devices_ledger_is_refused(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "backup", site.journal)
     refused = site.fit(3)
     assert isinstance(refused, Failure)
-    assert "older or another copy" in refused.detail
+    assert "older or another copy" in site.told[-1]
     with pytest.raises(IntegrityFailed):
         site.ledger()
 
@@ -180,22 +182,18 @@ def test_nothing_but_the_weight_is_measured(tmp_path: Path) -> None:
     assert list(inputs[METRICS]) == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_the_coordinator_stops_with_exit_7_when_too_few_devices_have_budget_left() -> None:
-    from fedpeft.errors import BudgetExhausted
-    from fedpeft.ids import RoundId
-    from fedpeft.round.task import RoundOutcome, Traffic
-    from fedpeft_server.promises import hear_promises
+def test_the_coordinator_reads_from_its_statement_that_a_device_has_no_budget_left(tmp_path: Path) -> None:
+    from fedpeft.config import parse
+    from fedpeft_server.promises import spent
 
-    spent, fine = Traffic(failure=f"{FailureReason.BUDGET_SPENT.value}: spent"), Traffic()
-
-    def outcome(**traffic: Traffic) -> RoundOutcome:
-        return RoundOutcome(result=None, traffic=traffic, participants={})  # type: ignore[arg-type]
-
-    class Nowhere:
-        def record(self, *_: object, **__: object) -> None:
-            pass
-
-    hear_promises(Nowhere(), RoundId(4), outcome(a=spent, b=fine, c=replace(fine), d=replace(fine)), needed=3)  # type: ignore[arg-type]
-    with pytest.raises(BudgetExhausted, match="a, b") as stopped:
-        hear_promises(Nowhere(), RoundId(4), outcome(a=spent, b=replace(spent), c=fine, d=fine), needed=3)  # type: ignore[arg-type]
-    assert stopped.value.exit_code == 7
+    site = Site(tmp_path)
+    privacy = '[privacy]\nunit = "example"\nepsilon = 3.0\ndelta = 1e-3\n'
+    steps = "[train]\nlocal_steps = 4\n"
+    source = toy_run(f"[rounds]\ncount = 3\n{steps}{privacy}", clients=3, name="spent")
+    config = parse(source, source="run.toml")
+    answers = [site.fit(round_id) for round_id in (1, 2, 3)]
+    statements = [answer.privacy for answer in answers if isinstance(answer, Ready)]
+    assert all(statement is not None for statement in statements)
+    known = {"early": statements[1], "late": statements[2]}
+    assert spent(config, known, ["early", "late", "stranger"]) == ("late",)
+    assert spent(config, known, ["early"]) == ()

@@ -72,8 +72,8 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self._trainer, name)
 
-    def fit(self, plan, state, request):
-        result = self._trainer.fit(plan, state, request)
+    def fit(self, plan, state, request, effort):
+        result = self._trainer.fit(plan, state, request, effort)
         if request.train:
             self.deltas[len(self.deltas) + 1] = result.deltas
         return result
