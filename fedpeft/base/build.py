@@ -110,16 +110,16 @@ def _build(
 def _packed(
     tensors: "Sequence[PlannedTensor]", entries: dict[str, TensorEntry], report: Progress
 ) -> Iterator[dict[str, "Tensor"]]:
-    from fedpeft.base.quantize import quantize
+    from fedpeft.base.quantize import quantize_rows
 
     total, done = sum(math.prod(entry.shape) for entry in entries.values()), 0
     for tensor in tensors:
         entry = entries[tensor.name]
         try:
-            parts = quantize(tensor.rows.whole(), entry.encoding)
+            for pieces in quantize_rows(tensor.rows, entry.encoding):
+                yield {f"{tensor.name}/{part}": piece for part, piece in pieces.items()}
         except ConfigInvalid as error:
             raise ConfigInvalid(f"{', '.join(tensor.source_names)}: {error}") from error
-        yield {f"{tensor.name}/{part}": value for part, value in parts.items()}
         done += math.prod(entry.shape)
         report("quantize", 0.2 + 0.75 * done / max(total, 1))
 

@@ -1,12 +1,9 @@
 """Opening a source's weights: named tensors one at a time, its config, and its tokenizer's files.
 
-Safetensors are read through a memory map. A GGUF file is converted here, once, at the publisher: its
-blocks are dequantized to float32 and its names, config and tokenizer become transformers'.
+Safetensors are read through a memory map, row by row; so is a GGUF file (``gguf``), which is converted once, at
+the publisher.
 """
 
-import contextlib
-import functools
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpeft.base.architecture import clean_config, quiet_transformers, read_config, skeleton
+from fedpeft.base.architecture import clean_config, quiet_transformers
+from fedpeft.base.gguf import open_gguf
 from fedpeft.base.source import CONFIG_FILE, TOKENIZER_FILES, ModelSource, read_json, weight_files
 from fedpeft.base.store import write_json
 from fedpeft.base.tensors import RowTensor
-from fedpeft.errors import ConfigInvalid, ResourceMissing
+from fedpeft.errors import ConfigInvalid
 
 __all__ = ["Checkpoint", "open_checkpoint", "write_tokenizer"]
 
@@ -58,7 +56,10 @@ def open_checkpoint(source: ModelSource) -> Checkpoint:
     """
     if source.root is None:
         raise ValueError(f"Expected a source with files, found {source.origin}.")
-    return _open_gguf(source.files[0]) if source.kind == "gguf" else _open_safetensors(source.root)
+    if source.kind == "gguf":
+        config, tensors = open_gguf(source.files[0])
+        return Checkpoint(config=config, tensors=tensors)
+    return _open_safetensors(source.root)
 
 
 def _open_safetensors(root: Path) -> Checkpoint:
@@ -92,38 +93,6 @@ def _reader(file: Any, name: str, shape: tuple[int, ...]) -> Callable[[int, int]
         return rows
 
     return read
-
-
-def _open_gguf(path: Path) -> Checkpoint:
-    try:
-        import gguf  # noqa: F401 - an optional package, used by transformers
-    except ImportError as error:
-        raise ResourceMissing(
-            "Expected the package gguf to convert a GGUF file, found none; pip install gguf."
-        ) from error
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    try:
-        # Its tqdm bar has no switch.
-        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
-            content = load_gguf_checkpoint(str(path))["config"]
-            config = clean_config({**content, "architectures": []})
-            model = skeleton(read_config(config), "causal-lm")
-            loaded = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
-    except (ValueError, KeyError, NotImplementedError, IndexError) as error:
-        raise ConfigInvalid(
-            f"Expected a GGUF file of an architecture that transformers converts in {path}, found {error}; "
-            "convert it to safetensors."
-        ) from error
-    tensors = {
-        name: RowTensor(tuple(tensor.shape), tensor.dtype, functools.partial(_rows, tensor))
-        for name, tensor in loaded.items()
-    }
-    return Checkpoint(config=config, tensors=tensors)
-
-
-def _rows(tensor: Tensor, start: int, stop: int) -> Tensor:
-    return tensor[start:stop] if tensor.ndim else tensor
 
 
 def write_tokenizer(source: ModelSource, target: Path) -> tuple[int | None, int | None]:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from fedpeft.base.architecture import quiet_transformers
 from fedpeft.base.artifact import TaskName
 
-__all__ = ["NAMES", "ROWS", "logits_apart", "save_model", "transformers_model"]
+__all__ = ["NAMES", "ROWS", "logits_apart", "save_model", "save_tokenizer", "transformers_model"]
 
 ROWS: Mapping[str, Mapping[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 NAMES = tuple(ROWS)
@@ -61,6 +61,11 @@ def save_model(name: str, directory: Path, *, dtype: torch.dtype = torch.float32
         model.to(dtype).save_pretrained(directory)  # type: ignore[operator]
         tokenizer.save_pretrained(directory)
     return directory
+
+
+def save_tokenizer(directory: Path) -> None:
+    """A byte-level tokenizer beside weights that were written in another way."""
+    _byte_pairs(bos="<s>", eos="</s>", around="bos").save_pretrained(directory)
 
 
 def redraw(model: nn.Module) -> None:

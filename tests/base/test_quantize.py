@@ -13,6 +13,8 @@ torch = pytest.importorskip("torch")
 from fedpeft.base.quantize import (  # noqa: E402
     NF4_CODES,
     _absmax_map,
+    _midpoints,
+    _nearest_nf4,
     choose_encoding,
     dequantize,
     dequantize_rows,
@@ -242,3 +244,29 @@ def test_weights_beyond_float16_are_refused_by_encodings_that_scale_in_float16(e
 )
 def test_roles_choose_the_encoding(scheme: str, role: str, shape: tuple[int, ...], encoding: str):
     assert choose_encoding(scheme, role, shape) == encoding
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("shape", [(300, 96), (7, 1600), (129, 32)])
+def test_the_bytes_do_not_depend_on_where_the_slabs_are_cut(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, shape: tuple[int, int]
+):
+    from fedpeft.base import tensors
+
+    matrix = weight(*shape)
+    whole = quantize(matrix, encoding)
+    monkeypatch.setattr(tensors, "SLAB_ELEMENTS", 1000)
+    slabs = quantize(matrix, encoding)
+    assert all(torch.equal(slabs[part], whole[part]) for part in whole)
+
+
+def test_the_nearest_nf4_code_is_the_one_that_a_search_finds_at_and_around_every_midpoint():
+    middles = _midpoints(torch.tensor(NF4_CODES, dtype=torch.float32))
+    near = [middles]
+    for toward in (-2.0, 2.0):
+        step = middles
+        for _ in range(3):
+            step = torch.nextafter(step, torch.tensor(toward))
+            near.append(step)
+    values = torch.cat([*near, torch.linspace(-1, 1, 100_001)])
+    assert torch.equal(_nearest_nf4(values), torch.bucketize(values, middles).to(torch.uint8))
