@@ -11,6 +11,7 @@
     HOME/site.toml            the site's rules; the site's to edit, never the coordinator's
     HOME/bases/               base-model artifacts by content; `join --cache DIR` shares another directory
     HOME/troubles.jsonl       what went wrong here, with its cause; nobody else hears of it
+    HOME/directory.json       the other devices as met in rounds, authenticated under the identity
     HOME/state/               the secure sum's ledger, held blocks, the open round
 
 Directories are 0700 and secrets 0600.
@@ -87,6 +88,7 @@ class DeviceHome:
         self.identity_seed = self.keys / "identity.seed"
         self.token = path / "join.token"
         self.site = path / "site.toml"
+        self.directory = path / "directory.json"
         self.state = path / "state"
         self.troubles = path / "troubles.jsonl"
 

@@ -67,6 +67,17 @@ class SitePolicy(Section):
         "zeros, as in runs with privacy.",
     )
     min_corrupt_fraction: float = Field(default=0.0, ge=0, lt=0.5, description="Colluders that terms must assume.")
+    min_colluders: int = Field(
+        default=0,
+        ge=0,
+        description="Nothing is opened that the coordinator with so many devices could see through.",
+    )
+    directory: Literal["follow", "confirm", "pinned", "off"] = Field(
+        default="follow",
+        description="Of devices met in rounds, names, organisations and keys may not change. New devices: follow: may "
+        "come; confirm: count as colluders until `fedpeft client directory --confirm`; pinned: are refused. off: all "
+        "as the coordinator says.",
+    )
     min_noise_multiplier: float = Field(default=0.0, ge=0, description="Less noise on a sum is refused.")
     max_epsilon: float | None = Field(
         default=None, gt=0, description="Client-level budget of this device over its life; runs without are refused."

@@ -18,6 +18,7 @@ from fedpeft.entropy import os_entropy
 from fedpeft.privacy import Budget, PrivacyLedger
 from fedpeft.round.device import Device
 from fedpeft.round.local import Identity, Trainer
+from fedpeft_client.directory import SiteDirectory
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.line import HANDLE, unframed
 from fedpeft_client.site import Site
@@ -40,6 +41,7 @@ def policy_of(site: Site, coordinator_key: bytes) -> secagg.DevicePolicy:
         allow_fast=policy.allow_fast,
         min_cohort=policy.min_cohort,
         min_corrupt_fraction=policy.min_corrupt_fraction,
+        min_colluders=policy.min_colluders,
         min_noise_multiplier=max(policy.min_noise_multiplier, 0.0 if policy.max_epsilon is None else ANY_NOISE),
     )
 
@@ -90,6 +92,7 @@ def device_of(home: DeviceHome, trainer: Callable[[DeviceHome, str, Site], Train
             identity=key,
             enrolled=secagg.Enrolled(device=enrolment.device, organisation=enrolment.organisation),
             policy=policy,
+            directory=None if site.policy.directory == "off" else SiteDirectory(home, site.policy.directory),
         ),
         store=FileStore(home.state),
         entropy=os_entropy,

@@ -2,6 +2,7 @@
 
 import click
 
+from fedpeft.cli.directory import commands as directory
 from fedpeft.cli.joining import commands as joining
 from fedpeft.cli.resident import commands as resident
 
@@ -13,5 +14,5 @@ def command() -> None:
     """Run a device: it trains on its own examples, which stay on it, under the rules in its site.toml."""
 
 
-for part in (*joining, *resident):
+for part in (*joining, *resident, *directory):
     command.add_command(part)

@@ -30,7 +30,7 @@ from fedpeft.secagg.messages import (
     SealedShares,
     ShareRequest,
 )
-from fedpeft.secagg.policy import DevicePolicy, Enrolled
+from fedpeft.secagg.policy import DevicePolicy, Directory, Enrolled
 from fedpeft.secagg.primitives import IdentityKey
 from fedpeft.secagg.session import DeviceSession
 from fedpeft.secagg.spec import MIN_COHORT_FLOOR, Mode, Participant, RoundSpec, SummedBlock, check_spec
@@ -49,6 +49,7 @@ __all__ = [
     "DeviceSession",
     "DeviceState",
     "DeviceStep",
+    "Directory",
     "Enrolled",
     "FileLedger",
     "IdentityKey",

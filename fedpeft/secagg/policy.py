@@ -1,11 +1,12 @@
 """What a site demands of a secure sum before its device takes part: it can only be stricter than the terms."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from fedpeft.secagg.spec import MIN_COHORT_FLOOR, Mode, RoundSpec, block_encoding
+from fedpeft.secagg.spec import MIN_COHORT_FLOOR, Mode, Participant, RoundSpec, block_encoding
 
-__all__ = ["DevicePolicy", "Enrolled", "policy_objection"]
+__all__ = ["DevicePolicy", "Directory", "Enrolled", "policy_objection"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +15,18 @@ class Enrolled:
 
     device: str
     organisation: str
+
+
+class Directory(Protocol):
+    """What a site itself knows of the other devices; without one the coordinator's enrolment is trusted for that."""
+
+    def admit(self, roster: Sequence[Participant]) -> int | str:
+        """Judges the roster of signed terms, and remembers it, durably, if it may be used.
+
+        Returns:
+            How many of its devices the site has not confirmed: they count as colluders. Or an objection, in words.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +43,6 @@ class DevicePolicy:
         min_max_abs: a narrower clipping range is refused.
         min_noise_multiplier: less noise on an opened sum, relative to the clip norm, is refused; 0: none is demanded.
         min_colluders: noise and cohorts must hold against at least so many devices that work with the coordinator.
-        known_devices: device name to (organisation, identity) where the site has its own directory; a roster that
-            contradicts it, or lists a stranger, is refused. None: the coordinator's enrolment is trusted for this.
     """
 
     coordinator_key: bytes
@@ -42,7 +53,6 @@ class DevicePolicy:
     min_max_abs: float = 1e-9
     min_noise_multiplier: float = 0.0
     min_colluders: int = 0
-    known_devices: Mapping[str, tuple[str, bytes]] | None = field(default=None, repr=False)
 
 
 def policy_objection(policy: DevicePolicy, spec: RoundSpec) -> str | None:
@@ -63,8 +73,4 @@ def policy_objection(policy: DevicePolicy, spec: RoundSpec) -> str | None:
         narrow = min(part.max_abs for part in block.ranges)
         if narrow < policy.min_max_abs:
             return f"Expected max_abs >= {policy.min_max_abs} in block {block.block_id}, found {narrow}."
-    if policy.known_devices is not None:
-        for peer in spec.participants:
-            if policy.known_devices.get(peer.device) != (peer.organisation, peer.identity):
-                return f"Expected the roster of the site's directory, found {peer.device} otherwise; ask who it is."
     return None

@@ -6,15 +6,17 @@ that is killed between any two messages goes on where it was, and never answers 
 
 import threading
 from collections.abc import Callable, Set
+from dataclasses import replace
 
 from fedpeft.entropy import Entropy
 from fedpeft.ids import BlockId
+from fedpeft.secagg.cohort import colluders
 from fedpeft.secagg.device import answer, begin
 from fedpeft.secagg.device_mask import Inputs
-from fedpeft.secagg.device_state import Advertised, Shared
+from fedpeft.secagg.device_state import Advertised, DeviceStep, Failed, Shared
 from fedpeft.secagg.ledger import Ledger
 from fedpeft.secagg.messages import MaskRequest, Reason, Refusal, Reply, Request, RoundOffer
-from fedpeft.secagg.policy import DevicePolicy, Enrolled
+from fedpeft.secagg.policy import DevicePolicy, Directory, Enrolled
 from fedpeft.secagg.primitives import IdentityKey
 from fedpeft.secagg.roster import open_spec
 from fedpeft.secagg.transcript import offer_context
@@ -31,10 +33,20 @@ class DeviceSession:
         identity: its enrolled key.
         enrolled: its name and organisation.
         policy: what its site demands.
+        directory: what its site knows of the other devices; None: what the coordinator says of them.
     """
 
-    def __init__(self, *, ledger: Ledger, identity: IdentityKey, enrolled: Enrolled, policy: DevicePolicy) -> None:
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        identity: IdentityKey,
+        enrolled: Enrolled,
+        policy: DevicePolicy,
+        directory: Directory | None = None,
+    ) -> None:
         self._ledger, self._identity, self._enrolled, self._policy = ledger, identity, enrolled, policy
+        self._directory = directory
         self._lock = threading.Lock()
 
     def begin(self, offer: RoundOffer, *, owns: Set[BlockId], entropy: Entropy, weight_class: int = 0) -> Reply:
@@ -64,6 +76,8 @@ class DeviceSession:
                 weight_class=weight_class,
                 mark=self._ledger.mark(run_id),
             )
+            if isinstance(step.state, Advertised) and self._directory is not None:
+                step = _with_directory(step, step.state, self._directory)
             if isinstance(step.state, Advertised):
                 self._ledger.save(run_id, step.state)
             return step.reply
@@ -99,3 +113,18 @@ class DeviceSession:
         """The engine gave the round up: forgets its secrets. The device will not answer for it again."""
         with self._lock:
             self._ledger.forget(run_id)
+
+
+def _with_directory(step: DeviceStep, state: Advertised, directory: Directory) -> DeviceStep:
+    """The step after the site's directory was asked: only now, since by now the terms are known to be signed.
+
+    Devices that the site has not confirmed count as colluders beside those of the terms: a roster filled up with
+    invented devices then opens nothing.
+    """
+    spec = open_spec(state.seat.offer.spec)
+    judged = directory.admit(spec.participants)
+    if isinstance(judged, str):
+        refusal = Refusal(reason=Reason.POLICY, detail=judged)
+        return DeviceStep(Failed(seat=state.seat, reason=refusal.reason, detail=judged), refusal)
+    floor = max(state.seat.min_colluders, colluders(spec, len(spec.participants)) + judged if judged else 0)
+    return replace(step, state=replace(state, seat=replace(state.seat, min_colluders=floor)))

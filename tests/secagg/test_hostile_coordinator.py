@@ -4,6 +4,7 @@ The coordinator here signs whatever it likes with its real key, sees every messa
 device must refuse before it reveals anything that lets one honest input be told from the sum.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -18,10 +19,12 @@ from fedpeft.secagg import (
     ConsistRequest,
     CoordinatorState,
     DevicePolicy,
+    DeviceSession,
     IdentityKey,
     MaskedInput,
     Mode,
     Open,
+    Participant,
     Reason,
     Refusal,
     RevealedShares,
@@ -101,23 +104,57 @@ def test_changed_terms_are_refused() -> None:
             {"min_max_abs": 1e-3},
             {"blocks": (SummedBlock(block_id=BlockId("b"), ranges=(SumRange(length=5, max_abs=1e-6),)),)},
         ),
-        ({"known_devices": {}}, {}),
     ],
-    ids=["no-consistency", "nobody-colludes", "small-ring", "tiny-range", "strangers"],
+    ids=["no-consistency", "nobody-colludes", "small-ring", "tiny-range"],
 )
 def test_terms_weaker_than_the_site_allows_are_refused(policy: dict, changes: dict) -> None:
     fleet = make_fleet(5)
     refused(offered(fleet, make_spec(fleet, **changes), replace(fleet.policy, **policy)), Reason.POLICY)
 
 
-def test_a_directory_of_the_site_catches_swapped_identities() -> None:
-    fleet, impostor = make_fleet(5), make_fleet(1, seed=3)
-    spec = make_spec(fleet)
-    directory = {p.device: (p.organisation, p.identity) for p in spec.participants}
-    policy = replace(fleet.policy, known_devices=directory)
-    assert isinstance(offered(fleet, spec, policy), Advertise)
-    swapped = replace(spec.participants[4], identity=impostor.identities[0].public)
-    refused(offered(fleet, replace(spec, participants=(*spec.participants[:4], swapped)), policy), Reason.POLICY)
+class Acquaintances:
+    """A directory that knows some devices, and counts the others."""
+
+    def __init__(self, known: int, objection: str | None = None) -> None:
+        self.known, self.objection, self.asked = known, objection, 0
+
+    def admit(self, roster: Sequence[Participant]) -> int | str:
+        self.asked += 1
+        return self.objection or len(roster) - self.known
+
+
+def with_directory(fleet: Fleet, directory: Acquaintances) -> Round:
+    for member in EVERYBODY:
+        fleet.sessions[member] = DeviceSession(
+            ledger=fleet.ledgers[member],
+            identity=fleet.identities[member - 1],
+            enrolled=fleet.enrolled(member),
+            policy=fleet.policy,
+            directory=directory,
+        )
+    return Round(fleet=fleet, spec=make_spec(fleet))
+
+
+def test_a_roster_that_the_sites_directory_contradicts_is_refused() -> None:
+    a = with_directory(make_fleet(7), Acquaintances(7, "another key"))
+    refused(a.ask(ONE, a.open().requests[ONE]), Reason.POLICY)
+
+
+def test_unconfirmed_devices_count_as_colluders() -> None:
+    """7 devices, one of whom may collude: with 5 of them strangers no two known ones remain that are not oneself."""
+    assert isinstance(with_directory(make_fleet(7), Acquaintances(3)).run(), Summed)
+    outcome = with_directory(make_fleet(7), Acquaintances(2)).run()
+    assert isinstance(outcome, Aborted)
+    assert outcome.reason is Reason.SECRET_LOST
+
+
+def test_the_directory_is_asked_only_about_signed_terms() -> None:
+    """Else anybody could fill it."""
+    directory = Acquaintances(7)
+    a = with_directory(make_fleet(7), directory)
+    forged = replace(a.open().requests[ONE], signature=bytes(64))
+    refused(a.ask(ONE, forged), Reason.BAD_SIGNATURE)
+    assert directory.asked == 0
 
 
 def test_there_is_no_threshold_or_degree_to_propose() -> None:

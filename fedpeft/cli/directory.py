@@ -1,0 +1,53 @@
+"""`fedpeft client directory`: the other devices, as this one has met them in rounds."""
+
+import json
+from pathlib import Path
+
+import click
+
+from fedpeft.cli.homes import device_home, device_home_option
+
+__all__ = ["commands"]
+
+
+@click.command()
+@device_home_option
+@click.option("--confirm", is_flag=True, help="Say that every device met so far belongs here.")
+@click.option("--forget", metavar="DEVICE", help="Forget one device, e.g. one that was enrolled anew.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def directory(home: Path | None, confirm: bool, forget: str | None, as_json: bool) -> None:
+    """List the devices met in rounds, with a fingerprint to compare with another site by telephone.
+
+    What happens to a round whose devices contradict it, or are new, says policy.directory in site.toml.
+    """
+    from fedpeft.errors import ResourceMissing
+    from fedpeft_client.directory import SiteDirectory
+
+    where = device_home(home)
+    where.last_enrolment()
+    known = SiteDirectory(where)
+    if forget is not None and not known.forget(forget):
+        raise ResourceMissing(f"Expected a device of the directory, found no {forget!r} in it.")
+    new = known.confirm() if confirm else 0
+    entries = known.entries()
+    if as_json:
+        rows = [
+            {"device": e.device, "organisation": e.organisation, "identity": e.identity, "confirmed": e.confirmed}
+            for e in entries
+        ]
+        click.echo(json.dumps({"fingerprint": known.fingerprint(), "devices": rows}, indent=2))
+        return
+    for entry in entries:
+        mark = "" if entry.confirmed else "  not confirmed"
+        click.echo(f"{_printable(entry.device):24} {_printable(entry.organisation):24} {entry.identity[:16]}{mark}")
+    click.echo(f"{len(entries)} devices, fingerprint {known.fingerprint()}")
+    if confirm:
+        click.echo(f"{new} of them newly confirmed")
+
+
+def _printable(text: str) -> str:
+    """Names come from the coordinator: no control characters on a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+commands = (directory,)
