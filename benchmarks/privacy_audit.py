@@ -68,10 +68,14 @@ def _examples(count: int, bug: str) -> AuditResult:
     seeded: dict[str, list[Replacement]] = {
         "noise / n": [(release, "discrete_gaussian", lambda s, n, e: np.rint(real_noise(s, n, e) / np.sqrt(count)))],
         "no noise": [(release, "discrete_gaussian", lambda s, n, e: np.zeros(n))],
-        "no clip": [(release, "clipped_sum", lambda parts, bound: real_clip(parts, 1e9))],
+        "no clip": [(release, "clipped_sum", lambda parts, bound, grid: real_clip(parts, 1e9, grid))],
         "clip a tensor": [
             (canaries, "TENSORS", 64),
-            (release, "clipped_sum", lambda parts, bound: torch.cat([real_clip([one], bound) for one in parts])),
+            (
+                release,
+                "clipped_sum",
+                lambda parts, bound, grid: torch.cat([real_clip([one], bound, grid) for one in parts]),
+            ),
         ],
     }
     scale = NoiseScale(l2_clip_norm=1.0, noise_multiplier=4.0, sampling_rate=1.0)

@@ -102,7 +102,7 @@ class TopLayer:
         values = {name: p.detach().clone() for name, p in self.tensors(union).items()}
         for bound in (float(norms.median()), float("inf")):  # half of them shortened; none
             mine = self.clipped_sum({name: values[name] for name in trained}, values, indices, bound)
-            whole = clipped_sum(exact, bound)
+            whole = 1e-9 * clipped_sum(exact, bound, 1e-9)
             if not float((mine - whole).norm()) <= 1e-3 * float(whole.norm()):
                 raise AssertionError("Expected the product's clipped sum, found another.")
         union.load(union.initial_state())

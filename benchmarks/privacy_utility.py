@@ -234,7 +234,7 @@ def _mean_gradient(
     z, q = noise_of(terms, batch, len(own), COUNTED)
     scale = NoiseScale(l2_clip_norm=CLIP, noise_multiplier=z, sampling_rate=q)
     total = summed(poisson_sample(len(own), q, os_entropy), scale.bound(size))
-    return with_noise(total, scale, noise_bytes(os_entropy(KEY_SIZE))) / (q * len(own))
+    return with_noise(total / scale.grid, scale, noise_bytes(os_entropy(KEY_SIZE))) / (q * len(own))
 
 
 def _split(setting: Setting, cell: Cell) -> tuple[dict[str, Indices], Indices]:

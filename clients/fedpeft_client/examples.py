@@ -77,7 +77,7 @@ class Examples:
 
     def prepared(self, plan: LearningPlan) -> Prepared:
         """They under this plan: encoded on first use, kept until another run, base or task asks."""
-        key = f"{plan.run_id} {plan.base} {plan.task.model_dump_json()}"
+        key = f"{plan.run_id} {plan.base} {plan.task.model_dump_json()} {plan.privacy is None}"
         with self._lock:
             if self._prepared is None or self._prepared[0] != key:
                 self._prepared = key, self._prepare(plan)
@@ -95,10 +95,12 @@ class Examples:
             return Prepared(
                 train=train, held_out=held_out, train_cache=None, eval_cache=None, eval_batch=batch, troubles=troubles
             )
+        private = plan.privacy is not None
+        make_cache = ActivationCache.for_private_training if private else ActivationCache.for_training
         return Prepared(
             train=train,
             held_out=held_out,
-            train_cache=ActivationCache.for_training(
+            train_cache=make_cache(
                 train,
                 batch_size=plan.train.batch_size,
                 seed=batch_seed(plan.seed, self._name),

@@ -8,7 +8,9 @@ the model, and a step reads so little of it that the disk costs nothing.
 Invariant: what an example's cached activation is does not depend on the order in which examples were asked
 for. GEMMs round differently in batches of different shape, so an example is always computed in its home
 batch, the one it has in epoch 0 of the stream; and which batches are kept is fixed by ``max_bytes`` before
-the first. A resumed run is therefore bit-identical although its cache starts empty.
+the first. A resumed run is therefore bit-identical although its cache starts empty. For private steps even the home
+batch is too much: there an activation is computed in fixed shapes (``fedpeft.tuning.slots``), and depends on its own
+example alone.
 """
 
 import threading
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.tuning.batches import Batch, BatchStream, Indices, collate, evaluation_stream, lengths_of, training_stream
+from fedpeft.tuning.slots import fixed_batch, pieces
 from fedpeft.tuning.spill import Spill
 from fedpeft.tuning.stages import Stages
 
@@ -44,10 +47,14 @@ class ActivationCache:
         examples: the data set.
         stream: whose epoch 0 says each example's home batch.
         max_bytes: at most so much is kept; what does not fit is computed anew each time.
+        most: for private steps: examples at once, each in a shape of its own; None: in home batches.
     """
 
-    def __init__(self, examples: EncodedDataset, stream: BatchStream, *, max_bytes: int) -> None:
+    def __init__(
+        self, examples: EncodedDataset, stream: BatchStream, *, max_bytes: int, most: int | None = None
+    ) -> None:
         self.max_bytes = max_bytes
+        self._most = most
         self._examples = examples
         self._lengths = lengths_of(examples)
         self._homes = stream.epoch(0)
@@ -63,6 +70,18 @@ class ActivationCache:
     def for_training(cls, examples: EncodedDataset, *, batch_size: int, seed: int, max_bytes: int) -> "ActivationCache":
         """A cache for ``train`` with this batch size and seed: no example is computed before it is needed."""
         return cls(examples, training_stream(examples, batch_size=batch_size, seed=seed), max_bytes=max_bytes)
+
+    @classmethod
+    def for_private_training(
+        cls, examples: EncodedDataset, *, batch_size: int, seed: int, max_bytes: int
+    ) -> "ActivationCache":
+        """A cache for ``train_privately``: what it gives for an example does not depend on any other.
+
+        Guarantees:
+            tests/privacy/test_sensitivity.py::test_a_cached_activation_does_not_depend_on_other_examples.
+        """
+        stream = training_stream(examples, batch_size=batch_size, seed=seed)
+        return cls(examples, stream, max_bytes=max_bytes, most=batch_size)
 
     @classmethod
     def for_evaluation(cls, examples: EncodedDataset, *, batch_size: int, max_bytes: int) -> "ActivationCache":
@@ -118,9 +137,18 @@ class ActivationCache:
         return Spill(int(self._lengths[order].sum()), stages.hidden_size)
 
     def _compute(self, stages: Stages, indices: Indices) -> dict[int, Tensor]:
+        if self._most is not None:
+            rows: dict[int, Tensor] = {}
+            for shape, members in pieces(indices, self._lengths, most=self._most, longest=stages.longest):
+                batch = fixed_batch(self._examples, members, shape, pad_id=stages.pad_id, device=stages.device)
+                rows |= self._rows_of(stages, batch)
+            return rows
         batch = collate(self._examples, indices, pad_id=stages.pad_id, device=stages.device)
+        return self._rows_of(stages, batch)
+
+    def _rows_of(self, stages: Stages, batch: Batch) -> dict[int, Tensor]:
         hidden = stages.hidden_below(batch).cpu()
-        return {int(i): hidden[line, : self._lengths[i]] for line, i in enumerate(indices)}
+        return {int(i): hidden[line, : self._lengths[i]] for line, i in enumerate(batch.indices)}
 
 
 class JoinedCaches:

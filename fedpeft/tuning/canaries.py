@@ -44,7 +44,7 @@ def audit_examples(noise: NoiseScale, *, steps: int, canaries: int, delta: float
         yield [rows] * TENSORS
 
     for _ in range(steps):
-        total = noisy_sum(gradients, np.ones(canaries, np.int64), canaries, noise, parameters, entropy)
+        total = noisy_sum(gradients, canaries, noise, parameters, entropy)
         scores += total.reshape(TENSORS, canaries).sum(0)
     cost = SampledRelease(
         noise_multiplier=noise.noise_multiplier, sampling_rate=noise.sampling_rate, steps=steps, parameters=parameters

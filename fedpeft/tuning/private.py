@@ -17,11 +17,9 @@ from fedpeft.data.encode import EncodedDataset
 from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import ConfigInvalid, DataInvalid
 from fedpeft.methods.union import UnionAdapter
-from fedpeft.tuning.batches import lengths_of
 from fedpeft.tuning.cache import HiddenSource
-from fedpeft.tuning.private_gradients import BackEnd, GradientSource, refuse_mixing, trusted_back_end
+from fedpeft.tuning.private_gradients import BackEnd, GradientSource, refuse_mixing
 from fedpeft.tuning.private_release import NoiseScale, noisy_sum
-from fedpeft.tuning.stages import Stages
 from fedpeft.tuning.train import LocalPlan, make_optimizer
 
 __all__ = ["PrivateOutcome", "train_privately"]
@@ -55,9 +53,10 @@ def train_privately(
     """Train the plan's blocks in place.
 
     Args:
-        union, examples, plan, cache: as for ``train``; ``plan.batch_size`` is the most examples in memory at once,
+        union, examples, plan: as for ``train``; ``plan.batch_size`` is the most examples in memory at once,
             and the expected batch is ``noise.sampling_rate`` times the number of examples. Nothing of an example is
             raised: with none that can be used, the steps are noise alone.
+        cache: of these examples, ``ActivationCache.for_private_training``.
         noise: the mechanism; what it costs is for the accountant.
         expected_batch: what a step's sum is divided by, where that is public and the number of examples is not;
             None: the expected batch.
@@ -70,7 +69,7 @@ def train_privately(
 
     Guarantees:
         Neighbouring data sets give sums that differ by at most C:
-        tests/privacy/test_dp_sgd.py::test_one_example_more_or_less_moves_the_sum_by_at_most_the_clip_norm.
+        tests/privacy/test_sensitivity.py::test_one_example_more_or_less_moves_the_sum_by_at_most_the_clip_norm.
     """
     if len(examples) == 0 and expected_batch is None:
         raise DataInvalid("Expected at least one example to train on, found none.")
@@ -84,18 +83,22 @@ def train_privately(
         if block.block_id in plan.learning_rates
     }
     trained = {name: parameter for own in blocks.values() for name, parameter in own.items()}
-    stages = Stages(union, checkpointing=plan.checkpointing)
     source = GradientSource(
-        union, stages, examples, cache, trained, trusted_back_end(union, stages, frozenset(blocks), trained)
+        union,
+        frozenset(blocks),
+        trained,
+        examples,
+        most=plan.micro_batch or plan.batch_size,
+        cache=cache,
+        checkpointing=plan.checkpointing,
     )
     optimizer = make_optimizer({block_id: list(own.values()) for block_id, own in blocks.items()}, plan)
     start = {block_id: [parameter.detach().clone() for parameter in own.values()] for block_id, own in blocks.items()}
     parameters = list(trained.values())
     size = sum(parameter.numel() for parameter in parameters)
     expected = noise.sampling_rate * len(examples) if expected_batch is None else expected_batch
-    lengths = lengths_of(examples)
     for _ in range(plan.steps):
-        noisy = noisy_sum(source.gradients, lengths, plan.micro_batch or plan.batch_size, noise, size, entropy)
+        noisy = noisy_sum(source.gradients, len(examples), noise, size, entropy)
         _hand_over(parameters, noisy / expected)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

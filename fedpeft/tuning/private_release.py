@@ -1,10 +1,10 @@
 """One release of DP-SGD (Abadi et al. 2016): a Poisson-sampled Gaussian mechanism over clipped gradients.
 
 Each example is taken with probability q, by bytes of the operating system (whoever knows the run's seed must not know
-the sample); the gradient of each one taken, over all trained blocks together, is clipped to C; the sum is put on a
-grid of z C / 2^23 and gets discrete Gaussian noise there. What a grid and discrete noise differ from a real Gaussian
-is in the accountant (``fedpeft.privacy.sampled_gaussian``). Nothing here raises because of what an example holds: a
-gradient that is not finite counts as zero.
+the sample); the gradient of each one taken, over all trained blocks together, is clipped to C and put on a grid of
+z C / 2^23, so that the sum is one of whole numbers, exact in any order; the sum gets discrete Gaussian noise there.
+What a grid and discrete noise differ from a real Gaussian is in the accountant (``fedpeft.privacy.sampled_gaussian``).
+Nothing here raises because of what an example holds: a gradient that is not finite counts as zero.
 """
 
 import math
@@ -61,8 +61,7 @@ class NoiseScale:
 
 def noisy_sum(
     gradients: Callable[[Indices], Iterator[list[Tensor]]],
-    lengths: Indices,
-    most: int,
+    count: int,
     noise: NoiseScale,
     parameters: int,
     entropy: Entropy,
@@ -71,18 +70,15 @@ def noisy_sum(
 
     Args:
         gradients: of these examples, in one or more parts, each one tensor (b, *shape) a parameter.
-        lengths: of each example, which decide what is computed together.
-        most: examples at once.
+        count: examples of the data set.
         noise: the mechanism.
         parameters: P.
         entropy: for the sample and the noise.
     """
     bound = noise.bound(parameters)
     total = torch.zeros(parameters, dtype=torch.float64)
-    taken = poisson_sample(len(lengths), noise.sampling_rate, entropy)
-    for indices in _physical(taken, lengths, most):
-        for part in gradients(indices):
-            total += clipped_sum(part, bound)
+    for part in gradients(poisson_sample(count, noise.sampling_rate, entropy)):
+        total += clipped_sum(part, bound, noise.grid)
     return with_noise(total.numpy(), noise, entropy)
 
 
@@ -94,8 +90,12 @@ def poisson_sample(count: int, rate: float, entropy: Entropy) -> Indices:
     return np.flatnonzero(draws < np.uint64(int(rate * 2.0**64))).astype(np.int64)
 
 
-def clipped_sum(gradients: list[Tensor], bound: float) -> Tensor:
-    """The sum of examples' gradients, each shortened to ``bound`` over all tensors together, (P,) float64.
+def clipped_sum(gradients: list[Tensor], bound: float, grid: float) -> Tensor:
+    """The sum of examples' gradients in steps of the grid: (P,) float64, whole numbers.
+
+    Each example's is shortened to ``bound`` over all tensors together, then rounded on its own, which lengthens it by
+    at most sqrt(P) / 2 steps. Whole numbers below 2^53 add up exactly, so a sum without an example differs from the sum
+    with it by what it was rounded to and nothing else, whatever the order of addition.
 
     Args:
         gradients: one tensor a parameter, (b, *shape).
@@ -107,23 +107,13 @@ def clipped_sum(gradients: list[Tensor], bound: float) -> Tensor:
     if not bool(finite.all()):
         flat = [torch.where(finite[:, None], part, torch.zeros_like(part)) for part in flat]
     factors = torch.where(finite, torch.clamp(bound / norms.clamp(min=1e-300), max=1.0), torch.zeros_like(norms))
-    return torch.cat([factors @ part.double() for part in flat]).cpu()
-
-
-def _physical(taken: Indices, lengths: Indices, most: int) -> list[Indices]:
-    """The sample in pieces of at most ``most`` examples of similar length, so that memory is bounded and little padded.
-
-    How it is cut changes no sum: each example's gradient is clipped by itself.
-    """
-    if len(taken) == 0:
-        return []
-    return np.array_split(taken[np.argsort(lengths[taken], kind="stable")], -(-len(taken) // most))
+    steps = (factors / grid)[:, None]
+    return torch.cat([(part.double() * steps).round_().sum(0) for part in flat]).cpu()
 
 
 def with_noise(total: npt.NDArray[np.float64], noise: NoiseScale, entropy: Entropy) -> npt.NDArray[np.float64]:
-    """A clipped sum on the grid, with its noise, (P,)."""
-    drawn = discrete_gaussian(NOISE_STEPS, len(total), entropy)
-    whole: npt.NDArray[np.float64] = np.rint(total / noise.grid)
-    whole += drawn
+    """A clipped sum in steps of the grid, with its noise, in the unit of the gradients, (P,)."""
+    whole: npt.NDArray[np.float64] = np.rint(total)
+    whole += discrete_gaussian(NOISE_STEPS, len(total), entropy)
     whole *= noise.grid
     return whole

@@ -52,17 +52,21 @@ class Stages:
         union: the model with its adapter.
         checkpointing: keep the inputs of the layers that adapt only, and compute them again in the backward pass:
             less memory, more time, the same gradients.
+        every_position: apply a language model's output matrix to all tokens, so that no shape depends on the labels.
 
     Attributes:
         first_layer: the cut: the lowest layer that adapts. Hidden states are its input.
+        longest: positions that the model has; no text may be padded beyond.
     """
 
-    def __init__(self, union: UnionAdapter, *, checkpointing: bool = False) -> None:
+    def __init__(self, union: UnionAdapter, *, checkpointing: bool = False, every_position: bool = False) -> None:
+        self.every_position = every_position
         anatomy = union.anatomy
         self.first_layer = anatomy.first_layer
         self.hidden_size = int(cast("int", union.model.config.hidden_size))  # type: ignore[union-attr]
         self.device = next(union.model.parameters()).device
         self.pad_id = _pad_id(union.model)
+        self.longest = _longest(union.model)
         paths = [f"{anatomy.layers_path}.{i}" for i in range(anatomy.layer_count)]
         layers = [anatomy.layer(i) for i in range(anatomy.layer_count)]
 
@@ -100,7 +104,8 @@ class Stages:
 
         Returns:
             Logits (n, classes) and their labels (n,): one row an example for a classifier, one row a labelled
-            token for a language model.
+            token for a language model; with ``every_position`` one row a token, its label ``IGNORED`` where it has
+            none.
         """
         return self._run(self._whole, batch)
 
@@ -128,10 +133,12 @@ class Stages:
         if self._positions is not None:
             # The state at token t predicts token t + 1.
             following = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-            self._positions.chosen = following != IGNORED
-            labels = following[self._positions.chosen]
+            chosen = following != IGNORED
+            self._positions.chosen = None if self.every_position else chosen
+            labels = following.flatten() if self.every_position else following[chosen]
         output = view(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        return cast("Tensor", output.logits), labels
+        logits = cast("Tensor", output.logits)
+        return logits.flatten(0, -2), labels
 
 
 class _PassOn(nn.Module):
@@ -240,3 +247,11 @@ def _output_matrix(model: nn.Module) -> tuple[str, nn.Module]:
 def _pad_id(model: nn.Module) -> int:
     pad_id = getattr(model.config, "pad_token_id", None)
     return 0 if pad_id is None else int(pad_id)
+
+
+def _longest(model: nn.Module) -> int:
+    """Position tables of RoBERTa's kind begin after the padding's row."""
+    config = model.config
+    positions = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    offset = _pad_id(model) + 1 if "oberta" in type(model).__name__ or "amembert" in type(model).__name__ else 0
+    return positions - offset

@@ -111,13 +111,13 @@ def test_each_seeded_bug_of_dp_sgd_is_caught(bug: str, monkeypatch: pytest.Monke
         case "no noise":
             monkeypatch.setattr(private_release, "discrete_gaussian", lambda s, n, e: np.zeros(n))
         case "no clip":
-            monkeypatch.setattr(private_release, "clipped_sum", lambda parts, bound: real_clip(parts, 1e9))
+            monkeypatch.setattr(private_release, "clipped_sum", lambda parts, bound, grid: real_clip(parts, 1e9, grid))
         case "a clip a tensor":
             monkeypatch.setattr(canaries, "TENSORS", 64)
             monkeypatch.setattr(
                 private_release,
                 "clipped_sum",
-                lambda parts, bound: torch.cat([real_clip([part], bound) for part in parts]),
+                lambda parts, bound, grid: torch.cat([real_clip([part], bound, grid) for part in parts]),
             )
         case "the sample is known":  # every example in every step, charged as if it were one in fifty
             monkeypatch.setattr(private_release, "poisson_sample", lambda count, rate, entropy: np.arange(count))

@@ -18,7 +18,7 @@ from fedpeft.testing.methods import on_base
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.per_sample import micro_gradients
-from fedpeft.tuning.private_gradients import GradientSource, example_losses, refuse_mixing, trusted_back_end
+from fedpeft.tuning.private_gradients import GradientSource, example_losses, refuse_mixing
 from fedpeft.tuning.stages import Stages
 
 pytestmark = pytest.mark.torch
@@ -61,17 +61,16 @@ def test_what_is_clipped_are_the_gradients_of_single_examples(method, build, bas
     blocks = due_blocks(union.spec, union.adapter, 1)
     union.train_only(blocks)
     trained = {name: p for block in sorted(blocks) for name, p in union.parameters(block).items()}
-    stages = Stages(union, checkpointing=base != "plain")
-    back_end = trusted_back_end(union, stages, blocks, trained)
-    assert back_end == ("micro" if method in MICRO else "hooks")
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():  # away from the start, where many gradients vanish; earlier runs' adapters too
         for block in union.spec.blocks:
             for parameter in union.parameters(block.block_id).values():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
-    source = GradientSource(union, stages, examples, None, trained, back_end)
-    parts = list(source.gradients(np.arange(4)))
-    found = torch.cat([torch.cat([gradient.flatten(1) for gradient in part], 1) for part in parts])
+    source = GradientSource(union, blocks, trained, examples, most=4, checkpointing=base != "plain")
+    assert source.back_end == ("micro" if method in MICRO else "hooks")
+    alone = [list(source.gradients(np.array([index]))) for index in range(4)]
+    assert all(len(parts) == 1 and len(parts[0][0]) == 1 for parts in alone)
+    found = torch.cat([torch.cat([gradient.flatten(1) for gradient in part], 1) for (part,) in alone])
     plain = Stages(union)
     for index in range(4):
         one = collate(examples, np.array([index]), pad_id=plain.pad_id, device=plain.device)
