@@ -90,6 +90,10 @@ class Bench:
         model = self._ready(plan).model
         return 0 if plan.task.kind == "classify" else int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
 
+    def frozen_layers(self, plan: LearningPlan) -> int:
+        """Layers below the lowest that this plan's adapter changes: what they make of an example is always the same."""
+        return self._ready(plan).anatomy.first_layer
+
     @contextmanager
     def lend(self, plan: LearningPlan) -> "Iterator[UnionAdapter]":
         """A model with the plan's adapter for one trainer; waits while all places are taken."""

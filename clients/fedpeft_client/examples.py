@@ -91,7 +91,7 @@ class Examples:
             )
         troubles = tuple(filter(None, (lost, lost_too)))
         batch = evaluation_batch(length=plan.task.max_length, vocabulary=self._bench.vocabulary(plan))
-        if plan.adapter.layers == "all":
+        if not self._bench.frozen_layers(plan):
             return Prepared(
                 train=train, held_out=held_out, train_cache=None, eval_cache=None, eval_batch=batch, troubles=troubles
             )

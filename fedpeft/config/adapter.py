@@ -59,6 +59,26 @@ class Adapter(_WithMethods):
         found = ((method, getattr(self, method.name)) for method in METHODS)
         return tuple((method, settings) for method, settings in found if settings is not None)
 
+    def lowest_layer(self, layer_count: int) -> int:
+        """The lowest layer that carries an adapter; ``layer_count`` where only the head is trained.
+
+        The layers below it are frozen: activations are cached, gradients end there. Trainer, cache and planner ask
+        here and nowhere else.
+
+        Args:
+            layer_count: of the model.
+
+        Example:
+            >>> from fedpeft.catalogue.ia3 import Ia3
+            >>> Adapter().lowest_layer(6), Adapter(layers=2, ia3=Ia3()).lowest_layer(6)
+            (6, 4)
+            >>> Adapter(ia3=Ia3(layers=(3, 5))).lowest_layer(6)
+            3
+        """
+        usual = 0 if self.layers == "all" else layer_count - self.layers
+        ranges = [getattr(settings, "layers", None) for _, settings in self.declared()]
+        return min((usual if own is None else own[0] for own in ranges), default=layer_count)
+
     @classmethod
     def having(cls, *sections: Section, **others: object) -> "Adapter":
         """An adapter with these methods.

@@ -214,8 +214,7 @@ def attach(model: nn.Module, adapter: Adapter, *, seed: int) -> UnionAdapter:
 def anatomy_of(model: nn.Module, adapter: Adapter) -> Anatomy:
     """The model's parts, ``first_layer`` the lowest that carries an adapter: none when only the head is trained."""
     anatomy = dissect(model, adapter.layers if _by_default(adapter) else 0)
-    starts = [found[0] for method in ATTACH if (found := _range_of(adapter, method)) is not None]
-    return replace(anatomy, first_layer=min([anatomy.first_layer, *starts]))
+    return replace(anatomy, first_layer=adapter.lowest_layer(anatomy.layer_count))
 
 
 def _range_of(adapter: Adapter, method: str) -> tuple[int, int] | None:

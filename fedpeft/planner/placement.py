@@ -52,7 +52,7 @@ def present_methods(shape: BaseShape, adapter: Adapter) -> tuple[str, ...]:
 
 def adapted_layers(shape: BaseShape, adapter: Adapter) -> int:
     """How many layers there are from the lowest that carries an adapter up: none when only the head is trained."""
-    return max((shape.layers - one.first for one in placed_methods(shape, adapter).values()), default=0)
+    return shape.layers - adapter.lowest_layer(shape.layers)
 
 
 def spec_of(shape: BaseShape, adapter: Adapter, *, classes: int) -> AdapterSpec:
