@@ -9,7 +9,8 @@ import numpy as np
 
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import Individual, RoundSums, ServerState, optimized, proposal, settled
-from fedpeft.aggregate.device_side import keep_columns, rotated, rule_weight
+from fedpeft.aggregate.device_side import keep_columns, rotated
+from fedpeft.aggregate.rules import rule_weight
 from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.rules import RULES
 from fedpeft.ids import BlockId

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fedpeft.base import ArtifactStore
+from fedpeft.catalogue import TIERED
 from fedpeft.config.model import Rounds
 from fedpeft.planner import (
     DeviceProfile,
@@ -75,7 +76,7 @@ class Chooser:
         offered = site.trained(methods_of(run.adapter))
         self._site, self._senses, self._menu = limits, senses, None
         self.residency: Residency = limits.residency
-        self.capacity = Capacity(methods=offered, rank=limits.rank if "lora" in offered else None, head=limits.head)
+        self.capacity = Capacity(methods=offered, rank=limits.rank if TIERED & {*offered} else None, head=limits.head)
         if limits.methods != "auto":
             return
         self._profile = senses.profile().lending(limits.ram_mb)

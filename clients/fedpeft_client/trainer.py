@@ -13,9 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.adapter import AdapterSpec, AdapterState
-from fedpeft.aggregate.device_side import forward_state, keep_columns, local_blocks
+from fedpeft.aggregate.device_side import forward_state, local_blocks
 from fedpeft.aggregate.head_start import measures_head
+from fedpeft.aggregate.rules import STEPS
+from fedpeft.catalogue import TIERED
 from fedpeft.config.model import MemoryUse, Train
+from fedpeft.config.rules import RULES
 from fedpeft.ids import BlockId
 from fedpeft.methods import blocks_for, due_blocks, round_of
 from fedpeft.planner import Plan
@@ -69,7 +72,7 @@ class Capacity:
         return cls(methods=work.methods, rank=work.rank, head=work.head, checkpointing=work.checkpointing)
 
     def __str__(self) -> str:
-        names = [f"lora r{self.rank}" if method == "lora" and self.rank else method for method in self.methods]
+        names = [f"{method} r{self.rank}" if method in TIERED and self.rank else method for method in self.methods]
         return " + ".join(names) or "head"
 
 
@@ -112,8 +115,8 @@ class TorchTrainer:
         """See ``Trainer``."""
         capacity = self._capacity
         spec = self._bench.spec(plan)
-        # LoRA-A2 trains every column and keeps as many as the device's rank pays for.
-        rank = None if plan.aggregate.rule == "lora-a2" else capacity.rank
+        # Of every column a device keeps as many as its rank pays for, after training.
+        rank = None if RULES[plan.aggregate.rule].every_column else capacity.rank
         return frozenset(blocks_for(spec, methods=capacity.methods, rank=rank, head=capacity.head))
 
     def change(self, capacity: Capacity) -> None:
@@ -228,8 +231,9 @@ class TorchTrainer:
             left |= next_controls(corrected, deltas, steps.learning_rates, steps=steps.steps)
         if left:
             self._memory.keep(plan.run_id, request.first_step, {**kept, **left})
-        if plan.aggregate.rule == "lora-a2" and self._capacity.rank is not None:
-            deltas = keep_columns(state.spec, state, deltas, self._capacity.rank)
+        keep = STEPS[plan.aggregate.rule].keep
+        if keep is not None and self._capacity.rank is not None:
+            deltas = keep(state.spec, state, deltas, self._capacity.rank)
         return _Learnt(deltas=deltas, loss_sum=loss_sum, examples=seen)
 
     def _measure_head(self, plan: LearningPlan, union: "UnionAdapter", examples: Prepared) -> None:
@@ -285,7 +289,7 @@ class TorchTrainer:
 
     def _lora_rank(self) -> int | None:
         """Where the device's own columns end: None is all, 0 is none."""
-        return self._capacity.rank if "lora" in self._capacity.methods else 0
+        return self._capacity.rank if TIERED & {*self._capacity.methods} else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

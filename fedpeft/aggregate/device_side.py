@@ -14,7 +14,7 @@ from fedpeft.config.model import Aggregate
 from fedpeft.config.rules import RULES
 from fedpeft.ids import BlockId
 
-__all__ = ["NORM_CAP", "forward_state", "keep_columns", "local_blocks", "rotated", "rule_weight"]
+__all__ = ["NORM_CAP", "forward_state", "keep_columns", "local_blocks", "product_norm", "rotated"]
 
 Vector = npt.NDArray[np.float32]
 NORM_CAP = 64.0
@@ -36,8 +36,8 @@ def forward_state(aggregate: Aggregate, state: AdapterState, rank: int | None) -
 
 
 def local_blocks(aggregate: Aggregate, spec: AdapterSpec) -> frozenset[BlockId]:
-    """The trainable blocks that stay on their device: ``aggregate.local``, and FedSA-LoRA's B (Guo 2025)."""
-    names = {*aggregate.local, *(["lora.B"] if aggregate.rule == "fedsa" else [])}
+    """The trainable blocks that stay on their device: ``aggregate.local``, and what the rule leaves there."""
+    names = {*aggregate.local, *RULES[aggregate.rule].local}
     return frozenset(
         block.block_id
         for block in spec.blocks
@@ -45,13 +45,8 @@ def local_blocks(aggregate: Aggregate, spec: AdapterSpec) -> frozenset[BlockId]:
     )
 
 
-def rule_weight(aggregate: Aggregate, state: AdapterState, deltas: Mapping[BlockId, Vector]) -> float | None:
-    """The weight that the rule itself gives a device, in (0, 1]; None: the run's ``aggregate.weight`` decides.
-
-    HetLoRA (Cho 2024, section 4.2): the Frobenius norm of the device's B A over all matrices.
-    """
-    if aggregate.rule != "hetlora":
-        return None
+def product_norm(state: AdapterState, deltas: Mapping[BlockId, Vector]) -> float:
+    """HetLoRA's weight of a device (Cho 2024, section 4.2), in (0, 1]: the Frobenius norm of its B A, all matrices."""
     ends = column_ends(state.spec)
     rank = max((ends[block_id] for block_id in deltas if factor_of(block_id) == "B"), default=0)
     if not rank:

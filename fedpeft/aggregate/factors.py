@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.catalogue.blocks import LORA
 from fedpeft.ids import BlockId
 
 __all__ = ["CARRIED", "Factors", "Matrix", "column_ends", "factor_of", "read_factors", "refactor", "write_factors"]
@@ -39,7 +40,7 @@ class Factors:
 def factor_of(block_id: BlockId) -> str:
     """``A`` or ``B`` for a LoRA tier's block, empty for any other."""
     parts = block_id.split(".")
-    return parts[1] if len(parts) == 3 and parts[0] == "lora" and parts[1] in {"A", "B"} else ""
+    return parts[1] if len(parts) == 3 and parts[0] == LORA and parts[1] in {"A", "B"} else ""
 
 
 def column_ends(spec: AdapterSpec) -> dict[BlockId, int]:

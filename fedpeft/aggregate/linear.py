@@ -30,7 +30,7 @@ def zero_padded(state: AdapterState, round_sums: RoundSums) -> AdapterState:
     """FedIT (Zhang 2024) and HetLoRA (Cho 2024) over mixed ranks: columns that a device lacks count as zeros.
 
     The weighted mean of padded factors is (W_owners old + sum) / W: columns that few own shrink in every round.
-    HetLoRA differs in the weights alone, which are the device's |B A| (``device_side.rule_weight``).
+    HetLoRA differs in the weights alone, which are the device's |B A| (``device_side.product_norm``).
     """
 
     def step(block_id: BlockId, old: Vector, total: Vector) -> Vector:

@@ -1,13 +1,18 @@
 """From a round's sums to the next global state, by the run's rule.
 
-The table ``STEPS`` is the whole dispatch: to add a rule, write its step, give it a line here and its traits in
-``fedpeft.config.rules``.
+The table ``STEPS`` is the whole dispatch, on the coordinator and on the device. To add a rule: its functions, its line
+here, and its traits in ``fedpeft.config.rules``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
-from fedpeft.adapter import AdapterState
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.aggregate.device_side import keep_columns, product_norm, rotated
 from fedpeft.aggregate.gauge import fix_gauge, fold_and_reseed
 from fedpeft.aggregate.linear import mean, owner_mean, zero_padded
 from fedpeft.aggregate.products import fedex, flexlora, flora, lora_fair
@@ -15,34 +20,73 @@ from fedpeft.aggregate.robust import Update, robust_mean
 from fedpeft.aggregate.sums import RoundSums
 from fedpeft.config.model import Aggregate
 from fedpeft.config.rules import RuleName, factors_of
+from fedpeft.ids import BlockId
 
-__all__ = ["STEPS", "proposal", "robust_proposal", "settled"]
+__all__ = ["STEPS", "Steps", "proposal", "robust_proposal", "rule_weight", "settled"]
 
-Step = Callable[[AdapterState, RoundSums], AdapterState]
+Vector = npt.NDArray[np.float32]
+Deltas = Mapping[BlockId, Vector]
 
-STEPS: Mapping[RuleName, Step] = MappingProxyType(
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """A rule's functions.
+
+    Args:
+        step: on the coordinator, from a round's sums to the next state.
+        settle: on the coordinator, the state made ready for the round after ``round_id``; None: it is.
+        keep: on the device, what is left of its deltas at its rank; None: all.
+        before_sum: on the device, its deltas as they go into the sum; None: as they are. Keeps the sum linear.
+        weigh: on the device, its own weight in (0, 1]; None: the run's ``aggregate.weight`` decides.
+    """
+
+    step: Callable[[AdapterState, RoundSums], AdapterState]
+    settle: Callable[[Aggregate, AdapterState, int, int], AdapterState] | None = None
+    keep: Callable[[AdapterSpec, AdapterState, Deltas, int], dict[BlockId, Vector]] | None = None
+    before_sum: Callable[[AdapterState, Deltas], dict[BlockId, Vector]] | None = None
+    weigh: Callable[[AdapterState, Deltas], float] | None = None
+
+
+def _settle_nested(aggregate: Aggregate, state: AdapterState, round_id: int, seed: int) -> AdapterState:
+    """Folded, or the gauge fixed where columns are chosen and where A and B change places."""
+    if aggregate.fold_every and round_id % aggregate.fold_every == 0:
+        return fold_and_reseed(state, seed=seed, round_id=round_id)
+    if aggregate.auto_rank and round_id == aggregate.auto_rank_after:
+        return fix_gauge(state, frozen="A")
+    every = aggregate.a_round_every
+    now, following = (factors_of(aggregate.rule, r, a_round_every=every) for r in (round_id, round_id + 1))
+    return state if now == following else fix_gauge(state, frozen="A" if "B" in following else "B")
+
+
+STEPS: Mapping[RuleName, Steps] = MappingProxyType(
     {
-        "nested": mean,
-        "fedit": zero_padded,
-        "hetlora": zero_padded,
-        "rbla": owner_mean,
-        "ffa": mean,
-        "rolora": mean,
-        "lora-a2": mean,
-        "fedsa": zero_padded,
-        "fedsvd": mean,
-        "fedex": fedex,
-        "flora": flora,
-        "flexlora": flexlora,
-        "lora-fair": lora_fair,
-        "fedrot": zero_padded,
+        "nested": Steps(step=mean, settle=_settle_nested),
+        "fedit": Steps(step=zero_padded),
+        "hetlora": Steps(step=zero_padded, weigh=product_norm),
+        "rbla": Steps(step=owner_mean),
+        "ffa": Steps(step=mean),
+        "rolora": Steps(step=mean),
+        "lora-a2": Steps(step=mean, keep=keep_columns),
+        "fedsa": Steps(step=zero_padded),
+        "fedsvd": Steps(step=mean, settle=lambda _, state, round_id, seed: fix_gauge(state, frozen="A")),
+        "fedex": Steps(step=fedex),
+        "flora": Steps(step=flora),
+        "flexlora": Steps(step=flexlora),
+        "lora-fair": Steps(step=lora_fair),
+        "fedrot": Steps(step=zero_padded, before_sum=rotated),
     }
 )
 
 
 def proposal(aggregate: Aggregate, state: AdapterState, round_sums: RoundSums) -> AdapterState:
     """What the rule makes of the sums, before a server optimizer and before the gauge."""
-    return STEPS[aggregate.rule](state, round_sums)
+    return STEPS[aggregate.rule].step(state, round_sums)
+
+
+def rule_weight(aggregate: Aggregate, state: AdapterState, deltas: Deltas) -> float | None:
+    """The weight that the rule itself gives a device, in (0, 1]; None: the run's ``aggregate.weight`` decides."""
+    weigh = STEPS[aggregate.rule].weigh
+    return None if weigh is None else weigh(state, deltas)
 
 
 def robust_proposal(aggregate: Aggregate, state: AdapterState, updates: Sequence[Update]) -> AdapterState:
@@ -56,14 +100,5 @@ def settled(aggregate: Aggregate, state: AdapterState, *, round_id: int, seed: i
 
     Post-processing of sums: no device's data is touched again.
     """
-    rule = aggregate.rule
-    if rule == "fedsvd":
-        return fix_gauge(state, frozen="A")
-    if rule != "nested":
-        return state
-    if aggregate.fold_every and round_id % aggregate.fold_every == 0:
-        return fold_and_reseed(state, seed=seed, round_id=round_id)
-    if aggregate.auto_rank and round_id == aggregate.auto_rank_after:
-        return fix_gauge(state, frozen="A")
-    now, following = (factors_of(rule, r, a_round_every=aggregate.a_round_every) for r in (round_id, round_id + 1))
-    return state if now == following else fix_gauge(state, frozen="A" if "B" in following else "B")
+    settle = STEPS[aggregate.rule].settle
+    return state if settle is None else settle(aggregate, state, round_id, seed)

@@ -37,7 +37,7 @@ from fedpeft.catalogue import (
 )
 from fedpeft.catalogue.method import AnyMethod, Export, Method, MethodRow
 
-__all__ = ["BY_NAME", "METHODS", "ROWS", "AnyMethod", "Export", "Method", "MethodRow"]
+__all__ = ["BY_NAME", "METHODS", "ROWS", "TIERED", "AnyMethod", "Export", "Method", "MethodRow"]
 
 METHODS: tuple[AnyMethod, ...] = (
     lora.METHOD,
@@ -69,6 +69,9 @@ METHODS: tuple[AnyMethod, ...] = (
 bottleneck. The order is part of every adapter's digest: a new method goes where it applies."""
 
 BY_NAME: Mapping[str, AnyMethod] = MappingProxyType({method.name: method for method in METHODS})
+
+TIERED = frozenset(method.name for method in METHODS if method.tiers is not None)
+"""Methods that a device may train up to a rank of its own."""
 
 ROWS: Mapping[str, MethodRow] = MappingProxyType({**{method.name: method.row for method in METHODS}, "head": head.ROW})
 """What people read, the class head last."""

@@ -110,4 +110,5 @@ METHOD = Method(
         served_by=("peft", "vLLM", "llama.cpp"),
     ),
     export=Export(peft_type="LORA", alone=BOTH),
+    tiers=lora_tiers,
 )

@@ -94,6 +94,7 @@ class Method(Generic[S]):
         at_input: it sits below the lowest layer, so nothing can be cached.
         picks_tokens: the layer computes some tokens only, and the last one must be shown all.
         made_of_runs: frozen blocks are filled in from earlier runs before round 1.
+        tiers: the ranks at which a device may stop, ascending, of its settings; None: a device trains all or nothing.
         counts_rounds: it spends a fixed number of rounds, so that none is spared to measure the class head.
     """
 
@@ -106,6 +107,7 @@ class Method(Generic[S]):
     due: Callable[[S, BlockId, int], bool] | None = None
     between_rounds: Callable[[AdapterState, S, int], AdapterState] | None = None
     findings: Callable[[S, TrainingRounds], Iterator[Finding]] | None = None
+    tiers: Callable[[S], tuple[int, ...]] | None = None
     switchable: bool = True
     measures: bool = False
     at_input: bool = False

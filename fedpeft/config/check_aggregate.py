@@ -8,13 +8,12 @@ from fedpeft.cohorts import effective_cohort
 from fedpeft.config import derived
 from fedpeft.config.check_private import unproved
 from fedpeft.config.model import RunConfig
-from fedpeft.config.rules import RULES
+from fedpeft.config.rules import RULES, rules_that
 
 __all__ = ["aggregate_findings"]
 
 _RULE = "aggregate.rule"
-_MEANS = frozenset({"nested", "ffa", "rolora", "lora-a2"})
-"""Rules whose step is one mean of deltas, which a robust statistic or a control can stand beside."""
+_MEANS = rules_that(lambda traits: traits.one_mean)
 
 
 def aggregate_findings(config: RunConfig) -> Iterator[Finding]:
@@ -29,10 +28,11 @@ def aggregate_findings(config: RunConfig) -> Iterator[Finding]:
 def _factors(config: RunConfig) -> Iterator[Finding]:
     rule, lora = config.aggregate, config.adapter.of(Lora)
     traits = RULES[rule.rule]
-    for option in ("a_round_every", "fold_every", "auto_rank"):
-        if getattr(rule, option) and rule.rule != "nested":
-            found = str(getattr(rule, option))
-            yield Finding(key=f"aggregate.{option}", reads=(_RULE,), expected='0 unless rule = "nested"', found=found)
+    for name, others in RULES.items():
+        for option in sorted(others.options - traits.options):
+            if value := getattr(rule, option):
+                expected = f'0 unless rule = "{name}"'
+                yield Finding(key=f"aggregate.{option}", reads=(_RULE,), expected=expected, found=str(value))
     if rule.auto_rank and (rule.a_round_every or rule.fold_every):
         yield Finding(
             key="aggregate.auto_rank",
@@ -41,7 +41,7 @@ def _factors(config: RunConfig) -> Iterator[Finding]:
             found=f"{rule.auto_rank:g}",
         )
     if lora is None:
-        if rule.rule != "nested":
+        if not traits.any_adapter:
             yield Finding(
                 key=_RULE, reads=("adapter.lora",), expected="[adapter.lora] beside a rule for it", found="none"
             )
@@ -107,7 +107,7 @@ def _robust(config: RunConfig) -> Iterator[Finding]:
         yield Finding(
             key=_RULE,
             reads=("aggregate.robust",),
-            expected=f"one of {', '.join(sorted(_MEANS))} beside robust: they take one mean",
+            expected=f"one of {', '.join(_MEANS)} beside robust: they take one mean",
             found=f'"{rule.rule}"',
         )
     if rule.weight != "uniform":
@@ -150,7 +150,7 @@ def _device(config: RunConfig) -> Iterator[Finding]:
         yield Finding(
             key="train.scaffold",
             reads=(_RULE, "aggregate.robust"),
-            expected=f"a rule of {', '.join(sorted(_MEANS))} without robust",
+            expected=f"a rule of {', '.join(_MEANS)} without robust",
             found=f"{rule.rule}, robust {rule.robust}",
         )
     if train.label_calibration and config.task.kind != "classify":

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from fedpeft.catalogue import TIERED
 from fedpeft.catalogue.finding import Finding
 from fedpeft.catalogue.lora import Lora, lora_tiers
 from fedpeft.config import derived
@@ -67,7 +68,7 @@ def device_findings(config: RunConfig) -> Iterator[Finding]:
             yield Finding(key=f"{here}.methods", expected="each method once", found=str(list(device.methods)))
         if device.rank is None:
             continue
-        if "lora" not in device.methods:
+        if not TIERED & {*device.methods}:
             yield Finding(
                 key=f"{here}.rank",
                 reads=(f"{here}.methods",),

@@ -11,34 +11,24 @@ The coordinator checks its run.toml with this, and every device the plan that re
   device.
 """
 
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
-from typing import Literal
+from collections.abc import Iterator
 
 from fedpeft.catalogue.finding import Finding
 from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.model import Adapter, Train
-from fedpeft.config.rules import RULES, RuleName
+from fedpeft.config.rules import RULES, Unit, rules_that
 from fedpeft.errors import ConfigInvalid, Problem
 
 __all__ = ["expect_proved", "unproved"]
-
-Unit = Literal["client", "example"]
-
-PROVED: Mapping[Unit, frozenset[RuleName]] = MappingProxyType(
-    {"client": frozenset({"nested", "ffa", "fedsvd"}), "example": frozenset({"nested"})}
-)
-"""Rules that take one mean of the same blocks in every round; under DP-SGD only what its tests train."""
 
 _SAME_BLOCKS = "the same summed blocks in every round: the noise is sized for them"
 
 
 def unproved(adapter: Adapter, train: Train, aggregate: Aggregate, unit: Unit) -> Iterator[Finding]:
     """Every option that is not proved to keep the promise of this unit."""
-    if aggregate.rule not in PROVED[unit]:
-        yield _finding(
-            "aggregate.rule", f"one of {', '.join(sorted(PROVED[unit]))}", _why(aggregate), aggregate.rule, unit
-        )
+    if unit not in RULES[aggregate.rule].proved:
+        proved = ", ".join(rules_that(lambda traits: unit in traits.proved))
+        yield _finding("aggregate.rule", f"one of {proved}", _why(aggregate), aggregate.rule, unit)
     for option, why in (
         ("a_round_every", _SAME_BLOCKS),
         ("auto_rank", _SAME_BLOCKS),

@@ -1,15 +1,16 @@
 """The aggregation rules that a run may choose, and what each asks of devices and of the secure sum.
 
-Facts only: the arithmetic is in ``fedpeft.aggregate``. They live here because the configuration check, the
-coordinator and the device must agree on them. Formulas and published numbers: docs/aggregation.md.
+Facts only: the table of ``fedpeft.aggregate.rules`` carries each rule's functions. They live here because the
+configuration check, the coordinator and the device must agree on them. No other code compares a rule's name.
+Formulas and published numbers: docs/aggregation.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["RULES", "Factor", "RuleName", "RuleTraits", "factors_of"]
+__all__ = ["RULES", "Factor", "RuleName", "RuleTraits", "Unit", "factors_of", "rules_that"]
 
 RuleName = Literal[
     "nested",
@@ -28,6 +29,8 @@ RuleName = Literal[
     "fedrot",
 ]
 Factor = Literal["A", "B"]
+Unit = Literal["client", "example"]
+"""Of differential privacy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,13 @@ class RuleTraits:
         individual: why single devices' deltas are needed; empty: sums are enough.
         refactors: the rule replaces both factors by another product; a server optimizer has no meaning then.
         carries: it folds what the factors cannot hold into a carried adapter (``adapter.lora.carried_rank``).
+        one_mean: its step is one mean of deltas, which a robust statistic or a control can stand beside.
+        proved: the units of privacy whose promise it is shown to keep: it takes one mean of the same blocks in every
+            round, and under DP-SGD its tests train it.
+        options: the options of [aggregate] that are this rule's alone.
+        local: blocks that it leaves on the device.
+        any_adapter: it has a meaning without LoRA too.
+        every_column: a device trains all columns and then keeps as many as its rank pays for.
     """
 
     source: str
@@ -51,21 +61,36 @@ class RuleTraits:
     individual: str = ""
     refactors: bool = False
     carries: bool = False
+    one_mean: bool = False
+    proved: frozenset[Unit] = frozenset()
+    options: frozenset[str] = frozenset()
+    local: tuple[str, ...] = ()
+    any_adapter: bool = False
+    every_column: bool = False
 
 
 _PRODUCTS = "it needs each device's product B A, and a sum of A's and of B's does not determine the sum of products"
 
 RULES: Mapping[RuleName, RuleTraits] = MappingProxyType(
     {
-        "nested": RuleTraits(source="DESIGN section 3", trains="B"),
+        "nested": RuleTraits(
+            source="DESIGN section 3",
+            trains="B",
+            one_mean=True,
+            proved=frozenset({"client", "example"}),
+            options=frozenset({"a_round_every", "fold_every", "auto_rank"}),
+            any_adapter=True,
+        ),
         "fedit": RuleTraits(source="Zhang 2024, zero-padded", trains="both", truncated=True, owner_weights=True),
         "hetlora": RuleTraits(source="Cho 2024", trains="both", truncated=True, owner_weights=True),
         "rbla": RuleTraits(source="Tavallaie 2024", trains="both", truncated=True, owner_weights=True),
-        "ffa": RuleTraits(source="Sun 2024", trains="B", truncated=True),
-        "rolora": RuleTraits(source="Chen 2025", trains="alternate", truncated=True),
-        "lora-a2": RuleTraits(source="Koo 2025", trains="alternate"),
-        "fedsa": RuleTraits(source="Guo 2025", trains="both", truncated=True, owner_weights=True),
-        "fedsvd": RuleTraits(source="Lee 2025", trains="B", truncated=True, refactors=True),
+        "ffa": RuleTraits(source="Sun 2024", trains="B", truncated=True, one_mean=True, proved=frozenset({"client"})),
+        "rolora": RuleTraits(source="Chen 2025", trains="alternate", truncated=True, one_mean=True),
+        "lora-a2": RuleTraits(source="Koo 2025", trains="alternate", one_mean=True, every_column=True),
+        "fedsa": RuleTraits(source="Guo 2025", trains="both", truncated=True, owner_weights=True, local=("lora.B",)),
+        "fedsvd": RuleTraits(
+            source="Lee 2025", trains="B", truncated=True, refactors=True, proved=frozenset({"client"})
+        ),
         "fedex": RuleTraits(
             source="Singhal 2025", trains="both", truncated=True, individual=_PRODUCTS, refactors=True, carries=True
         ),
@@ -86,6 +111,16 @@ RULES: Mapping[RuleName, RuleTraits] = MappingProxyType(
 )
 
 
+def rules_that(has: Callable[[RuleTraits], object]) -> tuple[RuleName, ...]:
+    """The rules with a trait, by name.
+
+    Example:
+        >>> rules_that(lambda traits: "example" in traits.proved)
+        ('nested',)
+    """
+    return tuple(sorted(name for name, traits in RULES.items() if has(traits)))
+
+
 def factors_of(rule: RuleName, round_id: int, *, a_round_every: int = 0) -> frozenset[Factor]:
     """LoRA's factors that round ``round_id`` (from 1) trains.
 
@@ -96,8 +131,9 @@ def factors_of(rule: RuleName, round_id: int, *, a_round_every: int = 0) -> froz
         >>> sorted(factors_of("rolora", 1)), sorted(factors_of("rolora", 2)), sorted(factors_of("fedit", 1))
         (['B'], ['A'], ['A', 'B'])
     """
-    period = 2 if RULES[rule].trains == "alternate" else a_round_every if rule == "nested" else 0
-    if RULES[rule].trains == "both":
+    traits = RULES[rule]
+    period = 2 if traits.trains == "alternate" else a_round_every if "a_round_every" in traits.options else 0
+    if traits.trains == "both":
         return frozenset(("A", "B"))
     # B first: it starts at zero, and while it is zero A has no gradient.
     return frozenset(("A",)) if period and round_id % period == 0 else frozenset(("B",))

@@ -43,6 +43,10 @@ def template() -> str:
     return head + "\n".join(_tables(RunConfig, "")) + "\n"
 
 
+_SHOWN = frozenset({"adapter.lora"})
+"""Optional tables that the template has switched on."""
+
+
 def _tables(section: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         inner = next(sections_in(field.annotation), None)
@@ -51,7 +55,7 @@ def _tables(section: type[BaseModel], prefix: str) -> Iterator[str]:
         key = f"{prefix}{name}"
         listed = typing.get_origin(field.annotation) is tuple
         chosen = field.is_required() or any(example.startswith(f"{key}.") for example in _EXAMPLES)
-        mark = "" if chosen or not _optional(field) or name == "lora" else "# "
+        mark = "" if chosen or not _optional(field) or key in _SHOWN else "# "
         yield ""
         yield _comment((inner.__doc__ or "").strip().splitlines()[0])
         yield f"{mark}[[{key}]]" if listed else f"{mark}[{key}]"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Literal
 
-from fedpeft.catalogue import ROWS
+from fedpeft.catalogue import ROWS, TIERED
 from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.catalogue.lora import Lora, lora_tiers
 from fedpeft.config.model import Adapter
@@ -144,7 +144,7 @@ def menu_of(
     for depth, batch_size, residency in product(layers or (None,), batch_sizes or (like.batch_size,), RESIDENCIES):
         adapted = adapter if depth is None else adapter.model_copy(update={"layers": depth})
         below = shape.layers - adapted_layers(shape, adapted)
-        cached = like.cached_examples if cache and below and present_methods(shape, adapted) else 0
+        cached = like.cached_examples if cache and below else 0
         for methods, rank, head in _choices(shape, adapted, like):
             one = replace(
                 like,
@@ -169,7 +169,7 @@ def _choices(shape: BaseShape, adapter: Adapter, like: Workload) -> Iterator[tup
         for chosen in combinations(methods, count):
             if not chosen and not can_head:
                 continue
-            ranks = lora_tiers(lora) if lora and "lora" in chosen else (None,)
+            ranks = lora_tiers(lora) if lora and TIERED & {*chosen} else (None,)
             for rank in ranks:
                 yield chosen, rank, can_head
 

@@ -8,7 +8,7 @@ autograd keeps is exact in float counts; tests compare it with ``saved_tensors_h
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fedpeft.catalogue import BY_NAME
+from fedpeft.catalogue import BY_NAME, TIERED
 from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.config.model import Adapter
 from fedpeft.ids import BlockId
@@ -67,7 +67,7 @@ class Workload:
         return min(self.micro_batch or self.batch_size, self.batch_size)
 
     def __str__(self) -> str:
-        parts = [f"lora r{self.rank}" if method == "lora" and self.rank else method for method in self.methods]
+        parts = [f"{method} r{self.rank}" if method in TIERED and self.rank else method for method in self.methods]
         return " + ".join([*parts, *(["head"] if self.head and self.classes else [])]) or "nothing"
 
 

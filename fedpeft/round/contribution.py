@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.adapter import AdapterState
-from fedpeft.aggregate.device_side import rotated, rule_weight
+from fedpeft.aggregate.rules import STEPS, rule_weight
 from fedpeft.ids import BlockId
 from fedpeft.privacy import CLIP_BIT, LOSS_LIMIT, NOISED_METRICS, Mechanism, NoiseTerms, bit_vector, clip, metric_lanes
 from fedpeft.round.failures import cause_of, is_for_lack_of_room
@@ -128,8 +128,9 @@ def inputs_of(
         noise: of a round under client-level privacy.
     """
     deltas = dict(result.deltas)
-    if plan.aggregate.rule == "fedrot":
-        deltas = rotated(state, deltas)
+    before_sum = STEPS[plan.aggregate.rule].before_sum
+    if before_sum is not None:
+        deltas = before_sum(state, deltas)
     weight = 1.0 if noise else _weight(plan, state, deltas, result.examples)
     inputs = {in_bucket(block_id, request.bucket): delta * np.float32(weight) for block_id, delta in deltas.items()}
     if noise is not None:
@@ -173,7 +174,7 @@ def _noised_metrics(result: LocalResult, terms: NoiseTerms) -> dict[BlockId, Vec
 def _weight(plan: LearningPlan, state: AdapterState, deltas: Mapping[BlockId, Vector], examples: int) -> float:
     """In [0, 1]: the rule's own, or by examples up to the cap, or one."""
     rule = plan.aggregate
-    own = rule_weight(rule, state, deltas) if rule.rule == "hetlora" and deltas else None
+    own = rule_weight(rule, state, deltas) if deltas else None
     if own is not None:
         return own
     return min(examples, rule.max_weight) / rule.max_weight if rule.weight == "examples" else 1.0

@@ -5,9 +5,10 @@ import pytest
 
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import Individual, RoundSums, proposal, settled
-from fedpeft.aggregate.device_side import forward_state, keep_columns, local_blocks, rotated, rule_weight
+from fedpeft.aggregate.device_side import forward_state, keep_columns, local_blocks, rotated
 from fedpeft.aggregate.factors import Factors, factor_of, read_factors, write_factors
 from fedpeft.aggregate.gauge import column_energies, fix_gauge
+from fedpeft.aggregate.rules import rule_weight
 from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.rules import RULES, factors_of
 from fedpeft.entropy import generator
