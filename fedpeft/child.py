@@ -32,9 +32,15 @@ class ChildDied(Exception):
 
     Args:
         status: its exit status; negative: the signal that ended it.
+        overdue_s: how long it had; None: it ended by itself.
     """
 
-    def __init__(self, status: int | None) -> None:
+    def __init__(self, status: int | None, *, overdue_s: float | None = None) -> None:
+        self.overdue = overdue_s is not None
+        if overdue_s is not None:
+            super().__init__(f"the process was ended: it took longer than {overdue_s:.0f} s")
+            self.out_of_memory = False
+            return
         killed = status is not None and status < 0
         how = f"was killed by {signal.Signals(-(status or 0)).name}" if killed else f"ended with status {status}"
         super().__init__(f"the process {how}")
@@ -64,8 +70,13 @@ class Child:
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
-    def ask(self, name: str, payload: bytes = b"") -> bytes:
+    def ask(self, name: str, payload: bytes = b"", *, within_s: float | None = None) -> bytes:
         """One request.
+
+        Args:
+            name: of the child's handler.
+            payload: what it gets.
+            within_s: how long the child may take before it is killed; None: for ever.
 
         Raises:
             FedpeftError: what the child raised, of the same class.
@@ -76,6 +87,10 @@ class Child:
             try:
                 line.send_bytes(name.encode())
                 line.send_bytes(payload)
+                if within_s is not None and not line.poll(within_s):
+                    self.kill()
+                    self._reap()
+                    raise ChildDied(None, overdue_s=within_s)
                 verdict, answer = line.recv_bytes(), line.recv_bytes()
             except (EOFError, OSError) as error:
                 status = self._reap()
@@ -157,7 +172,9 @@ def answer_parent(handlers: Callable[[Sequence[str]], Mapping[str, Callable[[byt
             verdict, answer = _FAILED, f"{kind}\n{error}".encode()
         except MemoryError:
             verdict, answer = _FAILED, b"ResourceMissing\nExpected enough memory, found none left."
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # extension libraries panic by exceptions that are none of Exception's
             _log.exception("%s failed", name)
             verdict, answer = _BUG, f"{type(error).__name__}\n{type(error).__name__} in the child process".encode()
         line.send_bytes(verdict)

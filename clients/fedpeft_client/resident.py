@@ -152,11 +152,12 @@ class Resident:
                 return encode(REFUSED)
         for _ in Effort:
             try:
-                return self._child.ask(HANDLE, framed(stage, payload))
+                hours = self._site.limits.hours_at_most
+                return self._child.ask(HANDLE, framed(stage, payload), within_s=3600.0 * hours)
             except ChildDied as death:
                 why = ", most likely for its memory" if death.out_of_memory else ""
                 _log.error("the worker died in %s: %s%s", stage.value, death, why)
-                if stage is not Stage.FIT or self._stopping.is_set():
+                if stage is not Stage.FIT or death.overdue or self._stopping.is_set():
                     break
         return encode(Failure(reason=FailureReason.PROTOCOL))
 

@@ -46,6 +46,12 @@ class SiteLimits(MemoryUse):
         description="For auto: on a battery with less than this share left it trains the cheapest choice; 0: never.",
     )
     threads: int = Field(default=1, ge=1, le=256, description="Of training.")
+    hours_at_most: float = Field(
+        default=24.0,
+        gt=0,
+        le=24 * 30,
+        description="Of one request to the training process, loading the base included; then it is ended.",
+    )
     bases_mb: int | None = Field(
         default=None,
         ge=1,

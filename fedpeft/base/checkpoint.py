@@ -7,7 +7,7 @@ the publisher.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from fedpeft.base.source import CONFIG_FILE, TOKENIZER_FILES, ModelSource, read_
 from fedpeft.base.store import write_json
 from fedpeft.base.tensors import RowTensor
 from fedpeft.errors import ConfigInvalid
+from fedpeft.isolated import IsolationEnded, isolated
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Checkpoint", "open_checkpoint", "write_tokenizer"]
 
@@ -25,6 +29,7 @@ DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+_TURNS = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]
 VOLATILE_TOKENIZER_KEYS = (
     "name_or_path",
     "_name_or_path",
@@ -102,7 +107,7 @@ def write_tokenizer(source: ModelSource, target: Path) -> tuple[int | None, int 
         Its padding and end-of-text token ids.
 
     Raises:
-        ConfigInvalid: transformers cannot load it.
+        ConfigInvalid: transformers cannot load it, or its chat template takes without end.
     """
     from transformers import AutoTokenizer
 
@@ -128,4 +133,30 @@ def write_tokenizer(source: ModelSource, target: Path) -> tuple[int | None, int 
             f"Expected a tokenizer that transformers loads in {source.origin}, found {error}; "
             "save it with transformers."
         ) from error
+    except BaseException as error:  # tokenizers panics by an exception of its own that is none of Exception's
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ConfigInvalid(
+            f"Expected a tokenizer that can be loaded in {source.origin}, found one that breaks the tokenizers "
+            "library; save it with transformers."
+        ) from error
+    _check_template(tokenizer, source.origin)
     return tokenizer.pad_token_id, tokenizer.eos_token_id
+
+
+def _check_template(tokenizer: "PreTrainedTokenizerBase", origin: str) -> None:
+    """Returns when the chat template renders two turns within limits, or says that it takes no such turns.
+
+    Raises:
+        ConfigInvalid: it takes more time or memory than any template needs.
+    """
+    if not tokenizer.chat_template:
+        return
+    try:
+        isolated(lambda: str(tokenizer.apply_chat_template(_TURNS, tokenize=False)), cpu_s=5.0, memory_bytes=512 << 20)
+    except IsolationEnded as ended:
+        if ended.exhausted:
+            raise ConfigInvalid(
+                f"Expected a chat template that renders two turns in {origin}, found that {ended}; devices would "
+                "refuse it: use another model, or remove the template."
+            ) from ended

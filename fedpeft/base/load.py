@@ -105,10 +105,18 @@ def load_tokenizer(artifact: BaseArtifact) -> "PreTrainedTokenizerBase":
     verified(artifact)
     from transformers import AutoTokenizer
 
-    with quiet_transformers():
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            artifact.path, local_files_only=True, trust_remote_code=False
-        )
+    try:
+        with quiet_transformers():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                artifact.path, local_files_only=True, trust_remote_code=False
+            )
+    except BaseException as error:  # tokenizers panics by an exception of its own that is none of Exception's
+        if type(error).__name__ != "PanicException":
+            raise
+        raise IntegrityFailed(
+            f"Expected a tokenizer that can be loaded in {artifact.digest}, found one that breaks the tokenizers "
+            "library; use another base."
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -8,12 +8,12 @@ Called by ``fedpeft.base.build``; imports neither torch nor transformers.
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from fedpeft.bounded_json import JsonLimits, JsonRefused, loads
 from fedpeft.errors import ConfigInvalid, Problem, ResourceMissing
 
 __all__ = ["CONFIG_FILE", "TOKENIZER_FILES", "ModelSource", "hash_file", "read_json", "resolve", "weight_files"]
@@ -30,6 +30,8 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+_LIMITS = JsonLimits(max_bytes=64 << 20, max_depth=64, max_digits=40)
+"""An index of tensors takes megabytes; tokenizers write 10**30 for "no maximum"."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 HUB = re.compile(r"hub:(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
@@ -207,12 +209,12 @@ def read_json(path: Path) -> dict[str, object]:
         ConfigInvalid: it is not JSON, or not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = loads(path.read_bytes(), _LIMITS)
+    except JsonRefused as error:
         raise ConfigInvalid(f"Expected JSON in {path}, found {error}; fetch the file again.") from error
     if not isinstance(content, dict):
         raise ConfigInvalid(f"Expected a JSON object in {path}, found {type(content).__name__}; fetch the file again.")
-    return content
+    return {**content}
 
 
 def hash_file(path: Path) -> str:

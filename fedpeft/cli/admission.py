@@ -244,12 +244,16 @@ def show(name: str, home: Path | None) -> None:
 
 
 def _line(device: "EnrolledDevice") -> str:
+    from fedpeft.errors import IntegrityFailed
     from fedpeft.planner import DeviceProfile
 
-    profile = DeviceProfile.from_json(device.profile)
-    hardware = f"{profile.cores} cores, {profile.total_bytes / 2**30:.0f} GiB"
-    if profile.vram_bytes:
-        hardware += f", GPU {profile.vram_bytes / 2**30:.0f} GiB"
+    try:
+        profile = DeviceProfile.from_json(device.profile)
+        hardware = f"{profile.cores} cores, {profile.total_bytes / 2**30:.0f} GiB"
+        if profile.vram_bytes:
+            hardware += f", GPU {profile.vram_bytes / 2**30:.0f} GiB"
+    except IntegrityFailed:  # of a version that checked less
+        hardware = "hardware unknown"
     return f"{device.name:<24} {device.status.value:<8} {device.organisation:<24} {hardware}"
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from fedpeft.config.model import Task
-from fedpeft.data.encode import Measured, Tokenizer, measure, render
+from fedpeft.data.encode import Measured, Tokenizer, measure, rendered_rows
 from fedpeft.data.formats import Loaded
 from fedpeft.data.holdout import Ranks, content_ranks, split_indices
 from fedpeft.data.records import MAX_PROBLEMS, Record, Records
@@ -217,9 +217,8 @@ def _examples(records: Records, convention: Convention, tokenizer: Tokenizer) ->
         if convention is Convention.TEXT_LABEL:
             parts = [Part(text=str(row["text"]), trained=False), Part(text=str(label_name(row["label"])), trained=True)]
         else:
-            try:
-                example = render(row, convention, tokenizer)
-            except DataInvalid:  # among the problems already
+            (example,) = rendered_rows([row], [convention], tokenizer)
+            if isinstance(example, DataInvalid):  # among the problems already
                 continue
             parts, done = [], 0
             for begin, end in example.trained:

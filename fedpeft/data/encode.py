@@ -9,21 +9,35 @@ Invariants: no example is longer than ``max_length``; each has at least one toke
 keep their order, one for each record.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from fedpeft.bounded_json import JsonValue
 from fedpeft.config.model import Task
+from fedpeft.data.limited import within_limits
 from fedpeft.data.records import ProblemLog, Record, Records
 from fedpeft.data.tasks import Convention, Message, detect, label_name, messages_of
 from fedpeft.data.whitespace import WhitespaceTokenizer
 from fedpeft.errors import DataInvalid, foreign
 
-__all__ = ["IGNORED", "EncodedDataset", "Measured", "Rendered", "Tokenizer", "encode", "measure", "render"]
+__all__ = [
+    "IGNORED",
+    "EncodedDataset",
+    "Measured",
+    "Rendered",
+    "Tokenizer",
+    "encode",
+    "measure",
+    "render",
+    "rendered_rows",
+]
 
 IGNORED = -100
 """The label of a token that is not trained on: what PyTorch's cross entropy ignores by default."""
@@ -246,6 +260,41 @@ class _Special:
         return bool(np.isin(tokens, np.append(self.others, self.unknown)).all())
 
 
+def rendered_rows(
+    rows: Sequence[Record], conventions: Sequence[Convention], tokenizer: Tokenizer
+) -> list[Rendered | DataInvalid]:
+    """As ``render`` of each row, its refusal in its place; a chat template runs within limits.
+
+    Raises:
+        ConfigInvalid: the base's chat template takes without end.
+    """
+    makes = [partial(render, row, kind, tokenizer) for row, kind in zip(rows, conventions, strict=True)]
+    if tokenizer.chat_template and Convention.MESSAGES in conventions:
+        return within_limits(makes, dataclasses.asdict, _rendered)
+    found: list[Rendered | DataInvalid] = []
+    for make in makes:
+        try:
+            found.append(make())
+        except DataInvalid as error:
+            found.append(error)
+    return found
+
+
+def _rendered(content: JsonValue) -> Rendered:
+    """The inverse of ``dataclasses.asdict``, for what came back from ``within_limits``."""
+    match content:
+        case {"text": str(text), "trained": list(parts), "bos": bool(bos), "eos": bool(eos), "answers": int(answers)}:
+            trained = tuple(
+                (begin, end)
+                for part in parts
+                if isinstance(part, list)
+                for begin, end in [part]
+                if isinstance(begin, int) and isinstance(end, int)
+            )
+            return Rendered(text=text, trained=trained, bos=bos, eos=eos, answers=answers)
+    raise TypeError(f"Expected a rendered row, found {type(content).__name__}.")
+
+
 def render(row: Record, convention: Convention, tokenizer: Tokenizer) -> Rendered:
     """One validated causal-lm row as text, and which part of it is trained on."""
     if convention is Convention.MESSAGES:
@@ -312,12 +361,13 @@ def _tokenized(
     rows = zip(records.origins, records.rows, strict=True)
     while some := list(islice(rows, BATCH)):
         batch: list[tuple[str, Rendered]] = []
-        for origin, row in some:
-            convention = detect(Records.of([row]), "causal-lm")  # its own: of validated rows all are the same
-            try:
-                batch.append((origin, render(row, convention, tokenizer)))
-            except DataInvalid as error:
-                log.add(f"{origin}: {convention.value}", *_halves(str(error)))
+        conventions = [detect(Records.of([row]), "causal-lm") for _, row in some]  # of validated rows all are the same
+        made = rendered_rows([row for _, row in some], conventions, tokenizer)
+        for (origin, _), convention, one in zip(some, conventions, made, strict=True):
+            if isinstance(one, DataInvalid):
+                log.add(f"{origin}: {convention.value}", *_halves(str(one)))
+            else:
+                batch.append((origin, one))
         texts = [example.text for _, example in batch]
         with foreign(_refused_by_tokenizer):
             encoding = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

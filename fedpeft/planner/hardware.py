@@ -10,13 +10,14 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from fedpeft.bounded_json import JsonLimits, JsonValue, loads
 from fedpeft.errors import IntegrityFailed
 
 __all__ = ["REFERENCE", "DeviceProfile", "available_bytes", "probe", "resident_bytes"]
@@ -24,6 +25,9 @@ __all__ = ["REFERENCE", "DeviceProfile", "available_bytes", "probe", "resident_b
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd", "bf16")
 """The processor's abilities that decide which kernels pay."""
 
+_LIMITS = JsonLimits(max_bytes=4096, max_depth=2)
+_MOST_CORES, _MOST_BYTES, _MOST_RATE = 65_536, 1 << 50, 1e18
+"""No machine has more; whoever says so would break what is computed from it."""
 _ROOT = Path("/")
 _MIB = 2**20
 _UNLIMITED = 1 << 60  # control groups of version 1 write a huge number for "no limit"
@@ -67,22 +71,37 @@ class DeviceProfile:
             IntegrityFailed: other keys or types, or a number that no machine has.
         """
         try:
-            content = json.loads(text)
-            if set(content) != {field.name for field in fields(cls)}:
-                raise ValueError(f"keys {sorted(content)}")
-            for name in ("cores", "total_bytes", "available_bytes", "vram_bytes"):
-                if type(content[name]) is not int or content[name] < (0 if name == "vram_bytes" else 1):
-                    raise ValueError(f"{name}={content[name]!r}")
-            for name in ("bandwidth", "gemm_rate"):
-                content[name] = float(content[name])
-                if not 0 < content[name] < float("inf"):
-                    raise ValueError(f"{name}={content[name]!r}")
+            content = loads(text, _LIMITS)
+            if not isinstance(content, dict) or set(content) != {field.name for field in fields(cls)}:
+                raise ValueError("other keys")
             flags = content["flags"]
-            if not isinstance(flags, list) or not all(isinstance(flag, str) for flag in flags):
-                raise ValueError(f"flags={flags!r}")
-            return cls(**{**content, "flags": tuple(flags)})
-        except (ValueError, TypeError, AttributeError) as error:
+            if not isinstance(flags, list) or len(flags) > len(FLAGS):
+                raise ValueError(f"flags={flags!r:.80}")
+            return cls(
+                cores=_whole(content, "cores", 1, _MOST_CORES),
+                total_bytes=_whole(content, "total_bytes", 1, _MOST_BYTES),
+                available_bytes=_whole(content, "available_bytes", 1, _MOST_BYTES),
+                vram_bytes=_whole(content, "vram_bytes", 0, _MOST_BYTES),
+                bandwidth=_rate(content, "bandwidth"),
+                gemm_rate=_rate(content, "gemm_rate"),
+                flags=tuple(flag for flag in flags if isinstance(flag, str) and flag in FLAGS),
+            )
+        except ValueError as error:
             raise IntegrityFailed(f"Expected a device profile as `fedpeft methods plan` makes it: {error}.") from error
+
+
+def _whole(content: Mapping[str, JsonValue], name: str, least: int, most: int) -> int:
+    value = content[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{name}={value!r:.80}, which is not within {least} and {most}")
+    return value
+
+
+def _rate(content: Mapping[str, JsonValue], name: str) -> float:
+    value = content[name]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= _MOST_RATE:
+        raise ValueError(f"{name}={value!r:.80}, which no core reaches")
+    return float(value)
 
 
 REFERENCE = DeviceProfile(
