@@ -6,7 +6,7 @@ way, and no plain sum. The caller commits.
 """
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import cast
 
 from fedpeft import secagg
@@ -16,17 +16,30 @@ from fedpeft.entropy import Entropy
 from fedpeft.ids import ParticipantId
 from fedpeft.round.events import Event, EventKind, Observer
 from fedpeft.round.messages import BlockDigest, BlockPayload, Failure, FailureReason, FitRequest, Ready
+from fedpeft.round.pending import Heard, Keeper, Note, PendingRound, StageClosed
 from fedpeft.round.summing import OpenSum, SecureSum, SumRound
-from fedpeft.round.task import Member, RoundOutcome, RoundTask, Traffic
+from fedpeft.round.task import NOWHERE, Member, RoundOutcome, RoundTask, Traffic
 from fedpeft.round.terms import round_terms
 from fedpeft.round.transport import Reply, Stage, Transport
 from fedpeft.wire import WireError, decode, encode
 
-__all__ = ["OpenSum", "SecureSum", "SumRound", "run_round"]
+__all__ = ["OpenSum", "SecureSum", "SumRound", "resume_round", "run_round"]
+
+OPENING = ("consist", "reveal")
+"""The stages in which devices know the survivors: nothing is tried anew from there on."""
+
+ASKED_AT_MOST = 2
+"""How often a device is asked in each of them; it answers a repeat with the same bytes."""
 
 
-def _nothing() -> None:
-    """Without privacy accounting, opening a sum costs nothing."""
+class _KeepNothing:
+    """For a sum that nobody needs after this process: tests, and measurements."""
+
+    def keep(self, pending: PendingRound) -> None:
+        """See ``Keeper``."""
+
+    def note(self, note: Note) -> None:
+        """See ``Keeper``."""
 
 
 def run_round(
@@ -41,7 +54,7 @@ def run_round(
     entropy: Entropy,
     observe: Observer,
     open_sum: OpenSum = SecureSum,
-    before_opening: Callable[[], None] = _nothing,
+    keeper: Keeper | None = None,
 ) -> RoundOutcome:
     """Run one attempt at one round with these members, to its sum or its reason.
 
@@ -55,16 +68,15 @@ def run_round(
         entropy: for the round's keys.
         observe: told of every transition.
         open_sum: the secure sum; another one only to measure what it costs (simulation).
-        before_opening: called before the devices are asked to open the sum: what it raises, e.g. that the privacy
-            budget is spent, ends the attempt with the sum still masked.
+        keeper: makes the round durable before the devices hear of its survivors; what it raises, e.g. that the privacy
+            budget is spent, ends the attempt with the sum still masked. None: nothing outlives this process, and no
+            other attempt at the round may follow.
     """
     room = _Room(task, members, transport, observe)
-    spec = round_terms(task.plan, state.spec, members, task, rounds=rounds, terms=terms)
-    summing = open_sum(spec, identity, entropy)
+    summing = open_sum(round_terms(task.plan, state.spec, members, task, rounds=rounds, terms=terms), identity, entropy)
+    keeper = keeper or _KeepNothing()
     end: secagg.Summed | secagg.Aborted | None = None
-    while end is None:
-        if summing.stage == "reveal":
-            before_opening()
+    while end is None and summing.stage not in OPENING:
         if summing.stage == "fit":
             replies = room.fit(summing.requests, state, deadline_s=rounds.fit_deadline_s)
         else:
@@ -79,23 +91,86 @@ def run_round(
                 replies.close()
                 room.spare_the_others(task.wanted)
                 break
-        was_masking = summing.stage == "mask"
         end = summing.close_stage()
-        if end is None and was_masking and len(summing.requests) < rounds.min_devices:
-            # A sum that the caller would not use must not be opened: beside the next attempt's it tells too much.
-            end = room.too_few(survivors=len(summing.requests), needed=rounds.min_devices)
-    return RoundOutcome(result=end, traffic=room.traffic, participants=room.names)
+    if end is None and len(summing.requests) < rounds.min_devices:
+        # A sum that the caller would not use must not be opened: beside the next attempt's it tells too much.
+        end = room.too_few(survivors=len(summing.requests), needed=rounds.min_devices)
+    if end is not None:
+        return room.outcome(end, is_final=False)
+    keeper.keep(room.pending(summing))
+    return room.outcome(_opened(summing, room, rounds, keeper), is_final=True)
+
+
+def resume_round(
+    pending: PendingRound,
+    notes: Sequence[Note],
+    task: RoundTask,
+    members: Sequence[Member],
+    transport: Transport,
+    *,
+    rounds: Rounds,
+    observe: Observer,
+    keeper: Keeper,
+) -> RoundOutcome:
+    """Go on with a round whose survivors were fixed when the coordinator died: the same questions, no others.
+
+    Args:
+        pending, notes: what a keeper kept.
+        task: as ``run_round`` was given it.
+        members: the kept ones in their order, each where it can be reached now, or ``NOWHERE``.
+        transport, rounds, observe, keeper: see ``run_round``.
+    """
+    room = _Room(task, members, transport, observe, accounts=pending.accounts)
+    summing = SecureSum.resumed(pending.summing)
+    end: secagg.Summed | secagg.Aborted | None = None
+    for note in notes:
+        match note:
+            case Heard():
+                summing.receive(note.sender, cast("secagg.Reply", decode(note.reply, secagg.REPLIES)))
+            case StageClosed():
+                end = summing.close_stage()
+    if end is None:
+        end = _opened(summing, room, rounds, keeper)
+    return room.outcome(end, is_final=True)
+
+
+def _opened(summing: SumRound, room: "_Room", rounds: Rounds, keeper: Keeper) -> secagg.Summed | secagg.Aborted:
+    """CONSIST and REVEAL, each asked twice at most: there is no other attempt, so a lost reply is asked for again."""
+    end: secagg.Summed | secagg.Aborted | None = None
+    while end is None:
+        stage = summing.stage
+        for _ in range(ASKED_AT_MOST):
+            for sender, reply in room.later(
+                Stage(f"train.{stage}"), summing.requests, deadline_s=rounds.stage_deadline_s
+            ):
+                if not isinstance(reply, str):  # a failure is silence here: the device may be back in a moment
+                    keeper.note(Heard(sender=sender, reply=encode(reply)))
+                    summing.receive(sender, reply)
+            end = summing.close_stage()
+            if not isinstance(end, secagg.Aborted):
+                keeper.note(StageClosed(stage=stage))
+                break
+    return end
 
 
 class _Room:
     """The members of one attempt: who is where, and what passed between us."""
 
-    def __init__(self, task: RoundTask, members: Sequence[Member], transport: Transport, observe: Observer) -> None:
+    def __init__(
+        self,
+        task: RoundTask,
+        members: Sequence[Member],
+        transport: Transport,
+        observe: Observer,
+        *,
+        accounts: Sequence[Traffic] = (),
+    ) -> None:
         self._task, self._transport, self._observe = task, transport, observe
         self._members = {ParticipantId(place): member for place, member in enumerate(members, 1)}
         self._places = {member.node: place for place, member in self._members.items()}
         self.names = {place: member.profile.device for place, member in self._members.items()}
-        self.traffic = {name: Traffic() for name in self.names.values()}
+        parts = accounts or tuple(Traffic() for _ in members)
+        self.traffic = dict(zip(self.names.values(), parts, strict=True))
 
     def fit(
         self, offers: Mapping[ParticipantId, secagg.Request], state: AdapterState, *, deadline_s: float
@@ -126,7 +201,22 @@ class _Room:
             if isinstance(answer, Failure | str):
                 yield place, self._failed(place, stage, answer)
             else:
+                self.traffic[self.names[place]].failure = ""  # of an earlier time that it was asked
                 yield place, cast("secagg.Reply", answer)
+
+    def pending(self, summing: SumRound) -> PendingRound:
+        """This round from here on, for a keeper."""
+        return PendingRound(
+            round_id=self._task.round_id,
+            attempt=self._task.attempt,
+            members=tuple(member.profile for member in self._members.values()),
+            accounts=tuple(self.traffic.values()),
+            summing=summing.pending(),
+        )
+
+    def outcome(self, end: secagg.Summed | secagg.Aborted, *, is_final: bool) -> RoundOutcome:
+        """How it ended."""
+        return RoundOutcome(result=end, traffic=self.traffic, participants=self.names, is_final=is_final)
 
     def spare_the_others(self, wanted: int) -> None:
         """Stage 1 ends early: who has neither answered nor failed was not needed."""
@@ -197,6 +287,7 @@ class _Room:
             self.traffic[self.names[place]].bytes_down += len(request)
             self._tell(EventKind.ASKED, stage, place, detail=f"until {deadline_s:.0f} s from now")
         by_node = {self._members[place].node: payload for place, payload in requests.items()}
+        by_node.pop(NOWHERE, None)
         heard: set[ParticipantId] = set()
         for reply in self._transport.exchange(stage, by_node, deadline_s=deadline_s):
             place = self._places[reply.node]

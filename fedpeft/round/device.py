@@ -129,7 +129,7 @@ class Device:
         plan = LearningPlan.from_json(request.learning)
         offer = decode(request.offer, secagg.RoundOffer)
         terms = decode(offer.spec, secagg.RoundSpec)
-        if terms.run_id.rpartition("#")[0] != plan.run_id:  # the terms are signed, the plan is not
+        if terms.run_id != plan.run_id:  # the terms are signed, the plan is not
             raise SpecMismatch(
                 f"Expected the plan of run {terms.run_id}, as its signed terms say; found {plan.run_id}."
             )

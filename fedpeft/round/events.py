@@ -20,6 +20,7 @@ class EventKind(enum.Enum):
     STAGE_CLOSED = "stage-closed"
     SUMMED = "summed"
     ABORTED = "aborted"
+    BURNT = "burnt"
     COMMITTED = "committed"
 
 

@@ -1,11 +1,12 @@
 """The coordinator's half of one secure sum as the round drives it: one object with stages."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, Self
 
 from fedpeft import secagg
 from fedpeft.entropy import Entropy
 from fedpeft.ids import ParticipantId
+from fedpeft.secagg.primitives import Secret
 
 __all__ = ["OpenSum", "SecureSum", "SumRound"]
 
@@ -20,7 +21,11 @@ class SumRound(Protocol):
 
     @property
     def requests(self) -> Mapping[ParticipantId, secagg.Request]:
-        """What to send to whom in this stage."""
+        """What to send to whom in this stage: to those who have neither answered it nor fallen out."""
+        ...
+
+    def pending(self) -> Secret:
+        """In ``consist`` and ``reveal``: all that a restarted coordinator needs to have this very sum opened."""
         ...
 
     @property
@@ -37,7 +42,11 @@ class SumRound(Protocol):
         ...
 
     def close_stage(self) -> secagg.Summed | secagg.Aborted | None:
-        """Go on with those that answered; the end of the round, or None when another stage follows."""
+        """Go on with those that answered; the end of the round, or None when another stage follows.
+
+        A stage that ended in ``Aborted`` is still open: replies that come after all may be given to it, and the stage
+        closed again.
+        """
         ...
 
 
@@ -49,7 +58,18 @@ class SecureSum:
 
     def __init__(self, spec: secagg.RoundSpec, identity: secagg.IdentityKey, entropy: Entropy) -> None:
         self._state: secagg.Open = secagg.open_round(spec, identity=identity, entropy=entropy)
-        self._end: secagg.Summed | secagg.Aborted | None = None
+
+    @classmethod
+    def resumed(cls, pending: Secret) -> Self:
+        """The sum that ``pending`` kept, ready to ask for its opening again."""
+        sum_ = cls.__new__(cls)
+        sum_._state = secagg.load_pending(pending.value)
+        return sum_
+
+    @property
+    def spec(self) -> secagg.RoundSpec:
+        """The terms, as they were signed."""
+        return self._state.book.spec
 
     @property
     def stage(self) -> str:
@@ -59,12 +79,17 @@ class SecureSum:
     @property
     def requests(self) -> Mapping[ParticipantId, secagg.Request]:
         """See ``SumRound``."""
-        return self._state.requests
+        waiting = self._state.waiting
+        return {member: request for member, request in self._state.requests.items() if member in waiting}
 
     @property
     def answered(self) -> int:
         """See ``SumRound``."""
         return len(self._state.answered)
+
+    def pending(self) -> Secret:
+        """See ``SumRound``."""
+        return Secret(secagg.dump_pending(self._state))
 
     def receive(self, sender: ParticipantId, reply: secagg.Reply) -> None:
         """See ``SumRound``."""
@@ -76,11 +101,12 @@ class SecureSum:
 
     def close_stage(self) -> secagg.Summed | secagg.Aborted | None:
         """See ``SumRound``."""
-        self._take(secagg.close_stage(self._state))
-        return self._end
+        state = secagg.close_stage(self._state)
+        if not isinstance(state, secagg.Open):
+            return state
+        self._state = state
+        return None
 
     def _take(self, state: secagg.CoordinatorState) -> None:
         if isinstance(state, secagg.Open):
             self._state = state
-        else:
-            self._end = state

@@ -13,7 +13,10 @@ from fedpeft.privacy import ExampleStatement, NoiseTerms
 from fedpeft.round.messages import Profile
 from fedpeft.round.plan import LearningPlan
 
-__all__ = ["Member", "RoundOutcome", "RoundTask", "Traffic", "each_once"]
+__all__ = ["NOWHERE", "Member", "RoundOutcome", "RoundTask", "Traffic", "each_once"]
+
+NOWHERE = NodeId(0)
+"""The node of a device that cannot be reached now."""
 
 Vector = npt.NDArray[np.float32]
 
@@ -36,9 +39,8 @@ class RoundTask:
 
     Args:
         round_id: from 1.
-        attempt: from 1; counts within the round.
+        attempt: from 1; counts within the round, over all starts of the coordinator.
         noise: client-level differential privacy: what every device clips to and adds; then nothing is measured.
-        incarnation: how often the run was started, from 1; devices see each as a run of its own.
         plan: the run's learning plan.
         train: False for an evaluation of the state alone.
         first_step: local steps asked for in earlier rounds.
@@ -57,7 +59,6 @@ class RoundTask:
     first_step: int
     learning_rate_factor: float
     eval_examples: int
-    incarnation: int = 1
     noise: NoiseTerms | None = None
     blocks: frozenset[BlockId] | None = None
     bucket_of: Mapping[str, int] = field(default_factory=dict)
@@ -91,11 +92,15 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundOutcome:
-    """How one attempt ended, and what every device did in it (by device name)."""
+    """How one attempt ended, and what every device did in it (by device name).
+
+    ``is_final``: its survivor set was put to the devices; whatever came of it, no other attempt at this round follows.
+    """
 
     result: secagg.Summed | secagg.Aborted
     traffic: Mapping[str, Traffic]
     participants: Mapping[ParticipantId, str]
+    is_final: bool
 
 
 def each_once(present: Sequence[Member]) -> list[Member]:

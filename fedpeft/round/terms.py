@@ -32,8 +32,8 @@ def round_terms(
 ) -> secagg.RoundSpec:
     """The terms for these members, in this order: the roster, and one summed block a block that is due.
 
-    The name of the run carries the incarnation: a resumed coordinator cannot know how far a round had got, and
-    devices never start an agreed one anew (docs/adr/0002-incarnations.md). Each tensor has its own clipping range,
+    The run goes by one name over all its starts: a device that has signed a survivor set in a round signs no other
+    (docs/adr/0011-one-sum-per-round.md). Each tensor has its own clipping range,
     all of them ``terms.max_abs``; the metrics are one more block, owned by everybody. Under noise
     there are no metrics, since a loss or a count is a release too, and the one clip is that of the contribution's norm;
     adaptive clipping adds its bit, and noised metrics their lanes.
@@ -66,7 +66,7 @@ def round_terms(
     if task.noise is not None:
         metrics = _noised(task.noise, terms)
     return secagg.RoundSpec(
-        run_id=f"{plan.run_id}#{task.incarnation}",
+        run_id=plan.run_id,
         round_id=task.round_id,
         attempt=task.attempt,
         mode=secagg.Mode.FAST if terms.mode == "fast" else secagg.Mode.FULL,

@@ -30,6 +30,7 @@ from fedpeft.secagg.messages import (
     SealedShares,
     ShareRequest,
 )
+from fedpeft.secagg.pending import dump_pending, load_pending
 from fedpeft.secagg.policy import DevicePolicy, Directory, Enrolled
 from fedpeft.secagg.primitives import IdentityKey
 from fedpeft.secagg.session import DeviceSession
@@ -80,7 +81,9 @@ __all__ = [
     "begin",
     "check_spec",
     "close_stage",
+    "dump_pending",
     "dump_state",
+    "load_pending",
     "load_state",
     "open_round",
     "receive",

@@ -35,7 +35,7 @@ from fedpeft.secagg.spec import Mode, block_encoding
 from fedpeft.secagg.transcript import advert_digest, id_bytes, sharers_context, survivors_context
 from fedpeft.secagg.unmask import unmask
 
-__all__ = ["close"]
+__all__ = ["close", "reply_key"]
 
 
 def close(state: Open) -> CoordinatorState:
@@ -60,11 +60,11 @@ def _to_sharing(state: Open, fitting: Fitting) -> CoordinatorState:
     channel = AgreementKey(book.channel_seed.value)
     reply_keys, rejected = {}, dict(state.rejected)
     for member, advert in sorted(fitting.adverts.items()):
-        shared = channel.agree(advert.channel_key)
-        if shared is None:
+        key = reply_key(channel, advert, book.context)
+        if key is None:
             rejected[member] = Rejection(reason=Reason.BAD_ROSTER, detail="its channel key is a low-order point")
         else:
-            reply_keys[member] = Secret(hkdf(shared, book.context, "reply"))
+            reply_keys[member] = key
     state = replace(state, rejected=rejected)
     if not reply_keys:
         return aborted(state, Reason.TOO_FEW_DEVICES, "No device advertised.", restartable=True)
@@ -93,6 +93,12 @@ def _to_sharing(state: Open, fitting: Fitting) -> CoordinatorState:
 
     known = Members(roster=roster, request=request, adverts=fitting.adverts, reply_keys=reply_keys)
     return _next(state, {member: for_member(member) for member in members}, Sharing(members=known))
+
+
+def reply_key(channel: AgreementKey, advert: Advertise, context: bytes) -> Secret | None:
+    """What authenticates a member's replies in this attempt; None for a channel key that is a low-order point."""
+    shared = channel.agree(advert.channel_key)
+    return None if shared is None else Secret(hkdf(shared, context, "reply"))
 
 
 def _to_masking(state: Open, sharing: Sharing) -> CoordinatorState:

@@ -50,6 +50,7 @@ class AuditEvent(Enum):
     RUN_ENDED = "run-ended"
     ROUND_COMMITTED = "round-committed"
     ROUND_ABORTED = "round-aborted"
+    ROUND_BURNT = "round-burnt"
     SUM_RELEASED = "sum-released"
     REPLAY_REFUSED = "replay-refused"
 

@@ -37,6 +37,13 @@ from fedpeft_server.summary import summary_of
 __all__ = ["Engine", "Interrupted", "Site"]
 
 
+_AUDITED = {
+    EventKind.COMMITTED: AuditEvent.ROUND_COMMITTED,
+    EventKind.ABORTED: AuditEvent.ROUND_ABORTED,
+    EventKind.BURNT: AuditEvent.ROUND_BURNT,
+}
+
+
 class Interrupted(Exception):
     """The run is to end here; everything committed stays.
 
@@ -227,11 +234,10 @@ class Engine:
                 )
             case EventKind.FAILED:
                 site.tell(f"{where}: {event.device} failed: {event.detail}")
-            case EventKind.COMMITTED | EventKind.ABORTED:
-                committed = event.kind is EventKind.COMMITTED
+            case EventKind.COMMITTED | EventKind.ABORTED | EventKind.BURNT:
                 meters.gauge("round", event.round_id)
                 site.tell(f"{where}: {event.kind.value} {event.detail}")
-                name = AuditEvent.ROUND_COMMITTED if committed else AuditEvent.ROUND_ABORTED
+                name = _AUDITED[event.kind]
                 detail: dict[str, str | int | float] = {"round": event.round_id, "detail": event.detail}
                 site.audit.append(name, actor="coordinator", subject=job.run, detail=detail)
             case _:

@@ -1,8 +1,8 @@
 """Client-level privacy of one run, on the coordinator: the noise of a round, the ledger, what was spent.
 
-A charge is made before the devices are asked to open the sum, and stays made if the round then fails: the coordinator
-may have seen it. So a run that loses rounds late may end before its last one, with exit code 7, and is never resumed
-past its budget.
+A charge is made once a round, before the devices hear whose sum it is, and stays made if the round is then burnt: the
+coordinator may have seen the sum. So a run that loses rounds late may end before its last one, with exit code 7, and is
+never resumed past its budget.
 """
 
 from collections.abc import Mapping
@@ -107,6 +107,13 @@ class ClientPrivacy:
             rate=privacy.clip_learning_rate,
         )
         return {CLIP_NORM: self._clip_norm}
+
+    def kept(self, terms: NoiseTerms | None) -> dict[str, float]:
+        """What the commit of a burnt round must hold: nobody's bits were seen, so the clip norm stays."""
+        if self.plan.privacy.clip == "fixed" or terms is None:
+            return {}
+        self._clip_norm = terms.l2_clip_norm
+        return {CLIP_NORM: terms.l2_clip_norm}
 
     def measured(self, terms: NoiseTerms | None, summed: secagg.Summed) -> Totals:
         """The round's noised metrics, without any count; nothing where they are suppressed."""

@@ -128,5 +128,5 @@ def _client_lines(view: RunView) -> tuple[str, ...]:
         noise_multiplier=releases[0].noise_multiplier,
     )
     lines = made.statement(spent=total_epsilon(releases, budget.delta), rounds=len(releases)).lines()
-    lost = len(releases) - len(view.rounds)
-    return (*lines, f"{lost} of the releases were lost: charged, not committed") if lost > 0 else lines
+    lost = len(releases) - sum(not row.burnt for row in view.rounds)
+    return (*lines, f"{lost} of the releases were lost: charged, no sum committed") if lost > 0 else lines

@@ -95,6 +95,8 @@ class RoundMetrics:
 
     Args:
         round: from 1; 0 is the initial state, if it was evaluated.
+        burnt: why the round has no sum although its survivors were fixed: the state stayed, its number is used up;
+            empty: it has one.
         loss: mean over held-out examples, of the state that the round began with (``fedpeft.round.metrics``);
             None when nothing was evaluated or it was not finite.
         accuracy: share of those examples that were right, 0..1.
@@ -105,7 +107,7 @@ class RoundMetrics:
         devices_survived: in the sum.
         bytes_up: from all devices.
         bytes_down: to all devices.
-        seconds: wall time of the round.
+        seconds: wall time of the round, since the coordinator's last start.
         skipped: block -> why it was not summed.
         rejected: client -> why it was not heard.
         clients: one entry a device, where the coordinator may tell them apart.
@@ -116,6 +118,7 @@ class RoundMetrics:
 
     schema_version: Literal[1] = 1
     round: int
+    burnt: str = ""
     loss: float | None
     accuracy: float | None
     examples: int

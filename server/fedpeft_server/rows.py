@@ -1,10 +1,11 @@
 """A finished round as its row in metrics.jsonl, and as one line for a person."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from fedpeft import secagg
-from fedpeft.ids import RoundId
+from fedpeft.ids import ParticipantId, RoundId
 from fedpeft.round.messages import FailureReason
 from fedpeft.round.metrics import Totals
 from fedpeft.round.task import Member, RoundOutcome, Traffic
@@ -25,11 +26,37 @@ def round_row(
     seconds: float,
 ) -> RoundMetrics:
     """The row of a round that ended in a sum: cohort totals, and of each device what the network shows anyway."""
+    return replace(
+        _row(round_id, outcome, members, survivors=summed.survivors, seconds=seconds),
+        loss=measured.loss,
+        accuracy=measured.accuracy,
+        examples=measured.evaluated,
+        train_loss=measured.train_loss,
+        skipped={str(block_id): reason for block_id, reason in summed.skipped.items()},
+    )
+
+
+def burnt_row(
+    round_id: RoundId, outcome: RoundOutcome, problem: str, members: Sequence[Member], *, seconds: float
+) -> RoundMetrics:
+    """The row of a round whose survivors were fixed and that has no sum."""
+    return replace(_row(round_id, outcome, members, survivors=frozenset(), seconds=seconds), burnt=problem)
+
+
+def _row(
+    round_id: RoundId,
+    outcome: RoundOutcome,
+    members: Sequence[Member],
+    *,
+    survivors: Collection[ParticipantId],
+    seconds: float,
+) -> RoundMetrics:
+    """Who took part and what it cost."""
     names = outcome.participants
-    survivors = {names[place] for place in summed.survivors}
+    summed = {names[place] for place in survivors}
     rejected = {
         names[place]: f"{entry.reason.value}: {entry.detail}"
-        for place, entry in summed.rejected.items()
+        for place, entry in outcome.result.rejected.items()
         if not outcome.traffic[names[place]].spared
     }
     clients = []
@@ -39,7 +66,7 @@ def round_row(
             ClientRound(
                 client=name,
                 methods=member.profile.methods,
-                state=_state(name in survivors, account, name in rejected),
+                state=_state(name in summed, account, name in rejected),
                 reason=account.failure or rejected.get(name, ""),
                 bytes_up=account.bytes_up,
                 bytes_down=account.bytes_down,
@@ -48,17 +75,15 @@ def round_row(
         )
     return RoundMetrics(
         round=round_id,
-        loss=measured.loss,
-        accuracy=measured.accuracy,
-        examples=measured.evaluated,
-        train_loss=measured.train_loss,
+        loss=None,
+        accuracy=None,
+        examples=0,
         devices_invited=len(members),
         devices_ready=sum(account.ready for account in outcome.traffic.values()),
-        devices_survived=len(survivors),
+        devices_survived=len(summed),
         bytes_up=sum(account.bytes_up for account in outcome.traffic.values()),
         bytes_down=sum(account.bytes_down for account in outcome.traffic.values()),
         seconds=seconds,
-        skipped={str(block_id): reason for block_id, reason in summed.skipped.items()},
         rejected=rejected,
         clients=tuple(clients),
     )
@@ -66,6 +91,8 @@ def round_row(
 
 def sentence(row: RoundMetrics) -> str:
     """One line: the state that the round began with, who took part, what it cost."""
+    if row.burnt:
+        return f"no sum, and none is asked for again: {row.burnt}; the state stays"
     parts = [f"{row.devices_survived} of {row.devices_invited} devices"]
     if row.loss is not None and row.accuracy is not None:
         noised = "" if row.examples else " with noise"

@@ -4,14 +4,18 @@
       run.toml  resolved.toml  adapter.json  manifest.json     written once, manifest last
       metrics.jsonl                                            one row a committed round
       events.jsonl                                             one line a transition
+      attempts.json                                            the last attempt that was begun
+      pending/                                                 the round that is being opened (``pending.py``)
       checkpoints/r0004/{global.safetensors,server.json}       the first and the last few
       adapters/{latest,best,final}/  summary.json  report.html
 
 Invariants: a round is committed when its row is in ``metrics.jsonl``, and its checkpoint is durable before
 that; a checkpoint without a row never happened and is removed when the run is opened; rows are in ascending
-order of rounds; one process writes at a time. Nothing here knows what the state's bytes mean.
+order of rounds; an attempt is counted before it begins; a round that is being opened is kept until it is committed,
+and only then removed; one process writes at a time. Nothing here knows what the state's bytes mean.
 """
 
+import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +35,7 @@ from fedpeft.files import write_file
 from fedpeft.ids import RoundId
 from fedpeft_server import durable
 from fedpeft_server.checkpoints import Commit, read_commit, write_checkpoint
+from fedpeft_server.pending import PendingFolder
 from fedpeft_server.records import Event, Manifest, RoundMetrics, Summary, to_json
 from fedpeft_server.run_view import (
     RunView,
@@ -43,6 +48,7 @@ from fedpeft_server.versions import installed_versions
 __all__ = ["AdapterSlot", "Commit", "RunDirectory"]
 
 AdapterSlot = Literal["latest", "best", "final"]
+ATTEMPTS = "attempts.json"
 
 
 class RunDirectory:
@@ -52,6 +58,7 @@ class RunDirectory:
         path: the directory.
         config: the run's configuration.
         manifest: where the run came from.
+        pending: the round that is being opened.
     """
 
     def __init__(self, path: Path, config: RunConfig, manifest: Manifest, lock: DirectoryLock, clock: Clock) -> None:
@@ -63,6 +70,7 @@ class RunDirectory:
         self._metrics = durable.Journal(path / "metrics.jsonl")
         self._events = durable.Journal(path / "events.jsonl")
         self._rounds: list[RoundMetrics] = []
+        self.pending = PendingFolder(path)
 
     @classmethod
     def create(
@@ -110,7 +118,7 @@ class RunDirectory:
         write_file(path / "run.toml", source.encode())
         write_file(path / "resolved.toml", resolved(config).encode())
         write_file(path / "adapter.json", adapter.to_json().encode())
-        write_file(path / "incarnation", b"1")
+        write_file(path / ATTEMPTS, _attempts(RoundId(0), 0))
         write_file(path / "manifest.json", to_json(manifest).encode())
         return cls(path, config, manifest, lock, clock)
 
@@ -127,8 +135,8 @@ class RunDirectory:
         lock = DirectoryLock(path)
         try:
             run = cls(path, view.config(), view.manifest, lock, clock or SystemClock())
+            run._expect_attempts()
             run._recover()
-            run.renew()
         except BaseException:
             lock.release()
             raise
@@ -151,16 +159,21 @@ class RunDirectory:
                     "resume with the versions and files named in manifest.json, or start a new run."
                 )
 
-    @property
-    def incarnation(self) -> int:
-        """How many times this run was started, resumed or renewed, durably: what one incarnation promised its
-        devices (that a round is attempted once) the next one cannot know.
-        """
-        return int((self.path / "incarnation").read_bytes())
+    def begin_attempt(self, round_id: RoundId) -> int:
+        """Counts an attempt at a round, durably, before anybody hears of it; from 1, over all starts of the run.
 
-    def renew(self) -> None:
-        """Begins the next incarnation (docs/adr/0002-incarnations.md)."""
-        write_file(self.path / "incarnation", str(self.incarnation + 1).encode())
+        Raises:
+            IntegrityFailed: the round is behind the last one that was begun, or is pending: it has one survivor set.
+        """
+        begun, attempt = self._read_attempts()
+        if round_id < begun or self.pending.read() is not None:
+            raise IntegrityFailed(
+                f"{self.path}: expected a round after {begun} or another attempt at it with nothing pending, found an "
+                f"attempt at {round_id}."
+            )
+        attempt = attempt + 1 if round_id == begun else 1
+        write_file(self.path / ATTEMPTS, _attempts(round_id, attempt))
+        return attempt
 
     @property
     def rounds(self) -> tuple[RoundMetrics, ...]:
@@ -197,6 +210,7 @@ class RunDirectory:
         row = replace(metrics, checkpoint=write_checkpoint(self.path, round_id, state, server_state, extra))
         self._metrics.append(to_json(row), durable=True)
         self._rounds.append(row)
+        self.pending.clear()
         self._prune()
         return row
 
@@ -247,6 +261,27 @@ class RunDirectory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _expect_attempts(self) -> None:
+        """A run of an earlier version may have opened the sum of its next round already: nobody can tell."""
+        if not (self.path / ATTEMPTS).exists():
+            version = self.manifest.versions.get("fedpeft", "that began it")
+            raise IntegrityFailed(
+                f"Expected {self.path / ATTEMPTS}, found none: this run was begun by an earlier version, which did not "
+                f"keep its promises across a restart. Finish it with fedpeft {version}, or start a new run."
+            )
+        self._read_attempts()
+
+    def _read_attempts(self) -> tuple[RoundId, int]:
+        """The last round that was begun, and the last attempt at it."""
+        try:
+            found = json.loads((self.path / ATTEMPTS).read_bytes())
+            return RoundId(int(found["round"])), int(found["attempt"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise IntegrityFailed(
+                f"Expected {self.path / ATTEMPTS} as this run wrote it, found another; restore it from a copy that is "
+                "not older than the last round, or start a new run."
+            ) from error
+
     def _recover(self) -> None:
         torn = self._metrics.truncate_torn() + self._events.truncate_torn()
         self._rounds = list(read_run(self.path).rounds)
@@ -258,9 +293,16 @@ class RunDirectory:
         for slot in ("latest", "best", "final"):
             durable.recover_folder(self.path / "adapters" / slot)
         self._prune()
+        pending = self.pending.read()
+        if pending is None or (self._rounds and pending.round_id <= self._rounds[-1].round):
+            self.pending.clear()  # the crash came between its commit and this, or in the middle of it
         self.record("run.opened", detail={"torn_bytes": torn, "checkpoints_removed": len(orphans)})
 
     def _prune(self) -> None:
         """Keeps the first checkpoint and the last few."""
         for row in self._rounds[1 : -self.config.rounds.checkpoints_kept]:
             durable.remove_folder(checkpoint_folder(self.path, row.round))
+
+
+def _attempts(round_id: RoundId, attempt: int) -> bytes:
+    return json.dumps({"round": round_id, "attempt": attempt}).encode()

@@ -87,8 +87,8 @@ class LiveScreen:
                 self._title = f"{number}: {event.detail}"
             case EventKind.FAILED:
                 self.note(f"{number}: {event.device} failed: {event.detail}")
-            case EventKind.ABORTED:
-                self.note(f"{number} aborted: {event.detail}")
+            case EventKind.ABORTED | EventKind.BURNT:
+                self.note(f"{number} {event.kind.value}: {event.detail}")
             case EventKind.COMMITTED:
                 line = f"{number} committed: {event.detail}"
                 self._title = f"{number} committed"

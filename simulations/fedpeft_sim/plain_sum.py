@@ -17,6 +17,7 @@ from fedpeft.entropy import Entropy
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.round.metrics import METRICS, OWNER_WEIGHTS
 from fedpeft.secagg.masks import rounding_bits
+from fedpeft.secagg.primitives import Secret
 from fedpeft.secagg.spec import block_encoding
 from fedpeft.wire import decode, encode
 
@@ -109,6 +110,10 @@ class PlainSum:
     def answered(self) -> int:
         """See ``SumRound``."""
         return len(self._adverts if self.stage == "fit" else self._summed)
+
+    def pending(self) -> Secret:
+        """Nothing: the sum is known when the vectors are."""
+        return Secret(NOTHING)
 
     def receive(self, sender: ParticipantId, reply: secagg.Reply) -> None:
         """Keep an advert; add a vector."""

@@ -264,7 +264,7 @@ def _on_engine(
     keeps = config.train.scaffold or local_blocks(config.aggregate, simulation.initial.spec)
     memory = run.path.resolve() / "personal" if keeps else None  # a resumed run goes on with what its devices kept
     if config.performance.engine == "ray":
-        home = run.path / "devices" / f"{run.incarnation}"
+        home = run.path / "devices" / os_entropy(4).hex()  # other devices at each start: these die with the run
         store = simulation.artifact.path.parent
         handler = RayDevices(
             config=config,

@@ -260,11 +260,20 @@ def test_who_is_asked_first_changes_from_round_to_round() -> None:
 
 @pytest.mark.parametrize("stage", TRAINING)
 def test_a_round_in_which_all_are_silent_is_aborted_with_a_reason(stage: Stage) -> None:
-    attempt = Attempt([Fault(kind="lose-reply", stage=stage)])
-    end = aborted(attempt.run())
+    attempt = Attempt([Fault(kind="lose-reply", stage=stage, times=2)])
+    outcome = attempt.run()
+    end = aborted(outcome)
+    assert outcome.is_final == (stage in (Stage.CONSIST, Stage.REVEAL)), "no other attempt after the survivors are out"
     assert end.reason in (secagg.Reason.TOO_FEW_DEVICES, secagg.Reason.COHORT_TOO_SMALL, secagg.Reason.SECRET_LOST)
     assert end.detail
     assert set(attempt.failures()) == set(attempt.fleet.trainers)
+
+
+@pytest.mark.parametrize("stage", [Stage.CONSIST, Stage.REVEAL])
+def test_devices_that_know_the_survivors_are_asked_again_once(stage: Stage) -> None:
+    attempt = Attempt([Fault(kind="lose-reply", stage=stage)])
+    assert head_sum(attempt.run()) == without()
+    assert [now for now, _ in attempt.transport.asked].count(stage) == 2
 
 
 def test_a_round_in_which_all_refuse_is_aborted_and_no_later_exchange_takes_place() -> None:

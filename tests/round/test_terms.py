@@ -65,10 +65,11 @@ def test_an_evaluation_sums_nothing_but_the_metrics() -> None:
 def test_the_terms_say_what_the_config_says(mode: str, expected: secagg.Mode) -> None:
     spec = terms_of(mode=mode, min_cohort=4, corrupt_fraction=0.2, dropout_fraction=0.3)
     assert (spec.mode, spec.min_cohort, spec.corrupt_fraction, spec.dropout_fraction) == (expected, 4, 0.2, 0.3)
-    assert (spec.run_id, spec.round_id, spec.attempt, spec.stage_deadline_s) == ("toy-run#1", 3, 2, 7.0)
+    assert (spec.run_id, spec.round_id, spec.attempt, spec.stage_deadline_s) == ("toy-run", 3, 2, 7.0)
     secagg.check_spec(spec)
 
 
-def test_a_resumed_run_is_another_run_to_the_devices() -> None:
+def test_another_attempt_is_the_same_run_to_the_devices() -> None:
+    """By its name a device knows in which rounds it has signed; it must not change when a coordinator restarts."""
     task = toy_task(PLAN)
-    assert terms_of(task=replace(task, incarnation=2)).run_id != terms_of(task=task).run_id
+    assert {terms_of(task=replace(task, attempt=attempt)).run_id for attempt in (1, 2, 3)} == {PLAN.run_id}
