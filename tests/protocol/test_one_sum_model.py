@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-DEVICES, ATTEMPTS, CRASHES, QUORUM = 4, 3, 2, 3
+DEVICES, QUORUM = 4, 3
 NOBODY: frozenset[int] = frozenset()
 
 
@@ -25,14 +25,17 @@ class Rules:
     """Args:
     pending: the survivors are durable before CONSIST, and a restarted coordinator goes on with them or burns the round.
     signs_once: a device that has signed takes part in no other attempt at the round; else in none of that start's.
+    attempts, crashes: how many at most. Broken rules break with few, and have many more states.
     """
 
     pending: bool
     signs_once: bool
+    attempts: int = 3
+    crashes: int = 2
 
 
 ONE_SUM = Rules(pending=True, signs_once=True)
-INCARNATIONS = Rules(pending=False, signs_once=False)
+INCARNATIONS = Rules(pending=False, signs_once=False, attempts=2, crashes=1)
 
 
 class Device(NamedTuple):
@@ -81,7 +84,7 @@ def steps(rules: Rules, state: State) -> Iterator[State]:
         return
     yield from crash(rules, state)
     match state.stage:
-        case "idle" if state.attempt < ATTEMPTS:
+        case "idle" if state.attempt < rules.attempts:
             yield state._replace(stage="mask", attempt=state.attempt + 1, inputs=NOBODY)
         case "idle":
             yield state._replace(done="given up")
@@ -121,7 +124,7 @@ def answers(state: State, *, sign: bool) -> Iterator[State]:
 
 
 def crash(rules: Rules, state: State) -> Iterator[State]:
-    if state.crashes == CRASHES:
+    if state.crashes == rules.crashes:
         return
     again = state._replace(crashes=state.crashes + 1, answered=NOBODY)
     if state.kept is not None:
@@ -166,7 +169,9 @@ def test_the_model_finds_the_defect_of_incarnations() -> None:
     assert first != second
 
 
-@pytest.mark.parametrize("rules", [Rules(pending=True, signs_once=False), Rules(pending=False, signs_once=True)])
+@pytest.mark.parametrize(
+    "rules", [Rules(pending=True, signs_once=False), Rules(pending=False, signs_once=True, attempts=2, crashes=1)]
+)
 def test_either_side_alone_keeps_an_honest_coordinator_to_one_sum(rules: Rules) -> None:
     """So a device protects itself from a coordinator of another version, and a coordinator devices of another."""
     assert all(len(state.opened) <= 1 for state, _ in reachable(rules))
