@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
-from fedpeft.aggregate.head_start import measures_head
 from fedpeft.aggregate import ServerState, between_rounds
+from fedpeft.aggregate.head_start import measures_head
 from fedpeft.config import RunConfig
 from fedpeft.ids import RoundId
 from fedpeft.round.events import EventKind
