@@ -129,7 +129,8 @@ def load_pending(dumped: bytes) -> Open:
     if isinstance(roster, str):
         raise IntegrityFailed(f"Expected the roster of a pending sum, found one that cannot be used: {roster}")
     survivors = members_of(kept.survivors, roster.members)
-    if survivors is None or len(kept.adverts) != len(roster.members) or len(kept.sums) != len(roster.spec.blocks):
+    sizes = [block_encoding(roster.spec, block).size_bytes for block in roster.spec.blocks]
+    if survivors is None or len(kept.adverts) != len(roster.members) or [len(words) for words in kept.sums] != sizes:
         raise IntegrityFailed("Expected a pending sum with an advert a member and a sum a block, found others.")
     book = Book(
         spec=roster.spec,
