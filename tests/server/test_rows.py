@@ -28,7 +28,7 @@ def row_of(
         skipped={BlockId("bitfit"): "expected 3 organisations, found 1"},
         rejected={ParticipantId(place): entry for place, entry in (rejected or {}).items()},
     )
-    outcome = RoundOutcome(result=summed, traffic=traffic, participants=places)
+    outcome = RoundOutcome(result=summed, traffic=traffic, participants=places, is_final=True)
     members = [member(place) for place in places]
     return round_row(RoundId(7), outcome, summed, TOTALS, members, seconds=2.5)
 
