@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedpeft.errors import BudgetExhausted, ConfigInvalid, IntegrityFailed, QuorumMissed
+from fedpeft.errors import ConfigInvalid, IntegrityFailed, QuorumMissed
 from fedpeft.ids import NodeId
 from fedpeft.privacy import Budget, PrivacyLedger
 from fedpeft.round.local import OpenRound
@@ -19,8 +19,10 @@ from fedpeft.testing.network import CoordinatorKilled, Fault
 from fedpeft.testing.trainers import toy_plan
 from fedpeft.wire import decode
 from fedpeft_server.federation import Federation
-from fedpeft_server.privacy import LEDGER
+from fedpeft_server.privacy import LEDGER, ClientPrivacy
+from fedpeft_server.promises import privacy_lines
 from fedpeft_server.run_directory import RunDirectory
+from fedpeft_server.run_view import read_run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from private_world import BITFIT, HEAD, INITIAL, SPEC, World
@@ -73,9 +75,11 @@ def test_two_runs_of_one_seed_differ_by_their_noise(tmp_path: Path) -> None:
     assert np.abs(states[0][HEAD] - states[1][HEAD]).min() > 0
 
 
-@pytest.mark.parametrize(("stage", "charges"), [(Stage.FIT, 1), (Stage.MASK, 1), (Stage.CONSIST, 1), (Stage.REVEAL, 2)])
-def test_a_kill_never_resets_what_is_spent(tmp_path: Path, stage: Stage, charges: int) -> None:
-    """Killed in round 2: what was charged stays charged, and a round that may have been opened is paid again."""
+@pytest.mark.parametrize(("stage", "charges"), [(Stage.FIT, 1), (Stage.MASK, 1), (Stage.CONSIST, 2), (Stage.REVEAL, 2)])
+def test_a_kill_never_resets_what_is_spent_and_never_charges_a_round_twice(
+    tmp_path: Path, stage: Stage, charges: int
+) -> None:
+    """Killed in round 2: charged once its survivors were fixed; it goes on with them, so its sum is the one paid for."""
     world = World(
         tmp_path, "rounds.count=3", "privacy.noise_multiplier=4.0", faults=(Fault(kind="kill", stage=stage, after=1),)
     )
@@ -86,24 +90,40 @@ def test_a_kill_never_resets_what_is_spent(tmp_path: Path, stage: Stage, charges
     world.restart()
     world.train()
     with world.ledger() as ledger:
-        assert len(ledger.entries) == 3 + (charges - 1)
-        assert len({entry.label for entry in ledger.entries}) == len(ledger.entries)
+        assert [entry.label.rpartition(" round ")[2] for entry in ledger.entries] == ["1", "2", "3"]
 
 
-def test_lost_openings_end_the_run_at_the_budget_with_exit_7(tmp_path: Path) -> None:
-    """Round 2 is charged, its shares never arrive: the calibrated budget has no room for another third round."""
-    world = World(tmp_path, faults=(Fault(kind="lose-request", stage=Stage.REVEAL, after=1),))
-    with pytest.raises(BudgetExhausted, match="Lost rounds count") as stopped:
-        world.train()
-    assert stopped.value.exit_code == 7
-    assert sum(stage is Stage.REVEAL for stage, _ in world.network.charged) == 3
-    asked = sum(stage is Stage.FIT for stage, _ in world.network.charged)
-    world.restart()
-    with pytest.raises(BudgetExhausted):
-        world.train()
-    assert sum(stage is Stage.FIT for stage, _ in world.network.charged) == asked, "nobody was asked to train for it"
+def test_a_burnt_round_is_charged_and_never_paid_for_again(tmp_path: Path) -> None:
+    """Round 2 is charged, its shares never arrive: the calibrated budget holds for the two sums and the lost one."""
+    world = World(tmp_path, faults=(Fault(kind="lose-request", stage=Stage.REVEAL, after=1, times=2),))
+    world.train()
+    assert world.path is not None
+    assert [bool(row.burnt) for row in read_run(world.path).rounds] == [False, True, False]
+    assert [charged for stage, charged in world.network.charged if stage is Stage.CONSIST] == [1, 2, 3]
     with world.ledger() as ledger:
+        assert len(ledger.entries) == 3
         assert ledger.spent() <= 8.0
+    assert any("1 of the releases were lost" in line for line in privacy_lines(read_run(world.path)))
+
+
+def test_a_charge_that_the_disk_lost_is_made_before_the_round_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the pending round and its charge."""
+    world = World(tmp_path)
+    with monkeypatch.context() as patch:
+
+        def killed(*_: object) -> None:
+            raise CoordinatorKilled("before the charge")
+
+        patch.setattr(ClientPrivacy, "charge", killed)
+        with pytest.raises(CoordinatorKilled):
+            world.train()
+    with world.ledger() as ledger:
+        assert ledger.entries == ()
+    world.restart()
+    world.train()
+    assert [charged for stage, charged in world.network.charged if stage is Stage.CONSIST] == [1, 2, 3]
 
 
 def test_a_restored_old_ledger_is_refused(tmp_path: Path) -> None:

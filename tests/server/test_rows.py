@@ -8,7 +8,7 @@ from fedpeft.round.messages import Profile
 from fedpeft.round.metrics import Totals
 from fedpeft.round.task import Member, RoundOutcome, Traffic
 from fedpeft_server.records import RoundMetrics, from_json, to_json
-from fedpeft_server.rows import round_row, sentence
+from fedpeft_server.rows import burnt_row, round_row, sentence
 
 TOTALS = Totals(weight=3.0, trained=96, evaluated=40, train_loss=0.75, loss=0.5, accuracy=0.875)
 
@@ -27,10 +27,32 @@ def row_of(
         survivors=frozenset(map(ParticipantId, survivors)),
         skipped={BlockId("bitfit"): "expected 3 organisations, found 1"},
         rejected={ParticipantId(place): entry for place, entry in (rejected or {}).items()},
+        weight_classes={},
     )
     outcome = RoundOutcome(result=summed, traffic=traffic, participants=places, is_final=True)
     members = [member(place) for place in places]
     return round_row(RoundId(7), outcome, summed, TOTALS, members, seconds=2.5)
+
+
+def test_a_burnt_row_says_why_and_counts_nobody_in() -> None:
+    traffic = {"d1": Traffic(bytes_up=5, ready=True), "d2": Traffic(bytes_up=6, ready=True, failure="no answer")}
+    places = {ParticipantId(1): "d1", ParticipantId(2): "d2"}
+    lost = secagg.Rejection(reason=secagg.Reason.DROPPED_OUT, detail="no reply in stage reveal")
+    end = secagg.Aborted(
+        reason=secagg.Reason.SECRET_LOST,
+        detail="too few",
+        blamed=frozenset({ParticipantId(2)}),
+        restartable=False,
+        rejected={ParticipantId(2): lost},
+    )
+    outcome = RoundOutcome(result=end, traffic=traffic, participants=places, is_final=True)
+    row = burnt_row(RoundId(7), outcome, "secret-lost: too few", [member(1), member(2)], seconds=1.0)
+    assert (row.burnt, row.loss, row.devices_ready, row.devices_survived, row.bytes_up) == (
+        "secret-lost: too few", None, 2, 0, 11,
+    )  # fmt: skip
+    assert set(row.rejected) == {"d2"}
+    assert sentence(row) == "no sum, and none is asked for again: secret-lost: too few; the state stays"
+    assert from_json(RoundMetrics, to_json(row), where="here") == row
 
 
 def test_a_row_holds_the_totals_and_sums_up_the_traffic() -> None:
