@@ -79,7 +79,7 @@ def test_two_runs_of_one_seed_differ_by_their_noise(tmp_path: Path) -> None:
 def test_a_kill_never_resets_what_is_spent_and_never_charges_a_round_twice(
     tmp_path: Path, stage: Stage, charges: int
 ) -> None:
-    """Killed in round 2: charged once its survivors were fixed; it goes on with them, so its sum is the one paid for."""
+    """Killed in round 2: charged once its survivors were fixed; the sum of those is the one that is paid for."""
     world = World(
         tmp_path, "rounds.count=3", "privacy.noise_multiplier=4.0", faults=(Fault(kind="kill", stage=stage, after=1),)
     )
