@@ -233,7 +233,7 @@ def _on_engine(
     watch = TroubleWatch(troubles, run, screen.note)
 
     def observe(event: Event) -> None:
-        if event.kind in (EventKind.COMMITTED, EventKind.ABORTED):
+        if event.kind in (EventKind.COMMITTED, EventKind.ABORTED, EventKind.BURNT):
             watch.look()
         screen.observe(event)
 
