@@ -24,7 +24,8 @@ from fedpeft.privacy import (
     metric_noise,
     metric_weight,
 )
-from fedpeft.privacy.mechanism import MIN_SHARE_SIGMA, size_mechanism
+from fedpeft.privacy.discrete_gaussian import MAX_SIGMA
+from fedpeft.privacy.mechanism import MIN_SHARE_SIGMA, TAIL, size_mechanism
 
 __all__ = ["MOST_BIT_NOISE", "Plan", "plan_of", "read_budget", "trainable_parameters"]
 
@@ -83,7 +84,7 @@ class Plan:
         budget, z = read_budget(privacy), privacy.noise_multiplier
 
         def worst(guess: float) -> Release:
-            return _worst(secagg.min_cohort - privacy.colluders, parameters, guess)
+            return _worst(secagg.min_cohort - privacy.colluders, parameters, guess, secagg.bits)
 
         if z is None:
             try:
@@ -153,7 +154,8 @@ class Plan:
     def statement(self, *, spent: float | None = None, rounds: int | None = None) -> Statement:
         """The promise: of the whole run, or of what was spent in so many releases."""
         delta, shares = read_budget(self.privacy).delta, self.secagg.min_cohort - self.privacy.colluders
-        planned = epsilon([(_worst(shares, self.parameters, self.noise_multiplier), self.rounds)], delta)
+        worst = _worst(shares, self.parameters, self.noise_multiplier, self.secagg.bits)
+        planned = epsilon([(worst, self.rounds)], delta)
         return Statement(
             epsilon=planned if spent is None else spent,
             delta=delta,
@@ -174,12 +176,15 @@ def plan_of(config: RunConfig, parameters: int) -> Plan:
     return Plan.of(config.privacy, config.secagg, rounds=config.rounds.count, parameters=released)
 
 
-def _worst(shares: int, parameters: int, z: float) -> Release:
+def _worst(shares: int, parameters: int, z: float, bits: int) -> Release:
     """At least as bad as every round: the coarsest grid and the most devices."""
+    # size_mechanism's step, at most twice the finest: 2^(bits-1) steps hold n S and the tail of all the noise.
+    widest = PLANNED_DEVICES + TAIL * z * math.sqrt(PLANNED_DEVICES / shares)
+    coarsest = min(2.0 ** (bits - 2) * z / (widest * math.sqrt(shares)), MAX_SIGMA / 2) * (1 - 2.0**-10)
     return Release(
         noise_multiplier=z,
         shares=shares,
-        share_sigma=MIN_SHARE_SIGMA,
+        share_sigma=max(MIN_SHARE_SIGMA, coarsest),
         parameters=parameters,
         devices=PLANNED_DEVICES,
     )

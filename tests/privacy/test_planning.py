@@ -36,7 +36,15 @@ def test_a_statement_says_everything_an_epsilon_needs(consistent: bool) -> None:
     )
     for fact in ("epsilon 7.995", "delta 1e-05", "one client", "replaced by zero", "no amplification"):
         assert fact in text
-    for fact in ("multiplier 1.969", "norm 0.5", "rounds: 20", "RDP", "3 colluding", "37 honest", "not covered"):
+    for fact in (
+        "multiplier 1.969",
+        "norm 0.5",
+        "rounds: 20",
+        "exact Gaussian",
+        "3 colluding",
+        "37 honest",
+        "not covered",
+    ):
         assert fact in text
     assert ("malicious" in text) == consistent
     assert ("honest but curious" in text) != consistent
@@ -57,3 +65,28 @@ def test_a_statement_says_whether_metrics_were_collected() -> None:
     noised = str(replace(plain, noised_metrics=True))
     assert "none are collected" not in noised
     assert "mean accuracy and losses of each round, under the same noise" in noised
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("z", [0.3, 4.0, 100.0])
+@pytest.mark.parametrize("shares", [1, 7, 90])
+def test_the_planned_grid_is_never_finer_than_a_round_s(bits: int, z: float, shares: int) -> None:
+    from fedpeft.errors import ConfigInvalid
+    from fedpeft.privacy import size_mechanism
+    from fedpeft_server.noise_plan import PLANNED_DEVICES, _worst
+
+    for devices in (100, 1000, PLANNED_DEVICES):
+        try:
+            made = size_mechanism(
+                l2_clip_norm=0.7,
+                noise_multiplier=z,
+                colluders=1,
+                devices=devices,
+                threshold=shares + 1,
+                bits=bits,
+                parameters=50,
+                bit_weight=0.0,
+            )
+        except ConfigInvalid:
+            continue
+        assert _worst(shares, 50, z, bits).share_sigma <= made.share_sigma
