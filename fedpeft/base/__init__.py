@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedpeft.base.artifact import BaseArtifact
 from fedpeft.base.build import SCHEMES, build
+from fedpeft.base.facts import Facts, facts_of
 from fedpeft.base.manifest import Manifest
 from fedpeft.base.source import ModelSource, resolve
 from fedpeft.base.store import ArtifactStore, default_store
@@ -21,10 +22,12 @@ __all__ = [
     "SCHEMES",
     "ArtifactStore",
     "BaseArtifact",
+    "Facts",
     "Manifest",
     "ModelSource",
     "build",
     "default_store",
+    "facts_of",
     "is_as_verified",
     "load_model",
     "load_tokenizer",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fedpeft.base.artifact import MANIFEST_FILE, WEIGHTS_FILE, BaseArtifact, describe_file, open_artifact
+from fedpeft.base.facts import Facts, write_facts
 from fedpeft.base.manifest import FORMAT, Manifest, SourceEntry, TensorEntry, digest_of
 from fedpeft.base.source import CONFIG_FILE, ModelSource, hash_file, resolve
 from fedpeft.base.store import ArtifactStore, index_key, staging_directory, write_json
@@ -70,9 +71,10 @@ def _scheme(quantize: str) -> Scheme | None:
 def _build(
     source: ModelSource, files: dict[str, str], scheme: Scheme, store: ArtifactStore, report: Progress
 ) -> BaseArtifact:
-    from fedpeft.base.checkpoint import open_checkpoint, write_tokenizer
+    from fedpeft.base.checkpoint import open_checkpoint
     from fedpeft.base.plan import plan
     from fedpeft.base.quantize import choose_encoding, parts_of
+    from fedpeft.base.tokenizer import check_tokenizer, write_tokenizer
     from fedpeft.base.writer import write_safetensors
 
     report("read", 0.05)
@@ -86,10 +88,12 @@ def _build(
         specs += [part.named(tensor.name) for part in parts_of(encoding, tensor.rows.shape, tensor.rows.dtype)]
     with staging_directory(store.path) as (staging, commit):
         report("tokenizer", 0.1)
-        pad, end = write_tokenizer(source, staging)
+        tokenizer = check_tokenizer(write_tokenizer(source, staging), needed.facts.embedding_rows)
         config = dict(needed.config)
         if config.get("pad_token_id") is None:
-            config["pad_token_id"] = end if pad is None else pad
+            config["pad_token_id"] = (
+                tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            )
         write_json(staging / CONFIG_FILE, config)
         write_safetensors(staging / WEIGHTS_FILE, specs, _packed(needed.tensors, entries, report))
         canonical = Manifest(
@@ -103,6 +107,8 @@ def _build(
             files=tuple(describe_file(path) for path in sorted(staging.iterdir())),
         ).canonical()
         (staging / MANIFEST_FILE).write_bytes(canonical)
+        facts = Facts(tokenizer=tokenizer, model=needed.facts, left_out=needed.left_out, notes=needed.notes)
+        write_facts(facts, staging)
         store.drop_if_broken(digest_of(canonical))
         return open_artifact(commit(store.folder(digest_of(canonical)).name))
 

@@ -8,7 +8,7 @@ itself that it means nothing.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import transformers
@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 
 from fedpeft.base.architecture import may_be_missing, on_meta, places_of, read_config, skeleton, tasks_of
 from fedpeft.base.artifact import TaskName
+from fedpeft.base.facts import ModelFacts, model_facts
 from fedpeft.base.manifest import TaskEntry
 from fedpeft.base.names import Match, match
 from fedpeft.base.tensors import RowTensor, equal
@@ -54,12 +55,16 @@ class Plan:
         tasks: class and new head of each task.
         tensors: by name.
         left_out: the source's tensors that no task uses: heads of other tasks.
+        facts: what the architecture takes.
+        notes: what was not taken as it is, in words.
     """
 
     config: Mapping[str, Any]
     tasks: Mapping[TaskName, TaskEntry]
     tensors: tuple[PlannedTensor, ...]
     left_out: tuple[str, ...]
+    facts: ModelFacts
+    notes: tuple[str, ...] = ()
 
 
 def plan(content: Mapping[str, Any], tensors: Mapping[str, RowTensor]) -> Plan:
@@ -72,6 +77,10 @@ def plan(content: Mapping[str, Any], tensors: Mapping[str, RowTensor]) -> Plan:
     Raises:
         ConfigInvalid: no task can be served, or a tensor has no place; names them.
     """
+    if (pad := _pad_without_row(content)) is not None:
+        without = {key: value for key, value in content.items() if key != "pad_token_id"}
+        note = f"config.json names the padding token {pad}, which the embedding has no row for: not used."
+        return replace(plan(without, tensors), notes=(note,))
     config = read_config(content)
     served: dict[TaskName, _Served] = {}
     problems: list[Problem] = []
@@ -101,7 +110,14 @@ def plan(content: Mapping[str, Any], tensors: Mapping[str, RowTensor]) -> Plan:
         tasks={task: one.entry() for task, one in served.items()},
         tensors=tuple(planned[name] for name in sorted(planned)),
         left_out=left_out,
+        facts=model_facts(next(iter(served.values())).model),
     )
+
+
+def _pad_without_row(content: Mapping[str, Any]) -> int | None:
+    """A padding token outside the embedding, as old conversions of Llama have it: -1."""
+    pad, rows = content.get("pad_token_id"), content.get("vocab_size")
+    return pad if isinstance(pad, int) and (pad < 0 or (isinstance(rows, int) and pad >= rows)) else None
 
 
 class _Served:

@@ -16,7 +16,16 @@ from typing import Literal
 from fedpeft.bounded_json import JsonLimits, JsonRefused, loads
 from fedpeft.errors import ConfigInvalid, Problem, ResourceMissing
 
-__all__ = ["CONFIG_FILE", "TOKENIZER_FILES", "ModelSource", "hash_file", "read_json", "resolve", "weight_files"]
+__all__ = [
+    "CONFIG_FILE",
+    "SENTENCEPIECE_FILES",
+    "TOKENIZER_FILES",
+    "ModelSource",
+    "hash_file",
+    "read_json",
+    "resolve",
+    "weight_files",
+]
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = (
@@ -32,6 +41,9 @@ TOKENIZER_FILES = (
 )
 _LIMITS = JsonLimits(max_bytes=64 << 20, max_depth=64, max_digits=40)
 """An index of tensors takes megabytes; tokenizers write 10**30 for "no maximum"."""
+# Vocabularies in sentencepiece's own format: converted at the build, and only where there is no tokenizer.json.
+SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "sentencepiece.model")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 HUB = re.compile(r"hub:(?P<repository>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
@@ -103,7 +115,13 @@ def _directory(root: Path, origin: str) -> ModelSource:
             f"Expected {config}, found no such file; point base.model at a Hugging Face model directory."
         )
     weights = weight_files(root)
-    tokenizer = [root / name for name in TOKENIZER_FILES if (root / name).is_file()]
+    if adapter := [name for name in ADAPTER_FILES if (root / name).is_file()]:
+        raise ConfigInvalid(
+            f"Expected a model alone in {root}, found an adapter beside it ({', '.join(adapter)}), which transformers "
+            "would load on top; merge it into the model (peft: merge_and_unload), or move it away."
+        )
+    names = TOKENIZER_FILES if (root / "tokenizer.json").is_file() else (*TOKENIZER_FILES, *SENTENCEPIECE_FILES)
+    tokenizer = [root / name for name in names if (root / name).is_file()]
     if not tokenizer:
         raise ConfigInvalid(f"Expected tokenizer files in {root}, found none; save the tokenizer beside the model.")
     problems = [problem for path in (config, root / "tokenizer_config.json") for problem in _refusals(path)]
@@ -123,6 +141,10 @@ def weight_files(root: Path) -> tuple[Path, ...]:
     Raises:
         ConfigInvalid: there are none, the index names a file outside ``root``, or a shard is missing.
     """
+    if (root / INDEX).is_file() and (root / SINGLE).is_file():
+        raise ConfigInvalid(
+            f"Expected {SINGLE} or {INDEX} in {root}, found both, which may be two models; remove the one that is old."
+        )
     if (root / INDEX).is_file():
         weight_map = read_json(root / INDEX).get("weight_map")
         names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
@@ -134,6 +156,11 @@ def weight_files(root: Path) -> tuple[Path, ...]:
     elif (root / SINGLE).is_file():
         names = [SINGLE]
     else:
+        if (root / ADAPTER_FILES[0]).is_file():
+            raise ConfigInvalid(
+                f"Expected a model in {root}, found a PEFT adapter alone; merge it into its base (peft: "
+                "merge_and_unload) and build that, or build the base that its adapter_config.json names."
+            )
         pickled = sorted(path.name for path in root.iterdir() if path.suffix in PICKLED)
         found = f"only {', '.join(pickled)}, which may run code when opened" if pickled else "none"
         raise ConfigInvalid(f"Expected {SINGLE} in {root}, found {found}; convert the weights to safetensors first.")
@@ -191,7 +218,7 @@ def _hub(repository: str, revision: str) -> ModelSource:
         root = snapshot_download(
             repository,
             revision=revision,
-            allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"],
+            allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"],
         )
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: httpx's, wrapped
         raise ResourceMissing(

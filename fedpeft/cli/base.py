@@ -1,10 +1,15 @@
 """`fedpeft base`: build the frozen base once, list, verify and clean the store."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from fedpeft.base import BaseArtifact
+    from fedpeft.base.artifact import TaskName
 
 __all__ = ["command"]
 
@@ -75,6 +80,48 @@ def build(model: str, quantize: str, store: Path | None) -> None:
         f"{manifest.model_type}, {manifest.parameters:,} parameters, {manifest.quantize}, "
         f"{artifact.size_bytes / 2**20:.1f} MiB, for {' and '.join(manifest.tasks)}: {artifact.path}"
     )
+    for line in _facts(artifact):
+        click.echo(line)
+
+
+def _facts(artifact: "BaseArtifact") -> Iterator[str]:
+    """What a task must fit, what can be trained, and what was passed over: all of it before a device loads anything."""
+    from fedpeft.base import facts_of
+
+    facts = facts_of(artifact)
+    tokenizer, model = facts.tokenizer, facts.model
+    added = " and ".join(word for word, yes in (("bos", tokenizer.adds_bos), ("eos", tokenizer.adds_eos)) if yes)
+    rows = "" if model.embedding_rows is None else f" for an embedding of {model.embedding_rows:,} rows"
+    yield (
+        f"tokenizer    {tokenizer.tokens:,} tokens{rows}; "
+        f"adds {added or 'neither bos nor eos'}; {'a' if tokenizer.has_chat_template else 'no'} chat template"
+    )
+    if 4 * tokenizer.probe_unknown > tokenizer.probe_tokens:
+        unknown = f"{tokenizer.probe_unknown} of {tokenizer.probe_tokens} tokens"
+        yield f"warning      {unknown} of a sentence in three languages are unknown to the tokenizer"
+    if model.positions is not None:
+        kind = "a longer sequence fails" if model.positions_are_rows else "it was made for sequences up to this"
+        yield f"positions    {model.positions:,}: {kind}"
+    yield "matrices     " + (", ".join(f"{name} x {count}" for name, count in model.matrices.items()) or "none")
+    for task in artifact.manifest.tasks:
+        yield f"{task:12} {_trainable(artifact, task)}"
+    if facts.left_out:
+        yield f"left out     {len(facts.left_out)} tensors of other tasks' heads, such as {facts.left_out[0]}"
+    for note in facts.notes:
+        yield f"note         {note}"
+
+
+def _trainable(artifact: "BaseArtifact", task: "TaskName") -> str:
+    from fedpeft.base.architecture import read_config, skeleton
+    from fedpeft.base.source import CONFIG_FILE, read_json
+    from fedpeft.errors import ConfigInvalid
+    from fedpeft.grafting.anatomy import dissect
+
+    try:
+        anatomy = dissect(skeleton(read_config(read_json(artifact.path / CONFIG_FILE)), task), "all")
+    except ConfigInvalid as error:
+        return f"no method trains this architecture yet: {error}"
+    return f"adapters on {', '.join(anatomy.slots)} in {anatomy.layer_count} layers"
 
 
 @command.command(name="ls")

@@ -28,10 +28,10 @@ def write_llama(path: Path, kind: "gguf.GGMLQuantizationType", *, extra: str | N
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(ROWS)
-    alphabet = [chr(33 + index) if index < 94 else f"<{index}>" for index in range(ROWS - 4)] + ["ab", "cd"]
+    alphabet = [chr(33 + index) if index < 94 else f"<{index}>" for index in range(ROWS - 5)]
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["<s>", "</s>", *alphabet])
-    writer.add_token_types([3, 3, *[1] * len(alphabet)])
+    writer.add_token_list(["<s>", "</s>", "<|endoftext|>", "ab", "cd", *alphabet])
+    writer.add_token_types([3, 3, 3, *[1] * (ROWS - 3)])
     writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)

@@ -1,0 +1,136 @@
+"""What a base says of itself before any device loads it: its tokenizer, positions, the matrices that can be trained.
+
+Facts follow from an artifact's files. They lie beside its manifest and not in it, so that they can grow without
+giving the same base another digest, and an artifact that was fetched, or built before there were facts, has the same
+(docs/adr/0017). Imports torch only to find facts that no file holds yet.
+"""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedpeft.base.artifact import BaseArtifact
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["FACTS_FILE", "Facts", "TokenizerFacts", "facts_of", "model_facts", "write_facts"]
+
+FACTS_FILE = "facts.json"
+
+
+class Entry(BaseModel):
+    """Frozen, closed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TokenizerFacts(Entry):
+    """What the tokenizer does."""
+
+    tokens: int = Field(description="Entries of the vocabulary, special tokens included.")
+    largest_id: int
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None = Field(description="None: devices pad with the end-of-text token.")
+    adds_bos: bool = Field(description="Whether a plainly encoded text begins with the beginning-of-text token.")
+    adds_eos: bool
+    has_chat_template: bool
+    probe_tokens: int = Field(description="Tokens of a sentence in three languages, with digits.")
+    probe_unknown: int = Field(description="How many of them are the unknown token.")
+
+
+class ModelFacts(Entry):
+    """What the architecture takes."""
+
+    embedding_rows: int | None = Field(description="Token ids must be below; None: no embedding of the usual kind.")
+    positions: int | None = Field(description="The longest sequence that the model was made for.")
+    positions_are_rows: bool = Field(description="Positions are rows of a table: a longer sequence fails.")
+    matrices: dict[str, int] = Field(description="Linear matrices of the layers by the end of their name.")
+
+
+class Facts(Entry):
+    """All of it."""
+
+    tokenizer: TokenizerFacts
+    model: ModelFacts
+    left_out: tuple[str, ...] = Field(default=(), description="Tensors of the source that no task uses.")
+    notes: tuple[str, ...] = Field(default=(), description="What the build changed or passed over, in words.")
+
+
+def facts_of(artifact: BaseArtifact) -> Facts:
+    """The facts of an artifact: as noted when it was built, or found anew.
+
+    Raises:
+        ConfigInvalid: the tokenizer does not fit the model (of an artifact that was built before this was checked).
+    """
+    try:
+        return Facts.model_validate_json((artifact.path / FACTS_FILE).read_bytes())
+    except (OSError, ValidationError):
+        pass
+    from fedpeft.base.architecture import read_config, skeleton
+    from fedpeft.base.tokenizer import check_tokenizer, open_tokenizer
+
+    config = read_config(json.loads((artifact.path / "config.json").read_text(encoding="utf-8")))
+    model = model_facts(skeleton(config, next(iter(artifact.manifest.tasks))))
+    return Facts(tokenizer=check_tokenizer(open_tokenizer(artifact.path), model.embedding_rows), model=model)
+
+
+def write_facts(facts: Facts, folder: Path) -> None:
+    """Note them beside the manifest."""
+    content = json.dumps(facts.model_dump(mode="json"), indent=2, sort_keys=True)
+    (folder / FACTS_FILE).write_text(content + "\n", encoding="ascii")
+
+
+def model_facts(model: "nn.Module") -> ModelFacts:
+    """Read a model on the meta device."""
+    from torch import nn
+
+    leaves = Counter(
+        path.rpartition(".")[2]
+        for path, module in model.named_modules()
+        if re.search(r"\.\d+\.", path) and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
+    )
+    table = _position_table(model)
+    return ModelFacts(
+        embedding_rows=_embedding_rows(model),
+        positions=table if table is not None else _declared_positions(model),
+        positions_are_rows=table is not None,
+        matrices=dict(sorted(leaves.items())),
+    )
+
+
+def _embedding_rows(model: "nn.Module") -> int | None:
+    try:
+        embedding = model.get_input_embeddings()  # type: ignore[operator]
+        return int(embedding.weight.shape[0])
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def _position_table(model: "nn.Module") -> int | None:
+    """Rows of a learned table of positions that a sequence can use: RoBERTa and OPT keep the first few for padding."""
+    from torch import nn
+
+    for path, module in model.named_modules():
+        leaf = path.rpartition(".")[2]
+        if not isinstance(module, nn.Embedding) or not re.fullmatch(r"wpe|.*position.*embed.*|embed_positions", leaf):
+            continue
+        kept = getattr(module, "offset", None)
+        if kept is None:
+            kept = 0 if module.padding_idx is None else module.padding_idx + 1
+        return int(module.num_embeddings) - int(kept)
+    return None
+
+
+def _declared_positions(model: "nn.Module") -> int | None:
+    config: Any = model.config
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "context_length", "seq_length"):
+        value = getattr(config, key, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
