@@ -218,7 +218,7 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group(required=True)
     for name in ("--quick", "--full", "--report"):
         size.add_argument(name, action="store_true")
-    parser.add_argument("--data", type=Path, default=Path("/work/shared/data/banking77"))
+    parser.add_argument("--data", type=Path, required=True, help="BANKING77: train.csv and test.csv")
     parser.add_argument("--minutes", type=float, default=600.0, help="start no cell after this long")
     arguments = parser.parse_args()
     bench: dict[str, Banking] = {}

@@ -149,7 +149,7 @@ def run(bench: Bench, name: str, rate: float) -> dict[str, float]:
 def main() -> None:
     """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("/work/shared/data/tinyshakespeare"))
+    parser.add_argument("--data", type=Path, required=True, help="tiny Shakespeare: input.txt")
     parser.add_argument("--minutes", type=float, default=600.0, help="start no run after this long")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--rates", nargs="+", type=float, choices=RATES, default=list(RATES))

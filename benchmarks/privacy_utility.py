@@ -249,7 +249,7 @@ def main() -> None:
     """Tune, or fill the table; print what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=["airlines", "banking77"])
-    parser.add_argument("--data-folder", type=Path, default=Path("/work/shared/data"))
+    parser.add_argument("--data-folder", type=Path, required=True, help="holds banking77/")
     parser.add_argument("--keep", type=Path, default=Path("bases"), help="where activations lie")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))

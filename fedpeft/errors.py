@@ -3,7 +3,7 @@
 A device's failure is a value with a reason and an aborted round is an outcome (``fedpeft.round``); these
 exceptions are for what stops a command: bad input, a broken artifact, a refusal, a missing resource.
 Every one of them says what was expected, what was found and what to do, and carries the exit code of
-its kind (DESIGN section 9). An exception outside this tree is a bug: exit 70, with a traceback.
+its kind (docs/design.md, section 9). An exception outside this tree is a bug: exit 70, with a traceback.
 """
 
 from collections.abc import Callable, Iterator, Sequence

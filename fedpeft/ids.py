@@ -17,4 +17,4 @@ ParticipantId = NewType("ParticipantId", int)
 """A device's place in one round's roster, 1..n (also its Shamir abscissa). Means nothing outside that round."""
 
 BlockId = NewType("BlockId", str)
-"""A block of the union adapter, e.g. ``lora.B.t8`` (DESIGN section 3)."""
+"""A block of the union adapter, e.g. ``lora.B.t8`` (docs/design.md, section 3)."""

@@ -1,4 +1,4 @@
-"""Block specifications: what each block of the union adapter is made of (DESIGN section 3).
+"""Block specifications: what each block of the union adapter is made of (docs/design.md, section 3).
 
 A block is an ordered list of named float32 tensors, seen by everything after the device's training as one
 flat vector. Its specification is the only joint between the PEFT methods and the rest: after ``flatten``

@@ -1,6 +1,6 @@
 """Rules that need each device's own product B_k A_k: FlexLoRA, FLoRA, FedEx-LoRA, LoRA-FAIR. Simulation only.
 
-Target: dW* = sum_k p_k B_k A_k over the devices' own columns (research/peers.md, section C). It is kept as stacked
+Target: dW* = sum_k p_k B_k A_k over the devices' own columns. It is kept as stacked
 factors [p_1 B_1, p_2 B_2, ...] and [A_1; A_2; ...]; no dense product is formed. Blocks other than LoRA's take the
 damped mean.
 """

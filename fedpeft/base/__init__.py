@@ -1,4 +1,4 @@
-"""The frozen base model, shipped once: resolve, build, store, verify, load (DESIGN section 5).
+"""The frozen base model, shipped once: resolve, build, store, verify, load (docs/design.md, section 5).
 
 An artifact is an immutable folder named by the SHA-256 of its manifest. The publisher quantizes it once;
 every device loads the same bytes. Torch is imported only by ``load_model``, ``load_tokenizer`` and by a

@@ -1,6 +1,6 @@
 """Which blocks of a union adapter a device trains. No torch: the coordinator plans with it too.
 
-LoRA's blocks are column tiers (DESIGN section 3): ``lora.B.t8`` holds the columns from the tier before it
+LoRA's blocks are column tiers (docs/design.md, section 3): ``lora.B.t8`` holds the columns from the tier before it
 up to rank 8, so a device of rank r trains every tier that ends at or below r.
 """
 

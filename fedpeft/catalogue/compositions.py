@@ -33,7 +33,7 @@ COMPOSITIONS: Mapping[str, Composition] = MappingProxyType(
         "union": Composition(
             title="Union of methods",
             formula="every [adapter.METHOD] of the run, one on the other",
-            paper="DESIGN section 3",
+            paper="docs/design.md, section 3",
             reach="several sections in run.toml; each device trains those that it can",
             exact="each block has a secure sum of its own",
         ),

@@ -16,7 +16,7 @@ __all__ = ["METHOD", "Lora", "lora_tiers", "scale_of"]
 
 
 class Lora(MethodSection):
-    """LoRA (Hu 2021) as column tiers: a device of rank r trains the tiers up to r (DESIGN section 3)."""
+    """LoRA (Hu 2021) as column tiers: a device of rank r trains the tiers up to r (docs/design.md, section 3)."""
 
     rank: int = Field(default=8, ge=1, le=1024, description="The full rank, of devices that can afford it.")
     tiers: tuple[int, ...] = Field(

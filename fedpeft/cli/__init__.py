@@ -4,7 +4,7 @@ A subcommand is a module ``fedpeft.cli.NAME`` that holds one click command (or g
 It imports what is heavy inside its functions, and raises ``FedpeftError`` for whatever a user can cause.
 
 Invariants: this module imports nothing but click and ``fedpeft.errors``, so that `fedpeft --help` answers
-at once; every way out of ``main`` has the exit code of DESIGN section 9; only a bug shows a traceback.
+at once; every way out of ``main`` has the exit code of docs/design.md, section 9; only a bug shows a traceback.
 """
 
 import difflib

@@ -16,7 +16,7 @@ class Aggregate(Section):
     rule: RuleName = Field(
         default="nested",
         description="How LoRA's factors of devices of unequal rank become one state; `nested` is the default of "
-        "DESIGN section 3, the others are the field's.",
+        "docs/design.md, section 3, the others are the field's.",
     )
     a_round_every: int = Field(
         default=0, ge=0, le=1000, description="For `nested`: every so many rounds A is trained instead of B; 0: never."

@@ -74,7 +74,7 @@ _PRODUCTS = "it needs each device's product B A, and a sum of A's and of B's doe
 RULES: Mapping[RuleName, RuleTraits] = MappingProxyType(
     {
         "nested": RuleTraits(
-            source="DESIGN section 3",
+            source="docs/design.md, section 3",
             trains="B",
             one_mean=True,
             proved=frozenset({"client", "example"}),

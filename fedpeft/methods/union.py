@@ -1,4 +1,4 @@
-"""The union adapter: every block that any device of a run may train, on one frozen base (DESIGN section 3).
+"""The union adapter: every block that any device of a run may train, on one frozen base (docs/design.md, section 3).
 
 A device applies all of it in its forward pass and trains some of it. Invariants: the base's tensors are
 never written; base names are unchanged; every adapter tensor is one parameter of ``adapter.dtype`` (the head's:

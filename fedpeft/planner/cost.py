@@ -1,6 +1,6 @@
 """How much memory and time training takes on a device, before it is tried.
 
-Memory (bytes; T = tokens of a micro-batch, or of the batch; research/methods.md, refitted to this training loop):
+Memory (bytes; T = tokens of a micro-batch, or of the batch; fitted to this training loop):
 
     process + base + adapter + workspace + max(training, evaluation)
     training   = 4 T (heap backbone + methods + 3 I + 4 H) + chunk of logits + unpacked

@@ -1,7 +1,7 @@
 """The L2 clip of everything that one device contributes to a round, all blocks together.
 
 The sensitivity of a sum is the norm of one client's *concatenated* contribution: clipping 24 tensors one by one to C
-makes it C * sqrt(24), and an epsilon of 4.4 becomes 32 (research/privacy.md section 3). So there is one norm, over
+makes it C * sqrt(24), and an epsilon of 4.4 becomes 32. So there is one norm, over
 all blocks, and only ``clip`` makes a ``Clipped``. Rounding to a grid may lengthen a vector by half a step a
 coordinate; ``rounding_allowance`` is subtracted from C before clipping, never added to it afterwards.
 """

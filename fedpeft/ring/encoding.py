@@ -3,7 +3,7 @@
     q = floor(s * clip(x, -C, C) + u) + B,   s = B / C,   u uniform in (0, 1)
 
 Works through the vector in pieces that stay in the cache, in place. Source: stochastic rounding as in QSGD
-(Alistarh et al. 2017) with a fixed step; packing as in research/secagg.md section 5. Lane j of word k holds
+(Alistarh et al. 2017) with a fixed step; packing in lanes of 64-bit words. Lane j of word k holds
 coordinate j * words + k. NaN and infinity are refused, never encoded.
 """
 

@@ -1,4 +1,4 @@
-"""The coordinator's side of one round: four or five exchanges, then a sum or a named reason (DESIGN section 2).
+"""The coordinator's side of one round: four or five exchanges, a sum or a named reason (docs/design.md, section 2).
 
 This module moves bytes and keeps time; what may be summed is decided by the secure aggregation
 (``fedpeft.secagg``), which sees every reply. A round ends as ``Summed`` or ``Aborted``; there is no third

@@ -1,4 +1,4 @@
-"""The device's side of a round: from a fit request to the last reply (DESIGN section 2).
+"""The device's side of a round: from a fit request to the last reply (docs/design.md, section 2).
 
 The device validates, the coordinator proposes. Whatever cannot be done is answered by a ``Failure`` of constant bytes;
 after the examples were touched not even by that (``fedpeft.round.failures``). One round is open at a time: a newer fit

@@ -83,7 +83,7 @@ class Profile:
 @message(0x0103)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitRequest:
-    """Stage 1 of a round (DESIGN section 2).
+    """Stage 1 of a round (docs/design.md, section 2).
 
     Args:
         offer: the secure aggregation's encoded ``RoundOffer``: the signed terms of this round.

@@ -1,8 +1,8 @@
 """What changes on a CUDA device: products in bfloat16, and optimizer states of 8 bits in paged memory (QLoRA's way).
 
-On a CPU everything is float32: bfloat16 products are slower there unless the processor has tiles for them
-(research/methods.md, trap 2), and the paged optimizer has nothing to page. Never run on a GPU by the authors: the GPU's
-tests skip, and say so, where there is none.
+On a CPU everything is float32: bfloat16 products are slower there unless the processor has tiles for them,
+and the paged optimizer has nothing to page. Never run on a GPU by the authors: the GPU's tests skip, and say so, where
+there is none.
 """
 
 from collections.abc import Iterable

@@ -184,8 +184,7 @@ class _Slotted:
 def example_losses(stages: Stages, batch: Batch, cache: HiddenSource | None) -> Tensor:
     """Each row's own loss, (b,): of its class, or the mean over its labelled tokens. Never a mean over the batch.
 
-    A batch mean weighs an example by what its neighbours hold; under it the sensitivity was 4.6 C
-    (research/privacy.md).
+    A batch mean weighs an example by what its neighbours hold; under it the sensitivity was 4.6 C.
     """
     logits, labels = logits_of(stages, batch, cache)
     losses = functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)

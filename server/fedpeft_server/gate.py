@@ -2,7 +2,7 @@
 
 A request is judged by its line and headers, before a byte of its body is read: the route is on the list, the key is
 enrolled and not revoked, the signed timestamp is fresh and was never seen before, the device has not used up its rate.
-Flower itself reads a whole body of any size first and signs timestamps only (../shared/research/flower.md), so what it
+Flower itself reads a whole body of any size first and signs timestamps only (flwr 1.41), so what it
 leaves open is closed here. An enrolled key is looked up first, so that no stranger behind the same address can use up
 what a device may ask for; a stranger's request costs a look-up, and too many of them from one address are answered 429.
 What gets through goes to Flower's handlers as bytes (docs/adr/0008).

@@ -1,4 +1,4 @@
-"""Each rule against its formula written out densely, over mixed ranks (research/peers.md, section C)."""
+"""Each rule against its formula written out densely, over mixed ranks."""
 
 import numpy as np
 import pytest
@@ -156,7 +156,7 @@ def test_folding_moves_the_product_into_the_carried_columns_and_restarts_b() -> 
 
 
 def test_fedsvd_never_leaves_the_row_space_of_a() -> None:
-    """Why it equals FFA-LoRA with an orthonormal A (research/peers.md, section 0.3)."""
+    """Why it equals FFA-LoRA with an orthonormal A."""
     state = lora_state(lora_spec(), 8)
     before = read_factors(state.spec, state)[PATHS[0]].down
     after = read_factors(state.spec, settled(rule("fedsvd"), state, round_id=1, seed=0))[PATHS[0]].down

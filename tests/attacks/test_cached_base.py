@@ -1,6 +1,6 @@
 """A base whose bytes changed after it arrived trains nobody: on the device, on the coordinator, and in the check-up.
 
-research/deployment.md, finding 2: 2,000 zeros in a device's cached weights went into the federation unnoticed.
+Found in a first deployment by strangers: 2,000 zeros in a device's cached weights went into the federation unnoticed.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Limits before every parser, on every port: what one stranger's connections cost the coordinator.
 
-research/deployment.md, findings 1 and 8: one connection with header lines without end took the coordinator from 452 to
+Found by attackers: one connection with header lines without end took the coordinator from 452 to
 1,895 MiB and held honest requests up for 8.7 s; 1,500 idle HTTP/2 connections stayed for ever.
 """
 

@@ -1,6 +1,6 @@
 """Every state directory has one owner, and whoever runs knows what others do to its home.
 
-research/deployment.md, findings 4 and 5: two `client run` on one home both served, and their secure-sum ledger was
+Found in a first deployment by strangers: two `client run` on one home both served, and their secure-sum ledger was
 written by both; `rotate-key` locked the running device out for ever, with a line of the log every two seconds.
 """
 

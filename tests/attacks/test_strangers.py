@@ -1,6 +1,6 @@
 """A stranger costs a stranger: floods of refused requests take nothing from devices, the disk or the log.
 
-research/deployment.md, findings 3 and 7: 17 refused requests a second stopped every device behind the same address;
+Found by attackers: 17 refused requests a second stopped every device behind the same address;
 each refused application was a synced audit record; each failed handshake a line of the gRPC core, 0.7 MB a second.
 """
 

@@ -1,6 +1,6 @@
 """A deployed federation under faults: real processes, the real protocol, kills by the system.
 
-Rows of the fault table (research/experience.md, D2): 1 and 2 (the coordinator is killed, or told to end), 3 and 5 (a
+Rows of the fault table: 1 and 2 (the coordinator is killed, or told to end), 3 and 5 (a
 device is killed and comes back), 16 (replayed headers), 17 (revoked in a round), 18 (NaN), 30 (two coordinators).
 Training is one-hot: after n rounds a device's coordinate has moved by n / devices, or somebody was counted twice or
 lost.

@@ -1,4 +1,4 @@
-"""The coordinator's disk is full in the middle of a round: row 12 of the fault table (research/experience.md, D2).
+"""The coordinator's disk is full in the middle of a round: row 12 of the fault table.
 
 A real file system without room where this user may mount one, and everywhere a limit of the kernel on the running
 coordinator's files. Training is one-hot: what was lost or counted twice shows in the sum.

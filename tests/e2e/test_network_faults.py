@@ -1,4 +1,4 @@
-"""A device behind a bad network: rows 4, 5, 6, 8, 10 and 24 of the fault table (research/experience.md, D2).
+"""A device behind a bad network: rows 4, 5, 6, 8, 10 and 24 of the fault table.
 
 While it trains its connection to the coordinator goes bad, and gets better again before the deadline. Whatever was
 lost, late, repeated or garbled, it is in the round, and once: its coordinate has moved by exactly as much as others'.
