@@ -1,6 +1,6 @@
 """Numbers, depth and programs that others wrote: each ends in a refusal, never in a crash, a hang or gigabytes.
 
-research/deployment.md, findings 6 and 9: a profile of 10**3000 bytes broke `clients ls` for ever; a chat template of
+Found by attackers: a profile of 10**3000 bytes broke `clients ls` for ever; a chat template of
 three loops over ranges did not end, one of a product took 20 GB.
 """
 
