@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.base import ArtifactStore, BaseArtifact, is_as_verified, load_model, load_tokenizer
+from fedpeft.base.fit import expect_fit
 from fedpeft.data import Tokenizer
 from fedpeft.entropy import derive_seed
 from fedpeft.methods import attach
@@ -94,6 +95,11 @@ class Bench:
         """Layers below the lowest that this plan's adapter changes: what they make of an example is always the same."""
         return self._ready(plan).anatomy.first_layer
 
+    def embedding_rows(self, plan: LearningPlan) -> int:
+        """Token ids are below this number."""
+        config = self._ready(plan).model.config
+        return int(config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
+
     @contextmanager
     def lend(self, plan: LearningPlan) -> "Iterator[UnionAdapter]":
         """A model with the plan's adapter for one trainer; waits while all places are taken."""
@@ -120,11 +126,11 @@ class Bench:
             return self._first
 
     def _build(self, plan: LearningPlan) -> "UnionAdapter":
-        from fedpeft.methods.prompt import check_positions
         from fedpeft.tuning.accelerator import chosen_device
 
         device = chosen_device(self._accelerator)
         artifact = self._artifact = self._store.get(plan.base)
+        expect_fit(artifact, plan.task, plan.adapter)
         self._tokenizer = load_tokenizer(artifact)
         model = load_model(
             artifact,
@@ -133,9 +139,7 @@ class Bench:
             head_seed=derive_seed(plan.seed, "head"),
             residency=chosen_residency(artifact, self.residency),
         )
-        union = attach(model.to(device), plan.adapter, seed=plan.seed)
-        check_positions(model, plan.task.max_length)
-        return union
+        return attach(model.to(device), plan.adapter, seed=plan.seed)
 
 
 def release_free_memory() -> None:

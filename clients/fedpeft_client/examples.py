@@ -6,7 +6,8 @@ They are private: they stay in this process and in a nameless file of its own, a
 import threading
 from dataclasses import dataclass, replace
 
-from fedpeft.data import EncodedDataset, Records, encode_usable, nothing_encoded
+from fedpeft.base.fit import expect_examples_fit
+from fedpeft.data import EncodedDataset, Records, encode, encode_usable, nothing_encoded
 from fedpeft.entropy import derive_seed
 from fedpeft.planner import evaluation_batch
 from fedpeft.round.plan import LearningPlan
@@ -73,7 +74,25 @@ class Examples:
         self._name, self._bench, self._cache_bytes = name, bench, cache_mb * MIB
         self._train, self._held_out = train, held_out
         self._prepared: tuple[str, Prepared] | None = None
+        self._encoded: tuple[str, tuple[EncodedDataset, EncodedDataset]] | None = None
         self._lock = threading.Lock()
+
+    def encoded(self, plan: LearningPlan) -> tuple[EncodedDataset, EncodedDataset]:
+        """Training and held-out examples as tokens, for whoever can mend them: kept for the rounds that follow.
+
+        Raises:
+            DataInvalid: rows that the base's tokenizer or chat template refuses, all at once; or a base that these
+                examples do not fit.
+        """
+        with self._lock:
+            tokenizer = self._bench.tokenizer(plan)
+            with self._bench.tokenizing:
+                train, held_out = (
+                    encode(records, plan.task, plan.task.labels, tokenizer) for records in (self._train, self._held_out)
+                )
+            expect_examples_fit((train, held_out), vocabulary=self._bench.embedding_rows(plan), where=self._name)
+            self._encoded = _encoding_key(plan), (train, held_out)
+            return train, held_out
 
     def prepared(self, plan: LearningPlan) -> Prepared:
         """They under this plan: encoded on first use, kept until another run, base or task asks."""
@@ -83,12 +102,20 @@ class Examples:
                 self._prepared = key, self._prepare(plan)
             return self._prepared[1]
 
-    def _prepare(self, plan: LearningPlan) -> Prepared:
+    def _usable(self, plan: LearningPlan) -> tuple[tuple[EncodedDataset, str], tuple[EncodedDataset, str]]:
+        """Both sides as tokens, each with what was left out; as ``encoded`` left them if it was asked before."""
+        if self._encoded is not None and self._encoded[0] == _encoding_key(plan):
+            train, held_out = self._encoded[1]
+            return (train, ""), (held_out, "")
         tokenizer = self._bench.tokenizer(plan)
         with self._bench.tokenizing:
-            (train, lost), (held_out, lost_too) = (
-                encode_usable(records, plan.task, tokenizer) for records in (self._train, self._held_out)
+            return (
+                encode_usable(self._train, plan.task, tokenizer),
+                encode_usable(self._held_out, plan.task, tokenizer),
             )
+
+    def _prepare(self, plan: LearningPlan) -> Prepared:
+        (train, lost), (held_out, lost_too) = self._usable(plan)
         troubles = tuple(filter(None, (lost, lost_too)))
         batch = evaluation_batch(length=plan.task.max_length, vocabulary=self._bench.vocabulary(plan))
         if not self._bench.frozen_layers(plan):
@@ -119,3 +146,8 @@ class Examples:
 def batch_seed(seed: int, client: str) -> int:
     """The seed of a client's stream of batches in a run."""
     return derive_seed(seed, "batches", client)
+
+
+def _encoding_key(plan: LearningPlan) -> str:
+    """What tokens depend on beside the records; not the run, so they outlive it."""
+    return f"{plan.base} {plan.task.model_dump_json()}"

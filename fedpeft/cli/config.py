@@ -2,8 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from fedpeft.config import RunConfig
 
 __all__ = ["command"]
 
@@ -26,7 +30,18 @@ def validate(file: Path, overrides: tuple[str, ...], deployment: bool) -> None:
     from fedpeft.config import config_digest, load
 
     config = load(file, overrides, simulation=not deployment)
+    _expect_base_fits(config)
     click.echo(f"{file}: valid, run {config.run.name!r}, {config_digest(config)}")
+
+
+def _expect_base_fits(config: "RunConfig") -> None:
+    """Checks task and adapter against a base that lies on this machine; one that must be fetched is checked later."""
+    from fedpeft.base.fit import fit_problems, published_config
+    from fedpeft.errors import ConfigInvalid
+
+    published = published_config(config.base.model)
+    if published is not None and (problems := fit_problems(published, config.task, config.adapter)):
+        raise ConfigInvalid("The base does not fit the task.", problems=problems)
 
 
 @command.command()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from fedpeft.config.model import Task
     from fedpeft.data.check import DataReport, Example
     from fedpeft.data.encode import Tokenizer
 
@@ -54,19 +55,26 @@ def check_command(
       fedpeft data check notes.csv --map text=note,label=diagnosis --base ./my-model
     """
     import json
+    from dataclasses import replace
 
     from fedpeft.config.model import Task
     from fedpeft.data import detect, load
     from fedpeft.data.check import check_loaded
-    from fedpeft.data.tasks import KNOWN_COLUMNS
+    from fedpeft.data.tasks import KNOWN_COLUMNS, Kind
     from fedpeft.errors import DataInvalid
 
     loaded = load(source, column_map, columns=KNOWN_COLUMNS, progress=_progress())
     records = loaded.records
-    found = detect(records) if kind is None else detect(records, "classify" if kind == "classify" else "causal-lm")
+    wanted: Kind | None = "classify" if kind == "classify" else "causal-lm" if kind else None
+    found = detect(records, wanted, unread=loaded.unused)
     task = Task(kind=found.kind) if max_length is None else Task(kind=found.kind, max_length=max_length)
-    tokenizer = None if model is None else (model, load_base_tokenizer(model))
+    tokenizer: tuple[str, Tokenizer] | None = None
+    advice: tuple[str, ...] = ()
+    if model is not None:
+        task, of_base, advice = _on_base(model, task, asked=max_length is not None)
+        tokenizer = (model, of_base)
     report = check_loaded(loaded, task, holdout=holdout, seed=seed, tokenizer=tokenizer, column_map=column_map)
+    report = replace(report, remarks=(*advice, *report.remarks))
     if as_json or form == "json":
         click.echo(json.dumps(report.as_json(), indent=2))
     else:
@@ -90,12 +98,30 @@ def _progress() -> "Callable[[int], None]":
     return progress
 
 
-def load_base_tokenizer(model: str) -> "Tokenizer":
-    """The tokenizer of a base model, from the artifact store; the artifact is built if it is not there."""
-    from fedpeft.base import build, default_store, load_tokenizer
+def _on_base(model: str, task: "Task", *, asked: bool) -> "tuple[Task, Tokenizer, tuple[str, ...]]":
+    """The task as the base allows it, the base's tokenizer, and what to heed; the artifact is built if it is not there.
 
-    tokenizer: Tokenizer = load_tokenizer(build(model, quantize="int8", store=default_store(), progress=None))
-    return tokenizer
+    Args:
+        model: the base.
+        task: wanted.
+        asked: whether the user gave its ``max_length``: then one that does not fit is refused, else it is lowered.
+
+    Raises:
+        ConfigInvalid: the base does not fit the task.
+    """
+    from fedpeft.base import build, default_store, load_tokenizer
+    from fedpeft.base.fit import expect_fit, positions_of
+    from fedpeft.base.source import CONFIG_FILE, read_json
+
+    artifact = build(model, quantize="int8", store=default_store(), progress=None)
+    positions = positions_of(read_json(artifact.path / CONFIG_FILE))
+    advice: tuple[str, ...] = ()
+    if not asked and task.max_length > positions:
+        advice = (f"this base has {positions} positions: set task.max_length = {positions} (it is {task.max_length})",)
+        task = task.model_copy(update={"max_length": positions})
+    expect_fit(artifact, task)
+    tokenizer: Tokenizer = load_tokenizer(artifact)
+    return task, tokenizer, advice
 
 
 def show(report: "DataReport", console: "Console") -> None:

@@ -50,6 +50,7 @@ def command(
     from rich.console import Console
 
     from fedpeft.config import load
+    from fedpeft.data.formats import located
 
     if (config is None) == (resume is None):
         raise click.UsageError("Expected either a CONFIG file or --resume RUN.")
@@ -64,6 +65,9 @@ def command(
     path = config if config is not None else (resume or out) / "resolved.toml"
     loaded = load(path, overrides=[*overrides, *changed], simulation=True)
     loaded = loaded.model_copy(update={"directory": out if resume is None else resume.parent})
+    if resume is None:
+        source = located(loaded.data.source)
+        loaded = loaded.model_copy(update={"data": loaded.data.model_copy(update={"source": source})})
 
     console = Console()
     console.print(f"config {path}; {len(changed) + len(overrides)} overrides; loading", highlight=False, markup=False)
@@ -88,6 +92,7 @@ def _run(console: object, path: Path, config: object, resume: Path | None, basel
 
     from fedpeft.config import RunConfig
     from fedpeft.files import read_text
+    from fedpeft_server.run_view import read_run
     from fedpeft_sim.live import LiveScreen
     from fedpeft_sim.outcome import show_outcome
     from fedpeft_sim.simulate import prepare, simulate
@@ -95,7 +100,8 @@ def _run(console: object, path: Path, config: object, resume: Path | None, basel
     if not isinstance(console, Console) or not isinstance(config, RunConfig):
         raise TypeError("a Console and a RunConfig")
     with LiveScreen(console, rounds=config.rounds.count, methods={}) as loading:
-        simulation = prepare(config, loading, store=store)
+        base_digest = None if resume is None else read_run(resume).manifest.base_digest
+        simulation = prepare(config, loading, store=store, base_digest=base_digest)
     clients = simulation.population.clients
     methods = {client.name: str(client.capacity) for client in clients}
     with LiveScreen(console, rounds=config.rounds.count, methods=methods) as screen:

@@ -155,6 +155,12 @@ def _partition(config: RunConfig) -> Iterator[Finding]:
         )
 
 
+def _named(config: RunConfig) -> str:
+    """The clients that ``[[device]]`` names, for somebody who misspelt one."""
+    names = sorted({name for device in config.device for name in device.clients if name != "*"})
+    return f" Named in [[device]]: {', '.join(names[:8])}." if names else ""
+
+
 def _rounds(config: RunConfig) -> Iterator[Finding]:
     rounds, train = config.rounds, config.train
     if train.warmup_rounds >= rounds.count:
@@ -188,7 +194,7 @@ def _rounds(config: RunConfig) -> Iterator[Finding]:
             reads=(*client_keys(config), "data.partition"),
             expected=f"at most the {clients} clients there are",
             found=str(rounds.min_devices),
-            remedy="No round could ever succeed: lower it, or add clients.",
+            remedy="No round could ever succeed: lower it, or add clients." + _named(config),
         )
     names = [name for device in config.device for name in device.clients]
     if "*" not in names and config.data.partition.by != "column" and len(names) != clients:

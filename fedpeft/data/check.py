@@ -144,7 +144,7 @@ def check_loaded(
         DataInvalid: the columns fit no convention of ``task.kind``.
     """
     records = loaded.records
-    findings = inspect(records, task)
+    findings = inspect(records, task, unread=loaded.unused)
     convention = findings.convention
     good = (
         records

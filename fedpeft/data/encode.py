@@ -368,6 +368,8 @@ def _tokenized(
                 log.add(f"{origin}: {convention.value}", *_halves(str(one)))
             else:
                 batch.append((origin, one))
+        if not batch:
+            continue
         texts = [example.text for _, example in batch]
         with foreign(_refused_by_tokenizer):
             encoding = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

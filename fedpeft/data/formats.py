@@ -20,7 +20,7 @@ from fedpeft.data.packed import MISSING, PackedColumn, PackedOrigins, PackedRows
 from fedpeft.data.records import ProblemLog, Record, Records
 from fedpeft.data.tasks import KNOWN_COLUMNS
 
-__all__ = ["Loaded", "load", "load_noting", "load_records"]
+__all__ = ["Loaded", "load", "load_noting", "load_records", "located"]
 
 Row = tuple[int, Record]
 Reader = Callable[[Path, ProblemLog, ColumnChoice], Iterator[Row]]
@@ -127,6 +127,11 @@ def load_noting(
         loaded = _read(source, wanted, log, progress or (lambda _rows: None))
     records = _mapped(loaded, names, log)
     return Loaded(records=records, files=loaded.files, left_out=loaded.left_out, unused=loaded.unused)
+
+
+def located(source: str) -> str:
+    """``source`` independent of the working directory: bundled sources as they are, paths and patterns absolute."""
+    return source if source.startswith(builtin.PREFIX) else str(Path(source).expanduser().absolute())
 
 
 def _bundled(source: str, wanted: frozenset[str] | None) -> Loaded:

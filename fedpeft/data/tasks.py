@@ -8,7 +8,7 @@ import enum
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,12 +68,13 @@ COLUMNS: Mapping[Convention, tuple[str, ...]] = {
 KNOWN_COLUMNS = ("text", "label", "prompt", "completion", "messages", "instruction", "input", "output")
 
 
-def detect(records: Records, kind: Kind | None = None) -> Convention:
+def detect(records: Records, kind: Kind | None = None, *, unread: Sequence[str] = ()) -> Convention:
     """The first convention, in the order of ``Convention``, whose columns are all there.
 
     Args:
         records: the data set; a column counts as there when any row has it.
         kind: only conventions of this task; None: of any, so that ``text`` + ``label`` means classification.
+        unread: columns that the files have beside; named in a refusal.
 
     Raises:
         DataInvalid: no convention fits.
@@ -86,7 +87,7 @@ def detect(records: Records, kind: Kind | None = None) -> Convention:
     problem = Problem(
         where="columns",
         expected=" or ".join(" + ".join(convention.columns) for convention in candidates),
-        found=", ".join(sorted(there)) or "none",
+        found=", ".join(sorted({*there, *unread})) or "none",
         remedy="Name yours with --map OURS=THEIRS (data.map in run.toml), e.g. text=note.",
     )
     raise DataInvalid(f"Expected the columns of a {kind or 'known'} task.", problems=(problem,))
@@ -120,13 +121,13 @@ class Findings:
     unused_keys: Counter[str]
 
 
-def inspect(records: Records, task: Task) -> Findings:
+def inspect(records: Records, task: Task, *, unread: Sequence[str] = ()) -> Findings:
     """As ``validate``, but the problems are returned and not raised.
 
     Raises:
         DataInvalid: no convention of ``task.kind`` fits the columns.
     """
-    convention = detect(records, task.kind)
+    convention = detect(records, task.kind, unread=unread)
     log = ProblemLog()
     bad: set[int] = set()
     labels = LabelCheck(task.labels)

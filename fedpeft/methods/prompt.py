@@ -37,7 +37,6 @@ __all__ = [
     "PlainPrompt",
     "attach_p_tuning",
     "attach_prompt",
-    "check_positions",
     "prompts_of",
 ]
 
@@ -109,23 +108,6 @@ def attach_p_tuning(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Bloc
 def prompts_of(model: nn.Module) -> nn.ModuleDict:
     """The prompts of a model by method; empty when it has none."""
     return cast("nn.ModuleDict", getattr(model.base_model, _PARTS, nn.ModuleDict()))
-
-
-def check_positions(model: nn.Module, max_length: int) -> None:
-    """Whether the prompts and the longest text fit the model.
-
-    Raises:
-        ConfigInvalid: they do not.
-    """
-    length = sum(len(part()) for part in prompts_of(model).values())
-    positions = _positions(model)
-    if length and length + max_length > positions:
-        problem = Problem(
-            where="task.max_length",
-            expected=f"at most {positions - length}: the model has {positions} positions and the prompt takes {length}",
-            found=str(max_length),
-        )
-        raise ConfigInvalid("The prompt and the text do not fit the model.", problems=[problem])
 
 
 def _positions(model: nn.Module) -> int:

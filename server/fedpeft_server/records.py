@@ -46,6 +46,7 @@ class Manifest:
         adapter_digest: the adapter specification (``adapter.json`` holds it).
         config_digest: of ``resolved.toml``.
         source_digest: of ``run.toml``.
+        data_digest: of the clients' examples in a simulation; empty where devices hold them.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -61,6 +62,7 @@ class Manifest:
     adapter_digest: str
     config_digest: str
     source_digest: str
+    data_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

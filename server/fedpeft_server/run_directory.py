@@ -30,7 +30,7 @@ from fedpeft.clock import Clock, SystemClock
 from fedpeft.config import RunConfig, config_digest, resolved
 from fedpeft.directory_lock import DirectoryLock
 from fedpeft.entropy import Entropy, os_entropy
-from fedpeft.errors import IntegrityFailed
+from fedpeft.errors import IntegrityFailed, Problem
 from fedpeft.files import write_file
 from fedpeft.ids import RoundId
 from fedpeft_server import durable
@@ -81,6 +81,7 @@ class RunDirectory:
         adapter: AdapterSpec,
         base_digest: str,
         command: Sequence[str],
+        data_digest: str = "",
         clock: Clock | None = None,
         entropy: Entropy = os_entropy,
     ) -> Self:
@@ -92,6 +93,7 @@ class RunDirectory:
             adapter: what the global state is made of.
             base_digest: the base artifact's.
             command: the command line.
+            data_digest: of the examples, where they are on this machine.
             clock: for the name and the records.
             entropy: for the name's last four digits.
         """
@@ -111,6 +113,7 @@ class RunDirectory:
             adapter_digest=adapter.digest,
             config_digest=config_digest(config),
             source_digest=file_digest(source.encode()),
+            data_digest=data_digest,
         )
         lock = DirectoryLock(path)
         (path / "checkpoints").mkdir()
@@ -142,22 +145,34 @@ class RunDirectory:
             raise
         return run
 
-    def expect(self, *, adapter: AdapterSpec, base_digest: str) -> None:
-        """Refuses to go on with another base or another adapter than the run began with.
+    def expect(self, *, adapter: AdapterSpec, base_digest: str, data_digest: str = "") -> None:
+        """Refuses to go on with anything else than the run began with.
+
+        Args:
+            adapter: its specification.
+            base_digest: the base artifact's.
+            data_digest: of the examples; empty where they are elsewhere, or the run kept none.
 
         Raises:
-            IntegrityFailed: naming both digests.
+            IntegrityFailed: naming both digests of whatever differs.
         """
+        manifest = self.manifest
         pairs = {
-            "base": (self.manifest.base_digest, base_digest),
-            "adapter": (self.manifest.adapter_digest, adapter.digest),
+            "base": (manifest.base_digest, base_digest),
+            "adapter": (manifest.adapter_digest, adapter.digest),
+            "data": (manifest.data_digest, data_digest or manifest.data_digest),
         }
-        for what, (expected, found) in pairs.items():
-            if expected != found:
-                raise IntegrityFailed(
-                    f"{self.path}: expected the {what} {expected}, found {found}; "
-                    "resume with the versions and files named in manifest.json, or start a new run."
-                )
+        problems = [
+            Problem(where=what, expected=expected, found=found)
+            for what, (expected, found) in pairs.items()
+            if expected and expected != found
+        ]
+        if problems:
+            raise IntegrityFailed(
+                f"{self.path}: expected what the run began with; resume with the versions and files named in "
+                "manifest.json, or start a new run.",
+                problems=problems,
+            )
 
     def begin_attempt(self, round_id: RoundId) -> int:
         """Counts an attempt at a round, durably, before anybody hears of it; from 1, over all starts of the run.

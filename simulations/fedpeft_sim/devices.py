@@ -14,13 +14,18 @@ import torch
 from fedpeft import secagg
 from fedpeft.base import ArtifactStore
 from fedpeft.config import RunConfig
+from fedpeft.data import EncodedDataset
+from fedpeft.data.records import MAX_PROBLEMS
+from fedpeft.data.remarks import answer_remark, unknown_remark
 from fedpeft.entropy import Entropy, os_entropy, seeded_entropy
+from fedpeft.errors import DataInvalid, Problem
 from fedpeft.flower import NodeContext
 from fedpeft.privacy import Budget
 from fedpeft.round.device import Device
 from fedpeft.round.example_privacy import OpenLedger
 from fedpeft.round.failures import log_trouble
 from fedpeft.round.local import DeviceStore, Identity, SumSession
+from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transport import Stage
 from fedpeft_client.bench import Bench
 from fedpeft_client.examples import Examples
@@ -31,7 +36,7 @@ from fedpeft_sim.planning import plan_devices
 from fedpeft_sim.population import Client, Population, populate
 from fedpeft_sim.troubles import trouble_log
 
-__all__ = ["Ledgers", "RayDevices", "VirtualDevices", "examples_of"]
+__all__ = ["Ledgers", "RayDevices", "VirtualDevices", "encode_all", "examples_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +147,39 @@ def examples_of(population: Population, bench: Bench) -> dict[str, Examples]:
         client.name: Examples(client.name, bench=bench, train=client.train, held_out=client.held_out, cache_mb=cache_mb)
         for client in population.clients
     }
+
+
+def encode_all(examples: Mapping[str, Examples], plan: LearningPlan) -> tuple[str, ...]:
+    """Turn every client's examples into tokens before the first round, so that a bad row stops nothing half-way.
+
+    Returns:
+        What is odd about them, a sentence each.
+
+    Raises:
+        DataInvalid: what the base refuses, of all clients at once.
+    """
+    problems: list[Problem] = []
+    refused: DataInvalid | None = None
+    sets: list[EncodedDataset] = []
+    for own in examples.values():
+        try:
+            sets += own.encoded(plan)
+        except DataInvalid as error:
+            refused = error
+            problems += error.problems
+    if refused is not None:
+        if not problems:
+            raise refused
+        raise DataInvalid(
+            f"Expected examples that this base takes, found {len(problems)} problems; nothing was started. "
+            "See them all: fedpeft data check DATA --base MODEL.",
+            problems=problems[:MAX_PROBLEMS],
+        ) from refused
+    answers, context = (sum(getattr(one, name) for one in sets) for name in ("answers", "context_answers"))
+    return (
+        *answer_remark(context, answers),
+        *unknown_remark(sum(one.unknown for one in sets), sum(map(len, sets))),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

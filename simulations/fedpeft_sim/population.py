@@ -1,8 +1,11 @@
 """Who takes part in a simulation: clients with their examples and what each can afford."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from fedpeft.config import RunConfig
 from fedpeft.config.derived import with_head_start
@@ -15,7 +18,7 @@ from fedpeft.errors import ConfigInvalid, DataInvalid, Problem
 from fedpeft_client.trainer import Capacity
 from fedpeft_sim.partition import partition
 
-__all__ = ["Client", "Population", "populate"]
+__all__ = ["Client", "Population", "expect_enough", "populate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,16 @@ class Population:
     plans: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
+    def digest(self) -> str:
+        """SHA-256 of every client's name and examples, ``sha256:<hex>``: the same wherever the files lay."""
+        content = hashlib.sha256()
+        write = json.JSONEncoder(sort_keys=True, default=str, separators=(",", ":")).encode
+        for client in self.clients:
+            content.update(f"client {client.name} {len(client.train)} {len(client.held_out)}\n".encode())
+            for row in chain(client.train, client.held_out):
+                content.update(write(row).encode() + b"\n")
+        return f"sha256:{content.hexdigest()}"
+
     def by_plan(self) -> dict[str, list[str]]:
         """Each sentence once, with the clients that it is about."""
         grouped: dict[str, list[str]] = {}
@@ -73,7 +86,7 @@ def populate(config: RunConfig) -> Population:
     columns = (*KNOWN_COLUMNS, *([how.column] if how.column else ()))
     loaded = load(config.data.source, config.data.map, columns=columns)
     records = loaded.records
-    findings = inspect(records, config.task)
+    findings = inspect(records, config.task, unread=loaded.unused)
     findings.log.raise_if_any(f"{findings.convention.value} examples")
     if config.task.kind == "classify" and not config.task.labels:
         task = config.task.model_copy(update={"labels": label_names(records)})
@@ -95,6 +108,28 @@ def populate(config: RunConfig) -> Population:
     return Population(
         clients=tuple(clients), config=config, left_out=parts.left_out, remarks=_remarks(loaded, findings, config)
     )
+
+
+def expect_enough(population: Population) -> None:
+    """Refuses a run that asks for more clients than there are: its first round could only be aborted.
+
+    Raises:
+        ConfigInvalid: ``rounds.min_devices`` or ``secagg.min_cohort`` is above the number of clients.
+    """
+    config, there = population.config, len(population.clients)
+    wanted = {"rounds.min_devices": config.rounds.min_devices, "secagg.min_cohort": config.secagg.min_cohort or 0}
+    problems = [
+        Problem(
+            where=key,
+            expected=f"at most {there}, the clients of this data",
+            found=str(number),
+            remedy=f"{len(population.left_out)} clients are left out as too small." if population.left_out else "",
+        )
+        for key, number in wanted.items()
+        if number > there
+    ]
+    if problems:
+        raise ConfigInvalid("The run asks for more clients than there are; nothing was started.", problems=problems)
 
 
 def _remarks(loaded: Loaded, findings: Findings, config: RunConfig) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import Individual
 from fedpeft.aggregate.device_side import local_blocks
 from fedpeft.base import ArtifactStore, BaseArtifact, build, default_store
+from fedpeft.base.fit import expect_fit
 from fedpeft.clock import SystemClock
 from fedpeft.config import RunConfig
 from fedpeft.entropy import os_entropy
@@ -39,10 +40,10 @@ from fedpeft_server.report import write_report
 from fedpeft_server.run_directory import RunDirectory
 from fedpeft_server.summary import summary_of
 from fedpeft_sim.baselines import Baselines, held_out_scores, run_baselines
-from fedpeft_sim.devices import RayDevices, VirtualDevices, examples_of
+from fedpeft_sim.devices import RayDevices, VirtualDevices, encode_all, examples_of
 from fedpeft_sim.plain_sum import PlainSum
 from fedpeft_sim.planning import plan_devices
-from fedpeft_sim.population import Population, populate
+from fedpeft_sim.population import Population, expect_enough, populate
 from fedpeft_sim.private import expect_affordable, ledgers_of, open_privacy
 from fedpeft_sim.publish import publisher
 from fedpeft_sim.summary import compare, full_parameter_bytes
@@ -93,8 +94,17 @@ class Simulation:
         return self.population.config
 
 
-def prepare(config: RunConfig, screen: Screen, *, store: Path | None = None) -> Simulation:
+def prepare(
+    config: RunConfig, screen: Screen, *, store: Path | None = None, base_digest: str | None = None
+) -> Simulation:
     """Load and check everything; nothing is written but the base artifact.
+
+    Args:
+        config: the run.
+        screen: told of everything.
+        store: where base artifacts lie; None: the user's store.
+        base_digest: of the base that a resumed run began with: taken from the store if it is there, wherever
+            ``base.model`` lay then.
 
     Raises:
         FedpeftError: the data, the base or the adapter is not what the config needs.
@@ -109,14 +119,17 @@ def prepare(config: RunConfig, screen: Screen, *, store: Path | None = None) -> 
             f"Expected {secagg.MIN_COHORT_FLOOR} clients or more, found {len(population.clients)}; "
             "with two, each learns the other's update from the sum."
         )
+    expect_enough(population)
     config = population.config
     where = store or default_store()
+    kept = base_digest is not None and (where / f"sha256-{base_digest.removeprefix('sha256:')}").is_dir()
     artifact = build(
-        config.base.model,
+        base_digest if kept and base_digest else config.base.model,
         quantize=config.base.quantize,
         store=where,
         progress=lambda what, share: screen.working(what, round(100 * share), 100),
     )
+    expect_fit(artifact, config.task, config.adapter)
     population = plan_devices(population, artifact)
     for sentence, names in population.by_plan().items():
         screen.note(f"{', '.join(names)}: {sentence}")
@@ -131,11 +144,14 @@ def prepare(config: RunConfig, screen: Screen, *, store: Path | None = None) -> 
     initial = with_sources(bench.initial_state(draft), config.adapter, config.base.adapters)
     plan = draft.model_copy(update={"adapter_spec": initial.spec.digest})
     expect_affordable(plan, population, initial.spec)
+    examples = examples_of(population, bench)
+    for remark in encode_all(examples, plan):
+        screen.note(f"note: {remark}")
     return Simulation(
         population=population,
         artifact=artifact,
         bench=bench,
-        examples=examples_of(population, bench),
+        examples=examples,
         plan=plan,
         initial=initial,
     )
@@ -163,18 +179,7 @@ def simulate(
     Raises:
         FedpeftError: the run failed; everything committed is kept.
     """
-    if resume is not None:
-        run = RunDirectory.open(resume)
-        run.expect(adapter=simulation.initial.spec, base_digest=simulation.artifact.digest)
-    else:
-        run = RunDirectory.create(
-            simulation.config,
-            source=source,
-            adapter=simulation.initial.spec,
-            base_digest=simulation.artifact.digest,
-            command=command,
-        )
-    with run:
+    with _directory(simulation, source, command, resume) as run:
         for name, sentence in simulation.population.plans.items() if resume is None else ():
             run.record("device.planned", client=name, detail={"plan": sentence})
         screen.note(f"run directory {run.path}")
@@ -210,6 +215,22 @@ def simulate(
         run.write_summary(summary_of(run, "finished", full_bytes=full_bytes, comparison=comparison))
         write_report(run.path)
         return run.path
+
+
+def _directory(simulation: Simulation, source: str, command: Sequence[str], resume: Path | None) -> RunDirectory:
+    """A new run directory, or the one to go on with if data, base and adapter are what it began with."""
+    adapter, base, data = simulation.initial.spec, simulation.artifact.digest, simulation.population.digest()
+    if resume is None:
+        return RunDirectory.create(
+            simulation.config, source=source, adapter=adapter, base_digest=base, command=command, data_digest=data
+        )
+    run = RunDirectory.open(resume)
+    try:
+        run.expect(adapter=adapter, base_digest=base, data_digest=data)
+    except BaseException:
+        run.close()
+        raise
+    return run
 
 
 def workers_of(config: RunConfig) -> int:

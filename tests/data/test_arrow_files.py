@@ -126,3 +126,46 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ResourceMissing, match=r"fedpeft\[demo\]") as caught:
         list(arrow_files.read_parquet(tmp_path / "a.parquet", ProblemLog()))
     assert caught.value.exit_code == 8
+
+
+def test_a_column_that_nobody_asked_for_may_hold_what_python_cannot(tmp_path: Path) -> None:
+    from fedpeft.data import load
+
+    table = pa.table({"text": ["a", "b"], "when": pa.array([10**15, 1], pa.timestamp("s"))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    loaded = load(str(tmp_path / "a.parquet"), columns=["text"])
+    assert [row["text"] for row in loaded.records] == ["a", "b"]
+    assert loaded.unused == ("when",)
+    with pytest.raises(DataInvalid, match="column 'when'"):
+        load(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_two_columns_of_one_name_are_refused_whatever_the_format(tmp_path: Path, name: str) -> None:
+    table = pa.table([["a"], ["b"], ["x"]], names=["text", "text", "label"])
+    if name.endswith("parquet"):
+        pq.write_table(table, tmp_path / name)
+    else:
+        with pa.OSFile(str(tmp_path / name), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+            file.write_table(table)
+    with pytest.raises(DataInvalid, match="distinct column names, found 'text' twice"):
+        load_records(str(tmp_path / name))
+
+
+def test_text_that_is_not_utf8_is_a_problem_of_its_column(tmp_path: Path) -> None:
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    table = pa.table({"text": broken})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
+    with pytest.raises(DataInvalid, match="column 'text'"):
+        load_records(str(tmp_path / "a.arrow"))
+
+
+def test_without_a_column_of_ours_the_columns_are_named(tmp_path: Path) -> None:
+    from fedpeft.data import detect, load
+
+    pq.write_table(pa.table({"note": ["a"], "dx": ["b"]}), tmp_path / "a.parquet")
+    loaded = load(str(tmp_path / "a.parquet"), columns=["text", "label"])
+    assert loaded.unused == ("note", "dx")
+    with pytest.raises(DataInvalid, match="found dx, note"):
+        detect(loaded.records, unread=loaded.unused)

@@ -268,3 +268,60 @@ def test_a_real_byte_level_tokenizer_trains_on_the_answers_of_its_template() -> 
     assert tokenizer.decode([x for x in encoded.labels[0] if x != IGNORED]) == "héllo 😀 there<e>\n"
     pair = encode(Records.of([{"prompt": "hello ", "completion": "there"}]), CAUSAL, (), tokenizer)
     assert tokenizer.decode([x for x in pair.labels[0] if x != IGNORED]) == " there<e>"
+
+
+@pytest.mark.parametrize("text", ["^q a$", "^q a$\n", "q a$", "^q a"])
+def test_a_text_that_was_rendered_beforehand_gets_no_second_beginning_or_end(text: str) -> None:
+    for row in ({"text": text}, {"prompt": text[:2], "completion": text[2:]}):
+        tokens = encode(Records.of([row]), CAUSAL, (), CharacterTokenizer()).input_ids[0].tolist()
+        assert (tokens.count(ord("^")), tokens.count(ord("$"))) == (1, 1)
+        assert tokens[0] == ord("^")
+
+
+def test_an_answer_that_ends_with_eos_gets_no_second_one_without_a_template() -> None:
+    turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a$"}]
+    tokens = encode(Records.of([{"messages": turns}]), CAUSAL, (), CharacterTokenizer()).input_ids[0].tolist()
+    assert tokens.count(ord("$")) == 1
+
+
+class Refusing(CharacterTokenizer):
+    """A chat template that raises what jinja2, or a Rust extension, might."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(template="refuses")
+        self.error = error
+
+    def apply_chat_template(self, conversation: Sequence[Mapping[str, str]], **_: object) -> str:  # type: ignore[override]
+        if any(turn["content"] == "bad" for turn in conversation):
+            raise self.error
+        return "".join(turn["content"] for turn in conversation)
+
+
+PanicException = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("roles must alternate"), RecursionError(), TypeError("x"), PanicException("panicked")]
+)
+def test_every_row_that_a_chat_template_refuses_is_named_at_once(error: BaseException) -> None:
+    def turns(content: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": content}, {"role": "assistant", "content": "a"}]
+
+    rows = [{"messages": turns(content)} for content in ("bad", "good", "bad")]
+    with pytest.raises(DataInvalid) as caught:
+        encode(Records.of(rows, name="f"), CAUSAL, (), Refusing(error))
+    assert [problem.where for problem in caught.value.problems] == ["f:1: messages", "f:3: messages"]
+    with pytest.raises(DataInvalid):
+        encode(Records.of(rows[:1], name="f"), CAUSAL, (), Refusing(error))
+
+
+def test_a_signal_inside_a_template_stays_a_signal() -> None:
+    rows = [{"messages": [{"role": "user", "content": "bad"}, {"role": "assistant", "content": "a"}]}]
+    with pytest.raises(KeyboardInterrupt):
+        encode(Records.of(rows), CAUSAL, (), Refusing(KeyboardInterrupt()))
+
+
+def test_answers_that_a_template_rewrites_are_counted() -> None:
+    tokenizer = CharacterTokenizer(template="forgets answers")
+    encoded = encode(Records.of([{"messages": CONVERSATION}] * 3), CAUSAL, (), tokenizer)
+    assert (encoded.answers, encoded.context_answers) == (6, 3)

@@ -43,10 +43,16 @@ class Noon:
         return datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 
 
-def create(parent: Path) -> RunDirectory:
+def create(parent: Path, data_digest: str = "") -> RunDirectory:
     config = parse(SOURCE, source="run.toml", simulation=True).model_copy(update={"directory": parent})
     return RunDirectory.create(
-        config, source=SOURCE, adapter=SPEC, base_digest="sha256:b", command=("fedpeft", "simulate"), clock=Noon()
+        config,
+        source=SOURCE,
+        adapter=SPEC,
+        base_digest="sha256:b",
+        command=("fedpeft", "simulate"),
+        data_digest=data_digest,
+        clock=Noon(),
     )
 
 
@@ -220,6 +226,16 @@ def test_another_base_or_adapter_is_refused(tmp_path: Path) -> None:
             run.expect(adapter=SPEC, base_digest="sha256:c")
         with pytest.raises(IntegrityFailed, match="adapter"):
             run.expect(adapter=AdapterSpec(blocks=()), base_digest="sha256:b")
+
+
+def test_other_examples_than_the_run_began_with_are_refused(tmp_path: Path) -> None:
+    with create(tmp_path, data_digest="sha256:d") as run:
+        run.expect(adapter=SPEC, base_digest="sha256:b", data_digest="sha256:d")
+        with pytest.raises(IntegrityFailed, match="data: expected sha256:d, found sha256:e") as caught:
+            run.expect(adapter=SPEC, base_digest="sha256:b", data_digest="sha256:e")
+        assert caught.value.exit_code == 6
+    with create(tmp_path / "old") as run:  # kept no digest: nothing to compare
+        run.expect(adapter=SPEC, base_digest="sha256:b", data_digest="sha256:e")
 
 
 def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
