@@ -315,12 +315,6 @@ def test_every_row_that_a_chat_template_refuses_is_named_at_once(error: BaseExce
         encode(Records.of(rows[:1], name="f"), CAUSAL, (), Refusing(error))
 
 
-def test_a_signal_inside_a_template_stays_a_signal() -> None:
-    rows = [{"messages": [{"role": "user", "content": "bad"}, {"role": "assistant", "content": "a"}]}]
-    with pytest.raises(KeyboardInterrupt):
-        encode(Records.of(rows), CAUSAL, (), Refusing(KeyboardInterrupt()))
-
-
 def test_answers_that_a_template_rewrites_are_counted() -> None:
     tokenizer = CharacterTokenizer(template="forgets answers")
     encoded = encode(Records.of([{"messages": CONVERSATION}] * 3), CAUSAL, (), tokenizer)
