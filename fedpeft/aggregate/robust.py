@@ -3,7 +3,9 @@
 Under secure aggregation the coordinator never sees one device, so it deals the cohort at random into buckets, each
 with a secure sum of its own, and takes the statistic over the bucket means (Karimireddy 2022, "bucketing"). One
 bad device spoils one bucket: with f of them, more than 2 f buckets keep the median right. Every device counts alike
-here: a weight of its own choice would be a way to attack.
+here: a weight of its own choice would be a way to attack. And in each block no update is longer than a few times the
+median of all norms before a statistic sees it: a secure sum bounds no norm, and a statistic of single coordinates
+follows a bad bucket wherever the honest ones disagree.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,9 @@ from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId
 
 __all__ = ["Update", "assign_buckets", "robust_mean"]
+
+NORM_CLIP = 3.0
+"""Times the median norm: room for buckets of unequal data, none for an update that is larger by orders."""
 
 Vector = npt.NDArray[np.float64]
 Update = Mapping[BlockId, Vector]
@@ -62,7 +67,10 @@ def robust_mean(aggregate: Aggregate, updates: Sequence[Update]) -> dict[BlockId
 
 
 def _statistic(aggregate: Aggregate, values: Vector) -> Vector:
-    """Over axis 0 of (n, P)."""
+    """Over axis 0 of (n, P), no row longer than ``NORM_CLIP`` times the median of their norms."""
+    norms = np.linalg.norm(values, axis=1)
+    limit = NORM_CLIP * float(np.median(norms))
+    values = values * np.minimum(1.0, limit / np.maximum(norms, 1e-300))[:, None]
     if aggregate.robust == "median":
         return np.asarray(np.median(values, axis=0))
     if aggregate.robust == "trimmed-mean":

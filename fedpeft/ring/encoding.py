@@ -17,7 +17,7 @@ from fedpeft.entropy import Entropy
 from fedpeft.errors import ConfigInvalid, Problem, SpecMismatch
 from fedpeft.ring.params import RingParams
 
-__all__ = ["BlockEncoding", "InputRefused", "RoundingBits", "SumRange", "bits_from"]
+__all__ = ["BlockEncoding", "InputRefused", "RoundingBits", "SumOutOfRange", "SumRange", "bits_from"]
 
 PIECE = 1 << 14
 """Coordinates worked on at once: 128 KiB of float64, twice, stay in the second-level cache."""
@@ -35,6 +35,10 @@ RoundingBits = Callable[[int], npt.NDArray[np.uint16]]
 
 class InputRefused(SpecMismatch):
     """A vector that cannot be encoded: wrong length or dtype, NaN, inf, or a count outside its range."""
+
+
+class SumOutOfRange(SpecMismatch):
+    """A sum that no inputs within their ranges make: somebody added words of another kind, or it is still masked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +192,11 @@ class BlockEncoding:
 
         Returns:
             (P,) float64.
+
+        Raises:
+            InputRefused: words of another shape, or more addends than the ring is made for.
+            SumOutOfRange: a coordinate beyond ``addends`` times its range. Words that lie are noticed where the ring
+                has room above honest sums: counts, and sums of fewer vectors than the ring is made for.
         """
         if words.shape != (self.words,) or words.dtype != self.params.word or addends > self.params.addends:
             raise InputRefused(
@@ -204,6 +213,12 @@ class BlockEncoding:
             lane &= mask
             # Safe: a lane is at most 2 * levels * addends <= 2^56, so it fits a signed 64-bit number.
             np.subtract(lane.view(np.int64), zero, out=t, dtype=np.int64, casting="unsafe")
+            most = addends * (piece.part.max_abs if piece.part.exact else self.params.levels)
+            if len(t) and max(t.max(), -t.min()) > most:
+                raise SumOutOfRange(
+                    f"Expected a sum of {addends} inputs within {addends} times {piece.part.max_abs:g} in coordinates "
+                    f"{piece.start}..{piece.stop - 1}, found a larger one: a device sent what no input encodes to."
+                )
             t /= self.scale(piece.part)
         return total
 

@@ -49,6 +49,7 @@ class Reason(Enum):
     MALFORMED = "malformed"
     NOT_ON_ROSTER = "not-on-roster"
     OUT_OF_ORDER = "out-of-order"
+    OUT_OF_RANGE = "out-of-range"  # an opened sum that no honest inputs make: a device is suspected, none can be named
     POLICY = "policy"  # weaker than the site allows
     REPLAYED = "replayed"  # an attempt that this device has already left behind
     ROUND_CLOSED = "round-closed"

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.ring import SumOutOfRange
 from fedpeft.secagg.cohort import cohort_problem
 from fedpeft.secagg.coordinator_state import (
     KEY_SHARE,
@@ -83,7 +84,10 @@ def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:
             words = revealing.masked.sums[block.block_id]
             apply_masks(words, list(_masks_to_remove(vault, revealing, index)))
             owners = len(roster.owner_sets[index] & survivors)
-            values = decode_block(roster.spec, block, words, owners)
+            try:
+                values = decode_block(roster.spec, block, words, owners)
+            except SumOutOfRange as error:  # nothing of it is used; whose input it was, nobody can say
+                return aborted(state, Reason.OUT_OF_RANGE, f"Block {block.block_id}: {error}", restartable=False)
             sums[block.block_id] = BlockSum(values=values, owners=owners)
         else:
             dealers = {dealer for dealer, _ in missing}

@@ -65,9 +65,21 @@ class TextAttack:
             update: of B, (d_out, r); any scale and sign.
             length: tokens of the text, below r.
         """
-        rows = np.linalg.svd(update, full_matrices=False)[2][:length]  # (length, r): spans the tokens' A x
-        inside = np.square(self.candidates[:length] @ rows.T.astype(np.float32)).sum(2)  # (length, vocabulary)
-        found: npt.NDArray[np.int64] = inside.argmax(1)
+        return self.likeliest(update, length, 1)[:length, 0]
+
+    def likeliest(self, update: npt.NDArray[np.float64], tokens: int, count: int) -> npt.NDArray[np.int64]:
+        """So many tokens at each position, (positions, count), the likeliest first: for a sum over several texts.
+
+        Args:
+            update: of B, (d_out, r); any scale and sign.
+            tokens: of all texts together; where there are more than r their space is everything.
+            count: of tokens at each position.
+        """
+        rows = np.linalg.svd(update, full_matrices=False)[2][:tokens]  # (tokens, r): spans the tokens' A x
+        inside = np.square(self.candidates @ rows.T.astype(np.float32)).sum(2)  # (positions, vocabulary)
+        some = np.argpartition(-inside, count, axis=1)[:, :count]
+        order = np.argsort(-np.take_along_axis(inside, some, 1), axis=1)
+        found: npt.NDArray[np.int64] = np.take_along_axis(some, order, 1)
         return found
 
 

@@ -34,6 +34,16 @@ def test_a_norm_bound_limits_what_a_bad_update_adds() -> None:
     assert np.linalg.norm(mean_of("norm-bound", [*GOOD, BAD])) < 1.5  # 0: the median of the norms
 
 
+@pytest.mark.parametrize("kind", ["median", "trimmed-mean"])
+def test_where_honest_updates_disagree_a_bad_one_moves_the_result_by_no_more_than_its_clipped_norm(kind: str) -> None:
+    """Two against two in every coordinate: the statistic is the bad update's to choose, within three median norms."""
+    honest = [[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]
+    assert np.linalg.norm(mean_of(kind, [*honest, [1e9, 1e9]], bad_fraction=0.01)) <= 3 * np.sqrt(2)
+    three = [[1.0, 0.0], [0.0, 1.0], [1e9, 1e9]]
+    moved = robust_mean(Aggregate(robust=kind), [{HEAD: np.array(one)} for one in three])[HEAD]
+    assert np.linalg.norm(moved) <= 3
+
+
 def test_krum_is_one_of_the_updates() -> None:
     assert mean_of("krum", [*GOOD, BAD]) in GOOD
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedpeft.entropy import seeded_entropy
 from fedpeft.errors import ConfigInvalid
-from fedpeft.ring import BlockEncoding, InputRefused, RingParams, SumRange, bits_from
+from fedpeft.ring import BlockEncoding, InputRefused, RingParams, SumOutOfRange, SumRange, bits_from
 
 WIDTHS = st.sampled_from([8, 10, 12, 16, 21, 24, 32, 33, 48, 64])
 
@@ -153,3 +153,18 @@ def test_a_sum_of_more_vectors_than_the_ring_allows_is_not_decoded() -> None:
     block = encoding(32, 3, (5, 1.0))
     with pytest.raises(InputRefused, match="at most 3 addends"):
         block.decode(block.zeros(), 4)
+
+
+@pytest.mark.parametrize("bits", [20, 32, 64])
+def test_a_sum_that_no_honest_inputs_make_is_refused(bits: int) -> None:
+    """A count above every limit; a coordinate of two vectors in a ring for ten, pushed beyond both ranges."""
+    ranges = (SumRange(length=1, max_abs=100.0, exact=True), SumRange(length=3, max_abs=1.0))
+    encoding = BlockEncoding(params=RingParams(bits=bits, addends=10), ranges=ranges)
+    honest = encoding.encode(np.array([100.0, 1.0, -1.0, 0.0]), bits_from(seeded_entropy(0, "lie")))
+    assert encoding.decode(honest + honest, 2)[0] == 200.0
+    for lane, step in ((0, 101), (1, encoding.params.levels * 3)):
+        word, place = lane % encoding.words, lane // encoding.words
+        lie = honest.copy()
+        lie[word] += np.array(step << (bits * place), lie.dtype)
+        with pytest.raises(SumOutOfRange, match="no input encodes to"):
+            encoding.decode(honest + lie, 2)

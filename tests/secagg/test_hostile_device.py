@@ -215,6 +215,23 @@ def _reply_key(a: Round) -> bytes:
     return a.fleet.ledgers[BAD].load("run").reply_key.value
 
 
+def test_words_that_no_input_encodes_to_abort_the_round_with_the_suspicion() -> None:
+    """Counts have room above honest sums; nobody can say whose words they were, and nothing is used."""
+
+    def cheat(a: Round, reply: MaskedInput) -> Reply:
+        words = np.frombuffer(reply.vectors[0], "<u4").copy()
+        words[3] += 1000
+        vectors = (words.tobytes(),)
+        tag = authenticate(_reply_key(a), STAGE_MASK, [reply.context, b"", *vectors])
+        return replace(reply, vectors=vectors, tag=tag)
+
+    outcome = play(a_round(), "mask", cheat)
+    assert isinstance(outcome, Aborted)
+    assert outcome.reason is Reason.OUT_OF_RANGE
+    assert "no input encodes to" in outcome.detail
+    assert not outcome.restartable
+
+
 def test_a_forged_masked_input_never_reaches_the_sum() -> None:
     def cheat(a: Round, reply: MaskedInput) -> Reply:
         return replace(reply, vectors=(bytes(36),))
