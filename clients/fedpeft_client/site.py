@@ -84,6 +84,17 @@ class SitePolicy(Section):
         "come; confirm: count as colluders until `fedpeft client directory --confirm`; pinned: are refused. off: all "
         "as the coordinator says.",
     )
+    max_state_step: float | None = Field(
+        default=None,
+        gt=0,
+        description="Most by which a block of the state may move between two rounds: its root mean square, in learning "
+        "rates times local steps. A state beyond is not trained on. None: any.",
+    )
+    refuse_imprints: bool = Field(
+        default=False,
+        description="Refuse runs without DP-SGD whose devices take one step of SGD through a narrow ReLU network: "
+        "there a crafted state reads single examples from a sum of many devices.",
+    )
     min_noise_multiplier: float = Field(default=0.0, ge=0, description="Less noise on a sum is refused.")
     max_epsilon: float | None = Field(
         default=None, gt=0, description="Client-level budget of this device over its life; runs without are refused."
@@ -175,6 +186,11 @@ class Site(Section):
         offered = methods_of(plan.adapter)
         if policy.allow_methods and offered and not self.trained(offered):
             raise PolicyRefused(f"Expected one of {', '.join(policy.allow_methods)}, the run has {', '.join(offered)}.")
+        if policy.refuse_imprints and (shape := imprinting(plan)):
+            raise PolicyRefused(
+                f"Expected more than one local step, another optimizer, or DP-SGD with {shape}; found one step of SGD "
+                "without noise: what enters a ReLU unit can be read from its gradient."
+            )
         if policy.max_example_epsilon is not None and plan.privacy is None:
             raise PolicyRefused('Expected a run with privacy.unit = "example", found one that protects no example.')
         if now not in Hours(policy.hours):
@@ -190,6 +206,16 @@ class Site(Section):
 def methods_of(adapter: Adapter) -> tuple[str, ...]:
     """The PEFT methods that a run's adapter declares."""
     return tuple(name for name in typing.get_args(MethodName) if getattr(adapter, name) is not None)
+
+
+def imprinting(plan: LearningPlan) -> str:
+    """The methods by which a crafted state could read examples from one step's sum (Fowl et al. 2022); empty: none."""
+    if plan.privacy is not None or plan.train.optimizer != "sgd" or plan.train.local_steps > 1:
+        return ""
+    adapter = plan.adapter
+    return ", ".join(
+        name for name in methods_of(adapter) if getattr(getattr(adapter, name), "activation", None) == "relu"
+    )
 
 
 def _tuples(value: object) -> object:

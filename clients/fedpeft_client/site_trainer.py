@@ -21,6 +21,7 @@ from fedpeft_client.bench import Bench, Residency
 from fedpeft_client.chooser import Chooser, Senses
 from fedpeft_client.examples import Examples
 from fedpeft_client.site import Site
+from fedpeft_client.state_watch import StateWatch
 from fedpeft_client.trainer import TorchTrainer
 
 __all__ = ["SiteTrainer"]
@@ -55,6 +56,7 @@ class SiteTrainer:
         self._bench = self._new_bench(site.limits.residency)
         self._trainer: tuple[str, Chooser, TorchTrainer] | None = None
         self._troubles: tuple[str, ...] = ()
+        self._watch = StateWatch(site.policy.max_state_step)
 
     @property
     def methods(self) -> str:
@@ -83,6 +85,7 @@ class SiteTrainer:
         self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
     ) -> LocalResult:
         """See ``Trainer``."""
+        self._watch.expect_near(plan, state, request.first_step)
         result = self._for(plan)[1].fit(plan, state, request, effort)
         return replace(result, troubles=(*self._troubles, *result.troubles))
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.config.model import Adapter, Aggregate, BitFit, Ia3, Lora, Task, Train
+from fedpeft.config.model import Adapter, Aggregate, BitFit, Bottleneck, Ia3, Lora, Task, Train
 from fedpeft.errors import ConfigInvalid, PolicyRefused
-from fedpeft.round.plan import LearningPlan
+from fedpeft.round.plan import ExampleTerms, LearningPlan
 from fedpeft_client.site import Hours, Site
 
 NOON = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
@@ -87,3 +87,27 @@ def test_hours_may_pass_midnight(span: str, inside: tuple[int, ...], outside: tu
     assert all(NOON.replace(hour=hour) in hours for hour in inside)
     assert not any(NOON.replace(hour=hour) in hours for hour in outside)
     assert NOON in Hours("")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "changes", "refused"),
+    [
+        (Adapter(bottleneck=Bottleneck()), {"optimizer": "sgd", "local_steps": 1}, True),
+        (Adapter(lora=Lora(), bottleneck=Bottleneck()), {"optimizer": "sgd", "local_steps": 1}, True),
+        (Adapter(bottleneck=Bottleneck(activation="gelu")), {"optimizer": "sgd", "local_steps": 1}, False),
+        (Adapter(bottleneck=Bottleneck()), {"optimizer": "sgd", "local_steps": 2}, False),
+        (Adapter(bottleneck=Bottleneck()), {"optimizer": "adamw", "local_steps": 1}, False),
+        (Adapter(lora=Lora()), {"optimizer": "sgd", "local_steps": 1}, False),
+    ],
+)
+def test_a_site_may_refuse_what_makes_imprints(tmp_path: Path, adapter: Adapter, changes: dict, refused: bool) -> None:
+    plan = PLAN.model_copy(update={"adapter": adapter, "train": Train(**changes)})
+    site(tmp_path, "").permit(plan, now=NOON)
+    strict = site(tmp_path, "[policy]\nrefuse_imprints = true\n")
+    if not refused:
+        strict.permit(plan, now=NOON)
+        return
+    with pytest.raises(PolicyRefused, match="one step of SGD"):
+        strict.permit(plan, now=NOON)
+    noisy = ExampleTerms(epsilon=8.0, delta=1e-5, l2_clip_norm=1.0, noise_multiplier=None, steps=10)
+    strict.permit(plan.model_copy(update={"privacy": noisy}), now=NOON)

@@ -1,0 +1,50 @@
+"""Notices a state that no training makes: one that is too far from the state of the round before.
+
+Attacks through the state need one that training does not come to: scales at which rounding is amplified, or a module
+that imprints single examples. A device cannot know what the others sent, but it knows how far optimizers go in so many
+steps. The last state is kept in memory alone: after a restart the first round is not compared.
+"""
+
+import numpy as np
+
+from fedpeft.adapter import AdapterState
+from fedpeft.errors import PolicyRefused
+from fedpeft.round.plan import LearningPlan, learning_rates
+
+__all__ = ["StateWatch"]
+
+
+class StateWatch:
+    """Compares the states of one run.
+
+    Args:
+        most: root mean square by which a block may move, in learning rates times local steps; None: by any.
+    """
+
+    def __init__(self, most: float | None) -> None:
+        self._most = most
+        self._last: tuple[str, int, AdapterState] | None = None
+
+    def expect_near(self, plan: LearningPlan, state: AdapterState, first_step: int) -> None:
+        """Returns if this state may follow the last one, and remembers it.
+
+        Args:
+            first_step: of the round that begins with it.
+
+        Raises:
+            PolicyRefused: a block moved further than ``most``; the last one stays remembered.
+        """
+        if self._most is None:
+            return
+        last = self._last
+        if last is not None and last[0] == plan.run_id and last[1] < first_step:
+            blocks = [block.block_id for block in state.spec.blocks]
+            for block_id, rate in learning_rates(plan.adapter, plan.train, blocks).items():
+                moved = np.subtract(state[block_id], last[2][block_id], dtype=np.float64)
+                steps = float(np.sqrt(np.mean(np.square(moved)))) / (rate * (first_step - last[1]))
+                if not steps <= self._most:
+                    raise PolicyRefused(
+                        f"Expected {block_id} within policy.max_state_step={self._most:g} learning rates a step of the "
+                        f"state before, found {steps:.3g}: no training goes so far."
+                    )
+        self._last = plan.run_id, first_step, state

@@ -1,0 +1,49 @@
+"""A state that no training makes is not trained on."""
+
+import numpy as np
+import pytest
+
+from fedpeft.adapter import AdapterState
+from fedpeft.errors import PolicyRefused
+from fedpeft.ids import BlockId
+from fedpeft.testing.trainers import toy_plan, toy_spec, toy_state
+from fedpeft_client.state_watch import StateWatch
+
+SPEC = toy_spec({"head": 40})
+PLAN = toy_plan(SPEC)
+RATE = PLAN.train.learning_rate
+HEAD = BlockId("head")
+
+
+def moved(by: float) -> AdapterState:
+    state = toy_state(SPEC)
+    return state.replace({HEAD: (state[HEAD] + np.float32(by)).astype(np.float32)})
+
+
+def test_a_state_as_far_as_training_goes_is_taken_and_one_beyond_is_refused() -> None:
+    watch = StateWatch(20.0)
+    watch.expect_near(PLAN, moved(0.0), 0)
+    watch.expect_near(PLAN, moved(19.0 * RATE * 5), 5)
+    with pytest.raises(PolicyRefused, match="Expected head within"):
+        watch.expect_near(PLAN, moved(1e3), 10)
+    watch.expect_near(PLAN, moved(20.0 * RATE * 5), 10)
+
+
+def test_the_largest_state_of_all_is_refused() -> None:
+    watch = StateWatch(20.0)
+    watch.expect_near(PLAN, moved(0.0), 0)
+    with pytest.raises(PolicyRefused):
+        watch.expect_near(PLAN, moved(3e38), 5)
+
+
+def test_rounds_that_the_device_missed_count_and_another_run_begins_anew() -> None:
+    watch = StateWatch(20.0)
+    watch.expect_near(PLAN, moved(0.0), 0)
+    watch.expect_near(PLAN, moved(19.0 * RATE * 50), 50)
+    watch.expect_near(PLAN.model_copy(update={"run_id": "another"}), moved(1e6), 60)
+
+
+def test_without_a_rule_any_state_is_taken() -> None:
+    watch = StateWatch(None)
+    for first_step, scale in enumerate((0.0, 1e30)):
+        watch.expect_near(PLAN, moved(scale), first_step)
