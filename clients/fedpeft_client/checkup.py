@@ -4,6 +4,7 @@ from fedpeft.base.store import ArtifactStore
 from fedpeft.clock import Clock
 from fedpeft.deployment.checkup import Finding, answers_tls, check, disk, private
 from fedpeft.errors import ConfigInvalid, DeadlineMissed, NotEnrolled
+from fedpeft.secagg import FileLedger
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.join import check_clock
 from fedpeft_client.keys import certificate_fits
@@ -62,6 +63,7 @@ def check_device(home: DeviceHome, clock: Clock) -> tuple[Finding, ...]:
     findings = [
         first,
         private((home.device_key, home.identity_seed, home.enrolment_file)),
+        check("ledger", lambda: _ledger(home)),
         check("certificate", certificate),
         check("coordinator", coordinator),
     ]
@@ -75,6 +77,11 @@ def _bases(home: DeviceHome) -> str:
     found = ArtifactStore(home.bases()).verify()
     named = ", ".join(f"{one.digest[:15]}... ({one.size_bytes / 2**20:.0f} MiB)" for one in found)
     return f"verified: {named}" if found else "none here yet; a run brings its own"
+
+
+def _ledger(home: DeviceHome) -> str:
+    reset = FileLedger(home.ledger, home.identity()).barrier
+    return "in order" + ", reset: sits out the first round of each run that it hears of" * reset
 
 
 def _rules(home: DeviceHome) -> str:

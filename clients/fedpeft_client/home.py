@@ -12,7 +12,8 @@
     HOME/bases/               base-model artifacts by content; `join --cache DIR` shares another directory
     HOME/troubles.jsonl       what went wrong here, with its cause; nobody else hears of it
     HOME/directory.json       the other devices as met in rounds, authenticated under the identity
-    HOME/state/               the secure sum's ledger, held blocks, the open round
+    HOME/state/               held blocks, the open round
+    HOME/state/ledger/        what this device has signed in the secure sum, made by enrolment; gone, it is a loss
 
 Directories are 0700 and secrets 0600.
 """
@@ -90,6 +91,7 @@ class DeviceHome:
         self.site = path / "site.toml"
         self.directory = path / "directory.json"
         self.state = path / "state"
+        self.ledger = self.state / "ledger"
         self.troubles = path / "troubles.jsonl"
 
     @property

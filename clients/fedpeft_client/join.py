@@ -16,6 +16,7 @@ from fedpeft.deployment.token import JoinToken
 from fedpeft.entropy import Entropy
 from fedpeft.errors import ConfigInvalid, IntegrityFailed, NotEnrolled, ResourceMissing
 from fedpeft.files import PRIVATE, write_file
+from fedpeft.secagg import FileLedger
 from fedpeft.wire import encode
 from fedpeft_client.home import DeviceHome, Enrolment
 from fedpeft_client.keys import certificate_fits, ensure_keys, forget_keys, public_key, signing_request
@@ -184,6 +185,7 @@ def _install(home: DeviceHome, wishes: JoinWishes, token: JoinToken, authority: 
         ca_fingerprint=token.ca_fingerprint.hex(),
         bases=wishes.bases,
     )
+    FileLedger.create(home.ledger, home.identity())  # with a new key: it has signed for nothing yet
     home.write_enrolment(enrolment)
     home.token.unlink(missing_ok=True)
     return enrolment

@@ -22,6 +22,7 @@ from fedpeft.round.local import Effort
 from fedpeft.round.messages import Failure, FailureReason, FitRequest
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transport import Stage
+from fedpeft.secagg import FileLedger
 from fedpeft.wire import decode, encode
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.line import HANDLE, framed
@@ -94,6 +95,7 @@ class Resident:
         NotEnrolled: it is not enrolled.
         ConfigInvalid: site.toml is missing or wrong.
         ResourceMissing: another process is this device already; names it.
+        IntegrityFailed: its ledger is lost or damaged: it takes part in no run.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Resident:
         home.enrolment()
         self._site = Site.load(home.site)
         home.state.mkdir(mode=0o700, exist_ok=True)
+        FileLedger(home.ledger, home.identity())  # now, not when the worker is asked
         self._owner = DirectoryLock(home.path)
         self._companion = companion
         self._bell = Bell(lambda: companion is not None and companion.is_streaming)

@@ -73,6 +73,7 @@ def device_of(home: DeviceHome, trainer: Callable[[DeviceHome, str, Site], Train
     Raises:
         NotEnrolled: it is not enrolled.
         ConfigInvalid: site.toml is missing or wrong.
+        IntegrityFailed: its ledger is lost or damaged.
     """
     enrolment, key, site = home.enrolment(), home.identity(), Site.load(home.site)
     policy = policy_of(site, bytes.fromhex(enrolment.coordinator_key))
@@ -88,7 +89,7 @@ def device_of(home: DeviceHome, trainer: Callable[[DeviceHome, str, Site], Train
         identity=Identity(device=enrolment.device, organisation=enrolment.organisation, public_key=key.public),
         trainer=trainer(home, enrolment.device, site),
         session=secagg.DeviceSession(
-            ledger=secagg.FileLedger(home.state / "ledger", key),
+            ledger=secagg.FileLedger(home.ledger, key),
             identity=key,
             enrolled=secagg.Enrolled(device=enrolment.device, organisation=enrolment.organisation),
             policy=policy,

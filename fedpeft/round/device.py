@@ -19,7 +19,7 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.config.check_private import expect_proved
 from fedpeft.entropy import Entropy
-from fedpeft.errors import BudgetExhausted, ConfigInvalid, PolicyRefused, SpecMismatch
+from fedpeft.errors import BudgetExhausted, ConfigInvalid, IntegrityFailed, PolicyRefused, SpecMismatch
 from fedpeft.ids import BlockId, RoundId
 from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, PrivacyLedger, SampledRelease
 from fedpeft.round.contribution import contribution
@@ -220,25 +220,32 @@ class Device:
         if kept is None:
             return Failure(reason=FailureReason.PROTOCOL)
         opened = decode(kept, OpenRound)
-        if isinstance(request, secagg.RevealRequest) and opened.noise is not None and self._budget is not None:
-            label = f"{opened.run_id} round {opened.round_id} attempt {opened.attempt}"
-            try:
-                # Before the reply: what is opened cannot be taken back.
-                self._budget.charge(label, opened.noise.release)
-            except BudgetExhausted as error:
-                self._tell(Trouble(run_id=opened.run_id, round_id=opened.round_id, cause=str(error)))
-                return REFUSED
-        reply = self._session.answer(
-            opened.run_id,
-            request,
-            inputs=lambda: {part.block_id: np.frombuffer(part.values, "<f4") for part in opened.inputs},
-            rounding=self._rounding(opened.run_id, opened.round_id),
-        )
+        try:
+            reply = self._session.answer(
+                opened.run_id,
+                request,
+                inputs=lambda: {part.block_id: np.frombuffer(part.values, "<f4") for part in opened.inputs},
+                rounding=self._rounding(opened.run_id, opened.round_id),
+                before_signing=lambda: self._pay(opened),
+            )
+        except (BudgetExhausted, IntegrityFailed) as error:
+            self._tell(Trouble(run_id=opened.run_id, round_id=opened.round_id, cause=str(error)))
+            return REFUSED
         if not isinstance(reply, secagg.Refusal):
             return reply
         cause = f"{reply.reason.value}: {reply.detail}"
         self._tell(Trouble(run_id=opened.run_id, round_id=opened.round_id, cause=cause))
         return replace(reply, detail="")  # its text may quote numbers
+
+    def _pay(self, opened: OpenRound) -> None:
+        """Charge the site's budget for the round's sum, once a round: what is signed for cannot be taken back.
+
+        Raises:
+            BudgetExhausted: nothing was charged, and nothing is signed.
+            IntegrityFailed: the round was charged for another sum.
+        """
+        if opened.noise is not None and self._budget is not None:
+            self._budget.charge(f"{opened.run_id} round {opened.round_id}", opened.noise.release)
 
     def _receive(self, spec: AdapterSpec, request: FitRequest) -> AdapterState | None:
         """The global state from what was sent and what is held; None when a block is missing."""

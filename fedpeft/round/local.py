@@ -131,6 +131,7 @@ class SumSession(Protocol):
         *,
         inputs: Callable[[], Mapping[BlockId, Vector]],
         rounding: Entropy,
+        before_signing: Callable[[], None],
     ) -> secagg.Reply:
         """Answer one later stage; a repeated request gets the same reply."""
         ...

@@ -166,11 +166,13 @@ class Mark:
         round_id: the latest round that it took part in.
         attempt: the latest attempt at it.
         agreed: whether it agreed to, or revealed for, a survivor set there: then that round is over for it.
+        signed: the context of that set (C3); empty if there is none, or if it is not known any more.
     """
 
     round_id: int
     attempt: int
     agreed: bool
+    signed: bytes = b""
 
 
 DeviceState = Advertised | Shared | Masked | Agreed | Closed | Failed
@@ -206,7 +208,8 @@ def mark_of(state: DeviceState, before: Mark | None) -> Mark | None:
     if state.seat is None:
         return before
     spec = open_spec(state.seat.offer.spec)
-    here = Mark(round_id=spec.round_id, attempt=spec.attempt, agreed=isinstance(state, Agreed | Closed))
+    signed = state.asked if isinstance(state, Agreed | Closed) else b""
+    here = Mark(round_id=spec.round_id, attempt=spec.attempt, agreed=bool(signed), signed=signed)
     if before is None or (here.round_id, here.attempt) > (before.round_id, before.attempt):
         return here
-    return replace(here, agreed=here.agreed or before.agreed)
+    return here if here.agreed else replace(here, agreed=before.agreed, signed=before.signed)

@@ -2,22 +2,23 @@
 
 A step is saved before its reply is sent; after a restart the same request gets the same reply. The file holds the
 attempt's secrets, so it is sealed with AES-256-GCM under a key derived from the device's identity, readable by its
-owner only, and replaced (never appended to) at every step: when a round closes, its root is gone. A second file
-remembers how far the device had gone, so that a state file put back from a backup is refused. Putting both files back
-cannot be noticed by a process that starts afterwards; docs/threat-model.md says so.
+owner only, and replaced (never appended to) at every step: when a round closes, its root is gone. Another file, the
+marks, remembers how far the device has gone in every run it ever heard of, so that a state file put back from a backup
+is refused, and so that a lost ledger is noticed. Putting all of it back cannot be noticed by a process that starts
+afterwards; docs/threat-model.md says so.
 """
 
-import json
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import IntegrityFailed
 from fedpeft.files import PRIVATE, sync, write_file
 from fedpeft.secagg.device_state import DeviceState, Mark, Masked, dump_state, load_state, mark_of
 from fedpeft.secagg.primitives import IdentityKey, digest, hkdf, open_box, seal
+from fedpeft.wire import decode, encode, message
 
 __all__ = ["FileLedger", "Ledger", "MemoryLedger"]
 
@@ -41,6 +42,15 @@ class Ledger(Protocol):
 
     def forget(self, run_id: str) -> None:
         """Drops the state, with every secret in it, and keeps the mark."""
+        ...
+
+    @property
+    def barrier(self) -> bool:
+        """Whether an earlier ledger was lost: the first round of a run that is heard of may have been signed for."""
+        ...
+
+    def sit_out(self, run_id: str, mark: Mark) -> None:
+        """Remembers a round that this device takes no part in, as if it had signed."""
         ...
 
 
@@ -76,91 +86,194 @@ class MemoryLedger:
         """See ``Ledger``."""
         self._states.pop(run_id, None)
 
+    @property
+    def barrier(self) -> bool:
+        """See ``Ledger``: what dies with its process is never opened anew."""
+        return False
 
-class FileLedger:
-    """Two files a run in a directory of mode 0700; one process at a time.
+    def sit_out(self, run_id: str, mark: Mark) -> None:
+        """See ``Ledger``."""
+        self._marks[run_id] = mark
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What a ledger remembers of one run, whatever became of its state.
 
     Args:
-        directory: made if it is missing.
-        identity: the device's enrolled key; the sealing key is derived from it.
-        entropy: for the sealing nonces.
-
-    Raises:
-        IntegrityFailed: on ``load`` or ``mark``, if a file is not what this device wrote last.
+        run_id: which.
+        sequence: of the last state that was saved.
+        round_id, attempt, agreed, signed: see ``Mark``.
     """
 
-    def __init__(self, directory: Path, identity: IdentityKey, entropy: Entropy = os_entropy) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    run_id: str
+    sequence: int
+    round_id: int
+    attempt: int
+    agreed: bool
+    signed: bytes
+
+
+@message(0x0386)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Marks:
+    """The ledger's memory of every run; ``barrier``: an earlier one was lost."""
+
+    barrier: bool
+    runs: tuple[_Run, ...] = ()
+
+
+class FileLedger:
+    """One file for the marks of all runs and one for each open round's state, in a directory of mode 0700; one process.
+
+    A ledger is made once, with the device's enrolment (``create``). One that is gone is a loss, not a beginning: the
+    device may have signed for rounds that it does not remember.
+
+    Args:
+        directory: where it is.
+        identity: the device's enrolled key; the sealing key is derived from it.
+        entropy: for the sealing nonces.
+        new: make it if there is none: for devices that are as young as their directory (simulation).
+
+    Raises:
+        IntegrityFailed: there is no ledger; or, on ``load`` or ``mark``, a file is not what this device wrote last.
+    """
+
+    def __init__(
+        self, directory: Path, identity: IdentityKey, entropy: Entropy = os_entropy, *, new: bool = False
+    ) -> None:
         self._directory, self._entropy = directory, entropy
         self._key = hkdf(identity.secret_bytes(), b"", "ledger")
         self._latest: dict[str, int] = {}
         self._lock = threading.Lock()
+        if new and not self._marks.exists():
+            self._begin(barrier=False)
+        self._read_marks()
+
+    @classmethod
+    def create(
+        cls, directory: Path, identity: IdentityKey, entropy: Entropy = os_entropy, *, barrier: bool = False
+    ) -> Self:
+        """A new ledger; whatever was there before is gone.
+
+        Args:
+            directory, identity, entropy: see the class.
+            barrier: of a device that may have signed before: in every run it sits out the first round it hears of.
+        """
+        ledger = cls.__new__(cls)
+        ledger._directory, ledger._entropy = directory, entropy
+        ledger._key = hkdf(identity.secret_bytes(), b"", "ledger")
+        ledger._latest, ledger._lock = {}, threading.Lock()
+        ledger._begin(barrier=barrier)
+        return ledger
+
+    @property
+    def barrier(self) -> bool:
+        """See ``Ledger``."""
+        return self._read_marks().barrier
 
     def load(self, run_id: str) -> DeviceState | None:
         """See ``Ledger``."""
         with self._lock:
-            sealed = _read(self._path(run_id, "state"))
+            sealed = _read(self._path(run_id))
             if sealed is None:
                 return None
             sequence = int.from_bytes(sealed[:8], "big")
             plaintext = open_box(self._key, sealed[8:20], sealed[20:], self._bound(run_id, sequence))
             if plaintext is None:
-                raise IntegrityFailed(self._text(run_id, "a state sealed by this device, found another"))
-            known = max(self._latest.get(run_id, 0), self._read_mark(run_id)[0])
+                raise IntegrityFailed(self._text("a state sealed by this device, found another"))
+            run = self._run(run_id)
+            known = max(self._latest.get(run_id, 0), run.sequence if run else 0)
             if sequence < known:
-                raise IntegrityFailed(self._text(run_id, f"state {known} or later, found {sequence}: rolled back"))
+                raise IntegrityFailed(self._text(f"state {known} or later, found {sequence}: rolled back"))
             return load_state(plaintext)
 
     def save(self, run_id: str, state: DeviceState) -> None:
         """See ``Ledger``."""
         with self._lock:
-            last, mark = self._read_mark(run_id)
-            sequence = max(last, self._latest.get(run_id, 0)) + 1
+            run = self._run(run_id)
+            sequence = max(run.sequence if run else 0, self._latest.get(run_id, 0)) + 1
             nonce = self._entropy(NONCE_SIZE)
             box = seal(self._key, nonce, dump_state(state), self._bound(run_id, sequence))
-            # State first: after a crash in between, the state is newer than the mark, which is fine.
-            write_file(self._path(run_id, "state"), sequence.to_bytes(8, "big") + nonce + box, mode=PRIVATE)
+            # State first: after a crash in between, the state is newer than the mark, and its reply never left.
+            write_file(self._path(run_id), sequence.to_bytes(8, "big") + nonce + box, mode=PRIVATE)
             self._latest[run_id] = sequence
-            self._write_mark(run_id, sequence, mark_of(state, mark))
+            self._write_mark(run_id, sequence, mark_of(state, _mark(run)))
 
     def mark(self, run_id: str) -> Mark | None:
         """See ``Ledger``."""
         with self._lock:
-            return self._read_mark(run_id)[1]
+            return _mark(self._run(run_id))
+
+    def sit_out(self, run_id: str, mark: Mark) -> None:
+        """See ``Ledger``."""
+        with self._lock:
+            self._write_mark(run_id, self._latest.get(run_id, 0), mark)
 
     def forget(self, run_id: str) -> None:
         """See ``Ledger``."""
         with self._lock:
-            self._path(run_id, "state").unlink(missing_ok=True)
+            self._path(run_id).unlink(missing_ok=True)
             sync(self._directory)
 
-    def _read_mark(self, run_id: str) -> tuple[int, Mark | None]:
-        sealed = _read(self._path(run_id, "mark"))
+    @property
+    def _marks(self) -> Path:
+        return self._directory / "marks"
+
+    def _begin(self, *, barrier: bool) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for state in self._directory.glob("*.state"):
+            state.unlink()  # of a ledger before this one: nothing says how far it had gone
+        self._write_marks(_Marks(barrier=barrier))
+
+    def _read_marks(self) -> _Marks:
+        sealed = _read(self._marks)
         if sealed is None:
-            return 0, None
-        text = open_box(self._key, sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], self._bound(run_id, 0))
+            raise IntegrityFailed(self._text("the ledger that was made at enrolment, found none"))
+        text = open_box(self._key, sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], self._bound("", 0))
         if text is None:
-            raise IntegrityFailed(self._text(run_id, "a mark sealed by this device, found another"))
-        fields = json.loads(text)
-        sequence = int(fields.pop("sequence"))
-        return sequence, Mark(**fields) if fields else None
+            raise IntegrityFailed(self._text("marks sealed by this device, found others"))
+        return decode(text, _Marks)
+
+    def _write_marks(self, marks: _Marks) -> None:
+        nonce = self._entropy(NONCE_SIZE)
+        sealed = seal(self._key, nonce, encode(marks), self._bound("", 0))
+        write_file(self._marks, nonce + sealed, mode=PRIVATE)
+
+    def _run(self, run_id: str) -> _Run | None:
+        return next((run for run in self._read_marks().runs if run.run_id == run_id), None)
 
     def _write_mark(self, run_id: str, sequence: int, mark: Mark | None) -> None:
-        fields: dict[str, int | bool] = {"sequence": sequence}
-        if mark is not None:
-            fields |= {"round_id": mark.round_id, "attempt": mark.attempt, "agreed": mark.agreed}
-        nonce = self._entropy(NONCE_SIZE)
-        sealed = seal(self._key, nonce, json.dumps(fields).encode(), self._bound(run_id, 0))
-        write_file(self._path(run_id, "mark"), nonce + sealed, mode=PRIVATE)
+        marks = self._read_marks()
+        mark = mark or Mark(round_id=0, attempt=0, agreed=False)
+        run = _Run(
+            run_id=run_id,
+            sequence=sequence,
+            round_id=mark.round_id,
+            attempt=mark.attempt,
+            agreed=mark.agreed,
+            signed=mark.signed,
+        )
+        others = tuple(known for known in marks.runs if known.run_id != run_id)
+        self._write_marks(replace(marks, runs=(*others, run)))
 
-    def _path(self, run_id: str, kind: str) -> Path:
-        return self._directory / f"{digest('ledger-file', run_id.encode()).hex()[:32]}.{kind}"
+    def _path(self, run_id: str) -> Path:
+        return self._directory / f"{digest('ledger-file', run_id.encode()).hex()[:32]}.state"
 
     def _bound(self, run_id: str, sequence: int) -> bytes:
         return digest("ledger", run_id.encode(), sequence.to_bytes(8, "big"))
 
-    def _text(self, run_id: str, expected: str) -> str:
-        return f"{self._path(run_id, 'state')}: expected {expected}. Delete both files of run {run_id} to sit it out."
+    def _text(self, expected: str) -> str:
+        return (
+            f"{self._directory}: expected {expected}. Bring it back from where it went, if it is the newest; else run "
+            "`fedpeft client reset-ledger`: this device then sits out one round of each run."
+        )
+
+
+def _mark(run: _Run | None) -> Mark | None:
+    if run is None:
+        return None
+    return Mark(round_id=run.round_id, attempt=run.attempt, agreed=run.agreed, signed=run.signed)
 
 
 def _read(path: Path) -> bytes | None:

@@ -13,16 +13,21 @@ from fedpeft.ids import BlockId
 from fedpeft.secagg.cohort import colluders
 from fedpeft.secagg.device import answer, begin
 from fedpeft.secagg.device_mask import Inputs
-from fedpeft.secagg.device_state import Advertised, DeviceStep, Failed, Shared
+from fedpeft.secagg.device_state import Advertised, Agreed, Closed, DeviceStep, Failed, Mark, Shared
 from fedpeft.secagg.ledger import Ledger
 from fedpeft.secagg.messages import MaskRequest, Reason, Refusal, Reply, Request, RoundOffer
 from fedpeft.secagg.policy import DevicePolicy, Directory, Enrolled
 from fedpeft.secagg.primitives import IdentityKey
 from fedpeft.secagg.roster import open_spec
+from fedpeft.secagg.spec import RoundSpec
 from fedpeft.secagg.transcript import offer_context
 from fedpeft.wire import WireError
 
 __all__ = ["DeviceSession"]
+
+
+def _nothing() -> None:
+    """For a device whose site counts no budget."""
 
 
 class DeviceSession:
@@ -79,6 +84,8 @@ class DeviceSession:
             if isinstance(step.state, Advertised) and self._directory is not None:
                 step = _with_directory(step, step.state, self._directory)
             if isinstance(step.state, Advertised):
+                if self._ledger.barrier and self._ledger.mark(run_id) is None:
+                    return self._sit_out(open_spec(offer.spec))
                 self._ledger.save(run_id, step.state)
             return step.reply
 
@@ -89,6 +96,7 @@ class DeviceSession:
         *,
         inputs: Callable[[], Inputs] | None = None,
         rounding: Entropy | None = None,
+        before_signing: Callable[[], None] = _nothing,
     ) -> Reply:
         """Answers a later request.
 
@@ -97,6 +105,8 @@ class DeviceSession:
             request: decoded from the wire.
             inputs: called only when the vectors are needed, once.
             rounding: seeds the stochastic rounding.
+            before_signing: called once a round, when the request is one that this device will sign for (fast mode:
+                reveal for), before anything of that is remembered or sent. What it raises leaves everything as it was.
         """
         with self._lock:
             state = self._ledger.load(run_id)
@@ -106,8 +116,18 @@ class DeviceSession:
             vectors = inputs() if needs_inputs and inputs is not None else None
             step = answer(state, request, identity=self._identity, inputs=vectors, rounding=rounding)
             if step.state is not state:
+                if isinstance(step.state, Agreed | Closed) and not isinstance(state, Agreed):
+                    before_signing()
                 self._ledger.save(run_id, step.state)
             return step.reply
+
+    def _sit_out(self, spec: RoundSpec) -> Refusal:
+        """The ledger before this one was lost: whether this device has signed in this round nobody knows."""
+        self._ledger.sit_out(spec.run_id, Mark(round_id=spec.round_id, attempt=spec.attempt, agreed=True))
+        return Refusal(
+            reason=Reason.REPLAYED,
+            detail=f"This device's ledger was reset: it sits out round {spec.round_id} of {spec.run_id}.",
+        )
 
     def abandon(self, run_id: str) -> None:
         """The engine gave the round up: forgets its secrets. The device will not answer for it again."""

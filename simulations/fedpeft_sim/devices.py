@@ -110,7 +110,7 @@ class VirtualDevices:
         if self._home is not None:
             store = FileStore(self._home / client.name)
             key = _kept_key(store)
-            ledger = secagg.FileLedger(self._home / client.name / "ledger", key)
+            ledger = secagg.FileLedger(self._home / client.name / "ledger", key, new=True)
         policy = secagg.DevicePolicy(coordinator_key=self._coordinator_key, allow_fast=config.secagg.mode == "fast")
         enrolled = secagg.Enrolled(device=client.name, organisation=client.name)
         session: SumSession = secagg.DeviceSession(ledger=ledger, identity=key, enrolled=enrolled, policy=policy)

@@ -31,7 +31,7 @@ def test_a_device_killed_after_saving_and_before_replying_answers_the_same_when_
     one = ParticipantId(1)
 
     def process() -> DeviceSession:
-        ledger = FileLedger(tmp_path, fleet.identities[0])
+        ledger = FileLedger(tmp_path, fleet.identities[0], new=True)
         return DeviceSession(
             ledger=ledger, identity=fleet.identities[0], enrolled=fleet.enrolled(ParticipantId(1)), policy=fleet.policy
         )

@@ -9,7 +9,7 @@ import pytest
 from fedpeft.entropy import os_entropy, seeded_entropy
 from fedpeft.errors import IntegrityFailed
 from fedpeft.ids import BlockId, ParticipantId
-from fedpeft.secagg import DeviceSession, FileLedger, IdentityKey, Mark, MemoryLedger, Refusal, Summed
+from fedpeft.secagg import DeviceSession, FileLedger, IdentityKey, Mark, MemoryLedger, Reason, Refusal, Summed
 from fedpeft.secagg.device_state import Advertised, Closed, Masked
 from fedpeft.testing.secagg import Fleet, Round, make_fleet, make_spec
 
@@ -19,7 +19,7 @@ ONE = ParticipantId(1)
 def with_files(directory: Path, devices: int = 5) -> tuple[Fleet, FileLedger]:
     """A fleet whose first device keeps its ledger in files."""
     fleet = make_fleet(devices)
-    ledger = FileLedger(directory / "ledger", fleet.identities[0])
+    ledger = FileLedger(directory / "ledger", fleet.identities[0], new=True)
     fleet.sessions[ONE] = DeviceSession(
         ledger=ledger, identity=fleet.identities[0], enrolled=fleet.enrolled(ParticipantId(1)), policy=fleet.policy
     )
@@ -32,7 +32,7 @@ def test_a_round_on_files_sums_and_only_its_owner_may_read_them(tmp_path: Path) 
     assert isinstance(ledger.load("run"), Closed)
     assert stat.S_IMODE((tmp_path / "ledger").stat().st_mode) == 0o700
     files = sorted((tmp_path / "ledger").iterdir())
-    assert [file.suffix for file in files] == [".mark", ".state"]
+    assert [file.suffix for file in files] == [".state", ""]
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
 
 
@@ -52,10 +52,8 @@ def test_the_file_shows_neither_the_root_nor_the_run(tmp_path: Path) -> None:
 def test_another_device_cannot_open_it(tmp_path: Path) -> None:
     fleet, _ = with_files(tmp_path)
     Round(fleet=fleet, spec=make_spec(fleet)).reach("share")
-    stolen = FileLedger(tmp_path / "ledger", IdentityKey.generate(os_entropy))
-    for read in (stolen.load, stolen.mark):
-        with pytest.raises(IntegrityFailed, match="sealed by this device"):
-            read("run")
+    with pytest.raises(IntegrityFailed, match="sealed by this device"):
+        FileLedger(tmp_path / "ledger", IdentityKey.generate(os_entropy))
 
 
 @pytest.mark.parametrize("place", [0, 8, 20, 100, -1])
@@ -102,7 +100,10 @@ def test_the_mark_outlives_the_state(tmp_path: Path) -> None:
     fleet.sessions[ONE].abandon("run")
     assert ledger.load("run") is None
     again = FileLedger(tmp_path / "ledger", fleet.identities[0])
-    assert again.mark("run") == Mark(round_id=1, attempt=1, agreed=True)
+    mark = again.mark("run")
+    assert mark is not None
+    assert mark == Mark(round_id=1, attempt=1, agreed=True, signed=mark.signed)
+    assert len(mark.signed) == 32, "which survivors it signed"
     fleet.sessions[ONE] = DeviceSession(
         ledger=again, identity=fleet.identities[0], enrolled=fleet.enrolled(ParticipantId(1)), policy=fleet.policy
     )
@@ -160,6 +161,53 @@ def test_the_state_is_on_disk_before_the_reply_leaves(tmp_path: Path, monkeypatc
     fleet.sessions[ONE].begin(offer, owns=frozenset({BlockId("b")}), entropy=seeded_entropy(1))
     assert events == ["fsync", "rename", "fsync"] * 2
     assert isinstance(ledger.load("run"), Advertised)
+
+
+def process(fleet: Fleet, ledger: FileLedger) -> None:
+    """The first device's next process, with this ledger."""
+    fleet.sessions[ONE] = DeviceSession(
+        ledger=ledger, identity=fleet.identities[0], enrolled=fleet.enrolled(ONE), policy=fleet.policy
+    )
+
+
+def test_a_ledger_that_is_gone_is_a_loss_and_not_a_beginning(tmp_path: Path) -> None:
+    fleet, _ = with_files(tmp_path)
+    Round(fleet=fleet, spec=make_spec(fleet)).reach("reveal")
+    for file in (tmp_path / "ledger").iterdir():
+        file.unlink()
+    with pytest.raises(IntegrityFailed, match="reset-ledger"):
+        FileLedger(tmp_path / "ledger", fleet.identities[0])
+
+
+def test_a_lost_ledger_sits_one_round_out(tmp_path: Path) -> None:
+    """Whether it had signed in round 3 it cannot know: it takes part in no attempt at it, and in round 4 it does."""
+    fleet, _ = with_files(tmp_path, devices=6)
+    assert isinstance(Round(fleet=fleet, spec=make_spec(fleet, round_id=3)).run(), Summed)
+    process(fleet, FileLedger.create(tmp_path / "ledger", fleet.identities[0], barrier=True))
+    for attempt in (2, 3, 4):
+        offer = Round(fleet=fleet, spec=make_spec(fleet, round_id=3, attempt=attempt)).open().requests[ONE]
+        refusal = fleet.sessions[ONE].begin(offer, owns=frozenset({BlockId("b")}), entropy=os_entropy)
+        assert isinstance(refusal, Refusal)
+        assert refusal.reason is Reason.REPLAYED
+        process(fleet, FileLedger(tmp_path / "ledger", fleet.identities[0]))  # the barrier outlives a restart
+    end = Round(fleet=fleet, spec=make_spec(fleet, round_id=4)).run()
+    assert isinstance(end, Summed)
+    assert ONE in end.survivors
+    other = Round(fleet=fleet, spec=make_spec(fleet, round_id=1, run_id="other")).run()
+    assert isinstance(other, Summed)
+    assert ONE not in other.survivors, "a run that it first hears of now may be as old"
+
+
+def test_an_offer_that_is_refused_moves_no_barrier(tmp_path: Path) -> None:
+    """Else anybody could have a device sit out whatever he likes, by offers of later rounds that nobody signed."""
+    fleet, _ = with_files(tmp_path)
+    process(fleet, FileLedger.create(tmp_path / "ledger", fleet.identities[0], barrier=True))
+    stranger = make_fleet(5, seed=8)
+    forged = Round(fleet=stranger, spec=make_spec(fleet, round_id=9)).open().requests[ONE]
+    refusal = fleet.sessions[ONE].begin(forged, owns=frozenset({BlockId("b")}), entropy=os_entropy)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason is Reason.BAD_SIGNATURE
+    assert FileLedger(tmp_path / "ledger", fleet.identities[0]).mark("run") is None
 
 
 def test_a_memory_ledger_may_forget_vectors_that_need_no_repeat() -> None:
