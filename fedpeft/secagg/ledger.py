@@ -17,12 +17,10 @@ from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import IntegrityFailed
 from fedpeft.files import PRIVATE, sync, write_file
 from fedpeft.secagg.device_state import DeviceState, Mark, Masked, dump_state, load_state, mark_of
-from fedpeft.secagg.primitives import IdentityKey, digest, hkdf, open_box, seal
+from fedpeft.secagg.primitives import NONCE_SIZE, IdentityKey, digest, hkdf, open_box, seal
 from fedpeft.wire import decode, encode, message
 
 __all__ = ["FileLedger", "Ledger", "MemoryLedger"]
-
-NONCE_SIZE = 12
 
 
 class Ledger(Protocol):

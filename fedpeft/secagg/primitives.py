@@ -46,6 +46,7 @@ KEY_SIZE = 32
 TAG_SIZE = 16
 SIGNATURE_SIZE = 64
 BOX_OVERHEAD = 16
+NONCE_SIZE = 12
 
 Backend = Literal["ctr", "gcm"]
 Keystream = Callable[[memoryview, memoryview], int]
@@ -160,7 +161,9 @@ def seal(key: bytes, nonce: bytes, plaintext: bytes, bound: bytes) -> bytes:
 
 
 def open_box(key: bytes, nonce: bytes, box: bytes, bound: bytes) -> bytes | None:
-    """What ``seal`` sealed; None if the box, the key or what it was bound to is another."""
+    """What ``seal`` sealed; None if the box, the key, the nonce or what it was bound to is another."""
+    if len(nonce) != NONCE_SIZE:
+        return None  # cut off: a file, not a box of ours
     try:
         return AESGCM(key).decrypt(nonce, box, bound)
     except InvalidTag:

@@ -15,9 +15,10 @@ from fedpeft.ids import NodeId
 from fedpeft.privacy import Budget, PrivacyLedger
 from fedpeft.round.local import OpenRound
 from fedpeft.round.transport import Stage
+from fedpeft.secagg import RevealRequest
 from fedpeft.testing.network import CoordinatorKilled, Fault
 from fedpeft.testing.trainers import toy_plan
-from fedpeft.wire import decode
+from fedpeft.wire import decode, encode
 from fedpeft_server.federation import Federation
 from fedpeft_server.privacy import LEDGER, ClientPrivacy
 from fedpeft_server.promises import privacy_lines
@@ -171,6 +172,29 @@ def test_a_device_charges_its_own_ledger_and_refuses_past_its_budget(tmp_path: P
     failures = [event.detail for event in world.events if event.device == "a" and "refused" in event.detail]
     assert set(failures) == {"refused"}
     assert any("this device's own" in trouble.cause for trouble in told)
+
+
+def test_a_device_pays_when_it_signs_and_a_liar_cannot_make_it_pay(tmp_path: Path) -> None:
+    """Once a round, however often it is asked; nothing for requests that it refuses."""
+    world = World(tmp_path, "rounds.count=1")
+    device = world.fleet.devices[NodeId(1000)]
+    lie = encode(RevealRequest(context=bytes(32), survivors=b"\xff", signers=b"\xff", signatures=b"", masked=b""))
+    with site_ledger(tmp_path, epsilon=60.0) as budget:
+        device._budget, paid = budget, []
+        handle = device.handle
+
+        def asked(stage: Stage, payload: bytes) -> bytes:
+            paid.append((stage, len(budget.entries)))
+            if stage is not Stage.PROFILE and stage is not Stage.FIT:
+                handle(Stage.REVEAL, lie)
+                assert len(budget.entries) == paid[-1][1], f"a false request before {stage} was charged"
+            replies = {handle(stage, payload) for _ in range(2)}
+            return replies.pop()
+
+        world.network.devices[NodeId(1000)] = asked
+        world.train()
+        assert [count for stage, count in paid if stage in (Stage.MASK, Stage.CONSIST, Stage.REVEAL)] == [0, 0, 1]
+        assert [entry.label.rpartition(" round ")[2] for entry in budget.entries] == ["1"]
 
 
 @pytest.mark.parametrize(
