@@ -48,6 +48,9 @@ def show(run: Path) -> None:
     click.echo(f"{view.manifest.run_id}: {view.state}{writer}, {len(view.rounds)} rounds committed")
     click.echo(f"base {view.manifest.base_digest}, config {view.manifest.config_digest}")
     for row in view.rounds:
+        if row.burnt:
+            click.echo(f"round {row.round:>4}  burnt: {row.burnt}")
+            continue
         loss = "     -" if row.loss is None else f"{row.loss:6.3f}"
         accuracy = "    -" if row.accuracy is None else f"{row.accuracy:5.1%}"
         click.echo(

@@ -64,7 +64,7 @@ def render(view: RunView) -> str:
     return environment.get_template("report.html").render(
         view=view,
         config=config,
-        trained=sum(1 <= row.round <= config.rounds.count for row in view.rounds),
+        trained=sum(1 <= row.round <= config.rounds.count and not row.burnt for row in view.rounds),
         command=shlex.join(view.manifest.command),
         final=_final(view.rounds),
         totals=_totals(view),
@@ -74,7 +74,7 @@ def render(view: RunView) -> str:
         per_method=_by_upload(_tallies(parts, "methods")),
         lost=[(row.round, part) for row in view.rounds for part in row.clients if part.state != "summed"],
         rejected=_strangers(view.rounds),
-        aborted=[event for event in view.events if event.kind == "round.aborted"],
+        aborted=[event for event in view.events if event.kind in ("round.aborted", "round.burnt")],
         planned={e.client: e.detail.get("plan", "") for e in view.events if e.kind == "device.planned"},
         skipped=Counter(item for row in view.rounds for item in row.skipped.items()),
         threats=_threats(config, view),
