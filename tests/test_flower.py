@@ -36,7 +36,7 @@ from fedpeft.flower import (
 from fedpeft.flower.app import FAILED
 from fedpeft.ids import BlockId, NodeId
 from fedpeft.round.coordinator import OpenSum, SecureSum, run_round
-from fedpeft.round.metrics import METRICS, totals
+from fedpeft.round.metrics import METRICS, TRAIN_LOSS
 from fedpeft.round.transport import Reply, Stage, Transport
 from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, toy_task
@@ -316,7 +316,7 @@ def test_a_secure_sum_over_any_transport_is_numpys_sum_exactly(
     for block in SIZES:
         expected = sum(own[block].astype(np.float64) for own in deltas.values() if block in own)
         np.testing.assert_array_equal(result.sums[BlockId(block)].values, expected)
-    assert totals(result.sums[METRICS].values).weight == 5.0
+    assert result.sums[TRAIN_LOSS].owners == 5
 
 
 @pytest.mark.parametrize("mode", ["full", "fast"])
@@ -334,8 +334,8 @@ def test_the_plain_sum_gives_the_very_same_state_as_the_secure_one() -> None:
     deltas, terms = deltas_of(5, exact=False), SecureAggregation()
 
     def state_after(result: secagg.Summed) -> AdapterState:
-        weight = totals(result.sums[METRICS].values).weight
-        sums = {block_id: part.values for block_id, part in result.sums.items() if block_id != METRICS}
+        weight = float(len(result.survivors))
+        sums = {key: part.values for key, part in result.sums.items() if key not in (METRICS, TRAIN_LOSS)}
         return proposal(Aggregate(), STATE, RoundSums(sums=sums, total_weight=weight, owner_weights={}))
 
     secure = state_after(over_grid(fleet_of(deltas), terms))

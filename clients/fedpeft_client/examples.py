@@ -62,15 +62,26 @@ class Examples:
         train, held_out: its records.
         cache_mb: disk for the activations of each of the two, MiB; what does not fit is computed anew.
         unusable: how many training examples there are besides, which teach nothing.
+        evaluates: whether the device says that it has held-out examples; None: as it has.
 
     Attributes:
         count: training examples, whether they can be used or not.
+        evaluates: whether it says that it has held-out ones.
     """
 
     def __init__(
-        self, name: str, *, bench: Bench, train: Records, held_out: Records, cache_mb: int, unusable: int = 0
+        self,
+        name: str,
+        *,
+        bench: Bench,
+        train: Records,
+        held_out: Records,
+        cache_mb: int,
+        unusable: int = 0,
+        evaluates: bool | None = None,
     ) -> None:
         self.count = len(train) + unusable
+        self.evaluates = len(held_out) > 0 if evaluates is None else evaluates
         self._name, self._bench, self._cache_bytes = name, bench, cache_mb * MIB
         self._train, self._held_out = train, held_out
         self._prepared: tuple[str, Prepared] | None = None

@@ -67,6 +67,11 @@ class SitePolicy(Section):
     allow_fast: bool = Field(default=False, description="Whether the secure sum may drop its consistency round.")
     min_cohort: int = Field(default=3, ge=3, description="Fewer organisations in a sum are refused.")
     min_examples: int = Field(default=1, ge=1, description="With fewer examples of its own it adds nothing.")
+    declare_size: bool = Field(
+        default=True,
+        description="Say the number of examples to a factor of two, which is this device's weight. False: weigh as one "
+        "example, and take no part in runs with example-level privacy, whose noise follows from the size.",
+    )
     speak_of_failures: bool = Field(
         default=True,
         description="In runs without privacy: say that it could not train (nothing more), and be left out. False: add "
@@ -193,6 +198,8 @@ class Site(Section):
             )
         if policy.max_example_epsilon is not None and plan.privacy is None:
             raise PolicyRefused('Expected a run with privacy.unit = "example", found one that protects no example.')
+        if not policy.declare_size and plan.privacy is not None:
+            raise PolicyRefused("Expected a run whose noise does not follow from this device's size; see declare_size.")
         if now not in Hours(policy.hours):
             raise PolicyRefused(f"Expected a time in {policy.hours}, found {now:%H:%M}.")
 

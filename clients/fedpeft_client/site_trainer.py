@@ -4,7 +4,8 @@ The site's rules are asked in ``spec``, which every fit request comes to first: 
 before the base is loaded or an example is read.
 """
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.base import ArtifactStore
@@ -17,6 +18,8 @@ from fedpeft.round.failures import cause_of
 from fedpeft.round.local import DeviceStore, Effort, LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.size_class import size_class, upper_end
+from fedpeft.wire import decode, encode, message
 from fedpeft_client.bench import Bench, Residency
 from fedpeft_client.chooser import Chooser, Senses
 from fedpeft_client.examples import Examples
@@ -27,6 +30,25 @@ from fedpeft_client.trainer import TorchTrainer
 __all__ = ["SiteTrainer"]
 
 THIS_MACHINE = Senses()
+UNTOLD = 2**20
+"""Examples that the planner counts on where the site says nothing of its size."""
+SIZES, RUNS_KEPT = "size-classes", 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeOfRun:
+    """What the device declared in a run."""
+
+    run_id: str
+    declared: int
+
+
+@message(0x0184)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizesSeen:
+    """Store record: the runs of late and the size class declared in each."""
+
+    runs: tuple[SizeOfRun, ...]
 
 
 class SiteTrainer:
@@ -77,6 +99,14 @@ class SiteTrainer:
         """See ``Trainer``."""
         return self._for(plan)[1].trains(plan)
 
+    def size_class(self, plan: LearningPlan) -> int:
+        """See ``Trainer``."""
+        return self._for(plan)[1].size_class(plan)
+
+    def evaluates(self, plan: LearningPlan) -> bool:
+        """See ``Trainer``."""
+        return self._for(plan)[1].evaluates(plan)
+
     def cost(self, plan: LearningPlan) -> SampledRelease | None:
         """See ``Trainer``."""
         return self._for(plan)[1].cost(plan)
@@ -98,7 +128,10 @@ class SiteTrainer:
     def _made(self, plan: LearningPlan) -> tuple[Chooser, TorchTrainer]:
         records, train, held_out = self._read(plan)
         unusable = len(records) - len(train) - len(held_out)
-        chooser = Chooser(self._site, plan, self._bases, train=len(train), held_out=len(held_out), senses=self._senses)
+        declared = self._pinned(plan, size_class(len(train) + unusable))
+        # What fits the planner's choice is seen by everybody, so it is told of the class alone.
+        most = math.ceil(upper_end(declared)) if self._site.policy.declare_size else UNTOLD
+        chooser = Chooser(self._site, plan, self._bases, train=most, held_out=most, senses=self._senses)
         if chooser.residency != self._bench.residency:
             self._bench = self._new_bench(chooser.residency)
         examples = Examples(
@@ -108,6 +141,7 @@ class SiteTrainer:
             held_out=held_out,
             cache_mb=self._site.limits.cache_mb,
             unusable=unusable,
+            evaluates=len(records) > 1 or declared > 0,
         )
         trainer = TorchTrainer(
             device=self._device,
@@ -116,8 +150,22 @@ class SiteTrainer:
             examples=examples,
             memory_use=self._site.limits,
             memory=self._memory,
+            declared=declared,
         )
         return chooser, trainer
+
+    def _pinned(self, plan: LearningPlan, found: int) -> int:
+        """The size class of the whole run: that of the data when the run was first seen; 0 if the site hides it."""
+        if not self._site.policy.declare_size:
+            return 0
+        kept = None if self._memory is None else self._memory.read(SIZES)
+        sizes = {entry.run_id: entry.declared for entry in (decode(kept, SizesSeen).runs if kept else ())}
+        declared = sizes.setdefault(plan.run_id, found)
+        if self._memory is not None:
+            latest = list(sizes.items())[-RUNS_KEPT:]
+            runs = tuple(SizeOfRun(run_id=run_id, declared=size) for run_id, size in latest)
+            self._memory.write(SIZES, encode(SizesSeen(runs=runs)))
+        return declared
 
     def _read(self, plan: LearningPlan) -> tuple[Records, Records, Records]:
         """All examples, and those of them to train and to evaluate on; without any where there are none to read.

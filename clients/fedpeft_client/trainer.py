@@ -28,6 +28,7 @@ from fedpeft.round.failures import cause_of
 from fedpeft.round.local import DeviceStore, Effort, LocalResult
 from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan, learning_rates
+from fedpeft.round.size_class import size_class
 from fedpeft.tuning import Evaluation, LocalPlan, NoiseScale, evaluate, train, train_privately
 from fedpeft.tuning.calibration import label_offset
 from fedpeft.tuning.class_means import measure_class_means
@@ -86,6 +87,7 @@ class TorchTrainer:
         examples: its own.
         memory_use: how it saves memory.
         memory: where it keeps local blocks and controls between rounds; None: in RAM.
+        declared: its size class; None: that of its training examples.
     """
 
     def __init__(
@@ -97,9 +99,10 @@ class TorchTrainer:
         examples: Examples,
         memory_use: MemoryUse = PLAIN,
         memory: DeviceStore | None = None,
+        declared: int | None = None,
     ) -> None:
         self._device, self._capacity, self._bench, self._examples = device, capacity, bench, examples
-        self._memory_use = memory_use
+        self._memory_use, self._declared = memory_use, declared
         self._memory = RoundMemory(memory or MemoryStore())
 
     @property
@@ -123,13 +126,21 @@ class TorchTrainer:
         """From the next round on the device trains this: its battery or its memory says so."""
         self._capacity = capacity
 
+    def size_class(self, plan: LearningPlan) -> int:
+        """See ``Trainer``."""
+        return size_class(self._examples.count) if self._declared is None else self._declared
+
+    def evaluates(self, plan: LearningPlan) -> bool:
+        """See ``Trainer``."""
+        return self._examples.evaluates
+
     def cost(self, plan: LearningPlan) -> SampledRelease | None:
         """See ``Trainer``."""
         if plan.privacy is None:
             return None
         spec = self._bench.spec(plan)
         parameters = sum(spec[block_id].size for block_id in self.trains(plan))
-        return round_cost(plan, examples=self._examples.count, parameters=parameters)
+        return round_cost(plan, declared=self.size_class(plan), parameters=parameters)
 
     def fit(
         self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
@@ -156,7 +167,6 @@ class TorchTrainer:
                 learnt = self._learn(plan, union, state, request, examples, careful=careful, kept=kept, local=local)
         return LocalResult(
             deltas=MappingProxyType(learnt.deltas),
-            examples=max(1, self._examples.count),
             trained_loss=learnt.loss_sum,
             trained=learnt.examples,
             evaluated_loss=measured.loss_sum,
@@ -260,7 +270,7 @@ class TorchTrainer:
         """Loss summed over the examples seen, and their number; both zero where a loss would be a release."""
         noise = self._noise(plan)
         if noise is not None:  # nothing but the steps themselves is private: the device has refused the rest
-            expected = noise.sampling_rate * max(1, self._examples.count)
+            expected = noise.sampling_rate * 2.0 ** self.size_class(plan)
             train_privately(union, examples.train, steps, noise, cache=examples.train_cache, expected_batch=expected)
             return 0.0, 0
         strength = plan.train.label_calibration

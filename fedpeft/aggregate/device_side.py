@@ -14,7 +14,7 @@ from fedpeft.config.model import Aggregate
 from fedpeft.config.rules import RULES
 from fedpeft.ids import BlockId
 
-__all__ = ["NORM_CAP", "forward_state", "keep_columns", "local_blocks", "product_norm", "rotated"]
+__all__ = ["NORM_CAP", "forward_state", "keep_columns", "local_blocks", "own_values", "product_norm", "rotated"]
 
 Vector = npt.NDArray[np.float32]
 NORM_CAP = 64.0
@@ -57,6 +57,11 @@ def product_norm(state: AdapterState, deltas: Mapping[BlockId, Vector]) -> float
         # |B A|^2 = trace((B^T B)(A A^T)): r x r, never the dense product.
         squares += float(((own.up.T @ own.up) * (own.down @ own.down.T)).sum())
     return float(np.clip(np.sqrt(squares) / NORM_CAP, 2.0**-16, 1.0))
+
+
+def own_values(state: AdapterState, deltas: Mapping[BlockId, Vector]) -> dict[BlockId, Vector]:
+    """Of LoRA's blocks the trained values, of the others the changes (``linear.padded_values``)."""
+    return {block_id: state[block_id] + delta if factor_of(block_id) else delta for block_id, delta in deltas.items()}
 
 
 def rotated(state: AdapterState, deltas: Mapping[BlockId, Vector]) -> dict[BlockId, Vector]:

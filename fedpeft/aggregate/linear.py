@@ -16,7 +16,7 @@ from fedpeft.aggregate.sums import RoundSums
 from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId
 
-__all__ = ["mean", "owner_mean", "zero_padded"]
+__all__ = ["mean", "owner_mean", "padded_values", "zero_padded"]
 
 Vector = npt.NDArray[np.float64]
 
@@ -27,10 +27,9 @@ def mean(state: AdapterState, round_sums: RoundSums) -> AdapterState:
 
 
 def zero_padded(state: AdapterState, round_sums: RoundSums) -> AdapterState:
-    """FedIT (Zhang 2024) and HetLoRA (Cho 2024) over mixed ranks: columns that a device lacks count as zeros.
+    """FedIT (Zhang 2024) over mixed ranks: columns that a device lacks count as zeros.
 
     The weighted mean of padded factors is (W_owners old + sum) / W: columns that few own shrink in every round.
-    HetLoRA differs in the weights alone, which are the device's |B A| (``device_side.product_norm``).
     """
 
     def step(block_id: BlockId, old: Vector, total: Vector) -> Vector:
@@ -38,6 +37,20 @@ def zero_padded(state: AdapterState, round_sums: RoundSums) -> AdapterState:
         if factor_of(block_id):
             share = min(1.0, round_sums.owner_weights[block_id] / round_sums.total_weight)
         return share * old + total / round_sums.total_weight
+
+    return _moved(state, round_sums, step)
+
+
+def padded_values(state: AdapterState, round_sums: RoundSums) -> AdapterState:
+    """HetLoRA (Cho 2024): as ``zero_padded``, by weights that are each device's |B A| (``device_side.product_norm``).
+
+    Nobody is told the weights of a block's owners: LoRA's blocks are sums of weighted values, not changes
+    (``device_side.own_values``), and what a device lacks adds zeros to both.
+    """
+
+    def step(block_id: BlockId, old: Vector, total: Vector) -> Vector:
+        start = 0.0 if factor_of(block_id) else old
+        return start + total / round_sums.total_weight
 
     return _moved(state, round_sums, step)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.aggregate.device_side import keep_columns, product_norm, rotated
 from fedpeft.aggregate.gauge import fix_gauge, fold_and_reseed
-from fedpeft.aggregate.linear import mean, owner_mean, zero_padded
+from fedpeft.aggregate.linear import mean, owner_mean, padded_values, zero_padded
 from fedpeft.aggregate.products import fedex, flexlora, flora, lora_fair
 from fedpeft.aggregate.robust import Update, robust_mean
 from fedpeft.aggregate.sums import RoundSums
@@ -62,7 +62,7 @@ STEPS: Mapping[RuleName, Steps] = MappingProxyType(
     {
         "nested": Steps(step=mean, settle=_settle_nested),
         "fedit": Steps(step=zero_padded),
-        "hetlora": Steps(step=zero_padded, weigh=product_norm),
+        "hetlora": Steps(step=padded_values, weigh=product_norm),
         "rbla": Steps(step=owner_mean),
         "ffa": Steps(step=mean),
         "rolora": Steps(step=mean),

@@ -85,7 +85,7 @@ def _why(aggregate: Aggregate) -> str:
     traits = RULES[aggregate.rule]
     if traits.individual:
         return f"{aggregate.rule} reads single devices' deltas"
-    if traits.owner_weights:
+    if traits.owner_weights or traits.own_weight:
         return "a sum of weights beside the deltas would be a release"
     return _SAME_BLOCKS if traits.trains == "alternate" else f"{aggregate.rule} is not shown to keep the promise"
 

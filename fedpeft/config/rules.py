@@ -42,6 +42,8 @@ class RuleTraits:
         trains: LoRA's factors that rounds train: B alone, both in each round, or one after the other.
         truncated: a device's forward pass uses its own columns only; otherwise it applies the whole adapter.
         owner_weights: the sum of weights of each block's owners is needed beside the cohort's.
+        own_weight: devices weigh themselves by something that is no count and changes every round; they then add
+            weighted values instead of weighted changes, so that the cohort's sum of weights is enough.
         individual: why single devices' deltas are needed; empty: sums are enough.
         refactors: the rule replaces both factors by another product; a server optimizer has no meaning then.
         carries: it folds what the factors cannot hold into a carried adapter (``adapter.lora.carried_rank``).
@@ -58,6 +60,7 @@ class RuleTraits:
     trains: Literal["B", "both", "alternate"]
     truncated: bool = False
     owner_weights: bool = False
+    own_weight: bool = False
     individual: str = ""
     refactors: bool = False
     carries: bool = False
@@ -82,7 +85,7 @@ RULES: Mapping[RuleName, RuleTraits] = MappingProxyType(
             any_adapter=True,
         ),
         "fedit": RuleTraits(source="Zhang 2024, zero-padded", trains="both", truncated=True, owner_weights=True),
-        "hetlora": RuleTraits(source="Cho 2024", trains="both", truncated=True, owner_weights=True),
+        "hetlora": RuleTraits(source="Cho 2024", trains="both", truncated=True, own_weight=True),
         "rbla": RuleTraits(source="Tavallaie 2024", trains="both", truncated=True, owner_weights=True),
         "ffa": RuleTraits(source="Sun 2024", trains="B", truncated=True, one_mean=True, proved=frozenset({"client"})),
         "rolora": RuleTraits(source="Chen 2025", trains="alternate", truncated=True, one_mean=True),

@@ -7,22 +7,30 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.adapter import AdapterState
+from fedpeft.aggregate.device_side import own_values
 from fedpeft.aggregate.rules import STEPS, rule_weight
+from fedpeft.entropy import Entropy
 from fedpeft.ids import BlockId
 from fedpeft.privacy import CLIP_BIT, LOSS_LIMIT, NOISED_METRICS, Mechanism, NoiseTerms, bit_vector, clip, metric_lanes
 from fedpeft.round.failures import cause_of, is_for_lack_of_room
 from fedpeft.round.local import Effort, LocalResult, Trainer
 from fedpeft.round.messages import BlockPayload, FitRequest
-from fedpeft.round.metrics import METRICS, OWNER_WEIGHTS, Contribution, in_bucket, metrics_vector
+from fedpeft.round.metrics import (
+    COHORT_WEIGHT,
+    METRICS,
+    TRAIN_LOSS,
+    evaluation_vector,
+    in_bucket,
+    train_loss_vector,
+)
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.size_class import weight_share
 
 __all__ = ["contribution"]
 
 Vector = npt.NDArray[np.float32]
 
-NOTHING_TRAINED = LocalResult(
-    deltas={}, examples=0, trained_loss=0.0, trained=0, evaluated_loss=0.0, correct=0, evaluated=0
-)
+NOTHING_TRAINED = LocalResult(deltas={}, trained_loss=0.0, trained=0, evaluated_loss=0.0, correct=0, evaluated=0)
 """Of a device that could not use its examples: zeros in all of its own sums."""
 
 
@@ -35,13 +43,15 @@ def contribution(
     owns: frozenset[BlockId],
     noise: Mechanism | None,
     effort: Effort,
+    declared: int,
+    entropy: Entropy,
     tell: Callable[[str], None],
 ) -> tuple[tuple[BlockPayload, ...], bool]:
     """Train, and make of it what goes into the sum: in the worst case zeros, and never an exception.
 
     Args:
         trainer: whose ``fit`` may raise anything.
-        plan, request, state, owns, noise: see ``inputs_of``.
+        plan, request, state, owns, noise, declared, entropy: see ``inputs_of``.
         effort: to begin with; what fails for lack of room is tried again with care, what fails otherwise is not.
         tell: hears what went wrong; on the device.
 
@@ -57,7 +67,7 @@ def contribution(
     while effort is not Effort.BLANK or plan.privacy is not None:  # without noise of their own, blank steps are none
         try:
             result, wrong = cleansed(trainer.fit(plan, state, request, effort), sizes)
-            inputs = inputs_of(plan, request, state, result, owns, noise)
+            inputs = inputs_of(plan, request, state, result, owns, noise, declared=declared, entropy=entropy)
         except Exception as error:
             tell(cause_of(error))
             if effort is Effort.BLANK:
@@ -69,7 +79,7 @@ def contribution(
                 tell(trouble)
             return inputs, able and not wrong
     nothing, _ = cleansed(NOTHING_TRAINED, sizes)
-    return inputs_of(plan, request, state, nothing, owns, noise), False
+    return inputs_of(plan, request, state, nothing, owns, noise, declared=declared, entropy=entropy), False
 
 
 def cleansed(result: LocalResult, sizes: Mapping[BlockId, int]) -> tuple[LocalResult, tuple[str, ...]]:
@@ -114,11 +124,14 @@ def inputs_of(
     result: LocalResult,
     owns: frozenset[BlockId],
     noise: Mechanism | None,
+    *,
+    declared: int,
+    entropy: Entropy,
 ) -> tuple[BlockPayload, ...]:
-    """What goes into the secure sum: each delta times the device's weight, and the metrics.
+    """What goes into the secure sum: each delta times the device's public share, and its own means likewise.
 
     Under noise: the deltas clipped together, every device alike, adaptive clipping's bit and noised metrics; nothing
-    else. Under example-level privacy: the weight is all of the metrics.
+    else. Under example-level privacy: no means, since each would be a release.
 
     Args:
         plan, request: what was asked.
@@ -126,34 +139,49 @@ def inputs_of(
         result: what came of it, ``cleansed``.
         owns: the sums that this device adds to, by their names in the terms.
         noise: of a round under client-level privacy.
+        declared: the device's size class, as its advert says.
+        entropy: for the rounding of the accuracy.
     """
     deltas = dict(result.deltas)
     before_sum = STEPS[plan.aggregate.rule].before_sum
     if before_sum is not None:
         deltas = before_sum(state, deltas)
-    weight = 1.0 if noise else _weight(plan, state, deltas, result.examples)
-    inputs = {in_bucket(block_id, request.bucket): delta * np.float32(weight) for block_id, delta in deltas.items()}
     if noise is not None:
-        clipped = clip(inputs, l2_clip_norm=noise.terms.l2_clip_norm, allowance=noise.allowance)
-        bit = noise.terms.bit_weight
-        own_bit = {CLIP_BIT: bit_vector(clipped.scale == 1.0, bit)} if bit else {}
-        return _payloads({**clipped.vectors, **own_bit, **_noised_metrics(result, noise.terms)})
-    if plan.privacy is not None:  # losses and counts would be releases; the weight follows from a public number
-        nothing = Contribution(weight=weight, trained_loss=0, trained=0, evaluated_loss=0, correct=0, evaluated=0)
-        inputs[METRICS] = metrics_vector(nothing)
-        return _payloads(inputs)
-    contribution = Contribution(
-        weight=weight,
-        trained_loss=result.trained_loss,
-        trained=result.trained,
-        evaluated_loss=result.evaluated_loss,
-        correct=result.correct,
-        evaluated=result.evaluated,
-    )
-    if OWNER_WEIGHTS in owns:
-        inputs[OWNER_WEIGHTS] = np.array([weight * (block_id in deltas) for block_id in request.blocks], np.float32)
-    inputs[METRICS] = metrics_vector(contribution)
+        return _payloads(_clipped(_named(deltas, request), result, noise))
+    share = weight_share(plan.aggregate, declared)
+    inputs: dict[BlockId, Vector] = {}
+    weight = share
+    if COHORT_WEIGHT in owns:
+        weight = rule_weight(plan.aggregate, state, deltas) or share
+        deltas = own_values(state, deltas)
+        inputs[COHORT_WEIGHT] = np.array([weight], np.float32)
+    inputs |= {key: delta * np.float32(weight) for key, delta in _named(deltas, request).items()}
+    measured = plan.privacy is None  # else a loss would be a release; the lanes stay, for devices that own nothing else
+    if METRICS in owns:
+        inputs[METRICS] = evaluation_vector(
+            share if measured else 0.0,
+            loss_sum=result.evaluated_loss,
+            correct=result.correct,
+            count=result.evaluated,
+            entropy=entropy,
+        )
+    if TRAIN_LOSS in owns:
+        inputs[TRAIN_LOSS] = train_loss_vector(
+            share if measured and request.train else 0.0, loss_sum=result.trained_loss, count=result.trained
+        )
     return _payloads(inputs)
+
+
+def _named(deltas: Mapping[BlockId, Vector], request: FitRequest) -> dict[BlockId, Vector]:
+    """By their names in the terms."""
+    return {in_bucket(block_id, request.bucket): delta for block_id, delta in deltas.items()}
+
+
+def _clipped(deltas: Mapping[BlockId, Vector], result: LocalResult, noise: Mechanism) -> dict[BlockId, Vector]:
+    clipped = clip(deltas, l2_clip_norm=noise.terms.l2_clip_norm, allowance=noise.allowance)
+    bit = noise.terms.bit_weight
+    own_bit = {CLIP_BIT: bit_vector(clipped.scale == 1.0, bit)} if bit else {}
+    return {**clipped.vectors, **own_bit, **_noised_metrics(result, noise.terms)}
 
 
 def _noised_metrics(result: LocalResult, terms: NoiseTerms) -> dict[BlockId, Vector]:
@@ -169,15 +197,6 @@ def _noised_metrics(result: LocalResult, terms: NoiseTerms) -> dict[BlockId, Vec
         step=terms.step,
     )
     return {NOISED_METRICS: lanes}
-
-
-def _weight(plan: LearningPlan, state: AdapterState, deltas: Mapping[BlockId, Vector], examples: int) -> float:
-    """In [0, 1]: the rule's own, or by examples up to the cap, or one."""
-    rule = plan.aggregate
-    own = rule_weight(rule, state, deltas) if deltas else None
-    if own is not None:
-        return own
-    return min(examples, rule.max_weight) / rule.max_weight if rule.weight == "examples" else 1.0
 
 
 def _payloads(vectors: Mapping[BlockId, Vector]) -> tuple[BlockPayload, ...]:

@@ -35,8 +35,9 @@ from fedpeft.round.local import (
     Trainer,
 )
 from fedpeft.round.messages import BlockPayload, Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
-from fedpeft.round.metrics import METRICS, OWNER_WEIGHTS, in_bucket
+from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS, in_bucket
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.size_class import declared_class
 from fedpeft.round.transport import Stage
 from fedpeft.secagg.spec import mechanism
 from fedpeft.wire import WireError, decode, encode
@@ -159,10 +160,11 @@ class Device:
             *work,
             noise,
         )
-        owns = self._owned(plan, spec, terms, request) if request.train else frozenset({METRICS})
+        owns = self._owned(plan, spec, terms, request)
         if opened is not None and same:  # what was trained then, though the device may train something else by now
             owns = frozenset(part.block_id for part in opened.inputs) & {block.block_id for block in terms.blocks}
-        advertise = self._session.begin(offer, owns=owns, entropy=self._entropy)
+        declared = declared_class(plan.aggregate, self._trainer.size_class(plan)) if noise is None else 0
+        advertise = self._session.begin(offer, owns=owns, entropy=self._entropy, weight_class=declared)
         if isinstance(advertise, secagg.Refusal):
             self._told(request.offer, f"{advertise.reason.value}: {advertise.detail}")
             return Failure(reason=FailureReason.PROTOCOL)
@@ -182,6 +184,8 @@ class Device:
                 owns=owns,
                 noise=noise,
                 effort=Effort(min(tries, Effort.BLANK)),
+                declared=declared,
+                entropy=self._rounding(terms.run_id, terms.round_id),
                 tell=partial(self._told, request.offer),
             )
             if not able and plan.privacy is None and noise is None and self._speaks:
@@ -279,7 +283,10 @@ class Device:
                 if offered[name] != spec[block_id].size:
                     raise SpecMismatch(f"{name}: expected length {spec[block_id].size}, offered {offered[name]}.")
                 owned.add(name)
-        return frozenset(owned | ({METRICS, OWNER_WEIGHTS, CLIP_BIT, NOISED_METRICS} & offered.keys()))
+        measured = {TRAIN_LOSS, COHORT_WEIGHT, CLIP_BIT, NOISED_METRICS}
+        if self._trainer.evaluates(plan):
+            measured.add(METRICS)
+        return frozenset(owned | (measured & offered.keys()))
 
     def _afford(self, noise: Mechanism) -> None:
         """Refuses a round whose noise keeps no promise, or which this device's own budget does not allow."""

@@ -2,9 +2,11 @@
 
 The coordinator proposes a budget; the device alone knows how many examples it has, so it finds its own noise
 multiplier, charges its own ledger before its update leaves, and refuses a round past the run's budget or its site's.
-How many examples a device has counts as public: its weight and its sampling rate follow from it.
+A device's size class counts as public (``fedpeft.round.size_class``): its weight, its sampling rate, its noise and what
+it refuses follow from that alone, so its statements tell no more.
 """
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -13,6 +15,7 @@ from fedpeft.errors import BudgetExhausted, ConfigInvalid, PolicyRefused, Proble
 from fedpeft.ids import RoundId
 from fedpeft.privacy import ExampleStatement, PrivacyLedger, SampledRelease, calibrate_sampled, sampled_epsilon
 from fedpeft.round.plan import ExampleTerms, LearningPlan
+from fedpeft.round.size_class import lower_end, upper_end
 
 __all__ = ["ExamplePrivacy", "OpenLedger", "noise_of", "round_cost"]
 
@@ -20,26 +23,28 @@ OpenLedger = Callable[[], PrivacyLedger]
 """Opens the device's ledger for one use: several processes may play one device, one after the other."""
 
 
-def round_cost(plan: LearningPlan, *, examples: int, parameters: int) -> SampledRelease | None:
+def round_cost(plan: LearningPlan, *, declared: int, parameters: int) -> SampledRelease | None:
     """What one round of training costs each of a device's examples; None without example-level privacy.
 
     Args:
         plan: the run's.
-        examples: how many the device trains on.
+        declared: the device's size class.
         parameters: coordinates that it trains.
 
     Raises:
-        ConfigInvalid: delta is above 1 / examples, or no noise keeps the run within the budget.
+        ConfigInvalid: delta is above 1 / examples for some number of this class, or no noise keeps the run within the
+            budget.
     """
     if plan.privacy is None:
         return None
-    z, rate = noise_of(plan.privacy, plan.train.batch_size, max(1, examples), parameters)
+    z, rate = noise_of(plan.privacy, plan.train.batch_size, declared, parameters)
     return SampledRelease(noise_multiplier=z, sampling_rate=rate, steps=plan.train.local_steps, parameters=parameters)
 
 
 @lru_cache(maxsize=256)
-def noise_of(terms: ExampleTerms, batch_size: int, examples: int, parameters: int) -> tuple[float, float]:
-    """A device's noise multiplier and sampling rate; see ``round_cost``."""
+def noise_of(terms: ExampleTerms, batch_size: int, declared: int, parameters: int) -> tuple[float, float]:
+    """A noise multiplier and a sampling rate; see ``round_cost``."""
+    examples = math.ceil(upper_end(declared)) - 1
     if terms.delta * examples > 1:
         problem = Problem(
             where="privacy.delta",
@@ -48,7 +53,7 @@ def noise_of(terms: ExampleTerms, batch_size: int, examples: int, parameters: in
             found=f"{terms.delta:g}",
         )
         raise ConfigInvalid("The delta is too large for this device's examples.", problems=[problem])
-    rate = min(1.0, batch_size / examples)
+    rate = min(1.0, batch_size / lower_end(declared))  # on average at least a batch, and less than two
 
     def whole(z: float) -> SampledRelease:
         return SampledRelease(noise_multiplier=z, sampling_rate=rate, steps=terms.steps, parameters=parameters)

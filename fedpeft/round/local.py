@@ -49,14 +49,12 @@ class LocalResult:
 
     Args:
         deltas: trained values minus received ones, for each block that was trained.
-        examples: how many training examples the device has: its weight before capping.
         trained_loss, trained: loss summed over the examples (tokens) seen, and their number.
         evaluated_loss, correct, evaluated: of the received state, on held-out examples (tokens).
         troubles: what went wrong on the way and was passed over, e.g. rows that do not fit the task.
     """
 
     deltas: Mapping[BlockId, Vector]
-    examples: int
     trained_loss: float
     trained: int
     evaluated_loss: float
@@ -83,6 +81,14 @@ class Trainer(Protocol):
 
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         """The blocks that this device can afford to train."""
+        ...
+
+    def size_class(self, plan: LearningPlan) -> int:
+        """Its public size (``fedpeft.round.size_class``); the same over a whole run, whatever its data does."""
+        ...
+
+    def evaluates(self, plan: LearningPlan) -> bool:
+        """Whether it has held-out examples, which is public too, and the same over a whole run."""
         ...
 
     def cost(self, plan: LearningPlan) -> SampledRelease | None:

@@ -1,88 +1,79 @@
-"""What a round measures, as one more block of the secure sum.
+"""What a round measures: means that each device takes over its own examples, weighed by its public size.
 
-Weights, counts and losses go through the ring like the deltas, so the coordinator learns the cohort's
-totals and nothing about one device. Evaluation is of the state that the round *starts* from: it costs no
-exchange of its own.
+They go through the ring like the deltas, in blocks of their own, and no lane of any sum holds a count: denominators are
+the public size classes of those who are in the sum (``fedpeft.round.size_class``). Evaluation is of the state that the
+round *starts* from: it costs no exchange of its own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from fedpeft.entropy import Entropy
 from fedpeft.ids import BlockId
+from fedpeft.privacy import LOSS_LIMIT
 from fedpeft.ring import SumRange
 
 __all__ = [
+    "ACCURACY_STEPS",
+    "COHORT_WEIGHT",
     "METRICS",
     "METRIC_BITS",
     "METRIC_RANGES",
     "NOTHING_MEASURED",
-    "OWNER_WEIGHTS",
-    "Contribution",
-    "Totals",
+    "TRAIN_LOSS",
+    "TRAIN_LOSS_RANGES",
+    "WEIGHT_RANGES",
+    "Measured",
+    "evaluation_vector",
     "in_bucket",
-    "metrics_vector",
-    "totals",
+    "measured_in",
+    "rounded_accuracy",
+    "train_loss_vector",
 ]
 
 METRICS = BlockId("metrics")
+"""Two lanes, of devices with held-out examples: weight x mean loss, weight x accuracy."""
 
-OWNER_WEIGHTS = BlockId("owner-weights")
-"""One lane for each block of the round: the sum of its owners' weights, for rules that divide by it. Every device
-owns this block and says 0 where it does not own the other."""
+TRAIN_LOSS = BlockId("train-loss")
+"""One lane, of every device of a round without client-level privacy: weight x mean training loss."""
 
-COUNT_LIMIT = 2.0**24
-"""Largest count, and largest summed loss, that one device reports; larger ones are clipped to it."""
+COHORT_WEIGHT = BlockId("cohort-weight")
+"""One lane, of every device under a rule whose weights are no counts (HetLoRA's norms): its weight."""
 
 METRIC_RANGES: tuple[SumRange, ...] = (
+    SumRange(length=1, max_abs=LOSS_LIMIT),
     SumRange(length=1, max_abs=1.0),
-    SumRange(length=1, max_abs=COUNT_LIMIT),
-    SumRange(length=1, max_abs=COUNT_LIMIT, exact=True),
-    SumRange(length=1, max_abs=COUNT_LIMIT),
-    SumRange(length=1, max_abs=COUNT_LIMIT, exact=True),
-    SumRange(length=1, max_abs=COUNT_LIMIT, exact=True),
 )
-"""The lanes of the metrics block, in the order of ``Contribution``'s fields; counts are exact."""
+TRAIN_LOSS_RANGES: tuple[SumRange, ...] = (SumRange(length=1, max_abs=LOSS_LIMIT),)
+WEIGHT_RANGES: tuple[SumRange, ...] = (SumRange(length=1, max_abs=1.0),)
 
 METRIC_BITS = 64
-"""Ring width of the metrics block: six lanes, so precision costs nothing."""
+"""Ring width of these blocks: four lanes, so precision costs nothing."""
+
+ACCURACY_STEPS = 64
+"""An accuracy is a multiple of one over this: of 5 correct out of 7, the exact share would tell the 7."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contribution:
-    """One device's numbers, before the secure sum. They never leave the device in the clear.
+class Measured:
+    """The cohort's means; None where nothing was measured, or too few measured it to open its sum.
 
     Args:
-        weight: the weight of its delta, in [0, 1].
-        trained_loss: training loss summed over the examples it trained on.
-        trained: examples (tokens, for a causal LM) that it trained on.
-        evaluated_loss: loss of the received state summed over its held-out examples (tokens).
-        correct: how many of them the received state got right.
-        evaluated: how many of them there were.
+        evaluators: devices with held-out examples in the sum; public, as who owns which block is.
+        loss, accuracy: of the state that the round began with.
+        train_loss: over what was trained on.
     """
 
-    weight: float
-    trained_loss: float
-    trained: float
-    evaluated_loss: float
-    correct: float
-    evaluated: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Totals:
-    """The cohort's sums, as decoded from the ring; None where nothing was counted."""
-
-    weight: float
-    trained: int
-    evaluated: int
-    train_loss: float | None
+    evaluators: int
     loss: float | None
     accuracy: float | None
+    train_loss: float | None
 
 
-NOTHING_MEASURED = Totals(weight=0.0, trained=0, evaluated=0, train_loss=None, loss=None, accuracy=None)
+NOTHING_MEASURED = Measured(evaluators=0, loss=None, accuracy=None, train_loss=None)
 """A round under client-level privacy: its metrics would be releases, and are not collected."""
 
 
@@ -91,32 +82,64 @@ def in_bucket(block_id: BlockId, bucket: int) -> BlockId:
     return BlockId(f"{block_id}@{bucket}") if bucket else block_id
 
 
-def metrics_vector(contribution: Contribution) -> npt.NDArray[np.float32]:
-    """The metrics block of one device, (6,) float32, clipped to ``METRIC_RANGES``."""
-    lanes = np.array(
-        [
-            contribution.weight,
-            contribution.trained_loss,
-            contribution.trained,
-            contribution.evaluated_loss,
-            contribution.correct,
-            contribution.evaluated,
-        ]
-    )
-    limits = np.array([lane.max_abs for lane in METRIC_RANGES])
-    clipped: npt.NDArray[np.float32] = np.clip(lanes, 0.0, limits).astype(np.float32)
-    return clipped
+def rounded_accuracy(correct: float, count: float, entropy: Entropy) -> float:
+    """The share of right answers as a multiple of 1/64, rounded up or down at random so that its mean is right.
+
+    Args:
+        correct, count: of predictions; ``count`` above 0.
+        entropy: asked for 8 bytes.
+    """
+    exact = ACCURACY_STEPS * min(1.0, max(0.0, correct / count))
+    below = int(exact)
+    draw = int.from_bytes(entropy(8), "little") / 2.0**64
+    return (below + (draw < exact - below)) / ACCURACY_STEPS
 
 
-def totals(summed: npt.NDArray[np.float64]) -> Totals:
-    """Means and counts from the sum of the metrics blocks, (6,)."""
-    weight, trained_loss, trained, evaluated_loss, correct, evaluated = (float(lane) for lane in summed)
-    has_trained, has_evaluated = round(trained) > 0, round(evaluated) > 0
-    return Totals(
-        weight=weight,
-        trained=round(trained),
-        evaluated=round(evaluated),
-        train_loss=trained_loss / trained if has_trained else None,
-        loss=evaluated_loss / evaluated if has_evaluated else None,
-        accuracy=correct / evaluated if has_evaluated else None,
+def evaluation_vector(
+    weight: float, *, loss_sum: float, correct: float, count: float, entropy: Entropy
+) -> npt.NDArray[np.float32]:
+    """One device's ``METRICS``, (2,) float32; the largest loss and no accuracy where nothing could be evaluated.
+
+    Args:
+        weight: its public share, in (0, 1].
+        loss_sum, correct, count: of its own held-out predictions.
+        entropy: for ``rounded_accuracy``.
+    """
+    if count <= 0:
+        return np.array([weight * LOSS_LIMIT, 0.0], np.float32)
+    accuracy = rounded_accuracy(correct, count, entropy)
+    return np.array([weight * _cut(loss_sum / count), weight * accuracy], np.float32)
+
+
+def train_loss_vector(weight: float, *, loss_sum: float, count: float) -> npt.NDArray[np.float32]:
+    """One device's ``TRAIN_LOSS``, (1,) float32; the largest loss where nothing could be trained on."""
+    return np.array([weight * (_cut(loss_sum / count) if count > 0 else LOSS_LIMIT)], np.float32)
+
+
+def measured_in(
+    sums: Mapping[BlockId, npt.NDArray[np.float64]],
+    weights: Mapping[BlockId, float],
+    *,
+    evaluators: int,
+    trained: bool,
+) -> Measured:
+    """Means from the opened sums.
+
+    Args:
+        sums: block by block.
+        weights: of each opened block the sum of its owners' public shares.
+        evaluators: devices whose evaluation is in the sum.
+        trained: whether training losses were asked for.
+    """
+    loss = accuracy = train_loss = None
+    if METRICS in sums:
+        loss, accuracy = (float(lane) / weights[METRICS] for lane in sums[METRICS])
+    if trained and TRAIN_LOSS in sums:
+        train_loss = float(sums[TRAIN_LOSS][0]) / weights[TRAIN_LOSS]
+    return Measured(
+        evaluators=evaluators if loss is not None else 0, loss=loss, accuracy=accuracy, train_loss=train_loss
     )
+
+
+def _cut(loss: float) -> float:
+    return min(LOSS_LIMIT, max(0.0, loss)) if np.isfinite(loss) else LOSS_LIMIT

@@ -14,7 +14,16 @@ from fedpeft.ids import ParticipantId
 from fedpeft.methods import due_blocks
 from fedpeft.privacy import CLIP_BIT, METRIC_LANES, NOISED_METRICS, NoiseTerms
 from fedpeft.ring import SumRange
-from fedpeft.round.metrics import METRIC_BITS, METRIC_RANGES, METRICS, OWNER_WEIGHTS, in_bucket
+from fedpeft.round.metrics import (
+    COHORT_WEIGHT,
+    METRIC_BITS,
+    METRIC_RANGES,
+    METRICS,
+    TRAIN_LOSS,
+    TRAIN_LOSS_RANGES,
+    WEIGHT_RANGES,
+    in_bucket,
+)
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.task import Member, RoundTask
 
@@ -34,9 +43,9 @@ def round_terms(
 
     The run goes by one name over all its starts: a device that has signed a survivor set in a round signs no other
     (docs/adr/0011-one-sum-per-round.md). Each tensor has its own clipping range,
-    all of them ``terms.max_abs``; the metrics are one more block, owned by everybody. Under noise
-    there are no metrics, since a loss or a count is a release too, and the one clip is that of the contribution's norm;
-    adaptive clipping adds its bit, and noised metrics their lanes.
+    all of them ``terms.max_abs``; the metrics are further blocks, and the training loss is owned by everybody. No lane
+    of them holds a count. Under noise there are no metrics, since a loss is a release too, and the one clip is that of
+    the contribution's norm; adaptive clipping adds its bit, and noised metrics their lanes.
     """
     participants = tuple(
         secagg.Participant(
@@ -59,10 +68,12 @@ def round_terms(
         for bucket in sorted(set(task.bucket_of.values())) or [0]
         for block in trained
     )
-    metrics = [secagg.SummedBlock(block_id=METRICS, ranges=METRIC_RANGES, bits=METRIC_BITS)]
-    if trained and RULES[plan.aggregate.rule].owner_weights:
-        lanes = tuple(SumRange(length=1, max_abs=1.0) for _ in trained)
-        metrics.insert(0, secagg.SummedBlock(block_id=OWNER_WEIGHTS, ranges=lanes, bits=METRIC_BITS))
+    lanes = [(TRAIN_LOSS, TRAIN_LOSS_RANGES)]
+    if plan.privacy is None:
+        lanes.insert(0, (METRICS, METRIC_RANGES))
+    if trained and RULES[plan.aggregate.rule].own_weight:
+        lanes.insert(0, (COHORT_WEIGHT, WEIGHT_RANGES))
+    metrics = [secagg.SummedBlock(block_id=key, ranges=ranges, bits=METRIC_BITS) for key, ranges in lanes]
     if task.noise is not None:
         metrics = _noised(task.noise, terms)
     return secagg.RoundSpec(

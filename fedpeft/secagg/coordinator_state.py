@@ -198,11 +198,16 @@ class BlockSum:
 
     Args:
         values: (P,) float64.
-        owners: how many devices it is the sum of.
+        members: the devices that it is the sum of.
     """
 
     values: npt.NDArray[np.float64]
-    owners: int
+    members: frozenset[ParticipantId]
+
+    @property
+    def owners(self) -> int:
+        """How many devices it is the sum of."""
+        return len(self.members)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

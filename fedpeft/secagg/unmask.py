@@ -83,12 +83,12 @@ def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:
         if problem is None and not missing:
             words = revealing.masked.sums[block.block_id]
             apply_masks(words, list(_masks_to_remove(vault, revealing, index)))
-            owners = len(roster.owner_sets[index] & survivors)
+            owners = frozenset(roster.owner_sets[index] & survivors)
             try:
-                values = decode_block(roster.spec, block, words, owners)
+                values = decode_block(roster.spec, block, words, len(owners))
             except SumOutOfRange as error:  # nothing of it is used; whose input it was, nobody can say
                 return aborted(state, Reason.OUT_OF_RANGE, f"Block {block.block_id}: {error}", restartable=False)
-            sums[block.block_id] = BlockSum(values=values, owners=owners)
+            sums[block.block_id] = BlockSum(values=values, members=owners)
         else:
             dealers = {dealer for dealer, _ in missing}
             lost |= dealers

@@ -32,10 +32,11 @@ from fedpeft.cohorts import effective_cohort
 from fedpeft.config import RunConfig
 from fedpeft.config.rules import RULES, factors_of
 from fedpeft.errors import RunFailed
-from fedpeft.ids import BlockId
+from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.methods import due_blocks
-from fedpeft.round.metrics import OWNER_WEIGHTS, in_bucket
+from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS, Measured, in_bucket, measured_in
 from fedpeft.round.plan import LearningPlan, learning_rates
+from fedpeft.round.size_class import weight_share
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
 
 __all__ = ["Aggregation", "Individuals"]
@@ -108,15 +109,15 @@ class Aggregation:
         outcome: RoundOutcome,
         summed: secagg.Summed,
         *,
-        total_weight: float,
         population: int,
+        fixed_weight: float | None = None,
     ) -> tuple[AdapterState, ServerState]:
         """The next state and what to remember.
 
         Args:
             task: the attempt that ended in this sum.
-            total_weight: of all devices of the round.
             population: how many devices there are, asked or not.
+            fixed_weight: to divide by instead of the weight of who is in the sum; under client-level privacy.
 
         Raises:
             RunFailed: the step cannot be taken or is not finite; nothing was changed.
@@ -124,7 +125,7 @@ class Aggregation:
         trained = task.trained(state.spec)
         measured = measures_head(state.spec, self._plan.adapter, task.round_id)
         if self._rule.robust == "none":
-            sums = self._sums(summed, trained, total_weight)
+            sums = self._sums(summed, trained, fixed_weight)
             proposed = (mean if measured else partial(proposal, self._rule))(state, sums)
         else:
             sums = None
@@ -137,16 +138,37 @@ class Aggregation:
         settled_state = settled(self._rule, moved, round_id=task.round_id, seed=self._plan.seed)
         return settled_state, self._in_this_gauge(server, moved, settled_state)
 
-    def _sums(self, summed: secagg.Summed, trained: Sequence[BlockSpec], total_weight: float) -> RoundSums:
+    def measured(self, task: RoundTask, summed: secagg.Summed) -> Measured:
+        """The cohort's means; their denominators are the public sizes of who is in them."""
+        shares = self._shares(summed)
+        blocks = [block_id for block_id in (METRICS, TRAIN_LOSS) if block_id in summed.sums]
+        return measured_in(
+            {block_id: summed.sums[block_id].values for block_id in blocks},
+            {block_id: sum(shares[place] for place in summed.sums[block_id].members) for block_id in blocks},
+            evaluators=summed.sums[METRICS].owners if METRICS in summed.sums else 0,
+            trained=task.train and self._plan.privacy is None,
+        )
+
+    def _shares(self, summed: secagg.Summed) -> dict[ParticipantId, float]:
+        """Each survivor's public weight: what it multiplied its deltas by."""
+        if self._config.privacy.unit == "client":
+            return dict.fromkeys(summed.survivors, 1.0)
+        return {
+            place: weight_share(self._plan.aggregate, declared) for place, declared in summed.weight_classes.items()
+        }
+
+    def _sums(self, summed: secagg.Summed, trained: Sequence[BlockSpec], fixed_weight: float | None) -> RoundSums:
         opened = [block.block_id for block in trained if block.block_id in summed.sums]
         sums = {block_id: summed.sums[block_id].values for block_id in opened}
+        shares = self._shares(summed)
+        owners = {block_id: sum(shares[place] for place in summed.sums[block_id].members) for block_id in opened}
+        total = sum(shares.values()) if fixed_weight is None else fixed_weight
+        if RULES[self._rule.rule].own_weight:
+            if COHORT_WEIGHT not in summed.sums:
+                raise RunFailed(f"Expected the sum of the devices' own weights, found it masked: {summed.skipped}.")
+            total, owners = float(summed.sums[COHORT_WEIGHT].values[0]), {}
         individuals = self._individuals() if self._individuals else ()
-        if OWNER_WEIGHTS in summed.sums:
-            lanes = summed.sums[OWNER_WEIGHTS].values
-            owners = {block.block_id: float(lane) for block, lane in zip(trained, lanes, strict=True)}
-        else:  # of devices seen one by one nobody need sum the weights; of none there are none
-            owners = {b: sum(one.weight for one in individuals if b in one.deltas) for b in opened if individuals}
-        return RoundSums(sums=sums, total_weight=total_weight, owner_weights=owners, individuals=individuals)
+        return RoundSums(sums=sums, total_weight=total, owner_weights=owners, individuals=individuals)
 
     def _updates(
         self, task: RoundTask, outcome: RoundOutcome, summed: secagg.Summed, trained: Sequence[BlockSpec]

@@ -13,7 +13,6 @@ from fedpeft.aggregate.head_start import measures_head
 from fedpeft.config import RunConfig
 from fedpeft.ids import RoundId
 from fedpeft.round.events import EventKind
-from fedpeft.round.metrics import METRICS, totals
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
 from fedpeft_server.aggregation import Aggregation
 from fedpeft_server.privacy import ClientPrivacy
@@ -101,7 +100,10 @@ class Committing:
         The best state, which the round began with, is published first: after the commit its checkpoint may be gone.
         """
         round_id = task.round_id
-        measured = self._privacy.measured(task.noise, summed) if self._privacy else totals(summed.sums[METRICS].values)
+        if self._privacy:
+            measured = self._privacy.measured(task.noise, summed)
+        else:
+            measured = self._aggregation.measured(task, summed)
         state, server = progress.state, progress.server
         if task.train:
             state, server = self._aggregation.advance(
@@ -110,13 +112,13 @@ class Committing:
                 server,
                 outcome,
                 summed,
-                # A fixed denominator: how many were asked, which nobody's data decides.
-                total_weight=len(members) if self._privacy else measured.weight,
                 population=population,
+                # A fixed denominator: how many were asked, which nobody's data decides.
+                fixed_weight=len(members) if self._privacy else None,
             )
             state = between_rounds(state, self._config.adapter, round_id)
         # A noised loss counts nobody, and its least value is more luck than a good state.
-        counted = None if measured.evaluated == 0 else measured.loss
+        counted = measured.loss if measured.evaluators else None
         is_best = counted is not None and (progress.best_loss is None or counted < progress.best_loss)
         row = round_row(round_id, outcome, summed, measured, members, seconds=seconds)
         if is_best:

@@ -19,7 +19,7 @@ from fedpeft.ids import RoundId
 from fedpeft.privacy import NoiseTerms
 from fedpeft.round.coordinator import OpenSum, SecureSum, resume_round, run_round
 from fedpeft.round.events import Event, EventKind, Observer
-from fedpeft.round.metrics import METRICS
+from fedpeft.round.metrics import TRAIN_LOSS
 from fedpeft.round.pending import PendingRound, load_note
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
@@ -173,8 +173,8 @@ class Federation:
     def _problem(self, outcome: RoundOutcome) -> str:
         """Why the run cannot go on with what came of an attempt; empty when it can."""
         match outcome.result:
-            case secagg.Summed() as summed if METRICS in summed.skipped:
-                return f"nothing could be summed: {summed.skipped[METRICS]}"
+            case secagg.Summed() as summed if TRAIN_LOSS in summed.skipped:
+                return f"nothing could be summed: {summed.skipped[TRAIN_LOSS]}"
             case secagg.Summed() as summed:
                 few = len(summed.survivors) < self._config.rounds.min_devices
                 return f"{len(summed.survivors)} devices finished, {self._config.rounds.min_devices} needed" * few

@@ -22,7 +22,7 @@ from fedpeft.privacy import (
     next_clip_norm,
     read_lanes,
 )
-from fedpeft.round.metrics import NOTHING_MEASURED, Totals
+from fedpeft.round.metrics import NOTHING_MEASURED, Measured
 from fedpeft_server.noise_plan import Plan, plan_of, read_budget
 
 __all__ = ["LEDGER", "ClientPrivacy"]
@@ -115,7 +115,7 @@ class ClientPrivacy:
         self._clip_norm = terms.l2_clip_norm
         return {CLIP_NORM: terms.l2_clip_norm}
 
-    def measured(self, terms: NoiseTerms | None, summed: secagg.Summed) -> Totals:
+    def measured(self, terms: NoiseTerms | None, summed: secagg.Summed) -> Measured:
         """The round's noised metrics, without any count; nothing where they are suppressed."""
         if terms is None or NOISED_METRICS not in summed.sums:
             return NOTHING_MEASURED

@@ -101,8 +101,8 @@ class RoundMetrics:
             empty: it has one.
         loss: mean over held-out examples, of the state that the round began with (``fedpeft.round.metrics``);
             None when nothing was evaluated or it was not finite.
-        accuracy: share of those examples that were right, 0..1.
-        examples: how many were evaluated.
+        accuracy: share of those examples that were right, 0..1, to 1/64 on each device.
+        evaluators: devices with held-out examples in that mean; 0 when nothing was evaluated, or with noise.
         train_loss: mean over the examples that the devices trained on in this round; None when they did not train.
         devices_invited: asked to train.
         devices_ready: trained and advertised keys.
@@ -123,7 +123,7 @@ class RoundMetrics:
     burnt: str = ""
     loss: float | None
     accuracy: float | None
-    examples: int
+    evaluators: int
     train_loss: float | None = None
     devices_invited: int
     devices_ready: int

@@ -84,7 +84,7 @@ def render(view: RunView) -> str:
 
 def _final(rounds: Sequence[RoundMetrics]) -> RoundMetrics | None:
     """The last row that was evaluated."""
-    return next((row for row in reversed(rounds) if row.examples), None)
+    return next((row for row in reversed(rounds) if row.evaluators), None)
 
 
 def _strangers(rounds: Sequence[RoundMetrics]) -> list[tuple[int, str, str]]:

@@ -7,7 +7,7 @@ from typing import Literal
 from fedpeft import secagg
 from fedpeft.ids import ParticipantId, RoundId
 from fedpeft.round.messages import FailureReason
-from fedpeft.round.metrics import Totals
+from fedpeft.round.metrics import Measured
 from fedpeft.round.task import Member, RoundOutcome, Traffic
 from fedpeft_server.records import ClientRound, RoundMetrics
 
@@ -20,17 +20,17 @@ def round_row(
     round_id: RoundId,
     outcome: RoundOutcome,
     summed: secagg.Summed,
-    measured: Totals,
+    measured: Measured,
     members: Sequence[Member],
     *,
     seconds: float,
 ) -> RoundMetrics:
-    """The row of a round that ended in a sum: cohort totals, and of each device what the network shows anyway."""
+    """The row of a round that ended in a sum: cohort means, and of each device what the network shows anyway."""
     return replace(
         _row(round_id, outcome, members, survivors=summed.survivors, seconds=seconds),
         loss=measured.loss,
         accuracy=measured.accuracy,
-        examples=measured.evaluated,
+        evaluators=measured.evaluators,
         train_loss=measured.train_loss,
         skipped={str(block_id): reason for block_id, reason in summed.skipped.items()},
     )
@@ -77,7 +77,7 @@ def _row(
         round=round_id,
         loss=None,
         accuracy=None,
-        examples=0,
+        evaluators=0,
         devices_invited=len(members),
         devices_ready=sum(account.ready for account in outcome.traffic.values()),
         devices_survived=len(summed),
@@ -95,7 +95,7 @@ def sentence(row: RoundMetrics) -> str:
         return f"no sum, and none is asked for again: {row.burnt}; the state stays"
     parts = [f"{row.devices_survived} of {row.devices_invited} devices"]
     if row.loss is not None and row.accuracy is not None:
-        noised = "" if row.examples else " with noise"
+        noised = "" if row.evaluators else " with noise"
         parts.insert(0, f"loss {row.loss:.4f} accuracy {row.accuracy:.3f}{noised} at its start")
     if row.skipped:
         parts.append(f"skipped {', '.join(sorted(row.skipped))}")

@@ -15,7 +15,7 @@ from fedpeft.aggregate import Individual
 from fedpeft.cohorts import effective_cohort
 from fedpeft.entropy import Entropy
 from fedpeft.ids import BlockId, ParticipantId
-from fedpeft.round.metrics import METRICS, OWNER_WEIGHTS
+from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS
 from fedpeft.secagg.masks import rounding_bits
 from fedpeft.secagg.primitives import Secret
 from fedpeft.secagg.spec import block_encoding
@@ -83,6 +83,7 @@ class PlainSum:
     Args:
         spec, identity, entropy: see ``OpenSum``.
         seen: filled with every device's contribution to the sum, for rules that need them; emptied first.
+        share: a device's weight by its size class.
     """
 
     def __init__(
@@ -92,8 +93,9 @@ class PlainSum:
         entropy: Entropy,
         *,
         seen: list[Individual] | None = None,
+        share: Callable[[int], float] = lambda _: 1.0,
     ) -> None:
-        self._seen = seen
+        self._seen, self._share = seen, share
         if seen is not None:
             seen.clear()
         self._spec = spec
@@ -138,9 +140,10 @@ class PlainSum:
             block_id: blocks[block_id].decode(np.frombuffer(words, self._words[block_id].dtype), 1)
             for block_id, words in zip(self._adverts[sender].blocks, reply.vectors, strict=True)
         }
-        weight = float(values.pop(METRICS)[0])
-        values.pop(OWNER_WEIGHTS, None)
-        if self._seen is not None and weight > 0 and values:
+        weight = self._share(self._adverts[sender].weight_class)
+        for measured in (METRICS, TRAIN_LOSS, COHORT_WEIGHT):
+            values.pop(measured, None)
+        if self._seen is not None and values:
             deltas = {block_id: vector / weight for block_id, vector in values.items()}
             self._seen.append(Individual(weight=weight, deltas=deltas))
 
@@ -157,12 +160,12 @@ class PlainSum:
         sums, skipped = {}, {}
         needed = effective_cohort(self._spec.min_cohort, self._spec.corrupt_fraction, len(self._adverts))
         for block in self._spec.blocks:
-            owners = sum(block.block_id in self._adverts[sender].blocks for sender in self._summed)
-            if owners < needed:
-                skipped[block.block_id] = f"{owners} organisations train it, {needed} needed"
+            owners = frozenset(sender for sender in self._summed if block.block_id in self._adverts[sender].blocks)
+            if len(owners) < needed:
+                skipped[block.block_id] = f"{len(owners)} organisations train it, {needed} needed"
                 continue
-            values = block_encoding(self._spec, block).decode(self._words[block.block_id], owners)
-            sums[block.block_id] = secagg.BlockSum(values=values, owners=owners)
+            values = block_encoding(self._spec, block).decode(self._words[block.block_id], len(owners))
+            sums[block.block_id] = secagg.BlockSum(values=values, members=owners)
         return secagg.Summed(
             sums=sums,
             survivors=frozenset(self._summed),

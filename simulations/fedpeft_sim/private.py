@@ -12,6 +12,7 @@ from fedpeft.methods import blocks_for
 from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.size_class import size_class
 from fedpeft_server.noise_plan import plan_of, trainable_parameters
 from fedpeft_server.privacy import ClientPrivacy
 from fedpeft_server.run_directory import RunDirectory
@@ -67,7 +68,9 @@ def _cost(plan: LearningPlan, client: Client, spec: AdapterSpec) -> SampledRelea
     capacity = client.capacity
     blocks = blocks_for(spec, methods=capacity.methods, rank=capacity.rank, head=capacity.head)
     try:
-        return round_cost(plan, examples=len(client.train), parameters=sum(spec[block].size for block in blocks))
+        return round_cost(
+            plan, declared=size_class(len(client.train)), parameters=sum(spec[block].size for block in blocks)
+        )
     except ConfigInvalid as refused:
         raise ConfigInvalid(
             f"Client {client.name} cannot take part in this run.", problems=refused.problems

@@ -32,6 +32,7 @@ from fedpeft.flower import GridTransport, client_app, run_local, run_ray
 from fedpeft.round.coordinator import OpenSum, SecureSum
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.plan import LearningPlan, learning_plan
+from fedpeft.round.size_class import weight_share
 from fedpeft_client.bench import Bench
 from fedpeft_client.examples import Examples
 from fedpeft_server.federation import Federation
@@ -263,7 +264,7 @@ def _on_engine(
         seen: list[Individual] | None = None
         if config.secagg.mode == "off":
             seen = []
-            open_sum = partial(PlainSum, seen=seen)
+            open_sum = partial(PlainSum, seen=seen, share=partial(weight_share, config.aggregate))
         federation = Federation(
             config,
             plan,

@@ -23,7 +23,7 @@ def run(tmp_path: Path) -> Path:
             round=1,
             loss=0.5,
             accuracy=0.75,
-            examples=4,
+            evaluators=4,
             devices_invited=3,
             devices_ready=3,
             devices_survived=2,

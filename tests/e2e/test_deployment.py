@@ -137,7 +137,8 @@ def test_a_device_whose_update_is_not_finite_is_left_out_and_the_others_commit(f
     np.testing.assert_allclose(federation.trained(job), [1 / 3, 1 / 3, 1 / 3, 0.0], atol=1e-5)
     (first, _) = federation.rows(job)
     reasons = {client["client"]: client["reason"] for client in first["clients"]}
-    assert "not finite" in reasons["ward-d"]
+    assert reasons["ward-d"] == "unable", "the cause is in its own log"
+    assert "not finite" in (federation.path / "ward-d" / "troubles.jsonl").read_text()
 
 
 def test_a_revoked_device_ends_with_the_reason_and_the_run_goes_on_without_it(federation: ToyFederation) -> None:

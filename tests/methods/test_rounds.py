@@ -59,6 +59,12 @@ class ModelTrainer:
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         return frozenset(trainable(self._union))
 
+    def size_class(self, plan: LearningPlan) -> int:
+        return 0
+
+    def evaluates(self, plan: LearningPlan) -> bool:
+        return False
+
     def cost(self, plan: LearningPlan) -> None:
         return None
 
@@ -73,7 +79,6 @@ class ModelTrainer:
         self.found = {block: after[block] - state[block] for block in blocks}
         return LocalResult(
             deltas=self.found,
-            examples=len(self._examples),
             trained_loss=outcome.mean_loss * outcome.examples_seen,
             trained=outcome.examples_seen,
             evaluated_loss=0.0,

@@ -57,7 +57,7 @@ def test_nothing_is_measured(tmp_path: Path) -> None:
     with RunDirectory.open(world.path) as run:
         assert [row.round for row in run.rounds] == [1, 2, 3], "no round for an evaluation"
         for row in run.rounds:
-            assert (row.loss, row.accuracy, row.train_loss, row.examples) == (None, None, None, 0)
+            assert (row.loss, row.accuracy, row.train_loss, row.evaluators) == (None, None, None, 0)
     for store in world.fleet.stores.values():
         opened = decode(store.values["open-round"], OpenRound)
         assert {part.block_id for part in opened.inputs} == {HEAD, BITFIT}

@@ -19,7 +19,7 @@ from fedpeft.ids import BlockId, NodeId, ParticipantId
 from fedpeft.round.coordinator import run_round
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.messages import Failure, FailureReason, Ready
-from fedpeft.round.metrics import METRICS, totals
+from fedpeft.round.metrics import METRICS, TRAIN_LOSS, measured_in
 from fedpeft.round.task import Member, RoundOutcome
 from fedpeft.round.transport import Stage
 from fedpeft.testing.clock import FakeClock
@@ -98,21 +98,26 @@ def test_a_round_sums_every_delta_exactly_once(mode: str, stages: list[Stage]) -
     assert attempt.failures() == {}
 
 
-def test_the_metrics_of_a_round_are_the_cohorts_totals() -> None:
+def measured(result: secagg.Summed, *, trained: bool = True) -> tuple[int, float | None, float | None, float | None]:
+    """The means of devices that all weigh alike."""
+    sums = {block: result.sums[block].values for block in (METRICS, TRAIN_LOSS) if block in result.sums}
+    weights = {block: float(result.sums[block].owners) for block in sums}
+    found = measured_in(sums, weights, evaluators=result.sums[METRICS].owners, trained=trained)
+    return found.evaluators, found.loss, found.accuracy, found.train_loss
+
+
+def test_the_metrics_of_a_round_are_the_cohorts_means() -> None:
     fleet = enrol(
         {f"d{i}": GivenTrainer(SPEC, {"head": one_hot(N, i)}, measured=(1.5 * i, i, 2 * i)) for i in range(N)}
     )
-    measured = totals(summed(Attempt(fleet=fleet).run()).sums[METRICS].values)
-    assert (measured.weight, measured.trained, measured.train_loss) == (6.0, 24, 2.0)
-    assert (measured.evaluated, measured.loss, measured.accuracy) == (30, 0.75, 0.5)
+    assert measured(summed(Attempt(fleet=fleet).run())) == (N - 1, 0.75, 0.5, 2.0), "d0 has nothing to evaluate on"
 
 
 def test_an_evaluation_sums_the_metrics_alone() -> None:
     result = summed(Attempt().run(train=False))
-    assert list(result.sums) == [METRICS]
-    measured = totals(result.sums[METRICS].values)
-    assert (measured.trained, measured.train_loss) == (0, None)
-    assert (measured.evaluated, measured.accuracy) == (24, 0.5)
+    assert list(result.sums) == [METRICS, TRAIN_LOSS]
+    assert result.sums[TRAIN_LOSS].values.tolist() == [0.0]
+    assert measured(result, trained=False) == (N, 0.75, 0.5, None)
 
 
 @pytest.mark.parametrize("stage", [Stage.FIT, Stage.SHARE, Stage.MASK])
@@ -379,7 +384,7 @@ def test_whatever_the_network_does_the_sum_is_exact_or_there_is_none(
         if isinstance(outcome.result, secagg.Summed):
             survivors = {place - 1 for place in outcome.result.survivors}
             assert head_sum(outcome) == without(*(set(range(N)) - survivors))
-            assert totals(outcome.result.sums[METRICS].values).weight == len(survivors)
+            assert outcome.result.sums[TRAIN_LOSS].members == outcome.result.survivors
         else:
             assert outcome.result.detail
     assert all(len(trainer.fitted) <= 1 for trainer in attempt.fleet.trainers.values())

@@ -24,6 +24,7 @@ from fedpeft.round.messages import (
     ProfileRequest,
     Ready,
 )
+from fedpeft.round.size_class import size_class
 from fedpeft.round.terms import round_terms
 from fedpeft.round.transport import Stage
 from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, fit_request, toy_task
@@ -96,13 +97,13 @@ def test_a_device_trains_from_exactly_the_state_it_was_sent(fleet: ToyFleet) -> 
 def test_ready_says_which_blocks_and_nothing_about_the_examples(fleet: ToyFleet) -> None:
     few = fit(fleet, fit_request(fleet, PLAN, STATE))
     other = enrol(
-        {f"d{i}": GivenTrainer(SPEC, {"head": 7 * one_hot(4, i)}, examples=99, measured=(0.0, 0, 7)) for i in range(4)}
+        {f"d{i}": GivenTrainer(SPEC, {"head": 7 * one_hot(4, i)}, examples=9, measured=(0.0, 0, 7)) for i in range(4)}
     )
     many = fit(other, fit_request(other, PLAN, STATE))
     assert isinstance(few, Ready)
     assert few == many  # byte for byte: the same keys, and no trace of other deltas, counts or losses
     advert = decode(few.advertise, secagg.Advertise)
-    assert advert.blocks == ("head", "metrics")
+    assert advert.blocks == ("head", "metrics", "train-loss")
 
 
 def test_blocks_already_held_need_not_be_sent_again(fleet: ToyFleet) -> None:
@@ -339,26 +340,29 @@ def test_another_round_is_other_work_even_if_everything_else_is_the_same(fleet: 
 def test_an_evaluation_asks_for_the_metrics_alone(fleet: ToyFleet) -> None:
     reply = fit(fleet, fit_request(fleet, PLAN, STATE, task=toy_task(PLAN, train=False)))
     assert isinstance(reply, Ready)
-    assert decode(reply.advertise, secagg.Advertise).blocks == ("metrics",)
-    assert [part.block_id for part in opened(fleet).inputs] == ["metrics"]
+    assert decode(reply.advertise, secagg.Advertise).blocks == ("metrics", "train-loss")
+    assert [part.block_id for part in opened(fleet).inputs] == ["metrics", "train-loss"]
 
 
 def test_a_device_never_trains_the_frozen_blocks(fleet: ToyFleet) -> None:
     given(fleet).deltas[FROZEN] = np.ones(3, np.float32)
     reply = fit(fleet, fit_request(fleet, PLAN, STATE))
     assert isinstance(reply, Ready)
-    assert decode(reply.advertise, secagg.Advertise).blocks == ("head", "metrics")
-    assert {part.block_id for part in opened(fleet).inputs} == {"head", "metrics"}
+    assert decode(reply.advertise, secagg.Advertise).blocks == ("head", "metrics", "train-loss")
+    assert {part.block_id for part in opened(fleet).inputs} == {"head", "metrics", "train-loss"}
 
 
-@pytest.mark.parametrize(("examples", "weight"), [(5, 0.05), (100, 1.0), (4000, 1.0), (0, 0.0)])
-def test_a_delta_is_weighted_by_its_capped_number_of_examples(examples: int, weight: float) -> None:
+@pytest.mark.parametrize(("examples", "weight"), [(5, 2**-5), (100, 1.0), (4000, 1.0), (0, 2**-7)])
+def test_a_delta_is_weighted_by_its_capped_size_class(examples: int, weight: float) -> None:
     plan = toy_plan(SPEC, weight="examples", max_weight=100)
     fleet = enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(4, 1)}, examples=examples) for i in range(4)})
     fit(fleet, fit_request(fleet, plan, STATE))
     inputs = {part.block_id: np.frombuffer(part.values, "<f4") for part in opened(fleet).inputs}
     np.testing.assert_array_equal(inputs[BlockId("head")], np.float32(weight) * one_hot(4, 1))
-    np.testing.assert_array_equal(inputs[BlockId("metrics")], np.array([weight, 8, 4, 3, 2, 4], np.float32))
+    np.testing.assert_array_equal(inputs[BlockId("metrics")], np.array([weight * 0.75, weight * 0.5], np.float32))
+    np.testing.assert_array_equal(inputs[BlockId("train-loss")], np.array([weight * 2.0], np.float32))
+    advert = decode(opened(fleet).advertise, secagg.Advertise)
+    assert advert.weight_class == min(7, size_class(examples)), "public, and all that is"
 
 
 STRAY: list[Callable[[], object]] = [

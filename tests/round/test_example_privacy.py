@@ -16,8 +16,9 @@ from fedpeft.privacy import Budget, PrivacyLedger, sampled_epsilon
 from fedpeft.round.example_privacy import ExamplePrivacy, round_cost
 from fedpeft.round.local import OpenRound
 from fedpeft.round.messages import Failure, FailureReason, Ready
-from fedpeft.round.metrics import METRICS
+from fedpeft.round.metrics import TRAIN_LOSS
 from fedpeft.round.plan import ExampleTerms, LearningPlan
+from fedpeft.round.size_class import lower_end, size_class
 from fedpeft.round.transport import Stage
 from fedpeft.testing.fleet import ToyFleet, enrol, fit_request, toy_task
 from fedpeft.testing.runs import toy_run
@@ -61,15 +62,16 @@ class Site:
 
 
 def test_a_device_finds_its_own_noise_for_the_whole_run() -> None:
-    costs = {n: round_cost(PLAN, examples=n, parameters=40) for n in (100, 900)}
+    costs = {n: round_cost(PLAN, declared=size_class(n), parameters=40) for n in (100, 700)}
     assert all(cost is not None for cost in costs.values())
     for n, cost in costs.items():
-        assert cost.sampling_rate == pytest.approx(8 / n)
+        assert cost.sampling_rate == pytest.approx(8 / lower_end(size_class(n)))
+        assert 8 <= n * cost.sampling_rate < 16, "on average a batch or more, and less than two"
         assert cost.steps == 4
         whole = sampled_epsilon([(cost, 3)], TERMS.delta)
         assert 0.95 * 3.0 < whole <= 3.0
-    assert costs[100].noise_multiplier > costs[900].noise_multiplier
-    assert round_cost(toy_plan(SPEC), examples=100, parameters=40) is None
+    assert costs[100].noise_multiplier > costs[700].noise_multiplier
+    assert round_cost(toy_plan(SPEC), declared=7, parameters=40) is None
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_a_device_finds_its_own_noise_for_the_whole_run() -> None:
 def test_a_plan_that_keeps_no_promise_is_refused_with_the_nearest_that_does(change: dict, found: str) -> None:
     plan = PLAN.model_copy(update={"privacy": TERMS.model_copy(update=change)})
     with pytest.raises(ConfigInvalid, match=found):
-        round_cost(plan, examples=100, parameters=10**6)
+        round_cost(plan, declared=7, parameters=10**6)
 
 
 def test_every_round_is_charged_before_its_reply_and_stated_in_it(tmp_path: Path) -> None:
@@ -173,13 +175,20 @@ def test_an_old_copy_of_the_devices_ledger_is_refused(tmp_path: Path) -> None:
         site.ledger()
 
 
-def test_nothing_but_the_weight_is_measured(tmp_path: Path) -> None:
+def test_nothing_is_measured(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.fit(1)
     opened = decode(site.fleet.stores["a"].values["open-round"], OpenRound)
     inputs = {part.block_id: np.frombuffer(part.values, "<f4") for part in opened.inputs}
-    assert set(inputs) == {BlockId("head"), METRICS}
-    assert list(inputs[METRICS]) == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert set(inputs) == {BlockId("head"), TRAIN_LOSS}
+    assert list(inputs[TRAIN_LOSS]) == [0.0]
+
+
+@pytest.mark.parametrize("field", ["noise_multiplier", "sampling_rate"])
+def test_a_statement_is_a_function_of_the_size_class(field: str) -> None:
+    """Within a class all devices state the same; the exact number was q in the statement of every round."""
+    stated = {getattr(round_cost(PLAN, declared=size_class(n), parameters=40), field) for n in range(91, 182)}
+    assert len(stated) == 1
 
 
 def test_the_coordinator_reads_from_its_statement_that_a_device_has_no_budget_left(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from fedpeft import secagg
 from fedpeft.config.model import Rounds, SecureAggregation
-from fedpeft.round.metrics import METRIC_BITS, METRIC_RANGES
+from fedpeft.round.metrics import METRIC_BITS, METRIC_RANGES, TRAIN_LOSS_RANGES
 from fedpeft.round.task import Member, RoundTask
 from fedpeft.round.terms import round_terms
 from fedpeft.testing.fleet import enrol, toy_task
@@ -42,10 +42,11 @@ def test_every_trainable_block_is_summed_and_the_metrics_come_last() -> None:
     assert [(block.block_id, block.length, block.bits) for block in spec.blocks] == [
         ("head", 4, 16),
         ("bitfit", 5, 16),
-        ("metrics", 6, METRIC_BITS),
+        ("metrics", 2, METRIC_BITS),
+        ("train-loss", 1, METRIC_BITS),
     ]
-    assert {part.max_abs for block in spec.blocks[:-1] for part in block.ranges} == {2.0}
-    assert spec.blocks[-1].ranges == METRIC_RANGES
+    assert {part.max_abs for block in spec.blocks[:-2] for part in block.ranges} == {2.0}
+    assert [block.ranges for block in spec.blocks[-2:]] == [METRIC_RANGES, TRAIN_LOSS_RANGES]
 
 
 def test_each_tensor_has_a_range_of_its_own() -> None:
@@ -58,7 +59,7 @@ def test_each_tensor_has_a_range_of_its_own() -> None:
 
 
 def test_an_evaluation_sums_nothing_but_the_metrics() -> None:
-    assert [block.block_id for block in terms_of(task=toy_task(PLAN, train=False)).blocks] == ["metrics"]
+    assert [block.block_id for block in terms_of(task=toy_task(PLAN, train=False)).blocks] == ["metrics", "train-loss"]
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("full", secagg.Mode.FULL), ("fast", secagg.Mode.FAST)])

@@ -92,7 +92,7 @@ def row(
         round=round_id,
         loss=loss,
         accuracy=None if loss is None else 1 - loss,
-        examples=0 if loss is None else 40,
+        evaluators=0 if loss is None else 40,
         devices_invited=3,
         devices_ready=3,
         devices_survived=2,

@@ -5,12 +5,12 @@ import pytest
 from fedpeft import secagg
 from fedpeft.ids import BlockId, NodeId, ParticipantId, RoundId
 from fedpeft.round.messages import Profile
-from fedpeft.round.metrics import Totals
+from fedpeft.round.metrics import Measured
 from fedpeft.round.task import Member, RoundOutcome, Traffic
 from fedpeft_server.records import RoundMetrics, from_json, to_json
 from fedpeft_server.rows import burnt_row, round_row, sentence
 
-TOTALS = Totals(weight=3.0, trained=96, evaluated=40, train_loss=0.75, loss=0.5, accuracy=0.875)
+MEASURED = Measured(evaluators=3, train_loss=0.75, loss=0.5, accuracy=0.875)
 
 
 def member(place: int) -> Member:
@@ -25,13 +25,13 @@ def row_of(
     summed = secagg.Summed(
         sums={},
         survivors=frozenset(map(ParticipantId, survivors)),
+        weight_classes=dict.fromkeys(map(ParticipantId, survivors), 0),
         skipped={BlockId("bitfit"): "expected 3 organisations, found 1"},
         rejected={ParticipantId(place): entry for place, entry in (rejected or {}).items()},
-        weight_classes={},
     )
     outcome = RoundOutcome(result=summed, traffic=traffic, participants=places, is_final=True)
     members = [member(place) for place in places]
-    return round_row(RoundId(7), outcome, summed, TOTALS, members, seconds=2.5)
+    return round_row(RoundId(7), outcome, summed, MEASURED, members, seconds=2.5)
 
 
 def test_a_burnt_row_says_why_and_counts_nobody_in() -> None:
@@ -55,10 +55,10 @@ def test_a_burnt_row_says_why_and_counts_nobody_in() -> None:
     assert from_json(RoundMetrics, to_json(row), where="here") == row
 
 
-def test_a_row_holds_the_totals_and_sums_up_the_traffic() -> None:
+def test_a_row_holds_the_means_and_sums_up_the_traffic() -> None:
     traffic = {f"d{i}": Traffic(bytes_up=i, bytes_down=10 * i, seconds=0.5 * i, ready=True) for i in (1, 2, 3)}
     row = row_of(traffic, {1, 2, 3})
-    assert (row.round, row.loss, row.accuracy, row.examples, row.train_loss) == (7, 0.5, 0.875, 40, 0.75)
+    assert (row.round, row.loss, row.accuracy, row.evaluators, row.train_loss) == (7, 0.5, 0.875, 3, 0.75)
     assert (row.devices_invited, row.devices_ready, row.devices_survived) == (3, 3, 3)
     assert (row.bytes_up, row.bytes_down, row.seconds) == (6, 60, 2.5)
     assert row.skipped == {"bitfit": "expected 3 organisations, found 1"}

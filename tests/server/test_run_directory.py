@@ -61,7 +61,7 @@ def row(round_id: int) -> RoundMetrics:
         round=round_id,
         loss=1.0 / (round_id + 1),
         accuracy=0.5,
-        examples=10,
+        evaluators=10,
         devices_invited=3,
         devices_ready=3,
         devices_survived=3,

@@ -41,7 +41,7 @@ class HeldTrainer(GivenTrainer):
         if (self._home / "nan").exists():
             return LocalResult(
                 deltas={block: np.full_like(delta, np.nan) for block, delta in result.deltas.items()},
-                examples=1, trained_loss=0.0, trained=1, evaluated_loss=0.0, correct=0, evaluated=1,
+                trained_loss=0.0, trained=1, evaluated_loss=0.0, correct=0, evaluated=1,
             )  # fmt: skip
         return result
 

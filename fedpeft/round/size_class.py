@@ -1,0 +1,64 @@
+"""A device's public size: its number of examples to a factor of two, and nothing finer anywhere.
+
+An exact count in any sum is solved from the sums of cohorts that differ, by linear algebra, in about as many rounds as
+there are devices (docs/adr/0012-silence-and-size-classes.md). So no sum holds a count: a device declares the power of
+two nearest to its own once a run, in its signed advert, and every weight and denominator is made of those.
+"""
+
+import math
+
+from fedpeft.config.model import Aggregate
+
+__all__ = ["LARGEST", "declared_class", "lower_end", "share_of", "size_class", "upper_end", "weight_share"]
+
+LARGEST = 63
+"""The largest class that an advert may declare."""
+
+
+def size_class(examples: int) -> int:
+    """k of the power of two 2^k nearest to this number in the logarithm; 0 for none.
+
+    Args:
+        examples: at least 0.
+
+    Example:
+        >>> [size_class(n) for n in (0, 1, 2, 3, 5, 6, 100, 1000)]
+        [0, 0, 1, 2, 2, 3, 7, 10]
+    """
+    # k = round(log2 n) exactly when 2^(2k - 1) <= n^2 < 2^(2k + 1), in integers.
+    return min(LARGEST, (max(1, examples) ** 2).bit_length() // 2)
+
+
+def lower_end(declared: int) -> float:
+    """No device of this class has fewer examples, unless it has none: 2^(k - 1/2), at least 1."""
+    return max(1.0, math.pow(2.0, declared - 0.5))
+
+
+def upper_end(declared: int) -> float:
+    """No device of this class has as many: 2^(k + 1/2), above 1."""
+    return math.pow(2.0, declared + 0.5)
+
+
+def share_of(declared: int, max_weight: int) -> float:
+    """A device's weight beside the largest that the run gives, in (0, 1]: a power of two, so exact in any float.
+
+    Args:
+        declared: its class; above that of ``max_weight`` it counts as that.
+        max_weight: examples at which a device's weight stops growing.
+
+    Example:
+        >>> share_of(7, 10_000), share_of(20, 10_000)
+        (0.015625, 1.0)
+    """
+    largest = size_class(max_weight)
+    return math.ldexp(1.0, min(max(0, declared), largest) - largest)
+
+
+def declared_class(aggregate: Aggregate, size: int) -> int:
+    """What a device of this size declares: no more than its weight needs, and 0 where all weigh alike."""
+    return min(size, size_class(aggregate.max_weight)) if aggregate.weight == "examples" else 0
+
+
+def weight_share(aggregate: Aggregate, declared: int) -> float:
+    """What a device of this class multiplies its deltas by under this [aggregate]; both sides compute it."""
+    return share_of(declared, aggregate.max_weight) if aggregate.weight == "examples" else 1.0
