@@ -150,6 +150,8 @@ def _opened(summing: SumRound, room: "_Room", rounds: Rounds, keeper: Keeper) ->
             if not isinstance(end, secagg.Aborted):
                 keeper.note(StageClosed(stage=stage))
                 break
+            if not summing.requests:
+                break  # everybody has answered: asking again changes nothing
     return end
 
 

@@ -81,7 +81,7 @@ def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:
         problem = problems[index]
         missing = [] if problem else [name for name in _needed(revealing, index) if vault.secret(name) is None]
         if problem is None and not missing:
-            words = revealing.masked.sums[block.block_id]
+            words = revealing.masked.sums[block.block_id].copy()  # the stage may be closed again, with more shares
             apply_masks(words, list(_masks_to_remove(vault, revealing, index)))
             owners = frozenset(roster.owner_sets[index] & survivors)
             try:

@@ -5,7 +5,7 @@ import pytest
 
 from fedpeft.errors import FedpeftError
 from fedpeft.ids import BlockId, ParticipantId
-from fedpeft.secagg import Mode, Open, Summed, SummedBlock, SumRange, dump_pending, load_pending
+from fedpeft.secagg import Mode, Open, Summed, SummedBlock, SumRange, close_stage, dump_pending, load_pending
 from fedpeft.testing.secagg import Op, Round, make_fleet, make_spec
 
 B, C = BlockId("b"), BlockId("c")
@@ -49,6 +49,22 @@ def test_devices_that_have_answered_answer_the_loaded_sum_the_same(mode: Mode) -
     np.testing.assert_array_equal(first.sums[B].values, [0] * 3 + [1] * 8)
     if again is not None:
         np.testing.assert_array_equal(again.sums[B].values, first.sums[B].values)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_stage_that_is_closed_again_gives_the_same_sum(mode: Mode) -> None:
+    """A coordinator asks once more when too few shares came; removing the masks must not use the masked sums up."""
+    a, state = opening(mode)
+    now: object = state
+    while isinstance(now, Open) and now.stage != "reveal":
+        now = a.finish_stage(now)
+    assert isinstance(now, Open)
+    full = a.exchange_all(now)
+    first, second = close_stage(full), close_stage(full)
+    assert isinstance(first, Summed)
+    assert isinstance(second, Summed)
+    for block in (B, C):
+        np.testing.assert_array_equal(first.sums[block].values, second.sums[block].values)
 
 
 def test_a_sum_is_pending_only_when_its_survivors_are_fixed() -> None:
