@@ -86,6 +86,10 @@ class Bench:
             raise RuntimeError("the bench has no tokenizer although it is ready")
         return self._tokenizer
 
+    def quantize(self, plan: LearningPlan) -> str:
+        """How the base that a plan names stores its weights."""
+        return self._store.get(plan.base).manifest.quantize
+
     def vocabulary(self, plan: LearningPlan) -> int:
         """Rows of the language model's output; 0 for a classifier."""
         model = self._ready(plan).model

@@ -33,9 +33,10 @@ class TrainedModel:
     """A base with a trained adapter, ready to answer."""
 
     def __init__(
-        self, config: RunConfig, union: "UnionAdapter", tokenizer: "PreTrainedTokenizerBase", base: str
+        self, config: RunConfig, union: "UnionAdapter", tokenizer: "PreTrainedTokenizerBase", base: str, quantize: str
     ) -> None:
-        self._config, self._union, self._tokenizer, self._base = config, union, tokenizer, base
+        self._config, self._union, self._tokenizer = config, union, tokenizer
+        self._base, self._quantize = base, quantize
 
     @classmethod
     def load(cls, config: RunConfig, state: AdapterState, *, base: str, store: Path | None = None) -> Self:
@@ -55,7 +56,8 @@ class TrainedModel:
         plan = learning_plan(config, run_id="", base=base, adapter_spec=state.spec.digest)
         with bench.lend(plan) as union:
             union.load(state)
-            return cls(config, union, load_tokenizer(artifacts.get(base)), base)
+            artifact = artifacts.get(base)
+            return cls(config, union, load_tokenizer(artifact), base, artifact.manifest.quantize)
 
     def evaluate(self, records: Records) -> Evaluation:
         """Loss and accuracy on other examples of the same task."""
@@ -85,6 +87,7 @@ class TrainedModel:
             folder,
             base=self._config.base.model,
             base_digest=self._base,
+            base_quantize=self._quantize,
             inputs=inputs,
             whole_matrices=whole_matrices,
             from_run=None if part_of is None else self._difference(part_of, inputs),
@@ -105,7 +108,7 @@ class TrainedModel:
         plan = learning_plan(config, run_id="", base=self._base, adapter_spec="")
         with bench.lend(plan) as union:
             union.load(class_state(self._union.state(), union.initial_state()))
-            return TrainedModel(config, union, self._tokenizer, self._base)
+            return TrainedModel(config, union, self._tokenizer, self._base, self._quantize)
 
     @torch.no_grad()
     def _difference(self, other: "TrainedModel", inputs: dict[str, torch.Tensor]) -> float:

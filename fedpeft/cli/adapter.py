@@ -21,9 +21,19 @@ def command() -> None:
 
 @command.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def inspect(folder: Path) -> None:
-    """Say what FOLDER (adapters/final of a run) holds, and how to load it."""
+@click.option("--original", metavar="MODEL", help="Compare on the original weights: what the base was built from.")
+@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+def inspect(folder: Path, original: str | None, store: Path | None) -> None:
+    """Say what FOLDER (adapters/final of a run) holds, and how to load it.
+
+    \b
+    Examples:
+      fedpeft adapter inspect runs/a/adapters/final
+      fedpeft adapter inspect runs/a/adapters/final --original models/smollm2
+    """
     _tell(folder)
+    if original is not None:
+        _tell_original(folder, original, store)
 
 
 @command.command()
@@ -164,6 +174,8 @@ def _tell(folder: Path) -> None:
         raise DataInvalid(f"Expected an adapter exported by fedpeft in {folder}: {error}.") from error
     click.echo(f"base         {summary['base']}  {summary['base_digest']}")
     click.echo(f"parameters   {summary['parameters']:,}")
+    if (scheme := summary.get("base_quantize", "")) not in ("", "none"):
+        click.echo(f"trained on   {scheme} weights; another model on the original ones (--original MODEL: how far)")
     blocks, gap = ", ".join(summary["peft_blocks"]), _gap(summary["peft_max_logit_difference"])
     click.echo(f"PEFT files   {summary['peft_type']}: {blocks}{gap}")
     if whole := summary.get("whole_matrices"):
@@ -177,6 +189,25 @@ def _tell(folder: Path) -> None:
         click.echo("load         fedpeft.methods.load_union(model, folder)")
     else:
         click.echo("load         peft.PeftModel.from_pretrained(base_model, folder)")
+
+
+def _tell_original(folder: Path, model: str, store: Path | None) -> None:
+    import json
+
+    from fedpeft.base import ArtifactStore, build, default_store
+    from fedpeft.errors import ConfigInvalid
+    from fedpeft.export.original import moved_by_the_original_weights
+
+    summary = json.loads((folder / "inspect.json").read_text(encoding="utf-8"))
+    if summary["peft_lacks"]:
+        raise ConfigInvalid("Expected an adapter that the PEFT files hold whole, found one that needs load_union.")
+    place = store or default_store()
+    trained = ArtifactStore(place).get(summary["base_digest"])
+    moved = moved_by_the_original_weights(folder, trained, build(model, quantize="none", store=place))
+    click.echo(
+        f"original     logits within {moved.adapter_on_original:.1e} of the trained model; "
+        f"the adapter's whole effect is {moved.effect:.1e}"
+    )
 
 
 def _gap(difference: float | None) -> str:

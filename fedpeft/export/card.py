@@ -19,7 +19,7 @@ Trained with fedpeft: the data stayed with its owners, the coordinator saw sums 
 - Base model: `{base}`{digest}
 - Adapter parameters: {parameters:,}
 - Blocks in the PEFT files ({peft_type}): {held}
-{lacks}
+{lacks}{quantized}
 ## Load it
 
 ```python
@@ -50,6 +50,13 @@ def model_card(summary: ExportSummary, *, task_type: str) -> str:
             f"- **Not in the PEFT files**, which are therefore not the model that was trained: "
             f"{', '.join(summary.peft_lacks)}. `union.safetensors` holds everything.\n"
         )
+    quantized = ""
+    if summary.trained_on_quantized:
+        quantized = (
+            f"- **Trained on {summary.base_quantize} weights.** On the original weights, or quantized in another way, "
+            "logits differ by the error of that quantization: load the base artifact named above for the trained "
+            "model itself; `fedpeft adapter inspect --original MODEL` measures the difference.\n"
+        )
     with_peft = _WITH_PEFT.format(auto=auto, labels=", num_labels=..." if classify else "")
     on_hub = "/" in summary.base and ":" not in summary.base
     return _CARD.format(
@@ -61,5 +68,6 @@ def model_card(summary: ExportSummary, *, task_type: str) -> str:
         peft_type=summary.peft_type,
         held=", ".join(summary.peft_blocks),
         lacks=lacks,
+        quantized=quantized,
         code=_WITH_UNION if summary.peft_lacks else with_peft,
     )

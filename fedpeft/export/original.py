@@ -1,0 +1,93 @@
+"""How far an exported adapter is, on the weights as published, from the model that was trained on quantized ones.
+
+An adapter learns to correct the base that it sees. Trained over NF4 and served over the original weights it is another
+model, by about the quantization's error; the figure says how much of the adapter's own effect that is.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from fedpeft.base import BaseArtifact, load_model
+from fedpeft.entropy import generator
+from fedpeft.errors import ConfigInvalid
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = ["Moved", "moved_by_the_original_weights"]
+
+SEQUENCES, TOKENS = 4, 16
+HEAD = re.compile(r"\.(classifier|score)(\.out_proj)?\.weight$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """Largest differences of logits, over a few sequences of random tokens.
+
+    Args:
+        adapter_on_original: of the adapter on the original weights from the model that was trained.
+        effect: of the trained model from its base alone: what the adapter does at all.
+    """
+
+    adapter_on_original: float
+    effect: float
+
+
+@torch.no_grad()
+def moved_by_the_original_weights(folder: Path, trained: BaseArtifact, original: BaseArtifact) -> Moved:
+    """Load the PEFT files of ``folder`` on both bases and compare.
+
+    Args:
+        trained: the base that the adapter was trained on.
+        original: the same model with ``quantize="none"``.
+    Raises:
+        ConfigInvalid: ``original`` is another model.
+    """
+    labels = _classes(folder)
+    if trained.manifest.source.digest != original.manifest.source.digest:
+        raise ConfigInvalid(
+            f"Expected the original weights of {trained.manifest.source.origin} ({trained.digest}), found others: "
+            f"{original.manifest.source.origin}; name what that base was built from."
+        )
+    rows = generator(0, "original weights").integers(1, _rows(trained), (SEQUENCES, TOKENS))
+    ids = torch.from_numpy(rows)
+    after = _logits(_with_adapter(folder, trained, labels), ids)
+    before = _logits(_base(trained, labels), ids)
+    other = _logits(_with_adapter(folder, original, labels), ids)
+    return Moved(adapter_on_original=float((other - after).abs().max()), effect=float((after - before).abs().max()))
+
+
+def _classes(folder: Path) -> int:
+    """Classes of the head in the PEFT files; 0: a language model."""
+    with safe_open(folder / "adapter_model.safetensors", framework="np") as file:
+        heads = [name for name in file.keys() if HEAD.search(name)]  # noqa: SIM118 - not a mapping
+        return int(file.get_slice(sorted(heads)[-1]).get_shape()[0]) if heads else 0
+
+
+def _rows(artifact: BaseArtifact) -> int:
+    from fedpeft.base import facts_of
+
+    return facts_of(artifact).tokenizer.largest_id
+
+
+def _base(artifact: BaseArtifact, labels: int) -> nn.Module:
+    task: Literal["classify", "causal-lm"] = "classify" if labels else "causal-lm"
+    return load_model(artifact, task=task, labels=tuple(str(number) for number in range(labels)), head_seed=0)
+
+
+def _with_adapter(folder: Path, artifact: BaseArtifact, labels: int) -> "PeftModel":
+    from peft import PeftModel
+
+    model: PeftModel = PeftModel.from_pretrained(_base(artifact, labels), folder).eval()
+    return model
+
+
+def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    return logits
