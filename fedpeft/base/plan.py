@@ -20,10 +20,11 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_PRETRAINING_MAPPING_NAMES,
 )
 
-from fedpeft.base.architecture import may_be_missing, on_meta, places_of, read_config, skeleton, tasks_of
+from fedpeft.base.architecture import clean_config, may_be_missing, on_meta, places_of, read_config, skeleton, tasks_of
 from fedpeft.base.artifact import TaskName
 from fedpeft.base.facts import ModelFacts, model_facts
 from fedpeft.base.manifest import TaskEntry
+from fedpeft.base.multimodal import language_model
 from fedpeft.base.names import Match, match
 from fedpeft.base.tensors import RowTensor, equal
 from fedpeft.errors import ConfigInvalid, Problem
@@ -82,6 +83,11 @@ def plan(content: Mapping[str, Any], tensors: Mapping[str, RowTensor]) -> Plan:
         note = f"config.json names the padding token {pad}, which the embedding has no row for: not used."
         return replace(plan(without, tensors), notes=(note,))
     config = read_config(content)
+    if (inside := language_model(config, content, tensors)) is not None:
+        settings, own, other_senses = inside
+        found = plan(clean_config(settings), own)
+        note = f"{config.model_type} is multimodal: its language model is taken, {len(other_senses)} tensors are not."
+        return replace(found, left_out=(*found.left_out, *other_senses), notes=(*found.notes, note))
     served: dict[TaskName, _Served] = {}
     problems: list[Problem] = []
     for task in tasks_of(config):

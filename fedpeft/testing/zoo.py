@@ -5,8 +5,9 @@ soft caps, experts, fused matrices), and its tokenizer. All weights, norms, bias
 with the values that transformers initialises, half of all mistakes would not show.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def save_model(name: str, directory: Path, *, dtype: torch.dtype = torch.float32
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = AutoConfig.for_model(row["model_type"], **settings)
-        model = _first_of(CLASSES[row["kind"]], config)
+        model = _first_of(CLASSES[row["kind"]], lambda auto: auto.from_config(config))
         redraw(model)
         model.to(dtype).save_pretrained(directory)  # type: ignore[operator]
         tokenizer.save_pretrained(directory)
@@ -87,9 +88,11 @@ def redraw(model: nn.Module) -> None:
 
 def transformers_model(directory: Path, task: TaskName, head: Mapping[str, Tensor], pad: int | None) -> nn.Module:
     """What transformers itself loads from a folder, in float32, with the given values for a new head."""
-    auto = "AutoModelForCausalLM" if task == "causal-lm" else "AutoModelForSequenceClassification"
+    names = ("AutoModelForSequenceClassification",)
+    if task == "causal-lm":
+        names = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
     with quiet_transformers():
-        model: nn.Module = getattr(transformers, auto).from_pretrained(directory, dtype=torch.float32).eval()
+        model = _first_of(names, lambda auto: auto.from_pretrained(directory, dtype=torch.float32)).eval()
     for config in (model.config, model.config.get_text_config()):  # type: ignore[union-attr, operator]
         config.pad_token_id = pad  # type: ignore[union-attr]
     held = model.state_dict()
@@ -112,15 +115,11 @@ def logits_apart(one: nn.Module, other: nn.Module, task: TaskName) -> tuple[floa
     return float((first[real] - second[real]).abs().max()), float(second[real].abs().max())
 
 
-def _first_of(classes: tuple[str, ...], config: Any) -> nn.Module:
+def _first_of(classes: tuple[str, ...], make: Callable[[Any], nn.Module]) -> nn.Module:
     for name in classes[:-1]:
-        try:
-            model: nn.Module = getattr(transformers, name).from_config(config)
-        except ValueError:  # transformers has no such class for it
-            continue
-        return model
-    last: nn.Module = getattr(transformers, classes[-1]).from_config(config)
-    return last
+        with contextlib.suppress(ValueError):  # transformers has no such class for it
+            return make(getattr(transformers, name))
+    return make(getattr(transformers, classes[-1]))
 
 
 def _byte_pairs(

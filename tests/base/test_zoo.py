@@ -10,12 +10,23 @@ import pytest
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from fedpeft.base import build, load_model  # noqa: E402
+from fedpeft.base import build, facts_of, load_model  # noqa: E402
 from fedpeft.errors import ConfigInvalid  # noqa: E402
 from fedpeft.testing.zoo import NAMES, ROWS, logits_apart, save_model, transformers_model  # noqa: E402
 
 pytestmark = pytest.mark.torch
-SAMPLE = ("bert", "distilbert", "gpt2", "gpt_neox", "llama", "mixtral", "gemma4_text", "granitemoehybrid", "xlnet")
+SAMPLE = (
+    "bert",
+    "distilbert",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "mixtral",
+    "gemma4_text",
+    "granitemoehybrid",
+    "xlnet",
+    "gemma3-vlm",
+)
 SERVED = [name for name in NAMES if ROWS[name]["kind"] != "s2s"]
 ZOO = [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in SERVED]
 CLASSES = ("bad", "good")
@@ -39,7 +50,7 @@ def test_the_base_has_the_logits_of_transformers_own_from_pretrained(tmp_path: P
 def test_a_tensor_too_many_or_too_few_is_named_and_refused(tmp_path: Path, name: str):
     directory = save_model(name, tmp_path / name)
     weights = load_file(directory / "model.safetensors")
-    names = [key for key in weights if "layer" in key or ".h." in key or "block" in key]
+    names = [key for key in weights if ("layer" in key or ".h." in key or "block" in key) and "vision" not in key]
     taken = names[len(names) // 2]
     path, _, leaf = taken.rpartition(".")
     for change, named in (
@@ -102,3 +113,20 @@ def test_an_adapters_tensors_in_the_checkpoint_are_refused_with_the_remedy(tmp_p
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigInvalid, match="merge the adapter"):
         build(str(directory), quantize="none", store=tmp_path / "s")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_half_precision_is_widened_and_not_rounded_again(tmp_path: Path, name: str, dtype: str):
+    directory = save_model(name, tmp_path / "m", dtype=getattr(torch, dtype))
+    model = load_model(build(str(directory), quantize="none", store=tmp_path / "s"), task="causal-lm", head_seed=0)
+    assert logits_apart(model, transformers_model(directory, "causal-lm", {}, None), "causal-lm")[0] <= 1e-5
+
+
+def test_a_multimodal_checkpoint_gives_its_language_model_and_names_what_it_leaves(tmp_path: Path):
+    artifact = build(str(save_model("gemma3-vlm", tmp_path / "m")), quantize="none", store=tmp_path / "s")
+    facts = facts_of(artifact)
+    assert artifact.manifest.tasks["causal-lm"].architecture == "Gemma3ForCausalLM"
+    assert any("vision" in name for name in facts.left_out)
+    assert not any("layers" in name and "vision" not in name for name in facts.left_out)
+    assert "multimodal" in facts.notes[0]
