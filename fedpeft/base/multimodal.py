@@ -78,7 +78,7 @@ def _path_of(wrapper: nn.Module, model_type: str) -> str:
     """Where the wrapper keeps its language model."""
     for path, module in wrapper.named_modules():
         if path and isinstance(module, PreTrainedModel) and module.config.model_type == model_type:
-            return path
+            return str(path)
     raise ConfigInvalid(f"Expected a {model_type} inside {type(wrapper).__name__}, found none; use another model.")
 
 

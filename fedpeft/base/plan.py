@@ -85,9 +85,9 @@ def plan(content: Mapping[str, Any], tensors: Mapping[str, RowTensor]) -> Plan:
     config = read_config(content)
     if (inside := language_model(config, content, tensors)) is not None:
         settings, own, other_senses = inside
-        found = plan(clean_config(settings), own)
+        inner = plan(clean_config(settings), own)
         note = f"{config.model_type} is multimodal: its language model is taken, {len(other_senses)} tensors are not."
-        return replace(found, left_out=(*found.left_out, *other_senses), notes=(*found.notes, note))
+        return replace(inner, left_out=(*inner.left_out, *other_senses), notes=(*inner.notes, note))
     served: dict[TaskName, _Served] = {}
     problems: list[Problem] = []
     for task in tasks_of(config):

@@ -88,7 +88,7 @@ def redraw(model: nn.Module) -> None:
 
 def transformers_model(directory: Path, task: TaskName, head: Mapping[str, Tensor], pad: int | None) -> nn.Module:
     """What transformers itself loads from a folder, in float32, with the given values for a new head."""
-    names = ("AutoModelForSequenceClassification",)
+    names: tuple[str, ...] = ("AutoModelForSequenceClassification",)
     if task == "causal-lm":
         names = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
     with quiet_transformers():
