@@ -6,7 +6,7 @@ One PEFT directory holds one of these, exactly:
   (``modules_to_save``). Without one in the union, one matrix gets a rank-1 LoRA of zeros, since peft has
   no form for biases or a head alone.
 - ``LORA`` with ``use_dora``: DoRA, biases and the class head.
-- ``VERA`` or ``IA3``: the vectors or gains, and the class head.
+- the own form of a method (``VERA``, ``LOHA``, ``LOKR``: ``OWN_FORMS``) or ``IA3``, and the class head.
 - ``LN_TUNING``: the tuned norms and the class head.
 - ``PROMPT_TUNING``, ``PREFIX_TUNING`` or ``ADAPTION_PROMPT``: a prompt or prefix and nothing else (``peft_prompt``).
 
@@ -25,25 +25,20 @@ from torch import Tensor, nn
 from fedpeft.catalogue.blocks import HEAD, LORA
 from fedpeft.export.peft_matrix import (
     LOW_RANK,
-    PREFIX,
-    Arrays,
-    as_array,
     dora_form,
     lora_form,
     read_dora,
     read_lora,
-    read_vera,
-    vera_form,
 )
 from fedpeft.export.peft_prompt import PROMPT_TYPES, prompt_form, read_prompts
 from fedpeft.export.peft_whole import put_whole, take_whole
 from fedpeft.grafting.graft import grafts_of
+from fedpeft.grafting.own_form import PREFIX, Arrays, as_array
 from fedpeft.methods.bitfit import BITFIT, BiasPart
 from fedpeft.methods.dora import DORA
 from fedpeft.methods.ia3 import IA3, InputGain, OutputGain
 from fedpeft.methods.layernorm import LAYERNORM, NormPart
-from fedpeft.methods.union import UnionAdapter
-from fedpeft.methods.vera import VERA
+from fedpeft.methods.union import OWN_FORMS, UnionAdapter
 
 __all__ = ["PeftForm", "read_peft", "to_peft"]
 
@@ -68,7 +63,7 @@ class PeftForm:
 
 
 def to_peft(union: UnionAdapter, *, whole_matrices: bool = False) -> PeftForm:
-    """The part of the union that one PEFT directory holds: low rank and biases, else DoRA, VeRA or IA3; norms, head.
+    """The part of the union that one PEFT directory holds: low rank and biases, else DoRA, an own form or IA3.
 
     Args:
         union: the adapter.
@@ -123,8 +118,8 @@ def read_peft(union: UnionAdapter, form: PeftForm, tensors: Mapping[str, npt.NDA
             read_lora(union.model, held, form.settings)
         if DORA in form.methods:
             read_dora(union.model, held)
-        if VERA in form.methods:
-            read_vera(union.model, held)
+        for method in form.methods & OWN_FORMS.keys():
+            OWN_FORMS[method].read(union.model, held)
         for path, bias in grafts_of(union.model, BiasPart).items():
             value = held.get(f"{path}.base_layer.bias", held.get(f"{path}.bias"))
             if value is not None:
@@ -147,15 +142,15 @@ def _read_norms(model: nn.Module, held: Mapping[str, Tensor]) -> None:
 
 
 def _form_of(present: set[str]) -> str:
-    """Which of peft's forms holds most of these methods."""
+    """Which of peft's forms holds most of these methods; a method's own form goes by the method's name."""
     if present & LOW_RANK.keys():
         return "LORA"
     if DORA in present:
         return "DORA"
     if BITFIT not in present:
-        for method, form in ((VERA, "VERA"), (IA3, "IA3"), (LAYERNORM, "LN_TUNING")):
-            if method in present:
-                return form
+        own = [method for method in OWN_FORMS if method in present]
+        others = [form for method, form in ((IA3, "IA3"), (LAYERNORM, "LN_TUNING")) if method in present]
+        return (own + others + ["LORA"])[0]
     return "LORA"
 
 
@@ -163,8 +158,9 @@ def _matrix_form(form: str, union: UnionAdapter, tensors: Arrays) -> tuple[set[s
     """The methods that a form holds, its settings, and its tensors added to ``tensors``."""
     if form == "IA3":
         return {IA3, LAYERNORM}, _ia3_form(union, tensors)
-    if form == "VERA":
-        return {VERA, LAYERNORM}, vera_form(union.model, tensors)
+    if form in OWN_FORMS:
+        own = OWN_FORMS[form]
+        return {form, LAYERNORM}, {"peft_type": own.peft_type} | own.write(union.model, tensors)
     if form == "DORA":
         held, settings = {DORA, BITFIT, LAYERNORM}, dora_form(union.model, tensors)
     else:

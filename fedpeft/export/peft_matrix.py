@@ -1,4 +1,4 @@
-"""The changes of matrices in the format of peft: LORA, with and without DoRA's magnitudes, and VERA; and back.
+"""The changes of matrices in the format of peft: LORA, with and without DoRA's magnitudes; and back.
 
 Every low-rank method is some B A in the end, so one LORA directory holds any of them, also several on one
 matrix (their factors side by side). What is read back becomes plain LoRA of the same product.
@@ -7,38 +7,26 @@ matrix (their factors side by side). What is read back becomes plain LoRA of the
 from collections.abc import Mapping
 from types import MappingProxyType
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from fedpeft.catalogue.blocks import LORA
 from fedpeft.grafting.graft import GRAFTS, grafts_of
+from fedpeft.grafting.own_form import PREFIX, Arrays, Held, as_array
 from fedpeft.methods.adalora import ADALORA, AdaLoraPart
 from fedpeft.methods.dora import DoraPart
 from fedpeft.methods.dylora import DYLORA, DyLoraPart
 from fedpeft.methods.lora import LoraPart
 from fedpeft.methods.qalora import QALORA, QaLoraPart
 from fedpeft.methods.relora import RELORA, ReLoraPart
-from fedpeft.methods.vera import VeraPart
 
 __all__ = [
     "LOW_RANK",
-    "PREFIX",
-    "Arrays",
-    "as_array",
     "dora_form",
     "lora_form",
     "read_dora",
     "read_lora",
-    "read_vera",
-    "vera_form",
 ]
-
-Arrays = dict[str, npt.NDArray[np.float32]]
-Held = Mapping[str, Tensor]
-PREFIX = "base_model.model."
-
 
 LOW_RANK: Mapping[str, type[nn.Module]] = MappingProxyType(
     {LORA: LoraPart, ADALORA: AdaLoraPart, DYLORA: DyLoraPart, RELORA: ReLoraPart, QALORA: QaLoraPart}
@@ -82,18 +70,6 @@ def dora_form(model: nn.Module, tensors: Arrays) -> dict[str, object]:
     return _lora_settings(sorted(parts), first.A.shape[0], first.scale) | {"use_dora": True}
 
 
-def vera_form(model: nn.Module, tensors: Arrays) -> dict[str, object]:
-    """Write VeRA's vectors and its shared pair to ``tensors``; the settings that go with them."""
-    parts = grafts_of(model, VeraPart)
-    for path, part in parts.items():
-        tensors[f"{PREFIX}{path}.vera_lambda_d"] = as_array(part.d)
-        tensors[f"{PREFIX}{path}.vera_lambda_b"] = as_array(part.b)
-    down = max((part.get_buffer("down") for part in parts.values()), key=lambda cut: cut.shape[1])
-    up = max((part.get_buffer("up") for part in parts.values()), key=lambda cut: cut.shape[0])
-    tensors["base_model.vera_A"], tensors["base_model.vera_B"] = as_array(down), as_array(up)
-    return {"peft_type": "VERA", "r": down.shape[0], "target_modules": sorted(parts), "save_projection": True}
-
-
 def read_lora(model: nn.Module, held: Held, settings: Mapping[str, object]) -> None:
     """Replace the model's low-rank parts by plain LoRA with the factors of ``lora_form``; the model is a replica."""
     scale = float(str(settings["lora_alpha"])) / int(str(settings["r"]))
@@ -114,18 +90,6 @@ def read_dora(model: nn.Module, held: Held) -> None:
         part.A.copy_(held[f"{path}.lora_A.weight"])
         part.B.copy_(held[f"{path}.lora_B.weight"])
         part.delta.copy_(held[f"{path}.lora_magnitude_vector"] - part.get_buffer("squares").sqrt())
-
-
-def read_vera(model: nn.Module, held: Held) -> None:
-    """Set the model's VeRA parts to what ``vera_form`` wrote."""
-    for path, part in grafts_of(model, VeraPart).items():
-        part.d.copy_(held[f"{path}.vera_lambda_d"])
-        part.b.copy_(held[f"{path}.vera_lambda_b"])
-
-
-def as_array(tensor: Tensor) -> npt.NDArray[np.float32]:
-    """A contiguous float32 array on the CPU."""
-    return np.ascontiguousarray(tensor.detach().cpu().float().numpy())
 
 
 def _together(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:

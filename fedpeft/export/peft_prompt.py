@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.catalogue.blocks import HEAD
-from fedpeft.export.peft_matrix import Arrays, as_array
 from fedpeft.grafting.attention import parts_of
 from fedpeft.grafting.graft import grafts_of
+from fedpeft.grafting.own_form import Arrays, as_array
 from fedpeft.methods.llama_adapter import LLAMA_ADAPTER, GatedPrompt
 from fedpeft.methods.prefix import P_TUNING_V2, PREFIX, MadePrefix, PlainPrefix
 from fedpeft.methods.prompt import P_TUNING, PROMPT, PlainPrompt, prompts_of

@@ -11,8 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fedpeft.export.peft_matrix import PREFIX, Arrays, as_array
 from fedpeft.grafting.graft import grafts_of
+from fedpeft.grafting.own_form import PREFIX, Arrays, as_array
 from fedpeft.methods.bitfit import BiasPart
 from fedpeft.methods.ia3 import InputGain, OutputGain
 from fedpeft.methods.lora import LoraPart

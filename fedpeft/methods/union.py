@@ -23,8 +23,10 @@ from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, SpecMismatch
 from fedpeft.grafting.anatomy import Anatomy, dissect
 from fedpeft.grafting.block import Block
+from fedpeft.grafting.own_form import OwnForm
 from fedpeft.grafting.replica import replicate_modules
 from fedpeft.ids import BlockId
+from fedpeft.methods import loha, lokr, vera
 from fedpeft.methods.adalora import attach_adalora
 from fedpeft.methods.bitfit import attach_bitfit
 from fedpeft.methods.bottleneck import attach_bottleneck, attach_parallel
@@ -40,6 +42,8 @@ from fedpeft.methods.hypernetwork import attach_hypernetwork
 from fedpeft.methods.ia3 import attach_ia3
 from fedpeft.methods.layernorm import attach_layernorm
 from fedpeft.methods.llama_adapter import attach_llama_adapter
+from fedpeft.methods.loha import attach_loha
+from fedpeft.methods.lokr import attach_lokr
 from fedpeft.methods.lora import attach_lora
 from fedpeft.methods.prefix import attach_p_tuning_v2, attach_prefix
 from fedpeft.methods.prompt import attach_p_tuning, attach_prompt
@@ -48,7 +52,7 @@ from fedpeft.methods.relora import attach_relora
 from fedpeft.methods.unipelt import attach_unipelt
 from fedpeft.methods.vera import attach_vera
 
-__all__ = ["ATTACH", "UnionAdapter", "attach"]
+__all__ = ["ATTACH", "OWN_FORMS", "UnionAdapter", "attach"]
 
 Vector = npt.NDArray[np.float32]
 Attach = Callable[[Anatomy, Adapter, int], tuple[Block, ...]]
@@ -62,6 +66,8 @@ ATTACH: Mapping[str, Attach] = MappingProxyType(
         "relora": attach_relora,
         "qalora": attach_qalora,
         "vera": attach_vera,
+        "loha": attach_loha,
+        "lokr": attach_lokr,
         "diffpruning": attach_diffpruning,
         "fish": attach_fish,
         "bitfit": attach_bitfit,
@@ -83,6 +89,9 @@ ATTACH: Mapping[str, Attach] = MappingProxyType(
     }
 )
 """By method, in the order in which they apply to one module: that of ``fedpeft.catalogue.METHODS``, then the head."""
+
+OWN_FORMS: Mapping[str, OwnForm] = MappingProxyType({"vera": vera.FORM, "loha": loha.FORM, "lokr": lokr.FORM})
+"""Methods for which peft has a form that holds no other change of matrices, in the order of preference."""
 
 
 class UnionAdapter:

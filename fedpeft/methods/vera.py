@@ -19,11 +19,12 @@ from fedpeft.config.model import Adapter
 from fedpeft.entropy import generator
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
-from fedpeft.grafting.graft import device_of, graft_output
+from fedpeft.grafting.graft import device_of, graft_output, grafts_of
 from fedpeft.grafting.lowrank import target_modules, width_of
+from fedpeft.grafting.own_form import PREFIX, Arrays, Held, OwnForm, as_array
 from fedpeft.ids import BlockId
 
-__all__ = ["VERA", "VeraPart", "attach_vera"]
+__all__ = ["FORM", "VERA", "VeraPart", "attach_vera"]
 
 VERA = "vera"
 
@@ -78,3 +79,23 @@ def _shared(factor: str, shape: tuple[int, int], seed: int) -> Tensor:
     bound = math.sqrt(3.0 / max(1, shape[1]))
     values = generator(seed, "vera", factor).uniform(-bound, bound, shape)
     return torch.from_numpy(values.astype(np.float32))
+
+
+def _write(model: nn.Module, tensors: Arrays) -> dict[str, object]:
+    parts = grafts_of(model, VeraPart)
+    for path, part in parts.items():
+        tensors[f"{PREFIX}{path}.vera_lambda_d"] = as_array(part.d)
+        tensors[f"{PREFIX}{path}.vera_lambda_b"] = as_array(part.b)
+    down = max((part.get_buffer("down") for part in parts.values()), key=lambda cut: cut.shape[1])
+    up = max((part.get_buffer("up") for part in parts.values()), key=lambda cut: cut.shape[0])
+    tensors["base_model.vera_A"], tensors["base_model.vera_B"] = as_array(down), as_array(up)
+    return {"r": down.shape[0], "target_modules": sorted(parts), "save_projection": True}
+
+
+def _read(model: nn.Module, held: Held) -> None:
+    for path, part in grafts_of(model, VeraPart).items():
+        part.d.copy_(held[f"{path}.vera_lambda_d"])
+        part.b.copy_(held[f"{path}.vera_lambda_b"])
+
+
+FORM = OwnForm(peft_type="VERA", write=_write, read=_read)

@@ -1,20 +1,20 @@
 """One source for what a method is: the code that attaches it, the costs, the catalogue, and the page agree."""
 
+import importlib.util
 import typing
 from pathlib import Path
 
 import pytest
 
 from fedpeft.catalogue import BY_NAME, METHODS, ROWS
-from fedpeft.catalogue.compositions import COMPOSITIONS, markdown_compositions
-from fedpeft.catalogue.page import markdown
+from fedpeft.catalogue.compositions import COMPOSITIONS
 from fedpeft.config.model import MethodName
 from fedpeft.export.arithmetic import Rule
-from fedpeft.planner.sizes import markdown_sizes
-from fedpeft.testing.shapes import DECODER, MINILM
 
-SHAPES = {"MiniLM-L6": (MINILM, 3), "SmolLM2-135M": (DECODER, 0)}
-PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+DOCS = Path(__file__).parents[2] / "docs"
+_spec = importlib.util.spec_from_file_location("tables", DOCS / "tables.py")
+tables = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tables)
 
 
 def test_every_method_of_run_toml_is_in_the_catalogue():
@@ -29,14 +29,9 @@ def test_every_method_that_can_be_attached_is_in_the_catalogue_in_the_same_order
     assert list(ATTACH) == list(ROWS)
 
 
-def test_the_page_has_the_catalogues_table():
-    assert markdown() in PAGE.read_text(encoding="utf-8"), "put the output of catalogue.markdown() into docs/methods.md"
-
-
-def test_the_page_has_the_compositions_and_the_sizes():
-    text = PAGE.read_text(encoding="utf-8")
-    assert markdown_compositions() in text, "put the output of markdown_compositions() into docs/methods.md"
-    assert markdown_sizes(SHAPES) in text, "put the output of markdown_sizes() into docs/methods.md"
+@pytest.mark.parametrize("document", tables.TABLES)
+def test_the_generated_tables_are_those_of_the_code(document):
+    assert tables.written(document) == (DOCS / document).read_text(encoding="utf-8"), "run `make docs`"
 
 
 def test_every_rule_of_merge_is_a_composition():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fedpeft.catalogue import METHODS
 from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.catalogue.coda import Coda
 from fedpeft.catalogue.compacter import Compacter
@@ -45,6 +46,9 @@ from fedpeft.tuning.token_loss import CHUNK_BYTES
 
 pytestmark = pytest.mark.torch
 
+_OWN_CASES = {"bitfit", "coda", "fusion", "prefix", "unipelt"}
+"""Methods with a case below that says why, or a base that takes them alone."""
+
 EVERY = ("q", "k", "v", "o", "up", "down")
 ADAPTERS = {
     "lora": Adapter(lora=Lora(rank=4)),
@@ -72,9 +76,24 @@ ADAPTERS = {
     "unipelt": Adapter(unipelt=Unipelt(rank=4, length=4, width=4)),
     "coda": Adapter(coda=Coda(width=4, capacity=1.0)),
     "hierarchy": Adapter(lora=Lora(rank=4, layers=(0, 1)), ia3=Ia3(layers=(1, 2))),
+    **{method.name: Adapter.having(method.example) for method in METHODS if method.name not in _OWN_CASES},
     "lora and ia3, top two": Adapter(layers=2, lora=Lora(rank=2), ia3=Ia3()),
 }
-AT_ATTENTION = {"lora", "dora", "adalora", "dylora", "relora", "qalora", "vera", "bitfit", "ia3", "fish", "diffpruning"}
+AT_ATTENTION = {
+    "loha",
+    "lokr",
+    "lora",
+    "dora",
+    "adalora",
+    "dylora",
+    "relora",
+    "qalora",
+    "vera",
+    "bitfit",
+    "ia3",
+    "fish",
+    "diffpruning",
+}
 WITH_BIASES = {
     "bitfit": Adapter(bitfit=BitFit()),
     "bitfit and layernorm": Adapter(bitfit=BitFit(), layernorm=LayerNorm()),
