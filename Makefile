@@ -11,10 +11,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: install install-dev demo test lint unit slow explore e2e base-smollm clean
+.PHONY: help install install-dev demo test lint unit slow explore e2e base-smollm docs clean
+.DEFAULT_GOAL := help
 
-install: $(VENV)/.installed
-install-dev: $(VENV)/.installed-dev
+help: ## What there is to make.
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## A virtual environment with all that a user needs.
+install-dev: $(VENV)/.installed-dev ## The same with the tools of development.
 
 # torch goes first and pinned: a looser requirement may pull a second build with gigabytes of CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -27,33 +31,35 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --constraint constraints.txt --editable '.[demo,ray,dev]'
 	touch $@
 
-demo: install
+demo: install ## The airline tweets: six devices, eight rounds, a report.
 	$(BIN)/fedpeft simulate simulations/scenarios/airlines.toml
 
-base-smollm: install
+base-smollm: install ## Fetch SmolLM2 for the language-model scenarios.
 	$(BIN)/python simulations/scenarios/fetch_smollm.py
 
-lint: install-dev
+lint: install-dev ## ruff, mypy and the import contracts.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What needs no model: about a minute.
-unit: install-dev
+unit: install-dev ## The tests that need no model: about a minute.
 	$(PYTEST) -m 'not slow and not gpu and not e2e and not torch'
 
-test: lint
-	$(PYTEST)
+test: lint ## lint and the test suite; T=PATH: these tests alone.
+	$(PYTEST) $(T)
 
-slow: install-dev
+slow: install-dev ## The tests marked slow.
 	$(PYTEST) -m 'slow'
 
-explore: install-dev
+explore: install-dev ## The property tests with many more examples.
 	$(PYTEST) -m 'not slow and not gpu and not e2e' --hypothesis-profile=explore
 
-e2e: install-dev
+e2e: install-dev ## Whole runs, in processes of their own.
 	$(BIN)/pytest -m e2e tests/e2e
 
-clean:
+docs: install-dev ## Write the generated tables into docs/.
+	$(BIN)/python docs/tables.py
+
+clean: ## Remove the environment and what was built.
 	rm -rf $(VENV) build dist *.egg-info
