@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedpeft.families import LayerWidths, family_named
+
 __all__ = ["BaseShape"]
 
 
@@ -12,7 +14,7 @@ class BaseShape:
 
     Args:
         name: its model type, e.g. ``bert``.
-        family: ``BERT-like`` or ``Llama-like``.
+        family: its name in ``fedpeft.families``.
         layers: how many.
         hidden: width of the residual stream.
         heads: attention heads.
@@ -62,9 +64,15 @@ class BaseShape:
         """The base in float32."""
         return 4 * self.parameters
 
+    @property
+    def kept_floats(self) -> int:
+        """Floats a token that autograd keeps of one layer."""
+        widths = LayerWidths(hidden=self.hidden, inner=self.inner, keys=self.key_width, heads=self.heads)
+        return family_named(self.family).kept_floats(widths)
+
     def head_parameters(self, classes: int) -> int:
         """Coordinates of the class head."""
-        if self.family == "Llama-like":
+        if not family_named(self.family).head_bias:
             return self.hidden * classes
         deep = self.hidden * self.hidden + self.hidden if self.head_is_deep else 0
         return deep + self.hidden * classes + classes

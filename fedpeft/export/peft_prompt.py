@@ -38,7 +38,7 @@ def prompt_form(union: UnionAdapter) -> tuple[dict[str, object], Arrays] | None:
     """Settings and tensors of a directory that holds the whole adapter; None: peft has no form for it."""
     present = {block.method for block in union.spec.blocks} - {HEAD}
     anatomy = union.anatomy
-    decoder = anatomy.family == "Llama-like"
+    decoder = anatomy.causal
     sizes = {
         "num_layers": anatomy.layer_count,
         "num_transformer_submodules": 1,

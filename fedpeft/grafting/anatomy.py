@@ -1,58 +1,20 @@
 """Where a transformer keeps its parts: the layers, and in each layer the matrices that methods attach to.
 
-Two families, told apart by structure and not by name, so that relatives fit too: BERT-like encoders
-(BERT, RoBERTa, ELECTRA) and Llama-like decoders (Llama, SmolLM, Mistral, Qwen2). A slot is the field's
-short name of a matrix: q, k, v, o, up, down, gate.
+By the records of ``fedpeft.families``: a model is of the family whose ports all its layers have.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import cast
 
 from torch import nn
 
 from fedpeft.errors import ConfigInvalid, Problem
+from fedpeft.families import FAMILIES, family_named
 
 __all__ = ["Anatomy", "dissect"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Family:
-    name: str
-    slots: Mapping[str, str]
-
-
-_FAMILIES = (
-    _Family(
-        name="BERT-like",
-        slots=MappingProxyType(
-            {
-                "q": "attention.self.query",
-                "k": "attention.self.key",
-                "v": "attention.self.value",
-                "o": "attention.output.dense",
-                "up": "intermediate.dense",
-                "down": "output.dense",
-            }
-        ),
-    ),
-    _Family(
-        name="Llama-like",
-        slots=MappingProxyType(
-            {
-                "q": "self_attn.q_proj",
-                "k": "self_attn.k_proj",
-                "v": "self_attn.v_proj",
-                "o": "self_attn.o_proj",
-                "up": "mlp.up_proj",
-                "down": "mlp.down_proj",
-                "gate": "mlp.gate_proj",
-            }
-        ),
-    ),
-)
-_CLASS_HEADS = ("classifier", "score")
+_CLASS_HEADS = tuple(path for family in FAMILIES for path in family.class_heads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +23,7 @@ class Anatomy:
 
     Args:
         model: the model itself.
-        family: ``BERT-like`` or ``Llama-like``.
+        family: its name in ``fedpeft.families``.
         layers_path: the path of the list of layers, e.g. ``bert.encoder.layer``.
         layer_count: how many layers there are.
         first_layer: the lowest layer that may carry adapters; ``layer_count`` when none does.
@@ -86,6 +48,11 @@ class Anatomy:
     def chosen_layers(self) -> dict[str, nn.Module]:
         """The layers that carry adapters, by path, from the input up."""
         return {f"{self.layers_path}.{i}": self.layer(i) for i in range(self.first_layer, self.stop_layer)}
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only those before it."""
+        return family_named(self.family).causal
 
     @property
     def attention(self) -> str:
@@ -134,6 +101,11 @@ class Anatomy:
                 ],
             )
         path = self.slots[slot]
+        if not family_named(self.family).ports[slot].is_plain:
+            raise ConfigInvalid(
+                f"{wanted_by}: expected a matrix of its own for {slot!r}, found a part of {path}; take it out of the "
+                "targets."
+            )
         return {f"{name}.{path}": layer.get_submodule(path) for name, layer in self.chosen_layers().items()}
 
 
@@ -150,8 +122,8 @@ def dissect(model: nn.Module, layers: int | str) -> Anatomy:
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or len(module) == 0:
             continue
-        for family in _FAMILIES:
-            if all(_has(layer, slot) for layer in module for slot in family.slots.values()):
+        for family in FAMILIES:
+            if all(_has(layer, port.path) for layer in module for port in family.ports.values()):
                 return Anatomy(
                     model=model,
                     family=family.name,
@@ -159,10 +131,10 @@ def dissect(model: nn.Module, layers: int | str) -> Anatomy:
                     layer_count=len(module),
                     first_layer=_first_layer(len(module), layers),
                     stop_layer=len(module),
-                    slots=family.slots,
+                    slots={slot: port.path for slot, port in family.ports.items()},
                     head=next((name for name in _CLASS_HEADS if _has(model, name)), None),
                 )
-    families = " or ".join(family.name for family in _FAMILIES)
+    families = " or ".join(family.name for family in FAMILIES)
     raise ConfigInvalid(
         f"Expected a {families} model, found {type(model).__name__} without such layers; choose another base model."
     )

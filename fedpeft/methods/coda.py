@@ -129,7 +129,7 @@ def attach_coda(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
         wide = check_width(path, linear, settings.width, wanted_by="adapter.coda")
         shape, deviation = (settings.width, wide), 1.0 / math.sqrt(wide)
         down = drawn(seed, "coda.down", path, shape, deviation, device_of(layer))
-        parts.append(CodaPart(down, settings, causal=anatomy.family == "Llama-like"))
+        parts.append(CodaPart(down, settings, causal=anatomy.causal))
         if not hasattr(layer, _PARTS):
             layer.register_forward_pre_hook(_before, with_kwargs=True)
             layer.register_forward_hook(_after)

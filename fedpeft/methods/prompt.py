@@ -134,7 +134,7 @@ def _graft(anatomy: Anatomy, adapter: Adapter, method: str, length: int, part: n
     backbone = anatomy.backbone
     if not hasattr(backbone, _PARTS):
         backbone.register_forward_pre_hook(_before, with_kwargs=True)
-        if anatomy.family == "Llama-like":
+        if anatomy.causal:
             backbone.register_forward_hook(_after)
     add_part(backbone, _PARTS, method, part)
 

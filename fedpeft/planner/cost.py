@@ -19,6 +19,7 @@ step replaces the constants (``calibrate``). Stated errors: ``MEMORY_ERROR``, ``
 from dataclasses import dataclass
 
 from fedpeft.catalogue.base_shape import BaseShape
+from fedpeft.families import family_named
 from fedpeft.planner.hardware import DeviceProfile
 from fedpeft.planner.placement import spec_of
 from fedpeft.planner.workload import (
@@ -51,8 +52,6 @@ TIME_ERROR = 0.2
 """Stated relative error of ``Estimate.step_s`` after a calibration on the same machine and base."""
 
 MIB = 2**20
-HEAP = {"BERT-like": 2.1, "Llama-like": 1.65}  # see the module's header
-WORKSPACE_BYTES = {"BERT-like": 20 * MIB, "Llama-like": 60 * MIB}  # of kernels and of the loss
 LOSS_CHUNK_BYTES = 16 * MIB  # tuning.token_loss.CHUNK_BYTES; a test holds the two together
 LAYER_S = 2.5e-3  # dispatch of one layer's operators in one pass, on a core of REFERENCE_RATE
 REFERENCE_RATE = 50e9
@@ -146,7 +145,7 @@ def estimate(
     vocabulary = 0 if workload.classes else shape.vocabulary
     evaluated = min(evaluation_batch(length=workload.length, vocabulary=vocabulary), workload.eval_examples)
     logits = 4 * evaluated * tokens_of(shape, workload) * vocabulary
-    activations = WORKSPACE_BYTES[shape.family] + max(
+    activations = family_named(shape.family).workspace_bytes + max(
         _training_bytes(shape, workload), _forward_bytes(shape, workload, evaluated) + 2 * logits
     )
     step = _step_s(shape, workload, profile) * calibration.time_factor
@@ -188,7 +187,7 @@ def calibrate(shape: BaseShape, workload: Workload, profile: DeviceProfile, meas
 
 def _training_bytes(shape: BaseShape, workload: Workload) -> int:
     backbone, methods = kept_floats(shape, workload)
-    heap = 1.0 if workload.checkpointing else HEAP[shape.family]
+    heap = 1.0 if workload.checkpointing else family_named(shape.family).heap
     kept = 4 * workload.at_once * tokens_of(shape, workload) * (heap * backbone + methods)
     logits = 0 if workload.classes else 4 * workload.at_once * tokens_of(shape, workload) * shape.vocabulary
     loss = min(LOSS_CHUNK_BYTES, logits)

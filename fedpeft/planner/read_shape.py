@@ -1,7 +1,7 @@
 """The shape of a base model, read from its artifact's manifest: all that the cost model must know. No torch.
 
-A layer's parts are told by the names of its tensors, as ``fedpeft.grafting.anatomy`` tells them by modules; a
-test holds the two together. Slots are the field's short names of the matrices: q, k, v, o, up, down, gate.
+A layer's parts are told by the names of its tensors, as ``fedpeft.grafting.anatomy`` tells them by modules: both by the
+records of ``fedpeft.families``.
 """
 
 import json
@@ -13,39 +13,11 @@ from types import MappingProxyType
 from fedpeft.base import BaseArtifact
 from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.errors import ConfigInvalid
+from fedpeft.families import FAMILIES
 
-__all__ = ["SLOTS", "shape_from", "shape_of"]
-
-SLOTS: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {
-        "BERT-like": MappingProxyType(
-            {
-                "attention.self.query": "q",
-                "attention.self.key": "k",
-                "attention.self.value": "v",
-                "attention.output.dense": "o",
-                "intermediate.dense": "up",
-                "output.dense": "down",
-            }
-        ),
-        "Llama-like": MappingProxyType(
-            {
-                "self_attn.q_proj": "q",
-                "self_attn.k_proj": "k",
-                "self_attn.v_proj": "v",
-                "self_attn.o_proj": "o",
-                "mlp.up_proj": "up",
-                "mlp.down_proj": "down",
-                "mlp.gate_proj": "gate",
-            }
-        ),
-    }
-)
-"""Path of a matrix inside a layer -> its slot, by family."""
+__all__ = ["shape_from", "shape_of"]
 
 _LAYER = re.compile(r"(?P<stem>.*\b(?:layer|layers))\.(?P<index>\d+)\.(?P<rest>.+)")
-_READS_FIRST_TOKEN = frozenset({"bert", "camembert", "electra", "roberta", "xlm-roberta"})  # as tuning.stages has it
-_DEEP_HEAD = frozenset({"camembert", "electra", "roberta", "xlm-roberta"})  # a dense layer before the output
 
 
 def shape_of(artifact: BaseArtifact) -> BaseShape:
@@ -76,15 +48,14 @@ def shape_from(
             indices.add(int(found["index"]))
             if found["index"] == "0":
                 first[found["rest"]] = shape
-    family = next((family for family, paths in SLOTS.items() if all(f"{p}.weight" in first for p in paths)), None)
+    family = next((one for one in FAMILIES if all(f"{port.path}.weight" in first for port in one.ports.values())), None)
     if family is None:
-        raise ConfigInvalid(
-            f"Expected a {' or '.join(SLOTS)} model, found {name} without such layers; choose another base model."
-        )
-    matrices = {slot: _two(first[f"{path}.weight"]) for path, slot in SLOTS[family].items()}
+        known = " or ".join(one.name for one in FAMILIES)
+        raise ConfigInvalid(f"Expected a {known} model, found {name} without such layers; choose another base model.")
+    matrices = {slot: port.matrix_in(_two(first[f"{port.path}.weight"])) for slot, port in family.ports.items()}
     return BaseShape(
         name=name,
-        family=family,
+        family=family.name,
         layers=len(indices),
         hidden=matrices["q"][1],
         heads=heads,
@@ -95,8 +66,8 @@ def shape_from(
         norm_biases=_norms(first, "bias"),
         parameters=parameters,
         packed_bytes=packed_bytes,
-        head_is_deep=name in _DEEP_HEAD,
-        first_token_only=name in _READS_FIRST_TOKEN,
+        head_is_deep=name in family.deep_heads,
+        first_token_only=name in family.first_token_only,
     )
 
 

@@ -106,10 +106,7 @@ def kept_floats(shape: BaseShape, workload: Workload) -> tuple[float, float]:
     if not layers:
         return 0.0, 0.0
     full, last = (layers - 1, 1) if _first_token(shape, workload) else (layers, 0)
-    if shape.family == "BERT-like":
-        layer = 6 * shape.hidden + shape.inner + shape.heads
-    else:
-        layer = 4 * shape.hidden + 2 * shape.key_width + 3 * shape.inner + shape.heads
+    layer = shape.kept_floats
     methods, tokens = 0.0, workload.at_once * tokens_of(shape, workload)
     placed = placed_methods(shape, workload.adapter)
     for method in workload.methods:

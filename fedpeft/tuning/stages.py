@@ -23,24 +23,13 @@ from torch.utils.checkpoint import checkpoint
 
 from fedpeft.data.encode import IGNORED
 from fedpeft.errors import ConfigInvalid
+from fedpeft.families import family_named
 from fedpeft.grafting.attention import attend
 from fedpeft.methods.coda import picks_tokens
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import Batch
 
 __all__ = ["Stages"]
-
-# Their classifier reads the encoder's first token and nothing else.
-_READS_FIRST_TOKEN = frozenset(
-    {
-        "BertForSequenceClassification",
-        "CamembertForSequenceClassification",
-        "ElectraForSequenceClassification",
-        "RobertaForSequenceClassification",
-        "XLMRobertaForSequenceClassification",
-    }
-)
-
 
 _NO_CUT = "Expected frozen layers below the adapter, found it in all; set adapter.layers."
 
@@ -71,7 +60,7 @@ class Stages:
         layers = [anatomy.layer(i) for i in range(anatomy.layer_count)]
 
         above: dict[str, nn.Module] = {}
-        if type(union.model).__name__ in _READS_FIRST_TOKEN and not picks_tokens(layers[-1]):
+        if _reads_first_token(union) and not picks_tokens(layers[-1]):
             above[paths[-1]] = _FirstToken(layers[-1])
         if checkpointing:
             for path, layer in list(zip(paths, layers, strict=True))[self.first_layer :]:
@@ -237,6 +226,12 @@ def _view(module: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:
         below = {path.partition(".")[2]: new for path, new in replaced.items() if path.partition(".")[0] == name}
         children[name] = below[""] if "" in below else _view(cast("nn.Module", children[name]), below)
     return view
+
+
+def _reads_first_token(union: UnionAdapter) -> bool:
+    """Whether a classifier reads the encoder's first token and nothing else."""
+    kind = getattr(union.model.config, "model_type", "")
+    return union.anatomy.head is not None and kind in family_named(union.anatomy.family).first_token_only
 
 
 def _output_matrix(model: nn.Module) -> tuple[str, nn.Module]:
