@@ -7,6 +7,7 @@ zero. The product is never formed: with x as a matrix X (c, d), (C (x) D) x is C
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +57,8 @@ class LoKrPart(nn.Module):
 
     def _inner(self) -> Tensor:
         if self.shape.whole:
-            return self.get_parameter("inner")
-        return self.get_parameter("up") @ self.get_parameter("down")
+            return cast("Tensor", self.inner)
+        return cast("Tensor", self.up) @ cast("Tensor", self.down)
 
 
 def attach_lokr(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
