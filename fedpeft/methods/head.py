@@ -5,22 +5,17 @@ The block holds values, not deltas: the head starts from the run's seed or, with
 tensor; what leaves a device is a delta of the block either way.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
-from fedpeft.aggregate.head_start import HEAD_BLOCK, classifier_of
+from fedpeft.aggregate.head_start import HEAD_BLOCK
 from fedpeft.catalogue.blocks import HEAD
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
 
-if TYPE_CHECKING:
-    from fedpeft.methods.union import UnionAdapter
-
-__all__ = ["attach_head", "classifier_weight"]
+__all__ = ["attach_head"]
 
 
 def attach_head(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
@@ -39,11 +34,6 @@ def attach_head(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
             if last.bias is not None:
                 last.bias.zero_()
     return (Block(block_id=HEAD_BLOCK, method=HEAD, parameters=tuple(head.parameters())),)
-
-
-def classifier_weight(union: "UnionAdapter") -> nn.Parameter:
-    """The matrix with one row a class, (classes, hidden)."""
-    return union.parameters(HEAD_BLOCK)[classifier_of(union.spec[HEAD_BLOCK]).name]
 
 
 def _last_linear(head: nn.Module) -> nn.Linear:

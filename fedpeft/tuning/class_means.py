@@ -10,18 +10,23 @@ them up like any delta; the coordinator makes the head of the sum (``fedpeft.agg
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
-from fedpeft.aggregate.head_start import HEAD_BLOCK
+from fedpeft.aggregate.head_start import HEAD_BLOCK, classifier_of
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.errors import DataInvalid
-from fedpeft.methods.head import classifier_weight
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.accelerator import products
 from fedpeft.tuning.batches import collate, training_stream
 from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.stages import Stages
 
-__all__ = ["class_rows", "measure_class_means"]
+__all__ = ["class_rows", "classifier_weight", "measure_class_means"]
+
+
+def classifier_weight(union: UnionAdapter) -> nn.Parameter:
+    """The matrix with one row a class, (classes, hidden)."""
+    return union.parameters(HEAD_BLOCK)[classifier_of(union.spec[HEAD_BLOCK]).name]
 
 
 def measure_class_means(

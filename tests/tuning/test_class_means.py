@@ -13,10 +13,9 @@ from fedpeft.aggregate.head_start import HEAD_BLOCK, classifier_of
 from fedpeft.config.model import Adapter, Lora
 from fedpeft.errors import DataInvalid
 from fedpeft.methods import attach
-from fedpeft.methods.head import classifier_weight
 from fedpeft.testing.models import class_examples, tiny_bert
 from fedpeft.tuning import ActivationCache, evaluate
-from fedpeft.tuning.class_means import measure_class_means
+from fedpeft.tuning.class_means import classifier_weight, measure_class_means
 
 pytestmark = pytest.mark.torch
 

@@ -1,0 +1,48 @@
+"""No module needs itself: imports make no circle, at the top of a module or for types alone."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = (".", "server", "clients", "simulations")
+PACKAGES = ("fedpeft", "fedpeft_server", "fedpeft_client", "fedpeft_sim")
+
+
+def modules() -> dict[str, Path]:
+    """Module -> file."""
+    found = {}
+    for folder, package in zip(FOLDERS, PACKAGES, strict=True):
+        for path in sorted((ROOT / folder / package).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def needed(text: str, known: set[str]) -> set[str]:
+    """What a module imports when it is loaded or type-checked; not what a function imports when it is called."""
+    tree, found = ast.parse(text), set()
+    inside = {
+        id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in inside:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & known) or ({node.module} & known)
+    return found
+
+
+def order(graph: dict[str, set[str]]) -> list[str]:
+    return list(TopologicalSorter(graph).static_order())
+
+
+def test_a_circle_is_found() -> None:
+    with pytest.raises(CycleError):
+        order({"a": needed("from b import f", {"a", "b"}), "b": needed("if X:\n    from a import g", {"a", "b"})})
+
+
+def test_the_modules_make_no_circle() -> None:
+    found = modules()
+    order({name: needed(path.read_text(encoding="utf-8"), set(found)) - {name} for name, path in found.items()})
