@@ -23,7 +23,7 @@ install-dev: $(VENV)/.installed-dev ## The same with the tools of development.
 # torch goes first and pinned: a looser requirement may pull a second build with gigabytes of CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) '$(TORCH)'
+	$(PIP) $(foreach word,$(TORCH),'$(word)')
 	$(PIP) --constraint constraints.txt --editable '.[demo]'
 	touch $@
 

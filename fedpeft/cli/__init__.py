@@ -15,6 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -26,6 +27,7 @@ from fedpeft.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED,
 __all__ = ["COMMANDS", "EXIT_PIPE_CLOSED", "main"]
 
 COMMANDS = {
+    "init": "Write a run.toml for your own data.",
     "simulate": "Run a whole federation on this machine.",
     "coordinator": "Run a coordinator: its devices, its runs.",
     "client": "Run a device of a federation.",
@@ -108,8 +110,8 @@ def cli() -> None:
 
     \b
     Start here:
-      fedpeft simulate simulations/scenarios/airlines.toml
-      fedpeft config template > run.toml
+      fedpeft simulate airlines
+      fedpeft init --data notes.csv && fedpeft simulate run.toml
     """
 
 
@@ -134,8 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mistake.show()
         return mistake.exit_code
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted")
-        return EXIT_INTERRUPTED
+        return _end_at_once_on_the_next_interrupt()
     except _Terminated:
         _say("terminated")
         return EXIT_TERMINATED
@@ -148,6 +149,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         _on_terminate(previous)
     return code if isinstance(code, int) else EXIT_OK
+
+
+def _end_at_once_on_the_next_interrupt() -> int:
+    """Says that the command was interrupted; whoever presses Ctrl-C again does not wait for what still runs.
+
+    Python joins the threads of pools when it exits, and a second interrupt in there is a traceback and an abort. All
+    that must be durable is so before this is called.
+    """
+    with suppress(ValueError):  # not the main thread: nobody interrupts it
+        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
+    _say("interrupted")
+    return EXIT_INTERRUPTED
 
 
 class _Terminated(BaseException):

