@@ -271,12 +271,11 @@ def summed_over(
     transport: Transport, fleet: ToyFleet, terms: SecureAggregation, open_sum: OpenSum = SecureSum
 ) -> secagg.Summed:
     outcome = run_round(
-        toy_task(PLAN),
+        toy_task(toy_plan(SPEC, secagg=terms)),
         STATE,
         fleet.members(),
         transport,
         rounds=Rounds(),
-        terms=terms,
         identity=fleet.coordinator,
         entropy=fleet.entropy,
         observe=lambda event: None,

@@ -17,10 +17,10 @@ from fedpeft.errors import FedpeftError, NotEnrolled
 from fedpeft.flower import NodeContext, client_app
 from fedpeft.flower.fleet import Fleet, FleetTarget
 from fedpeft.ids import NodeId
+from fedpeft.round.bound import signed_plan
 from fedpeft.round.failures import REFUSED
 from fedpeft.round.local import Effort
 from fedpeft.round.messages import Failure, FailureReason, FitRequest
-from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transport import Stage
 from fedpeft.secagg import FileLedger
 from fedpeft.wire import decode, encode
@@ -101,8 +101,9 @@ class Resident:
     def __init__(
         self, home: DeviceHome, companion: Companion | None = None, *, worker: str = "fedpeft_client.worker"
     ) -> None:
-        home.enrolment()
+        enrolment = home.enrolment()
         self._site = Site.load(home.site)
+        self._coordinator_key = bytes.fromhex(enrolment.coordinator_key)
         home.state.mkdir(mode=0o700, exist_ok=True)
         FileLedger(home.ledger, home.identity())  # now, not when the worker is asked
         self._owner = DirectoryLock(home.path)
@@ -165,8 +166,8 @@ class Resident:
         return encode(Failure(reason=FailureReason.PROTOCOL))
 
     def _prepare(self, request: FitRequest) -> None:
-        """The base of the plan, fetched once; the worker refuses a plan that its site does not allow."""
-        plan = LearningPlan.from_json(request.learning)
+        """The base of the plan, fetched once, when the coordinator has signed for it and the site allows it."""
+        plan = signed_plan(request, self._coordinator_key)
         # The worker checks every rule; this one comes before a download that may take hours.
         self._site.permit(plan, now=SystemClock().utc().astimezone())
         if self._companion is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.ids import BlockId
-from fedpeft.round.messages import FitRequest
+from fedpeft.round.work import Work
 
 __all__ = ["correction", "next_controls"]
 
@@ -19,14 +19,11 @@ Vector = npt.NDArray[np.float32]
 _OWN = "control/"
 
 
-def correction(
-    request: FitRequest, kept: Mapping[BlockId, Vector], blocks: Mapping[BlockId, float]
-) -> dict[BlockId, Vector]:
+def correction(work: Work, kept: Mapping[BlockId, Vector], blocks: Mapping[BlockId, float]) -> dict[BlockId, Vector]:
     """What is added to each block's gradient: c - c_k."""
-    server = {part.block_id: np.frombuffer(part.values, "<f4") for part in request.controls}
     found = {}
     for block_id in blocks:
-        c, own = server.get(block_id), kept.get(BlockId(_OWN + block_id))
+        c, own = work.controls.get(block_id), kept.get(BlockId(_OWN + block_id))
         if c is not None or own is not None:
             found[block_id] = np.asarray((0.0 if c is None else c) - (0.0 if own is None else own), np.float32)
     return found

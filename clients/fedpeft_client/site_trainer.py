@@ -16,9 +16,9 @@ from fedpeft.ids import BlockId
 from fedpeft.privacy import SampledRelease
 from fedpeft.round.failures import cause_of
 from fedpeft.round.local import DeviceStore, Effort, LocalResult
-from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.size_class import size_class, upper_end
+from fedpeft.round.work import Work
 from fedpeft.wire import decode, encode, message
 from fedpeft_client.bench import Bench, Residency
 from fedpeft_client.chooser import Chooser, Senses
@@ -111,12 +111,10 @@ class SiteTrainer:
         """See ``Trainer``."""
         return self._for(plan)[1].cost(plan)
 
-    def fit(
-        self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
-    ) -> LocalResult:
+    def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         """See ``Trainer``."""
-        self._watch.expect_near(plan, state, request.first_step)
-        result = self._for(plan)[1].fit(plan, state, request, effort)
+        self._watch.expect_near(plan, state, work.first_step)
+        result = self._for(plan)[1].fit(plan, state, work, effort)
         return replace(result, troubles=(*self._troubles, *result.troubles))
 
     def _for(self, plan: LearningPlan) -> tuple[Chooser, TorchTrainer]:

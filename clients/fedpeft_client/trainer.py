@@ -26,9 +26,9 @@ from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.failures import cause_of
 from fedpeft.round.local import DeviceStore, Effort, LocalResult
-from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan, learning_rates
 from fedpeft.round.size_class import size_class
+from fedpeft.round.work import Work
 from fedpeft.tuning import Evaluation, LocalPlan, NoiseScale, evaluate, train, train_privately
 from fedpeft.tuning.calibration import label_offset
 from fedpeft.tuning.class_means import measure_class_means
@@ -142,12 +142,10 @@ class TorchTrainer:
         parameters = sum(spec[block_id].size for block_id in self.trains(plan))
         return round_cost(plan, declared=self.size_class(plan), parameters=parameters)
 
-    def fit(
-        self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
-    ) -> LocalResult:
+    def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         """See ``Trainer``: evaluate the received state, then train from it."""
         examples = self._prepared(plan, effort)
-        kept = self._memory.begin(plan.run_id, request.first_step)
+        kept = self._memory.begin(plan.run_id, work.first_step)
         local = local_blocks(plan.aggregate, state.spec) & self.trains(plan)
         state = state.replace({block_id: kept[block_id] for block_id in local if block_id in kept})
         learnt = _Learnt(deltas={})
@@ -158,13 +156,13 @@ class TorchTrainer:
                 measured = evaluate(
                     union,
                     examples.held_out,
-                    limit=request.eval_examples,
+                    limit=work.eval_examples,
                     batch_size=examples.eval_batch,
                     cache=examples.eval_cache,
                 )
-            if request.train:
+            if work.train:
                 careful = effort is not Effort.FULL
-                learnt = self._learn(plan, union, state, request, examples, careful=careful, kept=kept, local=local)
+                learnt = self._learn(plan, union, state, work, examples, careful=careful, kept=kept, local=local)
         return LocalResult(
             deltas=MappingProxyType(learnt.deltas),
             trained_loss=learnt.loss_sum,
@@ -195,7 +193,7 @@ class TorchTrainer:
         plan: LearningPlan,
         union: "UnionAdapter",
         state: AdapterState,
-        request: FitRequest,
+        work: Work,
         examples: Prepared,
         *,
         careful: bool,
@@ -210,21 +208,21 @@ class TorchTrainer:
             kept: what earlier rounds left on this device.
             local: the device's blocks that stay here.
         """
-        round_id = round_of(request.first_step, plan.train.local_steps)
+        round_id = round_of(work.first_step, plan.train.local_steps)
         measuring = measures_head(union.spec, plan.adapter, round_id)
-        owns = self.trains(plan) & due_blocks(union.spec, plan.adapter, round_id) & (local | set(request.blocks))
+        owns = self.trains(plan) & due_blocks(union.spec, plan.adapter, round_id) & (local | set(work.blocks))
         if not owns:  # nothing of what this round asks for is this device's: it adds to the metrics alone
             return _Learnt(deltas={})
         rates = learning_rates(plan.adapter, plan.train, owns)
         steps = _local_plan(
             plan.train,
             rates,
-            request.learning_rate_factor,
+            work.learning_rate_factor,
             micro_batch=1 if careful else self._memory_use.micro_batch,
             checkpointing=self._memory_use.checkpointing or self._capacity.checkpointing,
         )
         scaffold = plan.train.scaffold and not measuring
-        corrected = correction(request, kept, rates) if scaffold else {}
+        corrected = correction(work, kept, rates) if scaffold else {}
         union.load(forward_state(plan.aggregate, state, self._lora_rank()))
         before = union.extract(sorted(rates))  # as rounded here: the rounding is no part of a change
         loss_sum, seen = 0.0, 0
@@ -232,7 +230,7 @@ class TorchTrainer:
             self._measure_head(plan, union, examples)
         else:
             loss_sum, seen = self._take_steps(
-                plan, union, steps, examples, first_step=request.first_step, corrected=corrected
+                plan, union, steps, examples, first_step=work.first_step, corrected=corrected
             )
         after = union.extract(sorted(rates))
         deltas = {block_id: after[block_id] - before[block_id] for block_id in after}
@@ -240,7 +238,7 @@ class TorchTrainer:
         if scaffold:
             left |= next_controls(corrected, deltas, steps.learning_rates, steps=steps.steps)
         if left:
-            self._memory.keep(plan.run_id, request.first_step, {**kept, **left})
+            self._memory.keep(plan.run_id, work.first_step, {**kept, **left})
         keep = STEPS[plan.aggregate.rule].keep
         if keep is not None and self._capacity.rank is not None:
             deltas = keep(state.spec, state, deltas, self._capacity.rank)

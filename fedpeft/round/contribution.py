@@ -14,7 +14,7 @@ from fedpeft.ids import BlockId
 from fedpeft.privacy import CLIP_BIT, LOSS_LIMIT, NOISED_METRICS, Mechanism, NoiseTerms, bit_vector, clip, metric_lanes
 from fedpeft.round.failures import cause_of, is_for_lack_of_room
 from fedpeft.round.local import Effort, LocalResult, Trainer
-from fedpeft.round.messages import BlockPayload, FitRequest
+from fedpeft.round.messages import BlockPayload
 from fedpeft.round.metrics import (
     COHORT_WEIGHT,
     METRICS,
@@ -25,6 +25,7 @@ from fedpeft.round.metrics import (
 )
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.size_class import weight_share
+from fedpeft.round.work import Work
 
 __all__ = ["contribution"]
 
@@ -37,7 +38,7 @@ NOTHING_TRAINED = LocalResult(deltas={}, trained_loss=0.0, trained=0, evaluated_
 def contribution(
     trainer: Trainer,
     plan: LearningPlan,
-    request: FitRequest,
+    work: Work,
     state: AdapterState,
     *,
     owns: frozenset[BlockId],
@@ -51,7 +52,7 @@ def contribution(
 
     Args:
         trainer: whose ``fit`` may raise anything.
-        plan, request, state, owns, noise, declared, entropy: see ``inputs_of``.
+        plan, work, state, owns, noise, declared, entropy: see ``inputs_of``.
         effort: to begin with; what fails for lack of room is tried again with care, what fails otherwise is not.
         tell: hears what went wrong; on the device.
 
@@ -59,15 +60,13 @@ def contribution(
         One vector for each of ``owns``, and whether the examples could be used.
     """
     sizes = {
-        block_id: state.spec[block_id].size
-        for block_id in request.blocks
-        if in_bucket(block_id, request.bucket) in owns
+        block_id: state.spec[block_id].size for block_id in work.blocks if in_bucket(block_id, work.bucket) in owns
     }
     able = effort is not Effort.BLANK
     while effort is not Effort.BLANK or plan.privacy is not None:  # without noise of their own, blank steps are none
         try:
-            result, wrong = cleansed(trainer.fit(plan, state, request, effort), sizes)
-            inputs = inputs_of(plan, request, state, result, owns, noise, declared=declared, entropy=entropy)
+            result, wrong = cleansed(trainer.fit(plan, state, work, effort), sizes)
+            inputs = inputs_of(plan, work, state, result, owns, noise, declared=declared, entropy=entropy)
         except Exception as error:
             tell(cause_of(error))
             if effort is Effort.BLANK:
@@ -79,7 +78,7 @@ def contribution(
                 tell(trouble)
             return inputs, able and not wrong
     nothing, _ = cleansed(NOTHING_TRAINED, sizes)
-    return inputs_of(plan, request, state, nothing, owns, noise, declared=declared, entropy=entropy), False
+    return inputs_of(plan, work, state, nothing, owns, noise, declared=declared, entropy=entropy), False
 
 
 def cleansed(result: LocalResult, sizes: Mapping[BlockId, int]) -> tuple[LocalResult, tuple[str, ...]]:
@@ -119,7 +118,7 @@ def _finite(loss: float, count: int) -> float:
 
 def inputs_of(
     plan: LearningPlan,
-    request: FitRequest,
+    work: Work,
     state: AdapterState,
     result: LocalResult,
     owns: frozenset[BlockId],
@@ -134,7 +133,7 @@ def inputs_of(
     else. Under example-level privacy: no means, since each would be a release.
 
     Args:
-        plan, request: what was asked.
+        plan, work: what was asked.
         state: the global state that training began with.
         result: what came of it, ``cleansed``.
         owns: the sums that this device adds to, by their names in the terms.
@@ -147,7 +146,7 @@ def inputs_of(
     if before_sum is not None:
         deltas = before_sum(state, deltas)
     if noise is not None:
-        return _payloads(_clipped(_named(deltas, request), result, noise))
+        return _payloads(_clipped(_named(deltas, work), result, noise))
     share = weight_share(plan.aggregate, declared)
     inputs: dict[BlockId, Vector] = {}
     weight = share
@@ -155,7 +154,7 @@ def inputs_of(
         weight = rule_weight(plan.aggregate, state, deltas) or share
         deltas = own_values(state, deltas)
         inputs[COHORT_WEIGHT] = np.array([weight], np.float32)
-    inputs |= {key: delta * np.float32(weight) for key, delta in _named(deltas, request).items()}
+    inputs |= {key: delta * np.float32(weight) for key, delta in _named(deltas, work).items()}
     measured = plan.privacy is None  # else a loss would be a release; the lanes stay, for devices that own nothing else
     if METRICS in owns:
         inputs[METRICS] = evaluation_vector(
@@ -167,14 +166,14 @@ def inputs_of(
         )
     if TRAIN_LOSS in owns:
         inputs[TRAIN_LOSS] = train_loss_vector(
-            share if measured and request.train else 0.0, loss_sum=result.trained_loss, count=result.trained
+            share if measured and work.train else 0.0, loss_sum=result.trained_loss, count=result.trained
         )
     return _payloads(inputs)
 
 
-def _named(deltas: Mapping[BlockId, Vector], request: FitRequest) -> dict[BlockId, Vector]:
+def _named(deltas: Mapping[BlockId, Vector], work: Work) -> dict[BlockId, Vector]:
     """By their names in the terms."""
-    return {in_bucket(block_id, request.bucket): delta for block_id, delta in deltas.items()}
+    return {in_bucket(block_id, work.bucket): delta for block_id, delta in deltas.items()}
 
 
 def _clipped(deltas: Mapping[BlockId, Vector], result: LocalResult, noise: Mechanism) -> dict[BlockId, Vector]:

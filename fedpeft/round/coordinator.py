@@ -11,15 +11,15 @@ from typing import cast
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
-from fedpeft.config.model import Rounds, SecureAggregation
+from fedpeft.config.model import Rounds
 from fedpeft.entropy import Entropy
 from fedpeft.ids import ParticipantId
 from fedpeft.round.events import Event, EventKind, Observer
-from fedpeft.round.messages import BlockDigest, BlockPayload, Failure, FailureReason, FitRequest, Ready
+from fedpeft.round.messages import BlockPayload, Failure, FailureReason, FitRequest, Ready
 from fedpeft.round.pending import Heard, Keeper, Note, PendingRound, StageClosed
 from fedpeft.round.summing import OpenSum, SecureSum, SumRound
 from fedpeft.round.task import NOWHERE, Member, RoundOutcome, RoundTask, Traffic
-from fedpeft.round.terms import round_terms
+from fedpeft.round.terms import participants_of, round_terms
 from fedpeft.round.transport import Reply, Stage, Transport
 from fedpeft.wire import WireError, decode, encode
 
@@ -49,7 +49,6 @@ def run_round(
     transport: Transport,
     *,
     rounds: Rounds,
-    terms: SecureAggregation,
     identity: secagg.IdentityKey,
     entropy: Entropy,
     observe: Observer,
@@ -63,7 +62,7 @@ def run_round(
         state: the global state that every device starts from.
         members: whom to ask; at least three.
         transport: how.
-        rounds, terms: deadlines and the secure aggregation's terms, from the run's configuration.
+        rounds: deadlines, and how many devices must finish.
         identity: the coordinator's signing key; devices know its public half from enrolment.
         entropy: for the round's keys.
         observe: told of every transition.
@@ -73,7 +72,17 @@ def run_round(
             other attempt at the round may follow.
     """
     room = _Room(task, members, transport, observe)
-    summing = open_sum(round_terms(task.plan, state.spec, members, task, rounds=rounds, terms=terms), identity, entropy)
+    spec = round_terms(
+        task.plan,
+        state.spec,
+        participants_of(members),
+        task.work(state),
+        round_id=task.round_id,
+        attempt=task.attempt,
+        stage_deadline_s=rounds.stage_deadline_s,
+        noise=task.noise,
+    )
+    summing = open_sum(spec, identity, entropy)
     keeper = keeper or _KeepNothing()
     end: secagg.Summed | secagg.Aborted | None = None
     while end is None and summing.stage not in OPENING:
@@ -244,28 +253,17 @@ class _Room:
 
     def _fit_request(self, place: ParticipantId, offer: secagg.Request, state: AdapterState) -> bytes:
         held = self._members[place].held
-        digests = tuple(BlockDigest(block_id=block_id, sha256=state.digests[block_id]) for block_id in state)
         lacking = tuple(
             BlockPayload(block_id=block_id, values=state[block_id].astype("<f4", copy=False).tobytes())
             for block_id in state
             if held.get(block_id) != state.digests[block_id]
         )
-        task = self._task
         request = FitRequest(
             offer=encode(offer),
-            learning=task.plan.to_json(),
-            state=digests,
+            learning=self._task.plan.to_json(),
+            work=encode(self._task.work(state)),
             payloads=lacking,
-            first_step=task.first_step,
-            learning_rate_factor=task.learning_rate_factor,
-            eval_examples=task.eval_examples,
-            train=task.train,
-            blocks=tuple(block.block_id for block in task.trained(state.spec)),
-            bucket=task.bucket_of.get(self.names[place], 0),
-            controls=tuple(
-                BlockPayload(block_id=block_id, values=control.astype("<f4").tobytes())
-                for block_id, control in sorted(task.controls.items())
-            ),
+            controls=self._task.control_payloads(),
         )
         return encode(request)
 

@@ -13,39 +13,34 @@ from functools import partial
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
 from fedpeft import secagg
-from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.adapter import AdapterSpec
 from fedpeft.config.check_private import expect_proved
 from fedpeft.entropy import Entropy
 from fedpeft.errors import BudgetExhausted, ConfigInvalid, IntegrityFailed, PolicyRefused, SpecMismatch
 from fedpeft.ids import BlockId, RoundId
-from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, PrivacyLedger, SampledRelease
+from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, PrivacyLedger
+from fedpeft.round.bound import Bound, bound_by
 from fedpeft.round.contribution import contribution
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
 from fedpeft.round.failures import REFUSED, UNABLE, Tell, Trouble, cause_of, log_trouble
-from fedpeft.round.local import (
-    DeviceStore,
-    Effort,
-    HeldBlocks,
-    Identity,
-    OpenRound,
-    SumSession,
-    Trainer,
-)
-from fedpeft.round.messages import BlockPayload, Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
+from fedpeft.round.held import advance, follow, held_digests, receive
+from fedpeft.round.local import DeviceStore, Effort, Identity, OpenRound, RunPin, SumSession, Trainer
+from fedpeft.round.messages import Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS, in_bucket
+from fedpeft.round.noise import expect_noise
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.size_class import declared_class
+from fedpeft.round.terms import expect_terms
 from fedpeft.round.transport import Stage
+from fedpeft.round.work import Work, accept_work, dealt_buckets
 from fedpeft.secagg.spec import mechanism
 from fedpeft.wire import WireError, decode, encode
 
 __all__ = ["Device"]
 
-Vector = npt.NDArray[np.float32]
-HELD, OPEN = "held-blocks", "open-round"
+OPEN = "open-round"
 _LATER_REQUESTS = (secagg.ShareRequest, secagg.MaskRequest, secagg.ConsistRequest, secagg.RevealRequest)
 
 
@@ -96,90 +91,72 @@ class Device:
         with self._busy:
             match stage:
                 case Stage.PROFILE:
-                    decode(payload, ProfileRequest)
-                    return encode(self._profile())
+                    return encode(self._profile(decode(payload, ProfileRequest)))
                 case Stage.FIT:
                     return encode(self._fit(decode(payload, FitRequest)))
                 case Stage.SHARE | Stage.MASK | Stage.CONSIST | Stage.REVEAL:
                     return encode(self._answer(cast("secagg.Request", decode(payload, _LATER_REQUESTS))))
 
-    def _profile(self) -> Profile:
-        held = self._store.read(HELD)
+    def _profile(self, request: ProfileRequest) -> Profile:
         return Profile(
             device=self._identity.device,
             organisation=self._identity.organisation,
             identity=self._identity.public_key,
             methods=self._trainer.methods,
-            held=decode(held, HeldBlocks).digests if held else (),
+            held=held_digests(self._store, request.run_id),
         )
 
     def _fit(self, request: FitRequest) -> Ready | Failure:
         """Stage 1: check, train, keep the input of the sum, advertise."""
         kept = self._store.read(OPEN)
         opened = decode(kept, OpenRound) if kept else None
+        if opened is not None and opened.offer_sha256 == _sha256(request.offer):
+            return decode(opened.ready, Ready)  # a repeat: nothing of it is read, and nothing is computed
         try:
-            if opened is not None and opened.offer_sha256 == _sha256(request.offer):
-                plan = LearningPlan.from_json(request.learning)
-                return self._ready(opened.advertise, plan, self._cost(plan, request))  # it answers an offer once
             return self._take_part(request, opened)
         except Exception as error:  # of any kind: its text would say what it is about
             self._told(request.offer, cause_of(error))
             return REFUSED
 
     def _take_part(self, request: FitRequest, opened: OpenRound | None) -> Ready | Failure:
-        plan = LearningPlan.from_json(request.learning)
+        """Every check in order (docs/protocol.md, "Work"); examples are touched after the last one."""
         offer = decode(request.offer, secagg.RoundOffer)
-        terms = decode(offer.spec, secagg.RoundSpec)
-        if terms.run_id != plan.run_id:  # the terms are signed, the plan is not
-            raise SpecMismatch(
-                f"Expected the plan of run {terms.run_id}, as its signed terms say; found {plan.run_id}."
-            )
-        spec = self._trainer.spec(plan)
-        if spec.digest != plan.adapter_spec:
-            raise SpecMismatch(f"Expected adapter {plan.adapter_spec[:12]}, built {spec.digest[:12]} on this device.")
-        state = self._receive(spec, request)
+        terms = self._session.examine(offer)
+        if isinstance(terms, secagg.Refusal):
+            return self._objected(request.offer, terms)
+        bound = bound_by(terms, request)
+        pin = follow(self._store, bound)
+        spec = self._trainer.spec(bound.plan)
+        work = self._work(bound, pin, spec, request)
+        state = receive(self._store, spec, bound, request.payloads)
         if state is None:
             return Failure(reason=FailureReason.MISSING_STATE)
-        noise = mechanism(terms)
-        # The coordinator may have checked nothing.
-        expect_proved(
-            plan.adapter,
-            plan.train,
-            plan.aggregate,
-            clients=noise is not None,
-            examples=plan.privacy is not None,
-            bucket=request.bucket,
-        )
+        noise, plan = mechanism(terms), bound.plan
         if noise is not None:
             self._afford(noise)
-        cost = self._cost(plan, request)
+        cost = self._trainer.cost(plan) if work.train else None
         if cost is not None:
             self._examples.afford(plan, cost)
-        work = (terms.run_id, terms.round_id, _work(request))
-        same = opened is not None and (opened.run_id, opened.round_id, opened.work_sha256, opened.noise) == (
-            *work,
-            noise,
-        )
-        owns = self._owned(plan, spec, terms, request)
-        if opened is not None and same:  # what was trained then, though the device may train something else by now
-            owns = frozenset(part.block_id for part in opened.inputs) & {block.block_id for block in terms.blocks}
+        kept = opened if opened is not None and self._reusable(opened, terms, work, noise) else None
+        owns = self._owned(plan, terms, work)
+        if kept is not None:  # what was trained then, though the device may train something else by now
+            owns = frozenset(part.block_id for part in kept.inputs) & {block.block_id for block in terms.blocks}
         declared = declared_class(plan.aggregate, self._trainer.size_class(plan)) if noise is None else 0
         advertise = self._session.begin(offer, owns=owns, entropy=self._entropy, weight_class=declared)
         if isinstance(advertise, secagg.Refusal):
-            self._told(request.offer, f"{advertise.reason.value}: {advertise.detail}")
-            return Failure(reason=FailureReason.PROTOCOL)
-        if opened is not None and same:
-            inputs = opened.inputs  # another attempt at the same round: the training stands
+            return self._objected(request.offer, advertise)
+        advance(self._store, pin, bound)
+        if kept is not None:
+            inputs = kept.inputs  # another attempt at the same round: the training stands
         else:
             # The keys of the new round are out: from here on the inputs of an older one must not go under them,
             # not even if training fails. Two sums of the same inputs over two cohorts would tell them apart.
-            tries = opened.tries if opened is not None and opened.begun_sha256 == _begun(request, terms) else 0
-            begun = replace(_opened(terms), begun_sha256=_begun(request, terms), tries=tries + 1)
-            self._store.write(OPEN, encode(begun))
+            tries = opened.tries if opened is not None and opened.begun_sha256 == _begun(terms) else 0
+            self._store.write(OPEN, encode(replace(_opened(terms), begun_sha256=_begun(terms), tries=tries + 1)))
             inputs, able = contribution(
                 self._trainer,
                 plan,
-                request,
+                work,
                 state,
                 owns=owns,
                 noise=noise,
@@ -193,16 +170,58 @@ class Device:
                 return UNABLE
             if cost is not None:
                 self._examples.charge(plan, RoundId(terms.round_id), cost, self._entropy)
-        ready = self._ready(encode(advertise), plan, cost)
+        statement = None if cost is None else self._examples.statement(plan, cost)
+        ready = Ready(advertise=encode(advertise), privacy=statement)
         answered = replace(
             _opened(terms),
             offer_sha256=_sha256(request.offer),
-            work_sha256=_work(request),
-            advertise=ready.advertise,
+            work_sha256=_same_work(terms, work),
+            ready=encode(ready),
             inputs=inputs,
         )
         self._store.write(OPEN, encode(answered))
         return ready
+
+    def _work(self, bound: Bound, pin: RunPin, spec: AdapterSpec, request: FitRequest) -> Work:
+        """What this device does in this round, all of it as the plan says."""
+        terms, plan = bound.terms, bound.plan
+        if spec.digest != plan.adapter_spec:
+            raise SpecMismatch(f"Expected adapter {plan.adapter_spec[:12]}, built {spec.digest[:12]} on this device.")
+        names = [person.device for person in terms.participants]
+        mine = [person.device for person in terms.participants if person.identity == self._identity.public_key]
+        buckets = dealt_buckets(plan, names, terms.round_id)
+        bucket = buckets.get(mine[0], 0) if mine else 0
+        work = accept_work(plan, spec, terms.round_id, bound.work, bucket=bucket, controls=request.controls)
+        expect_noise(
+            plan,
+            terms.noise,
+            round_id=terms.round_id,
+            devices=len(terms.participants),
+            parameters=sum(block.length for block in terms.blocks),
+            seen=(pin.round_id, pin.clip) if pin.clip else None,
+        )
+        expect_terms(terms, plan, spec, bound.work)
+        # The coordinator may have checked nothing.
+        expect_proved(
+            plan.adapter,
+            plan.train,
+            plan.aggregate,
+            clients=terms.noise is not None,
+            examples=plan.privacy is not None,
+            bucket=bucket,
+        )
+        return work
+
+    @staticmethod
+    def _reusable(opened: OpenRound, terms: secagg.RoundSpec, work: Work, noise: Mechanism | None) -> bool:
+        """Whether what was trained then is what this attempt asks for."""
+        then = (opened.run_id, opened.round_id, opened.work_sha256, opened.noise)
+        return then == (terms.run_id, terms.round_id, _same_work(terms, work), noise)
+
+    def _objected(self, offer: bytes, refusal: secagg.Refusal) -> Failure:
+        """The secure sum's own refusal, whose text stays here."""
+        self._told(offer, f"{refusal.reason.value}: {refusal.detail}")
+        return Failure(reason=FailureReason.PROTOCOL)
 
     def _told(self, offer: bytes, cause: str) -> None:
         """To this device's own operator; nobody else hears of it."""
@@ -211,12 +230,6 @@ class Device:
             self._tell(Trouble(run_id=terms.run_id, round_id=terms.round_id, cause=cause))
         except WireError:
             self._tell(Trouble(run_id="", round_id=0, cause=cause))
-
-    def _cost(self, plan: LearningPlan, request: FitRequest) -> SampledRelease | None:
-        return self._trainer.cost(plan) if request.train else None
-
-    def _ready(self, advertise: bytes, plan: LearningPlan, cost: SampledRelease | None) -> Ready:
-        return Ready(advertise=advertise, privacy=None if cost is None else self._examples.statement(plan, cost))
 
     def _answer(self, request: secagg.Request) -> secagg.Reply | Failure:
         """The later stages are the secure aggregation's; the kept input is all that is added."""
@@ -251,42 +264,14 @@ class Device:
         if opened.noise is not None and self._budget is not None:
             self._budget.charge(f"{opened.run_id} round {opened.round_id}", opened.noise.release)
 
-    def _receive(self, spec: AdapterSpec, request: FitRequest) -> AdapterState | None:
-        """The global state from what was sent and what is held; None when a block is missing."""
-        held = self._store.read(HELD)
-        blocks = {part.block_id: part.values for part in (decode(held, HeldBlocks).blocks if held else ())}
-        blocks |= {part.block_id: part.values for part in request.payloads}
-        vectors: dict[BlockId, Vector] = {}
-        for entry in request.state:
-            values = blocks.get(entry.block_id)
-            if values is None or _sha256(values) != entry.sha256:
-                return None
-            if len(values) != 4 * spec[entry.block_id].size:
-                raise SpecMismatch(
-                    f"{entry.block_id}: expected {4 * spec[entry.block_id].size} bytes, found {len(values)}."
-                )
-            vectors[entry.block_id] = np.frombuffer(values, "<f4").astype(np.float32)
-        state = AdapterState(spec, vectors)
-        kept = tuple(BlockPayload(block_id=block_id, values=blocks[block_id]) for block_id in vectors)
-        self._store.write(HELD, encode(HeldBlocks(digests=request.state, blocks=kept)))
-        return state
-
-    def _owned(
-        self, plan: LearningPlan, spec: AdapterSpec, terms: secagg.RoundSpec, request: FitRequest
-    ) -> frozenset[BlockId]:
-        """The sums of this round that this device adds to, and the metrics; lengths checked against its own build."""
-        offered = {block.block_id: block.length for block in terms.blocks}
-        owned = set()
-        for block_id in self._trainer.trains(plan) & set(request.blocks):
-            name = in_bucket(block_id, request.bucket)
-            if name in offered:
-                if offered[name] != spec[block_id].size:
-                    raise SpecMismatch(f"{name}: expected length {spec[block_id].size}, offered {offered[name]}.")
-                owned.add(name)
-        measured = {TRAIN_LOSS, COHORT_WEIGHT, CLIP_BIT, NOISED_METRICS}
+    def _owned(self, plan: LearningPlan, terms: secagg.RoundSpec, work: Work) -> frozenset[BlockId]:
+        """The sums of this round that this device adds to, and those of its measurements."""
+        offered = {block.block_id for block in terms.blocks}
+        owned = {in_bucket(block_id, work.bucket) for block_id in self._trainer.trains(plan) & set(work.blocks)}
+        owned |= {TRAIN_LOSS, COHORT_WEIGHT, CLIP_BIT, NOISED_METRICS}
         if self._trainer.evaluates(plan):
-            measured.add(METRICS)
-        return frozenset(owned | (measured & offered.keys()))
+            owned.add(METRICS)
+        return frozenset(owned & offered)
 
     def _afford(self, noise: Mechanism) -> None:
         """Refuses a round whose noise keeps no promise, or which this device's own budget does not allow."""
@@ -305,21 +290,21 @@ def _opened(terms: secagg.RoundSpec) -> OpenRound:
         round_id=terms.round_id,
         offer_sha256="",
         work_sha256="",
-        advertise=b"",
+        ready=b"",
         inputs=(),
         attempt=terms.attempt,
         noise=mechanism(terms),
     )
 
 
-def _work(request: FitRequest) -> str:
-    """What a fit request asks to compute, apart from the terms of the sum and from what it happens to carry."""
-    return _sha256(encode(replace(request, offer=b"", payloads=())))
+def _same_work(terms: secagg.RoundSpec, work: Work) -> str:
+    """What was trained, and for whose sums."""
+    return _sha256(terms.work + terms.history + work.bucket.to_bytes(4, "big"))
 
 
-def _begun(request: FitRequest, terms: secagg.RoundSpec) -> str:
+def _begun(terms: secagg.RoundSpec) -> str:
     """Names the training of one round, whatever the attempt."""
-    return _sha256(f"{terms.run_id} {terms.round_id} {_work(request)}".encode())
+    return _sha256(f"{terms.run_id} {terms.round_id} ".encode() + terms.work)
 
 
 def _sha256(payload: bytes) -> str:

@@ -17,8 +17,9 @@ from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.entropy import Entropy
 from fedpeft.ids import BlockId
 from fedpeft.privacy import Mechanism, SampledRelease
-from fedpeft.round.messages import BlockDigest, BlockPayload, FitRequest
+from fedpeft.round.messages import BlockDigest, BlockPayload
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.work import Work
 from fedpeft.wire import message
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Identity",
     "LocalResult",
     "OpenRound",
+    "RunPin",
     "SumSession",
     "Trainer",
 ]
@@ -99,10 +101,8 @@ class Trainer(Protocol):
         """
         ...
 
-    def fit(
-        self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
-    ) -> LocalResult:
-        """Evaluate ``state``, then train its own blocks from it, as the request says.
+    def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
+        """Evaluate ``state``, then train its own blocks from it, as the work says.
 
         May raise anything: it has touched the examples, and the device says nothing of it.
         """
@@ -123,6 +123,10 @@ class DeviceStore(Protocol):
 
 class SumSession(Protocol):
     """The device's half of the secure sum: ``secagg.DeviceSession``."""
+
+    def examine(self, offer: secagg.RoundOffer) -> secagg.RoundSpec | secagg.Refusal:
+        """The signed terms of an offer that this device may answer."""
+        ...
 
     def begin(
         self, offer: secagg.RoundOffer, *, owns: frozenset[BlockId], entropy: Entropy, weight_class: int = 0
@@ -165,8 +169,9 @@ class Identity:
 @message(0x0181)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldBlocks:
-    """Store record: the global state as last received."""
+    """Store record: the global state as last received, and in which run."""
 
+    run_id: str
     digests: tuple[BlockDigest, ...]
     blocks: tuple[BlockPayload, ...]
 
@@ -180,7 +185,7 @@ class OpenRound:
         run_id, round_id: which.
         offer_sha256: of the offer it answered; a repeat of that offer gets the same answer.
         work_sha256: of what was trained; another attempt at the same work reuses the inputs.
-        advertise: that answer.
+        ready: that answer, encoded.
         inputs: what goes into the sum, float32 little-endian, weighted or clipped already.
         attempt: of the round.
         noise: of a round under client-level privacy; what opening its sum costs follows from it.
@@ -191,9 +196,27 @@ class OpenRound:
     round_id: int
     offer_sha256: str
     work_sha256: str
-    advertise: bytes
+    ready: bytes
     inputs: tuple[BlockPayload, ...]
     attempt: int = 1
     noise: Mechanism | None = None
     begun_sha256: str = ""
     tries: int = 0
+
+
+@message(0x0184)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPin:
+    """Store record: what a run is on this device, from the first round that it saw of it.
+
+    Args:
+        run_id: which.
+        plan: digest of its learning plan; another one in a later round is refused.
+        round_id: the last round that this device took part in; 0: none yet.
+        clip: the clip norm of that round; 0: it had no noise.
+    """
+
+    run_id: str
+    plan: bytes
+    round_id: int = 0
+    clip: float = 0.0

@@ -16,6 +16,7 @@ __all__ = [
     "Profile",
     "ProfileRequest",
     "Ready",
+    "WorkTerms",
 ]
 
 
@@ -83,32 +84,24 @@ class Profile:
 @message(0x0103)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitRequest:
-    """Stage 1 of a round (docs/design.md, section 2).
+    """Stage 1 of a round (docs/protocol.md, "Work").
+
+    Nothing here is believed: ``learning`` and ``work`` count only if their digests are in the signed terms, and
+    ``payloads`` and ``controls`` carry bytes whose digests are in ``work``. So whatever decides what a device computes
+    is the same on all devices whose inputs can be summed.
 
     Args:
         offer: the secure aggregation's encoded ``RoundOffer``: the signed terms of this round.
         learning: the learning plan (``fedpeft.round.plan``), JSON.
-        state: digests of every block of the global state.
-        payloads: those blocks that the device is thought to lack.
-        first_step: how many local steps the run has asked for before this round.
-        learning_rate_factor: the schedule's factor, in [0, 1].
-        eval_examples: held-out examples to evaluate the received state on; 0 for all.
-        train: False asks for the evaluation alone.
-        blocks: the blocks that this round trains; a device trains those of them that it can.
-        bucket: which bucket's sums the device belongs to, from 1; 0: sums are not bucketed.
+        work: an encoded ``WorkTerms``.
+        payloads: those blocks of the global state that the device is thought to lack.
         controls: SCAFFOLD's server control of each block of the round, in units of a step.
     """
 
     offer: bytes
     learning: str
-    state: tuple[BlockDigest, ...]
+    work: bytes
     payloads: tuple[BlockPayload, ...]
-    first_step: int
-    learning_rate_factor: float
-    eval_examples: int
-    train: bool
-    blocks: tuple[BlockId, ...]
-    bucket: int
     controls: tuple[BlockPayload, ...]
 
 
@@ -132,3 +125,30 @@ class Failure:
     """The device takes no (further) part in this round; all refusals for one reason are the same bytes."""
 
     reason: FailureReason
+
+
+@message(0x0106)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkTerms:
+    """What one round asks every device to compute. The signed terms hold its digest; a device recomputes what follows
+    from the plan, and refuses a difference (``fedpeft.round.work``).
+
+    Args:
+        plan: SHA-256 of the learning plan's JSON.
+        state: digest of the global state that the round begins with.
+        controls: digest of SCAFFOLD's server controls.
+        blocks: the blocks that the round trains, in the adapter's order; a device trains those of them that it can.
+        first_step: how many local steps the run has asked for before this round.
+        learning_rate_factor: the schedule's factor, in [0, 1].
+        eval_examples: held-out examples to evaluate the received state on; 0 for all.
+        train: False asks for the evaluation alone.
+    """
+
+    plan: bytes
+    state: bytes
+    controls: bytes
+    blocks: tuple[BlockId, ...]
+    first_step: int
+    learning_rate_factor: float
+    eval_examples: int
+    train: bool

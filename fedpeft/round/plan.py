@@ -8,20 +8,36 @@ code or paths from the coordinator.
 from collections.abc import Collection
 from math import cos, pi
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from fedpeft.config.model import Adapter, Aggregate, Rounds, RunConfig, Section, Task, Train
+from fedpeft.config.model import (
+    Adapter,
+    Aggregate,
+    Privacy,
+    Rounds,
+    RunConfig,
+    Section,
+    SecureAggregation,
+    Task,
+    Train,
+)
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId
 
 __all__ = [
+    "MAX_STATE",
     "ExampleTerms",
     "LearningPlan",
+    "PlannedRounds",
     "example_terms",
     "learning_plan",
     "learning_rate_factor",
     "learning_rates",
 ]
+
+MAX_STATE = 1e4
+"""Largest magnitude of a coordinate of a state: far above what training reaches, far below what makes a loss overflow
+(the largest that any method's tests reach is below 100)."""
 
 
 class ExampleTerms(Section):
@@ -41,11 +57,19 @@ class ExampleTerms(Section):
     steps: int
 
 
+class PlannedRounds(Section):
+    """How many rounds train, and how many held-out examples a device evaluates in each; 0: all of them."""
+
+    count: int = Field(ge=1, le=100_000)
+    eval_examples: int = Field(ge=0, lt=2**31)
+
+
 class LearningPlan(Section):
     """One run's learning, the same in every round.
 
     ``base`` and ``adapter_spec`` are digests: of the base artifact, and of the specification of the union
-    adapter that ``adapter`` makes on that base with ``seed``.
+    adapter that ``adapter`` makes on that base with ``seed``. ``secagg`` and ``client_privacy`` are the run's sections
+    that every round's terms follow from; the latter with its noise multiplier, and only under client-level privacy.
     """
 
     run_id: str
@@ -56,7 +80,11 @@ class LearningPlan(Section):
     adapter: Adapter
     train: Train
     aggregate: Aggregate
+    rounds: PlannedRounds
+    secagg: SecureAggregation
     privacy: ExampleTerms | None = None
+    client_privacy: Privacy | None = None
+    max_state: float = Field(default=MAX_STATE, gt=0)
 
     def to_json(self) -> str:
         """Strict JSON, one encoding: fields in order of declaration."""
@@ -67,12 +95,16 @@ class LearningPlan(Section):
         """The inverse of ``to_json``.
 
         Raises:
-            SpecMismatch: not a plan that this version of fedpeft knows.
+            SpecMismatch: not a plan that this version of fedpeft knows, or another spelling of one: a plan is known
+                by the digest of its text.
         """
         try:
-            return cls.model_validate_json(text)
+            plan = cls.model_validate_json(text)
         except ValidationError as error:
             raise SpecMismatch(f"Expected a learning plan of this version of fedpeft: {error}") from error
+        if plan.to_json() != text:
+            raise SpecMismatch("Expected the one spelling of a learning plan, found another; update fedpeft.")
+        return plan
 
 
 def learning_plan(config: RunConfig, *, run_id: str, base: str, adapter_spec: str) -> LearningPlan:
@@ -86,7 +118,10 @@ def learning_plan(config: RunConfig, *, run_id: str, base: str, adapter_spec: st
         adapter=config.adapter,
         train=config.train,
         aggregate=config.aggregate,
+        rounds=PlannedRounds(count=config.rounds.count, eval_examples=config.rounds.eval_examples),
+        secagg=config.secagg,
         privacy=example_terms(config),
+        client_privacy=config.privacy if config.privacy.unit == "client" else None,
     )
 
 
@@ -104,7 +139,7 @@ def example_terms(config: RunConfig) -> ExampleTerms | None:
     )
 
 
-def learning_rate_factor(train: Train, rounds: Rounds, round_id: int) -> float:
+def learning_rate_factor(train: Train, rounds: Rounds | PlannedRounds, round_id: int) -> float:
     """The schedule over rounds, in [0, 1]: linear warm-up, then constant, linear or cosine decay.
 
     Args:

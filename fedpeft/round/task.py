@@ -7,11 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft import secagg
-from fedpeft.adapter import AdapterSpec, BlockSpec
+from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec
 from fedpeft.ids import BlockId, NodeId, ParticipantId, RoundId
 from fedpeft.privacy import ExampleStatement, NoiseTerms
-from fedpeft.round.messages import Profile
-from fedpeft.round.plan import LearningPlan
+from fedpeft.round.messages import BlockPayload, Profile, WorkTerms
+from fedpeft.round.plan import LearningPlan, learning_rate_factor
+from fedpeft.round.work import planned_blocks, state_digest, work_terms
 
 __all__ = ["NOWHERE", "Member", "RoundOutcome", "RoundTask", "Traffic", "each_once"]
 
@@ -35,19 +36,14 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundTask:
-    """What one attempt at one round is to do.
+    """What one attempt at one round is to do; whatever follows from the plan is computed from it.
 
     Args:
         round_id: from 1.
         attempt: from 1; counts within the round, over all starts of the coordinator.
-        noise: client-level differential privacy: what every device clips to and adds; then nothing is measured.
         plan: the run's learning plan.
-        train: False for an evaluation of the state alone.
-        first_step: local steps asked for in earlier rounds.
-        learning_rate_factor: the schedule's, in [0, 1].
-        eval_examples: held-out examples a device; 0 for all.
-        blocks: the blocks that this round trains, of the trainable ones; None: all of them.
-        bucket_of: device name -> its bucket, from 1, when sums are bucketed; empty: one sum a block.
+        noise: client-level differential privacy: what every device clips to and adds; then nothing is measured.
+        blocks: the blocks that this round trains, of the planned ones; None: all of them.
         controls: SCAFFOLD's control of each block; empty without.
         wanted: how many devices make the round: the first exchange ends when so many are ready; None: all.
     """
@@ -55,24 +51,42 @@ class RoundTask:
     round_id: RoundId
     attempt: int
     plan: LearningPlan
-    train: bool
-    first_step: int
-    learning_rate_factor: float
-    eval_examples: int
     noise: NoiseTerms | None = None
     blocks: frozenset[BlockId] | None = None
-    bucket_of: Mapping[str, int] = field(default_factory=dict)
     controls: Mapping[BlockId, Vector] = field(default_factory=dict)
     wanted: int | None = None
 
+    @property
+    def train(self) -> bool:
+        """False for an evaluation of the state alone."""
+        return self.round_id <= self.plan.rounds.count
+
+    @property
+    def learning_rate_factor(self) -> float:
+        """The schedule's, in [0, 1]; 0 in an evaluation."""
+        return learning_rate_factor(self.plan.train, self.plan.rounds, self.round_id) if self.train else 0.0
+
     def trained(self, adapter: AdapterSpec) -> tuple[BlockSpec, ...]:
         """The blocks that this round trains, in the specification's order; none in an evaluation."""
-        if not self.train:
-            return ()
+        planned = planned_blocks(self.plan, adapter, self.round_id)
+        return tuple(adapter[block_id] for block_id in planned if self.blocks is None or block_id in self.blocks)
+
+    def work(self, state: AdapterState) -> WorkTerms:
+        """What every device is asked to compute from this state."""
+        return work_terms(
+            self.plan,
+            state.spec,
+            self.round_id,
+            state=state_digest(state.digests),
+            blocks=self.blocks,
+            controls=self.control_payloads(),
+        )
+
+    def control_payloads(self) -> tuple[BlockPayload, ...]:
+        """SCAFFOLD's controls as they travel."""
         return tuple(
-            block
-            for block in adapter.blocks
-            if block.trainable and (self.blocks is None or block.block_id in self.blocks)
+            BlockPayload(block_id=block_id, values=control.astype("<f4").tobytes())
+            for block_id, control in sorted(self.controls.items())
         )
 
 

@@ -1,19 +1,22 @@
-"""The terms of a round's secure sum, from the run's configuration and who takes part.
+"""The terms of a round's secure sum, from the run's plan and who takes part.
 
-Pure: the same members in the same order give the same terms. What the devices then accept is theirs to
-decide (``secagg.DevicePolicy``).
+Pure, and the same on both sides: the coordinator proposes what ``round_terms`` gives, and a device refuses any other
+terms than those it computes itself (``expect_terms``). What no plan decides, the roster, the attempt, the deadline and
+the noise's numbers, is checked by the secure aggregation and by ``fedpeft.round.noise``.
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec
-from fedpeft.config.model import Rounds, SecureAggregation
+from fedpeft.config.model import SecureAggregation
 from fedpeft.config.rules import RULES
+from fedpeft.errors import SpecMismatch
 from fedpeft.ids import ParticipantId
-from fedpeft.methods import due_blocks
 from fedpeft.privacy import CLIP_BIT, METRIC_LANES, NOISED_METRICS, NoiseTerms
 from fedpeft.ring import SumRange
+from fedpeft.round.messages import WorkTerms
 from fedpeft.round.metrics import (
     COHORT_WEIGHT,
     METRIC_BITS,
@@ -25,29 +28,16 @@ from fedpeft.round.metrics import (
     in_bucket,
 )
 from fedpeft.round.plan import LearningPlan
-from fedpeft.round.task import Member, RoundTask
+from fedpeft.round.task import Member
+from fedpeft.round.work import dealt_buckets, work_digest
+from fedpeft.wire import encode
 
-__all__ = ["round_terms"]
+__all__ = ["expect_terms", "participants_of", "round_terms"]
 
 
-def round_terms(
-    plan: LearningPlan,
-    adapter: AdapterSpec,
-    members: Sequence[Member],
-    task: RoundTask,
-    *,
-    rounds: Rounds,
-    terms: SecureAggregation,
-) -> secagg.RoundSpec:
-    """The terms for these members, in this order: the roster, and one summed block a block that is due.
-
-    The run goes by one name over all its starts: a device that has signed a survivor set in a round signs no other
-    (docs/adr/0011-one-sum-per-round.md). Each tensor has its own clipping range,
-    all of them ``terms.max_abs``; the metrics are further blocks, and the training loss is owned by everybody. No lane
-    of them holds a count. Under noise there are no metrics, since a loss is a release too, and the one clip is that of
-    the contribution's norm; adaptive clipping adds its bit, and noised metrics their lanes.
-    """
-    participants = tuple(
+def participants_of(members: Sequence[Member]) -> tuple[secagg.Participant, ...]:
+    """The roster: the members in this order, numbered from 1."""
+    return tuple(
         secagg.Participant(
             participant_id=ParticipantId(place),
             device=member.profile.device,
@@ -56,16 +46,41 @@ def round_terms(
         )
         for place, member in enumerate(members, 1)
     )
-    max_abs = terms.max_abs if task.noise is None else task.noise.l2_clip_norm
-    due = due_blocks(adapter, plan.adapter, task.round_id) if task.train else frozenset()
-    trained = [block for block in task.trained(adapter) if block.block_id in due]
+
+
+def round_terms(
+    plan: LearningPlan,
+    adapter: AdapterSpec,
+    participants: tuple[secagg.Participant, ...],
+    work: WorkTerms,
+    *,
+    round_id: int,
+    attempt: int,
+    stage_deadline_s: float,
+    noise: NoiseTerms | None = None,
+) -> secagg.RoundSpec:
+    """The terms for this roster: one summed block a block of the work, or one for each bucket.
+
+    The run goes by one name over all its starts: a device that has signed a survivor set in a round signs no other
+    (docs/adr/0011-one-sum-per-round.md). Each tensor has its own clipping range, all of them the plan's ``max_abs``;
+    the metrics are one more block, owned by everybody. Under noise there are no metrics, since a loss or a count is a
+    release too, and the one clip is that of the contribution's norm; adaptive clipping adds its bit, and noised
+    metrics their lanes.
+
+    Args:
+        work: what every device is to do.
+    """
+    terms, chosen = plan.secagg, set(work.blocks)
+    max_abs = terms.max_abs if noise is None else noise.l2_clip_norm
+    trained = [block for block in adapter.blocks if block.block_id in chosen]
+    buckets = dealt_buckets(plan, [person.device for person in participants], round_id)
     blocks = tuple(
         secagg.SummedBlock(
             block_id=in_bucket(block.block_id, bucket),
             ranges=tuple(SumRange(length=tensor.size, max_abs=max_abs) for tensor in block.tensors),
             bits=terms.bits,
         )
-        for bucket in sorted(set(task.bucket_of.values())) or [0]
+        for bucket in sorted(set(buckets.values())) or [0]
         for block in trained
     )
     lanes = [(TRAIN_LOSS, TRAIN_LOSS_RANGES)]
@@ -74,21 +89,45 @@ def round_terms(
     if trained and RULES[plan.aggregate.rule].own_weight:
         lanes.insert(0, (COHORT_WEIGHT, WEIGHT_RANGES))
     metrics = [secagg.SummedBlock(block_id=key, ranges=ranges, bits=METRIC_BITS) for key, ranges in lanes]
-    if task.noise is not None:
-        metrics = _noised(task.noise, terms)
+    if noise is not None:
+        metrics = _noised(noise, terms)
     return secagg.RoundSpec(
         run_id=plan.run_id,
-        round_id=task.round_id,
-        attempt=task.attempt,
+        round_id=round_id,
+        attempt=attempt,
         mode=secagg.Mode.FAST if terms.mode == "fast" else secagg.Mode.FULL,
         participants=participants,
         blocks=(*blocks, *metrics),
         min_cohort=terms.min_cohort,
         corrupt_fraction=terms.corrupt_fraction,
         dropout_fraction=terms.dropout_fraction,
-        stage_deadline_s=rounds.stage_deadline_s,
-        noise=task.noise,
+        stage_deadline_s=stage_deadline_s,
+        noise=noise,
+        work=work_digest(encode(work)),
     )
+
+
+def expect_terms(terms: secagg.RoundSpec, plan: LearningPlan, adapter: AdapterSpec, work: WorkTerms) -> None:
+    """The device's check: these are the terms of this plan, this roster and this work.
+
+    Raises:
+        SpecMismatch: names what differs.
+    """
+    expected = round_terms(
+        plan,
+        adapter,
+        terms.participants,
+        work,
+        round_id=terms.round_id,
+        attempt=terms.attempt,
+        stage_deadline_s=terms.stage_deadline_s,
+        noise=terms.noise,
+    )
+    wrong = [
+        field.name for field in fields(secagg.RoundSpec) if getattr(terms, field.name) != getattr(expected, field.name)
+    ]
+    if wrong:
+        raise SpecMismatch(f"Expected the terms that follow from the plan, found another {', '.join(wrong)}.")
 
 
 def _noised(noise: NoiseTerms, terms: SecureAggregation) -> list[secagg.SummedBlock]:

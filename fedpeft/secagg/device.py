@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import ConfigInvalid
-from fedpeft.ids import BlockId
+from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.secagg.device_mask import Inputs, mask
 from fedpeft.secagg.device_reveal import consist, reveal
 from fedpeft.secagg.device_secrets import Violation, secret_keys
@@ -60,7 +60,7 @@ from fedpeft.secagg.transcript import (
 )
 from fedpeft.wire import WireError
 
-__all__ = ["answer", "begin"]
+__all__ = ["answer", "begin", "examine"]
 
 
 def begin(
@@ -112,6 +112,19 @@ def begin(
     )
     reply = replace(unsigned, signature=identity.sign(advert_digest(unsigned)))
     return DeviceStep(Advertised(seat=seat, root=root, reply=reply), reply)
+
+
+def examine(
+    offer: RoundOffer, *, identity: bytes, enrolled: Enrolled, policy: DevicePolicy, mark: Mark | None = None
+) -> RoundSpec | Refusal:
+    """The terms of an offer, once all is checked that needs no work; arguments as in ``begin``, ``identity`` public.
+
+    Nothing that the offer speaks of may be fetched, built or computed before this has returned terms.
+    """
+    try:
+        return _accepted(offer, identity, enrolled, policy, mark)[1]
+    except Violation as violation:
+        return Refusal(reason=violation.reason, detail=violation.detail)
 
 
 def answer(
@@ -168,6 +181,24 @@ def answer(
 def _take_seat(
     offer: RoundOffer, owns: Set[BlockId], identity: bytes, enrolled: Enrolled, policy: DevicePolicy, mark: Mark | None
 ) -> Seat:
+    context, spec, me = _accepted(offer, identity, enrolled, policy, mark)
+    ordered = tuple(block.block_id for block in spec.blocks if block.block_id in owns)
+    if not ordered or len(ordered) != len(owns):
+        raise Violation(Reason.BLOCK_NOT_DECLARED, f"Expected blocks of the terms, found {sorted(owns)}.")
+    return Seat(
+        offer=offer,
+        context=context,
+        me=me,
+        owns=ordered,
+        min_cohort=max(spec.min_cohort, policy.min_cohort),
+        min_colluders=policy.min_colluders,
+    )
+
+
+def _accepted(
+    offer: RoundOffer, identity: bytes, enrolled: Enrolled, policy: DevicePolicy, mark: Mark | None
+) -> tuple[bytes, RoundSpec, ParticipantId]:
+    """Context, terms and this device's place: signed, well formed, allowed, beyond the mark, with it on the roster."""
     context = offer_context(offer)
     if not is_signed(policy.coordinator_key, offer.signature, context):
         raise Violation(Reason.BAD_SIGNATURE, "Expected terms signed by the enrolled coordinator, found another key.")
@@ -185,17 +216,7 @@ def _take_seat(
         raise Violation(Reason.NOT_ON_ROSTER, "Expected this device's identity on the roster, found it nowhere.")
     if (mine[0].device, mine[0].organisation) != (enrolled.device, enrolled.organisation):
         raise Violation(Reason.BAD_ROSTER, "Expected this device's name and organisation as enrolled, found others.")
-    ordered = tuple(block.block_id for block in spec.blocks if block.block_id in owns)
-    if not ordered or len(ordered) != len(owns):
-        raise Violation(Reason.BLOCK_NOT_DECLARED, f"Expected blocks of the terms, found {sorted(owns)}.")
-    return Seat(
-        offer=offer,
-        context=context,
-        me=mine[0].participant_id,
-        owns=ordered,
-        min_cohort=max(spec.min_cohort, policy.min_cohort),
-        min_colluders=policy.min_colluders,
-    )
+    return context, spec, mine[0].participant_id
 
 
 def _check_mark(spec: RoundSpec, mark: Mark | None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from fedpeft.entropy import Entropy
 from fedpeft.ids import BlockId
 from fedpeft.secagg.cohort import colluders
-from fedpeft.secagg.device import answer, begin
+from fedpeft.secagg.device import answer, begin, examine
 from fedpeft.secagg.device_mask import Inputs
 from fedpeft.secagg.device_state import Advertised, Agreed, Closed, DeviceStep, Failed, Mark, Shared
 from fedpeft.secagg.ledger import Ledger
@@ -53,6 +53,26 @@ class DeviceSession:
         self._ledger, self._identity, self._enrolled, self._policy = ledger, identity, enrolled, policy
         self._directory = directory
         self._lock = threading.Lock()
+
+    def examine(self, offer: RoundOffer) -> RoundSpec | Refusal:
+        """The offer's terms if this device may answer it: signed, allowed, and beyond what it has answered already.
+
+        The offer that is being answered passes again; nothing is kept.
+        """
+        try:
+            run_id = open_spec(offer.spec).run_id
+        except WireError as error:
+            return Refusal(reason=Reason.MALFORMED, detail=str(error))
+        with self._lock:
+            state, mark = self._ledger.load(run_id), self._ledger.mark(run_id)
+        again = state is not None and state.seat is not None and state.seat.context == offer_context(offer)
+        return examine(
+            offer,
+            identity=self._identity.public,
+            enrolled=self._enrolled,
+            policy=self._policy,
+            mark=None if again else mark,
+        )
 
     def begin(self, offer: RoundOffer, *, owns: Set[BlockId], entropy: Entropy, weight_class: int = 0) -> Reply:
         """Answers FIT; the same offer gets the same reply, a refused one changes nothing.

@@ -42,6 +42,12 @@ MAX_PARTICIPANTS = 1 << 20
 """Bounds the memory that a specification can ask a device for."""
 
 
+DIGEST_SIZE = 32
+
+NOT_BOUND = bytes(DIGEST_SIZE)
+"""Terms of a sum that no work belongs to: tests and benchmarks of the sum alone."""
+
+
 class Mode(Enum):
     """``FULL`` holds against a malicious coordinator; ``FAST`` drops the consistency round."""
 
@@ -103,6 +109,8 @@ class RoundSpec:
         dropout_fraction: share of devices that may vanish after they shared keys.
         stage_deadline_s: how long the coordinator waits in each stage, in seconds.
         noise: client-level differential privacy: what every owner of a block clips to and adds; None: nothing.
+        work: digest of what every device is to compute for this sum; 32 bytes, opaque here (docs/protocol.md, "Work").
+        history: digest of every earlier round of the run; 32 bytes, opaque here.
     """
 
     run_id: str
@@ -116,6 +124,8 @@ class RoundSpec:
     dropout_fraction: float
     stage_deadline_s: float
     noise: NoiseTerms | None = None
+    work: bytes = NOT_BOUND
+    history: bytes = NOT_BOUND
 
 
 def block_encoding(spec: RoundSpec, block: SummedBlock) -> BlockEncoding:
@@ -188,6 +198,9 @@ def _number_problems(spec: RoundSpec) -> list[Problem]:
             found.append(Problem(where=name, expected="0 <= fraction < 0.5", found=str(fraction)))
     if not (math.isfinite(spec.stage_deadline_s) and spec.stage_deadline_s > 0):
         found.append(Problem(where="stage_deadline_s", expected="a finite time > 0", found=str(spec.stage_deadline_s)))
+    for name, bound in (("work", spec.work), ("history", spec.history)):
+        if len(bound) != DIGEST_SIZE:
+            found.append(Problem(where=name, expected=f"a digest of {DIGEST_SIZE} bytes", found=f"{len(bound)} bytes"))
     return found
 
 

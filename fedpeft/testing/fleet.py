@@ -8,23 +8,37 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from fedpeft import secagg
-from fedpeft.adapter import AdapterState
-from fedpeft.config.model import Rounds, SecureAggregation
+from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.config.model import Privacy, SecureAggregation
 from fedpeft.entropy import Entropy, seeded_entropy
 from fedpeft.ids import NodeId, ParticipantId, RoundId
+from fedpeft.privacy import NoiseTerms
 from fedpeft.ring import RingParams
 from fedpeft.round.device import Device
 from fedpeft.round.local import Identity, SumSession, Trainer
-from fedpeft.round.messages import BlockDigest, BlockPayload, FitRequest, Profile
+from fedpeft.round.messages import BlockPayload, FitRequest, Profile
+from fedpeft.round.noise import planned_mechanism
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.task import Member, RoundTask
-from fedpeft.round.terms import round_terms
+from fedpeft.round.terms import participants_of, round_terms
 from fedpeft.round.transport import Stage
+from fedpeft.round.work import Work, accept_work, work_terms
 from fedpeft.testing.network import Handle
 from fedpeft.testing.secagg import DumpingLedger
 from fedpeft.wire import encode
 
-__all__ = ["DictStore", "ToyFleet", "enrol", "exact_terms", "fit_request", "toy_task"]
+__all__ = [
+    "CLIENT_PRIVACY",
+    "DictStore",
+    "ToyFleet",
+    "enrol",
+    "exact_terms",
+    "fit_request",
+    "toy_noise",
+    "toy_task",
+    "toy_terms",
+    "toy_work",
+]
 
 
 class DictStore:
@@ -147,16 +161,44 @@ def exact_terms(devices: int, *, mode: str = "full", min_cohort: int = 3) -> Sec
 
 
 def toy_task(plan: LearningPlan, *, round_id: int = 1, attempt: int = 1, train: bool = True) -> RoundTask:
-    """What a coordinator would ask in this round."""
-    return RoundTask(
-        round_id=RoundId(round_id),
-        attempt=attempt,
-        plan=plan,
-        train=train,
-        first_step=(round_id - 1) * plan.train.local_steps,
-        learning_rate_factor=1.0,
-        eval_examples=0,
+    """What a coordinator would ask in this round, or, without training, in the run's last one."""
+    number = RoundId(round_id if train else plan.rounds.count + 1)
+    return RoundTask(round_id=number, attempt=attempt, plan=plan)
+
+
+CLIENT_PRIVACY = Privacy(unit="client", epsilon=8.0, delta=0.01, noise_multiplier=1.0, colluders=0)
+"""For a plan under client-level privacy whose clip norm is 1."""
+
+
+def toy_noise(plan: LearningPlan, *, devices: int) -> NoiseTerms:
+    """The noise that a coordinator would sign for so many devices; the plan has ``client_privacy``."""
+    privacy = plan.client_privacy or CLIENT_PRIVACY
+    made = planned_mechanism(privacy, plan.secagg, devices=devices, l2_clip_norm=1.0, z=1.0, parameters=1)
+    return made.terms
+
+
+def toy_work(plan: LearningPlan, adapter: AdapterSpec, *, round_id: int = 1) -> Work:
+    """What a device would accept to do in this round, from no particular state."""
+    terms = work_terms(plan, adapter, round_id, state=b"")
+    return accept_work(plan, adapter, round_id, terms, bucket=0, controls=())
+
+
+def toy_terms(
+    members: Sequence[Member], plan: LearningPlan, state: AdapterState, task: RoundTask | None = None, **changes: object
+) -> secagg.RoundSpec:
+    """The terms that a coordinator would sign for these members; ``changes`` replace their fields."""
+    task = task or toy_task(plan)
+    spec = round_terms(
+        plan,
+        state.spec,
+        participants_of(members),
+        task.work(state),
+        round_id=task.round_id,
+        attempt=task.attempt,
+        stage_deadline_s=120.0,
+        noise=task.noise,
     )
+    return replace(spec, **changes)  # type: ignore[arg-type]
 
 
 def fit_request(
@@ -165,27 +207,24 @@ def fit_request(
     state: AdapterState,
     *,
     task: RoundTask | None = None,
-    terms: SecureAggregation | None = None,
+    terms: secagg.RoundSpec | None = None,
     **changes: object,
 ) -> FitRequest:
-    """The first request of a round to any device of the fleet; ``changes`` replace its fields."""
-    task, members = task or toy_task(plan), fleet.members()
-    terms = terms or exact_terms(len(members))
-    spec = round_terms(plan, state.spec, members, task, rounds=Rounds(), terms=terms)
+    """The first request of a round to any device of the fleet; ``changes`` replace its fields.
+
+    Args:
+        terms: others than a coordinator would sign, signed.
+    """
+    task = task or toy_task(plan)
+    spec = terms or toy_terms(fleet.members(), plan, state, task)
     opened = secagg.open_round(spec, identity=fleet.coordinator, entropy=fleet.entropy)
     request = FitRequest(
         offer=encode(opened.requests[ParticipantId(1)]),
         learning=plan.to_json(),
-        state=tuple(BlockDigest(block_id=block_id, sha256=state.digests[block_id]) for block_id in state),
+        work=encode(task.work(state)),
         payloads=tuple(
             BlockPayload(block_id=block_id, values=state[block_id].astype("<f4").tobytes()) for block_id in state
         ),
-        first_step=task.first_step,
-        learning_rate_factor=task.learning_rate_factor,
-        eval_examples=task.eval_examples,
-        train=task.train,
-        blocks=tuple(block.block_id for block in task.trained(state.spec)),
-        bucket=0,
-        controls=(),
+        controls=task.control_payloads(),
     )
     return replace(request, **changes)  # type: ignore[arg-type]

@@ -6,17 +6,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec, TensorSpec
-from fedpeft.config.model import Adapter, Aggregate, Lora, Task, Train
+from fedpeft.config.model import Adapter, Aggregate, Lora, RunConfig, SecureAggregation, Task, Train
 from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.local import Effort, LocalResult
-from fedpeft.round.messages import FitRequest
-from fedpeft.round.plan import LearningPlan
+from fedpeft.round.plan import LearningPlan, PlannedRounds, learning_plan
 from fedpeft.round.size_class import size_class
+from fedpeft.round.work import Work
 
-__all__ = ["FROZEN", "GivenTrainer", "LinearTrainer", "one_hot", "toy_plan", "toy_spec", "toy_state"]
+__all__ = ["FROZEN", "GivenTrainer", "LinearTrainer", "one_hot", "toy_plan", "toy_plan_of", "toy_spec", "toy_state"]
 
 Vector = npt.NDArray[np.float32]
 FROZEN = BlockId("lora.A.t4")
@@ -45,8 +45,15 @@ def toy_state(spec: AdapterSpec, *, seed: int = 0) -> AdapterState:
     return AdapterState(spec, {block_id: np.asarray(vector, np.float32) for block_id, vector in vectors.items()})
 
 
-def toy_plan(spec: AdapterSpec, *, weight: str = "uniform", max_weight: int = 10_000, seed: int = 0) -> LearningPlan:
-    """A plan for ``spec`` that any of the trainers below accepts."""
+def toy_plan(
+    spec: AdapterSpec,
+    *,
+    weight: str = "uniform",
+    max_weight: int = 10_000,
+    seed: int = 0,
+    secagg: SecureAggregation = SecureAggregation(),  # noqa: B008
+) -> LearningPlan:
+    """A plan for ``spec`` that any of the trainers below accepts; it trains for a hundred rounds."""
     return LearningPlan(
         run_id="toy-run",
         seed=seed,
@@ -56,7 +63,16 @@ def toy_plan(spec: AdapterSpec, *, weight: str = "uniform", max_weight: int = 10
         adapter=Adapter.having(Lora(rank=4)),
         train=Train(local_steps=4, batch_size=8, learning_rate=0.1),
         aggregate=Aggregate.model_validate({"weight": weight, "max_weight": max_weight}),
+        rounds=PlannedRounds(count=100, eval_examples=0),
+        secagg=secagg,
     )
+
+
+def toy_plan_of(config: RunConfig, spec: AdapterSpec) -> LearningPlan:
+    """The plan of a configured run whose adapter is a toy: schedule, rounds and the secure sum are the run's."""
+    asked = learning_plan(config, run_id="toy-run", base="sha256:toy", adapter_spec=spec.digest)
+    changes = {name: getattr(asked, name) for name in ("train", "rounds", "secagg", "privacy", "client_privacy")}
+    return toy_plan(spec).model_copy(update=changes)
 
 
 def one_hot(size: int, place: int) -> Vector:
@@ -86,7 +102,7 @@ class GivenTrainer:
     ) -> None:
         self._spec, self._examples, self._measured = spec, examples, measured
         self.deltas = {BlockId(name): delta for name, delta in deltas.items()}
-        self.fitted: list[FitRequest] = []
+        self.fitted: list[Work] = []
         self.received: list[AdapterState] = []
 
     @property
@@ -114,17 +130,15 @@ class GivenTrainer:
         """See ``Trainer``: as a device with so many examples; its deltas are as given all the same."""
         return round_cost(plan, declared=self.size_class(plan), parameters=sum(map(len, self.deltas.values())))
 
-    def fit(
-        self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
-    ) -> LocalResult:
+    def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         """See ``Trainer``; remembers what it was asked."""
-        self.fitted.append(request)
+        self.fitted.append(work)
         self.received.append(state)
         loss, correct, evaluated = self._measured
         return LocalResult(
-            deltas=dict(self.deltas) if request.train else {},
-            trained_loss=8.0 if request.train else 0.0,
-            trained=4 if request.train else 0,
+            deltas=dict(self.deltas) if work.train else {},
+            trained_loss=8.0 if work.train else 0.0,
+            trained=4 if work.train else 0,
             evaluated_loss=loss,
             correct=correct,
             evaluated=evaluated,
@@ -177,26 +191,24 @@ class LinearTrainer:
         """See ``Trainer``: it adds no noise."""
         return None
 
-    def fit(
-        self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
-    ) -> LocalResult:
+    def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         """See ``Trainer``: ``local_steps`` steps of gradient descent on one example each."""
         weights = np.concatenate([state[block_id] for block_id in state]).astype(np.float64)  # (W,)
         before = weights.copy()
         trained = np.concatenate([np.full(state[block_id].size, block_id in self._trains) for block_id in state])
         held_out = np.square(self._inputs[self._examples :] @ weights - self._targets[self._examples :])
-        steps = plan.train.local_steps if request.train else 0
+        steps = plan.train.local_steps if work.train else 0
         losses = 0.0
-        for step in range(request.first_step, request.first_step + steps):
+        for step in range(work.first_step, work.first_step + steps):
             row = self._inputs[step % self._examples]
             error = float(row @ weights - self._targets[step % self._examples])
             losses += error * error
-            weights -= 0.02 * request.learning_rate_factor * error * row * trained
+            weights -= 0.02 * work.learning_rate_factor * error * row * trained
         deltas: dict[BlockId, Vector] = {}
         start = 0
         for block_id in state:
             stop = start + state[block_id].size
-            if request.train and block_id in self._trains:
+            if work.train and block_id in self._trains:
                 deltas[block_id] = (weights - before)[start:stop].astype(np.float32)
             start = stop
         return LocalResult(

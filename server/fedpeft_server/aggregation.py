@@ -17,27 +17,23 @@ from fedpeft.aggregate import (
     Individual,
     RoundSums,
     ServerState,
-    assign_buckets,
     optimized,
     proposal,
     robust_proposal,
     settled,
 )
-from fedpeft.aggregate.device_side import local_blocks
-from fedpeft.aggregate.factors import factor_of
 from fedpeft.aggregate.gauge import idle_tiers
 from fedpeft.aggregate.head_start import measures_head
 from fedpeft.aggregate.linear import mean
-from fedpeft.cohorts import effective_cohort
 from fedpeft.config import RunConfig
-from fedpeft.config.rules import RULES, factors_of
+from fedpeft.config.rules import RULES
 from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId, ParticipantId
-from fedpeft.methods import due_blocks
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS, Measured, in_bucket, measured_in
 from fedpeft.round.plan import LearningPlan, learning_rates
 from fedpeft.round.size_class import weight_share
-from fedpeft.round.task import Member, RoundOutcome, RoundTask
+from fedpeft.round.task import RoundOutcome, RoundTask
+from fedpeft.round.work import dealt_buckets, planned_blocks
 
 __all__ = ["Aggregation", "Individuals"]
 
@@ -72,8 +68,8 @@ class Aggregation:
                 'they exist only in a simulation with secagg.mode = "off".'
             )
 
-    def asked(self, task: RoundTask, state: AdapterState, members: Sequence[Member], server: ServerState) -> RoundTask:
-        """The task with the blocks that this round trains, the buckets, and SCAFFOLD's controls."""
+    def asked(self, task: RoundTask, state: AdapterState, server: ServerState) -> RoundTask:
+        """The task with the blocks that this round trains, and SCAFFOLD's controls."""
         if not task.train:
             return task
         spec, idle = state.spec, idle_tiers(self._rule, state, round_id=task.round_id)
@@ -84,22 +80,9 @@ class Aggregation:
                 round_id=task.round_id,
                 detail={"tiers": ", ".join(sorted(idle)), "bytes_up_saved_a_device": saved},
             )
-        factors = factors_of(self._rule.rule, task.round_id, a_round_every=self._rule.a_round_every)
-        due = due_blocks(spec, self._plan.adapter, task.round_id)
-        left_out = local_blocks(self._rule, spec) | idle
-        blocks = frozenset(
-            block.block_id
-            for block in spec.blocks
-            if block.block_id in due and block.block_id not in left_out and factor_of(block.block_id) in {"", *factors}
-        )
-        names = [member.profile.device for member in members]
-        # No bucket smaller than the least cohort, however few devices are there.
-        secagg = self._config.secagg
-        least = effective_cohort(secagg.min_cohort, secagg.corrupt_fraction, len(names))
-        count = min(self._rule.buckets, len(names) // least)
-        buckets = assign_buckets(names, count, seed=self._plan.seed, round_id=task.round_id)
+        blocks = frozenset(planned_blocks(self._plan, spec, task.round_id)) - idle
         controls = server.control if self._config.train.scaffold else {}
-        return replace(task, blocks=blocks, bucket_of=buckets, controls=controls)
+        return replace(task, blocks=blocks, controls=controls)
 
     def advance(
         self,
@@ -174,13 +157,14 @@ class Aggregation:
         self, task: RoundTask, outcome: RoundOutcome, summed: secagg.Summed, trained: Sequence[BlockSpec]
     ) -> list[Mapping[BlockId, Sum]]:
         """Mean deltas to take a robust statistic of: one a bucket, or one a device where devices are seen."""
-        if not task.bucket_of:
+        buckets = dealt_buckets(self._plan, list(outcome.participants.values()), task.round_id)
+        if not buckets:
             if self._individuals is None:
                 raise RunFailed("Expected buckets or single devices' deltas for a robust rule, found neither.")
             return [one.deltas for one in self._individuals()]
         updates: list[Mapping[BlockId, Sum]] = []
-        for bucket in sorted(set(task.bucket_of.values())):
-            here = sum(task.bucket_of[outcome.participants[place]] == bucket for place in summed.survivors)
+        for bucket in sorted(set(buckets.values())):
+            here = sum(buckets[outcome.participants[place]] == bucket for place in summed.survivors)
             update = {}
             for block in trained:
                 part = summed.sums.get(in_bucket(block.block_id, bucket))

@@ -21,7 +21,7 @@ from fedpeft.round.coordinator import OpenSum, SecureSum, resume_round, run_roun
 from fedpeft.round.events import Event, EventKind, Observer
 from fedpeft.round.metrics import TRAIN_LOSS
 from fedpeft.round.pending import PendingRound, load_note
-from fedpeft.round.plan import LearningPlan, learning_rate_factor
+from fedpeft.round.plan import LearningPlan
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
 from fedpeft.round.transport import Transport
 from fedpeft.wire import decode
@@ -75,6 +75,9 @@ class Federation:
     ) -> None:
         if (config.privacy.unit == "client") != (privacy is not None):
             raise TypeError('a ClientPrivacy exactly when privacy.unit = "client"')
+        if privacy is not None:  # devices hold the run to its noise
+            promised = config.privacy.model_copy(update={"noise_multiplier": privacy.plan.noise_multiplier})
+            plan = plan.model_copy(update={"client_privacy": promised})
         self._config, self._plan, self._run, self._transport = config, plan, run, transport
         self._identity, self._clock, self._entropy, self._open_sum = identity, clock, entropy, open_sum
         self._publish = publish
@@ -168,6 +171,7 @@ class Federation:
             observe=self._observe,
             keeper=keeper,
         )
+        hear_promises(self._run, round_id, outcome, needed=0)  # what was stated before the coordinator died
         return self._ended(task, progress, outcome, members, started)
 
     def _problem(self, outcome: RoundOutcome) -> str:
@@ -213,21 +217,15 @@ class Federation:
         Args:
             noise: of an attempt that goes on: it is paid for, and its terms are signed.
         """
-        rounds, train, private = self._config.rounds, self._config.train, self._privacy
-        learning = round_id <= rounds.count
+        private = self._privacy
         task = RoundTask(
             round_id=round_id,
             attempt=attempt,
             plan=self._plan,
-            train=learning,
-            first_step=(round_id - 1) * train.local_steps,
-            learning_rate_factor=learning_rate_factor(train, rounds, round_id) if learning else 0.0,
-            # Under privacy nothing of the evaluation leaves a device: one example is the least it can do.
-            eval_examples=1 if private else rounds.eval_examples if learning else 0,
             noise=noise or (private.terms(len(members)) if private else None),
-            wanted=wanted if learning and wanted < len(members) else None,
+            wanted=wanted if round_id <= self._config.rounds.count and wanted < len(members) else None,
         )
-        return self._aggregation.asked(task, progress.state, members, progress.server)
+        return self._aggregation.asked(task, progress.state, progress.server)
 
     def _attempt(self, task: RoundTask, state: AdapterState, members: Sequence[Member]) -> RoundOutcome:
         return run_round(
@@ -236,7 +234,6 @@ class Federation:
             members,
             self._transport,
             rounds=self._config.rounds,
-            terms=self._config.secagg,
             identity=self._identity,
             entropy=self._entropy,
             observe=self._observe,

@@ -25,7 +25,8 @@ from fedpeft.privacy import (
     metric_weight,
 )
 from fedpeft.privacy.discrete_gaussian import MAX_SIGMA
-from fedpeft.privacy.mechanism import MIN_SHARE_SIGMA, TAIL, size_mechanism
+from fedpeft.privacy.mechanism import MIN_SHARE_SIGMA, TAIL
+from fedpeft.round.noise import planned_mechanism
 
 __all__ = ["MOST_BIT_NOISE", "Plan", "plan_of", "read_budget", "trainable_parameters"]
 
@@ -128,16 +129,8 @@ class Plan:
                 remedy='Set privacy.clip = "fixed", or allow a larger epsilon.',
             )
             raise ConfigInvalid("The clip norm cannot follow the devices' norms.", problems=[problem])
-        made = size_mechanism(
-            bit_weight=weight,
-            metric_weight=lanes,
-            l2_clip_norm=norm,
-            noise_multiplier=z,
-            colluders=self.privacy.colluders,
-            devices=devices,
-            threshold=self.secagg.min_cohort,
-            bits=self.secagg.bits,
-            parameters=self.parameters,
+        made = planned_mechanism(
+            self.privacy, self.secagg, devices=devices, l2_clip_norm=norm, z=z, parameters=self.parameters
         )
         blur = metric_noise(lanes, z * made.terms.sensitivity, devices) if lanes else 0.0
         if blur > MOST_METRIC_NOISE and l2_clip_norm is None:

@@ -14,7 +14,7 @@ from fedpeft_server.privacy import LEDGER
 from fedpeft_server.run_directory import RunDirectory
 from fedpeft_server.run_view import RunView, read_run
 
-__all__ = ["STATED", "client_noise", "hear_promises", "privacy_lines", "spent", "stated"]
+__all__ = ["STATED", "client_noise", "hear_promises", "privacy_lines", "spent", "stated", "unstated"]
 
 TYPICAL_PARAMETERS = 100_000
 """For a plan without a model; they change epsilon in the sixth digit."""
@@ -105,13 +105,38 @@ def client_noise(config: RunConfig, view: RunView | None) -> tuple[float, int]:
 def _example_lines(view: RunView) -> tuple[str, ...]:
     statements = stated(view)
     if not statements:
-        return ("no device has trained yet; nothing has been released",)
+        return _warnings(view) or ("no device has trained yet; nothing has been released",)
     worst = max(statements.values(), key=lambda one: one.epsilon)
     parts = (
         f"{name} {one.epsilon:.4g} (z {one.noise_multiplier:g}, q {one.sampling_rate:.3g}, {one.steps} steps)"
         for name, one in sorted(statements.items(), key=lambda item: -item[1].epsilon)
     )
-    return (*worst.lines(), f"each device's epsilon, as it states it: {'; '.join(parts)}; the largest is above")
+    lines = (*worst.lines(), f"each device's epsilon, as it states it: {'; '.join(parts)}; the largest is above")
+    return (*_warnings(view), *lines)
+
+
+def unstated(view: RunView) -> dict[str, tuple[int, ...]]:
+    """Who is in the sum of a round, having stated nothing of what its examples lost in it; and in which rounds.
+
+    Such a device may have trained without noise: what the others promise says nothing about it.
+    """
+    said = {(event.client, event.round) for event in view.events if event.kind == STATED}
+    trained = [row for row in view.rounds if row.round <= view.config().rounds.count and not row.burnt]
+    found: dict[str, tuple[int, ...]] = {}
+    for row in trained:
+        for client in row.clients:
+            if client.state == "summed" and (client.client, row.round) not in said:
+                found[client.client] = (*found.get(client.client, ()), row.round)
+    return found
+
+
+def _warnings(view: RunView) -> tuple[str, ...]:
+    """First, because it undoes what follows."""
+    silent = unstated(view)
+    if not silent:
+        return ()
+    names = "; ".join(f"{name} in rounds {', '.join(map(str, rounds))}" for name, rounds in sorted(silent.items()))
+    return (f"NOT COVERED: devices that were summed and stated nothing: {names}; no epsilon below holds for them",)
 
 
 def _client_lines(view: RunView) -> tuple[str, ...]:

@@ -34,6 +34,10 @@ class PlainSession:
         self._spec: secagg.RoundSpec | None = None
         self._owns: frozenset[BlockId] = frozenset()
 
+    def examine(self, offer: secagg.RoundOffer) -> secagg.RoundSpec | secagg.Refusal:
+        """The terms, which nobody signs."""
+        return decode(offer.spec, secagg.RoundSpec)
+
     def begin(
         self, offer: secagg.RoundOffer, *, owns: frozenset[BlockId], entropy: Entropy, weight_class: int = 0
     ) -> secagg.Reply:

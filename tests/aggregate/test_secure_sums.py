@@ -3,8 +3,6 @@
 Deltas are multiples of 2^-10 and weights are one, so that the ring rounds nothing: equality is exact.
 """
 
-from dataclasses import replace
-
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +16,7 @@ from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.round.coordinator import run_round
 from fedpeft.round.task import RoundOutcome, RoundTask
+from fedpeft.round.work import dealt_buckets
 from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import enrol, exact_terms, toy_task
 from fedpeft.testing.lora_states import PATHS, lora_spec, lora_state, owned
@@ -49,16 +48,20 @@ def run_config(**aggregate: object) -> RunConfig:
 
 
 def one_round(
-    config: RunConfig, deltas: list[dict[str, np.ndarray]], *, round_id: int = 1
+    config: RunConfig, deltas: list[dict[str, np.ndarray]], *, round_id: int = 1, **train: object
 ) -> tuple[Aggregation, RoundTask, RoundOutcome]:
     """One secure round of devices with these deltas under the config's rule."""
     fleet = enrol({f"d{i}": GivenTrainer(SPEC, own) for i, own in enumerate(deltas)})
-    plan = toy_plan(SPEC).model_copy(update={"aggregate": config.aggregate, "adapter": config.adapter})
-    members, aggregation = fleet.members(), Aggregation(config, plan)
-    task = aggregation.asked(toy_task(plan, round_id=round_id), STATE, members, ServerState())
+    members = fleet.members()
+    plan = toy_plan(SPEC, secagg=exact_terms(len(members)))
+    plan = plan.model_copy(
+        update={"aggregate": config.aggregate, "adapter": config.adapter, "train": plan.train.model_copy(update=train)}
+    )
+    aggregation = Aggregation(config, plan)
+    task = aggregation.asked(toy_task(plan, round_id=round_id), STATE, ServerState())
     outcome = run_round(
         task, STATE, members, FaultyTransport(fleet.handles, FakeClock(), ()), rounds=Rounds(),
-        terms=exact_terms(len(members)), identity=fleet.coordinator, entropy=fleet.entropy, observe=lambda _: None,
+        identity=fleet.coordinator, entropy=fleet.entropy, observe=lambda _: None,
     )  # fmt: skip
     return aggregation, task, outcome
 
@@ -106,7 +109,6 @@ def test_a_bad_device_spoils_one_bucket_and_the_median_leaves_it_out() -> None:
     fine, huge = np.full(4, 0.125, np.float32), np.full(4, 100.0, np.float32)
     deltas = [{"head": huge if i == 4 else fine} for i in range(9)]
     aggregation, task, outcome = one_round(run_config(robust="median", buckets=3), deltas)
-    assert sorted(task.bucket_of.values()) == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert isinstance(outcome.result, secagg.Summed)
     moved, _ = aggregation.advance(task, STATE, ServerState(), outcome, outcome.result, population=9)
     head = BlockId("head")
@@ -120,24 +122,22 @@ def test_a_bad_device_spoils_one_bucket_and_the_median_leaves_it_out() -> None:
 def test_buckets_change_from_round_to_round_and_never_fall_below_the_cohort() -> None:
     config = run_config(robust="median", buckets=3)
     plan = toy_plan(SPEC).model_copy(update={"aggregate": config.aggregate})
-    members = enrol({f"d{i}": GivenTrainer(SPEC, {}) for i in range(9)}).members()
-    rounds = [
-        Aggregation(config, plan).asked(toy_task(plan, round_id=r), STATE, members, ServerState()).bucket_of
-        for r in (1, 2)
-    ]
+    names = [f"d{i}" for i in range(9)]
+    rounds = [dealt_buckets(plan, names, number) for number in (1, 2)]
     assert rounds[0] != rounds[1]
-    few = Aggregation(config, plan).asked(toy_task(plan), STATE, members[:7], ServerState())
-    assert sorted(few.bucket_of.values()) == [1, 1, 1, 1, 2, 2, 2]
+    assert sorted(rounds[0].values()) == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert sorted(dealt_buckets(plan, names[:7], 1).values()) == [1, 1, 1, 1, 2, 2, 2]
 
 
 def test_scaffolds_control_is_the_mean_gradient_of_the_round() -> None:
     config = run_config()
     config = config.model_copy(update={"train": config.train.model_copy(update={"scaffold": True})})
     delta = np.full(4, -0.5, np.float32)
-    aggregation, task, outcome = one_round(config, [{"head": delta}] * 4)
+    aggregation, task, outcome = one_round(config, [{"head": delta}] * 4, warmup_rounds=1)
     assert isinstance(outcome.result, secagg.Summed)
+    assert task.learning_rate_factor == 0.5
     _, server = aggregation.advance(
-        replace(task, learning_rate_factor=0.5), STATE, ServerState(), outcome, outcome.result,
+        task, STATE, ServerState(), outcome, outcome.result,
         population=4,
     )  # fmt: skip
     # 4 local steps of learning rate 0.1 x 0.5: a mean gradient of 0.5 / 0.2.
@@ -153,8 +153,8 @@ def test_auto_rank_drops_the_tiers_that_carry_nothing_and_says_what_that_saves()
     assert np.square(last).sum() < np.square(read_factors(SPEC, state)[PATHS[0]].up).sum() * 0.01
     log: list[dict[str, object]] = []
     aggregation = Aggregation(config, plan, record=lambda kind, **entry: log.append({"kind": kind, **entry}))
-    early = aggregation.asked(toy_task(plan, round_id=2), state, (), ServerState())
-    late = aggregation.asked(toy_task(plan, round_id=3), state, (), ServerState())
+    early = aggregation.asked(toy_task(plan, round_id=2), state, ServerState())
+    late = aggregation.asked(toy_task(plan, round_id=3), state, ServerState())
     assert (early.blocks or frozenset()) - (late.blocks or frozenset()) == {"lora.B.t4"}
     detail = {"tiers": "lora.B.t4", "bytes_up_saved_a_device": 4 * SPEC[BlockId("lora.B.t4")].size}
     assert log == [{"kind": "tiers.dropped", "round_id": 3, "detail": detail}]

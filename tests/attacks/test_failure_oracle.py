@@ -18,24 +18,23 @@ import numpy as np
 import pytest
 
 from fedpeft.adapter import AdapterState
-from fedpeft.config.model import Adapter, Aggregate, BitFit, Lora, Task, Train
+from fedpeft.config.model import Adapter, Aggregate, BitFit, Lora, SecureAggregation, Task, Train
 from fedpeft.ids import BlockId, NodeId
-from fedpeft.privacy import Budget, NoiseTerms
+from fedpeft.privacy import Budget
 from fedpeft.round.failures import Trouble
 from fedpeft.round.local import OpenRound
 from fedpeft.round.messages import Ready
-from fedpeft.round.plan import ExampleTerms, LearningPlan
+from fedpeft.round.plan import ExampleTerms, LearningPlan, PlannedRounds
 from fedpeft.round.task import RoundTask
 from fedpeft.round.transport import Stage
 from fedpeft.testing.clock import FakeClock
-from fedpeft.testing.fleet import enrol, fit_request, toy_task
+from fedpeft.testing.fleet import CLIENT_PRIVACY, enrol, fit_request, toy_noise, toy_task
 from fedpeft.wire import decode, encode
 
 pytestmark = pytest.mark.torch
 
 NODE = NodeId(1000)
 ROWS = [{"text": f"the {word} sat {number}", "label": word} for number in range(10) for word in ("bird", "cat")]
-NOISE = NoiseTerms(l2_clip_norm=1.0, noise_multiplier=1.0, step=2.0**-12, colluders=0)
 TERMS = ExampleTerms(epsilon=8.0, delta=1e-3, l2_clip_norm=1.0, noise_multiplier=None, steps=20)
 
 
@@ -66,7 +65,11 @@ class Ward:
             adapter=Adapter(lora=Lora(rank=2), bitfit=BitFit()),
             train=train,
             aggregate=Aggregate(),
+            rounds=PlannedRounds(count=10, eval_examples=0),
+            secagg=SecureAggregation(),
             privacy=TERMS if self.unit == "example" else None,
+            max_state=1e39,  # devices refuse such states first; here they must stay silent about them too
+            client_privacy=CLIENT_PRIVACY if self.unit == "client" else None,
         )
         return plan.model_copy(update={"adapter_spec": self.trainer("spec", ROWS).spec(plan).digest})
 
@@ -90,7 +93,7 @@ class Ward:
 
     def task(self, plan: LearningPlan) -> RoundTask:
         task = toy_task(plan)
-        return replace(task, noise=NOISE, eval_examples=1) if self.unit == "client" else task
+        return replace(task, noise=toy_noise(plan, devices=3)) if self.unit == "client" else task
 
     def asked(
         self, rows: list[dict[str, str]] | str, plan: LearningPlan, state: AdapterState, name: str

@@ -23,7 +23,7 @@ from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec, 
 
 N = 6
 SPEC = toy_spec({"head": N})
-PLAN = toy_plan(SPEC)
+PLAN = toy_plan(SPEC, secagg=exact_terms(N))
 HEAD = BlockId("head")
 
 
@@ -42,7 +42,6 @@ def asked(
         members,
         InMemoryTransport(fleet.handles, FakeClock()),
         rounds=Rounds(fit_deadline_s=100.0, stage_deadline_s=10.0),
-        terms=exact_terms(len(members)),
         identity=fleet.coordinator,
         entropy=fleet.entropy,
         observe=lambda event: None,

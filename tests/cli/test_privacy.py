@@ -1,6 +1,7 @@
 """`fedpeft privacy`: the plan for a budget, and what a run has spent."""
 
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,13 @@ import pytest
 from fedpeft.adapter import AdapterSpec
 from fedpeft.cli import main
 from fedpeft.config import parse
-from fedpeft.privacy import Budget, PrivacyLedger, Release, epsilon
+from fedpeft.ids import RoundId
+from fedpeft.privacy import Budget, ExampleStatement, PrivacyLedger, Release, epsilon
 from fedpeft.testing.trainers import toy_spec
+from fedpeft_server.promises import STATED, unstated
+from fedpeft_server.records import ClientRound, RoundMetrics
 from fedpeft_server.run_directory import RunDirectory
+from fedpeft_server.run_view import read_run
 
 RUN = """
 [run]
@@ -169,6 +174,42 @@ def test_a_report_says_what_was_spent_with_everything_it_needs(
     assert "noise multiplier 2.5" in out
     assert "rounds: 2" in out
     assert "2 of the releases were lost" in out
+
+
+EXAMPLES = """
+[privacy]
+unit = "example"
+epsilon = 8.0
+delta = 0.001
+"""
+
+
+def test_a_report_names_the_devices_that_were_summed_and_stated_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One device of a private run may have been talked out of its noise: the others' epsilons do not cover it."""
+    path = started(tmp_path, EXAMPLES)
+    said = ExampleStatement(
+        epsilon=2.0, delta=0.001, noise_multiplier=1.1, sampling_rate=0.1, l2_clip_norm=1.0, steps=4
+    )
+    with RunDirectory.open(path) as run:
+        for name in ("a", "b"):
+            run.record(STATED, round_id=RoundId(1), client=name, detail=asdict(said))
+        parts = {"methods": "lora", "bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
+        clients = [ClientRound(client=name, state="summed", **parts) for name in ("a", "b", "d")]  # type: ignore[arg-type]
+        clients.append(ClientRound(client="c", state="dropped", **parts))  # type: ignore[arg-type]
+        row = RoundMetrics(
+            round=1, loss=None, accuracy=None, examples=0, devices_invited=4, devices_ready=3, devices_survived=3,
+            bytes_up=0, bytes_down=0, seconds=0.0, clients=tuple(clients),
+        )  # fmt: skip
+        run.commit(RoundId(1), b"state", {}, row)
+    assert unstated(read_run(path)) == {"d": (1,)}
+    assert main(["privacy", "report", str(path)]) == 0
+    assert "NOT COVERED: devices that were summed and stated nothing: d in rounds 1" in capsys.readouterr().out
+    with RunDirectory.open(path) as run:
+        run.record(STATED, round_id=RoundId(1), client="d", detail=asdict(said))
+    assert main(["privacy", "report", str(path)]) == 0
+    assert "NOT COVERED" not in capsys.readouterr().out
 
 
 def test_a_report_before_any_release_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.config.model import Adapter, Aggregate, BitFit, Bottleneck, Ia3, Lora, Task, Train
+from fedpeft.config.model import Adapter, Aggregate, BitFit, Bottleneck, Ia3, Lora, SecureAggregation, Task, Train
 from fedpeft.errors import ConfigInvalid, PolicyRefused
-from fedpeft.round.plan import ExampleTerms, LearningPlan
+from fedpeft.round.plan import ExampleTerms, LearningPlan, PlannedRounds
 from fedpeft_client.site import Hours, Site
 
 NOON = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
@@ -20,6 +20,8 @@ PLAN = LearningPlan(
     adapter=Adapter(lora=Lora(), bitfit=BitFit()),
     train=Train(),
     aggregate=Aggregate(),
+    rounds=PlannedRounds(count=1, eval_examples=0),
+    secagg=SecureAggregation(),
 )
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.config.model import Adapter, Aggregate, BitFit, Lora, Task, Train
+from fedpeft.config.model import Adapter, Aggregate, BitFit, Lora, SecureAggregation, Task, Train
 from fedpeft.errors import ConfigInvalid, PolicyRefused
-from fedpeft.round.plan import LearningPlan
+from fedpeft.round.plan import LearningPlan, PlannedRounds
 from fedpeft.testing.clock import FakeClock
 
 pytestmark = pytest.mark.torch
@@ -36,6 +36,8 @@ def run_plan(artifact) -> LearningPlan:
         adapter=Adapter(lora=Lora(rank=4, tiers=(2, 4)), bitfit=BitFit()),
         train=Train(local_steps=2, batch_size=4),
         aggregate=Aggregate(),
+        rounds=PlannedRounds(count=1, eval_examples=4),
+        secagg=SecureAggregation(),
     )
 
 

@@ -13,10 +13,10 @@ from fedpeft.ids import RoundId
 from fedpeft.methods import due_blocks
 from fedpeft.round.coordinator import run_round
 from fedpeft.round.metrics import METRICS, TRAIN_LOSS
-from fedpeft.round.plan import LearningPlan
+from fedpeft.round.plan import LearningPlan, PlannedRounds
 from fedpeft.round.task import RoundTask
 from fedpeft.testing.clock import FakeClock
-from fedpeft.testing.fleet import enrol, fit_request, toy_task
+from fedpeft.testing.fleet import enrol, toy_task, toy_work
 from fedpeft.testing.methods import CASES, PAIRS
 from fedpeft.testing.models import save_tiny, tiny_bert, tiny_llama
 from fedpeft.testing.network import InMemoryTransport
@@ -66,6 +66,8 @@ def test_the_sum_of_a_real_round_is_the_mean_by_hand(method, build_model, bases)
         adapter=CASES[method].adapter,
         train=Train(local_steps=2, batch_size=4, learning_rate=0.02),
         aggregate=Aggregate(weight="uniform"),
+        rounds=PlannedRounds(count=1, eval_examples=0),
+        secagg=SecureAggregation(max_abs=2.0),
     )
     bench = Bench(store, residency="quantized")
     state = bench.initial_state(draft)
@@ -76,7 +78,7 @@ def test_the_sum_of_a_real_round_is_the_mean_by_hand(method, build_model, bases)
         examples = Examples(name, bench=bench, train=rows, held_out=rows, cache_mb=64)
         capacity = Capacity(methods=(method,))
         trainers[name] = TorchTrainer(device=name, capacity=capacity, bench=bench, examples=examples)
-    fleet, terms = enrol(trainers), SecureAggregation(max_abs=2.0)
+    fleet = enrol(trainers)
     task: RoundTask = toy_task(plan, round_id=RoundId(1))
     outcome = run_round(
         task,
@@ -84,14 +86,13 @@ def test_the_sum_of_a_real_round_is_the_mean_by_hand(method, build_model, bases)
         fleet.members(),
         InMemoryTransport(fleet.handles, FakeClock()),
         rounds=Rounds(),
-        terms=terms,
         identity=fleet.coordinator,
         entropy=fleet.entropy,
         observe=lambda _: None,
     )
     sums = {block: part.values for block, part in outcome.result.sums.items() if block not in (METRICS, TRAIN_LOSS)}
     assert set(sums) == due_blocks(state.spec, plan.adapter, 1)
-    alone = [trainers[name].fit(plan, state, fit_request(fleet, plan, state, task=task)).deltas for name in NAMES]
+    alone = [trainers[name].fit(plan, state, toy_work(plan, state.spec)).deltas for name in NAMES]
     for block, total in sums.items():
         expected = np.mean([deltas[block] for deltas in alone], axis=0)
         assert np.allclose(total / len(NAMES), expected, atol=1e-7), block

@@ -13,8 +13,8 @@ from fedpeft.ids import BlockId
 from fedpeft.methods import attach
 from fedpeft.round.coordinator import run_round
 from fedpeft.round.local import Effort, LocalResult
-from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.work import Work
 from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import enrol, exact_terms, toy_task
 from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
@@ -68,9 +68,7 @@ class ModelTrainer:
     def cost(self, plan: LearningPlan) -> None:
         return None
 
-    def fit(
-        self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
-    ) -> LocalResult:
+    def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         self._union.load(state)
         blocks = sorted(self.trains(plan))
         local = plan_for(blocks, steps=2, rate=0.1, optimizer="sgd")
@@ -95,12 +93,11 @@ def test_a_round_opens_the_mean_of_what_the_devices_trained(method, build):
     start = trainers["d0"].initial_state()
     fleet = enrol(trainers)
     outcome = run_round(
-        toy_task(toy_plan(start.spec)),
+        toy_task(toy_plan(start.spec, secagg=exact_terms(3))),
         start,
         fleet.members(),
         InMemoryTransport(fleet.handles, FakeClock()),
         rounds=Rounds(fit_deadline_s=100.0, stage_deadline_s=10.0),
-        terms=exact_terms(3),
         identity=fleet.coordinator,
         entropy=fleet.entropy,
         observe=lambda event: None,

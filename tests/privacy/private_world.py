@@ -16,7 +16,7 @@ from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import enrol
 from fedpeft.testing.network import Fault, FaultyTransport
 from fedpeft.testing.runs import toy_run
-from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
+from fedpeft.testing.trainers import GivenTrainer, toy_plan_of, toy_spec, toy_state
 from fedpeft_server.federation import Federation
 from fedpeft_server.noise_plan import trainable_parameters
 from fedpeft_server.privacy import LEDGER, ClientPrivacy
@@ -89,7 +89,7 @@ class World:
         ):
             return Federation(
                 self.config,
-                toy_plan(SPEC).model_copy(update={"run_id": run.manifest.run_id, "train": self.config.train}),
+                toy_plan_of(self.config, SPEC).model_copy(update={"run_id": run.manifest.run_id}),
                 run,
                 self.network,
                 identity=self.fleet.coordinator,

@@ -32,7 +32,6 @@ N = 6
 SPEC = toy_spec({"head": N})
 HEAD = BlockId("head")
 STATE = toy_state(SPEC)
-PLAN = toy_plan(SPEC)
 NODES = [NodeId(1000 + place) for place in range(N)]
 TRAINING = [Stage.FIT, Stage.SHARE, Stage.MASK, Stage.CONSIST, Stage.REVEAL]
 
@@ -51,16 +50,15 @@ class Attempt:
         self.transport = FaultyTransport(self.fleet.handles, self.clock, faults)
         self.members: list[Member] = self.fleet.members()
         self.events: list[Event] = []
-        self.terms = exact_terms(len(self.members), **terms)  # type: ignore[arg-type]
+        self.plan = toy_plan(SPEC, secagg=exact_terms(len(self.members), **terms))  # type: ignore[arg-type]
 
     def run(self, *, round_id: int = 1, attempt: int = 1, train: bool = True) -> RoundOutcome:
         return run_round(
-            replace(toy_task(PLAN, round_id=round_id, attempt=attempt, train=train), wanted=self.wanted),
+            replace(toy_task(self.plan, round_id=round_id, attempt=attempt, train=train), wanted=self.wanted),
             STATE,
             self.members,
             self.transport,
             rounds=Rounds(fit_deadline_s=100.0, stage_deadline_s=10.0),
-            terms=self.terms,
             identity=self.fleet.coordinator,
             entropy=self.fleet.entropy,
             observe=self.events.append,
@@ -314,12 +312,11 @@ def test_a_block_with_too_few_owners_is_skipped_and_the_rest_is_summed() -> None
     deltas = {i: {"head": one_hot(N, i)} | ({"bitfit": one_hot(2, 0)} if i < 2 else {}) for i in range(N)}
     fleet = enrol({f"d{i}": GivenTrainer(spec, deltas[i]) for i in range(N)})
     outcome = run_round(
-        toy_task(toy_plan(spec)),
+        toy_task(toy_plan(spec, secagg=exact_terms(N))),
         toy_state(spec),
         fleet.members(),
         InMemoryTransport(fleet.handles, FakeClock()),
         rounds=Rounds(),
-        terms=exact_terms(N),
         identity=fleet.coordinator,
         entropy=fleet.entropy,
         observe=lambda event: None,

@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,12 +10,10 @@ import pytest
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
-from fedpeft.config.model import Rounds
 from fedpeft.errors import ConfigInvalid, DataInvalid, PolicyRefused, ResourceMissing
-from fedpeft.ids import BlockId, NodeId, ParticipantId
+from fedpeft.ids import BlockId, NodeId
 from fedpeft.round.local import HeldBlocks, OpenRound
 from fedpeft.round.messages import (
-    BlockDigest,
     BlockPayload,
     Failure,
     FailureReason,
@@ -24,18 +22,19 @@ from fedpeft.round.messages import (
     ProfileRequest,
     Ready,
 )
+from fedpeft.round.plan import MAX_STATE
 from fedpeft.round.size_class import size_class
-from fedpeft.round.terms import round_terms
 from fedpeft.round.transport import Stage
-from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, fit_request, toy_task
+from fedpeft.round.work import plan_digest, state_digest, work_digest
+from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, fit_request, toy_task, toy_terms
 from fedpeft.testing.trainers import FROZEN, GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
 from fedpeft.wire import WireError, decode, encode
 
 SPEC = toy_spec({"head": 4, "bitfit": 5})
 STATE = toy_state(SPEC)
-PLAN = toy_plan(SPEC)
-NODE = NodeId(1000)
 TERMS = exact_terms(4)
+PLAN = toy_plan(SPEC, secagg=TERMS)
+NODE = NodeId(1000)
 
 
 @pytest.fixture
@@ -148,18 +147,32 @@ def test_a_plan_that_builds_another_adapter_here_is_refused(fleet: ToyFleet) -> 
 
 
 def test_a_plan_of_another_run_than_the_signed_terms_name_is_refused(fleet: ToyFleet) -> None:
-    other = PLAN.model_copy(update={"run_id": "another-run"})
-    reply = failed(fleet, fit_request(fleet, PLAN, STATE, learning=other.to_json()))
+    terms = toy_terms(fleet.members(), PLAN, STATE, run_id="another-run")
+    reply = failed(fleet, fit_request(fleet, PLAN, STATE, terms=terms))
     assert reply.reason is FailureReason.REFUSED
     assert "another-run" in reply.detail
     assert given(fleet).fitted == []
 
 
+def spelt(fleet: ToyFleet, learning: str) -> FitRequest:
+    """A request whose signed work names exactly this text as the plan."""
+    work = encode(replace(toy_task(PLAN).work(STATE), plan=plan_digest(learning)))
+    terms = toy_terms(fleet.members(), PLAN, STATE, work=work_digest(work))
+    return fit_request(fleet, PLAN, STATE, terms=terms, work=work, learning=learning)
+
+
 def test_a_plan_of_another_version_is_refused(fleet: ToyFleet) -> None:
-    strange = PLAN.to_json()[:-1] + ',"run_this":"rm -rf"}'
-    reply = failed(fleet, fit_request(fleet, PLAN, STATE, learning=strange))
+    reply = failed(fleet, spelt(fleet, PLAN.to_json()[:-1] + ',"run_this":"rm -rf"}'))
     assert reply.reason is FailureReason.REFUSED
     assert "run_this" in reply.detail
+
+
+def test_a_plan_has_one_spelling(fleet: ToyFleet) -> None:
+    """Two texts of one plan would be two plans to whoever compares digests."""
+    reply = failed(fleet, spelt(fleet, PLAN.to_json().replace('"run_id":', '"run_id": ')))
+    assert reply.reason is FailureReason.REFUSED
+    assert "one spelling" in reply.detail
+    assert isinstance(fit(fleet, spelt(fleet, PLAN.to_json())), Ready)
 
 
 @pytest.mark.parametrize("lack", [b"", b"\0" * 40])
@@ -177,68 +190,58 @@ def test_an_offer_of_another_coordinator_is_refused(fleet: ToyFleet) -> None:
 
 
 def test_a_roster_without_this_device_is_refused(fleet: ToyFleet) -> None:
-    members = fleet.members()[1:]
-    spec = round_terms(PLAN, SPEC, members, toy_task(PLAN), rounds=Rounds(), terms=TERMS)
-    offer = secagg.open_round(spec, identity=fleet.coordinator, entropy=fleet.entropy).requests[ParticipantId(1)]
-    reply = failed(fleet, fit_request(fleet, PLAN, STATE, offer=encode(offer)))
+    terms = toy_terms(fleet.members()[1:], PLAN, STATE)
+    reply = failed(fleet, fit_request(fleet, PLAN, STATE, terms=terms))
     assert (reply.reason, "not-on-roster" in reply.detail) == (FailureReason.PROTOCOL, True)
 
 
 def test_a_block_of_another_length_than_the_device_builds_is_refused(fleet: ToyFleet) -> None:
-    wide = toy_spec({"head": 6, "bitfit": 5})
-    spec = round_terms(PLAN, wide, fleet.members(), toy_task(PLAN), rounds=Rounds(), terms=TERMS)
-    offer = secagg.open_round(spec, identity=fleet.coordinator, entropy=fleet.entropy).requests[ParticipantId(1)]
-    reply = failed(fleet, fit_request(fleet, PLAN, STATE, offer=encode(offer)))
+    wide = toy_terms(fleet.members(), PLAN, toy_state(toy_spec({"head": 6, "bitfit": 5})))
+    terms = toy_terms(fleet.members(), PLAN, STATE, blocks=wide.blocks)
+    reply = failed(fleet, fit_request(fleet, PLAN, STATE, terms=terms))
     assert reply.reason is FailureReason.REFUSED
-    assert "expected length 4, offered 6" in reply.detail
+    assert "another blocks" in reply.detail
 
 
-def resized(entry: BlockDigest, parts: tuple[BlockPayload, ...], extra: bytes) -> tuple[BlockDigest, BlockPayload]:
-    values = next(part.values for part in parts if part.block_id == entry.block_id) + extra
-    digest = hashlib.sha256(values).hexdigest()
-    return replace(entry, sha256=digest), BlockPayload(block_id=entry.block_id, values=values)
+def signed_for(fleet: ToyFleet, values: Mapping[str, bytes]) -> FitRequest:
+    """A request whose signed work names exactly these bytes as the state."""
+    digests = {BlockId(name): hashlib.sha256(value).hexdigest() for name, value in values.items()}
+    work = replace(toy_task(PLAN).work(STATE), state=state_digest(digests))
+    terms = toy_terms(fleet.members(), PLAN, STATE, work=work_digest(encode(work)))
+    payloads = tuple(BlockPayload(block_id=BlockId(name), values=value) for name, value in values.items())
+    return fit_request(fleet, PLAN, STATE, terms=terms, work=encode(work), payloads=payloads)
+
+
+def bytes_of(state: AdapterState) -> dict[str, bytes]:
+    return {str(block_id): state[block_id].astype("<f4").tobytes() for block_id in state}
 
 
 @pytest.mark.parametrize("extra", [b"\0", b"\0\0\0\0", b"\0\0\xc0\x7f" * 2])
 def test_a_state_of_the_wrong_length_is_refused(fleet: ToyFleet, extra: bytes) -> None:
-    request = fit_request(fleet, PLAN, STATE)
-    digest, payload = resized(request.state[1], request.payloads, extra)
-    reply = failed(
-        fleet,
-        replace(
-            request,
-            state=(request.state[0], digest, request.state[2]),
-            payloads=(request.payloads[0], payload, request.payloads[2]),
-        ),
-    )
+    good = bytes_of(STATE)
+    reply = failed(fleet, signed_for(fleet, {**good, "head": good["head"] + extra}))
     assert reply.reason is FailureReason.REFUSED
     assert "head: expected 16 bytes" in reply.detail
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_state_that_is_not_finite_is_refused(fleet: ToyFleet, bad: float) -> None:
-    request = fit_request(fleet, PLAN, STATE)
-    values = np.array([0, bad, 0, 0], "<f4").tobytes()
-    digest = BlockDigest(block_id=BlockId("head"), sha256=hashlib.sha256(values).hexdigest())
-    reply = failed(
-        fleet,
-        replace(
-            request,
-            state=(request.state[0], digest, request.state[2]),
-            payloads=(request.payloads[0], BlockPayload(block_id=BlockId("head"), values=values), request.payloads[2]),
-        ),
-    )
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -3.4e38, np.nextafter(np.float32(MAX_STATE), np.float32(np.inf))])
+def test_a_state_that_is_not_finite_or_out_of_range_is_refused(fleet: ToyFleet, bad: float) -> None:
+    reply = failed(fleet, signed_for(fleet, {**bytes_of(STATE), "head": np.array([0, bad, 0, 0], "<f4").tobytes()}))
     assert reply.reason is FailureReason.REFUSED
-    assert "finite" in reply.detail
+    assert "expected finite values of at most 10000" in reply.detail
+    assert given(fleet).fitted == []
 
 
-def test_a_state_with_a_block_too_few_or_too_many_is_refused(fleet: ToyFleet) -> None:
-    request = fit_request(fleet, PLAN, STATE)
-    assert failed(fleet, replace(request, state=request.state[:2])).reason is FailureReason.REFUSED
-    stranger = BlockDigest(block_id=BlockId("ia3"), sha256=request.state[0].sha256)
-    payload = BlockPayload(block_id=BlockId("ia3"), values=request.payloads[0].values)
-    more = replace(request, state=(*request.state, stranger), payloads=(*request.payloads, payload))
-    assert failed(fleet, more).reason is FailureReason.REFUSED
+def test_a_state_at_the_edge_of_its_range_is_taken(fleet: ToyFleet) -> None:
+    edge = np.array([MAX_STATE, -MAX_STATE, 0, 0], "<f4").tobytes()
+    assert isinstance(fit(fleet, signed_for(fleet, {**bytes_of(STATE), "head": edge})), Ready)
+
+
+def test_a_state_with_a_block_too_few_or_too_many_is_not_the_state(fleet: ToyFleet) -> None:
+    good = bytes_of(STATE)
+    few = {name: value for name, value in good.items() if name != "head"}
+    for values in (few, {**good, "ia3": b"\0" * 4}):
+        assert failed(fleet, signed_for(fleet, values)).reason is FailureReason.MISSING_STATE
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -319,7 +322,7 @@ def test_a_second_attempt_adds_what_was_trained_though_the_device_trains_somethi
     given(fleet).deltas = {BlockId(name): delta for name, delta in now.items()}
     assert isinstance(fit(fleet, fit_request(fleet, PLAN, STATE, task=toy_task(PLAN, attempt=2))), Ready)
     assert opened(fleet).inputs == kept.inputs
-    advertised = decode(opened(fleet).advertise, secagg.Advertise)
+    advertised = decode(decode(opened(fleet).ready, Ready).advertise, secagg.Advertise)
     assert set(advertised.blocks) == {part.block_id for part in kept.inputs}
 
 
@@ -332,8 +335,7 @@ def test_another_state_is_other_work(fleet: ToyFleet) -> None:
 
 def test_another_round_is_other_work_even_if_everything_else_is_the_same(fleet: ToyFleet) -> None:
     fit(fleet, fit_request(fleet, PLAN, STATE))
-    task = replace(toy_task(PLAN, round_id=2), first_step=0)
-    assert isinstance(fit(fleet, fit_request(fleet, PLAN, STATE, task=task)), Ready)
+    assert isinstance(fit(fleet, fit_request(fleet, PLAN, STATE, task=toy_task(PLAN, round_id=2))), Ready)
     assert len(given(fleet).fitted) == 2
 
 
@@ -354,7 +356,7 @@ def test_a_device_never_trains_the_frozen_blocks(fleet: ToyFleet) -> None:
 
 @pytest.mark.parametrize(("examples", "weight"), [(5, 2**-5), (100, 1.0), (4000, 1.0), (0, 2**-7)])
 def test_a_delta_is_weighted_by_its_capped_size_class(examples: int, weight: float) -> None:
-    plan = toy_plan(SPEC, weight="examples", max_weight=100)
+    plan = toy_plan(SPEC, weight="examples", max_weight=100, secagg=TERMS)
     fleet = enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(4, 1)}, examples=examples) for i in range(4)})
     fit(fleet, fit_request(fleet, plan, STATE))
     inputs = {part.block_id: np.frombuffer(part.values, "<f4") for part in opened(fleet).inputs}

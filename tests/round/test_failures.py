@@ -16,15 +16,16 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterState
 from fedpeft.errors import BudgetExhausted, ConfigInvalid, DataInvalid, FedpeftError, ResourceMissing, RunFailed
 from fedpeft.ids import BlockId, NodeId
-from fedpeft.privacy import Budget, NoiseTerms, PrivacyLedger, SampledRelease
+from fedpeft.privacy import Budget, PrivacyLedger, SampledRelease
 from fedpeft.round.example_privacy import ExamplePrivacy
 from fedpeft.round.failures import Trouble
 from fedpeft.round.local import Effort, LocalResult, OpenRound
-from fedpeft.round.messages import Failure, FitRequest, Ready
+from fedpeft.round.messages import Failure, Ready
 from fedpeft.round.plan import ExampleTerms, LearningPlan
 from fedpeft.round.task import RoundTask
 from fedpeft.round.transport import Stage
-from fedpeft.testing.fleet import ToyFleet, enrol, fit_request, toy_task
+from fedpeft.round.work import Work
+from fedpeft.testing.fleet import CLIENT_PRIVACY, ToyFleet, enrol, fit_request, toy_noise, toy_task
 from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
 from fedpeft.wire import decode, encode
 
@@ -33,7 +34,6 @@ STATE = toy_state(SPEC)
 NODE = NodeId(1000)
 DELTAS = {"head": np.ones(4, np.float32), "bitfit": np.ones(5, np.float32)}
 EXAMPLE_TERMS = ExampleTerms(epsilon=8.0, delta=1e-3, l2_clip_norm=1.0, noise_multiplier=None, steps=40)
-NOISE = NoiseTerms(l2_clip_norm=1.0, noise_multiplier=1.0, step=2.0**-12, colluders=0)
 
 Fails = Callable[[LocalResult], LocalResult]
 
@@ -86,11 +86,9 @@ class Breaking(GivenTrainer):
         super().__init__(SPEC, DELTAS, examples=200)
         self.fails, self.well_at, self.efforts = fails, well_at, list[Effort]()
 
-    def fit(
-        self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
-    ) -> LocalResult:
+    def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         self.efforts.append(effort)
-        result = super().fit(plan, state, request, effort)
+        result = super().fit(plan, state, work, effort)
         broken = self.fails is not None and (self.well_at is None or effort < self.well_at)
         return self.fails(result) if broken and self.fails else result
 
@@ -100,11 +98,12 @@ class Unit:
 
     def __init__(self, name: str, where: Path) -> None:
         plan, self.where, self.name = toy_plan(SPEC), where, name
-        self.plan = plan.model_copy(update={"privacy": EXAMPLE_TERMS}) if name == "example" else plan
+        units = {"example": {"privacy": EXAMPLE_TERMS}, "client": {"client_privacy": CLIENT_PRIVACY}, "none": {}}
+        self.plan = plan.model_copy(update=units[name])
 
     def task(self, **changes: int) -> RoundTask:
         task = toy_task(self.plan, **changes)
-        return replace(task, noise=NOISE, eval_examples=1) if self.name == "client" else task
+        return replace(task, noise=toy_noise(self.plan, devices=4)) if self.name == "client" else task
 
     def fleet(self, trainer: Breaking, *, speaks: bool = True) -> tuple[ToyFleet, list[Trouble]]:
         fleet = enrol({"d0": trainer, **{f"d{i}": Breaking(None) for i in (1, 2, 3)}})

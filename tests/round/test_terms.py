@@ -5,12 +5,11 @@ from dataclasses import replace
 import pytest
 
 from fedpeft import secagg
-from fedpeft.config.model import Rounds, SecureAggregation
+from fedpeft.config.model import SecureAggregation
 from fedpeft.round.metrics import METRIC_BITS, METRIC_RANGES, TRAIN_LOSS_RANGES
 from fedpeft.round.task import Member, RoundTask
-from fedpeft.round.terms import round_terms
-from fedpeft.testing.fleet import enrol, toy_task
-from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec
+from fedpeft.testing.fleet import enrol, toy_task, toy_terms
+from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
 
 SPEC = toy_spec({"head": 4, "bitfit": 5})
 PLAN = toy_plan(SPEC)
@@ -18,14 +17,9 @@ FLEET = enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(4, i)}) for i in ran
 
 
 def terms_of(members: list[Member] | None = None, task: RoundTask | None = None, **secure: object) -> secagg.RoundSpec:
-    return round_terms(
-        PLAN,
-        SPEC,
-        members or FLEET.members(),
-        task or toy_task(PLAN, round_id=3, attempt=2),
-        rounds=Rounds(stage_deadline_s=7.0),
-        terms=SecureAggregation.model_validate(secure),
-    )
+    plan = toy_plan(SPEC, secagg=SecureAggregation.model_validate(secure))
+    task = replace(task or toy_task(plan, round_id=3, attempt=2), plan=plan)
+    return toy_terms(members or FLEET.members(), plan, toy_state(SPEC), task, stage_deadline_s=7.0)
 
 
 def test_the_roster_is_the_members_in_their_order() -> None:
@@ -54,7 +48,7 @@ def test_each_tensor_has_a_range_of_its_own() -> None:
     head = adapter.blocks[1]
     two = tuple(replace(head.tensors[0], name=name) for name in "ab")
     adapter = replace(adapter, blocks=(replace(head, tensors=two),))
-    spec = round_terms(PLAN, adapter, FLEET.members(), toy_task(PLAN), rounds=Rounds(), terms=SecureAggregation())
+    spec = toy_terms(FLEET.members(), PLAN, toy_state(adapter))
     assert [part.length for part in spec.blocks[0].ranges] == [4, 4]
 
 

@@ -13,7 +13,7 @@ from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import ToyFleet, enrol
 from fedpeft.testing.network import CoordinatorKilled, Fault, FaultyTransport
 from fedpeft.testing.runs import toy_run
-from fedpeft.testing.trainers import GivenTrainer, LinearTrainer, one_hot, toy_plan, toy_spec, toy_state
+from fedpeft.testing.trainers import GivenTrainer, LinearTrainer, one_hot, toy_plan_of, toy_spec, toy_state
 from fedpeft_server.federation import Federation
 from fedpeft_server.run_directory import RunDirectory
 from fedpeft_server.run_view import read_run, verify_run
@@ -65,7 +65,7 @@ class World:
         config = parse(SOURCE, source="run.toml", simulation=True)
         changed = config.rounds.model_copy(update=rounds)
         self.config: RunConfig = config.model_copy(update={"directory": where, "rounds": changed})
-        self.plan = toy_plan(SPEC).model_copy(update={"train": config.train})
+        self.plan = toy_plan_of(self.config, SPEC)
         self.path: Path | None = None
         self.events: list[Event] = []
 

@@ -13,8 +13,8 @@ from toy_spec import DEVICES, SPEC, WIDTH
 from fedpeft.adapter import AdapterState
 from fedpeft.child import answer_parent
 from fedpeft.round.local import Effort, LocalResult, Trainer
-from fedpeft.round.messages import FitRequest
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.work import Work
 from fedpeft.testing.trainers import GivenTrainer, one_hot
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.site import Site
@@ -29,15 +29,13 @@ class HeldTrainer(GivenTrainer):
         super().__init__(SPEC, {"lora.B.t4": one_hot(WIDTH, place)})
         self._home = home.path
 
-    def fit(
-        self, plan: LearningPlan, state: AdapterState, request: FitRequest, effort: Effort = Effort.FULL
-    ) -> LocalResult:
+    def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         """See ``Trainer``."""
         (self._home / "fitting").touch()
         while (self._home / "hold").exists():
             threading.Event().wait(0.02)
         (self._home / "fitting").unlink(missing_ok=True)
-        result = super().fit(plan, state, request, effort)
+        result = super().fit(plan, state, work, effort)
         if (self._home / "nan").exists():
             return LocalResult(
                 deltas={block: np.full_like(delta, np.nan) for block, delta in result.deltas.items()},

@@ -1,0 +1,69 @@
+"""Reading a fit request: what the coordinator signed, and the texts and records that the signature covers.
+
+The first thing that happens to a fit request on a device, in each of its processes: before a base is fetched, a plan
+is built or an example is read. Nothing of a request is used that does not come out of here or of ``accept_work``.
+"""
+
+from dataclasses import dataclass
+
+from fedpeft import secagg
+from fedpeft.errors import SpecMismatch
+from fedpeft.round.messages import FitRequest, WorkTerms
+from fedpeft.round.plan import LearningPlan
+from fedpeft.round.work import plan_digest, work_digest
+from fedpeft.secagg.primitives import is_signed
+from fedpeft.secagg.transcript import offer_context
+from fedpeft.wire import decode
+
+__all__ = ["Bound", "bound_by", "signed_plan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """What the signed terms of a round cover.
+
+    Args:
+        terms: of its secure sum.
+        plan: what the run learns.
+        work: what the round asks of every device.
+    """
+
+    terms: secagg.RoundSpec
+    plan: LearningPlan
+    work: WorkTerms
+
+
+def bound_by(terms: secagg.RoundSpec, request: FitRequest) -> Bound:
+    """The plan and the work of a request whose digests are in these terms.
+
+    Args:
+        terms: signed by the coordinator; the caller has checked that.
+
+    Raises:
+        SpecMismatch: they are others, another run's, or another spelling of them.
+        WireError: the work is none.
+    """
+    if work_digest(request.work) != terms.work:
+        raise SpecMismatch("Expected the work whose digest is in the signed terms, found other work.")
+    work = decode(request.work, WorkTerms)
+    if plan_digest(request.learning) != work.plan:
+        raise SpecMismatch("Expected the plan whose digest is in the signed terms, found another.")
+    plan = LearningPlan.from_json(request.learning)
+    if terms.run_id != plan.run_id:
+        raise SpecMismatch(f"Expected the plan of run {terms.run_id}, as its signed terms say; found {plan.run_id}.")
+    return Bound(terms=terms, plan=plan, work=work)
+
+
+def signed_plan(request: FitRequest, coordinator_key: bytes) -> LearningPlan:
+    """The plan of a request, once its signature and digests are checked; for a process that does nothing else.
+
+    Args:
+        coordinator_key: Ed25519, from enrolment.
+
+    Raises:
+        SpecMismatch: the terms are not signed by this coordinator, or do not cover the plan.
+    """
+    offer = decode(request.offer, secagg.RoundOffer)
+    if not is_signed(coordinator_key, offer.signature, offer_context(offer)):
+        raise SpecMismatch("Expected terms signed by the enrolled coordinator, found another key; nothing was fetched.")
+    return bound_by(decode(offer.spec, secagg.RoundSpec), request).plan

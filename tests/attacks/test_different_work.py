@@ -1,0 +1,176 @@
+"""A coordinator that gives devices different work, to read one device's input from the sum.
+
+Pasquini, Francati and Ateniese 2022, "Eluding Secure Aggregation in Federated Learning via Model Inconsistency", in
+its easiest form: everybody but the victim is asked for a learning rate of zero. Before the work was in the signed terms
+the sum was the victim's delta, in one round, without a colluder; every field below gave something away. Real devices
+and the real secure sum; the coordinator owns its signing key and every message.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from fedpeft import secagg
+from fedpeft.config.model import Rounds
+from fedpeft.entropy import os_entropy
+from fedpeft.ids import BlockId, NodeId, ParticipantId
+from fedpeft.round.coordinator import run_round
+from fedpeft.round.messages import BlockPayload, Failure, FitRequest, Ready, WorkTerms
+from fedpeft.round.task import RoundOutcome
+from fedpeft.round.transport import Stage
+from fedpeft.round.work import work_digest
+from fedpeft.secagg.primitives import digest
+from fedpeft.secagg.roster import pack_members
+from fedpeft.secagg.transcript import advert_digest, offer_context
+from fedpeft.testing.clock import FakeClock
+from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, fit_request, toy_task, toy_terms
+from fedpeft.testing.network import InMemoryTransport
+from fedpeft.testing.trainers import LinearTrainer, toy_plan, toy_spec, toy_state
+from fedpeft.wire import decode, encode
+
+DEVICES = 6
+SPEC = toy_spec({"head": 6, "bitfit": 3})
+STATE = toy_state(SPEC)
+PLAN = toy_plan(SPEC, secagg=exact_terms(DEVICES))
+VICTIM = NodeId(1000)
+BLOCKS = frozenset({"head", "bitfit"})
+
+Lie = Callable[[FitRequest], FitRequest]
+
+
+def linear_fleet() -> ToyFleet:
+    return enrol({f"d{i}": LinearTrainer(f"d{i}", SPEC, BLOCKS) for i in range(DEVICES)})
+
+
+def lied_to(fleet: ToyFleet, lie: Lie) -> RoundOutcome:
+    """One round in which all devices but the victim get a changed request; the coordinator's code is the product's."""
+
+    def handle(node: NodeId) -> Callable[[Stage, bytes], bytes]:
+        def answer(stage: Stage, payload: bytes) -> bytes:
+            if stage is Stage.FIT and node != VICTIM:
+                payload = encode(lie(decode(payload, FitRequest)))
+            return fleet.handles[node](stage, payload)
+
+        return answer
+
+    return run_round(
+        toy_task(PLAN),
+        STATE,
+        fleet.members(),
+        InMemoryTransport({node: handle(node) for node in fleet.names}, FakeClock()),
+        rounds=Rounds(),
+        identity=fleet.coordinator,
+        entropy=fleet.entropy,
+        observe=lambda event: None,
+    )
+
+
+def in_work(**changes: object) -> Lie:
+    def lie(request: FitRequest) -> FitRequest:
+        return replace(request, work=encode(replace(decode(request.work, WorkTerms), **changes)))  # type: ignore[arg-type]
+
+    return lie
+
+
+FASTER = PLAN.model_copy(update={"train": PLAN.train.model_copy(update={"local_steps": 1})}).to_json()
+NOUGHT = tuple(BlockPayload(block_id=block_id, values=bytes(4 * STATE[block_id].size)) for block_id in STATE)
+LIES: dict[str, Lie] = {
+    "learning_rate_factor": in_work(learning_rate_factor=0.0),
+    "eval_examples": in_work(eval_examples=1),
+    "first_step": in_work(first_step=9),
+    "train": in_work(train=False),
+    "blocks": in_work(blocks=()),
+    "plan": in_work(plan=bytes(32)),
+    "state": in_work(state=bytes(32)),
+    "controls": in_work(controls=bytes(32)),
+    "learning": lambda request: replace(request, learning=FASTER),
+    "carried state": lambda request: replace(request, payloads=NOUGHT),
+    "carried controls": lambda request: replace(request, controls=NOUGHT[1:2]),
+}
+
+
+def test_an_honest_round_is_summed() -> None:
+    outcome = lied_to(linear_fleet(), lambda request: request)
+    assert isinstance(outcome.result, secagg.Summed)
+    assert len(outcome.result.survivors) == DEVICES
+
+
+def test_every_field_of_the_work_has_its_attack() -> None:
+    assert {field.name for field in fields(WorkTerms)} <= set(LIES)
+
+
+@pytest.mark.parametrize("field", LIES)
+def test_devices_with_different_work_have_no_sum(field: str) -> None:
+    outcome = lied_to(linear_fleet(), LIES[field])
+    assert isinstance(outcome.result, secagg.Aborted), "a sum of different work was opened"
+    assert {name for name, account in outcome.traffic.items() if account.ready} == {"d0"}
+
+
+def fitted(fleet: ToyFleet, node: NodeId, request: FitRequest) -> Ready | Failure:
+    reply = decode(fleet.devices[node].handle(Stage.FIT, encode(request)), (Ready, Failure))
+    assert isinstance(reply, Ready | Failure)
+    return reply
+
+
+@pytest.mark.parametrize("relabelled", [False, True])
+def test_different_work_gives_no_common_sum_even_if_each_device_has_it_signed(relabelled: bool) -> None:
+    """The state is bound, not foretold: every device takes the one that is signed for it. But the signed terms are
+    hashed into every key and advert, so the victim finds nobody whose advert is of its own round."""
+    fleet = linear_fleet()
+    true = fit_request(fleet, PLAN, STATE)
+    false = fit_request(fleet, PLAN, STATE.replace({BlockId("head"): np.zeros(6, np.float32)}))
+    adverts = []
+    for node in fleet.names:
+        reply = fitted(fleet, node, true if node == VICTIM else false)
+        assert isinstance(reply, Ready), "both states are signed"
+        adverts.append(decode(reply.advertise, secagg.Advertise))
+    context = offer_context(decode(true.offer, secagg.RoundOffer))
+    assert [advert.context == context for advert in adverts] == [True] + [False] * (DEVICES - 1)
+    if relabelled:
+        adverts = [replace(advert, context=context) for advert in adverts]
+    members = tuple(ParticipantId(place) for place in range(1, DEVICES + 1))
+    roster = secagg.ShareRequest(
+        context=context,
+        members=b"".join(member.to_bytes(4, "big") for member in members),
+        digests=b"".join(map(advert_digest, adverts)),
+        classes=bytes(len(members)),
+        owners=tuple(pack_members(set(members), members) for _ in toy_terms(fleet.members(), PLAN, STATE).blocks),
+        adverts=tuple(adverts[1:]),
+    )
+    refusal = decode(fleet.devices[VICTIM].handle(Stage.SHARE, encode(roster)), (*secagg.REPLIES, Failure))
+    assert isinstance(refusal, secagg.Refusal)
+    assert refusal.reason is secagg.Reason.BAD_ROSTER
+
+
+def test_a_signed_lie_about_what_the_plan_says_is_refused_by_who_hears_it() -> None:
+    fleet = linear_fleet()
+    work = encode(replace(toy_task(PLAN).work(STATE), learning_rate_factor=0.0))
+    terms = toy_terms(fleet.members(), PLAN, STATE, work=work_digest(work))
+    request = fit_request(fleet, PLAN, STATE, terms=terms, work=work)
+    for node in fleet.names:
+        assert isinstance(fitted(fleet, node, request), Failure)
+
+
+def test_privacy_cannot_be_switched_off_for_one_device() -> None:
+    """A run that is private by examples for all but one: that one would add its delta without noise."""
+    from fedpeft.round.plan import ExampleTerms
+
+    promised = ExampleTerms(epsilon=8.0, delta=1e-3, l2_clip_norm=1.0, noise_multiplier=None, steps=12)
+    private = PLAN.model_copy(update={"privacy": promised})
+    fleet = linear_fleet()
+    honest = fit_request(fleet, private, STATE)
+    assert isinstance(fitted(fleet, VICTIM, replace(honest, learning=PLAN.to_json())), Failure)
+    # A plan of its own, signed: another round of another work, in which it is alone.
+    alone = fit_request(fleet, PLAN, STATE)
+    assert decode(alone.offer, secagg.RoundOffer).spec != decode(honest.offer, secagg.RoundOffer).spec
+    assert isinstance(fitted(fleet, VICTIM, alone), Ready)
+    later = fit_request(fleet, private, STATE, task=toy_task(private, round_id=2))
+    assert isinstance(fitted(fleet, VICTIM, later), Failure), "what the run is was settled in its first round"
+
+
+def test_digests_of_work_are_of_the_work_alone() -> None:
+    """Another label or framing would give another digest: a value of one kind never stands for another."""
+    assert work_digest(b"x") == digest("work", b"x") != digest("state", b"x")
+    assert work_digest(os_entropy(8)) != work_digest(os_entropy(8))

@@ -1,0 +1,97 @@
+"""The same attack as ``test_different_work`` on real models: tiny BERTs that train LoRA and a head."""
+
+from dataclasses import replace
+
+import pytest
+
+from fedpeft.config.model import Adapter, Aggregate, Lora, Rounds, SecureAggregation, Task, Train
+from fedpeft.data import Records
+from fedpeft.ids import NodeId
+from fedpeft.round.coordinator import run_round
+from fedpeft.round.messages import FitRequest, WorkTerms
+from fedpeft.round.plan import LearningPlan, PlannedRounds
+from fedpeft.round.transport import Stage
+from fedpeft.secagg import Aborted, Summed
+from fedpeft.testing.clock import FakeClock
+from fedpeft.testing.fleet import enrol, toy_task
+from fedpeft.testing.network import InMemoryTransport
+from fedpeft.wire import decode, encode
+
+pytestmark = pytest.mark.torch
+
+NAMES, LABELS = ("a", "b", "c", "d"), ("bird", "cat", "dog")
+VICTIM = NodeId(1000)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A plan, its first state, and the trainers of four sites with texts of their own."""
+    from fedpeft.base import ArtifactStore, build
+    from fedpeft.testing.models import save_tiny, tiny_bert
+    from fedpeft_client.bench import Bench
+    from fedpeft_client.examples import Examples
+    from fedpeft_client.trainer import Capacity, TorchTrainer
+
+    folder = tmp_path_factory.mktemp("base")
+    save_tiny(tiny_bert(), folder / "model")
+    artifact = build(str(folder / "model"), quantize="nf4", store=folder / "store")
+    draft = LearningPlan(
+        run_id="run",
+        seed=0,
+        base=artifact.digest,
+        adapter_spec="",
+        task=Task(kind="classify", labels=LABELS, max_length=16),
+        adapter=Adapter(lora=Lora(rank=4)),
+        train=Train(local_steps=2, batch_size=4, learning_rate=0.02),
+        aggregate=Aggregate(),
+        rounds=PlannedRounds(count=2, eval_examples=0),
+        secagg=SecureAggregation(),
+    )
+    bench = Bench(ArtifactStore(folder / "store"), residency="quantized")
+    state = bench.initial_state(draft)
+    trainers = {}
+    for name in NAMES:
+        rows = Records.of([{"text": f"the {label} runs {name}", "label": label} for label in LABELS], name=name)
+        examples = Examples(name, bench=bench, train=rows, held_out=rows, cache_mb=64)
+        trainers[name] = TorchTrainer(device=name, capacity=Capacity(methods=("lora",)), bench=bench, examples=examples)
+    return draft.model_copy(update={"adapter_spec": state.spec.digest}), state, trainers
+
+
+def a_round(world, lie):
+    plan, state, trainers = world
+    fleet = enrol(trainers)
+
+    def handle(node):
+        def answer(stage, payload):
+            if stage is Stage.FIT and node != VICTIM:
+                payload = encode(lie(decode(payload, FitRequest)))
+            return fleet.handles[node](stage, payload)
+
+        return answer
+
+    return run_round(
+        toy_task(plan),
+        state,
+        fleet.members(),
+        InMemoryTransport({node: handle(node) for node in fleet.names}, FakeClock()),
+        rounds=Rounds(),
+        identity=fleet.coordinator,
+        entropy=fleet.entropy,
+        observe=lambda event: None,
+    )
+
+
+def test_an_honest_round_of_real_models_is_summed(world) -> None:
+    outcome = a_round(world, lambda request: request)
+    assert isinstance(outcome.result, Summed)
+    assert {"head", "lora.B.t4"} <= set(outcome.result.sums)
+
+
+@pytest.mark.parametrize("change", [{"learning_rate_factor": 0.0}, {"train": False}, {"eval_examples": 1}])
+def test_no_sum_is_opened_in_which_one_device_alone_was_asked_to_learn(world, change) -> None:
+    def lie(request):
+        return replace(request, work=encode(replace(decode(request.work, WorkTerms), **change)))
+
+    outcome = a_round(world, lie)
+    assert isinstance(outcome.result, Aborted)
+    assert [name for name, account in outcome.traffic.items() if account.ready] == ["a"]
