@@ -363,7 +363,7 @@ def test_a_delta_is_weighted_by_its_capped_size_class(examples: int, weight: flo
     np.testing.assert_array_equal(inputs[BlockId("head")], np.float32(weight) * one_hot(4, 1))
     np.testing.assert_array_equal(inputs[BlockId("metrics")], np.array([weight * 0.75, weight * 0.5], np.float32))
     np.testing.assert_array_equal(inputs[BlockId("train-loss")], np.array([weight * 2.0], np.float32))
-    advert = decode(opened(fleet).advertise, secagg.Advertise)
+    advert = decode(decode(opened(fleet).ready, Ready).advertise, secagg.Advertise)
     assert advert.weight_class == min(7, size_class(examples)), "public, and all that is"
 
 
