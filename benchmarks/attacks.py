@@ -19,10 +19,40 @@ from pathlib import Path
 
 from attacks_common import Finding
 from attacks_inversion import inversion
+from attacks_sum import isolation, split_sharers, tier_with_two_colluders
+from attacks_tests import as_tested
 
 RESULTS = Path(__file__).parent / "results" / "attacks.json"
 
-ATTACKS: Mapping[str, Callable[[bool], Finding]] = {"inversion": inversion}
+REFUSED = "refused: no sum is opened"
+
+ATTACKS: Mapping[str, Callable[[bool], Finding]] = {
+    "work_unbound": as_tested(REFUSED, "attacks/test_model_inconsistency.py", "attacks/test_different_work.py"),
+    "eval_unbound": as_tested(REFUSED, "attacks/test_different_work.py", matching="eval_examples"),
+    "split_sharers_20": split_sharers(20),
+    "split_sharers_300": split_sharers(300),
+    "isolation_500": isolation(500),
+    "isolation_1000": isolation(1000),
+    "isolation_3000": isolation(3000),
+    "counts_solved": as_tested("nothing: no row holds a number that solves for a count", "attacks/test_counts.py"),
+    "lane_of_one_owner": as_tested(
+        "nothing: a tier that stays masked has no lane", "attacks/test_counts.py", matching="stays_masked"
+    ),
+    "resume_difference": as_tested("nothing: the same survivors or no sum", "attacks/test_resume_difference.py"),
+    "second_incarnation": as_tested(REFUSED, "attacks/test_second_incarnation.py"),
+    "failure_oracle_client": as_tested(
+        "nothing: the same bytes", "attacks/test_failure_oracle.py", matching="hostile_head_bias"
+    ),
+    "failure_oracle_example": as_tested(
+        "nothing: the same bytes", "attacks/test_failure_oracle.py", matching="without_one_label"
+    ),
+    "privacy_off_for_one": as_tested(REFUSED, "attacks/test_different_work.py", matching="privacy_cannot"),
+    "tier_with_two_colluders": tier_with_two_colluders,
+    "imprint": as_tested(
+        "not prevented without noise; a site may refuse the shapes", "client/test_site.py", matching="imprints"
+    ),
+    "inversion": inversion,
+}
 """By key; the argument says whether it is a quick look."""
 
 
