@@ -37,6 +37,10 @@ def chosen_residency(artifact: BaseArtifact, wanted: Residency) -> Literal["dens
     return "dense" if plain or 2 * 4 * artifact.manifest.parameters <= available_bytes() else "quantized"
 
 
+LEND_WAIT_S = 60.0
+"""How long a trainer waits for a place before there is one more."""
+
+
 class Bench:
     """Loads what a plan asks for on first use; a plan with another adapter or base replaces it.
 
@@ -107,8 +111,11 @@ class Bench:
     @contextmanager
     def lend(self, plan: LearningPlan) -> "Iterator[UnionAdapter]":
         """A model with the plan's adapter for one trainer; waits while all places are taken."""
-        self._ready(plan)
-        union = self._free.get()
+        first = self._ready(plan)
+        try:
+            union = self._free.get(timeout=LEND_WAIT_S)
+        except queue.Empty:  # a place is held by work that was given up and hangs: others must not wait for it for ever
+            union = first.replicate()
         try:
             yield union
         finally:

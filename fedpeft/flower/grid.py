@@ -1,13 +1,15 @@
 """The round engine's ``Transport`` over a Flower Grid, and a Grid in this process."""
 
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Protocol, runtime_checkable
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -16,11 +18,21 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedpeft.clock import Clock
 from fedpeft.errors import SpecMismatch
+from fedpeft.flower.local_pool import DevicePool
 from fedpeft.flower.records import from_record, to_record
 from fedpeft.ids import NodeId
 from fedpeft.round.transport import Reply, Stage
 
 __all__ = ["GridTransport", "LocalGrid", "reply_of"]
+
+
+@runtime_checkable
+class GivesUp(Protocol):
+    """A Grid that can be told that nobody waits any more."""
+
+    def give_up(self, message_ids: Iterable[str]) -> None:
+        """Drop these messages: what has not begun does not begin."""
+        ...
 
 
 class GridTransport:
@@ -48,14 +60,18 @@ class GridTransport:
         waiting = dict(zip(self._grid.push_messages(messages), requests, strict=True))
         pause = threading.Event()
         wait_s = 0.001
-        while waiting and self._clock.monotonic_s() - started < deadline_s:
-            replies = list(self._grid.pull_messages(list(waiting)))
-            for message in replies:
-                node = waiting.pop(message.metadata.reply_to_message_id)
-                yield reply_of(message, node, len(requests[node]), self._clock.monotonic_s() - started)
-            wait_s = 0.001 if replies else min(2 * wait_s, self._poll_s)
-            if waiting and not replies:
-                pause.wait(wait_s)
+        try:
+            while waiting and self._clock.monotonic_s() - started < deadline_s:
+                replies = list(self._grid.pull_messages(list(waiting)))
+                for message in replies:
+                    node = waiting.pop(message.metadata.reply_to_message_id)
+                    yield reply_of(message, node, len(requests[node]), self._clock.monotonic_s() - started)
+                wait_s = 0.001 if replies else min(2 * wait_s, self._poll_s)
+                if waiting and not replies:
+                    pause.wait(wait_s)
+        finally:  # past the deadline, or the caller has enough
+            if waiting and isinstance(self._grid, GivesUp):
+                self._grid.give_up(waiting)
 
 
 def reply_of(message: Message, node: NodeId, bytes_down: int, seconds: float) -> Reply:
@@ -88,8 +104,8 @@ class LocalGrid(Grid):
         self._app = app
         self._partitions = {NodeId(1000 + index): index for index in range(devices)}
         self._contexts: dict[NodeId, RecordDict] = {node: RecordDict() for node in self._partitions}
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="device")
-        self._running: dict[str, Future[Message]] = {}
+        self._pool: DevicePool[Message] = DevicePool(workers, busy=self._refusal)
+        self._sent: dict[str, Message] = {}
         self._count = len(self._partitions)
         self._run = Run.create_empty(1)
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SUPERLINK_NODE_ID, 1
@@ -118,23 +134,45 @@ class LocalGrid(Grid):
         ids = []
         for message in messages:
             message_id = _stamp(message)
-            self._running[message_id] = self._pool.submit(self._deliver, _over_the_wire(message))
+            self._sent[message_id] = arrived = _over_the_wire(message)
+            self._pool.submit(message_id, message.metadata.dst_node_id, partial(self._deliver, arrived))
             ids.append(message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that are ready; part of ``Grid``."""
-        ready = [message_id for message_id in message_ids if self._running[message_id].done()]
-        return [self._running.pop(message_id).result() for message_id in ready]
+        replies = self._pool.ready(message_ids)
+        for reply in replies:
+            self._sent.pop(reply.metadata.reply_to_message_id, None)
+        return replies
+
+    def give_up(self, message_ids: Iterable[str]) -> None:
+        """See ``GivesUp``."""
+        known = list(message_ids)
+        self._pool.give_up(known)
+        for message_id in known:
+            self._sent.pop(message_id, None)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push all and wait for all; part of ``Grid``, not used by the round engine."""
-        futures = [self._running.pop(message_id) for message_id in self.push_messages(messages)]
-        return [future.result(timeout) for future in futures]
+        waiting = list(self.push_messages(messages))
+        ended = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while len(replies) < len(waiting) and (ended is None or time.monotonic() < ended):
+            replies += self.pull_messages(waiting)
+            time.sleep(0.001)
+        return replies
 
     def close(self) -> None:
-        """Stop taking work; running devices finish."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Stop taking work; running devices finish, or end with the process."""
+        self._pool.close()
+
+    def _refusal(self, message_id: str) -> Message:
+        reason = "the device is still at work on a request whose deadline has passed"
+        error = Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason)
+        reply = Message(error, reply_to=self._sent[message_id])
+        _stamp(reply)
+        return reply
 
     def _deliver(self, message: Message) -> Message:
         node = NodeId(message.metadata.dst_node_id)

@@ -1,0 +1,96 @@
+"""One device that hangs costs its own answers and no other's."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from fedpeft.clock import SystemClock
+from fedpeft.flower import GridTransport, LocalGrid, NodeContext, client_app
+from fedpeft.ids import NodeId
+from fedpeft.round.transport import Stage
+
+
+@pytest.fixture
+def stuck() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()  # lets the hung threads end
+
+
+def answers(transport: GridTransport, nodes: list[NodeId], *, deadline_s: float) -> dict[NodeId, str]:
+    replies = transport.exchange(Stage.FIT, dict.fromkeys(nodes, b"x"), deadline_s=deadline_s)
+    return {reply.node: reply.error or "answered" for reply in replies}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_hung_device_does_not_starve_the_others_in_later_rounds(workers: int, stuck: threading.Event) -> None:
+    def handler(node: NodeContext, stage: Stage, payload: bytes) -> bytes:
+        if node.partition == 0:
+            stuck.wait(60)
+        return payload
+
+    transport = GridTransport(LocalGrid(client_app(handler), devices=5, workers=workers), SystemClock())
+    nodes = list(transport.nodes())
+    first = answers(transport, nodes, deadline_s=1.0)
+    assert nodes[0] not in first
+    for _ in range(3):
+        later = answers(transport, nodes, deadline_s=20.0)
+        assert [later[node] for node in nodes[1:]] == ["answered"] * 4
+        assert "still at work" in later[nodes[0]]
+    stuck.set()
+    time.sleep(0.2)
+    assert answers(transport, nodes, deadline_s=20.0) == dict.fromkeys(nodes, "answered")
+
+
+def test_what_has_not_begun_by_its_deadline_never_begins(stuck: threading.Event) -> None:
+    heard: list[bytes] = []
+
+    def handler(node: NodeContext, stage: Stage, payload: bytes) -> bytes:
+        heard.append(payload)
+        if node.partition == 0:
+            stuck.wait(60)
+        return payload
+
+    transport = GridTransport(LocalGrid(client_app(handler), devices=2, workers=1), SystemClock())
+    nodes = list(transport.nodes())
+    list(transport.exchange(Stage.FIT, dict.fromkeys(nodes, b"old"), deadline_s=0.5))
+    list(transport.exchange(Stage.FIT, {nodes[1]: b"new"}, deadline_s=20.0))
+    assert heard == [b"old", b"new"]
+
+
+def test_no_more_devices_than_workers_run_at_once() -> None:
+    lock, now, most = threading.Lock(), 0, 0
+
+    def handler(node: NodeContext, stage: Stage, payload: bytes) -> bytes:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.01)
+        with lock:
+            now -= 1
+        return payload
+
+    transport = GridTransport(LocalGrid(client_app(handler), devices=12, workers=3), SystemClock())
+    assert len(answers(transport, list(transport.nodes()), deadline_s=20.0)) == 12
+    assert most == 3
+
+
+def test_a_hung_device_does_not_hold_the_process() -> None:
+    code = (
+        "import threading\n"
+        "from fedpeft.clock import SystemClock\n"
+        "from fedpeft.flower import GridTransport, LocalGrid, client_app\n"
+        "from fedpeft.round.transport import Stage\n"
+        "app = client_app(lambda node, stage, payload: threading.Event().wait(300) and payload)\n"
+        "grid = LocalGrid(app, devices=1, workers=1)\n"
+        "transport = GridTransport(grid, SystemClock())\n"
+        "print(list(transport.exchange(Stage.FIT, dict.fromkeys(transport.nodes(), b'x'), deadline_s=0.3)))\n"
+        "grid.close()\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert answer.stdout == "[]\n"
