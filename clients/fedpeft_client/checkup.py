@@ -1,8 +1,10 @@
 """`fedpeft doctor --role client`: is this device fit to take part?"""
 
+from fedpeft import __version__
 from fedpeft.base.store import ArtifactStore
 from fedpeft.clock import Clock
 from fedpeft.deployment.checkup import Finding, answers_tls, check, disk, private
+from fedpeft.deployment.window import outside_window
 from fedpeft.errors import ConfigInvalid, DeadlineMissed, NotEnrolled
 from fedpeft.secagg import FileLedger
 from fedpeft_client.home import DeviceHome
@@ -46,7 +48,10 @@ def check_device(home: DeviceHome, clock: Clock) -> tuple[Finding, ...]:
 
     def coordinator() -> str:
         with Link.of_home(home) as link:
-            return f"answers, fedpeft {link.greet().version}; this device counts"
+            theirs = link.greet().version
+        if outside := outside_window(__version__, theirs):
+            raise ConfigInvalid(f"Expected a coordinator of this device's series, found that {outside}; update one.")
+        return f"answers, fedpeft {theirs}; this device counts"
 
     def offset() -> str:
         with Link.of_home(home) as link:

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from fedpeft import __version__
 from fedpeft.clock import Clock
 from fedpeft.deployment.ceremony import CLOCK_TOLERANCE_S, proof, proof_key, short_code, statement
 from fedpeft.deployment.messages import Accepted, Application, EnrolRequest, Refused, Waiting
 from fedpeft.deployment.token import JoinToken
+from fedpeft.deployment.window import outside_window
 from fedpeft.entropy import Entropy
 from fedpeft.errors import ConfigInvalid, IntegrityFailed, NotEnrolled, ResourceMissing
 from fedpeft.files import PRIVATE, write_file
@@ -85,6 +87,8 @@ def join(
         home.enrolment_file.unlink()
     authority = pinned_authority(token)
     with Link(_target(token), authority=authority) as link:
+        if outside := outside_window(__version__, link.greet().version):
+            raise ConfigInvalid(f"Expected a coordinator of this device's series, found that {outside}; update one.")
         check_clock(link, clock)
         ensure_keys(home, entropy)
         write_file(home.token, json.dumps(_to_json(wishes)).encode(), mode=PRIVATE)

@@ -15,6 +15,7 @@ import grpc
 from fedpeft import __version__
 from fedpeft.deployment import rpc
 from fedpeft.deployment.ceremony import fingerprint
+from fedpeft.deployment.checkup import why_tls_fails
 from fedpeft.deployment.messages import (
     Accepted,
     BaseRequest,
@@ -58,7 +59,7 @@ class Link:
     def __init__(
         self, target: str, *, authority: bytes, key: bytes | None = None, certificate: bytes | None = None
     ) -> None:
-        self.target = target
+        self.target, self._authority = target, authority
         self._channel = rpc.secure_channel(target, authority=authority, key=key, certificate=certificate)
 
     @classmethod
@@ -138,7 +139,7 @@ class Link:
         try:
             yield
         except grpc.RpcError as error:
-            raise _meaning(error, self.target) from error
+            raise _meaning(error, self.target, self._authority) from error
         except ValueError as error:  # the channel was closed under the call
             raise Unreachable(
                 f"Expected an open connection to {self.target}, found it closed; connect anew."
@@ -186,7 +187,7 @@ def _chain(secured: ssl.SSLSocket) -> list[bytes]:
     return [ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in shown or ()]
 
 
-def _meaning(error: grpc.RpcError, target: str) -> FedpeftError:
+def _meaning(error: grpc.RpcError, target: str, authority: bytes) -> FedpeftError:
     code, detail = error.code(), error.details() or ""
     match code:
         case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
@@ -196,6 +197,13 @@ def _meaning(error: grpc.RpcError, target: str) -> FedpeftError:
         case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.UNIMPLEMENTED:
             return ConfigInvalid(f"Expected {target} to understand fedpeft {__version__}, found {detail}; update both.")
     if "CERTIFICATE_VERIFY_FAILED" in detail:
+        host, _, port = target.rpartition(":")
+        cause = why_tls_fails(host.strip("[]"), int(port), authority)
+        if "not yet valid" in cause or "expired" in cause:
+            return ResourceMissing(
+                f"Expected this machine's clock to be within the life of the certificate of {target}, found that the "
+                f"{cause}; set the clock by NTP (`timedatectl set-ntp true`). If it is right, tell the operator."
+            )
         return IntegrityFailed(
             f"Expected {target} to show a certificate of the pinned authority, found another; nothing was sent."
         )

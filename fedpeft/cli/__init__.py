@@ -188,7 +188,9 @@ def _failed(error: Exception) -> int:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    from fedpeft.terminal import printable
+
+    click.echo(printable(line, keep_lines=True), err=True)
 
 
 def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -198,6 +198,38 @@ def approve(name: str, code: str, home: Path | None) -> None:
     click.echo(f"{name} of {device.organisation} is in; it goes on by itself")
 
 
+@clients.command(name="approve-all")
+@click.argument("file", type=click.File())
+@coordinator_home_option
+def approve_all(file: "TextIO", home: Path | None) -> int:
+    """Admit the devices of FILE (`-`: standard input), one `NAME CODE` a line; says of each what became of it."""
+    from fedpeft.errors import FedpeftError
+    from fedpeft.terminal import printable
+
+    failed = 0
+    with _opened(home) as (_, _, admission):
+        for line in file:
+            if not line.strip() or line.startswith("#"):
+                continue
+            name, _, code = line.strip().partition(" ")
+            try:
+                click.echo(f"{name} of {admission.approve(name, code).organisation} is in")
+            except FedpeftError as error:
+                failed = error.exit_code
+                click.echo(f"{printable(name)}: {printable(str(error))}", err=True)
+    return failed
+
+
+@clients.command()
+@click.argument("name")
+@coordinator_home_option
+def delete(name: str, home: Path | None) -> None:
+    """Forget the device NAME, which was denied, revoked, or left; its keys are never accepted again."""
+    with _opened(home) as (_, _, admission):
+        admission.delete(name)
+    click.echo(f"{name} is forgotten")
+
+
 @clients.command()
 @click.argument("name")
 @click.option("--reason", default="", help="The device is told.")
@@ -227,6 +259,7 @@ def show(name: str, home: Path | None) -> None:
     """Show all that is known about the device NAME."""
     import hashlib
 
+    from fedpeft.terminal import printable
     from fedpeft_server.pki import certificate_expiry
 
     with _opened(home) as (_, registry, _):
@@ -240,12 +273,15 @@ def show(name: str, home: Path | None) -> None:
         click.echo(f"  certificate  serial {device.serial}, until {expiry}")
     click.echo(f"  joined by    token {device.token_id}, code {device.code}")
     if device.reason:
-        click.echo(f"  reason       {device.reason}")
+        click.echo(f"  reason       {printable(device.reason)}")
 
 
 def _line(device: "EnrolledDevice") -> str:
+    from fedpeft.clock import SystemClock
     from fedpeft.errors import IntegrityFailed
     from fedpeft.planner import DeviceProfile
+    from fedpeft_server.pki import certificate_expiry
+    from fedpeft_server.registry import Status
 
     try:
         profile = DeviceProfile.from_json(device.profile)
@@ -254,7 +290,12 @@ def _line(device: "EnrolledDevice") -> str:
             hardware += f", GPU {profile.vram_bytes / 2**30:.0f} GiB"
     except IntegrityFailed:  # of a version that checked less
         hardware = "hardware unknown"
-    return f"{device.name:<24} {device.status.value:<8} {device.organisation:<24} {hardware}"
+    until, status = "", device.status.value
+    if device.certificate:
+        ends, now = certificate_expiry(device.certificate), SystemClock().utc()
+        until = f"  certificate {'ended' if ends <= now else 'until'} {ends:%Y-%m-%d}"
+        status = "expired" if ends <= now and device.status is Status.ACTIVE else status
+    return f"{device.name:<24} {status:<8} {device.organisation:<24} {hardware}{until}"
 
 
 @contextmanager
@@ -262,11 +303,11 @@ def _opened(home: Path | None) -> "Iterator[tuple[CoordinatorHome, Registry, Adm
     from fedpeft.clock import SystemClock
     from fedpeft_server.audit import AuditLog
     from fedpeft_server.enrolment import Admission
-    from fedpeft_server.registry import Registry
+    from fedpeft_server.registry import open_registry
 
     where, clock = coordinator_home(home), SystemClock()
     where.settings()
-    registry = Registry(where.registry)
+    registry = open_registry(where.registry, where.audit)
     try:
         yield where, registry, Admission(where, registry, AuditLog(where.audit, clock), clock)
     finally:

@@ -1,6 +1,7 @@
 """`fedpeft config`: everything one can ask about a run.toml without starting anything."""
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,8 +65,21 @@ def schema() -> None:
 
 
 @command.command()
-def template() -> None:
+@click.option("--deployed", is_flag=True, help="For real devices: without what their own site.toml says.")
+def template(deployed: bool) -> None:
     """Print a run.toml with every key, its default and what it does."""
     from fedpeft.config.schema import template as commented
 
-    click.echo(commented(), nl=False)
+    click.echo(_without_devices(commented()) if deployed else commented(), nl=False)
+
+
+def _without_devices(text: str) -> str:
+    """Without the sections that a deployment does not read."""
+    kept, skipping = [], False
+    for block in text.split("\n\n"):
+        heads = [line.lstrip("# ") for line in block.splitlines() if re.fullmatch(r"(# )?\[+[a-z0-9_.]+\]+", line)]
+        if heads:
+            skipping = heads[0].lstrip("[").startswith(("data", "device", "performance"))
+        if not skipping:
+            kept.append(block)
+    return "\n\n".join(kept).rstrip() + "\n"

@@ -57,9 +57,16 @@ def up(home: Path | None) -> None:
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @coordinator_home_option
 def submit(config: Path, home: Path | None) -> None:
-    """Check CONFIG (a run.toml) and put it into the queue; it begins when the coordinator is up and free."""
-    queue = _queue(home)
-    job = queue.submit(config.read_text(encoding="utf-8"), source=str(config))
+    """Check CONFIG (a run.toml) and put it into the queue; it begins when the coordinator is up and free.
+
+    [data] and [[device]] are not needed: what a device has and trains is its own site.toml's to say. A relative folder
+    in base.model is meant from where this command runs.
+    """
+    from fedpeft_server.submission import submission
+
+    where = _home(home)
+    text = submission(config.read_text(encoding="utf-8"), source=config, bases=where.bases)
+    job = _queue(home).submit(text, source=str(config))
     click.echo(f"run {job.number} ({job.name}) is queued; see `fedpeft coordinator status`")
 
 
@@ -70,6 +77,8 @@ def status(home: Path | None, as_json: bool) -> None:
     """Show the coordinator, its devices, and every submitted run."""
     import json
     from dataclasses import asdict
+
+    from fedpeft.terminal import printable
 
     where = _home(home)
     live = _live(where.settings().metrics_port)
@@ -85,12 +94,12 @@ def status(home: Path | None, as_json: bool) -> None:
         online = [device["name"] for device in devices if device["online"]] if isinstance(devices, list) else []
         click.echo(f"the coordinator is up; {len(online)} devices online: {', '.join(map(str, online)) or 'none'}")
         if live["now"]:
-            click.echo(f"now: {live['now']}")
+            click.echo(f"now: {printable(str(live['now']))}")
     for job in jobs:
         where_it_lies = f"  {where.runs / job.run}" if job.run else ""
         click.echo(f"run {job.number:4}  {job.state.value:8}  {job.name}{where_it_lies}")
         if job.reason:
-            click.echo(f"          {job.reason}")
+            click.echo(f"          {printable(job.reason, keep_lines=True)}")
 
 
 @click.command()

@@ -25,6 +25,8 @@ from fedpeft.files import read_text
 
 __all__ = ["load", "parse"]
 
+DEVICES_OWN = "the-devices-own.jsonl"
+"""Stands for the data in a deployment's configuration; nobody opens it."""
 _SKELETON: dict[str, object] = {
     "run": {"name": "x"},
     "base": {"model": "x"},
@@ -43,7 +45,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, simulation: bool = 
         path: the TOML file.
         overrides: ``key.path=value`` each, applied in order before anything is checked.
         simulation: whether all clients live on this machine; allows ``secagg.mode = "off"`` and labels
-            inferred from the data.
+            inferred from the data. If not, [data] and [[device]] need not be there and are not read.
 
     Returns:
         The frozen configuration.
@@ -77,6 +79,8 @@ def parse(text: str, *, source: str, overrides: Sequence[str] = (), simulation: 
     problems, overridden = apply_overrides(document, overrides)
     if simulation:
         _complete(document)
+    else:
+        _leave_to_devices(document)
     typed = _untyped(document)
     known = {fault.location for fault in typed}
     faults = [*typed, *(fault for fault in _dates(document) if fault.location not in known)]
@@ -117,6 +121,14 @@ def _complete(document: dict[str, object]) -> None:
     data = document.get("data")
     if isinstance(data, dict):
         data.setdefault("partition", {"by": "iid", "clients": SIMULATED_CLIENTS})
+
+
+def _leave_to_devices(document: dict[str, object]) -> None:
+    """In a deployment what a device has and trains is its own site's: what stands here about it is not read."""
+    adapter = document.get("adapter")
+    methods = [name for name, given in adapter.items() if isinstance(given, dict)] if isinstance(adapter, dict) else []
+    document["data"] = {"source": DEVICES_OWN, "partition": {"by": "column", "column": "device"}}
+    document["device"] = [{"clients": ["*"], "methods": methods or ["lora"]}]
 
 
 def _syntax(error: tomllib.TOMLDecodeError, source: str) -> Problem:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedpeft.errors import FedpeftError
 
-__all__ = ["Finding", "answers_tls", "check", "disk", "private"]
+__all__ = ["Finding", "answers_tls", "check", "disk", "private", "why_tls_fails"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,28 @@ def disk(path: Path, *, need_bytes: int) -> Finding:
         return Finding(check="disk", sound=True, result=result)
     remedy = f"make room: at least {need_bytes / 2**30:.1f} GiB"
     return Finding(check="disk", sound=False, result=result, remedy=remedy, exit_code=8)
+
+
+def why_tls_fails(host: str, port: int, authority: bytes, *, timeout_s: float = 5.0) -> str:
+    """Why a server's certificate is not accepted, in OpenSSL's words; empty when it is.
+
+    Args:
+        host, port: of the server.
+        authority: the certificate that must have signed its, PEM.
+        timeout_s: for the connection.
+    """
+    context = ssl.create_default_context(cadata=authority.decode("ascii"))
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((host, port), timeout_s) as plain,
+            context.wrap_socket(plain, server_hostname=host),
+        ):
+            return ""
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message
+    except OSError as error:
+        return str(error)
 
 
 def answers_tls(host: str, port: int, authority: Path, *, timeout_s: float = 2.0) -> str:

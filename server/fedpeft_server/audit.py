@@ -42,6 +42,7 @@ class AuditEvent(Enum):
     RENEWED = "renewed"
     REVOKED = "revoked"
     LEFT = "left"
+    DELETED = "deleted"
     COORDINATOR_STARTED = "coordinator-started"
     COORDINATOR_STOPPED = "coordinator-stopped"
     RUN_SUBMITTED = "run-submitted"

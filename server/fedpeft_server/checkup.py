@@ -10,7 +10,7 @@ from fedpeft.errors import ConfigInvalid
 from fedpeft_server.audit import AuditLog
 from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.pki import Authority, certificate_expiry
-from fedpeft_server.registry import Registry, Status
+from fedpeft_server.registry import Status, open_registry
 
 __all__ = ["check_coordinator"]
 
@@ -34,7 +34,7 @@ def check_coordinator(home: CoordinatorHome, clock: Clock) -> tuple[Finding, ...
         return f"valid for {left.days} days"
 
     def registry() -> str:
-        opened = Registry(home.registry)
+        opened = open_registry(home.registry, home.audit)
         try:
             counts = {status: len(opened.devices(status)) for status in Status}
         finally:

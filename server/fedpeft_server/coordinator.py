@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from fedpeft.clock import SystemClock
 from fedpeft.directory_lock import DirectoryLock
+from fedpeft.errors import FedpeftError
 from fedpeft.flower.exchange import FleetTransport
 from fedpeft.flower.superlink import SuperLink
 from fedpeft.ids import NodeId
@@ -30,7 +31,7 @@ from fedpeft_server.listener import Listener, take_port
 from fedpeft_server.membership import Membership
 from fedpeft_server.meters import Meters
 from fedpeft_server.pki import Authority, renew_server_certificate
-from fedpeft_server.registry import Registry
+from fedpeft_server.registry import Registry, open_registry
 from fedpeft_server.service import FleetService
 from fedpeft_server.wake import WakeBoard
 
@@ -39,6 +40,7 @@ __all__ = ["DRAIN_S", "Coordinator"]
 DRAIN_S = 20.0
 """How long a round may go on after SIGTERM."""
 LOOK_S = 0.2
+RENEWAL_LOOK_S = 6 * 3600.0
 ROOM_LOOK_S = 2.0
 """Between two looks whether a full disk has room again."""
 
@@ -77,21 +79,23 @@ class Coordinator:
         self._fleet_port, self._metrics_port = self._ports()
         self.meters, self.wake = Meters(), WakeBoard()
         self.audit = AuditLog(home.audit, self._clock)
-        self.registry = Registry(home.registry)
+        self.registry = self._opened()
         home.runs.mkdir(mode=0o700, exist_ok=True)
         self.queue = Queue(home.path / "queue")
         self._link = SuperLink(home.objects, wake=self._ring)
-        self.members = Membership(self.registry, enrol=self._link.enrol, expel=self._link.expel)
+        self.members = Membership(self.registry, enrol=self._link.enrol, expel=self._link.expel, clock=self._clock)
         admission = Admission(home, self.registry, self.audit, self._clock)
         renew_server_certificate(home, Authority.of_home(home, self._clock), clock=self._clock)
         gate = Gate(self._link.handlers, self.members.standing, clock=self._clock, meters=self.meters)
+        self._fleet = Listener(gate, self._fleet_port, certificate=home.server_certificate, key=home.server_key)
         self._listeners: list[Service] = [
             Listener(self._loopback, self._metrics_port),
-            Listener(gate, self._fleet_port, certificate=home.server_certificate, key=home.server_key),
+            self._fleet,
             FleetService(home, self.registry, admission, self.wake, self._clock),
         ]
         self._transport = FleetTransport(self._link, self._clock)
-        self._ready, self._stopping = threading.Event(), threading.Event()
+        self._ready, self._stopping, self._closed = threading.Event(), threading.Event(), threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="server-certificate", daemon=True)
         self._stop_at: float | None = None
         self._now, self._trouble = "", ""
 
@@ -101,6 +105,7 @@ class Coordinator:
         for listener in self._listeners:
             listener.start()
         self._ready.set()
+        self._renewing.start()
         self.audit.append(AuditEvent.COORDINATOR_STARTED, actor="coordinator", subject=str(self._home.path))
 
     def stop(self) -> None:
@@ -159,6 +164,7 @@ class Coordinator:
     def close(self) -> None:
         """Stop listening and let go of everything."""
         self._ready.clear()
+        self._closed.set()
         for listener in reversed(self._listeners):
             listener.stop()
         self._link.close()
@@ -168,6 +174,25 @@ class Coordinator:
             _log.error("the audit log was not written: %s", error)
         self.registry.close()
         self._lock.release()
+
+    def _renew(self) -> None:
+        """Keeps the server's certificate good however long this process runs."""
+        while not self._closed.wait(RENEWAL_LOOK_S):
+            try:
+                if renew_server_certificate(self._home, Authority.of_home(self._home, self._clock), clock=self._clock):
+                    self._fleet.reload()  # the gRPC service looks at every handshake
+                    _log.info("the server's certificate was renewed")
+            except (FedpeftError, OSError) as error:
+                _log.error("the server's certificate was not renewed: %s", error)
+
+    def _opened(self) -> Registry:
+        try:
+            return open_registry(self._home.registry, self._home.audit)
+        except BaseException:
+            self._lock.release()
+            for taken in (self._fleet_port, self._metrics_port):
+                taken.close()
+            raise
 
     def _ports(self) -> tuple[socket, socket]:
         settings = self._settings
@@ -203,7 +228,7 @@ class Coordinator:
                 "now": self._trouble or self._now,
                 "stopping": self._stopping.is_set(),
                 "devices": [
-                    {"name": device.name, "status": device.status.value, "online": device.name in present}
+                    {"name": device.name, "status": self.members.status(device), "online": device.name in present}
                     for device in self.registry.devices()
                 ],
             }

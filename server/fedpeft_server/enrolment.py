@@ -13,6 +13,7 @@ from fedpeft.deployment.ceremony import short_code, vouches
 from fedpeft.deployment.messages import Accepted, Application, EnrolRequest, RefusalReason, Refused, Renewed, Waiting
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
 from fedpeft.planner import DeviceProfile
+from fedpeft.terminal import printable
 from fedpeft.wire import WireError, decode
 from fedpeft_server.audit import AuditEvent, AuditLog
 from fedpeft_server.home import CoordinatorHome
@@ -27,6 +28,8 @@ __all__ = ["Admission"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ORGANISATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,&()_-]{0,62}")
 _PROFILE_MAX = 4096
+_MORE_WAITING = 20
+"""Applications of one token beyond its uses that may wait: who knows a token can ask in others' place."""
 _RECORDED_PER_S, _RECORDED_BURST = 1 / 300, 20
 """Refusals with a record of their own, of one token."""
 _WHY_ENDED = {
@@ -106,8 +109,16 @@ class Admission:
                     f"Expected the code that {name} shows, found another; ask its owner to read it out. "
                     "If it stays different, somebody else asked under that name: deny it."
                 )
+            token = self._tokens.find(device.token_id)
+            if token is not None and token.used >= token.uses:
+                raise ConfigInvalid(
+                    f"Expected a use left of token {token.token_id}, found all {token.uses} spent on other devices; "
+                    f"give {name}'s owner another token, or deny it."
+                )
             admitted = self._with_certificate(replace(device, status=Status.ACTIVE))
             self._registry.put(admitted)
+            if token is not None:
+                self._tokens.spend(token, admitted.node_key)
         self._audit.append(
             AuditEvent.APPROVED, actor="operator", subject=name, detail={"serial": admitted.serial or ""}
         )
@@ -125,6 +136,20 @@ class Admission:
         """The device itself goes."""
         self._end(device.name, Status.ACTIVE, Status.LEFT, reason, AuditEvent.LEFT, device.name)
         return Refused(reason=RefusalReason.LEFT, detail=reason)
+
+    def delete(self, name: str) -> None:
+        """Forgets a device that ended; its keys are never accepted again.
+
+        Raises:
+            NotEnrolled: no device of that name.
+            ConfigInvalid: it has not ended.
+        """
+        with self._registry.change():
+            device = self._registry.device(name)
+            if device.status not in ENDED:
+                raise ConfigInvalid(f"Expected {name} to have ended, found it {device.status.value}; revoke it first.")
+            self._registry.delete(device)
+        self._audit.append(AuditEvent.DELETED, actor="operator", subject=name)
 
     def renew(self, device: EnrolledDevice, csr: bytes) -> Renewed | Refused:
         """A new certificate; a new key counts from its first use on, so that a lost answer locks nobody out."""
@@ -204,16 +229,25 @@ class Admission:
         """A device that was not seen before; inside one transaction, so that a use is spent once."""
         if objection := self._tokens.objection(token):
             return self._refused(peer, application, *objection)
+        waiting = sum(one.token_id == token.token_id for one in self._registry.devices(Status.PENDING))
+        if not token.auto_approve and waiting >= token.uses + _MORE_WAITING:
+            detail = f"{waiting} devices with this token wait for the operator already; ask again when they are decided"
+            return self._refused(peer, application, RefusalReason.USED_UP, detail)
         if self._registry.is_retired(node_key) or self._registry.knows_identity(application.identity):
             detail = "these keys were used before; a device that joins anew makes new ones"
             return self._refused(peer, application, RefusalReason.KEY_RETIRED, detail)
+        holder = self._registry.same_name(application.device)
+        if holder is not None and holder.name != application.device and holder.status not in ENDED:
+            detail = f"another device is called {holder.name}, which looks the same; choose another with --name"
+            return self._refused(peer, application, RefusalReason.NAME_TAKEN, detail)
+        organisation = self._registry.organisation(token.organisation or application.organisation or application.device)
         holder = self._registry.find(application.device)
-        if holder is not None and holder.status not in ENDED:
+        if holder is not None and holder.status not in ENDED and not self._may_return(holder, organisation):
             detail = f"another device is called {application.device}; choose another with --name"
             return self._refused(peer, application, RefusalReason.NAME_TAKEN, detail)
         device = EnrolledDevice(
             name=application.device,
-            organisation=token.organisation or application.organisation or application.device,
+            organisation=organisation,
             status=Status.ACTIVE if token.auto_approve else Status.PENDING,
             identity=application.identity,
             node_key=node_key,
@@ -229,7 +263,8 @@ class Admission:
         )
         if token.auto_approve:
             device = self._with_certificate(device)
-        self._tokens.spend(token, node_key)
+        if token.auto_approve:
+            self._tokens.spend(token, node_key)
         self._registry.put(device)
         facts = {"organisation": device.organisation, "token": token.token_id, "code": device.code}
         self._audit.append(AuditEvent.ENROL_REQUESTED, actor=peer, subject=device.name, detail=facts)
@@ -238,6 +273,12 @@ class Admission:
         facts = {"serial": device.serial or "", "token": token.token_id}
         self._audit.append(AuditEvent.APPROVED, actor="token", subject=device.name, detail=facts)
         return self._accepted(device)
+
+    def _may_return(self, holder: EnrolledDevice, organisation: str) -> bool:
+        """Whether a name is free again: its certificate has ended, and the same organisation asks for it."""
+        if holder.status is not Status.ACTIVE or holder.organisation != organisation:
+            return False
+        return certificate_expiry(holder.certificate) <= self._clock.utc()
 
     def _with_certificate(self, device: EnrolledDevice) -> EnrolledDevice:
         serial, certificate = self._authority.sign_device(
@@ -261,7 +302,8 @@ class Admission:
             if device.status is not before:
                 raise ConfigInvalid(f"Expected {name} to be {before.value}, found it {device.status.value}.")
             now = self._clock.utc().isoformat(timespec="seconds")
-            told = f"{after.value} by {actor} at {now}: {reason or 'no reason given'}"
+            by = "" if actor == name else f" by {actor}"
+            told = f"{after.value}{by} at {now}: {printable(reason) or 'no reason given'}"
             self._registry.put(replace(device, status=after, reason=told, since=now))
         self._audit.append(event, actor=actor, subject=name, detail={"reason": reason})
 

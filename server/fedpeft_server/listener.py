@@ -79,6 +79,7 @@ class Listener:
             ssl_certfile=None if certificate is None else str(certificate),
             ssl_keyfile=None if key is None else str(key),
         )
+        self._files = None if certificate is None or key is None else (certificate, key)
         self._server = _Server(config, patience)
         self._taken = taken
         self._thread = threading.Thread(target=self._run, name=f"port-{taken.getsockname()[1]}", daemon=True)
@@ -95,6 +96,12 @@ class Listener:
             if not self._thread.is_alive():
                 raise ResourceMissing("Expected a listener, found that its thread ended; the log says why.")
             pause.wait(0.01)
+
+    def reload(self) -> None:
+        """Show the certificate that its file holds now, from the next handshake on."""
+        trust = self._server.config.ssl
+        if trust is not None and self._files is not None:
+            trust.load_cert_chain(*self._files)
 
     def stop(self) -> None:
         """Take no more connections, finish what is being answered, close."""

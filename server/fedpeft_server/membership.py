@@ -6,10 +6,13 @@ change holds from the next request on. Flower is kept in step: active devices ha
 
 import threading
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
+from fedpeft.clock import Clock
 from fedpeft.ids import NodeId
 from fedpeft.round.transport import Transport
 from fedpeft_server.gate import Standing
+from fedpeft_server.pki import certificate_expiry
 from fedpeft_server.registry import ENDED, EnrolledDevice, Registry, Status
 
 __all__ = ["Membership"]
@@ -22,12 +25,18 @@ class Membership:
         registry: who was enrolled.
         enrol: node key (PEM) and name -> Flower's node.
         expel: node key -> nothing; Flower refuses it from now on.
+        clock: a device whose certificate has ended by it takes no part.
     """
 
     def __init__(
-        self, registry: Registry, *, enrol: Callable[[bytes, str], NodeId], expel: Callable[[bytes], None]
+        self,
+        registry: Registry,
+        *,
+        enrol: Callable[[bytes, str], NodeId],
+        expel: Callable[[bytes], None],
+        clock: Clock,
     ) -> None:
-        self._registry, self._enrol, self._expel = registry, enrol, expel
+        self._registry, self._enrol, self._expel, self._clock = registry, enrol, expel, clock
         self._lock = threading.Lock()
         self._revision = -1
         self._by_key: dict[bytes, EnrolledDevice] = {}
@@ -41,17 +50,34 @@ class Membership:
         if device is None or device.status is Status.PENDING:
             return None
         if device.status in ENDED:
-            reason = f": {device.reason}" if device.reason else ""
-            return Standing(
-                device=device.name, revoked=f"{device.name} was {device.status.value} {device.since}{reason}"
+            was = "" if device.status is Status.LEFT else "was "
+            how = device.reason or f"{device.status.value} at {device.since[:19]} (UTC)"
+            return Standing(device=device.name, revoked=f"{device.name} {was}{how}")
+        if (ended := self._ended(device)) is not None:
+            text = (
+                f"the certificate of {device.name} ended on {ended:%Y-%m-%d %H:%M} (UTC); ask for a token, join again"
             )
+            return Standing(device=device.name, revoked=text)
         return Standing(device=device.name)
+
+    def status(self, device: EnrolledDevice) -> str:
+        """Its status in a word; ``expired`` when only its certificate keeps it out."""
+        expired = device.status is Status.ACTIVE and self._ended(device) is not None
+        return "expired" if expired else device.status.value
+
+    def _ended(self, device: EnrolledDevice) -> datetime | None:
+        """When its certificate ended; None while it is good."""
+        if not device.certificate:
+            return None
+        end = certificate_expiry(device.certificate)
+        return end if end <= self._clock.utc() else None
 
     def device(self, node: NodeId) -> EnrolledDevice | None:
         """The active device behind a node; None for any other."""
         with self._lock:
             self._refresh()
-            return self._by_node.get(node)
+            found = self._by_node.get(node)
+        return None if found is None or self._ended(found) is not None else found
 
     def present(self, transport: Transport) -> Sequence[EnrolledDevice]:
         """The active devices that can be reached now, by name."""
@@ -63,7 +89,7 @@ class Membership:
         """How many devices are active, reachable or not."""
         with self._lock:
             self._refresh()
-            return len(self._by_node)
+            return sum(self._ended(device) is None for device in self._by_node.values())
 
     def refresh(self) -> None:
         """Bring Flower in step without a question."""

@@ -20,7 +20,7 @@ from fedpeft.errors import IntegrityFailed, NotEnrolled
 from fedpeft.files import PRIVATE
 from fedpeft.ids import NodeId
 
-__all__ = ["ENDED", "EnrolledDevice", "Registry", "Status"]
+__all__ = ["ENDED", "EnrolledDevice", "Registry", "Status", "open_registry"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
@@ -97,6 +97,25 @@ class EnrolledDevice:
     since: str
 
 
+def open_registry(path: Path, audit: Path) -> "Registry":
+    """The registry of a coordinator's home.
+
+    Args:
+        path: the SQLite file; made if this home never had one.
+        audit: the home's audit log, which is never empty once there was a registry.
+
+    Raises:
+        IntegrityFailed: it is damaged, or gone: with it went who was revoked and which keys are retired.
+    """
+    gone = not path.exists() or path.stat().st_size == 0
+    if gone and audit.exists() and audit.stat().st_size > 0:
+        raise IntegrityFailed(
+            f"Expected the registry {path} that {audit.name} tells of, found none; restore it from a backup. To begin "
+            f"anew without any device, move {audit} away."
+        )
+    return Registry(path)
+
+
 class Registry:
     """The enrolled devices. Thread-safe; several processes may have it open.
 
@@ -164,6 +183,18 @@ class Registry:
         """The device of that name, whatever its status."""
         return next(iter(self._devices("name = ?", name)), None)
 
+    def same_name(self, name: str) -> EnrolledDevice | None:
+        """The device of that name, or of one that reads the same: upper and lower case and a last dot do not count."""
+        return next((one for one in self.devices() if _alike(one.name) == _alike(name)), self.find(name))
+
+    def organisation(self, name: str) -> str:
+        """How an organisation is written here: as the first device wrote it whose organisation reads the same.
+
+        Cohorts are counted in organisations, so ``Clinic-A`` and ``clinic-a `` must not be two.
+        """
+        tidy = " ".join(name.split())
+        return next((one.organisation for one in self.devices() if _alike(one.organisation) == _alike(tidy)), tidy)
+
     def device(self, name: str) -> EnrolledDevice:
         """The device of that name, whatever its status.
 
@@ -213,6 +244,14 @@ class Registry:
             db.execute("DELETE FROM devices WHERE name=?", (device.name,))
             db.execute(f"INSERT INTO devices ({_COLUMNS}) VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
 
+    def delete(self, device: EnrolledDevice) -> None:
+        """Removes a device's row; its keys are retired for good."""
+        with self.change() as db:
+            keys = [(device.node_key,), (device.identity,)]
+            db.executemany("INSERT OR IGNORE INTO retired_keys VALUES (?)", keys)
+            db.execute("DELETE FROM successors WHERE name=?", (device.name,))
+            db.execute("DELETE FROM devices WHERE name=?", (device.name,))
+
     def put_successor(self, name: str, node_key: bytes, csr: bytes, serial: str, certificate: bytes) -> None:
         """Notes the key that a device wants to go on with; the present one stays until ``take_successor``."""
         with self.change() as db:
@@ -237,6 +276,10 @@ class Registry:
         # Safe: ``where`` is written in this module; what comes from outside is bound.
         rows = self.rows(f"SELECT {_COLUMNS} FROM devices WHERE {where}", *values)  # noqa: S608
         return tuple(_device(row) for row in rows)
+
+
+def _alike(name: str) -> str:
+    return "".join(name.casefold().split()).rstrip(".")
 
 
 def _device(row: tuple[object, ...]) -> EnrolledDevice:

@@ -133,14 +133,39 @@ class FleetService:
     def _ports(self) -> tuple[tuple[int, Options, grpc.ServerCredentials], ...]:
         """Enrolment and the service for devices: each a server, because limits of connections are a server's."""
         settings = self._home.settings()
-        pair = [(self._home.server_key.read_bytes(), self._home.server_certificate.read_bytes())]
         authority = self._home.ca_certificate.read_bytes()
-        open_to_all = grpc.ssl_server_credentials(pair)
-        devices_only = grpc.ssl_server_credentials(pair, authority, require_client_auth=True)
+        open_to_all = self._credentials(None)
+        devices_only = self._credentials(authority)
         return (
             (settings.enrol_port, rpc.ENROL_OPTIONS, open_to_all),
             (settings.service_port, rpc.SERVICE_OPTIONS, devices_only),
         )
+
+    def _credentials(self, authority: bytes | None) -> grpc.ServerCredentials:
+        """Of the certificate that its file holds at each handshake: it is renewed while this process runs.
+
+        Args:
+            authority: whose certificates a device must show; None: none.
+        """
+        home, shown = self._home, b""
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal shown
+            try:
+                certificate = home.server_certificate.read_bytes()
+                if certificate == shown:
+                    return None
+                pair = [(home.server_key.read_bytes(), certificate)]
+            except OSError as error:  # the one before is still good
+                _log.error("the server's certificate cannot be read: %s", error)
+                return None
+            shown = certificate
+            return grpc.ssl_server_certificate_configuration(pair, authority)
+
+        first = fetch()
+        if first is None:
+            raise ResourceMissing(f"Expected the server's certificate in {home.pki}, found none; restore it.")
+        return grpc.dynamic_ssl_server_credentials(first, fetch, require_client_authentication=authority is not None)
 
     def _bind(self, server: aio.Server, port: int, credentials: grpc.ServerCredentials) -> None:
         bind = self._home.settings().bind

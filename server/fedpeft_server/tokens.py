@@ -1,4 +1,4 @@
-"""Join tokens on the coordinator's side: made, listed, revoked, and spent one use a device.
+"""Join tokens on the coordinator's side: made, listed, revoked, and spent: one use a device that is let in.
 
 Kept is a key derived from the secret, not the secret: enough to check a proof. Whoever can read the registry can
 also make tokens; it is 0600 like the authority's key beside it.
@@ -107,6 +107,10 @@ class Tokens:
         if not isinstance(key, bytes) or not is_proven(key, application, proof) or not found:
             return None
         return self._records("token_id = ?", token_id)[0]
+
+    def find(self, token_id: str) -> TokenRecord | None:
+        """The token of that name; None when there is none."""
+        return next(iter(self._records("token_id = ?", token_id)), None)
 
     def reread(self, token: TokenRecord) -> TokenRecord:
         """The token as it is now; inside ``Registry.change`` nobody else can spend it."""

@@ -56,7 +56,9 @@ class Bench:
             Site(
                 home=self.home,
                 queue=self.queue,
-                members=Membership(self.registry, enrol=lambda key, name: nodes[key], expel=lambda key: None),
+                members=Membership(
+                    self.registry, enrol=lambda key, name: nodes[key], expel=lambda key: None, clock=self.clock
+                ),
                 transport=InMemoryTransport(self.fleet.handles, self.clock),
                 clock=self.clock,
                 meters=Meters(),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fedpeft.clock import SystemClock
 from fedpeft.ids import NodeId
 from fedpeft_server.membership import Membership
 from fedpeft_server.registry import EnrolledDevice, Registry, Status
@@ -53,7 +54,7 @@ def registry(tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def members(registry: Registry, flower: Flower) -> Membership:
-    return Membership(registry, enrol=flower.enrol, expel=flower.expel)
+    return Membership(registry, enrol=flower.enrol, expel=flower.expel, clock=SystemClock())
 
 
 def test_an_active_device_gets_a_node_and_the_registry_learns_it(
