@@ -18,7 +18,7 @@ from fedpeft.flower import NodeContext, client_app
 from fedpeft.flower.fleet import Fleet, FleetTarget
 from fedpeft.ids import NodeId
 from fedpeft.round.bound import signed_plan
-from fedpeft.round.failures import REFUSED
+from fedpeft.round.failures import REFUSED, Trouble
 from fedpeft.round.local import Effort
 from fedpeft.round.messages import Failure, FailureReason, FitRequest
 from fedpeft.round.transport import Stage
@@ -27,6 +27,7 @@ from fedpeft.wire import decode, encode
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.line import HANDLE, framed
 from fedpeft_client.site import Site
+from fedpeft_client.troubles import TroubleLog
 
 __all__ = ["Bell", "Companion", "Resident"]
 
@@ -107,6 +108,7 @@ class Resident:
         home.state.mkdir(mode=0o700, exist_ok=True)
         FileLedger(home.ledger, home.identity())  # now, not when the worker is asked
         self._owner = DirectoryLock(home.path)
+        self._troubles = TroubleLog(home.troubles, SystemClock())
         self._companion = companion
         self._bell = Bell(lambda: companion is not None and companion.is_streaming)
         self._stopping = threading.Event()
@@ -152,7 +154,7 @@ class Resident:
             try:
                 self._prepare(decode(payload, FitRequest))
             except FedpeftError as error:
-                _log.warning("%s: %s", stage.value, error)
+                self._troubles(Trouble(run_id="", round_id=0, cause=f"{stage.value}: {error}"))
                 return encode(REFUSED)
         for _ in Effort:
             try:
@@ -160,7 +162,8 @@ class Resident:
                 return self._child.ask(HANDLE, framed(stage, payload), within_s=3600.0 * hours)
             except ChildDied as death:
                 why = ", most likely for its memory" if death.out_of_memory else ""
-                _log.error("the worker died in %s: %s%s", stage.value, death, why)
+                cause = f"The training process ended in {stage.value}: {death}{why}."
+                self._troubles(Trouble(run_id="", round_id=0, cause=cause))
                 if stage is not Stage.FIT or death.overdue or self._stopping.is_set():
                     break
         return encode(Failure(reason=FailureReason.PROTOCOL))

@@ -3,12 +3,14 @@
 One JSON object a line, the newest last, in a file that only its owner reads: a cause may quote an example.
 """
 
+import contextlib
 import json
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedpeft.clock import Clock
+from fedpeft.directory_lock import short_turn
 from fedpeft.files import PRIVATE, write_file
 from fedpeft.round.failures import Trouble, log_trouble
 
@@ -54,7 +56,11 @@ class TroubleLog:
             round_id=trouble.round_id,
             cause=trouble.cause[:LONGEST],
         )
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):  # a full disk is a trouble, too: it is in the log
+            self._keep(entry)
+
+    def _keep(self, entry: Entry) -> None:
+        with short_turn(self._path.parent):  # both processes of a device write here
             lines = [json.dumps(asdict(one)) for one in (*self.entries()[1 - KEPT :], entry)]
             write_file(self._path, ("\n".join(lines) + "\n").encode(), mode=PRIVATE)
 

@@ -7,7 +7,7 @@ the disk before any answer leaves.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedpeft import secagg
@@ -17,6 +17,7 @@ from fedpeft.directory_lock import DirectoryLock
 from fedpeft.entropy import os_entropy
 from fedpeft.privacy import Budget, PrivacyLedger
 from fedpeft.round.device import Device
+from fedpeft.round.failures import Tell, Trouble, cause_of, log_trouble
 from fedpeft.round.local import Identity, Trainer
 from fedpeft_client.directory import SiteDirectory
 from fedpeft_client.home import DeviceHome
@@ -25,7 +26,7 @@ from fedpeft_client.site import Site
 from fedpeft_client.stores import FileStore, device_ledger
 from fedpeft_client.troubles import TroubleLog
 
-__all__ = ["device_of", "handlers", "owned", "policy_of", "site_trainer"]
+__all__ = ["begun", "device_of", "handlers", "owned", "policy_of", "site_trainer"]
 
 _held: list[DirectoryLock] = []
 
@@ -109,11 +110,20 @@ def device_of(home: DeviceHome, trainer: Callable[[DeviceHome, str, Site], Train
     )
 
 
-def handlers(device: Device) -> Mapping[str, Callable[[bytes], bytes]]:
-    """What the resident process may ask."""
+def handlers(device: Device, tell: Tell = log_trouble) -> Mapping[str, Callable[[bytes], bytes]]:
+    """What the resident process may ask.
+
+    Args:
+        device: answers.
+        tell: keeps what nobody foresaw, such as a full disk.
+    """
 
     def handle(payload: bytes) -> bytes:
-        return device.handle(*unframed(payload))
+        try:
+            return device.handle(*unframed(payload))
+        except Exception as error:
+            tell(Trouble(run_id="", round_id=0, cause=cause_of(error)))
+            raise
 
     return {HANDLE: handle}
 
@@ -129,5 +139,13 @@ def owned(home: DeviceHome) -> DeviceHome:
     return home
 
 
+def begun(
+    arguments: Sequence[str], trainer: Callable[[DeviceHome, str, Site], Trainer] = site_trainer
+) -> Mapping[str, Callable[[bytes], bytes]]:
+    """What this process answers, from its command line: the device's home."""
+    home = owned(DeviceHome(Path(arguments[0])))
+    return handlers(device_of(home, trainer), TroubleLog(home.troubles, SystemClock()))
+
+
 if __name__ == "__main__":
-    answer_parent(lambda arguments: handlers(device_of(owned(DeviceHome(Path(arguments[0]))))))
+    answer_parent(begun)

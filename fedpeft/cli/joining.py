@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["commands"]
 
+LITTLE_ROOM_BYTES = 64 << 20
+
 
 @click.command()
 @click.argument("token", required=False)
@@ -105,6 +107,9 @@ def join(
 @device_home_option
 def status(home: Path | None) -> None:
     """Show who this device is, and ask the coordinator whether it still counts; exits 4 when it does not."""
+    import shutil
+
+    from fedpeft.directory_lock import holder
     from fedpeft_client.join import pending
     from fedpeft_client.link import Link
     from fedpeft_client.membership import certificate_ends, finish_rotation
@@ -117,6 +122,10 @@ def status(home: Path | None) -> None:
     finish_rotation(where)
     _describe(where, enrolment)
     click.echo(f"  certificate  until {certificate_ends(where).isoformat(timespec='minutes')}")
+    if (pid := holder(where.path)) is not None:
+        click.echo(f"  at work      `fedpeft client run`, process {pid}")
+    if (free := shutil.disk_usage(where.path).free) < LITTLE_ROOM_BYTES:
+        click.echo(f"  disk         {free >> 20} MiB free at {where.path}: rounds will fail; make room")
     _last_troubles(where)
     with Link.of_home(where) as link:
         greeting = link.greet()
@@ -162,12 +171,14 @@ def rotate(home: Path | None) -> None:
 def _last_troubles(where: "DeviceHome") -> None:
     """What went wrong here of late; only this machine knows it."""
     from fedpeft.clock import SystemClock
+    from fedpeft.terminal import printable
     from fedpeft_client.troubles import TroubleLog
 
     entries = TroubleLog(where.troubles, SystemClock()).entries()
     click.echo(f"  troubles     {len(entries) or 'none'}{f', all in {where.troubles}' if entries else ''}")
     for entry in entries[-3:]:
-        click.echo(f"    {entry.at}  round {entry.round_id} of {entry.run_id or 'an unread request'}: {entry.cause}")
+        run = printable(entry.run_id) or "an unread request"
+        click.echo(f"    {entry.at}  round {entry.round_id} of {run}: {printable(entry.cause)}")
 
 
 def _describe(where: "DeviceHome", enrolment: "Enrolment") -> None:

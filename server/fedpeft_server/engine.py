@@ -5,6 +5,7 @@ them: the queue's bookkeeping, waiting for devices, stopping, the audit log.
 """
 
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from fedpeft.ids import RoundId
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.plan import learning_plan
 from fedpeft.round.transport import Transport
+from fedpeft_server.attempts import Attempts
 from fedpeft_server.audit import AuditEvent, AuditLog
 from fedpeft_server.deployed import SETTLE_S, EnrolledTransport, gather
 from fedpeft_server.disk import DiskFull, expect_room, is_full, room_needed
@@ -35,6 +37,9 @@ from fedpeft_server.run_directory import RunDirectory
 from fedpeft_server.summary import summary_of
 
 __all__ = ["Engine", "Interrupted", "Site"]
+
+LOOK_S = 0.2
+"""Between two looks whether a run that waits is to end."""
 
 
 _AUDITED = {
@@ -174,9 +179,11 @@ class Engine:
         needed = max(config.rounds.min_devices, secagg.MIN_COHORT_FLOOR)
         publisher = Publisher(foundry, run)
         settled_s = site.clock.monotonic_s() + SETTLE_S
+        attempts = Attempts()
 
         def wait(round_id: RoundId) -> None:
             site.interrupted(job)
+            self._back_off(job, attempts.before(round_id), round_id)
             expect_room(run.path, room_needed(run.path))  # now, not when the devices have trained
             deadline_s = config.rounds.gather_deadline_s
 
@@ -203,7 +210,7 @@ class Engine:
                 transport,
                 identity=site.home.identity(),
                 clock=site.clock,
-                observe=lambda event: self._observe(job, event),
+                observe=lambda event: self._observe(job, attempts.seen(event)),
                 publish=publisher,
                 privacy=privacy,
                 before_attempt=wait,
@@ -212,6 +219,16 @@ class Engine:
                 federation.train(drafted.initial)
             finally:
                 publisher.close()
+
+    def _back_off(self, job: Job, pause_s: float, round_id: RoundId) -> None:
+        """Waits before another attempt: a device that has just failed would most likely fail again at once."""
+        if not pause_s:
+            return
+        self._site.tell(f"run {job.number} round {round_id}: trying again in {pause_s:.0f} s")
+        end, pause = self._site.clock.monotonic_s() + pause_s, threading.Event()
+        while self._site.clock.monotonic_s() < end:
+            self._site.interrupted(job)
+            pause.wait(LOOK_S)
 
     def _private(self, config: RunConfig, drafted: Drafted, run: RunDirectory) -> ClientPrivacy | nullcontext[None]:
         if config.privacy.unit != "client":

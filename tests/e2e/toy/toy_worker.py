@@ -5,7 +5,6 @@ delta.
 """
 
 import threading
-from pathlib import Path
 
 import numpy as np
 from toy_spec import DEVICES, SPEC, WIDTH
@@ -18,7 +17,7 @@ from fedpeft.round.work import Work
 from fedpeft.testing.trainers import GivenTrainer, one_hot
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.site import Site
-from fedpeft_client.worker import device_of, handlers, owned
+from fedpeft_client.worker import begun
 
 
 class HeldTrainer(GivenTrainer):
@@ -50,4 +49,4 @@ def held(home: DeviceHome, name: str, site: Site) -> Trainer:
 
 
 if __name__ == "__main__":
-    answer_parent(lambda arguments: handlers(device_of(owned(DeviceHome(Path(arguments[0]))), held)))
+    answer_parent(lambda arguments: begun(arguments, held))
