@@ -36,10 +36,13 @@ HEAVY = 2**19
 IDLE_SOCKETS = 500
 
 
-def overhead(folder: Path, *, devices: int, rounds: int, parameters: int, crowd: int) -> dict[str, Any]:
+def overhead(
+    folder: Path, *, devices: int, rounds: int, parameters: int, crowd: int, quick: bool = False
+) -> dict[str, Any]:
     """Rounds that train nothing, with ``crowd`` more devices that only wait."""
     names = [f"ward-{number}" for number in range(devices)]
     os.environ["TOY_DEVICES"], os.environ["TOY_WIDTH"] = ",".join(names), str(parameters)
+    import deployment_attacks
     from federation import ToyFederation
 
     folder.mkdir()
@@ -74,6 +77,7 @@ def overhead(folder: Path, *, devices: int, rounds: int, parameters: int, crowd:
         }
         if not crowd:
             found |= hostile(federation, pid)
+            found["attacks"] = deployment_attacks.attacks(federation, quick=quick)
         return found
     finally:
         if waiting is not None:
@@ -158,12 +162,13 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
     import stock_flower
 
     devices, rounds = (4, 3) if quick else (8, 12)
-    ours = overhead(folder / "ours", devices=devices, rounds=rounds, parameters=PARAMETERS, crowd=0)
+    ours = overhead(folder / "ours", devices=devices, rounds=rounds, parameters=PARAMETERS, crowd=0, quick=quick)
     found: dict[str, Any] = {
         "round_overhead_p50_s": median(ours["seconds"]),
         "coordinator_peak_mb": ours["peak_mb"],
         "hostile_mb": ours["hostile_mb"],
         "readyz_under_idle_sockets_s": ours["readyz_s"],
+        **ours["attacks"],
         "devices": devices,
         "parameters": PARAMETERS,
         "rounds": {"ours": ours["seconds"]},

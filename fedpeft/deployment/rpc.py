@@ -18,10 +18,10 @@ __all__ = [
     "RENEW",
     "REQUEST_MAX_BYTES",
     "SERVICE",
-    "SERVICE_OPTIONS",
     "WAKE",
     "method_path",
     "secure_channel",
+    "service_options",
 ]
 
 SERVICE = "fedpeft.v1.Coordinator"
@@ -53,19 +53,26 @@ _SERVER_OPTIONS = (
 )
 ENROL_OPTIONS = (
     *_SERVER_OPTIONS,
-    ("grpc.max_allowed_incoming_connections", 192),  # with those that have not finished their handshake
+    ("grpc.max_allowed_incoming_connections", 96),  # with those that have not finished their handshake
     ("grpc.max_connection_idle_ms", 10_000),
     ("grpc.max_connection_age_ms", 60_000),  # a device that waits for approval connects anew
     ("grpc.max_connection_age_grace_ms", 10_000),
 )
 """Nobody has shown who they are there: connections are few and short."""
-SERVICE_OPTIONS = (
-    *_SERVER_OPTIONS,
-    ("grpc.max_allowed_incoming_connections", 1024),
-    ("grpc.max_connection_idle_ms", 60_000),
-)
-"""Behind a handshake with a device's certificate, which takes ``server_handshake_timeout_ms`` at most; a device holds a
-wake-up stream, so its connection is not idle."""
+
+
+def service_options(enrolled: int) -> tuple[tuple[str, int], ...]:
+    """Of the port behind a handshake with a device's certificate, which takes ``server_handshake_timeout_ms`` at most.
+
+    Args:
+        enrolled: devices now. Each holds a wake-up stream, so its connection is not idle, and may open another; those
+            that find no place poll.
+    """
+    return (
+        *_SERVER_OPTIONS,
+        ("grpc.max_allowed_incoming_connections", max(192, 2 * enrolled + 64)),
+        ("grpc.max_connection_idle_ms", 60_000),
+    )
 
 
 def method_path(method: str) -> str:

@@ -38,7 +38,7 @@ from fedpeft_server.calls import Call, abort, address, client_certificate, refus
 from fedpeft_server.enrolment import Admission
 from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.rate import RateLimit
-from fedpeft_server.registry import EnrolledDevice, Registry
+from fedpeft_server.registry import EnrolledDevice, Registry, Status
 from fedpeft_server.wake import WakeBoard
 
 __all__ = ["FleetService"]
@@ -134,11 +134,12 @@ class FleetService:
         """Enrolment and the service for devices: each a server, because limits of connections are a server's."""
         settings = self._home.settings()
         authority = self._home.ca_certificate.read_bytes()
+        enrolled = len(self._registry.devices(Status.ACTIVE))
         open_to_all = self._credentials(None)
         devices_only = self._credentials(authority)
         return (
             (settings.enrol_port, rpc.ENROL_OPTIONS, open_to_all),
-            (settings.service_port, rpc.SERVICE_OPTIONS, devices_only),
+            (settings.service_port, rpc.service_options(enrolled), devices_only),
         )
 
     def _credentials(self, authority: bytes | None) -> grpc.ServerCredentials:
