@@ -204,7 +204,7 @@ class OpenRound:
     tries: int = 0
 
 
-@message(0x0184)
+@message(0x0185)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPin:
     """Store record: what a run is on this device, from the first round that it saw of it.

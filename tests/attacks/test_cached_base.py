@@ -57,8 +57,8 @@ def link(path: Path) -> None:
 
 
 def plan(store):
-    from fedpeft.config.model import Adapter, Aggregate, BitFit, Task, Train
-    from fedpeft.round.plan import LearningPlan
+    from fedpeft.config.model import Adapter, Aggregate, BitFit, SecureAggregation, Task, Train
+    from fedpeft.round.plan import LearningPlan, PlannedRounds
 
     (artifact,) = store.ls()
     return LearningPlan(
@@ -70,6 +70,8 @@ def plan(store):
         adapter=Adapter(bitfit=BitFit()),
         train=Train(local_steps=1, batch_size=4),
         aggregate=Aggregate(),
+        rounds=PlannedRounds(count=1, eval_examples=0),
+        secagg=SecureAggregation(),
     )
 
 

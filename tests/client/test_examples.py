@@ -7,13 +7,13 @@ from fedpeft.base import ArtifactStore, build
 from fedpeft.catalogue.lora import Lora
 from fedpeft.catalogue.p_tuning_v2 import PTuningV2
 from fedpeft.catalogue.prompt import Prompt
-from fedpeft.config.model import Adapter, Aggregate, Task, Train
+from fedpeft.config.model import Adapter, Aggregate, SecureAggregation, Task, Train
 from fedpeft.data import Records
 from fedpeft.methods import attach
 from fedpeft.methods.union import anatomy_of
 from fedpeft.planner import shape_of
 from fedpeft.planner.placement import adapted_layers
-from fedpeft.round.plan import LearningPlan
+from fedpeft.round.plan import LearningPlan, PlannedRounds
 from fedpeft.testing.models import save_tiny, tiny_bert
 from fedpeft.testing.plans import plan_for
 from fedpeft.tuning import train
@@ -60,6 +60,8 @@ def plan(base, adapter: Adapter) -> LearningPlan:
         adapter=adapter,
         train=Train(batch_size=4),
         aggregate=Aggregate(),
+        rounds=PlannedRounds(count=1, eval_examples=0),
+        secagg=SecureAggregation(),
     )
 
 
