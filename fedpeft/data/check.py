@@ -188,13 +188,16 @@ def check_loaded(
 
 
 def _labels(records: Records) -> dict[str, int]:
-    return dict(sorted(Counter(str(label_name(row["label"])) for row in records).items()))
+    counts: Counter[str] = Counter()
+    for (_, value), count in Counter((type(value), value) for value in records.values("label")).items():
+        counts[str(label_name(value))] += count
+    return dict(sorted(counts.items()))
 
 
 def _contradictions(records: Records, ranks: Ranks) -> int:
     """How many contents occur with different labels."""
     codes: dict[str | None, int] = {}
-    names = (label_name(row["label"]) for row in records)
+    names = (value if type(value) is str else label_name(value) for value in records.values("label"))
     labels = np.fromiter((codes.setdefault(name, len(codes)) for name in names), dtype=np.int64, count=len(records))
     _, content = np.unique(ranks, return_inverse=True)
     pairs = np.unique(np.stack([content.astype(np.int64), labels]), axis=1)  # (2, distinct pairs)

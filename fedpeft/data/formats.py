@@ -9,7 +9,7 @@ import difflib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from fedpeft.data import arrow_files, builtin, text_files
@@ -153,7 +153,7 @@ class _Collector:
 
     def add(self, rows: list[Row], choice: ColumnChoice) -> None:
         done = len(self.lines)
-        for name in dict.fromkeys(name for _, row in rows for name in row):
+        for name in dict.fromkeys(chain.from_iterable(row for _, row in rows)):
             if name not in self.columns and choice.of([name]):
                 self.columns[name] = column = PackedColumn()
                 column.extend([MISSING] * done)

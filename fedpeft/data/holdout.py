@@ -16,6 +16,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +57,11 @@ def content_ranks(records: Records, seed: int) -> Ranks:
         convention = detect(records)
     except DataInvalid:
         convention = None
-    digests = (_rank(content_key(row, convention), seed) for row in records.rows)
+    if convention is Convention.TEXT_LABEL:  # the same key as ``content_key`` makes, without a row in between
+        keys = (_CANONICAL({"text": _plain(text)}) for text in records.values("text"))
+    else:
+        keys = (content_key(row, convention) for row in records.rows)
+    digests = (_rank(key, seed) for key in keys)
     return np.fromiter(digests, dtype="S32", count=len(records))
 
 
@@ -98,8 +103,9 @@ def _plain(value: object) -> object:
 def _classes(records: Records, content: npt.NDArray[np.intp], distinct: int) -> Sequence[str]:
     """Each distinct content's class: the first by name where duplicates disagree."""
     classes: list[str | None] = [None] * distinct
-    for row, index in zip(records.rows, content.tolist(), strict=True):
-        label = sys.intern(str(row.get("label", "")))
+    labels = records.values("label") if "label" in records.columns() else repeat("", len(records))
+    for value, index in zip(labels, content.tolist(), strict=True):
+        label = sys.intern(str(value))
         known = classes[index]
         classes[index] = label if known is None else min(label, known)
     return [name or "" for name in classes]

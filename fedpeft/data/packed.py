@@ -13,7 +13,7 @@ import tempfile
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise, repeat
 from typing import BinaryIO, Final, overload
 
 from fedpeft.data.records import Record, Subsettable, Table
@@ -43,6 +43,10 @@ class PackedColumn:
 
     def extend(self, values: Sequence[object]) -> None:
         """Add values: texts, what JSON can say, ``MISSING``; other objects are kept as they are."""
+        if all(type(value) is str for value in values) and (text := "".join(values)).isascii():  # type: ignore[arg-type]
+            # The usual case: one character a byte, so lengths need no encoding.
+            self._append(bytes(len(values)), map(len, values), text.encode("ascii"))  # type: ignore[arg-type]
+            return
         start = len(self._kinds)
         parts: list[bytes] = []
         for offset, value in enumerate(values):
@@ -54,10 +58,14 @@ class PackedColumn:
                 parts.append(b"")
             else:
                 parts.append(self._packed(value, start + offset))
-        ends = accumulate(map(len, parts), initial=self._ends[-1])
+        self._append(b"", map(len, parts), b"".join(parts))
+
+    def _append(self, kinds: bytes, sizes: Iterable[int], content: bytes) -> None:
+        ends = accumulate(sizes, initial=self._ends[-1])
         next(ends)
+        self._kinds += kinds
         self._ends.extend(ends)
-        self._memory += b"".join(parts)
+        self._memory += content
         if len(self._memory) > MEMORY_BYTES:
             self._spill()
 
@@ -79,6 +87,11 @@ class PackedColumn:
         self._filed += len(self._memory)
         self._memory = bytearray()
 
+    @property
+    def complete(self) -> bool:
+        """Whether every row has the column."""
+        return ABSENT not in self._kinds
+
     def has_any(self, rows: Sequence[int]) -> bool:
         """Whether one of these rows has the column."""
         return bool(len(rows)) and (ABSENT not in self._kinds or any(self._kinds[row] != ABSENT for row in rows))
@@ -91,13 +104,14 @@ class PackedColumn:
 
     def window(self, start: int, stop: int) -> list[object]:
         """The values from ``start`` up to ``stop``: one read, however many."""
-        ends = self._ends
-        base = ends[start]
-        block = self._bytes(base, ends[stop])
+        ends = self._ends[start : stop + 1].tolist()
+        base = ends[0]
+        block = self._bytes(base, ends[-1])
+        spans = pairwise(ends)
         if block.isascii() and not any(self._kinds[start:stop]):  # all text: one character a byte
             text = block.decode("ascii")
-            return [text[ends[i] - base : ends[i + 1] - base] for i in range(start, stop)]
-        return [self._value(i, block[ends[i] - base : ends[i + 1] - base]) for i in range(start, stop)]
+            return [text[begin - base : end - base] for begin, end in spans]
+        return [self._value(i, block[begin - base : end - base]) for i, (begin, end) in enumerate(spans, start)]
 
     def _value(self, index: int, packed: bytes) -> object:
         match self._kinds[index]:
@@ -145,6 +159,16 @@ class PackedRows(Table):
         """See ``Table``."""
         return tuple(name for name, column in self._columns.items() if column.has_any(self._chosen))
 
+    def values(self, name: str) -> Iterator[object]:
+        """See ``Table``."""
+        column = self._columns.get(name)
+        if column is None:
+            yield from repeat(None, len(self))
+            return
+        for start, stop in _runs(self._chosen):
+            window = column.window(start, stop)
+            yield from window if column.complete else (None if value is MISSING else value for value in window)
+
     def under(self, names: Mapping[str, str]) -> "PackedRows":
         """The same rows with further names (ours -> theirs) for columns that there are."""
         further = {ours: self._columns[theirs] for ours, theirs in names.items()}
@@ -166,9 +190,13 @@ class PackedRows(Table):
 
     def __iter__(self) -> Iterator[Record]:
         names = tuple(self._columns)
+        complete = all(column.complete for column in self._columns.values())
         for start, stop in _runs(self._chosen):
             for values in zip(*(column.window(start, stop) for column in self._columns.values()), strict=True):
                 row = dict(zip(names, values, strict=True))
+                if complete:
+                    yield row
+                    continue
                 yield {name: value for name, value in row.items() if value is not MISSING} if MISSING in values else row
 
 

@@ -39,6 +39,10 @@ class Table(Subsettable[Record]):
     def names(self) -> tuple[str, ...]:
         """Every column that at least one row has."""
 
+    @abstractmethod
+    def values(self, name: str) -> Iterator[object]:
+        """One column's values in order; None where a row lacks it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Records(Sequence[Record]):
@@ -77,6 +81,12 @@ class Records(Sequence[Record]):
         if isinstance(self.rows, Table):
             return self.rows.names()
         return tuple(dict.fromkeys(column for row in self.rows for column in row))
+
+    def values(self, name: str) -> Iterator[object]:
+        """One column's values in order; None where a row lacks it."""
+        if isinstance(self.rows, Table):
+            return self.rows.values(name)
+        return (row.get(name) for row in self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)

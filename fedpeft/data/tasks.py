@@ -132,7 +132,8 @@ def inspect(records: Records, task: Task, *, unread: Sequence[str] = ()) -> Find
     bad: set[int] = set()
     labels = LabelCheck(task.labels)
     unused_keys: Counter[str] = Counter()
-    for i, (row, origin) in enumerate(zip(records.rows, records.origins, strict=True)):
+    for i in _doubtful(records, task.labels) if convention is Convention.TEXT_LABEL else range(len(records)):
+        row, origin = records[i], records.origins[i]
         before = log.count
         CHECKS[convention](row, origin, log)
         if convention is Convention.TEXT_LABEL:
@@ -142,6 +143,24 @@ def inspect(records: Records, task: Task, *, unread: Sequence[str] = ()) -> Find
         if log.count > before:
             bad.add(i)
     return Findings(convention, log, frozenset(bad), unused_keys)
+
+
+def _doubtful(records: Records, allowed: tuple[str, ...]) -> Iterator[int]:
+    """The rows of a classification set to look at closely: all but plain texts with a label that was good before.
+
+    A text label is good if it is allowed and the first label was a text too: that depends on no row in between.
+    """
+    good: set[object] = set()
+    text_first: bool | None = None
+    for i, (text, label) in enumerate(zip(records.values("text"), records.values("label"), strict=True)):
+        is_text = type(label) is str
+        plain = type(text) is str and text.isascii() and bool(text) and not text.isspace()
+        if not (plain and is_text and label in good):
+            yield i
+        if text_first is None and (name := label_name(label)) is not None:
+            text_first = is_text
+        if is_text and text_first and (name := label_name(label)) is not None and (not allowed or name in allowed):
+            good.add(label)
 
 
 def fits(row: Record, task: Task) -> bool:

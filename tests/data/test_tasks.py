@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from fedpeft.config.model import Task
 from fedpeft.data import Convention, Records, detect, label_names, validate
-from fedpeft.data.tasks import inspect, label_name, messages_of
+from fedpeft.data.records import ProblemLog
+from fedpeft.data.tasks import CHECKS, LabelCheck, inspect, label_name, messages_of
 from fedpeft.errors import DataInvalid
 
 CLASSIFY = Task(kind="classify")
@@ -175,3 +176,26 @@ def test_label_order_does_not_depend_on_row_order(values: list[object]) -> None:
     except DataInvalid:
         return
     assert names == label_names(backward)
+
+
+ODD_TEXTS = st.sampled_from(["a", "b c", "", " ", "caf\u00e9", "\ud800", None, 3])
+ODD_LABELS = st.sampled_from(["x", "y", "z", " x ", "", None, 1, 1.5, True, float("nan")])
+
+
+@given(
+    st.lists(st.fixed_dictionaries({"text": ODD_TEXTS, "label": ODD_LABELS}), min_size=1, max_size=30),
+    st.sampled_from([(), ("x", "y")]),
+)
+def test_rows_not_looked_at_closely_are_good(rows: list[dict[str, object]], labels: tuple[str, ...]) -> None:
+    records = Records.of(rows, name="f")
+    found = inspect(records, Task(kind="classify", labels=labels))
+    log, bad, check = ProblemLog(), set(), LabelCheck(labels)
+    for i, (row, origin) in enumerate(zip(records.rows, records.origins, strict=True)):
+        before = log.count
+        CHECKS[Convention.TEXT_LABEL](row, origin, log)
+        check.check(row.get("label"), f"{origin}: label", log)
+        if log.count > before:
+            bad.add(i)
+    shown = [(problem.where, problem.expected) for problem in log.problems]
+    assert [(problem.where, problem.expected) for problem in found.log.problems] == shown
+    assert (found.log.count, found.bad_rows) == (log.count, bad)
