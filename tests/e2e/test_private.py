@@ -28,7 +28,7 @@ def test_a_private_simulation_says_what_it_promises_and_keeps_it(start: Callable
         assert fact in out
     (run,) = (tmp_path / "runs").iterdir()
     view = read_run(run)
-    assert [(row.round, row.loss, row.accuracy, row.examples) for row in view.rounds] == [
+    assert [(row.round, row.loss, row.accuracy, row.evaluators) for row in view.rounds] == [
         (1, None, None, 0),
         (2, None, None, 0),
     ]
@@ -64,7 +64,7 @@ def test_dp_sgd_on_every_device_is_said_charged_and_resumed(start: Callable, tmp
         assert fact in out
     (run,) = (tmp_path / "runs").iterdir()
     view = read_run(run)
-    assert [(row.round, row.loss, row.examples, row.devices_survived) for row in view.rounds] == [
+    assert [(row.round, row.loss, row.evaluators, row.devices_survived) for row in view.rounds] == [
         (1, None, 0, 6),
         (2, None, 0, 6),
     ]
