@@ -129,7 +129,9 @@ class SiteTrainer:
         declared = self._pinned(plan, size_class(len(train) + unusable))
         # What fits the planner's choice is seen by everybody, so it is told of the class alone.
         most = math.ceil(upper_end(declared)) if self._site.policy.declare_size else UNTOLD
-        chooser = Chooser(self._site, plan, self._bases, train=most, held_out=most, senses=self._senses)
+        share = self._site.data.holdout
+        held = math.ceil(most * share / (1.0 - share))
+        chooser = Chooser(self._site, plan, self._bases, train=most, held_out=held, senses=self._senses)
         if chooser.residency != self._bench.residency:
             self._bench = self._new_bench(chooser.residency)
         examples = Examples(

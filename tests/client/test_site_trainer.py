@@ -167,3 +167,47 @@ def test_named_methods_are_kept_whatever_the_battery_says(tmp_path, base) -> Non
     trainer = trainer_of(tmp_path, store, '[limits]\nmethods = ["lora"]\n', charge=lambda: 0.01)
     trainer.spec(plan)
     assert trainer.trains(plan) == {"lora.B.t2", "lora.B.t4", "head"}
+
+
+@pytest.mark.parametrize("rows", [16, 20, 25])
+def test_what_a_device_declares_and_trains_is_a_function_of_its_size_class_alone(tmp_path, base, rows: int) -> None:
+    """16 to 25 rows are 13 to 20 to train on: one class, whatever their number and however many of them can be used."""
+    store, artifact = base
+    plan = run_plan(artifact)
+    trainer = trainer_of(tmp_path, store, "[limits]\nram_mb = 600\n")
+    examples = [{"text": f"the bird {number}", "label": "bird" if number % 2 else "cat"} for number in range(rows)]
+    examples[0]["label"] = "secret diagnosis"
+    (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, examples)))
+    assert (trainer.size_class(plan), trainer.evaluates(plan)) == (4, True)
+    assert trainer.methods == "lora r4 + bitfit"
+
+
+def test_a_site_may_hide_its_size(tmp_path, base) -> None:
+    from fedpeft.round.plan import ExampleTerms
+
+    store, artifact = base
+    plan = run_plan(artifact)
+    trainer = trainer_of(tmp_path, store, "[policy]\ndeclare_size = false\n")
+    assert trainer.size_class(plan) == 0
+    terms = ExampleTerms(epsilon=8.0, delta=1e-3, l2_clip_norm=1.0, noise_multiplier=None, steps=4)
+    with pytest.raises(PolicyRefused, match="declare_size"):
+        trainer.spec(plan.model_copy(update={"privacy": terms}))
+
+
+def test_a_size_class_is_pinned_over_a_run_though_the_data_grows(tmp_path, base) -> None:
+    from fedpeft_client.site_trainer import SiteTrainer
+    from fedpeft_client.stores import MemoryStore
+
+    store, artifact = base
+    plan, memory = run_plan(artifact), MemoryStore()
+    found = []
+    for more in (1, 8, 8):
+        trainer = trainer_of(tmp_path, store, "")
+        path = tmp_path / "notes.jsonl"
+        path.write_text((path.read_text() + "\n") * more)
+        again = SiteTrainer(
+            device="ward-a", site=trainer._site, bases=store, clock=FakeClock(), memory=memory, senses=trainer._senses
+        )
+        run = plan if len(found) < 2 else plan.model_copy(update={"run_id": "a later run"})
+        found.append(again.size_class(run))
+    assert found == [3, 3, 6], "a run keeps its class, another has its own"
