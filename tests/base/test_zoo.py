@@ -3,6 +3,7 @@
 A tenth of the zoo runs in `make test`, all of it in `make slow`.
 """
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ def test_the_base_has_the_logits_of_transformers_own_from_pretrained(tmp_path: P
     artifact = build(str(directory), quantize="none", store=tmp_path / "store")
     assert artifact.manifest.tasks
     for task, entry in artifact.manifest.tasks.items():
+        if task == "classify" and ROWS[name]["kind"] == "multimodal":
+            continue  # transformers has no such class for the wrapper
         labels = CLASSES if task == "classify" else ()
         model = load_model(artifact, task=task, labels=labels, head_seed=1)
         head = {key: value for key, value in model.state_dict().items() if key in entry.head}
@@ -54,7 +57,7 @@ def test_a_tensor_too_many_or_too_few_is_named_and_refused(tmp_path: Path, name:
     taken = names[len(names) // 2]
     path, _, leaf = taken.rpartition(".")
     for change, named in (
-        ({key: value for key, value in weights.items() if key != taken}, leaf),
+        ({key: value for key, value in weights.items() if key != taken}, rf"{leaf}|experts"),  # one of several merged
         ({**weights, f"{path}.strange_scale": torch.ones(3)}, "strange_scale"),
     ):
         save_file(change, directory / "model.safetensors", metadata={"format": "pt"})
@@ -67,8 +70,10 @@ def test_a_tensor_too_many_or_too_few_is_named_and_refused(tmp_path: Path, name:
 def test_a_tensor_that_is_not_finite_is_named_and_refused(tmp_path: Path, name: str, scheme: str):
     directory = save_model(name, tmp_path / name)
     weights = load_file(directory / "model.safetensors")
-    norm = next(key for key in sorted(weights) if weights[key].dim() == 1 and ("layer" in key or "h." in key))
-    weights[norm][0] = float("nan")
+    others_heads = re.compile(r"lm_head|predictions|funnel\.decoder")  # left out: no task reads them
+    inside = [key for key in sorted(weights) if re.search(r"\.[01]\.", key) and not others_heads.search(key)]
+    smallest = min(inside, key=lambda key: (weights[key].dim(), key))
+    weights[smallest].view(-1)[0] = float("nan")
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigInvalid, match="finite"):
         build(str(directory), quantize=scheme, store=tmp_path / "store")
