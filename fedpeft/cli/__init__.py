@@ -42,6 +42,9 @@ COMMANDS = {
 }
 """Every subcommand and its line in the help, so that the help imports none of them."""
 
+COMPLETE = "_FEDPEFT_COMPLETE"
+"""Set by a shell for completion: `eval "$(_FEDPEFT_COMPLETE=bash_source fedpeft)"` in ~/.bashrc; zsh and fish alike."""
+
 EXIT_PIPE_CLOSED = 141
 """128 + SIGPIPE: whoever read our output went away, as with `| head`."""
 
@@ -124,6 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, the ``exit_code`` of the error, 2 for usage, 70 for a bug, 130 and 143 for signals.
     """
+    if instruction := os.environ.get(COMPLETE):  # the shell asks; cli.main(), which would answer, is not used here
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, "fedpeft", COMPLETE, instruction)
     previous = _on_terminate(_raise_terminated)
     try:
         # Not cli.main(): it turns a closed pipe into exit code 1, which means a failed run here.

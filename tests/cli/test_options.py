@@ -92,3 +92,17 @@ def test_the_map_option_hands_over_a_dictionary() -> None:
 
     answer = CliRunner().invoke(command, ["--map", "text=a,label=b", "--map", "input=c"])
     assert json.loads(answer.output) == {"text": "a", "label": "b", "input": "c"}
+
+
+@pytest.mark.parametrize(("words", "offered"), [("fedpeft da", "data"), ("fedpeft simulate --re", "--resume")])
+def test_the_shell_completes_commands_and_options(
+    words: str, offered: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_FEDPEFT_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert main([]) == 0
+    assert offered in capsys.readouterr().out
+    monkeypatch.setenv("_FEDPEFT_COMPLETE", "bash_source")
+    main([])
+    assert "complete -o nosort -F" in capsys.readouterr().out
