@@ -52,12 +52,12 @@ def inversion(quick: bool) -> Finding:
     """The share of a victim's words that are read, by rank, noise and devices in the sum."""
     torch.set_num_threads(1)
     artifact = build(MINILM, quantize="int8", store=default_store())
-    texts = short_texts(load_tokenizer(artifact), 10 if quick else 36)
+    texts = short_texts(load_tokenizer(artifact), 10 if quick else 24)
     curve = []
     for rank in RANKS:
         adapter = Adapter(lora=Lora(rank=rank, tiers=(rank,), targets=("v",)))
         union = attach(load_model(artifact, task="classify", labels=LABELS, head_seed=0), adapter, seed=0)
-        curve += _curve(union, texts, rank, sums=(1, 10) if quick else SUMS, victims=2 if quick else 12)
+        curve += _curve(union, texts, rank, sums=(1, 10) if quick else SUMS, victims=2 if quick else 8)
     alone = {row["rank"]: row["words"] for row in curve if row["devices"] == 1 and row["noise"] == "no noise"}
     noised = max(row["words"] for row in curve if row["noise"] != "no noise")
     if not quick:
