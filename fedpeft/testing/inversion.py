@@ -93,4 +93,5 @@ def masked(delta: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     encoding = BlockEncoding(params=RingParams(bits=32, addends=3), ranges=(SumRange(length=len(delta), max_abs=4.0),))
     words = encoding.encode(delta.astype(np.float32), rounding_bits(os_entropy(32)))
     apply_masks(words, [Mask(Secret(os_entropy(32)), add=True), Mask(Secret(os_entropy(32)), add=False)])
-    return encoding.decode(words, 1)
+    # As ``decode`` reads a sum of one; that itself refuses words which no input encodes to.
+    return (words.astype(np.float64) - encoding.params.levels) / encoding.scale(encoding.ranges[0])

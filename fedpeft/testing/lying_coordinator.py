@@ -205,7 +205,8 @@ def recover(stage: Stage2, loot: Loot, victim: ParticipantId) -> npt.NDArray[np.
     upload = loot.masked[victim].vectors[roster.owned_by(victim).index(block)]
     words = np.frombuffer(upload, encoding.zeros().dtype).copy()
     apply_masks(words, masks)
-    return encoding.decode(words, 1)
+    # As ``decode`` reads a sum of one, which refuses what is still masked.
+    return (words.astype(np.float64) - encoding.params.levels) / encoding.scale(encoding.ranges[0])
 
 
 def _rebuilt(stage: Stage2, loot: Loot, name: ShareName) -> bytes | None:
