@@ -48,6 +48,7 @@ model = "./model"
 quantize = "int8"
 [task]
 kind = "classify"
+max_length = 64
 labels = {json.dumps(ANIMALS)}
 [data]
 source = "rows.jsonl"

@@ -75,7 +75,7 @@ def test_a_run_ends_with_the_comparison_the_bytes_and_the_next_commands(whole: t
     assert "MB moved in 4 rounds" in text
     assert "a federation of every parameter would have moved" in text
     assert f"adapter  {run / 'adapters' / 'final'}" in text
-    assert len([line for line in text.splitlines() if line.startswith(("  fedpeft ", "  open "))]) == 3
+    assert len([line for line in text.splitlines() if line.startswith(("  fedpeft ", "  open ", "  see "))]) == 3
     assert [line.split(" committed")[0] for line in text.splitlines() if " committed: " in line] == [
         *(f"round {number}/4" for number in (1, 2, 3, 4)),
         "final evaluation",
