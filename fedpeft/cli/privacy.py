@@ -72,6 +72,7 @@ def audit(target: Path, canaries: int, examples: int | None) -> None:
     else:
         from fedpeft.round.example_privacy import noise_of
         from fedpeft.round.plan import example_terms
+        from fedpeft.round.size_class import size_class
         from fedpeft.tuning import NoiseScale
         from fedpeft.tuning.canaries import audit_examples
 
@@ -83,7 +84,7 @@ def audit(target: Path, canaries: int, examples: int | None) -> None:
         elif examples is None or terms is None:
             raise click.UsageError("Expected --examples for a CONFIG: a device's noise follows from how many it has.")
         else:
-            z, rate = noise_of(terms, config.train.batch_size, examples, 4 * canaries)
+            z, rate = noise_of(terms, config.train.batch_size, size_class(examples), 4 * canaries)
             steps = terms.steps
         click.echo(f"{canaries} canary examples over {steps} steps, noise multiplier {z:g}, sampling rate {rate:.4g}")
         scale = NoiseScale(l2_clip_norm=privacy.l2_clip_norm, noise_multiplier=z, sampling_rate=rate)

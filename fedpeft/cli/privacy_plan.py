@@ -1,5 +1,6 @@
 """`fedpeft privacy plan`: the noise for a budget, what signal it leaves to each method, and which one to take."""
 
+import math
 from collections.abc import Mapping
 
 import click
@@ -143,12 +144,14 @@ def _for_examples(
     from fedpeft.privacy import ExampleStatement, SampledRelease, sampled_epsilon, step_signal_to_noise
     from fedpeft.round.example_privacy import noise_of
     from fedpeft.round.plan import ExampleTerms
+    from fedpeft.round.size_class import size_class, upper_end
 
-    delta = suggested_delta(examples) if delta is None else delta
+    declared = size_class(examples)  # all that noise may follow from: the size to a factor of two
+    delta = suggested_delta(math.ceil(upper_end(declared))) if delta is None else delta
     batch = min(LARGE_BATCH, examples) if batch is None else batch
     terms = ExampleTerms(epsilon=epsilon, delta=delta, l2_clip_norm=1.0, noise_multiplier=None, steps=steps)
     most = max(sizes.values())
-    z, rate = noise_of(terms, batch, examples, most)  # refuses a delta above 1 / examples, and a budget out of reach
+    z, rate = noise_of(terms, batch, declared, most)  # refuses a delta above 1 / examples, and a budget out of reach
     cost = SampledRelease(noise_multiplier=z, sampling_rate=rate, steps=steps, parameters=most)
     spent = sampled_epsilon([(cost, 1)], delta)
     statement = ExampleStatement(

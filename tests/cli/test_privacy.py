@@ -97,7 +97,7 @@ def test_a_plan_by_examples_names_a_method_and_gives_a_configuration_that_loads(
     out = capsys.readouterr().out
     for fact in (
         "one training example of one device",
-        "probability 0.512",
+        "probability 0.707",
         "steps: 120",
         "metrics: none",
         "not covered",
@@ -122,7 +122,7 @@ def test_a_plan_by_examples_names_a_method_and_gives_a_configuration_that_loads(
     ("options", "code", "words"),
     [
         ([], 2, "--examples"),
-        (["--examples", "100", "--delta", "0.1"], 3, "at most 1 / 100 examples"),
+        (["--examples", "100", "--delta", "0.1"], 3, "at most 1 / 181 examples"),
     ],
 )
 def test_a_plan_by_examples_that_cannot_be_made_is_refused(
@@ -199,7 +199,7 @@ def test_a_report_names_the_devices_that_were_summed_and_stated_nothing(
         clients = [ClientRound(client=name, state="summed", **parts) for name in ("a", "b", "d")]  # type: ignore[arg-type]
         clients.append(ClientRound(client="c", state="dropped", **parts))  # type: ignore[arg-type]
         row = RoundMetrics(
-            round=1, loss=None, accuracy=None, examples=0, devices_invited=4, devices_ready=3, devices_survived=3,
+            round=1, loss=None, accuracy=None, evaluators=0, devices_invited=4, devices_ready=3, devices_survived=3,
             bytes_up=0, bytes_down=0, seconds=0.0, clients=tuple(clients),
         )  # fmt: skip
         run.commit(RoundId(1), b"state", {}, row)
