@@ -43,6 +43,7 @@ from fedpeft.entropy import generator, os_entropy
 from fedpeft.methods import UnionAdapter, attach
 from fedpeft.round.example_privacy import noise_of
 from fedpeft.round.plan import ExampleTerms
+from fedpeft.round.size_class import size_class
 from fedpeft.secagg.masks import noise_bytes
 from fedpeft.secagg.primitives import KEY_SIZE
 from fedpeft.tuning import NoiseScale
@@ -231,7 +232,7 @@ def _mean_gradient(
     terms = ExampleTerms(
         epsilon=cell.epsilon, delta=DELTA, l2_clip_norm=CLIP, noise_multiplier=None, steps=recipe.rounds
     )
-    z, q = noise_of(terms, batch, len(own), COUNTED)
+    z, q = noise_of(terms, batch, size_class(len(own)), COUNTED)
     scale = NoiseScale(l2_clip_norm=CLIP, noise_multiplier=z, sampling_rate=q)
     total = summed(poisson_sample(len(own), q, os_entropy), scale.bound(size))
     return with_noise(total / scale.grid, scale, noise_bytes(os_entropy(KEY_SIZE))) / (q * len(own))
