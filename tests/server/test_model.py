@@ -1,8 +1,8 @@
 """A federation in every order of things: enrolments, revocations, rounds under faults, kills, restarts, old backups.
 
 Every device adds one to its own coordinate. Whatever happened, the global state must be what the committed rows say:
-the mean over those that were in each sum, and nothing for a burnt round. A coordinate too far is a replay, one that lags
-is a loss. And a round that was committed stays, unless an operator puts an old backup back.
+the mean over those that were in each sum, and nothing for a burnt round. A coordinate too far is a replay, one that
+lags is a loss. And a round that was committed stays, unless an operator puts an old backup back.
 """
 
 import shutil
