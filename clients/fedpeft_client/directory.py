@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from fedpeft.errors import IntegrityFailed
@@ -100,14 +100,7 @@ class SiteDirectory:
         """Says that every device met so far belongs here; returns how many were new."""
         entries = self.entries()
         new = [entry for entry in entries if not entry.confirmed]
-        self._write(
-            {
-                entry.device: Entry(
-                    device=entry.device, organisation=entry.organisation, identity=entry.identity, confirmed=True
-                )
-                for entry in entries
-            }
-        )
+        self._write({entry.device: replace(entry, confirmed=True) for entry in entries})
         return len(new)
 
     def forget(self, device: str) -> bool:
@@ -125,16 +118,7 @@ class SiteDirectory:
         return "-".join(digest[place : place + 4] for place in range(0, 16, 4))
 
     def _write(self, entries: dict[str, Entry]) -> None:
-        rows = [
-            {
-                "device": entry.device,
-                "organisation": entry.organisation,
-                "identity": entry.identity,
-                "confirmed": entry.confirmed,
-            }
-            for _, entry in sorted(entries.items())
-        ]
-        body = json.dumps(rows).encode()
+        body = json.dumps([asdict(entry) for _, entry in sorted(entries.items())]).encode()
         write_file(self._file, self._tag(body) + b"\n" + body, mode=PRIVATE)
 
     def _tag(self, body: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """`fedpeft client directory`: the other devices, as this one has met them in rounds."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -21,6 +22,7 @@ def directory(home: Path | None, confirm: bool, forget: str | None, as_json: boo
     What happens to a round whose devices contradict it, or are new, says policy.directory in site.toml.
     """
     from fedpeft.errors import ResourceMissing
+    from fedpeft.terminal import printable
     from fedpeft_client.directory import SiteDirectory
 
     where = device_home(home)
@@ -31,23 +33,15 @@ def directory(home: Path | None, confirm: bool, forget: str | None, as_json: boo
     new = known.confirm() if confirm else 0
     entries = known.entries()
     if as_json:
-        rows = [
-            {"device": e.device, "organisation": e.organisation, "identity": e.identity, "confirmed": e.confirmed}
-            for e in entries
-        ]
+        rows = [asdict(entry) for entry in entries]
         click.echo(json.dumps({"fingerprint": known.fingerprint(), "devices": rows}, indent=2))
         return
     for entry in entries:
         mark = "" if entry.confirmed else "  not confirmed"
-        click.echo(f"{_printable(entry.device):24} {_printable(entry.organisation):24} {entry.identity[:16]}{mark}")
+        click.echo(f"{printable(entry.device):24} {printable(entry.organisation):24} {entry.identity[:16]}{mark}")
     click.echo(f"{len(entries)} devices, fingerprint {known.fingerprint()}")
     if confirm:
         click.echo(f"{new} of them newly confirmed")
-
-
-def _printable(text: str) -> str:
-    """Names come from the coordinator: no control characters on a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 commands = (directory,)
