@@ -6,27 +6,22 @@ the sum was the victim's delta, in one round, without a colluder; every field be
 and the real secure sum; the coordinator owns its signing key and every message.
 """
 
-from collections.abc import Callable
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from fedpeft import secagg
-from fedpeft.config.model import Rounds
 from fedpeft.entropy import os_entropy
 from fedpeft.ids import BlockId, NodeId, ParticipantId
-from fedpeft.round.coordinator import run_round
 from fedpeft.round.messages import BlockPayload, Failure, FitRequest, Ready, WorkTerms
-from fedpeft.round.task import RoundOutcome
 from fedpeft.round.transport import Stage
 from fedpeft.round.work import work_digest
 from fedpeft.secagg.primitives import digest
 from fedpeft.secagg.roster import pack_members
 from fedpeft.secagg.transcript import advert_digest, offer_context
-from fedpeft.testing.clock import FakeClock
+from fedpeft.testing.different_work import Lie, lied_to
 from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, fit_request, toy_task, toy_terms
-from fedpeft.testing.network import InMemoryTransport
 from fedpeft.testing.trainers import LinearTrainer, toy_plan, toy_spec, toy_state
 from fedpeft.wire import decode, encode
 
@@ -37,34 +32,9 @@ PLAN = toy_plan(SPEC, secagg=exact_terms(DEVICES))
 VICTIM = NodeId(1000)
 BLOCKS = frozenset({"head", "bitfit"})
 
-Lie = Callable[[FitRequest], FitRequest]
-
 
 def linear_fleet() -> ToyFleet:
     return enrol({f"d{i}": LinearTrainer(f"d{i}", SPEC, BLOCKS) for i in range(DEVICES)})
-
-
-def lied_to(fleet: ToyFleet, lie: Lie) -> RoundOutcome:
-    """One round in which all devices but the victim get a changed request; the coordinator's code is the product's."""
-
-    def handle(node: NodeId) -> Callable[[Stage, bytes], bytes]:
-        def answer(stage: Stage, payload: bytes) -> bytes:
-            if stage is Stage.FIT and node != VICTIM:
-                payload = encode(lie(decode(payload, FitRequest)))
-            return fleet.handles[node](stage, payload)
-
-        return answer
-
-    return run_round(
-        toy_task(PLAN),
-        STATE,
-        fleet.members(),
-        InMemoryTransport({node: handle(node) for node in fleet.names}, FakeClock()),
-        rounds=Rounds(),
-        identity=fleet.coordinator,
-        entropy=fleet.entropy,
-        observe=lambda event: None,
-    )
 
 
 def in_work(**changes: object) -> Lie:
@@ -92,7 +62,7 @@ LIES: dict[str, Lie] = {
 
 
 def test_an_honest_round_is_summed() -> None:
-    outcome = lied_to(linear_fleet(), lambda request: request)
+    outcome = lied_to(linear_fleet(), PLAN, STATE, lambda request: request, victim=VICTIM)
     assert isinstance(outcome.result, secagg.Summed)
     assert len(outcome.result.survivors) == DEVICES
 
@@ -103,7 +73,7 @@ def test_every_field_of_the_work_has_its_attack() -> None:
 
 @pytest.mark.parametrize("field", LIES)
 def test_devices_with_different_work_have_no_sum(field: str) -> None:
-    outcome = lied_to(linear_fleet(), LIES[field])
+    outcome = lied_to(linear_fleet(), PLAN, STATE, LIES[field], victim=VICTIM)
     assert isinstance(outcome.result, secagg.Aborted), "a sum of different work was opened"
     assert {name for name, account in outcome.traffic.items() if account.ready} == {"d0"}
 

@@ -4,17 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from fedpeft.config.model import Adapter, Aggregate, Lora, Rounds, SecureAggregation, Task, Train
+from fedpeft.config.model import Adapter, Aggregate, Lora, SecureAggregation, Task, Train
 from fedpeft.data import Records
 from fedpeft.ids import NodeId
-from fedpeft.round.coordinator import run_round
-from fedpeft.round.messages import FitRequest, WorkTerms
+from fedpeft.round.messages import WorkTerms
 from fedpeft.round.plan import LearningPlan, PlannedRounds
-from fedpeft.round.transport import Stage
 from fedpeft.secagg import Aborted, Summed
-from fedpeft.testing.clock import FakeClock
-from fedpeft.testing.fleet import enrol, toy_task
-from fedpeft.testing.network import InMemoryTransport
+from fedpeft.testing.different_work import lied_to
+from fedpeft.testing.fleet import enrol
 from fedpeft.wire import decode, encode
 
 pytestmark = pytest.mark.torch
@@ -59,26 +56,7 @@ def world(tmp_path_factory):
 
 def a_round(world, lie):
     plan, state, trainers = world
-    fleet = enrol(trainers)
-
-    def handle(node):
-        def answer(stage, payload):
-            if stage is Stage.FIT and node != VICTIM:
-                payload = encode(lie(decode(payload, FitRequest)))
-            return fleet.handles[node](stage, payload)
-
-        return answer
-
-    return run_round(
-        toy_task(plan),
-        state,
-        fleet.members(),
-        InMemoryTransport({node: handle(node) for node in fleet.names}, FakeClock()),
-        rounds=Rounds(),
-        identity=fleet.coordinator,
-        entropy=fleet.entropy,
-        observe=lambda event: None,
-    )
+    return lied_to(enrol(trainers), plan, state, lie, victim=VICTIM)
 
 
 def test_an_honest_round_of_real_models_is_summed(world) -> None:
