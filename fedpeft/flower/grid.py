@@ -30,8 +30,8 @@ __all__ = ["GridTransport", "LocalGrid", "reply_of"]
 class GivesUp(Protocol):
     """A Grid that can be told that nobody waits any more."""
 
-    def give_up(self, message_ids: Iterable[str]) -> None:
-        """Drop these messages: what has not begun does not begin."""
+    def give_up(self, message_ids: Iterable[str], *, late: bool) -> None:
+        """Drop these messages: what has not begun does not begin; ``late``: because their deadline has passed."""
         ...
 
 
@@ -71,7 +71,7 @@ class GridTransport:
                     pause.wait(wait_s)
         finally:  # past the deadline, or the caller has enough
             if waiting and isinstance(self._grid, GivesUp):
-                self._grid.give_up(waiting)
+                self._grid.give_up(waiting, late=self._clock.monotonic_s() - started >= deadline_s)
 
 
 def reply_of(message: Message, node: NodeId, bytes_down: int, seconds: float) -> Reply:
@@ -146,10 +146,10 @@ class LocalGrid(Grid):
             self._sent.pop(reply.metadata.reply_to_message_id, None)
         return replies
 
-    def give_up(self, message_ids: Iterable[str]) -> None:
+    def give_up(self, message_ids: Iterable[str], *, late: bool) -> None:
         """See ``GivesUp``."""
         known = list(message_ids)
-        self._pool.give_up(known)
+        self._pool.give_up(known, late=late)
         for message_id in known:
             self._sent.pop(message_id, None)
 
@@ -164,7 +164,7 @@ class LocalGrid(Grid):
         return replies
 
     def close(self) -> None:
-        """Stop taking work; running devices finish, or end with the process."""
+        """Stop taking work; running devices finish, but for those past their deadline."""
         self._pool.close()
 
     def _refusal(self, message_id: str) -> Message:

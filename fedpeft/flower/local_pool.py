@@ -2,13 +2,15 @@
 
 A thread cannot be stopped. What can be: its claim. A task that its caller gave up no longer counts among those that
 run at once, one that has not begun never begins, and a device that is still at work gets nothing new. So one device
-that hangs costs its own answers and no other's. The threads are daemons: one that hangs does not hold the process.
+that hangs costs its own answers and no other's. The threads are daemons, so one that hangs does not hold the process;
+for the others its end waits: a thread that Python ends in the middle of torch's native code aborts the process.
 """
 
+import atexit
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 __all__ = ["DevicePool"]
@@ -23,7 +25,11 @@ class _Task(Generic[Answer]):
     done: bool = False
     answer: Answer | None = None
     error: BaseException | None = None
-    started: bool = field(default=False)
+    thread: threading.Thread | None = None
+
+    @property
+    def started(self) -> bool:
+        return self.thread is not None
 
 
 class DevicePool(Generic[Answer]):
@@ -41,6 +47,8 @@ class DevicePool(Generic[Answer]):
         self._waiting: deque[str] = deque()
         self._counted: set[str] = set()  # started, not done, not given up
         self._at_work: set[int] = set()  # devices whose thread has not ended, given up or not
+        self._unfinished: set[threading.Thread] = set()  # what the process's end waits for
+        atexit.register(_join, self._unfinished)
 
     def submit(self, task_id: str, device: int, work: Callable[[], Answer]) -> None:
         """Run ``work`` for a device as soon as there is a place."""
@@ -66,12 +74,19 @@ class DevicePool(Generic[Answer]):
             answers.append(task.answer)
         return answers  # type: ignore[return-value]  # of a task that is done without an error
 
-    def give_up(self, task_ids: Iterable[str]) -> None:
-        """Nobody waits for these any more: those that wait never begin, those that run no longer take a place."""
+    def give_up(self, task_ids: Iterable[str], *, late: bool) -> None:
+        """Nobody waits for these any more: those that wait never begin, those that run no longer take a place.
+
+        Args:
+            task_ids: of any tasks.
+            late: their deadline has passed: they may hang, and the process's end does not wait for them either.
+        """
         with self._lock:
             for task_id in task_ids:
-                self._tasks.pop(task_id, None)
+                task = self._tasks.pop(task_id, None)
                 self._counted.discard(task_id)
+                if late and task is not None and task.thread is not None:
+                    self._unfinished.discard(task.thread)
             self._start_some()
 
     def close(self) -> None:
@@ -87,12 +102,13 @@ class DevicePool(Generic[Answer]):
             if task.device in self._at_work and not running:  # given up, and still at it
                 task.done, task.answer = True, self._busy(task_id)
             elif task.device not in self._at_work and len(self._counted) < self._workers:
-                task.started = True
+                task.thread = threading.Thread(
+                    target=self._run, args=(task_id, task), name=f"device-{task.device}", daemon=True
+                )
                 self._counted.add(task_id)
                 self._at_work.add(task.device)
-                threading.Thread(
-                    target=self._run, args=(task_id, task), name=f"device-{task.device}", daemon=True
-                ).start()
+                self._unfinished.add(task.thread)
+                task.thread.start()
         self._waiting = deque(
             one
             for one in self._waiting
@@ -108,4 +124,11 @@ class DevicePool(Generic[Answer]):
             task.done = True
             self._counted.discard(task_id)
             self._at_work.discard(task.device)
+            self._unfinished.discard(threading.current_thread())
             self._start_some()
+
+
+def _join(threads: Collection[threading.Thread]) -> None:
+    """Waits for devices at work, at the process's end."""
+    for thread in list(threads):
+        thread.join()

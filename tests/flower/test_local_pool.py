@@ -94,3 +94,23 @@ def test_a_hung_device_does_not_hold_the_process() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert answer.stdout == "[]\n"
+
+
+def test_a_device_at_work_finishes_before_the_process_ends() -> None:
+    """Interrupted: Python must not end a thread in the middle of torch's native code, which aborts the process."""
+    code = (
+        "import sys, time\n"
+        "from fedpeft.clock import SystemClock\n"
+        "from fedpeft.flower import GridTransport, LocalGrid, client_app\n"
+        "from fedpeft.round.transport import Stage\n"
+        "def work(node, stage, payload):\n"
+        "    time.sleep(0.1 if node.partition else 1.5)\n"
+        "    print('finished', node.partition, flush=True)\n"
+        "    return payload\n"
+        "transport = GridTransport(LocalGrid(client_app(work), devices=2, workers=2), SystemClock())\n"
+        "for reply in transport.exchange(Stage.FIT, dict.fromkeys(transport.nodes(), b'x'), deadline_s=60):\n"
+        "    sys.exit(130)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert answer.returncode == 130
+    assert answer.stdout == "finished 1\nfinished 0\n"
