@@ -31,7 +31,7 @@ def _uncaught(kind: type[BaseException], error: BaseException | None, trace: Tra
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
-    """Every logger of this process, from ``level`` on; libraries from warnings on."""
+    """Every logger of this process, from ``level`` on; libraries from warnings on. Call it before gRPC is loaded."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Lines())
     root = logging.getLogger()
@@ -39,7 +39,7 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = lambda given: _uncaught(given.exc_type, given.exc_value, given.exc_traceback)
-    # gRPC's core writes lines of its own, one for each stranger that fails a handshake. It reads this when it starts.
+    # gRPC's core writes lines of its own, one per stranger that fails a handshake. It reads this when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     root.setLevel(logging.WARNING)
     for name in ("fedpeft", "fedpeft_server", "fedpeft_client"):

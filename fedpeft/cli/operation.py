@@ -26,9 +26,11 @@ def up(home: Path | None) -> None:
     import signal
 
     from fedpeft.logs import log_to_stderr
-    from fedpeft_server.coordinator import DRAIN_S, Coordinator
 
     log_to_stderr()
+
+    from fedpeft_server.coordinator import DRAIN_S, Coordinator
+
     where = _home(home)
     coordinator = Coordinator(where)
     for number in (signal.SIGTERM, signal.SIGINT):

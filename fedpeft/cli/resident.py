@@ -21,15 +21,17 @@ def run(home: Path | None) -> None:
     """Take part in the federation's runs until SIGTERM; exits 4 with the reason when the device is revoked."""
     import signal
 
+    from fedpeft.logs import log_to_stderr
+
+    log_to_stderr()
+
     from fedpeft.clock import SystemClock
     from fedpeft.errors import NotEnrolled
     from fedpeft.ids import NodeId
-    from fedpeft.logs import log_to_stderr
     from fedpeft_client.companion import ServiceCompanion
     from fedpeft_client.membership import mark_ended
     from fedpeft_client.resident import Resident
 
-    log_to_stderr()
     where = device_home(home)
     where.enrolment()
     device = Resident(where, ServiceCompanion(where, SystemClock(), progress=_progress()))
