@@ -24,6 +24,7 @@ from fedpeft.methods.lora import LoraPart
 from fedpeft.ring import BlockEncoding, RingParams, SumRange
 from fedpeft.secagg.masks import Mask, apply_masks, rounding_bits
 from fedpeft.secagg.primitives import Secret
+from fedpeft.testing.lying_coordinator import read_unchecked
 
 __all__ = ["TextAttack", "label_of", "masked"]
 
@@ -93,5 +94,4 @@ def masked(delta: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     encoding = BlockEncoding(params=RingParams(bits=32, addends=3), ranges=(SumRange(length=len(delta), max_abs=4.0),))
     words = encoding.encode(delta.astype(np.float32), rounding_bits(os_entropy(32)))
     apply_masks(words, [Mask(Secret(os_entropy(32)), add=True), Mask(Secret(os_entropy(32)), add=False)])
-    # As ``decode`` reads a sum of one; that itself refuses words which no input encodes to.
-    return (words.astype(np.float64) - encoding.params.levels) / encoding.scale(encoding.ranges[0])
+    return read_unchecked(encoding, words)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.ids import BlockId, ParticipantId
-from fedpeft.ring import SumRange
+from fedpeft.ring import BlockEncoding, SumRange
 from fedpeft.secagg import (
     Advertise,
     Agreement,
@@ -40,6 +40,7 @@ __all__ = [
     "Stage2",
     "ask_about_survivors",
     "collect_inputs",
+    "read_unchecked",
     "recover",
     "two_block_round",
     "until_masking",
@@ -205,7 +206,16 @@ def recover(stage: Stage2, loot: Loot, victim: ParticipantId) -> npt.NDArray[np.
     upload = loot.masked[victim].vectors[roster.owned_by(victim).index(block)]
     words = np.frombuffer(upload, encoding.zeros().dtype).copy()
     apply_masks(words, masks)
-    # As ``decode`` reads a sum of one, which refuses what is still masked.
+    return read_unchecked(encoding, words)
+
+
+def read_unchecked(encoding: BlockEncoding, words: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.float64]:
+    """Words of one device as ``decode`` reads a sum of one, which refuses words that no input encodes to.
+
+    Args:
+        encoding: of one range, not exact, one lane a word.
+        words: masked or not, (P,).
+    """
     return (words.astype(np.float64) - encoding.params.levels) / encoding.scale(encoding.ranges[0])
 
 

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "e2e" / "toy"))
-from federation import ToyFederation
+from federation import ToyFederation, running
 from strangers import many_descriptors
 
 
@@ -16,9 +16,5 @@ from strangers import many_descriptors
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyFederation]:
     """A coordinator that is up; no device yet."""
     many_descriptors()
-    made = ToyFederation(tmp_path_factory.mktemp("federation"))
-    try:
-        made.up()
+    with running(tmp_path_factory.mktemp("federation")) as made:
         yield made
-    finally:
-        made.close()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from federation import ToyFederation
+from federation import ToyFederation, running
 
 from fedpeft.directory_lock import DirectoryLock, holder
 from fedpeft.errors import ResourceMissing
@@ -25,13 +25,8 @@ NAMES = ("ward-a", "ward-b", "ward-c", "ward-d")
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyFederation]:
     """Four devices that stay through the tests of this module, in their order."""
-    made = ToyFederation(tmp_path_factory.mktemp("federation"))
-    try:
-        made.up()
-        made.admit(NAMES)
+    with running(tmp_path_factory.mktemp("federation"), NAMES) as made:
         yield made
-    finally:
-        made.close()
 
 
 def home(federation: ToyFederation, name: str) -> DeviceHome:

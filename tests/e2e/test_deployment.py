@@ -26,7 +26,7 @@ from fedpeft_client.home import DeviceHome
 from fedpeft_client.keys import public_key
 
 sys.path.insert(0, str(Path(__file__).parent / "toy"))
-from federation import ToyFederation
+from federation import ToyFederation, running
 
 pytestmark = pytest.mark.e2e
 NAMES = ("ward-a", "ward-b", "ward-c", "ward-d")
@@ -35,13 +35,8 @@ NAMES = ("ward-a", "ward-b", "ward-c", "ward-d")
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyFederation]:
     """Four devices that stay through all tests of this module, in their order."""
-    made = ToyFederation(tmp_path_factory.mktemp("federation"))
-    try:
-        made.up()
-        made.admit(NAMES)
+    with running(tmp_path_factory.mktemp("federation"), NAMES) as made:
         yield made
-    finally:
-        made.close()
 
 
 def test_a_submitted_run_ends_in_the_exact_mean_of_its_devices(federation: ToyFederation) -> None:

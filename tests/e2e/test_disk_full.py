@@ -19,7 +19,7 @@ import pytest
 from fedpeft_server.run_view import verify_run
 
 sys.path.insert(0, str(Path(__file__).parent / "toy"))
-from federation import ToyFederation
+from federation import ToyFederation, running
 
 pytestmark = pytest.mark.e2e
 NAMES = ("ward-a", "ward-b", "ward-c", "ward-d")
@@ -37,13 +37,10 @@ def federation(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ToyFe
         mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
         if not mounted:
             pytest.skip("this user may not mount a file system; the limit on files is tested instead")
-    made = ToyFederation(tmp_path)
     try:
-        made.up()
-        made.admit(NAMES)
-        yield made
+        with running(tmp_path, NAMES) as made:
+            yield made
     finally:
-        made.close()
         if mounted:
             subprocess.run(["umount", "-l", str(home)], check=True)
 

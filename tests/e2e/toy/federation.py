@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,6 +80,18 @@ def enrol_device(coordinator: CoordinatorHome, path: Path, name: str) -> DeviceH
         pause=threading.Event().wait, on_waiting=lambda code: None,
     )  # fmt: skip
     return home
+
+
+@contextmanager
+def running(path: Path, names: Collection[str] = ()) -> "Iterator[ToyFederation]":
+    """A coordinator that is up and these devices, until the block is left."""
+    made = ToyFederation(path)
+    try:
+        made.up()
+        made.admit(names)
+        yield made
+    finally:
+        made.close()
 
 
 @dataclass
