@@ -2,7 +2,7 @@
 
 from typing import NewType
 
-__all__ = ["BlockId", "NodeId", "ParticipantId", "RoundId", "RunId"]
+__all__ = ["SIZELESS", "BlockId", "NodeId", "ParticipantId", "RoundId", "RunId", "SizeClass"]
 
 RunId = NewType("RunId", str)
 """One run of one config, e.g. ``20261122T001231Z-airlines-7f3a``."""
@@ -18,3 +18,9 @@ ParticipantId = NewType("ParticipantId", int)
 
 BlockId = NewType("BlockId", str)
 """A block of the union adapter, e.g. ``lora.B.t8`` (docs/design.md, section 3)."""
+
+SizeClass = NewType("SizeClass", int)
+"""k of a device's public size, the power of two 2^k nearest to its number of examples. No count is one."""
+
+SIZELESS = SizeClass(0)
+"""Of a device whose size decides nothing, or that hides it."""

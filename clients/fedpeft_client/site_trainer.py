@@ -12,7 +12,7 @@ from fedpeft.base import ArtifactStore
 from fedpeft.clock import Clock
 from fedpeft.data import Records, fits, readable_records, split_holdout
 from fedpeft.entropy import derive_seed
-from fedpeft.ids import BlockId
+from fedpeft.ids import SIZELESS, BlockId, SizeClass
 from fedpeft.privacy import SampledRelease
 from fedpeft.round.failures import cause_of
 from fedpeft.round.local import DeviceStore, Effort, LocalResult
@@ -40,7 +40,7 @@ class SizeOfRun:
     """What the device declared in a run."""
 
     run_id: str
-    declared: int
+    declared: SizeClass
 
 
 @message(0x0184)
@@ -99,7 +99,7 @@ class SiteTrainer:
         """See ``Trainer``."""
         return self._for(plan)[1].trains(plan)
 
-    def size_class(self, plan: LearningPlan) -> int:
+    def size_class(self, plan: LearningPlan) -> SizeClass:
         """See ``Trainer``."""
         return self._for(plan)[1].size_class(plan)
 
@@ -154,10 +154,10 @@ class SiteTrainer:
         )
         return chooser, trainer
 
-    def _pinned(self, plan: LearningPlan, found: int) -> int:
+    def _pinned(self, plan: LearningPlan, found: SizeClass) -> SizeClass:
         """The size class of the whole run: that of the data when the run was first seen; 0 if the site hides it."""
         if not self._site.policy.declare_size:
-            return 0
+            return SIZELESS
         kept = None if self._memory is None else self._memory.read(SIZES)
         sizes = {entry.run_id: entry.declared for entry in (decode(kept, SizesSeen).runs if kept else ())}
         declared = sizes.setdefault(plan.run_id, found)

@@ -19,7 +19,7 @@ from fedpeft.aggregate.rules import STEPS
 from fedpeft.catalogue import TIERED
 from fedpeft.config.model import MemoryUse, Train
 from fedpeft.config.rules import RULES
-from fedpeft.ids import BlockId
+from fedpeft.ids import BlockId, SizeClass
 from fedpeft.methods import blocks_for, due_blocks, round_of
 from fedpeft.planner import Plan
 from fedpeft.privacy import SampledRelease
@@ -99,7 +99,7 @@ class TorchTrainer:
         examples: Examples,
         memory_use: MemoryUse = PLAIN,
         memory: DeviceStore | None = None,
-        declared: int | None = None,
+        declared: SizeClass | None = None,
     ) -> None:
         self._device, self._capacity, self._bench, self._examples = device, capacity, bench, examples
         self._memory_use, self._declared = memory_use, declared
@@ -126,7 +126,7 @@ class TorchTrainer:
         """From the next round on the device trains this: its battery or its memory says so."""
         self._capacity = capacity
 
-    def size_class(self, plan: LearningPlan) -> int:
+    def size_class(self, plan: LearningPlan) -> SizeClass:
         """See ``Trainer``."""
         return size_class(self._examples.count) if self._declared is None else self._declared
 

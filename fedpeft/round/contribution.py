@@ -10,7 +10,7 @@ from fedpeft.adapter import AdapterState
 from fedpeft.aggregate.device_side import own_values
 from fedpeft.aggregate.rules import STEPS, rule_weight
 from fedpeft.entropy import Entropy
-from fedpeft.ids import BlockId
+from fedpeft.ids import BlockId, SizeClass
 from fedpeft.privacy import CLIP_BIT, LOSS_LIMIT, NOISED_METRICS, Mechanism, NoiseTerms, bit_vector, clip, metric_lanes
 from fedpeft.round.failures import cause_of, is_for_lack_of_room
 from fedpeft.round.local import Effort, LocalResult, Trainer
@@ -44,7 +44,7 @@ def contribution(
     owns: frozenset[BlockId],
     noise: Mechanism | None,
     effort: Effort,
-    declared: int,
+    declared: SizeClass,
     entropy: Entropy,
     tell: Callable[[str], None],
 ) -> tuple[tuple[BlockPayload, ...], bool]:
@@ -124,7 +124,7 @@ def inputs_of(
     owns: frozenset[BlockId],
     noise: Mechanism | None,
     *,
-    declared: int,
+    declared: SizeClass,
     entropy: Entropy,
 ) -> tuple[BlockPayload, ...]:
     """What goes into the secure sum: each delta times the device's public share, and its own means likewise.

@@ -19,7 +19,7 @@ from fedpeft.adapter import AdapterSpec
 from fedpeft.config.check_private import expect_proved
 from fedpeft.entropy import Entropy
 from fedpeft.errors import BudgetExhausted, ConfigInvalid, IntegrityFailed, PolicyRefused, SpecMismatch
-from fedpeft.ids import BlockId, RoundId
+from fedpeft.ids import SIZELESS, BlockId, RoundId
 from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, PrivacyLedger
 from fedpeft.round.bound import Bound, bound_by
 from fedpeft.round.contribution import contribution
@@ -141,7 +141,7 @@ class Device:
         owns = self._owned(plan, terms, work)
         if kept is not None:  # what was trained then, though the device may train something else by now
             owns = frozenset(part.block_id for part in kept.inputs) & {block.block_id for block in terms.blocks}
-        declared = declared_class(plan.aggregate, self._trainer.size_class(plan)) if noise is None else 0
+        declared = declared_class(plan.aggregate, self._trainer.size_class(plan)) if noise is None else SIZELESS
         advertise = self._session.begin(offer, owns=owns, entropy=self._entropy, weight_class=declared)
         if isinstance(advertise, secagg.Refusal):
             return self._objected(request.offer, advertise)

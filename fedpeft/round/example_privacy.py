@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from fedpeft.entropy import Entropy
 from fedpeft.errors import BudgetExhausted, ConfigInvalid, PolicyRefused, Problem
-from fedpeft.ids import RoundId
+from fedpeft.ids import RoundId, SizeClass
 from fedpeft.privacy import ExampleStatement, PrivacyLedger, SampledRelease, calibrate_sampled, sampled_epsilon
 from fedpeft.round.plan import ExampleTerms, LearningPlan
 from fedpeft.round.size_class import lower_end, upper_end
@@ -23,7 +23,7 @@ OpenLedger = Callable[[], PrivacyLedger]
 """Opens the device's ledger for one use: several processes may play one device, one after the other."""
 
 
-def round_cost(plan: LearningPlan, *, declared: int, parameters: int) -> SampledRelease | None:
+def round_cost(plan: LearningPlan, *, declared: SizeClass, parameters: int) -> SampledRelease | None:
     """What one round of training costs each of a device's examples; None without example-level privacy.
 
     Args:
@@ -42,7 +42,7 @@ def round_cost(plan: LearningPlan, *, declared: int, parameters: int) -> Sampled
 
 
 @lru_cache(maxsize=256)
-def noise_of(terms: ExampleTerms, batch_size: int, declared: int, parameters: int) -> tuple[float, float]:
+def noise_of(terms: ExampleTerms, batch_size: int, declared: SizeClass, parameters: int) -> tuple[float, float]:
     """A noise multiplier and a sampling rate; see ``round_cost``."""
     examples = math.ceil(upper_end(declared)) - 1
     if terms.delta * examples > 1:

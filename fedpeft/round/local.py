@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.entropy import Entropy
-from fedpeft.ids import BlockId
+from fedpeft.ids import SIZELESS, BlockId, SizeClass
 from fedpeft.privacy import Mechanism, SampledRelease
 from fedpeft.round.messages import BlockDigest, BlockPayload
 from fedpeft.round.plan import LearningPlan
@@ -85,7 +85,7 @@ class Trainer(Protocol):
         """The blocks that this device can afford to train."""
         ...
 
-    def size_class(self, plan: LearningPlan) -> int:
+    def size_class(self, plan: LearningPlan) -> SizeClass:
         """Its public size (``fedpeft.round.size_class``); the same over a whole run, whatever its data does."""
         ...
 
@@ -129,7 +129,12 @@ class SumSession(Protocol):
         ...
 
     def begin(
-        self, offer: secagg.RoundOffer, *, owns: frozenset[BlockId], entropy: Entropy, weight_class: int = 0
+        self,
+        offer: secagg.RoundOffer,
+        *,
+        owns: frozenset[BlockId],
+        entropy: Entropy,
+        weight_class: SizeClass = SIZELESS,
     ) -> secagg.Reply:
         """Check the terms and advertise fresh keys."""
         ...

@@ -8,14 +8,15 @@ two nearest to its own once a run, in its signed advert, and every weight and de
 import math
 
 from fedpeft.config.model import Aggregate
+from fedpeft.ids import SIZELESS, SizeClass
 
 __all__ = ["LARGEST", "declared_class", "lower_end", "share_of", "size_class", "upper_end", "weight_share"]
 
-LARGEST = 63
+LARGEST = SizeClass(63)
 """The largest class that an advert may declare."""
 
 
-def size_class(examples: int) -> int:
+def size_class(examples: int) -> SizeClass:
     """k of the power of two 2^k nearest to this number in the logarithm; 0 for none.
 
     Args:
@@ -26,20 +27,20 @@ def size_class(examples: int) -> int:
         [0, 0, 1, 2, 2, 3, 7, 10]
     """
     # k = round(log2 n) exactly when 2^(2k - 1) <= n^2 < 2^(2k + 1), in integers.
-    return min(LARGEST, (max(1, examples) ** 2).bit_length() // 2)
+    return min(LARGEST, SizeClass((max(1, examples) ** 2).bit_length() // 2))
 
 
-def lower_end(declared: int) -> float:
+def lower_end(declared: SizeClass) -> float:
     """No device of this class has fewer examples, unless it has none: 2^(k - 1/2), at least 1."""
     return max(1.0, math.pow(2.0, declared - 0.5))
 
 
-def upper_end(declared: int) -> float:
+def upper_end(declared: SizeClass) -> float:
     """No device of this class has as many: 2^(k + 1/2), above 1."""
     return math.pow(2.0, declared + 0.5)
 
 
-def share_of(declared: int, max_weight: int) -> float:
+def share_of(declared: SizeClass, max_weight: int) -> float:
     """A device's weight beside the largest that the run gives, in (0, 1]: a power of two, so exact in any float.
 
     Args:
@@ -47,18 +48,18 @@ def share_of(declared: int, max_weight: int) -> float:
         max_weight: examples at which a device's weight stops growing.
 
     Example:
-        >>> share_of(7, 10_000), share_of(20, 10_000)
+        >>> share_of(SizeClass(7), 10_000), share_of(SizeClass(20), 10_000)
         (0.015625, 1.0)
     """
     largest = size_class(max_weight)
     return math.ldexp(1.0, min(max(0, declared), largest) - largest)
 
 
-def declared_class(aggregate: Aggregate, size: int) -> int:
+def declared_class(aggregate: Aggregate, size: SizeClass) -> SizeClass:
     """What a device of this size declares: no more than its weight needs, and 0 where all weigh alike."""
-    return min(size, size_class(aggregate.max_weight)) if aggregate.weight == "examples" else 0
+    return min(size, size_class(aggregate.max_weight)) if aggregate.weight == "examples" else SIZELESS
 
 
-def weight_share(aggregate: Aggregate, declared: int) -> float:
+def weight_share(aggregate: Aggregate, declared: SizeClass) -> float:
     """What a device of this class multiplies its deltas by under this [aggregate]; both sides compute it."""
     return share_of(declared, aggregate.max_weight) if aggregate.weight == "examples" else 1.0

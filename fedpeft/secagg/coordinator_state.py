@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.ids import BlockId, ParticipantId, SizeClass
 from fedpeft.secagg.messages import Advertise, Reason, Request, RoundOffer, ShareRequest
 from fedpeft.secagg.primitives import Secret
 from fedpeft.secagg.roster import Roster
@@ -224,7 +224,7 @@ class Summed:
 
     sums: Mapping[BlockId, BlockSum]
     survivors: frozenset[ParticipantId]
-    weight_classes: Mapping[ParticipantId, int]
+    weight_classes: Mapping[ParticipantId, SizeClass]
     skipped: Mapping[BlockId, str]
     rejected: Mapping[ParticipantId, Rejection]
 

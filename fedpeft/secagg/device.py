@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import ConfigInvalid
-from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.ids import SIZELESS, BlockId, ParticipantId, SizeClass
 from fedpeft.secagg.device_mask import Inputs, mask
 from fedpeft.secagg.device_reveal import consist, reveal
 from fedpeft.secagg.device_secrets import Violation, secret_keys
@@ -71,7 +71,7 @@ def begin(
     enrolled: Enrolled,
     policy: DevicePolicy,
     entropy: Entropy,
-    weight_class: int = 0,
+    weight_class: SizeClass = SIZELESS,
     mark: Mark | None = None,
 ) -> DeviceStep:
     """Answers FIT: checks the signed terms and makes this attempt's keys.

@@ -8,7 +8,7 @@ carry no ids are in ascending order of participant id, or of the blocks in the `
 from dataclasses import dataclass
 from enum import Enum
 
-from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.ids import BlockId, ParticipantId, SizeClass
 from fedpeft.wire import message
 
 __all__ = [
@@ -96,7 +96,7 @@ class Advertise:
     participant_id: ParticipantId
     device: str
     organisation: str
-    weight_class: int
+    weight_class: SizeClass
     blocks: tuple[BlockId, ...]
     channel_key: bytes
     mask_key: bytes

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fedpeft.ids import ParticipantId
+from fedpeft.ids import ParticipantId, SizeClass
 from fedpeft.secagg.graph import (
     COMPLETE_UP_TO,
     MOST_NEIGHBOURS,
@@ -49,7 +49,7 @@ class Roster:
     context: bytes
     members: tuple[ParticipantId, ...]
     digests: tuple[bytes, ...]
-    classes: tuple[int, ...]
+    classes: tuple[SizeClass, ...]
     owners: tuple[tuple[ParticipantId, ...], ...]
     degree: Degree
 
@@ -171,7 +171,7 @@ def _read(spec_bytes: bytes, request: ShareRequest) -> Roster | str:
         context=roster_context(request),
         members=tuple(ids),
         digests=tuple(digests[i : i + 32] for i in range(0, len(digests), 32)),
-        classes=tuple(classes),
+        classes=tuple(map(SizeClass, classes)),
         owners=tuple(found),
         degree=degree,
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Set
 from dataclasses import replace
 
 from fedpeft.entropy import Entropy
-from fedpeft.ids import BlockId
+from fedpeft.ids import SIZELESS, BlockId, SizeClass
 from fedpeft.secagg.cohort import colluders
 from fedpeft.secagg.device import answer, begin, examine
 from fedpeft.secagg.device_mask import Inputs
@@ -74,7 +74,9 @@ class DeviceSession:
             mark=None if again else mark,
         )
 
-    def begin(self, offer: RoundOffer, *, owns: Set[BlockId], entropy: Entropy, weight_class: int = 0) -> Reply:
+    def begin(
+        self, offer: RoundOffer, *, owns: Set[BlockId], entropy: Entropy, weight_class: SizeClass = SIZELESS
+    ) -> Reply:
         """Answers FIT; the same offer gets the same reply, a refused one changes nothing.
 
         Args:

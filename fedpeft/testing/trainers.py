@@ -8,7 +8,7 @@ import numpy.typing as npt
 from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec, TensorSpec
 from fedpeft.config.model import Adapter, Aggregate, Lora, RunConfig, SecureAggregation, Task, Train
 from fedpeft.entropy import generator
-from fedpeft.ids import BlockId
+from fedpeft.ids import BlockId, SizeClass
 from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.local import Effort, LocalResult
@@ -118,7 +118,7 @@ class GivenTrainer:
         """See ``Trainer``."""
         return frozenset(self.deltas)
 
-    def size_class(self, plan: LearningPlan) -> int:
+    def size_class(self, plan: LearningPlan) -> SizeClass:
         """See ``Trainer``."""
         return size_class(self._examples)
 
@@ -179,7 +179,7 @@ class LinearTrainer:
         """See ``Trainer``."""
         return self._trains
 
-    def size_class(self, plan: LearningPlan) -> int:
+    def size_class(self, plan: LearningPlan) -> SizeClass:
         """See ``Trainer``."""
         return size_class(self._examples)
 

@@ -14,7 +14,7 @@ from fedpeft import secagg
 from fedpeft.aggregate import Individual
 from fedpeft.cohorts import effective_cohort
 from fedpeft.entropy import Entropy
-from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.ids import SIZELESS, BlockId, ParticipantId, SizeClass
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS
 from fedpeft.secagg.masks import rounding_bits
 from fedpeft.secagg.primitives import Secret
@@ -39,7 +39,12 @@ class PlainSession:
         return decode(offer.spec, secagg.RoundSpec)
 
     def begin(
-        self, offer: secagg.RoundOffer, *, owns: frozenset[BlockId], entropy: Entropy, weight_class: int = 0
+        self,
+        offer: secagg.RoundOffer,
+        *,
+        owns: frozenset[BlockId],
+        entropy: Entropy,
+        weight_class: SizeClass = SIZELESS,
     ) -> secagg.Reply:
         """Declare the owned blocks; the keys are empty."""
         self._spec, self._owns = decode(offer.spec, secagg.RoundSpec), owns
