@@ -186,19 +186,18 @@ def _to_revealing(state: Open, agreeing: Agreeing) -> CoordinatorState:
 def _witnesses(roster: Roster, agreeing: Agreeing) -> frozenset[ParticipantId]:
     """Whose agreement to show: everybody's on a complete graph, where each device must check it in any case.
 
-    Else a quorum, which is half of them, with every block's cohort in it where that can be had.
+    Else a quorum, which is half of them, with the cohort of every block that can be opened in it.
     """
     signers = sorted(agreeing.signatures)
     if roster.degree.neighbours == len(roster.members) - 1:
         return frozenset(signers)
     chosen: set[ParticipantId] = set()
     for index in sorted(range(len(roster.owners)), key=lambda index: len(roster.owners[index])):
+        if cohort_problem(roster, index, agreeing.survivors, signers) is not None:
+            continue  # nobody's agreement would open it
         candidates = iter([member for member in signers if member in roster.owner_sets[index] and member not in chosen])
         while cohort_problem(roster, index, agreeing.survivors, chosen) is not None:
-            more = next(candidates, None)
-            if more is None:
-                break
-            chosen.add(more)
+            chosen.add(next(candidates))
     missing = max(0, quorum(roster) - len(chosen))
     return frozenset([*chosen, *[member for member in signers if member not in chosen][:missing]])
 

@@ -138,7 +138,6 @@ def test_a_run_with_noised_metrics_tells_them_and_charges_for_their_lanes(tmp_pa
         rows = run.rounds
         commit = run.last_commit()
     for row in rows:
-        assert row.examples == 0, "counts are not collected"
         assert row.train_loss is not None
         assert 0 <= row.train_loss <= LOSS_LIMIT
     assert commit is not None

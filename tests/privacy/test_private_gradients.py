@@ -38,6 +38,9 @@ MICRO = {
     *("prompt", "prefix", "p_tuning", "p_tuning_v2", "llama_adapter"),  # their parts have no example in the first place
     *("compacter", "hypernetwork", "unipelt", "coda"),  # parameters that several modules share, or calls of other kinds
 }
+RANK_ONE = {
+    "qalora"
+}  # on some processors the bits of a product with one column depend on the row: micro in those shapes
 
 
 PLACES = [
@@ -67,7 +70,10 @@ def test_what_is_clipped_are_the_gradients_of_single_examples(method, build, bas
             for parameter in union.parameters(block.block_id).values():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
     source = GradientSource(union, blocks, trained, examples, most=4, checkpointing=base != "plain")
-    assert source.back_end == ("micro" if method in MICRO else "hooks")
+    if method in RANK_ONE and source.micro_shapes:
+        assert source.back_end == "micro"
+    else:
+        assert source.back_end == ("micro" if method in MICRO else "hooks")
     alone = [list(source.gradients(np.array([index]))) for index in range(4)]
     assert all(len(parts) == 1 and len(parts[0][0]) == 1 for parts in alone)
     found = torch.cat([torch.cat([gradient.flatten(1) for gradient in part], 1) for (part,) in alone])

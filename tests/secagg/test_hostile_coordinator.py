@@ -39,6 +39,9 @@ from fedpeft.secagg import (
     open_round,
     receive,
 )
+from fedpeft.secagg.cohort import cohort_problem, quorum
+from fedpeft.secagg.coordinator_close import _witnesses
+from fedpeft.secagg.coordinator_state import Agreeing
 from fedpeft.secagg.graph import Degree
 from fedpeft.secagg.primitives import AgreementKey
 from fedpeft.secagg.roster import Roster, pack_members
@@ -625,3 +628,27 @@ def test_a_block_with_too_few_masking_neighbours_stays_masked() -> None:
     spared = degree.neighbours - degree.threshold
     assert roster.enough_survive(0, frozenset(members) - set(around[:spared]))
     assert not roster.enough_survive(0, frozenset(members) - set(around[: spared + 1]))
+
+
+def test_a_block_that_nobody_can_open_does_not_draw_everybody_into_the_witnesses() -> None:
+    """Too few are left around one of its owners: a quorum is shown for the other block, not all signers."""
+    members = tuple(ParticipantId(i) for i in range(1, 201))
+    fleet = make_fleet(200)
+    roster = Roster(
+        spec=make_spec(fleet, corrupt_fraction=0.1, dropout_fraction=0.1),
+        context=bytes(32),
+        members=members,
+        digests=(),
+        classes=(0,) * 200,
+        owners=(members[:100], members),
+        degree=Degree(36, 21),
+    )
+    degree = roster.masking_degree(1)
+    assert degree is not None
+    gone = roster.masking_neighbours(ParticipantId(200), 1)[: degree.neighbours - degree.threshold + 1]
+    signers = frozenset(members) - set(gone)
+    agreeing = Agreeing(masked=None, survivors=signers, bitmap=b"", signatures=dict.fromkeys(signers, b""))  # type: ignore[arg-type]
+    witnesses = _witnesses(roster, agreeing)
+    assert cohort_problem(roster, 0, signers, witnesses) is None
+    assert cohort_problem(roster, 1, signers, signers) is not None
+    assert len(witnesses) == quorum(roster) < len(signers)
