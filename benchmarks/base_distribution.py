@@ -26,18 +26,18 @@ from fedpeft.base.manifest import CHUNK_BYTES, Manifest, SourceEntry, digest_of
 from fedpeft.clock import SystemClock
 from fedpeft.entropy import os_entropy
 from fedpeft.planner import REFERENCE
-from fedpeft_client.fetch import FetchProgress, fetch_base
+from fedpeft_client.connection.fetch_base import FetchProgress, fetch_base
+from fedpeft_client.connection.grpc_client import Link
+from fedpeft_client.enrolment.join import JoinWishes, join
 from fedpeft_client.home import DeviceHome
-from fedpeft_client.join import JoinWishes, join
-from fedpeft_client.link import Link
-from fedpeft_server.audit import AuditLog
-from fedpeft_server.enrolment import Admission
+from fedpeft_server.enrolment.admission import Admission
+from fedpeft_server.enrolment.audit_log import AuditLog
+from fedpeft_server.enrolment.certificate_authority import Authority, initialise
+from fedpeft_server.enrolment.join_tokens import Tokens
+from fedpeft_server.enrolment.registry import Registry
 from fedpeft_server.home import CoordinatorHome, Settings
-from fedpeft_server.pki import Authority, initialise
-from fedpeft_server.registry import Registry
-from fedpeft_server.service import FleetService
-from fedpeft_server.tokens import Tokens
-from fedpeft_server.wake import WakeBoard
+from fedpeft_server.service.grpc_service import FleetService
+from fedpeft_server.service.wakeups import WakeBoard
 
 RESULTS = Path(__file__).parent / "results" / "base_distribution.json"
 FILE = "model.safetensors"

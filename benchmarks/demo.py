@@ -66,7 +66,7 @@ class Meter:
 def one_seed(seed: int, quick: bool, overrides: list[str], baselines: bool) -> dict[str, object]:
     """Run in this process; called in a child. Without baselines only the federation's own figures."""
     from fedpeft.config import load
-    from fedpeft_client.trainer import TorchTrainer
+    from fedpeft_client.training.trainer import TorchTrainer
     from fedpeft_sim import simulate as simulation_module
     from fedpeft_sim.simulate import prepare, simulate
 

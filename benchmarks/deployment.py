@@ -118,7 +118,7 @@ def crowd(home: Path, folder: Path, count: int) -> None:
     """Enrols so many devices and holds their wake streams open until it is killed."""
     from federation import enrol_device
 
-    from fedpeft_client.link import Link
+    from fedpeft_client.connection.grpc_client import Link
     from fedpeft_server.home import CoordinatorHome
 
     def wait(device) -> None:

@@ -110,7 +110,7 @@ def floods(federation, *, rounds: int) -> dict[str, float]:
     flooded(federation, 1000)
     grown, took = federation.home.audit.stat().st_size - before, time.monotonic() - begun
     # One record for each period in which somebody was refused is all that can come.
-    from fedpeft_server.strangers import PERIOD_S
+    from fedpeft_server.enrolment.refusals import PERIOD_S
 
     a_day = grown / took * DAY_S + DAY_S / PERIOD_S * RECORD_BYTES
     return {

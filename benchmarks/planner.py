@@ -63,7 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     artifact = build(MODEL, quantize="int8", store=default_store())
     if arguments.one:
-        from fedpeft_client.probe import measure_step
+        from fedpeft_client.training.measure_step import measure_step
 
         chosen = {**FULL, "": CALIBRATING}[arguments.one.strip("=")]
         measured = measure_step(artifact, chosen)

@@ -77,7 +77,7 @@ def one_run(overrides: list[str]) -> dict[str, Any]:
     """One simulation; in a child."""
     from fedpeft.config import load
     from fedpeft.round.plan import learning_rates
-    from fedpeft_client.trainer import TorchTrainer
+    from fedpeft_client.training.trainer import TorchTrainer
     from fedpeft_sim.simulate import prepare, simulate
 
     class Quiet:

@@ -26,9 +26,16 @@ def test_every_file_that_a_document_names_exists(document: str) -> None:
 def test_the_tree_in_the_architecture_is_the_tree() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     tree = text.split("```")[1]
-    named = set(re.findall(r"^  (\w+)/", tree, flags=re.MULTILINE))
-    there = {path.name for path in (ROOT / "fedpeft").iterdir() if path.is_dir() and not path.name.startswith("_")}
-    assert named == there
+    named: dict[str, set[str]] = {}
+    for line in tree.splitlines():
+        if root := re.match(r"([\w/]+)/ ", line):
+            package = named.setdefault(root[1], set())
+        elif line.startswith("  ") and not line.startswith("   "):
+            package |= set(re.findall(r"(\w+)/", line[:29]))
+    assert set(named) == {"fedpeft", "server/fedpeft_server", "clients/fedpeft_client", "simulations/fedpeft_sim"}
+    for package_name, rooms in named.items():
+        folders = {path.parent.name for path in (ROOT / package_name).glob("*/__init__.py")}
+        assert rooms == folders, package_name
 
 
 def test_no_file_cites_what_a_user_cannot_have() -> None:

@@ -20,9 +20,9 @@ LIGHT = (
     "fedpeft.aggregate",
     "fedpeft.round.coordinator",
     "fedpeft.round.device",
-    "fedpeft_server.federation",
-    "fedpeft_server.report",
-    "fedpeft_client.stores",
+    "fedpeft_server.run.federation",
+    "fedpeft_server.report.page",
+    "fedpeft_client.training.device_stores",
     "fedpeft_sim.plain_sum",
 )
 
@@ -48,7 +48,7 @@ def test_the_wheel_installs_four_names_and_no_other(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(PACKAGES)
-    for resource in ("fedpeft/py.typed", "fedpeft_server/report.html"):
+    for resource in ("fedpeft/py.typed", "fedpeft_server/report/report.html"):
         assert any(name.endswith(resource.split("/")[-1]) and name.startswith(resource.split("/")[0]) for name in names)
     assert not any(name.endswith((".pyc", ".safetensors", ".jsonl")) for name in names)
 

@@ -9,7 +9,7 @@ from fedpeft.cli.options import FiniteFloat, map_option, run_argument
 
 if TYPE_CHECKING:
     from fedpeft.export.arithmetic import Rule
-    from fedpeft_client.use import TrainedModel
+    from fedpeft_client.inference import TrainedModel
 
 __all__ = ["command"]
 
@@ -143,7 +143,7 @@ def hub(
     The runs must have one configuration and one run.seed.
     """
     from fedpeft.data import load_records
-    from fedpeft_server.run_view import last_state, read_run
+    from fedpeft_server.run.run_view import last_state, read_run
 
     records = load_records(data, column_map)
     model = _trained(runs[0], store)
@@ -156,8 +156,8 @@ def hub(
 
 
 def _trained(run: Path, store: Path | None) -> "TrainedModel":
-    from fedpeft_client.use import TrainedModel
-    from fedpeft_server.run_view import last_state, read_run
+    from fedpeft_client.inference import TrainedModel
+    from fedpeft_server.run.run_view import last_state, read_run
 
     view = read_run(run)
     return TrainedModel.load(view.config(), last_state(view), base=view.manifest.base_digest, store=store)

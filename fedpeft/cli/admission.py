@@ -13,9 +13,9 @@ from fedpeft.cli.options import quoted
 
 if TYPE_CHECKING:
     from fedpeft.deployment.token import JoinToken
-    from fedpeft_server.enrolment import Admission
+    from fedpeft_server.enrolment.admission import Admission
+    from fedpeft_server.enrolment.registry import EnrolledDevice, Registry
     from fedpeft_server.home import CoordinatorHome
-    from fedpeft_server.registry import EnrolledDevice, Registry
 
 __all__ = ["commands", "issue"]
 
@@ -42,8 +42,8 @@ def init(
     """Make a coordinator's home: its certificate authority, its keys, its settings."""
     from fedpeft.clock import SystemClock
     from fedpeft.entropy import os_entropy
+    from fedpeft_server.enrolment.certificate_authority import initialise
     from fedpeft_server.home import Settings
-    from fedpeft_server.pki import initialise
 
     where = coordinator_home(home)
     settings = Settings(
@@ -97,9 +97,9 @@ def issue(
     """A new token, audited."""
     from fedpeft.clock import SystemClock
     from fedpeft.entropy import os_entropy
-    from fedpeft_server.audit import AuditEvent, AuditLog
-    from fedpeft_server.pki import Authority
-    from fedpeft_server.tokens import Tokens
+    from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
+    from fedpeft_server.enrolment.certificate_authority import Authority
+    from fedpeft_server.enrolment.join_tokens import Tokens
 
     settings, clock = home.settings(), SystemClock()
     made = Tokens(registry, clock).create(
@@ -124,7 +124,7 @@ def list_tokens(home: Path | None) -> None:
     from datetime import UTC, datetime
 
     from fedpeft.clock import SystemClock
-    from fedpeft_server.tokens import Tokens
+    from fedpeft_server.enrolment.join_tokens import Tokens
 
     with _opened(home) as (_, registry, _):
         for record in Tokens(registry, SystemClock()).ls():
@@ -144,8 +144,8 @@ def list_tokens(home: Path | None) -> None:
 def revoke_token(token_id: str, home: Path | None) -> None:
     """Admit nobody else by TOKEN_ID; devices that it admitted stay."""
     from fedpeft.clock import SystemClock
-    from fedpeft_server.audit import AuditEvent, AuditLog
-    from fedpeft_server.tokens import Tokens
+    from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
+    from fedpeft_server.enrolment.join_tokens import Tokens
 
     with _opened(home) as (where, registry, _):
         Tokens(registry, SystemClock()).revoke(token_id)
@@ -175,7 +175,7 @@ def list_clients(home: Path | None) -> None:
 @coordinator_home_option
 def pending(home: Path | None) -> None:
     """List the devices that wait for approval, with the code that each must show."""
-    from fedpeft_server.registry import Status
+    from fedpeft_server.enrolment.registry import Status
 
     with _opened(home) as (_, registry, _):
         waiting = registry.devices(Status.PENDING)
@@ -260,7 +260,7 @@ def show(name: str, home: Path | None) -> None:
     import hashlib
 
     from fedpeft.terminal import printable
-    from fedpeft_server.pki import certificate_expiry
+    from fedpeft_server.enrolment.certificate_authority import certificate_expiry
 
     with _opened(home) as (_, registry, _):
         device = registry.device(name)
@@ -280,8 +280,8 @@ def _line(device: "EnrolledDevice") -> str:
     from fedpeft.clock import SystemClock
     from fedpeft.errors import IntegrityFailed
     from fedpeft.planner import DeviceProfile
-    from fedpeft_server.pki import certificate_expiry
-    from fedpeft_server.registry import Status
+    from fedpeft_server.enrolment.certificate_authority import certificate_expiry
+    from fedpeft_server.enrolment.registry import Status
 
     try:
         profile = DeviceProfile.from_json(device.profile)
@@ -301,9 +301,9 @@ def _line(device: "EnrolledDevice") -> str:
 @contextmanager
 def _opened(home: Path | None) -> "Iterator[tuple[CoordinatorHome, Registry, Admission]]":
     from fedpeft.clock import SystemClock
-    from fedpeft_server.audit import AuditLog
-    from fedpeft_server.enrolment import Admission
-    from fedpeft_server.registry import open_registry
+    from fedpeft_server.enrolment.admission import Admission
+    from fedpeft_server.enrolment.audit_log import AuditLog
+    from fedpeft_server.enrolment.registry import open_registry
 
     where, clock = coordinator_home(home), SystemClock()
     where.settings()

@@ -23,7 +23,7 @@ def directory(home: Path | None, confirm: bool, forget: str | None, as_json: boo
     """
     from fedpeft.errors import ResourceMissing
     from fedpeft.terminal import printable
-    from fedpeft_client.directory import SiteDirectory
+    from fedpeft_client.enrolment.directory import SiteDirectory
 
     where = device_home(home)
     where.last_enrolment()

@@ -24,11 +24,11 @@ def command(role: str, home: Path | None, as_json: bool) -> int:
     from fedpeft.clock import SystemClock
 
     if role == "coordinator":
-        from fedpeft_server.checkup import check_coordinator
+        from fedpeft_server.doctor import check_coordinator
 
         findings = check_coordinator(coordinator_home(home), SystemClock())
     else:
-        from fedpeft_client.checkup import check_device
+        from fedpeft_client.doctor import check_device
 
         findings = check_device(device_home(home), SystemClock())
     for finding in findings:

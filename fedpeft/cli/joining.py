@@ -54,8 +54,8 @@ def join(
     from fedpeft.errors import NotEnrolled
     from fedpeft.files import read_text
     from fedpeft.planner import probe
-    from fedpeft_client.join import JoinWishes, pending
-    from fedpeft_client.join import join as join_federation
+    from fedpeft_client.enrolment.join import JoinWishes, pending
+    from fedpeft_client.enrolment.join import join as join_federation
 
     where = device_home(home)
     if token_file is not None:
@@ -110,9 +110,9 @@ def status(home: Path | None) -> None:
     import shutil
 
     from fedpeft.directory_lock import holder
-    from fedpeft_client.join import pending
-    from fedpeft_client.link import Link
-    from fedpeft_client.membership import certificate_ends, finish_rotation
+    from fedpeft_client.connection.grpc_client import Link
+    from fedpeft_client.enrolment.join import pending
+    from fedpeft_client.enrolment.membership import certificate_ends, finish_rotation
 
     where = device_home(home)
     if not where.is_enrolled and (wishes := pending(where)) is not None:
@@ -139,7 +139,7 @@ def status(home: Path | None) -> None:
 def leave(home: Path | None, reason: str, yes: bool) -> None:
     """Leave the federation for good: the coordinator is told, the keys are removed, site.toml and bases stay."""
     from fedpeft.directory_lock import holder
-    from fedpeft_client.membership import leave as leave_federation
+    from fedpeft_client.enrolment.membership import leave as leave_federation
 
     where = device_home(home)
     enrolment = where.enrolment()
@@ -158,7 +158,7 @@ def leave(home: Path | None, reason: str, yes: bool) -> None:
 def rotate(home: Path | None) -> None:
     """Replace the device's key and certificate by new ones; the old key is not accepted any more."""
     from fedpeft.directory_lock import holder
-    from fedpeft_client.membership import certificate_ends, rotate_key
+    from fedpeft_client.enrolment.membership import certificate_ends, rotate_key
 
     where = device_home(home)
     rotate_key(where)
@@ -172,7 +172,7 @@ def _last_troubles(where: "DeviceHome") -> None:
     """What went wrong here of late; only this machine knows it."""
     from fedpeft.clock import SystemClock
     from fedpeft.terminal import printable
-    from fedpeft_client.troubles import TroubleLog
+    from fedpeft_client.process.troubles import TroubleLog
 
     entries = TroubleLog(where.troubles, SystemClock()).entries()
     click.echo(f"  troubles     {len(entries) or 'none'}{f', all in {where.troubles}' if entries else ''}")

@@ -216,7 +216,7 @@ def _measured(
     from dataclasses import replace
 
     from fedpeft.planner import calibrate
-    from fedpeft_client.probe import measure_step
+    from fedpeft_client.training.measure_step import measure_step
 
     step = replace(like, batch_size=min(8, like.batch_size), eval_examples=0, cached_examples=0)
     return calibrate(shape, step, profile, measure_step(artifact, step))

@@ -11,7 +11,7 @@ from fedpeft.cli.options import quoted
 
 if TYPE_CHECKING:
     from fedpeft_server.home import CoordinatorHome
-    from fedpeft_server.jobs import Queue
+    from fedpeft_server.jobs.job_queue import Queue
 
 __all__ = ["commands"]
 
@@ -64,7 +64,7 @@ def submit(config: Path, home: Path | None) -> None:
     [data] and [[device]] are not needed: what a device has and trains is its own site.toml's to say. A relative folder
     in base.model is meant from where this command runs.
     """
-    from fedpeft_server.submission import submission
+    from fedpeft_server.jobs.submission import submission
 
     where = _home(home)
     text = submission(config.read_text(encoding="utf-8"), source=config, bases=where.bases)
@@ -136,7 +136,7 @@ def _home(path: Path | None) -> "CoordinatorHome":
 
 
 def _queue(path: Path | None) -> "Queue":
-    from fedpeft_server.jobs import Queue
+    from fedpeft_server.jobs.job_queue import Queue
 
     return Queue(_home(path).path / "queue")
 

@@ -22,8 +22,8 @@ command.add_command(plan)
 @run_argument
 def report(run: Path) -> None:
     """Say what RUN has spent, and what that means."""
-    from fedpeft_server.promises import privacy_lines
-    from fedpeft_server.run_view import read_run
+    from fedpeft_server.run.privacy_statements import privacy_lines
+    from fedpeft_server.run.run_view import read_run
 
     view = read_run(run)
     privacy = view.config().privacy
@@ -48,8 +48,8 @@ def audit(target: Path, canaries: int, examples: int | None) -> None:
     from fedpeft.config import load
     from fedpeft.entropy import os_entropy
     from fedpeft.errors import ConfigInvalid, RunFailed
-    from fedpeft_server.promises import client_noise, stated
-    from fedpeft_server.run_view import read_run
+    from fedpeft_server.run.privacy_statements import client_noise, stated
+    from fedpeft_server.run.run_view import read_run
 
     view = read_run(target) if target.is_dir() else None
     config = view.config() if view else load(target, overrides=(), simulation=True)

@@ -86,7 +86,7 @@ def _for_clients(
     from fedpeft.config.model import Privacy, SecureAggregation
     from fedpeft.errors import ConfigInvalid, Problem
     from fedpeft.privacy import bit_noise, bit_weight, expected_noise, signal_to_noise
-    from fedpeft_server.noise_plan import MOST_BIT_NOISE, Plan
+    from fedpeft_server.privacy.noise_plan import MOST_BIT_NOISE, Plan
 
     delta = suggested_delta(clients) if delta is None else delta
     threshold = max(3, -(-4 * clients // 5)) if min_cohort is None else min_cohort

@@ -10,7 +10,7 @@ from fedpeft.cli.homes import device_home, device_home_option
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fedpeft_client.fetch import FetchProgress
+    from fedpeft_client.connection.fetch_base import FetchProgress
 
 __all__ = ["commands"]
 
@@ -28,9 +28,9 @@ def run(home: Path | None) -> None:
     from fedpeft.clock import SystemClock
     from fedpeft.errors import NotEnrolled
     from fedpeft.ids import NodeId
-    from fedpeft_client.companion import ServiceCompanion
-    from fedpeft_client.membership import mark_ended
-    from fedpeft_client.resident import Resident
+    from fedpeft_client.enrolment.membership import mark_ended
+    from fedpeft_client.process.agent import Resident
+    from fedpeft_client.process.coordinator_services import ServiceCompanion
 
     where = device_home(home)
     where.enrolment()
@@ -68,7 +68,7 @@ def _progress() -> "Callable[[FetchProgress], None]":
 @device_home_option
 def reset_ledger(home: Path | None) -> None:
     """After a loss of this device's ledger: begin a new one, and sit out one round of each run."""
-    from fedpeft_client.reset import reset_ledger as reset
+    from fedpeft_client.process.reset import reset_ledger as reset
 
     lost = reset(device_home(home))
     click.echo(f"was: {lost}")

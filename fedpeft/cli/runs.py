@@ -19,7 +19,7 @@ def command() -> None:
 def list_(folder: Path) -> None:
     """List the runs in FOLDER (default: runs), oldest first."""
     from fedpeft.errors import IntegrityFailed
-    from fedpeft_server.run_view import list_runs, read_run
+    from fedpeft_server.run.run_view import list_runs, read_run
 
     paths = list_runs(folder)
     width = max((len(path.name) for path in paths), default=0)
@@ -41,7 +41,7 @@ def list_(folder: Path) -> None:
 @run_argument
 def show(run: Path) -> None:
     """Show how RUN went, one line a round."""
-    from fedpeft_server.run_view import read_run
+    from fedpeft_server.run.run_view import read_run
 
     view = read_run(run)
     writer = f" (process {view.writer})" if view.writer else ""
@@ -65,7 +65,7 @@ def show(run: Path) -> None:
 @run_argument
 def report(run: Path) -> None:
     """Write RUN/report.html anew and print where it is."""
-    from fedpeft_server.report import write_report
+    from fedpeft_server.report.page import write_report
 
     click.echo(write_report(run))
 
@@ -75,7 +75,7 @@ def report(run: Path) -> None:
 def verify(run: Path) -> None:
     """Check every digest that RUN recorded; exit code 6 if one does not hold."""
     from fedpeft.errors import IntegrityFailed
-    from fedpeft_server.run_view import verify_run
+    from fedpeft_server.run.run_view import verify_run
 
     problems = verify_run(run)
     if problems:

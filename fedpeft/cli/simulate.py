@@ -105,7 +105,7 @@ def _run(console: object, path: Path, config: object, resume: Path | None, basel
 
     from fedpeft.config import RunConfig
     from fedpeft.files import read_text
-    from fedpeft_server.run_view import read_run
+    from fedpeft_server.run.run_view import read_run
     from fedpeft_sim.live import LiveScreen
     from fedpeft_sim.outcome import show_outcome
     from fedpeft_sim.simulate import prepare, simulate

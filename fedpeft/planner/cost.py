@@ -79,7 +79,7 @@ UNCALIBRATED = Calibration()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredStep:
-    """One real training step on this device (``fedpeft_client.probe``).
+    """One real training step on this device (``fedpeft_client.training.measure_step``).
 
     Args:
         loaded_bytes: resident memory with base and adapter, before the step.

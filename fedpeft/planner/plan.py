@@ -137,7 +137,7 @@ def menu_of(
         like: steps, lengths, task, whether the head is trained, and the batch size if ``batch_sizes`` is empty.
         layers: numbers of top layers to consider; empty: as the adapter says.
         batch_sizes: to consider.
-        cache: whether frozen layers below the adapted ones are cached, as ``fedpeft_client.trainer`` does;
+        cache: whether frozen layers below the adapted ones are cached, as ``fedpeft_client.training.trainer`` does;
             ``like.cached_examples`` says of how many examples.
     """
     found = []

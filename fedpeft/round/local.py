@@ -66,7 +66,7 @@ class LocalResult:
 
 
 class Trainer(Protocol):
-    """The part that knows models and data: ``fedpeft_client.trainer`` with torch."""
+    """The part that knows models and data: ``fedpeft_client.training.trainer`` with torch."""
 
     @property
     def methods(self) -> str:

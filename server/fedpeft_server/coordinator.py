@@ -20,20 +20,20 @@ from fedpeft.errors import FedpeftError
 from fedpeft.flower.exchange import FleetTransport
 from fedpeft.flower.superlink import SuperLink
 from fedpeft.ids import NodeId
-from fedpeft_server.audit import AuditEvent, AuditLog
-from fedpeft_server.disk import DiskFull, expect_room, is_full, room_needed
-from fedpeft_server.engine import Engine, Interrupted, Site
-from fedpeft_server.enrolment import Admission
-from fedpeft_server.gate import Gate
+from fedpeft_server.enrolment.active_devices import Membership
+from fedpeft_server.enrolment.admission import Admission
+from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
+from fedpeft_server.enrolment.certificate_authority import Authority, renew_server_certificate
+from fedpeft_server.enrolment.registry import Registry, open_registry
 from fedpeft_server.home import CoordinatorHome
-from fedpeft_server.jobs import Job, JobState, Queue
-from fedpeft_server.listener import Listener, take_port
-from fedpeft_server.membership import Membership
-from fedpeft_server.meters import Meters
-from fedpeft_server.pki import Authority, renew_server_certificate
-from fedpeft_server.registry import Registry, open_registry
-from fedpeft_server.service import FleetService
-from fedpeft_server.wake import WakeBoard
+from fedpeft_server.jobs.disk_space import DiskFull, expect_room, is_full, room_needed
+from fedpeft_server.jobs.job_queue import Job, JobState, Queue
+from fedpeft_server.jobs.job_runner import Engine, Interrupted, Site
+from fedpeft_server.service.fleet_gateway import Gate
+from fedpeft_server.service.grpc_service import FleetService
+from fedpeft_server.service.listener import Listener, take_port
+from fedpeft_server.service.prometheus import Meters
+from fedpeft_server.service.wakeups import WakeBoard
 
 __all__ = ["DRAIN_S", "Coordinator"]
 
@@ -72,7 +72,7 @@ class Coordinator:
         IntegrityFailed: a database is damaged.
     """
 
-    def __init__(self, home: CoordinatorHome, *, foundry: str = "fedpeft_server.foundry") -> None:
+    def __init__(self, home: CoordinatorHome, *, foundry: str = "fedpeft_server.jobs.model_process") -> None:
         self._foundry = foundry
         self._home, self._settings, self._clock = home, home.settings(), SystemClock()
         self._lock = DirectoryLock(home.path)

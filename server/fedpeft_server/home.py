@@ -6,11 +6,11 @@
     HOME/pki/ca.crt ca.key    the federation's own certificate authority
     HOME/pki/server.crt .key  of the gate and of the gRPC service
     HOME/pki/identity.seed    Ed25519: signs the terms of every round
-    HOME/registry.sqlite      tokens and enrolled devices (fedpeft_server.registry)
+    HOME/registry.sqlite      tokens and enrolled devices (fedpeft_server.enrolment.registry)
     HOME/objects/             messages on their way, emptied at each start
-    HOME/audit.jsonl          hash-chained record of who did what (fedpeft_server.audit)
+    HOME/audit.jsonl          hash-chained record of who did what (fedpeft_server.enrolment.audit_log)
     HOME/bases/               base-model artifacts (fedpeft.base.ArtifactStore)
-    HOME/runs/                run directories (fedpeft_server.run_directory)
+    HOME/runs/                run directories (fedpeft_server.run.run_directory)
     HOME/logs/
 
 Directories are 0700 and secrets 0600. `FEDPEFT_HOME` names the home where `--home` is not given, so that

@@ -21,8 +21,8 @@ from fedpeft.methods import UnionAdapter, blocks_for, due_blocks
 from fedpeft.round.plan import LearningPlan, learning_rate_factor, learning_rates
 from fedpeft.tuning import Evaluation, HiddenSource, JoinedCaches, LocalPlan, evaluate, train
 from fedpeft.tuning.class_means import measure_class_means
-from fedpeft_client.bench import Bench, release_free_memory
-from fedpeft_client.examples import Examples, Prepared, batch_seed
+from fedpeft_client.training.examples import Examples, Prepared, batch_seed
+from fedpeft_client.training.model_pool import Bench, release_free_memory
 from fedpeft_sim.population import Client
 
 __all__ = ["Baselines", "accuracy", "held_out_scores", "run_baselines"]

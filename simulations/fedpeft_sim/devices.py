@@ -27,10 +27,10 @@ from fedpeft.round.failures import log_trouble
 from fedpeft.round.local import DeviceStore, Identity, SumSession
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transport import Stage
-from fedpeft_client.bench import Bench
-from fedpeft_client.examples import Examples
-from fedpeft_client.stores import FileStore, MemoryStore, device_ledger
-from fedpeft_client.trainer import TorchTrainer
+from fedpeft_client.training.device_stores import FileStore, MemoryStore, device_ledger
+from fedpeft_client.training.examples import Examples
+from fedpeft_client.training.model_pool import Bench
+from fedpeft_client.training.trainer import TorchTrainer
 from fedpeft_sim.plain_sum import PlainSession
 from fedpeft_sim.planning import plan_devices
 from fedpeft_sim.population import Client, Population, populate

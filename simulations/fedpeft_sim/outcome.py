@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedpeft_server.run_view import read_run
+from fedpeft_server.run.run_view import read_run
 
 __all__ = ["show_outcome"]
 

@@ -13,9 +13,9 @@ from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.size_class import size_class
-from fedpeft_server.noise_plan import plan_of, trainable_parameters
-from fedpeft_server.privacy import ClientPrivacy
-from fedpeft_server.run_directory import RunDirectory
+from fedpeft_server.privacy.client_level import ClientPrivacy
+from fedpeft_server.privacy.noise_plan import plan_of, trainable_parameters
+from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_sim.devices import Ledgers
 from fedpeft_sim.population import Client, Population
 

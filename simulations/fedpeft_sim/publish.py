@@ -8,9 +8,9 @@ from fedpeft.adapter import AdapterState
 from fedpeft.data import Records, encode
 from fedpeft.export import export_peft
 from fedpeft.round.plan import LearningPlan
-from fedpeft_client.bench import Bench
-from fedpeft_server.federation import Publish
-from fedpeft_server.run_directory import AdapterSlot, RunDirectory
+from fedpeft_client.training.model_pool import Bench
+from fedpeft_server.run.federation import Publish
+from fedpeft_server.run.run_directory import AdapterSlot, RunDirectory
 
 __all__ = ["publisher"]
 

@@ -33,13 +33,13 @@ from fedpeft.round.coordinator import OpenSum, SecureSum
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.plan import LearningPlan, learning_plan
 from fedpeft.round.size_class import weight_share
-from fedpeft_client.bench import Bench
-from fedpeft_client.examples import Examples
-from fedpeft_server.federation import Federation
-from fedpeft_server.privacy import ClientPrivacy
-from fedpeft_server.report import write_report
-from fedpeft_server.run_directory import RunDirectory
-from fedpeft_server.summary import summary_of
+from fedpeft_client.training.examples import Examples
+from fedpeft_client.training.model_pool import Bench
+from fedpeft_server.privacy.client_level import ClientPrivacy
+from fedpeft_server.report.page import write_report
+from fedpeft_server.run.federation import Federation
+from fedpeft_server.run.run_directory import RunDirectory
+from fedpeft_server.run.summary import summary_of
 from fedpeft_sim.baselines import Baselines, held_out_scores, run_baselines
 from fedpeft_sim.devices import RayDevices, VirtualDevices, encode_all, examples_of
 from fedpeft_sim.plain_sum import PlainSum

@@ -1,8 +1,8 @@
 """The end of a simulation as a record: the comparison with the baselines, and with moving every parameter."""
 
 from fedpeft.round.plan import LearningPlan
-from fedpeft_client.bench import Bench
-from fedpeft_server.records import Comparison
+from fedpeft_client.training.model_pool import Bench
+from fedpeft_server.run.records import Comparison
 from fedpeft_sim.baselines import Baselines, Scores, accuracy
 
 __all__ = ["compare", "full_parameter_bytes"]

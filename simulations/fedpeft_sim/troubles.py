@@ -10,8 +10,8 @@ from pathlib import Path
 
 from fedpeft.clock import SystemClock
 from fedpeft.ids import RoundId
-from fedpeft_client.troubles import Entry, TroubleLog
-from fedpeft_server.run_directory import RunDirectory
+from fedpeft_client.process.troubles import Entry, TroubleLog
+from fedpeft_server.run.run_directory import RunDirectory
 
 __all__ = ["TroubleWatch", "trouble_log"]
 

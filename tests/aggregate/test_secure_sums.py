@@ -22,7 +22,7 @@ from fedpeft.testing.fleet import enrol, exact_terms, toy_task
 from fedpeft.testing.lora_states import PATHS, lora_spec, lora_state, owned
 from fedpeft.testing.network import FaultyTransport
 from fedpeft.testing.trainers import GivenTrainer, toy_plan
-from fedpeft_server.aggregation import Aggregation
+from fedpeft_server.run.aggregation import Aggregation
 
 SPEC = lora_spec()
 STATE = lora_state(SPEC, 0)

@@ -77,7 +77,7 @@ def plan(store):
 
 @pytest.mark.parametrize("change", [tamper, link])
 def test_a_device_trains_on_no_base_that_changed_before_it_started(store, change) -> None:
-    from fedpeft_client.bench import Bench
+    from fedpeft_client.training.model_pool import Bench
 
     change(weights(store))
     with pytest.raises(IntegrityFailed, match=r"model\.safetensors"):
@@ -85,7 +85,7 @@ def test_a_device_trains_on_no_base_that_changed_before_it_started(store, change
 
 
 def test_a_device_trains_on_no_base_that_changed_while_it_is_at_work(store) -> None:
-    from fedpeft_client.bench import Bench
+    from fedpeft_client.training.model_pool import Bench
 
     bench = Bench(store)
     with bench.lend(plan(store)):
@@ -99,7 +99,7 @@ def test_a_device_trains_on_no_base_that_changed_while_it_is_at_work(store) -> N
 
 def test_every_byte_is_hashed_once_a_process(store, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedpeft.base import BaseArtifact
-    from fedpeft_client.bench import Bench
+    from fedpeft_client.training.model_pool import Bench
 
     hashed = []
     real = BaseArtifact.problems
@@ -110,7 +110,7 @@ def test_every_byte_is_hashed_once_a_process(store, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_coordinator_hands_out_no_base_that_changed(store) -> None:
-    from fedpeft_server.bases import BaseShelf
+    from fedpeft_server.service.base_files import BaseShelf
 
     (artifact,) = store.ls()
     shelf = BaseShelf(store.path)
@@ -135,11 +135,11 @@ def test_a_coordinator_begins_no_run_on_a_base_that_changed(store) -> None:
 
 def test_doctor_finds_a_base_that_changed_on_both_sides(store, tmp_path: Path) -> None:
     from fedpeft.entropy import os_entropy
-    from fedpeft_client import checkup as device_checkup
+    from fedpeft_client import doctor as device_checkup
     from fedpeft_client.home import DeviceHome
-    from fedpeft_server.checkup import check_coordinator
+    from fedpeft_server.doctor import check_coordinator
+    from fedpeft_server.enrolment.certificate_authority import initialise
     from fedpeft_server.home import CoordinatorHome, Settings
-    from fedpeft_server.pki import initialise
 
     home = CoordinatorHome(tmp_path / "coordinator")
     initialise(home, Settings(hosts=("localhost",)), clock=SystemClock(), entropy=os_entropy)

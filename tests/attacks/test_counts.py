@@ -23,10 +23,10 @@ from fedpeft.testing.fleet import enrol
 from fedpeft.testing.network import FaultyTransport
 from fedpeft.testing.runs import toy_run
 from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
-from fedpeft_server.federation import Federation
-from fedpeft_server.records import RoundMetrics
-from fedpeft_server.run_directory import RunDirectory
-from fedpeft_server.run_view import read_run
+from fedpeft_server.run.federation import Federation
+from fedpeft_server.run.records import RoundMetrics
+from fedpeft_server.run.run_directory import RunDirectory
+from fedpeft_server.run.run_view import read_run
 
 ROUNDS = 12
 NAMES = "abcdefgh"

@@ -75,7 +75,7 @@ class Ward:
 
     def trainer(self, name: str, rows: list[dict[str, str]] | str):
         from fedpeft_client.site import Site
-        from fedpeft_client.site_trainer import SiteTrainer
+        from fedpeft_client.training.site_trainer import SiteTrainer
 
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
@@ -87,7 +87,7 @@ class Ward:
         return SiteTrainer(device=name, site=site, bases=self.store, clock=FakeClock())
 
     def initial(self, plan: LearningPlan) -> AdapterState:
-        from fedpeft_client.bench import Bench
+        from fedpeft_client.training.model_pool import Bench
 
         return Bench(self.store).initial_state(plan)
 
@@ -100,7 +100,7 @@ class Ward:
     ) -> tuple[bytes, Mapping[str, np.ndarray], list[str]]:
         """The device's whole answer, its input of the sum, and what its own log has."""
         from fedpeft.round.example_privacy import ExamplePrivacy
-        from fedpeft_client.stores import device_ledger
+        from fedpeft_client.training.device_stores import device_ledger
 
         fleet = enrol({"ward": self.trainer(name, rows), **{f"z{i}": self.trainer(f"z{i}", ROWS) for i in (1, 2)}})
         device, told = fleet.devices[NODE], list[Trouble]()

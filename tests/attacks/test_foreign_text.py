@@ -53,9 +53,9 @@ def test_clients_ls_shows_every_row_whatever_an_older_version_let_in(capsys: pyt
     from fedpeft.cli import main
     from fedpeft.clock import SystemClock
     from fedpeft.entropy import os_entropy
+    from fedpeft_server.enrolment.certificate_authority import initialise
+    from fedpeft_server.enrolment.registry import EnrolledDevice, Registry, Status
     from fedpeft_server.home import CoordinatorHome, Settings
-    from fedpeft_server.pki import initialise
-    from fedpeft_server.registry import EnrolledDevice, Registry, Status
 
     home = CoordinatorHome(tmp_path / "home")
     initialise(home, Settings(hosts=("localhost",)), clock=SystemClock(), entropy=os_entropy)

@@ -25,9 +25,9 @@ def world(tmp_path_factory):
     """A plan, its first state, and the trainers of four sites with texts of their own."""
     from fedpeft.base import ArtifactStore, build
     from fedpeft.testing.models import save_tiny, tiny_bert
-    from fedpeft_client.bench import Bench
-    from fedpeft_client.examples import Examples
-    from fedpeft_client.trainer import Capacity, TorchTrainer
+    from fedpeft_client.training.examples import Examples
+    from fedpeft_client.training.model_pool import Bench
+    from fedpeft_client.training.trainer import Capacity, TorchTrainer
 
     folder = tmp_path_factory.mktemp("base")
     save_tiny(tiny_bert(), folder / "model")

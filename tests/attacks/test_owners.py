@@ -13,10 +13,10 @@ from federation import ToyFederation, running
 
 from fedpeft.directory_lock import DirectoryLock, holder
 from fedpeft.errors import ResourceMissing
+from fedpeft_client.enrolment.keys import public_key
+from fedpeft_client.enrolment.membership import leave, rotate_key
 from fedpeft_client.home import DeviceHome
-from fedpeft_client.keys import public_key
-from fedpeft_client.membership import leave, rotate_key
-from fedpeft_server.registry import Registry
+from fedpeft_server.enrolment.registry import Registry
 
 pytestmark = pytest.mark.e2e
 NAMES = ("ward-a", "ward-b", "ward-c", "ward-d")
@@ -57,9 +57,8 @@ def test_a_killed_agents_home_is_free(tmp_path) -> None:
 
 def test_a_second_worker_on_a_devices_state_does_not_answer(federation: ToyFederation) -> None:
     federation.finished(federation.submit(rounds=1))  # so that the first worker runs
-    script = (
-        "import sys, pathlib; from fedpeft_client.home import DeviceHome; from fedpeft_client.worker import owned; "
-    )
+    script = "import sys, pathlib; from fedpeft_client.home import DeviceHome; "
+    script += "from fedpeft_client.process.worker import owned; "
     script += "owned(DeviceHome(pathlib.Path(sys.argv[1])))"
     command = [sys.executable, "-c", script, str(federation.path / "ward-b")]
     found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

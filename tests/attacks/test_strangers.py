@@ -22,8 +22,8 @@ from fedpeft.deployment.messages import Application, EnrolRequest, Refused
 from fedpeft.errors import FedpeftError
 from fedpeft.planner import REFERENCE
 from fedpeft.wire import encode
-from fedpeft_client.link import Link
-from fedpeft_server.audit import AuditLog
+from fedpeft_client.connection.grpc_client import Link
+from fedpeft_server.enrolment.audit_log import AuditLog
 
 pytestmark = pytest.mark.e2e
 NAMES = ("ward-a", "ward-b", "ward-c")

@@ -12,10 +12,10 @@ from fedpeft.config import parse
 from fedpeft.ids import RoundId
 from fedpeft.privacy import Budget, ExampleStatement, PrivacyLedger, Release, epsilon
 from fedpeft.testing.trainers import toy_spec
-from fedpeft_server.promises import STATED, unstated
-from fedpeft_server.records import ClientRound, RoundMetrics
-from fedpeft_server.run_directory import RunDirectory
-from fedpeft_server.run_view import read_run
+from fedpeft_server.run.privacy_statements import STATED, unstated
+from fedpeft_server.run.records import ClientRound, RoundMetrics
+from fedpeft_server.run.run_directory import RunDirectory
+from fedpeft_server.run.run_view import read_run
 
 RUN = """
 [run]

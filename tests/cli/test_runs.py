@@ -9,8 +9,8 @@ from fedpeft.cli import main
 from fedpeft.config import parse
 from fedpeft.config.schema import template
 from fedpeft.ids import RoundId
-from fedpeft_server.records import RoundMetrics
-from fedpeft_server.run_directory import RunDirectory
+from fedpeft_server.run.records import RoundMetrics
+from fedpeft_server.run.run_directory import RunDirectory
 
 
 @pytest.fixture

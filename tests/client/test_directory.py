@@ -11,7 +11,7 @@ from fedpeft.entropy import os_entropy
 from fedpeft.errors import IntegrityFailed
 from fedpeft.ids import ParticipantId
 from fedpeft.secagg import IdentityKey, Participant
-from fedpeft_client.directory import SiteDirectory
+from fedpeft_client.enrolment.directory import SiteDirectory
 from fedpeft_client.home import DeviceHome, Enrolment
 
 

@@ -42,8 +42,8 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def examples(base):
-    from fedpeft_client.bench import Bench
-    from fedpeft_client.examples import Examples
+    from fedpeft_client.training.examples import Examples
+    from fedpeft_client.training.model_pool import Bench
 
     rows = [{"text": f"the {c} {a}", "label": a} for a in ("cat", "dog", "bird") for c in ("red", "green", "blue")]
     records = Records.of(rows, name="rows")

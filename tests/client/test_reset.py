@@ -11,10 +11,10 @@ from fedpeft.directory_lock import DirectoryLock
 from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid, IntegrityFailed, NotEnrolled, ResourceMissing
 from fedpeft.secagg import FileLedger
+from fedpeft_client.enrolment.keys import ensure_keys
 from fedpeft_client.home import DeviceHome, Enrolment
-from fedpeft_client.keys import ensure_keys
-from fedpeft_client.reset import reset_ledger
-from fedpeft_client.resident import Resident
+from fedpeft_client.process.agent import Resident
+from fedpeft_client.process.reset import reset_ledger
 
 ENROLMENT = Enrolment(
     device="ward-a",

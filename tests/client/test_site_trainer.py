@@ -42,9 +42,9 @@ def run_plan(artifact) -> LearningPlan:
 
 
 def trainer_of(tmp_path: Path, store, limits: str, **senses):
-    from fedpeft_client.chooser import Senses
     from fedpeft_client.site import Site
-    from fedpeft_client.site_trainer import SiteTrainer
+    from fedpeft_client.training.capacity import Senses
+    from fedpeft_client.training.site_trainer import SiteTrainer
 
     rows = [{"text": f"the {word}", "label": word} for word in ("bird", "cat")] * 10
     (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -195,8 +195,8 @@ def test_a_site_may_hide_its_size(tmp_path, base) -> None:
 
 
 def test_a_size_class_is_pinned_over_a_run_though_the_data_grows(tmp_path, base) -> None:
-    from fedpeft_client.site_trainer import SiteTrainer
-    from fedpeft_client.stores import MemoryStore
+    from fedpeft_client.training.device_stores import MemoryStore
+    from fedpeft_client.training.site_trainer import SiteTrainer
 
     store, artifact = base
     plan, memory = run_plan(artifact), MemoryStore()

@@ -7,7 +7,7 @@ from fedpeft.adapter import AdapterState
 from fedpeft.errors import PolicyRefused
 from fedpeft.ids import BlockId
 from fedpeft.testing.trainers import toy_plan, toy_spec, toy_state
-from fedpeft_client.state_watch import StateWatch
+from fedpeft_client.training.state_watch import StateWatch
 
 SPEC = toy_spec({"head": 40})
 PLAN = toy_plan(SPEC)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft_client.stores import FileStore, MemoryStore
+from fedpeft_client.training.device_stores import FileStore, MemoryStore
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])

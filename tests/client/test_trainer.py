@@ -9,7 +9,7 @@ pytestmark = pytest.mark.torch
 
 
 def test_a_capacity_reads_as_a_person_would_say_it() -> None:
-    from fedpeft_client.trainer import Capacity
+    from fedpeft_client.training.trainer import Capacity
 
     assert str(Capacity(methods=("lora", "bitfit"), rank=4)) == "lora r4 + bitfit"
     assert str(Capacity(methods=("lora",))) == "lora"
@@ -26,7 +26,7 @@ def test_a_method_learns_at_its_own_rate_and_at_the_runs_where_it_has_none() -> 
 
 
 def test_two_devices_of_one_run_draw_different_batches() -> None:
-    from fedpeft_client.trainer import batch_seed
+    from fedpeft_client.training.trainer import batch_seed
 
     seeds = {batch_seed(run, device) for run in (0, 1) for device in ("a", "b")}
     assert len(seeds) == 4

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fedpeft.round.failures import Trouble
 from fedpeft.testing.clock import FakeClock
-from fedpeft_client.troubles import KEPT, LONGEST, TroubleLog
+from fedpeft_client.process.troubles import KEPT, LONGEST, TroubleLog
 
 
 def trouble(number: int, cause: str = "The loss is not finite.") -> Trouble:

@@ -10,16 +10,16 @@ import pytest
 from fedpeft.clock import Clock, SystemClock
 from fedpeft.entropy import os_entropy
 from fedpeft.planner import REFERENCE
+from fedpeft_client.enrolment.join import JoinWishes, join
 from fedpeft_client.home import DeviceHome, Enrolment
-from fedpeft_client.join import JoinWishes, join
-from fedpeft_server.audit import AuditLog
-from fedpeft_server.enrolment import Admission
+from fedpeft_server.enrolment.admission import Admission
+from fedpeft_server.enrolment.audit_log import AuditLog
+from fedpeft_server.enrolment.certificate_authority import Authority, initialise
+from fedpeft_server.enrolment.join_tokens import Tokens
+from fedpeft_server.enrolment.registry import Registry
 from fedpeft_server.home import CoordinatorHome, Settings
-from fedpeft_server.pki import Authority, initialise
-from fedpeft_server.registry import Registry
-from fedpeft_server.service import FleetService
-from fedpeft_server.tokens import Tokens
-from fedpeft_server.wake import WakeBoard
+from fedpeft_server.service.grpc_service import FleetService
+from fedpeft_server.service.wakeups import WakeBoard
 
 
 def free_ports(count: int) -> list[int]:

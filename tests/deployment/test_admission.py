@@ -14,11 +14,11 @@ from fedpeft.clock import SystemClock
 from fedpeft.deployment.window import outside_window
 from fedpeft.errors import ConfigInvalid, IntegrityFailed, NotEnrolled
 from fedpeft.ids import NodeId
+from fedpeft_client.enrolment.membership import leave
 from fedpeft_client.home import DeviceHome
-from fedpeft_client.membership import leave
-from fedpeft_server.membership import Membership
-from fedpeft_server.pki import Authority, renew_server_certificate
-from fedpeft_server.registry import Status, open_registry
+from fedpeft_server.enrolment.active_devices import Membership
+from fedpeft_server.enrolment.certificate_authority import Authority, renew_server_certificate
+from fedpeft_server.enrolment.registry import Status, open_registry
 
 Coordinator = Any  # see conftest.py
 Join = Callable[..., tuple[DeviceHome, object]]
@@ -63,7 +63,7 @@ def test_a_token_admits_no_more_devices_than_its_uses(coordinator: Coordinator, 
 def test_so_many_applications_of_a_token_wait_and_no_more(
     coordinator: Coordinator, device: Join, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedpeft_server.enrolment._MORE_WAITING", 1)
+    monkeypatch.setattr("fedpeft_server.enrolment.admission._MORE_WAITING", 1)
     token = coordinator.token(uses=1, auto=False)
     applied(coordinator, device, token, "waits-1")
     applied(coordinator, device, token, "waits-2")

@@ -14,10 +14,10 @@ from fedpeft.base import ArtifactStore
 from fedpeft.base.artifact import describe_file
 from fedpeft.base.manifest import CHUNK_BYTES, FileEntry, Manifest, SourceEntry, digest_of
 from fedpeft.errors import IntegrityFailed, NotEnrolled, ResourceMissing
-from fedpeft_client.cache import BaseCache
-from fedpeft_client.fetch import FetchProgress, fetch_base
+from fedpeft_client.connection.base_cache import BaseCache
+from fedpeft_client.connection.fetch_base import FetchProgress, fetch_base
+from fedpeft_client.connection.grpc_client import Link, Unreachable
 from fedpeft_client.home import DeviceHome
-from fedpeft_client.link import Link, Unreachable
 
 Coordinator = Any  # see conftest.py
 SIZE = 2 * CHUNK_BYTES + 12345
@@ -340,7 +340,7 @@ def test_a_device_that_is_revoked_while_it_downloads_gets_no_further(
 def test_wake_ups_reach_the_device_and_end_with_its_enrolment(
     coordinator: Coordinator, enrol: Callable, tmp_path: Path
 ):
-    from fedpeft_client.wake import WakeListener
+    from fedpeft_client.connection.wakeups import WakeListener
 
     home, _ = enrol(coordinator.token(), "sleeper", home=DeviceHome(tmp_path / "home"))
     woken, ended, why = threading.Event(), threading.Event(), []
@@ -365,7 +365,7 @@ def test_wake_ups_reach_the_device_and_end_with_its_enrolment(
 
 
 def test_a_listener_that_is_stopped_hangs_up(coordinator: Coordinator, enrol: Callable, tmp_path: Path):
-    from fedpeft_client.wake import WakeListener
+    from fedpeft_client.connection.wakeups import WakeListener
 
     home, _ = enrol(coordinator.token(), "quiet", home=DeviceHome(tmp_path / "home"))
     woken = threading.Event()

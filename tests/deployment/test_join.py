@@ -16,11 +16,11 @@ from fedpeft.clock import SystemClock
 from fedpeft.deployment.token import JoinToken
 from fedpeft.errors import ConfigInvalid, IntegrityFailed, NotEnrolled, ResourceMissing
 from fedpeft.secagg.primitives import Secret
+from fedpeft_client.connection.grpc_client import Link, Unreachable, pinned_authority
+from fedpeft_client.enrolment.keys import new_device_key, public_key
+from fedpeft_client.enrolment.membership import finish_rotation, leave, renew_if_due, rotate_key
 from fedpeft_client.home import DeviceHome
-from fedpeft_client.keys import new_device_key, public_key
-from fedpeft_client.link import Link, Unreachable, pinned_authority
-from fedpeft_client.membership import finish_rotation, leave, renew_if_due, rotate_key
-from fedpeft_server.registry import Status
+from fedpeft_server.enrolment.registry import Status
 
 Coordinator = Any  # see conftest.py
 Join = Callable[..., tuple[DeviceHome, object]]
@@ -250,7 +250,7 @@ def test_a_rotated_key_replaces_the_old_one_at_its_first_use(coordinator: Coordi
 
 
 def test_a_rotation_whose_answer_was_lost_locks_nobody_out(coordinator: Coordinator, device: Join):
-    from fedpeft_client.keys import signing_request
+    from fedpeft_client.enrolment.keys import signing_request
 
     home, _ = device(coordinator.token(), "unlucky")
     home.device_key.with_name("device.key.next").write_bytes(key := new_device_key())
@@ -264,7 +264,7 @@ def test_a_rotation_whose_answer_was_lost_locks_nobody_out(coordinator: Coordina
 
 
 def test_a_key_of_another_device_cannot_be_renewed_into(coordinator: Coordinator, device: Join):
-    from fedpeft_client.keys import signing_request
+    from fedpeft_client.enrolment.keys import signing_request
 
     victim, _ = device(coordinator.token(), "owner")
     home, _ = device(coordinator.token(), "envious")
@@ -286,7 +286,7 @@ def test_who_has_no_certificate_gets_nothing_but_enrolment(coordinator: Coordina
 
 
 def test_a_second_service_on_the_same_ports_is_refused(coordinator: Coordinator):
-    from fedpeft_server.service import FleetService
+    from fedpeft_server.service.grpc_service import FleetService
 
     second = FleetService(
         coordinator.home, coordinator.registry, coordinator.admission, coordinator.board, SystemClock()
@@ -305,7 +305,7 @@ def test_one_address_cannot_ask_without_end_and_a_token_from_there_still_joins(
     coordinator: Coordinator, device: Join, monkeypatch: pytest.MonkeyPatch
 ):
     from fedpeft.deployment.messages import EnrolRequest
-    from fedpeft_server.rate import RateLimit
+    from fedpeft_server.rate_limit import RateLimit
 
     settings = coordinator.home.settings()
     monkeypatch.setattr(coordinator.service, "_strangers", RateLimit(per_s=0.001, burst=3, clock=SystemClock()))

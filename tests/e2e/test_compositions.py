@@ -9,8 +9,8 @@ import pytest
 from fedpeft.adapter import AdapterState
 from fedpeft.cli import main
 from fedpeft.config.load import parse
-from fedpeft_server.foundry import Foundry
-from fedpeft_server.run_view import last_state, read_run
+from fedpeft_server.jobs.model_process import Foundry
+from fedpeft_server.run.run_view import last_state, read_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.torch]
 

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from fedpeft.clock import SystemClock
+from fedpeft_client.enrolment.keys import public_key
 from fedpeft_client.home import DeviceHome
-from fedpeft_client.keys import public_key
 
 sys.path.insert(0, str(Path(__file__).parent / "toy"))
 from federation import ToyFederation, running

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedpeft_server.run_view import verify_run
+from fedpeft_server.run.run_view import verify_run
 
 sys.path.insert(0, str(Path(__file__).parent / "toy"))
 from federation import ToyFederation, running

@@ -8,7 +8,7 @@ import pytest
 
 from fedpeft.cli import main
 from fedpeft.config.model import MethodName
-from fedpeft_server.run_view import read_run, verify_run
+from fedpeft_server.run.run_view import read_run, verify_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.torch]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft_server.run_view import read_run, verify_run
+from fedpeft_server.run.run_view import read_run, verify_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.torch]
 

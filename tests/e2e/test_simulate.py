@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fedpeft_server.run_view import RunView, read_run, verify_run
+from fedpeft_server.run.run_view import RunView, read_run, verify_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.torch, pytest.mark.timeout(640)]
 

@@ -10,8 +10,8 @@ from fedpeft.adapter import AdapterSpec
 from fedpeft.config import parse
 from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.trainers import toy_spec
-from fedpeft_server.records import Comparison, Summary
-from fedpeft_server.run_directory import RunDirectory
+from fedpeft_server.run.records import Comparison, Summary
+from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_sim.outcome import show_outcome
 
 SOURCE = """

@@ -20,13 +20,14 @@ from fedpeft.flower.fleet import Fleet, FleetTarget
 from fedpeft.flower.superlink import SuperLink
 from fedpeft.ids import NodeId
 from fedpeft.round.transport import Reply, Stage
-from fedpeft_client.keys import new_device_key, public_key
-from fedpeft_client.resident import Bell
-from fedpeft_server.gate import Gate, Standing
+from fedpeft_client.enrolment.keys import new_device_key, public_key
+from fedpeft_client.process.agent import Bell
+from fedpeft_server.enrolment.active_devices import Standing
+from fedpeft_server.enrolment.certificate_authority import initialise
 from fedpeft_server.home import CoordinatorHome, Settings
-from fedpeft_server.listener import Listener, take_port
-from fedpeft_server.meters import Meters
-from fedpeft_server.pki import initialise
+from fedpeft_server.service.fleet_gateway import Gate
+from fedpeft_server.service.listener import Listener, take_port
+from fedpeft_server.service.prometheus import Meters
 
 Handle = Callable[[Stage, bytes], bytes]
 

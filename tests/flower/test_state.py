@@ -26,7 +26,7 @@ from fedpeft.flower.records import LARGE_BYTES as ARRAY_BYTES
 from fedpeft.flower.state import DELIVERIES
 from fedpeft.flower.superlink import SuperLink
 from fedpeft.ids import NodeId
-from fedpeft_client.keys import new_device_key, public_key
+from fedpeft_client.enrolment.keys import new_device_key, public_key
 
 
 class Fixture:

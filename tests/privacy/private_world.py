@@ -17,10 +17,10 @@ from fedpeft.testing.fleet import enrol
 from fedpeft.testing.network import Fault, FaultyTransport
 from fedpeft.testing.runs import toy_run
 from fedpeft.testing.trainers import GivenTrainer, toy_plan_of, toy_spec, toy_state
-from fedpeft_server.federation import Federation
-from fedpeft_server.noise_plan import trainable_parameters
-from fedpeft_server.privacy import LEDGER, ClientPrivacy
-from fedpeft_server.run_directory import RunDirectory
+from fedpeft_server.privacy.client_level import LEDGER, ClientPrivacy
+from fedpeft_server.privacy.noise_plan import trainable_parameters
+from fedpeft_server.run.federation import Federation
+from fedpeft_server.run.run_directory import RunDirectory
 
 SOURCE = toy_run(
     """

@@ -12,7 +12,7 @@ from fedpeft.round.local import OpenRound
 from fedpeft.round.transport import Stage
 from fedpeft.testing.network import CoordinatorKilled, Fault
 from fedpeft.wire import decode
-from fedpeft_server.run_directory import RunDirectory
+from fedpeft_server.run.run_directory import RunDirectory
 
 sys.path.insert(0, str(Path(__file__).parent))
 from private_world import BITFIT, HEAD, World

@@ -19,11 +19,11 @@ from fedpeft.secagg import RevealRequest
 from fedpeft.testing.network import CoordinatorKilled, Fault
 from fedpeft.testing.trainers import toy_plan
 from fedpeft.wire import decode, encode
-from fedpeft_server.federation import Federation
-from fedpeft_server.privacy import LEDGER, ClientPrivacy
-from fedpeft_server.promises import privacy_lines
-from fedpeft_server.run_directory import RunDirectory
-from fedpeft_server.run_view import read_run
+from fedpeft_server.privacy.client_level import LEDGER, ClientPrivacy
+from fedpeft_server.run.federation import Federation
+from fedpeft_server.run.privacy_statements import privacy_lines
+from fedpeft_server.run.run_directory import RunDirectory
+from fedpeft_server.run.run_view import read_run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from private_world import BITFIT, HEAD, INITIAL, SPEC, World

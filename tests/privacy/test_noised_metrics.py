@@ -32,7 +32,7 @@ from fedpeft.privacy import (
 from fedpeft.privacy.noised_metrics import LOSS_LIMIT
 from fedpeft.round.local import OpenRound
 from fedpeft.wire import decode
-from fedpeft_server.run_directory import RunDirectory
+from fedpeft_server.run.run_directory import RunDirectory
 
 sys.path.insert(0, str(Path(__file__).parent))
 from private_world import BITFIT, HEAD, SOURCE, World

@@ -73,7 +73,7 @@ def test_a_statement_says_whether_metrics_were_collected() -> None:
 def test_the_planned_grid_is_never_finer_than_a_round_s(bits: int, z: float, shares: int) -> None:
     from fedpeft.errors import ConfigInvalid
     from fedpeft.privacy import size_mechanism
-    from fedpeft_server.noise_plan import PLANNED_DEVICES, _worst
+    from fedpeft_server.privacy.noise_plan import PLANNED_DEVICES, _worst
 
     for devices in (100, 1000, PLANNED_DEVICES):
         try:

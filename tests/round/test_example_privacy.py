@@ -193,7 +193,7 @@ def test_a_statement_is_a_function_of_the_size_class(field: str) -> None:
 
 def test_the_coordinator_reads_from_its_statement_that_a_device_has_no_budget_left(tmp_path: Path) -> None:
     from fedpeft.config import parse
-    from fedpeft_server.promises import spent
+    from fedpeft_server.run.privacy_statements import spent
 
     site = Site(tmp_path)
     privacy = '[privacy]\nunit = "example"\nepsilon = 3.0\ndelta = 1e-3\n'

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 from fedpeft import files
 from fedpeft.round.coordinator import SecureSum
-from fedpeft_server import durable, pending, run_directory
+from fedpeft_server.run import journal, pending, run_directory
 
 __all__ = ["Writes", "watching_sums"]
 
@@ -47,13 +47,13 @@ class Writes:
             if path.parent.name == "pending":
                 self._did(f"unlinked {path.name}")
 
-        removed, unlinked = durable.remove_folder, Path.unlink
+        removed, unlinked = journal.remove_folder, Path.unlink
         with (
             patch.object(run_directory, "write_file", write_file),
             patch.object(pending, "write_file", write_file),
-            patch.object(durable, "write_file", write_file),
-            patch.object(durable, "append_whole", append_whole),
-            patch.object(durable, "remove_folder", remove_folder),
+            patch.object(journal, "write_file", write_file),
+            patch.object(journal, "append_whole", append_whole),
+            patch.object(journal, "remove_folder", remove_folder),
             patch.object(Path, "unlink", unlink),
         ):
             yield

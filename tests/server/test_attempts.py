@@ -6,7 +6,7 @@ from fedpeft.errors import RunFailed
 from fedpeft.ids import RoundId
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.transport import Stage
-from fedpeft_server.attempts import BACK_OFF_S, Attempts
+from fedpeft_server.jobs.attempts import BACK_OFF_S, Attempts
 
 ROUND = RoundId(3)
 

@@ -9,7 +9,7 @@ import pytest
 
 from fedpeft.errors import IntegrityFailed
 from fedpeft.testing.clock import FakeClock
-from fedpeft_server.audit import AuditEvent, AuditLog
+from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_what_devices_say_cannot_make_lines(tmp_path: Path):
 def test_two_processes_write_one_chain(tmp_path: Path):
     code = (
         "import sys; from pathlib import Path; from fedpeft.testing.clock import FakeClock\n"
-        "from fedpeft_server.audit import AuditEvent, AuditLog\n"
+        "from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog\n"
         "log = AuditLog(Path(sys.argv[1]), FakeClock())\n"
         "for i in range(20): log.append(AuditEvent.RENEWED, actor=sys.argv[2], subject=str(i))"
     )

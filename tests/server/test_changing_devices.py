@@ -21,9 +21,9 @@ from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import enrol
 from fedpeft.testing.models import save_tiny, tiny_bert
 from fedpeft.testing.network import FaultyTransport
-from fedpeft_server.federation import Federation
-from fedpeft_server.run_directory import RunDirectory
-from fedpeft_server.run_view import last_state, read_run
+from fedpeft_server.run.federation import Federation
+from fedpeft_server.run.run_directory import RunDirectory
+from fedpeft_server.run.run_view import last_state, read_run
 
 pytestmark = pytest.mark.torch
 
@@ -82,9 +82,9 @@ class Watched:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The trainers by name, and the committed states, from the initial one on."""
-    from fedpeft_client.bench import Bench
-    from fedpeft_client.examples import Examples
-    from fedpeft_client.trainer import Capacity, TorchTrainer
+    from fedpeft_client.training.examples import Examples
+    from fedpeft_client.training.model_pool import Bench
+    from fedpeft_client.training.trainer import Capacity, TorchTrainer
 
     where: Path = tmp_path_factory.mktemp("changing")
     save_tiny(tiny_bert(), where / "tiny")

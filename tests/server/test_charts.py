@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fedpeft_server.charts import Series, dot_strip, line_chart, ticks
+from fedpeft_server.report.charts import Series, dot_strip, line_chart, ticks
 
 values = st.floats(-1e9, 1e9, allow_nan=False)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedpeft.errors import IntegrityFailed
 from fedpeft.files import write_file
-from fedpeft_server.durable import Journal, write_folder
+from fedpeft_server.run.journal import Journal, write_folder
 
 objects = st.lists(st.text(max_size=8).map(lambda text: f'{{"k": {len(text)}}}'), max_size=6)
 

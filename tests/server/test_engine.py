@@ -14,13 +14,13 @@ from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import ToyFleet, enrol
 from fedpeft.testing.network import InMemoryTransport
 from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_state
-from fedpeft_server.audit import AuditLog
-from fedpeft_server.engine import Engine, Interrupted, Site
+from fedpeft_server.enrolment.active_devices import Membership
+from fedpeft_server.enrolment.audit_log import AuditLog
+from fedpeft_server.enrolment.registry import EnrolledDevice, Registry, Status
 from fedpeft_server.home import CoordinatorHome
-from fedpeft_server.jobs import Job, JobState, Queue
-from fedpeft_server.membership import Membership
-from fedpeft_server.meters import Meters
-from fedpeft_server.registry import EnrolledDevice, Registry, Status
+from fedpeft_server.jobs.job_queue import Job, JobState, Queue
+from fedpeft_server.jobs.job_runner import Engine, Interrupted, Site
+from fedpeft_server.service.prometheus import Meters
 
 TOY = Path(__file__).parent.parent / "e2e" / "toy"
 sys.path.insert(0, str(TOY))

@@ -24,7 +24,7 @@ from fedpeft.testing.fleet import enrol
 from fedpeft.testing.network import CoordinatorKilled, Fault
 from fedpeft.testing.trainers import GivenTrainer, LinearTrainer
 from fedpeft.wire import decode, encode
-from fedpeft_server.run_view import read_run
+from fedpeft_server.run.run_view import read_run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from world import BLOCKS, HEAD, INITIAL, NODES, SPEC, TRAINING, World, one_hot_fleet, raising_at

@@ -12,8 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedpeft.flower.handlers import ROUTES, Answer
 from fedpeft.testing.clock import FakeClock
-from fedpeft_server.gate import Gate, Limits, Standing
-from fedpeft_server.meters import Meters
+from fedpeft_server.enrolment.active_devices import Standing
+from fedpeft_server.service.fleet_gateway import Gate, Limits
+from fedpeft_server.service.prometheus import Meters
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

@@ -5,8 +5,8 @@ from typing import Any, cast
 
 from fedpeft.round.transport import Transport
 from fedpeft.testing.clock import FakeClock
-from fedpeft_server.deployed import gather
-from fedpeft_server.membership import Membership
+from fedpeft_server.enrolment.active_devices import Membership
+from fedpeft_server.jobs.enrolled_transport import gather
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
-from fedpeft_server.jobs import Job, JobState, Queue
+from fedpeft_server.jobs.job_queue import Job, JobState, Queue
 
 RUN = """
 [run]

@@ -10,10 +10,10 @@ import pytest
 
 from fedpeft.clock import SystemClock
 from fedpeft.entropy import os_entropy
-from fedpeft_server.door import Patience
+from fedpeft_server.enrolment.certificate_authority import initialise
 from fedpeft_server.home import CoordinatorHome, Settings
-from fedpeft_server.listener import Listener, take_port
-from fedpeft_server.pki import initialise
+from fedpeft_server.service.connection_limits import Patience
+from fedpeft_server.service.listener import Listener, take_port
 
 IMPATIENT = Patience(silence_s=0.3, handshake_s=0.3, silent=20, handshakes=5)
 PATIENT = Patience(silence_s=60.0, handshake_s=60.0, silent=20, handshakes=5)

@@ -7,8 +7,8 @@ import pytest
 
 from fedpeft.clock import SystemClock
 from fedpeft.ids import NodeId
-from fedpeft_server.membership import Membership
-from fedpeft_server.registry import EnrolledDevice, Registry, Status
+from fedpeft_server.enrolment.active_devices import Membership
+from fedpeft_server.enrolment.registry import EnrolledDevice, Registry, Status
 
 WARD = EnrolledDevice(
     name="ward-a",

@@ -1,6 +1,6 @@
 """Numbers in Prometheus' text format."""
 
-from fedpeft_server.meters import Meters
+from fedpeft_server.service.prometheus import Meters
 
 
 def test_counters_add_gauges_replace_and_both_are_named_by_kind() -> None:

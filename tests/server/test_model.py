@@ -20,8 +20,8 @@ from fedpeft.adapter import AdapterState
 from fedpeft.errors import FedpeftError
 from fedpeft.round.transport import Stage
 from fedpeft.testing.network import CoordinatorKilled, Fault, FaultyTransport
-from fedpeft_server.records import RoundMetrics
-from fedpeft_server.run_view import read_run
+from fedpeft_server.run.records import RoundMetrics
+from fedpeft_server.run.run_view import read_run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from world import HEAD, INITIAL, NODES, SPEC, World, one_hot_fleet, raising_at

@@ -15,8 +15,8 @@ import pytest
 from fedpeft.errors import IntegrityFailed, QuorumMissed
 from fedpeft.round.transport import Stage
 from fedpeft.testing.network import CoordinatorKilled, Fault
-from fedpeft_server.run_directory import RunDirectory
-from fedpeft_server.run_view import read_run
+from fedpeft_server.run.run_directory import RunDirectory
+from fedpeft_server.run.run_view import read_run
 
 sys.path.insert(0, str(Path(__file__).parent))
 from crashes import Writes, watching_sums

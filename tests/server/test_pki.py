@@ -11,8 +11,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid
 from fedpeft.testing.clock import FakeClock
+from fedpeft_server.enrolment.certificate_authority import (
+    Authority,
+    certificate_expiry,
+    initialise,
+    renew_server_certificate,
+    request_key,
+)
 from fedpeft_server.home import CoordinatorHome, Settings
-from fedpeft_server.pki import Authority, certificate_expiry, initialise, renew_server_certificate, request_key
 
 
 @pytest.fixture

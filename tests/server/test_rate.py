@@ -1,7 +1,7 @@
 """Rate limits by caller."""
 
 from fedpeft.testing.clock import FakeClock
-from fedpeft_server.rate import RateLimit
+from fedpeft_server.rate_limit import RateLimit
 
 
 def test_a_burst_is_allowed_then_the_rate_and_others_do_not_suffer():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.errors import IntegrityFailed
-from fedpeft_server.records import ClientRound, Comparison, Event, RoundMetrics, Summary, from_json, to_json
+from fedpeft_server.run.records import ClientRound, Comparison, Event, RoundMetrics, Summary, from_json, to_json
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 counts = st.integers(min_value=0, max_value=2**63 - 1)

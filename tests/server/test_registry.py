@@ -7,7 +7,7 @@ import pytest
 
 from fedpeft.errors import IntegrityFailed, NotEnrolled
 from fedpeft.ids import NodeId
-from fedpeft_server.registry import EnrolledDevice, Registry, Status
+from fedpeft_server.enrolment.registry import EnrolledDevice, Registry, Status
 
 WARD = EnrolledDevice(
     name="ward-a",

@@ -9,9 +9,9 @@ import pytest
 from fedpeft.adapter import AdapterSpec
 from fedpeft.config import parse
 from fedpeft.ids import RoundId
-from fedpeft_server.records import ClientRound, Comparison, RoundMetrics, Summary
-from fedpeft_server.report import write_report
-from fedpeft_server.run_directory import RunDirectory
+from fedpeft_server.report.page import write_report
+from fedpeft_server.run.records import ClientRound, Comparison, RoundMetrics, Summary
+from fedpeft_server.run.run_directory import RunDirectory
 
 HOSTILE = "<script>alert('x')</script>\"&{{ 7 * 7 }}"
 SOURCE = """

@@ -7,8 +7,8 @@ from fedpeft.ids import BlockId, NodeId, ParticipantId, RoundId
 from fedpeft.round.messages import Profile
 from fedpeft.round.metrics import Measured
 from fedpeft.round.task import Member, RoundOutcome, Traffic
-from fedpeft_server.records import RoundMetrics, from_json, to_json
-from fedpeft_server.rows import burnt_row, round_row, sentence
+from fedpeft_server.run.metrics_row import burnt_row, round_row, sentence
+from fedpeft_server.run.records import RoundMetrics, from_json, to_json
 
 MEASURED = Measured(evaluators=3, train_loss=0.75, loss=0.5, accuracy=0.875)
 

@@ -15,9 +15,9 @@ from fedpeft.config import parse
 from fedpeft.errors import DataInvalid, IntegrityFailed, ResourceMissing
 from fedpeft.ids import BlockId, RoundId
 from fedpeft.testing.runs import toy_run
-from fedpeft_server.records import RoundMetrics, Summary
-from fedpeft_server.run_directory import RunDirectory
-from fedpeft_server.run_view import list_runs, read_run, verify_run
+from fedpeft_server.run.records import RoundMetrics, Summary
+from fedpeft_server.run.run_directory import RunDirectory
+from fedpeft_server.run.run_view import list_runs, read_run, verify_run
 
 SOURCE = toy_run(
     """
@@ -242,7 +242,7 @@ def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
     with create(tmp_path) as run:
         assert read_run(run.path).state == "running"
         code = (
-            "import pathlib; from fedpeft_server.run_directory import *;"
+            "import pathlib; from fedpeft_server.run.run_directory import *;"
             f"RunDirectory.open(pathlib.Path({str(run.path)!r}))"
         )
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=_env())
@@ -257,7 +257,7 @@ def test_two_processes_never_write_one_run(tmp_path: Path) -> None:
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     path = committed(tmp_path)
     code = (
-        "import os, signal, pathlib; from fedpeft_server.run_directory import *;"
+        "import os, signal, pathlib; from fedpeft_server.run.run_directory import *;"
         f"run = RunDirectory.open(pathlib.Path({str(path)!r})); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, env=_env()).returncode == -9

@@ -8,7 +8,7 @@ import pytest
 from fedpeft.cli import main
 from fedpeft.config.load import parse
 from fedpeft.errors import ConfigInvalid, FedpeftError
-from fedpeft_server.submission import submission
+from fedpeft_server.jobs.submission import submission
 
 RUN = """
 [run]
@@ -48,7 +48,7 @@ def test_a_base_that_is_not_there_is_refused_at_submit(tmp_path: Path) -> None:
 
 
 def test_a_relative_base_is_meant_from_where_submit_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedpeft_server.submission.resolve", lambda model: None)
+    monkeypatch.setattr("fedpeft_server.jobs.submission.resolve", lambda model: None)
     monkeypatch.chdir(tmp_path)
     text = submission(RUN.format(model="./tiny"), source=tmp_path / "run.toml", bases=tmp_path / "bases")
     assert tomllib.loads(text)["base"]["model"] == str(tmp_path / "tiny")

@@ -1,6 +1,6 @@
 """The bell: who hears that a message waits."""
 
-from fedpeft_server.wake import WakeBoard
+from fedpeft_server.service.wakeups import WakeBoard
 
 
 def test_only_the_named_devices_hear_and_every_stream_of_theirs_does():

@@ -14,9 +14,9 @@ from fedpeft.testing.fleet import ToyFleet, enrol
 from fedpeft.testing.network import CoordinatorKilled, Fault, FaultyTransport
 from fedpeft.testing.runs import toy_run
 from fedpeft.testing.trainers import GivenTrainer, LinearTrainer, one_hot, toy_plan_of, toy_spec, toy_state
-from fedpeft_server.federation import Federation
-from fedpeft_server.run_directory import RunDirectory
-from fedpeft_server.run_view import read_run, verify_run
+from fedpeft_server.run.federation import Federation
+from fedpeft_server.run.run_directory import RunDirectory
+from fedpeft_server.run.run_view import read_run, verify_run
 
 SOURCE = toy_run(
     """

@@ -21,16 +21,16 @@ from fedpeft.clock import SystemClock
 from fedpeft.entropy import os_entropy
 from fedpeft.planner import REFERENCE
 from fedpeft.testing.trainers import toy_state
+from fedpeft_client.enrolment.join import JoinWishes, join
 from fedpeft_client.home import DeviceHome
-from fedpeft_client.join import JoinWishes, join
 from fedpeft_client.site import Site, SiteData
-from fedpeft_server.audit import AuditLog
-from fedpeft_server.enrolment import Admission
+from fedpeft_server.enrolment.admission import Admission
+from fedpeft_server.enrolment.audit_log import AuditLog
+from fedpeft_server.enrolment.certificate_authority import Authority, initialise
+from fedpeft_server.enrolment.join_tokens import Tokens
+from fedpeft_server.enrolment.registry import Registry
 from fedpeft_server.home import CoordinatorHome, Settings
-from fedpeft_server.jobs import Job, Queue
-from fedpeft_server.pki import Authority, initialise
-from fedpeft_server.registry import Registry
-from fedpeft_server.tokens import Tokens
+from fedpeft_server.jobs.job_queue import Job, Queue
 
 TOY = Path(__file__).parent
 PORTS = ("fleet_port", "service_port", "enrol_port", "metrics_port")

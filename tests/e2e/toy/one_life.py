@@ -16,7 +16,7 @@ from world import World, one_hot_fleet
 from fedpeft import secagg
 from fedpeft.ids import NodeId
 from fedpeft.testing.fleet import ToyFleet
-from fedpeft_client.stores import FileStore
+from fedpeft_client.training.device_stores import FileStore
 
 
 def on_files(fleet: ToyFleet, where: Path) -> ToyFleet:

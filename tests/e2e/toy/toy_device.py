@@ -7,9 +7,9 @@ from pathlib import Path
 from fedpeft.clock import SystemClock
 from fedpeft.errors import FedpeftError
 from fedpeft.logs import log_to_stderr
-from fedpeft_client.companion import ServiceCompanion
 from fedpeft_client.home import DeviceHome
-from fedpeft_client.resident import Resident
+from fedpeft_client.process.agent import Resident
+from fedpeft_client.process.coordinator_services import ServiceCompanion
 
 
 class NoBase(ServiceCompanion):

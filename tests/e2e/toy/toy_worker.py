@@ -16,8 +16,8 @@ from fedpeft.round.plan import LearningPlan
 from fedpeft.round.work import Work
 from fedpeft.testing.trainers import GivenTrainer, one_hot
 from fedpeft_client.home import DeviceHome
+from fedpeft_client.process.worker import begun
 from fedpeft_client.site import Site
-from fedpeft_client.worker import begun
 
 
 class HeldTrainer(GivenTrainer):

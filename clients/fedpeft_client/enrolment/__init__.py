@@ -1,0 +1,1 @@
+"""The device's membership: its keys, joining, renewal, and the devices that it has met."""

@@ -1,0 +1,141 @@
+"""Using a trained adapter: the base, the adapter's state, an answer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from fedpeft.adapter import AdapterState
+from fedpeft.base import ArtifactStore, default_store, load_tokenizer
+from fedpeft.config import RunConfig
+from fedpeft.data import EncodedDataset, Records, encode, validate
+from fedpeft.entropy import generator
+from fedpeft.export import ExportSummary, export_peft
+from fedpeft.export.device_class import class_adapter, class_state
+from fedpeft.round.plan import learning_plan
+from fedpeft.tuning import Evaluation, evaluate
+from fedpeft.tuning.hub import Mixture, find_mixture
+from fedpeft_client.training.model_pool import Bench
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from fedpeft.methods import UnionAdapter
+
+__all__ = ["TrainedModel"]
+
+ANSWER_TOKENS = 64
+PROBES, PROBE_TOKENS = 4, 16
+
+
+class TrainedModel:
+    """A base with a trained adapter, ready to answer."""
+
+    def __init__(
+        self, config: RunConfig, union: "UnionAdapter", tokenizer: "PreTrainedTokenizerBase", base: str, quantize: str
+    ) -> None:
+        self._config, self._union, self._tokenizer = config, union, tokenizer
+        self._base, self._quantize = base, quantize
+
+    @classmethod
+    def load(cls, config: RunConfig, state: AdapterState, *, base: str, store: Path | None = None) -> Self:
+        """A run's model with this state of its adapter.
+
+        Args:
+            config: the run's.
+            state: of the run's union adapter.
+            base: digest of the base artifact.
+            store: where base artifacts lie; None: the user's store.
+
+        Raises:
+            ResourceMissing: the store does not hold the base.
+        """
+        artifacts = ArtifactStore(store or default_store())
+        bench = Bench(artifacts)
+        plan = learning_plan(config, run_id="", base=base, adapter_spec=state.spec.digest)
+        with bench.lend(plan) as union:
+            union.load(state)
+            artifact = artifacts.get(base)
+            return cls(config, union, load_tokenizer(artifact), base, artifact.manifest.quantize)
+
+    def evaluate(self, records: Records) -> Evaluation:
+        """Loss and accuracy on other examples of the same task."""
+        return evaluate(self._union, self._encoded(records), limit=0, batch_size=32)
+
+    def mix(self, states: Sequence[AdapterState], records: Records, *, tries: int) -> Mixture:
+        """Take on the mixture of these trained adapters that suits a few examples best (``fedpeft.tuning.hub``)."""
+        draw = generator(self._config.run.seed, "hub")
+        start = self._union.initial_state()
+        return find_mixture(self._union, start, states, self._encoded(records), draw=draw, tries=tries)
+
+    def export(
+        self, folder: Path, *, whole_matrices: bool = False, part_of: "TrainedModel | None" = None
+    ) -> ExportSummary:
+        """Write the adapter as it is now to ``folder``, compared with the model on a few sequences of random tokens.
+
+        Args:
+            folder: created if need be.
+            whole_matrices: see ``export_peft``.
+            part_of: the run's whole adapter, of which this is a part.
+        """
+        draw = generator(self._config.run.seed, "probe tokens")
+        tokens = torch.from_numpy(draw.integers(1, len(self._tokenizer), (PROBES, PROBE_TOKENS)))
+        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        return export_peft(
+            self._union,
+            folder,
+            base=self._config.base.model,
+            base_digest=self._base,
+            base_quantize=self._quantize,
+            inputs=inputs,
+            whole_matrices=whole_matrices,
+            from_run=None if part_of is None else self._difference(part_of, inputs),
+        )
+
+    def for_class(
+        self, *, rank: int | None, methods: Sequence[str] | None, store: Path | None = None
+    ) -> "TrainedModel":
+        """The same adapter for devices of a class: LoRA cut to ``rank``, other methods than these left out.
+
+        Raises:
+            ConfigInvalid: the run has no such methods, or no LoRA of that rank.
+        """
+        adapter = class_adapter(self._config.adapter, rank=rank, methods=methods)
+        config = self._config.model_copy(update={"adapter": adapter})
+        artifacts = ArtifactStore(store or default_store())
+        bench = Bench(artifacts)
+        plan = learning_plan(config, run_id="", base=self._base, adapter_spec="")
+        with bench.lend(plan) as union:
+            union.load(class_state(self._union.state(), union.initial_state()))
+            return TrainedModel(config, union, self._tokenizer, self._base, self._quantize)
+
+    @torch.no_grad()
+    def _difference(self, other: "TrainedModel", inputs: dict[str, torch.Tensor]) -> float:
+        return float((self._union.model(**inputs).logits - other._union.model(**inputs).logits).abs().max())
+
+    def _encoded(self, records: Records) -> EncodedDataset:
+        task = self._config.task
+        validate(records, task)
+        return encode(records, task, task.labels, self._tokenizer)
+
+    @torch.no_grad()
+    def predict(self, texts: Sequence[str]) -> list[str]:
+        """A class name for each text, or its greedy continuation."""
+        return [self._one(text) for text in texts]
+
+    def _one(self, text: str) -> str:
+        task = self._config.task
+        ids = self._tokenizer([text], truncation=True, max_length=task.max_length)["input_ids"][0]
+        tokens = torch.tensor([ids], dtype=torch.int64)
+        if task.kind == "classify":
+            logits = self._union.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+            return task.labels[int(logits.argmax())]
+        generated: list[int] = []
+        for _ in range(ANSWER_TOKENS):
+            chosen = int(self._union.model(input_ids=tokens).logits[0, -1].argmax())
+            if chosen == self._tokenizer.eos_token_id:
+                break
+            generated.append(chosen)
+            tokens = torch.cat([tokens, torch.tensor([[chosen]])], dim=1)
+        return str(self._tokenizer.decode(generated))

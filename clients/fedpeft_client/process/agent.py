@@ -1,0 +1,190 @@
+"""`fedpeft client run`: the one long-lived process that stands between the coordinator and this device's model.
+
+It speaks Flower's Fleet protocol, keeps the heartbeat while the model trains, and runs the ClientApp that is installed
+here: what arrives is data for ``fedpeft.round.device``, never code. The model, the examples and the secrets are in a
+second process (``fedpeft_client.process.worker``); this one stays small and answers for it when it dies.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from fedpeft.child import Child, ChildDied
+from fedpeft.clock import SystemClock
+from fedpeft.directory_lock import DirectoryLock, short_turn
+from fedpeft.errors import FedpeftError, NotEnrolled
+from fedpeft.flower import NodeContext, client_app
+from fedpeft.flower.fleet import Fleet, FleetTarget
+from fedpeft.ids import NodeId
+from fedpeft.round.bound import signed_plan
+from fedpeft.round.failures import REFUSED, Trouble
+from fedpeft.round.local import Effort
+from fedpeft.round.messages import Failure, FailureReason, FitRequest
+from fedpeft.round.transport import Stage
+from fedpeft.secagg import FileLedger
+from fedpeft.wire import decode, encode
+from fedpeft_client.home import DeviceHome
+from fedpeft_client.process.frames import HANDLE, framed
+from fedpeft_client.process.troubles import TroubleLog
+from fedpeft_client.site import Site
+
+__all__ = ["Bell", "Companion", "Resident"]
+
+IDLE_S, FASTEST_S, SLOWEST_S = 20.0, 0.02, 1.0
+"""Between two looks for a message: with the wake-up stream, and without it right after a message and later."""
+
+_log = logging.getLogger(__name__)
+
+
+class Companion(Protocol):
+    """What the coordinator's gRPC service is to a device that runs: ``fedpeft_client.process.coordinator_services``."""
+
+    def fetch(self, digest: str) -> None:
+        """Bring a base artifact into the device's store and keep it there; quick when it is there.
+
+        Raises:
+            FedpeftError: it cannot be had, or is not what its digest says.
+        """
+        ...
+
+    def start(self, ring: Callable[[], None]) -> None:
+        """Keep the wake-up stream open, from a thread, until ``close``; ring with every wake-up and connection."""
+        ...
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether the stream is up: then polling is not needed."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        ...
+
+
+class Bell:
+    """What the wake-up stream rings and the Fleet connection listens to.
+
+    Args:
+        streaming: whether rings can be relied on now.
+    """
+
+    def __init__(self, streaming: Callable[[], bool] = lambda: False) -> None:
+        self._rung, self._streaming = threading.Event(), streaming
+        self._pause_s = FASTEST_S
+
+    def ring(self) -> None:
+        """A message waits, or it is time to look for another reason."""
+        self._rung.set()
+
+    def wait(self, answered: bool) -> None:
+        """Until the next look for a message."""
+        self._pause_s = FASTEST_S if answered else min(2 * self._pause_s, SLOWEST_S)
+        self._rung.wait(IDLE_S if self._streaming() else self._pause_s)
+        self._rung.clear()
+
+
+class Resident:
+    """One device at work.
+
+    Args:
+        home: its home; enrolled.
+        companion: its connection to the coordinator's gRPC service; None: polling, and bases by hand.
+        worker: the module of the second process; another one only to test what is around it.
+
+    Raises:
+        NotEnrolled: it is not enrolled.
+        ConfigInvalid: site.toml is missing or wrong.
+        ResourceMissing: another process is this device already; names it.
+        IntegrityFailed: its ledger is lost or damaged: it takes part in no run.
+    """
+
+    def __init__(
+        self, home: DeviceHome, companion: Companion | None = None, *, worker: str = "fedpeft_client.process.worker"
+    ) -> None:
+        enrolment = home.enrolment()
+        self._site = Site.load(home.site)
+        self._coordinator_key = bytes.fromhex(enrolment.coordinator_key)
+        home.state.mkdir(mode=0o700, exist_ok=True)
+        FileLedger(home.ledger, home.identity())  # now, not when the worker is asked
+        self._owner = DirectoryLock(home.path)
+        self._troubles = TroubleLog(home.troubles, SystemClock())
+        self._companion = companion
+        self._bell = Bell(lambda: companion is not None and companion.is_streaming)
+        self._stopping = threading.Event()
+        self._child = Child(worker, [str(home.path)])
+        self._fleet = Fleet(
+            lambda: _target(home),
+            client_app(self._handle),
+            wait=self._bell.wait,
+            stopping=self._stopping.is_set,
+            refused=self._child.kill,
+        )
+
+    def run(self, connected: Callable[[NodeId], None] = lambda node: None) -> None:
+        """Work until ``stop``.
+
+        Raises:
+            NotEnrolled: the device was revoked; says when and why.
+        """
+        try:
+            if self._companion is not None:
+                self._companion.start(self._bell.ring)
+            self._fleet.serve(connected)
+        finally:
+            if self._companion is not None:
+                self._companion.close()
+            self._child.close()
+            self._fleet.close()
+            self._owner.release()
+
+    def stop(self) -> None:
+        """End soon; what is being trained is given up and trained again when the device is back."""
+        self._stopping.set()
+        self._bell.ring()
+        self._child.kill()
+
+    def _handle(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
+        """One request: to the worker, and its answer back.
+
+        A worker that dies while it trains is started and asked again: the device remembers that it has tried, and
+        tries with care, then without its examples. Memory that their number decides must not be heard of.
+        """
+        if stage is Stage.FIT:
+            try:
+                self._prepare(decode(payload, FitRequest))
+            except FedpeftError as error:
+                self._troubles(Trouble(run_id="", round_id=0, cause=f"{stage.value}: {error}"))
+                return encode(REFUSED)
+        for _ in Effort:
+            try:
+                hours = self._site.limits.hours_at_most
+                return self._child.ask(HANDLE, framed(stage, payload), within_s=3600.0 * hours)
+            except ChildDied as death:
+                why = ", most likely for its memory" if death.out_of_memory else ""
+                cause = f"The training process ended in {stage.value}: {death}{why}."
+                self._troubles(Trouble(run_id="", round_id=0, cause=cause))
+                if stage is not Stage.FIT or death.overdue or self._stopping.is_set():
+                    break
+        return encode(Failure(reason=FailureReason.PROTOCOL))
+
+    def _prepare(self, request: FitRequest) -> None:
+        """The base of the plan, fetched once, when the coordinator has signed for it and the site allows it."""
+        plan = signed_plan(request, self._coordinator_key)
+        # The worker checks every rule; this one comes before a download that may take hours.
+        self._site.permit(plan, now=SystemClock().utc().astimezone())
+        if self._companion is not None:
+            self._companion.fetch(plan.base)
+
+
+def _target(home: DeviceHome) -> FleetTarget:
+    """Where the coordinator is, and who this device is to it by what is in its home now."""
+    try:
+        with short_turn(home.keys):  # not between the two halves of a rotation
+            return FleetTarget(
+                address=home.enrolment().fleet_url.removeprefix("https://"),
+                ca=home.ca_certificate.read_bytes(),
+                node_key=home.device_key.read_bytes(),
+            )
+    except OSError as error:
+        raise NotEnrolled(f"Expected keys in {home.keys}, found {error.strerror}; join anew.") from error

@@ -1,0 +1,1 @@
+"""What a device trains and with what: the model in memory, examples, capacity, the step."""

@@ -1,0 +1,164 @@
+"""A client's examples as its trainer needs them: encoded once a task, with the caches of their activations.
+
+They are private: they stay in this process and in a nameless file of its own, and go with it.
+"""
+
+import threading
+from dataclasses import dataclass, replace
+
+from fedpeft.base.fit import expect_examples_fit
+from fedpeft.data import EncodedDataset, Records, encode, encode_usable, nothing_encoded
+from fedpeft.entropy import derive_seed
+from fedpeft.planner import evaluation_batch
+from fedpeft.round.plan import LearningPlan
+from fedpeft.tuning import ActivationCache
+from fedpeft_client.training.model_pool import Bench
+
+__all__ = ["Examples", "Prepared", "batch_seed", "cacheable_examples"]
+
+MIB = 2**20
+
+
+def cacheable_examples(length: int, hidden: int, cache_mb: int) -> int:
+    """How many examples of so many tokens a cache of float32 activations holds."""
+    return cache_mb * MIB // (4 * length * hidden)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Encoded examples with the cache of activations below the adapted layers; None where every layer adapts.
+
+    Args:
+        train, held_out: the two sides.
+        train_cache, eval_cache: their caches.
+        eval_batch: how many held-out examples are evaluated at once.
+        troubles: what could not be used, for the device's own log.
+    """
+
+    train: EncodedDataset
+    held_out: EncodedDataset
+    train_cache: ActivationCache | None
+    eval_cache: ActivationCache | None
+    eval_batch: int
+    troubles: tuple[str, ...] = ()
+
+    def carefully(self) -> "Prepared":
+        """One example at a time, and nothing kept on the disk."""
+        return replace(self, train_cache=None, eval_cache=None, eval_batch=1)
+
+    @classmethod
+    def nothing(cls, plan: LearningPlan, *troubles: str) -> "Prepared":
+        """As of a device that has no examples."""
+        none = nothing_encoded(plan.task)
+        return cls(train=none, held_out=none, train_cache=None, eval_cache=None, eval_batch=1, troubles=troubles)
+
+
+class Examples:
+    """The examples of one client.
+
+    Args:
+        name: the client's; with the run's seed it determines the order of its batches.
+        bench: whose tokenizer encodes them.
+        train, held_out: its records.
+        cache_mb: disk for the activations of each of the two, MiB; what does not fit is computed anew.
+        unusable: how many training examples there are besides, which teach nothing.
+        evaluates: whether the device says that it has held-out examples; None: as it has.
+
+    Attributes:
+        count: training examples, whether they can be used or not.
+        evaluates: whether it says that it has held-out ones.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        bench: Bench,
+        train: Records,
+        held_out: Records,
+        cache_mb: int,
+        unusable: int = 0,
+        evaluates: bool | None = None,
+    ) -> None:
+        self.count = len(train) + unusable
+        self.evaluates = len(held_out) > 0 if evaluates is None else evaluates
+        self._name, self._bench, self._cache_bytes = name, bench, cache_mb * MIB
+        self._train, self._held_out = train, held_out
+        self._prepared: tuple[str, Prepared] | None = None
+        self._encoded: tuple[str, tuple[EncodedDataset, EncodedDataset]] | None = None
+        self._lock = threading.Lock()
+
+    def encoded(self, plan: LearningPlan) -> tuple[EncodedDataset, EncodedDataset]:
+        """Training and held-out examples as tokens, for whoever can mend them: kept for the rounds that follow.
+
+        Raises:
+            DataInvalid: rows that the base's tokenizer or chat template refuses, all at once; or a base that these
+                examples do not fit.
+        """
+        with self._lock:
+            tokenizer = self._bench.tokenizer(plan)
+            with self._bench.tokenizing:
+                train, held_out = (
+                    encode(records, plan.task, plan.task.labels, tokenizer) for records in (self._train, self._held_out)
+                )
+            expect_examples_fit((train, held_out), vocabulary=self._bench.embedding_rows(plan), where=self._name)
+            self._encoded = _encoding_key(plan), (train, held_out)
+            return train, held_out
+
+    def prepared(self, plan: LearningPlan) -> Prepared:
+        """They under this plan: encoded on first use, kept until another run, base or task asks."""
+        key = f"{plan.run_id} {plan.base} {plan.task.model_dump_json()} {plan.privacy is None}"
+        with self._lock:
+            if self._prepared is None or self._prepared[0] != key:
+                self._prepared = key, self._prepare(plan)
+            return self._prepared[1]
+
+    def _usable(self, plan: LearningPlan) -> tuple[tuple[EncodedDataset, str], tuple[EncodedDataset, str]]:
+        """Both sides as tokens, each with what was left out; as ``encoded`` left them if it was asked before."""
+        if self._encoded is not None and self._encoded[0] == _encoding_key(plan):
+            train, held_out = self._encoded[1]
+            return (train, ""), (held_out, "")
+        tokenizer = self._bench.tokenizer(plan)
+        with self._bench.tokenizing:
+            return (
+                encode_usable(self._train, plan.task, tokenizer),
+                encode_usable(self._held_out, plan.task, tokenizer),
+            )
+
+    def _prepare(self, plan: LearningPlan) -> Prepared:
+        (train, lost), (held_out, lost_too) = self._usable(plan)
+        troubles = tuple(filter(None, (lost, lost_too)))
+        batch = evaluation_batch(length=plan.task.max_length, vocabulary=self._bench.vocabulary(plan))
+        if not self._bench.frozen_layers(plan):
+            return Prepared(
+                train=train, held_out=held_out, train_cache=None, eval_cache=None, eval_batch=batch, troubles=troubles
+            )
+        private = plan.privacy is not None
+        make_cache = ActivationCache.for_private_training if private else ActivationCache.for_training
+        return Prepared(
+            train=train,
+            held_out=held_out,
+            train_cache=make_cache(
+                train,
+                batch_size=plan.train.batch_size,
+                seed=batch_seed(plan.seed, self._name),
+                max_bytes=self._cache_bytes,
+            )
+            if len(train)
+            else None,
+            eval_cache=ActivationCache.for_evaluation(held_out, batch_size=batch, max_bytes=self._cache_bytes)
+            if len(held_out)
+            else None,
+            eval_batch=batch,
+            troubles=troubles,
+        )
+
+
+def batch_seed(seed: int, client: str) -> int:
+    """The seed of a client's stream of batches in a run."""
+    return derive_seed(seed, "batches", client)
+
+
+def _encoding_key(plan: LearningPlan) -> str:
+    """What tokens depend on beside the records; not the run, so they outlive it."""
+    return f"{plan.base} {plan.task.model_dump_json()}"

@@ -1,0 +1,194 @@
+"""The trainer of a real device: its site's examples and rules around ``TorchTrainer``.
+
+The site's rules are asked in ``spec``, which every fit request comes to first: a plan that breaks one is refused
+before the base is loaded or an example is read.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.base import ArtifactStore
+from fedpeft.clock import Clock
+from fedpeft.data import Records, fits, readable_records, split_holdout
+from fedpeft.entropy import derive_seed
+from fedpeft.ids import SIZELESS, BlockId, SizeClass
+from fedpeft.privacy import SampledRelease
+from fedpeft.round.failures import cause_of
+from fedpeft.round.local import DeviceStore, Effort, LocalResult
+from fedpeft.round.plan import LearningPlan
+from fedpeft.round.size_class import size_class, upper_end
+from fedpeft.round.work import Work
+from fedpeft.wire import decode, encode, message
+from fedpeft_client.site import Site
+from fedpeft_client.training.capacity import Chooser, Senses
+from fedpeft_client.training.examples import Examples
+from fedpeft_client.training.model_pool import Bench, Residency
+from fedpeft_client.training.state_watch import StateWatch
+from fedpeft_client.training.trainer import TorchTrainer
+
+__all__ = ["SiteTrainer"]
+
+THIS_MACHINE = Senses()
+UNTOLD = 2**20
+"""Examples that the planner counts on where the site says nothing of its size."""
+SIZES, RUNS_KEPT = "size-classes", 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeOfRun:
+    """What the device declared in a run."""
+
+    run_id: str
+    declared: SizeClass
+
+
+@message(0x0184)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizesSeen:
+    """Store record: the runs of late and the size class declared in each."""
+
+    runs: tuple[SizeOfRun, ...]
+
+
+class SiteTrainer:
+    """Implements ``Trainer``; keeps the base, and the encoded examples of one run.
+
+    Args:
+        device: its name in the federation.
+        site: what it lends and permits.
+        bases: where its base artifacts lie.
+        clock: for the site's hours.
+        memory: where it keeps local blocks and controls between rounds; None: in RAM.
+        senses: how the machine is asked what it has.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        site: Site,
+        bases: ArtifactStore,
+        clock: Clock,
+        memory: DeviceStore | None = None,
+        senses: Senses = THIS_MACHINE,
+    ) -> None:
+        self._device, self._site, self._bases, self._clock = device, site, bases, clock
+        self._memory, self._senses = memory, senses
+        self._bench = self._new_bench(site.limits.residency)
+        self._trainer: tuple[str, Chooser, TorchTrainer] | None = None
+        self._troubles: tuple[str, ...] = ()
+        self._watch = StateWatch(site.policy.max_state_step)
+
+    @property
+    def methods(self) -> str:
+        """See ``Trainer``; of the plan at work, once there is one."""
+        if self._trainer is not None:
+            return self._trainer[2].methods
+        chosen = self._site.limits.methods
+        return chosen if isinstance(chosen, str) else " + ".join(chosen)
+
+    def spec(self, plan: LearningPlan) -> AdapterSpec:
+        """See ``Trainer``; a round begins with it, so here the device chooses what it trains."""
+        self._site.permit(plan, now=self._clock.utc().astimezone())
+        chooser, trainer = self._for(plan)  # before the base is loaded: the planner may say whether it stays packed
+        trainer.change(chooser.now())
+        return self._bench.spec(plan)
+
+    def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
+        """See ``Trainer``."""
+        return self._for(plan)[1].trains(plan)
+
+    def size_class(self, plan: LearningPlan) -> SizeClass:
+        """See ``Trainer``."""
+        return self._for(plan)[1].size_class(plan)
+
+    def evaluates(self, plan: LearningPlan) -> bool:
+        """See ``Trainer``."""
+        return self._for(plan)[1].evaluates(plan)
+
+    def cost(self, plan: LearningPlan) -> SampledRelease | None:
+        """See ``Trainer``."""
+        return self._for(plan)[1].cost(plan)
+
+    def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
+        """See ``Trainer``."""
+        self._watch.expect_near(plan, state, work.first_step)
+        result = self._for(plan)[1].fit(plan, state, work, effort)
+        return replace(result, troubles=(*self._troubles, *result.troubles))
+
+    def _for(self, plan: LearningPlan) -> tuple[Chooser, TorchTrainer]:
+        key = plan.to_json()
+        if self._trainer is None or self._trainer[0] != key:
+            self._trainer = (key, *self._made(plan))
+        return self._trainer[1:]
+
+    def _made(self, plan: LearningPlan) -> tuple[Chooser, TorchTrainer]:
+        records, train, held_out = self._read(plan)
+        unusable = len(records) - len(train) - len(held_out)
+        declared = self._pinned(plan, size_class(len(train) + unusable))
+        # What fits the planner's choice is seen by everybody, so it is told of the class alone.
+        most = math.ceil(upper_end(declared)) if self._site.policy.declare_size else UNTOLD
+        share = self._site.data.holdout
+        held = math.ceil(most * share / (1.0 - share))
+        chooser = Chooser(self._site, plan, self._bases, train=most, held_out=held, senses=self._senses)
+        if chooser.residency != self._bench.residency:
+            self._bench = self._new_bench(chooser.residency)
+        examples = Examples(
+            self._device,
+            bench=self._bench,
+            train=train,
+            held_out=held_out,
+            cache_mb=self._site.limits.cache_mb,
+            unusable=unusable,
+            evaluates=len(records) > 1 or declared > 0,
+        )
+        trainer = TorchTrainer(
+            device=self._device,
+            capacity=chooser.capacity,
+            bench=self._bench,
+            examples=examples,
+            memory_use=self._site.limits,
+            memory=self._memory,
+            declared=declared,
+        )
+        return chooser, trainer
+
+    def _pinned(self, plan: LearningPlan, found: SizeClass) -> SizeClass:
+        """The size class of the whole run: that of the data when the run was first seen; 0 if the site hides it."""
+        if not self._site.policy.declare_size:
+            return SIZELESS
+        kept = None if self._memory is None else self._memory.read(SIZES)
+        sizes = {entry.run_id: entry.declared for entry in (decode(kept, SizesSeen).runs if kept else ())}
+        declared = sizes.setdefault(plan.run_id, found)
+        if self._memory is not None:
+            latest = list(sizes.items())[-RUNS_KEPT:]
+            runs = tuple(SizeOfRun(run_id=run_id, declared=size) for run_id, size in latest)
+            self._memory.write(SIZES, encode(SizesSeen(runs=runs)))
+        return declared
+
+    def _read(self, plan: LearningPlan) -> tuple[Records, Records, Records]:
+        """All examples, and those of them to train and to evaluate on; without any where there are none to read.
+
+        Nothing here is refused: what a plan makes of the examples must not be heard of (``fedpeft.round.failures``).
+        """
+        data = self._site.data
+        records, lost = readable_records(data.source, data.map)
+        self._troubles = (lost,) if lost else ()
+        usable = records.select(index for index, row in enumerate(records.rows) if fits(row, plan.task))
+        if len(usable) < len(records):
+            few = f"{len(records) - len(usable)} of {len(records)} examples do not fit the task and teach nothing"
+            self._troubles += (f"{few}; `fedpeft data check` names them.",)
+        least = self._site.policy.min_examples
+        if len(records) < least:
+            self._troubles += (f"Expected policy.min_examples={least} examples or more, found {len(records)}.",)
+            usable = records.select(())
+        try:
+            # As in the simulation: the run's seed decides the split, so a device has the same one in every round.
+            return (records, *split_holdout(usable, data.holdout, derive_seed(plan.seed, "holdout")))
+        except Exception as error:
+            self._troubles += (cause_of(error),)
+            return records, usable, usable.select(())
+
+    def _new_bench(self, residency: Residency) -> Bench:
+        return Bench(self._bases, residency=residency, accelerator=self._site.limits.accelerator)

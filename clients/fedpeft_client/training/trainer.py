@@ -1,0 +1,325 @@
+"""The device's trainer: its examples, the methods that it can afford, and torch.
+
+Implements ``fedpeft.round.local.Trainer``. Examples are encoded once a task and never leave this object;
+what leaves is deltas and sums, for the secure aggregation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.aggregate.device_side import forward_state, local_blocks
+from fedpeft.aggregate.head_start import measures_head
+from fedpeft.aggregate.rules import STEPS
+from fedpeft.catalogue import TIERED
+from fedpeft.config.model import MemoryUse, Train
+from fedpeft.config.rules import RULES
+from fedpeft.ids import BlockId, SizeClass
+from fedpeft.methods import blocks_for, due_blocks, round_of
+from fedpeft.planner import Plan
+from fedpeft.privacy import SampledRelease
+from fedpeft.round.example_privacy import round_cost
+from fedpeft.round.failures import cause_of
+from fedpeft.round.local import DeviceStore, Effort, LocalResult
+from fedpeft.round.plan import LearningPlan, learning_rates
+from fedpeft.round.size_class import size_class
+from fedpeft.round.work import Work
+from fedpeft.tuning import Evaluation, LocalPlan, NoiseScale, evaluate, train, train_privately
+from fedpeft.tuning.calibration import label_offset
+from fedpeft.tuning.class_means import measure_class_means
+from fedpeft_client.training.device_stores import MemoryStore
+from fedpeft_client.training.examples import Examples, Prepared, batch_seed
+from fedpeft_client.training.model_pool import Bench
+from fedpeft_client.training.round_memory import RoundMemory
+from fedpeft_client.training.scaffold import correction, next_controls
+
+if TYPE_CHECKING:
+    from fedpeft.methods import UnionAdapter
+
+__all__ = ["Capacity", "TorchTrainer"]
+
+Vector = npt.NDArray[np.float32]
+
+PLAIN = MemoryUse()
+
+NOTHING_EVALUATED = Evaluation(loss_sum=0.0, correct=0, examples=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What a device can afford to train.
+
+    Args:
+        methods: PEFT methods, of those that the run's adapter has.
+        rank: for lora, the tier at which it stops; None is the full rank.
+        head: whether it trains the class head.
+        checkpointing: whether it has the memory only if layers are computed again in the backward pass.
+    """
+
+    methods: tuple[str, ...]
+    rank: int | None = None
+    head: bool = True
+    checkpointing: bool = False
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Capacity":
+        """What the planner chose."""
+        work = plan.workload
+        return cls(methods=work.methods, rank=work.rank, head=work.head, checkpointing=work.checkpointing)
+
+    def __str__(self) -> str:
+        names = [f"{method} r{self.rank}" if method in TIERED and self.rank else method for method in self.methods]
+        return " + ".join(names) or "head"
+
+
+class TorchTrainer:
+    """One device's trainer.
+
+    Args:
+        device: its name; with the run's seed it determines the order of its batches.
+        capacity: what it trains.
+        bench: the base model, possibly shared with other virtual clients.
+        examples: its own.
+        memory_use: how it saves memory.
+        memory: where it keeps local blocks and controls between rounds; None: in RAM.
+        declared: its size class; None: that of its training examples.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        capacity: Capacity,
+        bench: Bench,
+        examples: Examples,
+        memory_use: MemoryUse = PLAIN,
+        memory: DeviceStore | None = None,
+        declared: SizeClass | None = None,
+    ) -> None:
+        self._device, self._capacity, self._bench, self._examples = device, capacity, bench, examples
+        self._memory_use, self._declared = memory_use, declared
+        self._memory = RoundMemory(memory or MemoryStore())
+
+    @property
+    def methods(self) -> str:
+        """What it trains, for reports."""
+        return str(self._capacity)
+
+    def spec(self, plan: LearningPlan) -> AdapterSpec:
+        """See ``Trainer``."""
+        return self._bench.spec(plan)
+
+    def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
+        """See ``Trainer``."""
+        capacity = self._capacity
+        spec = self._bench.spec(plan)
+        # Of every column a device keeps as many as its rank pays for, after training.
+        rank = None if RULES[plan.aggregate.rule].every_column else capacity.rank
+        return frozenset(blocks_for(spec, methods=capacity.methods, rank=rank, head=capacity.head))
+
+    def change(self, capacity: Capacity) -> None:
+        """From the next round on the device trains this: its battery or its memory says so."""
+        self._capacity = capacity
+
+    def size_class(self, plan: LearningPlan) -> SizeClass:
+        """See ``Trainer``."""
+        return size_class(self._examples.count) if self._declared is None else self._declared
+
+    def evaluates(self, plan: LearningPlan) -> bool:
+        """See ``Trainer``."""
+        return self._examples.evaluates
+
+    def cost(self, plan: LearningPlan) -> SampledRelease | None:
+        """See ``Trainer``."""
+        if plan.privacy is None:
+            return None
+        spec = self._bench.spec(plan)
+        parameters = sum(spec[block_id].size for block_id in self.trains(plan))
+        return round_cost(plan, declared=self.size_class(plan), parameters=parameters)
+
+    def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
+        """See ``Trainer``: evaluate the received state, then train from it."""
+        examples = self._prepared(plan, effort)
+        kept = self._memory.begin(plan.run_id, work.first_step)
+        local = local_blocks(plan.aggregate, state.spec) & self.trains(plan)
+        state = state.replace({block_id: kept[block_id] for block_id in local if block_id in kept})
+        learnt = _Learnt(deltas={})
+        with self._bench.lend(plan) as union:
+            union.load(state)
+            measured = NOTHING_EVALUATED  # under example-level privacy a loss would be a release
+            if plan.privacy is None and len(examples.held_out):
+                measured = evaluate(
+                    union,
+                    examples.held_out,
+                    limit=work.eval_examples,
+                    batch_size=examples.eval_batch,
+                    cache=examples.eval_cache,
+                )
+            if work.train:
+                careful = effort is not Effort.FULL
+                learnt = self._learn(plan, union, state, work, examples, careful=careful, kept=kept, local=local)
+        return LocalResult(
+            deltas=MappingProxyType(learnt.deltas),
+            trained_loss=learnt.loss_sum,
+            trained=learnt.examples,
+            evaluated_loss=measured.loss_sum,
+            correct=measured.correct,
+            evaluated=measured.examples,
+            troubles=examples.troubles,
+        )
+
+    def _prepared(self, plan: LearningPlan, effort: Effort) -> Prepared:
+        """The examples for so much effort.
+
+        Under example-level privacy, no examples where they cannot be had at all: the steps are then noise alone.
+        """
+        if effort is Effort.BLANK:
+            return Prepared.nothing(plan)
+        try:
+            prepared = self._examples.prepared(plan)
+        except Exception as error:
+            if plan.privacy is None:
+                raise
+            return Prepared.nothing(plan, cause_of(error))
+        return prepared if effort is Effort.FULL else prepared.carefully()
+
+    def _learn(
+        self,
+        plan: LearningPlan,
+        union: "UnionAdapter",
+        state: AdapterState,
+        work: Work,
+        examples: Prepared,
+        *,
+        careful: bool,
+        kept: Mapping[BlockId, Vector],
+        local: frozenset[BlockId],
+    ) -> "_Learnt":
+        """Train what is due of the device's own, and keep what stays here.
+
+        Args:
+            state: the global state, with the device's own values of local blocks.
+            careful: whether one example at a time passes through the model.
+            kept: what earlier rounds left on this device.
+            local: the device's blocks that stay here.
+        """
+        round_id = round_of(work.first_step, plan.train.local_steps)
+        measuring = measures_head(union.spec, plan.adapter, round_id)
+        owns = self.trains(plan) & due_blocks(union.spec, plan.adapter, round_id) & (local | set(work.blocks))
+        if not owns:  # nothing of what this round asks for is this device's: it adds to the metrics alone
+            return _Learnt(deltas={})
+        rates = learning_rates(plan.adapter, plan.train, owns)
+        steps = _local_plan(
+            plan.train,
+            rates,
+            work.learning_rate_factor,
+            micro_batch=1 if careful else self._memory_use.micro_batch,
+            checkpointing=self._memory_use.checkpointing or self._capacity.checkpointing,
+        )
+        scaffold = plan.train.scaffold and not measuring
+        corrected = correction(work, kept, rates) if scaffold else {}
+        union.load(forward_state(plan.aggregate, state, self._lora_rank()))
+        before = union.extract(sorted(rates))  # as rounded here: the rounding is no part of a change
+        loss_sum, seen = 0.0, 0
+        if measuring:
+            self._measure_head(plan, union, examples)
+        else:
+            loss_sum, seen = self._take_steps(
+                plan, union, steps, examples, first_step=work.first_step, corrected=corrected
+            )
+        after = union.extract(sorted(rates))
+        deltas = {block_id: after[block_id] - before[block_id] for block_id in after}
+        left = {block_id: after[block_id] for block_id in local & after.keys()}
+        if scaffold:
+            left |= next_controls(corrected, deltas, steps.learning_rates, steps=steps.steps)
+        if left:
+            self._memory.keep(plan.run_id, work.first_step, {**kept, **left})
+        keep = STEPS[plan.aggregate.rule].keep
+        if keep is not None and self._capacity.rank is not None:
+            deltas = keep(state.spec, state, deltas, self._capacity.rank)
+        return _Learnt(deltas=deltas, loss_sum=loss_sum, examples=seen)
+
+    def _measure_head(self, plan: LearningPlan, union: "UnionAdapter", examples: Prepared) -> None:
+        train_plan = plan.train
+        measure_class_means(
+            union,
+            examples.train,
+            steps=train_plan.local_steps,
+            batch_size=train_plan.batch_size,
+            seed=batch_seed(plan.seed, self._device),
+            cache=examples.train_cache,
+        )
+
+    def _take_steps(
+        self,
+        plan: LearningPlan,
+        union: "UnionAdapter",
+        steps: LocalPlan,
+        examples: Prepared,
+        *,
+        first_step: int,
+        corrected: Mapping[BlockId, Vector],
+    ) -> tuple[float, int]:
+        """Loss summed over the examples seen, and their number; both zero where a loss would be a release."""
+        noise = self._noise(plan)
+        if noise is not None:  # nothing but the steps themselves is private: the device has refused the rest
+            expected = noise.sampling_rate * 2.0 ** self.size_class(plan)
+            train_privately(union, examples.train, steps, noise, cache=examples.train_cache, expected_batch=expected)
+            return 0.0, 0
+        strength = plan.train.label_calibration
+        outcome = train(
+            union,
+            examples.train,
+            steps,
+            seed=batch_seed(plan.seed, self._device),
+            first_step=first_step,
+            cache=examples.train_cache,
+            logit_offset=label_offset(examples.train, len(plan.task.labels), strength=strength),
+            correction=corrected,
+        )
+        return outcome.mean_loss * outcome.examples_seen, outcome.examples_seen
+
+    def _noise(self, plan: LearningPlan) -> NoiseScale | None:
+        """The noise of every private step; the same numbers that ``cost`` charges."""
+        cost = self.cost(plan)
+        if cost is None or plan.privacy is None:
+            return None
+        return NoiseScale(
+            l2_clip_norm=plan.privacy.l2_clip_norm,
+            noise_multiplier=cost.noise_multiplier,
+            sampling_rate=cost.sampling_rate,
+        )
+
+    def _lora_rank(self) -> int | None:
+        """Where the device's own columns end: None is all, 0 is none."""
+        return self._capacity.rank if TIERED & {*self._capacity.methods} else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Learnt:
+    """What training left: the change of each block, and the loss summed over the examples seen."""
+
+    deltas: Mapping[BlockId, Vector]
+    loss_sum: float = 0.0
+    examples: int = 0
+
+
+def _local_plan(
+    plan: Train, rates: Mapping[BlockId, float], factor: float, *, micro_batch: int, checkpointing: bool
+) -> LocalPlan:
+    return LocalPlan(
+        steps=plan.local_steps,
+        batch_size=plan.batch_size,
+        optimizer=plan.optimizer,
+        learning_rates={block_id: rate * factor for block_id, rate in rates.items()},
+        weight_decay=plan.weight_decay,
+        max_grad_norm=plan.max_grad_norm,
+        micro_batch=micro_batch,
+        checkpointing=checkpointing,
+        proximal_mu=plan.proximal_mu,
+    )

@@ -1,0 +1,91 @@
+"""The devices of a deployment as the round engine sees them: enrolled ones only, and each as it was enrolled."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from fedpeft.clock import Clock
+from fedpeft.ids import NodeId
+from fedpeft.round.messages import Profile
+from fedpeft.round.transport import Reply, Stage, Transport
+from fedpeft.wire import WireError, decode
+from fedpeft_server.enrolment.active_devices import Membership
+
+__all__ = ["SETTLE_S", "EnrolledTransport", "gather"]
+
+LOOK_S = 0.2
+SETTLE_S = 5.0
+"""A device that outlived a restart of the coordinator is back within: its longest pause between two attempts is 2 s."""
+
+
+class EnrolledTransport:
+    """``Transport`` that believes the registry rather than a device about who it is.
+
+    Args:
+        inner: the way to Flower's nodes.
+        members: who is behind a node.
+        interrupted: raises to end the run from inside a wait.
+    """
+
+    def __init__(self, inner: Transport, members: Membership, interrupted: Callable[[], None]) -> None:
+        self._inner, self._members, self._interrupted = inner, members, interrupted
+
+    def nodes(self) -> Sequence[NodeId]:
+        """See ``Transport``."""
+        self._interrupted()
+        return [node for node in self._inner.nodes() if self._members.device(node) is not None]
+
+    def exchange(self, stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
+        """See ``Transport``; what a device sends after it was revoked is not passed on."""
+        for reply in self._inner.exchange(stage, requests, deadline_s=deadline_s):
+            objection = self._objection(stage, reply)
+            yield replace(reply, payload=None, error=objection) if objection else reply
+
+    def _objection(self, stage: Stage, reply: Reply) -> str:
+        device = self._members.device(reply.node)
+        if device is None:
+            return "revoked"
+        if stage is not Stage.PROFILE or reply.payload is None:
+            return ""
+        try:
+            said = decode(reply.payload, Profile)
+        except WireError:
+            return ""  # the engine says what is wrong with it
+        if (said.device, said.organisation, said.identity) != (device.name, device.organisation, device.identity):
+            return f"Expected the profile of {device.name} as enrolled, found another's."
+        return ""
+
+
+def gather(
+    members: Membership,
+    transport: Transport,
+    *,
+    needed: int,
+    deadline_s: float,
+    settled_s: float,
+    clock: Clock,
+    tell: Callable[[str], None],
+) -> None:
+    """Returns once ``needed`` devices can be reached, or after ``deadline_s``; says whom it waits for.
+
+    Those who are enrolled beyond that are waited for until ``settled_s``, so that a restart costs nobody a round, and a
+    device that is away for good costs none of the others one.
+
+    Args:
+        settled_s: on ``clock``: ``SETTLE_S`` after the run began or went on.
+        tell: told whenever who is there has changed.
+    """
+    end = clock.monotonic_s() + deadline_s
+    pause, told = threading.Event(), None
+    while True:
+        present = [device.name for device in members.present(transport)]
+        now_s = clock.monotonic_s()
+        settled = len(present) == members.enrolled or now_s >= settled_s
+        if (len(present) >= needed and settled) or now_s >= end:
+            return
+        if present != told:
+            told = present
+            here = ", ".join(present[:10]) or "none"
+            left_s = (end if len(present) < needed else min(end, settled_s)) - now_s
+            tell(f"{len(present)} of {needed} devices are here ({here}); waiting {left_s:.0f} s at most")
+        pause.wait(LOOK_S)

@@ -1,0 +1,261 @@
+"""One submitted run on the coordinator: from its run.toml to its adapter, or back from its last commit.
+
+The rounds are ``fedpeft_server.run.federation``'s, as in the simulation; here are the things that a deployment adds
+around them: the queue's bookkeeping, waiting for devices, stopping, the audit log.
+"""
+
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fedpeft import secagg
+from fedpeft.clock import Clock
+from fedpeft.config import RunConfig
+from fedpeft.config.load import parse
+from fedpeft.errors import FedpeftError
+from fedpeft.ids import RoundId
+from fedpeft.round.events import Event, EventKind
+from fedpeft.round.plan import learning_plan
+from fedpeft.round.transport import Transport
+from fedpeft_server.enrolment.active_devices import Membership
+from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
+from fedpeft_server.home import CoordinatorHome
+from fedpeft_server.jobs.attempts import Attempts
+from fedpeft_server.jobs.disk_space import DiskFull, expect_room, is_full, room_needed
+from fedpeft_server.jobs.enrolled_transport import SETTLE_S, EnrolledTransport, gather
+from fedpeft_server.jobs.job_queue import Job, JobState, Queue
+from fedpeft_server.jobs.model_process import Drafted, Foundry, Publisher
+from fedpeft_server.privacy.client_level import ClientPrivacy
+from fedpeft_server.privacy.noise_plan import trainable_parameters
+from fedpeft_server.report.page import write_report
+from fedpeft_server.run.federation import Federation
+from fedpeft_server.run.run_directory import RunDirectory
+from fedpeft_server.run.summary import summary_of
+from fedpeft_server.service.prometheus import Meters
+
+__all__ = ["Engine", "Interrupted", "Site"]
+
+LOOK_S = 0.2
+"""Between two looks whether a run that waits is to end."""
+
+
+_AUDITED = {
+    EventKind.COMMITTED: AuditEvent.ROUND_COMMITTED,
+    EventKind.ABORTED: AuditEvent.ROUND_ABORTED,
+    EventKind.BURNT: AuditEvent.ROUND_BURNT,
+}
+
+
+class Interrupted(Exception):
+    """The run is to end here; everything committed stays.
+
+    Args:
+        state: what becomes of the job: ``stopped``, or ``running`` when the coordinator goes down and will go on.
+    """
+
+    def __init__(self, state: Literal["stopped", "running"]) -> None:
+        super().__init__(state)
+        self.state = state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What a run needs of the coordinator around it.
+
+    Args:
+        home: its home.
+        queue: the submitted runs.
+        members: who is enrolled.
+        transport: the way to Flower's nodes.
+        clock: of deadlines and records.
+        meters: for Prometheus.
+        audit: who did what.
+        interrupted: raises ``Interrupted`` when this job is to end now.
+        tell: what is being waited for, for a person.
+        foundry: the module of the second process.
+    """
+
+    home: CoordinatorHome
+    queue: Queue
+    members: Membership
+    transport: Transport
+    clock: Clock
+    meters: Meters
+    audit: AuditLog
+    interrupted: Callable[[Job], None]
+    tell: Callable[[str], None]
+    foundry: str
+
+
+class Engine:
+    """Works on one job at a time."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def work(self, job: Job) -> Job:
+        """Run a job to its end; returns where it stands then.
+
+        Raises:
+            DiskFull: there is no room; the job is where its last commit left it, and running.
+        """
+        site = self._site
+        foundry = Foundry(site.home.bases, site.foundry)
+        try:
+            job = self._train(job, foundry)
+            job = replace(job, state=JobState.FINISHED, reason="")
+        except Interrupted as end:
+            job = replace(self._current(job), state=JobState(end.state), reason="")
+            site.queue.granted(job)
+        except DiskFull:
+            raise
+        except (FedpeftError, OSError) as error:
+            if isinstance(error, OSError) and is_full(error):
+                expected = f"Expected room for run {job.number} in {site.home.path}, found: {error.strerror}"
+                remedy = "make room: every committed round stands, and the run goes on by itself"
+                raise DiskFull(f"{expected}; {remedy}.") from error
+            job = replace(self._current(job), state=JobState.FAILED, reason=str(error))
+        finally:
+            foundry.close()
+        detail = {"state": job.state.value, "reason": job.reason}
+        site.audit.append(AuditEvent.RUN_ENDED, actor="coordinator", subject=job.run or job.name, detail=detail)
+        site.queue.put(job)
+        site.tell(f"run {job.number} {job.state.value} {job.reason}".rstrip())
+        return job
+
+    def _current(self, job: Job) -> Job:
+        return self._site.queue.job(str(job.number))
+
+    def _train(self, job: Job, foundry: Foundry) -> Job:
+        site, text = self._site, self._site.queue.text(job)
+        config = parse(text, source=f"run {job.number}").model_copy(update={"directory": site.home.runs})
+        site.tell(f"run {job.number}: loading the base and making the first state")
+        drafted = foundry.draft(config)
+        site.interrupted(job)
+        run = self._directory(job, config, text, drafted)
+        resumed = bool(job.run)
+        with run:
+            job = replace(job, state=JobState.RUNNING, run=run.path.name)
+            site.queue.put(job)
+            event = AuditEvent.RUN_RESUMED if resumed else AuditEvent.RUN_STARTED
+            site.audit.append(event, actor="coordinator", subject=run.path.name, detail={"base": drafted.base})
+            try:
+                self._rounds(job, config, run, drafted, foundry)
+            except (FedpeftError, Interrupted) as error:
+                stopped = isinstance(error, Interrupted)
+                run.write_summary(summary_of(run, "interrupted" if stopped else "failed", str(error)))
+                self._report(run)
+                raise
+            run.write_summary(summary_of(run, "finished"))
+            self._report(run)
+        return job
+
+    def _directory(self, job: Job, config: RunConfig, text: str, drafted: Drafted) -> RunDirectory:
+        if job.run:
+            run = RunDirectory.open(config.directory / job.run)
+            run.expect(adapter=drafted.initial.spec, base_digest=drafted.base)
+            return run
+        return RunDirectory.create(
+            config,
+            source=text,
+            adapter=drafted.initial.spec,
+            base_digest=drafted.base,
+            command=["fedpeft", *sys.argv[1:]],
+        )
+
+    def _report(self, run: RunDirectory) -> None:
+        with suppress(FedpeftError, OSError):
+            write_report(run.path)
+
+    def _rounds(self, job: Job, config: RunConfig, run: RunDirectory, drafted: Drafted, foundry: Foundry) -> None:
+        site = self._site
+        plan = learning_plan(
+            config, run_id=run.manifest.run_id, base=drafted.base, adapter_spec=drafted.initial.spec.digest
+        )
+        transport = EnrolledTransport(site.transport, site.members, lambda: site.interrupted(job))
+        needed = max(config.rounds.min_devices, secagg.MIN_COHORT_FLOOR)
+        publisher = Publisher(foundry, run)
+        settled_s = site.clock.monotonic_s() + SETTLE_S
+        attempts = Attempts()
+
+        def wait(round_id: RoundId) -> None:
+            site.interrupted(job)
+            self._back_off(job, attempts.before(round_id), round_id)
+            expect_room(run.path, room_needed(run.path))  # now, not when the devices have trained
+            deadline_s = config.rounds.gather_deadline_s
+
+            def tell(text: str) -> None:
+                site.interrupted(job)
+                run.record("round.waiting", round_id=round_id, detail={"detail": text})
+                site.tell(f"run {job.number} round {round_id}: {text}")
+
+            gather(
+                site.members,
+                transport,
+                needed=needed,
+                deadline_s=deadline_s,
+                settled_s=settled_s,
+                clock=site.clock,
+                tell=tell,
+            )
+
+        with self._private(config, drafted, run) as privacy:
+            federation = Federation(
+                config,
+                plan,
+                run,
+                transport,
+                identity=site.home.identity(),
+                clock=site.clock,
+                observe=lambda event: self._observe(job, attempts.seen(event)),
+                publish=publisher,
+                privacy=privacy,
+                before_attempt=wait,
+            )
+            try:
+                federation.train(drafted.initial)
+            finally:
+                publisher.close()
+
+    def _back_off(self, job: Job, pause_s: float, round_id: RoundId) -> None:
+        """Waits before another attempt: a device that has just failed would most likely fail again at once."""
+        if not pause_s:
+            return
+        self._site.tell(f"run {job.number} round {round_id}: trying again in {pause_s:.0f} s")
+        end, pause = self._site.clock.monotonic_s() + pause_s, threading.Event()
+        while self._site.clock.monotonic_s() < end:
+            self._site.interrupted(job)
+            pause.wait(LOOK_S)
+
+    def _private(self, config: RunConfig, drafted: Drafted, run: RunDirectory) -> ClientPrivacy | nullcontext[None]:
+        if config.privacy.unit != "client":
+            return nullcontext()
+        witness = self._site.home.path / "privacy" / f"{run.manifest.run_id}.witness"
+        witness.parent.mkdir(mode=0o700, exist_ok=True)
+        parameters = trainable_parameters(drafted.initial.spec)
+        return ClientPrivacy.open(config, parameters=parameters, run=run.path, witness=witness)
+
+    def _observe(self, job: Job, event: Event) -> None:
+        site, meters = self._site, self._site.meters
+        where = f"run {job.number} round {event.round_id}"
+        meters.count("round_events_total", kind=event.kind.value)
+        meters.count("bytes_up_total", event.bytes_up)
+        meters.count("bytes_down_total", event.bytes_down)
+        match event.kind:
+            case EventKind.ASKED:
+                site.tell(
+                    f"{where}: waiting for {event.device} in {event.stage.value if event.stage else ''}, {event.detail}"
+                )
+            case EventKind.FAILED:
+                site.tell(f"{where}: {event.device} failed: {event.detail}")
+            case EventKind.COMMITTED | EventKind.ABORTED | EventKind.BURNT:
+                meters.gauge("round", event.round_id)
+                site.tell(f"{where}: {event.kind.value} {event.detail}")
+                name = _AUDITED[event.kind]
+                detail: dict[str, str | int | float] = {"round": event.round_id, "detail": event.detail}
+                site.audit.append(name, actor="coordinator", subject=job.run, detail=detail)
+            case _:
+                pass

@@ -1,0 +1,1 @@
+"""report.html: how a run went, in one file."""

@@ -1,0 +1,264 @@
+"""report.html: one file that tells how a run went, opens from disk and asks the network for nothing.
+
+Everything shown comes from the run directory; every string is escaped by the template. What the numbers
+mean is said beside them, and so is what the run does not protect against.
+"""
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from fedpeft.config import RunConfig
+from fedpeft.files import write_file
+from fedpeft_server.report.charts import Series, dot_strip, line_chart
+from fedpeft_server.run.privacy_statements import privacy_lines
+from fedpeft_server.run.records import ClientRound, Comparison, RoundMetrics
+from fedpeft_server.run.run_view import RunView, read_run
+
+__all__ = ["render", "write_report"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """A client's, or a method's, part in the whole run."""
+
+    name: str
+    methods: str
+    clients: int
+    summed: int
+    lost: int
+    bytes_up: int
+    bytes_down: int
+    seconds_per_round: float
+
+
+def write_report(path: Path) -> Path:
+    """Renders the run at ``path`` into its ``report.html`` and returns that file.
+
+    Raises:
+        DataInvalid: ``path`` is no run directory.
+        IntegrityFailed: one of its records cannot be read.
+    """
+    target = path / "report.html"
+    write_file(target, render(read_run(path)).encode())
+    return target
+
+
+def render(view: RunView) -> str:
+    """The page of one run, as HTML."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fedpeft_server.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(size=_size, span=_span, share=_share, number=_number, count=_count)
+    config = view.config()
+    parts = [part for row in view.rounds for part in row.clients]
+    return environment.get_template("report.html").render(
+        view=view,
+        config=config,
+        trained=sum(1 <= row.round <= config.rounds.count and not row.burnt for row in view.rounds),
+        command=shlex.join(view.manifest.command),
+        final=_final(view.rounds),
+        totals=_totals(view),
+        charts=_charts(view.rounds),
+        comparison=_comparison(view),
+        per_client=_tallies(parts, "client"),
+        per_method=_by_upload(_tallies(parts, "methods")),
+        lost=[(row.round, part) for row in view.rounds for part in row.clients if part.state != "summed"],
+        rejected=_strangers(view.rounds),
+        aborted=[event for event in view.events if event.kind in ("round.aborted", "round.burnt")],
+        planned={e.client: e.detail.get("plan", "") for e in view.events if e.kind == "device.planned"},
+        skipped=Counter(item for row in view.rounds for item in row.skipped.items()),
+        threats=_threats(config, view),
+        promise=privacy_lines(view),
+    )
+
+
+def _final(rounds: Sequence[RoundMetrics]) -> RoundMetrics | None:
+    """The last row that was evaluated."""
+    return next((row for row in reversed(rounds) if row.evaluators), None)
+
+
+def _strangers(rounds: Sequence[RoundMetrics]) -> list[tuple[int, str, str]]:
+    """Rejections of senders that have no entry of their own in the round."""
+    return [
+        (row.round, name, reason)
+        for row in rounds
+        for name, reason in row.rejected.items()
+        if name not in {part.client for part in row.clients}
+    ]
+
+
+def _totals(view: RunView) -> dict[str, float]:
+    rows = view.rounds
+    up, down = sum(row.bytes_up for row in rows), sum(row.bytes_down for row in rows)
+    full = view.summary.bytes_full_parameters if view.summary else None
+    invited = sum(row.devices_invited for row in rows)
+    return {
+        "up": up,
+        "down": down,
+        "saved": full / (up + down) if full and up + down else 0.0,
+        "seconds": view.summary.seconds if view.summary else sum(row.seconds for row in rows),
+        "lost": invited - sum(row.devices_survived for row in rows),
+        "invited": invited,
+    }
+
+
+def _charts(rows: Sequence[RoundMetrics]) -> list[dict[str, object]]:
+    up, down = accumulate(row.bytes_up for row in rows), accumulate(row.bytes_down for row in rows)
+    # A row's evaluation is of the state that its round began with: the state after the round before.
+    loss = Series(points=[(row.round - 1, row.loss) for row in rows])
+    accuracy = Series(points=[(row.round - 1, row.accuracy) for row in rows])
+    uploaded = Series(name="up", points=[(row.round, float(total)) for row, total in zip(rows, up, strict=True)])
+    downloaded = Series(
+        name="down", color=2, points=[(row.round, float(total)) for row, total in zip(rows, down, strict=True)]
+    )
+    return [
+        {
+            "title": "Held-out loss",
+            "note": "after each round; 0 is the state before training",
+            "svg": line_chart([loss], label="Held-out loss over the rounds", show=_number),
+            "legend": (),
+        },
+        {
+            "title": "Held-out accuracy",
+            "note": "after each round; 0 is the state before training",
+            "svg": line_chart([accuracy], label="Held-out accuracy over the rounds", show=_short_share, ceiling=1.0),
+            "legend": (),
+        },
+        {
+            "title": "Bytes moved",
+            "note": "cumulative, all devices",
+            "svg": line_chart([uploaded, downloaded], label="Cumulative bytes over the rounds", show=_size, zero=True),
+            "legend": ((1, "up"), (2, "down")),
+        },
+    ]
+
+
+def _comparison(view: RunView) -> dict[str, object] | None:
+    """Rows with their dots on one scale, and how much of the gap was closed; None without baselines."""
+    rows = view.summary.comparison if view.summary else ()
+    values = [value for row in rows for _, value in _marks(row) if value is not None]
+    if not values:
+        return None
+    margin = (max(values) - min(values)) * 0.05 or 0.01
+    low, high = min(values) - margin, max(values) + margin
+    strips = [(row, dot_strip(_marks(row), low=low, high=high, show=_share)) for row in rows]
+    return {"rows": strips, "gap_closed": _gap_closed(rows), "low": low, "high": high}
+
+
+def _gap_closed(rows: Sequence[Comparison]) -> float | None:
+    whole = next((row for row in rows if row.client == "all"), None)
+    if whole is None or whole.alone is None or whole.federated is None or whole.centralised is None:
+        return None
+    gap = whole.centralised - whole.alone
+    return (whole.federated - whole.alone) / gap if gap > 0 else None
+
+
+def _marks(row: Comparison) -> list[tuple[str, float | None]]:
+    """The federation last: it is drawn over the others."""
+    return [("alone", row.alone), ("centralised", row.centralised), ("federated", row.federated)]
+
+
+def _tallies(parts: Sequence[ClientRound], key: str) -> list[Tally]:
+    grouped: dict[str, list[ClientRound]] = {}
+    for part in parts:
+        grouped.setdefault(getattr(part, key), []).append(part)
+    return [
+        Tally(
+            name=name,
+            methods=", ".join(dict.fromkeys(part.methods for part in group)),
+            clients=len({part.client for part in group}),
+            summed=sum(part.state == "summed" for part in group),
+            lost=sum(part.state != "summed" for part in group),
+            bytes_up=sum(part.bytes_up for part in group),
+            bytes_down=sum(part.bytes_down for part in group),
+            seconds_per_round=sum(part.seconds for part in group) / len(group),
+        )
+        for name, group in sorted(grouped.items())
+    ]
+
+
+def _by_upload(tallies: list[Tally]) -> list[Tally]:
+    return sorted(tallies, key=lambda tally: -tally.bytes_up / (tally.summed + tally.lost))
+
+
+def _threats(config: RunConfig, view: RunView) -> list[str]:
+    """What this run, with this configuration, leaves open. Kept in step with docs/threat-model.md."""
+    simulated = (
+        "This was a simulation: all data lay on one machine. It shows what devices would send, and protects nobody."
+    )
+    secure = {
+        "off": "Secure aggregation was off: the coordinator held every device's delta in the clear.",
+        "fast": "Secure aggregation ran without its consistency round: a coordinator that lies about who dropped out "
+        "could unmask a device.",
+        "full": f"Secure aggregation holds while at most {config.secagg.corrupt_fraction:.0%} of the devices collude "
+        "with the coordinator. A coordinator that may enrol devices of its own can exceed that.",
+    }
+    poisoning = (
+        "The sum hides bad updates too: a device can pull the model by as much as the clip on its delta allows "
+        f"(each coordinate at most {config.secagg.max_abs:g}), and a backdoor would not be noticed."
+    )
+    return [
+        *([simulated] if "simulate" in view.manifest.command else []),
+        secure[config.secagg.mode],
+        *_promised(config),
+        poisoning,
+        "Whoever takes part learns the global adapter of every round.",
+        "Device names, methods, timing and message sizes are visible to the coordinator.",
+    ]
+
+
+def _promised(config: RunConfig) -> list[str]:
+    """What differential privacy leaves open; its statement stands by itself."""
+    covered = {
+        "none": "No differential privacy: the sums, and so the adapter, may reveal that an example was trained on.",
+        "client": "Differential privacy hides one client's contribution, not that it took part, and not what a group "
+        "of clients has in common.",
+        "example": "Differential privacy hides one training example of one device, not what many of its examples have "
+        "in common, nor how many there are.",
+    }
+    return [covered[config.privacy.unit]]
+
+
+def _size(value: float) -> str:
+    """Bytes in decimal units: 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def _span(seconds: float) -> str:
+    """A duration: 3.1 s, 2 min 05 s, 3 h 07 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value * 100:.1f} %"
+
+
+def _short_share(value: float) -> str:
+    """A share without a needless zero: 85 %, 83.4 %."""
+    return f"{value * 100:.1f}".removesuffix(".0") + " %"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _count(value: float) -> str:
+    """A whole number in groups of three, by thin spaces."""
+    return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")

@@ -1,0 +1,152 @@
+"""How a round ends in the run directory: with its sum, aggregated; or burnt, with the state as it was.
+
+The order is the same for both: make durable, then publish, then tell.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from fedpeft import secagg
+from fedpeft.adapter import AdapterState
+from fedpeft.aggregate import ServerState, between_rounds
+from fedpeft.aggregate.head_start import measures_head
+from fedpeft.config import RunConfig
+from fedpeft.ids import RoundId
+from fedpeft.round.events import EventKind
+from fedpeft.round.task import Member, RoundOutcome, RoundTask
+from fedpeft_server.privacy.client_level import ClientPrivacy
+from fedpeft_server.run.aggregation import Aggregation
+from fedpeft_server.run.metrics_row import burnt_row, round_row, sentence
+from fedpeft_server.run.run_directory import AdapterSlot, RunDirectory
+
+__all__ = ["Committing", "Progress", "Publish"]
+
+SERVER_FILE = "server.safetensors"
+"""Moments and controls, in a checkpoint of a run that has any."""
+
+Publish = Callable[[AdapterSlot, AdapterState], None]
+"""What to do with a committed state, e.g. export it as an adapter."""
+
+Tell = Callable[[EventKind, RoundId, str], None]
+"""What happened, in which round, in words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a run stands between two rounds.
+
+    ``best_loss`` belongs to the best state evaluated so far; ``burnt`` counts the rounds without a sum since the last
+    one with one, or since this process began.
+    """
+
+    state: AdapterState
+    server: ServerState
+    done: int
+    best_loss: float | None
+    burnt: int = 0
+
+
+class Committing:
+    """What makes a run's rounds durable.
+
+    Args:
+        config: the run.
+        run: where it is recorded.
+        aggregation: the run's rule.
+        privacy: noise and ledger, under client-level privacy.
+        publish: called with each committed state.
+        tell: told of each committed round.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        aggregation: Aggregation,
+        privacy: ClientPrivacy | None,
+        publish: Publish,
+        tell: Tell,
+    ) -> None:
+        self._config, self._run, self._aggregation = config, run, aggregation
+        self._privacy, self._publish, self._tell = privacy, publish, tell
+
+    def resume(self, initial: AdapterState) -> Progress:
+        """Where the run stands: at its last commit, or at ``initial``."""
+        commit = self._run.last_commit()
+        if commit is None:
+            return Progress(state=initial, server=ServerState(), done=0, best_loss=None)
+        state = AdapterState.from_safetensors(initial.spec, commit.state)
+        self._publish("latest", state)  # the crash may have come between the commit and this
+        if self._privacy:
+            self._privacy.restore(commit.server_state)
+        best = commit.server_state.get("best_loss")
+        server = ServerState.from_safetensors(commit.extra.get(SERVER_FILE, b""))
+        best_loss = best if isinstance(best, float) else None
+        return Progress(state=state, server=server, done=commit.round_id, best_loss=best_loss)
+
+    def commit(
+        self,
+        task: RoundTask,
+        progress: Progress,
+        outcome: RoundOutcome,
+        summed: secagg.Summed,
+        members: Sequence[Member],
+        *,
+        seconds: float,
+        population: int,
+    ) -> Progress:
+        """Aggregate, make durable, then publish: in this order.
+
+        The best state, which the round began with, is published first: after the commit its checkpoint may be gone.
+        """
+        round_id = task.round_id
+        if self._privacy:
+            measured = self._privacy.measured(task.noise, summed)
+        else:
+            measured = self._aggregation.measured(task, summed)
+        state, server = progress.state, progress.server
+        if task.train:
+            state, server = self._aggregation.advance(
+                task,
+                state,
+                server,
+                outcome,
+                summed,
+                population=population,
+                # A fixed denominator: how many were asked, which nobody's data decides.
+                fixed_weight=len(members) if self._privacy else None,
+            )
+            state = between_rounds(state, self._config.adapter, round_id)
+        # A noised loss counts nobody, and its least value is more luck than a good state.
+        counted = measured.loss if measured.evaluators else None
+        is_best = counted is not None and (progress.best_loss is None or counted < progress.best_loss)
+        row = round_row(round_id, outcome, summed, measured, members, seconds=seconds)
+        if is_best:
+            self._publish("best", progress.state)
+        extra = {SERVER_FILE: memory} if (memory := server.to_safetensors()) else {}
+        best_loss = measured.loss if is_best else progress.best_loss
+        clip = self._privacy.after(task.noise, summed) if self._privacy else {}
+        self._run.commit(round_id, state.to_safetensors(), {"best_loss": best_loss, **clip}, row, extra)
+        self._publish("latest", state)
+        means = task.train and measures_head(state.spec, self._config.adapter, round_id)
+        self._tell(EventKind.COMMITTED, round_id, "class means for the head; " * means + sentence(row))
+        return Progress(state=state, server=server, done=round_id, best_loss=best_loss)
+
+    def burn(
+        self,
+        task: RoundTask,
+        progress: Progress,
+        outcome: RoundOutcome,
+        problem: str,
+        members: Sequence[Member],
+        *,
+        seconds: float,
+    ) -> Progress:
+        """The round is used up without a sum: the state stays, and no device is asked for another sum of it."""
+        row = burnt_row(task.round_id, outcome, problem, members, seconds=seconds)
+        extra = {SERVER_FILE: memory} if (memory := progress.server.to_safetensors()) else {}
+        clip = self._privacy.kept(task.noise) if self._privacy else {}
+        state = progress.state.to_safetensors()
+        self._run.commit(task.round_id, state, {"best_loss": progress.best_loss, **clip}, row, extra)
+        self._tell(EventKind.BURNT, task.round_id, sentence(row))
+        return replace(progress, done=task.round_id, burnt=progress.burnt + 1)

@@ -1,0 +1,157 @@
+"""What a run has promised, as its records tell: heard from devices, or read from the coordinator's own ledger."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, fields
+
+from fedpeft.config import RunConfig
+from fedpeft.errors import BudgetExhausted, IntegrityFailed
+from fedpeft.ids import RoundId
+from fedpeft.privacy import ExampleStatement, Release, SampledRelease, read_ledger, sampled_epsilon, total_epsilon
+from fedpeft.round.messages import FailureReason
+from fedpeft.round.task import RoundOutcome
+from fedpeft_server.privacy.client_level import LEDGER
+from fedpeft_server.privacy.noise_plan import Plan, read_budget
+from fedpeft_server.run.run_directory import RunDirectory
+from fedpeft_server.run.run_view import RunView, read_run
+
+__all__ = ["STATED", "client_noise", "hear_promises", "privacy_lines", "spent", "stated", "unstated"]
+
+TYPICAL_PARAMETERS = 100_000
+"""For a plan without a model; they change epsilon in the sixth digit."""
+
+STATED = "privacy.stated"
+"""The event that holds a device's statement."""
+
+
+def hear_promises(run: RunDirectory, round_id: RoundId, outcome: RoundOutcome, *, needed: int) -> None:
+    """Record what each device states about its examples.
+
+    Raises:
+        BudgetExhausted: so many devices have spent the run's budget that no round can have ``needed`` of them.
+    """
+    for name, account in outcome.traffic.items():
+        if account.statement is not None:
+            run.record(STATED, round_id=round_id, client=name, detail=asdict(account.statement))
+    refused = [name for name, one in outcome.traffic.items() if one.failure == FailureReason.REFUSED.value]
+    if len(outcome.traffic) - len(refused) >= needed:
+        return
+    view = read_run(run.path)
+    out_of_budget = spent(view.config(), stated(view), refused)
+    if len(outcome.traffic) - len(out_of_budget) < needed:
+        raise BudgetExhausted(
+            f"Expected {needed} devices with privacy budget left for round {round_id}, found it spent on "
+            f"{', '.join(out_of_budget)}; the rounds committed so far stand. Lost rounds count: what was trained in "
+            "them has left its device, or may have."
+        )
+
+
+def spent(config: RunConfig, statements: Mapping[str, ExampleStatement], names: Collection[str]) -> tuple[str, ...]:
+    """Which of these devices cannot take another round within the run's budget, as their own statements tell.
+
+    A device refuses without saying why; but what it has spent follows from rounds that everybody saw.
+    """
+    privacy, steps = config.privacy, config.train.local_steps
+    found = []
+    for name in sorted(names):
+        last = statements.get(name)
+        if privacy.unit != "example" or privacy.epsilon is None or last is None:
+            continue
+        release = SampledRelease(
+            noise_multiplier=last.noise_multiplier,
+            sampling_rate=last.sampling_rate,
+            steps=last.steps + steps,
+            parameters=TYPICAL_PARAMETERS,
+        )
+        if sampled_epsilon([(release, 1)], last.delta) > privacy.epsilon:
+            found.append(name)
+    return tuple(found)
+
+
+def stated(view: RunView) -> dict[str, ExampleStatement]:
+    """Each device's last statement.
+
+    Raises:
+        IntegrityFailed: a record is not a statement.
+    """
+    found = {}
+    for event in view.events:
+        if event.kind == STATED:
+            if set(event.detail) != {field.name for field in fields(ExampleStatement)}:
+                raise IntegrityFailed(f"Expected a device's privacy statement, found {sorted(event.detail)}.")
+            found[event.client] = ExampleStatement(**event.detail)  # type: ignore[arg-type]
+    return found
+
+
+def privacy_lines(view: RunView) -> tuple[str, ...]:
+    """What the run has spent and what that means, one fact a line; nothing for a run without privacy."""
+    match view.config().privacy.unit:
+        case "none":
+            return ()
+        case "client":
+            return _client_lines(view)
+        case "example":
+            return _example_lines(view)
+
+
+def client_noise(config: RunConfig, view: RunView | None) -> tuple[float, int]:
+    """Noise multiplier and number of sums of a run by clients: as charged, or as it would be planned."""
+    releases = [entry.release for entry in read_ledger(view.path / LEDGER)] if view else []
+    if releases and isinstance(releases[0], Release):
+        return releases[0].noise_multiplier, len(releases)
+    planned = Plan.of(config.privacy, config.secagg, rounds=config.rounds.count, parameters=TYPICAL_PARAMETERS)
+    return planned.noise_multiplier, planned.rounds
+
+
+def _example_lines(view: RunView) -> tuple[str, ...]:
+    statements = stated(view)
+    if not statements:
+        return _warnings(view) or ("no device has trained yet; nothing has been released",)
+    worst = max(statements.values(), key=lambda one: one.epsilon)
+    parts = (
+        f"{name} {one.epsilon:.4g} (z {one.noise_multiplier:g}, q {one.sampling_rate:.3g}, {one.steps} steps)"
+        for name, one in sorted(statements.items(), key=lambda item: -item[1].epsilon)
+    )
+    lines = (*worst.lines(), f"each device's epsilon, as it states it: {'; '.join(parts)}; the largest is above")
+    return (*_warnings(view), *lines)
+
+
+def unstated(view: RunView) -> dict[str, tuple[int, ...]]:
+    """Who is in the sum of a round, having stated nothing of what its examples lost in it; and in which rounds.
+
+    Such a device may have trained without noise: what the others promise says nothing about it.
+    """
+    said = {(event.client, event.round) for event in view.events if event.kind == STATED}
+    trained = [row for row in view.rounds if row.round <= view.config().rounds.count and not row.burnt]
+    found: dict[str, tuple[int, ...]] = {}
+    for row in trained:
+        for client in row.clients:
+            if client.state == "summed" and (client.client, row.round) not in said:
+                found[client.client] = (*found.get(client.client, ()), row.round)
+    return found
+
+
+def _warnings(view: RunView) -> tuple[str, ...]:
+    """First, because it undoes what follows."""
+    silent = unstated(view)
+    if not silent:
+        return ()
+    names = "; ".join(f"{name} in rounds {', '.join(map(str, rounds))}" for name, rounds in sorted(silent.items()))
+    return (f"NOT COVERED: devices that were summed and stated nothing: {names}; no epsilon below holds for them",)
+
+
+def _client_lines(view: RunView) -> tuple[str, ...]:
+    config = view.config()
+    budget, entries = read_budget(config.privacy), read_ledger(view.path / LEDGER)
+    releases = [entry.release for entry in entries]
+    if not releases or not isinstance(releases[0], Release):
+        return ("nothing has been released",)
+    made = Plan(
+        privacy=config.privacy,
+        secagg=config.secagg,
+        rounds=config.rounds.count,
+        parameters=releases[0].parameters,
+        noise_multiplier=releases[0].noise_multiplier,
+    )
+    lines = made.statement(spent=total_epsilon(releases, budget.delta), rounds=len(releases)).lines()
+    lost = len(releases) - sum(not row.burnt for row in view.rounds)
+    return (*lines, f"{lost} of the releases were lost: charged, no sum committed") if lost > 0 else lines

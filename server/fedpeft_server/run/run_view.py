@@ -1,0 +1,193 @@
+"""A run directory as a reader sees it: no lock, nothing changed, a torn last line left out.
+
+Safe beside a running writer: every file is replaced whole or appended to by whole lines.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.config import RunConfig, parse
+from fedpeft.directory_lock import holder
+from fedpeft.errors import DataInvalid, FedpeftError, IntegrityFailed, Problem
+from fedpeft_server.run.journal import Journal
+from fedpeft_server.run.records import Event, Manifest, RoundMetrics, Summary, from_json
+
+__all__ = [
+    "GLOBAL_STATE",
+    "RunView",
+    "checkpoint_folder",
+    "checkpoint_problems",
+    "file_digest",
+    "last_state",
+    "list_runs",
+    "read_run",
+    "verify_run",
+]
+
+
+GLOBAL_STATE = "global.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunView:
+    """What a run directory held when it was read.
+
+    Args:
+        path: the directory.
+        manifest: where the run came from.
+        source: run.toml as it was given.
+        resolved: resolved.toml.
+        rounds: every committed round, ascending.
+        events: every recorded transition.
+        summary: how it ended; None while it has not.
+        writer: the process that writes to it now, if any.
+    """
+
+    path: Path
+    manifest: Manifest
+    source: str
+    resolved: str
+    rounds: tuple[RoundMetrics, ...]
+    events: tuple[Event, ...]
+    summary: Summary | None
+    writer: str | None
+
+    @property
+    def state(self) -> str:
+        """The summary's outcome; without one, ``running`` or, when no process holds the run, ``interrupted``."""
+        if self.summary is not None:
+            return self.summary.outcome
+        return "interrupted" if self.writer is None else "running"
+
+    def config(self) -> RunConfig:
+        """The run's configuration, which must be the one it began with.
+
+        Raises:
+            IntegrityFailed: resolved.toml was changed.
+        """
+        found = file_digest(self.resolved.encode())
+        if found != self.manifest.config_digest:
+            raise IntegrityFailed(
+                f"{self.path / 'resolved.toml'}: expected {self.manifest.config_digest}, found {found}; "
+                "a run keeps its configuration: restore the file, or start a new run with the changed one."
+            )
+        config = parse(self.resolved, source=str(self.path / "resolved.toml"), simulation=True)
+        return config.model_copy(update={"directory": self.path.parent})
+
+
+def read_run(path: Path) -> RunView:
+    """Reads a run directory.
+
+    Raises:
+        DataInvalid: this is no run directory.
+        IntegrityFailed: a record is not of this schema, or the rounds are not ascending.
+    """
+    if not (path / "manifest.json").is_file():
+        raise DataInvalid(
+            f"Expected a run directory with a manifest.json, found none at {path}; see `fedpeft runs ls`."
+        )
+    metrics, events = path / "metrics.jsonl", path / "events.jsonl"
+    rounds = tuple(
+        from_json(RoundMetrics, line, where=f"{metrics}:{number}")
+        for number, line in enumerate(Journal(metrics).lines(), 1)
+    )
+    numbers = [row.round for row in rounds]
+    if numbers != sorted(set(numbers)):
+        raise IntegrityFailed(f"{metrics}: expected ascending rounds, found {numbers}; restore it from a copy.")
+    summary = path / "summary.json"
+    return RunView(
+        path=path,
+        manifest=from_json(Manifest, _text(path / "manifest.json"), where=str(path / "manifest.json")),
+        source=_text(path / "run.toml"),
+        resolved=_text(path / "resolved.toml"),
+        rounds=rounds,
+        events=tuple(
+            from_json(Event, line, where=f"{events}:{number}") for number, line in enumerate(Journal(events).lines(), 1)
+        ),
+        summary=from_json(Summary, _text(summary), where=str(summary)) if summary.exists() else None,
+        writer=holder(path),
+    )
+
+
+def list_runs(parent: Path) -> tuple[Path, ...]:
+    """The run directories in ``parent``, oldest first."""
+    if not parent.is_dir():
+        raise DataInvalid(f"Expected a directory of runs at {parent}, found none; name another, or start a run.")
+    return tuple(sorted(path.parent for path in parent.glob("*/manifest.json")))
+
+
+def checkpoint_folder(path: Path, round_id: int) -> Path:
+    """Where a round's checkpoint is kept."""
+    return path / "checkpoints" / f"r{round_id:04d}"
+
+
+def checkpoint_problems(path: Path, row: RoundMetrics) -> tuple[Problem, ...]:
+    """What is wrong with a round's checkpoint; nothing when it is as committed."""
+    problems: list[Problem] = []
+    for name, digest in row.checkpoint.items():
+        file = checkpoint_folder(path, row.round) / name
+        found = file_digest(file.read_bytes()) if file.is_file() else "nothing"
+        if found != digest:
+            problems.append(Problem(where=str(file), expected=digest, found=found, remedy="Restore it from a copy."))
+    return tuple(problems)
+
+
+def last_state(view: RunView) -> AdapterState:
+    """The global adapter state of the last committed round.
+
+    Raises:
+        DataInvalid: no round was committed yet.
+        IntegrityFailed: its checkpoint is not as committed.
+    """
+    if not view.rounds:
+        raise DataInvalid(f"Expected a run with a committed round, found none in {view.path}; resume it first.")
+    if problems := checkpoint_problems(view.path, view.rounds[-1]):
+        raise IntegrityFailed("Expected the last checkpoint as it was committed, found another.", problems=problems)
+    spec = AdapterSpec.from_json(_text(view.path / "adapter.json"))
+    payload = (checkpoint_folder(view.path, view.rounds[-1].round) / GLOBAL_STATE).read_bytes()
+    return AdapterState.from_safetensors(spec, payload)
+
+
+def verify_run(path: Path) -> tuple[Problem, ...]:
+    """Checks every digest that the run recorded: configuration, adapter specification, kept checkpoints.
+
+    Raises:
+        DataInvalid: this is no run directory.
+    """
+    try:
+        view = read_run(path)
+        view.config()
+        adapter = AdapterSpec.from_json(_text(path / "adapter.json"))
+    except IntegrityFailed as error:
+        return (_problem(path, error),)
+    problems: list[Problem] = []
+    pairs = {
+        "adapter.json": (view.manifest.adapter_digest, adapter.digest),
+        "run.toml": (view.manifest.source_digest, file_digest(view.source.encode())),
+    }
+    for name, (expected, found) in pairs.items():
+        if expected != found:
+            problems.append(Problem(where=str(path / name), expected=expected, found=found))
+    for index, row in enumerate(view.rounds):
+        last = index == len(view.rounds) - 1
+        if last or checkpoint_folder(path, row.round).exists():
+            problems += checkpoint_problems(path, row)
+    return tuple(problems)
+
+
+def _problem(path: Path, error: FedpeftError) -> Problem:
+    return Problem(where=str(path), expected="a run as it was recorded", found=str(error))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise IntegrityFailed(f"Expected {path} as the run wrote it, found {error}; restore it from a copy.") from error
+
+
+def file_digest(payload: bytes) -> str:
+    """SHA-256 as the records write it: ``sha256:`` and hex."""
+    return f"sha256:{hashlib.sha256(payload).hexdigest()}"

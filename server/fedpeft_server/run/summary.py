@@ -1,0 +1,33 @@
+"""The end of a run as a record: totals of what was committed, and what was promised."""
+
+from typing import Literal
+
+from fedpeft_server.run.privacy_statements import privacy_lines
+from fedpeft_server.run.records import Comparison, Summary
+from fedpeft_server.run.run_directory import RunDirectory
+from fedpeft_server.run.run_view import read_run
+
+__all__ = ["summary_of"]
+
+
+def summary_of(
+    run: RunDirectory,
+    outcome: Literal["finished", "failed", "interrupted"],
+    reason: str = "",
+    *,
+    full_bytes: int | None = None,
+    comparison: tuple[Comparison, ...] = (),
+) -> Summary:
+    """The summary of what is committed so far."""
+    rows = run.rounds
+    return Summary(
+        outcome=outcome,
+        reason=reason,
+        rounds=sum(row.round <= run.config.rounds.count for row in rows),
+        seconds=sum(row.seconds for row in rows),
+        bytes_up=sum(row.bytes_up for row in rows),
+        bytes_down=sum(row.bytes_down for row in rows),
+        bytes_full_parameters=full_bytes,
+        comparison=comparison,
+        privacy=privacy_lines(read_run(run.path)),
+    )

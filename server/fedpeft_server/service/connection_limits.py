@@ -1,0 +1,142 @@
+"""Accepting connections: nobody costs more than a socket before they speak, and nobody takes long to.
+
+A TLS connection in OpenSSL and the event loop is some 36 KiB before a byte has come, so 500 idle sockets were 18 MiB.
+Here a connection is a file descriptor until its first byte is there; then its handshake begins, few at once and for a
+limited time; then it is the HTTP protocol's, which has limits of its own (``fedpeft_server.service.listener``).
+Whenever there are too many of a kind the oldest goes: a crowd of strangers can make devices try again, not keep them
+out.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+__all__ = ["Door", "Patience"]
+
+ACCEPTED_AT_ONCE = 64
+PAUSE_S = 0.5
+"""Without file descriptors left; connections wait in the kernel meanwhile."""
+
+_log = logging.getLogger(__name__)
+
+
+class Patience:
+    """How long and for how many an application waits.
+
+    Args:
+        silence_s: for the first byte, and then for the headers of each request.
+        handshake_s: for the TLS handshake.
+        silent: connections that have not said anything, and as many that have not asked for anything.
+        handshakes: at once.
+        kept: connections that have asked for something and stay, which are enrolled devices'.
+    """
+
+    def __init__(
+        self,
+        *,
+        silence_s: float = 10.0,
+        handshake_s: float = 10.0,
+        silent: int = 200,
+        handshakes: int = 64,
+        kept: int = 2048,
+    ) -> None:
+        self.silence_s, self.handshake_s, self.silent, self.handshakes = silence_s, handshake_s, silent, handshakes
+        self.kept = kept
+
+
+class Door:
+    """Hands connections of one listening socket to a protocol; lives in the running event loop.
+
+    Args:
+        listening: bound and listening; made non-blocking. Its owner closes it.
+        protocol: makes what speaks to one connection.
+        trust: for TLS; None: none.
+        patience: limits.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        protocol: Callable[[], asyncio.BaseProtocol],
+        *,
+        trust: ssl.SSLContext | None,
+        patience: Patience,
+    ) -> None:
+        self._listening, self._protocol, self._trust, self._patience = listening, protocol, trust, patience
+        self._loop = asyncio.get_running_loop()
+        self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._shaking: dict[asyncio.Task[None], None] = {}
+        self._closed = False
+        listening.setblocking(False)
+        self._open()
+
+    def close(self) -> None:
+        """Take no more connections, and let go of those that are not the protocol's yet."""
+        self._closed = True
+        self._loop.remove_reader(self._listening)
+        for connection in list(self._silent):
+            self._hang_up(connection)
+        for task in list(self._shaking):
+            task.cancel()
+
+    async def wait_closed(self) -> None:
+        """Returns when what ``close`` cancelled has ended."""
+        await asyncio.gather(*self._shaking, return_exceptions=True)
+
+    def _open(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._listening, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                connection, _ = self._listening.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                _log.warning("no connection can be taken: %s", error)
+                self._loop.remove_reader(self._listening)
+                self._loop.call_later(PAUSE_S, self._open)
+                return
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._silent[connection] = self._loop.call_later(self._patience.silence_s, self._hang_up, connection)
+            self._loop.add_reader(connection, self._spoke, connection)
+            while len(self._silent) > self._patience.silent:
+                self._hang_up(next(iter(self._silent)))
+
+    def _hang_up(self, connection: socket.socket) -> None:
+        self._silent.pop(connection).cancel()
+        self._loop.remove_reader(connection)
+        connection.close()
+
+    def _spoke(self, connection: socket.socket) -> None:
+        self._silent.pop(connection).cancel()
+        self._loop.remove_reader(connection)
+        task = self._loop.create_task(self._shake_hands(connection))
+        self._shaking[task] = None
+        task.add_done_callback(partial(self._shaken, connection))
+        if len(self._shaking) > self._patience.handshakes:
+            oldest = next(iter(self._shaking))
+            del self._shaking[oldest]  # now, since it ends later, and the next one may be too many before
+            oldest.cancel()
+
+    async def _shake_hands(self, connection: socket.socket) -> None:
+        limit_s = None if self._trust is None else self._patience.handshake_s
+        try:
+            await self._loop.connect_accepted_socket(
+                self._protocol, connection, ssl=self._trust, ssl_handshake_timeout=limit_s
+            )
+        except OSError:  # not TLS, not in time, or gone
+            connection.close()
+
+    def _shaken(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        self._shaking.pop(task, None)
+        if task.cancelled():  # there are too many and this one is the oldest, or the door closes; it may not have begun
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # a transport in the making hears of it and ends
+            connection.close()

@@ -1,0 +1,238 @@
+"""The only public listener's application: lets enrolled devices through to Flower's Fleet routes, nobody else.
+
+A request is judged by its line and headers, before a byte of its body is read: the route is on the list, the key is
+enrolled and not revoked, the signed timestamp is fresh and was never seen before, the device has not used up its rate.
+Flower itself reads a whole body of any size first and signs timestamps only (flwr 1.41), so what it
+leaves open is closed here. An enrolled key is looked up first, so that no stranger behind the same address can use up
+what a device may ask for; a stranger's request costs a look-up, and too many of them from one address are answered 429.
+What gets through goes to Flower's handlers as bytes (docs/adr/0008).
+"""
+
+import asyncio
+import binascii
+from base64 import b64decode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from starlette.types import Receive, Scope, Send
+
+from fedpeft.clock import Clock
+from fedpeft.flower.handlers import ROUTES, Answer
+from fedpeft_server.enrolment.active_devices import Standing
+from fedpeft_server.rate_limit import RateLimit
+from fedpeft_server.service.prometheus import Meters
+
+__all__ = ["Gate", "Handle", "Limits"]
+
+Handle = Callable[[str, bytes, bytes], Answer]
+"""Route, key, body -> answer: ``fedpeft.flower.handlers``."""
+LARGE_BYTES = 256 * 1024
+"""A body from here on is handled on a thread of its own, and few at once; smaller ones take less than a thread does."""
+
+KEY_BYTES = 1024
+"""A public key as it travels; a device's takes 240."""
+EARLIEST, LATEST = timedelta(seconds=-60), timedelta(seconds=5)
+"""How far a signed timestamp may be from ours."""
+
+_HEADERS = {
+    b"cache-control": b"no-store",
+    b"content-security-policy": b"default-src 'none'",
+    b"referrer-policy": b"no-referrer",
+    b"strict-transport-security": b"max-age=31536000",
+    b"x-content-type-options": b"nosniff",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one device and one stranger may ask for.
+
+    Args:
+        body_bytes: of one request; one of Flower's 5 MB chunks and its frame fit.
+        body_s: for a whole body to arrive.
+        device_per_s, device_burst: requests of one device.
+        stranger_per_s, stranger_burst: refused requests of one address; beyond that the answer is 429. No limit of
+            enrolled devices: they may share the address.
+        large_bodies: bodies of ``LARGE_BYTES`` and more in memory at once; others wait.
+    """
+
+    body_bytes: int = 8 * 2**20
+    body_s: float = 60.0
+    device_per_s: float = 200.0
+    device_burst: int = 400
+    stranger_per_s: float = 10.0
+    stranger_burst: int = 50
+    large_bodies: int = 8
+
+
+@dataclass(slots=True)
+class _Refused(Exception):
+    """What to answer instead."""
+
+    status: int
+    text: str
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
+
+
+class Gate:
+    """ASGI application.
+
+    Args:
+        handle: Flower's handlers.
+        standing: what enrolment knows of a public key (PEM, as the device sends it); None for a stranger's.
+        clock: for timestamps and rates.
+        meters: counts what was let through and what was not.
+    """
+
+    def __init__(
+        self,
+        handle: Handle,
+        standing: Callable[[bytes], Standing | None],
+        *,
+        clock: Clock,
+        meters: Meters,
+        limits: Limits | None = None,
+    ) -> None:
+        self._handle, self._standing, self._clock, self._meters = handle, standing, clock, meters
+        self._limits = limits or Limits()
+        self._keys: dict[bytes, ec.EllipticCurvePublicKey] = {}
+        self._seen: dict[bytes, set[datetime]] = {}
+        # What was signed for an earlier process of this coordinator is not known here, so it is not taken.
+        self._since = clock.utc() + timedelta(seconds=-5)
+        allowed = self._limits
+        self._devices = RateLimit(per_s=allowed.device_per_s, burst=allowed.device_burst, clock=clock)
+        self._strangers = RateLimit(per_s=allowed.stranger_per_s, burst=allowed.stranger_burst, clock=clock)
+        self._large = asyncio.Semaphore(self._limits.large_bodies)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            return
+        address = (scope.get("client") or ("unknown", 0))[0]
+        try:
+            key, size = self._judge(scope, address)
+        except _Refused as refused:
+            self._meters.count("gate_refused_total", status=str(refused.status))
+            await _refuse(send, refused)
+            return
+        self._meters.count("gate_requests_total", route=scope["path"].rpartition("/")[2])
+        if size < LARGE_BYTES:
+            body = await self._read(receive, send, size)
+            answer = None if body is None else self._handle(scope["path"], key, body)
+        else:
+            async with self._large:
+                body = await self._read(receive, send, size)
+                answer = None if body is None else await asyncio.to_thread(self._handle, scope["path"], key, body)
+        if answer is not None:
+            await _send(send, answer, _HEADERS)
+
+    def _judge(self, scope: Scope, address: str) -> tuple[bytes, int]:
+        """Whose request it is, by key, and the size of the body that may be read."""
+        try:
+            if scope["path"] not in ROUTES or scope["method"] != "POST":
+                raise _Refused(404, "")
+            headers = _unique(scope["headers"])
+            key, standing = self._authenticate(headers)
+            size = self._size(headers)
+        except _Refused as refused:
+            known = b"fedpeft-refusal" in refused.headers  # an enrolled device that is told what to do
+            if not self._strangers.allows(address) and not known:
+                raise _Refused(429, "too many refused requests", {b"retry-after": b"5"}) from refused
+            raise
+        if not self._devices.allows(standing.device):
+            raise _Refused(429, "too many requests", {b"retry-after": b"1"})
+        return key, size
+
+    def _authenticate(self, headers: Mapping[bytes, bytes]) -> tuple[bytes, Standing]:
+        """Whose request it is, if everything about it is in order."""
+        if len(headers.get(b"flwr-public-key", b"")) > KEY_BYTES:
+            raise _Refused(401, "")
+        try:
+            public = b64decode(headers[b"flwr-public-key"], validate=True)
+            signature = b64decode(headers[b"flwr-signature"], validate=True)
+            signed = headers[b"flwr-timestamp"]
+            at = datetime.fromisoformat(signed.decode("ascii"))
+        except (KeyError, ValueError, binascii.Error) as error:
+            raise _Refused(401, "") from error
+        standing = self._standing(public)
+        if standing is None:
+            raise _Refused(401, "")
+        if standing.revoked:
+            raise _Refused(403, standing.revoked, {b"fedpeft-refusal": b"revoked"})
+        self._verify(public, signature, signed)
+        if at.tzinfo is None:
+            raise _Refused(401, "")
+        offset = at - self._clock.utc()
+        if not EARLIEST < offset < LATEST or at < self._since:
+            text = f"this device's clock is {offset.total_seconds():+.1f} s off; set it by NTP"
+            raise _Refused(401, text, {b"fedpeft-refusal": b"clock"})
+        self._first_time(public, at)
+        return public, standing
+
+    def _verify(self, public: bytes, signature: bytes, signed: bytes) -> None:
+        try:
+            if public not in self._keys:
+                key = load_pem_public_key(public)
+                if not isinstance(key, ec.EllipticCurvePublicKey):
+                    raise _Refused(401, "")
+                self._keys[public] = key
+            self._keys[public].verify(signature, signed, ec.ECDSA(hashes.SHA256()))
+        except (InvalidSignature, UnsupportedAlgorithm, ValueError) as error:
+            raise _Refused(401, "") from error
+
+    def _first_time(self, public: bytes, at: datetime) -> None:
+        """Every retry is freshly signed, so a timestamp that comes twice is a replay."""
+        seen = self._seen.setdefault(public, set())
+        if at in seen:
+            raise _Refused(401, "")
+        if len(seen) >= 4096:
+            earliest = self._clock.utc() + EARLIEST
+            seen.difference_update([old for old in seen if old <= earliest])
+        seen.add(at)
+
+    def _size(self, headers: Mapping[bytes, bytes]) -> int:
+        length = headers.get(b"content-length", b"")
+        if not length.isdigit() or b"transfer-encoding" in headers:
+            raise _Refused(411, "")
+        if int(length) > self._limits.body_bytes:
+            raise _Refused(413, "")
+        return int(length)
+
+    async def _read(self, receive: Receive, send: Send, size: int) -> bytes | None:
+        """The body; None when it did not come, and that was said where anybody listens."""
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                while len(body) < size:
+                    part = await receive()
+                    if part["type"] == "http.disconnect":
+                        return None
+                    body += part.get("body", b"")
+        except TimeoutError:
+            await _refuse(send, _Refused(408, ""))
+            return None
+        return bytes(body)
+
+
+def _unique(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Each header once: two of a kind are two meanings."""
+    found = dict(headers)
+    if len(found) != len(headers):
+        raise _Refused(400, "")
+    return found
+
+
+async def _refuse(send: Send, refused: _Refused) -> None:
+    answer = Answer(status=refused.status, kind=b"text/plain; charset=utf-8", body=refused.text.encode())
+    await _send(send, answer, {**_HEADERS, b"connection": b"close", **refused.headers})
+
+
+async def _send(send: Send, answer: Answer, headers: Mapping[bytes, bytes]) -> None:
+    about = [(b"content-type", answer.kind), (b"content-length", b"%d" % len(answer.body)), *headers.items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": about})
+    await send({"type": "http.response.body", "body": answer.body})

@@ -1,0 +1,331 @@
+"""The coordinator's gRPC service: enrolment on one port, everything for enrolled devices on another (mTLS).
+
+One asyncio loop on a thread of its own: hundreds of open wake streams cost coroutines, not threads. Both ports reach
+the same handlers; what needs a device asks ``Admission`` who the client certificate speaks for, on every call, and
+streams ask again whenever the registry changed. So a revocation ends streams within ``_REGISTRY_POLL_S``.
+
+Use: ``FleetService(...).start()``, then ``WakeBoard.notify`` from the round engine, ``stop()`` at the end.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+from grpc import aio
+
+from fedpeft import __version__
+from fedpeft.clock import Clock
+from fedpeft.deployment import rpc
+from fedpeft.deployment.messages import (
+    BaseRequest,
+    ChunksRequest,
+    EnrolRequest,
+    Greeting,
+    GreetRequest,
+    LeaveRequest,
+    Refused,
+    RenewRequest,
+    Wake,
+    WakeRequest,
+)
+from fedpeft.errors import FedpeftError, ResourceMissing
+from fedpeft.wire import WireError, decode, encode
+from fedpeft_server.enrolment.admission import Admission
+from fedpeft_server.enrolment.registry import EnrolledDevice, Registry, Status
+from fedpeft_server.home import CoordinatorHome
+from fedpeft_server.rate_limit import RateLimit
+from fedpeft_server.service.base_files import BaseShelf
+from fedpeft_server.service.grpc_calls import Call, abort, address, client_certificate, refuse, strict
+from fedpeft_server.service.wakeups import WakeBoard
+
+__all__ = ["FleetService"]
+
+Options = tuple[tuple[str, int], ...]
+
+_REGISTRY_POLL_S = 0.5
+_START_S = 10.0
+_ENROL_PER_S, _ENROL_BURST = 10.0, 200
+"""Of one token, and of one address without one: forty devices may join at once; the secret has 128 bits."""
+_CALLS_PER_S, _CALLS_BURST = 20.0, 200
+"""Of one enrolled device."""
+_STREAMS_A_DEVICE = 4
+_log = logging.getLogger(__name__)
+
+
+class FleetService:
+    """The service of one coordinator's home.
+
+    Args:
+        home: initialised.
+        registry, admission, board: shared with the rest of the coordinator.
+        clock: what devices compare theirs with.
+    """
+
+    def __init__(
+        self, home: CoordinatorHome, registry: Registry, admission: Admission, board: WakeBoard, clock: Clock
+    ) -> None:
+        self._home, self._registry, self._admission = home, registry, admission
+        self._board, self._clock = board, clock
+        self._shelf = BaseShelf(home.bases)
+        self._strangers = RateLimit(per_s=_ENROL_PER_S, burst=_ENROL_BURST, clock=clock)
+        self._enrolling = RateLimit(per_s=_ENROL_PER_S, burst=_ENROL_BURST, clock=clock)
+        self._calling = RateLimit(per_s=_CALLS_PER_S, burst=_CALLS_BURST, clock=clock)
+        self._streams: dict[str, int] = {}
+        self._listeners: set[asyncio.Event] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = asyncio.Event()
+        self.base_bytes_sent = 0
+
+    def start(self) -> None:
+        """Binds both ports and serves until ``stop``.
+
+        Raises:
+            ResourceMissing: a port is taken, or TLS could not be set up.
+        """
+        started: list[BaseException | None] = []
+        ready = threading.Event()
+
+        def report(error: BaseException | None) -> None:
+            started.append(error)
+            ready.set()
+
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(report)), name="fleet-service", daemon=True
+        )
+        self._thread.start()
+        if not ready.wait(_START_S):
+            raise ResourceMissing(f"Expected the gRPC service to start within {_START_S:.0f} s, found it silent.")
+        if started[0] is not None:
+            raise started[0]
+
+    def stop(self, *, grace_s: float = 2.0) -> None:
+        """Ends open calls after a grace period and returns when the ports are free."""
+        if self._loop is not None and self._thread is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(grace_s + 5.0)
+            self._record_strangers(now=True)
+
+    async def _serve(self, report: Callable[[BaseException | None], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        servers: list[aio.Server] = []
+        try:
+            for port, options, credentials in self._ports():
+                server = aio.server(options=options)
+                server.add_generic_rpc_handlers((self._handlers(),))
+                servers.append(server)
+                self._bind(server, port, credentials)
+                await server.start()
+        except BaseException as error:
+            report(error)
+            return
+        report(None)
+        watcher = asyncio.create_task(self._watch_registry())
+        await self._stop.wait()
+        watcher.cancel()
+        for event in self._listeners:
+            event.set()
+        await asyncio.gather(*(server.stop(1.0) for server in servers))
+
+    def _ports(self) -> tuple[tuple[int, Options, grpc.ServerCredentials], ...]:
+        """Enrolment and the service for devices: each a server, because limits of connections are a server's."""
+        settings = self._home.settings()
+        authority = self._home.ca_certificate.read_bytes()
+        enrolled = len(self._registry.devices(Status.ACTIVE))
+        open_to_all = self._credentials(None)
+        devices_only = self._credentials(authority)
+        return (
+            (settings.enrol_port, rpc.ENROL_OPTIONS, open_to_all),
+            (settings.service_port, rpc.service_options(enrolled), devices_only),
+        )
+
+    def _credentials(self, authority: bytes | None) -> grpc.ServerCredentials:
+        """Of the certificate that its file holds at each handshake: it is renewed while this process runs.
+
+        Args:
+            authority: whose certificates a device must show; None: none.
+        """
+        home, shown = self._home, b""
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal shown
+            try:
+                certificate = home.server_certificate.read_bytes()
+                if certificate == shown:
+                    return None
+                pair = [(home.server_key.read_bytes(), certificate)]
+            except OSError as error:  # the one before is still good
+                _log.error("the server's certificate cannot be read: %s", error)
+                return None
+            shown = certificate
+            return grpc.ssl_server_certificate_configuration(pair, authority)
+
+        first = fetch()
+        if first is None:
+            raise ResourceMissing(f"Expected the server's certificate in {home.pki}, found none; restore it.")
+        return grpc.dynamic_ssl_server_credentials(first, fetch, require_client_authentication=authority is not None)
+
+    def _bind(self, server: aio.Server, port: int, credentials: grpc.ServerCredentials) -> None:
+        bind = self._home.settings().bind
+        where = f"[{bind}]:{port}" if ":" in bind else f"{bind}:{port}"
+        taken = ResourceMissing(
+            f"Expected port {port} of {bind} to be free, found it taken; stop who has it, or change coordinator.json."
+        )
+        try:
+            if server.add_secure_port(where, credentials) != port:
+                raise taken
+        except RuntimeError as error:
+            raise taken from error
+
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        unary = {
+            rpc.GREET: self._greet,
+            rpc.ENROL: self._enrol,
+            rpc.RENEW: self._renew,
+            rpc.LEAVE: self._leave,
+            rpc.MANIFEST: self._manifest,
+        }
+        handlers = {name: grpc.unary_unary_rpc_method_handler(strict(method)) for name, method in unary.items()}
+        handlers[rpc.CHUNKS] = grpc.unary_stream_rpc_method_handler(self._chunks)
+        handlers[rpc.WAKE] = grpc.unary_stream_rpc_method_handler(self._wake)
+        return grpc.method_handlers_generic_handler(rpc.SERVICE, handlers)
+
+    async def _greet(self, payload: bytes, call: Call) -> bytes:
+        decode(payload, GreetRequest)
+        if client_certificate(call) is not None:
+            await self._device(call)  # a greeting with a certificate also says whether it still counts
+        return encode(Greeting(utc_s=self._clock.utc().timestamp(), version=__version__))
+
+    async def _enrol(self, payload: bytes, call: Call) -> bytes:
+        peer, request = address(call), decode(payload, EnrolRequest)
+        token = self._admission.prover(request)
+        if token is None:
+            await self._limit(self._strangers, peer, call)
+        else:  # whoever has a token is not held up by strangers behind the same address
+            await self._limit(self._enrolling, token, call)
+        # Off the loop: it signs, and waits for the disk.
+        return encode(await asyncio.to_thread(self._admission.answer, request, peer=peer))
+
+    async def _renew(self, payload: bytes, call: Call) -> bytes:
+        device = await self._device(call)
+        request = decode(payload, RenewRequest)
+        return encode(await asyncio.to_thread(self._admission.renew, device, request.csr))
+
+    async def _leave(self, payload: bytes, call: Call) -> bytes:
+        device = await self._device(call)
+        request = decode(payload, LeaveRequest)
+        return encode(await asyncio.to_thread(self._admission.leave, device, request.reason[:200]))
+
+    async def _manifest(self, payload: bytes, call: Call) -> bytes:
+        await self._device(call)
+        content = await asyncio.to_thread(self._shelf.manifest, decode(payload, BaseRequest).digest)
+        if content is None:
+            await abort(call, grpc.StatusCode.NOT_FOUND, "the coordinator has no such base")
+        return content
+
+    async def _chunks(self, payload: bytes, call: Call) -> AsyncIterator[bytes]:
+        device = await self._device(call)
+        try:
+            request = decode(payload, ChunksRequest)
+        except WireError as error:
+            await abort(call, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        opened = await asyncio.to_thread(self._shelf.open, request.digest, request.file, request.offset)
+        if opened is None:
+            await abort(call, grpc.StatusCode.NOT_FOUND, "the coordinator has no such file or offset")
+        with opened:
+            await self._enter(device.name, call)
+            try:
+                revision = self._registry.revision()
+                while piece := await asyncio.to_thread(opened.read, rpc.PIECE_BYTES):
+                    yield piece
+                    self.base_bytes_sent += len(piece)
+                    if (now := self._registry.revision()) != revision:
+                        await self._device(call, counted=False)
+                        revision = now
+            finally:
+                self._exit(device.name)
+
+    async def _wake(self, payload: bytes, call: Call) -> AsyncIterator[bytes]:
+        device = await self._device(call)
+        try:
+            decode(payload, WakeRequest)
+        except WireError as error:
+            await abort(call, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        loop, stirred = asyncio.get_running_loop(), asyncio.Event()
+        rings, told, revision = 0, 0, self._registry.revision()
+
+        def hear() -> None:
+            nonlocal rings
+            rings += 1
+            stirred.set()
+
+        def ring() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended; the device will poll
+                loop.call_soon_threadsafe(hear)
+
+        await self._enter(device.name, call)
+        silence = self._board.subscribe(device.name, ring)
+        self._listeners.add(stirred)
+        try:
+            yield encode(Wake(count=0))
+            while not self._stop.is_set():
+                await stirred.wait()
+                stirred.clear()
+                if (now := self._registry.revision()) != revision:
+                    await self._device(call, counted=False)
+                    revision = now
+                if rings > told:
+                    told = rings
+                    yield encode(Wake(count=told))
+        finally:
+            silence()
+            self._listeners.discard(stirred)
+            self._exit(device.name)
+
+    async def _watch_registry(self) -> None:
+        """Tells every wake stream when any process changed the registry, and the audit log about strangers."""
+        revision = self._registry.revision()
+        while True:
+            await asyncio.sleep(_REGISTRY_POLL_S)
+            if (now := self._registry.revision()) != revision:
+                revision = now
+                for event in self._listeners:
+                    event.set()
+            await asyncio.to_thread(self._record_strangers)
+
+    def _record_strangers(self, *, now: bool = False) -> None:
+        try:
+            self._admission.strangers.record(now=now)
+        except (OSError, FedpeftError) as error:
+            _log.error("the audit log was not written: %s", error)
+
+    async def _device(self, call: Call, *, counted: bool = True) -> EnrolledDevice:
+        """Whom this call speaks for; ends the call when it is nobody who may."""
+        certificate = client_certificate(call)
+        if certificate is None:
+            await abort(call, grpc.StatusCode.UNAUTHENTICATED, "this needs the certificate of an enrolled device")
+        answer = self._admission.admit(certificate)
+        if isinstance(answer, Refused):
+            await refuse(call, answer)
+        if counted:
+            await self._limit(self._calling, answer.name, call)
+        return answer
+
+    async def _limit(self, limit: RateLimit, caller: str, call: Call) -> None:
+        if not limit.allows(caller):
+            await abort(call, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests; wait a little")
+
+    async def _enter(self, device: str, call: Call) -> None:
+        if self._streams.get(device, 0) >= _STREAMS_A_DEVICE:
+            await abort(call, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many open streams of this device")
+        self._streams[device] = self._streams.get(device, 0) + 1
+
+    def _exit(self, device: str) -> None:
+        left = self._streams[device] - 1
+        if left:
+            self._streams[device] = left
+        else:
+            del self._streams[device]

@@ -1,0 +1,152 @@
+"""Listeners: ports taken before anything starts, and servers on threads of their own."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import threading
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from fedpeft.errors import ResourceMissing
+from fedpeft_server.service.connection_limits import Door, Patience
+from fedpeft_server.service.http_connection import LimitedProtocol
+
+__all__ = ["Listener", "take_port"]
+
+KEEP_ALIVE_S = 75
+"""An unused connection of a device; ``fedpeft.flower.fleet`` lets it go a little before."""
+
+
+def take_port(host: str, port: int, what: str) -> socket.socket:
+    """The port, bound and listening.
+
+    Raises:
+        ResourceMissing: it is taken; says by whom, if this machine tells.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind((host, port))
+        taken.listen(512)
+    except OSError as error:
+        taken.close()
+        raise ResourceMissing(
+            f"Expected port {port} of {host} for the {what}, found {error.strerror or error}{_holder(port)}; stop it "
+            "or change the port in coordinator.json."
+        ) from error
+    return taken
+
+
+class Listener:
+    """An application served from a thread; stop it.
+
+    Args:
+        app: ASGI.
+        taken: from ``take_port``.
+        certificate, key: PEM files for TLS; None: plain HTTP, for loopback only.
+        patience: with connections that say nothing.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        taken: socket.socket,
+        *,
+        certificate: Path | None = None,
+        key: Path | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        patience = patience or Patience()
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # no line for what a stranger does wrong
+        config = uvicorn.Config(
+            app,
+            interface="asgi3",  # uvicorn's guess takes a method for ASGI 2
+            http=type("Limited", (LimitedProtocol,), {"unheard": {}, "kept": {}, "ending": {}, "patience": patience}),
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,  # nobody says on behalf of whom they come: rates are by address
+            date_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=5,
+            ssl_certfile=None if certificate is None else str(certificate),
+            ssl_keyfile=None if key is None else str(key),
+        )
+        self._files = None if certificate is None or key is None else (certificate, key)
+        self._server = _Server(config, patience)
+        self._taken = taken
+        self._thread = threading.Thread(target=self._run, name=f"port-{taken.getsockname()[1]}", daemon=True)
+
+    def start(self) -> None:
+        """Returns once it answers.
+
+        Raises:
+            ResourceMissing: it could not start.
+        """
+        self._thread.start()
+        pause = threading.Event()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise ResourceMissing("Expected a listener, found that its thread ended; the log says why.")
+            pause.wait(0.01)
+
+    def reload(self) -> None:
+        """Show the certificate that its file holds now, from the next handshake on."""
+        trust = self._server.config.ssl
+        if trust is not None and self._files is not None:
+            trust.load_cert_chain(*self._files)
+
+    def stop(self) -> None:
+        """Take no more connections, finish what is being answered, close."""
+        self._server.should_exit = True
+        self._thread.join(8.0)
+
+    def _run(self) -> None:
+        self._server.run(sockets=[self._taken])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn behind a ``Door`` in place of the event loop's own server."""
+
+    def __init__(self, config: uvicorn.Config, patience: Patience) -> None:
+        super().__init__(config)
+        self._patience = patience
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        self.servers = [
+            Door(one, self._protocol, trust=self.config.ssl, patience=self._patience)  # type: ignore[misc]
+            for one in sockets or []
+        ]
+        self.started = True
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
+
+
+def _holder(port: int) -> str:
+    """``, held by process 17 (name)`` where /proc tells."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text(encoding="ascii").splitlines()[1:]:
+                entry = line.split()
+                if entry[3] == "0A" and int(entry[1].rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{entry[9]}]")
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            for descriptor in (process / "fd").iterdir():
+                if os.readlink(descriptor) in inodes:
+                    name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+                    return f", held by process {process.name} ({name})"
+    return ""
