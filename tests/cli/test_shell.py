@@ -6,6 +6,8 @@ through ``main`` where only the answer is.
 
 import importlib
 import os
+import pkgutil
+import re
 import resource
 import signal
 import statistics
@@ -91,10 +93,18 @@ def test_every_listed_command_exists_and_explains_itself(name: str, capsys: pyte
 
 
 def test_every_command_module_is_listed() -> None:
-    modules = {path.stem for path in Path(fedpeft.cli.__file__).parent.glob("*.py")} - {"__init__"}
+    modules = {module.name for module in pkgutil.iter_modules(fedpeft.cli.__path__)}
     assert {name for name in modules if hasattr(importlib.import_module(f"fedpeft.cli.{name}"), "command")} == set(
         COMMANDS
     )
+
+
+def test_a_command_imports_no_other_command() -> None:
+    folder = Path(fedpeft.cli.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        own = path.relative_to(folder).with_suffix("").parts[0]
+        imported = set(re.findall(r"fedpeft\.cli\.(\w+)", path.read_text(encoding="utf-8")))
+        assert (path.name, imported & set(COMMANDS) - {own}) == (path.name, set())
 
 
 def test_an_unknown_command_is_a_usage_error_with_a_hint(capsys: pytest.CaptureFixture[str]) -> None:

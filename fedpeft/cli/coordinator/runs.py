@@ -1,58 +1,17 @@
-"""`fedpeft coordinator up | submit | status | stop | resume`: the coordinator's work."""
+"""`fedpeft coordinator submit | status | stop | resume`: the runs that the coordinator works through."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from fedpeft.cli.admission import issue
-from fedpeft.cli.homes import coordinator_home, coordinator_home_option
-from fedpeft.cli.options import quoted
+from fedpeft.cli.coordinator.opened import made_home
+from fedpeft.cli.homes import coordinator_home_option
 
 if TYPE_CHECKING:
-    from fedpeft_server.home import CoordinatorHome
     from fedpeft_server.jobs.job_queue import Queue
 
-__all__ = ["commands"]
-
-FIRST_TOKEN_S, FIRST_TOKEN_USES = 24 * 3600.0, 10
-"""Of the word that `up` shows while nobody is enrolled."""
-
-
-@click.command()
-@coordinator_home_option
-def up(home: Path | None) -> None:
-    """Run the coordinator until SIGTERM: gate, services, and the submitted runs one after the other."""
-    import signal
-
-    from fedpeft.logs import log_to_stderr
-
-    log_to_stderr()
-
-    from fedpeft_server.coordinator import DRAIN_S, Coordinator
-
-    where = _home(home)
-    coordinator = Coordinator(where)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: coordinator.stop())
-    try:
-        coordinator.start()
-        settings = where.settings()
-        host = settings.hosts[0]
-        click.echo(f"ready: fleet https://{host}:{settings.fleet_port}  base grpc {host}:{settings.service_port}")
-        click.echo(f"  health and metrics  http://127.0.0.1:{settings.metrics_port}/metrics")
-        if coordinator.registry.devices():
-            click.echo(f"  let a device join:  fedpeft coordinator token create {quoted('--home', where.path)}")
-        else:
-            # Only to begin with, and nobody is in without approval: a service's output ends in a log.
-            word = issue(where, coordinator.registry, ttl_s=FIRST_TOKEN_S, uses=FIRST_TOKEN_USES).to_text()
-            click.echo(f"  join a device with (good for {FIRST_TOKEN_USES} devices today; you approve each):")
-            click.echo(f"    fedpeft client join {word} --data FILE")
-        click.echo(f"  start a run with:   fedpeft coordinator submit run.toml {quoted('--home', where.path)}")
-        coordinator.work()
-        click.echo(f"stopped; a round at work had {DRAIN_S:.0f} s to finish, and every committed one is kept")
-    finally:
-        coordinator.close()
+__all__ = ["resume", "status", "stop", "submit"]
 
 
 @click.command()
@@ -66,7 +25,7 @@ def submit(config: Path, home: Path | None) -> None:
     """
     from fedpeft_server.jobs.submission import submission
 
-    where = _home(home)
+    where = made_home(home)
     text = submission(config.read_text(encoding="utf-8"), source=config, bases=where.bases)
     job = _queue(home).submit(text, source=str(config))
     click.echo(f"run {job.number} ({job.name}) is queued; see `fedpeft coordinator status`")
@@ -82,7 +41,7 @@ def status(home: Path | None, as_json: bool) -> None:
 
     from fedpeft.terminal import printable
 
-    where = _home(home)
+    where = made_home(home)
     live = _live(where.settings().metrics_port)
     jobs = _queue(home).jobs()
     if as_json:
@@ -124,21 +83,10 @@ def resume(run: str, home: Path | None) -> None:
     click.echo(f"run {job.number} is queued again")
 
 
-commands = (up, submit, status, stop, resume)
-"""For the group ``fedpeft.cli.coordinator``."""
-
-
-def _home(path: Path | None) -> "CoordinatorHome":
-    """One that was made: its settings are read, so that a wrong path says so at once."""
-    home = coordinator_home(path)
-    home.settings()
-    return home
-
-
 def _queue(path: Path | None) -> "Queue":
     from fedpeft_server.jobs.job_queue import Queue
 
-    return Queue(_home(path).path / "queue")
+    return Queue(made_home(path).path / "queue")
 
 
 def _live(port: int) -> dict[str, object] | None:

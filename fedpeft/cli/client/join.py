@@ -1,4 +1,4 @@
-"""`fedpeft client join | status | leave | rotate-key`: a device's membership."""
+"""`fedpeft client join`: ask a coordinator to be admitted, with a join token."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,11 +9,9 @@ from fedpeft.cli.homes import device_home, device_home_option
 from fedpeft.cli.options import FiniteFloat, quoted
 
 if TYPE_CHECKING:
-    from fedpeft_client.home import DeviceHome, Enrolment
+    from fedpeft_client.home import DeviceHome
 
-__all__ = ["commands"]
-
-LITTLE_ROOM_BYTES = 64 << 20
+__all__ = ["join"]
 
 
 @click.command()
@@ -103,93 +101,6 @@ def join(
     )
 
 
-@click.command()
-@device_home_option
-def status(home: Path | None) -> None:
-    """Show who this device is, and ask the coordinator whether it still counts; exits 4 when it does not."""
-    import shutil
-
-    from fedpeft.directory_lock import holder
-    from fedpeft_client.connection.grpc_client import Link
-    from fedpeft_client.enrolment.join import pending
-    from fedpeft_client.enrolment.membership import certificate_ends, finish_rotation
-
-    where = device_home(home)
-    if not where.is_enrolled and (wishes := pending(where)) is not None:
-        click.echo(f"{wishes.device} waits for approval; `fedpeft client join` goes on waiting")
-        return
-    enrolment = where.enrolment()
-    finish_rotation(where)
-    _describe(where, enrolment)
-    click.echo(f"  certificate  until {certificate_ends(where).isoformat(timespec='minutes')}")
-    if (pid := holder(where.path)) is not None:
-        click.echo(f"  at work      `fedpeft client run`, process {pid}")
-    if (free := shutil.disk_usage(where.path).free) < LITTLE_ROOM_BYTES:
-        click.echo(f"  disk         {free >> 20} MiB free at {where.path}: rounds will fail; make room")
-    _last_troubles(where)
-    with Link.of_home(where) as link:
-        greeting = link.greet()
-    click.echo(f"  coordinator  answers, fedpeft {greeting.version}; this device is enrolled")
-
-
-@click.command()
-@device_home_option
-@click.option("--reason", default="", help="The operator is told.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def leave(home: Path | None, reason: str, yes: bool) -> None:
-    """Leave the federation for good: the coordinator is told, the keys are removed, site.toml and bases stay."""
-    from fedpeft.directory_lock import holder
-    from fedpeft_client.enrolment.membership import leave as leave_federation
-
-    where = device_home(home)
-    enrolment = where.enrolment()
-    if not yes:
-        click.confirm(
-            f"{enrolment.device} leaves {enrolment.host}; joining again needs a new token. Go on?", abort=True
-        )
-    leave_federation(where, reason)
-    click.echo(f"{enrolment.device} has left {enrolment.host}")
-    if (pid := holder(where.path)) is not None:
-        click.echo(f"`fedpeft client run` (process {pid}) hears of it and ends with exit code 4")
-
-
-@click.command(name="rotate-key")
-@device_home_option
-def rotate(home: Path | None) -> None:
-    """Replace the device's key and certificate by new ones; the old key is not accepted any more."""
-    from fedpeft.directory_lock import holder
-    from fedpeft_client.enrolment.membership import certificate_ends, rotate_key
-
-    where = device_home(home)
-    rotate_key(where)
-    ends = certificate_ends(where).isoformat(timespec="minutes")
-    click.echo(f"new key, certificate until {ends}")
-    if (pid := holder(where.path)) is not None:
-        click.echo(f"`fedpeft client run` (process {pid}) goes on with it by itself")
-
-
-def _last_troubles(where: "DeviceHome") -> None:
-    """What went wrong here of late; only this machine knows it."""
-    from fedpeft.clock import SystemClock
-    from fedpeft.terminal import printable
-    from fedpeft_client.process.troubles import TroubleLog
-
-    entries = TroubleLog(where.troubles, SystemClock()).entries()
-    click.echo(f"  troubles     {len(entries) or 'none'}{f', all in {where.troubles}' if entries else ''}")
-    for entry in entries[-3:]:
-        run = printable(entry.run_id) or "an unread request"
-        click.echo(f"    {entry.at}  round {entry.round_id} of {run}: {printable(entry.cause)}")
-
-
-def _describe(where: "DeviceHome", enrolment: "Enrolment") -> None:
-    click.echo(f"{enrolment.device} of {enrolment.organisation}")
-    click.echo(f"  home         {where.path}")
-    click.echo(f"  coordinator  {enrolment.fleet_url}, service {enrolment.service_target}")
-    click.echo(f"  authority    sha256 {enrolment.ca_fingerprint}")
-    click.echo(f"  bases        {where.bases()}")
-    click.echo(f"  rules        {where.site}{'' if where.site.is_file() else ' (none: join with --data, or write it)'}")
-
-
 def _write_site(where: "DeviceHome", data: Path) -> None:
     """The site's rules with every default; an existing file is the site's own and stays."""
     from fedpeft.files import write_file
@@ -207,7 +118,3 @@ def _plain(name: str) -> str:
     import re
 
     return re.sub(r"[^A-Za-z0-9._-]", "-", name.split(".", maxsplit=1)[0])[:63].strip("-._") or "device"
-
-
-commands = (join, status, leave, rotate)
-"""For the group ``fedpeft.cli.client``."""

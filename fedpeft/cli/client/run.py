@@ -1,4 +1,4 @@
-"""`fedpeft client run` and `reset-ledger`: the device at work."""
+"""`fedpeft client run`: the device at work."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from fedpeft_client.connection.fetch_base import FetchProgress
 
-__all__ = ["commands"]
+__all__ = ["run"]
 
 
 @click.command()
@@ -62,18 +62,3 @@ def _progress() -> "Callable[[FetchProgress], None]":
             click.echo(f"base {10 * tenth:3} %  {done:.0f} of {total:.0f} MiB")
 
     return show
-
-
-@click.command(name="reset-ledger")
-@device_home_option
-def reset_ledger(home: Path | None) -> None:
-    """After a loss of this device's ledger: begin a new one, and sit out one round of each run."""
-    from fedpeft_client.process.reset import reset_ledger as reset
-
-    lost = reset(device_home(home))
-    click.echo(f"was: {lost}")
-    click.echo("a new ledger: this device sits out the first round of each run that it hears of, and joins at the next")
-
-
-commands = (run, reset_ledger)
-"""For the group ``fedpeft.cli.client``."""

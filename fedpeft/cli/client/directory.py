@@ -8,7 +8,7 @@ import click
 
 from fedpeft.cli.homes import device_home, device_home_option
 
-__all__ = ["commands"]
+__all__ = ["directory"]
 
 
 @click.command()
@@ -42,6 +42,3 @@ def directory(home: Path | None, confirm: bool, forget: str | None, as_json: boo
     click.echo(f"{len(entries)} devices, fingerprint {known.fingerprint()}")
     if confirm:
         click.echo(f"{new} of them newly confirmed")
-
-
-commands = (directory,)

@@ -1,0 +1,24 @@
+"""`fedpeft client`: the commands of whoever runs a device, one file each."""
+
+import click
+
+from fedpeft.cli.client import directory, join, leave, reset_ledger, rotate_key, run, status
+
+__all__ = ["command"]
+
+
+@click.group(name="client", short_help="Run a device of a federation.")
+def command() -> None:
+    """Run a device: it trains on its own examples, which stay on it, under the rules in its site.toml."""
+
+
+for part in (
+    join.join,
+    status.status,
+    leave.leave,
+    rotate_key.rotate_key,
+    run.run,
+    reset_ledger.reset_ledger,
+    directory.directory,
+):
+    command.add_command(part)

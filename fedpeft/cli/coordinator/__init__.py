@@ -1,0 +1,25 @@
+"""`fedpeft coordinator`: the commands of whoever runs a federation, one file each."""
+
+import click
+
+from fedpeft.cli.coordinator import clients, init, runs, token, up
+
+__all__ = ["command"]
+
+
+@click.group(name="coordinator", short_help="Run a coordinator: its devices, its runs.")
+def command() -> None:
+    """Run a coordinator: one process that devices connect to and that works through the submitted runs."""
+
+
+for part in (
+    init.init,
+    token.token,
+    clients.clients,
+    up.up,
+    runs.submit,
+    runs.status,
+    runs.stop,
+    runs.resume,
+):
+    command.add_command(part)

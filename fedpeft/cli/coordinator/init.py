@@ -1,0 +1,52 @@
+"""`fedpeft coordinator init`: a coordinator's home."""
+
+from pathlib import Path
+
+import click
+
+from fedpeft.cli.homes import coordinator_home, coordinator_home_option
+from fedpeft.cli.options import quoted
+
+__all__ = ["init"]
+
+
+@click.command()
+@coordinator_home_option
+@click.option("--host", "hosts", multiple=True, required=True, help="Name or address that devices reach; repeatable.")
+@click.option("--bind", default="0.0.0.0", show_default=True, help="Address to listen on.")  # noqa: S104  see Settings
+@click.option("--fleet-port", type=click.IntRange(1, 65535), default=8443, show_default=True)
+@click.option("--service-port", type=click.IntRange(1, 65535), default=8444, show_default=True)
+@click.option("--enrol-port", type=click.IntRange(1, 65535), default=8445, show_default=True)
+@click.option("--metrics-port", type=click.IntRange(1, 65535), default=8447, show_default=True, help="Loopback.")
+def init(
+    home: Path | None,
+    hosts: tuple[str, ...],
+    bind: str,
+    fleet_port: int,
+    service_port: int,
+    enrol_port: int,
+    metrics_port: int,
+) -> None:
+    """Make a coordinator's home: its certificate authority, its keys, its settings."""
+    from fedpeft.clock import SystemClock
+    from fedpeft.entropy import os_entropy
+    from fedpeft_server.enrolment.certificate_authority import initialise
+    from fedpeft_server.home import Settings
+
+    where = coordinator_home(home)
+    settings = Settings(
+        hosts=hosts,
+        bind=bind,
+        fleet_port=fleet_port,
+        service_port=service_port,
+        enrol_port=enrol_port,
+        metrics_port=metrics_port,
+    )
+    authority = initialise(where, settings, clock=SystemClock(), entropy=os_entropy)
+    click.echo(f"coordinator made in {where.path}")
+    click.echo(f"  authority sha256  {authority.fingerprint.hex()}")
+    click.echo(f"  devices reach     {hosts[0]} on ports {fleet_port}, {service_port}, {enrol_port}: open these three")
+    place = quoted("--home", where.path)
+    click.echo(f"next: fedpeft base build MODEL --quantize nf4 {place}")
+    click.echo(f"      fedpeft coordinator up {place}")
+    click.echo(f"      fedpeft coordinator token create {place}")
