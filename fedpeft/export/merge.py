@@ -112,27 +112,27 @@ def _merge_lora(
 ) -> tuple[Arrays, dict[str, object]]:
     factors = [_factors(source) for source in sources]
     draw = generator(seed, "dare")
-    tensors: Arrays = {}
-    ranks: dict[str, int] = {}
+    found: dict[str, LowRank] = {}
     for path in sorted({path for one in factors for path in one}):
         present = [(one[path], weight) for one, weight in zip(factors, weights, strict=True) if path in one]
         changes, own = [change for change, _ in present], [weight for _, weight in present]
-        merged = combine(changes, own, rule, density=density, rank=rank, draw=draw)
-        ranks[path] = len(merged.down)
-        tensors[f"{_PREFIX}{path}{_DOWN}"] = _narrow(merged.down)
-        tensors[f"{_PREFIX}{path}{_UP}"] = _narrow(merged.up)
+        found[path] = combine(changes, own, rule, density=density, rank=rank, draw=draw)
+    largest = max(len(merged.down) for merged in found.values())
+    tensors: Arrays = {}
+    for path, merged in found.items():  # padded to one rank: see ``peft_matrix``
+        missing = largest - len(merged.down)
+        tensors[f"{_PREFIX}{path}{_DOWN}"] = _narrow(np.pad(merged.down, ((0, missing), (0, 0))))
+        tensors[f"{_PREFIX}{path}{_UP}"] = _narrow(np.pad(merged.up, ((0, 0), (0, missing))))
     rest = [
         {name: values for name, values in one.tensors.items() if not name.endswith((_DOWN, _UP))} for one in sources
     ]
     tensors |= _means(rest, weights)
-    largest = max(ranks.values())
-    others = {path: own for path, own in ranks.items() if own != largest}
     return tensors, {
         "r": largest,
         "lora_alpha": largest,  # the scales are in the factors
-        "target_modules": sorted(ranks),
-        "rank_pattern": others,
-        "alpha_pattern": others,
+        "target_modules": sorted(found),
+        "rank_pattern": {},
+        "alpha_pattern": {},
         "use_rslora": False,
     }
 

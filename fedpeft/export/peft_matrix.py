@@ -2,6 +2,10 @@
 
 Every low-rank method is some B A in the end, so one LORA directory holds any of them, also several on one
 matrix (their factors side by side). What is read back becomes plain LoRA of the same product.
+
+Smaller factors are padded with zeros to the largest rank: the same product, and every reader scales it alike. peft has
+``rank_pattern`` and ``alpha_pattern`` for unequal ranks, but llama.cpp scales by ``lora_alpha`` over a tensor's own
+rank and vLLM by ``lora_alpha / r``; neither reads the patterns.
 """
 
 from collections.abc import Mapping
@@ -9,6 +13,7 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fedpeft.catalogue.blocks import LORA
 from fedpeft.grafting.graft import GRAFTS, grafts_of
@@ -47,16 +52,12 @@ def lora_form(model: nn.Module, tensors: Arrays, otherwise: Mapping[str, tuple[T
         scale = next((part.scale for part in plain.values()), 1.0)
     else:
         factors, scale = _together(model), 1.0
+    rank = max(down.shape[0] for down, _ in factors.values())
     for path, (down, up) in factors.items():
-        tensors[f"{PREFIX}{path}.lora_A.weight"] = as_array(down)
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = as_array(up)
-    ranks = {path: down.shape[0] for path, (down, _) in factors.items()}
-    rank = max(ranks.values())
-    other = {path: own for path, own in ranks.items() if own != rank}
-    return _lora_settings(sorted(factors), rank, scale) | {
-        "rank_pattern": other,
-        "alpha_pattern": {path: _whole(scale * own) for path, own in other.items()},
-    }
+        missing = rank - down.shape[0]
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = as_array(functional.pad(down, (0, 0, 0, missing)))
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = as_array(functional.pad(up, (0, missing)))
+    return _lora_settings(sorted(factors), rank, scale)
 
 
 def dora_form(model: nn.Module, tensors: Arrays) -> dict[str, object]:

@@ -69,8 +69,6 @@ def put_whole(
             tensors[f"{PREFIX}{path}.lora_A.weight"] = as_array(down.repeat(rank, 1))
             tensors[f"{PREFIX}{path}.lora_B.weight"] = as_array(up.repeat(1, rank))
     settings["target_modules"] = sorted(left or otherwise)
-    for pattern in ("rank_pattern", "alpha_pattern"):
-        settings[pattern] = {path: own for path, own in settings[pattern].items() if path in left}  # type: ignore[attr-defined]
     return list(matrices)
 
 
