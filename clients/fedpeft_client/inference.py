@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from fedpeft.adapter import AdapterState
-from fedpeft.base import ArtifactStore, default_store, load_tokenizer
+from fedpeft.base import ArtifactStore, BaseArtifact, default_store, load_tokenizer
 from fedpeft.config import RunConfig
 from fedpeft.data import EncodedDataset, Records, encode, validate
-from fedpeft.entropy import generator
+from fedpeft.entropy import derive_seed, generator
 from fedpeft.export import ExportSummary, export_peft
 from fedpeft.export.device_class import class_adapter, class_state
+from fedpeft.export.whole_model import WholeModel, export_merged, probe_inputs
 from fedpeft.round.plan import learning_plan
 from fedpeft.tuning import Evaluation, evaluate
 from fedpeft.tuning.hub import Mixture, find_mixture
@@ -26,17 +27,15 @@ if TYPE_CHECKING:
 __all__ = ["TrainedModel"]
 
 ANSWER_TOKENS = 64
-PROBES, PROBE_TOKENS = 4, 16
 
 
 class TrainedModel:
     """A base with a trained adapter, ready to answer."""
 
     def __init__(
-        self, config: RunConfig, union: "UnionAdapter", tokenizer: "PreTrainedTokenizerBase", base: str, quantize: str
+        self, config: RunConfig, union: "UnionAdapter", tokenizer: "PreTrainedTokenizerBase", artifact: BaseArtifact
     ) -> None:
-        self._config, self._union, self._tokenizer = config, union, tokenizer
-        self._base, self._quantize = base, quantize
+        self._config, self._union, self._tokenizer, self._artifact = config, union, tokenizer, artifact
 
     @classmethod
     def load(cls, config: RunConfig, state: AdapterState, *, base: str, store: Path | None = None) -> Self:
@@ -57,7 +56,7 @@ class TrainedModel:
         with bench.lend(plan) as union:
             union.load(state)
             artifact = artifacts.get(base)
-            return cls(config, union, load_tokenizer(artifact), base, artifact.manifest.quantize)
+            return cls(config, union, load_tokenizer(artifact), artifact)
 
     def evaluate(self, records: Records) -> Evaluation:
         """Loss and accuracy on other examples of the same task."""
@@ -79,19 +78,22 @@ class TrainedModel:
             whole_matrices: see ``export_peft``.
             part_of: the run's whole adapter, of which this is a part.
         """
-        draw = generator(self._config.run.seed, "probe tokens")
-        tokens = torch.from_numpy(draw.integers(1, len(self._tokenizer), (PROBES, PROBE_TOKENS)))
-        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        inputs = probe_inputs(self._tokenizer, seed=self._config.run.seed)
         return export_peft(
             self._union,
             folder,
             base=self._config.base.model,
-            base_digest=self._base,
-            base_quantize=self._quantize,
+            artifact=self._artifact,
             inputs=inputs,
             whole_matrices=whole_matrices,
             from_run=None if part_of is None else self._difference(part_of, inputs),
         )
+
+    def export_merged(self, folder: Path) -> WholeModel:
+        """Write base and adapter as one ordinary model (``fedpeft.export.whole_model.export_merged``)."""
+        inputs = probe_inputs(self._tokenizer, seed=self._config.run.seed)
+        head_seed = derive_seed(self._config.run.seed, "head")
+        return export_merged(self._union, self._artifact, folder, inputs, head_seed=head_seed)
 
     def for_class(
         self, *, rank: int | None, methods: Sequence[str] | None, store: Path | None = None
@@ -105,10 +107,10 @@ class TrainedModel:
         config = self._config.model_copy(update={"adapter": adapter})
         artifacts = ArtifactStore(store or default_store())
         bench = Bench(artifacts)
-        plan = learning_plan(config, run_id="", base=self._base, adapter_spec="")
+        plan = learning_plan(config, run_id="", base=self._artifact.digest, adapter_spec="")
         with bench.lend(plan) as union:
             union.load(class_state(self._union.state(), union.initial_state()))
-            return TrainedModel(config, union, self._tokenizer, self._base, self._quantize)
+            return TrainedModel(config, union, self._tokenizer, self._artifact)
 
     @torch.no_grad()
     def _difference(self, other: "TrainedModel", inputs: dict[str, torch.Tensor]) -> float:

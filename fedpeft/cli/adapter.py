@@ -43,20 +43,34 @@ def inspect(folder: Path, original: str | None, store: Path | None) -> None:
     "--method", "methods", multiple=True, metavar="NAME", help="Keep this method; the head stays. Repeatable."
 )
 @click.option("--whole-matrices", is_flag=True, help="Fold IA3 beside LoRA into whole matrices: peft alone loads it.")
+@click.option("--full", is_flag=True, help="Write base and adapter as one model that transformers alone loads.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where to write it.")
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
 def export(
-    run: Path, rank: int | None, methods: tuple[str, ...], whole_matrices: bool, out: Path, store: Path | None
+    run: Path,
+    rank: int | None,
+    methods: tuple[str, ...],
+    whole_matrices: bool,
+    full: bool,
+    out: Path,
+    store: Path | None,
 ) -> None:
-    """Write the adapter of RUN again: for a class of devices, or in one piece for peft.
+    """Write the adapter of RUN again: for a class of devices, in one piece for peft, or as a whole model.
 
     \b
     Examples:
       fedpeft adapter export runs/a --rank 2 --method lora --out phones
       fedpeft adapter export runs/a --whole-matrices --out served
+      fedpeft adapter export runs/a --full --out model
     """
     whole = _trained(run, store)
     part = whole.for_class(rank=rank, methods=methods or None, store=store) if rank or methods else None
+    if full:
+        written = (part or whole).export_merged(out)
+        click.echo(
+            f"{out}: {written.architecture}, loaded anew: logits within {written.max_difference:.1e} of the adapter's"
+        )
+        return
     (part or whole).export(out, whole_matrices=whole_matrices, part_of=whole if part else None)
     _tell(out)
 
@@ -176,6 +190,8 @@ def _tell(folder: Path) -> None:
     click.echo(f"parameters   {summary['parameters']:,}")
     if (scheme := summary.get("base_quantize", "")) not in ("", "none"):
         click.echo(f"trained on   {scheme} weights; another model on the original ones (--original MODEL: how far)")
+    if names := summary.get("labels"):
+        click.echo(f"classes      {', '.join(names)}")
     blocks, gap = ", ".join(summary["peft_blocks"]), _gap(summary["peft_max_logit_difference"])
     click.echo(f"PEFT files   {summary['peft_type']}: {blocks}{gap}")
     if whole := summary.get("whole_matrices"):
@@ -186,7 +202,7 @@ def _tell(folder: Path) -> None:
         click.echo(f"not in them  {', '.join(summary['peft_lacks'])}")
         gap = _gap(summary["union_max_logit_difference"])
         click.echo(f"whole        union.safetensors: {len(summary['union_blocks'])} blocks{gap}")
-        click.echo("load         fedpeft.methods.load_union(model, folder)")
+        click.echo("load         fedpeft.export.load_union(model, folder)")
     else:
         click.echo("load         peft.PeftModel.from_pretrained(base_model, folder)")
 

@@ -124,6 +124,30 @@ def _trainable(artifact: "BaseArtifact", task: "TaskName") -> str:
     return f"adapters on {', '.join(anatomy.slots)} in {anatomy.layer_count} layers"
 
 
+@command.command()
+@click.argument("digest")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A new or empty folder.")
+@store_option
+def export(digest: str, out: Path, store: Path | None) -> None:
+    """Write the artifact DIGEST as a folder for transformers: float32 weights, config and tokenizer.
+
+    An adapter's `base_model_name_or_path` may then name that folder. The weights are those that devices train
+    against, quantization included.
+
+    \b
+    Example:
+      fedpeft base export sha256:0a1b... --out base
+    """
+    from fedpeft.base import ArtifactStore, default_store, load_tokenizer
+    from fedpeft.export.whole_model import export_base, probe_inputs
+
+    artifact = ArtifactStore(store or default_store()).get(digest)
+    written = export_base(artifact, out, probe_inputs(load_tokenizer(artifact), seed=0))
+    click.echo(
+        f"{out}: {written.architecture}, loaded anew: outputs within {written.max_difference:.1e} of the artifact"
+    )
+
+
 @command.command(name="ls")
 @store_option
 def list_artifacts(store: Path | None) -> None:

@@ -19,24 +19,41 @@ Trained with fedpeft: the data stayed with its owners, the coordinator saw sums 
 - Base model: `{base}`{digest}
 - Adapter parameters: {parameters:,}
 - Blocks in the PEFT files ({peft_type}): {held}
-{lacks}{quantized}
+{classes}{lacks}{quantized}
 ## Load it
 
-```python
+{export}```python
 {code}
 ```
 """
 
-_WITH_PEFT = """from peft import PeftModel
-from transformers import {auto}
+BASE_FOLDER = "<the base model>"
 
-base = {auto}.from_pretrained("<the base model>"{labels})
-model = PeftModel.from_pretrained(base, "<this directory>")"""
+_EXPORT = """The base as a folder for transformers, with the very weights that the adapter was trained on:
+`fedpeft base export {digest} --out "{folder}"`.
+
+"""
+
+_WITH_PEFT = """from peft import PeftModel
+from transformers import {auto}, AutoTokenizer
+
+{names}base = {auto}.from_pretrained("{base}"{labels})
+model = PeftModel.from_pretrained(base, "<this directory>")
+tokenizer = AutoTokenizer.from_pretrained("<this directory>")"""
+
+_NAMES = """names = {names}
+"""
+
+_LABELS = ", id2label=dict(enumerate(names)), label2id={name: number for number, name in enumerate(names)}"
 
 _WITH_UNION = """from pathlib import Path
+
+from transformers import {auto}
+
 from fedpeft.export import load_union
 
-union = load_union(base, Path("<this directory>"))  # base: the transformers model of the base
+{names}base = {auto}.from_pretrained("{base}"{labels})
+union = load_union(base, Path("<this directory>"))
 model = union.model"""
 
 
@@ -57,8 +74,14 @@ def model_card(summary: ExportSummary, *, task_type: str) -> str:
             "logits differ by the error of that quantization: load the base artifact named above for the trained "
             "model itself; `fedpeft adapter inspect --original MODEL` measures the difference.\n"
         )
-    with_peft = _WITH_PEFT.format(auto=auto, labels=", num_labels=..." if classify else "")
     on_hub = "/" in summary.base and ":" not in summary.base
+    code = (_WITH_UNION if summary.peft_lacks else _WITH_PEFT).format(
+        auto=auto,
+        base=summary.base if on_hub else BASE_FOLDER,
+        names=_NAMES.format(names=list(summary.labels)) if classify else "",
+        labels=_LABELS if classify else "",
+    )
+    export = _EXPORT.format(digest=summary.base_digest, folder=BASE_FOLDER)
     return _CARD.format(
         base_line=f"base_model: {summary.base}\n" if on_hub else "",
         tag="text-classification" if classify else "text-generation",
@@ -67,7 +90,9 @@ def model_card(summary: ExportSummary, *, task_type: str) -> str:
         parameters=summary.parameters,
         peft_type=summary.peft_type,
         held=", ".join(summary.peft_blocks),
+        classes=f"- Classes, in the order of the logits: {', '.join(summary.labels)}\n" if summary.labels else "",
         lacks=lacks,
         quantized=quantized,
-        code=_WITH_UNION if summary.peft_lacks else with_peft,
+        export=export if summary.base_digest and not on_hub else "",
+        code=code,
     )

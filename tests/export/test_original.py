@@ -35,7 +35,7 @@ def test_card_and_inspect_name_the_quantization_and_measure_what_it_moves(tmp_pa
     }
     union.load(AdapterState(start.spec, {**start.vectors, **changed}))
     folder = tmp_path / "adapter"
-    export_peft(union, folder, base=str(source), base_digest=trained.digest, base_quantize="nf4")
+    export_peft(union, folder, base=str(source), artifact=trained)
     assert "nf4 weights" in (folder / "README.md").read_text()
     moved = moved_by_the_original_weights(folder, trained, original)
     assert 1e-4 < moved.adapter_on_original < 2.0

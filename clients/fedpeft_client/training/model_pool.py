@@ -90,9 +90,9 @@ class Bench:
             raise RuntimeError("the bench has no tokenizer although it is ready")
         return self._tokenizer
 
-    def quantize(self, plan: LearningPlan) -> str:
-        """How the base that a plan names stores its weights."""
-        return self._store.get(plan.base).manifest.quantize
+    def artifact(self, plan: LearningPlan) -> BaseArtifact:
+        """The base that a plan names."""
+        return self._store.get(plan.base)
 
     def vocabulary(self, plan: LearningPlan) -> int:
         """Rows of the language model's output; 0 for a classifier."""

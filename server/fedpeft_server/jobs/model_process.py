@@ -22,6 +22,7 @@ from fedpeft.errors import FedpeftError, RunFailed
 from fedpeft_server.run.run_directory import AdapterSlot, RunDirectory
 
 if TYPE_CHECKING:
+    from fedpeft.base import BaseArtifact
     from fedpeft.methods import UnionAdapter
 
 __all__ = ["Drafted", "Foundry", "Publisher"]
@@ -145,7 +146,7 @@ class _Workshop:
         self._bases = bases
         self._union: UnionAdapter | None = None
         self._config: RunConfig | None = None
-        self._digest = self._quantize = ""
+        self._artifact: BaseArtifact | None = None
 
     def draft(self, payload: bytes) -> bytes:
         from fedpeft.base import build, load_model
@@ -157,8 +158,7 @@ class _Workshop:
         head_seed = derive_seed(config.run.seed, "head")
         model = load_model(artifact, task=config.task.kind, labels=config.task.labels, head_seed=head_seed)
         union = attach(model, config.adapter, seed=config.run.seed)
-        self._union, self._config, self._digest = union, config, artifact.digest
-        self._quantize = artifact.manifest.quantize
+        self._union, self._config, self._artifact = union, config, artifact
         initial = with_sources(union.initial_state(), config.adapter, config.base.adapters)
         head = json.dumps({"base": artifact.digest, "spec": initial.spec.to_json()})
         return head.encode() + b"\n" + initial.to_safetensors()
@@ -167,15 +167,14 @@ class _Workshop:
         from fedpeft.export import export_peft
 
         folder, _, content = payload.partition(b"\n")
-        if self._union is None or self._config is None:
+        if self._union is None or self._config is None or self._artifact is None:
             raise RunFailed("Expected a draft before an export, found none.")
         self._union.load(AdapterState.from_safetensors(self._union.spec, content))
         export_peft(
             self._union,
             Path(folder.decode()),
             base=self._config.base.model,
-            base_digest=self._digest,
-            base_quantize=self._quantize,
+            artifact=self._artifact,
         )
         return b""
 
