@@ -76,7 +76,7 @@ def _in_child(overrides: list[str]) -> dict[str, Any]:
 def one_run(overrides: list[str]) -> dict[str, Any]:
     """One simulation; in a child."""
     from fedpeft.config import load
-    from fedpeft.round.plan import learning_rates
+    from fedpeft.round.rates import learning_rates
     from fedpeft_client.training.trainer import TorchTrainer
     from fedpeft_sim.simulate import prepare, simulate
 
@@ -98,7 +98,7 @@ def one_run(overrides: list[str]) -> dict[str, Any]:
         now = {block.block_id: state[block.block_id] for block in state.spec.blocks}
         known = last.get("state")
         if known is not None and last["at"] < request.first_step:
-            rates = learning_rates(plan.adapter, plan.train, frozenset(now))
+            rates = learning_rates(plan, state.spec, frozenset(now))
             moved = request.first_step - last["at"]
             steps.extend(
                 float(np.sqrt(np.mean(np.square(now[block] - known[block])))) / (rate * moved)

@@ -4,6 +4,7 @@ from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.rates import per_matrix
 from fedpeft.ids import BlockId
 
 __all__ = ["METHOD", "BitFit"]
@@ -36,4 +37,5 @@ METHOD = Method(
         served_by=("peft",),
     ),
     export=Export(peft_type="LORA", alone=("encoder",), more="bias"),
+    rate=per_matrix(encoder=0.057, decoder=1.0),
 )

@@ -4,6 +4,7 @@ from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.rates import per_matrix
 from fedpeft.ids import BlockId
 
 __all__ = ["METHOD", "Ia3"]
@@ -37,4 +38,5 @@ METHOD = Method(
         served_by=("peft",),
     ),
     export=Export(peft_type="IA3", alone=BOTH),
+    rate=per_matrix(encoder=0.26, decoder=0.3),
 )

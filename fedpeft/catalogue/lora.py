@@ -9,6 +9,7 @@ from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.rates import Placed, both_factors, low_rank
 from fedpeft.catalogue.section import TargetName
 from fedpeft.ids import BlockId
 
@@ -94,6 +95,12 @@ def footprint(shape: BaseShape, settings: Lora) -> Footprint:
     )
 
 
+def rate(settings: Lora, placed: Placed) -> float:
+    """Of B; of A, where rounds train it."""
+    of_factor = both_factors if placed.block.block_id.startswith("lora.A") else low_rank
+    return of_factor(placed, rank=settings.rank, scale=scale_of(settings))
+
+
 METHOD = Method(
     name="lora",
     section=Lora,
@@ -111,4 +118,5 @@ METHOD = Method(
     ),
     export=Export(peft_type="LORA", alone=BOTH),
     tiers=lora_tiers,
+    rate=rate,
 )

@@ -8,6 +8,7 @@ from fedpeft.adapter import AdapterState
 from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.catalogue.finding import Finding
 from fedpeft.catalogue.footprint import Footprint
+from fedpeft.catalogue.rates import Placed
 from fedpeft.catalogue.section import Section
 from fedpeft.ids import BlockId
 
@@ -95,6 +96,7 @@ class Method(Generic[S]):
         picks_tokens: the layer computes some tokens only, and the last one must be shown all.
         made_of_runs: frozen blocks are filled in from earlier runs before round 1.
         tiers: the ranks at which a device may stop, ascending, of its settings; None: a device trains all or nothing.
+        rate: what ``learning_rate = "auto"`` is for one of its blocks; None: nobody measured it (``UNMEASURED``).
         counts_rounds: it spends a fixed number of rounds, so that none is spared to measure the class head.
     """
 
@@ -108,6 +110,7 @@ class Method(Generic[S]):
     between_rounds: Callable[[AdapterState, S, int], AdapterState] | None = None
     findings: Callable[[S, TrainingRounds], Iterator[Finding]] | None = None
     tiers: Callable[[S], tuple[int, ...]] | None = None
+    rate: Callable[[S, Placed], float] | None = None
     switchable: bool = True
     measures: bool = False
     at_input: bool = False

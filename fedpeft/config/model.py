@@ -138,7 +138,11 @@ class Train(Section):
 
     local_steps: int = Field(default=12, ge=1, le=100_000, description="Optimisation steps a device and round.")
     batch_size: int = Field(default=32, ge=1, le=4096, description="Examples a step.")
-    learning_rate: float = Field(default=3e-3, gt=0, description="Of the device's optimizer, at its peak.")
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        default="auto",
+        description="Of the device's optimizer, at its peak. `auto`: for each block what suits its method, rank and "
+        "place in the model.",
+    )
     optimizer: Literal["adamw", "paged-adamw", "sgd"] = Field(
         default="adamw",
         description="The device's; its state lasts one round. `paged-adamw`: 8-bit states in paged memory on CUDA "

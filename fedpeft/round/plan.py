@@ -5,7 +5,6 @@ same models as the coordinator, builds the adapter itself and compares digests: 
 code or paths from the coordinator.
 """
 
-from collections.abc import Collection
 from math import cos, pi
 
 from pydantic import Field, ValidationError
@@ -22,7 +21,6 @@ from fedpeft.config.model import (
     Train,
 )
 from fedpeft.errors import SpecMismatch
-from fedpeft.ids import BlockId
 
 __all__ = [
     "MAX_STATE",
@@ -32,7 +30,6 @@ __all__ = [
     "example_terms",
     "learning_plan",
     "learning_rate_factor",
-    "learning_rates",
 ]
 
 MAX_STATE = 1e4
@@ -155,14 +152,3 @@ def learning_rate_factor(train: Train, rounds: Rounds | PlannedRounds, round_id:
             return 1.0 - done
         case "cosine":
             return 0.5 * (1.0 + cos(pi * done))
-
-
-def learning_rates(adapter: Adapter, train: Train, blocks: Collection[BlockId]) -> dict[BlockId, float]:
-    """The learning rate of each of these blocks: its method's own, or the run's."""
-    return {block_id: _own_rate(adapter, block_id) or train.learning_rate for block_id in sorted(blocks)}
-
-
-def _own_rate(adapter: Adapter, block_id: BlockId) -> float | None:
-    method = block_id.split(".")[0]
-    rate: float | None = adapter.head_learning_rate if method == "head" else getattr(adapter, method).learning_rate
-    return rate

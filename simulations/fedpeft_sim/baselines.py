@@ -18,7 +18,8 @@ from fedpeft.config.model import Rounds
 from fedpeft.data import EncodedDataset
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, blocks_for, due_blocks
-from fedpeft.round.plan import LearningPlan, learning_rate_factor, learning_rates
+from fedpeft.round.plan import LearningPlan, learning_rate_factor
+from fedpeft.round.rates import learning_rates
 from fedpeft.tuning import Evaluation, HiddenSource, JoinedCaches, LocalPlan, evaluate, train
 from fedpeft.tuning.class_means import measure_class_means
 from fedpeft_client.training.examples import Examples, Prepared, batch_seed
@@ -120,7 +121,7 @@ def _train(
     for round_id in range(1, rounds.count + 1):
         factor = learning_rate_factor(plan.train, rounds, round_id)
         due = blocks & due_blocks(union.spec, plan.adapter, round_id)
-        rates = learning_rates(plan.adapter, plan.train, due)
+        rates = learning_rates(plan, union.spec, due)
         local = LocalPlan(
             steps=steps,
             batch_size=plan.train.batch_size,

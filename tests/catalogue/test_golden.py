@@ -66,10 +66,11 @@ def cases() -> list[tuple[str, str]]:
 def on_model(method: str, family: str) -> dict[str, object]:
     """Specification, wire form, due blocks and the coordinator's part of one method on a tiny model."""
     from fedpeft.aggregate import between_rounds
-    from fedpeft.config.model import Train
+    from fedpeft.config.model import Task, Train
     from fedpeft.methods import attach, due_blocks
-    from fedpeft.round.plan import learning_rates
+    from fedpeft.round.rates import learning_rates
     from fedpeft.testing.models import tiny_bert, tiny_llama
+    from fedpeft.testing.trainers import toy_plan
 
     adapter = Adapter.model_validate_json(json.dumps(settings_of(method)))
     union = attach((tiny_bert if family == "encoder" else tiny_llama)(), adapter, seed=3)
@@ -78,6 +79,8 @@ def on_model(method: str, family: str) -> dict[str, object]:
     moved = start.replace(
         {b.block_id: (start[b.block_id] + draw.random(b.size)).astype("f4") for b in spec.blocks if b.trainable}
     )
+    kind = "classify" if family == "encoder" else "causal-lm"
+    plan = toy_plan(spec).model_copy(update={"adapter": adapter, "train": Train(), "task": Task(kind=kind)})
     after = {r: between_rounds(moved, adapter, r) for r in ROUNDS}
     return {
         "spec": spec.digest,
@@ -89,7 +92,7 @@ def on_model(method: str, family: str) -> dict[str, object]:
             str(r): {str(b): int(np.count_nonzero(v)) for b, v in state.items() if v.tobytes() != moved[b].tobytes()}
             for r, state in after.items()
         },
-        "rates": {str(b): rate for b, rate in learning_rates(adapter, Train(), list(start)).items()},
+        "rates": {str(b): rate for b, rate in learning_rates(plan, spec, list(start)).items()},
     }
 
 

@@ -2,9 +2,6 @@
 
 import pytest
 
-from fedpeft.config.model import Adapter, BitFit, Lora, Train
-from fedpeft.ids import BlockId
-
 pytestmark = pytest.mark.torch
 
 
@@ -13,16 +10,6 @@ def test_a_capacity_reads_as_a_person_would_say_it() -> None:
 
     assert str(Capacity(methods=("lora", "bitfit"), rank=4)) == "lora r4 + bitfit"
     assert str(Capacity(methods=("lora",))) == "lora"
-
-
-def test_a_method_learns_at_its_own_rate_and_at_the_runs_where_it_has_none() -> None:
-    from fedpeft.round.plan import learning_rates
-
-    adapter = Adapter(lora=Lora(learning_rate=0.5), bitfit=BitFit(), head_learning_rate=0.25)
-    blocks = frozenset(map(BlockId, ("lora.B.t4", "lora.B.t8", "bitfit", "head")))
-    rates = learning_rates(adapter, Train(learning_rate=0.125), blocks)
-    assert rates == {"lora.B.t4": 0.5, "lora.B.t8": 0.5, "bitfit": 0.125, "head": 0.25}
-    assert list(rates) == sorted(rates)
 
 
 def test_two_devices_of_one_run_draw_different_batches() -> None:

@@ -9,7 +9,8 @@ import numpy as np
 
 from fedpeft.adapter import AdapterState
 from fedpeft.errors import PolicyRefused
-from fedpeft.round.plan import LearningPlan, learning_rates
+from fedpeft.round.plan import LearningPlan
+from fedpeft.round.rates import learning_rates
 
 __all__ = ["StateWatch"]
 
@@ -39,7 +40,7 @@ class StateWatch:
         last = self._last
         if last is not None and last[0] == plan.run_id and last[1] < first_step:
             blocks = [block.block_id for block in state.spec.blocks]
-            for block_id, rate in learning_rates(plan.adapter, plan.train, blocks).items():
+            for block_id, rate in learning_rates(plan, state.spec, blocks).items():
                 moved = np.subtract(state[block_id], last[2][block_id], dtype=np.float64)
                 steps = float(np.sqrt(np.mean(np.square(moved)))) / (rate * (first_step - last[1]))
                 if not steps <= self._most:

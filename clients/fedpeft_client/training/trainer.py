@@ -26,7 +26,8 @@ from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.failures import cause_of
 from fedpeft.round.local import DeviceStore, Effort, LocalResult
-from fedpeft.round.plan import LearningPlan, learning_rates
+from fedpeft.round.plan import LearningPlan
+from fedpeft.round.rates import learning_rates
 from fedpeft.round.size_class import size_class
 from fedpeft.round.work import Work
 from fedpeft.tuning import Evaluation, LocalPlan, NoiseScale, evaluate, train, train_privately
@@ -213,7 +214,7 @@ class TorchTrainer:
         owns = self.trains(plan) & due_blocks(union.spec, plan.adapter, round_id) & (local | set(work.blocks))
         if not owns:  # nothing of what this round asks for is this device's: it adds to the metrics alone
             return _Learnt(deltas={})
-        rates = learning_rates(plan.adapter, plan.train, owns)
+        rates = learning_rates(plan, union.spec, owns)
         steps = _local_plan(
             plan.train,
             rates,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft import secagg
-from fedpeft.adapter import AdapterState, BlockSpec
+from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec
 from fedpeft.aggregate import (
     Individual,
     RoundSums,
@@ -30,7 +30,8 @@ from fedpeft.config.rules import RULES
 from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS, Measured, in_bucket, measured_in
-from fedpeft.round.plan import LearningPlan, learning_rates
+from fedpeft.round.plan import LearningPlan
+from fedpeft.round.rates import learning_rates
 from fedpeft.round.size_class import weight_share
 from fedpeft.round.task import RoundOutcome, RoundTask
 from fedpeft.round.work import dealt_buckets, planned_blocks
@@ -117,7 +118,7 @@ class Aggregation:
             return proposed, server
         moved, server = optimized(self._rule, state, proposed, server)
         if self._config.train.scaffold and sums is not None:
-            server = replace(server, control=self._controls(task, server, summed, sums, population))
+            server = replace(server, control=self._controls(task, state.spec, server, summed, sums, population))
         settled_state = settled(self._rule, moved, round_id=task.round_id, seed=self._plan.seed)
         return settled_state, self._in_this_gauge(server, moved, settled_state)
 
@@ -175,14 +176,20 @@ class Aggregation:
         return updates
 
     def _controls(
-        self, task: RoundTask, server: ServerState, summed: secagg.Summed, sums: RoundSums, population: int
+        self,
+        task: RoundTask,
+        spec: AdapterSpec,
+        server: ServerState,
+        summed: secagg.Summed,
+        sums: RoundSums,
+        population: int,
     ) -> dict[BlockId, npt.NDArray[np.float32]]:
         """SCAFFOLD's c after the round, from the sum of deltas alone.
 
         Each owner's control moves by -c - delta / (K eta), so c moves by the mean of that over the population.
         """
         controls = dict(server.control)
-        rates = learning_rates(self._plan.adapter, self._plan.train, sums.sums.keys())
+        rates = learning_rates(self._plan, spec, sums.sums.keys())
         here = len(summed.survivors) / max(population, len(summed.survivors))
         for block_id, total in sums.sums.items():
             step = self._plan.train.local_steps * rates[block_id] * task.learning_rate_factor
