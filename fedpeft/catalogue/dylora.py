@@ -7,6 +7,7 @@ from fedpeft.catalogue.common import SCALE, TARGETS, of_every_token, present, wi
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.rates import Placed, low_rank
 from fedpeft.catalogue.section import TargetName
 from fedpeft.ids import BlockId
 
@@ -33,6 +34,11 @@ def footprint(shape: BaseShape, settings: DyLora) -> Footprint:
     )
 
 
+def rate(settings: DyLora, placed: Placed) -> float:
+    """As LoRA's B over a frozen A."""
+    return low_rank(placed, rank=settings.rank, scale=settings.scale)
+
+
 METHOD = Method(
     name="dylora",
     section=DyLora,
@@ -50,4 +56,5 @@ METHOD = Method(
     ),
     export=Export(peft_type="LORA", alone=BOTH),
     measures=True,
+    rate=rate,
 )

@@ -10,6 +10,7 @@ from fedpeft.catalogue.finding import Finding
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow, TrainingRounds
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.rates import Placed, low_rank
 from fedpeft.catalogue.section import TargetName
 from fedpeft.ids import BlockId
 
@@ -61,6 +62,11 @@ def footprint(shape: BaseShape, settings: ReLora) -> Footprint:
     )
 
 
+def rate(settings: ReLora, placed: Placed) -> float:
+    """As LoRA's B over a frozen A."""
+    return low_rank(placed, rank=settings.rank, scale=settings.scale)
+
+
 METHOD = Method(
     name="relora",
     section=ReLora,
@@ -80,4 +86,5 @@ METHOD = Method(
     counts_rounds=True,
     due=due,
     findings=findings,
+    rate=rate,
 )
