@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpeft import bounded_json
-from fedpeft.data.records import ProblemLog
+from fedpeft.data.records import BATCH_ROWS, ProblemLog
 from fedpeft.errors import DataInvalid, ResourceMissing, foreign
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 Row = tuple[int, Mapping[str, object]]
-BATCH_ROWS = 4096
 STATE = bounded_json.JsonLimits(max_bytes=16 * 2**20)
 SCHEMA_NOTE = bounded_json.JsonLimits(max_bytes=16 * 2**20, max_depth=64)
 

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from fedpeft.config.model import Task
 from fedpeft.data.encode import Measured, Tokenizer, measure, rendered_rows
 from fedpeft.data.formats import Loaded
-from fedpeft.data.holdout import Ranks, content_ranks, split_indices
+from fedpeft.data.holdout import content_ranks, split_indices
 from fedpeft.data.records import MAX_PROBLEMS, Record, Records
 from fedpeft.data.remarks import (
     answer_remark,
@@ -156,6 +157,7 @@ def check_loaded(
     classify = convention is Convention.TEXT_LABEL
     ranks = content_ranks(good, seed)
     train, held_out = split_indices(good, ranks, holdout)
+    distinct, content = np.unique(ranks, return_inverse=True)
     labels = _labels(good) if classify else {}
     unused = unused_columns((*records.columns(), *loaded.unused), convention, column_map or {})
     return DataReport(
@@ -165,15 +167,15 @@ def check_loaded(
         examples=len(records),
         usable=len(good) - measured.refused.count,
         empties=sum(_has_empty(records[i], convention) for i in findings.bad_rows),
-        duplicates=len(good) - len(np.unique(ranks)),
-        contradictions=_contradictions(good, ranks) if classify else 0,
+        duplicates=len(good) - len(distinct),
+        contradictions=_contradictions(good, content) if classify else 0,
         labels=labels,
         rendered=_examples(good, convention, tokens),
         lengths=_lengths(measured, task, name, approximate=tokenizer is None),
         split=Split(
             train=len(train),
             held_out=len(held_out),
-            shared=len(np.intersect1d(ranks[train], ranks[held_out])),
+            shared=_shared(content, train, held_out),
         ),
         problem_count=findings.log.count + measured.refused.count,
         problems=(*findings.log.problems, *measured.refused.problems)[:MAX_PROBLEMS],
@@ -188,20 +190,30 @@ def check_loaded(
 
 
 def _labels(records: Records) -> dict[str, int]:
+    found: Counter[tuple[type, object]] = Counter()
+    for window in records.windows("label"):
+        found.update(zip(map(type, window), window, strict=True))  # by type too: True is equal to 1
     counts: Counter[str] = Counter()
-    for (_, value), count in Counter((type(value), value) for value in records.values("label")).items():
+    for (_, value), count in found.items():
         counts[str(label_name(value))] += count
     return dict(sorted(counts.items()))
 
 
-def _contradictions(records: Records, ranks: Ranks) -> int:
-    """How many contents occur with different labels."""
+def _contradictions(records: Records, content: npt.NDArray[np.intp]) -> int:
+    """How many contents (numbered from 0, shape (n,)) occur with different labels."""
     codes: dict[str | None, int] = {}
     names = (value if type(value) is str else label_name(value) for value in records.values("label"))
-    labels = np.fromiter((codes.setdefault(name, len(codes)) for name in names), dtype=np.int64, count=len(records))
-    _, content = np.unique(ranks, return_inverse=True)
-    pairs = np.unique(np.stack([content.astype(np.int64), labels]), axis=1)  # (2, distinct pairs)
-    return int((np.bincount(pairs[0]) > 1).sum()) if pairs.size else 0
+    labels = np.fromiter((codes.setdefault(name, len(codes)) for name in names), dtype=np.intp, count=len(records))
+    pairs = np.unique(content * max(1, len(codes)) + labels)  # (distinct pairs,)
+    return int((np.bincount(pairs // max(1, len(codes))) > 1).sum()) if pairs.size else 0
+
+
+def _shared(content: npt.NDArray[np.intp], train: npt.NDArray[np.intp], held_out: npt.NDArray[np.intp]) -> int:
+    """How many contents occur on both sides."""
+    there = np.zeros((2, int(content.max(initial=-1)) + 1), dtype=np.bool_)
+    there[0, content[train]] = True
+    there[1, content[held_out]] = True
+    return int(there.all(axis=0).sum())
 
 
 def _has_empty(row: Record, convention: Convention) -> bool:

@@ -16,29 +16,32 @@ from fedpeft.data import arrow_files, builtin, text_files
 from fedpeft.data.arrow_files import ColumnChoice
 from fedpeft.data.choosing import LeftOut, choose
 from fedpeft.data.opening import plain_suffix
-from fedpeft.data.packed import MISSING, PackedColumn, PackedOrigins, PackedRows
-from fedpeft.data.records import ProblemLog, Record, Records
+from fedpeft.data.packed import PackedColumn, PackedOrigins, PackedRows
+from fedpeft.data.records import BATCH_ROWS, MISSING, Batch, ProblemLog, Record, Records
 from fedpeft.data.tasks import KNOWN_COLUMNS
 
 __all__ = ["Loaded", "load", "load_noting", "load_records", "located"]
 
 Row = tuple[int, Record]
-Reader = Callable[[Path, ProblemLog, ColumnChoice], Iterator[Row]]
+Reader = Callable[[Path, ProblemLog, ColumnChoice], Iterator[Batch]]
 Progress = Callable[[int], None]
 """Told the number of rows read so far, now and then."""
 
-BATCH_ROWS = 4096
+
+def _json_batches(path: Path, log: ProblemLog, choice: ColumnChoice) -> Iterator[Batch]:
+    return _batches(text_files.read_json(path, log), choice)
+
 
 READERS: Mapping[str, Reader] = {
-    ".jsonl": lambda path, log, _: text_files.read_json(path, log),
-    ".ndjson": lambda path, log, _: text_files.read_json(path, log),
-    ".json": lambda path, log, _: text_files.read_json(path, log),
-    ".csv": lambda path, log, _: text_files.read_csv(path, log),
-    ".tsv": lambda path, log, _: text_files.read_csv(path, log, delimiter="\t"),
-    ".parquet": arrow_files.read_parquet,
-    ".arrow": arrow_files.read_arrow,
-    ".feather": arrow_files.read_arrow,
-    "": arrow_files.read_saved_dataset,
+    ".jsonl": _json_batches,
+    ".ndjson": _json_batches,
+    ".json": _json_batches,
+    ".csv": lambda path, log, _: text_files.csv_batches(path, log),
+    ".tsv": lambda path, log, _: text_files.csv_batches(path, log, delimiter="\t"),
+    ".parquet": lambda path, log, choice: _batches(arrow_files.read_parquet(path, log, choice), choice),
+    ".arrow": lambda path, log, choice: _batches(arrow_files.read_arrow(path, log, choice), choice),
+    ".feather": lambda path, log, choice: _batches(arrow_files.read_arrow(path, log, choice), choice),
+    "": lambda path, log, choice: _batches(arrow_files.read_saved_dataset(path, log, choice), choice),
 }
 
 
@@ -144,6 +147,14 @@ def _bundled(source: str, wanted: frozenset[str] | None) -> Loaded:
     )
 
 
+def _batches(rows: Iterator[Row], choice: ColumnChoice) -> Iterator[Batch]:
+    """Rows by column, a few thousand at a time; columns that nobody asked for are noted and left out."""
+    while some := list(islice(rows, BATCH_ROWS)):
+        names = choice.of(dict.fromkeys(chain.from_iterable(row for _, row in some)))
+        columns = {name: [row.get(name, MISSING) for _, row in some] for name in names}
+        yield Batch(lines=[number for number, _ in some], columns=columns)
+
+
 @dataclass(slots=True)
 class _Collector:
     """Rows of all files as they come, packed column by column."""
@@ -151,15 +162,15 @@ class _Collector:
     columns: dict[str, PackedColumn] = field(default_factory=dict)
     lines: "array[int]" = field(default_factory=lambda: array("Q"))
 
-    def add(self, rows: list[Row], choice: ColumnChoice) -> None:
-        done = len(self.lines)
-        for name in dict.fromkeys(chain.from_iterable(row for _, row in rows)):
-            if name not in self.columns and choice.of([name]):
+    def add(self, batch: Batch, choice: ColumnChoice) -> None:
+        done, rows = len(self.lines), len(batch.lines)
+        for name in choice.of(batch.columns):
+            if name not in self.columns:
                 self.columns[name] = column = PackedColumn()
                 column.extend([MISSING] * done)
         for name, column in self.columns.items():
-            column.extend([row.get(name, MISSING) for _, row in rows])
-        self.lines.extend(number for number, _ in rows)
+            column.extend(batch.columns.get(name) or [MISSING] * rows)
+        self.lines.extend(batch.lines)
 
 
 def _read(source: str, wanted: frozenset[str] | None, log: ProblemLog, progress: Progress) -> Loaded:
@@ -170,8 +181,7 @@ def _read(source: str, wanted: frozenset[str] | None, log: ProblemLog, progress:
     files: list[tuple[str, int]] = []
     for path in paths:
         before = len(collector.lines), log.count
-        rows = READERS["" if path.is_dir() else plain_suffix(path)](path, log, choice)
-        while batch := list(islice(rows, BATCH_ROWS)):
+        for batch in READERS["" if path.is_dir() else plain_suffix(path)](path, log, choice):
             collector.add(batch, choice)
             progress(len(collector.lines))
         if (len(collector.lines), log.count) == before:

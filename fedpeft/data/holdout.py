@@ -4,31 +4,36 @@ Guarantees:
     the two sides are disjoint and complete;
     duplicates fall on one side;
     the order of the records does not matter;
-    neither side is empty when there are two distinct examples;
-    the same records, share and seed give the same split on every machine.
+    neither side is empty when there are two distinct examples (``split_holdout``);
+    the same records, share and seed give the same split on every machine;
+    one example more or less moves no other (``split_each``).
 
-Within each class examples are ranked by a hash of seed and content; an example's position is its rank
-within its class, scaled to 0..1, and the first positions over all classes are held out. So each class gives
-about its share, and a class with a single example keeps it for training.
+Two ways. ``split_holdout`` ranks the examples of each class by a hash of seed and content; an example's position is
+its rank within its class, scaled to 0..1, and the first positions over all classes are held out. So each class gives
+about its share, and a class with a single example keeps it for training; but an example that comes or goes moves
+others over the line. Under example-level privacy, whose promise is about exactly that one example, ``split_each``
+decides of every example by its own hash.
 """
 
 import hashlib
 import json
-import sys
-from collections.abc import Mapping, Sequence
-from itertools import repeat
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from json.encoder import encode_basestring
 
 import numpy as np
 import numpy.typing as npt
 
-from fedpeft.data.records import Record, Records
+from fedpeft.data.records import BATCH_ROWS, Record, Records
 from fedpeft.data.tasks import Convention, detect
 from fedpeft.errors import DataInvalid
 
-__all__ = ["content_ranks", "split_holdout", "split_indices"]
+__all__ = ["content_ranks", "split_each", "split_holdout", "split_indices"]
 
-Ranks = npt.NDArray[np.bytes_]
-"""32 bytes a record: a hash of its content and the seed. Equal contents have equal ranks."""
+Ranks = npt.NDArray[np.uint64]
+"""A number a record: the first 64 bits of a hash of its content and the seed. Equal contents have equal ranks."""
+
+Indices = npt.NDArray[np.intp]
 
 
 def split_holdout(records: Records, holdout: float, seed: int) -> tuple[Records, Records]:
@@ -45,10 +50,29 @@ def split_holdout(records: Records, holdout: float, seed: int) -> tuple[Records,
     Raises:
         DataInvalid: ``holdout`` is out of range.
     """
+    train, held_out = split_indices(records, content_ranks(records, seed), _share(holdout))
+    return records.select(train.tolist()), records.select(held_out.tolist())
+
+
+def split_each(records: Records, holdout: float, seed: int) -> tuple[Records, Records]:
+    """As ``split_holdout``, but no example's side depends on another's: of a few, all may fall on one side.
+
+    Args:
+        records: of one client.
+        holdout: how likely an example is held out, 0 < holdout < 1.
+        seed: the run's.
+
+    Raises:
+        DataInvalid: ``holdout`` is out of range.
+    """
+    held = content_ranks(records, seed) < np.uint64(min(int(_share(holdout) * 2.0**64), 2**64 - 1))  # (n,)
+    return records.select(np.flatnonzero(~held).tolist()), records.select(np.flatnonzero(held).tolist())
+
+
+def _share(holdout: float) -> float:
     if not 0 < holdout < 1:
         raise DataInvalid(f"Expected 0 < holdout={holdout} < 1; give the share to hold out, e.g. 0.2.")
-    train, held_out = split_indices(records, content_ranks(records, seed), holdout)
-    return records.select(train), records.select(held_out)
+    return holdout
 
 
 def content_ranks(records: Records, seed: int) -> Ranks:
@@ -58,21 +82,30 @@ def content_ranks(records: Records, seed: int) -> Ranks:
     except DataInvalid:
         convention = None
     if convention is Convention.TEXT_LABEL:  # the same key as ``content_key`` makes, without a row in between
-        keys = (_CANONICAL({"text": _plain(text)}) for text in records.values("text"))
+        keys: Iterator[str] = map(_text_key, records.values("text"))
     else:
         keys = (content_key(row, convention) for row in records.rows)
-    digests = (_rank(key, seed) for key in keys)
-    return np.fromiter(digests, dtype="S32", count=len(records))
+    begun = f"fedpeft/1 holdout {seed} ".encode()
+    ranks = np.empty(len(records), dtype=np.uint64)
+    for start in range(0, len(records), BATCH_ROWS):
+        some = b"".join(_rank(begun, key) for key in islice(keys, BATCH_ROWS))
+        ranks[start : start + BATCH_ROWS] = np.frombuffer(some, dtype=">u8")
+    return ranks
 
 
-def split_indices(records: Records, ranks: Ranks, holdout: float) -> tuple[list[int], list[int]]:
+def _rank(begun: bytes, key: str) -> bytes:
+    # JSON may hold half a surrogate pair; it must not stop the split (``validate`` names such rows).
+    return hashlib.sha256(begun + key.encode("utf-8", "surrogatepass")).digest()[:8]
+
+
+def split_indices(records: Records, ranks: Ranks, holdout: float) -> tuple[Indices, Indices]:
     """The indices of both sides, ascending; see ``split_holdout``."""
     if not len(records):
-        return [], []
+        return np.zeros(0, np.intp), np.zeros(0, np.intp)
     # Distinct contents, ascending by rank, and which of them each record has.
     distinct, content = np.unique(ranks, return_inverse=True)
     held = _held_out(_classes(records, content, len(distinct)), holdout)[content]  # (n,)
-    return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def content_key(row: Record, convention: Convention | None) -> str:
@@ -100,25 +133,39 @@ def _plain(value: object) -> object:
     return value
 
 
-def _classes(records: Records, content: npt.NDArray[np.intp], distinct: int) -> Sequence[str]:
-    """Each distinct content's class: the first by name where duplicates disagree."""
-    classes: list[str | None] = [None] * distinct
-    labels = records.values("label") if "label" in records.columns() else repeat("", len(records))
-    for value, index in zip(labels, content.tolist(), strict=True):
-        label = sys.intern(str(value))
-        known = classes[index]
-        classes[index] = label if known is None else min(label, known)
-    return [name or "" for name in classes]
+def _text_key(text: object) -> str:
+    if type(text) is str:
+        return f'{{"text": {encode_basestring(" ".join(text.casefold().split()))}}}'
+    return _CANONICAL({"text": _plain(text)})
 
 
-def _held_out(classes: Sequence[str], holdout: float) -> npt.NDArray[np.bool_]:
-    """Which contents to hold out, shape (distinct,); ``classes`` are ascending by rank."""
+def _classes(records: Records, content: Indices, distinct: int) -> Indices:
+    """Each distinct content's class, as a number: the first by name where duplicates disagree."""
     codes: dict[str, int] = {}
-    members = np.fromiter((codes.setdefault(name, len(codes)) for name in classes), dtype=np.int64, count=len(classes))
-    sizes = np.bincount(members)
-    grouped = np.argsort(members, kind="stable")  # class by class, ascending by rank within
-    within = np.arange(len(members)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    position = np.empty(len(members))
+    if "label" in records.columns():
+        members = np.fromiter(_coded(map(str, records.values("label")), codes), dtype=np.intp, count=len(records))
+    else:
+        codes, members = {"": 0}, np.zeros(len(records), np.intp)
+    by_name = np.empty(len(codes), np.intp)
+    by_name[[codes[name] for name in sorted(codes)]] = np.arange(len(codes))
+    classes = np.full(distinct, len(codes), dtype=np.intp)
+    np.minimum.at(classes, content, by_name[members])
+    return classes
+
+
+def _coded(names: Iterator[str], codes: dict[str, int]) -> Iterator[int]:
+    """Each name's number; ``codes`` takes up those that are new."""
+    for name in names:
+        code = codes.get(name)
+        yield codes.setdefault(name, len(codes)) if code is None else code
+
+
+def _held_out(classes: Indices, holdout: float) -> npt.NDArray[np.bool_]:
+    """Which contents to hold out, shape (distinct,); ``classes`` are ascending by rank."""
+    sizes = np.bincount(classes)
+    grouped = np.argsort(classes, kind="stable")  # class by class, ascending by rank within
+    within = np.arange(len(classes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    position = np.empty(len(classes))
     position[grouped] = (within + 0.5) / np.repeat(sizes, sizes)
     order = np.argsort(position, kind="stable")  # by rank where positions are equal
     wanted = min(max(round(holdout * len(order)), 1), max(len(order) - 1, 0))
@@ -128,8 +175,3 @@ def _held_out(classes: Sequence[str], holdout: float) -> npt.NDArray[np.bool_]:
 
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, default=str, ensure_ascii=False).encode
-
-
-def _rank(key: str, seed: int) -> bytes:
-    # JSON may hold half a surrogate pair; it must not stop the split (``validate`` names such rows).
-    return hashlib.sha256(f"fedpeft/1 holdout {seed} {key}".encode("utf-8", "surrogatepass")).digest()

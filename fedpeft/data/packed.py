@@ -13,20 +13,16 @@ import tempfile
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, pairwise, repeat
-from typing import BinaryIO, Final, overload
+from itertools import accumulate, chain, pairwise
+from typing import BinaryIO, overload
 
-from fedpeft.data.records import Record, Subsettable, Table
+from fedpeft.data.records import MISSING, WINDOW, Record, Subsettable, Table
 
-__all__ = ["MEMORY_BYTES", "MISSING", "PackedColumn", "PackedOrigins", "PackedRows"]
+__all__ = ["MEMORY_BYTES", "PackedColumn", "PackedOrigins", "PackedRows"]
 
 MEMORY_BYTES = 32 * 2**20
 """Of one column: more goes to a temporary file."""
 
-MISSING: Final = object()
-"""Stands for a column that a row does not have, which is not the same as null."""
-
-WINDOW = 512  # rows unpacked at once by an iteration
 TEXT, ABSENT, JSON, OBJECT = range(4)
 
 
@@ -43,7 +39,7 @@ class PackedColumn:
 
     def extend(self, values: Sequence[object]) -> None:
         """Add values: texts, what JSON can say, ``MISSING``; other objects are kept as they are."""
-        if all(type(value) is str for value in values) and (text := "".join(values)).isascii():  # type: ignore[arg-type]
+        if set(map(type, values)) <= {str} and (text := "".join(values)).isascii():  # type: ignore[arg-type]
             # The usual case: one character a byte, so lengths need no encoding.
             self._append(bytes(len(values)), map(len, values), text.encode("ascii"))  # type: ignore[arg-type]
             return
@@ -153,7 +149,7 @@ class PackedRows(Table):
 
     def select(self, indices: Sequence[int]) -> "PackedRows":
         """See ``Subsettable``."""
-        return PackedRows(self._columns, array("Q", (self._chosen[i] for i in indices)))
+        return PackedRows(self._columns, _subset(self._chosen, indices))
 
     def names(self) -> tuple[str, ...]:
         """See ``Table``."""
@@ -161,13 +157,18 @@ class PackedRows(Table):
 
     def values(self, name: str) -> Iterator[object]:
         """See ``Table``."""
+        return chain.from_iterable(self.windows(name))
+
+    def windows(self, name: str) -> Iterator[list[object]]:
+        """See ``Table``."""
         column = self._columns.get(name)
-        if column is None:
-            yield from repeat(None, len(self))
-            return
+        complete = column is not None and column.complete
         for start, stop in _runs(self._chosen):
+            if column is None:
+                yield [None] * (stop - start)
+                continue
             window = column.window(start, stop)
-            yield from window if column.complete else (None if value is MISSING else value for value in window)
+            yield window if complete else [None if value is MISSING else value for value in window]
 
     def under(self, names: Mapping[str, str]) -> "PackedRows":
         """The same rows with further names (ours -> theirs) for columns that there are."""
@@ -214,7 +215,7 @@ class PackedOrigins(Subsettable[str]):
 
     def select(self, indices: Sequence[int]) -> "PackedOrigins":
         """See ``Subsettable``."""
-        return PackedOrigins(self._files, self._lines, array("Q", (self._chosen[i] for i in indices)))
+        return PackedOrigins(self._files, self._lines, _subset(self._chosen, indices))
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -229,6 +230,10 @@ class PackedOrigins(Subsettable[str]):
         row = self._chosen[index]
         name, _ = self._files[bisect_right(self._files, row, key=lambda file: file[1]) - 1]
         return f"{name}:{self._lines[row]}"
+
+
+def _subset(chosen: Sequence[int], indices: Sequence[int]) -> "array[int]":
+    return array("Q", map(chosen.__getitem__, indices))
 
 
 def _runs(chosen: Sequence[int]) -> Iterable[tuple[int, int]]:

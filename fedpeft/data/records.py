@@ -6,13 +6,28 @@ from files lie packed (``fedpeft.data.packed``) and become dictionaries as they 
 """
 
 from abc import abstractmethod
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, overload
+from typing import Final, TypeVar, overload
 
 from fedpeft.errors import DataInvalid, Problem
 
-__all__ = ["MAX_PROBLEMS", "ProblemLog", "Record", "Records", "Subsettable", "Table"]
+__all__ = [
+    "BATCH_ROWS",
+    "MAX_PROBLEMS",
+    "MISSING",
+    "WINDOW",
+    "Batch",
+    "ProblemLog",
+    "Record",
+    "Records",
+    "Subsettable",
+    "Table",
+]
+
+WINDOW = 512
+"""Values that ``Records.windows`` gives at a time."""
 
 MAX_PROBLEMS = 20
 """A refusal lists this many problems and counts the rest: enough to see the pattern, short enough to read."""
@@ -20,6 +35,25 @@ MAX_PROBLEMS = 20
 Record = Mapping[str, object]
 """One example: column name -> value as the file had it."""
 
+
+BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Rows that follow each other in a file, by column.
+
+    Args:
+        lines: each row's number in the file.
+        columns: name -> a value for each row; ``MISSING`` where a row lacks it.
+    """
+
+    lines: Sequence[int]
+    columns: Mapping[str, Sequence[object]]
+
+
+MISSING: Final = object()
+"""Stands for a column that a row does not have, which is not the same as null."""
 
 Item_co = TypeVar("Item_co", covariant=True)
 
@@ -42,6 +76,10 @@ class Table(Subsettable[Record]):
     @abstractmethod
     def values(self, name: str) -> Iterator[object]:
         """One column's values in order; None where a row lacks it."""
+
+    @abstractmethod
+    def windows(self, name: str) -> Iterator[list[object]]:
+        """As ``values``, some hundreds at a time: of all columns the same number at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +111,7 @@ class Records(Sequence[Record]):
 
     def select(self, indices: Iterable[int]) -> "Records":
         """The rows at ``indices``, in that order."""
-        chosen = tuple(indices)
+        chosen = indices if isinstance(indices, Sequence) else array("Q", indices)
         return Records(_chosen(self.rows, chosen), _chosen(self.origins, chosen))
 
     def columns(self) -> tuple[str, ...]:
@@ -87,6 +125,13 @@ class Records(Sequence[Record]):
         if isinstance(self.rows, Table):
             return self.rows.values(name)
         return (row.get(name) for row in self.rows)
+
+    def windows(self, name: str) -> Iterator[list[object]]:
+        """As ``values``, some hundreds at a time: of all columns the same number at once."""
+        if isinstance(self.rows, Table):
+            return self.rows.windows(name)
+        starts = range(0, len(self.rows), WINDOW)
+        return ([row.get(name) for row in self.rows[start : start + WINDOW]] for start in starts)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -104,7 +149,7 @@ class Records(Sequence[Record]):
         return self.rows[index]
 
 
-def _chosen(items: Sequence[Item_co], indices: tuple[int, ...]) -> Sequence[Item_co]:
+def _chosen(items: Sequence[Item_co], indices: Sequence[int]) -> Sequence[Item_co]:
     return items.select(indices) if isinstance(items, Subsettable) else tuple(items[i] for i in indices)
 
 

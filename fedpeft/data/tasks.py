@@ -152,15 +152,30 @@ def _doubtful(records: Records, allowed: tuple[str, ...]) -> Iterator[int]:
     """
     good: set[object] = set()
     text_first: bool | None = None
-    for i, (text, label) in enumerate(zip(records.values("text"), records.values("label"), strict=True)):
-        is_text = type(label) is str
-        plain = type(text) is str and text.isascii() and bool(text) and not text.isspace()
-        if not (plain and is_text and label in good):
-            yield i
-        if text_first is None and (name := label_name(label)) is not None:
-            text_first = is_text
-        if is_text and text_first and (name := label_name(label)) is not None and (not allowed or name in allowed):
-            good.add(label)
+    number = 0
+    for texts, labels in zip(records.windows("text"), records.windows("label"), strict=True):
+        # The usual window holds nothing new, and is found so without a look at each row.
+        if _are_plain_texts(texts) and set(map(type, labels)) == {str} and good.issuperset(labels):
+            number += len(texts)
+            continue
+        for text, label in zip(texts, labels, strict=True):
+            is_text = type(label) is str
+            if not (is_text and label in good and _are_plain_texts((text,))):
+                yield number
+            name = label_name(label)
+            if text_first is None and name is not None:
+                text_first = is_text
+            if is_text and text_first and name is not None and (not allowed or name in allowed):
+                good.add(label)
+            number += 1
+
+
+def _are_plain_texts(values: Sequence[object]) -> bool:
+    """Whether all are texts of ASCII, and none is empty or white space: then nothing is wrong with any."""
+    if set(map(type, values)) != {str}:
+        return False
+    texts = [str(value) for value in values]
+    return "".join(texts).isascii() and all(map(str.strip, texts))
 
 
 def fits(row: Record, task: Task) -> bool:

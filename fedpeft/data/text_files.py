@@ -5,15 +5,25 @@ after a bad line so that one run finds them all.
 """
 
 import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedpeft import bounded_json
 from fedpeft.bounded_json import JsonLimits, JsonRefused
 from fedpeft.data.opening import BROKEN, opened, plain_suffix, sort_of
-from fedpeft.data.records import ProblemLog
+from fedpeft.data.records import BATCH_ROWS, Batch, ProblemLog
 
-__all__ = ["MAX_LINE_BYTES", "read_csv", "read_json", "read_jsonl"]
+if TYPE_CHECKING:
+    import _csv
+
+__all__ = ["MAX_LINE_BYTES", "csv_batches", "read_csv", "read_json", "read_jsonl"]
+
+BOM = b"\xef\xbb\xbf"
+BLOCK_BYTES = 2**18
+"""Read and decoded at once."""
 
 MAX_LINE_BYTES = 16 * 2**20
 """One example of 16 MiB is a file that has lost its line ends, not an example."""
@@ -80,7 +90,7 @@ def _json_document(path: Path) -> bytes | None:
     """The file's bytes if it is one JSON value over several lines; None for JSONL and for what cannot be opened."""
     try:
         with opened(path) as file:
-            content = file.readline(MAX_LINE_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()
+            content = file.readline(MAX_LINE_BYTES).removeprefix(BOM).lstrip()
             while not content and (line := file.readline(MAX_LINE_BYTES)):
                 content = line.lstrip()
             spread = plain_suffix(path) == ".json" and content.startswith(b"{") and not _is_object(content)
@@ -105,35 +115,46 @@ def read_csv(path: Path, log: ProblemLog, *, delimiter: str = ",") -> Iterator[R
     Columns may be separated by semicolons, tabs or bars instead, if the header has no comma. A nameless column, such
     as the index that pandas writes, cannot be asked for and is left out.
     """
-    lines = (line for _, line in _lines(path, log))
+    for batch in csv_batches(path, log, delimiter=delimiter):
+        names = tuple(batch.columns)
+        for number, *fields in zip(batch.lines, *batch.columns.values(), strict=True):
+            yield number, dict(zip(names, fields, strict=True))
+
+
+def csv_batches(path: Path, log: ProblemLog, *, delimiter: str = ",") -> Iterator[Batch]:
+    """As ``read_csv``, a few thousand rows at a time, by column."""
+    lines = chain.from_iterable(_blocks(path, log))
     first = next(lines, None)
     if first is None:
         return
     delimiter = _delimiter(first, delimiter)
-    reader = csv.reader(_after(first, lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(chain((first,), lines), delimiter=delimiter, strict=True)
     header = _header(path, reader, log)
-    named = [i for i, name in enumerate(header) if name]
-    while named:
-        begin = reader.line_num + 1
+    if not any(header):
+        return
+    rows = _csv_rows(path, reader, len(header), log)
+    while some := list(islice(rows, BATCH_ROWS)):
+        numbers, fields = zip(*some, strict=True)
+        columns = zip(*fields, strict=True)
+        yield Batch(lines=numbers, columns={name: column for name, column in zip(header, columns, strict=True) if name})
+
+
+def _csv_rows(path: Path, reader: "_csv.Reader", width: int, log: ProblemLog) -> Iterator[tuple[int, list[str]]]:
+    """Each row's first line and its fields; a row that is none, or has another width, is noted and left out."""
+    begin = reader.line_num + 1
+    while True:
         try:
-            fields = next(reader)
-        except StopIteration:
+            for fields in reader:
+                if len(fields) == width:
+                    yield begin, fields
+                elif fields:  # a blank line is not a row
+                    found = f"{len(fields)}"
+                    log.add(f"{path}:{begin}", f"{width} fields as in the header", found, "Check the quotes.")
+                begin = reader.line_num + 1
             return
         except csv.Error as error:
             log.add(f"{path}:{begin}", "a CSV row", str(error), _csv_remedy(str(error)))
-            continue
-        if len(fields) == len(header):
-            row = dict(zip(header, fields, strict=True))
-            if len(named) < len(header):
-                row.pop("", None)
-            yield begin, row
-        elif fields:  # a blank line is not a row
-            log.add(f"{path}:{begin}", f"{len(header)} fields as in the header", f"{len(fields)}", "Check the quotes.")
-
-
-def _after(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from lines
+            begin = reader.line_num + 1
 
 
 def _delimiter(header: str, expected: str) -> str:
@@ -168,24 +189,49 @@ def _header(path: Path, reader: Iterator[list[str]], log: ProblemLog) -> Sequenc
 
 
 def _lines(path: Path, log: ProblemLog) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers, decoded; one that is not UTF-8 is noted and goes on with replacement marks."""
-    number = 0
+    """Lines with their numbers."""
+    return enumerate(chain.from_iterable(_blocks(path, log)), 1)
+
+
+def _blocks(path: Path, log: ProblemLog) -> Iterator[Sequence[str]]:
+    """All lines, decoded, many at a time; one that is not UTF-8 is noted and goes on with replacement marks."""
+    number = 0  # lines given so far
     try:
         with opened(path) as file:
-            line = file.readline(MAX_LINE_BYTES + 1)
-            if not _is_text(path, line, log):
+            rest = file.readline(MAX_LINE_BYTES + 1)
+            if not _is_text(path, rest, log):
                 return
-            line = line.removeprefix(b"\xef\xbb\xbf")  # the BOM that Windows programs write
-            while line:
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    log.add(f"{path}:{number}", f"a line of at most {MAX_LINE_BYTES} bytes", "a longer one")
+            rest = rest.removeprefix(BOM)  # which Windows programs write
+            while rest:
+                more = file.read(BLOCK_BYTES)
+                whole = rest + more
+                end = whole.rfind(b"\n") + 1 if more else len(whole)
+                rest = whole[end:]
+                lines, too_long = _decoded(path, whole[:end], number, log)
+                number += len(lines)
+                yield lines
+                if too_long or len(rest) > MAX_LINE_BYTES:
+                    found = "a longer one"
+                    log.add(f"{path}:{number + 1}", f"a line of at most {MAX_LINE_BYTES} bytes", found)
                     return
-                yield number, _text(line, f"{path}:{number}", log)
-                line = file.readline(MAX_LINE_BYTES + 1)
     except BROKEN as error:
         reason = str(error) or type(error).__name__
         log.add(f"{path}:{number + 1}", "a file that can be read to its end", reason, "Fetch or make it again.")
+
+
+def _decoded(path: Path, block: bytes, before: int, log: ProblemLog) -> tuple[list[str], bool]:
+    """The lines of a block, up to one beyond the limit, and whether there is such a one."""
+    if len(block) <= MAX_LINE_BYTES and b"\0" not in block:
+        try:
+            return list(io.StringIO(block.decode("utf-8"), newline="\n")), False
+        except UnicodeDecodeError:
+            pass  # line by line, to name it
+    lines: list[str] = []
+    for line in io.BytesIO(block):
+        if len(line) > MAX_LINE_BYTES:
+            return lines, True
+        lines.append(_text(line, f"{path}:{before + len(lines) + 1}", log))
+    return lines, False
 
 
 def _is_text(path: Path, first: bytes, log: ProblemLog) -> bool:

@@ -20,8 +20,8 @@ def numbered(n: int, label: str = "x") -> list[dict[str, object]]:
     return [{"text": f"{label} {i}", "label": label} for i in range(n)]
 
 
-def key(row: dict[str, object]) -> bytes:
-    return content_ranks(Records.of([row]), 0)[0]
+def key(row: dict[str, object]) -> int:
+    return int(content_ranks(Records.of([row]), 0)[0])
 
 
 def texts(records: Records) -> set[object]:

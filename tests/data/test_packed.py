@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.data import packed
-from fedpeft.data.packed import MISSING, PackedColumn, PackedOrigins, PackedRows
-from fedpeft.data.records import Records
+from fedpeft.data.packed import PackedColumn, PackedOrigins, PackedRows
+from fedpeft.data.records import MISSING, Records
 
 TEXTS = st.text()
 JSON = st.recursive(
