@@ -2,7 +2,7 @@
 
 from fedpeft.data.encode import IGNORED, EncodedDataset, Tokenizer, encode
 from fedpeft.data.formats import Loaded, load, load_records
-from fedpeft.data.holdout import split_holdout
+from fedpeft.data.holdout import split_each, split_holdout
 from fedpeft.data.records import Record, Records
 from fedpeft.data.tasks import Convention, detect, fits, label_names, validate
 from fedpeft.data.usable import encode_usable, nothing_encoded, readable_records
@@ -24,6 +24,7 @@ __all__ = [
     "load_records",
     "nothing_encoded",
     "readable_records",
+    "split_each",
     "split_holdout",
     "validate",
 ]

@@ -10,7 +10,7 @@ from itertools import chain
 from fedpeft.config import RunConfig
 from fedpeft.config.derived import with_head_start
 from fedpeft.config.model import Device
-from fedpeft.data import Loaded, Records, label_names, load, split_holdout
+from fedpeft.data import Loaded, Records, label_names, load, split_each, split_holdout
 from fedpeft.data.remarks import file_remarks, label_remarks, unused_columns, unused_remarks
 from fedpeft.data.tasks import KNOWN_COLUMNS, Findings, inspect, label_name
 from fedpeft.entropy import derive_seed
@@ -94,12 +94,13 @@ def populate(config: RunConfig) -> Population:
     parts = partition(records, config.data.partition, config.run.seed)
     devices = _devices(config.device, parts.clients)
     clients = []
+    split = split_each if config.privacy.unit == "example" else split_holdout  # as a device does
     for name, own in parts.clients.items():
-        train, held_out = split_holdout(own, config.data.holdout, derive_seed(config.run.seed, "holdout"))
+        train, held_out = split(own, config.data.holdout, derive_seed(config.run.seed, "holdout"))
         if not len(train) or not len(held_out):
             raise DataInvalid(
-                f"Expected two distinct examples or more at client {name}, found {len(own)} rows; "
-                "raise data.partition.min_examples to leave such clients out."
+                f"Expected examples to train on and to hold out at client {name}, "
+                f"found {len(train)} and {len(held_out)}; raise data.partition.min_examples to leave such clients out."
             )
         device = devices[name]
         methods = () if device.methods == "auto" else device.methods

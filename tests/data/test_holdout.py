@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeft.data import Records, split_holdout
+from fedpeft.data import Records, split_each, split_holdout
 from fedpeft.data.holdout import content_ranks
 from fedpeft.errors import DataInvalid
 
@@ -54,6 +54,27 @@ def test_neither_side_is_empty_when_there_are_two_distinct_examples(
     distinct = len({row["text"] for row in rows})
     assert bool(train) == (distinct >= 1)
     assert bool(held) == (distinct >= 2)
+
+
+@given(labelled, shares, seeds, st.data())
+def test_split_each_moves_no_example_when_another_comes_or_goes(
+    rows: list[dict[str, object]], share: float, seed: int, data: st.DataObject
+) -> None:
+    if not rows:
+        return
+    gone = data.draw(st.integers(0, len(rows) - 1))
+    with_it = split_each(Records.of(rows), share, seed)
+    without = split_each(Records.of(rows[:gone] + rows[gone + 1 :]), share, seed)
+    for all_of, fewer in zip(with_it, without, strict=True):
+        moved = Counter(map(str, all_of)) - Counter(map(str, fewer))
+        assert not Counter(map(str, fewer)) - Counter(map(str, all_of))
+        assert moved <= Counter([str(rows[gone])])
+
+
+def test_split_each_holds_out_the_share_that_was_asked_for() -> None:
+    train, held = split_each(Records.of(numbered(4000)), 0.25, 7)
+    assert len(train) + len(held) == 4000
+    assert 900 < len(held) < 1100  # 1000 +- 3.6 standard deviations
 
 
 def test_each_side_keeps_the_order_of_the_records() -> None:
@@ -126,3 +147,5 @@ def test_values_that_json_cannot_hold_do_not_stop_the_split() -> None:
 def test_a_share_outside_zero_to_one_is_refused(share: float) -> None:
     with pytest.raises(DataInvalid, match="0 < holdout"):
         split_holdout(Records.of(numbered(3)), share, 0)
+    with pytest.raises(DataInvalid, match="0 < holdout"):
+        split_each(Records.of(numbered(3)), share, 0)

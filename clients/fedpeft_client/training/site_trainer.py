@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.base import ArtifactStore
 from fedpeft.clock import Clock
-from fedpeft.data import Records, fits, readable_records, split_holdout
+from fedpeft.data import Records, fits, readable_records, split_each, split_holdout
 from fedpeft.entropy import derive_seed
 from fedpeft.ids import SIZELESS, BlockId, SizeClass
 from fedpeft.privacy import SampledRelease
@@ -185,7 +185,8 @@ class SiteTrainer:
             usable = records.select(())
         try:
             # As in the simulation: the run's seed decides the split, so a device has the same one in every round.
-            return (records, *split_holdout(usable, data.holdout, derive_seed(plan.seed, "holdout")))
+            split = split_each if plan.privacy is not None else split_holdout
+            return (records, *split(usable, data.holdout, derive_seed(plan.seed, "holdout")))
         except Exception as error:
             self._troubles += (cause_of(error),)
             return records, usable, usable.select(())
