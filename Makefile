@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help install install-dev demo test lint unit slow explore e2e base-smollm docs clean
+.PHONY: help install install-dev demo test lint unit slow explore mutate e2e base-smollm docs clean
 .DEFAULT_GOAL := help
 
 help: ## What there is to make.
@@ -54,6 +54,9 @@ slow: install-dev ## The tests marked slow.
 
 explore: install-dev ## The property tests with many more examples.
 	$(PYTEST) -m 'not slow and not gpu and not e2e' --hypothesis-profile=explore
+
+mutate: install-dev ## Which changes to the guarding code no test notices: hours, resumable; SAMPLE=200 SEED=1: minutes.
+	nice -n 19 $(BIN)/python benchmarks/mutation.py $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) $(foreach text,$(ONLY),--only $(text))
 
 e2e: install-dev ## Whole runs, in processes of their own.
 	$(BIN)/pytest -m e2e tests/e2e
