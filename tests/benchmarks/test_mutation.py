@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from mutation_operators import mutants_of, mutated
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TEST = """
+from fedpeft.ring.box import Box
+
+def test_it():
+    assert Box().fits(2) and not Box().fits(4) and not Box().fits(3)
+"""
 SOURCE = '''"""A module."""
 
 from dataclasses import dataclass
@@ -89,9 +95,8 @@ def test_what_no_test_looks_at_survives_and_the_rest_is_killed_in_copies_and_fre
         (tmp_path / "fedpeft" / "__init__.py", ""),
         (tmp_path / "fedpeft" / "ring" / "__init__.py", ""),
         (tmp_path / "tests" / "conftest.py", (BENCHMARKS.parent / "tests" / "conftest.py").read_text()),
-        (tests, "from fedpeft.ring.box import Box\n\ndef test_it():\n"
-                "    assert Box().fits(2) and not Box().fits(4) and not Box().fits(3)\n"),
-    ):  # fmt: skip
+        (tests, TEST),
+    ):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
