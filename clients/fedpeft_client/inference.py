@@ -10,6 +10,8 @@ from fedpeft.adapter import AdapterState
 from fedpeft.base import ArtifactStore, BaseArtifact, default_store, load_tokenizer
 from fedpeft.config import RunConfig
 from fedpeft.data import EncodedDataset, Records, encode, validate
+from fedpeft.data.prompts import question_tokens
+from fedpeft.data.tasks import Convention
 from fedpeft.entropy import derive_seed, generator
 from fedpeft.export import ExportSummary, export_peft
 from fedpeft.export.device_class import class_adapter, class_state
@@ -122,17 +124,29 @@ class TrainedModel:
         return encode(records, task, task.labels, self._tokenizer)
 
     @torch.no_grad()
-    def predict(self, texts: Sequence[str]) -> list[str]:
-        """A class name for each text, or its greedy continuation."""
-        return [self._one(text) for text in texts]
+    def predict(self, texts: Sequence[str], convention: Convention | None = None) -> list[str]:
+        """A class name for each text, or its greedy continuation of at most 64 tokens.
 
-    def _one(self, text: str) -> str:
+        Args:
+            texts: to classify, or to answer.
+            convention: how the examples were written that a language model was trained on; None: as a conversation
+                where the base has a chat template, else as the text stands.
+        """
+        if self._config.task.kind == "classify":
+            return [self._class_of(text) for text in texts]
+        chat = Convention.MESSAGES if self._tokenizer.chat_template else Convention.PROMPT_COMPLETION
+        return [self._continued(text, convention or chat) for text in texts]
+
+    def _class_of(self, text: str) -> str:
         task = self._config.task
         ids = self._tokenizer([text], truncation=True, max_length=task.max_length)["input_ids"][0]
         tokens = torch.tensor([ids], dtype=torch.int64)
-        if task.kind == "classify":
-            logits = self._union.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
-            return task.labels[int(logits.argmax())]
+        logits = self._union.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+        return task.labels[int(logits.argmax())]
+
+    def _continued(self, text: str, convention: Convention) -> str:
+        ids = question_tokens(text, convention, self._tokenizer)
+        tokens = torch.from_numpy(ids.astype("int64"))[None]
         generated: list[int] = []
         for _ in range(ANSWER_TOKENS):
             chosen = int(self._union.model(input_ids=tokens).logits[0, -1].argmax())

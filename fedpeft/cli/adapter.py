@@ -78,10 +78,24 @@ def export(
 @command.command()
 @run_argument
 @click.argument("texts", nargs=-1, required=True)
+@click.option(
+    "--as",
+    "written_as",
+    type=click.Choice(["messages", "prompt+completion", "instruction/input/output", "text"]),
+    help="How a language model's examples were written. Default: as the run's were.",
+)
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
-def predict(run: Path, texts: tuple[str, ...], store: Path | None) -> None:
-    """Apply the adapter of RUN to TEXTS: a class each, or a continuation each."""
-    for text, answer in zip(texts, _trained(run, store).predict(texts), strict=True):
+def predict(run: Path, texts: tuple[str, ...], written_as: str | None, store: Path | None) -> None:
+    """Apply the adapter of RUN to TEXTS: a class each, or an answer each.
+
+    A language model is asked as it was trained: through the base's chat template after training on messages.
+    """
+    from fedpeft.data.tasks import Convention
+    from fedpeft_server.run.run_view import read_run
+
+    known = written_as or read_run(run).manifest.convention
+    convention = Convention(known) if known else None
+    for text, answer in zip(texts, _trained(run, store).predict(texts, convention), strict=True):
         click.echo(f"{answer}\t{text}")
 
 

@@ -32,11 +32,14 @@ __all__ = [
     "EncodedDataset",
     "Measured",
     "Rendered",
+    "TokenIds",
     "Tokenizer",
+    "bos_of",
     "encode",
     "measure",
     "render",
     "rendered_rows",
+    "templated",
 ]
 
 IGNORED = -100
@@ -163,7 +166,7 @@ def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Token
     ids: list[TokenIds] = []
     targets: list[npt.NDArray[np.int64]] = []
     truncated = unknown = answers = trained_answers = 0
-    bos, special, log = _bos(tokenizer), _Special.of(tokenizer), ProblemLog()
+    bos, special, log = bos_of(tokenizer), _Special.of(tokenizer), ProblemLog()
     for origin, example, tokens, trained in _tokenized(records, tokenizer, bos, log):
         if not trained.any():
             _note_nothing_to_train(origin, log)
@@ -219,7 +222,7 @@ def measure(records: Records, task: Task, tokenizer: Tokenizer) -> Measured:
                 lengths.append(len(ids))
                 unknown += special.knows_nothing_of(np.asarray(ids, dtype=np.int32))
         return Measured(lengths=np.array(lengths, dtype=np.int64), refused=log, unknown=unknown)
-    for origin, example, tokens, targets in _tokenized(records, tokenizer, _bos(tokenizer), log):
+    for origin, example, tokens, targets in _tokenized(records, tokenizer, bos_of(tokenizer), log):
         if not targets.any():
             _note_nothing_to_train(origin, log)
             continue
@@ -315,13 +318,13 @@ def _render_messages(turns: Sequence[Message], tokenizer: Tokenizer) -> Rendered
     """Through the chat template; without one, ``role: content`` lines closed by EOS after each answer."""
     if not tokenizer.chat_template:
         return _render_plain_turns(turns, tokenizer.eos_token or "")
-    text = _templated(turns, tokenizer)
+    text = templated(turns, tokenizer)
     trained: list[tuple[int, int]] = []
     for i, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
-        before = _templated(turns[:i], tokenizer, add_generation_prompt=True) if i else ""
-        upto = _templated(turns[: i + 1], tokenizer)
+        before = templated(turns[:i], tokenizer, add_generation_prompt=True) if i else ""
+        upto = templated(turns[: i + 1], tokenizer)
         # Some templates rewrite earlier turns (dropping old reasoning, say): such a turn is context, not a target.
         if text.startswith(upto) and upto.startswith(before):
             trained.append((len(before), len(upto)))
@@ -335,7 +338,8 @@ def _render_messages(turns: Sequence[Message], tokenizer: Tokenizer) -> Rendered
     return Rendered(text=text, trained=tuple(trained), bos=False, eos=False, answers=answers)
 
 
-def _templated(turns: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False) -> str:
+def templated(turns: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False) -> str:
+    """A conversation as the base's chat template writes it. Raises DataInvalid when it refuses the turns."""
     with foreign(lambda said: DataInvalid(f"Expected turns that the base's chat template takes, found: {said}.")):
         return tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=add_generation_prompt)
 
@@ -428,7 +432,7 @@ def _fit(trained: npt.NDArray[np.bool_], max_length: int, *, keep_first: bool) -
     return kept, True
 
 
-def _bos(tokenizer: Tokenizer) -> int | None:
+def bos_of(tokenizer: Tokenizer) -> int | None:
     """The BOS token if this tokenizer begins every text with it."""
     wrapped = tokenizer([""])["input_ids"][0]
     return tokenizer.bos_token_id if wrapped and wrapped[0] == tokenizer.bos_token_id else None

@@ -12,7 +12,7 @@ from fedpeft.config.derived import with_head_start
 from fedpeft.config.model import Device
 from fedpeft.data import Loaded, Records, label_names, load, split_each, split_holdout
 from fedpeft.data.remarks import file_remarks, label_remarks, unused_columns, unused_remarks
-from fedpeft.data.tasks import KNOWN_COLUMNS, Findings, inspect, label_name
+from fedpeft.data.tasks import KNOWN_COLUMNS, Convention, Findings, inspect, label_name
 from fedpeft.entropy import derive_seed
 from fedpeft.errors import ConfigInvalid, DataInvalid, Problem
 from fedpeft_client.training.trainer import Capacity
@@ -46,6 +46,7 @@ class Population:
     Args:
         clients: at least three.
         config: the run with ``task.labels`` resolved.
+        convention: what the columns of the examples are.
         left_out: client name -> examples, of clients too small to take part.
         plans: client name -> the planner's sentence, of clients whose methods were planned.
         remarks: what of the data is not used, or odd, in a sentence each.
@@ -53,6 +54,7 @@ class Population:
 
     clients: tuple[Client, ...]
     config: RunConfig
+    convention: Convention
     left_out: Mapping[str, int]
     plans: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
@@ -107,7 +109,11 @@ def populate(config: RunConfig) -> Population:
         capacity = Capacity(methods=methods, rank=device.rank, head=device.head)
         clients.append(Client(name=name, device=device, capacity=capacity, train=train, held_out=held_out))
     return Population(
-        clients=tuple(clients), config=config, left_out=parts.left_out, remarks=_remarks(loaded, findings, config)
+        clients=tuple(clients),
+        config=config,
+        convention=findings.convention,
+        left_out=parts.left_out,
+        remarks=_remarks(loaded, findings, config),
     )
 
 

@@ -223,7 +223,13 @@ def _directory(simulation: Simulation, source: str, command: Sequence[str], resu
     adapter, base, data = simulation.initial.spec, simulation.artifact.digest, simulation.population.digest()
     if resume is None:
         return RunDirectory.create(
-            simulation.config, source=source, adapter=adapter, base_digest=base, command=command, data_digest=data
+            simulation.config,
+            source=source,
+            adapter=adapter,
+            base_digest=base,
+            command=command,
+            data_digest=data,
+            convention=simulation.population.convention.value,
         )
     run = RunDirectory.open(resume)
     try:

@@ -103,6 +103,9 @@ def test_a_causal_language_model_is_federated_from_local_files(
     moved = [v.detach().abs().max() > 0 for name, v in model.named_parameters() if "lora_B" in name]
     assert moved
     assert all(moved)
+    assert view.manifest.convention == "prompt+completion"
+    assert main(["adapter", "predict", str(run), "what does the red dog do ?"]) == 0
+    assert "the red dog" in capfd.readouterr().out.splitlines()[-1]
 
 
 BOTH = ('adapter.lora.train="both"',)

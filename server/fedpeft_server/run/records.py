@@ -47,6 +47,7 @@ class Manifest:
         config_digest: of ``resolved.toml``.
         source_digest: of ``run.toml``.
         data_digest: of the clients' examples in a simulation; empty where devices hold them.
+        convention: the columns of those examples, such as ``messages``; empty where devices hold them.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -63,6 +64,7 @@ class Manifest:
     config_digest: str
     source_digest: str
     data_digest: str = ""
+    convention: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

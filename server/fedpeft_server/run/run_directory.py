@@ -82,6 +82,7 @@ class RunDirectory:
         base_digest: str,
         command: Sequence[str],
         data_digest: str = "",
+        convention: str = "",
         clock: Clock | None = None,
         entropy: Entropy = os_entropy,
     ) -> Self:
@@ -94,6 +95,7 @@ class RunDirectory:
             base_digest: the base artifact's.
             command: the command line.
             data_digest: of the examples, where they are on this machine.
+            convention: of their columns.
             clock: for the name and the records.
             entropy: for the name's last four digits.
         """
@@ -114,6 +116,7 @@ class RunDirectory:
             config_digest=config_digest(config),
             source_digest=file_digest(source.encode()),
             data_digest=data_digest,
+            convention=convention,
         )
         lock = DirectoryLock(path)
         (path / "checkpoints").mkdir()
