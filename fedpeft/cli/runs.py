@@ -42,6 +42,7 @@ def list_(folder: Path) -> None:
 def show(run: Path) -> None:
     """Show how RUN went, one line a round."""
     from fedpeft_server.run.run_view import read_run
+    from fedpeft_server.run.verdict import verdict
 
     view = read_run(run)
     writer = f" (process {view.writer})" if view.writer else ""
@@ -58,6 +59,8 @@ def show(run: Path) -> None:
             f"devices {row.devices_survived}/{row.devices_invited}  "
             f"up {row.bytes_up / 1e6:.2f} MB  down {row.bytes_down / 1e6:.2f} MB  {row.seconds:.1f} s"
         )
+    for fact in verdict(view.rounds, view.config()):
+        click.echo(fact)
     click.echo(f"next: {quoted('fedpeft', 'runs', 'report', run)}")
 
 

@@ -172,7 +172,18 @@ class Train(Section):
 class Rounds(Section):
     """How rounds are run and when they give up."""
 
-    count: int = Field(default=8, ge=1, le=100_000, description="Rounds to train; one more only evaluates.")
+    count: int = Field(
+        default=8, ge=1, le=100_000, description="Rounds to train, at most (see patience); one more only evaluates."
+    )
+    patience: int = Field(
+        default=0,
+        ge=0,
+        description="So many evaluations in a row that bring nothing better end the run; 0: all rounds are made. Not "
+        "under privacy, where nothing is evaluated.",
+    )
+    metric: Literal["loss", "accuracy"] = Field(
+        default="loss", description="Which held-out mean says what state is best: `adapters/final` holds that one."
+    )
     min_devices: int = Field(
         default=3, ge=3, description="A round with fewer survivors is aborted. A sum of two is no secret between them."
     )

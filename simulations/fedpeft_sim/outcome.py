@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedpeft_server.run.run_view import read_run
+from fedpeft_server.run.verdict import verdict
 
 __all__ = ["show_outcome"]
 
@@ -29,6 +30,8 @@ def show_outcome(console: Console, run: Path) -> None:
             cells = ["" if share is None else f"{100 * share:.1f} %" for share in shares]
             table.add_row(Text(row.client), str(row.examples), *cells, style="bold" if row.client == "all" else "")
         console.print(table)
+    for fact in verdict(view.rounds, view.config()):
+        console.print(fact, highlight=False, markup=False)
     if summary.privacy:
         console.print("privacy", style="bold")
         for fact in summary.privacy:

@@ -17,6 +17,7 @@ from fedpeft_server.report.charts import Series, dot_strip, line_chart
 from fedpeft_server.run.privacy_statements import privacy_lines
 from fedpeft_server.run.records import ClientRound, Comparison, RoundMetrics
 from fedpeft_server.run.run_view import RunView, read_run
+from fedpeft_server.run.verdict import verdict
 
 __all__ = ["render", "write_report"]
 
@@ -79,6 +80,7 @@ def render(view: RunView) -> str:
         skipped=Counter(item for row in view.rounds for item in row.skipped.items()),
         threats=_threats(config, view),
         promise=privacy_lines(view),
+        verdict=verdict(view.rounds, config),
     )
 
 

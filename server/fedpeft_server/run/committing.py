@@ -18,6 +18,7 @@ from fedpeft_server.privacy.client_level import ClientPrivacy
 from fedpeft_server.run.aggregation import Aggregation
 from fedpeft_server.run.metrics_row import burnt_row, round_row, sentence
 from fedpeft_server.run.run_directory import AdapterSlot, RunDirectory
+from fedpeft_server.run.verdict import new_warnings
 
 __all__ = ["Committing", "Progress", "Publish"]
 
@@ -129,7 +130,9 @@ class Committing:
         self._run.commit(round_id, state.to_safetensors(), {"best_loss": best_loss, **clip}, row, extra)
         self._publish("latest", state)
         means = task.train and measures_head(state.spec, self._config.adapter, round_id)
-        self._tell(EventKind.COMMITTED, round_id, "class means for the head; " * means + sentence(row))
+        warnings = new_warnings(self._run.rounds, self._config)
+        told = " ".join((sentence(row), *warnings))
+        self._tell(EventKind.COMMITTED, round_id, "class means for the head; " * means + told)
         return Progress(state=state, server=server, done=round_id, best_loss=best_loss)
 
     def burn(

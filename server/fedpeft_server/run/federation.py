@@ -33,6 +33,7 @@ from fedpeft_server.run.pending import Kept
 from fedpeft_server.run.privacy_statements import hear_promises
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.selection import Selection
+from fedpeft_server.run.verdict import is_done, kept_round
 
 __all__ = ["Federation", "Publish"]
 
@@ -87,7 +88,9 @@ class Federation:
         self._selection = Selection(plan, config.rounds, transport, run.record)
 
     def train(self, initial: AdapterState) -> AdapterState:
-        """Run every round that is not committed yet, then the last evaluation; returns the final state.
+        """Run every round that is not committed yet, then the last evaluation; returns the state that is kept.
+
+        That is the best one by ``rounds.metric``, and the last where nothing is evaluated (``verdict``).
 
         Raises:
             QuorumMissed: ``rounds.max_failures`` attempts in a row were aborted, or so many rounds burnt.
@@ -97,7 +100,7 @@ class Federation:
         progress = self._committing.resume(initial)
         # One round more evaluates the final state, where anything may be measured.
         last = self._config.rounds.count + (self._config.privacy.unit == "none")
-        while progress.done < last:
+        while progress.done < last and not is_done(self._run.rounds, self._config.rounds):
             progress = self._round(RoundId(progress.done + 1), progress)
             if progress.burnt >= self._config.rounds.max_failures:
                 raise QuorumMissed(
@@ -105,8 +108,17 @@ class Federation:
                     f"vanished after they had sent their inputs. Everything up to round {progress.done} is committed; "
                     f"mend the devices and resume {self._run.path}."
                 )
-        self._publish("final", progress.state)
-        return progress.state
+        state = self._kept(initial, progress)
+        self._publish("final", state)
+        return state
+
+    def _kept(self, initial: AdapterState, progress: Progress) -> AdapterState:
+        round_id = kept_round(self._run.rounds, self._config.rounds)
+        if round_id is None:
+            return progress.state
+        if round_id == 0:
+            return initial
+        return AdapterState.from_safetensors(initial.spec, self._run.state_after(round_id))
 
     def _round(self, round_id: RoundId, progress: Progress) -> Progress:
         """One round, attempted until its survivors are put to the devices, once; then it ends in a sum or is burnt."""

@@ -6,7 +6,7 @@
       events.jsonl                                             one line a transition
       attempts.json                                            the last attempt that was begun
       pending/                                                 the round that is being opened (``pending.py``)
-      checkpoints/r0004/{global.safetensors,server.json}       the first and the last few
+      checkpoints/r0004/{global.safetensors,server.json}       the first, the best and the last few
       adapters/{latest,best,final}/  summary.json  report.html
 
 Invariants: a round is committed when its row is in ``metrics.jsonl``, and its checkpoint is durable before
@@ -43,6 +43,7 @@ from fedpeft_server.run.run_view import (
     file_digest,
     read_run,
 )
+from fedpeft_server.run.verdict import best_row
 from fedpeft_server.run.versions import installed_versions
 
 __all__ = ["AdapterSlot", "Commit", "RunDirectory"]
@@ -242,6 +243,14 @@ class RunDirectory:
             return None
         return read_commit(self.path, self._rounds[-1])
 
+    def state_after(self, round_id: RoundId) -> bytes:
+        """The global state after a round whose checkpoint is kept: the last few, and the best.
+
+        Raises:
+            IntegrityFailed: its checkpoint is not what was committed.
+        """
+        return read_commit(self.path, next(row for row in self._rounds if row.round == round_id)).state
+
     def record(
         self,
         kind: str,
@@ -317,9 +326,11 @@ class RunDirectory:
         self.record("run.opened", detail={"torn_bytes": torn, "checkpoints_removed": len(orphans)})
 
     def _prune(self) -> None:
-        """Keeps the first checkpoint and the last few."""
+        """Keeps the first checkpoint, the last few, and that of the best state: the row after it shows that it is."""
+        best = best_row(self._rounds, self.config.rounds)
         for row in self._rounds[1 : -self.config.rounds.checkpoints_kept]:
-            journal.remove_folder(checkpoint_folder(self.path, row.round))
+            if best is None or row.round != best.round - 1:
+                journal.remove_folder(checkpoint_folder(self.path, row.round))
 
 
 def _attempts(round_id: RoundId, attempt: int) -> bytes:
