@@ -3,9 +3,9 @@
     python benchmarks/deployment.py            about ten minutes
     python benchmarks/deployment.py --quick    four devices, three rounds, 128 MiB of base; no stock Flower
 
-Coordinator and devices are processes on loopback with the real protocol (TLS, gate, enrolment, four exchanges, secure
-sum, durable commits); training takes no time, so a round's seconds are its overhead. Stock Flower does FedAvg over an
-array of the same size in the same set-up, one exchange a round and neither TLS nor secure aggregation
+Coordinator and devices are processes on loopback with the real protocol (TLS, gateway, enrolment, four exchanges,
+secure sum, durable commits); training takes no time, so a round's seconds are its overhead. Stock Flower does FedAvg
+over an array of the same size in the same set-up, one exchange a round and neither TLS nor secure aggregation
 (`stock_flower.py`). The base is measured by `base_distribution.py`, a new user's first round by `deployed_demo.py`.
 
 Progress goes to stderr, one JSON object on the last line of stdout, kept in benchmarks/results/deployment.json.

@@ -39,7 +39,7 @@ def attacks(federation, *, quick: bool) -> dict[str, Any]:
 
 
 def honest(federation) -> None:
-    """A request that is answered by the gate, whoever asks."""
+    """A request that is answered by the gateway, whoever asks."""
     from strangers import tls
 
     with tls(federation.settings.fleet_port, federation.home.ca_certificate) as one:
@@ -49,7 +49,7 @@ def honest(federation) -> None:
 
 
 def headers(federation, *, seconds: float) -> dict[str, float]:
-    """Six connections with header lines without end, to the gate."""
+    """Six connections with header lines without end, to the gateway."""
     from strangers import Asking, peak_mb, pour, reset_peak, rss_mb, tls
 
     pid = federation.processes["coordinator"].pid

@@ -3,7 +3,7 @@
 from fedpeft import __version__
 from fedpeft.base.store import ArtifactStore
 from fedpeft.clock import Clock
-from fedpeft.deployment.checkup import Finding, answers_tls, check, disk, private
+from fedpeft.deployment.doctor import CheckResult, answers_tls, check, disk, private
 from fedpeft.deployment.window import outside_window
 from fedpeft.errors import ConfigInvalid, DeadlineMissed, NotEnrolled
 from fedpeft.secagg import FileLedger
@@ -19,7 +19,7 @@ __all__ = ["check_device"]
 _NEED_BYTES = 1 << 30
 
 
-def check_device(home: DeviceHome, clock: Clock) -> tuple[Finding, ...]:
+def check_device(home: DeviceHome, clock: Clock) -> tuple[CheckResult, ...]:
     """Every check, in the order in which they should be mended; sends one greeting, changes nothing."""
 
     def enrolment() -> str:

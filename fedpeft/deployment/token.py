@@ -1,8 +1,8 @@
-"""The join token: one word that an operator gives to a device's owner.
+"""The join token: one line of text that an operator gives to a device's owner.
 
 ``fp1.<base64url>``: where the coordinator is, the SHA-256 of its authority's certificate (the pin), and a secret that
 proves that the operator asked this device. The secret is used as a key and never sent. The last four bytes are a
-checksum, so that a word that was cut or mistyped is told from one that is no longer valid.
+checksum, so that a token that was cut or mistyped is told from one that is no longer valid.
 """
 
 import base64
@@ -55,7 +55,7 @@ class JoinToken:
     expires_utc: int
 
     def to_text(self) -> str:
-        """The word itself: a secret."""
+        """The token as text: a secret."""
         body = encode(
             _Body(self.host, self.enrol_port, self.ca_fingerprint, self.token_id, self.secret.value, self.expires_utc)
         )

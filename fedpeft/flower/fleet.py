@@ -56,7 +56,7 @@ from fedpeft.ids import NodeId
 __all__ = ["REFUSAL_HEADER", "Fleet", "FleetTarget"]
 
 REFUSAL_HEADER = "fedpeft-refusal"
-"""Why the gate refuses a device: ``revoked`` is for good, ``clock`` until it is mended; the body says more."""
+"""Why the gateway refuses a device: ``revoked`` is for good, ``clock`` until it is mended; the body says more."""
 RETRIED = frozenset({401, 429, 500, 502, 503, 504})
 """Worth another, freshly signed attempt: a limit, a restart, a repeated timestamp, a clock."""
 UNKNOWN, UNKNOWN_ATTEMPTS = 401, 6
@@ -73,7 +73,7 @@ LONGEST_PAUSE_S = 2.0
 REQUEST_S = 10.0
 """Without a byte of the answer: well within the deadline of a stage, so that a lost answer costs no round."""
 KEPT_S = 70.0
-"""An unused connection; the gate closes it after 75 s."""
+"""An unused connection; the gateway closes it after 75 s."""
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -84,7 +84,7 @@ class FleetTarget:
     """Where the coordinator is and who we are to it.
 
     Args:
-        address: host:port of the gate.
+        address: host:port of the gateway.
         ca: the coordinator's certificate authority, PEM; nothing else is trusted.
         node_key: the device's P-256 private key, PEM.
     """

@@ -2,7 +2,7 @@
 
 What a route does is Flower's own function for it; here is what its FastAPI application puts around them: which message
 a route takes, that a node speaks for itself only, and what an error looks like (docs/adr/0008). Who may ask at all is
-the gate's.
+the gateway's.
 """
 
 import json

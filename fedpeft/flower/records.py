@@ -13,7 +13,7 @@ __all__ = ["LARGE_BYTES", "RECORD", "STYPE", "from_record", "is_inline", "to_rec
 RECORD = "fedpeft"
 STYPE = "fedpeft.wire"
 LARGE_BYTES = 4 * 2**20
-"""From here on a payload is an array: below, a request with it stays within the gate's body limit."""
+"""From here on a payload is an array: below, a request with it stays within the gateway's body limit."""
 
 
 def to_record(payload: bytes) -> RecordDict:

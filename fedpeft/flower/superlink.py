@@ -1,7 +1,7 @@
 """The coordinator's half of Flower's Fleet protocol, in this process: its state and handlers, no listener.
 
 Flower's SuperLink serves Fleet, Control and Runtime on one port, and Control has no authentication: whoever reaches it
-registers keys and starts code on nodes. Here there is no such application (docs/adr/0004, 0008): the gate hands the
+registers keys and starts code on nodes. Here there is no such application (docs/adr/0004, 0008): the gateway hands the
 Fleet requests that it lets through to ``fedpeft.flower.handlers``, and the round engine works on the state directly
 (``fedpeft.flower.exchange``), so neither Control nor Runtime can be reached from anywhere.
 
@@ -50,7 +50,7 @@ class SuperLink:
         wake: told of a node that a message waits for.
 
     Attributes:
-        handlers: answers Fleet requests, for the gate.
+        handlers: answers Fleet requests, for the gateway.
     """
 
     def __init__(self, objects: Path, *, wake: Callable[[NodeId], None] = lambda node: None) -> None:

@@ -3,7 +3,7 @@
 from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.planner.cost import Calibration, Estimate, MeasuredStep, calibrate, estimate
 from fedpeft.planner.hardware import REFERENCE, DeviceProfile, available_bytes, probe
-from fedpeft.planner.plan import Limits, Menu, Plan, Rejected, menu_of, plan
+from fedpeft.planner.plan import CapacityPlan, DeviceLimits, Menu, Rejected, menu_of, plan
 from fedpeft.planner.read_shape import shape_of
 from fedpeft.planner.workload import Workload, evaluation_batch
 
@@ -11,12 +11,12 @@ __all__ = [
     "REFERENCE",
     "BaseShape",
     "Calibration",
+    "CapacityPlan",
+    "DeviceLimits",
     "DeviceProfile",
     "Estimate",
-    "Limits",
     "MeasuredStep",
     "Menu",
-    "Plan",
     "Rejected",
     "Workload",
     "available_bytes",

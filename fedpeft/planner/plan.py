@@ -21,14 +21,14 @@ from fedpeft.planner.hardware import DeviceProfile
 from fedpeft.planner.placement import adapted_layers, present_methods
 from fedpeft.planner.workload import Workload
 
-__all__ = ["Limits", "Menu", "Plan", "Rejected", "menu_of", "plan"]
+__all__ = ["CapacityPlan", "DeviceLimits", "Menu", "Rejected", "menu_of", "plan"]
 
 MIB, GIB = 2**20, 2**30
 RESIDENCIES: tuple[Literal["dense", "quantized"], ...] = ("dense", "quantized")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class DeviceLimits:
     """What a device may spend.
 
     Args:
@@ -71,7 +71,7 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class CapacityPlan:
     """What a device trains.
 
     Args:
@@ -87,7 +87,7 @@ class Plan:
     rejected: tuple[Rejected, ...]
 
 
-def plan(profile: DeviceProfile, limits: Limits, menu: Menu) -> Plan:
+def plan(profile: DeviceProfile, limits: DeviceLimits, menu: Menu) -> CapacityPlan:
     """The most preferred workload that fits.
 
     Raises:
@@ -103,7 +103,7 @@ def plan(profile: DeviceProfile, limits: Limits, menu: Menu) -> Plan:
         if not reason:
             sentence = _sentence(menu.shape, limits, workload, cost, tuple(rejected.values()))
             others = tuple(one for what, one in rejected.items() if what != _name(menu.shape, workload))
-            return Plan(workload=workload, estimate=cost, sentence=sentence, rejected=others)
+            return CapacityPlan(workload=workload, estimate=cost, sentence=sentence, rejected=others)
         what = _name(menu.shape, workload)
         rejected[what] = Rejected(what=what, reason=reason)  # the last of a kind is the one that comes nearest
         costs.append((cost, what))
@@ -189,7 +189,7 @@ def _preference(shape: BaseShape, workload: Workload) -> tuple[int, ...]:
     )
 
 
-def _misfit(profile: DeviceProfile, limits: Limits, workload: Workload, cost: Estimate) -> str:
+def _misfit(profile: DeviceProfile, limits: DeviceLimits, workload: Workload, cost: Estimate) -> str:
     """The first limit that a workload breaks; empty when it fits."""
     ram = profile.available_bytes if limits.ram_bytes is None else min(limits.ram_bytes, profile.total_bytes)
     if _upper(cost) > ram:
@@ -207,7 +207,7 @@ def _upper(cost: Estimate) -> int:
     return round(cost.peak_bytes * (1 + MEMORY_ERROR))
 
 
-def _upload_s(limits: Limits, cost: Estimate) -> float:
+def _upload_s(limits: DeviceLimits, cost: Estimate) -> float:
     return 8 * cost.bytes_up / limits.uplink_bits_s if limits.uplink_bits_s else 0.0
 
 
@@ -218,7 +218,7 @@ def _name(shape: BaseShape, workload: Workload) -> str:
 
 
 def _sentence(
-    shape: BaseShape, limits: Limits, workload: Workload, cost: Estimate, rejected: tuple[Rejected, ...]
+    shape: BaseShape, limits: DeviceLimits, workload: Workload, cost: Estimate, rejected: tuple[Rejected, ...]
 ) -> str:
     name = _name(shape, workload)
     base = "" if workload.residency == "dense" else " on the packed base"

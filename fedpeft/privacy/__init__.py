@@ -11,7 +11,7 @@ from fedpeft.privacy.audit import AuditResult, audit_clients
 from fedpeft.privacy.clipping import Clipped, clip, l2_norm, rounding_allowance
 from fedpeft.privacy.composition import Charge, total_epsilon
 from fedpeft.privacy.discrete_gaussian import discrete_gaussian
-from fedpeft.privacy.ledger import Entry, PrivacyLedger, read_ledger
+from fedpeft.privacy.ledger import LedgerEntry, PrivacyLedger, read_ledger
 from fedpeft.privacy.mechanism import Mechanism, NoiseTerms, decode_sum, noisy_words, size_mechanism
 from fedpeft.privacy.noised_metrics import (
     LOSS_LIMIT,
@@ -38,8 +38,8 @@ __all__ = [
     "Budget",
     "Charge",
     "Clipped",
-    "Entry",
     "ExampleStatement",
+    "LedgerEntry",
     "Mechanism",
     "NoiseTerms",
     "NoisedMetrics",

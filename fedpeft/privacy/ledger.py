@@ -26,14 +26,14 @@ from fedpeft.privacy.accountant import Budget, Release
 from fedpeft.privacy.composition import Charge, total_epsilon
 from fedpeft.privacy.sampled_gaussian import SampledRelease
 
-__all__ = ["Entry", "PrivacyLedger", "read_ledger"]
+__all__ = ["LedgerEntry", "PrivacyLedger", "read_ledger"]
 
 START = "0" * 64
 REMEDY = "Put the newest copy back. Starting anew would forget what was spent."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class LedgerEntry:
     """One charge: its label, unique in the ledger, and what it paid for."""
 
     label: str
@@ -77,7 +77,7 @@ class PrivacyLedger:
             raise
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[LedgerEntry, ...]:
         """Every charge, oldest first."""
         return tuple(self._entries)
 
@@ -116,7 +116,7 @@ class PrivacyLedger:
                 f"{self.spent():.4g} spent and {after:.4g} after {label!r}; nothing was released. "
                 "What is trained so far stands; more needs a larger budget, agreed with those whose data it is."
             )
-        entry = Entry(label=label, release=release)
+        entry = LedgerEntry(label=label, release=release)
         line = _line(len(self._entries) + 1, self._head, entry)
         append_whole(self._descriptor, line)
         self._entries.append(entry)
@@ -135,7 +135,7 @@ class PrivacyLedger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _load(self) -> tuple[list[Entry], str]:
+    def _load(self) -> tuple[list[LedgerEntry], str]:
         payload = self.path.read_bytes()
         whole = payload.rfind(b"\n") + 1
         if whole < len(payload):
@@ -160,7 +160,7 @@ class PrivacyLedger:
             )
 
 
-def read_ledger(path: Path) -> tuple[Entry, ...]:
+def read_ledger(path: Path) -> tuple[LedgerEntry, ...]:
     """Every charge in a journal, for a report: the chain is checked, its witness and its lock are not.
 
     Raises:
@@ -170,9 +170,9 @@ def read_ledger(path: Path) -> tuple[Entry, ...]:
     return tuple(_chain(path, payload[: payload.rfind(b"\n") + 1])[0])
 
 
-def _chain(path: Path, payload: bytes) -> tuple[list[Entry], list[str]]:
+def _chain(path: Path, payload: bytes) -> tuple[list[LedgerEntry], list[str]]:
     """The entries of whole lines, and the digest after each, beginning with that of nothing."""
-    entries: list[Entry] = []
+    entries: list[LedgerEntry] = []
     heads = [START]
     for line in payload.splitlines(keepends=True):
         entry = _read(line)
@@ -185,16 +185,16 @@ def _chain(path: Path, payload: bytes) -> tuple[list[Entry], list[str]]:
     return entries, heads
 
 
-def _line(sequence: int, previous: str, entry: Entry) -> bytes:
+def _line(sequence: int, previous: str, entry: LedgerEntry) -> bytes:
     record = {"sequence": sequence, "previous": previous, "label": entry.label, "release": asdict(entry.release)}
     return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
-def _read(line: bytes) -> Entry | None:
+def _read(line: bytes) -> LedgerEntry | None:
     try:
         record = json.loads(line)
         kind = SampledRelease if "sampling_rate" in record["release"] else Release
-        return Entry(label=record["label"], release=kind(**record["release"]))
+        return LedgerEntry(label=record["label"], release=kind(**record["release"]))
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -1,4 +1,4 @@
-"""`fedpeft coordinator up`: one process with Flower's application, the gate, the services and the round engine.
+"""`fedpeft coordinator up`: one process with Flower's application, the gateway, the services and the round engine.
 
 Started in an order in which nothing is reachable before it is ready: the home's lock, every port, the state, the
 listeners, then the queue. SIGTERM ends it the other way round: the round at work gets ``DRAIN_S`` to finish, and what
@@ -20,16 +20,16 @@ from fedpeft.errors import FedpeftError
 from fedpeft.flower.exchange import FleetTransport
 from fedpeft.flower.superlink import SuperLink
 from fedpeft.ids import NodeId
-from fedpeft_server.enrolment.active_devices import Membership
+from fedpeft_server.enrolment.active_devices import ActiveDevices
 from fedpeft_server.enrolment.admission import Admission
 from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
 from fedpeft_server.enrolment.certificate_authority import Authority, renew_server_certificate
 from fedpeft_server.enrolment.registry import Registry, open_registry
 from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.jobs.disk_space import DiskFull, expect_room, is_full, room_needed
-from fedpeft_server.jobs.job_queue import Job, JobState, Queue
-from fedpeft_server.jobs.job_runner import Engine, Interrupted, Site
-from fedpeft_server.service.fleet_gateway import Gate
+from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
+from fedpeft_server.jobs.job_runner import Interrupted, JobContext, JobRunner
+from fedpeft_server.service.fleet_gateway import FleetGateway
 from fedpeft_server.service.grpc_service import FleetService
 from fedpeft_server.service.listener import Listener, take_port
 from fedpeft_server.service.prometheus import Meters
@@ -64,7 +64,7 @@ class Coordinator:
 
     Args:
         home: initialised.
-        foundry: the module of its second process; another one only to test what is around it.
+        model_process: the module of its second process; another one only to test what is around it.
 
     Raises:
         ConfigInvalid: the home was not initialised.
@@ -72,8 +72,8 @@ class Coordinator:
         IntegrityFailed: a database is damaged.
     """
 
-    def __init__(self, home: CoordinatorHome, *, foundry: str = "fedpeft_server.jobs.model_process") -> None:
-        self._foundry = foundry
+    def __init__(self, home: CoordinatorHome, *, model_process: str = "fedpeft_server.jobs.model_process") -> None:
+        self._model_process = model_process
         self._home, self._settings, self._clock = home, home.settings(), SystemClock()
         self._lock = DirectoryLock(home.path)
         self._fleet_port, self._metrics_port = self._ports()
@@ -81,13 +81,13 @@ class Coordinator:
         self.audit = AuditLog(home.audit, self._clock)
         self.registry = self._opened()
         home.runs.mkdir(mode=0o700, exist_ok=True)
-        self.queue = Queue(home.path / "queue")
+        self.queue = JobQueue(home.path / "queue")
         self._link = SuperLink(home.objects, wake=self._ring)
-        self.members = Membership(self.registry, enrol=self._link.enrol, expel=self._link.expel, clock=self._clock)
+        self.members = ActiveDevices(self.registry, enrol=self._link.enrol, expel=self._link.expel, clock=self._clock)
         admission = Admission(home, self.registry, self.audit, self._clock)
         renew_server_certificate(home, Authority.of_home(home, self._clock), clock=self._clock)
-        gate = Gate(self._link.handlers, self.members.standing, clock=self._clock, meters=self.meters)
-        self._fleet = Listener(gate, self._fleet_port, certificate=home.server_certificate, key=home.server_key)
+        gateway = FleetGateway(self._link.handlers, self.members.standing, clock=self._clock, meters=self.meters)
+        self._fleet = Listener(gateway, self._fleet_port, certificate=home.server_certificate, key=home.server_key)
         self._listeners: list[Service] = [
             Listener(self._loopback, self._metrics_port),
             self._fleet,
@@ -119,7 +119,7 @@ class Coordinator:
         Raises:
             DiskFull: the disk was full when it was told to stop.
         """
-        site = Site(
+        site = JobContext(
             home=self._home,
             queue=self.queue,
             members=self.members,
@@ -129,9 +129,9 @@ class Coordinator:
             audit=self.audit,
             interrupted=self._interrupted,
             tell=self._tell,
-            foundry=self._foundry,
+            model_process=self._model_process,
         )
-        engine = Engine(site)
+        engine = JobRunner(site)
         while not self._stopping.is_set():
             job = self.queue.next()
             if job is None:
@@ -199,7 +199,7 @@ class Coordinator:
         try:
             for port, what in ((settings.service_port, "gRPC service"), (settings.enrol_port, "enrolment")):
                 take_port(settings.bind, port, what).close()  # gRPC does not say who has it
-            fleet = take_port(settings.bind, settings.fleet_port, "gate")
+            fleet = take_port(settings.bind, settings.fleet_port, "gateway")
             return fleet, take_port("127.0.0.1", settings.metrics_port, "metrics")
         except BaseException:
             self._lock.release()

@@ -5,7 +5,7 @@ import socket
 
 from fedpeft.base.store import ArtifactStore
 from fedpeft.clock import Clock
-from fedpeft.deployment.checkup import Finding, answers_tls, check, disk, private
+from fedpeft.deployment.doctor import CheckResult, answers_tls, check, disk, private
 from fedpeft.errors import ConfigInvalid
 from fedpeft_server.enrolment.audit_log import AuditLog
 from fedpeft_server.enrolment.certificate_authority import Authority, certificate_expiry
@@ -17,7 +17,7 @@ __all__ = ["check_coordinator"]
 _NEED_BYTES = 2 << 30
 
 
-def check_coordinator(home: CoordinatorHome, clock: Clock) -> tuple[Finding, ...]:
+def check_coordinator(home: CoordinatorHome, clock: Clock) -> tuple[CheckResult, ...]:
     """Every check, in the order in which they should be mended; changes nothing."""
     first = check("home", lambda: f"{home.path}, for {', '.join(home.settings().hosts)}")
     if not first.sound:
@@ -65,7 +65,7 @@ def check_coordinator(home: CoordinatorHome, clock: Clock) -> tuple[Finding, ...
     )
 
 
-def _ports(home: CoordinatorHome) -> tuple[Finding, ...]:
+def _ports(home: CoordinatorHome) -> tuple[CheckResult, ...]:
     """Each port is free, or our own coordinator answers there."""
     settings = home.settings()
     findings = []
@@ -75,13 +75,13 @@ def _ports(home: CoordinatorHome) -> tuple[Finding, ...]:
         ("enrol port", settings.enrol_port),
     ):
         if _is_free(settings.bind, port):
-            findings.append(Finding(check=name, sound=True, result=f"{port} is free: the coordinator is down"))
+            findings.append(CheckResult(check=name, sound=True, result=f"{port} is free: the coordinator is down"))
         elif trouble := answers_tls(_local(home), port, home.ca_certificate):
             remedy = f"see who has it (`ss -ltnp sport = :{port}`), or change coordinator.json"
             result = f"{port} is taken, and not by this coordinator: {trouble}"
-            findings.append(Finding(check=name, sound=False, result=result, remedy=remedy, exit_code=8))
+            findings.append(CheckResult(check=name, sound=False, result=result, remedy=remedy, exit_code=8))
         else:
-            findings.append(Finding(check=name, sound=True, result=f"{port}: the coordinator answers"))
+            findings.append(CheckResult(check=name, sound=True, result=f"{port}: the coordinator answers"))
     return tuple(findings)
 
 

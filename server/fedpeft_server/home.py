@@ -4,7 +4,7 @@
 
     HOME/coordinator.json     names and ports (Settings); readable by all who may read the home
     HOME/pki/ca.crt ca.key    the federation's own certificate authority
-    HOME/pki/server.crt .key  of the gate and of the gRPC service
+    HOME/pki/server.crt .key  of the gateway and of the gRPC service
     HOME/pki/identity.seed    Ed25519: signs the terms of every round
     HOME/registry.sqlite      tokens and enrolled devices (fedpeft_server.enrolment.registry)
     HOME/objects/             messages on their way, emptied at each start
@@ -36,7 +36,7 @@ class Settings:
     Args:
         hosts: names and addresses in the server's certificate; devices are told the first.
         bind: address that the public listeners bind to.
-        fleet_port: HTTPS gate in front of Flower's Fleet routes; public.
+        fleet_port: HTTPS gateway in front of Flower's Fleet routes; public.
         service_port: gRPC with the device's certificate: base, wake-ups, renewal; public.
         enrol_port: gRPC without one: enrolment alone; public.
         metrics_port: /metrics, /livez, /readyz; loopback only.

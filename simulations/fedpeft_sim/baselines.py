@@ -23,7 +23,7 @@ from fedpeft.round.rates import learning_rates
 from fedpeft.tuning import Evaluation, HiddenSource, JoinedCaches, LocalPlan, evaluate, train
 from fedpeft.tuning.class_means import measure_class_means
 from fedpeft_client.training.examples import Examples, Prepared, batch_seed
-from fedpeft_client.training.model_pool import Bench, release_free_memory
+from fedpeft_client.training.model_pool import ModelPool, release_free_memory
 from fedpeft_sim.population import Client
 
 __all__ = ["Baselines", "accuracy", "held_out_scores", "run_baselines"]
@@ -55,7 +55,7 @@ def run_baselines(
     rounds: Rounds,
     initial: AdapterState,
     clients: Sequence[Client],
-    bench: Bench,
+    pool: ModelPool,
     *,
     examples: Mapping[str, Examples],
     workers: int,
@@ -68,7 +68,7 @@ def run_baselines(
     def train_alone(client: Client) -> tuple[Evaluation, Evaluation]:
         capacity = client.capacity
         blocks = frozenset(blocks_for(spec, methods=capacity.methods, rank=capacity.rank, head=capacity.head))
-        with bench.lend(plan) as union:
+        with pool.lend(plan) as union:
             own = sets[client.name]
             _train(union, initial, own.train, own.train_cache, plan, rounds, blocks, client.name, 1, progress)
             scores = {name: _score(union, other) for name, other in sets.items()}
@@ -76,14 +76,14 @@ def run_baselines(
 
     def train_together() -> dict[str, Evaluation]:
         blocks = frozenset(block.block_id for block in spec.blocks if block.trainable)
-        with bench.lend(plan) as union:
+        with pool.lend(plan) as union:
             everyone, cache = _together(list(sets.values()))
             _train(union, initial, everyone, cache, plan, rounds, blocks, EVERYONE, len(clients), progress)
             return {name: _score(union, own) for name, own in sets.items()}
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="baseline") as pool:
-        together = pool.submit(train_together)
-        alone = {client.name: pool.submit(train_alone, client) for client in clients}
+    with ThreadPoolExecutor(workers, thread_name_prefix="baseline") as threads:
+        together = threads.submit(train_together)
+        alone = {client.name: threads.submit(train_alone, client) for client in clients}
         return Baselines(
             alone={name: job.result()[0] for name, job in alone.items()},
             alone_everywhere={name: job.result()[1] for name, job in alone.items()},
@@ -91,9 +91,11 @@ def run_baselines(
         )
 
 
-def held_out_scores(plan: LearningPlan, state: AdapterState, examples: Mapping[str, Examples], bench: Bench) -> Scores:
+def held_out_scores(
+    plan: LearningPlan, state: AdapterState, examples: Mapping[str, Examples], pool: ModelPool
+) -> Scores:
     """A state's score on every client's held-out examples: possible in a simulation only."""
-    with bench.lend(plan) as union:
+    with pool.lend(plan) as union:
         union.load(state)
         return {name: _score(union, own.prepared(plan)) for name, own in examples.items()}
 

@@ -29,7 +29,7 @@ from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transport import Stage
 from fedpeft_client.training.device_stores import FileStore, MemoryStore, device_ledger
 from fedpeft_client.training.examples import Examples
-from fedpeft_client.training.model_pool import Bench
+from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_client.training.trainer import TorchTrainer
 from fedpeft_sim.plain_sum import PlainSession
 from fedpeft_sim.planning import plan_devices
@@ -64,7 +64,7 @@ class VirtualDevices:
 
     Args:
         population: the clients.
-        bench: the shared base model.
+        pool: the shared base model.
         coordinator_key: the public key that signs the terms of every round.
         home: where devices remember; None is RAM.
         examples: client name -> its examples, where others use them too.
@@ -77,7 +77,7 @@ class VirtualDevices:
     def __init__(
         self,
         population: Population,
-        bench: Bench,
+        pool: ModelPool,
         *,
         coordinator_key: bytes,
         home: Path | None = None,
@@ -88,8 +88,8 @@ class VirtualDevices:
     ) -> None:
         # One thread a virtual client: clients run side by side, and sums do not depend on how a product was split.
         torch.set_num_threads(1)
-        self._population, self._bench, self._coordinator_key, self._home = population, bench, coordinator_key, home
-        self._examples = examples_of(population, bench) if examples is None else examples
+        self._population, self._pool, self._coordinator_key, self._home = population, pool, coordinator_key, home
+        self._examples = examples_of(population, pool) if examples is None else examples
         self._ledgers = ledgers
         self._devices: dict[int, Device] = {}
         self._memory, self._troubles = memory, troubles
@@ -126,7 +126,7 @@ class VirtualDevices:
             trainer=TorchTrainer(
                 device=client.name,
                 capacity=client.capacity,
-                bench=self._bench,
+                pool=self._pool,
                 examples=self._examples[client.name],
                 memory_use=config.performance,
                 memory=FileStore(self._memory / client.name) if self._memory is not None else None,
@@ -140,11 +140,11 @@ class VirtualDevices:
         )
 
 
-def examples_of(population: Population, bench: Bench) -> dict[str, Examples]:
+def examples_of(population: Population, pool: ModelPool) -> dict[str, Examples]:
     """Every client's examples, by name."""
     cache_mb = population.config.performance.cache_mb
     return {
-        client.name: Examples(client.name, bench=bench, train=client.train, held_out=client.held_out, cache_mb=cache_mb)
+        client.name: Examples(client.name, pool=pool, train=client.train, held_out=client.held_out, cache_mb=cache_mb)
         for client in population.clients
     }
 
@@ -204,7 +204,7 @@ class RayDevices:
             store = ArtifactStore(self.store)
             devices = VirtualDevices(
                 plan_devices(populate(self.config), store.get(self.base)),
-                Bench(
+                ModelPool(
                     store,
                     residency=self.config.performance.residency,
                     accelerator=self.config.performance.accelerator,

@@ -11,7 +11,7 @@ from fedpeft.config import RunConfig
 from fedpeft.config.derived import invited_devices
 from fedpeft.config.model import Device
 from fedpeft.errors import ConfigInvalid
-from fedpeft.planner import REFERENCE, BaseShape, Limits, Menu, Plan, Workload, menu_of, plan, shape_of
+from fedpeft.planner import REFERENCE, BaseShape, CapacityPlan, DeviceLimits, Menu, Workload, menu_of, plan, shape_of
 from fedpeft_client.training.examples import cacheable_examples
 from fedpeft_client.training.trainer import Capacity
 from fedpeft_sim.population import Client, Population
@@ -29,7 +29,7 @@ def plan_devices(population: Population, artifact: BaseArtifact) -> Population:
     if all(device.methods != "auto" for device in config.device):
         return population
     shape = shape_of(artifact)
-    plans: dict[Device, Plan] = {}
+    plans: dict[Device, CapacityPlan] = {}
     for index, device in enumerate(config.device):
         members = [client for client in population.clients if client.device == device]
         if device.methods == "auto" and members:
@@ -44,7 +44,7 @@ def plan_devices(population: Population, artifact: BaseArtifact) -> Population:
 
 def _plan(
     config: RunConfig, shape: BaseShape, device: Device, members: list[Client], index: int, *, cohort: int
-) -> Plan:
+) -> CapacityPlan:
     length = config.task.max_length
     held_out = max(len(client.held_out) for client in members)
     like = Workload(
@@ -62,7 +62,7 @@ def _plan(
         ),
     )
     profile = REFERENCE.lending(device.ram_mb)
-    limits = Limits(
+    limits = DeviceLimits(
         uplink_bits_s=None if device.uplink_mbit is None else device.uplink_mbit * 1e6,
         fit_deadline_s=config.rounds.fit_deadline_s,
         upload_deadline_s=config.rounds.stage_deadline_s,

@@ -8,18 +8,18 @@ from fedpeft.adapter import AdapterState
 from fedpeft.data import Records, encode
 from fedpeft.export import export_peft
 from fedpeft.round.plan import LearningPlan
-from fedpeft_client.training.model_pool import Bench
+from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_server.run.federation import Publish
 from fedpeft_server.run.run_directory import AdapterSlot, RunDirectory
 
 __all__ = ["publisher"]
 
 
-def publisher(bench: Bench, plan: LearningPlan, run: RunDirectory, *, probe: Records, base: str) -> Publish:
+def publisher(pool: ModelPool, plan: LearningPlan, run: RunDirectory, *, probe: Records, base: str) -> Publish:
     """What the federation calls with each committed state.
 
     Args:
-        bench: the base model that the adapter belongs to.
+        pool: the base model that the adapter belongs to.
         plan: the run's.
         run: where it goes.
         probe: examples on which the final files are compared with the model; the first four are used.
@@ -27,21 +27,21 @@ def publisher(bench: Bench, plan: LearningPlan, run: RunDirectory, *, probe: Rec
     """
 
     def publish(slot: AdapterSlot, state: AdapterState) -> None:
-        with bench.lend(plan) as union:
+        with pool.lend(plan) as union:
             union.load(state)
-            inputs = _inputs(bench, plan, probe) if slot == "final" else None
+            inputs = _inputs(pool, plan, probe) if slot == "final" else None
 
             def write(folder: Path) -> None:
-                export_peft(union, folder, base=base, artifact=bench.artifact(plan), inputs=inputs)
+                export_peft(union, folder, base=base, artifact=pool.artifact(plan), inputs=inputs)
 
             run.publish_adapter(slot, write)
 
     return publish
 
 
-def _inputs(bench: Bench, plan: LearningPlan, probe: Records) -> dict[str, torch.Tensor]:
+def _inputs(pool: ModelPool, plan: LearningPlan, probe: Records) -> dict[str, torch.Tensor]:
     few = probe.select(range(min(4, len(probe))))
-    encoded = encode(few, plan.task, plan.task.labels, bench.tokenizer(plan))
+    encoded = encode(few, plan.task, plan.task.labels, pool.tokenizer(plan))
     rows = [torch.from_numpy(tokens.astype("int64")) for tokens in encoded.input_ids]
     pad = torch.nn.utils.rnn.pad_sequence
     mask = pad([torch.ones_like(row) for row in rows], batch_first=True)

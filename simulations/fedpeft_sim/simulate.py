@@ -34,7 +34,7 @@ from fedpeft.round.events import Event, EventKind
 from fedpeft.round.plan import LearningPlan, learning_plan
 from fedpeft.round.size_class import weight_share
 from fedpeft_client.training.examples import Examples
-from fedpeft_client.training.model_pool import Bench
+from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_server.privacy.client_level import ClientPrivacy
 from fedpeft_server.report.page import write_report
 from fedpeft_server.run.federation import Federation
@@ -76,7 +76,7 @@ class Simulation:
     Args:
         population: the clients, and the config with labels resolved.
         artifact: the base.
-        bench: the base loaded, with the adapter.
+        pool: the base loaded, with the adapter.
         examples: client name -> its examples; the baselines find them encoded and their activations cached.
         plan: what devices are asked to learn; its run id is still empty.
         initial: where the run begins.
@@ -84,7 +84,7 @@ class Simulation:
 
     population: Population
     artifact: BaseArtifact
-    bench: Bench
+    pool: ModelPool
     examples: Mapping[str, Examples]
     plan: LearningPlan
     initial: AdapterState
@@ -135,23 +135,23 @@ def prepare(
     for sentence, names in population.by_plan().items():
         screen.note(f"{', '.join(names)}: {sentence}")
     torch.set_num_threads(1)
-    bench = Bench(
+    pool = ModelPool(
         ArtifactStore(where),
         places=workers_of(config),
         residency=config.performance.residency,
         accelerator=config.performance.accelerator,
     )
     draft = learning_plan(config, run_id="", base=artifact.digest, adapter_spec="")
-    initial = with_sources(bench.initial_state(draft), config.adapter, config.base.adapters)
+    initial = with_sources(pool.initial_state(draft), config.adapter, config.base.adapters)
     plan = draft.model_copy(update={"adapter_spec": initial.spec.digest})
     expect_affordable(plan, population, initial.spec)
-    examples = examples_of(population, bench)
+    examples = examples_of(population, pool)
     for remark in encode_all(examples, plan):
         screen.note(f"note: {remark}")
     return Simulation(
         population=population,
         artifact=artifact,
-        bench=bench,
+        pool=pool,
         examples=examples,
         plan=plan,
         initial=initial,
@@ -196,10 +196,10 @@ def simulate(
             screen.note(f"go on with:  {shlex.join(['fedpeft', 'simulate', '--resume', str(run.path)])}")
             raise
         full_bytes = full_parameter_bytes(
-            plan, simulation.bench, rounds=simulation.config.rounds.count, clients=len(simulation.population.clients)
+            plan, simulation.pool, rounds=simulation.config.rounds.count, clients=len(simulation.population.clients)
         )
         run.write_summary(summary_of(run, "finished", full_bytes=full_bytes))
-        federated = held_out_scores(plan, state, simulation.examples, simulation.bench)
+        federated = held_out_scores(plan, state, simulation.examples, simulation.pool)
         compared: Baselines | None = None
         if baselines:
             compared = run_baselines(
@@ -207,7 +207,7 @@ def simulate(
                 simulation.config.rounds,
                 simulation.initial,
                 simulation.population.clients,
-                simulation.bench,
+                simulation.pool,
                 examples=simulation.examples,
                 workers=workers_of(simulation.config),
                 progress=screen.working,
@@ -280,7 +280,7 @@ def _on_engine(
             clock=SystemClock(),
             observe=observe,
             publish=publisher(
-                simulation.bench, plan, run, probe=simulation.population.clients[0].held_out, base=config.base.model
+                simulation.pool, plan, run, probe=simulation.population.clients[0].held_out, base=config.base.model
             ),
             open_sum=open_sum,
             individuals=None if seen is None else lambda: tuple(seen),
@@ -311,7 +311,7 @@ def _on_engine(
     else:
         local = VirtualDevices(
             simulation.population,
-            simulation.bench,
+            simulation.pool,
             coordinator_key=identity.public,
             examples=simulation.examples,
             ledgers=ledgers_of(config, run),

@@ -1,16 +1,16 @@
 """The end of a simulation as a record: the comparison with the baselines, and with moving every parameter."""
 
 from fedpeft.round.plan import LearningPlan
-from fedpeft_client.training.model_pool import Bench
+from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_server.run.records import Comparison
 from fedpeft_sim.baselines import Baselines, Scores, accuracy
 
 __all__ = ["compare", "full_parameter_bytes"]
 
 
-def full_parameter_bytes(plan: LearningPlan, bench: Bench, *, rounds: int, clients: int) -> int:
+def full_parameter_bytes(plan: LearningPlan, pool: ModelPool, *, rounds: int, clients: int) -> int:
     """What a federation of every parameter would have moved: fp32, down and up, every client, every round."""
-    with bench.lend(plan) as union:
+    with pool.lend(plan) as union:
         parameters = sum(parameter.numel() for parameter in union.model.parameters())
     return 4 * parameters * 2 * rounds * clients
 

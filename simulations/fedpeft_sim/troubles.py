@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedpeft.clock import SystemClock
 from fedpeft.ids import RoundId
-from fedpeft_client.process.troubles import Entry, TroubleLog
+from fedpeft_client.process.troubles import TroubleEntry, TroubleLog
 from fedpeft_server.run.run_directory import RunDirectory
 
 __all__ = ["TroubleWatch", "trouble_log"]
@@ -46,5 +46,5 @@ class TroubleWatch:
                 round_id = RoundId(entry.round_id) if entry.round_id else None
                 self._run.record("device.trouble", round_id=round_id, client=client, detail={"cause": entry.cause})
 
-    def _found(self) -> dict[str, tuple[Entry, ...]]:
+    def _found(self) -> dict[str, tuple[TroubleEntry, ...]]:
         return {path.stem: TroubleLog(path, SystemClock()).entries() for path in sorted(self._folder.glob("*.jsonl"))}

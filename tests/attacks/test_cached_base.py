@@ -77,35 +77,35 @@ def plan(store):
 
 @pytest.mark.parametrize("change", [tamper, link])
 def test_a_device_trains_on_no_base_that_changed_before_it_started(store, change) -> None:
-    from fedpeft_client.training.model_pool import Bench
+    from fedpeft_client.training.model_pool import ModelPool
 
     change(weights(store))
     with pytest.raises(IntegrityFailed, match=r"model\.safetensors"):
-        Bench(store).spec(plan(store))
+        ModelPool(store).spec(plan(store))
 
 
 def test_a_device_trains_on_no_base_that_changed_while_it_is_at_work(store) -> None:
-    from fedpeft_client.training.model_pool import Bench
+    from fedpeft_client.training.model_pool import ModelPool
 
-    bench = Bench(store)
-    with bench.lend(plan(store)):
+    pool = ModelPool(store)
+    with pool.lend(plan(store)):
         pass
     tamper(weights(store))
-    with pytest.raises(IntegrityFailed), bench.lend(plan(store)):
+    with pytest.raises(IntegrityFailed), pool.lend(plan(store)):
         pass
     with pytest.raises(IntegrityFailed):
-        bench.spec(plan(store))
+        pool.spec(plan(store))
 
 
 def test_every_byte_is_hashed_once_a_process(store, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedpeft.base import BaseArtifact
-    from fedpeft_client.training.model_pool import Bench
+    from fedpeft_client.training.model_pool import ModelPool
 
     hashed = []
     real = BaseArtifact.problems
     monkeypatch.setattr(BaseArtifact, "problems", lambda artifact: hashed.append(artifact.digest) or real(artifact))
     for _ in range(3):
-        Bench(store).spec(plan(store))
+        ModelPool(store).spec(plan(store))
     assert len(hashed) == 1
 
 

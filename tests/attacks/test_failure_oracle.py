@@ -87,9 +87,9 @@ class Ward:
         return SiteTrainer(device=name, site=site, bases=self.store, clock=FakeClock())
 
     def initial(self, plan: LearningPlan) -> AdapterState:
-        from fedpeft_client.training.model_pool import Bench
+        from fedpeft_client.training.model_pool import ModelPool
 
-        return Bench(self.store).initial_state(plan)
+        return ModelPool(self.store).initial_state(plan)
 
     def task(self, plan: LearningPlan) -> RoundTask:
         task = toy_task(plan)

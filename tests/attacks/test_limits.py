@@ -24,13 +24,13 @@ HONEST_S = 1.0
 
 
 def honest(federation: ToyFederation) -> None:
-    """A request of nobody in particular, answered by the gate."""
+    """A request of nobody in particular, answered by the gateway."""
     with tls(federation.settings.fleet_port, federation.home.ca_certificate) as one:
         one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert one.recv(4096).startswith(b"HTTP/1.1 4")
 
 
-def gate(federation: ToyFederation) -> socket.socket:
+def gateway(federation: ToyFederation) -> socket.socket:
     return tls(federation.settings.fleet_port, federation.home.ca_certificate)
 
 
@@ -38,7 +38,7 @@ def loopback(federation: ToyFederation) -> socket.socket:
     return socket.create_connection(("127.0.0.1", federation.settings.metrics_port), 5.0)
 
 
-@pytest.mark.parametrize("connect", [gate, loopback])
+@pytest.mark.parametrize("connect", [gateway, loopback])
 @pytest.mark.parametrize(
     ("begin", "unit"),
     [(REQUEST, b"X1: \r\n"), (REQUEST, b"X-Long: " + b"a" * 70_000), (b"POST /", b"a"), (b"", b"\r\n")],
@@ -58,7 +58,7 @@ def test_headers_without_end_cost_neither_memory_nor_time(
     assert not asking.failed
 
 
-@pytest.mark.parametrize("connect", [gate, loopback])
+@pytest.mark.parametrize("connect", [gateway, loopback])
 @pytest.mark.parametrize(
     "headers",
     [b"".join(b"X%d: y\r\n" % number for number in range(100)), b"X: " + b"a" * 20_000 + b"\r\n"],
@@ -85,7 +85,7 @@ def test_lines_after_a_chunked_body_are_limited_too(federation: ToyFederation) -
     assert sent < 8 * 2**20
 
 
-@pytest.mark.parametrize("connect", [gate, loopback])
+@pytest.mark.parametrize("connect", [gateway, loopback])
 def test_headers_that_drip_are_cut_off_in_time(federation: ToyFederation, connect) -> None:
     with connect(federation) as one:
         one.settimeout(0.5)

@@ -26,7 +26,7 @@ def world(tmp_path_factory):
     from fedpeft.base import ArtifactStore, build
     from fedpeft.testing.models import save_tiny, tiny_bert
     from fedpeft_client.training.examples import Examples
-    from fedpeft_client.training.model_pool import Bench
+    from fedpeft_client.training.model_pool import ModelPool
     from fedpeft_client.training.trainer import Capacity, TorchTrainer
 
     folder = tmp_path_factory.mktemp("base")
@@ -44,13 +44,13 @@ def world(tmp_path_factory):
         rounds=PlannedRounds(count=2, eval_examples=0),
         secagg=SecureAggregation(),
     )
-    bench = Bench(ArtifactStore(folder / "store"), residency="quantized")
-    state = bench.initial_state(draft)
+    pool = ModelPool(ArtifactStore(folder / "store"), residency="quantized")
+    state = pool.initial_state(draft)
     trainers = {}
     for name in NAMES:
         rows = Records.of([{"text": f"the {label} runs {name}", "label": label} for label in LABELS], name=name)
-        examples = Examples(name, bench=bench, train=rows, held_out=rows, cache_mb=64)
-        trainers[name] = TorchTrainer(device=name, capacity=Capacity(methods=("lora",)), bench=bench, examples=examples)
+        examples = Examples(name, pool=pool, train=rows, held_out=rows, cache_mb=64)
+        trainers[name] = TorchTrainer(device=name, capacity=Capacity(methods=("lora",)), pool=pool, examples=examples)
     return draft.model_copy(update={"adapter_spec": state.spec.digest}), state, trainers
 
 

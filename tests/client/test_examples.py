@@ -43,11 +43,11 @@ def base(tmp_path_factory):
 @pytest.fixture
 def examples(base):
     from fedpeft_client.training.examples import Examples
-    from fedpeft_client.training.model_pool import Bench
+    from fedpeft_client.training.model_pool import ModelPool
 
     rows = [{"text": f"the {c} {a}", "label": a} for a in ("cat", "dog", "bird") for c in ("red", "green", "blue")]
     records = Records.of(rows, name="rows")
-    return Examples("a", bench=Bench(base[0]), train=records, held_out=records, cache_mb=1)
+    return Examples("a", pool=ModelPool(base[0]), train=records, held_out=records, cache_mb=1)
 
 
 def plan(base, adapter: Adapter) -> LearningPlan:

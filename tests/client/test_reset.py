@@ -13,7 +13,7 @@ from fedpeft.errors import ConfigInvalid, IntegrityFailed, NotEnrolled, Resource
 from fedpeft.secagg import FileLedger
 from fedpeft_client.enrolment.keys import ensure_keys
 from fedpeft_client.home import DeviceHome, Enrolment
-from fedpeft_client.process.agent import Resident
+from fedpeft_client.process.agent import Agent
 from fedpeft_client.process.reset import reset_ledger
 
 ENROLMENT = Enrolment(
@@ -40,7 +40,7 @@ def home(tmp_path: Path) -> DeviceHome:
 
 def test_a_device_without_its_ledger_does_not_start_and_says_what_to_do(home: DeviceHome) -> None:
     with pytest.raises(IntegrityFailed, match="reset-ledger"):
-        Resident(home)
+        Agent(home)
 
 
 def test_a_reset_leaves_a_ledger_with_a_barrier(home: DeviceHome) -> None:

@@ -77,7 +77,7 @@ def packed_layers(trainer, plan) -> int:
     from fedpeft.base.residency import QuantizedLinear
 
     trainer.spec(plan)
-    with trainer._bench.lend(plan) as union:
+    with trainer._pool.lend(plan) as union:
         return sum(isinstance(module, QuantizedLinear) for module in union.model.modules())
 
 

@@ -16,7 +16,7 @@ from fedpeft.errors import ConfigInvalid, IntegrityFailed, NotEnrolled
 from fedpeft.ids import NodeId
 from fedpeft_client.enrolment.membership import leave
 from fedpeft_client.home import DeviceHome
-from fedpeft_server.enrolment.active_devices import Membership
+from fedpeft_server.enrolment.active_devices import ActiveDevices
 from fedpeft_server.enrolment.certificate_authority import Authority, renew_server_certificate
 from fedpeft_server.enrolment.registry import Status, open_registry
 
@@ -121,9 +121,9 @@ def test_a_device_whose_certificate_has_ended_is_told_so_and_not_counted(
     device(coordinator.token(), "ended")
     found = coordinator.registry.device("ended")
 
-    def seen(days: float) -> Membership:
+    def seen(days: float) -> ActiveDevices:
         nodes: dict[bytes, NodeId] = {}
-        return Membership(
+        return ActiveDevices(
             coordinator.registry,
             enrol=lambda key, _: nodes.setdefault(key, NodeId(len(nodes) + 1)),
             expel=lambda key: None,

@@ -171,7 +171,7 @@ def test_doctor_finds_what_a_device_lacks(run: Callable, coordinator: Coordinato
     assert run(*joining)[0] == 0
     code, printed = run("doctor", "--role", "client", *here)
     failed = [line for line in printed.splitlines() if line.startswith("FAIL")]
-    assert code == 5  # there is no gate in this coordinator
+    assert code == 5  # there is no gateway in this coordinator
     assert len(failed) == 1, printed
     assert "fleet port" in failed[0]
     assert "s from the coordinator's" in printed

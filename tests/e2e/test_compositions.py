@@ -9,7 +9,7 @@ import pytest
 from fedpeft.adapter import AdapterState
 from fedpeft.cli import main
 from fedpeft.config.load import parse
-from fedpeft_server.jobs.model_process import Foundry
+from fedpeft_server.jobs.model_process import ModelProcess
 from fedpeft_server.run.run_view import last_state, read_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.torch]
@@ -92,11 +92,11 @@ def test_a_fusion_of_earlier_runs_starts_alike_simulated_and_deployed_and_learns
     config = config.model_copy(
         update={"directory": world / "runs", "base": config.base.model_copy(update={"adapters": own})}
     )
-    foundry = Foundry(world / "deployed-bases")
+    model_process = ModelProcess(world / "deployed-bases")
     try:
-        initial = foundry.draft(config).initial
+        initial = model_process.draft(config).initial
     finally:
-        foundry.close()
+        model_process.close()
     first = AdapterState.from_safetensors(
         initial.spec, (fused / "checkpoints" / "r0001" / "global.safetensors").read_bytes()
     )

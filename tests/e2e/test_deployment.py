@@ -70,7 +70,7 @@ def test_a_replayed_header_is_refused_by_the_running_coordinator(federation: Toy
     with httpx.Client(verify=trust) as client:
         first, replayed = (client.post(url, headers=headers, content=b"") for _ in range(2))
         hidden = client.post(url.replace("fleet/pull-messages", "control/register-node"), content=b"")
-    assert first.status_code != 401 or b"Invalid SuperNode" in first.content, "the gate let it through to Flower"
+    assert first.status_code != 401 or b"Invalid SuperNode" in first.content, "the gateway let it through to Flower"
     assert (replayed.status_code, replayed.content) == (401, b"")
     assert hidden.status_code == 404
 

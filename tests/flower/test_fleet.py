@@ -1,4 +1,4 @@
-"""Both halves of the Fleet protocol against each other, through the gate and TLS, with real sockets; no torch.
+"""Both halves of the Fleet protocol against each other, through the gateway and TLS, with real sockets; no torch.
 
 Held here too: the facts of Flower 1.41 that ``superlink`` and ``fleet`` rest on.
 """
@@ -25,7 +25,7 @@ from fedpeft_client.process.agent import Bell
 from fedpeft_server.enrolment.active_devices import Standing
 from fedpeft_server.enrolment.certificate_authority import initialise
 from fedpeft_server.home import CoordinatorHome, Settings
-from fedpeft_server.service.fleet_gateway import Gate
+from fedpeft_server.service.fleet_gateway import FleetGateway
 from fedpeft_server.service.listener import Listener, take_port
 from fedpeft_server.service.prometheus import Meters
 
@@ -34,7 +34,7 @@ Handle = Callable[[Stage, bytes], bytes]
 
 @dataclass
 class Federation:
-    """A SuperLink behind a gate, and devices on threads."""
+    """A SuperLink behind a gateway, and devices on threads."""
 
     folder: Path
     revoked: dict[bytes, str] = field(default_factory=dict)
@@ -44,12 +44,12 @@ class Federation:
         self.clock, self.bells = SystemClock(), {}
         self.link = SuperLink(self.folder / "objects", wake=lambda node: self.bells[node].ring())
         self.names: dict[bytes, str] = {}
-        gate = Gate(self.link.handlers, self._standing, clock=self.clock, meters=Meters())
+        gateway = FleetGateway(self.link.handlers, self._standing, clock=self.clock, meters=Meters())
         self.port_socket = take_port("127.0.0.1", 0, "test")
         self.port = self.port_socket.getsockname()[1]
         home = CoordinatorHome(self.folder)
         self.ca = home.ca_certificate.read_bytes()
-        self.listener = Listener(gate, self.port_socket, certificate=home.server_certificate, key=home.server_key)
+        self.listener = Listener(gateway, self.port_socket, certificate=home.server_certificate, key=home.server_key)
         self.listener.start()
 
     def _standing(self, key: bytes) -> Standing | None:

@@ -1,4 +1,4 @@
-"""Flower's state and handlers as a coordinator of ours uses them, byte for byte as the gate does; no sockets."""
+"""Flower's state and handlers as a coordinator of ours uses them, byte for byte as the gateway does; no sockets."""
 
 from collections.abc import Iterator
 from pathlib import Path

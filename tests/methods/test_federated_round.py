@@ -52,7 +52,7 @@ def records(name: str, causal: bool) -> Records:
 @pytest.mark.parametrize(("method", "build_model"), PAIRS)
 def test_the_sum_of_a_real_round_is_the_mean_by_hand(method, build_model, bases):
     from fedpeft_client.training.examples import Examples
-    from fedpeft_client.training.model_pool import Bench
+    from fedpeft_client.training.model_pool import ModelPool
     from fedpeft_client.training.trainer import Capacity, TorchTrainer
 
     store, digests = bases
@@ -69,15 +69,15 @@ def test_the_sum_of_a_real_round_is_the_mean_by_hand(method, build_model, bases)
         rounds=PlannedRounds(count=1, eval_examples=0),
         secagg=SecureAggregation(max_abs=2.0),
     )
-    bench = Bench(store, residency="quantized")
-    state = bench.initial_state(draft)
+    pool = ModelPool(store, residency="quantized")
+    state = pool.initial_state(draft)
     plan = draft.model_copy(update={"adapter_spec": state.spec.digest})
     trainers = {}
     for name in NAMES:
         rows = records(name, causal)
-        examples = Examples(name, bench=bench, train=rows, held_out=rows, cache_mb=64)
+        examples = Examples(name, pool=pool, train=rows, held_out=rows, cache_mb=64)
         capacity = Capacity(methods=(method,))
-        trainers[name] = TorchTrainer(device=name, capacity=capacity, bench=bench, examples=examples)
+        trainers[name] = TorchTrainer(device=name, capacity=capacity, pool=pool, examples=examples)
     fleet = enrol(trainers)
     task: RoundTask = toy_task(plan, round_id=RoundId(1))
     outcome = run_round(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedpeft.config.model import Adapter, BitFit, Ia3, Lora
 from fedpeft.errors import ConfigInvalid
-from fedpeft.planner import REFERENCE, Limits, Menu, Workload, estimate, menu_of, plan
+from fedpeft.planner import REFERENCE, DeviceLimits, Menu, Workload, estimate, menu_of, plan
 from fedpeft.planner.cost import MEMORY_ERROR, TIME_ERROR
 from fedpeft.testing.shapes import DECODER, MINILM
 
@@ -16,11 +16,11 @@ MIB = 2**20
 ADAPTER = Adapter(lora=Lora(rank=8, tiers=(4, 8)), bitfit=BitFit())
 LIKE = Workload(adapter=ADAPTER, methods=("lora",), rank=8, classes=3, batch_size=32, length=64, eval_examples=64)
 MENU = Menu(shape=MINILM, workloads=menu_of(MINILM, ADAPTER, LIKE))
-EASY = Limits(fit_deadline_s=1800, upload_deadline_s=120)
+EASY = DeviceLimits(fit_deadline_s=1800, upload_deadline_s=120)
 
 
-def limits(**changes) -> Limits:
-    return Limits(**({"fit_deadline_s": 1800.0, "upload_deadline_s": 120.0} | changes))
+def limits(**changes) -> DeviceLimits:
+    return DeviceLimits(**({"fit_deadline_s": 1800.0, "upload_deadline_s": 120.0} | changes))
 
 
 def test_a_device_without_narrow_limits_trains_everything():

@@ -190,7 +190,7 @@ def test_what_fails_for_lack_of_room_is_tried_once_more_with_care(unit: Unit, la
 
 
 def test_a_process_that_died_over_its_training_is_more_careful_each_time(unit: Unit) -> None:
-    """A kill in the middle of ``fit``: the resident process asks again, and the device knows that it has tried."""
+    """A kill in the middle of ``fit``: the agent asks again, and the device knows that it has tried."""
 
     class Killed(BaseException):
         pass

@@ -83,16 +83,16 @@ class Watched:
 def run(tmp_path_factory):
     """The trainers by name, and the committed states, from the initial one on."""
     from fedpeft_client.training.examples import Examples
-    from fedpeft_client.training.model_pool import Bench
+    from fedpeft_client.training.model_pool import ModelPool
     from fedpeft_client.training.trainer import Capacity, TorchTrainer
 
     where: Path = tmp_path_factory.mktemp("changing")
     save_tiny(tiny_bert(), where / "tiny")
     artifact = build(str(where / "tiny"), quantize="nf4", store=where / "store")
     config = parse(SOURCE, source="run.toml", simulation=True).model_copy(update={"directory": where / "runs"})
-    bench = Bench(ArtifactStore(where / "store"), residency="quantized")
+    pool = ModelPool(ArtifactStore(where / "store"), residency="quantized")
     draft = learning_plan(config, run_id="", base=artifact.digest, adapter_spec="")
-    initial = bench.initial_state(draft)
+    initial = pool.initial_state(draft)
     lora, biases = Capacity(methods=("lora",)), Capacity(methods=("bitfit",))
     trainers = {}
     for name in "abcdefg":
@@ -100,9 +100,9 @@ def run(tmp_path_factory):
             [{"text": f"{colour} {animal} {name}", "label": animal} for colour in ("red", "blue") for animal in LABELS],
             name=name,
         )
-        examples = Examples(name, bench=bench, train=rows, held_out=rows, cache_mb=64)
+        examples = Examples(name, pool=pool, train=rows, held_out=rows, cache_mb=64)
         capacity = lora if name in "abcd" else biases
-        trainers[name] = Watched(TorchTrainer(device=name, capacity=capacity, bench=bench, examples=examples))
+        trainers[name] = Watched(TorchTrainer(device=name, capacity=capacity, pool=pool, examples=examples))
     fleet, clock = enrol(trainers), FakeClock()
     network = FaultyTransport(fleet.handles, clock, ())
     late = fleet.nodes[6]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.errors import IntegrityFailed
-from fedpeft_server.run.records import ClientRound, Comparison, Event, RoundMetrics, Summary, from_json, to_json
+from fedpeft_server.run.records import ClientRound, Comparison, EventRecord, RoundMetrics, Summary, from_json, to_json
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 counts = st.integers(min_value=0, max_value=2**63 - 1)
@@ -39,7 +39,9 @@ rows = st.builds(
     clients=st.lists(clients, max_size=2).map(tuple),
     checkpoint=st.dictionaries(st.text(), st.text(), max_size=2),
 )
-EVENT = Event(at="2026-11-22T12:00:00+00:00", kind="round.started", round=1, detail={"invited": 3, "note": "a\nb"})
+EVENT = EventRecord(
+    at="2026-11-22T12:00:00+00:00", kind="round.started", round=1, detail={"invited": 3, "note": "a\nb"}
+)
 
 
 @given(rows)
@@ -52,7 +54,7 @@ def test_a_row_comes_back_as_it_was_and_takes_one_line(row: RoundMetrics) -> Non
 def test_an_event_and_a_summary_come_back_as_they_were() -> None:
     compared = (Comparison(client="all", examples=9, alone=0.5, federated=0.75, centralised=None),)
     summary = Summary(outcome="finished", rounds=3, seconds=1.0, bytes_up=1, bytes_down=2, comparison=compared)
-    assert from_json(Event, to_json(EVENT), where="x") == EVENT
+    assert from_json(EventRecord, to_json(EVENT), where="x") == EVENT
     assert from_json(Summary, to_json(summary), where="x") == summary
 
 
@@ -88,12 +90,12 @@ def test_a_loss_that_is_not_finite_becomes_null() -> None:
 )
 def test_anything_but_this_schema_is_refused_and_named(change: dict[str, object], message: str) -> None:
     text = json.dumps({**json.loads(to_json(EVENT)), **change})
-    with pytest.raises(IntegrityFailed, match=rf"events\.jsonl:3: expected a Event .*{message}"):
-        from_json(Event, text, where="events.jsonl:3")
+    with pytest.raises(IntegrityFailed, match=rf"events\.jsonl:3: expected a EventRecord .*{message}"):
+        from_json(EventRecord, text, where="events.jsonl:3")
 
 
 def test_a_missing_field_is_refused() -> None:
     document = json.loads(to_json(EVENT))
     del document["at"]
     with pytest.raises(IntegrityFailed, match="at"):
-        from_json(Event, json.dumps(document), where="x")
+        from_json(EventRecord, json.dumps(document), where="x")

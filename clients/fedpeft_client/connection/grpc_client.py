@@ -15,7 +15,7 @@ import grpc
 from fedpeft import __version__
 from fedpeft.deployment import rpc
 from fedpeft.deployment.ceremony import fingerprint
-from fedpeft.deployment.checkup import why_tls_fails
+from fedpeft.deployment.doctor import why_tls_fails
 from fedpeft.deployment.messages import (
     Accepted,
     BaseRequest,

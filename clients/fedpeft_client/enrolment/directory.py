@@ -19,11 +19,11 @@ from fedpeft.secagg import Participant
 from fedpeft.secagg.primitives import hkdf
 from fedpeft_client.home import DeviceHome
 
-__all__ = ["Entry", "SiteDirectory"]
+__all__ = ["KnownDevice", "SiteDirectory"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class KnownDevice:
     """One device.
 
     Args:
@@ -50,7 +50,7 @@ class SiteDirectory:
         self._file, self._mode = home.directory, mode
         self._key = hkdf(home.identity().secret_bytes(), b"", "directory")
 
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[KnownDevice, ...]:
         """Every device that was met, by name.
 
         Raises:
@@ -66,16 +66,16 @@ class SiteDirectory:
                 f"Expected {self._file} as this device wrote it, found another; restore it, or remove it to learn the "
                 "other devices anew from the next round."
             )
-        return tuple(Entry(**entry) for entry in json.loads(body))  # ours: the tag says so
+        return tuple(KnownDevice(**entry) for entry in json.loads(body))  # ours: the tag says so
 
     def admit(self, roster: Sequence[Participant]) -> int | str:
         """See ``secagg.Directory``."""
         known = {entry.device: entry for entry in self.entries()}
         owners = {entry.identity: entry.device for entry in known.values()}
         first = not known
-        added: list[Entry] = []
+        added: list[KnownDevice] = []
         for peer in roster:
-            found = Entry(
+            found = KnownDevice(
                 device=peer.device,
                 organisation=peer.organisation,
                 identity=peer.identity.hex(),
@@ -117,7 +117,7 @@ class SiteDirectory:
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
         return "-".join(digest[place : place + 4] for place in range(0, 16, 4))
 
-    def _write(self, entries: dict[str, Entry]) -> None:
+    def _write(self, entries: dict[str, KnownDevice]) -> None:
         body = json.dumps([asdict(entry) for _, entry in sorted(entries.items())]).encode()
         write_file(self._file, self._tag(body) + b"\n" + body, mode=PRIVATE)
 
@@ -125,7 +125,7 @@ class SiteDirectory:
         return hmac.new(self._key, body, "sha256").hexdigest().encode()
 
 
-def _contradiction(found: Entry, known: Entry | None, owner: str | None) -> str | None:
+def _contradiction(found: KnownDevice, known: KnownDevice | None, owner: str | None) -> str | None:
     """Why a row of a roster cannot be the device that the directory knows; None if it can."""
     if known is not None and known.organisation != found.organisation:
         return f"Expected {found.device} of {known.organisation}, as in earlier rounds; found {found.organisation}."

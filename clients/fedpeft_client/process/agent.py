@@ -29,7 +29,7 @@ from fedpeft_client.process.frames import HANDLE, framed
 from fedpeft_client.process.troubles import TroubleLog
 from fedpeft_client.site import Site
 
-__all__ = ["Bell", "Companion", "Resident"]
+__all__ = ["Agent", "Bell", "Services"]
 
 IDLE_S, FASTEST_S, SLOWEST_S = 20.0, 0.02, 1.0
 """Between two looks for a message: with the wake-up stream, and without it right after a message and later."""
@@ -37,7 +37,7 @@ IDLE_S, FASTEST_S, SLOWEST_S = 20.0, 0.02, 1.0
 _log = logging.getLogger(__name__)
 
 
-class Companion(Protocol):
+class Services(Protocol):
     """What the coordinator's gRPC service is to a device that runs: ``fedpeft_client.process.coordinator_services``."""
 
     def fetch(self, digest: str) -> None:
@@ -84,12 +84,12 @@ class Bell:
         self._rung.clear()
 
 
-class Resident:
+class Agent:
     """One device at work.
 
     Args:
         home: its home; enrolled.
-        companion: its connection to the coordinator's gRPC service; None: polling, and bases by hand.
+        services: its connection to the coordinator's gRPC service; None: polling, and bases by hand.
         worker: the module of the second process; another one only to test what is around it.
 
     Raises:
@@ -100,7 +100,7 @@ class Resident:
     """
 
     def __init__(
-        self, home: DeviceHome, companion: Companion | None = None, *, worker: str = "fedpeft_client.process.worker"
+        self, home: DeviceHome, services: Services | None = None, *, worker: str = "fedpeft_client.process.worker"
     ) -> None:
         enrolment = home.enrolment()
         self._site = Site.load(home.site)
@@ -109,8 +109,8 @@ class Resident:
         FileLedger(home.ledger, home.identity())  # now, not when the worker is asked
         self._owner = DirectoryLock(home.path)
         self._troubles = TroubleLog(home.troubles, SystemClock())
-        self._companion = companion
-        self._bell = Bell(lambda: companion is not None and companion.is_streaming)
+        self._services = services
+        self._bell = Bell(lambda: services is not None and services.is_streaming)
         self._stopping = threading.Event()
         self._child = Child(worker, [str(home.path)])
         self._fleet = Fleet(
@@ -128,12 +128,12 @@ class Resident:
             NotEnrolled: the device was revoked; says when and why.
         """
         try:
-            if self._companion is not None:
-                self._companion.start(self._bell.ring)
+            if self._services is not None:
+                self._services.start(self._bell.ring)
             self._fleet.serve(connected)
         finally:
-            if self._companion is not None:
-                self._companion.close()
+            if self._services is not None:
+                self._services.close()
             self._child.close()
             self._fleet.close()
             self._owner.release()
@@ -173,8 +173,8 @@ class Resident:
         plan = signed_plan(request, self._coordinator_key)
         # The worker checks every rule; this one comes before a download that may take hours.
         self._site.permit(plan, now=SystemClock().utc().astimezone())
-        if self._companion is not None:
-            self._companion.fetch(plan.base)
+        if self._services is not None:
+            self._services.fetch(plan.base)
 
 
 def _target(home: DeviceHome) -> FleetTarget:

@@ -15,14 +15,14 @@ from fedpeft_client.enrolment.membership import finish_rotation, renew_if_due
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.site import Site
 
-__all__ = ["ServiceCompanion"]
+__all__ = ["CoordinatorServices"]
 
 RENEWAL_LOOK_S = 6 * 3600.0
 
 _log = logging.getLogger(__name__)
 
 
-class ServiceCompanion:
+class CoordinatorServices:
     """Implements ``Companion``.
 
     Args:

@@ -1,4 +1,4 @@
-"""What passes between the resident process and its worker: a stage of the protocol and its payload. Needs no torch."""
+"""What passes between the agent and its worker: a stage of the protocol and its payload. Needs no torch."""
 
 from fedpeft.round.transport import Stage
 

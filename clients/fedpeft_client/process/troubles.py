@@ -14,14 +14,14 @@ from fedpeft.directory_lock import short_turn
 from fedpeft.files import PRIVATE, write_file
 from fedpeft.round.failures import Trouble, log_trouble
 
-__all__ = ["Entry", "TroubleLog"]
+__all__ = ["TroubleEntry", "TroubleLog"]
 
 KEPT, LONGEST = 200, 2_000
 """Lines, and characters of a cause: a device that fails every round fills no disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class TroubleEntry:
     """One trouble.
 
     Args:
@@ -50,7 +50,7 @@ class TroubleLog:
     def __call__(self, trouble: Trouble) -> None:
         """Keep it, and say it in this process's log."""
         log_trouble(trouble)
-        entry = Entry(
+        entry = TroubleEntry(
             at=self._clock.utc().isoformat(timespec="seconds"),
             run_id=trouble.run_id,
             round_id=trouble.round_id,
@@ -59,12 +59,12 @@ class TroubleLog:
         with self._lock, contextlib.suppress(OSError):  # a full disk is a trouble, too: it is in the log
             self._keep(entry)
 
-    def _keep(self, entry: Entry) -> None:
+    def _keep(self, entry: TroubleEntry) -> None:
         with short_turn(self._path.parent):  # both processes of a device write here
             lines = [json.dumps(asdict(one)) for one in (*self.entries()[1 - KEPT :], entry)]
             write_file(self._path, ("\n".join(lines) + "\n").encode(), mode=PRIVATE)
 
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[TroubleEntry, ...]:
         """All that are kept, the newest last; a line that somebody changed is left out."""
         try:
             text = self._path.read_text(encoding="utf-8", errors="replace")
@@ -73,8 +73,8 @@ class TroubleLog:
         return tuple(entry for line in text.splitlines() if (entry := _entry(line)) is not None)
 
 
-def _entry(line: str) -> Entry | None:
+def _entry(line: str) -> TroubleEntry | None:
     try:
-        return Entry(**json.loads(line))
+        return TroubleEntry(**json.loads(line))
     except (ValueError, TypeError):
         return None

@@ -111,7 +111,7 @@ def device_of(home: DeviceHome, trainer: Callable[[DeviceHome, str, Site], Train
 
 
 def handlers(device: Device, tell: Tell = log_trouble) -> Mapping[str, Callable[[bytes], bytes]]:
-    """What the resident process may ask.
+    """What the agent may ask.
 
     Args:
         device: answers.

@@ -12,8 +12,8 @@ from fedpeft.base import ArtifactStore
 from fedpeft.catalogue import TIERED
 from fedpeft.config.model import Rounds
 from fedpeft.planner import (
+    DeviceLimits,
     DeviceProfile,
-    Limits,
     Menu,
     Workload,
     available_bytes,
@@ -31,7 +31,7 @@ from fedpeft_client.training.examples import cacheable_examples
 from fedpeft_client.training.model_pool import Residency
 from fedpeft_client.training.trainer import Capacity
 
-__all__ = ["Chooser", "Senses"]
+__all__ = ["CapacityPlanner", "Senses"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Senses:
     charge: Callable[[], float | None] = battery_charge
 
 
-class Chooser:
+class CapacityPlanner:
     """The choice for one run.
 
     Args:
@@ -111,9 +111,9 @@ class Chooser:
         return capacity
 
 
-def _limits(limits: SiteLimits) -> Limits:
+def _limits(limits: SiteLimits) -> DeviceLimits:
     rounds = Rounds()
-    return Limits(
+    return DeviceLimits(
         uplink_bits_s=None if limits.uplink_mbit is None else limits.uplink_mbit * 1e6,
         fit_deadline_s=rounds.fit_deadline_s,
         upload_deadline_s=rounds.stage_deadline_s,

@@ -12,7 +12,7 @@ from fedpeft.entropy import derive_seed
 from fedpeft.planner import evaluation_batch
 from fedpeft.round.plan import LearningPlan
 from fedpeft.tuning import ActivationCache
-from fedpeft_client.training.model_pool import Bench
+from fedpeft_client.training.model_pool import ModelPool
 
 __all__ = ["Examples", "Prepared", "batch_seed", "cacheable_examples"]
 
@@ -58,7 +58,7 @@ class Examples:
 
     Args:
         name: the client's; with the run's seed it determines the order of its batches.
-        bench: whose tokenizer encodes them.
+        pool: whose tokenizer encodes them.
         train, held_out: its records.
         cache_mb: disk for the activations of each of the two, MiB; what does not fit is computed anew.
         unusable: how many training examples there are besides, which teach nothing.
@@ -73,7 +73,7 @@ class Examples:
         self,
         name: str,
         *,
-        bench: Bench,
+        pool: ModelPool,
         train: Records,
         held_out: Records,
         cache_mb: int,
@@ -82,7 +82,7 @@ class Examples:
     ) -> None:
         self.count = len(train) + unusable
         self.evaluates = len(held_out) > 0 if evaluates is None else evaluates
-        self._name, self._bench, self._cache_bytes = name, bench, cache_mb * MIB
+        self._name, self._pool, self._cache_bytes = name, pool, cache_mb * MIB
         self._train, self._held_out = train, held_out
         self._prepared: tuple[str, Prepared] | None = None
         self._encoded: tuple[str, tuple[EncodedDataset, EncodedDataset]] | None = None
@@ -96,12 +96,12 @@ class Examples:
                 examples do not fit.
         """
         with self._lock:
-            tokenizer = self._bench.tokenizer(plan)
-            with self._bench.tokenizing:
+            tokenizer = self._pool.tokenizer(plan)
+            with self._pool.tokenizing:
                 train, held_out = (
                     encode(records, plan.task, plan.task.labels, tokenizer) for records in (self._train, self._held_out)
                 )
-            expect_examples_fit((train, held_out), vocabulary=self._bench.embedding_rows(plan), where=self._name)
+            expect_examples_fit((train, held_out), vocabulary=self._pool.embedding_rows(plan), where=self._name)
             self._encoded = _encoding_key(plan), (train, held_out)
             return train, held_out
 
@@ -118,8 +118,8 @@ class Examples:
         if self._encoded is not None and self._encoded[0] == _encoding_key(plan):
             train, held_out = self._encoded[1]
             return (train, ""), (held_out, "")
-        tokenizer = self._bench.tokenizer(plan)
-        with self._bench.tokenizing:
+        tokenizer = self._pool.tokenizer(plan)
+        with self._pool.tokenizing:
             return (
                 encode_usable(self._train, plan.task, tokenizer),
                 encode_usable(self._held_out, plan.task, tokenizer),
@@ -128,8 +128,8 @@ class Examples:
     def _prepare(self, plan: LearningPlan) -> Prepared:
         (train, lost), (held_out, lost_too) = self._usable(plan)
         troubles = tuple(filter(None, (lost, lost_too)))
-        batch = evaluation_batch(length=plan.task.max_length, vocabulary=self._bench.vocabulary(plan))
-        if not self._bench.frozen_layers(plan):
+        batch = evaluation_batch(length=plan.task.max_length, vocabulary=self._pool.vocabulary(plan))
+        if not self._pool.frozen_layers(plan):
             return Prepared(
                 train=train, held_out=held_out, train_cache=None, eval_cache=None, eval_batch=batch, troubles=troubles
             )

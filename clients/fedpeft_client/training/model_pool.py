@@ -1,7 +1,7 @@
 """The base model on this machine, with a run's adapter on it: loaded once, lent to one trainer at a time.
 
-Several virtual clients share one bench: the frozen base exists once, each lending has its own adapter
-tensors. A real device has a bench of one.
+Several virtual clients share one pool: the frozen base exists once, each lending has its own adapter
+tensors. A real device has a pool of one.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ from fedpeft.round.plan import LearningPlan
 if TYPE_CHECKING:
     from fedpeft.methods import UnionAdapter
 
-__all__ = ["Bench", "Residency", "chosen_residency", "release_free_memory"]
+__all__ = ["ModelPool", "Residency", "chosen_residency", "release_free_memory"]
 
 Residency = Literal["auto", "dense", "quantized"]
 
@@ -41,7 +41,7 @@ LEND_WAIT_S = 60.0
 """How long a trainer waits for a place before there is one more."""
 
 
-class Bench:
+class ModelPool:
     """Loads what a plan asks for on first use; a plan with another adapter or base replaces it.
 
     Args:
@@ -87,7 +87,7 @@ class Bench:
         """The base's tokenizer."""
         self._ready(plan)
         if self._tokenizer is None:
-            raise RuntimeError("the bench has no tokenizer although it is ready")
+            raise RuntimeError("the pool has no tokenizer although it is ready")
         return self._tokenizer
 
     def artifact(self, plan: LearningPlan) -> BaseArtifact:

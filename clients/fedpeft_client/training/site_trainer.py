@@ -21,9 +21,9 @@ from fedpeft.round.size_class import size_class, upper_end
 from fedpeft.round.work import Work
 from fedpeft.wire import decode, encode, message
 from fedpeft_client.site import Site
-from fedpeft_client.training.capacity import Chooser, Senses
+from fedpeft_client.training.capacity import CapacityPlanner, Senses
 from fedpeft_client.training.examples import Examples
-from fedpeft_client.training.model_pool import Bench, Residency
+from fedpeft_client.training.model_pool import ModelPool, Residency
 from fedpeft_client.training.state_watch import StateWatch
 from fedpeft_client.training.trainer import TorchTrainer
 
@@ -75,8 +75,8 @@ class SiteTrainer:
     ) -> None:
         self._device, self._site, self._bases, self._clock = device, site, bases, clock
         self._memory, self._senses = memory, senses
-        self._bench = self._new_bench(site.limits.residency)
-        self._trainer: tuple[str, Chooser, TorchTrainer] | None = None
+        self._pool = self._new_pool(site.limits.residency)
+        self._trainer: tuple[str, CapacityPlanner, TorchTrainer] | None = None
         self._troubles: tuple[str, ...] = ()
         self._watch = StateWatch(site.policy.max_state_step)
 
@@ -91,9 +91,9 @@ class SiteTrainer:
     def spec(self, plan: LearningPlan) -> AdapterSpec:
         """See ``Trainer``; a round begins with it, so here the device chooses what it trains."""
         self._site.permit(plan, now=self._clock.utc().astimezone())
-        chooser, trainer = self._for(plan)  # before the base is loaded: the planner may say whether it stays packed
-        trainer.change(chooser.now())
-        return self._bench.spec(plan)
+        planner, trainer = self._for(plan)  # before the base is loaded: the planner may say whether it stays packed
+        trainer.change(planner.now())
+        return self._pool.spec(plan)
 
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         """See ``Trainer``."""
@@ -117,13 +117,13 @@ class SiteTrainer:
         result = self._for(plan)[1].fit(plan, state, work, effort)
         return replace(result, troubles=(*self._troubles, *result.troubles))
 
-    def _for(self, plan: LearningPlan) -> tuple[Chooser, TorchTrainer]:
+    def _for(self, plan: LearningPlan) -> tuple[CapacityPlanner, TorchTrainer]:
         key = plan.to_json()
         if self._trainer is None or self._trainer[0] != key:
             self._trainer = (key, *self._made(plan))
         return self._trainer[1:]
 
-    def _made(self, plan: LearningPlan) -> tuple[Chooser, TorchTrainer]:
+    def _made(self, plan: LearningPlan) -> tuple[CapacityPlanner, TorchTrainer]:
         records, train, held_out = self._read(plan)
         unusable = len(records) - len(train) - len(held_out)
         declared = self._pinned(plan, size_class(len(train) + unusable))
@@ -131,12 +131,12 @@ class SiteTrainer:
         most = math.ceil(upper_end(declared)) if self._site.policy.declare_size else UNTOLD
         share = self._site.data.holdout
         held = math.ceil(most * share / (1.0 - share))
-        chooser = Chooser(self._site, plan, self._bases, train=most, held_out=held, senses=self._senses)
-        if chooser.residency != self._bench.residency:
-            self._bench = self._new_bench(chooser.residency)
+        planner = CapacityPlanner(self._site, plan, self._bases, train=most, held_out=held, senses=self._senses)
+        if planner.residency != self._pool.residency:
+            self._pool = self._new_pool(planner.residency)
         examples = Examples(
             self._device,
-            bench=self._bench,
+            pool=self._pool,
             train=train,
             held_out=held_out,
             cache_mb=self._site.limits.cache_mb,
@@ -145,14 +145,14 @@ class SiteTrainer:
         )
         trainer = TorchTrainer(
             device=self._device,
-            capacity=chooser.capacity,
-            bench=self._bench,
+            capacity=planner.capacity,
+            pool=self._pool,
             examples=examples,
             memory_use=self._site.limits,
             memory=self._memory,
             declared=declared,
         )
-        return chooser, trainer
+        return planner, trainer
 
     def _pinned(self, plan: LearningPlan, found: SizeClass) -> SizeClass:
         """The size class of the whole run: that of the data when the run was first seen; 0 if the site hides it."""
@@ -191,5 +191,5 @@ class SiteTrainer:
             self._troubles += (cause_of(error),)
             return records, usable, usable.select(())
 
-    def _new_bench(self, residency: Residency) -> Bench:
-        return Bench(self._bases, residency=residency, accelerator=self._site.limits.accelerator)
+    def _new_pool(self, residency: Residency) -> ModelPool:
+        return ModelPool(self._bases, residency=residency, accelerator=self._site.limits.accelerator)

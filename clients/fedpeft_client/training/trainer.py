@@ -21,7 +21,7 @@ from fedpeft.config.model import MemoryUse, Train
 from fedpeft.config.rules import RULES
 from fedpeft.ids import BlockId, SizeClass
 from fedpeft.methods import blocks_for, due_blocks, round_of
-from fedpeft.planner import Plan
+from fedpeft.planner import CapacityPlan
 from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.failures import cause_of
@@ -35,7 +35,7 @@ from fedpeft.tuning.calibration import label_offset
 from fedpeft.tuning.class_means import measure_class_means
 from fedpeft_client.training.device_stores import MemoryStore
 from fedpeft_client.training.examples import Examples, Prepared, batch_seed
-from fedpeft_client.training.model_pool import Bench
+from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_client.training.round_memory import RoundMemory
 from fedpeft_client.training.scaffold import correction, next_controls
 
@@ -68,7 +68,7 @@ class Capacity:
     checkpointing: bool = False
 
     @classmethod
-    def of(cls, plan: Plan) -> "Capacity":
+    def of(cls, plan: CapacityPlan) -> "Capacity":
         """What the planner chose."""
         work = plan.workload
         return cls(methods=work.methods, rank=work.rank, head=work.head, checkpointing=work.checkpointing)
@@ -84,7 +84,7 @@ class TorchTrainer:
     Args:
         device: its name; with the run's seed it determines the order of its batches.
         capacity: what it trains.
-        bench: the base model, possibly shared with other virtual clients.
+        pool: the base model, possibly shared with other virtual clients.
         examples: its own.
         memory_use: how it saves memory.
         memory: where it keeps local blocks and controls between rounds; None: in RAM.
@@ -96,13 +96,13 @@ class TorchTrainer:
         *,
         device: str,
         capacity: Capacity,
-        bench: Bench,
+        pool: ModelPool,
         examples: Examples,
         memory_use: MemoryUse = PLAIN,
         memory: DeviceStore | None = None,
         declared: SizeClass | None = None,
     ) -> None:
-        self._device, self._capacity, self._bench, self._examples = device, capacity, bench, examples
+        self._device, self._capacity, self._pool, self._examples = device, capacity, pool, examples
         self._memory_use, self._declared = memory_use, declared
         self._memory = RoundMemory(memory or MemoryStore())
 
@@ -113,12 +113,12 @@ class TorchTrainer:
 
     def spec(self, plan: LearningPlan) -> AdapterSpec:
         """See ``Trainer``."""
-        return self._bench.spec(plan)
+        return self._pool.spec(plan)
 
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         """See ``Trainer``."""
         capacity = self._capacity
-        spec = self._bench.spec(plan)
+        spec = self._pool.spec(plan)
         # Of every column a device keeps as many as its rank pays for, after training.
         rank = None if RULES[plan.aggregate.rule].every_column else capacity.rank
         return frozenset(blocks_for(spec, methods=capacity.methods, rank=rank, head=capacity.head))
@@ -139,7 +139,7 @@ class TorchTrainer:
         """See ``Trainer``."""
         if plan.privacy is None:
             return None
-        spec = self._bench.spec(plan)
+        spec = self._pool.spec(plan)
         parameters = sum(spec[block_id].size for block_id in self.trains(plan))
         return round_cost(plan, declared=self.size_class(plan), parameters=parameters)
 
@@ -150,7 +150,7 @@ class TorchTrainer:
         local = local_blocks(plan.aggregate, state.spec) & self.trains(plan)
         state = state.replace({block_id: kept[block_id] for block_id in local if block_id in kept})
         learnt = _Learnt(deltas={})
-        with self._bench.lend(plan) as union:
+        with self._pool.lend(plan) as union:
             union.load(state)
             measured = NOTHING_EVALUATED  # under example-level privacy a loss would be a release
             if plan.privacy is None and len(examples.held_out):

@@ -29,12 +29,12 @@ def run(home: Path | None) -> None:
     from fedpeft.errors import NotEnrolled
     from fedpeft.ids import NodeId
     from fedpeft_client.enrolment.membership import mark_ended
-    from fedpeft_client.process.agent import Resident
-    from fedpeft_client.process.coordinator_services import ServiceCompanion
+    from fedpeft_client.process.agent import Agent
+    from fedpeft_client.process.coordinator_services import CoordinatorServices
 
     where = device_home(home)
     where.enrolment()
-    device = Resident(where, ServiceCompanion(where, SystemClock(), progress=_progress()))
+    device = Agent(where, CoordinatorServices(where, SystemClock(), progress=_progress()))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: device.stop())
 

@@ -9,7 +9,7 @@ from fedpeft.cli.coordinator.opened import made_home
 from fedpeft.cli.homes import coordinator_home_option
 
 if TYPE_CHECKING:
-    from fedpeft_server.jobs.job_queue import Queue
+    from fedpeft_server.jobs.job_queue import JobQueue
 
 __all__ = ["resume", "status", "stop", "submit"]
 
@@ -83,10 +83,10 @@ def resume(run: str, home: Path | None) -> None:
     click.echo(f"run {job.number} is queued again")
 
 
-def _queue(path: Path | None) -> "Queue":
-    from fedpeft_server.jobs.job_queue import Queue
+def _queue(path: Path | None) -> "JobQueue":
+    from fedpeft_server.jobs.job_queue import JobQueue
 
-    return Queue(made_home(path).path / "queue")
+    return JobQueue(made_home(path).path / "queue")
 
 
 def _live(port: int) -> dict[str, object] | None:

@@ -21,7 +21,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @click.group()
 def token() -> None:
-    """Make, list and revoke the words that devices join with."""
+    """Make, list and revoke join tokens, which devices are admitted by."""
 
 
 @token.command()
@@ -29,9 +29,9 @@ def token() -> None:
 @click.option("--ttl", default="24h", show_default=True, help="How long it is good, e.g. 30m, 24h, 7d.")
 @click.option("--uses", type=click.IntRange(1), default=1, show_default=True, help="How many devices it admits.")
 @click.option("--organisation", default="", help="Whose devices these are; cohorts are counted in organisations.")
-@click.option("--auto-approve", is_flag=True, help="Admit without approval: whoever has the word is in.")
+@click.option("--auto-approve", is_flag=True, help="Admit without approval: whoever has the token is in.")
 def create(home: Path | None, ttl: str, uses: int, organisation: str, auto_approve: bool) -> None:
-    """Make a join token and print the command that uses it. The word is a secret: it is shown once."""
+    """Make a join token and print the command that uses it. The token is a secret: it is shown once."""
     with opened(home) as (where, registry, _):
         made = issue(
             where, registry, ttl_s=_seconds(ttl), uses=uses, auto_approve=auto_approve, organisation=organisation

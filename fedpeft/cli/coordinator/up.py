@@ -12,13 +12,13 @@ from fedpeft.cli.options import quoted
 __all__ = ["up"]
 
 FIRST_TOKEN_S, FIRST_TOKEN_USES = 24 * 3600.0, 10
-"""Of the word that `up` shows while nobody is enrolled."""
+"""Of the join token that `up` shows while nobody is enrolled."""
 
 
 @click.command()
 @coordinator_home_option
 def up(home: Path | None) -> None:
-    """Run the coordinator until SIGTERM: gate, services, and the submitted runs one after the other."""
+    """Run the coordinator until SIGTERM: gateway, services, and the submitted runs one after the other."""
     import signal
 
     from fedpeft.logs import log_to_stderr
@@ -41,9 +41,9 @@ def up(home: Path | None) -> None:
             click.echo(f"  let a device join:  fedpeft coordinator token create {quoted('--home', where.path)}")
         else:
             # Only to begin with, and nobody is in without approval: a service's output ends in a log.
-            word = issue(where, coordinator.registry, ttl_s=FIRST_TOKEN_S, uses=FIRST_TOKEN_USES).to_text()
+            token = issue(where, coordinator.registry, ttl_s=FIRST_TOKEN_S, uses=FIRST_TOKEN_USES).to_text()
             click.echo(f"  join a device with (good for {FIRST_TOKEN_USES} devices today; you approve each):")
-            click.echo(f"    fedpeft client join {word} --data FILE")
+            click.echo(f"    fedpeft client join {token} --data FILE")
         click.echo(f"  start a run with:   fedpeft coordinator submit run.toml {quoted('--home', where.path)}")
         coordinator.work()
         click.echo(f"stopped; a round at work had {DRAIN_S:.0f} s to finish, and every committed one is kept")

@@ -15,7 +15,7 @@ from fedpeft.round.transport import Transport
 from fedpeft_server.enrolment.certificate_authority import certificate_expiry
 from fedpeft_server.enrolment.registry import ENDED, EnrolledDevice, Registry, Status
 
-__all__ = ["Membership", "Standing"]
+__all__ = ["ActiveDevices", "Standing"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Standing:
     revoked: str = ""
 
 
-class Membership:
+class ActiveDevices:
     """Thread-safe.
 
     Args:
@@ -56,7 +56,7 @@ class Membership:
         self._by_node: dict[NodeId, EnrolledDevice] = {}
 
     def standing(self, node_key: bytes) -> Standing | None:
-        """What the gate asks."""
+        """What the gateway asks."""
         with self._lock:
             self._refresh()
             device = self._by_key.get(node_key)

@@ -130,7 +130,7 @@ class Authority:
         return f"{certificate.serial_number:x}", certificate.public_bytes(serialization.Encoding.PEM)
 
     def sign_server(self, key: ec.EllipticCurvePublicKey, names: Sequence[x509.GeneralName]) -> x509.Certificate:
-        """The certificate of the gate and of the gRPC service."""
+        """The certificate of the gateway and of the gRPC service."""
         builder = (
             self._builder(key, [(NameOID.COMMON_NAME, "fedpeft coordinator")], SERVER_DAYS)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=True)

@@ -1,7 +1,7 @@
 """Who may take part: the enrolled devices, in SQLite, so that the command line and the running coordinator agree.
 
 Every process opens the file itself; each change is one durable transaction and raises ``revision()``, which the
-gate and the services look at, so that a revocation holds from the next request on. The decisions (which token
+gateway and the services look at, so that a revocation holds from the next request on. The decisions (which token
 admits whom) are in ``fedpeft_server.enrolment.admission``; this module keeps what was decided.
 
 Lifecycle: pending -> active -> revoked | left; pending -> denied. A name whose device ended may be enrolled anew,

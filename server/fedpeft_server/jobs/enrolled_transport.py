@@ -9,7 +9,7 @@ from fedpeft.ids import NodeId
 from fedpeft.round.messages import Profile
 from fedpeft.round.transport import Reply, Stage, Transport
 from fedpeft.wire import WireError, decode
-from fedpeft_server.enrolment.active_devices import Membership
+from fedpeft_server.enrolment.active_devices import ActiveDevices
 
 __all__ = ["SETTLE_S", "EnrolledTransport", "gather"]
 
@@ -27,7 +27,7 @@ class EnrolledTransport:
         interrupted: raises to end the run from inside a wait.
     """
 
-    def __init__(self, inner: Transport, members: Membership, interrupted: Callable[[], None]) -> None:
+    def __init__(self, inner: Transport, members: ActiveDevices, interrupted: Callable[[], None]) -> None:
         self._inner, self._members, self._interrupted = inner, members, interrupted
 
     def nodes(self) -> Sequence[NodeId]:
@@ -57,7 +57,7 @@ class EnrolledTransport:
 
 
 def gather(
-    members: Membership,
+    members: ActiveDevices,
     transport: Transport,
     *,
     needed: int,

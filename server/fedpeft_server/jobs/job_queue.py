@@ -19,7 +19,7 @@ from fedpeft.config.load import parse
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
 from fedpeft.files import write_file
 
-__all__ = ["Job", "JobState", "Queue"]
+__all__ = ["Job", "JobQueue", "JobState"]
 
 
 class JobState(Enum):
@@ -51,7 +51,7 @@ class Job:
     reason: str = ""
 
 
-class Queue:
+class JobQueue:
     """The directory."""
 
     def __init__(self, path: Path) -> None:

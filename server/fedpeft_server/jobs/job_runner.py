@@ -20,14 +20,14 @@ from fedpeft.ids import RoundId
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.plan import learning_plan
 from fedpeft.round.transport import Transport
-from fedpeft_server.enrolment.active_devices import Membership
+from fedpeft_server.enrolment.active_devices import ActiveDevices
 from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
 from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.jobs.attempts import Attempts
 from fedpeft_server.jobs.disk_space import DiskFull, expect_room, is_full, room_needed
 from fedpeft_server.jobs.enrolled_transport import SETTLE_S, EnrolledTransport, gather
-from fedpeft_server.jobs.job_queue import Job, JobState, Queue
-from fedpeft_server.jobs.model_process import Drafted, Foundry, Publisher
+from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
+from fedpeft_server.jobs.model_process import Drafted, ModelProcess, Publisher
 from fedpeft_server.privacy.client_level import ClientPrivacy
 from fedpeft_server.privacy.noise_plan import trainable_parameters
 from fedpeft_server.report.page import write_report
@@ -36,7 +36,7 @@ from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.summary import summary_of
 from fedpeft_server.service.prometheus import Meters
 
-__all__ = ["Engine", "Interrupted", "Site"]
+__all__ = ["Interrupted", "JobContext", "JobRunner"]
 
 LOOK_S = 0.2
 """Between two looks whether a run that waits is to end."""
@@ -62,7 +62,7 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
+class JobContext:
     """What a run needs of the coordinator around it.
 
     Args:
@@ -75,25 +75,25 @@ class Site:
         audit: who did what.
         interrupted: raises ``Interrupted`` when this job is to end now.
         tell: what is being waited for, for a person.
-        foundry: the module of the second process.
+        model_process: the module of the second process.
     """
 
     home: CoordinatorHome
-    queue: Queue
-    members: Membership
+    queue: JobQueue
+    members: ActiveDevices
     transport: Transport
     clock: Clock
     meters: Meters
     audit: AuditLog
     interrupted: Callable[[Job], None]
     tell: Callable[[str], None]
-    foundry: str
+    model_process: str
 
 
-class Engine:
+class JobRunner:
     """Works on one job at a time."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: JobContext) -> None:
         self._site = site
 
     def work(self, job: Job) -> Job:
@@ -103,9 +103,9 @@ class Engine:
             DiskFull: there is no room; the job is where its last commit left it, and running.
         """
         site = self._site
-        foundry = Foundry(site.home.bases, site.foundry)
+        model_process = ModelProcess(site.home.bases, site.model_process)
         try:
-            job = self._train(job, foundry)
+            job = self._train(job, model_process)
             job = replace(job, state=JobState.FINISHED, reason="")
         except Interrupted as end:
             job = replace(self._current(job), state=JobState(end.state), reason="")
@@ -119,7 +119,7 @@ class Engine:
                 raise DiskFull(f"{expected}; {remedy}.") from error
             job = replace(self._current(job), state=JobState.FAILED, reason=str(error))
         finally:
-            foundry.close()
+            model_process.close()
         detail = {"state": job.state.value, "reason": job.reason}
         site.audit.append(AuditEvent.RUN_ENDED, actor="coordinator", subject=job.run or job.name, detail=detail)
         site.queue.put(job)
@@ -129,11 +129,11 @@ class Engine:
     def _current(self, job: Job) -> Job:
         return self._site.queue.job(str(job.number))
 
-    def _train(self, job: Job, foundry: Foundry) -> Job:
+    def _train(self, job: Job, model_process: ModelProcess) -> Job:
         site, text = self._site, self._site.queue.text(job)
         config = parse(text, source=f"run {job.number}").model_copy(update={"directory": site.home.runs})
         site.tell(f"run {job.number}: loading the base and making the first state")
-        drafted = foundry.draft(config)
+        drafted = model_process.draft(config)
         site.interrupted(job)
         run = self._directory(job, config, text, drafted)
         resumed = bool(job.run)
@@ -143,7 +143,7 @@ class Engine:
             event = AuditEvent.RUN_RESUMED if resumed else AuditEvent.RUN_STARTED
             site.audit.append(event, actor="coordinator", subject=run.path.name, detail={"base": drafted.base})
             try:
-                self._rounds(job, config, run, drafted, foundry)
+                self._rounds(job, config, run, drafted, model_process)
             except (FedpeftError, Interrupted) as error:
                 stopped = isinstance(error, Interrupted)
                 run.write_summary(summary_of(run, "interrupted" if stopped else "failed", str(error)))
@@ -170,14 +170,16 @@ class Engine:
         with suppress(FedpeftError, OSError):
             write_report(run.path)
 
-    def _rounds(self, job: Job, config: RunConfig, run: RunDirectory, drafted: Drafted, foundry: Foundry) -> None:
+    def _rounds(
+        self, job: Job, config: RunConfig, run: RunDirectory, drafted: Drafted, model_process: ModelProcess
+    ) -> None:
         site = self._site
         plan = learning_plan(
             config, run_id=run.manifest.run_id, base=drafted.base, adapter_spec=drafted.initial.spec.digest
         )
         transport = EnrolledTransport(site.transport, site.members, lambda: site.interrupted(job))
         needed = max(config.rounds.min_devices, secagg.MIN_COHORT_FLOOR)
-        publisher = Publisher(foundry, run)
+        publisher = Publisher(model_process, run)
         settled_s = site.clock.monotonic_s() + SETTLE_S
         attempts = Attempts()
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fedpeft.base import BaseArtifact
     from fedpeft.methods import UnionAdapter
 
-__all__ = ["Drafted", "Foundry", "Publisher"]
+__all__ = ["Drafted", "ModelProcess", "Publisher"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Drafted:
     initial: AdapterState
 
 
-class Foundry:
+class ModelProcess:
     """The child, from the coordinator's side. Close it.
 
     Args:
@@ -88,21 +88,21 @@ class Foundry:
         try:
             return self._child.ask(name, payload)
         except ChildDied as death:
-            raise RunFailed(f"Expected the foundry to {name}, found that {death}; see the log, then resume.") from death
+            raise RunFailed(f"The model process could not {name}: {death}; see the log, then resume.") from death
         except RuntimeError as error:  # e.g. safetensors' own error on a full disk
-            raise RunFailed(f"Expected the foundry to {name}, found {error}; see the log, then resume.") from error
+            raise RunFailed(f"The model process could not {name}: {error}; see the log, then resume.") from error
 
 
 class Publisher:
     """Exports committed states from a thread, so that no round waits for it: of each slot the newest one.
 
     Args:
-        foundry: has drafted this run.
+        model_process: has drafted this run.
         run: where adapters go.
     """
 
-    def __init__(self, foundry: Foundry, run: RunDirectory) -> None:
-        self._foundry, self._run = foundry, run
+    def __init__(self, model_process: ModelProcess, run: RunDirectory) -> None:
+        self._model_process, self._run = model_process, run
         self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._newest: dict[AdapterSlot, AdapterState] = {}
@@ -136,7 +136,7 @@ class Publisher:
                     _log.warning("adapters/%s was not written: %s", slot, error)
 
     def _export(self, slot: AdapterSlot, state: AdapterState) -> None:
-        self._run.publish_adapter(slot, lambda folder: self._foundry.export(state, folder))
+        self._run.publish_adapter(slot, lambda folder: self._model_process.export(state, folder))
 
 
 class _Workshop:

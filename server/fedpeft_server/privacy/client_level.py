@@ -23,7 +23,7 @@ from fedpeft.privacy import (
     read_lanes,
 )
 from fedpeft.round.metrics import NOTHING_MEASURED, Measured
-from fedpeft_server.privacy.noise_plan import Plan, plan_of, read_budget
+from fedpeft_server.privacy.noise_plan import NoisePlan, plan_of, read_budget
 
 __all__ = ["LEDGER", "ClientPrivacy"]
 
@@ -38,11 +38,11 @@ class ClientPrivacy:
     """One run's noise and ledger. Close it, or use it in a ``with``.
 
     Args:
-        plan: from ``Plan.of``.
+        plan: from ``NoisePlan.of``.
         ledger: the run's, held.
     """
 
-    def __init__(self, plan: Plan, ledger: PrivacyLedger) -> None:
+    def __init__(self, plan: NoisePlan, ledger: PrivacyLedger) -> None:
         self.plan, self._ledger = plan, ledger
         self._clip_norm: float | None = None
 

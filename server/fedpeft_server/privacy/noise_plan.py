@@ -28,7 +28,7 @@ from fedpeft.privacy.discrete_gaussian import MAX_SIGMA
 from fedpeft.privacy.mechanism import MIN_SHARE_SIGMA, TAIL
 from fedpeft.round.noise import planned_mechanism
 
-__all__ = ["MOST_BIT_NOISE", "Plan", "plan_of", "read_budget", "trainable_parameters"]
+__all__ = ["MOST_BIT_NOISE", "NoisePlan", "plan_of", "read_budget", "trainable_parameters"]
 
 MOST_BIT_NOISE = 0.5
 """Standard deviation of the noise on the share of bits; with more an adaptive clip norm would follow noise alone."""
@@ -59,7 +59,7 @@ def trainable_parameters(spec: AdapterSpec) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class NoisePlan:
     """What a run promises, decided before its first round.
 
     Args:
@@ -163,10 +163,10 @@ class Plan:
         )
 
 
-def plan_of(config: RunConfig, parameters: int) -> Plan:
-    """The plan of a run of so many trained coordinates: see ``Plan.of``."""
+def plan_of(config: RunConfig, parameters: int) -> NoisePlan:
+    """The plan of a run of so many trained coordinates: see ``NoisePlan.of``."""
     released = parameters + (config.privacy.clip == "adaptive") + METRIC_LANES * (config.privacy.metrics == "noised")
-    return Plan.of(config.privacy, config.secagg, rounds=config.rounds.count, parameters=released)
+    return NoisePlan.of(config.privacy, config.secagg, rounds=config.rounds.count, parameters=released)
 
 
 def _worst(shares: int, parameters: int, z: float, bits: int) -> Release:

@@ -30,7 +30,7 @@ from fedpeft_server.run.aggregation import Aggregation, Individuals
 from fedpeft_server.run.committing import Committing, Progress, Publish
 from fedpeft_server.run.keeper import RoundKeeper
 from fedpeft_server.run.pending import Kept
-from fedpeft_server.run.privacy_statements import hear_promises
+from fedpeft_server.run.privacy_statements import hear_statements
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.selection import Selection
 from fedpeft_server.run.verdict import is_done, kept_round
@@ -142,7 +142,7 @@ class Federation:
             self._tell(EventKind.ROUND_STARTED, round_id, f"attempt {attempt}: asking {len(members)} devices")
             task = self._task(round_id, attempt, progress, members, wanted)
             outcome = self._attempt(task, progress.state, members)
-            hear_promises(self._run, round_id, outcome, needed=needed)
+            hear_statements(self._run, round_id, outcome, needed=needed)
             problem = self._problem(outcome)
             if not problem or outcome.is_final:
                 return self._ended(task, progress, outcome, members, started)
@@ -183,7 +183,7 @@ class Federation:
             observe=self._observe,
             keeper=keeper,
         )
-        hear_promises(self._run, round_id, outcome, needed=0)  # what was stated before the coordinator died
+        hear_statements(self._run, round_id, outcome, needed=0)  # what was stated before the coordinator died
         return self._ended(task, progress, outcome, members, started)
 
     def _problem(self, outcome: RoundOutcome) -> str:

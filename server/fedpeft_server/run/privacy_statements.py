@@ -10,11 +10,11 @@ from fedpeft.privacy import ExampleStatement, Release, SampledRelease, read_ledg
 from fedpeft.round.messages import FailureReason
 from fedpeft.round.task import RoundOutcome
 from fedpeft_server.privacy.client_level import LEDGER
-from fedpeft_server.privacy.noise_plan import Plan, read_budget
+from fedpeft_server.privacy.noise_plan import NoisePlan, read_budget
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.run_view import RunView, read_run
 
-__all__ = ["STATED", "client_noise", "hear_promises", "privacy_lines", "spent", "stated", "unstated"]
+__all__ = ["STATED", "client_noise", "hear_statements", "privacy_lines", "spent", "stated", "unstated"]
 
 TYPICAL_PARAMETERS = 100_000
 """For a plan without a model; they change epsilon in the sixth digit."""
@@ -23,7 +23,7 @@ STATED = "privacy.stated"
 """The event that holds a device's statement."""
 
 
-def hear_promises(run: RunDirectory, round_id: RoundId, outcome: RoundOutcome, *, needed: int) -> None:
+def hear_statements(run: RunDirectory, round_id: RoundId, outcome: RoundOutcome, *, needed: int) -> None:
     """Record what each device states about its examples.
 
     Raises:
@@ -98,7 +98,7 @@ def client_noise(config: RunConfig, view: RunView | None) -> tuple[float, int]:
     releases = [entry.release for entry in read_ledger(view.path / LEDGER)] if view else []
     if releases and isinstance(releases[0], Release):
         return releases[0].noise_multiplier, len(releases)
-    planned = Plan.of(config.privacy, config.secagg, rounds=config.rounds.count, parameters=TYPICAL_PARAMETERS)
+    planned = NoisePlan.of(config.privacy, config.secagg, rounds=config.rounds.count, parameters=TYPICAL_PARAMETERS)
     return planned.noise_multiplier, planned.rounds
 
 
@@ -145,7 +145,7 @@ def _client_lines(view: RunView) -> tuple[str, ...]:
     releases = [entry.release for entry in entries]
     if not releases or not isinstance(releases[0], Release):
         return ("nothing has been released",)
-    made = Plan(
+    made = NoisePlan(
         privacy=config.privacy,
         secagg=config.secagg,
         rounds=config.rounds.count,

@@ -18,9 +18,9 @@ __all__ = [
     "SCHEMA_VERSION",
     "ClientRound",
     "Comparison",
-    "Event",
-    "Manifest",
+    "EventRecord",
     "RoundMetrics",
+    "RunManifest",
     "Summary",
     "from_json",
     "to_json",
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class RunManifest:
     """Where a run came from.
 
     Args:
@@ -140,7 +140,7 @@ class RoundMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class EventRecord:
     """One transition of the run.
 
     Args:
@@ -214,7 +214,7 @@ class Summary:
     privacy: tuple[str, ...] = ()
 
 
-def to_json(record: Manifest | RoundMetrics | Event | Summary) -> str:
+def to_json(record: RunManifest | RoundMetrics | EventRecord | Summary) -> str:
     """One line of JSON. A number that is not finite becomes null."""
     return _codec(type(record)).dump_json(record).decode()
 

@@ -36,7 +36,7 @@ from fedpeft.ids import RoundId
 from fedpeft_server.run import journal
 from fedpeft_server.run.checkpoints import Commit, read_commit, write_checkpoint
 from fedpeft_server.run.pending import PendingFolder
-from fedpeft_server.run.records import Event, Manifest, RoundMetrics, Summary, to_json
+from fedpeft_server.run.records import EventRecord, RoundMetrics, RunManifest, Summary, to_json
 from fedpeft_server.run.run_view import (
     RunView,
     checkpoint_folder,
@@ -62,7 +62,7 @@ class RunDirectory:
         pending: the round that is being opened.
     """
 
-    def __init__(self, path: Path, config: RunConfig, manifest: Manifest, lock: DirectoryLock, clock: Clock) -> None:
+    def __init__(self, path: Path, config: RunConfig, manifest: RunManifest, lock: DirectoryLock, clock: Clock) -> None:
         self.path = path
         self.config = config
         self.manifest = manifest
@@ -105,7 +105,7 @@ class RunDirectory:
         run_id = f"{now:%Y%m%dT%H%M%SZ}-{config.run.name}-{entropy(2).hex()}"
         path = config.directory / run_id
         path.mkdir(parents=True)
-        manifest = Manifest(
+        manifest = RunManifest(
             run_id=run_id,
             created=now.isoformat(timespec="seconds"),
             command=tuple(command),
@@ -261,7 +261,7 @@ class RunDirectory:
     ) -> None:
         """Appends one event; flushed to the system, not forced to the disk."""
         at = self._clock.utc().isoformat(timespec="milliseconds")
-        event = Event(at=at, kind=kind, round=round_id, client=client, detail=dict(detail or {}))
+        event = EventRecord(at=at, kind=kind, round=round_id, client=client, detail=dict(detail or {}))
         self._events.append(to_json(event), durable=False)
 
     def publish_adapter(self, slot: AdapterSlot, write: Callable[[Path], None]) -> Path:

@@ -12,7 +12,7 @@ from fedpeft.config import RunConfig, parse
 from fedpeft.directory_lock import holder
 from fedpeft.errors import DataInvalid, FedpeftError, IntegrityFailed, Problem
 from fedpeft_server.run.journal import Journal
-from fedpeft_server.run.records import Event, Manifest, RoundMetrics, Summary, from_json
+from fedpeft_server.run.records import EventRecord, RoundMetrics, RunManifest, Summary, from_json
 
 __all__ = [
     "GLOBAL_STATE",
@@ -46,11 +46,11 @@ class RunView:
     """
 
     path: Path
-    manifest: Manifest
+    manifest: RunManifest
     source: str
     resolved: str
     rounds: tuple[RoundMetrics, ...]
-    events: tuple[Event, ...]
+    events: tuple[EventRecord, ...]
     summary: Summary | None
     writer: str | None
 
@@ -99,12 +99,13 @@ def read_run(path: Path) -> RunView:
     summary = path / "summary.json"
     return RunView(
         path=path,
-        manifest=from_json(Manifest, _text(path / "manifest.json"), where=str(path / "manifest.json")),
+        manifest=from_json(RunManifest, _text(path / "manifest.json"), where=str(path / "manifest.json")),
         source=_text(path / "run.toml"),
         resolved=_text(path / "resolved.toml"),
         rounds=rounds,
         events=tuple(
-            from_json(Event, line, where=f"{events}:{number}") for number, line in enumerate(Journal(events).lines(), 1)
+            from_json(EventRecord, line, where=f"{events}:{number}")
+            for number, line in enumerate(Journal(events).lines(), 1)
         ),
         summary=from_json(Summary, _text(summary), where=str(summary)) if summary.exists() else None,
         writer=holder(path),

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-__all__ = ["Door", "Patience"]
+__all__ = ["ConnectionLimiter", "Patience"]
 
 ACCEPTED_AT_ONCE = 64
 PAUSE_S = 0.5
@@ -48,7 +48,7 @@ class Patience:
         self.kept = kept
 
 
-class Door:
+class ConnectionLimiter:
     """Hands connections of one listening socket to a protocol; lives in the running event loop.
 
     Args:
@@ -136,7 +136,8 @@ class Door:
 
     def _shaken(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._shaking.pop(task, None)
-        if task.cancelled():  # there are too many and this one is the oldest, or the door closes; it may not have begun
+        # Too many handshakes and this one is the oldest, or the listener closes; it may not have begun.
+        if task.cancelled():
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)  # a transport in the making hears of it and ends
             connection.close()

@@ -27,7 +27,7 @@ from fedpeft_server.enrolment.active_devices import Standing
 from fedpeft_server.rate_limit import RateLimit
 from fedpeft_server.service.prometheus import Meters
 
-__all__ = ["Gate", "Handle", "Limits"]
+__all__ = ["FleetGateway", "GatewayLimits", "Handle"]
 
 Handle = Callable[[str, bytes, bytes], Answer]
 """Route, key, body -> answer: ``fedpeft.flower.handlers``."""
@@ -49,7 +49,7 @@ _HEADERS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class GatewayLimits:
     """What one device and one stranger may ask for.
 
     Args:
@@ -79,7 +79,7 @@ class _Refused(Exception):
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
 
 
-class Gate:
+class FleetGateway:
     """ASGI application.
 
     Args:
@@ -96,10 +96,10 @@ class Gate:
         *,
         clock: Clock,
         meters: Meters,
-        limits: Limits | None = None,
+        limits: GatewayLimits | None = None,
     ) -> None:
         self._handle, self._standing, self._clock, self._meters = handle, standing, clock, meters
-        self._limits = limits or Limits()
+        self._limits = limits or GatewayLimits()
         self._keys: dict[bytes, ec.EllipticCurvePublicKey] = {}
         self._seen: dict[bytes, set[datetime]] = {}
         # What was signed for an earlier process of this coordinator is not known here, so it is not taken.

@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from fedpeft.errors import ResourceMissing
-from fedpeft_server.service.connection_limits import Door, Patience
+from fedpeft_server.service.connection_limits import ConnectionLimiter, Patience
 from fedpeft_server.service.http_connection import LimitedProtocol
 
 __all__ = ["Listener", "take_port"]
@@ -113,7 +113,7 @@ class Listener:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn behind a ``Door`` in place of the event loop's own server."""
+    """uvicorn behind a ``ConnectionLimiter`` in place of the event loop's own server."""
 
     def __init__(self, config: uvicorn.Config, patience: Patience) -> None:
         super().__init__(config)
@@ -122,7 +122,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()
         self.servers = [
-            Door(one, self._protocol, trust=self.config.ssl, patience=self._patience)  # type: ignore[misc]
+            ConnectionLimiter(one, self._protocol, trust=self.config.ssl, patience=self._patience)  # type: ignore[misc]
             for one in sockets or []
         ]
         self.started = True

@@ -30,7 +30,7 @@ from fedpeft_server.enrolment.certificate_authority import Authority, initialise
 from fedpeft_server.enrolment.join_tokens import Tokens
 from fedpeft_server.enrolment.registry import Registry
 from fedpeft_server.home import CoordinatorHome, Settings
-from fedpeft_server.jobs.job_queue import Job, Queue
+from fedpeft_server.jobs.job_queue import Job, JobQueue
 
 TOY = Path(__file__).parent
 PORTS = ("fleet_port", "service_port", "enrol_port", "metrics_port")
@@ -111,7 +111,7 @@ class ToyFederation:
         self.home = CoordinatorHome(self.path / "coordinator")
         self.settings = Settings(hosts=("localhost",), bind="127.0.0.1", **ports)
         initialise(self.home, self.settings, clock=SystemClock(), entropy=os_entropy)
-        self.queue = Queue(self.home.path / "queue")
+        self.queue = JobQueue(self.home.path / "queue")
 
     def up(self) -> subprocess.Popen[bytes]:
         """Starts the coordinator; returns when it is ready."""

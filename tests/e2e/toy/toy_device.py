@@ -8,11 +8,11 @@ from fedpeft.clock import SystemClock
 from fedpeft.errors import FedpeftError
 from fedpeft.logs import log_to_stderr
 from fedpeft_client.home import DeviceHome
-from fedpeft_client.process.agent import Resident
-from fedpeft_client.process.coordinator_services import ServiceCompanion
+from fedpeft_client.process.agent import Agent
+from fedpeft_client.process.coordinator_services import CoordinatorServices
 
 
-class NoBase(ServiceCompanion):
+class NoBase(CoordinatorServices):
     """The toy worker has its base with it."""
 
     def fetch(self, digest: str) -> None:
@@ -22,7 +22,7 @@ class NoBase(ServiceCompanion):
 log_to_stderr()
 home = DeviceHome(Path(sys.argv[1]))
 try:
-    device = Resident(home, NoBase(home, SystemClock()), worker="toy_worker")
+    device = Agent(home, NoBase(home, SystemClock()), worker="toy_worker")
     signal.signal(signal.SIGTERM, lambda *_: device.stop())
     device.run()
 except FedpeftError as error:

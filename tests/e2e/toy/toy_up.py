@@ -1,4 +1,4 @@
-"""`fedpeft coordinator up` with a foundry that needs no torch."""
+"""`fedpeft coordinator up` with a model process that needs no torch."""
 
 import signal
 import sys
@@ -16,7 +16,7 @@ def up() -> None:
     from fedpeft_server.home import CoordinatorHome
 
     try:
-        coordinator = Coordinator(CoordinatorHome(Path(sys.argv[1])), foundry="toy_foundry")
+        coordinator = Coordinator(CoordinatorHome(Path(sys.argv[1])), model_process="toy_model_process")
     except FedpeftError as error:
         print(error, file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)

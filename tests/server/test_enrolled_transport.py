@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from fedpeft.round.transport import Transport
 from fedpeft.testing.clock import FakeClock
-from fedpeft_server.enrolment.active_devices import Membership
+from fedpeft_server.enrolment.active_devices import ActiveDevices
 from fedpeft_server.jobs.enrolled_transport import gather
 
 
@@ -29,7 +29,7 @@ class Ward:
         told: list[str] = []
         begun = self.clock.monotonic_s()
         gather(
-            cast("Membership", self), cast("Transport", None),
+            cast("ActiveDevices", self), cast("Transport", None),
             needed=3, deadline_s=deadline_s, settled_s=begun + settled_s, clock=self.clock, tell=told.append,
         )  # fmt: skip
         return told, self.clock.monotonic_s() - begun

@@ -10,13 +10,13 @@ from fedpeft.testing.trainers import toy_state
 
 
 def draft(payload: bytes) -> bytes:
-    """As the foundry's."""
+    """As the model process's."""
     head = json.dumps({"base": BASE, "spec": SPEC.to_json()})
     return head.encode() + b"\n" + toy_state(SPEC).to_safetensors()
 
 
 def export(payload: bytes) -> bytes:
-    """As the foundry's."""
+    """As the model process's."""
     folder, _, state = payload.partition(b"\n")
     (Path(folder.decode()) / "state.safetensors").write_bytes(state)
     return b""

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from fedpeft.errors import FedpeftError
 
-__all__ = ["Finding", "answers_tls", "check", "disk", "private", "why_tls_fails"]
+__all__ = ["CheckResult", "answers_tls", "check", "disk", "private", "why_tls_fails"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class CheckResult:
     """One check.
 
     Args:
@@ -32,35 +32,35 @@ class Finding:
     exit_code: int = 0
 
 
-def check(name: str, look: Callable[[], str]) -> Finding:
+def check(name: str, look: Callable[[], str]) -> CheckResult:
     """Looks, and turns a ``FedpeftError`` (whose text ends in what to do) into a finding."""
     try:
-        return Finding(check=name, sound=True, result=look())
+        return CheckResult(check=name, sound=True, result=look())
     except FedpeftError as error:
         result, _, remedy = str(error).partition("; ")
-        return Finding(check=name, sound=False, result=result, remedy=remedy, exit_code=error.exit_code)
+        return CheckResult(check=name, sound=False, result=result, remedy=remedy, exit_code=error.exit_code)
 
 
-def private(paths: Iterable[Path]) -> Finding:
+def private(paths: Iterable[Path]) -> CheckResult:
     """Whether only the owner can read these files."""
     open_to_others = [path for path in paths if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077]
     if not open_to_others:
-        return Finding(check="secrets", sound=True, result="readable by the owner only")
+        return CheckResult(check="secrets", sound=True, result="readable by the owner only")
     names = ", ".join(path.name for path in open_to_others)
     remedy = f"chmod 600 {' '.join(str(path) for path in open_to_others)}, and think about who may have read them"
-    return Finding(check="secrets", sound=False, result=f"others can read {names}", remedy=remedy, exit_code=8)
+    return CheckResult(check="secrets", sound=False, result=f"others can read {names}", remedy=remedy, exit_code=8)
 
 
-def disk(path: Path, *, need_bytes: int) -> Finding:
+def disk(path: Path, *, need_bytes: int) -> CheckResult:
     """Whether the disk of a path, or of its nearest parent, has room."""
     while not path.exists():
         path = path.parent
     free = shutil.disk_usage(path).free
     result = f"{free / 2**30:.1f} GiB free at {path}"
     if free >= need_bytes:
-        return Finding(check="disk", sound=True, result=result)
+        return CheckResult(check="disk", sound=True, result=result)
     remedy = f"make room: at least {need_bytes / 2**30:.1f} GiB"
-    return Finding(check="disk", sound=False, result=result, remedy=remedy, exit_code=8)
+    return CheckResult(check="disk", sound=False, result=result, remedy=remedy, exit_code=8)
 
 
 def why_tls_fails(host: str, port: int, authority: bytes, *, timeout_s: float = 5.0) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from fedpeft.clock import SystemClock
 from fedpeft.ids import NodeId
-from fedpeft_server.enrolment.active_devices import Membership
+from fedpeft_server.enrolment.active_devices import ActiveDevices
 from fedpeft_server.enrolment.registry import EnrolledDevice, Registry, Status
 
 WARD = EnrolledDevice(
@@ -53,12 +53,12 @@ def registry(tmp_path: Path) -> Registry:
 
 
 @pytest.fixture
-def members(registry: Registry, flower: Flower) -> Membership:
-    return Membership(registry, enrol=flower.enrol, expel=flower.expel, clock=SystemClock())
+def members(registry: Registry, flower: Flower) -> ActiveDevices:
+    return ActiveDevices(registry, enrol=flower.enrol, expel=flower.expel, clock=SystemClock())
 
 
 def test_an_active_device_gets_a_node_and_the_registry_learns_it(
-    registry: Registry, members: Membership, flower: Flower
+    registry: Registry, members: ActiveDevices, flower: Flower
 ) -> None:
     registry.put(WARD)
     standing = members.standing(b"key a")
@@ -72,7 +72,7 @@ def test_an_active_device_gets_a_node_and_the_registry_learns_it(
 
 @pytest.mark.parametrize("status", [Status.REVOKED, Status.LEFT, Status.DENIED])
 def test_an_ended_device_is_told_so_and_flower_expels_it(
-    tmp_path: Path, registry: Registry, members: Membership, flower: Flower, status: Status
+    tmp_path: Path, registry: Registry, members: ActiveDevices, flower: Flower, status: Status
 ) -> None:
     registry.put(WARD)
     assert members.standing(b"key a") is not None
@@ -85,13 +85,13 @@ def test_an_ended_device_is_told_so_and_flower_expels_it(
     assert b"key a" in flower.expelled
 
 
-def test_strangers_and_pending_devices_have_no_standing(registry: Registry, members: Membership) -> None:
+def test_strangers_and_pending_devices_have_no_standing(registry: Registry, members: ActiveDevices) -> None:
     registry.put(replace(WARD, status=Status.PENDING))
     assert members.standing(b"key a") is None
     assert members.standing(b"nobody's") is None
 
 
-def test_a_rotated_key_replaces_the_old_one(registry: Registry, members: Membership, flower: Flower) -> None:
+def test_a_rotated_key_replaces_the_old_one(registry: Registry, members: ActiveDevices, flower: Flower) -> None:
     registry.put(WARD)
     members.refresh()
     registry.put(replace(WARD, node_key=b"key b", node_id=None))

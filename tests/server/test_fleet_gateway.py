@@ -1,4 +1,4 @@
-"""The gate: what gets through to Flower, and what is refused before a byte of a body is read."""
+"""The gateway: what gets through to Flower, and what is refused before a byte of a body is read."""
 
 import asyncio
 from base64 import b64encode
@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fedpeft.flower.handlers import ROUTES, Answer
 from fedpeft.testing.clock import FakeClock
 from fedpeft_server.enrolment.active_devices import Standing
-from fedpeft_server.service.fleet_gateway import Gate, Limits
+from fedpeft_server.service.fleet_gateway import FleetGateway, GatewayLimits
 from fedpeft_server.service.prometheus import Meters
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -23,16 +23,16 @@ PULL = "/v1/fleet/pull-messages"
 
 @dataclass
 class Fixture:
-    """A gate before an application that remembers what it got."""
+    """A gateway before an application that remembers what it got."""
 
-    limits: Limits = field(default_factory=Limits)
+    limits: GatewayLimits = field(default_factory=GatewayLimits)
     standing: Standing | None = field(default_factory=lambda: Standing(device="ward-a"))
 
     def __post_init__(self) -> None:
         self.clock, self.meters = FakeClock(), Meters()
         self.clock.advance(1000.0)
         self.passed: list[tuple[str, bytes]] = []
-        self.gate = Gate(
+        self.gateway = FleetGateway(
             self._inner, lambda key: self.standing, clock=self.clock, meters=self.meters, limits=self.limits
         )
         self.read = 0
@@ -66,7 +66,7 @@ class Fixture:
         async def send(message: dict) -> None:
             parts.append(message)
 
-        asyncio.run(self.gate(scope, receive, send))
+        asyncio.run(self.gateway(scope, receive, send))
         start, end = parts
         return {"status": start["status"], "headers": dict(start["headers"]), "text": end["body"].decode()}
 
@@ -162,7 +162,7 @@ def test_strangers_and_false_signatures_are_refused_unread() -> None:
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
-    fixture = Fixture(limits=Limits(body_bytes=10))
+    fixture = Fixture(limits=GatewayLimits(body_bytes=10))
     assert fixture.send(fixture.signed(), body=b"x" * 11)["status"] == 413
     assert fixture.send(fixture.signed(), **{"content-length": b"nine"})["status"] == 411
     assert fixture.send(fixture.signed(), **{"transfer-encoding": b"chunked"})["status"] == 411
@@ -171,35 +171,35 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
 
 
 def test_an_address_with_too_many_refused_requests_is_told_so_and_its_devices_go_on() -> None:
-    fixture = Fixture(limits=Limits(stranger_burst=3))
+    fixture = Fixture(limits=GatewayLimits(stranger_burst=3))
     assert [fixture.send({})["status"] for _ in range(5)] == [401, 401, 401, 429, 429]
     assert fixture.send(fixture.signed())["status"] == 200
     assert fixture.send({}, path="/docs")["status"] == 429
 
 
 def test_a_forged_signature_for_a_known_key_uses_up_the_strangers_budget_not_the_devices() -> None:
-    fixture = Fixture(limits=Limits(stranger_burst=2, device_burst=3, device_per_s=0.001))
+    fixture = Fixture(limits=GatewayLimits(stranger_burst=2, device_burst=3, device_per_s=0.001))
     forged = [fixture.signed() | {b"flwr-signature": b"AAAA"} for _ in range(4)]
     assert [fixture.send(one)["status"] for one in forged] == [401, 401, 429, 429]
     assert [fixture.send(fixture.signed())["status"] for _ in range(4)] == [200, 200, 200, 429]
 
 
 def test_a_device_with_a_wrong_clock_hears_so_also_when_its_address_is_used_up() -> None:
-    fixture = Fixture(limits=Limits(stranger_burst=1))
+    fixture = Fixture(limits=GatewayLimits(stranger_burst=1))
     fixture.send({})
     answer = fixture.send(fixture.signed(offset_s=30.0))
     assert (answer["status"], answer["headers"][b"fedpeft-refusal"]) == (401, b"clock")
 
 
 def test_a_device_has_a_rate_of_its_own() -> None:
-    fixture = Fixture(limits=Limits(device_burst=2, device_per_s=1.0))
+    fixture = Fixture(limits=GatewayLimits(device_burst=2, device_per_s=1.0))
     assert [fixture.send(fixture.signed())["status"] for _ in range(3)] == [200, 200, 429]
     fixture.standing = Standing(device="ward-b")
     assert fixture.send(fixture.signed())["status"] == 200
 
 
 def test_a_body_that_does_not_come_is_not_waited_for_without_end() -> None:
-    fixture = Fixture(limits=Limits(body_s=0.02))
+    fixture = Fixture(limits=GatewayLimits(body_s=0.02))
     headers = {**fixture.signed(), b"content-length": b"5"}
     scope = {"type": "http", "path": PULL, "method": "POST", "client": None, "headers": list(headers.items())}
     parts: list[dict] = []
@@ -211,7 +211,7 @@ def test_a_body_that_does_not_come_is_not_waited_for_without_end() -> None:
     async def send(message: dict) -> None:
         parts.append(message)
 
-    asyncio.run(fixture.gate(scope, silent, send))
+    asyncio.run(fixture.gateway(scope, silent, send))
     assert parts[0]["status"] == 408
     assert fixture.passed == []
 

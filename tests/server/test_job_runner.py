@@ -14,12 +14,12 @@ from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import ToyFleet, enrol
 from fedpeft.testing.network import InMemoryTransport
 from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_state
-from fedpeft_server.enrolment.active_devices import Membership
+from fedpeft_server.enrolment.active_devices import ActiveDevices
 from fedpeft_server.enrolment.audit_log import AuditLog
 from fedpeft_server.enrolment.registry import EnrolledDevice, Registry, Status
 from fedpeft_server.home import CoordinatorHome
-from fedpeft_server.jobs.job_queue import Job, JobState, Queue
-from fedpeft_server.jobs.job_runner import Engine, Interrupted, Site
+from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
+from fedpeft_server.jobs.job_runner import Interrupted, JobContext, JobRunner
 from fedpeft_server.service.prometheus import Meters
 
 TOY = Path(__file__).parent.parent / "e2e" / "toy"
@@ -47,16 +47,16 @@ class Bench:
         self.home.settings_file.write_text(
             '{"hosts": ["h"], "bind": "::1", "fleet_port": 1, "service_port": 2, "enrol_port": 3, "metrics_port": 5}'
         )
-        self.registry, self.queue = Registry(self.home.registry), Queue(self.path / "queue")
+        self.registry, self.queue = Registry(self.home.registry), JobQueue(self.path / "queue")
         nodes = {name.encode(): node for node, name in self.fleet.names.items()}
         for name, node in zip(DEVICES, self.fleet.nodes, strict=True):
             self.registry.put(self.enrolled(name, node))
         self.audit = AuditLog(self.home.audit, self.clock)
-        self.engine = Engine(
-            Site(
+        self.engine = JobRunner(
+            JobContext(
                 home=self.home,
                 queue=self.queue,
-                members=Membership(
+                members=ActiveDevices(
                     self.registry, enrol=lambda key, name: nodes[key], expel=lambda key: None, clock=self.clock
                 ),
                 transport=InMemoryTransport(self.fleet.handles, self.clock),
@@ -65,7 +65,7 @@ class Bench:
                 audit=self.audit,
                 interrupted=self._interrupted,
                 tell=self.told.append,
-                foundry="toy_foundry",
+                model_process="toy_model_process",
             )
         )
 
