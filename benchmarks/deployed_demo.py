@@ -2,9 +2,10 @@
 
     python benchmarks/deployed_demo.py          a minute or two
 
-From the moment when the packages are installed: `coordinator init`, `base build`, `up`, three times `client join` with
-the join token that `up` shows, `clients approve` with the code that each device shows, `client run`, `submit`; then it
-waits for the first committed round. Every command is a process of its own, and its output is all that the next one knows.
+From the moment when the packages are installed: `coordinator init`, `base build`, `up`, three times `client join`
+with the join token that `up` shows, `clients approve` with the code that each device shows, `client run`, `submit`;
+then it waits for the first committed round. Every command is a process of its own, and its output is all that the
+next one knows.
 
 Progress goes to stderr; the last line of stdout is JSON: `first_round_s`, and how long each command took.
 """
