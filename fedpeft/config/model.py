@@ -159,7 +159,8 @@ class Train(Section):
         ge=0,
         le=2,
         description="For classify: while training, logits are shifted by so much of the log of the device's own class "
-        "frequencies (FedLC), so a class that it lacks is not unlearnt; 0: plain cross entropy.",
+        "frequencies (FedLC), so a class that it lacks is not unlearnt; 0: plain cross entropy. It costs points where "
+        "devices share no label (docs/aggregation.md).",
     )
     proximal_mu: float = Field(
         default=0.0, ge=0, description="FedProx: mu / 2 |x - global|^2 is added to the device's loss."

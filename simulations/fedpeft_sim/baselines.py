@@ -5,6 +5,7 @@ Centralised: every block of the adapter, as many samples as the whole federation
 learning rates, schedule and batches of the same size.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,9 +27,11 @@ from fedpeft_client.training.examples import Examples, Prepared, batch_seed
 from fedpeft_client.training.model_pool import ModelPool, release_free_memory
 from fedpeft_sim.population import Client
 
-__all__ = ["Baselines", "accuracy", "held_out_scores", "run_baselines"]
+__all__ = ["Baselines", "accuracy", "held_out_scores", "perplexity", "run_baselines"]
 
 EVERYONE = "centralised"
+_LARGEST_LOSS = 50.0
+"""Nats a token; its exponential still fits a table, and any vocabulary's chance is far below."""
 
 Scores = Mapping[str, Evaluation]
 Progress = Callable[[str, int, int], None]
@@ -103,6 +106,12 @@ def held_out_scores(
 def accuracy(scores: Sequence[Evaluation]) -> float:
     """Share of right predictions over all of these together."""
     return sum(score.correct for score in scores) / sum(score.examples for score in scores)
+
+
+def perplexity(scores: Sequence[Evaluation]) -> float:
+    """The exponential of the mean loss of a token over all of these together."""
+    mean = sum(score.loss_sum for score in scores) / sum(score.examples for score in scores)
+    return math.exp(min(mean, _LARGEST_LOSS))
 
 
 def _train(

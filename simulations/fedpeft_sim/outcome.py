@@ -7,10 +7,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedpeft_server.run.records import Summary
 from fedpeft_server.run.run_view import read_run
-from fedpeft_server.run.verdict import verdict
+from fedpeft_server.run.verdict import comparison_facts, verdict
 
 __all__ = ["show_outcome"]
+
+_COLUMNS = {
+    "alone": "alone, own examples",
+    "everywhere": "alone, everybody's",
+    "federated": "federated",
+    "centralised": "centralised",
+}
+"""Field of a comparison -> its column. One client's model on its own examples has fewer questions to answer than the
+federation's has: the second column asks both the same."""
 
 
 def show_outcome(console: Console, run: Path) -> None:
@@ -21,15 +31,9 @@ def show_outcome(console: Console, run: Path) -> None:
         console.print(f"{run}: no summary; the run did not end", highlight=False, markup=False)
         return
     if summary.comparison:
-        table = Table(title="Accuracy on held-out examples", title_justify="left", title_style="bold")
-        table.add_column("client")
-        for column in ("examples", "alone", "federated", "centralised"):
-            table.add_column(column, justify="right")
-        for row in summary.comparison:
-            shares = (row.alone, row.federated, row.centralised)
-            cells = ["" if share is None else f"{100 * share:.1f} %" for share in shares]
-            table.add_row(Text(row.client), str(row.examples), *cells, style="bold" if row.client == "all" else "")
-        console.print(table)
+        console.print(_table(summary))
+        for fact in comparison_facts(summary.comparison, lower_is_better=summary.metric == "perplexity"):
+            console.print(fact, highlight=False, markup=False)
     for fact in verdict(view.rounds, view.config()):
         console.print(fact, highlight=False, markup=False)
     if summary.privacy:
@@ -52,3 +56,21 @@ def show_outcome(console: Console, run: Path) -> None:
         f"see {shlex.quote(str(run / 'report.html'))} in a browser",
     ):
         console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(summary: Summary) -> Table:
+    perplexities = summary.metric == "perplexity"
+    unit = "tokens" if perplexities else "examples"
+    better = ", lower is better" if perplexities else ""
+    title = f"{summary.metric.capitalize()} on held-out {unit}{better}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("client")
+    for column in (unit, *_COLUMNS.values()):
+        table.add_column(column, justify="right")
+    for row in summary.comparison:
+        values = [getattr(row, field) for field in _COLUMNS]
+        cells = ["" if one is None else f"{one:.4g}" if perplexities else f"{100 * one:.1f} %" for one in values]
+        if row.client == "all":
+            cells[0] = ""  # nobody's own
+        table.add_row(Text(row.client), str(row.examples), *cells, style="bold" if row.client == "all" else "")
+    return table

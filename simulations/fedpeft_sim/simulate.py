@@ -212,7 +212,7 @@ def simulate(
                 workers=workers_of(simulation.config),
                 progress=screen.working,
             )
-        comparison = compare(federated, compared)
+        comparison = compare(federated, compared, language_model=plan.task.kind == "causal-lm")
         run.write_summary(summary_of(run, "finished", full_bytes=full_bytes, comparison=comparison))
         write_report(run.path)
         return run.path

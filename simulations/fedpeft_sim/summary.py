@@ -3,7 +3,7 @@
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_server.run.records import Comparison
-from fedpeft_sim.baselines import Baselines, Scores, accuracy
+from fedpeft_sim.baselines import Baselines, Scores, accuracy, perplexity
 
 __all__ = ["compare", "full_parameter_bytes"]
 
@@ -15,27 +15,34 @@ def full_parameter_bytes(plan: LearningPlan, pool: ModelPool, *, rounds: int, cl
     return 4 * parameters * 2 * rounds * clients
 
 
-def compare(federated: Scores, baselines: Baselines | None) -> tuple[Comparison, ...]:
-    """One row a client, and one for the union of all held-out examples."""
-    rows = []
-    for name, score in federated.items():
-        rows.append(
-            Comparison(
-                client=name,
-                examples=score.examples,
-                alone=accuracy([baselines.alone[name]]) if baselines else None,
-                federated=accuracy([score]),
-                centralised=accuracy([baselines.centralised[name]]) if baselines else None,
-            )
-        )
-    everywhere = [accuracy([score]) for score in baselines.alone_everywhere.values()] if baselines else []
-    rows.append(
+def compare(federated: Scores, baselines: Baselines | None, *, language_model: bool) -> tuple[Comparison, ...]:
+    """One row a client, and one for the union of all held-out examples.
+
+    Args:
+        federated: of the state that the run keeps.
+        baselines: None: not trained.
+        language_model: whether scores are perplexities, or accuracies.
+    """
+    of = perplexity if language_model else accuracy
+    rows = [
         Comparison(
-            client="all",
-            examples=sum(score.examples for score in federated.values()),
-            alone=sum(everywhere) / len(everywhere) if everywhere else None,
-            federated=accuracy(list(federated.values())),
-            centralised=accuracy(list(baselines.centralised.values())) if baselines else None,
+            client=name,
+            examples=score.examples,
+            alone=of([baselines.alone[name]]) if baselines else None,
+            federated=of([score]),
+            centralised=of([baselines.centralised[name]]) if baselines else None,
+            everywhere=of([baselines.alone_everywhere[name]]) if baselines else None,
         )
+        for name, score in federated.items()
+    ]
+    everywhere = [of([score]) for score in baselines.alone_everywhere.values()] if baselines else []
+    mean = sum(everywhere) / len(everywhere) if everywhere else None
+    whole = Comparison(
+        client="all",
+        examples=sum(score.examples for score in federated.values()),
+        alone=mean,
+        federated=of(list(federated.values())),
+        centralised=of(list(baselines.centralised.values())) if baselines else None,
+        everywhere=mean,
     )
-    return tuple(rows)
+    return (*rows, whole)

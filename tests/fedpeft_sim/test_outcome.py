@@ -75,6 +75,31 @@ def test_the_comparison_shows_every_client_by_its_name(tmp_path: Path, name: str
     assert "None" not in text
 
 
+def test_the_table_asks_a_client_alone_both_questions(tmp_path: Path) -> None:
+    rows = (
+        Comparison(client="north", examples=40, alone=0.99, everywhere=0.125, federated=0.9, centralised=0.95),
+        Comparison(client="all", examples=40, alone=0.125, everywhere=0.125, federated=0.85, centralised=0.9),
+    )
+    text = said(ended(tmp_path, **FINISHED, comparison=rows))
+    (row,) = [line for line in text.splitlines() if "north" in line and "99.0 %" in line and "12.5 %" in line]
+    assert "90.0 %" in row
+    assert "north does better alone on its own examples (99.0%, not 90.0%)" in text
+    assert "on everybody's that model has 12.5% beside 85.0%" in text
+
+
+def test_a_language_models_table_has_perplexities_of_tokens(tmp_path: Path) -> None:
+    rows = (
+        Comparison(client="north", examples=4000, alone=31.25, everywhere=40.5, federated=25.5, centralised=24.25),
+        Comparison(client="all", examples=4000, alone=40.5, everywhere=40.5, federated=26.0, centralised=25.0),
+    )
+    text = said(ended(tmp_path, **FINISHED, metric="perplexity", comparison=rows))
+    assert "Perplexity on held-out tokens, lower is better" in text
+    assert "examples" not in text.split("MB moved", maxsplit=1)[0].replace("own examples", "")
+    assert "%" not in text.split("MB moved", maxsplit=1)[0]
+    assert "31.25" in text
+    assert "better alone" not in text
+
+
 def test_a_run_without_a_summary_is_said_not_to_have_ended(tmp_path: Path) -> None:
     run = ended(tmp_path)
     assert "did not end" in said(run)

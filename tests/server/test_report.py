@@ -155,6 +155,29 @@ def test_the_comparison_says_how_much_of_the_gap_was_closed(tmp_path: Path) -> N
     assert "–" in shown
 
 
+def test_perplexities_close_a_gap_downwards(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    compared = (
+        Comparison(client="north", examples=10, alone=30.0, everywhere=50.0, federated=26.0, centralised=25.5),
+        Comparison(client="all", examples=20, alone=50.0, everywhere=50.0, federated=30.0, centralised=25.0),
+    )
+    run.write_summary(
+        Summary(
+            outcome="finished",
+            rounds=0,
+            seconds=1.0,
+            bytes_up=1,
+            bytes_down=1,
+            metric="perplexity",
+            comparison=compared,
+        )
+    )
+    shown = page_of(run).shown
+    assert "80 %" in shown
+    assert "Tokens" in shown
+    assert "2600.0 %" not in shown
+
+
 def test_a_planned_device_is_shown_with_its_reason_and_a_run_without_plans_has_no_such_part(tmp_path: Path) -> None:
     run = create(tmp_path)
     assert "Planned devices" not in Page(write_report(run.path).read_text()).shown

@@ -12,12 +12,13 @@ from itertools import accumulate
 from pathlib import Path
 
 from fedpeft.config import RunConfig
+from fedpeft.config.model import Rounds
 from fedpeft.files import write_file
 from fedpeft_server.report.charts import Series, dot_strip, line_chart
 from fedpeft_server.run.privacy_statements import privacy_lines
 from fedpeft_server.run.records import ClientRound, Comparison, RoundMetrics
 from fedpeft_server.run.run_view import RunView, read_run
-from fedpeft_server.run.verdict import verdict
+from fedpeft_server.run.verdict import best_row, comparison_facts, kept_round, verdict
 
 __all__ = ["render", "write_report"]
 
@@ -59,6 +60,8 @@ def render(view: RunView) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    perplexities = view.summary is not None and view.summary.metric == "perplexity"
+    environment.filters.update(score=_perplexity if perplexities else _share)
     environment.filters.update(size=_size, span=_span, share=_share, number=_number, count=_count)
     config = view.config()
     parts = [part for row in view.rounds for part in row.clients]
@@ -67,7 +70,7 @@ def render(view: RunView) -> str:
         config=config,
         trained=sum(1 <= row.round <= config.rounds.count and not row.burnt for row in view.rounds),
         command=shlex.join(view.manifest.command),
-        final=_final(view.rounds),
+        final=_final(view.rounds, config.rounds),
         totals=_totals(view),
         charts=_charts(view.rounds),
         comparison=_comparison(view),
@@ -84,9 +87,11 @@ def render(view: RunView) -> str:
     )
 
 
-def _final(rounds: Sequence[RoundMetrics]) -> RoundMetrics | None:
-    """The last row that was evaluated."""
-    return next((row for row in reversed(rounds) if row.evaluators), None)
+def _final(rows: Sequence[RoundMetrics], rounds: Rounds) -> RoundMetrics | None:
+    """The row that evaluates the state which the run keeps."""
+    if kept_round(rows, rounds) is not None:
+        return best_row(rows, rounds)
+    return next((row for row in reversed(rows) if row.evaluators), None)
 
 
 def _strangers(rounds: Sequence[RoundMetrics]) -> list[tuple[int, str, str]]:
@@ -153,16 +158,24 @@ def _comparison(view: RunView) -> dict[str, object] | None:
         return None
     margin = (max(values) - min(values)) * 0.05 or 0.01
     low, high = min(values) - margin, max(values) + margin
-    strips = [(row, dot_strip(_marks(row), low=low, high=high, show=_share)) for row in rows]
-    return {"rows": strips, "gap_closed": _gap_closed(rows), "low": low, "high": high}
+    perplexities = view.summary is not None and view.summary.metric == "perplexity"
+    show = _perplexity if perplexities else _share
+    return {
+        "rows": [(row, dot_strip(_marks(row), low=low, high=high, show=show)) for row in rows],
+        "gap_closed": _gap_closed(rows, lower_is_better=perplexities),
+        "low": low,
+        "high": high,
+        "unit": "tokens" if perplexities else "examples",
+        "facts": comparison_facts(rows, lower_is_better=perplexities),
+    }
 
 
-def _gap_closed(rows: Sequence[Comparison]) -> float | None:
+def _gap_closed(rows: Sequence[Comparison], *, lower_is_better: bool) -> float | None:
     whole = next((row for row in rows if row.client == "all"), None)
     if whole is None or whole.alone is None or whole.federated is None or whole.centralised is None:
         return None
     gap = whole.centralised - whole.alone
-    return (whole.federated - whole.alone) / gap if gap > 0 else None
+    return (whole.federated - whole.alone) / gap if (gap < 0 if lower_is_better else gap > 0) else None
 
 
 def _marks(row: Comparison) -> list[tuple[str, float | None]]:
@@ -250,6 +263,10 @@ def _span(seconds: float) -> str:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value * 100:.1f} %"
+
+
+def _perplexity(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
 
 
 def _short_share(value: float) -> str:

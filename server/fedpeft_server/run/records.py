@@ -163,12 +163,15 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Accuracy on one client's held-out examples, or on all of them, under each way of training.
+    """The score on one client's held-out examples, or on all of them, under each way of training.
+
+    The summary's ``metric``: accuracy, 0..1, higher is better; or perplexity, lower is better.
 
     Args:
         client: its name, or ``all``.
-        examples: how many were held out.
-        alone: trained on its own examples only (for ``all``: the mean over the clients).
+        examples: how many predictions: held-out examples of a classifier, tokens of a language model.
+        alone: trained on its own examples only (for ``all``: the mean over the clients of ``everywhere``).
+        everywhere: that model of the client's own on the held-out examples of all clients.
         federated: the federation's adapter.
         centralised: trained on everybody's examples in one place.
     """
@@ -180,6 +183,7 @@ class Comparison:
     alone: float | None
     federated: float | None
     centralised: float | None
+    everywhere: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +198,7 @@ class Summary:
         bytes_up: from all devices in all rounds.
         bytes_down: to all devices.
         bytes_full_parameters: what a federation of every parameter would have moved; None when unknown.
-        metric: what the comparison's numbers are.
+        metric: what the comparison's numbers are: ``accuracy`` or ``perplexity``.
         comparison: one row a client and one for ``all``; empty when no baseline was run.
         privacy: what the run promised and spent, one fact a line; empty without differential privacy.
     """

@@ -12,9 +12,9 @@ from itertools import pairwise
 from fedpeft.config import RunConfig
 from fedpeft.config.model import Rounds
 from fedpeft.ids import RoundId
-from fedpeft_server.run.records import RoundMetrics
+from fedpeft_server.run.records import Comparison, RoundMetrics
 
-__all__ = ["best_row", "is_done", "kept_round", "new_warnings", "verdict"]
+__all__ = ["best_row", "comparison_facts", "is_done", "kept_round", "new_warnings", "verdict"]
 
 _LOSS_MARGIN, _ACCURACY_MARGIN = 0.02, 0.01
 """An earlier state is kept if it is better than the last by more than this share of the loss, or this much accuracy:
@@ -81,6 +81,29 @@ def verdict(rows: Sequence[RoundMetrics], config: RunConfig) -> tuple[str, ...]:
         )
     elif kept is None and len(measured) > 2 and before - last > _HARDLY * gained:
         found.append(f"The loss was still falling at the end, from {before:.3g} to {last:.3g}: more rounds would help.")
+    return tuple(found)
+
+
+def comparison_facts(rows: Sequence[Comparison], *, lower_is_better: bool) -> tuple[str, ...]:
+    """Who is better off alone on its own examples, and what that model is worth on everybody's: a sentence each.
+
+    Args:
+        rows: of a simulation with baselines.
+        lower_is_better: perplexities, or accuracies.
+    """
+    found, whole = [], next((row.federated for row in rows if row.client == "all"), None)
+    for row in rows:
+        if row.client == "all" or row.alone is None or row.federated is None or row.everywhere is None or whole is None:
+            continue
+        if lower_is_better and row.federated > (1 + _LOSS_MARGIN) * row.alone:
+            own, all_ = f"{row.alone:.4g}, not {row.federated:.4g}", f"{row.everywhere:.4g} beside {whole:.4g}"
+        elif not lower_is_better and row.alone - row.federated > _ACCURACY_MARGIN:
+            own, all_ = f"{row.alone:.1%}, not {row.federated:.1%}", f"{row.everywhere:.1%} beside {whole:.1%}"
+        else:
+            continue
+        text = f"{row.client} does better alone on its own examples ({own}); on everybody's that model has {all_}."
+        found.append(text)
+
     return tuple(found)
 
 
