@@ -23,6 +23,7 @@ __all__ = [
     "FedpeftError",
     "IntegrityFailed",
     "NotEnrolled",
+    "OutsideHours",
     "PolicyRefused",
     "Problem",
     "QuorumMissed",
@@ -131,6 +132,10 @@ class PolicyRefused(FedpeftError):
     """The site's own policy forbids what the run asks for."""
 
     exit_code = 7
+
+
+class OutsideHours(PolicyRefused):
+    """The site takes part at other hours of the day."""
 
 
 class ResourceMissing(FedpeftError):

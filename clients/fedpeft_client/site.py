@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from fedpeft.config.explain import key_of
 from fedpeft.config.model import Adapter, MemoryUse, MethodName, Section
-from fedpeft.errors import ConfigInvalid, PolicyRefused, Problem
+from fedpeft.errors import ConfigInvalid, OutsideHours, PolicyRefused, Problem
 from fedpeft.round.plan import LearningPlan
 
 __all__ = ["Hours", "Site", "SiteData", "SiteLimits", "SitePolicy", "methods_of"]
@@ -201,7 +201,7 @@ class Site(Section):
         if not policy.declare_size and plan.privacy is not None:
             raise PolicyRefused("Expected a run whose noise does not follow from this device's size; see declare_size.")
         if now not in Hours(policy.hours):
-            raise PolicyRefused(f"Expected a time in {policy.hours}, found {now:%H:%M}.")
+            raise OutsideHours(f"Expected a time in {policy.hours}, found {now:%H:%M}.")
 
     def trained(self, offered: tuple[str, ...]) -> tuple[str, ...]:
         """Of the run's methods those that this site trains."""

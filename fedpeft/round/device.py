@@ -24,7 +24,7 @@ from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, PrivacyLedger
 from fedpeft.round.bound import Bound, bound_by
 from fedpeft.round.contribution import contribution
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
-from fedpeft.round.failures import REFUSED, UNABLE, Tell, Trouble, cause_of, log_trouble
+from fedpeft.round.failures import REFUSED, UNABLE, Tell, Trouble, cause_of, log_trouble, refusal_of
 from fedpeft.round.held import advance, follow, held_digests, receive
 from fedpeft.round.local import DeviceStore, Effort, Identity, OpenRound, RunPin, SumSession, Trainer
 from fedpeft.round.messages import Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
@@ -116,7 +116,7 @@ class Device:
             return self._take_part(request, opened)
         except Exception as error:  # of any kind: its text would say what it is about
             self._told(request.offer, cause_of(error))
-            return REFUSED
+            return refusal_of(error)
 
     def _take_part(self, request: FitRequest, opened: OpenRound | None) -> Ready | Failure:
         """Every check in order (docs/protocol.md, "Work"); examples are touched after the last one."""

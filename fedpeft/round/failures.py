@@ -16,10 +16,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedpeft.errors import FedpeftError, ResourceMissing
+from fedpeft.errors import FedpeftError, OutsideHours, ResourceMissing
 from fedpeft.round.messages import Failure, FailureReason
 
-__all__ = ["REFUSED", "UNABLE", "Tell", "Trouble", "cause_of", "is_for_lack_of_room", "log_trouble"]
+__all__ = ["REFUSED", "UNABLE", "Tell", "Trouble", "cause_of", "is_for_lack_of_room", "log_trouble", "refusal_of"]
 
 REFUSED = Failure(reason=FailureReason.REFUSED)
 UNABLE = Failure(reason=FailureReason.UNABLE)
@@ -56,6 +56,11 @@ def cause_of(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "Training ran out of memory."
     return str(error) if isinstance(error, FedpeftError) else f"{type(error).__name__}: {error}"
+
+
+def refusal_of(error: Exception) -> Failure:
+    """What a device says of whatever kept it from taking part: a site's hours are public, all else is one reason."""
+    return Failure(reason=FailureReason.LATER) if isinstance(error, OutsideHours) else REFUSED
 
 
 def is_for_lack_of_room(error: Exception) -> bool:

@@ -29,6 +29,7 @@ class FailureReason(enum.Enum):
 
     MISSING_STATE = "missing-state"  # it lacks blocks that the coordinator thought it had
     REFUSED = "refused"  # the plan, its site's rules or its budgets do not allow the round
+    LATER = "later"  # its site takes part at other hours
     UNABLE = "unable"  # it could not train; said in runs without privacy only, where its site allows it
     PROTOCOL = "protocol"  # a request that does not fit the terms or the device's state
 

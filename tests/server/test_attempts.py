@@ -6,7 +6,7 @@ from fedpeft.errors import RunFailed
 from fedpeft.ids import RoundId
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.transport import Stage
-from fedpeft_server.jobs.attempts import BACK_OFF_S, Attempts
+from fedpeft_server.jobs.attempts import BACK_OFF_S, LATER_S, Attempts
 
 ROUND = RoundId(3)
 
@@ -54,3 +54,11 @@ def test_what_may_pass_is_tried_again(answers: dict[str, str]) -> None:
     attempts.before(ROUND)
     attempt(attempts, answers)
     assert attempts.before(ROUND) == BACK_OFF_S[0]
+
+
+def test_sites_that_take_part_at_other_hours_are_asked_again_later_and_never_end_the_run() -> None:
+    attempts = Attempts()
+    attempts.before(ROUND)
+    for _ in range(20):
+        attempt(attempts, {"a": "later", "b": "later", "c": "later"})
+        assert attempts.before(ROUND) == LATER_S

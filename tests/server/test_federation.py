@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 
 from fedpeft import secagg
+from fedpeft.adapter import AdapterSpec
 from fedpeft.entropy import seeded_entropy
-from fedpeft.errors import QuorumMissed
+from fedpeft.errors import OutsideHours, QuorumMissed
 from fedpeft.ids import BlockId, NodeId
 from fedpeft.round.events import EventKind
 from fedpeft.round.messages import Failure, FailureReason, Profile
+from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transport import Stage
+from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import enrol
 from fedpeft.testing.network import CoordinatorKilled, Fault
 from fedpeft.testing.trainers import GivenTrainer, LinearTrainer
@@ -357,3 +360,40 @@ def test_over_selected_devices_that_were_not_needed_are_spared_and_asked_again_i
         assert (states.count("summed"), states.count("spared"), row.rejected) == (3, len(states) - 3, {})
     assert [row.devices_survived for row in view.rounds] == [3, 3, 5]
     assert [row.devices_invited for row in view.rounds[1:]] == [5, 5]
+
+
+class NightlyTrainer(LinearTrainer):
+    """Of a site that takes part from an hour on; being asked takes ten minutes."""
+
+    def __init__(self, name: str, clock: FakeClock, opens_s: float) -> None:
+        super().__init__(name, SPEC, BLOCKS[name])
+        self._clock, self._opens_s = clock, opens_s
+
+    def spec(self, plan: LearningPlan) -> AdapterSpec:
+        """See ``Trainer``."""
+        self._clock.advance(600.0)
+        if self._clock.monotonic_s() < self._opens_s:
+            raise OutsideHours("Expected a time in 22:00-06:00, found 12:00.")
+        return super().spec(plan)
+
+
+def nightly(where: Path, opens_s: float) -> World:
+    clock = FakeClock()
+    world = World(where, enrol({name: NightlyTrainer(name, clock, opens_s) for name in BLOCKS}), stage_deadline_s=1e5)
+    world.clock = clock
+    return world
+
+
+def test_a_run_whose_sites_all_take_part_at_other_hours_waits_for_them(tmp_path: Path) -> None:
+    world = nightly(tmp_path, opens_s=8 * 3600.0)
+    world.train()
+    aborted = [event for event in world.events if event.kind is EventKind.ABORTED]
+    assert len(aborted) > world.config.rounds.max_failures, "these attempts do not count"
+    assert world.outcome()["problems"] == []
+
+
+def test_a_run_does_not_wait_for_hours_that_never_come(tmp_path: Path) -> None:
+    world = nightly(tmp_path, opens_s=1e9)
+    with pytest.raises(QuorumMissed, match="aborted 2 times"):
+        world.train()
+    assert 86_400 <= world.clock.monotonic_s() < 100_000

@@ -18,7 +18,7 @@ from fedpeft.flower import NodeContext, client_app
 from fedpeft.flower.fleet import Fleet, FleetTarget
 from fedpeft.ids import NodeId
 from fedpeft.round.bound import signed_plan
-from fedpeft.round.failures import REFUSED, Trouble
+from fedpeft.round.failures import Trouble, refusal_of
 from fedpeft.round.local import Effort
 from fedpeft.round.messages import Failure, FailureReason, FitRequest
 from fedpeft.round.transport import Stage
@@ -155,7 +155,7 @@ class Agent:
                 self._prepare(decode(payload, FitRequest))
             except FedpeftError as error:
                 self._troubles(Trouble(run_id="", round_id=0, cause=f"{stage.value}: {error}"))
-                return encode(REFUSED)
+                return encode(refusal_of(error))
         for _ in Effort:
             try:
                 hours = self._site.limits.hours_at_most

@@ -8,10 +8,12 @@ from fedpeft.round.events import Event, EventKind
 from fedpeft.round.messages import FailureReason
 from fedpeft.round.transport import Stage
 
-__all__ = ["BACK_OFF_S", "Attempts"]
+__all__ = ["BACK_OFF_S", "LATER_S", "Attempts"]
 
 BACK_OFF_S = (2.0, 10.0, 30.0)
 """Before the second, third and every later attempt at one round."""
+LATER_S = 600.0
+"""Before another attempt at a round that lacks devices whose sites take part at other hours."""
 _FOR_GOOD: Mapping[str, str] = {
     FailureReason.REFUSED.value: "the plan, the site's rules or its budgets do not allow the round",
 }
@@ -55,5 +57,7 @@ class Attempts:
                     f"{reason!r}: {_FOR_GOOD[reason]}. The cause is on each device (`fedpeft client status`); "
                     "change the run or the sites' rules, then submit or resume it."
                 )
+        if reasons == {FailureReason.LATER.value}:
+            return LATER_S
         self._tries += 1
         return BACK_OFF_S[min(self._tries, len(BACK_OFF_S)) - 1]

@@ -19,6 +19,7 @@ from fedpeft.ids import RoundId
 from fedpeft.privacy import NoiseTerms
 from fedpeft.round.coordinator import OpenSum, SecureSum, resume_round, run_round
 from fedpeft.round.events import Event, EventKind, Observer
+from fedpeft.round.messages import FailureReason
 from fedpeft.round.metrics import TRAIN_LOSS
 from fedpeft.round.pending import PendingRound, load_note
 from fedpeft.round.plan import LearningPlan
@@ -35,7 +36,10 @@ from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.selection import Selection
 from fedpeft_server.run.verdict import is_done, kept_round
 
-__all__ = ["Federation", "Publish"]
+__all__ = ["FOR_HOURS_S", "Federation", "Publish"]
+
+FOR_HOURS_S = 86_400.0
+"""A round that lacks nobody but devices whose sites take part at other hours is tried for a day before it counts."""
 
 
 class Federation:
@@ -127,7 +131,8 @@ class Federation:
             return self._go_on(kept, progress)
         rounds, excluded, why = self._config.rounds, set(self._unreliable()), list[str]()
         needed = max(rounds.min_devices, secagg.MIN_COHORT_FLOOR)
-        for _ in range(rounds.max_failures):
+        until_s = self._clock.monotonic_s() + FOR_HOURS_S
+        while len(why) < rounds.max_failures:
             self._before_attempt(round_id)
             started = self._clock.monotonic_s()
             members, wanted = self._selection.select(round_id, excluded)
@@ -146,7 +151,8 @@ class Federation:
             problem = self._problem(outcome)
             if not problem or outcome.is_final:
                 return self._ended(task, progress, outcome, members, started)
-            why.append(problem)
+            if not (_waits_for_hours(outcome) and self._clock.monotonic_s() < until_s):
+                why.append(problem)
             if isinstance(outcome.result, secagg.Aborted):
                 blamed = {outcome.participants[place] for place in outcome.result.blamed}
                 excluded |= {name for name in blamed if not outcome.traffic[name].spared}
@@ -269,3 +275,8 @@ class Federation:
 
     def _tell(self, kind: EventKind, round_id: RoundId, detail: str) -> None:
         self._observe(Event(kind=kind, round_id=round_id, detail=detail))
+
+
+def _waits_for_hours(outcome: RoundOutcome) -> bool:
+    """Whether whoever failed only said that its site takes part at other hours."""
+    return {one.failure for one in outcome.traffic.values() if one.failure} == {FailureReason.LATER.value}

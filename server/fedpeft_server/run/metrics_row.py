@@ -13,7 +13,7 @@ from fedpeft_server.run.records import ClientRound, RoundMetrics
 
 __all__ = ["round_row", "sentence"]
 
-ClientState = Literal["summed", "dropped", "refused", "rejected", "spared"]
+ClientState = Literal["summed", "dropped", "refused", "later", "rejected", "spared"]
 
 
 def round_row(
@@ -110,4 +110,6 @@ def _state(survived: bool, account: Traffic, rejected: bool) -> ClientState:
         return "spared"
     if account.failure == FailureReason.REFUSED.value:
         return "refused"
+    if account.failure == FailureReason.LATER.value:
+        return "later"
     return "rejected" if rejected and not account.failure else "dropped"

@@ -74,8 +74,8 @@ class ClientRound:
     Args:
         client: its name.
         methods: what it trains, as its profile says, e.g. ``lora r4``.
-        state: ``summed``, or where it was lost: ``dropped`` (silent), ``refused`` (its own policy) or
-            ``rejected`` (its message was wrong); or ``spared``: enough others were ready first.
+        state: ``summed``, or where it was lost: ``dropped`` (silent), ``refused`` (its own policy), ``later`` (other
+            hours) or ``rejected`` (its message was wrong); or ``spared``: enough others were ready first.
         reason: why it was lost.
         bytes_up: bytes it sent in this round.
         bytes_down: bytes it was sent.
@@ -86,7 +86,7 @@ class ClientRound:
 
     client: str
     methods: str
-    state: Literal["summed", "dropped", "refused", "rejected", "spared"]
+    state: Literal["summed", "dropped", "refused", "later", "rejected", "spared"]
     reason: str = ""
     bytes_up: int
     bytes_down: int
