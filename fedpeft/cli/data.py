@@ -82,7 +82,8 @@ def check_command(
 
         show(report, Console())
     if report.problem_count:
-        raise DataInvalid(f"Expected usable rows, found {report.problem_count} problems.", problems=report.problems)
+        count = "1 problem" if report.problem_count == 1 else f"{report.problem_count:,} problems"
+        raise DataInvalid(f"Expected usable rows, found {count}.", problems=report.problems)
 
 
 def _progress() -> "Callable[[int], None]":

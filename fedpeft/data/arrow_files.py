@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpeft import bounded_json
+from fedpeft.data.opening import mislabelled, plain_suffix
 from fedpeft.data.records import BATCH_ROWS, ProblemLog
 from fedpeft.errors import DataInvalid, ResourceMissing, foreign
 
@@ -130,7 +131,10 @@ def _noted(path: Path, expected: str, log: ProblemLog) -> Iterator[None]:
         with foreign(DataInvalid):
             yield
     except DataInvalid as error:
-        log.add(str(path), expected, str(error), "Fetch it or write it again.")
+        sort, remedy = mislabelled(path)
+        if plain_suffix(path) != path.suffix.lower():
+            sort, remedy = "one that is compressed as a whole", "Decompress it: these files are compressed inside."
+        log.add(str(path), expected, sort or str(error), remedy or "Fetch it or write it again.")
 
 
 def _readable(path: Path, schema: "pa.Schema", choice: ColumnChoice, log: ProblemLog) -> list[str] | None:

@@ -17,8 +17,9 @@ from fedpeft.data.holdout import content_ranks, split_indices
 from fedpeft.data.records import MAX_PROBLEMS, Record, Records
 from fedpeft.data.remarks import (
     answer_remark,
-    file_remarks,
     label_remarks,
+    loaded_remarks,
+    text_remarks,
     unknown_remark,
     unused_columns,
     unused_remarks,
@@ -180,7 +181,8 @@ def check_loaded(
         problem_count=findings.log.count + measured.refused.count,
         problems=(*findings.log.problems, *measured.refused.problems)[:MAX_PROBLEMS],
         remarks=(
-            *file_remarks(loaded.left_out),
+            *loaded_remarks(loaded, column_map or {}),
+            *text_remarks(good, convention),
             *unused_remarks(unused, findings.unused_keys),
             *label_remarks(labels),
             *answer_remark(measured.context_answers, measured.answers),

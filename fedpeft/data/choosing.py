@@ -1,8 +1,9 @@
 """Which files a folder or pattern stands for: of each the kind, and by name what is left out and why.
 
 Splits are told by the words that Hugging Face's ``datasets`` looks for in the names of files and folders, set apart
-by ``-._ `` or digits. Where a name says *train*, only such files are read, as there; a file whose name says *test* or
-*validation* is never read for training unless the user names that file itself, or every match of a pattern is one.
+by other characters than letters or by a capital; ``testset``, ``testData`` and ``split=test`` are such words too.
+Where a name says *train*, only such files are read, as there; a file whose name says *test* or *validation* is never
+read for training unless the user names that file itself, or every match of a pattern is one.
 """
 
 import re
@@ -13,8 +14,11 @@ from pathlib import Path
 from fedpeft.data import arrow_files
 from fedpeft.data.opening import plain_suffix
 from fedpeft.data.records import ProblemLog
+from fedpeft.errors import DataInvalid, foreign
 
-__all__ = ["KINDS", "LeftOut", "choose"]
+__all__ = ["KINDS", "LeftOut", "choose", "split_of_word"]
+
+EXISTING = "a file, folder or pattern that exists"
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 SPLIT_WORDS: Mapping[str, tuple[str, ...]] = {
@@ -32,6 +36,16 @@ REMEDIES: Mapping[str, str] = {
     ".7z": "Unpack it.",
     ".tar": "Unpack it.",
     ".tgz": "Unpack it.",
+    ".rar": "Unpack it.",
+    ".z": "Unpack it.",
+    ".gz": "Put its kind into its name, as in rows.jsonl.gz.",
+    ".bz2": "Put its kind into its name, as in rows.jsonl.bz2.",
+    ".xz": "Put its kind into its name, as in rows.jsonl.xz.",
+    ".zst": "Put its kind into its name, as in rows.jsonl.zst.",
+    ".sqlite": "Export the table as CSV UTF-8.",
+    ".db": "Export the table as CSV UTF-8.",
+    ".orc": "Write it as Parquet.",
+    ".avro": "Write it as Parquet.",
     ".pkl": "Write it as Parquet: fedpeft never unpickles.",
     ".pickle": "Write it as Parquet: fedpeft never unpickles.",
     ".txt": 'Write it as JSONL, {"text": ...} a line.',
@@ -61,15 +75,22 @@ def choose(source: str, log: ProblemLog) -> tuple[list[Path], list[LeftOut]]:
         source: a file, a folder or a pattern.
         log: where it is noted that there is nothing, or nothing clear.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    try:
+        with foreign(DataInvalid):  # ~nobody, a name of a thousand characters
+            path = Path(source).expanduser()
+            found = [path] if source.strip() and path.exists() else sorted(_glob(path)) if source.strip() else []
+    except DataInvalid as error:
+        log.add(source[:80], EXISTING, str(error), "Check data.source.")
+        return [], []
+    if found == [path] and path.is_dir():
         return _saved(path, log) if arrow_files.is_saved_dataset(path) else _folder(path, log)
-    if path.is_file():
+    if found == [path] and path.is_file():
         _expect_kind(path, log)
         return [path] if plain_suffix(path) in KINDS else [], []
-    found = [file for file in sorted(_glob(path)) if file.is_file()]
-    if not found:
-        log.add(source, "a file, folder or pattern that exists", "nothing there", "Check data.source.")
+    kept = [file for file in found if file.is_file()]
+    if not kept:
+        log.add(source, EXISTING, "a pipe or a device" if found else "nothing there", _where_it_is(source))
+    found = kept
     for file in found:
         _expect_kind(file, log)
     root = _fixed_part(path)
@@ -78,6 +99,13 @@ def choose(source: str, log: ProblemLog) -> tuple[list[Path], list[LeftOut]]:
     if not chosen and not log.count:  # a pattern of nothing but test files is meant
         return readable, []
     return chosen, left_out
+
+
+def _where_it_is(source: str) -> str:
+    """What to do about a source that is not there."""
+    if re.match(r"\w+://|hub:", source):
+        return "Download it first: data is read from this machine alone."
+    return "Check data.source."
 
 
 def _folder(root: Path, log: ProblemLog) -> tuple[list[Path], list[LeftOut]]:
@@ -119,15 +147,22 @@ def _training_split(files: Sequence[Path], root: Path, log: ProblemLog) -> tuple
 def _split_of(file: Path, root: Path) -> str:
     """``train``, ``validation`` or ``test`` by the innermost part of the name with such a word; or "", or "both"."""
     for part in reversed(file.relative_to(root).parts):
-        words = set(re.split(r"[-._ \d]+", part.lower()))
+        apart = re.sub(r"([a-z])([A-Z])", r"\1 \2", part)
+        words = set(re.split(r"[\W_\d]+", apart.lower()))
         if {"hold", "out"} <= words or {"held", "out"} <= words:
             words.add("holdout")
-        found = {split for split, marks in SPLIT_WORDS.items() if words & set(marks)}
+        found = {split for word in words if (split := split_of_word(word))}
         if "train" in found and len(found) > 1:
             return "both"
         if found:
             return sorted(found)[0]
     return ""
+
+
+def split_of_word(word: str) -> str:
+    """``train``, ``validation`` or ``test``; "" for a word of no split. ``testset`` and ``testa`` are test."""
+    stem = re.sub(r"(?<=.{3})(set|data|split|sample|[ab])$", "", word)
+    return next((split for split, marks in SPLIT_WORDS.items() if word in marks or stem in marks), "")
 
 
 def _saved(folder: Path, log: ProblemLog) -> tuple[list[Path], list[LeftOut]]:
@@ -149,6 +184,8 @@ def _expect_kind(file: Path, log: ProblemLog) -> None:
 
 
 def _remedy(file: Path) -> str:
+    if ".tar" in (suffix.lower() for suffix in file.suffixes):
+        return REMEDIES[".tar"]
     return REMEDIES.get(file.suffix.lower(), "")
 
 

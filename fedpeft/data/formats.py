@@ -7,14 +7,15 @@ folder is not looked at. Every unreadable row is reported with file and line, al
 
 import difflib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 
 from fedpeft.data import arrow_files, builtin, text_files
 from fedpeft.data.arrow_files import ColumnChoice
-from fedpeft.data.choosing import LeftOut, choose
+from fedpeft.data.choosing import LeftOut, choose, split_of_word
 from fedpeft.data.opening import plain_suffix
 from fedpeft.data.packed import PackedColumn, PackedOrigins, PackedRows
 from fedpeft.data.records import BATCH_ROWS, MISSING, Batch, ProblemLog, Record, Records
@@ -26,6 +27,10 @@ Row = tuple[int, Record]
 Reader = Callable[[Path, ProblemLog, ColumnChoice], Iterator[Batch]]
 Progress = Callable[[int], None]
 """Told the number of rows read so far, now and then."""
+
+
+SPLIT = "split"
+"""A column that says of each row which split it is of."""
 
 
 def _json_batches(path: Path, log: ProblemLog, choice: ColumnChoice) -> Iterator[Batch]:
@@ -54,22 +59,29 @@ class Loaded:
         files: those that were read.
         left_out: files beside them.
         unused: columns that are in the files and not in the records.
+        remarks: what else was left out, a sentence each.
+        replaced: our column names that the files have themselves and the column map gives to others.
     """
 
     records: Records
     files: tuple[str, ...]
     left_out: tuple[LeftOut, ...] = ()
     unused: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
 
 
 def load_records(source: str, column_map: Mapping[str, str] | None = None) -> Records:
-    """As ``load`` with every column; the records alone.
+    """As ``load`` with every column and every row, whatever split it is of; the records alone.
 
     Raises:
         DataInvalid: as ``load``.
         ResourceMissing: as ``load``.
     """
-    return load(source, column_map).records
+    log = ProblemLog()
+    loaded = load_noting(source, column_map, log, every_split=True)
+    log.raise_if_any(f"data in {source}")
+    return loaded.records
 
 
 def load(
@@ -83,7 +95,8 @@ def load(
 
     In a folder, files are taken in name order; where names tell splits apart (``train-...``, ``test-...``),
     only those of the training split are taken; of a saved ``DatasetDict``, ``train``. Point at the file or
-    sub-folder for another.
+    sub-folder for another. Rows whose column ``split`` says test or validation are left out, unless that column is
+    asked for.
 
     Args:
         source: a path, a glob pattern, or ``builtin:NAME``.
@@ -111,8 +124,12 @@ def load_noting(
     *,
     columns: Iterable[str] | None = None,
     progress: Progress | None = None,
+    every_split: bool = False,
 ) -> Loaded:
     """As ``load``, but what could not be read is noted in ``log`` and left out.
+
+    Args:
+        every_split: whether rows of test and validation splits are taken too.
 
     Raises:
         DataInvalid: the column map is wrong.
@@ -127,9 +144,14 @@ def load_noting(
     if source.startswith(builtin.PREFIX):
         loaded = _bundled(source, wanted)
     else:
-        loaded = _read(source, wanted, log, progress or (lambda _rows: None))
-    records = _mapped(loaded, names, log)
-    return Loaded(records=records, files=loaded.files, left_out=loaded.left_out, unused=loaded.unused)
+        by_split = not every_split and (wanted is None or SPLIT not in wanted)
+        chosen = wanted | {SPLIT} if by_split and wanted is not None else wanted
+        loaded = _read(source, chosen, log, progress or (lambda _rows: None))
+        if by_split:
+            loaded = _of_training(loaded, log, keep=wanted is None)
+    there = (*loaded.records.columns(), *loaded.unused)
+    replaced = tuple(ours for ours, theirs in names.items() if ours in there and ours != theirs)
+    return replace(loaded, records=_mapped(loaded, names, log), replaced=replaced)
 
 
 def located(source: str) -> str:
@@ -194,6 +216,34 @@ def _read(source: str, wanted: frozenset[str] | None, log: ProblemLog, progress:
         left_out=tuple(left_out),
         unused=tuple(name for name in choice.seen if name not in collector.columns),
     )
+
+
+def _of_training(loaded: Loaded, log: ProblemLog, *, keep: bool) -> Loaded:
+    """Without the rows whose column ``split`` names another split than training; each row is decided by itself.
+
+    Args:
+        keep: whether the column stays.
+    """
+    rows = loaded.records.rows
+    if SPLIT not in loaded.records.columns() or not isinstance(rows, PackedRows):
+        return loaded
+    other: Counter[str] = Counter()
+    train = array("Q")
+    for index, value in enumerate(rows.values(SPLIT)):
+        split = split_of_word(value.strip().lower()) if isinstance(value, str) else ""
+        if split in ("", "train"):
+            train.append(index)
+        else:
+            other[split] += 1
+    records = loaded.records if keep else Records(rows.without(SPLIT), loaded.records.origins)
+    unused = loaded.unused if keep else (*loaded.unused, SPLIT)
+    if not other:
+        return replace(loaded, records=records, unused=unused)
+    said = " and ".join(f"{count:,} of the {split} split" for split, count in sorted(other.items()))
+    if not train:
+        log.add(loaded.files[0], "rows to train on", f"only {said}, by the column split", "Rename the column split.")
+    remark = f"rows that are not read, by the column split: {said}"
+    return replace(loaded, records=records.select(train), unused=unused, remarks=(remark,))
 
 
 def _mapped(loaded: Loaded, names: Mapping[str, str], log: ProblemLog) -> Records:

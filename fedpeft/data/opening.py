@@ -12,13 +12,14 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import IO, cast
 
 from fedpeft.errors import ResourceMissing
 
-__all__ = ["BROKEN", "COMPRESSED", "opened", "plain_suffix", "sort_of"]
+__all__ = ["BROKEN", "COMPRESSED", "mislabelled", "opened", "plain_suffix", "sort_of"]
 
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+COMPRESSED = (".gz", ".bz2", ".xz", ".lzma", ".zst", ".lz4", ".br")
 """Endings after which the kind of file is the ending before."""
 
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -36,12 +37,30 @@ MAGIC: Mapping[bytes, str] = {
     b"PAR1": "a Parquet file",
     b"ARROW1": "an Arrow file",
     b"SQLite format 3": "an SQLite database",
+    b"\x04\x22\x4d\x18": "an lz4 file",
+    b"\x1f\x9d": "a file of compress (.Z)",
+    b"Obj\x01": "an Avro file",
+    b"ORC": "an ORC file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a numpy file",
+    b"version https://git-lfs": "a pointer of Git LFS",
+    b"<!DOCTYPE": "a web page",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+    b"<HTML": "a web page",
+}
+INSTEAD: Mapping[str, str] = {
+    "a pointer of Git LFS": "Fetch the file that it stands for: git lfs pull.",
+    "a web page": "Download the file itself (on a web site often the button raw or download).",
 }
 ENDINGS: Mapping[str, str] = {
     "a gzip file": ".gz",
     "a bzip2 file": ".bz2",
     "an xz file": ".xz",
     "a zstd file": ".zst",
+    "an lz4 file": ".lz4",
+    "a Parquet file": ".parquet",
+    "an Arrow file": ".arrow",
 }
 
 
@@ -58,7 +77,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """The file's bytes, decompressed if its name says that it is compressed.
 
     Raises:
-        ResourceMissing: zstd without pyarrow.
+        ResourceMissing: zstd, lz4 or brotli without pyarrow.
     """
     match path.suffix.lower():
         case ".gz":
@@ -67,11 +86,11 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         case ".bz2":
             with bz2.open(path) as file:
                 yield cast("IO[bytes]", file)
-        case ".xz":
+        case ".xz" | ".lzma":
             with lzma.open(path) as file:
                 yield cast("IO[bytes]", file)
-        case ".zst":
-            with _zstd(path) as file:
+        case ".zst" | ".lz4" | ".br":
+            with _by_arrow(path) as file:
                 yield file
         case _:
             with path.open("rb") as file:
@@ -79,24 +98,41 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _zstd(path: Path) -> Iterator[IO[bytes]]:
+def _by_arrow(path: Path) -> Iterator[IO[bytes]]:
     try:
         import pyarrow as pa
     except ImportError as error:
         raise ResourceMissing(
             f"Expected the package pyarrow to decompress {path}, found none; pip install 'fedpeft[demo]' or use gzip."
         ) from error
-    with pa.input_stream(str(path), compression="zstd") as file:
+    codec = {".zst": "zstd", ".lz4": "lz4", ".br": "brotli"}[path.suffix.lower()]
+    with pa.input_stream(str(path), compression=codec) as file:
         yield cast("IO[bytes]", io.BufferedReader(file, buffer_size=2**16))
 
 
 def sort_of(head: bytes, path: Path) -> tuple[str, str]:
     """What a file that should be text begins like, if not like text, and what to do about it."""
     for magic, sort in MAGIC.items():
-        if head.startswith(magic):
+        if head.lstrip().startswith(magic):
+            if remedy := INSTEAD.get(sort):
+                return sort, remedy
             if ending := ENDINGS.get(sort):
-                return sort, f"Name it as what it is: mv {path.name} {path.name}{ending}."
+                return sort, f"Name it as what it is: mv {quote(path.name)} {quote(path.name + ending)}."
             if "zip" in sort:
                 return sort, "Unpack it; save a spreadsheet as CSV UTF-8."
             return sort, "Name it as what it is, or export it as CSV UTF-8 or JSONL."
     return "", ""
+
+
+def mislabelled(path: Path) -> tuple[str, str]:
+    """As ``sort_of``, of a file that its own reader did not take, as it lies on the disk."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:
+        return "", ""
+    suffix = path.suffix.lower()
+    if suffix in (".gz", ".bz2", ".xz", ".zst", ".lz4") and not any(map(head.startswith, MAGIC)):
+        return "no compressed file", f"Name it as what it is: mv {quote(path.name)} {quote(path.stem)}."
+    sort, remedy = sort_of(head, path)
+    return ("", "") if ENDINGS.get(sort) == suffix else (sort, remedy)

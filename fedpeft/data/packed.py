@@ -175,6 +175,10 @@ class PackedRows(Table):
         further = {ours: self._columns[theirs] for ours, theirs in names.items()}
         return PackedRows({**self._columns, **further}, self._chosen)
 
+    def without(self, name: str) -> "PackedRows":
+        """The same rows without a column."""
+        return PackedRows({one: column for one, column in self._columns.items() if one != name}, self._chosen)
+
     def __len__(self) -> int:
         return len(self._chosen)
 

@@ -176,4 +176,4 @@ class ProblemLog:
             return
         noun = "problem" if self.count == 1 else "problems"
         first = f" (the first {MAX_PROBLEMS} follow)" if self.count > MAX_PROBLEMS else ""
-        raise DataInvalid(f"Expected usable {subject}, found {self.count} {noun}{first}.", problems=self.problems)
+        raise DataInvalid(f"Expected usable {subject}, found {self.count:,} {noun}{first}.", problems=self.problems)

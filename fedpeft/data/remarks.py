@@ -6,14 +6,33 @@ has a name here.
 """
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 
 from fedpeft.data.choosing import LeftOut
+from fedpeft.data.formats import Loaded
+from fedpeft.data.opening import COMPRESSED
+from fedpeft.data.records import Records
 from fedpeft.data.tasks import Convention
 
-__all__ = ["answer_remark", "file_remarks", "label_remarks", "unknown_remark", "unused_columns", "unused_remarks"]
+__all__ = [
+    "answer_remark",
+    "file_remarks",
+    "label_remarks",
+    "loaded_remarks",
+    "means_missing",
+    "text_remarks",
+    "twin_remarks",
+    "unknown_remark",
+    "unused_columns",
+    "unused_remarks",
+]
 
 SHOWN = 8
+LONGEST = 16
+"""No word for a missing value has so many characters."""
 MEANS_MISSING = frozenset(
     ("nan", "none", "null", "na", "n/a", "#n/a", "n.a.", "nil", "nat", "<na>", "missing", "undefined", "-", "--", "?")
 )
@@ -27,7 +46,7 @@ def label_remarks(labels: Mapping[str, int]) -> list[str]:
         labels: class -> examples.
     """
     remarks = []
-    missing = [name for name in labels if name.strip().casefold() in MEANS_MISSING]
+    missing = [name for name in labels if means_missing(name)]
     if missing:
         listed = _listed(f"{name} ({labels[name]:,})" for name in missing)
         remarks.append(f"classes that look like a missing value: {listed}; remove such rows unless they are meant")
@@ -44,7 +63,36 @@ def file_remarks(left_out: Sequence[LeftOut]) -> list[str]:
     """Of files: those that lie beside the data and are not read."""
     if not left_out:
         return []
-    return [f"{len(left_out)} files are not read: {_listed(str(one) for one in left_out)}"]
+    are = "1 file is" if len(left_out) == 1 else f"{len(left_out):,} files are"
+    return [f"{are} not read: {_listed(str(one) for one in left_out)}"]
+
+
+def twin_remarks(files: Sequence[str]) -> list[str]:
+    """Of files that are read: those that differ in their ending alone, as a table saved in two formats."""
+    alike: dict[str, list[str]] = {}
+    for name in files:
+        suffixes = Path(name).suffixes
+        cut = sum(map(len, suffixes[-2:] if suffixes[-1:] and suffixes[-1].lower() in COMPRESSED else suffixes[-1:]))
+        alike.setdefault(name[: len(name) - cut], []).append(name)
+    twins = [" and ".join(names) for names in alike.values() if len(names) > 1]
+    return [f"files that differ in their ending alone: {_listed(twins)}; is one a copy of the other?"] if twins else []
+
+
+def text_remarks(records: Records, convention: Convention) -> list[str]:
+    """Of texts: those that look like a missing value."""
+    columns = [column for column in convention.columns if column not in ("label", "messages")]
+    windows = chain.from_iterable(records.windows(column) for column in columns)
+    short = (text for window in windows for text in window if isinstance(text, str) and len(text) < LONGEST)
+    empty = Counter(filter(means_missing, short))
+    if not empty:
+        return []
+    listed = _listed(f"{text} ({count:,})" for text, count in sorted(empty.items()))
+    return [f"texts that look like a missing value: {listed}; remove such rows unless they are meant"]
+
+
+def means_missing(text: str) -> bool:
+    """Whether a label or a text is how programs and people write that there is none."""
+    return len(text) < LONGEST and text.strip().casefold() in MEANS_MISSING
 
 
 def unused_columns(
@@ -62,6 +110,17 @@ def unused_columns(
     if convention is Convention.ALPACA:
         used.add("input")
     return [column for column in dict.fromkeys(there) if column not in used]
+
+
+def loaded_remarks(loaded: Loaded, names: Mapping[str, str]) -> list[str]:
+    """Of what was read: files and rows that are left out, files that may be copies, columns that others replace.
+
+    Args:
+        names: our column name -> theirs.
+    """
+    replaced = [f"{ours} ({theirs} is read in its place)" for ours, theirs in names.items() if ours in loaded.replaced]
+    there = [f"columns that are not used: {_listed(replaced)}"] if replaced else []
+    return [*file_remarks(loaded.left_out), *twin_remarks(loaded.files), *loaded.remarks, *there]
 
 
 def unused_remarks(columns: Sequence[str], keys: Mapping[str, int]) -> list[str]:

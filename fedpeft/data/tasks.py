@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 from fedpeft.config.model import Task
@@ -88,9 +89,16 @@ def detect(records: Records, kind: Kind | None = None, *, unread: Sequence[str] 
         where="columns",
         expected=" or ".join(" + ".join(convention.columns) for convention in candidates),
         found=", ".join(sorted({*there, *unread})) or "none",
-        remedy="Name yours with --map OURS=THEIRS (data.map in run.toml), e.g. text=note.",
+        remedy=f"Name yours with --map OURS=THEIRS (data.map in run.toml), e.g. {_likely_map((*there, *unread))}.",
     )
     raise DataInvalid(f"Expected the columns of a {kind or 'known'} task.", problems=(problem,))
+
+
+def _likely_map(there: Sequence[str]) -> str:
+    """What to write after ``--map``: columns that are ours but for case and marks, else an example."""
+    plain = {re.sub(r"\W|_", "", name).casefold(): name for name in there}
+    alike = [f"{ours}={plain[ours]}" for ours in KNOWN_COLUMNS if ours in plain and plain[ours] != ours]
+    return ",".join(alike) or "text=note"
 
 
 def validate(records: Records, task: Task) -> Convention:
@@ -217,13 +225,13 @@ def _whole_number(name: str) -> int | None:
 
 
 def label_name(value: object) -> str | None:
-    """A label's class name: text as it is, 3 and 3.0 -> "3", True -> "true"; None for what is no class."""
+    """A label's class name: text as it is, 3, 3.0 and Decimal(3) -> "3", True -> "true"; None for what is no class."""
     match value:
         case bool():
             return str(value).lower()
         case int():
             return str(value)
-        case float() if math.isfinite(value) and value.is_integer():
+        case float() | Decimal() if math.isfinite(value) and value == int(value):
             return str(int(value))
         case str() if value.strip():
             return value.strip()
@@ -242,7 +250,8 @@ def messages_of(row: Record) -> tuple[Message, ...]:
 def _check_text(row: Record, origin: str, log: ProblemLog, column: str = "text") -> None:
     value = row.get(column)
     if not isinstance(value, str):
-        log.add(f"{origin}: {column}", "text", "nothing" if value is None else f"{type(value).__name__} {value!r:.40}")
+        found = "nothing" if value is None else f"{type(value).__name__} {value!r:.40}"
+        log.add(f"{origin}: {column}", "text", found, "Write the column as text." if isinstance(value, bytes) else "")
     elif not value.strip():
         log.add(f"{origin}: {column}", "text", "an empty text", "Fill it or remove the row.")
     elif not _is_unicode(value):

@@ -6,14 +6,16 @@ after a bad line so that one run finds them all.
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from fedpeft import bounded_json
 from fedpeft.bounded_json import JsonLimits, JsonRefused
-from fedpeft.data.opening import BROKEN, opened, plain_suffix, sort_of
+from fedpeft.data.opening import BROKEN, mislabelled, opened, plain_suffix, sort_of
 from fedpeft.data.records import BATCH_ROWS, Batch, ProblemLog
 
 if TYPE_CHECKING:
@@ -51,12 +53,16 @@ def read_jsonl(path: Path, log: ProblemLog) -> Iterator[Row]:
         try:
             value = bounded_json.loads(line, LINE)
         except JsonRefused as error:
-            log.add(where, "one JSON object a line", str(error), "Correct or remove the line.")
+            log.add(where, "one JSON object a line", str(error), _json_remedy(str(error)))
             continue
         if isinstance(value, dict):
             yield number, value
         else:
             log.add(where, 'a JSON object such as {"text": ...}', type(value).__name__)
+
+
+def _json_remedy(reason: str) -> str:
+    return "Write null for a missing value." if "not JSON" in reason else "Correct or remove the line."
 
 
 def read_json(path: Path, log: ProblemLog) -> Iterator[Row]:
@@ -124,24 +130,40 @@ def read_csv(path: Path, log: ProblemLog, *, delimiter: str = ",") -> Iterator[R
 def csv_batches(path: Path, log: ProblemLog, *, delimiter: str = ",") -> Iterator[Batch]:
     """As ``read_csv``, a few thousand rows at a time, by column."""
     lines = chain.from_iterable(_blocks(path, log))
-    first = next(lines, None)
+    before, first, delimiter = _first_line(lines, delimiter)
     if first is None:
         return
-    delimiter = _delimiter(first, delimiter)
     reader = csv.reader(chain((first,), lines), delimiter=delimiter, strict=True)
-    header = _header(path, reader, log)
+    header = _header(path, reader, log, before + 1)
     if not any(header):
         return
-    rows = _csv_rows(path, reader, len(header), log)
+    rows = _csv_rows(path, reader, len(header), before, log)
     while some := list(islice(rows, BATCH_ROWS)):
         numbers, fields = zip(*some, strict=True)
         columns = zip(*fields, strict=True)
         yield Batch(lines=numbers, columns={name: column for name, column in zip(header, columns, strict=True) if name})
 
 
-def _csv_rows(path: Path, reader: "_csv.Reader", width: int, log: ProblemLog) -> Iterator[tuple[int, list[str]]]:
+def _first_line(lines: Iterator[str], delimiter: str) -> tuple[int, str | None, str]:
+    """How many lines stand before the header, the header's line, and what separates its names.
+
+    Before it may stand blank lines, and Excel's ``sep=;``.
+    """
+    before, said = 0, ""
+    for line in lines:
+        mark = re.fullmatch(r'"?sep=(.)"?\s*', line, re.IGNORECASE | re.DOTALL)
+        if line.strip() and not (mark and not said):
+            return before, line, said or _delimiter(line, delimiter)
+        said = mark.group(1) if mark else said
+        before += 1
+    return before, None, delimiter
+
+
+def _csv_rows(
+    path: Path, reader: "_csv.Reader", width: int, before: int, log: ProblemLog
+) -> Iterator[tuple[int, list[str]]]:
     """Each row's first line and its fields; a row that is none, or has another width, is noted and left out."""
-    begin = reader.line_num + 1
+    begin = before + reader.line_num + 1
     while True:
         try:
             for fields in reader:
@@ -150,11 +172,11 @@ def _csv_rows(path: Path, reader: "_csv.Reader", width: int, log: ProblemLog) ->
                 elif fields:  # a blank line is not a row
                     found = f"{len(fields)}"
                     log.add(f"{path}:{begin}", f"{width} fields as in the header", found, "Check the quotes.")
-                begin = reader.line_num + 1
+                begin = before + reader.line_num + 1
             return
         except csv.Error as error:
             log.add(f"{path}:{begin}", "a CSV row", str(error), _csv_remedy(str(error)))
-            begin = reader.line_num + 1
+            begin = before + reader.line_num + 1
 
 
 def _delimiter(header: str, expected: str) -> str:
@@ -170,20 +192,24 @@ def _csv_remedy(reason: str) -> str:
     return 'Check the quotes: one inside a quoted field is written twice, "".'
 
 
-def _header(path: Path, reader: Iterator[list[str]], log: ProblemLog) -> Sequence[str]:
+def _header(path: Path, reader: Iterator[list[str]], log: ProblemLog, line: int) -> Sequence[str]:
     """The column names, the nameless as empty; or an empty list after noting why there are none."""
     try:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
-        log.add(f"{path}:1", "a CSV header", str(error), _csv_remedy(str(error)))
+        log.add(f"{path}:{line}", "a CSV header", str(error), _csv_remedy(str(error)))
         return []
     named = [name for name in header if name]
     if len(set(named)) < len(named):
         twice = sorted({name for name in named if named.count(name) > 1})
-        log.add(f"{path}:1", "distinct column names", f"{', '.join(map(repr, twice))} twice", "Rename or remove one.")
+        found = f"{', '.join(map(repr, twice))} twice"
+        log.add(f"{path}:{line}", "distinct column names", found, "Rename or remove one.")
         return []
     if header and not named:
-        log.add(f"{path}:1", "column names in the first line", "none", "Write a header such as text,label.")
+        log.add(f"{path}:{line}", "column names in the first line", "none", "Write a header such as text,label.")
+        return []
+    if header and header[0].startswith("#"):
+        log.add(f"{path}:{line}", "column names in the first line", "a comment", "Remove the lines before the header.")
         return []
     return header
 
@@ -202,7 +228,8 @@ def _blocks(path: Path, log: ProblemLog) -> Iterator[Sequence[str]]:
             if not _is_text(path, rest, log):
                 return
             rest = rest.removeprefix(BOM)  # which Windows programs write
-            while rest:
+            more = rest
+            while more:
                 more = file.read(BLOCK_BYTES)
                 whole = rest + more
                 end = whole.rfind(b"\n") + 1 if more else len(whole)
@@ -215,8 +242,10 @@ def _blocks(path: Path, log: ProblemLog) -> Iterator[Sequence[str]]:
                     log.add(f"{path}:{number + 1}", f"a line of at most {MAX_LINE_BYTES} bytes", found)
                     return
     except BROKEN as error:
-        reason = str(error) or type(error).__name__
-        log.add(f"{path}:{number + 1}", "a file that can be read to its end", reason, "Fetch or make it again.")
+        sort, remedy = mislabelled(path)
+        reason = sort or str(error) or type(error).__name__
+        expected = "a file that can be read to its end"
+        log.add(f"{path}:{number + 1}", expected, reason, remedy or "Fetch or make it again.")
 
 
 def _decoded(path: Path, block: bytes, before: int, log: ProblemLog) -> tuple[list[str], bool]:
@@ -236,14 +265,10 @@ def _decoded(path: Path, block: bytes, before: int, log: ProblemLog) -> tuple[li
 
 def _is_text(path: Path, first: bytes, log: ProblemLog) -> bool:
     """Whether a file's first line looks like text in UTF-8; notes what it looks like otherwise."""
-    if first.startswith((b"\xff\xfe", b"\xfe\xff")):
-        log.add(str(path), "UTF-8", "UTF-16", f"Convert it: iconv -f UTF-16 -t UTF-8 {path.name}.")
-        return False
-    if first[1:2] == b"\0" or first[:1] == b"\0":
-        encoding = "UTF-16LE" if first[1:2] == b"\0" else "UTF-16BE"
-        log.add(
-            str(path), "UTF-8", f"{encoding} without a mark", f"Convert it: iconv -f {encoding} -t UTF-8 {path.name}."
-        )
+    if wide := _wide_encoding(first):
+        encoding, mark = wide
+        remedy = f"Convert it: iconv -f {encoding} -t UTF-8 {quote(path.name)}."
+        log.add(str(path), "UTF-8", encoding if mark else f"{encoding} without a mark", remedy)
         return False
     sort, remedy = sort_of(first, path)
     if sort:
@@ -251,9 +276,36 @@ def _is_text(path: Path, first: bytes, log: ProblemLog) -> bool:
         return False
     body = first.rstrip(b"\r\n")
     if b"\r" in body and not first.endswith(b"\n"):
-        log.add(str(path), "lines that end in LF or CR LF", "CR alone", f"Convert it: tr '\\r' '\\n' < {path.name}.")
+        remedy = f"Convert it: tr '\\r' '\\n' < {quote(path.name)}."
+        log.add(str(path), "lines that end in LF or CR LF", "CR alone", remedy)
         return False
     return True
+
+
+WIDE_MARKS = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+
+
+def _wide_encoding(head: bytes) -> tuple[str, bool] | None:
+    """UTF-16 or UTF-32, by its mark or by where the zero bytes of its first letter lie, and whether there is a mark."""
+    for mark, encoding in WIDE_MARKS:
+        if head.startswith(mark):
+            return encoding, True
+    zeros = tuple(byte == 0 for byte in head[:4])
+    match zeros:
+        case (False, True, True, True):
+            return "UTF-32LE", False
+        case (True, True, True, False):
+            return "UTF-32BE", False
+        case (False, True, *_):
+            return "UTF-16LE", False
+        case (True, *_):
+            return "UTF-16BE", False
+    return None
 
 
 def _text(line: bytes, where: str, log: ProblemLog) -> str:

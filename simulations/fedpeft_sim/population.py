@@ -11,7 +11,7 @@ from fedpeft.config import RunConfig
 from fedpeft.config.derived import with_head_start
 from fedpeft.config.model import Device
 from fedpeft.data import Loaded, Records, label_names, load, split_each, split_holdout
-from fedpeft.data.remarks import file_remarks, label_remarks, unused_columns, unused_remarks
+from fedpeft.data.remarks import label_remarks, loaded_remarks, text_remarks, unused_columns, unused_remarks
 from fedpeft.data.tasks import KNOWN_COLUMNS, Convention, Findings, inspect, label_name
 from fedpeft.entropy import derive_seed
 from fedpeft.errors import ConfigInvalid, DataInvalid, Problem
@@ -146,7 +146,8 @@ def _remarks(loaded: Loaded, findings: Findings, config: RunConfig) -> tuple[str
     unused = unused_columns(there, findings.convention, names, also=[column] if column else ())
     labels = Counter(label_name(row.get("label")) or "" for row in loaded.records) if config.task.labels else Counter()
     return (
-        *file_remarks(loaded.left_out),
+        *loaded_remarks(loaded, names),
+        *text_remarks(loaded.records, findings.convention),
         *unused_remarks(unused, findings.unused_keys),
         *label_remarks(labels),
     )

@@ -8,11 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.data import load
+from fedpeft.data import load, load_records
 from fedpeft.data.choosing import SPLIT_WORDS
+from fedpeft.data.remarks import loaded_remarks
 from fedpeft.errors import DataInvalid
 
 HELD = [word for split in ("validation", "test") for word in SPLIT_WORDS[split]]
+FORMS = (
+    "{}.jsonl",
+    "{}/x.jsonl",
+    "{}-00000-of-00002.jsonl",
+    "my_{}_01.jsonl",
+    "{}2.jsonl",
+    "{}set.jsonl",
+    "{}Data.jsonl",
+    "split={}/x.jsonl",
+    "my{}.jsonl",
+    "{}a.jsonl",
+)
+"""Of names: the last two as ``myTest`` and CoNLL's ``testa``."""
 
 
 def jsonl(path: Path, text: str) -> Path:
@@ -26,7 +40,7 @@ def read(source: Path | str) -> list[object]:
 
 
 @pytest.mark.parametrize("word", HELD)
-@pytest.mark.parametrize("form", ["{}.jsonl", "{}/x.jsonl", "{}-00000-of-00002.jsonl", "my_{}_01.jsonl", "{}2.jsonl"])
+@pytest.mark.parametrize("form", FORMS)
 def test_no_file_that_names_another_split_is_trained_on(tmp_path: Path, word: str, form: str) -> None:
     jsonl(tmp_path / "notes.jsonl", "learn")
     held = jsonl(tmp_path / form.format(word.capitalize()), "held out")
@@ -46,9 +60,9 @@ def test_where_a_name_says_train_only_such_files_are_read_and_the_others_named(t
 
 
 def test_a_word_inside_another_word_marks_no_split(tmp_path: Path) -> None:
-    for name in ("contest.jsonl", "devices.jsonl", "strain.jsonl", "latest.jsonl", "evaluated.jsonl"):
+    for name in ("contest.jsonl", "devices.jsonl", "strain.jsonl", "latest.jsonl", "evaluated.jsonl", "dataset.jsonl"):
         jsonl(tmp_path / name, name)
-    assert len(read(tmp_path)) == 5
+    assert len(read(tmp_path)) == 6
 
 
 def test_the_innermost_name_decides(tmp_path: Path) -> None:
@@ -114,3 +128,87 @@ def test_columns_that_nobody_asked_for_are_named_and_not_kept(tmp_path: Path) ->
     loaded = load(str(tmp_path / "a.csv"), columns=["text", "label"])
     assert list(loaded.records) == [{"text": "hi", "label": "x"}]
     assert loaded.unused == ("secret",)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4", "brotli"])
+def test_what_arrow_decompresses_is_read(tmp_path: Path, codec: str) -> None:
+    pa = pytest.importorskip("pyarrow")
+    ending = {"zstd": "zst", "lz4": "lz4", "brotli": "br"}[codec]
+    with pa.output_stream(str(tmp_path / f"a.jsonl.{ending}"), compression=codec) as file:
+        file.write(b'{"text": "packed"}\n')
+    assert read(tmp_path) == ["packed"]
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "lzma", "zst", "lz4", "br"])
+def test_a_file_that_is_not_compressed_as_its_name_says_is_refused(tmp_path: Path, ending: str) -> None:
+    pytest.importorskip("pyarrow")
+    jsonl(tmp_path / f"a.jsonl.{ending}", "plain")
+    with pytest.raises(DataInvalid, match=f"a.jsonl.{ending}:1"):
+        load(str(tmp_path))
+
+
+def test_a_plain_file_named_as_a_compressed_one_gets_the_command_to_rename_it(tmp_path: Path) -> None:
+    jsonl(tmp_path / "my notes.jsonl.gz", "plain")
+    with pytest.raises(DataInvalid, match=r"mv 'my notes\.jsonl\.gz' 'my notes\.jsonl'"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("", "nothing there"),
+        (" ", "nothing there"),
+        ("/dev/null", "a pipe or a device"),
+        ("~no-such-user/a.csv", "home directory"),
+        ("n" * 400, "too long"),
+        ("https://example.org/a.csv", "Download it first"),
+        ("hub:org/name", "Download it first"),
+        ("a\0b", "nothing there"),
+    ],
+)
+def test_a_source_that_cannot_be_a_file_is_refused_as_data(source: str, said: str) -> None:
+    with pytest.raises(DataInvalid, match=said):
+        load(source)
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("d.tar.gz", "Unpack"), ("d.zip", "Unpack"), ("d.gz", "rows.jsonl.gz")])
+def test_an_archive_is_refused_with_what_to_do(tmp_path: Path, name: str, remedy: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataInvalid, match=remedy):
+        load(str(tmp_path / name))
+
+
+def test_rows_of_other_splits_are_not_trained_on_and_are_counted(tmp_path: Path) -> None:
+    rows = [("a", "train"), ("b", "test"), ("c", ""), ("d", "Validation"), ("e", "test")]
+    file = tmp_path / "d.csv"
+    file.write_text("text,split\n" + "".join(f"{text},{split}\n" for text, split in rows))
+    loaded = load(str(file), columns=("text",))
+    assert [row["text"] for row in loaded.records] == ["a", "c"]
+    assert loaded.records.columns() == ("text",)
+    assert loaded.unused == ("split",)
+    assert "2 of the test split and 1 of the validation split" in loaded.remarks[0]
+    assert len(load(str(file), columns=("text", "split")).records) == 5, "asked for, it is a column as any other"
+    assert len(load_records(str(file))) == 5, "for measuring, every row counts"
+
+
+def test_a_table_of_nothing_but_test_rows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("text,split\na,test\nb,test\n")
+    with pytest.raises(DataInvalid, match="only 2 of the test split"):
+        load(str(tmp_path / "d.csv"))
+
+
+def test_one_table_in_two_formats_is_remarked_on(tmp_path: Path) -> None:
+    for name in ("notes.jsonl", "notes.jsonl.gz", "other.jsonl"):
+        row = b'{"text": "a"}\n'
+        (tmp_path / name).write_bytes(gzip.compress(row) if name.endswith("gz") else row)
+    (remark,) = loaded_remarks(load(str(tmp_path)), {})
+    assert "notes.jsonl and" in remark
+    assert "other.jsonl" not in remark
+
+
+def test_a_column_that_the_map_replaces_is_named(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("text,note\na,b\n")
+    names = {"text": "note"}
+    loaded = load(str(tmp_path / "d.csv"), names)
+    assert [row["text"] for row in loaded.records] == ["b"]
+    assert loaded_remarks(loaded, names) == ["columns that are not used: text (note is read in its place)"]

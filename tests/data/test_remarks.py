@@ -37,3 +37,12 @@ def test_columns_and_keys_that_nobody_reads_are_named() -> None:
     remarks = said([{"messages": TURNS, "tools": ["t"], "text": "left"}], "causal-lm")
     assert "tools, text" in remarks
     assert "name (1), id (1)" in remarks
+
+
+@pytest.mark.parametrize("text", ["nan", "None", "NULL", " n/a "])
+def test_a_text_that_looks_like_a_missing_value_is_named(text: str) -> None:
+    assert f"{text} (2)" in said(
+        [{"text": text, "label": "x"}, {"text": text, "label": "y"}, {"text": "a", "label": "y"}]
+    )
+    assert "missing" in said([{"prompt": "a", "completion": text}], "causal-lm")
+    assert said([{"prompt": "is it none", "completion": "nan is a number"}], "causal-lm") == ""

@@ -1,7 +1,12 @@
+import csv
+import io
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedpeft.data import text_files
 from fedpeft.data.records import ProblemLog
@@ -179,3 +184,82 @@ def test_what_json_lets_through_and_others_choke_on_is_named(tmp_path: Path, log
 def test_an_unclosed_quote_is_a_problem(tmp_path: Path, log: ProblemLog) -> None:
     list(text_files.read_csv(write(tmp_path / "a.csv", 'text,label\n"open,x\n'), log))
     assert log.count == 1
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be", "utf-8-sig", "utf-8"]
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
+def test_every_form_of_unicode_is_read_or_told_once_with_its_name(
+    tmp_path: Path, log: ProblemLog, encoding: str, name: str
+) -> None:
+    content = "text,label\nhi,x\n" if name == "a.csv" else '{"text": "hi", "label": "x"}\n' * 3
+    path = write(tmp_path / name, content.encode(encoding))
+    rows = list((text_files.read_csv if name == "a.csv" else text_files.read_json)(path, log))
+    if encoding.startswith("utf-8"):
+        assert rows[0][1]["text"] == "hi"
+        assert not log.count
+        return
+    (problem,) = log.problems
+    plain = encoding.upper().removesuffix("-LE").removesuffix("-BE")
+    assert problem.found.startswith(plain)
+    assert f"iconv -f {problem.found.split()[0]} -t UTF-8" in problem.remedy
+    assert rows == []
+
+
+@pytest.mark.parametrize("before", ["\n", "\r\n\n", "sep=;\n", '"sep=;"\r\n\n', "  \n"])
+def test_lines_before_the_header_that_say_nothing_are_skipped_and_counted(
+    tmp_path: Path, log: ProblemLog, before: str
+) -> None:
+    path = write(tmp_path / "a.csv", before + "text;label\na;x\n")
+    assert list(text_files.read_csv(path, log)) == [(before.count("\n") + 2, {"text": "a", "label": "x"})]
+    assert not log.count
+
+
+def test_a_comment_before_the_header_is_told_once(tmp_path: Path, log: ProblemLog) -> None:
+    list(text_files.read_csv(write(tmp_path / "a.csv", "# by me\ntext,label\n" + "a,x\n" * 9), log))
+    (problem,) = log.problems
+    assert problem.found == "a comment"
+
+
+@pytest.mark.parametrize(
+    ("head", "found"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"<!DOCTYPE html>\n", "a web page"),
+        (b"PK\x03\x04rest\n", "zip"),
+        (b"PAR1rest\n", "Parquet"),
+        (b"\x04\x22\x4d\x18rest\n", "lz4"),
+    ],
+)
+def test_what_is_no_table_at_all_is_told_once_and_by_its_name(
+    tmp_path: Path, log: ProblemLog, head: bytes, found: str
+) -> None:
+    for name in ("a.csv", "a.jsonl"):
+        path = write(tmp_path / name, head + b"x\n" * 40)
+        list((text_files.read_csv if name == "a.csv" else text_files.read_json)(path, log))
+    assert [found in problem.found for problem in log.problems] == [True, True]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), max_size=30)), st.integers(1, 40))
+def test_blocks_of_any_size_give_the_lines_of_the_file(lines: list[str], block: int) -> None:
+    content = "".join(line + "\n" for line in ["first", *lines]) + "last without end"
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "BLOCK_BYTES", block)
+        path = write(Path(folder) / "a.txt", content)
+        found = list(text_files._lines(path, ProblemLog()))
+    assert [line for _, line in found] == [line + "\n" for line in ["first", *lines]] + ["last without end"]
+    assert [number for number, _ in found] == list(range(1, len(lines) + 3))
+
+
+@given(st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), min_size=1, max_size=8), st.integers(1, 30))
+def test_what_the_csv_module_writes_is_read_again(rows: list[tuple[str, str]], block: int) -> None:
+    rows = [(a.replace("\0", ""), b.replace("\0", "") or "b") for a, b in rows]
+    written = io.StringIO(newline="")
+    csv.writer(written).writerows([("text", "label"), *rows])
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "BLOCK_BYTES", block)
+        log = ProblemLog()
+        path = write(Path(folder) / "a.csv", written.getvalue().encode("utf-8", "surrogatepass"))
+        found = [(row["text"], row["label"]) for _, row in text_files.read_csv(path, log)]
+    assert log.count or found == rows  # a lone surrogate, which is not UTF-8, is a problem
