@@ -103,6 +103,23 @@ class Child:
             raise found(text)
         raise RuntimeError(f"{self._module}: {text}")
 
+    def rest(self) -> bool:
+        """End the child unless it is at work; the next request starts it again.
+
+        Returns:
+            Whether there was one to end.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self.pid is None:
+                return False
+            self.kill()
+            self._reap()
+            return True
+        finally:
+            self._lock.release()
+
     def kill(self) -> None:
         """End the child now, whatever it does; a waiting request gets ``ChildDied``."""
         process = self._process

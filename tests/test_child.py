@@ -49,6 +49,30 @@ def test_a_child_answers_and_stays(child: Child) -> None:
     assert child.ask("pid") == child.ask("pid") == str(child.pid).encode()
 
 
+def test_a_child_that_rests_is_started_again_by_the_next_request(child: Child) -> None:
+    assert not child.rest(), "none is running"
+    before = child.ask("pid")
+    assert child.rest()
+    assert child.pid is None
+    assert child.ask("pid") != before
+
+
+def test_a_child_at_work_does_not_rest(child: Child) -> None:
+    child.ask("echo", b"")
+
+    def work() -> None:
+        with pytest.raises(ChildDied):
+            child.ask("wait")
+
+    at_work = threading.Thread(target=work)
+    at_work.start()
+    while not child._lock.locked():
+        pass
+    assert not child.rest()
+    child.kill()
+    at_work.join()
+
+
 def test_an_error_of_ours_comes_out_as_itself_and_a_bug_without_its_text(child: Child) -> None:
     with pytest.raises(PolicyRefused, match="found day"):
         child.ask("refuse")

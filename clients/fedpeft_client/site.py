@@ -52,6 +52,12 @@ class SiteLimits(MemoryUse):
         le=24 * 30,
         description="Of one request to the training process, loading the base included; then it is ended.",
     )
+    rest_after_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="So long after its last part in a round the training process ends and its memory is free; the "
+        "next request starts it again. 0: it stays.",
+    )
     bases_mb: int | None = Field(
         default=None,
         ge=1,

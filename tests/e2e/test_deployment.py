@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from fedpeft.clock import SystemClock
 from fedpeft_client.enrolment.keys import public_key
 from fedpeft_client.home import DeviceHome
+from fedpeft_client.site import Site, SiteData, SiteLimits
 
 sys.path.insert(0, str(Path(__file__).parent / "toy"))
 from federation import ToyFederation, running
@@ -107,6 +108,20 @@ def test_a_device_killed_in_training_comes_back_into_the_same_round(federation: 
     assert federation.finished(job).state.value == "finished"
     assert [row["devices_survived"] for row in federation.rows(job)] == [4, 4]
     np.testing.assert_allclose(federation.trained(job), np.full(4, 1 / 4), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_device_at_rest_is_small_and_takes_part_in_the_next_run(federation: ToyFederation) -> None:
+    home = DeviceHome(federation.path / "ward-d")
+    federation.kill("ward-d")
+    home.site.write_text(Site(data=SiteData(source="none.jsonl"), limits=SiteLimits(rest_after_s=1.0)).to_toml())
+    agent = psutil.Process(federation.device("ward-d").pid)
+    assert federation.finished(federation.submit(rounds=1)).state.value == "finished"
+    federation.until(lambda: not agent.children(), "the training process to rest")
+    assert agent.memory_info().rss <= 120 * 2**20
+    again = federation.submit(rounds=1)
+    assert federation.finished(again).state.value == "finished"
+    assert [row["devices_survived"] for row in federation.rows(again)] == [4, 4]
 
 
 def test_a_round_that_asks_more_devices_than_it_needs_does_not_wait_for_the_slowest(federation: ToyFederation) -> None:

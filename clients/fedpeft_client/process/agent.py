@@ -6,12 +6,13 @@ second process (``fedpeft_client.process.worker``); this one stays small and ans
 """
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from typing import Protocol
 
 from fedpeft.child import Child, ChildDied
-from fedpeft.clock import SystemClock
+from fedpeft.clock import Clock, SystemClock
 from fedpeft.directory_lock import DirectoryLock, short_turn
 from fedpeft.errors import FedpeftError, NotEnrolled
 from fedpeft.flower import NodeContext, client_app
@@ -29,8 +30,10 @@ from fedpeft_client.process.frames import HANDLE, framed
 from fedpeft_client.process.troubles import TroubleLog
 from fedpeft_client.site import Site
 
-__all__ = ["Agent", "Bell", "Services"]
+__all__ = ["IN_ROUND_S", "Agent", "Bell", "Services"]
 
+IN_ROUND_S = 4 * 3600.0
+"""After a request within a round, whose secrets are in the worker's memory: longer than any stage waits for others."""
 IDLE_S, FASTEST_S, SLOWEST_S = 20.0, 0.02, 1.0
 """Between two looks for a message: with the wake-up stream, and without it right after a message and later."""
 
@@ -84,6 +87,29 @@ class Bell:
         self._rung.clear()
 
 
+class Idle:
+    """When the worker may go: it holds the base, and between two rounds nothing that is not on the disk.
+
+    Args:
+        clock: tells the time.
+        rest_after_s: after a round's last request, or one outside a round; 0: never.
+    """
+
+    def __init__(self, clock: Clock, rest_after_s: float) -> None:
+        self._clock, self._rest_after_s = clock, rest_after_s
+        self._until_s = math.inf
+
+    def answered(self, stage: Stage) -> None:
+        """A request was."""
+        pause_s = self._rest_after_s if stage in (Stage.PROFILE, Stage.REVEAL) else IN_ROUND_S
+        self._until_s = self._clock.monotonic_s() + pause_s if self._rest_after_s else math.inf
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has been idle for long enough."""
+        return self._clock.monotonic_s() >= self._until_s
+
+
 class Agent:
     """One device at work.
 
@@ -113,10 +139,11 @@ class Agent:
         self._bell = Bell(lambda: services is not None and services.is_streaming)
         self._stopping = threading.Event()
         self._child = Child(worker, [str(home.path)])
+        self._idle = Idle(SystemClock(), self._site.limits.rest_after_s)
         self._fleet = Fleet(
             lambda: _target(home),
             client_app(self._handle),
-            wait=self._bell.wait,
+            wait=self._wait,
             stopping=self._stopping.is_set,
             refused=self._child.kill,
         )
@@ -144,6 +171,11 @@ class Agent:
         self._bell.ring()
         self._child.kill()
 
+    def _wait(self, answered: bool) -> None:
+        if self._idle.is_over and self._child.rest():
+            _log.info("the training process rests until it is needed")
+        self._bell.wait(answered)
+
     def _handle(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
         """One request: to the worker, and its answer back.
 
@@ -159,7 +191,9 @@ class Agent:
         for _ in Effort:
             try:
                 hours = self._site.limits.hours_at_most
-                return self._child.ask(HANDLE, framed(stage, payload), within_s=3600.0 * hours)
+                answer = self._child.ask(HANDLE, framed(stage, payload), within_s=3600.0 * hours)
+                self._idle.answered(stage)
+                return answer
             except ChildDied as death:
                 why = ", most likely for its memory" if death.out_of_memory else ""
                 cause = f"The training process ended in {stage.value}: {death}{why}."
