@@ -274,7 +274,7 @@ def summed_over(
     transport: Transport, fleet: ToyFleet, terms: SecureAggregation, open_sum: OpenSum = SecureSum
 ) -> secagg.Summed:
     outcome = run_round(
-        toy_task(toy_plan(SPEC, secagg=terms)),
+        toy_task(toy_plan(SPEC, secagg=terms), state=STATE),
         STATE,
         fleet.members(),
         transport,

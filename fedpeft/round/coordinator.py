@@ -28,6 +28,9 @@ __all__ = ["OpenSum", "SecureSum", "SumRound", "resume_round", "run_round"]
 OPENING = ("consist", "reveal")
 """The stages in which devices know the survivors: nothing is tried anew from there on."""
 
+LACKS = (FailureReason.MISSING_STATE, FailureReason.MISSING_HISTORY)
+"""What a device says that needs to be given something again."""
+
 ASKED_AT_MOST = 2
 """How often a device is asked in each of them; it answers a repeat with the same bytes."""
 
@@ -80,6 +83,7 @@ def run_round(
         round_id=task.round_id,
         attempt=task.attempt,
         stage_deadline_s=rounds.stage_deadline_s,
+        history=task.past.head,
         noise=task.noise,
     )
     summing = open_sum(spec, identity, entropy)
@@ -186,19 +190,21 @@ class _Room:
     def fit(
         self, offers: Mapping[ParticipantId, secagg.Request], state: AdapterState, *, deadline_s: float
     ) -> Generator[tuple[ParticipantId, secagg.Reply | str]]:
-        """Stage 1; a device that lacks state that it was thought to hold is asked once more, with all of it."""
+        """Stage 1; a device that lacks state or history that it was thought to have is asked once more for either."""
         order = sorted(offers, key=self._turn) if self._task.wanted else list(offers)
         requests = {place: self._fit_request(place, offers[place], state) for place in order}
-        again: dict[ParticipantId, bytes] = {}
-        for place, reply in self._exchange(Stage.FIT, requests, deadline_s):
-            answer = self._decoded(reply, (Ready, Failure))
-            if isinstance(answer, Failure) and answer.reason is FailureReason.MISSING_STATE:
-                self._members[place].held.clear()
-                again[place] = self._fit_request(place, offers[place], state)
-            else:
-                yield place, self._ready(place, answer, state)
-        for place, reply in self._exchange(Stage.FIT, again, deadline_s):
-            yield place, self._ready(place, self._decoded(reply, (Ready, Failure)), state)
+        given: dict[ParticipantId, set[FailureReason]] = {place: set() for place in order}
+        while requests:
+            again: dict[ParticipantId, bytes] = {}
+            for place, reply in self._exchange(Stage.FIT, requests, deadline_s):
+                answer = self._decoded(reply, (Ready, Failure))
+                if isinstance(answer, Failure) and answer.reason in LACKS and answer.reason not in given[place]:
+                    given[place].add(answer.reason)  # each at most once: whoever lacks it then is out of this attempt
+                    self._forget(place, answer)
+                    again[place] = self._fit_request(place, offers[place], state)
+                else:
+                    yield place, self._ready(place, answer, state)
+            requests = again
 
     def later(
         self, stage: Stage, requests: Mapping[ParticipantId, secagg.Request], *, deadline_s: float
@@ -251,8 +257,16 @@ class _Room:
             rejected={},
         )
 
+    def _forget(self, place: ParticipantId, lacks: Failure) -> None:
+        """What this device does not have after all."""
+        member = self._members[place]
+        if lacks.reason is FailureReason.MISSING_STATE:
+            member.held.clear()
+        else:
+            member.known.after = min(lacks.after, self._task.round_id - 1)
+
     def _fit_request(self, place: ParticipantId, offer: secagg.Request, state: AdapterState) -> bytes:
-        held = self._members[place].held
+        held, known = self._members[place].held, self._members[place].known
         lacking = tuple(
             BlockPayload(block_id=block_id, values=state[block_id].astype("<f4", copy=False).tobytes())
             for block_id in state
@@ -262,6 +276,7 @@ class _Room:
             offer=encode(offer),
             learning=self._task.plan.to_json(),
             work=encode(self._task.work(state)),
+            history=encode(self._task.past.since(known.after)),
             payloads=lacking,
             controls=self._task.control_payloads(),
         )
@@ -271,6 +286,7 @@ class _Room:
         if not isinstance(answer, Ready):
             return self._failed(place, Stage.FIT, answer)
         self._members[place].held.update(state.digests)
+        self._members[place].known.after = self._task.round_id - 1
         self.traffic[self.names[place]].ready = True
         self.traffic[self.names[place]].statement = answer.privacy
         try:

@@ -25,8 +25,9 @@ from fedpeft.round.bound import Bound, bound_by
 from fedpeft.round.contribution import contribution
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
 from fedpeft.round.failures import REFUSED, UNABLE, Tell, Trouble, cause_of, log_trouble, refusal_of
-from fedpeft.round.held import advance, follow, held_digests, receive
-from fedpeft.round.local import DeviceStore, Effort, Identity, OpenRound, RunPin, SumSession, Trainer
+from fedpeft.round.held import advance, follow, held_digests, known_links, receive
+from fedpeft.round.history import Lacking
+from fedpeft.round.local import DeviceStore, Effort, Identity, OpenRound, RunPin, SumSession, Trainer, kept
 from fedpeft.round.messages import Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS, in_bucket
 from fedpeft.round.noise import expect_noise
@@ -36,7 +37,7 @@ from fedpeft.round.terms import expect_terms
 from fedpeft.round.transport import Stage
 from fedpeft.round.work import Work, accept_work, dealt_buckets
 from fedpeft.secagg.spec import mechanism
-from fedpeft.wire import WireError, decode, encode
+from fedpeft.wire import OtherVersion, WireError, decode, encode
 
 __all__ = ["Device"]
 
@@ -89,13 +90,20 @@ class Device:
             WireError: the payload is no request of this stage.
         """
         with self._busy:
-            match stage:
-                case Stage.PROFILE:
-                    return encode(self._profile(decode(payload, ProfileRequest)))
-                case Stage.FIT:
-                    return encode(self._fit(decode(payload, FitRequest)))
-                case Stage.SHARE | Stage.MASK | Stage.CONSIST | Stage.REVEAL:
-                    return encode(self._answer(cast("secagg.Request", decode(payload, _LATER_REQUESTS))))
+            try:
+                return self._handled(stage, payload)
+            except OtherVersion as error:
+                self._tell(Trouble(run_id="", round_id=0, cause=str(error)))
+                return encode(REFUSED)
+
+    def _handled(self, stage: Stage, payload: bytes) -> bytes:
+        match stage:
+            case Stage.PROFILE:
+                return encode(self._profile(decode(payload, ProfileRequest)))
+            case Stage.FIT:
+                return encode(self._fit(decode(payload, FitRequest)))
+            case Stage.SHARE | Stage.MASK | Stage.CONSIST | Stage.REVEAL:
+                return encode(self._answer(cast("secagg.Request", decode(payload, _LATER_REQUESTS))))
 
     def _profile(self, request: ProfileRequest) -> Profile:
         return Profile(
@@ -104,12 +112,12 @@ class Device:
             identity=self._identity.public_key,
             methods=self._trainer.methods,
             held=held_digests(self._store, request.run_id),
+            after=known_links(self._store, request.run_id, self._session.mark(request.run_id)),
         )
 
     def _fit(self, request: FitRequest) -> Ready | Failure:
         """Stage 1: check, train, keep the input of the sum, advertise."""
-        kept = self._store.read(OPEN)
-        opened = decode(kept, OpenRound) if kept else None
+        opened = kept(self._store, OPEN, OpenRound)
         if opened is not None and opened.offer_sha256 == _sha256(request.offer):
             return decode(opened.ready, Ready)  # a repeat: nothing of it is read, and nothing is computed
         try:
@@ -125,7 +133,15 @@ class Device:
         if isinstance(terms, secagg.Refusal):
             return self._objected(request.offer, terms)
         bound = bound_by(terms, request)
-        pin = follow(self._store, bound)
+        pin = follow(
+            self._store,
+            bound,
+            request,
+            coordinator=self._session.coordinator,
+            mark=self._session.mark(terms.run_id),
+        )
+        if isinstance(pin, Lacking):
+            return Failure(reason=FailureReason.MISSING_HISTORY, after=pin.after)
         spec = self._trainer.spec(bound.plan)
         work = self._work(bound, pin, spec, request)
         state = receive(self._store, spec, bound, request.payloads)
@@ -137,17 +153,17 @@ class Device:
         cost = self._trainer.cost(plan) if work.train else None
         if cost is not None:
             self._examples.afford(plan, cost)
-        kept = opened if opened is not None and self._reusable(opened, terms, work, noise) else None
+        done = opened if opened is not None and self._reusable(opened, terms, work, noise) else None
         owns = self._owned(plan, terms, work)
-        if kept is not None:  # what was trained then, though the device may train something else by now
-            owns = frozenset(part.block_id for part in kept.inputs) & {block.block_id for block in terms.blocks}
+        if done is not None:  # what was trained then, though the device may train something else by now
+            owns = frozenset(part.block_id for part in done.inputs) & {block.block_id for block in terms.blocks}
         declared = declared_class(plan.aggregate, self._trainer.size_class(plan)) if noise is None else SIZELESS
+        advance(self._store, pin, bound)
         advertise = self._session.begin(offer, owns=owns, entropy=self._entropy, weight_class=declared)
         if isinstance(advertise, secagg.Refusal):
             return self._objected(request.offer, advertise)
-        advance(self._store, pin, bound)
-        if kept is not None:
-            inputs = kept.inputs  # another attempt at the same round: the training stands
+        if done is not None:
+            inputs = done.inputs  # another attempt at the same round: the training stands
         else:
             # The keys of the new round are out: from here on the inputs of an older one must not go under them,
             # not even if training fails. Two sums of the same inputs over two cohorts would tell them apart.
@@ -233,10 +249,9 @@ class Device:
 
     def _answer(self, request: secagg.Request) -> secagg.Reply | Failure:
         """The later stages are the secure aggregation's; the kept input is all that is added."""
-        kept = self._store.read(OPEN)
-        if kept is None:
+        opened = kept(self._store, OPEN, OpenRound)
+        if opened is None:
             return Failure(reason=FailureReason.PROTOCOL)
-        opened = decode(kept, OpenRound)
         try:
             reply = self._session.answer(
                 opened.run_id,

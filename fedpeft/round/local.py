@@ -7,7 +7,7 @@ device (``fedpeft.round.device``) only knows the order of things.
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +17,24 @@ from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.entropy import Entropy
 from fedpeft.ids import SIZELESS, BlockId, SizeClass
 from fedpeft.privacy import Mechanism, SampledRelease
-from fedpeft.round.messages import BlockDigest, BlockPayload
+from fedpeft.round.messages import BlockDigest, BlockPayload, Link
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.work import Work
-from fedpeft.wire import message
+from fedpeft.wire import OtherVersion, decode, message
 
 __all__ = [
     "DeviceStore",
     "Effort",
+    "ForkSeen",
     "HeldBlocks",
     "Identity",
     "LocalResult",
     "OpenRound",
     "RunPin",
+    "SeenLinks",
     "SumSession",
     "Trainer",
+    "kept",
 ]
 
 Vector = npt.NDArray[np.float32]
@@ -128,6 +131,15 @@ class SumSession(Protocol):
         """The signed terms of an offer that this device may answer."""
         ...
 
+    @property
+    def coordinator(self) -> bytes:
+        """The enrolled coordinator's public key."""
+        ...
+
+    def mark(self, run_id: str) -> secagg.Mark | None:
+        """How far this device has gone in a run; None: it never took part."""
+        ...
+
     def begin(
         self,
         offer: secagg.RoundOffer,
@@ -217,11 +229,62 @@ class RunPin:
     Args:
         run_id: which.
         plan: digest of its learning plan; another one in a later round is refused.
+        first: digest of the state of round 1.
         round_id: the last round that this device took part in; 0: none yet.
         clip: the clip norm of that round; 0: it had no noise.
+        state: digest of the state that it began with.
+        work: digest of what it asked for; in any attempt at that round other work is refused.
     """
 
     run_id: str
     plan: bytes
+    first: bytes
     round_id: int = 0
     clip: float = 0.0
+    state: bytes = b""
+    work: bytes = b""
+
+
+@message(0x0186)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenLinks:
+    """Store record: a run's history as this device has accepted it.
+
+    Args:
+        links: the last ones.
+        offer: the newest accepted one: the coordinator's signature over the history's digest.
+    """
+
+    links: tuple[Link, ...]
+    offer: bytes
+
+
+@message(0x0187)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkSeen:
+    """Store record, for the site: two histories of one run, and the coordinator's signature over both.
+
+    Args:
+        run_id, round_id: of the request that was refused.
+        own: what this device had accepted.
+        theirs: the links that came with the request.
+        offer: its signed terms.
+    """
+
+    run_id: str
+    round_id: int
+    own: SeenLinks
+    theirs: tuple[Link, ...]
+    offer: bytes
+
+
+R = TypeVar("R")
+
+
+def kept(store: DeviceStore, key: str, kind: type[R]) -> R | None:
+    """A record of a store; None if there is none, or it is an earlier version's: those runs are over."""
+    payload = store.read(key)
+    try:
+        return None if payload is None else decode(payload, kind)
+    except OtherVersion:
+        return None

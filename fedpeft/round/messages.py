@@ -13,6 +13,8 @@ __all__ = [
     "Failure",
     "FailureReason",
     "FitRequest",
+    "History",
+    "Link",
     "Profile",
     "ProfileRequest",
     "Ready",
@@ -28,6 +30,7 @@ class FailureReason(enum.Enum):
     """
 
     MISSING_STATE = "missing-state"  # it lacks blocks that the coordinator thought it had
+    MISSING_HISTORY = "missing-history"  # it lacks links from where it stands to this round
     REFUSED = "refused"  # the plan, its site's rules or its budgets do not allow the round
     LATER = "later"  # its site takes part at other hours
     UNABLE = "unable"  # it could not train; said in runs without privacy only, where its site allows it
@@ -73,6 +76,7 @@ class Profile:
         identity: its Ed25519 public key, 32 bytes.
         methods: what it trains, for reports, e.g. ``lora r8``.
         held: digests of the blocks it still holds from earlier rounds.
+        after: the last round of this run whose link it has; 0: none.
     """
 
     device: str
@@ -80,6 +84,7 @@ class Profile:
     identity: bytes
     methods: str
     held: tuple[BlockDigest, ...]
+    after: int = 0
 
 
 @message(0x0103)
@@ -87,14 +92,15 @@ class Profile:
 class FitRequest:
     """Stage 1 of a round (docs/protocol.md, "Work").
 
-    Nothing here is believed: ``learning`` and ``work`` count only if their digests are in the signed terms, and
-    ``payloads`` and ``controls`` carry bytes whose digests are in ``work``. So whatever decides what a device computes
-    is the same on all devices whose inputs can be summed.
+    Nothing here is believed: ``learning`` and ``work`` count only if their digests are in the signed terms, ``history``
+    only if it leads to the digest that they hold, and ``payloads`` and ``controls`` carry bytes whose digests are in
+    ``work``. So whatever decides what a device computes is the same on all devices whose inputs can be summed.
 
     Args:
         offer: the secure aggregation's encoded ``RoundOffer``: the signed terms of this round.
         learning: the learning plan (``fedpeft.round.plan``), JSON.
         work: an encoded ``WorkTerms``.
+        history: an encoded ``History``: the links that the device is thought to lack.
         payloads: those blocks of the global state that the device is thought to lack.
         controls: SCAFFOLD's server control of each block of the round, in units of a step.
     """
@@ -102,6 +108,7 @@ class FitRequest:
     offer: bytes
     learning: str
     work: bytes
+    history: bytes
     payloads: tuple[BlockPayload, ...]
     controls: tuple[BlockPayload, ...]
 
@@ -123,9 +130,14 @@ class Ready:
 @message(0x0105)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """The device takes no (further) part in this round; all refusals for one reason are the same bytes."""
+    """The device takes no (further) part in this round; all refusals for one reason are the same bytes.
+
+    Args:
+        after: with ``MISSING_HISTORY``, the last round whose link the device has; otherwise 0.
+    """
 
     reason: FailureReason
+    after: int = 0
 
 
 @message(0x0106)
@@ -153,3 +165,54 @@ class WorkTerms:
     learning_rate_factor: float
     eval_examples: int
     train: bool
+
+
+@message(0x0107)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """What became of one round, as all devices of the run are to know it (docs/protocol.md, "History").
+
+    Numbers in ``bytes`` are big-endian, 4 bytes each, in ``weights`` 8. Of a burnt round ``outcome`` and ``sums`` are
+    32 zero bytes, ``weight`` is 0 and the packed numbers are empty.
+
+    Args:
+        round_id: from 1.
+        attempt: the one that ended the round.
+        state: digest of the global state after it, with which the next round begins.
+        outcome: the survivor set whose sum was opened (C3).
+        sums: digest of the unmasked words of every opened block that the round trained.
+        devices: how many were on the roster.
+        population: how many devices the coordinator had heard of.
+        survivors: how many are in the sum; with buckets one number for each, ascending.
+        weight: sum of the survivors' public weights, in units of the smallest.
+        owners: of each block in ``sums`` how many survivors own it, in the order of the terms.
+        weights: their public weights, likewise; empty under rules that do not use them.
+        clip: the clip norm of its noise; 0: it had none.
+    """
+
+    round_id: int
+    attempt: int
+    state: bytes
+    outcome: bytes
+    sums: bytes
+    devices: int
+    population: int
+    survivors: bytes
+    weight: int
+    owners: bytes
+    weights: bytes
+    clip: float
+
+
+@message(0x0108)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What came before a round: links of consecutive rounds, the last one that of the round before.
+
+    Args:
+        first: digest of the state of round 1.
+        links: all of them, or those that a device is thought to lack.
+    """
+
+    first: bytes
+    links: tuple[Link, ...]

@@ -6,7 +6,8 @@ from typing import Protocol, Self
 from fedpeft import secagg
 from fedpeft.entropy import Entropy
 from fedpeft.ids import ParticipantId
-from fedpeft.secagg.primitives import Secret
+from fedpeft.secagg.primitives import Secret, is_signed
+from fedpeft.secagg.transcript import offer_context
 
 __all__ = ["OpenSum", "SecureSum", "SumRound"]
 
@@ -70,6 +71,11 @@ class SecureSum:
     def spec(self) -> secagg.RoundSpec:
         """The terms, as they were signed."""
         return self._state.book.spec
+
+    def signed_by(self, coordinator: bytes) -> bool:
+        """Whether this key signed the terms."""
+        offer = self._state.book.offer
+        return is_signed(coordinator, offer.signature, offer_context(offer))
 
     @property
     def stage(self) -> str:

@@ -10,11 +10,12 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec
 from fedpeft.ids import BlockId, NodeId, ParticipantId, RoundId
 from fedpeft.privacy import ExampleStatement, NoiseTerms
+from fedpeft.round.history import Past
 from fedpeft.round.messages import BlockPayload, Profile, WorkTerms
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.round.work import planned_blocks, state_digest, work_terms
 
-__all__ = ["NOWHERE", "Member", "RoundOutcome", "RoundTask", "Traffic", "each_once"]
+__all__ = ["NOWHERE", "KnownPast", "Member", "RoundOutcome", "RoundTask", "Traffic", "each_once"]
 
 NOWHERE = NodeId(0)
 """The node of a device that cannot be reached now."""
@@ -22,16 +23,24 @@ NOWHERE = NodeId(0)
 Vector = npt.NDArray[np.float32]
 
 
+@dataclass(slots=True)
+class KnownPast:
+    """The last round whose link a device is thought to have; 0: none."""
+
+    after: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A device that can be asked: where it is, who it is, and which blocks it is thought to hold.
+    """A device that can be asked: where it is, who it is, which blocks it is thought to hold and which past to know.
 
-    ``held`` is the coordinator's memory, updated when a device has answered a fit request.
+    ``held`` and ``known`` are the coordinator's memory, updated when a device has answered a fit request.
     """
 
     node: NodeId
     profile: Profile
     held: dict[BlockId, str] = field(default_factory=dict)
+    known: KnownPast = field(default_factory=KnownPast)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +51,7 @@ class RoundTask:
         round_id: from 1.
         attempt: from 1; counts within the round, over all starts of the coordinator.
         plan: the run's learning plan.
+        past: every round before.
         noise: client-level differential privacy: what every device clips to and adds; then nothing is measured.
         blocks: the blocks that this round trains, of the planned ones; None: all of them.
         controls: SCAFFOLD's control of each block; empty without.
@@ -51,6 +61,7 @@ class RoundTask:
     round_id: RoundId
     attempt: int
     plan: LearningPlan
+    past: Past
     noise: NoiseTerms | None = None
     blocks: frozenset[BlockId] | None = None
     controls: Mapping[BlockId, Vector] = field(default_factory=dict)

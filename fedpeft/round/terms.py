@@ -2,7 +2,8 @@
 
 Pure, and the same on both sides: the coordinator proposes what ``round_terms`` gives, and a device refuses any other
 terms than those it computes itself (``expect_terms``). What no plan decides, the roster, the attempt, the deadline and
-the noise's numbers, is checked by the secure aggregation and by ``fedpeft.round.noise``.
+the noise's numbers, is checked by the secure aggregation and by ``fedpeft.round.noise``; the history by
+``fedpeft.round.held``.
 """
 
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ def round_terms(
     round_id: int,
     attempt: int,
     stage_deadline_s: float,
+    history: bytes,
     noise: NoiseTerms | None = None,
 ) -> secagg.RoundSpec:
     """The terms for this roster: one summed block a block of the work, or one for each bucket.
@@ -69,6 +71,7 @@ def round_terms(
 
     Args:
         work: what every device is to do.
+        history: digest of every earlier round (``fedpeft.round.history``).
     """
     terms, chosen = plan.secagg, set(work.blocks)
     max_abs = terms.max_abs if noise is None else noise.l2_clip_norm
@@ -104,6 +107,7 @@ def round_terms(
         stage_deadline_s=stage_deadline_s,
         noise=noise,
         work=work_digest(encode(work)),
+        history=history,
     )
 
 
@@ -121,6 +125,7 @@ def expect_terms(terms: secagg.RoundSpec, plan: LearningPlan, adapter: AdapterSp
         round_id=terms.round_id,
         attempt=terms.attempt,
         stage_deadline_s=terms.stage_deadline_s,
+        history=terms.history,
         noise=terms.noise,
     )
     wrong = [

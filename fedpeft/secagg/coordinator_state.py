@@ -199,10 +199,12 @@ class BlockSum:
     Args:
         values: (P,) float64.
         members: the devices that it is the sum of.
+        words: the unmasked ring words that ``values`` were decoded from, as they travel; empty: kept by nobody.
     """
 
     values: npt.NDArray[np.float64]
     members: frozenset[ParticipantId]
+    words: bytes = b""
 
     @property
     def owners(self) -> int:
@@ -217,6 +219,7 @@ class Summed:
     Args:
         sums: block by block.
         survivors: U3, whose inputs are in the sums.
+        context: of that set (C3).
         weight_classes: each survivor's, as its signed advert declared it.
         skipped: blocks that stay masked, and why.
         rejected: devices that fell out, and why.
@@ -224,6 +227,7 @@ class Summed:
 
     sums: Mapping[BlockId, BlockSum]
     survivors: frozenset[ParticipantId]
+    context: bytes
     weight_classes: Mapping[ParticipantId, SizeClass]
     skipped: Mapping[BlockId, str]
     rejected: Mapping[ParticipantId, Rejection]

@@ -167,12 +167,14 @@ class Mark:
         attempt: the latest attempt at it.
         agreed: whether it agreed to, or revealed for, a survivor set there: then that round is over for it.
         signed: the context of that set (C3); empty if there is none, or if it is not known any more.
+        history: digest of every round before this one, as its terms have it; empty if it is not known.
     """
 
     round_id: int
     attempt: int
     agreed: bool
     signed: bytes = b""
+    history: bytes = b""
 
 
 DeviceState = Advertised | Shared | Masked | Agreed | Closed | Failed
@@ -209,7 +211,7 @@ def mark_of(state: DeviceState, before: Mark | None) -> Mark | None:
         return before
     spec = open_spec(state.seat.offer.spec)
     signed = state.asked if isinstance(state, Agreed | Closed) else b""
-    here = Mark(round_id=spec.round_id, attempt=spec.attempt, agreed=bool(signed), signed=signed)
+    here = Mark(round_id=spec.round_id, attempt=spec.attempt, agreed=bool(signed), signed=signed, history=spec.history)
     if before is None or (here.round_id, here.attempt) > (before.round_id, before.attempt):
         return here
     return here if here.agreed else replace(here, agreed=before.agreed, signed=before.signed)

@@ -18,7 +18,7 @@ from fedpeft.errors import IntegrityFailed
 from fedpeft.files import PRIVATE, sync, write_file
 from fedpeft.secagg.device_state import DeviceState, Mark, Masked, dump_state, load_state, mark_of
 from fedpeft.secagg.primitives import NONCE_SIZE, IdentityKey, digest, hkdf, open_box, seal
-from fedpeft.wire import decode, encode, message
+from fedpeft.wire import OtherVersion, decode, encode, message
 
 __all__ = ["FileLedger", "Ledger", "MemoryLedger"]
 
@@ -101,7 +101,7 @@ class _Run:
     Args:
         run_id: which.
         sequence: of the last state that was saved.
-        round_id, attempt, agreed, signed: see ``Mark``.
+        round_id, attempt, agreed, signed, history: see ``Mark``.
     """
 
     run_id: str
@@ -110,6 +110,7 @@ class _Run:
     attempt: int
     agreed: bool
     signed: bytes
+    history: bytes
 
 
 @message(0x0386)
@@ -231,7 +232,10 @@ class FileLedger:
         text = open_box(self._key, sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], self._bound("", 0))
         if text is None:
             raise IntegrityFailed(self._text("marks sealed by this device, found others"))
-        return decode(text, _Marks)
+        try:
+            return decode(text, _Marks)
+        except OtherVersion as error:
+            raise IntegrityFailed(self._text("marks of this version of fedpeft, found an earlier one's")) from error
 
     def _write_marks(self, marks: _Marks) -> None:
         nonce = self._entropy(NONCE_SIZE)
@@ -251,6 +255,7 @@ class FileLedger:
             attempt=mark.attempt,
             agreed=mark.agreed,
             signed=mark.signed,
+            history=mark.history,
         )
         others = tuple(known for known in marks.runs if known.run_id != run_id)
         self._write_marks(replace(marks, runs=(*others, run)))
@@ -271,7 +276,7 @@ class FileLedger:
 def _mark(run: _Run | None) -> Mark | None:
     if run is None:
         return None
-    return Mark(round_id=run.round_id, attempt=run.attempt, agreed=run.agreed, signed=run.signed)
+    return Mark(round_id=run.round_id, attempt=run.attempt, agreed=run.agreed, signed=run.signed, history=run.history)
 
 
 def _read(path: Path) -> bytes | None:

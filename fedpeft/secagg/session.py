@@ -74,6 +74,16 @@ class DeviceSession:
             mark=None if again else mark,
         )
 
+    @property
+    def coordinator(self) -> bytes:
+        """The enrolled coordinator's public key."""
+        return self._policy.coordinator_key
+
+    def mark(self, run_id: str) -> Mark | None:
+        """How far this device has gone in a run; None: it never took part."""
+        with self._lock:
+            return self._ledger.mark(run_id)
+
     def begin(
         self, offer: RoundOffer, *, owns: Set[BlockId], entropy: Entropy, weight_class: SizeClass = SIZELESS
     ) -> Reply:

@@ -110,7 +110,7 @@ class RoundSpec:
         stage_deadline_s: how long the coordinator waits in each stage, in seconds.
         noise: client-level differential privacy: what every owner of a block clips to and adds; None: nothing.
         work: digest of what every device is to compute for this sum; 32 bytes, opaque here (docs/protocol.md, "Work").
-        history: digest of every earlier round of the run; 32 bytes, opaque here.
+        history: digest of every earlier round of the run; 32 bytes, opaque here (docs/protocol.md, "History").
     """
 
     run_id: str

@@ -88,7 +88,7 @@ def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:
                 values = decode_block(roster.spec, block, words, len(owners))
             except SumOutOfRange as error:  # nothing of it is used; whose input it was, nobody can say
                 return aborted(state, Reason.OUT_OF_RANGE, f"Block {block.block_id}: {error}", restartable=False)
-            sums[block.block_id] = BlockSum(values=values, members=owners)
+            sums[block.block_id] = BlockSum(values=values, members=owners, words=words.tobytes())
         else:
             dealers = {dealer for dealer, _ in missing}
             lost |= dealers
@@ -100,7 +100,14 @@ def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:
             state, Reason.SECRET_LOST, f"No block could be opened: {detail}.", blamed=lost, restartable=False
         )
     classes = {member: roster.classes[roster.place[member]] for member in sorted(survivors)}
-    return Summed(sums=sums, survivors=survivors, weight_classes=classes, skipped=skipped, rejected=state.rejected)
+    return Summed(
+        sums=sums,
+        survivors=survivors,
+        context=revealing.context,
+        weight_classes=classes,
+        skipped=skipped,
+        rejected=state.rejected,
+    )
 
 
 class _Vault:

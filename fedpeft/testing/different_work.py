@@ -32,7 +32,7 @@ def lied_to(fleet: ToyFleet, plan: LearningPlan, state: AdapterState, lie: Lie, 
         return answer
 
     return run_round(
-        toy_task(plan),
+        toy_task(plan, state=state),
         state,
         fleet.members(),
         InMemoryTransport({node: handle(node) for node in fleet.names}, FakeClock()),

@@ -15,6 +15,8 @@ from fedpeft.ids import NodeId, ParticipantId, RoundId
 from fedpeft.privacy import NoiseTerms
 from fedpeft.ring import RingParams
 from fedpeft.round.device import Device
+from fedpeft.round.history import Past
+from fedpeft.round.linking import burnt_link
 from fedpeft.round.local import Identity, SumSession, Trainer
 from fedpeft.round.messages import BlockPayload, FitRequest, Profile
 from fedpeft.round.noise import planned_mechanism
@@ -22,7 +24,7 @@ from fedpeft.round.plan import LearningPlan
 from fedpeft.round.task import Member, RoundTask
 from fedpeft.round.terms import participants_of, round_terms
 from fedpeft.round.transport import Stage
-from fedpeft.round.work import Work, accept_work, work_terms
+from fedpeft.round.work import Work, accept_work, state_digest, work_terms
 from fedpeft.testing.network import Handle
 from fedpeft.testing.secagg import DumpingLedger
 from fedpeft.wire import encode
@@ -35,6 +37,7 @@ __all__ = [
     "exact_terms",
     "fit_request",
     "toy_noise",
+    "toy_past",
     "toy_task",
     "toy_terms",
     "toy_work",
@@ -69,7 +72,7 @@ class ToyFleet:
         stores, ledgers: device name -> what survives a restart.
         devices: node -> the running device.
         entropy: where everybody's keys come from.
-        session: makes another half of the sum than the secure one, to compare the two.
+        session: makes another half of the sum than the secure one, from the coordinator's key, to compare the two.
     """
 
     coordinator: secagg.IdentityKey
@@ -81,7 +84,7 @@ class ToyFleet:
     stores: dict[str, DictStore] = field(default_factory=dict)
     ledgers: dict[str, DumpingLedger] = field(default_factory=dict)
     devices: dict[NodeId, Device] = field(default_factory=dict)
-    session: Callable[[], SumSession] | None = None
+    session: Callable[[bytes], SumSession] | None = None
 
     def restart(self, node: NodeId, *, wiped: bool = False) -> None:
         """A new process of this device, with its store and ledger, or (``wiped``) with its key alone."""
@@ -95,7 +98,7 @@ class ToyFleet:
         self.devices[node] = Device(
             identity=Identity(device=name, organisation=self.organisations[name], public_key=key.public),
             trainer=self.trainers[name],
-            session=self.session() if self.session else secure,
+            session=self.session(self.coordinator.public) if self.session else secure,
             store=self.stores[name],
             entropy=self.entropy,
             rounding=lambda run_id, round_id: seeded_entropy(0, "rounding", name, round_id),
@@ -135,13 +138,13 @@ def enrol(
     trainers: Mapping[str, Trainer],
     *,
     organisations: Mapping[str, str] | None = None,
-    session: Callable[[], SumSession] | None = None,
+    session: Callable[[bytes], SumSession] | None = None,
     seed: int = 0,
 ) -> ToyFleet:
     """Devices 1000, 1001, ... in order of their names, each of its own organisation unless said otherwise."""
     entropy = seeded_entropy(seed, "toy fleet")
     fleet = ToyFleet(
-        coordinator=secagg.IdentityKey.generate(entropy),
+        coordinator=coordinator_key(entropy),
         names={NodeId(1000 + index): name for index, name in enumerate(sorted(trainers))},
         organisations={name: (organisations or {}).get(name, name) for name in trainers},
         trainers=trainers,
@@ -160,10 +163,59 @@ def exact_terms(devices: int, *, mode: str = "full", min_cohort: int = 3) -> Sec
     return SecureAggregation.model_validate({"mode": mode, "max_abs": levels / 2.0**20, "min_cohort": min_cohort})
 
 
-def toy_task(plan: LearningPlan, *, round_id: int = 1, attempt: int = 1, train: bool = True) -> RoundTask:
-    """What a coordinator would ask in this round, or, without training, in the run's last one."""
+def toy_past(
+    plan: LearningPlan, state: AdapterState, *, rounds: int, coordinator: bytes = b"", left: bytes = b""
+) -> Past:
+    """Rounds that were all burnt, so that the state is still the first one.
+
+    Args:
+        coordinator: its public key; that of ``enrol`` unless said otherwise.
+        left: digest of the state that the last round left, if it was not burnt.
+    """
+    first = state_digest(state.digests)
+    past = Past.begun(plan, first, coordinator or coordinator_key(seeded_entropy(0, "toy fleet")).public)
+    for number in range(1, rounds + 1):
+        task = RoundTask(round_id=RoundId(number), attempt=1, plan=plan, past=past)
+        link = burnt_link(task, state=first, devices=3, population=3)
+        if left and number == rounds:
+            link = replace(link, state=left, outcome=b"\1" * 32)
+        past = past.then(link)
+    return past
+
+
+NO_PAST = Past(first=b"", head=b"")
+
+
+def toy_task(
+    plan: LearningPlan,
+    *,
+    round_id: int = 1,
+    attempt: int = 1,
+    train: bool = True,
+    state: AdapterState | None = None,
+    past: Past | None = None,
+) -> RoundTask:
+    """What a coordinator would ask in this round, or, without training, in the run's last one.
+
+    Args:
+        state: which all rounds before have left as it was; ``fit_request`` fills it in, ``run_round`` needs it.
+        past: another one.
+    """
     number = RoundId(round_id if train else plan.rounds.count + 1)
-    return RoundTask(round_id=number, attempt=attempt, plan=plan)
+    if past is None:
+        past = NO_PAST if state is None else toy_past(plan, state, rounds=number - 1)
+    return RoundTask(round_id=number, attempt=attempt, plan=plan, past=past)
+
+
+def _with_past(task: RoundTask, state: AdapterState) -> RoundTask:
+    if task.past != NO_PAST:
+        return task
+    return replace(task, past=toy_past(task.plan, state, rounds=max(0, task.round_id - 1)))
+
+
+def coordinator_key(entropy: Entropy) -> secagg.IdentityKey:
+    """The first thing that a fleet draws."""
+    return secagg.IdentityKey.generate(entropy)
 
 
 CLIENT_PRIVACY = Privacy(unit="client", epsilon=8.0, delta=0.01, noise_multiplier=1.0, colluders=0)
@@ -187,7 +239,7 @@ def toy_terms(
     members: Sequence[Member], plan: LearningPlan, state: AdapterState, task: RoundTask | None = None, **changes: object
 ) -> secagg.RoundSpec:
     """The terms that a coordinator would sign for these members; ``changes`` replace their fields."""
-    task = task or toy_task(plan)
+    task = _with_past(task or toy_task(plan), state)
     spec = round_terms(
         plan,
         state.spec,
@@ -196,6 +248,7 @@ def toy_terms(
         round_id=task.round_id,
         attempt=task.attempt,
         stage_deadline_s=120.0,
+        history=task.past.head,
         noise=task.noise,
     )
     return replace(spec, **changes)  # type: ignore[arg-type]
@@ -215,13 +268,14 @@ def fit_request(
     Args:
         terms: others than a coordinator would sign, signed.
     """
-    task = task or toy_task(plan)
+    task = _with_past(task or toy_task(plan), state)
     spec = terms or toy_terms(fleet.members(), plan, state, task)
     opened = secagg.open_round(spec, identity=fleet.coordinator, entropy=fleet.entropy)
     request = FitRequest(
         offer=encode(opened.requests[ParticipantId(1)]),
         learning=plan.to_json(),
         work=encode(task.work(state)),
+        history=encode(task.past.since(0)),
         payloads=tuple(
             BlockPayload(block_id=block_id, values=state[block_id].astype("<f4").tobytes()) for block_id in state
         ),

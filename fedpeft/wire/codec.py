@@ -20,12 +20,12 @@ from typing import Any, TypeVar, cast
 
 from fedpeft.errors import SpecMismatch
 
-__all__ = ["WireError", "decode", "encode", "message", "tag_of"]
+__all__ = ["OtherVersion", "WireError", "decode", "encode", "message", "tag_of"]
 
 T = TypeVar("T")
 
 MAGIC = b"FP"
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct(">2sBHQ")
 U64, U32, F64 = struct.Struct(">Q"), struct.Struct(">I"), struct.Struct(">d")
 
@@ -39,6 +39,10 @@ _codecs: dict[Any, tuple[_Write, _Read]] = {}
 
 class WireError(SpecMismatch):
     """Bytes that are not the one encoding of an expected message."""
+
+
+class OtherVersion(WireError):
+    """A message of another version of the format: a peer, or a file, of another version of fedpeft."""
 
 
 def message(tag: int) -> Callable[[type[T]], type[T]]:
@@ -84,14 +88,18 @@ def decode(payload: bytes | memoryview, expected: type | tuple[type, ...]) -> ob
     """The message that these bytes encode, if it is of an expected class.
 
     Raises:
-        WireError: wrong magic, version, class or length, bytes left over, a value out of range.
+        WireError: wrong magic, version (``OtherVersion``), class or length, bytes left over, a value out of range.
     """
     view = memoryview(payload)
     if len(view) < HEADER.size:
         raise WireError(f"Expected a message of at least {HEADER.size} bytes, found {len(view)}.")
     magic, version, tag, length = HEADER.unpack_from(view)
-    if magic != MAGIC or version != VERSION:
-        raise WireError(f"Expected wire format {MAGIC!r} version {VERSION}, found {magic!r} version {version}.")
+    if magic != MAGIC:
+        raise WireError(f"Expected wire format {MAGIC!r}, found {magic!r}.")
+    if version != VERSION:
+        raise OtherVersion(
+            f"Expected version {VERSION} of the wire format, found version {version}; update fedpeft on the older side."
+        )
     if length != len(view) - HEADER.size:
         raise WireError(f"Expected a body of {length} bytes, found {len(view) - HEADER.size}.")
     wanted = expected if isinstance(expected, tuple) else (expected,)

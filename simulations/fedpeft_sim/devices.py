@@ -115,7 +115,7 @@ class VirtualDevices:
         enrolled = secagg.Enrolled(device=client.name, organisation=client.name)
         session: SumSession = secagg.DeviceSession(ledger=ledger, identity=key, enrolled=enrolled, policy=policy)
         if config.secagg.mode == "off":
-            session = PlainSession()
+            session = PlainSession(self._coordinator_key)
 
         def rounding(run_id: str, round_id: int) -> Entropy:
             # Not the run's id: the same config and seed must round alike in another run.

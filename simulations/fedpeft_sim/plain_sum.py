@@ -17,7 +17,7 @@ from fedpeft.entropy import Entropy
 from fedpeft.ids import SIZELESS, BlockId, ParticipantId, SizeClass
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS
 from fedpeft.secagg.masks import rounding_bits
-from fedpeft.secagg.primitives import Secret
+from fedpeft.secagg.primitives import Secret, digest
 from fedpeft.secagg.spec import block_encoding
 from fedpeft.wire import decode, encode
 
@@ -28,15 +28,25 @@ Vector = npt.NDArray[np.float32]
 
 
 class PlainSession:
-    """The device's half: ``SumSession`` without a secret."""
+    """The device's half: ``SumSession`` without a secret.
 
-    def __init__(self) -> None:
+    Args:
+        coordinator: its public key.
+    """
+
+    def __init__(self, coordinator: bytes) -> None:
+        self.coordinator = coordinator
         self._spec: secagg.RoundSpec | None = None
         self._owns: frozenset[BlockId] = frozenset()
+        self._marks: dict[str, secagg.Mark] = {}
 
     def examine(self, offer: secagg.RoundOffer) -> secagg.RoundSpec | secagg.Refusal:
         """The terms, which nobody signs."""
         return decode(offer.spec, secagg.RoundSpec)
+
+    def mark(self, run_id: str) -> secagg.Mark | None:
+        """The last attempt; nobody signs survivors here."""
+        return self._marks.get(run_id)
 
     def begin(
         self,
@@ -48,6 +58,9 @@ class PlainSession:
     ) -> secagg.Reply:
         """Declare the owned blocks; the keys are empty."""
         self._spec, self._owns = decode(offer.spec, secagg.RoundSpec), owns
+        self._marks[self._spec.run_id] = secagg.Mark(
+            round_id=self._spec.round_id, attempt=self._spec.attempt, agreed=False, history=self._spec.history
+        )
         blocks = tuple(block.block_id for block in self._spec.blocks if block.block_id in owns)
         return secagg.Advertise(
             context=NOTHING,
@@ -174,10 +187,13 @@ class PlainSum:
                 skipped[block.block_id] = f"{len(owners)} organisations train it, {needed} needed"
                 continue
             values = block_encoding(self._spec, block).decode(self._words[block.block_id], len(owners))
-            sums[block.block_id] = secagg.BlockSum(values=values, members=owners)
+            sums[block.block_id] = secagg.BlockSum(
+                values=values, members=owners, words=self._words[block.block_id].tobytes()
+            )
         return secagg.Summed(
             sums=sums,
             survivors=frozenset(self._summed),
+            context=digest("plain survivors", *(member.to_bytes(4, "big") for member in sorted(self._summed))),
             weight_classes={sender: self._adverts[sender].weight_class for sender in sorted(self._summed)},
             skipped=skipped,
             rejected=dict(self._rejected),

@@ -58,7 +58,7 @@ def one_round(
         update={"aggregate": config.aggregate, "adapter": config.adapter, "train": plan.train.model_copy(update=train)}
     )
     aggregation = Aggregation(config, plan)
-    task = aggregation.asked(toy_task(plan, round_id=round_id), STATE, ServerState())
+    task = aggregation.asked(toy_task(plan, round_id=round_id, state=STATE), STATE, ServerState())
     outcome = run_round(
         task, STATE, members, FaultyTransport(fleet.handles, FakeClock(), ()), rounds=Rounds(),
         identity=fleet.coordinator, entropy=fleet.entropy, observe=lambda _: None,

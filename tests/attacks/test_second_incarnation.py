@@ -37,7 +37,7 @@ def asked(
         return SecureSum(named, identity, entropy)
 
     return run_round(
-        toy_task(PLAN, round_id=round_id, attempt=attempt),
+        toy_task(PLAN, round_id=round_id, attempt=attempt, state=toy_state(SPEC)),
         toy_state(SPEC),
         members,
         InMemoryTransport(fleet.handles, FakeClock()),

@@ -79,7 +79,7 @@ def test_the_sum_of_a_real_round_is_the_mean_by_hand(method, build_model, bases)
         capacity = Capacity(methods=(method,))
         trainers[name] = TorchTrainer(device=name, capacity=capacity, pool=pool, examples=examples)
     fleet = enrol(trainers)
-    task: RoundTask = toy_task(plan, round_id=RoundId(1))
+    task: RoundTask = toy_task(plan, round_id=RoundId(1), state=state)
     outcome = run_round(
         task,
         state,

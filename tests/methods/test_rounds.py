@@ -93,7 +93,7 @@ def test_a_round_opens_the_mean_of_what_the_devices_trained(method, build):
     start = trainers["d0"].initial_state()
     fleet = enrol(trainers)
     outcome = run_round(
-        toy_task(toy_plan(start.spec, secagg=exact_terms(3))),
+        toy_task(toy_plan(start.spec, secagg=exact_terms(3)), state=start),
         start,
         fleet.members(),
         InMemoryTransport(fleet.handles, FakeClock()),

@@ -68,7 +68,8 @@ def signed(fleet: ToyFleet, asked: LearningPlan, round_id: int = 1, /, **changes
 
 def test_fit_request_has_no_field_outside_the_digests() -> None:
     """Signed, digested, or a carrier of bytes that are digested: a new field must be one of these, in protocol.md."""
-    assert {field.name for field in fields(FitRequest)} == {"offer", "learning", "work", "payloads", "controls"}
+    asked = {"offer", "learning", "work", "history", "payloads", "controls"}
+    assert {field.name for field in fields(FitRequest)} == asked
     derived = {"first_step", "learning_rate_factor", "eval_examples", "train", "blocks"}
     assert {field.name for field in fields(WorkTerms)} == derived | {"plan", "state", "controls"}
     assert {field.name for field in fields(Work)} == derived | {"round_id", "bucket", "controls"}

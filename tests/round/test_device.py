@@ -26,7 +26,7 @@ from fedpeft.round.plan import MAX_STATE
 from fedpeft.round.size_class import size_class
 from fedpeft.round.transport import Stage
 from fedpeft.round.work import plan_digest, state_digest, work_digest
-from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, fit_request, toy_task, toy_terms
+from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, fit_request, toy_past, toy_task, toy_terms
 from fedpeft.testing.trainers import FROZEN, GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
 from fedpeft.wire import WireError, decode, encode
 
@@ -108,7 +108,8 @@ def test_ready_says_which_blocks_and_nothing_about_the_examples(fleet: ToyFleet)
 def test_blocks_already_held_need_not_be_sent_again(fleet: ToyFleet) -> None:
     fit(fleet, fit_request(fleet, PLAN, STATE))
     later = STATE.replace({BlockId("head"): np.ones(4, np.float32)})
-    request = fit_request(fleet, PLAN, later, task=toy_task(PLAN, round_id=2))
+    past = toy_past(PLAN, STATE, rounds=1, left=state_digest(later.digests))
+    request = fit_request(fleet, PLAN, later, task=toy_task(PLAN, round_id=2, past=past))
     only_head = tuple(part for part in request.payloads if part.block_id == "head")
     assert isinstance(fit(fleet, replace(request, payloads=only_head)), Ready)
     assert given(fleet).received[-1].digests == later.digests
@@ -204,12 +205,13 @@ def test_a_block_of_another_length_than_the_device_builds_is_refused(fleet: ToyF
 
 
 def signed_for(fleet: ToyFleet, values: Mapping[str, bytes]) -> FitRequest:
-    """A request whose signed work names exactly these bytes as the state."""
-    digests = {BlockId(name): hashlib.sha256(value).hexdigest() for name, value in values.items()}
-    work = replace(toy_task(PLAN).work(STATE), state=state_digest(digests))
-    terms = toy_terms(fleet.members(), PLAN, STATE, work=work_digest(encode(work)))
+    """A request of round 2 whose signed work and history name exactly these bytes as the state."""
+    left = state_digest({BlockId(name): hashlib.sha256(value).hexdigest() for name, value in values.items()})
+    task = toy_task(PLAN, round_id=2, past=toy_past(PLAN, STATE, rounds=1, left=left))
+    work = encode(replace(task.work(STATE), state=left))
+    terms = toy_terms(fleet.members(), PLAN, STATE, task, work=work_digest(work))
     payloads = tuple(BlockPayload(block_id=BlockId(name), values=value) for name, value in values.items())
-    return fit_request(fleet, PLAN, STATE, terms=terms, work=encode(work), payloads=payloads)
+    return fit_request(fleet, PLAN, STATE, task=task, terms=terms, work=work, payloads=payloads)
 
 
 def bytes_of(state: AdapterState) -> dict[str, bytes]:
@@ -326,11 +328,15 @@ def test_a_second_attempt_adds_what_was_trained_though_the_device_trains_somethi
     assert set(advertised.blocks) == {part.block_id for part in kept.inputs}
 
 
-def test_another_state_is_other_work(fleet: ToyFleet) -> None:
-    fit(fleet, fit_request(fleet, PLAN, STATE))
-    other = STATE.replace({BlockId("bitfit"): np.ones(5, np.float32)})
-    fit(fleet, fit_request(fleet, PLAN, other, task=toy_task(PLAN, attempt=2)))
-    assert len(given(fleet).fitted) == 2
+def test_other_work_within_a_round_is_refused(fleet: ToyFleet) -> None:
+    """Two attempts at a round from two states would be two inputs of one device under one round's number."""
+    later, task = STATE.replace({BlockId("bitfit"): np.ones(5, np.float32)}), toy_task(PLAN, round_id=2)
+    fit(fleet, fit_request(fleet, PLAN, STATE, task=task))
+    past = toy_past(PLAN, STATE, rounds=1, left=state_digest(later.digests))
+    reply = failed(fleet, fit_request(fleet, PLAN, later, task=toy_task(PLAN, round_id=2, attempt=2, past=past)))
+    assert reply.reason is FailureReason.REFUSED
+    assert "other work" in reply.detail
+    assert len(given(fleet).fitted) == 1
 
 
 def test_another_round_is_other_work_even_if_everything_else_is_the_same(fleet: ToyFleet) -> None:

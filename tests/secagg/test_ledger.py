@@ -102,7 +102,7 @@ def test_the_mark_outlives_the_state(tmp_path: Path) -> None:
     again = FileLedger(tmp_path / "ledger", fleet.identities[0])
     mark = again.mark("run")
     assert mark is not None
-    assert mark == Mark(round_id=1, attempt=1, agreed=True, signed=mark.signed)
+    assert mark == Mark(round_id=1, attempt=1, agreed=True, signed=mark.signed, history=spec.history)
     assert len(mark.signed) == 32, "which survivors it signed"
     fleet.sessions[ONE] = DeviceSession(
         ledger=again, identity=fleet.identities[0], enrolled=fleet.enrolled(ParticipantId(1)), policy=fleet.policy

@@ -25,6 +25,7 @@ def row_of(
     summed = secagg.Summed(
         sums={},
         survivors=frozenset(map(ParticipantId, survivors)),
+        context=bytes(32),
         weight_classes=dict.fromkeys(map(ParticipantId, survivors), 0),
         skipped={BlockId("bitfit"): "expected 3 organisations, found 1"},
         rejected={ParticipantId(place): entry for place, entry in (rejected or {}).items()},

@@ -11,12 +11,20 @@ from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import ServerState, between_rounds
 from fedpeft.aggregate.head_start import measures_head
 from fedpeft.config import RunConfig
+from fedpeft.errors import IntegrityFailed
 from fedpeft.ids import RoundId
 from fedpeft.round.events import EventKind
+from fedpeft.round.history import Past
+from fedpeft.round.linking import burnt_link, link_of
+from fedpeft.round.messages import Link
+from fedpeft.round.plan import LearningPlan
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
+from fedpeft.round.work import state_digest
+from fedpeft.wire import WireError, decode, encode
 from fedpeft_server.privacy.client_level import ClientPrivacy
 from fedpeft_server.run.aggregation import Aggregation
 from fedpeft_server.run.metrics_row import burnt_row, round_row, sentence
+from fedpeft_server.run.records import RoundMetrics
 from fedpeft_server.run.run_directory import AdapterSlot, RunDirectory
 from fedpeft_server.run.verdict import new_warnings
 
@@ -42,6 +50,7 @@ class Progress:
 
     state: AdapterState
     server: ServerState
+    past: Past
     done: int
     best_loss: float | None
     burnt: int = 0
@@ -71,11 +80,24 @@ class Committing:
         self._config, self._run, self._aggregation = config, run, aggregation
         self._privacy, self._publish, self._tell = privacy, publish, tell
 
-    def resume(self, initial: AdapterState) -> Progress:
-        """Where the run stands: at its last commit, or at ``initial``."""
+    def resume(self, initial: AdapterState, plan: LearningPlan, coordinator: bytes) -> Progress:
+        """Where the run stands: at its last commit, or at ``initial``.
+
+        Args:
+            plan: what devices are asked to learn.
+            coordinator: its public key, which the run's history begins with.
+
+        Raises:
+            IntegrityFailed: the run began with another plan or state.
+        """
+        first = state_digest(initial.digests)
+        self._run.expect_terms(plan.to_json(), first.hex())
+        past = Past.begun(plan, first, coordinator)
+        for row in self._run.rounds:
+            past = past.then(_link_in(row))
         commit = self._run.last_commit()
         if commit is None:
-            return Progress(state=initial, server=ServerState(), done=0, best_loss=None)
+            return Progress(state=initial, server=ServerState(), past=past, done=0, best_loss=None)
         state = AdapterState.from_safetensors(initial.spec, commit.state)
         self._publish("latest", state)  # the crash may have come between the commit and this
         if self._privacy:
@@ -83,7 +105,7 @@ class Committing:
         best = commit.server_state.get("best_loss")
         server = ServerState.from_safetensors(commit.extra.get(SERVER_FILE, b""))
         best_loss = best if isinstance(best, float) else None
-        return Progress(state=state, server=server, done=commit.round_id, best_loss=best_loss)
+        return Progress(state=state, server=server, past=past, done=commit.round_id, best_loss=best_loss)
 
     def commit(
         self,
@@ -121,7 +143,8 @@ class Committing:
         # A noised loss counts nobody, and its least value is more luck than a good state.
         counted = measured.loss if measured.evaluators else None
         is_best = counted is not None and (progress.best_loss is None or counted < progress.best_loss)
-        row = round_row(round_id, outcome, summed, measured, members, seconds=seconds)
+        link = link_of(task, outcome.participants, summed, state=state_digest(state.digests), population=population)
+        row = replace(round_row(round_id, outcome, summed, measured, members, seconds=seconds), link=encode(link).hex())
         if is_best:
             self._publish("best", progress.state)
         extra = {SERVER_FILE: memory} if (memory := server.to_safetensors()) else {}
@@ -133,7 +156,7 @@ class Committing:
         warnings = new_warnings(self._run.rounds, self._config)
         told = " ".join((sentence(row), *warnings))
         self._tell(EventKind.COMMITTED, round_id, "class means for the head; " * means + told)
-        return Progress(state=state, server=server, done=round_id, best_loss=best_loss)
+        return Progress(state=state, server=server, past=progress.past.then(link), done=round_id, best_loss=best_loss)
 
     def burn(
         self,
@@ -144,12 +167,32 @@ class Committing:
         members: Sequence[Member],
         *,
         seconds: float,
+        population: int,
     ) -> Progress:
         """The round is used up without a sum: the state stays, and no device is asked for another sum of it."""
-        row = burnt_row(task.round_id, outcome, problem, members, seconds=seconds)
+        link = burnt_link(task, state=state_digest(progress.state.digests), devices=len(members), population=population)
+        row = replace(burnt_row(task.round_id, outcome, problem, members, seconds=seconds), link=encode(link).hex())
         extra = {SERVER_FILE: memory} if (memory := progress.server.to_safetensors()) else {}
         clip = self._privacy.kept(task.noise) if self._privacy else {}
         state = progress.state.to_safetensors()
         self._run.commit(task.round_id, state, {"best_loss": progress.best_loss, **clip}, row, extra)
         self._tell(EventKind.BURNT, task.round_id, sentence(row))
-        return replace(progress, done=task.round_id, burnt=progress.burnt + 1)
+        return replace(progress, past=progress.past.then(link), done=task.round_id, burnt=progress.burnt + 1)
+
+
+def _link_in(row: RoundMetrics) -> Link:
+    """The link that was committed with a round.
+
+    Raises:
+        IntegrityFailed: it has none, or another round's.
+    """
+    try:
+        link = decode(bytes.fromhex(row.link), Link)
+    except (ValueError, WireError) as error:
+        raise IntegrityFailed(
+            f"Expected the link of round {row.round} in metrics.jsonl, found none of this version of fedpeft; finish "
+            "the run with the version that began it, or start a new one."
+        ) from error
+    if link.round_id != row.round:
+        raise IntegrityFailed(f"Expected the link of round {row.round} in its row, found that of {link.round_id}.")
+    return link

@@ -25,7 +25,8 @@ from fedpeft.round.pending import PendingRound, load_note
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
 from fedpeft.round.transport import Transport
-from fedpeft.wire import decode
+from fedpeft.round.work import work_digest
+from fedpeft.wire import decode, encode
 from fedpeft_server.privacy.client_level import ClientPrivacy
 from fedpeft_server.run.aggregation import Aggregation, Individuals
 from fedpeft_server.run.committing import Committing, Progress, Publish
@@ -101,7 +102,7 @@ class Federation:
             RunFailed: a sum could not be applied.
             BudgetExhausted: another round would go past the privacy budget.
         """
-        progress = self._committing.resume(initial)
+        progress = self._committing.resume(initial, self._plan, self._identity.public)
         # One round more evaluates the final state, where anything may be measured.
         last = self._config.rounds.count + (self._config.privacy.unit == "none")
         while progress.done < last and not is_done(self._run.rounds, self._config.rounds):
@@ -174,8 +175,9 @@ class Federation:
         self._before_attempt(round_id)
         started = self._clock.monotonic_s()
         members = self._selection.found_again(pending.members)
-        terms = SecureSum.resumed(pending.summing).spec
-        task = self._task(round_id, pending.attempt, progress, members, len(members), noise=terms.noise)
+        kept_sum = SecureSum.resumed(pending.summing)
+        task = self._task(round_id, pending.attempt, progress, members, len(members), noise=kept_sum.spec.noise)
+        self._expect_same(kept_sum, task, progress)
         self._tell(EventKind.ROUND_STARTED, round_id, f"attempt {pending.attempt} goes on: its survivors were fixed")
         keeper = self._keeper(task, members)
         keeper.charge()  # unless it was
@@ -191,6 +193,22 @@ class Federation:
         )
         hear_statements(self._run, round_id, outcome, needed=0)  # what was stated before the coordinator died
         return self._ended(task, progress, outcome, members, started)
+
+    def _expect_same(self, kept: SecureSum, task: RoundTask, progress: Progress) -> None:
+        """Refuses to open a sum of other work than this run would ask for now: its next state would be wrong.
+
+        Raises:
+            IntegrityFailed: names what differs.
+        """
+        now = {"work": work_digest(encode(task.work(progress.state)))}
+        if kept.signed_by(self._identity.public):  # a simulation is another coordinator at each start
+            now["history"] = task.past.head
+        differs = [name for name, value in now.items() if getattr(kept.spec, name) != value]
+        if differs:
+            raise IntegrityFailed(
+                f"Expected the terms that were kept for round {task.round_id} to be those of this run, found another "
+                f"{' and '.join(differs)}; resume with the version and the files that began it."
+            )
 
     def _problem(self, outcome: RoundOutcome) -> str:
         """Why the run cannot go on with what came of an attempt; empty when it can."""
@@ -213,7 +231,9 @@ class Federation:
             return self._committing.commit(
                 task, progress, outcome, outcome.result, members, seconds=seconds, population=population
             )
-        return self._committing.burn(task, progress, outcome, problem, members, seconds=seconds)
+        return self._committing.burn(
+            task, progress, outcome, problem, members, seconds=seconds, population=self._selection.population
+        )
 
     def _unreliable(self) -> tuple[str, ...]:
         """Who fell out of the last round, if that was burnt: it is better made without them."""
@@ -240,6 +260,7 @@ class Federation:
             round_id=round_id,
             attempt=attempt,
             plan=self._plan,
+            past=progress.past,
             noise=noise or (private.terms(len(members)) if private else None),
             wanted=wanted if round_id <= self._config.rounds.count and wanted < len(members) else None,
         )

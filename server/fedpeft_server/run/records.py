@@ -116,6 +116,7 @@ class RoundMetrics:
         rejected: client -> why it was not heard.
         clients: one entry a device, where the coordinator may tell them apart.
         checkpoint: file -> ``sha256:<hex>``; filled in by the commit.
+        link: the round's link in the history of the run, encoded, hex (docs/protocol.md).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -137,6 +138,7 @@ class RoundMetrics:
     rejected: dict[str, str] = field(default_factory=dict)
     clients: tuple[ClientRound, ...] = ()
     checkpoint: dict[str, str] = field(default_factory=dict)
+    link: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@
       run.toml  resolved.toml  adapter.json  manifest.json     written once, manifest last
       metrics.jsonl                                            one row a committed round
       events.jsonl                                             one line a transition
+      terms.json                                               the plan and the first state, as devices know them
       attempts.json                                            the last attempt that was begun
       pending/                                                 the round that is being opened (``pending.py``)
       checkpoints/r0004/{global.safetensors,server.json}       the first, the best and the last few
@@ -50,6 +51,7 @@ __all__ = ["AdapterSlot", "Commit", "RunDirectory"]
 
 AdapterSlot = Literal["latest", "best", "final"]
 ATTEMPTS = "attempts.json"
+TERMS = "terms.json"
 
 
 class RunDirectory:
@@ -175,6 +177,43 @@ class RunDirectory:
             raise IntegrityFailed(
                 f"{self.path}: expected what the run began with; resume with the versions and files named in "
                 "manifest.json, or start a new run.",
+                problems=problems,
+            )
+
+    def expect_terms(self, plan: str, first: str) -> None:
+        """Keeps what devices hold the run to, durably, before its first round; later refuses anything else.
+
+        Args:
+            plan: the learning plan's JSON.
+            first: digest of the state of round 1, hex.
+
+        Raises:
+            IntegrityFailed: the run began with another plan or state; devices would refuse it.
+        """
+        path = self.path / TERMS
+        if not self._rounds and not path.exists():
+            write_file(path, json.dumps({"plan": json.loads(plan), "first": first}).encode())
+            return
+        try:
+            kept = json.loads(path.read_bytes())
+            sections, begun = dict(kept["plan"]), str(kept["first"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise IntegrityFailed(
+                f"Expected {path} as this run wrote it, found another; finish the run with the version that began it, "
+                "or start a new one."
+            ) from error
+        now = json.loads(plan)
+        problems = [
+            Problem(where=f"plan.{name}", expected=json.dumps(sections.get(name)), found=json.dumps(now.get(name)))
+            for name in sorted(sections.keys() | now.keys())
+            if sections.get(name) != now.get(name)
+        ]
+        if begun != first:
+            problems.append(Problem(where="first state", expected=begun, found=first))
+        if problems:
+            raise IntegrityFailed(
+                f"{self.path}: expected the terms that the run began with, to which its devices hold it; resume with "
+                "the versions and files named in manifest.json, or start a new run.",
                 problems=problems,
             )
 

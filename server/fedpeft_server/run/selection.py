@@ -8,7 +8,7 @@ from fedpeft.entropy import generator
 from fedpeft.ids import RoundId
 from fedpeft.round.messages import Profile, ProfileRequest
 from fedpeft.round.plan import LearningPlan
-from fedpeft.round.task import NOWHERE, Member, each_once
+from fedpeft.round.task import NOWHERE, KnownPast, Member, each_once
 from fedpeft.round.transport import Stage, Transport
 from fedpeft.wire import WireError, decode, encode
 
@@ -75,5 +75,7 @@ class Selection:
                 self._record("profile.refused", detail={"node": str(reply.node), "error": refused})
                 continue
             held = {entry.block_id: entry.sha256 for entry in profile.held}
-            self._members[reply.node] = Member(node=reply.node, profile=profile, held=held)
+            self._members[reply.node] = Member(
+                node=reply.node, profile=profile, held=held, known=KnownPast(profile.after)
+            )
         return [member for node, member in self._members.items() if node in nodes]

@@ -1,0 +1,106 @@
+"""The link of a round that is over, from what the coordinator opened, or of one that was burnt."""
+
+import hashlib
+from collections.abc import Mapping
+from itertools import chain
+
+import numpy as np
+
+from fedpeft.config.rules import RULES
+from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.privacy import CLIP_BIT, NOISED_METRICS
+from fedpeft.round.history import BURNT
+from fedpeft.round.messages import Link
+from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS
+from fedpeft.round.plan import LearningPlan
+from fedpeft.round.size_class import share_of, size_class
+from fedpeft.round.task import RoundTask
+from fedpeft.round.work import dealt_buckets
+from fedpeft.secagg import BlockSum, Summed
+from fedpeft.secagg.primitives import digest
+
+__all__ = ["burnt_link", "link_of", "public_weights", "summed_blocks", "sums_digest"]
+
+MEASURED = frozenset({METRICS, TRAIN_LOSS, COHORT_WEIGHT, CLIP_BIT, NOISED_METRICS})
+"""Blocks of the terms that no block of the adapter has: nothing of them is in the next state of a rule that devices
+recompute, so they are not published."""
+
+
+def summed_blocks(summed: Summed) -> dict[BlockId, BlockSum]:
+    """The opened blocks that the round trained, by their names in the terms and in its order."""
+    return {block_id: total for block_id, total in summed.sums.items() if block_id not in MEASURED}
+
+
+def sums_digest(words: Mapping[BlockId, bytes]) -> bytes:
+    """Of the unmasked words of opened blocks, in the order of the terms."""
+    parts = chain.from_iterable((block_id.encode(), _sha256(block)) for block_id, block in words.items())
+    return digest("sums", *parts)
+
+
+def public_weights(plan: LearningPlan, summed: Summed) -> dict[ParticipantId, int]:
+    """Each survivor's weight, in units of the smallest that the run gives."""
+    by_size = plan.aggregate.weight == "examples" and plan.client_privacy is None
+    largest = size_class(plan.aggregate.max_weight)
+    return {
+        place: round(share_of(declared, plan.aggregate.max_weight) * 2.0**largest) if by_size else 1
+        for place, declared in summed.weight_classes.items()
+    }
+
+
+def link_of(
+    task: RoundTask, names: Mapping[ParticipantId, str], summed: Summed, *, state: bytes, population: int
+) -> Link:
+    """The link of a round with a sum.
+
+    Args:
+        task: the attempt that ended in it.
+        names: the roster, in its order.
+        state: digest of the state after it.
+        population: how many devices the coordinator had heard of.
+    """
+    plan, blocks = task.plan, summed_blocks(summed)
+    weights = public_weights(plan, summed)
+    buckets = dealt_buckets(plan, list(names.values()), task.round_id)
+    places = [buckets.get(names[place], 0) for place in summed.survivors]
+    numbers = sorted(set(buckets.values())) or [0]
+    of_owners = [sum(weights[place] for place in block.members) for block in blocks.values()]
+    return Link(
+        round_id=task.round_id,
+        attempt=task.attempt,
+        state=state,
+        outcome=summed.context,
+        sums=sums_digest({block_id: block.words for block_id, block in blocks.items()}),
+        devices=len(names),
+        population=max(population, len(summed.survivors)),
+        survivors=_packed([places.count(number) for number in numbers], ">u4"),
+        weight=sum(weights.values()),
+        owners=_packed([block.owners for block in blocks.values()], ">u4"),
+        weights=_packed(of_owners, ">u8") if RULES[plan.aggregate.rule].owner_weights else b"",
+        clip=task.noise.l2_clip_norm if task.noise else 0.0,
+    )
+
+
+def burnt_link(task: RoundTask, *, state: bytes, devices: int, population: int) -> Link:
+    """The link of a round without a sum: the state is that of before."""
+    return Link(
+        round_id=task.round_id,
+        attempt=task.attempt,
+        state=state,
+        outcome=BURNT,
+        sums=BURNT,
+        devices=devices,
+        population=population,
+        survivors=b"",
+        weight=0,
+        owners=b"",
+        weights=b"",
+        clip=task.noise.l2_clip_norm if task.noise else 0.0,
+    )
+
+
+def _packed(numbers: list[int], kind: str) -> bytes:
+    return np.array(numbers, kind).tobytes()
+
+
+def _sha256(words: bytes) -> bytes:
+    return hashlib.sha256(words).digest()

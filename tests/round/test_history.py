@@ -1,0 +1,278 @@
+"""What a device knows of a run's past, what it refuses, and what it says when it lacks links."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import pytest
+
+from fedpeft import secagg
+from fedpeft.ids import NodeId
+from fedpeft.round.held import LINKS_KEPT, fork_seen
+from fedpeft.round.history import BURNT, LARGEST_LINK, Past, genesis, linked, read_history
+from fedpeft.round.messages import Failure, FailureReason, FitRequest, History, Link, Ready
+from fedpeft.round.task import RoundTask
+from fedpeft.round.transport import Stage
+from fedpeft.round.work import plan_digest, state_digest
+from fedpeft.testing.fleet import DictStore, ToyFleet, enrol, exact_terms, fit_request, toy_past, toy_task
+from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
+from fedpeft.wire import WireError, decode, encode
+
+SPEC = toy_spec({"head": 4, "bitfit": 5})
+STATE = toy_state(SPEC)
+PLAN = toy_plan(SPEC, secagg=exact_terms(4))
+NODE = NodeId(1000)
+LEFT = state_digest(STATE.digests)
+
+
+@pytest.fixture
+def fleet() -> ToyFleet:
+    return enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(4, i)}) for i in range(4)})
+
+
+def request_of(fleet: ToyFleet, past: Past, *, after: int = 0, attempt: int = 1, **changes: object) -> FitRequest:
+    """For the round after this past; the links after ``after`` come with it."""
+    task = toy_task(PLAN, round_id=len(past.links) + 1, attempt=attempt, past=past)
+    return fit_request(fleet, PLAN, STATE, task=task, **({"history": encode(past.since(after))} | changes))
+
+
+def answer(fleet: ToyFleet, request: FitRequest) -> Ready | Failure:
+    reply = decode(fleet.devices[NODE].handle(Stage.FIT, encode(request)), (Ready, Failure))
+    assert isinstance(reply, Ready | Failure)
+    return reply
+
+
+def refused(fleet: ToyFleet, request: FitRequest) -> str:
+    """The reason in the device's own log."""
+    told: list[str] = []
+    fleet.devices[NODE]._tell = lambda trouble: told.append(trouble.cause)
+    reply = answer(fleet, request)
+    assert reply == Failure(reason=FailureReason.REFUSED), reply
+    return " ".join(told)
+
+
+def burnt(rounds: int) -> Past:
+    return toy_past(PLAN, STATE, rounds=rounds)
+
+
+def retold(past: Past, links: Sequence[Link]) -> Past:
+    """Another past of the same run, with digests that fit."""
+    start = genesis(PLAN.run_id, plan_digest(PLAN.to_json()), past.first, enrol_key())
+    told = Past(first=past.first, head=start)
+    for link in links:
+        told = told.then(link)
+    return told
+
+
+def enrol_key() -> bytes:
+    return enrol({"d0": GivenTrainer(SPEC, {})}).coordinator.public
+
+
+def test_every_field_of_a_link_changes_the_digest_of_the_history() -> None:
+    link = burnt(1).links[0]
+    for field in fields(Link):
+        value = getattr(link, field.name)
+        changed = value + (b"\1" if isinstance(value, bytes) else 1)
+        assert linked(bytes(32), replace(link, **{field.name: changed})) != linked(bytes(32), link)
+
+
+def test_the_history_begins_with_run_plan_first_state_and_coordinator() -> None:
+    parts = ("run", b"p" * 32, b"f" * 32, b"c" * 32)
+    for place, other in enumerate(("Run", b"P" * 32, b"F" * 32, b"C" * 32)):
+        changed = [other if index == place else part for index, part in enumerate(parts)]
+        assert genesis(*changed) != genesis(*parts)  # type: ignore[arg-type]
+
+
+def test_a_device_follows_a_run_link_by_link(fleet: ToyFleet) -> None:
+    for done in range(5):
+        assert isinstance(answer(fleet, request_of(fleet, burnt(done), after=max(0, done - 1))), Ready)
+        fleet.restart(NODE)
+
+
+def test_a_late_joiner_takes_the_links_from_the_beginning_and_from_nowhere_else(fleet: ToyFleet) -> None:
+    past = burnt(6)
+    lacking = answer(fleet, request_of(fleet, past, after=5))
+    assert lacking == Failure(reason=FailureReason.MISSING_HISTORY, after=0)
+    assert isinstance(answer(fleet, request_of(fleet, past)), Ready)
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_a_late_joiner_checks_the_chain(fleet: ToyFleet, place: int) -> None:
+    past = burnt(6)
+    links = list(past.links)
+    links[place] = replace(links[place], population=4)
+    history = History(first=past.first, links=tuple(links))
+    assert "one history" in refused(fleet, request_of(fleet, past, history=encode(history)))
+    assert fork_seen(fleet.stores["d0"], PLAN.run_id) is not None
+    assert isinstance(answer(fleet, request_of(fleet, past)), Ready), "nothing of the lie was taken for the run's past"
+
+
+def test_a_device_that_missed_rounds_says_from_where_on(fleet: ToyFleet) -> None:
+    assert isinstance(answer(fleet, request_of(fleet, burnt(2))), Ready)
+    lacking = answer(fleet, request_of(fleet, burnt(7), after=6))
+    assert lacking == Failure(reason=FailureReason.MISSING_HISTORY, after=2)
+    assert isinstance(answer(fleet, request_of(fleet, burnt(7), after=2)), Ready)
+
+
+def test_a_fork_is_refused_and_both_sides_are_kept_for_the_site(fleet: ToyFleet) -> None:
+    past = burnt(3)
+    assert isinstance(answer(fleet, request_of(fleet, past)), Ready)
+    other = retold(past, [replace(past.links[0], devices=9), *past.links[1:]])
+    longer = other.then(replace(past.links[-1], round_id=4))
+    for lie in (request_of(fleet, longer), request_of(fleet, longer, after=3), request_of(fleet, other, attempt=2)):
+        assert "one history" in refused(fleet, lie)
+        fleet.restart(NODE)
+    kept = fork_seen(fleet.stores["d0"], PLAN.run_id)
+    assert kept is not None
+    assert kept.own.links == past.links
+    assert kept.theirs == longer.links
+    ours, theirs = (
+        decode(decode(offer, secagg.RoundOffer).spec, secagg.RoundSpec) for offer in (kept.own.offer, kept.offer)
+    )
+    assert (ours.history, theirs.history) == (past.head, longer.head), "the coordinator's signature is over both"
+    assert isinstance(answer(fleet, request_of(fleet, burnt(4), after=3)), Ready), "the true run goes on"
+
+
+def test_an_older_past_is_no_way_around_what_is_known(fleet: ToyFleet) -> None:
+    """A new first state, at round 1 or with all links from there."""
+    assert isinstance(answer(fleet, request_of(fleet, burnt(1))), Ready)
+    begun = Past.begun(PLAN, bytes(32), fleet.coordinator.public)
+    invented = begun.then(replace(burnt(1).links[0], state=LEFT, outcome=b"\1" * 32))
+    invented = invented.then(replace(burnt(2).links[1]))
+    assert "begin with the state" in refused(fleet, request_of(fleet, invented))
+
+
+def test_a_history_that_ends_in_another_state_is_refused(fleet: ToyFleet) -> None:
+    past = toy_past(PLAN, STATE, rounds=2, left=b"\2" * 32)
+    assert "history ends" in refused(fleet, request_of(fleet, past))
+    with_first = Past.begun(PLAN, b"\3" * 32, fleet.coordinator.public)
+    fleet.restart(NODE, wiped=True)
+    assert "history ends" in refused(fleet, request_of(fleet, with_first))
+
+
+def test_a_burnt_round_that_changed_the_state_is_refused(fleet: ToyFleet) -> None:
+    honest = toy_past(PLAN, STATE, rounds=2).links
+    past = retold(burnt(2), [replace(honest[0], state=b"\2" * 32), honest[1]])
+    assert "burnt round 1" in refused(fleet, request_of(fleet, past))
+
+
+@pytest.mark.parametrize("seen_first", [False, True])
+def test_the_survivors_of_a_round_are_those_that_the_device_signed_or_none(fleet: ToyFleet, seen_first: bool) -> None:
+    assert isinstance(answer(fleet, request_of(fleet, burnt(0))), Ready)
+    mark = fleet.ledgers["d0"].mark(PLAN.run_id)
+    assert mark is not None
+    fleet.ledgers["d0"]._marks[PLAN.run_id] = replace(mark, agreed=True, signed=b"\7" * 32)
+    fleet.restart(NODE)
+    empty = burnt(1).links[0]
+    for outcome, taken in ((b"\1" * 32, False), (b"\7" * 32 if seen_first else BURNT, True)):
+        past = retold(burnt(1), [replace(empty, outcome=outcome)])
+        if taken:
+            assert isinstance(answer(fleet, request_of(fleet, past)), Ready)
+        else:
+            assert "signed" in refused(fleet, request_of(fleet, past))
+
+
+def test_a_history_longer_than_its_rounds_is_refused_before_it_is_read(fleet: ToyFleet) -> None:
+    cases = {
+        "bytes of history": b"\0" * (LARGEST_LINK + 1024),
+        "links of the rounds before": encode(burnt(5).since(0)),
+        "digests of 32 bytes": encode(History(first=b"short", links=())),
+    }
+    for told, history in cases.items():
+        assert told in refused(fleet, request_of(fleet, burnt(1), history=history))
+    skipping = History(first=LEFT, links=(burnt(3).links[0], burnt(3).links[2]))
+    assert "links of the rounds" in refused(fleet, request_of(fleet, burnt(3), history=encode(skipping)))
+    with pytest.raises(WireError):
+        read_history(b"\0" * 50, 9)
+
+
+def test_a_round_after_the_last_one_is_refused_whatever_its_links(fleet: ToyFleet) -> None:
+    assert "Expected a round of 1.." in refused(fleet, request_of(fleet, burnt(PLAN.rounds.count + 1)))
+
+
+def test_a_thousand_missed_rounds_cost_a_third_of_a_megabyte_once() -> None:
+    """With 20 summed blocks a round; under rules that need the weights of owners half a megabyte."""
+    link = replace(burnt(1).links[0], outcome=b"\1" * 32, owners=bytes(4 * 20), survivors=bytes(4))
+    past = Past.begun(PLAN, LEFT, bytes(32))
+    for number in range(1, 1001):
+        past = past.then(replace(link, round_id=number))
+    assert len(encode(past.since(0))) <= 330_000
+    weighed = len(encode(replace(link, weights=bytes(8 * 20)))) - len(encode(link))
+    assert weighed == 160
+
+
+def test_what_a_device_keeps_of_a_long_run_is_bounded(fleet: ToyFleet) -> None:
+    plan = PLAN.model_copy(update={"rounds": PLAN.rounds.model_copy(update={"count": 2000})})
+    past = toy_past(plan, STATE, rounds=LINKS_KEPT + 50)
+    task = toy_task(plan, round_id=LINKS_KEPT + 51, past=past)
+    assert isinstance(answer(fleet, fit_request(fleet, plan, STATE, task=task)), Ready)
+    assert max(map(len, fleet.stores["d0"].values.values())) < 300 * LINKS_KEPT
+
+
+class Killed(BaseException):
+    """Nothing of ours catches it."""
+
+
+class Dying(DictStore):
+    """Dies at one of its writes: before it, or right after."""
+
+    def __init__(self, values: dict[str, bytes], *, at: int, before: bool) -> None:
+        super().__init__()
+        self.values, self._left, self._before = values, at, before
+
+    def write(self, key: str, value: bytes) -> None:
+        self._left -= 1
+        if self._left == 0 and self._before:
+            raise Killed
+        super().write(key, value)
+        if self._left == 0:
+            raise Killed
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("write", range(1, 9))
+def test_killed_at_any_write_a_device_goes_on_with_the_run(write: int, before: bool) -> None:
+    """Another attempt, or the next round, is taken; and a fork is still refused."""
+    fleet = enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(4, i)}) for i in range(4)})
+    assert isinstance(answer(fleet, request_of(fleet, burnt(1))), Ready)
+    fleet.stores["d0"] = Dying(fleet.stores["d0"].values, at=write, before=before)
+    fleet.restart(NODE)
+    try:
+        assert isinstance(answer(fleet, request_of(fleet, burnt(2), after=1)), Ready)
+    except Killed:
+        fleet.stores["d0"] = Dying(fleet.stores["d0"].values, at=0, before=False)
+        fleet.restart(NODE)
+        assert isinstance(answer(fleet, request_of(fleet, burnt(2), after=1, attempt=2)), Ready)
+    fleet.stores["d0"] = Dying(fleet.stores["d0"].values, at=0, before=False)
+    fleet.restart(NODE)
+    other = retold(burnt(3), [replace(burnt(1).links[0], devices=9), *burnt(3).links[1:]])
+    assert "one history" in refused(fleet, request_of(fleet, other))
+    assert isinstance(answer(fleet, request_of(fleet, burnt(3), after=2)), Ready)
+
+
+def test_a_device_whose_memory_was_put_back_takes_the_links_from_there(fleet: ToyFleet) -> None:
+    """Store alone, as a backup of a home without its ledger has it: the mark still knows better."""
+    assert isinstance(answer(fleet, request_of(fleet, burnt(1))), Ready)
+    older = dict(fleet.stores["d0"].values)
+    for done in (2, 3):
+        assert isinstance(answer(fleet, request_of(fleet, burnt(done), after=done - 1)), Ready)
+    fleet.stores["d0"].values = older
+    fleet.restart(NODE)
+    assert isinstance(answer(fleet, request_of(fleet, burnt(4), after=3)), Ready)
+    fleet.stores["d0"].values.clear()
+    fleet.restart(NODE)
+    lacking = answer(fleet, request_of(fleet, burnt(5), after=4))
+    assert lacking == Failure(reason=FailureReason.MISSING_HISTORY, after=0)
+    assert isinstance(answer(fleet, request_of(fleet, burnt(5))), Ready)
+
+
+def test_a_peer_of_another_version_is_refused_and_told_to_update_in_the_log(fleet: ToyFleet) -> None:
+    told: list[str] = []
+    fleet.devices[NODE]._tell = lambda trouble: told.append(trouble.cause)
+    old = bytearray(encode(request_of(fleet, burnt(0))))
+    old[2] = 1
+    assert decode(fleet.devices[NODE].handle(Stage.FIT, bytes(old)), Failure).reason is FailureReason.REFUSED
+    assert "update" in told[0]
+
+
+def test_a_task_needs_a_past() -> None:
+    assert "past" in {field.name for field in fields(RoundTask)}
