@@ -32,7 +32,8 @@ def fleet() -> ToyFleet:
 def request_of(fleet: ToyFleet, past: Past, *, after: int = 0, attempt: int = 1, **changes: object) -> FitRequest:
     """For the round after this past; the links after ``after`` come with it."""
     task = toy_task(PLAN, round_id=len(past.links) + 1, attempt=attempt, past=past)
-    return fit_request(fleet, PLAN, STATE, task=task, **({"history": encode(past.since(after))} | changes))
+    changes = {"history": encode(past.since(after))} | changes
+    return fit_request(fleet, PLAN, STATE, task=task, **changes)  # type: ignore[arg-type]
 
 
 def answer(fleet: ToyFleet, request: FitRequest) -> Ready | Failure:
