@@ -296,5 +296,5 @@ def test_every_round_of_an_honest_schedule_is_accepted() -> None:
 def test_the_rounds_section_has_nothing_that_the_plan_lacks_and_a_device_needs() -> None:
     """Deadlines, selection and patience are the coordinator's own; whoever adds a field decides which it is."""
     own = {"min_devices", "fraction", "over_select", "max_failures", "checkpoints_kept"}
-    own |= {"fit_deadline_s", "stage_deadline_s", "gather_deadline_s"}
+    own |= {"fit_deadline_s", "stage_deadline_s", "gather_deadline_s", "metric", "patience"}
     assert set(Rounds.model_fields) == own | set(PlannedRounds.model_fields)
