@@ -95,7 +95,7 @@ def record(session: "Session", root: Path, paths: Sequence[str], folder: Path, f
                 os._exit(0)
         os.waitpid(child, 0)
         if not kept.exists() or json.loads(kept.read_text())["digest"] != digest:
-            raise SystemExit(f"Expected {file} to pass before anything is changed. Mend it first.")
+            raise SystemExit(f"Expected {file} to pass first; mend it.")
 
 
 def _place(folder: Path, file: str) -> Path:
@@ -126,6 +126,7 @@ def _recorded(session: "Session", root: Path, paths: Sequence[str], file: str, c
 
     def failed(name: str) -> None:
         if name not in slow:
+            print(f"Expected to pass before anything is changed: {name}.", flush=True)
             os._exit(1)
 
     names = [name for name in session.items if name.partition("::")[0] == file]

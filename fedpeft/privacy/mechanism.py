@@ -215,7 +215,7 @@ def size_mechanism(
         metric_weight=metric_weight,
     )
     draft = Mechanism(terms=terms, devices=devices, threshold=threshold, bits=bits, parameters=parameters)
-    if draft.shares >= 1 and noise_multiplier > 0 and l2_clip_norm > 0:
+    if draft.shares >= 1 and 0 < noise_multiplier < math.inf and 0 < l2_clip_norm < math.inf:
         share = draft.share_sigma  # at step 1: in the units of the contribution
         largest = devices * terms.sensitivity + TAIL * math.sqrt(devices) * share
         step = max(largest / (2 ** (bits - 1) - 1), share / MAX_SIGMA)

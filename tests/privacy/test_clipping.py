@@ -26,6 +26,7 @@ def test_the_concatenated_norm_never_exceeds_the_bound(
     vectors: dict[BlockId, np.ndarray], norm: float, part: float
 ) -> None:
     clipped = clip(vectors, l2_clip_norm=norm, allowance=part * norm)
+    assert clipped.l2_norm_bound == norm - part * norm
     assert np.linalg.norm(concatenated(dict(clipped.vectors))) <= norm - part * norm
 
 
@@ -64,6 +65,30 @@ def test_a_short_contribution_is_returned_bit_for_bit() -> None:
     assert clipped.scale == 1.0
 
 
+@pytest.mark.parametrize(("coordinates", "norm"), [([2.0], 2.0), ([3.0, 4.0], 5.0)])
+def test_a_long_contribution_is_shortened_to_the_bound_less_four_units_of_float32(
+    coordinates: list[float], norm: float
+) -> None:
+    """Known answers: half the bound is a float32 and stays as it is, a fifth is not and is rounded down."""
+    exact = (1 - 2**-22) / norm
+    clipped = clip({BlockId("b"): np.array(coordinates, np.float32)}, l2_clip_norm=1.0)
+    assert exact * (1 - 2**-24) < clipped.scale <= exact
+    assert clipped.scale == exact or norm == 5.0
+
+
+@pytest.mark.parametrize("length", [2**15 - 1, 2**15, 2**15 + 1, 2**16 + 3])
+def test_the_norm_counts_every_coordinate_once_however_long_a_block_is(length: int) -> None:
+    vector = np.zeros(length, np.float32)
+    vector[[0, 1, -2, -1]] = 2.0
+    assert l2_norm({BlockId("long"): vector, BlockId("short"): np.array([3.0], np.float32)}) == 5.0
+
+
+def test_rounding_lengthens_by_half_a_step_times_the_root_of_the_coordinates() -> None:
+    assert rounding_allowance(0.25, 16) == 0.5
+    vector = np.full(16, 0.125, np.float32)  # halfway between two points of the grid: the worst case
+    assert np.linalg.norm(np.floor(vector / 0.25 + 0.5) * 0.25 - vector) == rounding_allowance(0.25, 16)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_refused(value: float) -> None:
     with pytest.raises(InputRefused, match="NaN or inf"):
@@ -75,7 +100,9 @@ def test_only_clip_makes_a_clipped_contribution() -> None:
         Clipped({}, 1.0, 1.0, object())
 
 
-@pytest.mark.parametrize(("norm", "allowance"), [(0.0, 0.0), (-1.0, 0.0), (math.nan, 0.0), (1.0, 1.0), (1.0, -0.1)])
+@pytest.mark.parametrize(
+    ("norm", "allowance"), [(0.0, 0.0), (-1.0, 0.0), (math.nan, 0.0), (math.inf, 0.0), (1.0, 1.0), (1.0, -0.1)]
+)
 def test_a_bound_out_of_range_is_refused(norm: float, allowance: float) -> None:
     with pytest.raises(ValueError, match="allowance"):
         clip({}, l2_clip_norm=norm, allowance=allowance)

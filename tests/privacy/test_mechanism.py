@@ -13,6 +13,7 @@ from fedpeft.errors import ConfigInvalid
 from fedpeft.ids import BlockId
 from fedpeft.privacy import Mechanism, NoiseTerms, clip, decode_sum, noisy_words, size_mechanism
 from fedpeft.privacy.discrete_gaussian import MAX_SIGMA
+from fedpeft.privacy.noised_metrics import METRIC_LANES
 from fedpeft.ring import InputRefused
 
 BLOCK = BlockId("b")
@@ -226,3 +227,119 @@ def test_the_weight_of_the_bit_lies_on_whatever_grid_the_number_of_devices_asks_
     )
     assert made.problems() == []
     assert (made.terms.bit_weight > 0) == (weight > 0)
+    # The nearest multiple of the step below; the first multiple where there is none.
+    step = made.terms.step
+    assert made.terms.bit_weight == (max(step, weight - weight % step) if weight else 0.0)
+
+
+# Each limit exactly: the last value that is right, and the first that is not.
+
+
+def terms(
+    step: float, *, norm: float = 1.0, z: float = 1.0, colluders: int = 0, bit: float = 0.0, metric: float = 0.0
+) -> NoiseTerms:
+    return NoiseTerms(
+        l2_clip_norm=norm, noise_multiplier=z, colluders=colluders, step=step, bit_weight=bit, metric_weight=metric
+    )
+
+
+def places(noise: NoiseTerms, *, devices: int = 4, bits: int = 32, parameters: int = 1) -> list[str]:
+    made = Mechanism(terms=noise, devices=devices, threshold=4, bits=bits, parameters=parameters)
+    return [problem.where for problem in made.problems()]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "where"),
+    [
+        # Four shares of z / (2 step): 4 steps are the least, 2^24 the most.
+        (terms(1 / 16, z=0.5), terms(1 / 16, z=0.4999), "noise.step"),
+        (terms(1 / MAX_SIGMA, z=2.0), terms(1 / MAX_SIGMA, z=2.001), "noise.step"),
+        (terms(1 / 32, colluders=3), terms(1 / 32, colluders=4), "noise.colluders"),
+        (terms(1 / 32, bit=3 / 32), terms(1 / 32, bit=3.5 / 32), "noise.bit_weight"),
+        (terms(1 / 32, metric=3 / 32), terms(1 / 32, metric=3.5 / 32), "noise.metric_weight"),
+        (terms(1 / 32, bit=0.0), terms(1 / 32, bit=-1.0), "noise"),
+        (terms(1 / 32, metric=0.0), terms(1 / 32, metric=math.inf), "noise"),
+    ],
+)
+def test_a_term_is_refused_from_its_limit_on_and_not_before(right: NoiseTerms, wrong: NoiseTerms, where: str) -> None:
+    assert places(right) == []
+    assert places(wrong) == [where]
+
+
+def test_the_sum_may_reach_up_to_the_rings_half_and_not_it() -> None:
+    """4 devices with S = 4096 steps and shares of 1024: 4 * 4096 + 8 * 2 * 1024 is 2^15."""
+    assert places(terms(2.0**-12, z=0.5), bits=16) == ["noise.step"]
+    assert places(terms(2.0**-12, z=0.4999), bits=16) == []
+
+
+def test_rounding_may_cost_a_twentieth_of_the_clip_norm() -> None:
+    """Half a step of 1 in one coordinate, of 10."""
+    assert places(terms(1.0, norm=10.0)) == []
+    assert places(terms(1.0, norm=10.0), parameters=2) == ["secagg.bits"]
+
+
+def test_the_sensitivity_is_the_norm_of_delta_bit_and_all_metrics() -> None:
+    assert terms(1.0, norm=3.0, bit=4.0).sensitivity == 5.0
+    assert terms(1.0, norm=3.0, metric=2.0).sensitivity == pytest.approx(math.sqrt(9 + METRIC_LANES * 4))
+
+
+@given(
+    devices=st.integers(3, 500), z=st.floats(0.05, 50), norm=st.floats(1e-3, 1e3), bits=st.sampled_from([16, 32, 64])
+)
+@settings(max_examples=100, deadline=None)
+def test_no_finer_grid_would_do(devices: int, z: float, norm: float, bits: int) -> None:
+    try:
+        made = sized(l2_clip_norm=norm, noise_multiplier=z, devices=devices, threshold=3, bits=bits, parameters=1)
+    except ConfigInvalid:
+        return
+    finer = replace(made, terms=replace(made.terms, step=made.terms.step / 2))
+    # Rounding the step up to a power of two leaves less than a factor of two; the largest word is the ring's own.
+    total = devices * norm / finer.terms.step + 8 * math.sqrt(devices) * finer.share_sigma
+    assert finer.share_sigma > MAX_SIGMA or total > 2 ** (bits - 1) - 1
+
+
+@pytest.mark.parametrize("z", [0.0, -1.0, math.nan, math.inf])
+def test_no_grid_is_looked_for_without_a_noise(z: float) -> None:
+    with pytest.raises(ConfigInvalid, match="noise multiplier"):
+        sized(noise_multiplier=z)
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, math.nan, math.inf])
+def test_no_grid_is_looked_for_without_a_clip_norm(norm: float) -> None:
+    with pytest.raises(ConfigInvalid, match="clip norm"):
+        sized(l2_clip_norm=norm)
+
+
+def test_no_grid_is_looked_for_where_nobody_honest_is_left() -> None:
+    with pytest.raises(ConfigInvalid, match="fewer than the 7 organisations"):
+        sized(colluders=7)
+    assert sized(colluders=6).shares == 1
+
+
+@pytest.mark.parametrize("bits", [16, 32, 64])
+@pytest.mark.parametrize("length", [1, 2**15 - 1, 2**15, 2**15 + 1, 2**16 + 3])
+def test_words_are_the_rounded_input_plus_the_noise_in_every_coordinate(bits: int, length: int) -> None:
+    made = sized(bits=bits, parameters=64, noise_multiplier=2.0)
+    vector = np.zeros(length, np.float32)
+    generator = np.random.default_rng(length)
+    vector[generator.integers(0, length, 60)] = 0.1 * generator.standard_normal(60)
+    vector[[0, -1]] = -0.1, 0.2
+    # The same bytes of entropy give the same noise: the difference is the input alone.
+    with_input, noise = (
+        noisy_words({BLOCK: one}, made, seeded_entropy(4, "both"))[BLOCK] for one in (vector, np.zeros_like(vector))
+    )
+    assert with_input.dtype == np.dtype(f"<u{bits // 8}")
+    found = decode_sum(with_input - noise, made.terms.step)
+    assert np.array_equal(found, np.rint(vector.astype(np.float64) / made.terms.step) * made.terms.step)
+
+
+@pytest.mark.parametrize("place", [0, 2**15, 2**15 + 2])
+def test_the_norm_is_that_of_all_pieces_and_all_blocks(place: int) -> None:
+    made = sized(parameters=2**15 + 3)
+    vector = np.zeros(2**15 + 3, np.float32)
+    vector[place] = 0.8
+    other = {BlockId("other"): np.array([0.59], np.float32)}
+    noisy_words({BLOCK: vector, **other}, made, seeded_entropy(3, "pieces"))
+    vector[1] = 0.2
+    with pytest.raises(InputRefused, match=r"found a norm of 1\.01"):
+        noisy_words({BLOCK: vector, **other}, made, seeded_entropy(3, "pieces"))

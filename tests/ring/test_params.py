@@ -40,6 +40,30 @@ def test_a_coordinate_takes_as_many_bytes_as_stated(bits: int, size: float) -> N
     assert RingParams(bits=bits, addends=3).size_bytes(960_000) / 960_000 == pytest.approx(size)
 
 
-def test_words_are_little_endian_and_unsigned() -> None:
-    assert RingParams(bits=16, addends=3).word == np.dtype("<u2")
-    assert RingParams(bits=21, addends=3).word == np.dtype("<u8")
+@pytest.mark.parametrize(
+    ("bits", "word"), [(8, "<u1"), (16, "<u2"), (21, "<u8"), (32, "<u4"), (33, "<u8"), (64, "<u8")]
+)
+def test_words_are_little_endian_and_unsigned(bits: int, word: str) -> None:
+    assert RingParams(bits=bits, addends=3).word == np.dtype(word)
+
+
+@pytest.mark.parametrize("bits", range(8, 65))
+def test_a_word_holds_its_lanes_whole_and_no_further_one_would_fit(bits: int) -> None:
+    ring = RingParams(bits=bits, addends=2)
+    room = 8 * ring.word.itemsize
+    assert ring.lanes * bits <= room < (ring.lanes + 1) * bits
+
+
+def test_a_level_and_its_rounding_fraction_fill_the_bits_of_a_float64_that_are_exact() -> None:
+    assert 2 * MAX_LEVELS * 2**17 == 2**53
+
+
+def test_as_many_addends_as_are_allowed_are_accepted() -> None:
+    assert RingParams(bits=32, addends=1 << 20).levels == 2047
+
+
+@pytest.mark.parametrize(("bits", "addends"), [(16, 0), (7, 2), (65, 2)])
+def test_what_is_out_of_range_is_one_problem_and_not_also_a_ring_without_room(bits: int, addends: int) -> None:
+    with pytest.raises(ConfigInvalid) as refused:
+        RingParams(bits=bits, addends=addends)
+    assert [problem.where for problem in refused.value.problems] == ["bits" if addends == 2 else "addends"]
