@@ -1,5 +1,7 @@
 """The ledger under crash, replay, restore and rivals."""
 
+import hashlib
+import math
 import os
 import shutil
 from pathlib import Path
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedpeft.errors import BudgetExhausted, IntegrityFailed, ResourceMissing
 from fedpeft.privacy import Budget, PrivacyLedger, Release, epsilon
+from fedpeft.privacy.ledger import read_ledger
 
 BUDGET = Budget(epsilon=8.0, delta=1e-5)
 ONE = Release(noise_multiplier=4.0, shares=3, share_sigma=1e5, parameters=1000, devices=5)
@@ -165,3 +168,111 @@ def test_a_full_disk_charges_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ledger.charge("round 1", ONE)
     with opened(tmp_path) as ledger:
         assert len(ledger.entries) == 2
+
+
+def test_a_line_has_one_form(tmp_path: Path) -> None:
+    """Known answer: what is on disks out there stays readable, and a line's digest does not depend on who wrote it."""
+    charged(tmp_path, 1)
+    first = (
+        '{"label":"round 0","previous":"' + 64 * "0" + '","release":{"devices":5,"noise_multiplier":4.0,'
+        '"parameters":1000,"share_sigma":100000.0,"shares":3},"sequence":1}\n'
+    )
+    assert (tmp_path / "ledger.jsonl").read_text() == first
+    head = hashlib.sha256(first.encode()).hexdigest()
+    assert (tmp_path / "elsewhere" / "witness").read_text() == f"1 {head}\n"
+
+
+def test_nobody_else_reads_a_journal_and_its_folder_is_on_the_disk_before_its_first_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd))[1])
+    with opened(tmp_path / "new") as ledger:
+        assert synced == [str(tmp_path / "new")]
+        assert ledger.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_torn_line_is_cut_off_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    charged(tmp_path, 2)
+    whole = (tmp_path / "ledger.jsonl").read_bytes()
+    (tmp_path / "ledger.jsonl").write_bytes(whole + b'{"label":')
+    assert [entry.label for entry in read_ledger(tmp_path / "ledger.jsonl")] == ["round 0", "round 1"]
+    synced, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd))[1])
+    opened(tmp_path).close()
+    assert (tmp_path / "ledger.jsonl").read_bytes() == whole
+    assert str(tmp_path / "ledger.jsonl") in synced
+    synced.clear()
+    opened(tmp_path).close()  # nothing is torn any more
+    assert str(tmp_path / "ledger.jsonl") not in synced
+
+
+def test_one_charge_may_stand_without_its_witness_and_two_may_not(tmp_path: Path) -> None:
+    """A crash between the first line and the first witness leaves the former."""
+    charged(tmp_path, 1)
+    (tmp_path / "elsewhere" / "witness").unlink()
+    with opened(tmp_path) as ledger:
+        assert len(ledger.entries) == 1
+    charged(tmp_path, 2)
+    (tmp_path / "elsewhere" / "witness").unlink()
+    with pytest.raises(IntegrityFailed, match="witness, found none"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(("ahead", "right"), [(1, True), (2, False)])
+def test_a_journal_is_at_most_one_charge_ahead_of_its_witness(tmp_path: Path, ahead: int, right: bool) -> None:
+    charged(tmp_path, 2)
+    witness = (tmp_path / "elsewhere" / "witness").read_bytes()
+    charged(tmp_path, 2 + ahead)
+    (tmp_path / "elsewhere" / "witness").write_bytes(witness)
+    if right:
+        with opened(tmp_path) as ledger:
+            assert len(ledger.entries) == 3
+    else:
+        with pytest.raises(IntegrityFailed, match="older or another copy"):
+            opened(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "x\n", "-1 abc\n", "2\n", "3 abc\n", "9 abc\n"])
+def test_a_witness_that_saw_something_else_is_believed(tmp_path: Path, text: str) -> None:
+    charged(tmp_path, 3)
+    (tmp_path / "elsewhere" / "witness").write_text(text)
+    with pytest.raises(IntegrityFailed, match="older or another copy"):
+        opened(tmp_path)
+
+
+def test_an_unlimited_budget_is_never_exceeded(tmp_path: Path) -> None:
+    loud = Release(noise_multiplier=1e-3, shares=3, share_sigma=1e5, parameters=1000, devices=5)
+    with opened(tmp_path, Budget(epsilon=math.inf, delta=1e-5)) as ledger:
+        assert not ledger.would_exceed(loud, times=10**6)
+        ledger.charge("round 0", loud)
+        assert len(ledger.entries) == 1
+
+
+def test_a_journal_that_is_refused_is_let_go_and_may_be_closed_again(tmp_path: Path) -> None:
+    charged(tmp_path, 2)
+    path = tmp_path / "ledger.jsonl"
+    right = path.read_bytes()
+    path.write_bytes(right.replace(b"4.0", b"9.0"))
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(IntegrityFailed):
+        opened(tmp_path)
+    path.write_bytes(right)
+    with opened(tmp_path) as ledger:
+        with pytest.raises(ResourceMissing):
+            opened(tmp_path)
+        ledger.close()
+        os.fstat(0), os.fstat(1)  # a second close takes nobody else's descriptor
+    os.fstat(0), os.fstat(1)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_report_on_no_journal_lists_no_charge(tmp_path: Path) -> None:
+    assert read_ledger(tmp_path / "none.jsonl") == ()
+
+
+def test_a_line_that_is_no_charge_is_refused(tmp_path: Path) -> None:
+    for line in (b"\xff\n", b"{}\n", b"[]\n", b'{"label": "x", "release": {"noise": 1}}\n', b"\n"):
+        (tmp_path / "ledger.jsonl").write_bytes(line)
+        with pytest.raises(IntegrityFailed, match="expected line 1 to continue the chain"):
+            opened(tmp_path)
