@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help install install-dev demo test lint unit slow explore mutate e2e base-smollm docs clean
+.PHONY: help install install-dev demo test lint unit slow explore mutate e2e faults base-smollm docs clean
 .DEFAULT_GOAL := help
 
 help: ## What there is to make.
@@ -60,6 +60,9 @@ mutate: install-dev ## Which changes to the guarding code no test notices: hours
 
 e2e: install-dev ## Whole runs, in processes of their own.
 	$(BIN)/pytest -m e2e tests/e2e
+
+faults: install-dev ## What goes wrong in a deployment, one after the other: the tests that docs/faults.md names.
+	$(BIN)/pytest -m 'slow or not slow' $$(grep -o 'tests/[a-zA-Z_/0-9]*\.py\(::[a-z_A-Z0-9]*\)\?' docs/faults.md | sort -u)
 
 docs: install-dev ## Write the generated tables into docs/.
 	$(BIN)/python docs/tables.py

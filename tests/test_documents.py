@@ -38,6 +38,25 @@ def test_the_tree_in_the_architecture_is_the_tree() -> None:
         assert rooms == folders, package_name
 
 
+CITED = re.compile(r"(tests/[\w/]+\.py)(?:::(test_\w+))?")
+
+
+def test_every_test_that_is_cited_exists() -> None:
+    """Documents and docstrings say which test shows what they claim; a renamed test must not leave a claim alone."""
+    names = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.py")]
+    names += [
+        path for folder in ("fedpeft", "server", "clients", "simulations") for path in (ROOT / folder).rglob("*.py")
+    ]
+    names.remove(ROOT / "docs" / "style.md")  # its one path is an example
+    missing = set()
+    for path in names:
+        for file, test in CITED.findall(path.read_text(encoding="utf-8")):
+            there = (ROOT / file).read_text(encoding="utf-8") if (ROOT / file).is_file() else ""
+            if not there or (test and f"def {test}(" not in there):
+                missing.add(f"{path.relative_to(ROOT)}: {file}{'::' if test else ''}{test}")
+    assert sorted(missing) == []
+
+
 def test_no_file_cites_what_a_user_cannot_have() -> None:
     """Folders beside the repository, and unpublished notes: their words are in docs/, or they are not cited."""
     command = ["git", "ls-files", "*.py", "*.md", "*.toml"]

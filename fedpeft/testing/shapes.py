@@ -1,4 +1,4 @@
-"""Two base models by their numbers: what their artifacts' manifests say (tests/device/test_shape.py)."""
+"""Two base models by their numbers: what their artifacts' manifests say (tests/planner/test_read_shape.py)."""
 
 from fedpeft.planner import BaseShape
 
