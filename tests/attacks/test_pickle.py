@@ -7,7 +7,6 @@ import contextlib
 import pickle  # noqa: TID251 - it is what the attacker sends
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -18,7 +17,7 @@ from fedpeft.ids import BlockId
 from fedpeft.round.coordinator import run_round
 from fedpeft.round.transport import Stage
 from fedpeft.testing.clock import FakeClock
-from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, toy_task
+from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, toy_past, toy_task
 from fedpeft.testing.network import InMemoryTransport
 from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
 
@@ -84,7 +83,7 @@ def test_the_coordinator_does_not_unpickle_an_answer_and_goes_on_without_its_sen
     handles[liar] = lambda now, payload: PICKLED if now is stage else honest(now, payload)
     plan = toy_plan(SPEC, secagg=exact_terms(N))
     outcome = run_round(
-        replace(toy_task(plan), wanted=None),
+        toy_task(plan, past=toy_past(plan, toy_state(SPEC), rounds=0, coordinator=made.coordinator.public)),
         toy_state(SPEC),
         made.members(),
         InMemoryTransport(handles, FakeClock()),
