@@ -52,44 +52,52 @@ class Setting:
         source: ``data.source``, or the name of a function below that makes a file of rows.
         tables: the rest of the file.
         rates: fixed rates to try.
+        evaluated: held-out examples of a client.
     """
 
     source: str
     tables: str
     rates: tuple[float, ...] = GRID
+    evaluated: int = 16
 
 
 ENCODER = f'[base]\nmodel = "{MINILM}"\nquantize = "{{quantize}}"\n'
 ENCODER += '[task]\nkind = "classify"\nmax_length = {length}\n'
 DECODER = f'[base]\nmodel = "{GGUF}"\nquantize = "int4-g32"\n[task]\nkind = "causal-lm"\nmax_length = {{length}}\n'
 TEMPLATE = "[adapter]\nlora = {rank = 8}\n"
-ROUNDS, STEPS, EVALUATED = 3, 5, 16
+ROUNDS, STEPS = 3, 5
 
 
 def table(base: str, partition: str, *, length: int = 48, batch: int = 4, **more: str) -> str:
     """The text of a run.toml but for its source."""
     text = base.format(length=length, quantize=more.get("quantize", "int8")) + more.get("adapter", TEMPLATE)
     # Class means take a round of their own.
-    rounds = ROUNDS + int(more.get("spare", "0"))
-    train = f"[train]\nlocal_steps = {STEPS}\nbatch_size = {batch}\n"
+    rounds = int(more.get("rounds", ROUNDS)) + int(more.get("spare", "0"))
+    train = f"[train]\nlocal_steps = {more.get('steps', STEPS)}\nbatch_size = {batch}\n"
     return text + f"{train}[rounds]\ncount = {rounds}\n[data]\npartition = {{{partition}}}\n"
 
 
+TOP = "[adapter]\nlayers = 2\nlora = {rank = 8}\n"
 IID4 = 'by = "iid", clients = 4'
 AIRLINE = 'by = "column", column = "airline"'
 ALL = 'targets = ["q", "k", "v", "o", "up", "down"]'
+DEMO = '[adapter]\nlayers = 2\nlora = {rank = 8, targets = ["q", "v", "down"]}\nbitfit = {}\n'
 SETTINGS = {
+    "the demo's tweets, five rounds of twelve steps": Setting(
+        source="tweets",
+        tables=table(ENCODER, AIRLINE, length=64, batch=16, rounds="5", steps="12", adapter=DEMO),
+        evaluated=50,
+    ),
     "airlines": Setting(source="airlines", tables=table(ENCODER, AIRLINE)),
     "shakespeare, top 2 layers": Setting(
         source="shakespeare",
-        tables=table(
-            DECODER, 'by = "column", column = "speaker"', batch=2, adapter="[adapter]\nlayers = 2\nlora = {rank = 8}\n"
-        ),
+        tables=table(DECODER, 'by = "column", column = "speaker"', batch=2, adapter=TOP),
         rates=(0.003, 0.01, 0.03, 0.1, 0.3),
     ),
-    "banking77, dirichlet 0.3": Setting(
+    "banking77, dirichlet 0.3, top 2 layers": Setting(
         source="banking",
-        tables=table(ENCODER, 'by = "dirichlet", clients = 6, alpha = 0.3', spare="1"),
+        tables=table(ENCODER, 'by = "dirichlet", clients = 6, alpha = 0.3', batch=8, spare="1", steps="8", adapter=TOP),
+        evaluated=40,
     ),
     "docstrings, top 4 layers, mlp too": Setting(
         source="builtin:stdlib-docstrings",
@@ -142,16 +150,21 @@ class Quiet:
 
 def airlines(data: Path) -> list[dict[str, str]]:
     """The demo's tweets, about 120 an airline."""
+    return tweets(data, 120)
+
+
+def tweets(data: Path, each: int = 300) -> list[dict[str, str]]:
+    """The demo's tweets, about 300 an airline."""
     records = load("builtin:airline-tweets", {}, columns=("text", "label", "airline")).records
     rows: dict[str, list[dict[str, str]]] = {}
     for index in range(len(records)):
         row = {name: str(records[index][name]) for name in ("text", "label", "airline")}
         rows.setdefault(row["airline"], []).append(row)
-    return [row for own in rows.values() for row in own[:: len(own) // 120]]
+    return [row for own in rows.values() for row in own[:: max(1, len(own) // each)]]
 
 
 def banking(data: Path) -> list[dict[str, str]]:
-    """Queries with 77 intents: every third, to keep rounds short."""
+    """Queries with 77 intents: every eighth, to keep rounds short."""
     with (data / "banking77" / "train.csv").open(encoding="utf-8", newline="") as file:
         return [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)][::8]
 
@@ -186,7 +199,7 @@ def e2e(data: Path) -> list[dict[str, str]]:
         return [{"prompt": row["mr"] + "\n", "completion": row["ref"]} for row in csv.DictReader(file)][:240]
 
 
-READERS = {reader.__name__: reader for reader in (airlines, banking, pubmedqa, stsb, shakespeare, e2e)}
+READERS = {reader.__name__: reader for reader in (airlines, tweets, banking, pubmedqa, stsb, shakespeare, e2e)}
 
 
 def opened(setting: Setting, data: Path, folder: Path) -> Simulation | None:
@@ -205,19 +218,19 @@ def opened(setting: Setting, data: Path, folder: Path) -> Simulation | None:
     return prepare(config, Quiet())
 
 
-def cell(simulation: Simulation, rate: float | str) -> dict[str, Any]:
+def cell(simulation: Simulation, rate: float | str, *, evaluated: int) -> dict[str, Any]:
     """One federation at one rate: the held-out loss and accuracy after each round, of all clients alike."""
     plan = simulation.plan
     plan = plan.model_copy(update={"train": plan.train.model_copy(update={"learning_rate": rate})})
     state, began, losses, right = simulation.initial, time.process_time(), [], []
     prepared = {name: own.prepared(plan) for name, own in simulation.examples.items()}
     with simulation.bench.lend(plan) as union:
-        losses_of, right_of = scored(union, state, prepared)
+        losses_of, right_of = scored(union, state, prepared, evaluated)
         losses.append(losses_of)
         right.append(right_of)
         for round_id in range(1, plan.rounds.count + 1):
             state = between_rounds(averaged(union, plan, state, prepared, round_id), plan.adapter, round_id)
-            losses_of, right_of = scored(union, state, prepared)
+            losses_of, right_of = scored(union, state, prepared, evaluated)
             losses.append(losses_of)
             right.append(right_of)
     rates = {
@@ -260,11 +273,13 @@ def averaged(
     return state.replace({block: (total / len(prepared)).astype(np.float32) for block, total in sums.items()})
 
 
-def scored(union: UnionAdapter, state: AdapterState, prepared: Mapping[str, Prepared]) -> tuple[float, float]:
+def scored(
+    union: UnionAdapter, state: AdapterState, prepared: Mapping[str, Prepared], evaluated: int
+) -> tuple[float, float]:
     """Mean loss and accuracy over the clients' held-out examples."""
     union.load(state)
     found = [
-        evaluate(union, own.held_out, limit=EVALUATED, batch_size=own.eval_batch, cache=own.eval_cache)
+        evaluate(union, own.held_out, limit=evaluated, batch_size=own.eval_batch, cache=own.eval_cache)
         for own in prepared.values()
     ]
     count = sum(one.examples for one in found)
@@ -291,7 +306,7 @@ def main() -> None:
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
             simulation = opened(QUICK, options.data, Path(folder))
-            print(json.dumps({str(rate): cell(simulation, rate) for rate in (0.01, AUTO)}))
+            print(json.dumps({str(rate): cell(simulation, rate, evaluated=4) for rate in (0.01, AUTO)}))
         return
     found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     for name, setting in SETTINGS.items():
@@ -306,7 +321,7 @@ def main() -> None:
                 continue
             found[name]["toml"] = setting.tables
             for rate in missing:
-                cells[rate] = cell(simulation, rate if rate == AUTO else float(rate))
+                cells[rate] = cell(simulation, rate if rate == AUTO else float(rate), evaluated=setting.evaluated)
                 found[name]["kept"] = kept(cells)
                 RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
                 print(name, rate, json.dumps(cells[rate]), flush=True)
