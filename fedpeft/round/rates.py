@@ -14,7 +14,7 @@ from fedpeft.catalogue.rates import UNMEASURED, Placed, head_rate
 from fedpeft.ids import BlockId
 from fedpeft.round.plan import LearningPlan
 
-__all__ = ["SGD_FACTOR", "learning_rates"]
+__all__ = ["SGD_FACTOR", "learning_rates", "rates_told"]
 
 SGD_FACTOR = 100.0
 """By how much SGD's rates are above AdamW's: 3.9 to 0.035 at rank 8 and 20 to 0.18 at rank 1, on one language model."""
@@ -29,6 +29,19 @@ def learning_rates(plan: LearningPlan, adapter: AdapterSpec, blocks: Collection[
         blocks: some of ``adapter``'s.
     """
     return {block_id: _rate(plan, adapter, block_id) for block_id in sorted(blocks)}
+
+
+def rates_told(plan: LearningPlan, adapter: AdapterSpec) -> str:
+    """The rates that a run trains with, in a line: blocks of one method and rate together.
+
+    Example: ``learning rates: head 0.03, lora.B 0.00621``.
+    """
+    trained = [block.block_id for block in adapter.blocks if block.trainable]
+    told: dict[tuple[str, str], None] = {}
+    for block_id, rate in learning_rates(plan, adapter, trained).items():
+        name = block_id.rpartition(".")[0] if block_id.startswith("lora.") else block_id
+        told.setdefault((name, f"{rate:.3g}"), None)
+    return "learning rates: " + ", ".join(f"{name} {rate}" for name, rate in told)
 
 
 def _rate(plan: LearningPlan, adapter: AdapterSpec, block_id: BlockId) -> float:

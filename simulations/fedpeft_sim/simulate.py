@@ -32,6 +32,7 @@ from fedpeft.flower import GridTransport, client_app, run_local, run_ray
 from fedpeft.round.coordinator import OpenSum, SecureSum
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.plan import LearningPlan, learning_plan
+from fedpeft.round.rates import rates_told
 from fedpeft.round.size_class import weight_share
 from fedpeft_client.training.examples import Examples
 from fedpeft_client.training.model_pool import ModelPool
@@ -184,6 +185,9 @@ def simulate(
         for name, sentence in simulation.population.plans.items() if resume is None else ():
             run.record("device.planned", client=name, detail={"plan": sentence})
         screen.note(f"run directory {run.path}")
+        rates = rates_told(simulation.plan, simulation.initial.spec)
+        run.record("learning.rates", detail={"rates": rates})
+        screen.note(rates)
         plan = simulation.plan.model_copy(update={"run_id": run.manifest.run_id})
         try:
             state = _federate(simulation, plan, run, screen)

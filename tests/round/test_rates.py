@@ -11,7 +11,7 @@ from fedpeft.config.adapter import Adapter, MethodName
 from fedpeft.config.model import BitFit, Bottleneck, Ia3, Lora, Task, Train
 from fedpeft.ids import BlockId
 from fedpeft.round.plan import LearningPlan
-from fedpeft.round.rates import SGD_FACTOR, learning_rates
+from fedpeft.round.rates import SGD_FACTOR, learning_rates, rates_told
 from fedpeft.testing.trainers import toy_plan
 
 HIDDEN = 384
@@ -111,3 +111,10 @@ def test_the_table_is_within_a_factor_of_two_of_what_was_measured(name: str) -> 
     block = "lora.B.t8" if isinstance(settings, Lora) else "ia3"
     found = rate_of(spec_of(block, matrices(layers, targets), (HIDDEN, 8)), Adapter.having(settings), kind=kind)
     assert best / 2 <= found <= best * 2
+
+
+def test_a_run_says_its_rates_by_method() -> None:
+    blocks = ("lora.B.t4", "lora.B.t8", "head")
+    spec = AdapterSpec(blocks=tuple(spec_of(block, [f"{block}.x"], (HIDDEN, 4)).blocks[0] for block in blocks))
+    plan = plan_of(spec, Adapter.having(Lora(learning_rate=0.02), head_learning_rate=0.125))
+    assert rates_told(plan, spec) == "learning rates: head 0.125, lora.B 0.02"
