@@ -224,7 +224,7 @@ def cell(simulation: Simulation, rate: float | str, *, evaluated: int) -> dict[s
     plan = plan.model_copy(update={"train": plan.train.model_copy(update={"learning_rate": rate})})
     state, began, losses, right = simulation.initial, time.process_time(), [], []
     prepared = {name: own.prepared(plan) for name, own in simulation.examples.items()}
-    with simulation.bench.lend(plan) as union:
+    with simulation.pool.lend(plan) as union:
         losses_of, right_of = scored(union, state, prepared, evaluated)
         losses.append(losses_of)
         right.append(right_of)

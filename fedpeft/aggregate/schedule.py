@@ -4,7 +4,7 @@ Coordinator and devices compute it alike from the run's adapter and the round; w
 """
 
 from fedpeft.adapter import AdapterSpec, BlockSpec
-from fedpeft.aggregate.head_start import HEAD_BLOCK, measures_head, method_round
+from fedpeft.aggregate.head_start import HEAD_BLOCK, freezes_head, measures_head, method_round
 from fedpeft.catalogue import BY_NAME
 from fedpeft.catalogue.section import Section
 from fedpeft.config.model import Adapter
@@ -24,8 +24,11 @@ def due_blocks(spec: AdapterSpec, adapter: Adapter, round_id: int) -> frozenset[
         return frozenset({HEAD_BLOCK})
     own = method_round(spec, adapter, round_id)
     settings = {method.name: settings for method, settings in adapter.declared()}
+    frozen = {HEAD_BLOCK} if freezes_head(spec, adapter) else set()
     return frozenset(
-        block.block_id for block in spec.blocks if block.trainable and _is_due(block, settings.get(block.method), own)
+        block.block_id
+        for block in spec.blocks
+        if block.trainable and block.block_id not in frozen and _is_due(block, settings.get(block.method), own)
     )
 
 

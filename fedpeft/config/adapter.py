@@ -44,6 +44,12 @@ class Adapter(_WithMethods):
         "of each class's examples; the head starts from these means (Legate 2023). Not under privacy. `auto`: class "
         "means where there are more classes than train.batch_size, so that no batch shows them all.",
     )
+    head_refresh: int = Field(
+        default=0,
+        ge=0,
+        description="With class means: every so many rounds one measures them again with the adapter as it is by then, "
+        "and trains nothing; between them the head stays. 0: measured once, then trained.",
+    )
     head_learning_rate: float | None = Field(
         default=None, gt=0, description="Overrides train.learning_rate for the head."
     )
@@ -58,6 +64,19 @@ class Adapter(_WithMethods):
         """The methods that the run has, each with its settings, in the catalogue's order."""
         found = ((method, getattr(self, method.name)) for method in METHODS)
         return tuple((method, settings) for method, settings in found if settings is not None)
+
+    def measuring_rounds(self, rounds: int) -> int:
+        """How many of the first ``rounds`` of a run measure class means and train nothing.
+
+        Example:
+            >>> Adapter(head_start="class-means").measuring_rounds(8)
+            1
+            >>> Adapter(head_start="class-means", head_refresh=3).measuring_rounds(8)  # rounds 1, 4 and 7
+            3
+        """
+        if self.head_start != "class-means" or rounds < 1:
+            return 0
+        return 1 + ((rounds - 1) // self.head_refresh if self.head_refresh else 0)
 
     def lowest_layer(self, layer_count: int) -> int:
         """The lowest layer that carries an adapter; ``layer_count`` where only the head is trained.

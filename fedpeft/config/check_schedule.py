@@ -20,6 +20,19 @@ def schedule_findings(config: RunConfig) -> Iterator[Finding]:
 
 def _head_start(config: RunConfig) -> Iterator[Finding]:
     adapter, key = config.adapter, "adapter.head_start"
+    if adapter.head_refresh == 1:
+        yield Finding(
+            key="adapter.head_refresh",
+            expected="0, or 2 and more: else every round measures and none trains",
+            found="1",
+        )
+    if adapter.head_refresh and adapter.head_start == "seed":
+        yield Finding(
+            key="adapter.head_refresh",
+            reads=(key,),
+            expected='0 with head_start = "seed": there are no class means to measure again',
+            found=str(adapter.head_refresh),
+        )
     if adapter.head_start != "class-means":
         return
     if config.task.kind != "classify" or not adapter.head:
@@ -48,7 +61,8 @@ def _head_start(config: RunConfig) -> Iterator[Finding]:
 
 def _training_rounds(config: RunConfig) -> TrainingRounds:
     """Rounds that train; the first only measures where the head starts from class means."""
-    count = config.rounds.count
-    if config.adapter.head_start == "class-means":
-        return TrainingRounds(count=count - 1, text=f"rounds.count={count} less the round of class means")
+    count, measuring = config.rounds.count, config.adapter.measuring_rounds(config.rounds.count)
+    if measuring:
+        what = "the round" if measuring == 1 else f"{measuring} rounds"
+        return TrainingRounds(count=count - measuring, text=f"rounds.count={count} less {what} of class means")
     return TrainingRounds(count=count, text=f"rounds.count={count}")

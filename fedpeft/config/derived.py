@@ -55,7 +55,8 @@ def with_head_start(config: RunConfig) -> RunConfig:
         and not any(method.counts_rounds for method, _ in adapter.declared())
     )
     start = "class-means" if possible and len(task.labels) > config.train.batch_size else "seed"
-    return config.model_copy(update={"adapter": adapter.model_copy(update={"head_start": start})})
+    decided = {"head_start": start, "head_refresh": adapter.head_refresh if start == "class-means" else 0}
+    return config.model_copy(update={"adapter": adapter.model_copy(update=decided)})
 
 
 def wanted_devices(rounds: Rounds, available: int) -> int:

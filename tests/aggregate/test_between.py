@@ -5,6 +5,7 @@ import pytest
 
 from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec, TensorSpec, unflatten
 from fedpeft.aggregate import between_rounds
+from fedpeft.aggregate.head_start import without_means
 from fedpeft.catalogue.adalora import adalora_budget
 from fedpeft.config.model import AdaLora, Adapter, BitFit
 from fedpeft.errors import RunFailed
@@ -121,6 +122,20 @@ def test_only_the_first_round_makes_the_head() -> None:
     begin = head_of([[0.6, 0.0], [0.0, 0.2]])
     assert between_rounds(begin, MEANS, 2) is begin
     assert between_rounds(begin, Adapter(bitfit=BitFit()), 1) is begin
+
+
+def test_with_a_refresh_later_rounds_make_the_head_again() -> None:
+    begin, again = head_of([[0.6, 0.0], [0.0, 0.2]]), MEANS.model_copy(update={"head_refresh": 3})
+    made = [between_rounds(begin, again, round_id) is not begin for round_id in range(1, 9)]
+    assert made == [True, False, False, True, False, False, True, False]
+
+
+def test_what_a_round_of_class_means_adds_to_is_the_head_without_its_rows() -> None:
+    begin = head_of([[0.6, 0.0], [0.0, 0.2]])
+    cleared = unflatten(begin.spec[HEAD], without_means(begin)[HEAD])
+    assert not cleared["out.weight"].any()
+    assert (cleared["dense.weight"] == 1).all()
+    assert (cleared["out.bias"] == 1).all()
 
 
 def test_after_a_round_of_class_means_the_methods_count_from_the_next() -> None:

@@ -47,3 +47,11 @@ def test_a_run_that_starts_from_class_means_measures_them_first_and_then_trains_
     assert due == [{"head"}, {"head", "relora.B.c1"}, {"head", "relora.B.c2"}]
     without = spec_of(relora_A_c1=False, relora_B_c1=True, relora_B_c2=True)
     assert due_blocks(without, adapter, 1) == {"relora.B.c1"}
+
+
+def test_a_head_that_is_measured_again_is_never_trained_and_the_methods_count_the_rounds_that_train() -> None:
+    spec = spec_of(relora_A_c1=False, relora_B_c1=True, relora_B_c2=True, head=True)
+    adapter = Adapter(relora=ReLora(cycles=2, rounds_each=1), head_start="class-means", head_refresh=2)
+    due = [due_blocks(spec, adapter, round_id) for round_id in (1, 2, 3, 4, 5)]
+    assert due == [{"head"}, {"relora.B.c1"}, {"head"}, {"relora.B.c2"}, {"head"}]
+    assert [adapter.measuring_rounds(count) for count in range(6)] == [0, 1, 1, 2, 2, 3]

@@ -39,6 +39,7 @@ def refused(text: str, *, simulation: bool = True) -> list[str]:
     return []
 
 
+AGAIN = 'head_start = "class-means"\nhead_refresh = 4'
 HUB = "hub:org/name@" + "0" * 40
 DEVICES = 'clients = ["a", "b"]\nmethods = ["lora"]\n---\nclients = ["{}"]\nmethods = ["lora"]\n'
 
@@ -53,6 +54,29 @@ RULES: dict[str, tuple[str, str, str]] = {
         toml(adapter__adalora="prune_until = 7", adapter='head_start = "class-means"', rounds="count = 8"),
         "adapter.adalora.prune_until: expected above warmup_rounds=1 and below rounds.count=8 less the round of class",
         toml(adapter__adalora="prune_until = 6", adapter='head_start = "class-means"', rounds="count = 8"),
+    ),
+    "the rounds that measure class means again are none of adalora's": (
+        toml(
+            adapter__adalora="prune_until = 6",
+            adapter='head_start = "class-means"\nhead_refresh = 4',
+            rounds="count = 8",
+        ),
+        "adapter.adalora.prune_until: expected above warmup_rounds=1 and below rounds.count=8 less 2 rounds of class",
+        toml(
+            adapter__adalora="prune_until = 5",
+            adapter='head_start = "class-means"\nhead_refresh = 4',
+            rounds="count = 8",
+        ),
+    ),
+    "some rounds train": (
+        toml(adapter="head_refresh = 1"),
+        "adapter.head_refresh: expected 0, or 2 and more",
+        toml(adapter="head_refresh = 2"),
+    ),
+    "only class means are measured again": (
+        toml(adapter='head_start = "seed"\nhead_refresh = 2'),
+        'adapter.head_refresh: expected 0 with head_start = "seed"',
+        toml(adapter='head_start = "class-means"\nhead_refresh = 2'),
     ),
     "adalora is done before the run": (
         toml(adapter__adalora="prune_until = 8", rounds="count = 8"),

@@ -3,7 +3,7 @@
 import pytest
 
 from fedpeft.catalogue.lora import lora_tiers
-from fedpeft.config import parse
+from fedpeft.config import parse, resolved
 from fedpeft.config.derived import invited_devices, value_bits, wanted_devices, with_head_start
 from fedpeft.config.model import Lora, Rounds, SecureAggregation
 from fedpeft.testing.runs import toy_run
@@ -70,3 +70,9 @@ def test_how_the_head_starts_waits_for_the_labels() -> None:
     assert config.adapter.head_start == "auto"
     known = config.model_copy(update={"task": config.task.model_copy(update={"labels": ("a", "b", "c")})})
     assert with_head_start(known).adapter.head_start == "class-means"
+
+
+def test_a_head_that_is_not_measured_is_not_measured_again() -> None:
+    asked = parse(MANY, source="t", overrides=["rounds.count=3", "adapter.head_refresh=2"], simulation=True)
+    assert (asked.adapter.head_start, asked.adapter.head_refresh) == ("seed", 0)
+    parse(resolved(asked), source="resolved.toml", simulation=True)

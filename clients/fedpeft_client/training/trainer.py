@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.aggregate.device_side import forward_state, local_blocks
-from fedpeft.aggregate.head_start import measures_head
+from fedpeft.aggregate.head_start import measures_head, without_means
 from fedpeft.aggregate.rules import STEPS
 from fedpeft.catalogue import TIERED
 from fedpeft.config.model import MemoryUse, Train
@@ -224,7 +224,8 @@ class TorchTrainer:
         )
         scaffold = plan.train.scaffold and not measuring
         corrected = correction(work, kept, rates) if scaffold else {}
-        union.load(forward_state(plan.aggregate, state, self._lora_rank()))
+        start = without_means(state) if measuring else state
+        union.load(forward_state(plan.aggregate, start, self._lora_rank()))
         before = union.extract(sorted(rates))  # as rounded here: the rounding is no part of a change
         loss_sum, seen = 0.0, 0
         if measuring:

@@ -23,7 +23,7 @@ from fedpeft.aggregate import (
     settled,
 )
 from fedpeft.aggregate.gauge import idle_tiers
-from fedpeft.aggregate.head_start import measures_head
+from fedpeft.aggregate.head_start import HEAD_BLOCK, measures_head, without_means
 from fedpeft.aggregate.linear import mean
 from fedpeft.config import RunConfig
 from fedpeft.config.rules import RULES
@@ -108,6 +108,10 @@ class Aggregation:
         """
         trained = task.trained(state.spec)
         measured = measures_head(state.spec, self._plan.adapter, task.round_id)
+        if measured and not any(in_bucket(HEAD_BLOCK, b) in summed.sums for b in range(self._rule.buckets + 1)):
+            return state, server  # too few owners: the head stays as it is
+        if measured:
+            state = without_means(state)
         if self._rule.robust == "none":
             sums = self._sums(summed, trained, fixed_weight)
             proposed = (mean if measured else partial(proposal, self._rule))(state, sums)

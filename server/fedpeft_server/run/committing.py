@@ -128,6 +128,7 @@ class Committing:
         else:
             measured = self._aggregation.measured(task, summed)
         state, server = progress.state, progress.server
+        means = task.train and measures_head(state.spec, self._config.adapter, round_id)
         if task.train:
             state, server = self._aggregation.advance(
                 task,
@@ -139,7 +140,10 @@ class Committing:
                 # A fixed denominator: how many were asked, which nobody's data decides.
                 fixed_weight=len(members) if self._privacy else None,
             )
-            state = between_rounds(state, self._config.adapter, round_id)
+            if means and round_id > 1 and state is progress.state:
+                means = False  # nothing was summed: the head that is there is no sum of means
+            else:
+                state = between_rounds(state, self._config.adapter, round_id)
         # A noised loss counts nobody, and its least value is more luck than a good state.
         counted = measured.loss if measured.evaluators else None
         is_best = counted is not None and (progress.best_loss is None or counted < progress.best_loss)
@@ -152,7 +156,6 @@ class Committing:
         clip = self._privacy.after(task.noise, summed) if self._privacy else {}
         self._run.commit(round_id, state.to_safetensors(), {"best_loss": best_loss, **clip}, row, extra)
         self._publish("latest", state)
-        means = task.train and measures_head(state.spec, self._config.adapter, round_id)
         warnings = new_warnings(self._run.rounds, self._config)
         told = " ".join((sentence(row), *warnings))
         self._tell(EventKind.COMMITTED, round_id, "class means for the head; " * means + told)
