@@ -40,8 +40,9 @@ def list_(folder: Path) -> None:
 @command.command()
 @run_argument
 def show(run: Path) -> None:
-    """Show how RUN went, one line a round."""
+    """Show how RUN went, one line a round, and which devices fail."""
     from fedpeft_server.run.run_view import read_run
+    from fedpeft_server.run.troubled import troubled
     from fedpeft_server.run.verdict import verdict
 
     view = read_run(run)
@@ -59,6 +60,9 @@ def show(run: Path) -> None:
             f"devices {row.devices_survived}/{row.devices_invited}  "
             f"up {row.bytes_up / 1e6:.2f} MB  down {row.bytes_down / 1e6:.2f} MB  {row.seconds:.1f} s"
         )
+    for one in troubled(view.rounds, view.events):
+        times = "once" if one.times == 1 else f"{one.times} times"
+        click.echo(f"fails       {one.client}: {one.reason}, {times} since {one.since} (round {one.round_id})")
     for fact in verdict(view.rounds, view.config()):
         click.echo(fact)
     click.echo(f"next: {quoted('fedpeft', 'runs', 'report', run)}")
