@@ -6,6 +6,7 @@ know for what it is. One writer a file at a time: whoever shares a directory bet
 """
 
 import os
+import shlex
 from pathlib import Path
 
 __all__ = ["PRIVATE", "SHARED", "append_whole", "read_text", "sync", "write_file"]
@@ -31,8 +32,10 @@ def read_text(path: Path) -> str:
         content = file.read(MAX_TEXT_BYTES + 1)
     if len(content) > MAX_TEXT_BYTES:
         raise ValueError(f"expected at most {MAX_TEXT_BYTES} bytes, found more")
+    if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        raise ValueError(f"expected UTF-8, found UTF-32; convert it: iconv -f UTF-32 -t UTF-8 {shlex.quote(path.name)}")
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:2]:
-        raise ValueError(f"expected UTF-8, found UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path.name}")
+        raise ValueError(f"expected UTF-8, found UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {shlex.quote(path.name)}")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,8 +1,40 @@
 """Text that others wrote, made safe to print: a terminal acts on what a log only holds."""
 
+import dataclasses
 import unicodedata
+from contextvars import ContextVar
+from dataclasses import dataclass
 
-__all__ = ["printable"]
+__all__ = ["Verbosity", "printable", "set_verbosity", "verbosity"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verbosity:
+    """What this process shows beside results.
+
+    Args:
+        quiet: no progress.
+        verbose: more of what goes on, and where errors came from.
+        no_color: plain text.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    no_color: bool = False
+
+
+DEFAULT = Verbosity()
+_current: ContextVar[Verbosity] = ContextVar("verbosity", default=DEFAULT)
+
+
+def verbosity() -> Verbosity:
+    """As the command line asked for it; in other threads than the command's own, the default."""
+    return _current.get()
+
+
+def set_verbosity(**fields: bool) -> None:
+    """Change what this process shows; without fields back to the default."""
+    _current.set(dataclasses.replace(_current.get(), **fields) if fields else DEFAULT)
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:
@@ -13,13 +45,13 @@ def printable(text: str, *, keep_lines: bool = False) -> str:
 
     Args:
         text: of a device, a coordinator or a file.
-        keep_lines: whether newlines are ours and stay.
+        keep_lines: whether newlines and tabs are ours and stay.
 
     Example:
         >>> printable("bye\x1b[2J\nward-0 revoked")
         'bye\\x1b[2J\\nward-0 revoked'
     """
-    return "".join(one if _shows(one) or (keep_lines and one == "\n") else _escaped(one) for one in text)
+    return "".join(one if _shows(one) or (keep_lines and one in "\n\t") else _escaped(one) for one in text)
 
 
 def _shows(one: str) -> bool:

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from fedpeft.config.explain import key_of
 from fedpeft.config.model import Adapter, MemoryUse, MethodName, Section
 from fedpeft.errors import ConfigInvalid, OutsideHours, PolicyRefused, Problem
+from fedpeft.files import read_text
 from fedpeft.round.plan import LearningPlan
 
 __all__ = ["Hours", "Site", "SiteData", "SiteLimits", "SitePolicy", "methods_of"]
@@ -158,13 +159,13 @@ class Site(Section):
             ConfigInvalid: it is missing or wrong; names every problem.
         """
         try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
+            document = tomllib.loads(read_text(path))
         except OSError as error:
             raise ConfigInvalid(
                 f"Expected the site's rules in {path}, found {error.strerror}; "
                 "`fedpeft client join TOKEN --data FILE` writes them."
             ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise ConfigInvalid(f"Expected TOML in {path}, found: {error}.") from error
         try:
             return cls.model_validate(_tuples(document))

@@ -7,13 +7,11 @@ Invariants: this module imports nothing but click and ``fedpeft.errors``, so tha
 at once; every way out of ``main`` has the exit code of docs/design.md, section 9; only a bug shows a traceback.
 """
 
-import difflib
 import errno
 import importlib
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
@@ -74,6 +72,9 @@ _MACHINE_ERRNOS = frozenset(
 )
 """Operating-system errors that tell of this machine, not of a bug in fedpeft."""
 
+_PATH_ERRNOS = frozenset({errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY})
+"""Those of them that a bug makes as easily: they tell of this machine where the path is one that the user named."""
+
 
 class LazyGroup(click.Group):
     """A click group whose subcommands are modules, imported only when called."""
@@ -86,8 +87,10 @@ class LazyGroup(click.Group):
         """Imports the module of ``cmd_name``; None when there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
+        from fedpeft.cli.options import with_common_options
+
         command: click.Command = importlib.import_module(f"fedpeft.cli.{cmd_name}").command
-        return command
+        return with_common_options(command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -95,6 +98,8 @@ class LazyGroup(click.Group):
         """As click does, but an unknown name gets the nearest known one."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
+            import difflib
+
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f" Did you mean `fedpeft {near[0]}`?" if near else ""
             raise click.UsageError(f"Expected one of the commands {', '.join(COMMANDS)}; found {name!r}.{hint}", ctx)
@@ -131,10 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(cli, {}, "fedpeft", COMPLETE, instruction)
+    _reset_verbosity()
+    given = list(sys.argv[1:] if arguments is None else arguments)
     previous = _on_terminate(_raise_terminated)
     try:
         # Not cli.main(): it turns a closed pipe into exit code 1, which means a failed run here.
-        with cli.make_context("fedpeft", list(sys.argv[1:] if arguments is None else arguments)) as context:
+        with cli.make_context("fedpeft", list(given)) as context:
             code = cli.invoke(context)
         sys.stdout.flush()
     except click.exceptions.Exit as stop:
@@ -152,10 +159,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_PIPE_CLOSED
     except Exception as error:  # the shell's purpose: no exception leaves it
-        return _failed(error)
+        return _failed(error, given)
     finally:
         _on_terminate(previous)
     return code if isinstance(code, int) else EXIT_OK
+
+
+def _reset_verbosity() -> None:
+    """As of a new process: tests run several commands in one."""
+    if terminal := sys.modules.get("fedpeft.terminal"):
+        terminal.set_verbosity()
 
 
 def _end_at_once_on_the_next_interrupt() -> int:
@@ -174,24 +187,58 @@ class _Terminated(BaseException):
     """SIGTERM arrived; unwinds like KeyboardInterrupt, so that files and locks are closed."""
 
 
-def _failed(error: Exception) -> int:
-    """Says what ended the command and returns its exit code."""
+def _failed(error: Exception, given: Sequence[str]) -> int:
+    """Says what ended the command and returns its exit code.
+
+    Args:
+        given: the command line.
+    """
     if isinstance(error, FedpeftError):
+        _show_cause(error)
         _say(f"error: {error}")
         return error.exit_code
     if isinstance(error, MemoryError):
         _say("error: Expected enough memory, found none left; use a smaller batch, model or number of workers.")
         return ResourceMissing.exit_code
-    if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
+    if isinstance(error, OSError) and _is_of_this_machine(error, given):
         where = f" at {error.filename}" if error.filename else ""
         _say(f"error: Expected this machine to allow it, found: {error.strerror}{where}; mend that and run it again.")
         return ResourceMissing.exit_code
+    import traceback
+
     traceback.print_exception(error, file=sys.stderr)
     _say(
         f"error: this is a bug in fedpeft {__version__} (Python {sys.version.split()[0]}): {type(error).__name__}. "
         "Please report it with the traceback above and the command line."
     )
     return EXIT_BUG
+
+
+def _is_of_this_machine(error: OSError, given: Sequence[str]) -> bool:
+    """Whether an operating-system error tells of this machine, or of a path that the user named."""
+    if error.errno not in _PATH_ERRNOS:
+        return error.errno in _MACHINE_ERRNOS
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return False
+    failed = os.path.abspath(os.fsdecode(error.filename))
+    words = [part for word in given for part in (word, word.partition("=")[2]) if part and not part.startswith("-")]
+    places = [os.environ.get(name, "") for name in ("FEDPEFT_HOME", "HOME", "TMPDIR")]
+    named = [os.path.abspath(word) for word in (*words, *places, "runs") if word and "\0" not in word]
+    return any(_inside(failed, place) or _inside(place, failed) for place in named if place != os.sep)
+
+
+def _inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _show_cause(error: FedpeftError) -> None:
+    """Under ``-v`` where an error came from, for whoever reports it."""
+    from fedpeft.terminal import verbosity
+
+    if verbosity().verbose:
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
 
 
 def _say(line: str) -> None:

@@ -1,14 +1,15 @@
 """`fedpeft adapter`: look at a finished adapter, try it, measure it on other data."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedpeft.cli.options import FiniteFloat, map_option, run_argument
+from fedpeft.cli.options import AdapterPath, FiniteFloat, RunPath, json_option, map_option, run_argument, say_json
 
 if TYPE_CHECKING:
     from fedpeft.export.arithmetic import Rule
+    from fedpeft.export.original import Moved
     from fedpeft_client.inference import TrainedModel
 
 __all__ = ["command"]
@@ -20,17 +21,24 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", metavar="ADAPTER", type=AdapterPath())
 @click.option("--original", metavar="MODEL", help="Compare on the original weights: what the base was built from.")
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
-def inspect(folder: Path, original: str | None, store: Path | None) -> None:
-    """Say what FOLDER (adapters/final of a run) holds, and how to load it.
+@json_option
+def inspect(folder: Path, original: str | None, store: Path | None, as_json: bool) -> None:
+    """Say what ADAPTER holds, and how to load it: an exported folder, or a run, whose adapters/final is meant.
 
     \b
     Examples:
-      fedpeft adapter inspect runs/a/adapters/final
+      fedpeft adapter inspect latest
       fedpeft adapter inspect runs/a/adapters/final --original models/smollm2
     """
+    from dataclasses import asdict
+
+    if as_json:
+        moved = None if original is None else asdict(_moved(folder, original, store))
+        say_json({"folder": str(folder), **_summary(folder), "original": moved})
+        return
     _tell(folder)
     if original is not None:
         _tell_original(folder, original, store)
@@ -85,7 +93,8 @@ def export(
     help="How a language model's examples were written. Default: as the run's were.",
 )
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
-def predict(run: Path, texts: tuple[str, ...], written_as: str | None, store: Path | None) -> None:
+@json_option
+def predict(run: Path, texts: tuple[str, ...], written_as: str | None, store: Path | None, as_json: bool) -> None:
     """Apply the adapter of RUN to TEXTS: a class each, or an answer each.
 
     A language model is asked as it was trained: through the base's chat template after training on messages.
@@ -95,7 +104,11 @@ def predict(run: Path, texts: tuple[str, ...], written_as: str | None, store: Pa
 
     known = written_as or read_run(run).manifest.convention
     convention = Convention(known) if known else None
-    for text, answer in zip(texts, _trained(run, store).predict(texts, convention), strict=True):
+    answers = zip(texts, _trained(run, store).predict(texts, convention), strict=True)
+    if as_json:
+        say_json([{"text": text, "answer": answer} for text, answer in answers])
+        return
+    for text, answer in answers:
         click.echo(f"{answer}\t{text}")
 
 
@@ -104,12 +117,17 @@ def predict(run: Path, texts: tuple[str, ...], written_as: str | None, store: Pa
 @click.argument("data")
 @map_option
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
-def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | None) -> None:
+@json_option
+def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | None, as_json: bool) -> None:
     """Measure the adapter of RUN on DATA (a file, a data set directory or builtin:NAME)."""
     from fedpeft.data import load_records
 
     records = load_records(data, column_map)
     score = _trained(run, store).evaluate(records)
+    if as_json:
+        loss, accuracy = score.loss_sum / score.examples, score.correct / score.examples
+        say_json({"run": str(run), "loss": loss, "accuracy": accuracy, "predictions": score.examples})
+        return
     click.echo(
         f"loss {score.loss_sum / score.examples:.4f}  accuracy {score.correct / score.examples:.4f}  "
         f"predictions {score.examples}"
@@ -117,7 +135,7 @@ def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | Non
 
 
 @command.command()
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folders", metavar="ADAPTERS...", nargs=-1, required=True, type=AdapterPath())
 @click.option(
     "--rule",
     type=click.Choice(["linear", "cat", "svd", "ties", "dare"]),
@@ -132,6 +150,7 @@ def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | Non
 @click.option("--rank", type=click.IntRange(1), help="Of svd; default: the largest of the folders'.")
 @click.option("--seed", default=0, show_default=True, help="Of dare.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where to write it.")
+@json_option
 def merge(
     folders: tuple[Path, ...],
     rule: "Rule",
@@ -140,8 +159,9 @@ def merge(
     rank: int | None,
     seed: int,
     out: Path,
+    as_json: bool,
 ) -> None:
-    """Make one adapter of several FOLDERS (exported adapters, or runs).
+    """Make one adapter of several ADAPTERS (exported folders, or runs).
 
     \b
     Examples:
@@ -153,19 +173,24 @@ def merge(
     strengths = weights or tuple(1.0 / len(folders) for _ in folders)
     sources = [read_exported(folder) for folder in folders]
     summary = merge_adapters(sources, strengths, rule, out, density=density, rank=rank, seed=seed)
+    if as_json:
+        say_json({"folder": str(out), **_summary(out)})
+        return
     click.echo(f"{out}: {summary.peft_type} by {rule}, {summary.parameters:,} parameters, for {summary.base}")
 
 
 @command.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("runs", nargs=-1, required=True, type=RunPath())
 @click.option("--data", required=True, help="A few examples of the new task: a file, a directory or builtin:NAME.")
 @map_option
 @click.option("--tries", type=click.IntRange(1), default=60, show_default=True, help="Mixtures to evaluate.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where to write it.")
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+@json_option
 def hub(
-    runs: tuple[Path, ...], data: str, column_map: dict[str, str], tries: int, out: Path, store: Path | None
-) -> None:
+    *, runs: tuple[Path, ...], data: str, column_map: dict[str, str], tries: int, out: Path, store: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Find the mixture of RUNS' adapters that suits a new task (LoRAHub): no gradient, a few examples.
 
     The runs must have one configuration and one run.seed.
@@ -176,6 +201,11 @@ def hub(
     records = load_records(data, column_map)
     model = _trained(runs[0], store)
     found = model.mix([last_state(read_run(run)) for run in runs], records, tries=tries)
+    if as_json:
+        model.export(out)
+        weights = {str(run): weight for run, weight in zip(runs, found.weights, strict=True)}
+        say_json({"folder": str(out), "loss": found.loss, "tries": found.tries, "weights": weights})
+        return
     for run, weight, loss in zip(runs, found.weights, found.single_losses[1:], strict=True):
         click.echo(f"{weight:+.3f}  {run}  (alone: loss {loss:.4f})")
     click.echo(f"loss {found.loss:.4f} after {found.tries} tries; the untrained adapter {found.single_losses[0]:.4f}")
@@ -191,15 +221,24 @@ def _trained(run: Path, store: Path | None) -> "TrainedModel":
     return TrainedModel.load(view.config(), last_state(view), base=view.manifest.base_digest, store=store)
 
 
-def _tell(folder: Path) -> None:
+def _summary(folder: Path) -> "dict[str, Any]":
+    """What the export wrote about itself."""
     import json
 
     from fedpeft.errors import DataInvalid
 
     try:
-        summary = json.loads((folder / "inspect.json").read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads((folder / "inspect.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataInvalid(f"Expected an adapter exported by fedpeft in {folder}: {error}.") from error
+        raise DataInvalid(
+            f"Expected an adapter exported by fedpeft in {folder}, found no inspect.json that can be read ({error}); "
+            "name a run, its adapters/final, or what `fedpeft adapter export` wrote."
+        ) from error
+    return summary
+
+
+def _tell(folder: Path) -> None:
+    summary = _summary(folder)
     click.echo(f"base         {summary['base']}  {summary['base_digest']}")
     click.echo(f"parameters   {summary['parameters']:,}")
     if (scheme := summary.get("base_quantize", "")) not in ("", "none"):
@@ -222,22 +261,25 @@ def _tell(folder: Path) -> None:
 
 
 def _tell_original(folder: Path, model: str, store: Path | None) -> None:
-    import json
-
-    from fedpeft.base import ArtifactStore, build, default_store
-    from fedpeft.errors import ConfigInvalid
-    from fedpeft.export.original import moved_by_the_original_weights
-
-    summary = json.loads((folder / "inspect.json").read_text(encoding="utf-8"))
-    if summary["peft_lacks"]:
-        raise ConfigInvalid("Expected an adapter that the PEFT files hold whole, found one that needs load_union.")
-    place = store or default_store()
-    trained = ArtifactStore(place).get(summary["base_digest"])
-    moved = moved_by_the_original_weights(folder, trained, build(model, quantize="none", store=place))
+    moved = _moved(folder, model, store)
     click.echo(
         f"original     logits within {moved.adapter_on_original:.1e} of the trained model; "
         f"the adapter's whole effect is {moved.effect:.1e}"
     )
+
+
+def _moved(folder: Path, model: str, store: Path | None) -> "Moved":
+    """How far the adapter is on the original weights."""
+    from fedpeft.base import ArtifactStore, build, default_store
+    from fedpeft.errors import ConfigInvalid
+    from fedpeft.export.original import moved_by_the_original_weights
+
+    summary = _summary(folder)
+    if summary["peft_lacks"]:
+        raise ConfigInvalid("Expected an adapter that the PEFT files hold whole, found one that needs load_union.")
+    place = store or default_store()
+    trained = ArtifactStore(place).get(summary["base_digest"])
+    return moved_by_the_original_weights(folder, trained, build(model, quantize="none", store=place))
 
 
 def _gap(difference: float | None) -> str:

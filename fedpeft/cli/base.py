@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fedpeft.cli.options import json_option, say_json
+from fedpeft.terminal import verbosity
+
 if TYPE_CHECKING:
     from fedpeft.base import BaseArtifact
     from fedpeft.base.artifact import TaskName
@@ -56,7 +59,8 @@ def command() -> None:
     help="How the weights are stored.",
 )
 @store_option
-def build(model: str, quantize: str, store: Path | None) -> None:
+@json_option
+def build(model: str, quantize: str, store: Path | None, as_json: bool) -> None:
     """Make an artifact of MODEL, or find it when it is made already.
 
     MODEL is a directory with safetensors, a .gguf file, pypi:PACKAGE, hub:ORG/NAME@<40 hex digits>, or the
@@ -69,12 +73,15 @@ def build(model: str, quantize: str, store: Path | None) -> None:
 
     def progress(doing: str, fraction: float) -> None:
         nonlocal stage
-        if doing != stage:
+        if doing != stage and not verbosity().quiet:
             click.echo(f"{fraction:4.0%} {doing}", err=True)
             stage = doing
 
     artifact = build_artifact(model, quantize=quantize, store=store or default_store(), progress=progress)
     manifest = artifact.manifest
+    if as_json:
+        say_json(_artifact_json(artifact) | {"facts": list(_facts(artifact))})
+        return
     click.echo(artifact.digest)
     click.echo(
         f"{manifest.model_type}, {manifest.parameters:,} parameters, {manifest.quantize}, "
@@ -82,6 +89,20 @@ def build(model: str, quantize: str, store: Path | None) -> None:
     )
     for line in _facts(artifact):
         click.echo(line)
+
+
+def _artifact_json(artifact: "BaseArtifact") -> dict[str, object]:
+    manifest = artifact.manifest
+    return {
+        "digest": artifact.digest,
+        "path": str(artifact.path),
+        "bytes": artifact.size_bytes,
+        "model_type": manifest.model_type,
+        "parameters": manifest.parameters,
+        "quantize": manifest.quantize,
+        "tasks": list(manifest.tasks),
+        "origin": manifest.source.origin,
+    }
 
 
 def _facts(artifact: "BaseArtifact") -> Iterator[str]:
@@ -150,11 +171,15 @@ def export(digest: str, out: Path, store: Path | None) -> None:
 
 @command.command(name="ls")
 @store_option
-def list_artifacts(store: Path | None) -> None:
+@json_option
+def list_artifacts(store: Path | None, as_json: bool) -> None:
     """List the artifacts of the store: digest, size, scheme, architecture, origin."""
     from fedpeft.base import ArtifactStore, default_store
 
     found = ArtifactStore(store or default_store())
+    if as_json:
+        say_json([_artifact_json(artifact) for artifact in found.ls()])
+        return
     for artifact in found.ls():
         manifest = artifact.manifest
         size = f"{artifact.size_bytes / 2**20:8.1f} MiB"
@@ -168,11 +193,16 @@ def list_artifacts(store: Path | None) -> None:
 @command.command()
 @click.argument("digest", required=False)
 @store_option
-def verify(digest: str | None, store: Path | None) -> None:
+@json_option
+def verify(digest: str | None, store: Path | None, as_json: bool) -> None:
     """Read every byte of one artifact, or of all, and name the chunks that are not as the manifest says."""
     from fedpeft.base import ArtifactStore, default_store
 
-    for artifact in ArtifactStore(store or default_store()).verify(digest):
+    sound = ArtifactStore(store or default_store()).verify(digest)
+    if as_json:
+        say_json([_artifact_json(artifact) for artifact in sound])
+        return
+    for artifact in sound:
         click.echo(f"{artifact.digest}  sound, {artifact.size_bytes / 2**20:.1f} MiB")
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fedpeft.cli.options import json_option, say_json
+
 if TYPE_CHECKING:
     from fedpeft.config import RunConfig
 
@@ -26,12 +28,16 @@ def command() -> None:
 @_file
 @_set
 @_deployment
-def validate(file: Path, overrides: tuple[str, ...], deployment: bool) -> None:
+@json_option
+def validate(file: Path, overrides: tuple[str, ...], deployment: bool, as_json: bool) -> None:
     """Report every problem of FILE at once; exit code 3 if there is one."""
     from fedpeft.config import config_digest, load
 
     config = load(file, overrides, simulation=not deployment)
     _expect_base_fits(config)
+    if as_json:
+        say_json({"file": str(file), "valid": True, "run": config.run.name, "config": config_digest(config)})
+        return
     click.echo(f"{file}: valid, run {config.run.name!r}, {config_digest(config)}")
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedpeft.cli.options import FiniteFloat, json_option, map_option, model_option
+from fedpeft.cli.options import FiniteFloat, json_option, map_option, model_option, say_json
+from fedpeft.terminal import verbosity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +55,6 @@ def check_command(
       fedpeft data check builtin:airline-tweets
       fedpeft data check notes.csv --map text=note,label=diagnosis --base ./my-model
     """
-    import json
     from dataclasses import replace
 
     from fedpeft.config.model import Task
@@ -76,7 +76,7 @@ def check_command(
     report = check_loaded(loaded, task, holdout=holdout, seed=seed, tokenizer=tokenizer, column_map=column_map)
     report = replace(report, remarks=(*advice, *report.remarks))
     if as_json or form == "json":
-        click.echo(json.dumps(report.as_json(), indent=2))
+        say_json(report.as_json())
     else:
         from rich.console import Console
 
@@ -92,7 +92,7 @@ def _progress() -> "Callable[[int], None]":
 
     def progress(rows: int) -> None:
         nonlocal shown
-        if sys.stderr.isatty() and rows - shown >= PROGRESS_ROWS:
+        if sys.stderr.isatty() and not verbosity().quiet and rows - shown >= PROGRESS_ROWS:
             shown = rows
             click.echo(f"\r{rows:,} rows", nl=False, err=True)
 
@@ -129,6 +129,8 @@ def show(report: "DataReport", console: "Console") -> None:
     """The report for people."""
     from rich.table import Table
     from rich.text import Text
+
+    from fedpeft.terminal import printable
 
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
@@ -171,9 +173,11 @@ def _example_text(example: "Example", *, before_target: str) -> "Text":
     """The parts in a row, what is trained on in «» and underlined, long parts cut."""
     from rich.text import Text
 
+    from fedpeft.terminal import printable
+
     text = Text()
     for part in example.parts:
-        shown = printable(part.text)
+        shown = printable(part.text, keep_lines=True)
         if len(shown) > SHOWN_CHARACTERS:
             half = SHOWN_CHARACTERS // 2
             shown = f"{shown[:half]} [... {len(shown) - 2 * half:,} characters ...] {shown[-half:]}"
@@ -183,8 +187,3 @@ def _example_text(example: "Example", *, before_target: str) -> "Text":
         else:
             text.append(shown)
     return text
-
-
-def printable(text: str) -> str:
-    """Without control characters: a data set must not be able to write to the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

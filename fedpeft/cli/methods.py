@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fedpeft.cli.options import Command
+
 if TYPE_CHECKING:
     from fedpeft.base import BaseArtifact
     from fedpeft.config.model import Adapter
@@ -17,12 +19,17 @@ __all__ = ["command"]
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _LAYER_SHARES = (1, 2, 3, 6)  # all layers, the top half, third and sixth
 
-_format = click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 _base = click.option("--base", "model", metavar="MODEL", help="A base model or the digest of an artifact.")
 _store = click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
 _labels = click.option("--labels", default=3, show_default=True, help="Classes of the task; 0: a language model.")
 _batch = click.option("--batch-size", default=32, show_default=True, help="Examples a step.")
 _length = click.option("--length", default=128, show_default=True, help="Tokens an example.")
+
+
+def _format(command: Command) -> Command:
+    """``--json``, or as before ``--format json``; the command gets ``form``."""
+    command = click.option("--json", "form", flag_value="json", help="Answer in JSON.")(command)
+    return click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", hidden=True)(command)
 
 
 class Quantity(click.ParamType):  # type: ignore[type-arg] # click 8.1 has no parameter here

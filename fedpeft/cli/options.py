@@ -15,6 +15,7 @@ import click
 from fedpeft.errors import DataInvalid
 
 __all__ = [
+    "AdapterPath",
     "FiniteFloat",
     "RunPath",
     "json_option",
@@ -23,6 +24,8 @@ __all__ = [
     "parse_map",
     "quoted",
     "run_argument",
+    "say_json",
+    "with_common_options",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -93,6 +96,18 @@ def run_argument(command: Command) -> Command:
     return click.argument("run", type=RunPath())(command)
 
 
+class AdapterPath(RunPath):
+    """An exported adapter: its folder, or a run (as ``RunPath``), whose final adapter is meant."""
+
+    name = "adapter"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """See ``click.ParamType``."""
+        path: Path = super().convert(value, param, ctx)
+        final = path / "adapters" / "final"
+        return final if final.is_dir() and not (path / "inspect.json").is_file() else path
+
+
 def map_option(command: Command) -> Command:
     """``--map OURS=THEIRS,...``, repeatable; the command gets ``column_map``, a dictionary."""
     return click.option(
@@ -113,6 +128,43 @@ def model_option(help_text: str) -> Callable[[Command], Command]:
 def json_option(command: Command) -> Command:
     """``--json``: the answer as JSON; the command gets ``as_json``."""
     return click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(command)
+
+
+def say_json(answer: object) -> None:
+    """Print the answer of ``--json``: one value, indented, no other line."""
+    import json
+
+    click.echo(json.dumps(answer, indent=2, ensure_ascii=False, default=str))
+
+
+def with_common_options(command: click.Command) -> click.Command:
+    """``-q``, ``-v`` and ``--no-color`` for a command and all below it, once."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            with_common_options(inner)
+    elif not any(option.name == "quiet" for option in command.params):
+        command.params += [
+            _common(("-q", "--quiet"), "quiet", "Results, warnings and errors alone, no progress."),
+            _common(("-v", "--verbose"), "verbose", "More of what goes on, and where an error came from."),
+            _common(("--no-color",), "no_color", "No colours; NO_COLOR=1 does the same."),
+        ]
+    return command
+
+
+def _common(names: tuple[str, ...], field: str, help_text: str) -> click.Option:
+    def set_it(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if not value:
+            return
+        from fedpeft.terminal import set_verbosity
+
+        set_verbosity(**{field: True})
+        if field == "no_color":
+            os.environ["NO_COLOR"] = "1"  # rich reads it
+            context.color = False
+
+    return click.Option(
+        [*names, field], is_flag=True, expose_value=False, is_eager=True, callback=set_it, help=help_text
+    )
 
 
 def parse_map(pairs: tuple[str, ...]) -> dict[str, str]:

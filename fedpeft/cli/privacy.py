@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fedpeft.cli.options import run_argument
+from fedpeft.cli.options import json_option, run_argument, say_json
 from fedpeft.cli.privacy_plan import plan
 
 __all__ = ["command"]
@@ -20,13 +20,19 @@ command.add_command(plan)
 
 @command.command()
 @run_argument
-def report(run: Path) -> None:
+@json_option
+def report(run: Path, as_json: bool) -> None:
     """Say what RUN has spent, and what that means."""
     from fedpeft_server.run.privacy_statements import privacy_lines
     from fedpeft_server.run.run_view import read_run
 
     view = read_run(run)
     privacy = view.config().privacy
+    if as_json:
+        spent = [] if privacy.unit == "none" else list(privacy_lines(view))
+        facts = {"unit": privacy.unit, "epsilon": privacy.epsilon, "delta": privacy.delta, "spent": spent}
+        say_json({"run": str(run), "rounds": len(view.rounds), **facts})
+        return
     click.echo(f"{view.manifest.run_id}: {len(view.rounds)} rounds committed")
     if privacy.unit == "none":
         click.echo("no differential privacy; whoever has the adapter may learn from it")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fedpeft.cli.options import quoted, run_argument
+from fedpeft.cli.options import json_option, quoted, run_argument, say_json
 
 __all__ = ["command"]
 
@@ -16,12 +16,16 @@ def command() -> None:
 
 @command.command("ls")
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
-def list_(folder: Path) -> None:
+@json_option
+def list_(folder: Path, as_json: bool) -> None:
     """List the runs in FOLDER (default: runs), oldest first."""
     from fedpeft.errors import IntegrityFailed
     from fedpeft_server.run.run_view import list_runs, read_run
 
     paths = list_runs(folder)
+    if as_json:
+        say_json([_run_json(path) for path in paths])
+        return
     width = max((len(path.name) for path in paths), default=0)
     for path in paths:
         try:
@@ -37,15 +41,43 @@ def list_(folder: Path) -> None:
         click.echo(f"no runs in {folder}; `fedpeft simulate run.toml` makes one")
 
 
+def _run_json(path: Path) -> dict[str, object]:
+    """What ``ls`` says of one run."""
+    from fedpeft.errors import IntegrityFailed
+    from fedpeft_server.run.run_view import read_run
+
+    try:
+        view = read_run(path)
+    except IntegrityFailed as error:
+        return {"run": path.name, "path": str(path), "state": "damaged", "error": str(error)}
+    measured = [row for row in view.rounds if row.accuracy is not None]
+    return {
+        "run": path.name,
+        "path": str(path),
+        "state": view.state,
+        "rounds": len(view.rounds),
+        "accuracy": measured[-1].accuracy if measured else None,
+    }
+
+
 @command.command()
 @run_argument
-def show(run: Path) -> None:
+@json_option
+def show(run: Path, as_json: bool) -> None:
     """Show how RUN went, one line a round, and which devices fail."""
+    from dataclasses import asdict
+
     from fedpeft_server.run.run_view import read_run
     from fedpeft_server.run.troubled import troubled
     from fedpeft_server.run.verdict import verdict
 
     view = read_run(run)
+    if as_json:
+        facts = _run_json(run) | {"writer": view.writer, "base": view.manifest.base_digest}
+        rows = [asdict(row) for row in view.rounds]
+        summary = None if view.summary is None else asdict(view.summary)
+        say_json({**facts, "config": view.manifest.config_digest, "rows": rows, "summary": summary})
+        return
     writer = f" (process {view.writer})" if view.writer else ""
     click.echo(f"{view.manifest.run_id}: {view.state}{writer}, {len(view.rounds)} rounds committed")
     click.echo(f"base {view.manifest.base_digest}, config {view.manifest.config_digest}")
@@ -79,12 +111,16 @@ def report(run: Path) -> None:
 
 @command.command()
 @run_argument
-def verify(run: Path) -> None:
+@json_option
+def verify(run: Path, as_json: bool) -> None:
     """Check every digest that RUN recorded; exit code 6 if one does not hold."""
     from fedpeft.errors import IntegrityFailed
     from fedpeft_server.run.run_view import verify_run
 
     problems = verify_run(run)
+    if as_json:
+        say_json({"run": str(run), "sound": not problems, "problems": [str(problem) for problem in problems]})
     if problems:
         raise IntegrityFailed(f"{run}: expected a run as it was recorded.", problems=problems)
-    click.echo(f"{run}: every digest holds")
+    if not as_json:
+        click.echo(f"{run}: every digest holds")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from fedpeft.cli.options import RunPath, map_option, model_option
+from fedpeft.cli.options import RunPath, json_option, map_option, model_option, say_json
+from fedpeft.terminal import verbosity
 
 __all__ = ["command"]
 
@@ -36,6 +37,7 @@ def _bundled(_context: click.Context, _parameter: click.Parameter, value: Path |
 @click.option("--resume", type=RunPath(), help="Go on with a killed run: its directory, its name, or latest.")
 @click.option("--baselines/--no-baselines", default=True, show_default=True, help="Also train alone and centralised.")
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+@json_option
 def command(
     config: Path | None,
     overrides: tuple[str, ...],
@@ -49,6 +51,7 @@ def command(
     resume: Path | None,
     baselines: bool,
     store: Path | None,
+    as_json: bool,
 ) -> None:
     """Run the federation that CONFIG (a run.toml, or airlines or smollm) describes; nothing leaves this machine.
 
@@ -82,9 +85,23 @@ def command(
         source = located(loaded.data.source)
         loaded = loaded.model_copy(update={"data": loaded.data.model_copy(update={"source": source})})
 
-    console = Console()
-    console.print(f"config {path}; {len(changed) + len(overrides)} overrides; loading", highlight=False, markup=False)
-    _run(console, path, loaded, resume, baselines, store)
+    console = Console(stderr=as_json)  # one JSON value is all that goes to the standard output
+    if not verbosity().quiet:
+        said = f"config {path}; {len(changed) + len(overrides)} overrides; loading"
+        console.print(said, highlight=False, markup=False)
+    run = _run(console, path, loaded, resume, baselines, store)
+    if as_json:
+        _say_outcome(run)
+
+
+def _say_outcome(run: Path) -> None:
+    from dataclasses import asdict
+
+    from fedpeft_server.run.run_view import read_run
+
+    view = read_run(run)
+    summary = None if view.summary is None else asdict(view.summary)
+    say_json({"run": str(run), "state": view.state, "adapter": str(run / "adapters" / "final"), "summary": summary})
 
 
 def _shortcuts(
@@ -99,7 +116,7 @@ def _shortcuts(
     ]
 
 
-def _run(console: object, path: Path, config: object, resume: Path | None, baselines: bool, store: Path | None) -> None:
+def _run(console: object, path: Path, config: object, resume: Path | None, baselines: bool, store: Path | None) -> Path:
     """Apart from ``command`` so that the heavy imports come after every check of the arguments."""
     from rich.console import Console
 
@@ -112,12 +129,12 @@ def _run(console: object, path: Path, config: object, resume: Path | None, basel
 
     if not isinstance(console, Console) or not isinstance(config, RunConfig):
         raise TypeError("a Console and a RunConfig")
-    with LiveScreen(console, rounds=config.rounds.count, methods={}) as loading:
+    with LiveScreen(console, rounds=config.rounds.count, methods={}, quiet=verbosity().quiet) as loading:
         base_digest = None if resume is None else read_run(resume).manifest.base_digest
         simulation = prepare(config, loading, store=store, base_digest=base_digest)
     clients = simulation.population.clients
     methods = {client.name: str(client.capacity) for client in clients}
-    with LiveScreen(console, rounds=config.rounds.count, methods=methods) as screen:
+    with LiveScreen(console, rounds=config.rounds.count, methods=methods, quiet=verbosity().quiet) as screen:
         run = simulate(
             simulation,
             screen,
@@ -127,3 +144,4 @@ def _run(console: object, path: Path, config: object, resume: Path | None, basel
             baselines=baselines,
         )
     show_outcome(console, run)
+    return run

@@ -6,6 +6,7 @@ request replaces an older one. What must outlive a kill between two messages is 
 """
 
 import hashlib
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +25,7 @@ from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, PrivacyLedger
 from fedpeft.round.bound import Bound, bound_by
 from fedpeft.round.contribution import contribution
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
-from fedpeft.round.failures import REFUSED, UNABLE, Tell, Trouble, cause_of, log_trouble, refusal_of
+from fedpeft.round.failures import REFUSED, UNABLE, Tell, Trouble, cause_of, log_trouble, refusal_of, trace_of
 from fedpeft.round.held import advance, follow, held_digests, known_links, receive
 from fedpeft.round.history import Lacking
 from fedpeft.round.local import DeviceStore, Effort, Identity, OpenRound, RunPin, SumSession, Trainer, kept
@@ -241,11 +242,12 @@ class Device:
 
     def _told(self, offer: bytes, cause: str) -> None:
         """To this device's own operator; nobody else hears of it."""
+        trace = trace_of(sys.exception())
         try:
             terms = decode(decode(offer, secagg.RoundOffer).spec, secagg.RoundSpec)
-            self._tell(Trouble(run_id=terms.run_id, round_id=terms.round_id, cause=cause))
+            self._tell(Trouble(run_id=terms.run_id, round_id=terms.round_id, cause=cause, trace=trace))
         except WireError:
-            self._tell(Trouble(run_id="", round_id=0, cause=cause))
+            self._tell(Trouble(run_id="", round_id=0, cause=cause, trace=trace))
 
     def _answer(self, request: secagg.Request) -> secagg.Reply | Failure:
         """The later stages are the secure aggregation's; the kept input is all that is added."""

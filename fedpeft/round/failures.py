@@ -13,13 +13,24 @@ Guarantees:
 """
 
 import logging
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedpeft.errors import FedpeftError, OutsideHours, ResourceMissing
 from fedpeft.round.messages import Failure, FailureReason
 
-__all__ = ["REFUSED", "UNABLE", "Tell", "Trouble", "cause_of", "is_for_lack_of_room", "log_trouble", "refusal_of"]
+__all__ = [
+    "REFUSED",
+    "UNABLE",
+    "Tell",
+    "Trouble",
+    "cause_of",
+    "is_for_lack_of_room",
+    "log_trouble",
+    "refusal_of",
+    "trace_of",
+]
 
 REFUSED = Failure(reason=FailureReason.REFUSED)
 UNABLE = Failure(reason=FailureReason.UNABLE)
@@ -35,11 +46,13 @@ class Trouble:
         run_id: the run; empty when the request could not be read so far.
         round_id: the round; 0 likewise.
         cause: in words.
+        trace: the traceback of an error that nobody foresaw; a simulation shows it, a deployment keeps it nowhere.
     """
 
     run_id: str
     round_id: int
     cause: str
+    trace: str = ""
 
 
 Tell = Callable[[Trouble], None]
@@ -56,6 +69,13 @@ def cause_of(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "Training ran out of memory."
     return str(error) if isinstance(error, FedpeftError) else f"{type(error).__name__}: {error}"
+
+
+def trace_of(error: BaseException | None) -> str:
+    """The traceback of an error that is not one of ours, as Python prints it; else empty."""
+    if error is None or isinstance(error, FedpeftError | MemoryError):
+        return ""
+    return "".join(traceback.format_exception(error))
 
 
 def refusal_of(error: Exception) -> Failure:

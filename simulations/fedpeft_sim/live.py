@@ -40,13 +40,15 @@ class LiveScreen:
         console: where to.
         rounds: how many there will be.
         methods: client name -> what it trains; empty while it is not known yet: then there is no table.
+        quiet: no table and no progress; what failed is still said.
     """
 
-    def __init__(self, console: Console, *, rounds: int, methods: Mapping[str, str]) -> None:
+    def __init__(self, console: Console, *, rounds: int, methods: Mapping[str, str], quiet: bool = False) -> None:
         self._console, self._rounds, self._methods = console, rounds, methods
         self._rows = dict.fromkeys(methods, _Row())
         self._title, self._history = "starting", list[str]()
-        shows_table = console.is_terminal and bool(methods)
+        self._quiet = quiet
+        shows_table = console.is_terminal and bool(methods) and not quiet
         self._live = Live(console=console, refresh_per_second=4, transient=False) if shows_table else None
         self._last_shown: dict[str, int] = {}
 
@@ -72,6 +74,8 @@ class LiveScreen:
             self._title = f"{what}: {done} of {total}"
             self._draw()
             return
+        if self._quiet:
+            return
         quarter = 4 * done // max(total, 1)
         if self._last_shown.get(what, 0) < quarter:
             self._last_shown[what] = quarter
@@ -93,7 +97,7 @@ class LiveScreen:
                 line = f"{number} committed: {event.detail}"
                 self._title = f"{number} committed"
                 self._history.append(line)
-                if not self._live:
+                if not self._live and not self._quiet:
                     self.note(line)
             case _:
                 pass

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedpeft.clock import SystemClock
 from fedpeft.ids import RoundId
+from fedpeft.terminal import printable
 from fedpeft_client.process.troubles import TroubleEntry, TroubleLog
 from fedpeft_server.run.run_directory import RunDirectory
 
@@ -19,7 +20,7 @@ __all__ = ["TroubleWatch", "trouble_log"]
 def trouble_log(folder: Path, client: str) -> TroubleLog:
     """Where one virtual device keeps what went wrong."""
     folder.mkdir(parents=True, exist_ok=True)
-    return TroubleLog(folder / f"{client}.jsonl", SystemClock())
+    return TroubleLog(folder / f"{client}.jsonl", SystemClock(), traces=True)
 
 
 class TroubleWatch:
@@ -34,6 +35,7 @@ class TroubleWatch:
     def __init__(self, folder: Path, run: RunDirectory, note: Callable[[str], None]) -> None:
         self._folder, self._run, self._note = folder, run, note
         self._seen: Counter[str] = Counter()
+        self._traces: set[str] = set()
         self._seen.update({client: len(found) for client, found in self._found().items()})  # of a run that goes on
 
     def look(self) -> None:
@@ -43,6 +45,9 @@ class TroubleWatch:
             self._seen[client] = len(entries)
             for entry in new:
                 self._note(f"{client} in round {entry.round_id}: {entry.cause}")
+                if entry.trace and entry.trace not in self._traces:  # the same on every client is shown once
+                    self._traces.add(entry.trace)
+                    self._note(printable(entry.trace.rstrip(), keep_lines=True))
                 round_id = RoundId(entry.round_id) if entry.round_id else None
                 self._run.record("device.trouble", round_id=round_id, client=client, detail={"cause": entry.cause})
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import shlex
 from pathlib import Path
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.cli import main
-from fedpeft.cli.options import FiniteFloat, RunPath, map_option, parse_map, quoted
+from fedpeft.cli.options import AdapterPath, FiniteFloat, RunPath, map_option, parse_map, quoted
 from fedpeft.errors import DataInvalid
 
 
@@ -54,6 +55,65 @@ def test_no_option_of_any_command_takes_a_float_that_is_not_finite() -> None:
         return [f"{path} {one.name}" for one in floats if not isinstance(one.type, FiniteFloat)]
 
     assert visit(shell.cli, "fedpeft") == []
+
+
+def leaves(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, click.Command]]:
+    """Every command that does something, with its words."""
+    context = click.Context(command)
+    if not isinstance(command, click.Group):
+        return [(" ".join(path), command)]
+    names = command.list_commands(context)
+    parts = [(name, command.get_command(context, name)) for name in names]
+    return [leaf for name, part in parts if part for leaf in leaves(part, (*path, name))]
+
+
+def options_of(command: click.Command) -> set[str]:
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+def test_every_command_can_be_quiet_verbose_and_without_colour() -> None:
+    import fedpeft.cli as shell
+
+    for name, command in leaves(shell.cli):
+        assert {"-q", "--quiet", "-v", "--verbose", "--no-color"} <= options_of(command), name
+
+
+WITHOUT_JSON = {
+    "init": "writes a file",
+    "adapter export": "writes a folder; `adapter inspect --json` says what is in it",
+    "base export": "writes a folder",
+    "base gc": "deletes",
+    "config show": "prints TOML",
+    "config schema": "prints JSON already",
+    "config template": "prints TOML",
+    "privacy plan": "prints sentences and TOML to paste",
+    "privacy audit": "says whether the claim was refuted by its exit code",
+    "runs report": "writes a page",
+    "client join": "an exchange with a person",
+    "client run": "runs until it is stopped",
+    "client status": "to be read; `doctor --role client --json` is for programs",
+    "client leave": "does one thing",
+    "client rotate-key": "does one thing",
+    "client reset-ledger": "does one thing",
+    "coordinator init": "does one thing",
+    "coordinator up": "runs until it is stopped",
+    "coordinator submit": "does one thing; `coordinator status --json` shows it",
+    "coordinator stop": "does one thing",
+    "coordinator resume": "does one thing",
+    "coordinator token": "prints a secret",
+    "coordinator clients": "does one thing",
+}
+"""Commands, or groups of them, that print no facts for programs, and why."""
+
+
+def test_every_command_that_prints_facts_prints_them_as_json_too() -> None:
+    import fedpeft.cli as shell
+
+    for name, command in leaves(shell.cli):
+        excused = any(name == words or name.startswith(f"{words} ") for words in WITHOUT_JSON)
+        assert "--json" in options_of(command) or excused, name
+    names = [f"{name} " for name, _ in leaves(shell.cli)]
+    assert not [words for words in WITHOUT_JSON if not any(name.startswith(f"{words} ") for name in names)]
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0")), min_size=1))
@@ -106,3 +166,77 @@ def test_the_shell_completes_commands_and_options(
     monkeypatch.setenv("_FEDPEFT_COMPLETE", "bash_source")
     main([])
     assert "complete -o nosort -F" in capsys.readouterr().out
+
+
+def test_an_adapter_is_named_by_its_folder_or_by_its_run(tmp_path: Path) -> None:
+    run = run_in(tmp_path, "20261122T001231Z-airlines-7f3a")
+    final = run / "adapters" / "final"
+    final.mkdir(parents=True)
+    found = AdapterPath(tmp_path)
+    for said in (str(run), run.name, "latest", str(final)):
+        assert found.convert(said, None, None) == final
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    (exported / "inspect.json").write_text("{}")
+    assert found.convert(str(exported), None, None) == exported
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fails(**_: object) -> None:
+        raise error
+
+    from fedpeft.cli.runs import command
+
+    monkeypatch.setattr(command.commands["ls"], "callback", fails)
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "code"),
+    [
+        (errno.ENOENT, "given/sub/file", 8),
+        (errno.ENOTDIR, "given", 8),
+        (errno.ENOENT, ".", 8),  # a folder above what was given
+        (errno.ENOENT, "/usr/lib/fedpeft/forgotten.json", 70),
+        (errno.ENOENT, None, 70),
+        (errno.EISDIR, "/srv/other", 70),
+        (errno.ENOSPC, "/srv/other", 8),
+        (errno.EACCES, None, 8),
+    ],
+)
+def test_a_path_that_nobody_named_and_is_not_there_is_a_bug_with_its_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    name: str | None,
+    code: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.delenv("FEDPEFT_HOME", raising=False)
+    failing(monkeypatch, OSError(number, "what the system says", name))
+    assert main(["runs", "ls", "given"]) == code
+    assert ("Traceback" in capsys.readouterr().err) is (code == 70)
+
+
+def test_verbose_shows_where_an_error_came_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, DataInvalid("Expected one, found another."))
+    for flags, shown in (([], False), (["-v"], True), ([], False)):
+        assert main(["runs", "ls", *flags]) == 3
+        assert ("Traceback" in capsys.readouterr().err) is shown
+
+
+def test_json_is_one_value_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n')
+    (tmp_path / "runs").mkdir()
+    for command in (
+        ["runs", "ls", str(tmp_path / "runs")],
+        ["data", "check", str(tmp_path / "d.jsonl")],
+        ["base", "ls", "--store", str(tmp_path / "bases")],
+        ["methods", "ls"],
+    ):
+        assert main([*command, "--json"]) == 0
+        json.loads(capsys.readouterr().out)

@@ -57,3 +57,26 @@ def test_the_operator_of_a_simulation_sees_each_cause_once(tmp_path: Path) -> No
     watch.look()
     assert notes == ["a in round 2: no memory", "b in round 2: unknown label"]
     assert events == [("device.trouble", "a", "no memory"), ("device.trouble", "b", "unknown label")]
+
+
+def test_a_simulation_keeps_and_shows_each_traceback_once_and_a_deployed_device_none(tmp_path: Path) -> None:
+    from fedpeft_sim.troubles import TroubleWatch, trouble_log
+
+    class Run:
+        def record(self, kind: str, **_: object) -> None:
+            pass
+
+    spoken: list[str] = []
+    failed = Trouble(run_id="run#1", round_id=1, cause="KeyError: 'x'", trace="Traceback\n  x\x1b[2J\nKeyError: 'x'\n")
+    TroubleLog(tmp_path / "deployed.jsonl", FakeClock())(failed)
+    assert "Traceback" not in (tmp_path / "deployed.jsonl").read_text()
+    watch = TroubleWatch(tmp_path / "sim", Run(), spoken.append)  # type: ignore[arg-type]
+    for client in ("a", "b"):
+        trouble_log(tmp_path / "sim", client)(failed)
+    watch.look()
+    assert [line.splitlines()[0] for line in spoken] == [
+        "a in round 1: KeyError: 'x'",
+        "Traceback",
+        "b in round 1: KeyError: 'x'",
+    ]
+    assert "\x1b" not in "".join(spoken)

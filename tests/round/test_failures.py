@@ -128,6 +128,14 @@ def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Unit:
     return Unit(request.param, tmp_path)
 
 
+def test_a_bug_in_training_has_a_traceback_for_the_devices_operator_and_a_refusal_none(tmp_path: Path) -> None:
+    for name, traced in (("a bug", True), ("no examples", False)):
+        unit = Unit("none", tmp_path)
+        fleet, told = unit.fleet(Breaking(BROKEN[name]))
+        fleet.devices[NODE].handle(Stage.FIT, encode(fit_request(fleet, unit.plan, STATE, task=unit.task())))
+        assert ("patient 7" in told[0].trace and "Traceback" in told[0].trace) is traced
+
+
 def inputs(fleet: ToyFleet) -> dict[str, np.ndarray]:
     opened = decode(fleet.stores["d0"].values["open-round"], OpenRound)
     return {part.block_id: np.frombuffer(part.values, "<f4") for part in opened.inputs}

@@ -26,13 +26,14 @@ class TroubleEntry:
 
     Args:
         at: when, UTC, ISO 8601.
-        run_id, round_id, cause: see ``Trouble``.
+        run_id, round_id, cause, trace: see ``Trouble``.
     """
 
     at: str
     run_id: str
     round_id: int
     cause: str
+    trace: str = ""
 
 
 class TroubleLog:
@@ -41,10 +42,11 @@ class TroubleLog:
     Args:
         path: in a directory that exists.
         clock: for the time of each.
+        traces: whether tracebacks are kept: where the operator of all devices reads them, in a simulation.
     """
 
-    def __init__(self, path: Path, clock: Clock) -> None:
-        self._path, self._clock = path, clock
+    def __init__(self, path: Path, clock: Clock, *, traces: bool = False) -> None:
+        self._path, self._clock, self._traces = path, clock, traces
         self._lock = threading.Lock()
 
     def __call__(self, trouble: Trouble) -> None:
@@ -55,6 +57,7 @@ class TroubleLog:
             run_id=trouble.run_id,
             round_id=trouble.round_id,
             cause=trouble.cause[:LONGEST],
+            trace=trouble.trace[-LONGEST:] if self._traces else "",
         )
         with self._lock, contextlib.suppress(OSError):  # a full disk is a trouble, too: it is in the log
             self._keep(entry)

@@ -7,7 +7,7 @@ import click
 
 from fedpeft.cli.coordinator.opened import opened
 from fedpeft.cli.homes import coordinator_home_option
-from fedpeft.cli.options import quoted
+from fedpeft.cli.options import json_option, quoted, say_json
 
 if TYPE_CHECKING:
     from fedpeft_server.enrolment.registry import EnrolledDevice
@@ -22,10 +22,14 @@ def clients() -> None:
 
 @clients.command(name="ls")
 @coordinator_home_option
-def list_clients(home: Path | None) -> None:
+@json_option
+def list_clients(home: Path | None, as_json: bool) -> None:
     """List every device: name, status, organisation, hardware."""
     with opened(home) as (where, registry, _):
         devices = registry.devices()
+        if as_json:
+            say_json([_device_json(device) for device in devices])
+            return
         for device in devices:
             click.echo(_line(device))
         if not devices:
@@ -35,12 +39,16 @@ def list_clients(home: Path | None) -> None:
 
 @clients.command()
 @coordinator_home_option
-def pending(home: Path | None) -> None:
+@json_option
+def pending(home: Path | None, as_json: bool) -> None:
     """List the devices that wait for approval, with the code that each must show."""
     from fedpeft_server.enrolment.registry import Status
 
     with opened(home) as (_, registry, _):
         waiting = registry.devices(Status.PENDING)
+        if as_json:
+            say_json([_device_json(device) for device in waiting])
+            return
         for device in waiting:
             click.echo(f"{device.name:<24} code {device.code}  {device.organisation}  since {device.since[:19]}")
         if waiting:
@@ -117,7 +125,8 @@ def revoke(name: str, reason: str, home: Path | None) -> None:
 @clients.command()
 @click.argument("name")
 @coordinator_home_option
-def show(name: str, home: Path | None) -> None:
+@json_option
+def show(name: str, home: Path | None, as_json: bool) -> None:
     """Show all that is known about the device NAME."""
     import hashlib
 
@@ -126,6 +135,9 @@ def show(name: str, home: Path | None) -> None:
 
     with opened(home) as (_, registry, _):
         device = registry.device(name)
+    if as_json:
+        say_json(_device_json(device))
+        return
     click.echo(_line(device))
     click.echo(f"  since        {device.since}")
     click.echo(f"  identity     {device.identity.hex()}")
@@ -136,6 +148,19 @@ def show(name: str, home: Path | None) -> None:
     click.echo(f"  joined by    token {device.token_id}, code {device.code}")
     if device.reason:
         click.echo(f"  reason       {printable(device.reason)}")
+
+
+def _device_json(device: "EnrolledDevice") -> dict[str, object]:
+    return {
+        "name": device.name,
+        "status": device.status.value,
+        "organisation": device.organisation,
+        "since": device.since,
+        "code": device.code,
+        "identity": device.identity.hex(),
+        "serial": device.serial,
+        "reason": device.reason,
+    }
 
 
 def _line(device: "EnrolledDevice") -> str:

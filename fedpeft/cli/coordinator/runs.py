@@ -23,10 +23,16 @@ def submit(config: Path, home: Path | None) -> None:
     [data] and [[device]] are not needed: what a device has and trains is its own site.toml's to say. A relative folder
     in base.model is meant from where this command runs.
     """
+    from fedpeft.errors import ConfigInvalid
+    from fedpeft.files import read_text
     from fedpeft_server.jobs.submission import submission
 
     where = made_home(home)
-    text = submission(config.read_text(encoding="utf-8"), source=config, bases=where.bases)
+    try:
+        written = read_text(config)
+    except ValueError as error:
+        raise ConfigInvalid(f"{config}: {error}.") from error
+    text = submission(written, source=config, bases=where.bases)
     job = _queue(home).submit(text, source=str(config))
     click.echo(f"run {job.number} ({job.name}) is queued; see `fedpeft coordinator status`")
 
