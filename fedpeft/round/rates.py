@@ -53,8 +53,11 @@ def _rate(plan: LearningPlan, adapter: AdapterSpec, block_id: BlockId) -> float:
         return own
     if given != "auto":
         return given
+    sgd = plan.train.optimizer == "sgd"
+    if plan.privacy is not None and not sgd:
+        return UNMEASURED  # AdamW's steps are as long where a gradient is mostly noise: nobody measured what suits it
     adamw = _suited(plan, adapter[block_id])
-    return SGD_FACTOR * adamw if plan.train.optimizer == "sgd" else adamw
+    return SGD_FACTOR * adamw if sgd else adamw
 
 
 def _suited(plan: LearningPlan, block: BlockSpec) -> float:

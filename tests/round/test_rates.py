@@ -7,10 +7,11 @@ import pytest
 
 from fedpeft.adapter import AdapterSpec, BlockSpec, TensorSpec
 from fedpeft.catalogue import METHODS
+from fedpeft.catalogue.rates import UNMEASURED
 from fedpeft.config.adapter import Adapter, MethodName
 from fedpeft.config.model import BitFit, Bottleneck, Ia3, Lora, Task, Train
 from fedpeft.ids import BlockId
-from fedpeft.round.plan import LearningPlan
+from fedpeft.round.plan import ExampleTerms, LearningPlan
 from fedpeft.round.rates import SGD_FACTOR, learning_rates, rates_told
 from fedpeft.testing.trainers import toy_plan
 
@@ -111,6 +112,13 @@ def test_the_table_is_within_a_factor_of_two_of_what_was_measured(name: str) -> 
     block = "lora.B.t8" if isinstance(settings, Lora) else "ia3"
     found = rate_of(spec_of(block, matrices(layers, targets), (HIDDEN, 8)), Adapter.having(settings), kind=kind)
     assert best / 2 <= found <= best * 2
+
+
+def test_under_example_level_privacy_adamw_keeps_small_steps() -> None:
+    spec, adapter = spec_of("head", ("classifier",), (3, HIDDEN)), Adapter()
+    terms = ExampleTerms(epsilon=8.0, delta=1e-5, l2_clip_norm=1.0, noise_multiplier=None, steps=10)
+    private = plan_of(spec, adapter).model_copy(update={"privacy": terms})
+    assert learning_rates(private, spec, [BlockId("head")]) == {"head": UNMEASURED}
 
 
 def test_a_run_says_its_rates_by_method() -> None:
