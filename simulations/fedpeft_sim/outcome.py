@@ -14,13 +14,13 @@ from fedpeft_server.run.verdict import comparison_facts, verdict
 __all__ = ["show_outcome"]
 
 _COLUMNS = {
-    "alone": "alone, own examples",
-    "everywhere": "alone, everybody's",
+    "alone": "alone: own",
+    "everywhere": "alone: all",
     "federated": "federated",
     "centralised": "centralised",
 }
 """Field of a comparison -> its column. One client's model on its own examples has fewer questions to answer than the
-federation's has: the second column asks both the same."""
+federation's has; on everybody's both are asked the same."""
 
 
 def show_outcome(console: Console, run: Path) -> None:
@@ -63,7 +63,8 @@ def _table(summary: Summary) -> Table:
     unit = "tokens" if perplexities else "examples"
     better = ", lower is better" if perplexities else ""
     title = f"{summary.metric.capitalize()} on held-out {unit}{better}"
-    table = Table(title=title, title_justify="left", title_style="bold")
+    caption = f"alone: trained on its own examples; tested on its own, and on everybody's held-out {unit}"
+    table = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left")
     table.add_column("client")
     for column in (unit, *_COLUMNS.values()):
         table.add_column(column, justify="right")

@@ -69,7 +69,7 @@ def test_a_run_leaves_everything_that_was_promised(whole: tuple[Path, str]) -> N
 
 def test_a_run_ends_with_the_comparison_the_bytes_and_the_next_commands(whole: tuple[Path, str]) -> None:
     run, text = whole
-    assert re.search(r"all +│ +\d+ │ +[\d.]+ % │ +[\d.]+ % │ +[\d.]+ %", text)
+    assert re.search(r"all +│ +\d+ │ +│ +[\d.]+ % │ +[\d.]+ % │ +[\d.]+ %", text)
     for airline in AIRLINES:
         assert airline in text
     assert "MB moved in 4 rounds" in text

@@ -94,7 +94,8 @@ def test_a_language_models_table_has_perplexities_of_tokens(tmp_path: Path) -> N
     )
     text = said(ended(tmp_path, **FINISHED, metric="perplexity", comparison=rows))
     assert "Perplexity on held-out tokens, lower is better" in text
-    assert "examples" not in text.split("MB moved", maxsplit=1)[0].replace("own examples", "")
+    assert "tokens ┃" in text
+    assert "examples ┃" not in text
     assert "%" not in text.split("MB moved", maxsplit=1)[0]
     assert "31.25" in text
     assert "better alone" not in text
