@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
+from torch import nn
 
 from fedpeft.adapter import AdapterState
-from fedpeft.base import ArtifactStore, BaseArtifact, default_store, load_tokenizer
+from fedpeft.base import ArtifactStore, BaseArtifact, default_store, facts_of, load_tokenizer
 from fedpeft.config import RunConfig
 from fedpeft.data import EncodedDataset, Records, encode, validate
 from fedpeft.data.prompts import question_tokens
@@ -15,6 +16,7 @@ from fedpeft.data.tasks import Convention
 from fedpeft.entropy import derive_seed, generator
 from fedpeft.export import ExportSummary, export_peft
 from fedpeft.export.device_class import class_adapter, class_state
+from fedpeft.export.received import load_received, read_received
 from fedpeft.export.whole_model import WholeModel, export_merged, probe_inputs
 from fedpeft.round.plan import learning_plan
 from fedpeft.tuning import Evaluation, evaluate
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
 
     from fedpeft.methods import UnionAdapter
 
-__all__ = ["TrainedModel"]
+__all__ = ["ReceivedModel", "TrainedModel"]
 
 ANSWER_TOKENS = 64
+LONGEST = 512
+"""Tokens of a text to classify, where no run says how long examples were."""
 
 
 class TrainedModel:
@@ -132,26 +136,57 @@ class TrainedModel:
             convention: how the examples were written that a language model was trained on; None: as a conversation
                 where the base has a chat template, else as the text stands.
         """
-        if self._config.task.kind == "classify":
-            return [self._class_of(text) for text in texts]
-        chat = Convention.MESSAGES if self._tokenizer.chat_template else Convention.PROMPT_COMPLETION
-        return [self._continued(text, convention or chat) for text in texts]
+        task, model = self._config.task, self._union.model
+        if task.kind == "classify":
+            return [_class_of(model, self._tokenizer, text, task.labels, task.max_length) for text in texts]
+        return [_continued(model, self._tokenizer, text, convention) for text in texts]
 
-    def _class_of(self, text: str) -> str:
-        task = self._config.task
-        ids = self._tokenizer([text], truncation=True, max_length=task.max_length)["input_ids"][0]
-        tokens = torch.tensor([ids], dtype=torch.int64)
-        logits = self._union.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
-        return task.labels[int(logits.argmax())]
 
-    def _continued(self, text: str, convention: Convention) -> str:
-        ids = question_tokens(text, convention, self._tokenizer)
-        tokens = torch.from_numpy(ids.astype("int64"))[None]
-        generated: list[int] = []
-        for _ in range(ANSWER_TOKENS):
-            chosen = int(self._union.model(input_ids=tokens).logits[0, -1].argmax())
-            if chosen == self._tokenizer.eos_token_id:
-                break
-            generated.append(chosen)
-            tokens = torch.cat([tokens, torch.tensor([[chosen]])], dim=1)
-        return str(self._tokenizer.decode(generated))
+class ReceivedModel:
+    """A base that this device holds with an adapter that it fetched, ready to answer."""
+
+    def __init__(self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", labels: tuple[str, ...], longest: int):
+        self._model, self._tokenizer, self._labels, self._longest = model, tokenizer, labels, longest
+
+    @classmethod
+    def load(cls, folder: Path, bases: Path) -> Self:
+        """The adapter in ``folder``, as ``fetch_adapter`` left it.
+
+        Raises:
+            IntegrityFailed: the folder holds anything but an adapter of fedpeft.
+            ResourceMissing: the base is not among ``bases``.
+        """
+        about = read_received(folder)
+        artifact = ArtifactStore(bases).get(about.base)
+        longest = facts_of(artifact).model.positions or LONGEST
+        return cls(load_received(folder, artifact), load_tokenizer(artifact), about.labels, min(longest, LONGEST))
+
+    @torch.no_grad()
+    def predict(self, texts: Sequence[str], convention: Convention | None = None) -> list[str]:
+        """As ``TrainedModel.predict``; a text is cut to 512 tokens, or to what the base takes."""
+        if self._labels:
+            return [_class_of(self._model, self._tokenizer, text, self._labels, self._longest) for text in texts]
+        return [_continued(self._model, self._tokenizer, text, convention) for text in texts]
+
+
+def _class_of(
+    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", text: str, labels: Sequence[str], longest: int
+) -> str:
+    ids = tokenizer([text], truncation=True, max_length=longest)["input_ids"][0]
+    tokens = torch.tensor([ids], dtype=torch.int64)
+    logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+    return labels[int(logits.argmax())]
+
+
+def _continued(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", text: str, convention: Convention | None) -> str:
+    chat = Convention.MESSAGES if tokenizer.chat_template else Convention.PROMPT_COMPLETION
+    ids = question_tokens(text, convention or chat, tokenizer)
+    tokens = torch.from_numpy(ids.astype("int64"))[None]
+    generated: list[int] = []
+    for _ in range(ANSWER_TOKENS):
+        chosen = int(model(input_ids=tokens).logits[0, -1].argmax())
+        if chosen == tokenizer.eos_token_id:
+            break
+        generated.append(chosen)
+        tokens = torch.cat([tokens, torch.tensor([[chosen]])], dim=1)
+    return str(tokenizer.decode(generated))

@@ -10,6 +10,11 @@ from fedpeft.wire import message
 
 __all__ = [
     "Accepted",
+    "AdapterEntry",
+    "AdapterFile",
+    "AdapterFileRequest",
+    "AdapterList",
+    "AdapterListRequest",
     "Application",
     "BaseRequest",
     "ChunksRequest",
@@ -222,3 +227,66 @@ class Wake:
     """
 
     count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFile:
+    """One file of an adapter.
+
+    Args:
+        name: a plain name.
+        size_bytes, sha256: of its content; the digest in hex.
+    """
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterEntry:
+    """A run's adapter as it can be fetched now.
+
+    Args:
+        run_id: of which run.
+        slot: ``final`` once the run has ended, before that ``best`` or ``latest``.
+        rounds: how many are committed.
+        base: digest of the base artifact that it belongs on.
+        files: all of them.
+    """
+
+    run_id: str
+    slot: str
+    rounds: int
+    base: str
+    files: tuple[AdapterFile, ...]
+
+
+@message(0x0410)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterListRequest:
+    """Which adapters may this device have? Answered by ``AdapterList``."""
+
+
+@message(0x0411)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterList:
+    """The adapters of the runs that this device may have, newest run first."""
+
+    entries: tuple[AdapterEntry, ...]
+
+
+@message(0x0412)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFileRequest:
+    """A listed file from an offset on; answered by a stream of its bytes.
+
+    Args:
+        run_id, file, sha256: as listed.
+        offset: in bytes.
+    """
+
+    run_id: str
+    file: str
+    sha256: str
+    offset: int

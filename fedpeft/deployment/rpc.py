@@ -7,6 +7,8 @@ and no code generator. The only module outside coordinator and device that impor
 import grpc
 
 __all__ = [
+    "ADAPTERS",
+    "ADAPTER_FILE",
     "CHUNKS",
     "ENROL",
     "ENROL_OPTIONS",
@@ -27,6 +29,7 @@ __all__ = [
 SERVICE = "fedpeft.v1.Coordinator"
 GREET, ENROL, RENEW, LEAVE = "Greet", "Enrol", "Renew", "Leave"
 MANIFEST, CHUNKS, WAKE = "FetchManifest", "FetchChunks", "Wake"
+ADAPTERS, ADAPTER_FILE = "ListAdapters", "FetchAdapterFile"
 
 PIECE_BYTES = 1 << 20
 """One message of a chunk stream: a chunk of 8 MiB is eight of them."""

@@ -21,12 +21,15 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal, get_args
 
 from fedpeft.errors import ConfigInvalid
 from fedpeft.files import SHARED, write_file
 from fedpeft.secagg.primitives import IdentityKey
 
-__all__ = ["CoordinatorHome", "Settings", "default_coordinator_home"]
+__all__ = ["AdapterAccess", "CoordinatorHome", "Settings", "default_coordinator_home"]
+
+AdapterAccess = Literal["participants", "enrolled", "nobody"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,7 @@ class Settings:
         service_port: gRPC with the device's certificate: base, wake-ups, renewal; public.
         enrol_port: gRPC without one: enrolment alone; public.
         metrics_port: /metrics, /livez, /readyz; loopback only.
+        adapters: who may fetch a run's adapter: devices that were in its sums, every enrolled one, or nobody.
     """
 
     hosts: tuple[str, ...]
@@ -48,6 +52,7 @@ class Settings:
     service_port: int = 8444
     enrol_port: int = 8445
     metrics_port: int = 8447
+    adapters: AdapterAccess = "participants"
 
     def __post_init__(self) -> None:
         ports = self.ports()
@@ -75,13 +80,17 @@ class Settings:
         try:
             content = json.loads(text)
             known = {field.name: field.type for field in fields(cls)}
+            if isinstance(content, dict):
+                content.setdefault("adapters", "participants")  # homes of before have no such key
             if not isinstance(content, dict) or set(content) != set(known):
                 raise ValueError(f"keys {sorted(content)}; expected {sorted(known)}")
             hosts = content.pop("hosts")
             if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
                 raise ValueError(f"hosts={hosts!r}")
+            if content["adapters"] not in get_args(AdapterAccess):
+                raise ValueError(f"adapters={content['adapters']!r}; expected {', '.join(get_args(AdapterAccess))}")
             for name, value in content.items():
-                if type(value) is not (str if name == "bind" else int):
+                if type(value) is not (str if name in ("bind", "adapters") else int):
                     raise ValueError(f"{name}={value!r}")
             return cls(hosts=tuple(hosts), **content)
         except (ValueError, TypeError) as error:

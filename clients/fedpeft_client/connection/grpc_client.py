@@ -18,6 +18,11 @@ from fedpeft.deployment.ceremony import fingerprint
 from fedpeft.deployment.doctor import why_tls_fails
 from fedpeft.deployment.messages import (
     Accepted,
+    AdapterEntry,
+    AdapterFile,
+    AdapterFileRequest,
+    AdapterList,
+    AdapterListRequest,
     BaseRequest,
     ChunksRequest,
     EnrolRequest,
@@ -115,6 +120,15 @@ class Link:
         """The bytes of a file of a base from ``offset`` on, unchecked, as they come."""
         request = encode(ChunksRequest(digest=digest, file=file, offset=offset))
         yield from self._stream(rpc.CHUNKS, request)
+
+    def adapters(self) -> tuple[AdapterEntry, ...]:
+        """The adapters that this device may have, unchecked, newest run first."""
+        return decode(self._call(rpc.ADAPTERS, encode(AdapterListRequest())), AdapterList).entries
+
+    def adapter_file(self, run_id: str, file: AdapterFile, offset: int = 0) -> Iterator[bytes]:
+        """The bytes of a listed file from ``offset`` on, unchecked, as they come."""
+        request = AdapterFileRequest(run_id=run_id, file=file.name, sha256=file.sha256, offset=offset)
+        yield from self._stream(rpc.ADAPTER_FILE, encode(request))
 
     def wakes(self) -> Iterator[Wake]:
         """One at once, and one whenever a message may wait; until ``close``."""

@@ -2,7 +2,7 @@
 
 import click
 
-from fedpeft.cli.client import directory, join, leave, reset_ledger, rotate_key, run, status
+from fedpeft.cli.client import adapter, directory, join, leave, reset_ledger, rotate_key, run, status
 
 __all__ = ["command"]
 
@@ -20,5 +20,6 @@ for part in (
     run.run,
     reset_ledger.reset_ledger,
     directory.directory,
+    adapter.adapter,
 ):
     command.add_command(part)

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
+from typing import BinaryIO
 
 import grpc
 from grpc import aio
@@ -20,6 +21,9 @@ from fedpeft import __version__
 from fedpeft.clock import Clock
 from fedpeft.deployment import rpc
 from fedpeft.deployment.messages import (
+    AdapterFileRequest,
+    AdapterList,
+    AdapterListRequest,
     BaseRequest,
     ChunksRequest,
     EnrolRequest,
@@ -37,6 +41,7 @@ from fedpeft_server.enrolment.admission import Admission
 from fedpeft_server.enrolment.registry import EnrolledDevice, Registry, Status
 from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.rate_limit import RateLimit
+from fedpeft_server.service.adapter_files import AdapterShelf
 from fedpeft_server.service.base_files import BaseShelf
 from fedpeft_server.service.grpc_calls import Call, abort, address, client_certificate, refuse, strict
 from fedpeft_server.service.wakeups import WakeBoard
@@ -70,6 +75,7 @@ class FleetService:
         self._home, self._registry, self._admission = home, registry, admission
         self._board, self._clock = board, clock
         self._shelf = BaseShelf(home.bases)
+        self._adapters = AdapterShelf(home.runs, home.settings().adapters)
         self._strangers = RateLimit(per_s=_ENROL_PER_S, burst=_ENROL_BURST, clock=clock)
         self._enrolling = RateLimit(per_s=_ENROL_PER_S, burst=_ENROL_BURST, clock=clock)
         self._calling = RateLimit(per_s=_CALLS_PER_S, burst=_CALLS_BURST, clock=clock)
@@ -187,8 +193,10 @@ class FleetService:
             rpc.RENEW: self._renew,
             rpc.LEAVE: self._leave,
             rpc.MANIFEST: self._manifest,
+            rpc.ADAPTERS: self._list_adapters,
         }
         handlers = {name: grpc.unary_unary_rpc_method_handler(strict(method)) for name, method in unary.items()}
+        handlers[rpc.ADAPTER_FILE] = grpc.unary_stream_rpc_method_handler(self._adapter_file)
         handlers[rpc.CHUNKS] = grpc.unary_stream_rpc_method_handler(self._chunks)
         handlers[rpc.WAKE] = grpc.unary_stream_rpc_method_handler(self._wake)
         return grpc.method_handlers_generic_handler(rpc.SERVICE, handlers)
@@ -233,6 +241,29 @@ class FleetService:
         except WireError as error:
             await abort(call, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         opened = await asyncio.to_thread(self._shelf.open, request.digest, request.file, request.offset)
+        async for piece in self._pieces(opened, device, call):
+            yield piece
+            self.base_bytes_sent += len(piece)
+
+    async def _list_adapters(self, payload: bytes, call: Call) -> bytes:
+        device = await self._device(call)
+        decode(payload, AdapterListRequest)
+        return encode(AdapterList(entries=await asyncio.to_thread(self._adapters.listing, device.name)))
+
+    async def _adapter_file(self, payload: bytes, call: Call) -> AsyncIterator[bytes]:
+        device = await self._device(call)
+        try:
+            request = decode(payload, AdapterFileRequest)
+        except WireError as error:
+            await abort(call, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        opened = await asyncio.to_thread(
+            self._adapters.open, device.name, request.run_id, request.file, request.sha256, request.offset
+        )
+        async for piece in self._pieces(opened, device, call):
+            yield piece
+
+    async def _pieces(self, opened: BinaryIO | None, device: EnrolledDevice, call: Call) -> AsyncIterator[bytes]:
+        """A file's bytes, for as long as the device is enrolled."""
         if opened is None:
             await abort(call, grpc.StatusCode.NOT_FOUND, "the coordinator has no such file or offset")
         with opened:
@@ -241,7 +272,6 @@ class FleetService:
                 revision = self._registry.revision()
                 while piece := await asyncio.to_thread(opened.read, rpc.PIECE_BYTES):
                     yield piece
-                    self.base_bytes_sent += len(piece)
                     if (now := self._registry.revision()) != revision:
                         await self._device(call, counted=False)
                         revision = now

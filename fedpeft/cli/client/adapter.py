@@ -1,0 +1,104 @@
+"""`fedpeft client adapter`: the model that this device helped to train."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fedpeft.cli.homes import device_home, device_home_option
+
+if TYPE_CHECKING:
+    from fedpeft.deployment.messages import AdapterEntry
+    from fedpeft_client.home import DeviceHome
+
+__all__ = ["adapter"]
+
+
+@click.group(short_help="List, fetch and use the trained adapters.")
+def adapter() -> None:
+    """List, fetch and use the adapters of the runs that this device took part in."""
+
+
+@adapter.command("ls")
+@device_home_option
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def list_(home: Path | None, as_json: bool) -> None:
+    """List the adapters that the coordinator has for this device, newest run first."""
+    where = device_home(home)
+    entries = _listed(where)
+    if as_json:
+        rows = [
+            {"run": one.run_id, "slot": one.slot, "rounds": one.rounds, "base": one.base, "bytes": _size(one)}
+            for one in entries
+        ]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for one in entries:
+        here = "  here" if _folder(where, one.run_id).is_dir() else ""
+        click.echo(f"{one.run_id}  {one.slot} after {one.rounds} rounds  {_size(one) / 2**20:.1f} MiB{here}")
+    if not entries:
+        click.echo("none: adapters go to devices that were in a run's sums; ask the coordinator's operator", err=True)
+
+
+@adapter.command()
+@click.argument("run")
+@device_home_option
+def pull(run: str, home: Path | None) -> None:
+    """Fetch the adapter of RUN (a name that `ls` prints, or `latest`), checked by its digests."""
+    from fedpeft_client.connection.fetch_adapter import fetch_adapter
+    from fedpeft_client.connection.grpc_client import Link
+
+    where = device_home(home)
+    entry = _chosen(_listed(where), run)
+    folder = _folder(where, entry.run_id)
+    with Link.of_home(where) as link:
+        fetched = fetch_adapter(link, entry, folder)
+    click.echo(f"{folder}: {entry.slot} after {entry.rounds} rounds, {fetched or 'no'} bytes fetched")
+
+
+@adapter.command()
+@click.argument("run")
+@click.argument("texts", nargs=-1, required=True)
+@device_home_option
+def predict(run: str, texts: tuple[str, ...], home: Path | None) -> None:
+    """Apply the fetched adapter of RUN to TEXTS: a class each, or an answer each. Asks nobody."""
+    from fedpeft.errors import ResourceMissing
+    from fedpeft_client.inference import ReceivedModel
+
+    where = device_home(home)
+    there = sorted((path for path in (where.path / "adapters").glob("[!.]*") if path.is_dir()), reverse=True)
+    folder = there[0] if run == "latest" and there else _folder(where, run)
+    if folder not in there:
+        raise ResourceMissing(
+            f"Expected the adapter of {run} here, found none; fetch it: `fedpeft client adapter pull`."
+        )
+    for text, answer in zip(texts, ReceivedModel.load(folder, where.bases()).predict(texts), strict=True):
+        click.echo(f"{answer}\t{text}")
+
+
+def _listed(where: "DeviceHome") -> "tuple[AdapterEntry, ...]":
+    from fedpeft_client.connection.fetch_adapter import listed_adapters
+    from fedpeft_client.connection.grpc_client import Link
+
+    where.enrolment()
+    with Link.of_home(where) as link:
+        return listed_adapters(link)
+
+
+def _chosen(entries: "tuple[AdapterEntry, ...]", run: str) -> "AdapterEntry":
+    from fedpeft.errors import ResourceMissing
+
+    found = entries[:1] if run == "latest" else [one for one in entries if one.run_id.startswith(run)]
+    if len(found) != 1:
+        names = ", ".join(one.run_id for one in found or entries) or "none"
+        raise ResourceMissing(f"Expected one run by the name {run}, found {len(found)}; there are: {names}.")
+    return found[0]
+
+
+def _folder(where: "DeviceHome", run_id: str) -> Path:
+    return where.path / "adapters" / Path(run_id).name
+
+
+def _size(entry: "AdapterEntry") -> int:
+    return sum(file.size_bytes for file in entry.files)
