@@ -48,7 +48,7 @@ class Layer:
 
     def __init__(self, union: UnionAdapter, table: Tensor, starts: np.ndarray, scale: float) -> None:
         anatomy = union.anatomy
-        self.root = f"{anatomy.layers_path}.{anatomy.layer_count - 1}"
+        self.root = anatomy.layer_paths[-1]
         self.weights = {name: value.detach() for name, value in union.model.named_parameters()}
         self.spec, self.scale = union.spec, scale
         self.heads = int(union.model.config.num_attention_heads)

@@ -94,9 +94,9 @@ def step_times(
 
 def scored(union: UnionAdapter, held_out: EncodedDataset) -> Settings:
     """Loss, and accuracy or perplexity, on the held-out examples."""
-    found = evaluate(union, held_out, limit=0, batch_size=4 if union.anatomy.head is None else 64)
+    found = evaluate(union, held_out, limit=0, batch_size=4 if not union.anatomy.head else 64)
     loss = found.loss_sum / found.examples
-    if union.anatomy.head is None:
+    if not union.anatomy.head:
         return {"loss": loss, "ppl": math.exp(loss), "accuracy": None}
     return {"loss": loss, "accuracy": found.correct / found.examples}
 

@@ -39,7 +39,7 @@ class TopLayer:
 
     def __init__(self, union: UnionAdapter, examples: EncodedDataset, kept: Tensor) -> None:
         anatomy = union.anatomy
-        self._root = f"{anatomy.layers_path}.{anatomy.layer_count - 1}"
+        self._root = anatomy.layer_paths[-1]
         self._weights = {name: value.detach() for name, value in union.model.named_parameters()}
         self._scale = scale_of(union.adapter.lora) if union.adapter.lora else 0.0
         self._labels = torch.from_numpy(np.asarray(examples.labels))
@@ -170,7 +170,7 @@ def first_tokens(union: UnionAdapter, examples: EncodedDataset) -> Tensor:
         union: the base with an adapter in its top layer, at its start: nothing is changed yet.
     """
     anatomy, stages = union.anatomy, Stages(union)
-    attention = union.model.get_submodule(f"{anatomy.layers_path}.{anatomy.layer_count - 1}.attention")
+    attention = union.model.get_submodule(f"{anatomy.layer_paths[-1]}.attention")
     seen: list[Tensor] = []
     handles = [
         attention.get_submodule("output.dense").register_forward_hook(lambda _, args, __: seen.append(args[0][:, 0]))

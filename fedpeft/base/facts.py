@@ -6,8 +6,10 @@ giving the same base another digest, and an artifact that was fetched, or built 
 """
 
 import json
+import math
 import re
 from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["FACTS_FILE", "Facts", "TokenizerFacts", "facts_of", "model_facts", "write_facts"]
 
 FACTS_FILE = "facts.json"
+_CLASSES = 9973  # a prime
 
 
 class Entry(BaseModel):
@@ -44,6 +47,13 @@ class TokenizerFacts(Entry):
     probe_unknown: int = Field(description="How many of them are the unknown token.")
 
 
+class HeadFacts(Entry):
+    """How large the class head is."""
+
+    once: int = Field(description="Coordinates that the number of classes does not change.")
+    a_class: int = Field(description="Coordinates of one class.")
+
+
 class ModelFacts(Entry):
     """What the architecture takes."""
 
@@ -51,6 +61,7 @@ class ModelFacts(Entry):
     positions: int | None = Field(description="The longest sequence that the model was made for.")
     positions_are_rows: bool = Field(description="Positions are rows of a table: a longer sequence fails.")
     matrices: dict[str, int] = Field(description="Linear matrices of the layers by the end of their name.")
+    head: HeadFacts = Field(description="Of a classifier; zeros where the base serves none.")
 
 
 class Facts(Entry):
@@ -75,8 +86,9 @@ def facts_of(artifact: BaseArtifact) -> Facts:
     from fedpeft.base.architecture import read_config, skeleton
     from fedpeft.base.tokenizer import check_tokenizer, open_tokenizer
 
-    config = read_config(json.loads((artifact.path / "config.json").read_text(encoding="utf-8")))
-    model = model_facts(skeleton(config, next(iter(artifact.manifest.tasks))))
+    content, tasks = json.loads((artifact.path / "config.json").read_text(encoding="utf-8")), artifact.manifest.tasks
+    head = tasks["classify"].head if "classify" in tasks else ()
+    model = model_facts(skeleton(read_config(content), next(iter(tasks))), content, head)
     return Facts(tokenizer=check_tokenizer(open_tokenizer(artifact.path), model.embedding_rows), model=model)
 
 
@@ -86,8 +98,14 @@ def write_facts(facts: Facts, folder: Path) -> None:
     (folder / FACTS_FILE).write_text(content + "\n", encoding="ascii")
 
 
-def model_facts(model: "nn.Module") -> ModelFacts:
-    """Read a model on the meta device."""
+def model_facts(model: "nn.Module", content: Mapping[str, Any], head: Collection[str]) -> ModelFacts:
+    """Read a model on the meta device.
+
+    Args:
+        model: for any task of the base.
+        content: its config.json.
+        head: the parameters that the task of classification adds; empty: the base does not serve it.
+    """
     from torch import nn
 
     leaves = Counter(
@@ -101,7 +119,23 @@ def model_facts(model: "nn.Module") -> ModelFacts:
         positions=table if table is not None else _declared_positions(model),
         positions_are_rows=table is not None,
         matrices=dict(sorted(leaves.items())),
+        head=_head_facts(content, head),
     )
+
+
+def _head_facts(content: Mapping[str, Any], head: Collection[str]) -> HeadFacts:
+    """What a class costs, from a head for so many classes that no other side of a tensor is as long."""
+    from fedpeft.base.architecture import read_config, skeleton
+
+    if not head:
+        return HeadFacts(once=0, a_class=0)
+    names = {str(number): str(number) for number in range(_CLASSES)}
+    labels = {"id2label": names, "label2id": {name: int(name) for name in names}}
+    model = skeleton(read_config({**content, **labels}), "classify")
+    sizes = [tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in head]
+    every = sum(math.prod(shape) for shape in sizes)
+    classes = sum(math.prod(shape) for shape in sizes if _CLASSES in shape)
+    return HeadFacts(once=every - classes, a_class=classes // _CLASSES)
 
 
 def _embedding_rows(model: "nn.Module") -> int | None:

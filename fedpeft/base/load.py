@@ -93,6 +93,8 @@ def load_model(
             value = value.clone()  # a bias of a few bytes would keep the map of the whole file
         _assign(model, names, value)
     _finish(model)
+    if entry.head:  # what the task adds, for whoever trains and exports it (fedpeft.grafting.anatomy)
+        model.fedpeft_head = tuple(entry.head)  # type: ignore[assignment]
     return model
 
 

@@ -116,7 +116,9 @@ def plan(content: Mapping[str, Any], tensors: Mapping[str, RowTensor]) -> Plan:
         tasks={task: one.entry() for task, one in served.items()},
         tensors=tuple(planned[name] for name in sorted(planned)),
         left_out=left_out,
-        facts=model_facts(next(iter(served.values())).model),
+        facts=model_facts(
+            next(iter(served.values())).model, content, served["classify"].head() if "classify" in served else ()
+        ),
     )
 
 

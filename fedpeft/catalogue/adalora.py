@@ -26,7 +26,7 @@ class AdaLora(MethodSection):
 
     rank: int = Field(default=12, ge=1, le=1024, description="Triplets a matrix at the start.")
     target_rank: int = Field(default=8, ge=1, le=1024, description="Triplets a matrix at the end, on average.")
-    targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=TARGETS)
+    targets: tuple[TargetName, ...] = Field(default=("auto",), min_length=1, description=TARGETS)
     scale: float = Field(default=2.0, gt=0, description="The factor of P diag(l) Q.")
     orthogonality: float = Field(
         default=0.1, ge=0, description="Weight of |P^T P - I|^2 + |Q Q^T - I|^2 in the loss (the paper's gamma)."
@@ -98,7 +98,7 @@ def footprint(shape: BaseShape, settings: AdaLora) -> Footprint:
     """P, l, Q and a score a triplet; the mask frozen. Keeps the input, Q x and l Q x of every target."""
     rows, columns = widths(shape, settings.targets)
     rank, count = settings.rank, len(present(shape, settings.targets))
-    first = len(present(shape, of_every_token(settings.targets)))
+    first = len(of_every_token(shape, settings.targets))
     return Footprint(
         blocks={
             BlockId("adalora"): rank * (rows + columns + count),

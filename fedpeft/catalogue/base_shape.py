@@ -1,63 +1,116 @@
 """A base model by its numbers: all that costs are computed from."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from fedpeft.families import LayerWidths, family_named
+from fedpeft.layout import Layout, Port
 
-__all__ = ["BaseShape"]
+__all__ = ["BaseShape", "Vectors"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vectors:
+    """What a layer has beside its matrices, in coordinates.
+
+    Args:
+        biases: all of them, those of norms included.
+        norms: weights of all norms.
+        norm_biases: their biases.
+    """
+
+    biases: int
+    norms: int
+    norm_biases: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseShape:
-    """One base model, every layer alike.
+    """One base model, and one of its layers that is looked at.
 
     Args:
         name: its model type, e.g. ``bert``.
-        family: its name in ``fedpeft.families``.
-        layers: how many.
+        family: what its layers cost, by name in ``fedpeft.families``.
+        layout: where its layers keep their matrices.
+        vectors: of each layer.
+        causal: whether a token sees only those before it.
         hidden: width of the residual stream.
+        inner: width of the MLP; with experts, of those that a token goes through.
+        key_width: of keys, and of values: below ``hidden`` with grouped queries.
         heads: attention heads.
         vocabulary: rows of the token embedding.
-        matrices: slot -> (d_out, d_in) of one layer.
-        layer_biases: coordinates of all biases of one layer, norms included.
-        norms: coordinates of all norm weights of one layer.
-        norm_biases: coordinates of their biases.
+        passes: how often a token goes through each layer (ALBERT: more than once).
+        experts: coordinates of expert matrices of a layer that a token goes through.
         parameters: of the whole base, tied ones once.
         packed_bytes: of the weights as the artifact stores them.
-        head_is_deep: whether the class head has a dense layer of its own.
+        head_once, head_a_class: coordinates of the class head: those that the number of classes does not change,
+            and those of one class.
         first_token_only: whether the classifier reads one token, so that the last layer computes little.
+        at: the layer that is looked at, from 0.
+        norm_biases_taken: whether they are another method's.
     """
 
     name: str
     family: str
-    layers: int
+    layout: Layout
+    vectors: tuple[Vectors, ...]
+    causal: bool
     hidden: int
+    inner: int
+    key_width: int
     heads: int
     vocabulary: int
-    matrices: Mapping[str, tuple[int, int]]
-    layer_biases: int
-    norms: int
-    norm_biases: int
+    passes: int = 1
+    experts: int = 0
     parameters: int
     packed_bytes: int
-    head_is_deep: bool
+    head_once: int
+    head_a_class: int
     first_token_only: bool
+    at: int = 0
+    norm_biases_taken: bool = False
+
+    @property
+    def layers(self) -> int:
+        """How many."""
+        return len(self.layout)
+
+    def looking_at(self, index: int) -> "BaseShape":
+        """The same model, another layer."""
+        return replace(self, at=index)
+
+    def ports(self, targets: Iterable[str]) -> tuple[Port, ...]:
+        """The matrices of this layer that the targets name, each once."""
+        return self.layout.selected(self.at, targets)
+
+    def matrices(self, targets: Iterable[str]) -> list[tuple[int, int]]:
+        """(d_out, d_in) of these."""
+        return [self.layout.layers[self.at].shape(port) for port in self.ports(targets)]
+
+    def has(self, *slots: str) -> bool:
+        """Whether this layer has all these matrices by their short names."""
+        return all(slot in self.layout.layers[self.at].slots for slot in slots)
+
+    @property
+    def layer_biases(self) -> int:
+        """Coordinates of all biases of this layer, norms included."""
+        return self.vectors[self.at].biases
+
+    @property
+    def norms(self) -> int:
+        """Coordinates of all norm weights of this layer."""
+        return self.vectors[self.at].norms
+
+    @property
+    def norm_biases(self) -> int:
+        """Coordinates of their biases, unless they are another method's."""
+        return 0 if self.norm_biases_taken else self.vectors[self.at].norm_biases
 
     @property
     def matrix_parameters(self) -> int:
-        """Coordinates of the matrices of one layer."""
-        return sum(rows * columns for rows, columns in self.matrices.values())
-
-    @property
-    def inner(self) -> int:
-        """Width of the MLP."""
-        return self.matrices["up"][0]
-
-    @property
-    def key_width(self) -> int:
-        """Width of keys, and of values: below ``hidden`` with grouped queries."""
-        return self.matrices["k"][0]
+        """Coordinates of the matrices of a layer that a token goes through, the mean over the layers."""
+        every = sum(rows * columns for layer in self.layout.layers for rows, columns in layer.matrices.values())
+        return every // self.layers + self.experts
 
     @property
     def dense_bytes(self) -> int:
@@ -68,11 +121,8 @@ class BaseShape:
     def kept_floats(self) -> int:
         """Floats a token that autograd keeps of one layer."""
         widths = LayerWidths(hidden=self.hidden, inner=self.inner, keys=self.key_width, heads=self.heads)
-        return family_named(self.family).kept_floats(widths)
+        return self.passes * family_named(self.family).kept_floats(widths)
 
     def head_parameters(self, classes: int) -> int:
         """Coordinates of the class head."""
-        if not family_named(self.family).head_bias:
-            return self.hidden * classes
-        deep = self.hidden * self.hidden + self.hidden if self.head_is_deep else 0
-        return deep + self.hidden * classes + classes
+        return self.head_once + self.head_a_class * classes

@@ -40,7 +40,7 @@ class Bottleneck(MethodSection):
 
 def footprint(shape: BaseShape, settings: Bottleneck) -> Footprint:
     """D, d, U, u of one or two narrow networks; each keeps its input and its inner activation."""
-    places = 2 if settings.placement == "houlsby" else 1
+    places = len(shape.ports(("o", "down") if settings.placement == "houlsby" else ("down",)))
     size = places * network(shape, settings.width)
     return narrow_networks(shape, "bottleneck", places, settings.width, settings.activation, size)
 

@@ -21,6 +21,8 @@ class Coda(MethodSection):
 
 def footprint(shape: BaseShape, settings: Coda) -> Footprint:
     """A router and a bottleneck; what the layer saves by computing fewer tokens is not counted."""
+    if not shape.has("down"):
+        return Footprint(blocks={})
     size = network(shape, settings.width) + shape.hidden
     return narrow_networks(shape, "coda", 1, settings.width, settings.activation, size)
 

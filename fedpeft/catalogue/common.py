@@ -40,7 +40,11 @@ Activation = Literal["relu", "gelu"]
 WIDTH = "Rows of D: how narrow the bottleneck is."
 BETWEEN = "Between D and U."
 DROPOUT = "Share of the narrow network's units that a training step leaves out, drawn anew for each."
-TARGETS = "Attention (q, k, v, o) and the MLP (up, down, gate); mapped to the model's own names."
+TARGETS = (
+    "Attention (q, k, v, o) and the MLP (up, down, gate), mapped to the model's own names; `auto`: as peft does, q and "
+    "v or the matrix that holds them; `all-linear`; the end of a module's path (`query_key_value`); or a regular "
+    "expression of all of it."
+)
 SCALE = "The factor of B A, the same for every device."
 PICKED = "The matrices whose weights may be picked."
 KEEP = "Share of these weights that are changed in the end."
@@ -54,19 +58,26 @@ OWN_FILE = "union.safetensors only"
 
 
 def present(shape: BaseShape, targets: Iterable[TargetName]) -> list[tuple[int, int]]:
-    """(d_out, d_in) of the targets that this base has."""
-    return [shape.matrices[target] for target in targets if target in shape.matrices]
+    """(d_out, d_in) of the targets that this layer has."""
+    return shape.matrices(targets)
 
 
-def of_every_token(targets: Iterable[TargetName]) -> list[TargetName]:
+def of_every_token(shape: BaseShape, targets: Iterable[TargetName]) -> list[tuple[int, int]]:
     """Those that a last layer for one token still computes for every token: keys and values."""
-    return [target for target in targets if target in ("k", "v")]
+    layer = shape.layout.layers[shape.at]
+    whole = {port for slot in ("k", "v") for port in layer.slots.get(slot, ())}
+    return [layer.shape(port) for port in shape.ports(targets) if port in whole]
 
 
 def inputs_of(shape: BaseShape, targets: Iterable[TargetName]) -> int:
     """Widths of the different inputs of the targets: q, k and v read one, up and gate another."""
+    layer = shape.layout.layers[shape.at]
+    readers = {port.path: slot for slot, ports in layer.slots.items() for port in ports}
     shared = {"k": "q", "v": "q", "gate": "up"}
-    sources = {shared.get(target, target): shape.matrices[target][1] for target in targets if target in shape.matrices}
+    sources = {}
+    for port in shape.ports(targets):
+        slot = readers.get(port.path, port.path)
+        sources[shared.get(slot, slot)] = layer.shape(port)[1]
     return sum(sources.values())
 
 

@@ -24,9 +24,11 @@ class Compacter(MethodSection):
 
 def footprint(shape: BaseShape, settings: Compacter) -> Footprint:
     """Two bottlenecks in factors, and the slow weights once."""
-    both = settings.width + shape.hidden
-    size = 2 * (2 * settings.rank * both + both)
-    return narrow_networks(shape, "compacter", 2, settings.width, settings.activation, size, once=settings.terms**3)
+    both, places = settings.width + shape.hidden, 2 * shape.has("o", "down")
+    size = places * (2 * settings.rank * both + both)
+    return narrow_networks(
+        shape, "compacter", places, settings.width, settings.activation, size, once=settings.terms**3
+    )
 
 
 METHOD = Method(

@@ -24,7 +24,7 @@ _OPEN = np.float32(10.0)  # open or closed whatever noise a step would add
 class DiffPruning(MethodSection):
     """Diff pruning (Guo 2021): W + z * d with an L0-relaxed mask z; the coordinator fixes the mask at one round."""
 
-    targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=PICKED)
+    targets: tuple[TargetName, ...] = Field(default=("auto",), min_length=1, description=PICKED)
     keep: float = Field(default=0.005, gt=0, lt=1, description=KEEP)
     penalty: float = Field(default=1e-7, ge=0, description="Weight of the expected number of open gates in the loss.")
     prune_round: int = Field(default=4, ge=1, description="After this round the mask is fixed.")

@@ -17,7 +17,7 @@ class Dora(MethodSection):
     """DoRA (Liu 2024): a matrix as magnitude times direction; B changes the direction, a delta a row the magnitude."""
 
     rank: int = Field(default=8, ge=1, le=1024, description="Of the change of direction.")
-    targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=TARGETS)
+    targets: tuple[TargetName, ...] = Field(default=("auto",), min_length=1, description=TARGETS)
     scale: float = Field(default=2.0, gt=0, description=SCALE)
 
 
@@ -25,7 +25,7 @@ def footprint(shape: BaseShape, settings: Dora) -> Footprint:
     """A frozen; B and a magnitude a row; keeps A x and the output that the gain multiplies, of every target."""
     rows, columns = widths(shape, settings.targets)
     rank, count = settings.rank, len(present(shape, settings.targets))
-    first = present(shape, of_every_token(settings.targets))
+    first = of_every_token(shape, settings.targets)
     return Footprint(
         blocks={BlockId("dora"): (rank + 1) * rows},
         frozen={BlockId("dora.A"): rank * columns},

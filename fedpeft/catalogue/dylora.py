@@ -18,7 +18,7 @@ class DyLora(MethodSection):
     """DyLoRA (Valipour 2023): a step trains a random prefix of the ranks, so that every one is good."""
 
     rank: int = Field(default=8, ge=1, le=1024, description="The highest rank; prefixes 1..rank are drawn alike.")
-    targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=TARGETS)
+    targets: tuple[TargetName, ...] = Field(default=("auto",), min_length=1, description=TARGETS)
     scale: float = Field(default=2.0, gt=0, description=SCALE)
 
 
@@ -29,7 +29,7 @@ def footprint(shape: BaseShape, settings: DyLora) -> Footprint:
         blocks={BlockId("dylora"): settings.rank * rows},
         frozen={BlockId("dylora.A"): settings.rank * columns},
         saved=settings.rank * len(present(shape, settings.targets)),
-        saved_first_token=settings.rank * len(present(shape, of_every_token(settings.targets))),
+        saved_first_token=settings.rank * len(of_every_token(shape, settings.targets)),
         flops=2 * settings.rank * (rows + columns),
     )
 

@@ -24,7 +24,7 @@ FISHER = BlockId("fish.fisher")
 class Fish(MethodSection):
     """FISH mask (Sung 2021): round 1 sums Fisher information; then the weights that have most of it are trained."""
 
-    targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=PICKED)
+    targets: tuple[TargetName, ...] = Field(default=("auto",), min_length=1, description=PICKED)
     keep: float = Field(default=0.005, gt=0, lt=1, description=KEEP)
 
 

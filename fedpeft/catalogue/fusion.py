@@ -27,6 +27,8 @@ class Fusion(MethodSection):
 
 def footprint(shape: BaseShape, settings: Fusion) -> Footprint:
     """The tasks' frozen bottlenecks; Q, K and V; keeps what every adapter made, its key, and the question."""
+    if not shape.has("down"):
+        return Footprint(blocks={})
     wide, count = shape.hidden, len(settings.tasks)
     return Footprint(
         blocks={BlockId("fusion"): 3 * wide * wide},

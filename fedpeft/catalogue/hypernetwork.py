@@ -33,6 +33,8 @@ class Hypernetwork(MethodSection):
 
 def footprint(shape: BaseShape, settings: Hypernetwork) -> Footprint:
     """An embedding a layer, and the network once."""
+    if not shape.has("o", "down"):
+        return Footprint(blocks={})
     narrow, wide, size = settings.width, shape.hidden, settings.embedding
     network, task = BlockId("hypernetwork"), BlockId("hypernetwork.task")
     once = 2 * size + 3 * size * size + size + 2 * narrow * wide * size

@@ -16,10 +16,9 @@ class Ia3(MethodSection):
 
 def footprint(shape: BaseShape, _: Ia3) -> Footprint:
     """Gains on keys, values and the MLP's inner activation; a product keeps its other factor."""
-    width = 2 * shape.key_width + shape.inner
-    return Footprint(
-        blocks={BlockId("ia3"): width}, saved=width, saved_first_token=2 * shape.key_width, flops=2 * width
-    )
+    keys = sum(out for out, _ in shape.matrices(("k", "v")))
+    width = keys + sum(inner for _, inner in shape.matrices(("down",)))
+    return Footprint(blocks={BlockId("ia3"): width}, saved=width, saved_first_token=keys, flops=2 * width)
 
 
 METHOD = Method(

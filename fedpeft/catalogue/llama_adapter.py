@@ -20,6 +20,8 @@ class LlamaAdapter(MethodSection):
 
 def footprint(shape: BaseShape, settings: LlamaAdapter) -> Footprint:
     """A prompt and a gate a layer; keeps the scores of the second attention and what the gate multiplies."""
+    if not shape.has("k", "v"):
+        return Footprint(blocks={})
     return Footprint(
         blocks={BlockId("llama_adapter"): settings.length * shape.hidden + 1},
         saved=settings.length * shape.heads + shape.hidden,

@@ -17,7 +17,7 @@ class LoHa(MethodSection):
     """LoHa (Hyeon-Woo 2022, FedPara): the product of two low-rank changes, entry by entry: up to rank r * r."""
 
     rank: int = Field(default=4, ge=1, le=1024, description="Of each of the two; the product has up to its square.")
-    targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=TARGETS)
+    targets: tuple[TargetName, ...] = Field(default=("auto",), min_length=1, description=TARGETS)
     scale: float = Field(default=2.0, gt=0, description="The factor of the product, the same for every device.")
 
 

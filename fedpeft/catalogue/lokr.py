@@ -1,6 +1,6 @@
 """[adapter.lokr]: its settings, costs and documentation; the torch part is ``fedpeft.methods.lokr``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isqrt
 
@@ -21,7 +21,7 @@ class LoKr(MethodSection):
     """LoKr (Yeh 2024): the Kronecker product of a small matrix and a low-rank one: few values, high rank."""
 
     rank: int = Field(default=8, ge=1, le=1024, description="Of the second factor; whole where that is no larger.")
-    targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=TARGETS)
+    targets: tuple[TargetName, ...] = Field(default=("auto",), min_length=1, description=TARGETS)
     scale: float = Field(default=2.0, gt=0, description="The factor of the product, the same for every device.")
 
 
@@ -55,8 +55,8 @@ def kronecker_shape(out: int, width: int, rank: int) -> KroneckerShape:
 
 def footprint(shape: BaseShape, settings: LoKr) -> Footprint:
     """C and D; keeps the input, D x, and D where it is made of two factors."""
-    splits = list(_splits(shape, settings, settings.targets))
-    first = list(_splits(shape, settings, tuple(of_every_token(settings.targets))))
+    splits = _splits(settings, present(shape, settings.targets))
+    first = _splits(settings, of_every_token(shape, settings.targets))
     inner = [
         one.inner_rows * one.inner_columns if one.whole else settings.rank * (one.inner_rows + one.inner_columns)
         for one in splits
@@ -70,9 +70,8 @@ def footprint(shape: BaseShape, settings: LoKr) -> Footprint:
     )
 
 
-def _splits(shape: BaseShape, settings: LoKr, targets: tuple[TargetName, ...]) -> Iterator[KroneckerShape]:
-    for out, width in present(shape, targets):
-        yield kronecker_shape(out, width, settings.rank)
+def _splits(settings: LoKr, matrices: Iterable[tuple[int, int]]) -> list[KroneckerShape]:
+    return [kronecker_shape(out, width, settings.rank) for out, width in matrices]
 
 
 def _near_root(size: int) -> int:

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from fedpeft.catalogue.base_shape import BaseShape
+from fedpeft.catalogue.common import TARGETS, of_every_token, present, widths
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
@@ -25,8 +26,8 @@ class Lora(MethodSection):
         description="Ranks at which a device may stop, ascending, ending in `rank`; empty: powers of two from 2.",
     )
     targets: tuple[TargetName, ...] = Field(
-        default=("q", "v"),
-        description="Attention (q, k, v, o) and the MLP (up, down, gate); mapped to the model's own names.",
+        default=("auto",),
+        description=TARGETS,
     )
     scale: float = Field(default=2.0, gt=0, description="The factor of B A, the same for every device.")
     scaling: Literal["fixed", "rslora"] = Field(
@@ -82,15 +83,15 @@ def scale_of(lora: Lora) -> float:
 
 def footprint(shape: BaseShape, settings: Lora) -> Footprint:
     """Tiers of A (frozen) and B; keeps A x, (r,), of every target."""
-    rank, targets = settings.rank, [shape.matrices[t] for t in settings.targets if t in shape.matrices]
-    rows, columns = sum(out for out, _ in targets), sum(width for _, width in targets)
+    rank, targets = settings.rank, present(shape, settings.targets)
+    rows, columns = widths(shape, settings.targets)
     tiers = lora_tiers(settings)
-    widths = {end: end - start for start, end in zip((0, *tiers), tiers, strict=False)}
+    ranks = {end: end - start for start, end in zip((0, *tiers), tiers, strict=False)}
     return Footprint(
-        blocks={BlockId(f"lora.B.t{end}"): width * rows for end, width in widths.items()},
-        frozen={BlockId(f"lora.A.t{end}"): width * columns for end, width in widths.items()},
+        blocks={BlockId(f"lora.B.t{end}"): own * rows for end, own in ranks.items()},
+        frozen={BlockId(f"lora.A.t{end}"): own * columns for end, own in ranks.items()},
         saved=rank * len(targets),
-        saved_first_token=rank * sum(target in ("k", "v") for target in settings.targets),
+        saved_first_token=rank * len(of_every_token(shape, settings.targets)),
         flops=2 * rank * (rows + columns),
     )
 

@@ -20,6 +20,8 @@ class PTuningV2(MethodSection):
 
 def footprint(shape: BaseShape, settings: PTuningV2) -> Footprint:
     """Keys and values of a layer; attention keeps its longer keys and values."""
+    if not shape.has("k", "v"):
+        return Footprint(blocks={})
     rows = 2 * shape.key_width
     return Footprint(
         blocks={BlockId("p_tuning_v2"): settings.length * rows},

@@ -32,7 +32,9 @@ class Parallel(MethodSection):
 
 def footprint(shape: BaseShape, settings: Parallel) -> Footprint:
     """As one bottleneck."""
-    return narrow_networks(shape, "parallel", 1, settings.width, settings.activation, network(shape, settings.width))
+    places = len(shape.ports(("down",)))
+    size = places * network(shape, settings.width)
+    return narrow_networks(shape, "parallel", places, settings.width, settings.activation, size)
 
 
 METHOD = Method(

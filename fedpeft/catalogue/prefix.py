@@ -21,6 +21,8 @@ class Prefix(MethodSection):
 
 def footprint(shape: BaseShape, settings: Prefix) -> Footprint:
     """The trunk once, a matrix a layer; attention keeps its longer keys and values."""
+    if not shape.has("k", "v"):
+        return Footprint(blocks={})
     block, narrow, rows = BlockId("prefix"), settings.width, 2 * shape.key_width
     return Footprint(
         blocks={block: rows * (narrow + 1)},

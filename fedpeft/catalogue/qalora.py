@@ -17,7 +17,7 @@ class QaLora(MethodSection):
     """QA-LoRA (Xu 2024): A reads sums of 32 inputs, so that B A merges into an int4-g32 base's minima, exactly."""
 
     rank: int = Field(default=8, ge=1, le=1024, description="At most a matrix's inputs / 32.")
-    targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=TARGETS)
+    targets: tuple[TargetName, ...] = Field(default=("auto",), min_length=1, description=TARGETS)
     scale: float = Field(default=2.0, gt=0, description=SCALE)
 
 
@@ -30,7 +30,7 @@ def footprint(shape: BaseShape, settings: QaLora) -> Footprint:
         blocks={BlockId("qalora"): settings.rank * rows},
         frozen={BlockId("qalora.A"): settings.rank * columns // 32},
         saved=settings.rank * len(present(shape, settings.targets)),
-        saved_first_token=settings.rank * len(present(shape, of_every_token(settings.targets))),
+        saved_first_token=settings.rank * len(of_every_token(shape, settings.targets)),
         flops=2 * settings.rank * (rows + columns // 32) + columns,
     )
 

@@ -23,7 +23,7 @@ class ReLora(MethodSection):
     rank: int = Field(default=4, ge=1, le=1024, description="Of one cycle.")
     cycles: int = Field(default=4, ge=1, le=256, description="How many there are; the last goes on to the end.")
     rounds_each: int = Field(default=2, ge=1, description="Rounds a cycle lasts.")
-    targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=TARGETS)
+    targets: tuple[TargetName, ...] = Field(default=("auto",), min_length=1, description=TARGETS)
     scale: float = Field(default=2.0, gt=0, description=SCALE)
 
 
@@ -57,7 +57,7 @@ def footprint(shape: BaseShape, settings: ReLora) -> Footprint:
         blocks={relora_block("B", cycle): settings.rank * rows for cycle in cycles},
         frozen={relora_block("A", cycle): settings.rank * columns for cycle in cycles},
         saved=whole * len(present(shape, settings.targets)),
-        saved_first_token=whole * len(present(shape, of_every_token(settings.targets))),
+        saved_first_token=whole * len(of_every_token(shape, settings.targets)),
         flops=2 * whole * (rows + columns),
     )
 

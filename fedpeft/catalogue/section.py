@@ -1,13 +1,22 @@
 """What every section of a configuration file is: frozen, strict, closed."""
 
-from typing import Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from fedpeft.target_names import pattern_fault
 
 __all__ = ["Section", "TargetName"]
 
-TargetName = Literal["q", "k", "v", "o", "up", "down", "gate"]
-"""A matrix of a transformer layer, by the field's short name."""
+
+def _usable(target: str) -> str:
+    if (fault := pattern_fault(target)) is not None:
+        raise ValueError(f"expected a name, or a regular expression of a module's path, found {target[:60]!r}: {fault}")
+    return target
+
+
+TargetName = Annotated[str, AfterValidator(_usable)]
+"""Matrices of the layers: a short name, ``auto``, ``all-linear``, the end of a module's path, or a pattern of it all."""
 
 
 class Section(BaseModel):

@@ -24,7 +24,9 @@ class Unipelt(MethodSection):
 
 def footprint(shape: BaseShape, settings: Unipelt) -> Footprint:
     """LoRA of q and v, a prefix, a bottleneck and four gates."""
-    (query, wide), value = shape.matrices["q"], shape.key_width
+    if not shape.has("q", "k", "v", "down"):
+        return Footprint(blocks={})
+    (query, wide), value = shape.matrices(("q",))[0], shape.key_width
     rank, narrow = settings.rank, settings.width
     lora = rank * (2 * wide + query + value)
     size = lora + 2 * settings.length * value + network(shape, narrow) + 4 * (wide + 1)

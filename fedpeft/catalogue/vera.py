@@ -17,7 +17,7 @@ class Vera(MethodSection):
     """VeRA (Kopiczko 2024): one random A and B for all matrices, never sent; each trains two vectors."""
 
     rank: int = Field(default=64, ge=1, le=4096, description="Rows of the shared A.")
-    targets: tuple[TargetName, ...] = Field(default=("q", "v"), min_length=1, description=TARGETS)
+    targets: tuple[TargetName, ...] = Field(default=("auto",), min_length=1, description=TARGETS)
     initial: float = Field(default=0.1, gt=0, description="What d begins with; b begins with zero.")
 
 
@@ -25,7 +25,7 @@ def footprint(shape: BaseShape, settings: Vera) -> Footprint:
     """d and b; keeps A x and B (d A x) of every target."""
     rows, columns = widths(shape, settings.targets)
     rank, count = settings.rank, len(present(shape, settings.targets))
-    first = present(shape, of_every_token(settings.targets))
+    first = of_every_token(shape, settings.targets)
     return Footprint(
         blocks={BlockId("vera"): count * rank + rows},
         saved=rank * count + rows,

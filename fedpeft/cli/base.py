@@ -142,7 +142,7 @@ def _trainable(artifact: "BaseArtifact", task: "TaskName") -> str:
         anatomy = dissect(skeleton(read_config(read_json(artifact.path / CONFIG_FILE)), task), "all")
     except ConfigInvalid as error:
         return f"no method trains this architecture yet: {error}"
-    return f"adapters on {', '.join(anatomy.slots)} in {anatomy.layer_count} layers"
+    return f"adapters on {', '.join(anatomy.layout.slots)} in {anatomy.layer_count} layers"
 
 
 @command.command()

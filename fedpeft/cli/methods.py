@@ -193,7 +193,7 @@ def _adapter(shape: "BaseShape") -> "Adapter":
     """A union adapter that suits the base: LoRA for those who can, and the cheapest method that it can take."""
     from fedpeft.config.model import Adapter, BitFit, Ia3, Lora
 
-    if shape.layer_biases:
+    if any(layer.biases for layer in shape.vectors):
         return Adapter.having(Lora(), BitFit())
     return Adapter.having(Lora(), Ia3())
 

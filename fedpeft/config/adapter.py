@@ -10,6 +10,7 @@ from fedpeft.catalogue.section import Section
 __all__ = ["Adapter", "MethodName"]
 
 S = TypeVar("S", bound=Section)
+SlotName = Literal["q", "k", "v", "o", "up", "down", "gate"]
 
 
 class _Placed(Section):
@@ -36,6 +37,11 @@ class Adapter(_WithMethods):
         default="float32",
         description="Of the adapter's values on the devices, whatever the base is stored in; the class head stays "
         "float32, and so do sums and the coordinator's state.",
+    )
+    slots: dict[SlotName, str] | None = Field(
+        default=None,
+        description="Short names for modules of an architecture that fedpeft does not know: the end of a module's path "
+        'inside a layer, as in q = "mixer.query". A refusal lists the modules.',
     )
     head: bool = Field(default=True, description="Train the class head; ignored for causal-lm.")
     head_start: Literal["auto", "class-means", "seed"] = Field(

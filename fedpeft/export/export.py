@@ -167,7 +167,7 @@ def _write_json(path: Path, content: Mapping[str, object]) -> None:
 
 def class_names(union: UnionAdapter) -> tuple[str, ...]:
     """The classes in the order of the logits; empty for a language model."""
-    if union.anatomy.head is None:
+    if not union.anatomy.head:
         return ()
     names: Mapping[int, str] = union.model.config.id2label  # type: ignore[assignment, union-attr]
     return tuple(names[index] for index in range(len(names)))

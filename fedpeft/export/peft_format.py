@@ -14,15 +14,17 @@ All but the last hold tuned norms as well, whole, in ``modules_to_save``. What a
 the caller says so (``export``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
 
 from fedpeft.catalogue.blocks import HEAD, LORA
+from fedpeft.errors import ConfigInvalid
 from fedpeft.export.peft_matrix import (
     LOW_RANK,
     dora_form,
@@ -32,13 +34,15 @@ from fedpeft.export.peft_matrix import (
 )
 from fedpeft.export.peft_prompt import PROMPT_TYPES, prompt_form, read_prompts
 from fedpeft.export.peft_whole import put_whole, take_whole
-from fedpeft.grafting.graft import grafts_of
+from fedpeft.grafting.graft import GRAFTS, grafts_of
 from fedpeft.grafting.own_form import PREFIX, Arrays, as_array
+from fedpeft.grafting.rows import is_turned, place_of, width_of
 from fedpeft.methods.bitfit import BITFIT, BiasPart
 from fedpeft.methods.dora import DORA
 from fedpeft.methods.ia3 import IA3, InputGain, OutputGain
 from fedpeft.methods.layernorm import LAYERNORM, NormPart
 from fedpeft.methods.union import OWN_FORMS, UnionAdapter
+from fedpeft.target_names import AUTO
 
 __all__ = ["PeftForm", "read_peft", "to_peft"]
 
@@ -70,6 +74,7 @@ def to_peft(union: UnionAdapter, *, whole_matrices: bool = False) -> PeftForm:
         whole_matrices: IA3 beside low rank or biases is held as well, by writing the matrices that it scales whole.
     """
     present = {block.method for block in union.spec.blocks}
+    able = {method for method in present if method == HEAD or _can_be_held(union.model, method)}
     head = union.anatomy.head
     if (prompts := prompt_form(union)) is not None:
         settings, tensors = prompts
@@ -77,14 +82,16 @@ def to_peft(union: UnionAdapter, *, whole_matrices: bool = False) -> PeftForm:
         return PeftForm(methods=frozenset(present), settings=kind | settings, tensors=tensors)
     # peft always takes a classifier's head from the adapter, so it is written even when no block trains it.
     tensors = {f"{PREFIX}{name}": as_array(parameter) for name, parameter in _head_parameters(union).items()}
-    whole = [head] if head else []
+    whole = head_modules(union.model, head)
     scaled: list[str] = []
-    form = _form_of(present)
+    form = _form_of(able)
     if form == "LN_TUNING":
         held, settings = {LAYERNORM}, _norm_form(union, tensors)
     else:
-        held, settings = _matrix_form(form, union, tensors)
-        if whole_matrices and form == "LORA" and IA3 in present and not present & (LOW_RANK.keys() - {LORA}):
+        held, settings = _matrix_form(form, union, tensors, able)
+        viewed = any(place_of(union.model, path)[0] != path for path in _gains(union.model))
+        mixed = form == "LORA" and IA3 in present and not present & (LOW_RANK.keys() - {LORA})
+        if whole_matrices and mixed and not viewed:
             scaled = put_whole(union.model, tensors, settings, _zero_lora(union))
             held, whole = {*held, IA3}, whole + scaled
         tensors |= {f"{PREFIX}{path}.{leaf}": values for (path, leaf), values in _tuned_norms(union).items()}
@@ -94,8 +101,10 @@ def to_peft(union: UnionAdapter, *, whole_matrices: bool = False) -> PeftForm:
         "inference_mode": True,
         "modules_to_save": whole or None,
     }
+    if form in ("LORA", "DORA", "IA3", "VERA") and union.anatomy.layout.layers[0].transposed:
+        common["fan_in_fan_out"] = True
     return PeftForm(
-        methods=frozenset((held | {HEAD}) & present),
+        methods=frozenset((held | {HEAD}) & able),
         settings=common | settings,
         tensors=tensors,
         whole=tuple(scaled),
@@ -125,9 +134,10 @@ def read_peft(union: UnionAdapter, form: PeftForm, tensors: Mapping[str, npt.NDA
             if value is not None:
                 bias.delta.copy_(value - union.model.get_parameter(f"{path}.bias"))
         for path, gain in _gains(union.model).items():
-            value = held.get(f"{path}.ia3_l")
+            real, rows = place_of(union.model, path)
+            value = held.get(f"{real}.ia3_l")
             if value is not None:
-                gain.delta.copy_(value.view(-1) - 1.0)
+                gain.delta.copy_((value.view(-1) if rows is None else value.view(-1)[rows]) - 1.0)
         _read_norms(union.model, held)
         for name, parameter in _head_parameters(union).items():
             parameter.copy_(held[name])
@@ -139,6 +149,26 @@ def _read_norms(model: nn.Module, held: Mapping[str, Tensor]) -> None:
             value = held.get(f"{path}.{_TUNED}.{leaf}", held.get(f"{path}.{leaf}"))
             if delta is not None and value is not None:
                 delta.copy_(value - model.get_parameter(f"{path}.{leaf}"))
+
+
+def _taken_for_experts(model: nn.Module, path: str) -> bool:
+    """Whether peft would take this module for the experts that such a model once had under its name, and lose it."""
+    leaf, others = path.rpartition(".")[2], {name.rpartition(".")[2] for name, _ in model.named_parameters()}
+    once = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "down_proj": "down_proj"}
+    converted = str(getattr(model.config, "model_type", "")) in _MODEL_TO_CONVERSION_PATTERN
+    return converted and once.get(leaf) in others
+
+
+def _can_be_held(model: nn.Module, method: str) -> bool:
+    """Whether peft's form of a method takes every matrix that it sits on: not some rows of one, nor, often, Conv1D."""
+    hosts = [path for path, part in model.named_modules() if path.endswith(f".{GRAFTS}.{method}") and part is not None]
+    places = [place_of(model, path.rpartition(f".{GRAFTS}")[0]) for path in hosts]
+    if method in {DORA, *LOW_RANK} and any(_taken_for_experts(model, path) for path, _ in places):
+        return False
+    if method not in {DORA, *OWN_FORMS}:
+        return True
+    plain = method in {"loha", "lokr"}
+    return all(rows is None and not (plain and is_turned(model.get_submodule(path))) for path, rows in places)
 
 
 def _form_of(present: set[str]) -> str:
@@ -154,8 +184,10 @@ def _form_of(present: set[str]) -> str:
     return "LORA"
 
 
-def _matrix_form(form: str, union: UnionAdapter, tensors: Arrays) -> tuple[set[str], dict[str, object]]:
-    """The methods that a form holds, its settings, and its tensors added to ``tensors``."""
+def _matrix_form(
+    form: str, union: UnionAdapter, tensors: Arrays, able: Collection[str]
+) -> tuple[set[str], dict[str, object]]:
+    """The methods that a form holds, of those that it can, its settings, and its tensors added to ``tensors``."""
     if form == "IA3":
         return {IA3, LAYERNORM}, _ia3_form(union, tensors)
     if form in OWN_FORMS:
@@ -164,7 +196,7 @@ def _matrix_form(form: str, union: UnionAdapter, tensors: Arrays) -> tuple[set[s
     if form == "DORA":
         held, settings = {DORA, BITFIT, LAYERNORM}, dora_form(union.model, tensors)
     else:
-        held, settings = {*LOW_RANK, BITFIT, LAYERNORM}, lora_form(union.model, tensors, _zero_lora(union))
+        held, settings = {*LOW_RANK, BITFIT, LAYERNORM}, lora_form(union.model, tensors, _zero_lora(union), able)
     biases = grafts_of(union.model, BiasPart)
     targets = {name.removeprefix(PREFIX).removesuffix(".lora_A.weight") for name in tensors if ".lora_A." in name}
     for path, part in biases.items():
@@ -174,12 +206,18 @@ def _matrix_form(form: str, union: UnionAdapter, tensors: Arrays) -> tuple[set[s
 
 
 def _ia3_form(union: UnionAdapter, tensors: Arrays) -> dict[str, object]:
-    gains = _gains(union.model)
-    inner = [path for path, gain in gains.items() if isinstance(gain, InputGain)]
-    for path, gain in gains.items():
-        shape = (1, -1) if path in inner else (-1, 1)
-        tensors[f"{PREFIX}{path}.ia3_l"] = as_array((1.0 + gain.delta).view(shape))
-    return {"peft_type": "IA3", "target_modules": sorted(gains), "feedforward_modules": sorted(inner)}
+    gains: dict[str, Tensor] = {}
+    inner = sorted(path for path, gain in _gains(union.model).items() if isinstance(gain, InputGain))
+    for path, gain in _gains(union.model).items():
+        real, rows = place_of(union.model, path)
+        if rows is None:
+            gains[real] = 1.0 + gain.delta
+            continue
+        every = gains.setdefault(real, torch.ones(width_of(union.model.get_submodule(real), "out_features")))
+        every[rows] = 1.0 + gain.delta.detach().cpu()
+    for path, factor in gains.items():
+        tensors[f"{PREFIX}{path}.ia3_l"] = as_array(factor.view((1, -1) if path in inner else (-1, 1)))
+    return {"peft_type": "IA3", "target_modules": sorted(gains), "feedforward_modules": inner}
 
 
 def _norm_form(union: UnionAdapter, tensors: Arrays) -> dict[str, object]:
@@ -207,13 +245,32 @@ def _gains(model: nn.Module) -> dict[str, InputGain | OutputGain]:
 
 
 def _zero_lora(union: UnionAdapter) -> dict[str, tuple[Tensor, Tensor]]:
-    path = f"{union.anatomy.layers_path}.{union.anatomy.layer_count - 1}.{union.anatomy.slots['q']}"
-    host = union.model.get_submodule(path)
-    return {path: (torch.zeros(1, int(host.in_features)), torch.zeros(int(host.out_features), 1))}  # type: ignore[arg-type]
+    """Factors that change nothing, of the last layer that has what LoRA usually sits on."""
+    anatomy = union.anatomy
+    for index in reversed(range(anatomy.layer_count)):
+        for port in anatomy.layout.select(index, AUTO):
+            path = f"{anatomy.layer_paths[index]}.{port.path}"
+            host = union.model.get_submodule(path)
+            return {
+                path: (torch.zeros(1, width_of(host, "in_features")), torch.zeros(width_of(host, "out_features"), 1))
+            }
+    raise ConfigInvalid("Expected a linear module in some layer, found none.")
 
 
 def _head_parameters(union: UnionAdapter) -> dict[str, nn.Parameter]:
-    head = union.anatomy.head
-    if head is None:
-        return {}
-    return {f"{head}.{name}": parameter for name, parameter in union.model.get_submodule(head).named_parameters()}
+    return {name: union.model.get_parameter(name) for name in union.anatomy.head}
+
+
+def head_modules(model: nn.Module, head: Sequence[str]) -> list[str]:
+    """The modules that hold these parameters and no others, the largest ones: peft saves modules, not parameters."""
+    found: dict[str, None] = {}
+    for name in head:
+        path = parts = name.rpartition(".")[0]
+        while (parts := parts.rpartition(".")[0]) and _all_in(model.get_submodule(parts), parts, head):
+            path = parts
+        found[path] = None
+    return list(found)
+
+
+def _all_in(module: nn.Module, path: str, names: Sequence[str]) -> bool:
+    return all(f"{path}.{name}" in names for name, _ in module.named_parameters())

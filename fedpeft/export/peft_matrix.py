@@ -8,7 +8,7 @@ Smaller factors are padded with zeros to the largest rank: the same product, and
 rank and vLLM by ``lora_alpha / r``; neither reads the patterns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional
 from fedpeft.catalogue.blocks import LORA
 from fedpeft.grafting.graft import GRAFTS, grafts_of
 from fedpeft.grafting.own_form import PREFIX, Arrays, Held, as_array
+from fedpeft.grafting.rows import place_of, width_of
 from fedpeft.methods.adalora import ADALORA, AdaLoraPart
 from fedpeft.methods.dora import DoraPart
 from fedpeft.methods.dylora import DYLORA, DyLoraPart
@@ -39,19 +40,23 @@ LOW_RANK: Mapping[str, type[nn.Module]] = MappingProxyType(
 """The methods whose change is a low-rank product, and their grafts: each has ``as_lora``."""
 
 
-def lora_form(model: nn.Module, tensors: Arrays, otherwise: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, object]:
+def lora_form(
+    model: nn.Module, tensors: Arrays, otherwise: Mapping[str, tuple[Tensor, Tensor]], methods: Collection[str]
+) -> dict[str, object]:
     """Write every low-rank change to ``tensors``; the settings that go with them.
 
     Args:
         otherwise: factors by path to write when the model has no low-rank part.
+        methods: whose parts are written.
     """
-    plain = grafts_of(model, LoraPart)
-    others = [grafts_of(model, kind) for kind in LOW_RANK.values() if kind is not LoraPart]
-    if not any(others):  # the scale as configured, and equal ranks
+    plain = grafts_of(model, LoraPart) if LORA in methods else {}
+    others = [grafts_of(model, kind) for name, kind in LOW_RANK.items() if name in methods and name != LORA]
+    if not any(others) and not any(place_of(model, path)[0] != path for path in plain):
+        # the scale as configured, and equal ranks
         factors = {path: part.factors() for path, part in plain.items()} or dict(otherwise)
         scale = next((part.scale for part in plain.values()), 1.0)
     else:
-        factors, scale = _together(model), 1.0
+        factors, scale = _together(model, methods), 1.0
     rank = max(down.shape[0] for down, _ in factors.values())
     for path, (down, up) in factors.items():
         missing = rank - down.shape[0]
@@ -75,7 +80,9 @@ def read_lora(model: nn.Module, held: Held, settings: Mapping[str, object]) -> N
     """Replace the model's low-rank parts by plain LoRA with the factors of ``lora_form``; the model is a replica."""
     scale = float(str(settings["lora_alpha"])) / int(str(settings["r"]))
     for path in {path for kind in LOW_RANK.values() for path in grafts_of(model, kind)}:
-        down, up = held[f"{path}.lora_A.weight"], held[f"{path}.lora_B.weight"]
+        real, rows = place_of(model, path)
+        down, up = held[f"{real}.lora_A.weight"], held[f"{real}.lora_B.weight"]
+        up = up if rows is None else up[rows]
         part = LoraPart(down, up.shape[0], (down.shape[0],), scale)
         part.set_factors(down, up)
         grafts = model.get_submodule(f"{path}.{GRAFTS}")
@@ -93,12 +100,17 @@ def read_dora(model: nn.Module, held: Held) -> None:
         part.delta.copy_(held[f"{path}.lora_magnitude_vector"] - part.get_buffer("squares").sqrt())
 
 
-def _together(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+def _together(model: nn.Module, methods: Collection[str]) -> dict[str, tuple[Tensor, Tensor]]:
     """The factors of all low-rank parts by path, those of one matrix side by side, scales in B."""
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for kind in LOW_RANK.values():
+    for kind in (kind for name, kind in LOW_RANK.items() if name in methods):
         for path, part in grafts_of(model, kind).items():
-            found.setdefault(path, []).append(part.as_lora())  # type: ignore[operator]
+            down, up = part.as_lora()  # type: ignore[operator]
+            real, rows = place_of(model, path)
+            if rows is not None:  # of a wider matrix: B is zero in the others
+                wide = up.new_zeros(width_of(model.get_submodule(real), "out_features"), up.shape[1])
+                up = wide.index_copy(0, rows.to(up.device), up)
+            found.setdefault(real, []).append((down, up))
     return {
         path: (torch.cat([down for down, _ in factors]), torch.cat([up for _, up in factors], dim=1))
         for path, factors in found.items()

@@ -62,8 +62,8 @@ def prompt_form(union: UnionAdapter) -> tuple[dict[str, object], Arrays] | None:
             _ROWS: as_array(torch.cat(turned, dim=1))
         }
     parts = grafts_of(union.model, GatedPrompt)
-    top = [anatomy.layer_count - len(parts) + index for index in range(len(parts))]
-    paths = [f"{anatomy.layers_path}.{index}.{anatomy.attention}" for index in top]
+    attentions = _attentions(union)
+    paths = [path for path, _ in attentions[len(attentions) - len(parts) :]]
     if present == {LLAMA_ADAPTER} and decoder and not anatomy.head and list(parts) == paths:
         tensors = {}
         for path, part in parts.items():
@@ -71,7 +71,7 @@ def prompt_form(union: UnionAdapter) -> tuple[dict[str, object], Arrays] | None:
             tensors[f"{_WRAPPED}{path}.adaption_gate"] = as_array(part.gate)
         length = len(next(iter(parts.values())).prompt)
         settings = {"peft_type": "ADAPTION_PROMPT", "adapter_len": length, "adapter_layers": len(parts)}
-        return settings | {"target_modules": anatomy.attention}, tensors
+        return settings | {"target_modules": paths[0].removeprefix(f"{anatomy.layer_paths[-len(paths)]}.")}, tensors
     return None
 
 
@@ -86,7 +86,7 @@ def read_prompts(union: UnionAdapter, tensors: Mapping[str, npt.NDArray[np.float
         prompts.clear()
         prompts[PROMPT] = PlainPrompt(held[_ROWS])
     halves = held[_ROWS].chunk(2 * union.anatomy.layer_count, dim=1) if _ROWS in held else ()
-    for index, host in enumerate(_attentions(union)):
+    for index, (_, host) in enumerate(_attentions(union)):
         if (parts := parts_of(host)) is not None and any(
             isinstance(p, PlainPrefix | MadePrefix) for p in parts.values()
         ):
@@ -98,16 +98,22 @@ def read_prompts(union: UnionAdapter, tensors: Mapping[str, npt.NDArray[np.float
             parameter.copy_(held[f"{_BARE}{name}"])
 
 
-def _attentions(union: UnionAdapter) -> list[nn.Module]:
+def _attentions(union: UnionAdapter) -> list[tuple[str, nn.Module]]:
+    """The modules that hold keys, with their paths, layer by layer."""
     anatomy = union.anatomy
-    return [anatomy.layer(index).get_submodule(anatomy.attention) for index in range(anatomy.layer_count)]
+    paths = [
+        f"{anatomy.layer_paths[index]}.{port.path}".rpartition(".")[0]
+        for index in range(anatomy.layer_count)
+        for port in anatomy.layout.select(index, "k")
+    ]
+    return [(path, union.model.get_submodule(path)) for path in dict.fromkeys(paths)]
 
 
 @torch.no_grad()
 def _prefixes(union: UnionAdapter) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of every layer that has some, (p, w) each; several prefixes one after the other."""
     found = []
-    for host in _attentions(union):
+    for _, host in _attentions(union):
         parts = [p for p in (parts_of(host) or {}).values() if isinstance(p, PlainPrefix | MadePrefix)]
         if parts:
             keys, values = zip(*(part.rows() for part in parts), strict=True)
@@ -126,10 +132,7 @@ def _turned(model: nn.Module, rows: Tensor, by: int) -> Tensor:
 
 
 def _head_parameters(union: UnionAdapter) -> dict[str, nn.Parameter]:
-    head = union.anatomy.head
-    if head is None:
-        return {}
-    return {f"{head}.{name}": parameter for name, parameter in union.model.get_submodule(head).named_parameters()}
+    return {name: union.model.get_parameter(name) for name in union.anatomy.head}
 
 
 def _head(union: UnionAdapter) -> Arrays:

@@ -1,20 +1,21 @@
-"""Where a transformer keeps its parts: the layers, and in each layer the matrices that methods attach to.
+"""Where a transformer keeps its parts: the layers, in each layer the matrices that methods attach to, and the head.
 
-By the records of ``fedpeft.families``: a model is of the family whose ports all its layers have.
+By ``fedpeft.layout``, of the model's own modules.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from fedpeft.errors import ConfigInvalid, Problem
-from fedpeft.families import FAMILIES, family_named
+from fedpeft.grafting.rows import is_turned, view_rows
+from fedpeft.layout import Layout, Port, layout_of
+from fedpeft.target_names import AUTO, SLOTS
 
 __all__ = ["Anatomy", "dissect"]
-
-_CLASS_HEADS = tuple(path for family in FAMILIES for path in family.class_heads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,41 +24,46 @@ class Anatomy:
 
     Args:
         model: the model itself.
-        family: its name in ``fedpeft.families``.
-        layers_path: the path of the list of layers, e.g. ``bert.encoder.layer``.
-        layer_count: how many layers there are.
+        layout: its layers.
         first_layer: the lowest layer that may carry adapters; ``layer_count`` when none does.
         stop_layer: the layer after the last one that may.
-        slots: the model's own path inside a layer by short name.
-        head: the path of the class head; None for a language model.
+        causal: whether a token sees only those before it.
+        head: names of the parameters of the class head, all that the task adds to the base; empty for a language model.
     """
 
     model: nn.Module
-    family: str
-    layers_path: str
-    layer_count: int
+    layout: Layout
     first_layer: int
     stop_layer: int
-    slots: Mapping[str, str]
-    head: str | None
+    causal: bool
+    head: tuple[str, ...]
+
+    @property
+    def layer_count(self) -> int:
+        """How many layers there are."""
+        return len(self.layout)
+
+    @property
+    def layer_paths(self) -> tuple[str, ...]:
+        """Their paths, from the input up."""
+        return self.layout.paths
 
     def layer(self, index: int) -> nn.Module:
         """One layer, counted from the input."""
-        return self.model.get_submodule(f"{self.layers_path}.{index}")
+        return self.model.get_submodule(self.layout.paths[index])
 
     def chosen_layers(self) -> dict[str, nn.Module]:
         """The layers that carry adapters, by path, from the input up."""
-        return {f"{self.layers_path}.{i}": self.layer(i) for i in range(self.first_layer, self.stop_layer)}
+        return {self.layout.paths[i]: self.layer(i) for i in range(self.first_layer, self.stop_layer)}
 
     @property
-    def causal(self) -> bool:
-        """Whether a token sees only those before it."""
-        return family_named(self.family).causal
+    def cut(self) -> int:
+        """The lowest layer from which the rest can be computed from its input alone; 0: there is none above the lowest.
 
-    @property
-    def attention(self) -> str:
-        """The path, inside a layer, of the module that mixes tokens."""
-        return self.slots["q"].rpartition(".")[0]
+        Not above the layers whose keys and values upper layers read (Gemma 3n, some Gemma 4).
+        """
+        config: Any = self.model.config
+        return 0 if getattr(config, "num_kv_shared_layers", 0) else self.first_layer
 
     @property
     def backbone(self) -> nn.Module:
@@ -82,69 +88,135 @@ class Anatomy:
             raise ConfigInvalid("This model has no such layers.", problems=[problem])
         return replace(self, first_layer=first, stop_layer=last + 1)
 
-    def slot_modules(self, slot: str, *, wanted_by: str) -> dict[str, nn.Module]:
-        """The modules of one slot in the chosen layers, by path.
+    def ports(self, target: str, *, wanted_by: str) -> list[tuple[int, Port]]:
+        """The chosen layers' matrices that ``target`` names, each with its layer's number; layers may have none.
 
         Raises:
-            ConfigInvalid: this family has no such slot; the choices are listed.
+            ConfigInvalid: no layer of the model has one; the modules and the choices are listed.
         """
-        if slot not in self.slots:
-            raise ConfigInvalid(
-                f"{wanted_by}: this model has no such matrix.",
-                problems=[
-                    Problem(
-                        where=f"{wanted_by}: target {slot!r}",
-                        expected=f"one of {', '.join(self.slots)} (a {self.family} model)",
-                        found=slot,
-                        remedy=f"Take {slot!r} out of the targets.",
-                    )
-                ],
-            )
-        path = self.slots[slot]
-        if not family_named(self.family).ports[slot].is_plain:
-            raise ConfigInvalid(
-                f"{wanted_by}: expected a matrix of its own for {slot!r}, found a part of {path}; take it out of the "
-                "targets."
-            )
-        return {f"{name}.{path}": layer.get_submodule(path) for name, layer in self.chosen_layers().items()}
+        if not any(self.layout.select(index, target) for index in range(self.layer_count)):
+            raise self._lacks(target, wanted_by)
+        chosen = range(self.first_layer, self.stop_layer)
+        return [(index, port) for index in chosen for port in self.layout.select(index, target)]
+
+    def target_modules(self, targets: Iterable[str], *, wanted_by: str) -> Iterator[tuple[str, nn.Module]]:
+        """Path and module of every target in the chosen layers, target by target from the input up, each once.
+
+        Rows of a wider matrix are a module of their own (``fedpeft.grafting.rows``).
+
+        Raises:
+            ConfigInvalid: see ``ports``.
+        """
+        named = (name for target in targets for name in (self.layout.usual if target == AUTO else (target,)))
+        for index, port in dict.fromkeys(one for name in named for one in self.ports(name, wanted_by=wanted_by)):
+            path = f"{self.layout.paths[index]}.{port.path}"
+            host = self.model.get_submodule(path)
+            if port.rows is None:
+                yield path, host
+            else:
+                view = view_rows(host, port.rows)
+                yield next(f"{path}.{name}" for name, one in host.named_modules() if one is view), view
+
+    def slot_modules(self, slot: str, *, wanted_by: str) -> dict[str, nn.Module]:
+        """The modules of one slot in the chosen layers, by path."""
+        return dict(self.target_modules([slot], wanted_by=wanted_by))
+
+    def attentions(self, slot: str, *, wanted_by: str) -> dict[str, tuple[str, str, nn.Module]]:
+        """By path of the matrix: the attention module that has it, its path in there, and the matrix.
+
+        Raises:
+            ConfigInvalid: see ``ports``; a module holds several attentions' matrices.
+        """
+        found = {}
+        for path, host in self.target_modules([slot], wanted_by=wanted_by):
+            stem = path.partition(".fedpeft")[0].rpartition(".")[0]
+            found[path] = stem, path.removeprefix(f"{stem}."), host
+        return found
+
+    def _lacks(self, target: str, wanted_by: str) -> ConfigInvalid:
+        modules = sorted({path for layer in self.layout.layers for path in layer.matrices})
+        listed = ", ".join(modules[:24]) + (f" and {len(modules) - 24} more" if len(modules) > 24 else "")
+        named = f'[adapter.slots] {target} = "{modules[0]}"' if target in SLOTS else f'targets = ["{modules[0]}"]'
+        choices = ", ".join((*self.layout.slots, "auto", "all-linear"))
+        problem = Problem(
+            where=f"{wanted_by}: target {target!r}",
+            expected=f"one of {choices}, or one of the layers' modules: {listed}",
+            found=f"{type(self.model).__name__} without such a matrix",
+            remedy=f"Take {target!r} out of the targets, or name a module, as in {named}.",
+        )
+        return ConfigInvalid(f"{wanted_by}: this model has no such matrix.", problems=[problem])
 
 
-def dissect(model: nn.Module, layers: int | str) -> Anatomy:
+def dissect(model: nn.Module, layers: int | str, slots: Mapping[str, str] | None = None) -> Anatomy:
     """Find the parts of ``model``.
 
     Args:
         model: a Hugging Face transformer with a task head.
         layers: ``all``, or how many of the top layers carry adapters.
+        slots: short names for modules that the table does not know ([adapter.slots]).
 
     Raises:
-        ConfigInvalid: neither family fits, or the model has fewer layers than asked for.
+        ConfigInvalid: there are no numbered layers, or fewer than asked for.
     """
-    for path, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len(module) == 0:
-            continue
-        for family in FAMILIES:
-            if all(_has(layer, port.path) for layer in module for port in family.ports.values()):
-                return Anatomy(
-                    model=model,
-                    family=family.name,
-                    layers_path=path,
-                    layer_count=len(module),
-                    first_layer=_first_layer(len(module), layers),
-                    stop_layer=len(module),
-                    slots={slot: port.path for slot, port in family.ports.items()},
-                    head=next((name for name in _CLASS_HEADS if _has(model, name)), None),
-                )
-    families = " or ".join(family.name for family in FAMILIES)
-    raise ConfigInvalid(
-        f"Expected a {families} model, found {type(model).__name__} without such layers; choose another base model."
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        raise ConfigInvalid(f"Expected a transformer from the transformers library, found {type(model).__name__}.")
+    layout = layout_of(_weights(model), {**config.to_dict(), "model_type": config.model_type}).naming(slots or {})
+    _check_turned(model, layout)
+    return Anatomy(
+        model=model,
+        layout=layout,
+        first_layer=_first_layer(len(layout), layers),
+        stop_layer=len(layout),
+        causal=_is_causal(config),
+        head=head_names(model),
     )
 
 
-def _has(module: nn.Module, path: str) -> bool:
-    try:
-        return isinstance(module.get_submodule(path), nn.Module)
-    except AttributeError:
-        return False
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """The parameters that a classifier has and its base does not.
+
+    Those that whoever loaded the base noted (``fedpeft.base.load``): a pooler that no checkpoint holds is among them.
+    Else all that is outside of the backbone.
+    """
+    if getattr(model, "get_output_embeddings", lambda: None)() is not None:
+        return ()
+    noted: tuple[str, ...] | None = getattr(model, "fedpeft_head", None)
+    prefix = f"{model.base_model_prefix}."
+    return tuple(
+        name
+        for name, _ in model.named_parameters()
+        if ".fedpeft" not in name and (not name.startswith(prefix) if noted is None else name in noted)
+    )
+
+
+def _is_causal(config: Any) -> bool:
+    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES or getattr(config, "attn_type", "uni") == "bi"
+    return not encoder or bool(getattr(config, "is_decoder", False))
+
+
+def _weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the linear modules, packed or not, as their checkpoint has them."""
+    found = {}
+    for path, module in model.named_modules():
+        if ".fedpeft" in path:
+            continue
+        if is_turned(module):
+            found[path] = tuple(module.get_parameter("weight").shape)
+        elif isinstance(module, nn.Linear):
+            found[path] = (module.out_features, module.in_features)
+    return found
+
+
+def _check_turned(model: nn.Module, layout: Layout) -> None:
+    """Refuses a model whose modules do not store what the layout says."""
+    for path, layer in zip(layout.paths, layout.layers, strict=True):
+        for name in layer.matrices:
+            if is_turned(model.get_submodule(f"{path}.{name}")) != layer.transposed:
+                raise ConfigInvalid(
+                    f"Expected {path}.{name} to be {'Conv1D' if layer.transposed else 'a linear module'}, found "
+                    f"{type(model.get_submodule(f'{path}.{name}')).__name__}; report this architecture."
+                )
 
 
 def _first_layer(count: int, layers: int | str) -> int:

@@ -1,6 +1,6 @@
 """What the low-rank methods share: which matrices they take, the rows that A begins with, and the grafting."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -13,33 +13,11 @@ from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.graft import device_of, graft_output
+from fedpeft.grafting.rows import width_of
 
-__all__ = ["graft_rows", "initial_rows", "target_modules", "width_of"]
+__all__ = ["graft_rows", "initial_rows", "width_of"]
 
 Part = TypeVar("Part", bound=nn.Module)
-
-
-def target_modules(
-    anatomy: Anatomy, targets: tuple[TargetName, ...], *, wanted_by: str
-) -> Iterator[tuple[str, nn.Module]]:
-    """Path and module of every target in the chosen layers, slot by slot from the input up.
-
-    Args:
-        wanted_by: the section that names the targets, for the error.
-
-    Raises:
-        ConfigInvalid: the model lacks a target; the choices are listed.
-    """
-    for slot in targets:
-        yield from anatomy.slot_modules(slot, wanted_by=wanted_by).items()
-
-
-def width_of(host: nn.Module, side: str) -> int:
-    """``in_features`` or ``out_features`` of a linear module, quantized or not."""
-    width = getattr(host, side, None)
-    if not isinstance(width, int):
-        raise ConfigInvalid(f"Expected a linear module with {side}, found {type(host).__name__}.")
-    return width
 
 
 def initial_rows(
@@ -91,7 +69,7 @@ def graft_rows(
     """
     section = f"adapter.{method}"
     parts: list[Part] = []
-    for path, host in target_modules(anatomy, targets, wanted_by=section):
+    for path, host in anatomy.target_modules(targets, wanted_by=section):
         width = width_of(host, "in_features") // pooled
         rows = initial_rows(
             f"{method}.A", path, rank=rank, width=width, seed=seed, wanted_by=section, gaussian=gaussian

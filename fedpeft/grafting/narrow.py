@@ -23,11 +23,12 @@ def narrow(
 
 
 def houlsby_places(anatomy: Anatomy, *, wanted_by: str) -> Iterator[tuple[str, nn.Module]]:
-    """The last matrices of attention and of the feed-forward in every chosen layer, layer by layer."""
-    attention, forward = (anatomy.slot_modules(slot, wanted_by=wanted_by) for slot in ("o", "down"))
-    for first, second in zip(attention.items(), forward.items(), strict=True):
-        yield first
-        yield second
+    """The last matrices of attention and of the feed-forward in every chosen layer that has both, layer by layer."""
+    places = [dict(reversed(anatomy.ports(slot, wanted_by=wanted_by))) for slot in ("o", "down")]
+    for index in sorted(places[0].keys() & places[1].keys()):
+        for place in places:
+            path = f"{anatomy.layer_paths[index]}.{place[index].path}"
+            yield path, anatomy.model.get_submodule(path)
 
 
 def check_width(path: str, linear: nn.Module, width: int, *, wanted_by: str) -> int:

@@ -24,7 +24,7 @@ from fedpeft.config.model import AdaLora, Adapter
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
 from fedpeft.grafting.graft import device_of, graft_output
-from fedpeft.grafting.lowrank import initial_rows, target_modules, width_of
+from fedpeft.grafting.lowrank import initial_rows, width_of
 from fedpeft.grafting.step_hooks import SteppedPart
 from fedpeft.ids import BlockId
 
@@ -115,7 +115,7 @@ def attach_adalora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block
     if settings is None:
         return ()
     parts: list[AdaLoraPart] = []
-    for path, host in target_modules(anatomy, settings.targets, wanted_by="adapter.adalora"):
+    for path, host in anatomy.target_modules(settings.targets, wanted_by="adapter.adalora"):
         right, left = (
             torch.from_numpy(
                 initial_rows(

@@ -121,12 +121,13 @@ def attach_parallel(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Bloc
     if settings is None:
         return ()
     parts: list[BottleneckPart] = []
-    whole = anatomy.slots["up"].rpartition(".")[0] == anatomy.slots["down"].rpartition(".")[0]
+    first = anatomy.slot_modules("up", wanted_by="adapter.parallel")
     for path, linear in anatomy.slot_modules("down", wanted_by="adapter.parallel").items():
         parts.append(_part(PARALLEL, path, linear, settings, seed))
         host = anatomy.model.get_submodule(path.rpartition(".")[0])
         # Llama's host is the whole feed-forward; BERT's adds the feed-forward's input x as its residual.
-        (graft_output if whole else graft_residual)(host, PARALLEL, parts[-1])
+        beside = {one.partition(".fedpeft")[0].rpartition(".")[0] for one in first}
+        (graft_output if path.rpartition(".")[0] in beside else graft_residual)(host, PARALLEL, parts[-1])
     return (_block(PARALLEL, parts),)
 
 

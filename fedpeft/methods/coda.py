@@ -124,8 +124,10 @@ def attach_coda(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
         return ()
     use_own_attention(anatomy)
     parts: list[CodaPart] = []
-    for path, layer in anatomy.chosen_layers().items():
-        linear = layer.get_submodule(anatomy.slots["down"])
+    downs = dict(reversed(anatomy.ports("down", wanted_by="adapter.coda")))
+    for index in sorted(downs):
+        path, layer = anatomy.layer_paths[index], anatomy.layer(index)
+        linear = layer.get_submodule(downs[index].path)
         wide = check_width(path, linear, settings.width, wanted_by="adapter.coda")
         shape, deviation = (settings.width, wide), 1.0 / math.sqrt(wide)
         down = drawn(seed, "coda.down", path, shape, deviation, device_of(layer))

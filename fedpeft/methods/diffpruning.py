@@ -22,7 +22,7 @@ from fedpeft.entropy import generator
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
 from fedpeft.grafting.graft import device_of, graft_output
-from fedpeft.grafting.lowrank import target_modules, width_of
+from fedpeft.grafting.lowrank import width_of
 from fedpeft.grafting.step_hooks import SteppedPart
 from fedpeft.ids import BlockId
 
@@ -86,7 +86,7 @@ def attach_diffpruning(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[B
     if settings is None:
         return ()
     parts: list[DiffPart] = []
-    for path, host in target_modules(anatomy, settings.targets, wanted_by="adapter.diffpruning"):
+    for path, host in anatomy.target_modules(settings.targets, wanted_by="adapter.diffpruning"):
         shape = (width_of(host, "out_features"), width_of(host, "in_features"))
         part = DiffPart(path, shape, device_of(host), settings.penalty)
         graft_output(host, DIFFPRUNING, part)

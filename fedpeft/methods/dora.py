@@ -23,6 +23,7 @@ from fedpeft.config.model import Adapter
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
 from fedpeft.grafting.lowrank import graft_rows, width_of
+from fedpeft.grafting.rows import weight_of
 from fedpeft.ids import BlockId
 
 __all__ = ["DORA", "DoraPart", "attach_dora"]
@@ -114,4 +115,4 @@ def attach_dora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
 
 def _weight(host: nn.Module) -> Tensor:
     """(d_out, d_in), float32; unpacked anew from a packed base."""
-    return cast("Tensor", host.weight).detach()
+    return weight_of(host).detach()

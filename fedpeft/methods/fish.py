@@ -27,7 +27,7 @@ from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
 from fedpeft.grafting.graft import device_of, graft_output
-from fedpeft.grafting.lowrank import target_modules, width_of
+from fedpeft.grafting.lowrank import width_of
 from fedpeft.grafting.step_hooks import SteppedPart
 from fedpeft.ids import BlockId
 
@@ -101,7 +101,7 @@ def attach_fish(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
     settings = adapter.of(Fish)
     if settings is None:
         return ()
-    hosts = list(target_modules(anatomy, settings.targets, wanted_by="adapter.fish"))
+    hosts = list(anatomy.target_modules(settings.targets, wanted_by="adapter.fish"))
     shapes = [(width_of(host, "out_features"), width_of(host, "in_features")) for _, host in hosts]
     for (path, _), (rows, columns) in zip(hosts, shapes, strict=True):
         if rows * columns > _LARGEST:

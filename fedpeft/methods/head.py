@@ -1,4 +1,4 @@
-"""The class head: every parameter of the model's own classifier, trained as it is.
+"""The class head: every parameter that the task adds to the base, trained as it is.
 
 The block holds values, not deltas: the head starts from the run's seed or, with ``adapter.head_start =
 "class-means"``, at zero and then from what round 1 measures (``fedpeft.tuning.class_means``), not from a pretrained
@@ -24,24 +24,24 @@ def attach_head(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
     Raises:
         ConfigInvalid: class means are asked for, and the head has no matrix with one row a class.
     """
-    if not adapter.head or anatomy.head is None:
+    if not adapter.head or not anatomy.head:
         return ()
-    head = anatomy.model.get_submodule(anatomy.head)
     if adapter.head_start == "class-means":
-        last = _last_linear(head)
+        last = _last_linear(anatomy)
         with torch.no_grad():
             last.weight.zero_()
             if last.bias is not None:
                 last.bias.zero_()
-    return (Block(block_id=HEAD_BLOCK, method=HEAD, parameters=tuple(head.parameters())),)
+    return (Block(block_id=HEAD_BLOCK, method=HEAD, parameters=tuple(map(anatomy.model.get_parameter, anatomy.head))),)
 
 
-def _last_linear(head: nn.Module) -> nn.Linear:
+def _last_linear(anatomy: Anatomy) -> nn.Linear:
     """The module that makes the logits: the one of the head's last matrix, in the order of its parameters."""
-    linear = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    paths = dict.fromkeys(name.rpartition(".")[0] for name in anatomy.head)
+    linear = [module for module in map(anatomy.model.get_submodule, paths) if isinstance(module, nn.Linear)]
     if not linear:
         raise ConfigInvalid(
-            f'Expected a head with a linear layer for adapter.head_start = "class-means", found {type(head).__name__}; '
-            'use head_start = "seed".'
+            'Expected a head with a linear layer for adapter.head_start = "class-means", found '
+            f'{", ".join(anatomy.head)}; use head_start = "seed".'
         )
     return linear[-1]

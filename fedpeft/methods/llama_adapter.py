@@ -30,7 +30,7 @@ class GatedPrompt(nn.Module):
 
     Args:
         prompt: P at the start.
-        key, value: names of the matrices in the attention module.
+        key, value: paths of the matrices in the attention module.
     """
 
     def __init__(self, prompt: Tensor, *, key: str, value: str) -> None:
@@ -64,12 +64,12 @@ def attach_llama_adapter(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple
     settings = adapter.of(LlamaAdapter)
     if settings is None:
         return ()
-    names = {side: anatomy.slots[slot].rpartition(".")[2] for side, slot in (("key", "k"), ("value", "v"))}
+    keys, values = (anatomy.attentions(slot, wanted_by="adapter.llama_adapter") for slot in ("k", "v"))
     parts: list[GatedPrompt] = []
-    for path, host in anatomy.slot_modules("k", wanted_by="adapter.llama_adapter").items():
+    for (path, (attention, key, host)), (_, value, _) in zip(keys.items(), values.values(), strict=True):
         shape = (settings.length, width_of(host, "in_features"))
         prompt = drawn(seed, "llama_adapter.prompt", path, shape, 1.0, device_of(host))
-        parts.append(GatedPrompt(prompt, **names))
-        graft_attention(anatomy, path.rpartition(".")[0], LLAMA_ADAPTER, parts[-1])
+        parts.append(GatedPrompt(prompt, key=key, value=value))
+        graft_attention(anatomy, attention, LLAMA_ADAPTER, parts[-1])
     parameters = tuple(parameter for part in parts for parameter in (part.prompt, part.gate))
     return (Block(block_id=BlockId(LLAMA_ADAPTER), method=LLAMA_ADAPTER, parameters=parameters),)

@@ -16,7 +16,7 @@ from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
 from fedpeft.grafting.graft import device_of, graft_output, grafts_of
 from fedpeft.grafting.initial_values import drawn
-from fedpeft.grafting.lowrank import target_modules, width_of
+from fedpeft.grafting.lowrank import width_of
 from fedpeft.grafting.own_form import PREFIX, Arrays, Held, OwnForm, as_array
 from fedpeft.ids import BlockId
 
@@ -59,7 +59,7 @@ def attach_loha(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
     if settings is None:
         return ()
     parts: list[LoHaPart] = []
-    for path, host in target_modules(anatomy, settings.targets, wanted_by="adapter.loha"):
+    for path, host in anatomy.target_modules(settings.targets, wanted_by="adapter.loha"):
         out, width, rank, device = *_sides(host), settings.rank, device_of(host)
         up = drawn(seed, "loha.B1", path, (out, rank), 0.1, device)
         down, other = (drawn(seed, f"loha.{name}", path, (rank, width), 1.0, device) for name in ("A1", "A2"))

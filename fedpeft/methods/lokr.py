@@ -19,7 +19,7 @@ from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
 from fedpeft.grafting.graft import device_of, graft_output, grafts_of
 from fedpeft.grafting.initial_values import drawn
-from fedpeft.grafting.lowrank import target_modules, width_of
+from fedpeft.grafting.lowrank import width_of
 from fedpeft.grafting.own_form import PREFIX, Arrays, Held, OwnForm, as_array
 from fedpeft.ids import BlockId
 
@@ -71,7 +71,7 @@ def attach_lokr(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
     if settings is None:
         return ()
     parts: list[LoKrPart] = []
-    for path, host in target_modules(anatomy, settings.targets, wanted_by="adapter.lokr"):
+    for path, host in anatomy.target_modules(settings.targets, wanted_by="adapter.lokr"):
         shape = kronecker_shape(width_of(host, "out_features"), width_of(host, "in_features"), settings.rank)
         sizes = {"D_b": (shape.inner_rows, settings.rank), "D_a": (settings.rank, shape.inner_columns)}
         if shape.whole:

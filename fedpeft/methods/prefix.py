@@ -98,11 +98,11 @@ def attach_p_tuning_v2(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[B
     if settings is None:
         return ()
     parts: list[PlainPrefix] = []
-    for path, host in anatomy.slot_modules("k", wanted_by="adapter.p_tuning_v2").items():
+    for path, (attention, _, host) in anatomy.attentions("k", wanted_by="adapter.p_tuning_v2").items():
         shape, device = (settings.length, width_of(host, "out_features")), device_of(host)
         key, value = (drawn(seed, f"p_tuning_v2.{side}", path, shape, _DEVIATION, device) for side in ("key", "value"))
         parts.append(PlainPrefix(key, value))
-        graft_attention(anatomy, path.rpartition(".")[0], P_TUNING_V2, parts[-1])
+        graft_attention(anatomy, attention, P_TUNING_V2, parts[-1])
     parameters = tuple(parameter for part in parts for parameter in (part.key, part.value))
     return (Block(block_id=BlockId(P_TUNING_V2), method=P_TUNING_V2, parameters=parameters),)
 
@@ -112,18 +112,18 @@ def attach_prefix(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
     settings = adapter.of(Prefix)
     if settings is None:
         return ()
-    hosts = anatomy.slot_modules("k", wanted_by="adapter.prefix")
-    first = next(iter(hosts.values()))
+    hosts = anatomy.attentions("k", wanted_by="adapter.prefix")
+    _, _, first = next(iter(hosts.values()))
     wide, device = width_of(first, "in_features"), device_of(first)
     trunk = PrefixTrunk(
         drawn(seed, "prefix.table", "", (settings.length, wide), 1.0, device),
         drawn(seed, "prefix.inner", "", (settings.width, wide), 1.0 / math.sqrt(wide), device),
     )
     parts: list[MadePrefix] = []
-    for path, host in hosts.items():
+    for path, (attention, _, host) in hosts.items():
         shape = (2 * width_of(host, "out_features"), settings.width)
         parts.append(MadePrefix(trunk, drawn(seed, "prefix.outer", path, shape, _DEVIATION, device)))
-        graft_attention(anatomy, path.rpartition(".")[0], PREFIX, parts[-1])
+        graft_attention(anatomy, attention, PREFIX, parts[-1])
     shared = (trunk.table, trunk.inner, trunk.inner_bias)
     own = tuple(parameter for part in parts for parameter in (part.outer, part.outer_bias))
     return (Block(block_id=BlockId(PREFIX), method=PREFIX, parameters=(*shared, *own)),)

@@ -21,7 +21,7 @@ from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
-from fedpeft.grafting.lowrank import graft_rows, target_modules, width_of
+from fedpeft.grafting.lowrank import graft_rows, width_of
 from fedpeft.ids import BlockId
 
 __all__ = ["GROUP", "QALORA", "QaLoraPart", "attach_qalora", "merge"]
@@ -68,7 +68,7 @@ def attach_qalora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
     qalora = adapter.of(QaLora)
     if qalora is None:
         return ()
-    for path, host in target_modules(anatomy, qalora.targets, wanted_by="adapter.qalora"):
+    for path, host in anatomy.target_modules(qalora.targets, wanted_by="adapter.qalora"):
         width = width_of(host, "in_features")
         if width % GROUP or qalora.rank > width // GROUP:
             raise ConfigInvalid("QA-LoRA cannot be attached to this model.", problems=[_misfit(path, width)])

@@ -197,7 +197,7 @@ def attach(model: nn.Module, adapter: Adapter, *, seed: int) -> UnionAdapter:
     Raises:
         ConfigInvalid: the model cannot take one of the methods; says what it can take.
     """
-    anatomy = dissect(model, adapter.layers if _by_default(adapter) else 0)
+    anatomy = dissect(model, adapter.layers if _by_default(adapter) else 0, adapter.slots)
     model.requires_grad_(False)
     blocks = [
         block
@@ -206,6 +206,12 @@ def attach(model: nn.Module, adapter: Adapter, *, seed: int) -> UnionAdapter:
             anatomy.within(_range_of(adapter, method), wanted_by=f"adapter.{method}"), adapter, seed
         )
     ]
+    if empty := sorted({block.method for block in blocks if not block.parameters}):
+        listed = ", ".join(f"adapter.{method}" for method in empty)
+        raise ConfigInvalid(
+            f"Expected something to train for {listed} in the chosen layers of {type(model).__name__}, found nothing: "
+            "they lack its matrices or norms; choose other layers or targets, or take the method out."
+        )
     if not any(block.trainable for block in blocks):
         raise ConfigInvalid(
             "Expected an adapter with at least one method for this model; add [adapter.lora] to the run."
@@ -222,7 +228,7 @@ def attach(model: nn.Module, adapter: Adapter, *, seed: int) -> UnionAdapter:
 
 def anatomy_of(model: nn.Module, adapter: Adapter) -> Anatomy:
     """The model's parts, ``first_layer`` the lowest that carries an adapter: none when only the head is trained."""
-    anatomy = dissect(model, adapter.layers if _by_default(adapter) else 0)
+    anatomy = dissect(model, adapter.layers if _by_default(adapter) else 0, adapter.slots)
     return replace(anatomy, first_layer=adapter.lowest_layer(anatomy.layer_count))
 
 

@@ -78,7 +78,7 @@ class GatedPrefix(nn.Module):
 
     Args:
         key, value: at the start.
-        query: the name of the query matrix in the attention module, whose part opens the gate.
+        query: the path of the query matrix in the attention module, whose part opens the gate.
     """
 
     def __init__(self, key: Tensor, value: Tensor, query: str) -> None:
@@ -145,12 +145,12 @@ def attach_unipelt(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block
             out = width_of(host, "out_features")
             parts.append(GatedLora(down, out, settings.scale, opens_prefix=slot == "q"))
             graft_output(host, UNIPELT, parts[-1])
-    query = anatomy.slots["q"].rpartition(".")[2]
-    for path, host in anatomy.slot_modules("k", wanted_by="adapter.unipelt").items():
+    queries, keys = (anatomy.attentions(slot, wanted_by="adapter.unipelt") for slot in ("q", "k"))
+    for (path, (attention, _, host)), (_, query, _) in zip(keys.items(), queries.values(), strict=True):
         shape, device = (settings.length, width_of(host, "out_features")), device_of(host)
         key, value = (drawn(seed, f"unipelt.{side}", path, shape, 0.02, device) for side in ("key", "value"))
         parts.append(GatedPrefix(key, value, query))
-        graft_attention(anatomy, path.rpartition(".")[0], UNIPELT, parts[-1])
+        graft_attention(anatomy, attention, UNIPELT, parts[-1])
     for path, host in anatomy.slot_modules("down", wanted_by="adapter.unipelt").items():
         wide = check_width(path, host, settings.width, wanted_by="adapter.unipelt")
         shape, deviation = (settings.width, wide), 1.0 / math.sqrt(wide)

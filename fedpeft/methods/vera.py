@@ -20,7 +20,7 @@ from fedpeft.entropy import generator
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
 from fedpeft.grafting.graft import device_of, graft_output, grafts_of
-from fedpeft.grafting.lowrank import target_modules, width_of
+from fedpeft.grafting.lowrank import width_of
 from fedpeft.grafting.own_form import PREFIX, Arrays, Held, OwnForm, as_array
 from fedpeft.ids import BlockId
 
@@ -63,7 +63,7 @@ def attach_vera(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
     vera = adapter.of(Vera)
     if vera is None:
         return ()
-    hosts = [host for _, host in target_modules(anatomy, vera.targets, wanted_by="adapter.vera")]
+    hosts = [host for _, host in anatomy.target_modules(vera.targets, wanted_by="adapter.vera")]
     device = device_of(hosts[0]) if hosts else torch.device("cpu")
     down = _shared("A", (vera.rank, max((width_of(host, "in_features") for host in hosts), default=0)), seed)
     up = _shared("B", (max((width_of(host, "out_features") for host in hosts), default=0), vera.rank), seed)

@@ -1,6 +1,6 @@
 """What a device has, what training costs on it, and which blocks it should train. No torch."""
 
-from fedpeft.catalogue.base_shape import BaseShape
+from fedpeft.catalogue.base_shape import BaseShape, Vectors
 from fedpeft.planner.cost import Calibration, Estimate, MeasuredStep, calibrate, estimate
 from fedpeft.planner.hardware import REFERENCE, DeviceProfile, available_bytes, probe
 from fedpeft.planner.plan import CapacityPlan, DeviceLimits, Menu, Rejected, menu_of, plan
@@ -18,6 +18,7 @@ __all__ = [
     "MeasuredStep",
     "Menu",
     "Rejected",
+    "Vectors",
     "Workload",
     "available_bytes",
     "calibrate",

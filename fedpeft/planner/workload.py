@@ -110,9 +110,9 @@ def kept_floats(shape: BaseShape, workload: Workload) -> tuple[float, float]:
     methods, tokens = 0.0, workload.at_once * tokens_of(shape, workload)
     placed = placed_methods(shape, workload.adapter)
     for method in workload.methods:
-        one, own = placed[method], placed[method].footprint
+        one = placed[method]
         top = last * int(one.stop == shape.layers)
-        methods += (one.layers - top) * own.saved + top * own.saved_first_token + one.layers * own.kept / tokens
+        methods += one.saved + top * (one.last.saved_first_token - one.last.saved) + one.kept / tokens
     if workload.checkpointing:  # the inputs of all layers, and one layer at a time in full
         return float(layers * shape.hidden + layer), methods / layers
     return float(full * layer + last * 2 * shape.key_width), float(methods)
@@ -121,7 +121,8 @@ def kept_floats(shape: BaseShape, workload: Workload) -> tuple[float, float]:
 def passes_of(shape: BaseShape, workload: Workload) -> tuple[int, int]:
     """How many layers a step computes forward, and how many backward."""
     adapted = adapted_layers(shape, workload.adapter)
-    return (adapted if workload.cached_examples else shape.layers), gradient_layers(shape, workload)
+    forward = adapted if workload.cached_examples else shape.layers
+    return shape.passes * forward, shape.passes * gradient_layers(shape, workload)
 
 
 def gradient_layers(shape: BaseShape, workload: Workload) -> int:
@@ -133,7 +134,7 @@ def step_flops(shape: BaseShape, workload: Workload) -> tuple[float, float]:
     """Operations a token of the forward and of the backward pass."""
     forward_layers, backward_layers = passes_of(shape, workload)
     placed = placed_methods(shape, workload.adapter)
-    methods = float(sum(one.footprint.flops * one.layers for one in placed.values()))
+    methods = float(sum(one.flops for one in placed.values()))
     dense, attention = 2.0 * shape.matrix_parameters, 4.0 * tokens_of(shape, workload) * shape.hidden
     keys = 4.0 * shape.key_width * shape.hidden
     head = 0.0 if workload.classes else 2.0 * shape.vocabulary * shape.hidden
@@ -152,7 +153,7 @@ def step_flops(shape: BaseShape, workload: Workload) -> tuple[float, float]:
 
 def tokens_of(shape: BaseShape, workload: Workload) -> int:
     """Tokens of an example, with those that a prompt adds."""
-    return workload.length + sum(one.footprint.tokens for one in placed_methods(shape, workload.adapter).values())
+    return workload.length + sum(one.tokens for one in placed_methods(shape, workload.adapter).values())
 
 
 def forward_share(shape: BaseShape, workload: Workload) -> float:

@@ -330,7 +330,7 @@ def _made_up(union: UnionAdapter, lengths: list[int]) -> EncodedDataset:
     """Examples of these lengths, of no one's data."""
     draw, config = generator(0, "made-up examples", *lengths), union.model.config
     ids = tuple(draw.integers(1, int(config.vocab_size), size).astype(np.int32) for size in lengths)  # type: ignore[union-attr, arg-type]
-    if union.anatomy.head is None:
+    if not union.anatomy.head:
         labels = tuple(np.where(np.arange(len(row)) < 2, IGNORED, row).astype(np.int64) for row in ids)
         return EncodedDataset(input_ids=ids, labels=labels, truncated=0)
     classes = int(config.num_labels)  # type: ignore[union-attr, arg-type]

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedpeft.data.encode import IGNORED
 from fedpeft.errors import ConfigInvalid
-from fedpeft.families import family_named
+from fedpeft.families import FIRST_TOKEN_ONLY
 from fedpeft.grafting.attention import attend
 from fedpeft.methods.coda import picks_tokens
 from fedpeft.methods.union import UnionAdapter
@@ -44,49 +44,56 @@ class Stages:
         every_position: apply a language model's output matrix to all tokens, so that no shape depends on the labels.
 
     Attributes:
-        first_layer: the cut: the lowest layer that adapts. Hidden states are its input.
+        first_layer: the cut: the lowest layer that adapts, or 0. Hidden states are its input.
         longest: positions that the model has; no text may be padded beyond.
     """
 
     def __init__(self, union: UnionAdapter, *, checkpointing: bool = False, every_position: bool = False) -> None:
         self.every_position = every_position
         anatomy = union.anatomy
-        self.first_layer = anatomy.first_layer
+        self.first_layer = anatomy.cut
         self.hidden_size = int(cast("int", union.model.config.hidden_size))  # type: ignore[union-attr]
         self.device = next(union.model.parameters()).device
         self.pad_id = _pad_id(union.model)
         self.longest = _longest(union.model)
-        paths = [f"{anatomy.layers_path}.{i}" for i in range(anatomy.layer_count)]
+        paths = list(anatomy.layer_paths)
         layers = [anatomy.layer(i) for i in range(anatomy.layer_count)]
 
         above: dict[str, nn.Module] = {}
         if _reads_first_token(union) and not picks_tokens(layers[-1]):
             above[paths[-1]] = _FirstToken(layers[-1])
         if checkpointing:
-            for path, layer in list(zip(paths, layers, strict=True))[self.first_layer :]:
+            for path, layer in list(zip(paths, layers, strict=True))[anatomy.first_layer :]:
                 above[path] = _Recomputed(above.get(path, layer))
         self._positions: _LabelledOnly | None = None
-        if anatomy.head is None:
+        if not anatomy.head:
             path, output = _output_matrix(union.model)
             self._positions = _LabelledOnly(output)
             above[path] = self._positions
         self._whole = _view(union.model, above)
 
-        cut = self.first_layer
-        self._entry = _HandIn(layers[cut - 1]) if cut else None
-        passed: dict[str, nn.Module] = {path: _PassOn(layer) for path, layer in zip(paths[:cut], layers, strict=False)}
+        cut, form = self.first_layer, _Form()
+        self._entry = _HandIn(layers[cut - 1], form) if cut else None
+        passed: dict[str, nn.Module] = {
+            path: _PassOn(layer, form) for path, layer in zip(paths[:cut], layers, strict=False)
+        }
         if self._entry is not None:
             passed[paths[cut - 1]] = self._entry
         self._above = _view(union.model, {**above, **passed})
 
         # The backbone alone: no pooler on top, no output matrix of a large vocabulary.
-        self._tap = _Tap(layers[cut - 1]) if cut else None
+        self._tap = _Tap(layers[cut - 1], form) if cut else None
         below: dict[str, nn.Module] = {
-            path: _PassOn(layer) for path, layer in zip(paths[cut:], layers[cut:], strict=True)
+            path: _PassOn(layer, form) for path, layer in zip(paths[cut:], layers[cut:], strict=True)
         }
         if self._tap is not None:
             below[paths[cut - 1]] = self._tap
         self._below = cast("nn.Module", _view(union.model, below).base_model)
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether there are frozen layers below the adapter, and their output is all that the others read."""
+        return self._entry is not None
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The whole forward pass.
@@ -130,62 +137,106 @@ class Stages:
         return logits.flatten(0, -2), labels
 
 
-class _PassOn(nn.Module):
-    """Stands for a layer that is skipped."""
+class _StandIn(nn.Module):
+    """Stands for a layer, and has whatever else the model asks of it: masks by its type, windows, settings."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.attention_type = getattr(layer, "attention_type", None)  # some models pick the mask by it
+        self._stands_for = (layer,)  # in a tuple, so that it is no child
 
-    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-        return hidden_states
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_stands_for"][0], name)
 
 
-class _Recomputed(nn.Module):
+class _PassOn(_StandIn):
+    """Stands for a layer that is skipped: returns its input in the form in which layers return their output.
+
+    Args:
+        layer: that is skipped.
+        form: what the layers of this model return. As long as nobody knows, the layer is called once to see.
+    """
+
+    def __init__(self, layer: nn.Module, form: "_Form") -> None:
+        super().__init__(layer)
+        self._form = form
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._form.known:
+            with torch.no_grad():
+                self._form.see(self._stands_for[0](*args, **kwargs))
+        return self._form.like(self._passed(_input_of(args, kwargs)))
+
+    def _passed(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+class _Recomputed(_StandIn):
     """A layer that keeps its input for the backward pass and nothing else."""
 
     def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.attention_type = getattr(layer, "attention_type", None)
+        super().__init__(layer)
         self.layer = layer
 
-    def forward(self, *args: object, **kwargs: Any) -> Tensor:
+    def forward(self, *args: object, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
-            return cast("Tensor", self.layer(*args, **kwargs))
-        again = checkpoint(self.layer, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-        return cast("Tensor", again)
+            return self.layer(*args, **kwargs)
+        return checkpoint(self.layer, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 class _HandIn(_PassOn):
     """Stands for the layer below the cut: its output is given."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__(layer)
+    def __init__(self, layer: nn.Module, form: "_Form") -> None:
+        super().__init__(layer, form)
         self.hidden: Tensor | None = None
 
-    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
-        return hidden_states if self.hidden is None else self.hidden
+    def _passed(self, hidden: Tensor) -> Tensor:
+        return hidden if self.hidden is None else self.hidden
 
 
-class _Tap(nn.Module):
+class _Tap(_StandIn):
     """A layer whose output is kept aside."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.attention_type = getattr(layer, "attention_type", None)
-        self.layer = layer
+    def __init__(self, layer: nn.Module, form: "_Form") -> None:
+        super().__init__(layer)
+        self.layer, self._form = layer, form
         self.hidden: Tensor | None = None
 
-    def forward(self, *args: object, **kwargs: object) -> Tensor:
-        self.hidden = self.layer(*args, **kwargs)
-        return cast("Tensor", self.hidden)
+    def forward(self, *args: object, **kwargs: object) -> Any:
+        output = self.layer(*args, **kwargs)
+        self._form.see(output)
+        self.hidden = output[0] if isinstance(output, tuple) else output
+        return output
 
 
-class _LabelledOnly(nn.Module):
+class _Form:
+    """What the layers of a model return: hidden states, or a tuple that begins with them."""
+
+    def __init__(self) -> None:
+        self.known = False
+        self._others: int | None = None  # what a tuple has behind the hidden states; None: no tuple
+
+    def see(self, output: object) -> None:
+        """A layer returned this."""
+        self.known, self._others = True, len(output) - 1 if isinstance(output, tuple) else None
+
+    def like(self, hidden: Tensor) -> Any:
+        """``hidden`` in this form."""
+        return hidden if self._others is None else (hidden, *[None] * self._others)
+
+
+def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    return cast("Tensor", args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()))))
+
+
+class _LabelledOnly(_StandIn):
     """The output matrix on the chosen positions: (b, s, h) -> (n, vocabulary)."""
 
     def __init__(self, output: nn.Module) -> None:
-        super().__init__()
+        super().__init__(output)
         self.output = output
         self.chosen: Tensor | None = None
 
@@ -194,11 +245,11 @@ class _LabelledOnly(nn.Module):
         return cast("Tensor", self.output(chosen))
 
 
-class _FirstToken(nn.Module):
+class _FirstToken(_StandIn):
     """A BERT-like layer for its first token only: keys and values of all tokens, the rest of one."""
 
     def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
+        super().__init__(layer)
         self.layer = layer
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: object, **__: object) -> Tensor:
@@ -230,8 +281,7 @@ def _view(module: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:
 
 def _reads_first_token(union: UnionAdapter) -> bool:
     """Whether a classifier reads the encoder's first token and nothing else."""
-    kind = getattr(union.model.config, "model_type", "")
-    return union.anatomy.head is not None and kind in family_named(union.anatomy.family).first_token_only
+    return bool(union.anatomy.head) and getattr(union.model.config, "model_type", "") in FIRST_TOKEN_ONLY
 
 
 def _output_matrix(model: nn.Module) -> tuple[str, nn.Module]:

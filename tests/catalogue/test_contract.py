@@ -29,9 +29,9 @@ from fedpeft.methods import UnionAdapter, attach, due_blocks
 from fedpeft.methods.coda import picks_tokens
 from fedpeft.methods.lora import LoraPart
 from fedpeft.planner.placement import placed_methods, spec_of
-from fedpeft.planner.read_shape import shape_from
 from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
 from fedpeft.testing.plans import plan_for
+from fedpeft.testing.shapes import shape_of_model
 from fedpeft.tuning import train
 
 pytestmark = pytest.mark.torch
@@ -77,17 +77,6 @@ def moved(method, family: str) -> UnionAdapter:
 @torch.no_grad()
 def logits(model: nn.Module) -> torch.Tensor:
     return model(**INPUTS).logits
-
-
-def shape_of_model(model: nn.Module) -> BaseShape:
-    total = sum(p.numel() for p in model.parameters())
-    return shape_from(
-        {name: tuple(p.shape) for name, p in model.named_parameters()},
-        name=model.config.model_type,
-        heads=model.config.num_attention_heads,
-        parameters=total,
-        packed_bytes=total,
-    )
 
 
 def has_row_footprint(method, family: str) -> Any:

@@ -103,7 +103,7 @@ def test_the_model_computes_the_papers_formula(build, placement, rest):
 )
 def test_each_placement_sits_where_its_paper_puts_it(build, placement, hosts):
     union = attach(build(), adapter_of(placement).model_copy(update={"layers": 1}), seed=0)
-    layer = f"{union.anatomy.layers_path}.2."
+    layer = f"{union.anatomy.layer_paths[2]}."
     assert set(grafts_of(union.model, BottleneckPart)) == {layer + host for host in hosts}
 
 

@@ -8,7 +8,7 @@ from fedpeft.base import build, default_store
 from fedpeft.errors import ConfigInvalid
 from fedpeft.planner import shape_of
 from fedpeft.planner.read_shape import shape_from
-from fedpeft.testing.shapes import MINILM
+from fedpeft.testing.shapes import DECODER, MINILM
 
 
 @pytest.mark.torch
@@ -21,11 +21,11 @@ def test_minilm_has_the_numbers_that_the_other_tests_use():
 
 
 def test_a_model_without_known_layers_is_refused():
-    with pytest.raises(ConfigInvalid, match="BERT-like or Llama-like"):
-        shape_from({"blocks.0.mix.weight": (4, 4)}, name="mixer", heads=1, parameters=16, packed_bytes=64)
+    with pytest.raises(ConfigInvalid, match="numbered layers"):
+        shape_from({"mix.weight": (4, 4)}, config={"model_type": "mixer"}, causal=False, parameters=16, packed_bytes=64)
 
 
 def test_heads_of_both_kinds_are_counted():
     assert MINILM.head_parameters(3) == 384 * 3 + 3
-    assert replace(MINILM, head_is_deep=True).head_parameters(3) == 384 * 385 + 384 * 3 + 3
-    assert replace(MINILM, family="Llama-like").head_parameters(3) == 384 * 3
+    assert replace(MINILM, head_once=384 * 385).head_parameters(3) == 384 * 385 + 384 * 3 + 3
+    assert DECODER.head_parameters(3) == 576 * 3

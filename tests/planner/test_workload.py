@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fedpeft.catalogue import METHODS
-from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.catalogue.coda import Coda
 from fedpeft.catalogue.compacter import Compacter
 from fedpeft.catalogue.hypernetwork import Hypernetwork
@@ -36,9 +35,9 @@ from fedpeft.config.model import (
 from fedpeft.methods import attach, blocks_for
 from fedpeft.planner.cost import LOSS_CHUNK_BYTES
 from fedpeft.planner.placement import spec_of
-from fedpeft.planner.read_shape import shape_from
 from fedpeft.planner.workload import Workload, kept_floats, tokens_of
 from fedpeft.testing.models import tiny_bert, tiny_llama
+from fedpeft.testing.shapes import shape_of_model as shape
 from fedpeft.tuning.batches import Batch
 from fedpeft.tuning.stages import Stages
 from fedpeft.tuning.token_loss import CHUNK_BYTES
@@ -101,18 +100,6 @@ CASES = [
     *(pytest.param(tiny_bert, a, id=f"bert {name}") for name, a in (ADAPTERS | WITH_BIASES).items()),
     *(pytest.param(tiny_llama, a, id=f"llama {name}") for name, a in ADAPTERS.items()),
 ]
-
-
-def shape(model: torch.nn.Module) -> BaseShape:
-    tensors = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    total = sum(p.numel() for p in model.parameters())
-    return shape_from(
-        tensors,
-        name=model.config.model_type,
-        heads=model.config.num_attention_heads,
-        parameters=total,
-        packed_bytes=total,
-    )
 
 
 def classes_of(build) -> int:

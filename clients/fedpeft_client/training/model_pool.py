@@ -101,7 +101,7 @@ class ModelPool:
 
     def frozen_layers(self, plan: LearningPlan) -> int:
         """Layers below the lowest that this plan's adapter changes: what they make of an example is always the same."""
-        return self._ready(plan).anatomy.first_layer
+        return self._ready(plan).anatomy.cut
 
     def embedding_rows(self, plan: LearningPlan) -> int:
         """Token ids are below this number."""
