@@ -16,7 +16,7 @@ def _usable(target: str) -> str:
 
 
 TargetName = Annotated[str, AfterValidator(_usable)]
-"""Matrices of the layers: a short name, ``auto``, ``all-linear``, the end of a module's path, or a pattern of it all."""
+"""Matrices of the layers: a short name, ``auto``, ``all-linear``, the end of a module's path, or a pattern of it."""
 
 
 class Section(BaseModel):

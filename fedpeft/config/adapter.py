@@ -10,7 +10,8 @@ from fedpeft.catalogue.section import Section
 __all__ = ["Adapter", "MethodName"]
 
 S = TypeVar("S", bound=Section)
-SlotName = Literal["q", "k", "v", "o", "up", "down", "gate"]
+SlotName = Annotated[str, Field(pattern=r"^(q|k|v|o|up|down|gate)$")]
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,200}$")]
 
 
 class _Placed(Section):
@@ -38,7 +39,7 @@ class Adapter(_WithMethods):
         description="Of the adapter's values on the devices, whatever the base is stored in; the class head stays "
         "float32, and so do sums and the coordinator's state.",
     )
-    slots: dict[SlotName, str] | None = Field(
+    slots: dict[SlotName, ModuleName] | None = Field(
         default=None,
         description="Short names for modules of an architecture that fedpeft does not know: the end of a module's path "
         'inside a layer, as in q = "mixer.query". A refusal lists the modules.',
