@@ -42,7 +42,7 @@ def test_a_valid_file_is_a_frozen_configuration(tmp_path: Path) -> None:
     config = load(path, simulation=True)
     assert isinstance(config, RunConfig)
     assert config.adapter.lora is not None
-    assert config.adapter.lora.targets == ("q", "v")
+    assert config.adapter.lora.targets == ("auto",)
     assert config.device[0].clients == ("*",)
     with pytest.raises(Exception, match="frozen"):
         config.run.seed = 3  # type: ignore[misc]
