@@ -16,6 +16,9 @@ in benchmarks/results/mutation.json. What changes: ``mutation_operators.py``. Wh
 import argparse
 import hashlib
 import json
+import os
+import shutil
+import sys
 import time
 import tomllib
 from collections import Counter, defaultdict
@@ -31,8 +34,11 @@ from mutation_operators import Mutant, mutants_of
 from mutation_reach import Reach, record
 from mutation_session import MOST_SECONDS, Functions, Session, judged
 
-ROOT = Path(__file__).resolve().parents[1]
-KEPT = ROOT / ".mutation"
+REPOSITORY = Path(__file__).resolve().parents[1]
+KEPT = REPOSITORY / ".mutation"
+ROOT = KEPT / "tree"
+"""A copy, made at the start: what is edited meanwhile changes nothing."""
+TREES = ("fedpeft", "tests", "server", "clients", "simulations", "benchmarks", "docs")
 EQUIVALENT = Path(__file__).with_name("mutation_equivalent.toml")
 RESULTS = Path(__file__).parent / "results" / "mutation.json"
 PACKAGES = ("secagg", "ring", "wire", "privacy", "round")
@@ -61,8 +67,9 @@ def main() -> None:
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--tests", action="append", help="default: " + " ".join(FOLDERS))
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--record", action="store_true", help="stop when it is noted which tests reach which lines")
     arguments = parser.parse_args()
-    KEPT.mkdir(exist_ok=True)
+    _copy_tree()
     everything = _all_mutants()
     chosen = _sampled(everything, arguments.sample, arguments.seed)
     if arguments.only:
@@ -71,7 +78,7 @@ def main() -> None:
     book = Book(KEPT / "verdicts.jsonl", _digest(files))
     pending = [one for one in chosen if arguments.again or not book.holds(one)]
     if not arguments.report and pending:
-        _judge(pending, book, files)
+        _judge([] if arguments.record else pending, book, files)
     result = _summed(chosen, book, whole=not arguments.only)
     if not arguments.only:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
@@ -79,6 +86,21 @@ def main() -> None:
         if book.status(one) in {"survived", "uncovered"} and one.key not in _explained():
             print(f"{book.status(one)}: {one.path}:{one.line}: {one.key.partition('::')[2]}")
     print(json.dumps({key: value for key, value in result.items() if key != "survivors"}))
+
+
+def _copy_tree() -> None:
+    """The sources and tests as they are now, and their place at the head of the search path."""
+    shutil.rmtree(ROOT, ignore_errors=True)
+    for name in TREES:
+        if (REPOSITORY / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "results")
+            shutil.copytree(REPOSITORY / name, ROOT / name, ignore=ignored)
+    for file in (*REPOSITORY.glob("*.toml"), *REPOSITORY.glob("*.md")):
+        shutil.copy(file, ROOT)
+    places = [str(ROOT / name) for name in ("", "server", "clients", "simulations")]
+    sys.path[:0] = places
+    os.environ["PYTHONPATH"] = os.pathsep.join(places)
+    os.chdir(ROOT)
 
 
 class Book:

@@ -19,7 +19,7 @@ from mutation_operators import Mutant, function_digests, functions_of
 if TYPE_CHECKING:
     from mutation_session import Session
 
-TOO_SLOW = 20.0
+TOO_SLOW = 10.0
 """A test that takes more CPU seconds than this under coverage is not used."""
 
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 from math import comb
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedpeft.cohorts import of_members
@@ -115,6 +115,34 @@ def test_no_smaller_degree_would_do(owners: int, corrupt: float, dropout: float)
         safe = [t for t in range(2, k + 1) if owners * at_least(owners - 1, colluding, k, t) <= Fraction(1, 2**81)]
         live = bool(safe) and owners * (1 - at_least(owners - 1, owners - 1 - gone, k, safe[0])) <= Fraction(1, 2**20)
         assert not live, (k, safe)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    owners=st.integers(129, 200),
+    corrupt=st.sampled_from([0.0, 0.005, 0.02]),
+    dropout=st.sampled_from([0.0, 0.01, 0.05]),
+    blocks=st.sampled_from([1, 2, 3, 20]),
+)
+@example(owners=500, corrupt=0.005, dropout=0.0, blocks=1)  # as low as the fewest colluders go
+@example(owners=1000, corrupt=0.0, dropout=0.0, blocks=1)
+def test_masking_takes_the_least_degree_and_threshold_that_are_safe_and_live(
+    owners: int, corrupt: float, dropout: float, blocks: int
+) -> None:
+    colluding, gone = of_members(corrupt, owners), of_members(dropout, owners)
+    bound = Fraction(1, 2 ** (82 + (blocks - 1).bit_length()))  # for each of the two events, in each block
+
+    def least(k: int) -> int:
+        half = k // 2
+        isolated = next(t for t in range(k + 2) if owners * at_least(owners - 1, colluding, k, t) <= bound)
+        wall = next(a for a in range(half + 2) if comb(owners, 2) * at_least(owners, colluding, half, a) ** 2 <= bound)
+        return max(isolated, half + wall)
+
+    def live(k: int, t: int) -> bool:
+        return t <= k and owners * (1 - at_least(owners - 1, owners - 1 - gone, k, t)) <= Fraction(1, 2**20)
+
+    expected = next((Degree(k, least(k)) for k in range(4, (owners - 1) // 2 + 1, 2) if live(k, least(k))), None)
+    assert masking_degree(owners, owners, corrupt, dropout, blocks) == expected
 
 
 def test_a_block_owned_by_few_of_many_is_masked_by_all_its_owners() -> None:
