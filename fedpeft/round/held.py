@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.round.bound import Bound
@@ -21,6 +21,9 @@ __all__ = ["HELD", "advance", "follow", "fork_seen", "held_digests", "known_link
 
 Vector = npt.NDArray[np.float32]
 HELD = "held-blocks"
+
+LARGEST_PLACE = 2.0**24
+"""Up to here float32 holds every whole number: what FISH names a weight by, in a block that the coordinator writes."""
 
 LINKS_KEPT = 256
 """Of each run, to show beside another history."""
@@ -128,6 +131,15 @@ def known_links(store: DeviceStore, run_id: str, mark: Mark | None) -> int:
     return mark.round_id - 1 if whole and mark is not None and mark.history else 0
 
 
+def _check_range(block: BlockSpec, values: Vector, limit: float) -> None:
+    """Finite and within the plan's limit; whole numbers of a block that nobody trains may be as large as a place."""
+    sizes = np.abs(values)
+    if not block.trainable:
+        sizes = sizes[(sizes > LARGEST_PLACE) | (values != np.rint(values))]  # NaN is no whole number
+    if not (largest := float(sizes.max(initial=0.0))) <= limit:
+        raise SpecMismatch(f"{block.block_id}: expected finite values of at most {limit:g}, found {largest:g}.")
+
+
 def receive(
     store: DeviceStore, spec: AdapterSpec, bound: Bound, payloads: tuple[BlockPayload, ...]
 ) -> AdapterState | None:
@@ -151,9 +163,7 @@ def receive(
         if len(values) != 4 * block.size:
             raise SpecMismatch(f"{block.block_id}: expected {4 * block.size} bytes, found {len(values)}.")
         vectors[block.block_id] = np.frombuffer(values, "<f4").astype(np.float32)
-        largest, limit = float(np.abs(vectors[block.block_id]).max(initial=0.0)), bound.plan.max_state
-        if not largest <= limit:
-            raise SpecMismatch(f"{block.block_id}: expected finite values of at most {limit:g}, found {largest:g}.")
+        _check_range(block, vectors[block.block_id], bound.plan.max_state)
     record = HeldBlocks(
         run_id=bound.plan.run_id,
         digests=tuple(BlockDigest(block_id=block_id, sha256=digests[block_id]) for block_id in names),

@@ -234,6 +234,25 @@ def test_a_state_that_is_not_finite_or_out_of_range_is_refused(fleet: ToyFleet, 
     assert given(fleet).fitted == []
 
 
+@pytest.mark.parametrize("place", [384 * 1536 - 1, 2**24])
+def test_a_block_that_nobody_trains_may_name_any_weight_by_its_number(fleet: ToyFleet, place: int) -> None:
+    """FISH writes places of weights into the state: on any base but a toy they are far above a coordinate's range."""
+    frozen = np.array([place, 0, 1], "<f4").tobytes()
+    assert isinstance(fit(fleet, signed_for(fleet, {**bytes_of(STATE), str(FROZEN): frozen})), Ready)
+
+
+@pytest.mark.parametrize("bad", [2.0**24 + 2, 20_000.5, -(2.0**25), np.nan, np.inf])
+def test_a_block_that_nobody_trains_holds_no_other_large_number(fleet: ToyFleet, bad: float) -> None:
+    frozen = np.array([0, bad, 0], "<f4").tobytes()
+    reply = failed(fleet, signed_for(fleet, {**bytes_of(STATE), str(FROZEN): frozen}))
+    assert "expected finite values of at most 10000" in reply.detail
+
+
+def test_a_block_that_is_trained_names_no_weight(fleet: ToyFleet) -> None:
+    large = np.array([0, 20_000, 0, 0], "<f4").tobytes()
+    assert "of at most 10000" in failed(fleet, signed_for(fleet, {**bytes_of(STATE), "head": large})).detail
+
+
 def test_a_state_at_the_edge_of_its_range_is_taken(fleet: ToyFleet) -> None:
     edge = np.array([MAX_STATE, -MAX_STATE, 0, 0], "<f4").tobytes()
     assert isinstance(fit(fleet, signed_for(fleet, {**bytes_of(STATE), "head": edge})), Ready)
