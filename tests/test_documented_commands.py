@@ -28,6 +28,7 @@ PROMPT = re.compile(r"^(coordinator|device)\$\s+")
 ELSEWHERE = {
     "README.md: coordinator$ fedpeft coordinator init": "tests/e2e/test_deployment.py",
     "docs/deployment.md: coordinator$ fedpeft coordinator init": "tests/e2e/test_deployment.py",
+    "docs/deployment.md: device$ fedpeft client adapter ls": "tests/deployment/test_adapters.py",
     "docs/operation.md: coordinator$ fedpeft coordinator submit": "tests/e2e/test_deployment.py",
 }
 """Blocks of a coordinator and its devices, by how they begin, and the test that runs what they say in processes."""

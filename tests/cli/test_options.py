@@ -92,6 +92,7 @@ WITHOUT_JSON = {
     "client join": "an exchange with a person",
     "client run": "runs until it is stopped",
     "client status": "to be read; `doctor --role client --json` is for programs",
+    "client adapter pull": "does one thing; `client adapter ls --json` lists",
     "client leave": "does one thing",
     "client rotate-key": "does one thing",
     "client reset-ledger": "does one thing",

@@ -1,12 +1,12 @@
 """`fedpeft client adapter`: the model that this device helped to train."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from fedpeft.cli.homes import device_home, device_home_option
+from fedpeft.cli.options import json_option, say_json
 
 if TYPE_CHECKING:
     from fedpeft.deployment.messages import AdapterEntry
@@ -22,7 +22,7 @@ def adapter() -> None:
 
 @adapter.command("ls")
 @device_home_option
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@json_option
 def list_(home: Path | None, as_json: bool) -> None:
     """List the adapters that the coordinator has for this device, newest run first."""
     where = device_home(home)
@@ -32,7 +32,7 @@ def list_(home: Path | None, as_json: bool) -> None:
             {"run": one.run_id, "slot": one.slot, "rounds": one.rounds, "base": one.base, "bytes": _size(one)}
             for one in entries
         ]
-        click.echo(json.dumps(rows, indent=2))
+        say_json(rows)
         return
     for one in entries:
         here = "  here" if _folder(where, one.run_id).is_dir() else ""
@@ -61,7 +61,8 @@ def pull(run: str, home: Path | None) -> None:
 @click.argument("run")
 @click.argument("texts", nargs=-1, required=True)
 @device_home_option
-def predict(run: str, texts: tuple[str, ...], home: Path | None) -> None:
+@json_option
+def predict(run: str, texts: tuple[str, ...], home: Path | None, as_json: bool) -> None:
     """Apply the fetched adapter of RUN to TEXTS: a class each, or an answer each. Asks nobody."""
     from fedpeft.errors import ResourceMissing
     from fedpeft_client.inference import ReceivedModel
@@ -73,7 +74,11 @@ def predict(run: str, texts: tuple[str, ...], home: Path | None) -> None:
         raise ResourceMissing(
             f"Expected the adapter of {run} here, found none; fetch it: `fedpeft client adapter pull`."
         )
-    for text, answer in zip(texts, ReceivedModel.load(folder, where.bases()).predict(texts), strict=True):
+    answers = zip(texts, ReceivedModel.load(folder, where.bases()).predict(texts), strict=True)
+    if as_json:
+        say_json([{"text": text, "answer": answer} for text, answer in answers])
+        return
+    for text, answer in answers:
         click.echo(f"{answer}\t{text}")
 
 
