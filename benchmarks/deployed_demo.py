@@ -4,7 +4,8 @@
 
 From the moment when the packages are installed: `coordinator init`, `base build`, `up`, three times `client join`
 with the join token that `up` shows, `clients approve` with the code that each device shows, `client run`, `submit`;
-then it waits for the first committed round. Every command is a process of its own, and its output is all that the
+then it waits for the first committed round. After it a device fetches the adapter and asks it something
+(`client adapter pull`, `predict`). Every command is a process of its own, and its output is all that the
 next one knows.
 
 Progress goes to stderr; the last line of stdout is JSON: `first_round_s`, and how long each command took.
@@ -28,6 +29,7 @@ AIRLINES = ("united", "jetblue", "virgin-america")
 FEDPEFT = [sys.executable, "-c", "import sys; from fedpeft.cli import main; sys.exit(main())"]
 PORTS = ("--fleet-port", "--service-port", "--enrol-port", "--metrics-port")
 LIMIT_S = 900.0
+QUESTIONS = ("worst flight ever, two hours late and no answer", "thank you, great crew and a smooth landing")
 
 
 class User:
@@ -130,7 +132,16 @@ def first_round(folder: Path) -> dict[str, object]:
             time.sleep(0.1)
         took = time.monotonic() - user.begun
         say(user.types("coordinator", "status", "--home", "fed"))
-        return {"first_round_s": round(took, 1), "first_round": rows[0], "commands_s": user.took}
+        user.types("client", "adapter", "pull", "latest", "--home", AIRLINES[0])
+        answer = user.types("client", "adapter", "predict", "latest", *QUESTIONS, "--home", AIRLINES[0])
+        say(answer)
+        answers = [line.partition("\t")[0] for line in answer.splitlines()]
+        return {
+            "first_round_s": round(took, 1),
+            "first_round": rows[0],
+            "answers": answers,
+            "commands_s": user.took,
+        }
     finally:
         user.ends()
 
