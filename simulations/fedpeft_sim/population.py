@@ -113,7 +113,7 @@ def populate(config: RunConfig) -> Population:
         config=config,
         convention=findings.convention,
         left_out=parts.left_out,
-        remarks=_remarks(loaded, findings, config),
+        remarks=(*_remarks(loaded, findings, config), *_lone_classes(parts.clients, config)),
     )
 
 
@@ -151,6 +151,18 @@ def _remarks(loaded: Loaded, findings: Findings, config: RunConfig) -> tuple[str
         *unused_remarks(unused, findings.unused_keys),
         *label_remarks(labels),
     )
+
+
+def _lone_classes(clients: Mapping[str, Records], config: RunConfig) -> tuple[str, ...]:
+    """Says so where most clients hold one class alone: each then unlearns what the others teach."""
+    if len(config.task.labels) < 2:
+        return ()
+    lone = [name for name, own in clients.items() if len({label_name(row.get("label")) for row in own}) == 1]
+    if 2 * len(lone) <= len(clients):
+        return ()
+    named = ", ".join(lone[:4]) + (", ..." if len(lone) > 4 else "")
+    text = f"{len(lone)} of {len(clients)} clients hold one class alone ({named})"
+    return (f"{text}: the accuracy may swing from round to round; the best state is kept",)
 
 
 def _devices(devices: tuple[Device, ...], clients: Mapping[str, Records]) -> dict[str, Device]:

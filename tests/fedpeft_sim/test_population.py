@@ -91,3 +91,20 @@ def test_a_client_whose_examples_are_all_the_same_cannot_be_measured(tmp_path: P
 
     with pytest.raises(DataInvalid):
         populate(config_of(tmp_path, {"a": 9}, same=True))
+
+
+@pytest.mark.parametrize(("classes", "named"), [({"a": "n", "b": "y", "c": "ny"}, "a, b"), ({"a": "n"}, "")])
+def test_clients_of_one_class_are_named_where_they_are_most(
+    tmp_path: Path, classes: dict[str, str], named: str
+) -> None:
+    from fedpeft_sim.population import populate
+
+    config = config_of(tmp_path, {"a": 20, "b": 20, "c": 20})
+    rows = [json.loads(line) for line in (tmp_path / "notes.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        own = classes.get(row["site"], "ny")
+        row["label"] = own[number % len(own)]
+    (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (remark, *_) = [one for one in populate(config).remarks if "one class alone" in one] or [""]
+    assert remark.startswith(f"2 of 3 clients hold one class alone ({named})" if named else "")
+    assert bool(remark) == bool(named)
