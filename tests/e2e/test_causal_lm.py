@@ -133,6 +133,23 @@ SLOW = {
 }  # fmt: skip
 
 
+def test_the_rate_that_nobody_set_learns_more_than_the_one_that_served_all(
+    files: Path, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    losses = {}
+    for rate in ('"auto"', "0.003"):
+        folder = out / rate.strip('"')
+        code = main(
+            ["simulate", "run.toml", "--no-baselines", "--out", str(folder), "--set", f"train.learning_rate={rate}"]
+        )
+        said = "".join(capfd.readouterr())
+        assert code == 0, said
+        assert "learning rates: lora.B 0." in said
+        losses[rate] = [row.loss for row in read_run(next(folder.iterdir())).rounds]
+    assert losses['"auto"'][0] == losses["0.003"][0]
+    assert losses['"auto"'][-1] < losses["0.003"][-1]
+
+
 @pytest.mark.parametrize("name", [*RULES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_every_rule_learns(name: str, out: Path, capfd: pytest.CaptureFixture[str]) -> None:
     overrides = [word for setting in {**RULES, **SLOW}[name] for word in ("--set", setting)]
