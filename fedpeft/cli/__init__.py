@@ -12,7 +12,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
@@ -111,7 +111,24 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+def _common(field: str) -> Callable[[click.Context, click.Parameter, bool], None]:
+    """``fedpeft -q COMMAND`` means ``fedpeft COMMAND -q``."""
+
+    def set_it(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if value:
+            from fedpeft.cli.options import ask_for
+
+            ask_for(context, field)
+
+    return set_it
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-q", "--quiet", is_flag=True, expose_value=False, is_eager=True, callback=_common("quiet"), hidden=True)
+@click.option(
+    "-v", "--verbose", is_flag=True, expose_value=False, is_eager=True, callback=_common("verbose"), hidden=True
+)
+@click.option("--no-color", is_flag=True, expose_value=False, is_eager=True, callback=_common("no_color"), hidden=True)
 @click.version_option(__version__, prog_name="fedpeft")
 def cli() -> None:
     """Fine-tune one language model across people who may not share their data.

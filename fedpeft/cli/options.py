@@ -18,6 +18,7 @@ __all__ = [
     "AdapterPath",
     "FiniteFloat",
     "RunPath",
+    "ask_for",
     "json_option",
     "map_option",
     "model_option",
@@ -151,16 +152,25 @@ def with_common_options(command: click.Command) -> click.Command:
     return command
 
 
+def ask_for(context: click.Context, field: str) -> None:
+    """What ``-q``, ``-v`` and ``--no-color`` do.
+
+    Args:
+        context: of the command.
+        field: of ``Verbosity``.
+    """
+    from fedpeft.terminal import set_verbosity
+
+    set_verbosity(**{field: True})
+    if field == "no_color":
+        os.environ["NO_COLOR"] = "1"  # rich reads it
+        context.color = False
+
+
 def _common(names: tuple[str, ...], field: str, help_text: str) -> click.Option:
     def set_it(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
-        if not value:
-            return
-        from fedpeft.terminal import set_verbosity
-
-        set_verbosity(**{field: True})
-        if field == "no_color":
-            os.environ["NO_COLOR"] = "1"  # rich reads it
-            context.color = False
+        if value:
+            ask_for(context, field)
 
     return click.Option(
         [*names, field], is_flag=True, expose_value=False, is_eager=True, callback=set_it, help=help_text

@@ -202,6 +202,11 @@ class Rounds(Section):
         "nobody waits for the slowest. Favours fast devices, whatever their data; runs cannot be repeated exactly.",
     )
     fit_deadline_s: float = Field(default=1800.0, gt=0, description="How long a device may train, in seconds.")
+    evaluation_deadline_s: float = Field(
+        default=3600.0,
+        gt=0,
+        description="How long a device may take for the last evaluation, of all its held-out examples, in seconds.",
+    )
     stage_deadline_s: float = Field(default=120.0, gt=0, description="For each of the masking stages, in seconds.")
     gather_deadline_s: float = Field(
         default=3600.0, ge=0, description="How long to wait for min_devices to be there before an attempt (deployed)."

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -226,6 +227,8 @@ def test_verbose_shows_where_an_error_came_from(
 ) -> None:
     failing(monkeypatch, DataInvalid("Expected one, found another."))
     for flags, shown in (([], False), (["-v"], True), ([], False)):
+        assert main([*flags, "runs", "ls"]) == 3
+        assert ("Traceback" in capsys.readouterr().err) is shown
         assert main(["runs", "ls", *flags]) == 3
         assert ("Traceback" in capsys.readouterr().err) is shown
 
@@ -241,3 +244,12 @@ def test_json_is_one_value_and_nothing_else(tmp_path: Path, capsys: pytest.Captu
     ):
         assert main([*command, "--json"]) == 0
         json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("words", [["--no-color", "runs", "ls"], ["runs", "ls", "--no-color"]])
+def test_no_color_is_what_the_variable_is(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setenv("NO_COLOR", "")
+    assert main(words) == 0
+    assert os.environ["NO_COLOR"] == "1"

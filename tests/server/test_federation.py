@@ -6,7 +6,7 @@ never killed: the same state, the same rows, the same published adapters. Known 
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +21,10 @@ from fedpeft.ids import BlockId, NodeId
 from fedpeft.round.events import EventKind
 from fedpeft.round.messages import Failure, FailureReason, Profile
 from fedpeft.round.plan import LearningPlan
-from fedpeft.round.transport import Stage
+from fedpeft.round.transport import Reply, Stage
 from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import enrol
-from fedpeft.testing.network import CoordinatorKilled, Fault
+from fedpeft.testing.network import CoordinatorKilled, Fault, FaultyTransport
 from fedpeft.testing.trainers import GivenTrainer, LinearTrainer
 from fedpeft.wire import decode, encode
 from fedpeft_server.run.run_view import read_run
@@ -307,6 +307,25 @@ def test_a_profile_that_cannot_be_on_a_roster_does_not_stop_the_run(tmp_path: Pa
     world.train()
     assert world.path is not None
     assert [row.round for row in read_run(world.path).rounds] == [1, 2, 3, 4]
+
+
+class Noting(FaultyTransport):
+    """Keeps what deadline each fit request had."""
+
+    deadlines: list[float]
+
+    def exchange(self, stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
+        if stage is Stage.FIT:
+            self.deadlines.append(deadline_s)
+        return super().exchange(stage, requests, deadline_s=deadline_s)
+
+
+def test_the_last_evaluation_has_a_deadline_of_its_own(tmp_path: Path) -> None:
+    world = World(tmp_path, fit_deadline_s=60.0, evaluation_deadline_s=900.0)
+    world.network = Noting(world.fleet.handles, world.clock, ())
+    world.network.deadlines = []
+    world.train()
+    assert world.network.deadlines == [60.0, 60.0, 60.0, 900.0]
 
 
 def test_the_rows_say_who_took_part_and_what_was_lost(tmp_path: Path) -> None:

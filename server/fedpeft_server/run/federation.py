@@ -267,12 +267,15 @@ class Federation:
         return self._aggregation.asked(task, progress.state, progress.server)
 
     def _attempt(self, task: RoundTask, state: AdapterState, members: Sequence[Member]) -> RoundOutcome:
+        rounds = self._config.rounds
+        if task.round_id > rounds.count:  # the last evaluation is of everything that is held out
+            rounds = rounds.model_copy(update={"fit_deadline_s": rounds.evaluation_deadline_s})
         return run_round(
             task,
             state,
             members,
             self._transport,
-            rounds=self._config.rounds,
+            rounds=rounds,
             identity=self._identity,
             entropy=self._entropy,
             observe=self._observe,
