@@ -28,6 +28,7 @@ from fedpeft.errors import IntegrityFailed, SpecMismatch
 from fedpeft.export.card import model_card
 from fedpeft.export.peft_format import PeftForm, read_peft, to_peft
 from fedpeft.export.summary import ExportSummary
+from fedpeft.export.trial import agrees, peft_apart
 from fedpeft.files import write_file
 from fedpeft.ids import BlockId
 from fedpeft.methods.union import UnionAdapter, attach
@@ -66,9 +67,13 @@ def export_peft(
         copy_tokenizer(artifact.path, directory)
     name, revision = _public_name(base)
     form = to_peft(union, whole_matrices=whole_matrices)
-    settings = {**form.settings, "base_model_name_or_path": name, "revision": revision}
-    _write_json(directory / "adapter_config.json", settings)
-    write_file(directory / "adapter_model.safetensors", save(form.tensors, metadata={"format": "pt"}))
+    settings = _write_form(form, directory, name, revision)
+    apart = _peft_difference(union, form, directory, inputs, artifact)
+    if apart is not None and artifact is not None and inputs is not None and not agrees(apart, union, inputs):
+        complete = {block.method for block in union.spec.blocks} <= form.methods
+        if complete:  # peft computes something else on this model: no form of peft's holds it
+            form = to_peft(union, without=form.methods - {HEAD})
+            settings, apart = _write_form(form, directory, name, revision), None
     held = tuple(block.block_id for block in union.spec.blocks if block.method in form.methods)
     lacks = tuple(block.block_id for block in union.spec.blocks if block.block_id not in held)
     whole: tuple[BlockId, ...] = ()
@@ -90,7 +95,7 @@ def export_peft(
         peft_lacks=lacks,
         whole_matrices=form.whole,
         from_run_max_logit_difference=from_run,
-        peft_max_logit_difference=_peft_difference(union, form, directory, inputs),
+        peft_max_logit_difference=apart,
         union_blocks=whole,
         union_max_logit_difference=_union_difference(union, directory, inputs) if whole else None,
         labels=class_names(union),
@@ -129,12 +134,27 @@ def load_union(model: nn.Module, directory: Path) -> UnionAdapter:
     return union
 
 
+def _write_form(form: PeftForm, directory: Path, name: str, revision: str | None) -> dict[str, object]:
+    """The two files that peft reads; the settings as written."""
+    settings = {**form.settings, "base_model_name_or_path": name, "revision": revision}
+    _write_json(directory / "adapter_config.json", settings)
+    write_file(directory / "adapter_model.safetensors", save(form.tensors, metadata={"format": "pt"}))
+    return settings
+
+
 def _peft_difference(
-    union: UnionAdapter, form: PeftForm, directory: Path, inputs: Mapping[str, Tensor] | None
+    union: UnionAdapter,
+    form: PeftForm,
+    directory: Path,
+    inputs: Mapping[str, Tensor] | None,
+    artifact: BaseArtifact | None,
 ) -> float | None:
+    """With an artifact by peft itself on a base loaded anew; else by reading the files back into a replica."""
     lacking = {block.method for block in union.spec.blocks} - form.methods - {HEAD}
     if inputs is None or not all(BY_NAME[method].switchable for method in lacking):
         return None
+    if artifact is not None:
+        return peft_apart(union, directory, artifact, class_names(union), inputs)
     again = union.replicate()
     read_peft(again, form, load_file(directory / "adapter_model.safetensors"))
     return _difference(union, again, inputs)

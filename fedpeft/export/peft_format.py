@@ -66,17 +66,18 @@ class PeftForm:
     whole: tuple[str, ...] = ()
 
 
-def to_peft(union: UnionAdapter, *, whole_matrices: bool = False) -> PeftForm:
+def to_peft(union: UnionAdapter, *, whole_matrices: bool = False, without: Collection[str] = frozenset()) -> PeftForm:
     """The part of the union that one PEFT directory holds: low rank and biases, else DoRA, an own form or IA3.
 
     Args:
         union: the adapter.
         whole_matrices: IA3 beside low rank or biases is held as well, by writing the matrices that it scales whole.
+        without: methods that peft was seen to compute otherwise on this model.
     """
     present = {block.method for block in union.spec.blocks}
-    able = {method for method in present if method == HEAD or _can_be_held(union.model, method)}
+    able = {method for method in present if method == HEAD or _can_be_held(union.model, method)} - {*without}
     head = union.anatomy.head
-    if (prompts := prompt_form(union)) is not None:
+    if not without and (prompts := prompt_form(union)) is not None:
         settings, tensors = prompts
         kind = {"task_type": "SEQ_CLS" if head else "CAUSAL_LM", "inference_mode": True}
         return PeftForm(methods=frozenset(present), settings=kind | settings, tensors=tensors)

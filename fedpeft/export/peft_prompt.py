@@ -52,6 +52,8 @@ def prompt_form(union: UnionAdapter) -> tuple[dict[str, object], Arrays] | None:
         return settings, {_ROWS: as_array(rows), **head}
     if present and present <= {PREFIX, P_TUNING_V2} and decoder and not anatomy.head:
         layers = _prefixes(union)
+        if not _can_turn(union.model):
+            return None
         if len(layers) < anatomy.layer_count or len({len(key) for key, _ in layers}) > 1:
             return None
         length, width = layers[0][0].shape
@@ -119,6 +121,18 @@ def _prefixes(union: UnionAdapter) -> list[tuple[Tensor, Tensor]]:
             keys, values = zip(*(part.rows() for part in parts), strict=True)
             found.append((torch.cat(keys), torch.cat(values)))
     return found
+
+
+def _can_turn(model: nn.Module) -> bool:
+    """Whether every layer turns keys by one table of angles that the length does not change, and sees all of a prefix.
+
+    The direction of the turn (half and half, or interleaved) is not told here: the trial with peft shows it.
+    """
+    rotary, config = getattr(model.base_model, "rotary_emb", None), model.config
+    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    windows = {*(getattr(config, "layer_types", None) or ()), "full_attention"} != {"full_attention"}
+    window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return hasattr(rotary, "inv_freq") and kind in ("default", "llama3") and not windows and not window
 
 
 def _turned(model: nn.Module, rows: Tensor, by: int) -> Tensor:

@@ -24,6 +24,10 @@ __all__ = ["AttentionPart", "Scene", "attend", "graft_attention", "parts_of", "u
 
 _PARTS = "fedpeft_attention"
 _NAME = "fedpeft"
+# Numbers that models hand on and that change nothing here: dropout is 0, positions are turned or in the mask already.
+_NO_CHANGE = frozenset(
+    {"dropout", "position_ids", "cache_position", "token_type_ids", "cu_seq_lens_q", "cu_seq_lens_k"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +92,22 @@ def parts_of(host: nn.Module) -> nn.ModuleDict | None:
 
 
 def attend(
-    host: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float
+    host: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """Scaled dot product attention with the host's parts, (b, h, s, d)."""
+    """Scaled dot product attention with the host's parts, (b, h, s, d).
+
+    Args:
+        softcap: scores are squeezed to below this size; None: they are not.
+        sinks: (h,), a further score of each head that no value goes with; None: there is none.
+    """
     found = parts_of(host)
     parts = [] if found is None else cast("list[AttentionPart]", list(found.values()))
     if mask is None and getattr(host, "is_causal", False) and query.shape[2] > 1:
@@ -105,7 +122,7 @@ def attend(
     key, value = scene.key, scene.value
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    mixed = functional.scaled_dot_product_attention(scene.query, key, value, attn_mask=scene.mask, scale=scaling)
+    mixed = _mix(scene, key, value, scaling, softcap, sinks)
     for part, given in zip(reversed(parts), reversed(scenes), strict=True):
         mixed = part.after(host, given, mixed)
     return mixed
@@ -135,7 +152,42 @@ def _attention_function(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    **_: object,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: object,
 ) -> tuple[Tensor, None]:
-    """What transformers calls: (b, s, h, d), and no weights."""
-    return attend(module, query, key, value, attention_mask, scaling=scaling).transpose(1, 2), None
+    """What transformers calls: (b, s, h, d), and no weights.
+
+    Raises:
+        ConfigInvalid: the model hands its attention what is not computed here.
+    """
+    unknown = [name for name, value in others.items() if isinstance(value, Tensor | float) and name not in _NO_CHANGE]
+    if unknown:
+        raise ConfigInvalid(
+            f"Expected attention of queries, keys, values and a mask, found {', '.join(unknown)} in "
+            f"{type(module).__name__}; use a method that leaves attention as it is: lora, ia3, bottleneck."
+        )
+    mixed = attend(module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, sinks=s_aux)
+    return mixed.transpose(1, 2), None
+
+
+def _mix(
+    scene: Scene, key: Tensor, value: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Softmax of the scores times the values, (b, h, s, d)."""
+    if softcap is None and sinks is None:
+        return functional.scaled_dot_product_attention(scene.query, key, value, attn_mask=scene.mask, scale=scaling)
+    scores = scene.query @ key.transpose(2, 3) * scaling  # (b, h, s, t)
+    if softcap is not None:  # Gemma 2: no score is larger than this
+        scores = softcap * torch.tanh(scores / softcap)
+    if scene.mask is not None:
+        if scene.mask.dtype == torch.bool:
+            scores = scores.masked_fill(~scene.mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + scene.mask
+    if sinks is None:
+        return torch.softmax(scores.float(), dim=-1).to(value.dtype) @ value
+    # gpt-oss: a score a head that takes its share and has no value.
+    drained = sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores.dtype)
+    shares = torch.softmax(torch.cat((scores, drained), dim=-1).float(), dim=-1)
+    return shares[..., :-1].to(value.dtype) @ value

@@ -1,0 +1,64 @@
+"""Whether plain peft makes of an exported directory the model that was trained: tried, on a base that is loaded anew.
+
+A replica of the trained model would share what the files forgot. Here the base comes from its artifact with another
+head, so whatever is not in the files is missing.
+"""
+
+import logging
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedpeft.base import BaseArtifact, load_model
+from fedpeft.base.architecture import quiet_transformers
+from fedpeft.methods.union import UnionAdapter
+
+__all__ = ["agrees", "peft_apart"]
+
+_LOG = logging.getLogger(__name__)
+_ANOTHER_HEAD = 0x5EED
+EXACT, ROUNDED = 1e-3, 5e-2  # of the largest logit: float32 on a CPU, and where products are rounded to bfloat16
+
+
+@torch.no_grad()
+def peft_apart(
+    union: UnionAdapter, directory: Path, artifact: BaseArtifact, labels: tuple[str, ...], inputs: Mapping[str, Tensor]
+) -> float:
+    """The largest difference of the logits of peft's model from the trained one's; infinity: peft does not load it.
+
+    Args:
+        union: as trained.
+        directory: with its files.
+        artifact: of its base.
+        labels: the classes; empty for a language model.
+        inputs: of the model.
+    """
+    from peft import PeftModel
+
+    task: Literal["classify", "causal-lm"] = "classify" if labels else "causal-lm"
+    base = load_model(artifact, task=task, labels=labels, head_seed=_ANOTHER_HEAD, residency="quantized")
+    try:
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = PeftModel.from_pretrained(base, directory).eval()
+            theirs = model(**{name: value.cpu() for name, value in inputs.items()}).logits
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, NotImplementedError) as error:
+        _LOG.info("peft does not load this adapter: %s", error)
+        return math.inf
+    ours: Tensor = union.model(**inputs).logits.cpu()
+    if ours.shape != theirs.shape:
+        return math.inf
+    return float((ours.float() - theirs.float()).abs().max())
+
+
+@torch.no_grad()
+def agrees(apart: float, union: UnionAdapter, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether a difference is one of rounding alone."""
+    logits: Tensor = union.model(**inputs).logits
+    rounded = union.adapter.dtype == "bfloat16" or logits.device.type != "cpu"
+    return apart <= (ROUNDED if rounded else EXACT) * max(1.0, float(logits.abs().max()))
