@@ -120,13 +120,7 @@ def trained_on(artifact: BaseArtifact, adapter: Adapter) -> UnionAdapter:
     return moved(attach(load_model(artifact, task=task, labels=labels, head_seed=HEAD_SEED), adapter, seed=1))
 
 
-NO_POOLER = pytest.mark.xfail(strict=True, reason="a pooler that no checkpoint holds is not exported")
-
-
-@pytest.mark.parametrize(
-    ("name", "quantize"),
-    [pytest.param("bert", "int8", marks=NO_POOLER), ("roberta", "nf4"), ("llama", "int4-g32")],
-)
+@pytest.mark.parametrize(("name", "quantize"), [("bert", "int8"), ("roberta", "nf4"), ("llama", "int4-g32")])
 def test_the_lines_of_the_card_load_the_trained_model_on_the_exported_base(
     name: str, quantize: str, tmp_path: Path
 ) -> None:
