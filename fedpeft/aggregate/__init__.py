@@ -1,6 +1,6 @@
 """Block sums -> the next global state."""
 
-from fedpeft.aggregate.between import between_rounds
+from fedpeft.aggregate.between_rounds import between_rounds
 from fedpeft.aggregate.optimizers import ServerState, optimized
 from fedpeft.aggregate.robust import assign_buckets
 from fedpeft.aggregate.rules import proposal, robust_proposal, settled

@@ -1,7 +1,7 @@
 """When a run measures its class head instead of training it, and where in the head that goes. No torch.
 
 With ``adapter.head_start = "class-means"`` round 1 trains nothing: devices sum class means into the head's block
-(``fedpeft.tuning.class_means``), the coordinator makes the head of the sum (``fedpeft.aggregate.between``). With
+(``fedpeft.tuning.class_means``), the coordinator makes the head of the sum (``fedpeft.aggregate.between_rounds``). With
 ``adapter.head_refresh`` later rounds do the same with the adapter as it has become, and no other round trains the head.
 """
 

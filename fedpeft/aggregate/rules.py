@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.aggregate.device_side import keep_columns, product_norm, rotated
-from fedpeft.aggregate.gauge import fix_gauge, fold_and_reseed
+from fedpeft.aggregate.factor_normalisation import fold_and_reseed, normalise_factors
 from fedpeft.aggregate.linear import mean, owner_mean, padded_values, zero_padded
 from fedpeft.aggregate.products import fedex, flexlora, flora, lora_fair
 from fedpeft.aggregate.robust import Update, robust_mean
@@ -48,14 +48,14 @@ class Steps:
 
 
 def _settle_nested(aggregate: Aggregate, state: AdapterState, round_id: int, seed: int) -> AdapterState:
-    """Folded, or the gauge fixed where columns are chosen and where A and B change places."""
+    """Folded, or the factors normalised where columns are chosen and where A and B change places."""
     if aggregate.fold_every and round_id % aggregate.fold_every == 0:
         return fold_and_reseed(state, seed=seed, round_id=round_id)
     if aggregate.auto_rank and round_id == aggregate.auto_rank_after:
-        return fix_gauge(state, frozen="A")
+        return normalise_factors(state, frozen="A")
     every = aggregate.a_round_every
     now, following = (factors_of(aggregate.rule, r, a_round_every=every) for r in (round_id, round_id + 1))
-    return state if now == following else fix_gauge(state, frozen="A" if "B" in following else "B")
+    return state if now == following else normalise_factors(state, frozen="A" if "B" in following else "B")
 
 
 STEPS: Mapping[RuleName, Steps] = MappingProxyType(
@@ -68,7 +68,7 @@ STEPS: Mapping[RuleName, Steps] = MappingProxyType(
         "rolora": Steps(step=mean),
         "lora-a2": Steps(step=mean, keep=keep_columns),
         "fedsa": Steps(step=zero_padded),
-        "fedsvd": Steps(step=mean, settle=lambda _, state, round_id, seed: fix_gauge(state, frozen="A")),
+        "fedsvd": Steps(step=mean, settle=lambda _, state, round_id, seed: normalise_factors(state, frozen="A")),
         "fedex": Steps(step=fedex),
         "flora": Steps(step=flora),
         "flexlora": Steps(step=flexlora),
@@ -79,7 +79,7 @@ STEPS: Mapping[RuleName, Steps] = MappingProxyType(
 
 
 def proposal(aggregate: Aggregate, state: AdapterState, round_sums: RoundSums) -> AdapterState:
-    """What the rule makes of the sums, before a server optimizer and before the gauge."""
+    """What the rule makes of the sums, before a server optimizer and before factors are normalised."""
     return STEPS[aggregate.rule].step(state, round_sums)
 
 
@@ -96,7 +96,7 @@ def robust_proposal(aggregate: Aggregate, state: AdapterState, updates: Sequence
 
 
 def settled(aggregate: Aggregate, state: AdapterState, *, round_id: int, seed: int) -> AdapterState:
-    """The state made ready for round ``round_id + 1``: gauge fixed, folded; mostly unchanged.
+    """The state made ready for round ``round_id + 1``: factors normalised, folded; mostly unchanged.
 
     Post-processing of sums: no device's data is touched again.
     """

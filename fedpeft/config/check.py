@@ -19,7 +19,7 @@ from fedpeft.config.check_devices import (
     lora_findings,
     repeated,
 )
-from fedpeft.config.check_privacy import privacy_findings
+from fedpeft.config.check_privacy_section import privacy_findings
 from fedpeft.config.check_schedule import schedule_findings
 from fedpeft.config.model import MethodName, Partition, RunConfig
 

@@ -6,7 +6,7 @@ from fedpeft.catalogue.finding import Finding
 from fedpeft.catalogue.lora import Lora
 from fedpeft.cohorts import effective_cohort
 from fedpeft.config import derived
-from fedpeft.config.check_private import unproved
+from fedpeft.config.check_dp_compatible import unproved
 from fedpeft.config.model import RunConfig
 from fedpeft.config.rules import RULES, rules_that
 

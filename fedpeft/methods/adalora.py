@@ -8,8 +8,8 @@ l begins at zero, P and Q orthonormal from the run's seed; |P^T P - I|^2 + |Q Q^
 Who decides what: each device measures the importance of its triplets over its steps (section 3.2: sensitivity
 |w dL/dw|, smoothed, times its smoothed uncertainty; summed over a triplet) and puts it, scaled to a largest value of
 one, into the block ``adalora.score``, which the secure sum averages like any other; half of the agreed score stands
-for the rounds before. The coordinator prunes by the agreed score (``fedpeft.aggregate.between``): in the rounds of
-the schedule it sets the l of all but the most important triplets to zero, from where they may grow again; in the
+for the rounds before. The coordinator prunes by the agreed score (``fedpeft.aggregate.between_rounds``): in the rounds
+of the schedule it sets the l of all but the most important triplets to zero, from where they may grow again; in the
 last of them the choice becomes the frozen block ``adalora.mask``. No device keeps anything between rounds.
 """
 

@@ -8,7 +8,7 @@ Outside of training steps there is no noise: s = sigmoid(a). 2 d_out d_in traine
 before pruning send twice the matrices.
 
 After ``prune_round`` the coordinator keeps the largest |z * d|, closes every other gate and opens the kept ones for
-good (``fedpeft.aggregate.between``); from then on a is not due, and d moves where the gate is open.
+good (``fedpeft.aggregate.between_rounds``); from then on a is not due, and d moves where the gate is open.
 """
 
 import numpy as np

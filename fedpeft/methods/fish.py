@@ -5,8 +5,8 @@
 Round 1 picks: each device measures the empirical Fisher information of every weight of the targets, the mean over
 its examples of the squared gradient of an example's loss, scaled to a largest value of one, in the block
 ``fish.fisher``; the secure sum averages it like any other. The coordinator takes the k largest
-(``fedpeft.aggregate.between``), writes their places into the frozen block ``fish.places`` and clears the sum. From
-round 2 on the k values of ``fish`` are trained and sent, nothing else.
+(``fedpeft.aggregate.between_rounds``), writes their places into the frozen block ``fish.places`` and clears the sum.
+From round 2 on the k values of ``fish`` are trained and sent, nothing else.
 
 The exact gradient of one example costs no second pass: for a linear module it is the product of its inputs and its
 output's gradients over the tokens. Places are numbers of a matrix and of a weight in it; float32 holds them exactly

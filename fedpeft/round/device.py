@@ -17,7 +17,7 @@ import numpy as np
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec
-from fedpeft.config.check_private import expect_proved
+from fedpeft.config.check_dp_compatible import expect_proved
 from fedpeft.entropy import Entropy
 from fedpeft.errors import BudgetExhausted, ConfigInvalid, IntegrityFailed, PolicyRefused, SpecMismatch
 from fedpeft.ids import SIZELESS, BlockId, RoundId

@@ -19,7 +19,7 @@ from fedpeft.export import export_peft
 from fedpeft.methods.union import UnionAdapter, attach
 from fedpeft.testing.zoo import ROWS, transformers_model
 from fedpeft.tuning.batches import collate
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.split_forward import SplitForward
 
 __all__ = ["Apart", "attached", "model_on_meta", "peft_apart", "stages_apart"]
 
@@ -87,7 +87,7 @@ def peft_apart(union: UnionAdapter, directory: Path, task: TaskName, folder: Pat
 def stages_apart(union: UnionAdapter) -> Apart:
     """The training loop's forward passes, whole and cut at the lowest adapted layer, and the model's own."""
     examples = _examples(union)
-    stages = Stages(union)
+    stages = SplitForward(union)
     batch = collate(examples, np.arange(len(examples.labels)), pad_id=stages.pad_id, device=stages.device)
     with torch.no_grad():
         whole, _ = stages.logits(batch)

@@ -2,7 +2,7 @@
 
 With adapters in the top layers only, the hidden states that enter them never change in a run: compute each
 example's once, afterwards run the top layers alone. The cache is equivalent to the raw data: it lies in a
-file without a name on the device's own disk (``Spill``) and is gone with the run. Not in memory: it is larger than
+file without a name on the device's own disk (``DiskRows``) and is gone with the run. Not in memory: it is larger than
 the model, and a step reads so little of it that the disk costs nothing.
 
 Invariant: what an example's cached activation is does not depend on the order in which examples were asked
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.tuning.batches import Batch, BatchStream, Indices, collate, evaluation_stream, lengths_of, training_stream
+from fedpeft.tuning.disk_rows import DiskRows
 from fedpeft.tuning.slots import fixed_batch, pieces
-from fedpeft.tuning.spill import Spill
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.split_forward import SplitForward
 
 __all__ = ["ActivationCache", "HiddenSource", "JoinedCaches", "logits_of"]
 
@@ -35,8 +35,8 @@ _NOT_KEPT = -1
 class HiddenSource(Protocol):
     """Where the input of the first adapted layer comes from."""
 
-    def hidden(self, stages: Stages, batch: Batch) -> Tensor:
-        """The input of layer ``stages.first_layer`` for a batch, (b, s, hidden_size); padding is 0."""
+    def hidden(self, split: SplitForward, batch: Batch) -> Tensor:
+        """The input of layer ``split.first_layer`` for a batch, (b, s, hidden_size); padding is 0."""
         ...
 
 
@@ -63,7 +63,7 @@ class ActivationCache:
             self._home_of[indices] = home
         self._filled = np.zeros(len(examples), np.bool_)
         self._place = np.full(len(examples), _NOT_KEPT, np.int64)
-        self._kept: Spill | None = None
+        self._kept: DiskRows | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -98,56 +98,56 @@ class ActivationCache:
         """Examples of the data set."""
         return len(self._examples)
 
-    def hidden(self, stages: Stages, batch: Batch) -> Tensor:
+    def hidden(self, split: SplitForward, batch: Batch) -> Tensor:
         """See ``HiddenSource``; for batches of this data set."""
-        return _padded(self.rows(stages, batch.indices), stages)
+        return _padded(self.rows(split, batch.indices), split)
 
-    def rows(self, stages: Stages, indices: Indices) -> list[Tensor]:
-        """The input of layer ``stages.first_layer`` for each of these examples, (its tokens, hidden_size).
+    def rows(self, split: SplitForward, indices: Indices) -> list[Tensor]:
+        """The input of layer ``split.first_layer`` for each of these examples, (its tokens, hidden_size).
 
         Raises:
             ResourceMissing: the disk has no room for what is to be kept.
         """
-        kept = self._fill(stages, indices)
+        kept = self._fill(split, indices)
         passing = indices[self._place[indices] == _NOT_KEPT]
-        fresh = self._compute(stages, passing) if len(passing) else {}
+        fresh = self._compute(split, passing) if len(passing) else {}
         return [
             fresh[i] if i in fresh else kept.read(int(self._place[i]), int(self._lengths[i])) for i in map(int, indices)
         ]
 
-    def _fill(self, stages: Stages, indices: Indices) -> Spill:
+    def _fill(self, split: SplitForward, indices: Indices) -> DiskRows:
         """Computes what is to be kept of these and is not yet; several threads may ask at once."""
         with self._lock:
             if self._kept is None:
-                self._kept = self._reserve(stages)
+                self._kept = self._reserve(split)
             missing = indices[~self._filled[indices]]
             for home in np.unique(self._home_of[missing[self._place[missing] != _NOT_KEPT]]):
-                for i, row in self._compute(stages, self._homes[home]).items():
+                for i, row in self._compute(split, self._homes[home]).items():
                     self._kept.write(int(self._place[i]), row)
                 self._filled[self._homes[home]] = True
             return self._kept
 
-    def _reserve(self, stages: Stages) -> Spill:
+    def _reserve(self, split: SplitForward) -> DiskRows:
         """Decides which home batches are kept: the first that fit."""
-        token_bytes = stages.hidden_size * _BYTES_A_VALUE
+        token_bytes = split.hidden_size * _BYTES_A_VALUE
         sizes = np.array([int(self._lengths[home].sum()) for home in self._homes])
         fitting = int(np.searchsorted(np.cumsum(sizes) * token_bytes, self.max_bytes, side="right"))
         order = np.concatenate([np.empty(0, np.int64), *self._homes[:fitting]])
         self._place[order] = np.cumsum(self._lengths[order]) - self._lengths[order]
-        return Spill(int(self._lengths[order].sum()), stages.hidden_size)
+        return DiskRows(int(self._lengths[order].sum()), split.hidden_size)
 
-    def _compute(self, stages: Stages, indices: Indices) -> dict[int, Tensor]:
+    def _compute(self, split: SplitForward, indices: Indices) -> dict[int, Tensor]:
         if self._most is not None:
             rows: dict[int, Tensor] = {}
-            for shape, members in pieces(indices, self._lengths, most=self._most, longest=stages.longest):
-                batch = fixed_batch(self._examples, members, shape, pad_id=stages.pad_id, device=stages.device)
-                rows |= self._rows_of(stages, batch)
+            for shape, members in pieces(indices, self._lengths, most=self._most, longest=split.longest):
+                batch = fixed_batch(self._examples, members, shape, pad_id=split.pad_id, device=split.device)
+                rows |= self._rows_of(split, batch)
             return rows
-        batch = collate(self._examples, indices, pad_id=stages.pad_id, device=stages.device)
-        return self._rows_of(stages, batch)
+        batch = collate(self._examples, indices, pad_id=split.pad_id, device=split.device)
+        return self._rows_of(split, batch)
 
-    def _rows_of(self, stages: Stages, batch: Batch) -> dict[int, Tensor]:
-        hidden = stages.hidden_below(batch).cpu()
+    def _rows_of(self, split: SplitForward, batch: Batch) -> dict[int, Tensor]:
+        hidden = split.hidden_below(batch).cpu()
         return {int(i): hidden[line, : self._lengths[i]] for line, i in enumerate(batch.indices)}
 
 
@@ -162,24 +162,24 @@ class JoinedCaches:
         self._parts = parts
         self._starts = np.cumsum([0, *map(len, parts)])
 
-    def hidden(self, stages: Stages, batch: Batch) -> Tensor:
+    def hidden(self, split: SplitForward, batch: Batch) -> Tensor:
         """See ``HiddenSource``; for batches of the joined data set."""
         part_of = np.searchsorted(self._starts, batch.indices, side="right") - 1
         rows: dict[int, Tensor] = {}
         for part in np.unique(part_of):
             chosen = batch.indices[part_of == part]
-            found = self._parts[part].rows(stages, chosen - self._starts[part])
+            found = self._parts[part].rows(split, chosen - self._starts[part])
             rows.update(zip(map(int, chosen), found, strict=True))
-        return _padded([rows[int(i)] for i in batch.indices], stages)
+        return _padded([rows[int(i)] for i in batch.indices], split)
 
 
-def _padded(rows: list[Tensor], stages: Stages) -> Tensor:
+def _padded(rows: list[Tensor], split: SplitForward) -> Tensor:
     """(b, s, hidden_size), 0 after the end of each row."""
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(stages.device)
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(split.device)
 
 
-def logits_of(stages: Stages, batch: Batch, cache: HiddenSource | None) -> tuple[Tensor, Tensor]:
-    """Logits and labels of a batch (``Stages.logits``), the layers below the cut from the cache if there is one."""
-    if cache is None or stages.first_layer == 0:
-        return stages.logits(batch)
-    return stages.logits_above(batch, cache.hidden(stages, batch))
+def logits_of(split: SplitForward, batch: Batch, cache: HiddenSource | None) -> tuple[Tensor, Tensor]:
+    """Logits and labels of a batch (``SplitForward.logits``), layers below the split from the cache if any."""
+    if cache is None or split.first_layer == 0:
+        return split.logits(batch)
+    return split.logits_above(batch, cache.hidden(split, batch))

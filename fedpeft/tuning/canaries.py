@@ -15,7 +15,7 @@ from fedpeft.entropy import Entropy
 from fedpeft.privacy import SampledRelease, sampled_epsilon
 from fedpeft.privacy.audit import OVER_NORM, AuditResult, coin_flips, verdict
 from fedpeft.tuning.batches import Indices
-from fedpeft.tuning.private_release import NoiseScale, noisy_sum
+from fedpeft.tuning.dp_sgd_mechanism import NoiseScale, noisy_sum
 
 __all__ = ["audit_examples"]
 

@@ -4,7 +4,7 @@ A head that starts at zero must be moved by every device's gradients, and with s
 that lacks a class pushes its row away. A sum of features by class does not depend on who holds which class, so the
 mean over all devices is that of the pooled data (Legate et al. 2023, "Guiding the Last Layer in Federated Learning
 with Pre-Trained Models", section 3). In round 1 each device puts its part into the head's block; the secure sum adds
-them up like any delta; the coordinator makes the head of the sum (``fedpeft.aggregate.between``).
+them up like any delta; the coordinator makes the head of the sum (``fedpeft.aggregate.between_rounds``).
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.accelerator import products
 from fedpeft.tuning.batches import collate, training_stream
 from fedpeft.tuning.cache import HiddenSource, logits_of
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.split_forward import SplitForward
 
 __all__ = ["class_rows", "classifier_weight", "measure_class_means"]
 
@@ -58,12 +58,12 @@ def measure_class_means(
     """
     weight = classifier_weight(union)
     union.train_only([HEAD_BLOCK])
-    stages = Stages(union)
+    split = SplitForward(union)
     counts = np.zeros(len(weight), np.float64)
     for indices in training_stream(examples, batch_size=batch_size, seed=seed).epoch(0)[:steps]:
-        batch = collate(examples, indices, pad_id=stages.pad_id, device=stages.device)
-        with products(stages.device):
-            logits, labels = logits_of(stages, batch, cache)
+        batch = collate(examples, indices, pad_id=split.pad_id, device=split.device)
+        with products(split.device):
+            logits, labels = logits_of(split, batch, cache)
         # The gradient of the sum of own-class logits is the sum of what the classifier read, by class: whatever
         # pooling the model has, and to the bit where the weight's own gradient would be taken.
         torch.autograd.backward([logits.float().gather(1, labels[:, None]).sum()])

@@ -10,7 +10,7 @@ from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.accelerator import products
 from fedpeft.tuning.batches import bucketed, collate, evaluation_stream, lengths_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.split_forward import SplitForward
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -51,15 +51,15 @@ def evaluate(
     Raises:
         DataInvalid: no examples.
     """
-    stages = Stages(union)
+    split = SplitForward(union)
     chosen = evaluation_stream(examples, batch_size=batch_size).order(0)[: limit or None]
     # Nothing is learnt from the order, so all of them are sorted by length together: hardly anything is padding.
     (batches,) = bucketed(chosen, lengths_of(examples), batch_size=batch_size, window=len(chosen))
     loss_sum, correct, count = 0.0, 0, 0
     for indices in batches:
-        batch = collate(examples, indices, pad_id=stages.pad_id, device=stages.device)
-        with products(stages.device):
-            logits, labels = logits_of(stages, batch, cache)
+        batch = collate(examples, indices, pad_id=split.pad_id, device=split.device)
+        with products(split.device):
+            logits, labels = logits_of(split, batch, cache)
         loss_sum += float(functional.cross_entropy(logits.float(), labels, reduction="sum"))
         correct += int((logits.argmax(dim=-1) == labels).sum())
         count += len(labels)

@@ -10,8 +10,8 @@ from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.accelerator import products
 from fedpeft.tuning.batches import Batch, Indices, collate, predictions_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
-from fedpeft.tuning.heap import returning_memory
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.malloc import returning_memory
+from fedpeft.tuning.split_forward import SplitForward
 from fedpeft.tuning.token_loss import output_withheld
 
 __all__ = ["Objective"]
@@ -26,7 +26,7 @@ class Objective:
         cache: of these examples.
         logit_offset: (classes,) added to the logits.
         micro_batch: at most so many examples pass through the model at once; 0: all of a step.
-        checkpointing: see ``Stages``.
+        checkpointing: see ``SplitForward``.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class Objective:
         self._union, self._examples, self._cache, self._offset = union, examples, cache, logit_offset
         self._micro_batch, self._checkpointing = micro_batch, checkpointing
         with output_withheld(union.model) as self._output:
-            self._stages = Stages(union, checkpointing=checkpointing)
+            self._split = SplitForward(union, checkpointing=checkpointing)
         if logit_offset is not None:
-            self._offset = logit_offset.to(self._stages.device)
+            self._offset = logit_offset.to(self._split.device)
 
     def backward(self, indices: Indices) -> float:
         """Add the gradient of the mean loss of these examples and return the loss."""
@@ -57,8 +57,8 @@ class Objective:
         count = sum(predictions_of(examples, int(i)) for i in indices)
         total = 0.0
         for piece in pieces:
-            batch = collate(examples, piece, pad_id=self._stages.pad_id, device=self._stages.device)
-            with products(self._stages.device):
+            batch = collate(examples, piece, pad_id=self._split.pad_id, device=self._split.device)
+            with products(self._split.device):
                 loss = self._share(batch, count)
             torch.autograd.backward([loss])
             total += loss.item()
@@ -66,12 +66,12 @@ class Objective:
 
     def _share(self, batch: Batch, count: int) -> Tensor:
         """The batch's loss summed over its predictions, over ``count``."""
-        logits, labels = logits_of(self._stages, batch, self._cache)
+        logits, labels = logits_of(self._split, batch, self._cache)
         if self._output is not None:
             if self._output.was_last(logits):
                 return self._output.loss(logits, labels, count=count)
             # This model does something to its logits: they must be made, now and from now on.
-            self._output, self._stages = None, Stages(self._union, checkpointing=self._checkpointing)
-            logits, labels = logits_of(self._stages, batch, self._cache)
+            self._output, self._split = None, SplitForward(self._union, checkpointing=self._checkpointing)
+            logits, labels = logits_of(self._split, batch, self._cache)
         shifted = logits.float() if self._offset is None else logits.float() + self._offset
         return functional.cross_entropy(shifted, labels, reduction="sum") / count

@@ -10,7 +10,7 @@ own length:
 - an example as long as its width shares no batch with padded ones: models leave the mask out where nothing is padded.
 
 What is left is that an example's slot must not matter, nor what the other slots hold. That is a property of the
-kernels, and ``fedpeft.tuning.private_gradients`` checks it bit by bit before it uses a shape.
+kernels, and ``fedpeft.tuning.per_example_gradients`` checks it bit by bit before it uses a shape.
 """
 
 from collections.abc import Iterator

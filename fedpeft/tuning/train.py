@@ -26,7 +26,7 @@ from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.accelerator import paged_adamw
 from fedpeft.tuning.batches import training_stream
 from fedpeft.tuning.cache import HiddenSource
-from fedpeft.tuning.masters import Masters
+from fedpeft.tuning.master_weights import MasterWeights
 from fedpeft.tuning.objective import Objective
 
 __all__ = ["LocalPlan", "TrainOutcome", "make_optimizer", "train"]
@@ -120,7 +120,7 @@ def train(
     )
     stream = training_stream(examples, batch_size=plan.batch_size, seed=seed)
     # In the specification's order, whatever the mapping's: sums of gradient norms round by order.
-    masters = Masters(
+    masters = MasterWeights(
         {
             block.block_id: list(union.parameters(block.block_id).values())
             for block in union.spec.blocks

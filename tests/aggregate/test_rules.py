@@ -6,8 +6,8 @@ import pytest
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import Individual, RoundSums, proposal, settled
 from fedpeft.aggregate.device_side import forward_state, keep_columns, local_blocks, own_values, rotated
+from fedpeft.aggregate.factor_normalisation import column_energies, normalise_factors
 from fedpeft.aggregate.factors import Factors, factor_of, read_factors, write_factors
-from fedpeft.aggregate.gauge import column_energies, fix_gauge
 from fedpeft.aggregate.rules import rule_weight
 from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.rules import RULES, factors_of
@@ -138,21 +138,21 @@ def test_a_rule_of_products_refuses_sums_alone() -> None:
 @pytest.mark.parametrize("frozen", ["A", "B"])
 def test_the_gauge_keeps_the_product_and_makes_the_frozen_factor_orthonormal(frozen: str) -> None:
     state = lora_state(lora_spec(), 6)
-    fixed = fix_gauge(state, frozen=frozen)
+    fixed = normalise_factors(state, frozen=frozen)
     np.testing.assert_allclose(product(fixed), product(state), atol=1e-4)
     part = read_factors(state.spec, fixed)[PATHS[0]]
     gram = part.down @ part.down.T if frozen == "A" else part.up.T @ part.up
     np.testing.assert_allclose(gram, np.eye(4), atol=1e-5)
     sizes = np.linalg.norm(part.up, axis=0) * np.linalg.norm(part.down, axis=1)
     assert (np.diff(sizes) <= 1e-5).all(), "columns come by descending singular value"
-    assert sum(column_energies(fix_gauge(state, frozen="A")).values()) == pytest.approx(1.0)
+    assert sum(column_energies(normalise_factors(state, frozen="A")).values()) == pytest.approx(1.0)
 
 
 def test_the_gauge_of_a_fresh_adapter_keeps_every_row_alive() -> None:
     """B is zero at the start: rows that no product fills are taken from the old A, so they can still be trained."""
     state = lora_state(lora_spec(), 6)
     state = state.replace({b: np.zeros_like(state[b]) for b in state if factor_of(b) == "B"})
-    rows = read_factors(state.spec, fix_gauge(state, frozen="A"))[PATHS[0]].down
+    rows = read_factors(state.spec, normalise_factors(state, frozen="A"))[PATHS[0]].down
     np.testing.assert_allclose(rows @ rows.T, np.eye(4), atol=1e-5)
 
 

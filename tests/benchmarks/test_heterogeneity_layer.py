@@ -16,9 +16,9 @@ from fedpeft.methods import attach, blocks_for
 from fedpeft.testing.models import class_examples, tiny_bert
 from fedpeft.tuning import LocalPlan, train
 from fedpeft.tuning.batches import collate, training_stream
-from fedpeft.tuning.calibration import label_offset
 from fedpeft.tuning.class_means import measure_class_means
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.label_calibration import label_offset
+from fedpeft.tuning.split_forward import SplitForward
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from heterogeneity_layer import Layer, class_means, train_together
@@ -66,7 +66,7 @@ def test_a_round_of_clients_side_by_side_moves_each_as_the_products_loop_does(ki
     adapter = ADAPTERS[kind]
     union = attach(tiny_bert(classes=CLASSES, layers=2), adapter, seed=0)
     examples = class_examples(90, classes=CLASSES)
-    layer = Layer(union, *kept_below(Stages(union), examples), scale_of(adapter.lora))
+    layer = Layer(union, *kept_below(SplitForward(union), examples), scale_of(adapter.lora))
     parts = np.split(np.random.default_rng(0).permutation(90), [5, 30, 37, 60, 75])  # one smaller than a batch
     start = union.initial_state()
     draw = np.random.default_rng(1)  # away from the start, where B is zero and A has no gradient
@@ -120,7 +120,7 @@ def test_class_means_of_clients_side_by_side_are_those_that_the_product_measures
     adapter = ADAPTERS["mixed methods"].model_copy(update={"head_start": "class-means"})
     union = attach(tiny_bert(classes=CLASSES, layers=2), adapter, seed=0)
     examples = class_examples(90, classes=CLASSES)
-    layer = Layer(union, *kept_below(Stages(union), examples), scale_of(adapter.lora))
+    layer = Layer(union, *kept_below(SplitForward(union), examples), scale_of(adapter.lora))
     parts = np.split(np.random.default_rng(0).permutation(90), [5, 30])
     start, firsts, expected = union.initial_state(), [], []
     for rows in parts:

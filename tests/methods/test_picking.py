@@ -19,7 +19,7 @@ from fedpeft.testing.models import class_examples, tiny_bert
 from fedpeft.testing.plans import plan_for
 from fedpeft.tuning import train
 from fedpeft.tuning.batches import collate
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.split_forward import SplitForward
 
 pytestmark = pytest.mark.torch
 
@@ -100,7 +100,7 @@ def test_the_fisher_information_is_the_mean_squared_gradient_of_each_example(bes
     found = {path: part.fisher.detach() for path, part in grafts_of(union.model, FishPart).items()}
 
     plain = opened(beside)
-    stages = Stages(plain)
+    stages = SplitForward(plain)
     weights = {path: plain.model.get_submodule(path).weight.requires_grad_() for path in found}
     expected = {path: torch.zeros_like(weight) for path, weight in weights.items()}
     for i in range(8):

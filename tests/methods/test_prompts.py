@@ -29,9 +29,9 @@ from fedpeft.methods.prefix import PlainPrefix
 from fedpeft.methods.prompt import prompts_of
 from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
 from fedpeft.tuning.batches import collate
-from fedpeft.tuning.per_sample import Hooked, micro_gradients
-from fedpeft.tuning.private_gradients import example_losses
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.per_example_gradients import example_losses
+from fedpeft.tuning.per_sample_hooks import Hooked, micro_gradients
+from fedpeft.tuning.split_forward import SplitForward
 
 pytestmark = pytest.mark.torch
 
@@ -187,7 +187,7 @@ def test_lora_beside_a_gated_prompt_has_a_gradient_for_each_example(build, lengt
         part.gate.data.fill_(0.7)
     union.train_only([BlockId("lora.B.t2")])
     trained = union.parameters(BlockId("lora.B.t2"))
-    stages, examples = Stages(union), examples_for(build, 3)
+    stages, examples = SplitForward(union), examples_for(build, 3)
     batches = [collate(examples, np.array(rows), pad_id=0, device=stages.device) for rows in ([0, 1, 2], [0], [1], [2])]
     hooked = Hooked(union.model, trained)
     with hooked.listening():

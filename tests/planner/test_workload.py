@@ -39,7 +39,7 @@ from fedpeft.planner.workload import Workload, kept_floats, tokens_of
 from fedpeft.testing.models import tiny_bert, tiny_llama
 from fedpeft.testing.shapes import shape_of_model as shape
 from fedpeft.tuning.batches import Batch
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.split_forward import SplitForward
 from fedpeft.tuning.token_loss import CHUNK_BYTES
 
 pytestmark = pytest.mark.torch
@@ -136,7 +136,7 @@ def test_autograd_keeps_what_is_counted(build, adapter):
     labels = torch.zeros(batch_size, dtype=torch.long) if classes_of(build) else ids
     batch = Batch(indices=None, input_ids=ids, attention_mask=None, labels=labels)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        logits, _ = Stages(union).logits(batch)
+        logits, _ = SplitForward(union).logits(batch)
     workload = Workload(
         adapter=adapter, methods=methods, classes=classes_of(build), batch_size=batch_size, length=length
     )

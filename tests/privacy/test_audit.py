@@ -99,28 +99,28 @@ def test_the_steps_of_dp_sgd_are_not_refuted() -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("bug", ["noise / n", "no noise", "no clip", "a clip a tensor", "the sample is known"])
 def test_each_seeded_bug_of_dp_sgd_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedpeft.tuning import canaries, private_release
+    from fedpeft.tuning import canaries, dp_sgd_mechanism
 
-    real_noise, real_clip = private_release.discrete_gaussian, private_release.clipped_sum
+    real_noise, real_clip = dp_sgd_mechanism.discrete_gaussian, dp_sgd_mechanism.clipped_sum
     rate, steps = 1.0, 1
     match bug:
         case "noise / n":
             monkeypatch.setattr(
-                private_release, "discrete_gaussian", lambda s, n, e: np.rint(real_noise(s, n, e) / np.sqrt(CANARIES))
+                dp_sgd_mechanism, "discrete_gaussian", lambda s, n, e: np.rint(real_noise(s, n, e) / np.sqrt(CANARIES))
             )
         case "no noise":
-            monkeypatch.setattr(private_release, "discrete_gaussian", lambda s, n, e: np.zeros(n))
+            monkeypatch.setattr(dp_sgd_mechanism, "discrete_gaussian", lambda s, n, e: np.zeros(n))
         case "no clip":
-            monkeypatch.setattr(private_release, "clipped_sum", lambda parts, bound, grid: real_clip(parts, 1e9, grid))
+            monkeypatch.setattr(dp_sgd_mechanism, "clipped_sum", lambda parts, bound, grid: real_clip(parts, 1e9, grid))
         case "a clip a tensor":
             monkeypatch.setattr(canaries, "TENSORS", 64)
             monkeypatch.setattr(
-                private_release,
+                dp_sgd_mechanism,
                 "clipped_sum",
                 lambda parts, bound, grid: torch.cat([real_clip([part], bound, grid) for part in parts]),
             )
         case "the sample is known":  # every example in every step, charged as if it were one in fifty
-            monkeypatch.setattr(private_release, "poisson_sample", lambda count, rate, entropy: np.arange(count))
+            monkeypatch.setattr(dp_sgd_mechanism, "poisson_sample", lambda count, rate, entropy: np.arange(count))
             rate, steps = 0.02, 40
     result = examples(rate, steps)
     assert result.refuted, result

@@ -17,11 +17,11 @@ from fedpeft.errors import ConfigInvalid, DataInvalid
 from fedpeft.methods import UnionAdapter, attach
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
 from fedpeft.tuning import ActivationCache, LocalPlan, NoiseScale, train_privately
-from fedpeft.tuning import private_gradients as dp
-from fedpeft.tuning import private_release as release
+from fedpeft.tuning import dp_sgd_mechanism as release
+from fedpeft.tuning import per_example_gradients as dp
 from fedpeft.tuning.batches import collate
-from fedpeft.tuning.per_sample import Hooked, micro_gradients
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.per_sample_hooks import Hooked, micro_gradients
+from fedpeft.tuning.split_forward import SplitForward
 
 pytestmark = pytest.mark.torch
 
@@ -82,7 +82,7 @@ def hooked_gradients(union, stages, examples, indices, trained, cache=None):
 def test_gradients_of_a_batch_are_those_of_its_examples_one_by_one(case: str) -> None:
     build, adapter = CASES[case]
     union, examples = attach(build(), adapter, seed=0), examples_for(build)
-    trained, stages = trained_of(union), Stages(union)
+    trained, stages = trained_of(union), SplitForward(union)
     away_from_zero(trained)
     exact = exact_gradients(stages, examples, np.arange(6), trained)
     found = hooked_gradients(union, stages, examples, np.arange(6), trained)
@@ -93,7 +93,7 @@ def test_gradients_of_a_batch_are_those_of_its_examples_one_by_one(case: str) ->
 
 def test_cached_activations_give_the_same_gradients() -> None:
     union, examples = attach(tiny_bert(), Adapter(layers=1, lora=LORA, bitfit=BitFit()), seed=0), class_examples(12)
-    trained, stages = trained_of(union), Stages(union)
+    trained, stages = trained_of(union), SplitForward(union)
     away_from_zero(trained)
     cache = ActivationCache.for_training(examples, batch_size=4, seed=0, max_bytes=1 << 20)
     exact = exact_gradients(stages, examples, np.arange(8), trained)
@@ -104,7 +104,7 @@ def test_cached_activations_give_the_same_gradients() -> None:
 def test_a_back_end_that_is_wrong_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seeded bug: the bias rule forgets a token. The self-check falls back to one example at a time."""
     from fedpeft.methods.bitfit import BiasPart
-    from fedpeft.tuning import per_sample
+    from fedpeft.tuning import per_sample_hooks
 
     def forgets(module, inputs, names):
         return lambda gradient: {"delta": gradient.reshape(len(gradient), -1, gradient.shape[-1])[:, 1:].sum(1)}
@@ -112,7 +112,7 @@ def test_a_back_end_that_is_wrong_is_not_believed(monkeypatch: pytest.MonkeyPatc
     examples = class_examples(12)
     union = attach(tiny_bert(), Adapter(bitfit=BitFit()), seed=0)
     assert train_privately(union, examples, plan_for(union), NOISE).back_end == "hooks"
-    monkeypatch.setattr(per_sample, "_RULES", {**per_sample._RULES, BiasPart: forgets})
+    monkeypatch.setattr(per_sample_hooks, "_RULES", {**per_sample_hooks._RULES, BiasPart: forgets})
     union = attach(tiny_bert(), Adapter(bitfit=BitFit()), seed=0)
     assert train_privately(union, examples, plan_for(union), NOISE).back_end == "micro"
 

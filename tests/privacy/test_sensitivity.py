@@ -14,11 +14,11 @@ from fedpeft.config.model import Adapter, BitFit, Bottleneck, Dora, Ia3, LayerNo
 from fedpeft.data import EncodedDataset
 from fedpeft.methods import UnionAdapter, attach
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
-from fedpeft.tuning import ActivationCache, NoiseScale, private_gradients
-from fedpeft.tuning.private_gradients import GradientSource
-from fedpeft.tuning.private_release import clipped_sum
+from fedpeft.tuning import ActivationCache, NoiseScale, per_example_gradients
+from fedpeft.tuning.dp_sgd_mechanism import clipped_sum
+from fedpeft.tuning.per_example_gradients import GradientSource
 from fedpeft.tuning.slots import CELLS, fixed_batch, pieces, shape_of
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.split_forward import SplitForward
 
 pytestmark = pytest.mark.torch
 
@@ -106,7 +106,7 @@ def test_no_neighbour_changes_a_bit_of_an_example_s_gradient(
     build, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alone, among all, in drawn company and order: through the hooks, also where they would not be used."""
-    monkeypatch.setattr(private_gradients, "_close", lambda found, exact: True)
+    monkeypatch.setattr(per_example_gradients, "_close", lambda found, exact: True)
     examples = class_examples(24) if build is tiny_bert else token_examples(24)
     union = attach(build(), CASES["lora both"], seed=0)
     source = source_of(union, hostile(union, scale), examples, most=8)
@@ -134,7 +134,7 @@ def test_an_example_that_raises_changes_no_bit_of_its_neighbours() -> None:
 
 def test_a_cached_activation_does_not_depend_on_other_examples() -> None:
     union, examples = attach(tiny_bert(), Adapter(layers=1, lora=Lora(rank=4)), seed=0), class_examples(30)
-    stages = Stages(union)
+    stages = SplitForward(union)
     many = ActivationCache.for_private_training(examples, batch_size=8, seed=0, max_bytes=1 << 20)
     few = ActivationCache.for_private_training(some(examples, [0, 5, 9]), batch_size=8, seed=1, max_bytes=300)
     for here, there in enumerate([0, 5, 9]):

@@ -13,8 +13,8 @@ from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_
 from fedpeft.testing.plans import plan_for, trainable
 from fedpeft.tuning import ActivationCache, JoinedCaches, evaluate, train
 from fedpeft.tuning.batches import collate
-from fedpeft.tuning.spill import Spill
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.disk_rows import DiskRows
+from fedpeft.tuning.split_forward import SplitForward
 
 pytestmark = pytest.mark.torch
 
@@ -96,26 +96,26 @@ def test_the_cache_keeps_within_its_bound(max_bytes):
 
 def test_cached_activations_have_zeros_for_padding_and_no_gradient():
     union, examples = attach(tiny_bert(), ADAPTER, seed=0), class_examples(40)
-    stages, cache = Stages(union), training_cache(examples)
-    batch = collate(examples, np.array([0, 1, 2, 3]), pad_id=0, device=stages.device)
-    hidden = cache.hidden(stages, batch)
+    split, cache = SplitForward(union), training_cache(examples)
+    batch = collate(examples, np.array([0, 1, 2, 3]), pad_id=0, device=split.device)
+    hidden = cache.hidden(split, batch)
     assert hidden.shape == (*batch.input_ids.shape, 32)
     assert not hidden[batch.attention_mask == 0].any()
     assert not hidden.requires_grad
-    direct = stages.hidden_below(batch)
+    direct = split.hidden_below(batch)
     assert torch.allclose(hidden[batch.attention_mask == 1], direct[batch.attention_mask == 1], atol=1e-6)
 
 
 def test_joined_caches_give_what_their_parts_hold():
     union, examples = attach(tiny_bert(), ADAPTER, seed=0), class_examples(40)
-    stages = Stages(union)
+    split = SplitForward(union)
     halves = [examples.input_ids[:15], examples.input_ids[15:]]
     parts = [EncodedDataset(input_ids=half, labels=np.zeros(len(half), np.int64), truncated=0) for half in halves]
     joined = JoinedCaches([training_cache(part, bound) for part, bound in zip(parts, (PLENTY, 4_000), strict=True)])
     for _ in range(2):
-        batch = collate(examples, np.array([39, 2, 14, 15, 0]), pad_id=0, device=stages.device)
-        direct = stages.hidden_below(batch)
-        hidden = joined.hidden(stages, batch)
+        batch = collate(examples, np.array([39, 2, 14, 15, 0]), pad_id=0, device=split.device)
+        direct = split.hidden_below(batch)
+        hidden = joined.hidden(split, batch)
         mask = torch.ones(hidden.shape[:2]) if batch.attention_mask is None else batch.attention_mask
         assert torch.allclose(hidden[mask == 1], direct[mask == 1], atol=1e-6)
 
@@ -149,7 +149,7 @@ def test_a_disk_without_room_is_found_before_anything_is_computed(monkeypatch):
 
 
 def test_a_spill_gives_back_what_was_put_at_each_row_and_nothing_beyond_its_end():
-    spill, rows = Spill(5, 3), torch.arange(12.0).reshape(4, 3)
+    spill, rows = DiskRows(5, 3), torch.arange(12.0).reshape(4, 3)
     spill.write(1, rows)
     assert torch.equal(spill.read(2, 3), rows[1:])
     assert torch.equal(spill.read(0, 1), torch.zeros(1, 3))

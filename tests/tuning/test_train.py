@@ -18,7 +18,7 @@ from fedpeft.testing.models import class_examples, examples_for, tiny_bert, tiny
 from fedpeft.testing.plans import plan_for, trainable
 from fedpeft.tuning import ActivationCache, evaluate, train
 from fedpeft.tuning.batches import collate
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.split_forward import SplitForward
 
 pytestmark = pytest.mark.torch
 
@@ -76,11 +76,11 @@ def test_gradients_equal_finite_differences(case):
     union, examples = attach(build(), adapter, seed=0), examples_for(build, 4)
     union.model.double()  # Llama's norms compute in float32 all the same: hence the width of the step
     union.train_only(trainable(union))
-    stages = Stages(union)
-    batch = collate(examples, np.arange(4), pad_id=0, device=stages.device)
+    split = SplitForward(union)
+    batch = collate(examples, np.arange(4), pad_id=0, device=split.device)
 
     def loss():
-        return functional.cross_entropy(*stages.logits(batch))
+        return functional.cross_entropy(*split.logits(batch))
 
     loss().backward()
     draw = torch.Generator().manual_seed(0)
@@ -117,10 +117,10 @@ def test_recomputing_keeps_less_for_the_backward_pass():
     union.train_only(trainable(union))
     kept = []
     for again in (False, True):
-        stages, sizes = Stages(union, checkpointing=again), []
-        batch = collate(examples, np.arange(8), pad_id=0, device=stages.device)
+        split, sizes = SplitForward(union, checkpointing=again), []
+        batch = collate(examples, np.arange(8), pad_id=0, device=split.device)
         with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
-            stages.logits(batch)
+            split.logits(batch)
         kept.append(sum(sizes))
     assert kept[1] < 0.5 * kept[0]
 

@@ -31,8 +31,8 @@ from fedpeft.round.rates import learning_rates
 from fedpeft.round.size_class import size_class
 from fedpeft.round.work import Work
 from fedpeft.tuning import Evaluation, LocalPlan, NoiseScale, evaluate, train, train_privately
-from fedpeft.tuning.calibration import label_offset
 from fedpeft.tuning.class_means import measure_class_means
+from fedpeft.tuning.label_calibration import label_offset
 from fedpeft_client.training.device_stores import MemoryStore
 from fedpeft_client.training.examples import Examples, Prepared, batch_seed
 from fedpeft_client.training.model_pool import ModelPool

@@ -22,7 +22,7 @@ from fedpeft.aggregate import (
     robust_proposal,
     settled,
 )
-from fedpeft.aggregate.gauge import idle_tiers
+from fedpeft.aggregate.factor_normalisation import idle_tiers
 from fedpeft.aggregate.head_start import HEAD_BLOCK, measures_head, without_means
 from fedpeft.aggregate.linear import mean
 from fedpeft.config import RunConfig
@@ -124,7 +124,7 @@ class Aggregation:
         if self._config.train.scaffold and sums is not None:
             server = replace(server, control=self._controls(task, state.spec, server, summed, sums, population))
         settled_state = settled(self._rule, moved, round_id=task.round_id, seed=self._plan.seed)
-        return settled_state, self._in_this_gauge(server, moved, settled_state)
+        return settled_state, self._moments_after_normalisation(server, moved, settled_state)
 
     def measured(self, task: RoundTask, summed: secagg.Summed) -> Measured:
         """The cohort's means; their denominators are the public sizes of who is in them."""
@@ -204,8 +204,8 @@ class Aggregation:
         return controls
 
     @staticmethod
-    def _in_this_gauge(server: ServerState, before: AdapterState, after: AdapterState) -> ServerState:
-        """Moments of blocks whose gauge was changed mean nothing in the new one: they restart at zero."""
+    def _moments_after_normalisation(server: ServerState, before: AdapterState, after: AdapterState) -> ServerState:
+        """Moments of blocks whose factors were normalised mean nothing for the new ones: they restart at zero."""
         turned = {block_id for block_id in after if before[block_id] is not after[block_id]}
 
         def kept(moments: Mapping[BlockId, npt.NDArray[np.float32]]) -> dict[BlockId, npt.NDArray[np.float32]]:

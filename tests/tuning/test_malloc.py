@@ -10,7 +10,7 @@ import pytest
 PROGRAM = """
 from pathlib import Path
 import torch
-from fedpeft.tuning.heap import returning_memory
+from fedpeft.tuning.malloc import returning_memory
 
 def resident():
     return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmRSS"))

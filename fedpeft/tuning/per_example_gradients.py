@@ -38,9 +38,9 @@ from fedpeft.methods.lora import LoraPart
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import Batch, Indices, collate, lengths_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
-from fedpeft.tuning.per_sample import Hooked, NoBackEnd, micro_gradients
+from fedpeft.tuning.per_sample_hooks import Hooked, NoBackEnd, micro_gradients
 from fedpeft.tuning.slots import WIDTH, Shape, fixed_batch, pieces, shape_of
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.split_forward import SplitForward
 
 __all__ = ["BackEnd", "GradientSource", "example_losses", "refuse_mixing"]
 
@@ -69,8 +69,8 @@ _known: "WeakKeyDictionary[UnionAdapter, dict[frozenset[BlockId], _Known]]" = We
 class _Views(NamedTuple):
     """One adapter's forward passes: in fixed shapes, and of one example alone."""
 
-    fixed: Stages
-    alone: Stages
+    fixed: SplitForward
+    alone: SplitForward
 
 
 class GradientSource:
@@ -83,7 +83,7 @@ class GradientSource:
         examples: the data set.
         cache: of these examples (``ActivationCache.for_private_training``).
         most: examples that may be in memory at once.
-        checkpointing: see ``Stages``.
+        checkpointing: see ``SplitForward``.
 
     Attributes:
         micro_shapes: shapes that are not trusted here.
@@ -105,8 +105,8 @@ class GradientSource:
         checkpointing: bool = False,
     ) -> None:
         self._views = _Views(
-            fixed=Stages(union, checkpointing=checkpointing, every_position=True),
-            alone=Stages(union, checkpointing=checkpointing),
+            fixed=SplitForward(union, checkpointing=checkpointing, every_position=True),
+            alone=SplitForward(union, checkpointing=checkpointing),
         )
         self._examples, self._cache, self._most = examples, cache, most
         self._lengths = lengths_of(examples)
@@ -156,12 +156,12 @@ class GradientSource:
     def _together(self, members: Indices, shape: Shape | None) -> list[Tensor]:
         """Raises whatever an example of these may."""
         if shape is None or self._hooked is None:
-            stages = self._views.alone
-            one = collate(self._examples, members, pad_id=stages.pad_id, device=stages.device)
-            return micro_gradients(example_losses(stages, one, self._cache)[0], self._parameters)
-        stages = self._views.fixed
-        batch = fixed_batch(self._examples, members, shape, pad_id=stages.pad_id, device=stages.device)
-        found = _hooked_gradients(self._hooked, stages, batch, self._cache and _Slotted(self._cache))
+            split = self._views.alone
+            one = collate(self._examples, members, pad_id=split.pad_id, device=split.device)
+            return micro_gradients(example_losses(split, one, self._cache)[0], self._parameters)
+        split = self._views.fixed
+        batch = fixed_batch(self._examples, members, shape, pad_id=split.pad_id, device=split.device)
+        found = _hooked_gradients(self._hooked, split, batch, self._cache and _Slotted(self._cache))
         return [gradient[: len(members)] for gradient in found]
 
     def _shapes(self) -> frozenset[Shape]:
@@ -175,32 +175,32 @@ class _Slotted:
     def __init__(self, cache: HiddenSource) -> None:
         self._cache = cache
 
-    def hidden(self, stages: Stages, batch: Batch) -> Tensor:
-        found = self._cache.hidden(stages, batch)
+    def hidden(self, split: SplitForward, batch: Batch) -> Tensor:
+        found = self._cache.hidden(split, batch)
         slots, width = batch.input_ids.shape
         return functional.pad(found, (0, 0, 0, width - found.shape[1], 0, slots - found.shape[0]))
 
 
-def example_losses(stages: Stages, batch: Batch, cache: HiddenSource | None) -> Tensor:
+def example_losses(split: SplitForward, batch: Batch, cache: HiddenSource | None) -> Tensor:
     """Each row's own loss, (b,): of its class, or the mean over its labelled tokens. Never a mean over the batch.
 
     A batch mean weighs an example by what its neighbours hold; under it the sensitivity was 4.6 C.
     """
-    logits, labels = logits_of(stages, batch, cache)
+    logits, labels = logits_of(split, batch, cache)
     losses = functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
     if batch.labels.dim() == 1:
         return losses
-    following = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORED) != IGNORED  # (b, s), as Stages has it
+    following = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORED) != IGNORED  # (b, s), as SplitForward has it
     counts = following.sum(1)
-    if stages.every_position:
+    if split.every_position:
         return losses.view(following.shape).sum(1) / counts.clamp(min=1)
     row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
     return torch.zeros(len(counts), device=losses.device).index_add(0, row, losses) / counts.clamp(min=1)
 
 
-def _hooked_gradients(hooked: Hooked, stages: Stages, batch: Batch, cache: HiddenSource | None) -> list[Tensor]:
+def _hooked_gradients(hooked: Hooked, split: SplitForward, batch: Batch, cache: HiddenSource | None) -> list[Tensor]:
     with hooked.listening():
-        losses = example_losses(stages, batch, cache)
+        losses = example_losses(split, batch, cache)
         if losses.shape != batch.input_ids.shape[:1]:
             raise NoBackEnd(f"Expected one loss an example, found {tuple(losses.shape)}.")
         if not losses.requires_grad:
@@ -257,15 +257,15 @@ def _holds(
     they change places. With ``exact``, for which every round pays, they do not, and the first is compared with the
     micro loop.
     """
-    stages, hooked = views.fixed, Hooked(union.model, trained)
-    length = min(shape.length, stages.longest)
+    split, hooked = views.fixed, Hooked(union.model, trained)
+    length = min(shape.length, split.longest)
     pair = _made_up(union, [length, length if shape.full else max(1, length - WIDTH // 2)])
     try:
         seen: list[Tensor | None] = [None, None]
         for first in range(1 if exact else min(2, shape.slots)):
             placed = (np.arange(shape.slots) + first) % 2
-            batch = fixed_batch(pair, placed, shape, pad_id=stages.pad_id, device=stages.device)
-            rows = _flat(_hooked_gradients(hooked, stages, batch, None))  # (slots, P)
+            batch = fixed_batch(pair, placed, shape, pad_id=split.pad_id, device=split.device)
+            rows = _flat(_hooked_gradients(hooked, split, batch, None))  # (slots, P)
             for own, row in zip(placed.tolist(), rows, strict=True):
                 known = row if seen[own] is None else seen[own]
                 seen[own] = known
@@ -311,9 +311,9 @@ def _agrees(union: UnionAdapter, views: _Views, trained: Mapping[str, nn.Paramet
 _FAILURES = (NoBackEnd, RuntimeError, NotImplementedError, TypeError, ValueError, IndexError, KeyError)
 
 
-def _alone(stages: Stages, examples: EncodedDataset, index: int, parameters: list[nn.Parameter]) -> Tensor:
-    one = collate(examples, np.array([index]), pad_id=stages.pad_id, device=stages.device)
-    return _flat(micro_gradients(example_losses(stages, one, None)[0], parameters))[0]
+def _alone(split: SplitForward, examples: EncodedDataset, index: int, parameters: list[nn.Parameter]) -> Tensor:
+    one = collate(examples, np.array([index]), pad_id=split.pad_id, device=split.device)
+    return _flat(micro_gradients(example_losses(split, one, None)[0], parameters))[0]
 
 
 def _flat(gradients: list[Tensor]) -> Tensor:

@@ -17,9 +17,9 @@ from fedpeft.methods import attach, due_blocks
 from fedpeft.testing.methods import on_base
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
 from fedpeft.tuning.batches import collate
-from fedpeft.tuning.per_sample import micro_gradients
-from fedpeft.tuning.private_gradients import GradientSource, example_losses, refuse_mixing
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.per_example_gradients import GradientSource, example_losses, refuse_mixing
+from fedpeft.tuning.per_sample_hooks import micro_gradients
+from fedpeft.tuning.split_forward import SplitForward
 
 pytestmark = pytest.mark.torch
 
@@ -77,7 +77,7 @@ def test_what_is_clipped_are_the_gradients_of_single_examples(method, build, bas
     alone = [list(source.gradients(np.array([index]))) for index in range(4)]
     assert all(len(parts) == 1 and len(parts[0][0]) == 1 for parts in alone)
     found = torch.cat([torch.cat([gradient.flatten(1) for gradient in part], 1) for (part,) in alone])
-    plain = Stages(union)
+    plain = SplitForward(union)
     for index in range(4):
         one = collate(examples, np.array([index]), pad_id=plain.pad_id, device=plain.device)
         own = micro_gradients(example_losses(plain, one, None)[0], list(trained.values()))

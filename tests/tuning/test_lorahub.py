@@ -9,7 +9,7 @@ from fedpeft.methods import attach
 from fedpeft.testing.models import class_examples, tiny_bert
 from fedpeft.testing.plans import plan_for, trainable
 from fedpeft.tuning import evaluate, train
-from fedpeft.tuning.hub import find_mixture, mixed, search
+from fedpeft.tuning.lorahub import find_mixture, mixed, search
 
 pytestmark = pytest.mark.torch
 

@@ -29,12 +29,12 @@ from fedpeft.methods.coda import picks_tokens
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import Batch
 
-__all__ = ["Stages"]
+__all__ = ["SplitForward"]
 
 _NO_CUT = "Expected frozen layers below the adapter, found it in all; set adapter.layers."
 
 
-class Stages:
+class SplitForward:
     """The forward passes of one union adapter. Not shared between threads.
 
     Args:

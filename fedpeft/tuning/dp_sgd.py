@@ -1,7 +1,7 @@
 """Example-level DP-SGD (Abadi et al. 2016): training whose every step is a Poisson-sampled Gaussian mechanism.
 
-A step is one release (``fedpeft.tuning.private_release``) of the gradients of single examples
-(``fedpeft.tuning.private_gradients``), over the *expected* batch size, handed to the optimizer. A step that takes
+A step is one release (``fedpeft.tuning.dp_sgd_mechanism``) of the gradients of single examples
+(``fedpeft.tuning.per_example_gradients``), over the *expected* batch size, handed to the optimizer. A step that takes
 nobody is noise alone, and counts.
 """
 
@@ -18,8 +18,8 @@ from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import ConfigInvalid, DataInvalid
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.cache import HiddenSource
-from fedpeft.tuning.private_gradients import BackEnd, GradientSource, refuse_mixing
-from fedpeft.tuning.private_release import NoiseScale, noisy_sum
+from fedpeft.tuning.dp_sgd_mechanism import NoiseScale, noisy_sum
+from fedpeft.tuning.per_example_gradients import BackEnd, GradientSource, refuse_mixing
 from fedpeft.tuning.train import LocalPlan, make_optimizer
 
 __all__ = ["PrivateOutcome", "train_privately"]

@@ -23,7 +23,7 @@ from fedpeft.methods import attach
 from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
 from fedpeft.testing.plans import trainable
 from fedpeft.tuning.batches import collate
-from fedpeft.tuning.stages import Stages
+from fedpeft.tuning.split_forward import SplitForward
 
 pytestmark = pytest.mark.torch
 
@@ -52,7 +52,7 @@ def tiny_llama_classifier():
 
 
 def prepared(build, adapter):
-    """An adapter away from its start, its stages and a padded batch."""
+    """An adapter away from its start, its split and a padded batch."""
     union = attach(build(), adapter, seed=0)
     draw = np.random.Generator(np.random.Philox(1))
     state = union.initial_state()
@@ -61,8 +61,8 @@ def prepared(build, adapter):
     )
     union.train_only(trainable(union))
     examples = examples_for(build, 6)
-    stages = Stages(union)
-    return union, stages, collate(examples, np.arange(6), pad_id=stages.pad_id, device=stages.device)
+    split = SplitForward(union)
+    return union, split, collate(examples, np.arange(6), pad_id=split.pad_id, device=split.device)
 
 
 def reference(union, batch):
@@ -120,9 +120,9 @@ MODELS = {
 @pytest.mark.parametrize("layers", ["all", 1])
 def test_logits_and_gradients_are_the_models_own(name, layers):
     build, adapter = MODELS[name]
-    union, stages, batch = prepared(build, adapter.model_copy(update={"layers": layers}))
+    union, split, batch = prepared(build, adapter.model_copy(update={"layers": layers}))
     expected, labels = reference(union, batch)
-    found, found_labels = stages.logits(batch)
+    found, found_labels = split.logits(batch)
     assert torch.equal(labels, found_labels)
     assert torch.allclose(found, expected, atol=1e-5)
     ours, theirs = gradients(union, found, labels), gradients(union, expected, labels)
@@ -133,9 +133,9 @@ def test_logits_and_gradients_are_the_models_own(name, layers):
 @pytest.mark.parametrize("build", [tiny_bert, tiny_roberta, tiny_llama, tiny_llama_classifier])
 def test_prompts_lengthen_the_input_and_not_the_labels(build):
     adapter = Adapter(prompt=Prompt(length=4), p_tuning=PTuning(length=3, width=8), lora=Lora(rank=4))
-    union, stages, batch = prepared(build, adapter)
+    union, split, batch = prepared(build, adapter)
     expected, labels = reference(union, batch)
-    found, found_labels = stages.logits(batch)
+    found, found_labels = split.logits(batch)
     assert torch.equal(labels, found_labels)
     assert torch.allclose(found, expected, atol=1e-5)
     ours, theirs = gradients(union, found, labels), gradients(union, expected, labels)
@@ -147,11 +147,11 @@ def test_prompts_lengthen_the_input_and_not_the_labels(build):
 @pytest.mark.parametrize("layers", [1, 2])
 def test_in_two_parts_the_logits_and_gradients_are_the_same(name, layers):
     build, adapter = MODELS[name]
-    union, stages, batch = prepared(build, adapter.model_copy(update={"layers": layers}))
-    whole, labels = stages.logits(batch)
-    hidden = stages.hidden_below(batch)
+    union, split, batch = prepared(build, adapter.model_copy(update={"layers": layers}))
+    whole, labels = split.logits(batch)
+    hidden = split.hidden_below(batch)
     assert not hidden.requires_grad
-    parts, _ = stages.logits_above(batch, hidden)
+    parts, _ = split.logits_above(batch, hidden)
     assert torch.allclose(parts, whole, atol=1e-6)
     ours, theirs = gradients(union, parts, labels), gradients(union, whole, labels)
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in ours)
@@ -159,29 +159,29 @@ def test_in_two_parts_the_logits_and_gradients_are_the_same(name, layers):
 
 @pytest.mark.parametrize("build", [tiny_bert, tiny_roberta, tiny_llama_classifier])
 def test_under_a_head_alone_every_layer_is_below_the_cut(build):
-    union, stages, batch = prepared(build, Adapter())
-    assert stages.first_layer == 3
+    union, split, batch = prepared(build, Adapter())
+    assert split.first_layer == 3
     expected, _ = reference(union, batch)
-    assert torch.allclose(stages.logits_above(batch, stages.hidden_below(batch))[0], expected, atol=1e-6)
+    assert torch.allclose(split.logits_above(batch, split.hidden_below(batch))[0], expected, atol=1e-6)
 
 
 def test_nothing_below_the_first_adapted_layer_is_in_the_graph():
-    union, stages, batch = prepared(tiny_bert, Adapter(lora=Lora(rank=4), layers=1))
+    union, split, batch = prepared(tiny_bert, Adapter(lora=Lora(rank=4), layers=1))
     seen = {}
     for i, layer in enumerate(union.model.bert.encoder.layer):
         layer.attention.register_forward_hook(lambda _m, _i, out, i=i: seen.update({i: out[0].requires_grad}))
-    stages.logits(batch)
+    split.logits(batch)
     assert seen == {0: False, 1: False}  # the last one runs for its first token only, past this module
 
 
 def test_the_model_itself_is_untouched_by_its_stages():
-    union, stages, batch = prepared(tiny_bert, Adapter(lora=Lora(rank=4), layers=1))
+    union, split, batch = prepared(tiny_bert, Adapter(lora=Lora(rank=4), layers=1))
     before = {name: id(module) for name, module in union.model.named_modules()}
-    stages.logits_above(batch, stages.hidden_below(batch))
+    split.logits_above(batch, split.hidden_below(batch))
     assert {name: id(module) for name, module in union.model.named_modules()} == before
 
 
 def test_a_cut_below_the_first_layer_is_refused():
-    _, stages, batch = prepared(tiny_bert, Adapter(lora=Lora(rank=4)))
+    _, split, batch = prepared(tiny_bert, Adapter(lora=Lora(rank=4)))
     with pytest.raises(ConfigInvalid, match=r"adapter\.layers"):
-        stages.logits_above(batch, torch.zeros(6, 20, 32))
+        split.logits_above(batch, torch.zeros(6, 20, 32))

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from fedpeft.errors import ResourceMissing
 
-__all__ = ["Spill"]
+__all__ = ["DiskRows"]
 
 _BYTES_A_VALUE = 4
 
 
-class Spill:
+class DiskRows:
     """A file without a name, (rows, width) of float32, read and written by spans of rows.
 
     It has no name from the start, so nobody else can open it and the system frees it when the process ends,

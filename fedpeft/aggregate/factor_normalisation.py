@@ -1,6 +1,6 @@
-"""The gauge: which A and B stand for a product, chosen by the coordinator after the sum.
+"""Factor normalisation: which A and B stand for a product, chosen by the coordinator after the sum.
 
-B A = (B R)(R^-1 A) for any invertible R. Fixing R is post-processing of a sum, so it costs no privacy. Before B is
+B A = (B R)(R^-1 A) for any invertible R, a choice of gauge. Fixing R is post-processing of a sum, so it costs no privacy. Before B is
 trained, A gets orthonormal rows ordered by singular value, so low-rank devices train the leading directions; before
 A is trained, B gets orthonormal columns. FedSVD (Lee 2025) is the first of the two after every round: it never leaves
 the row space that A began with.
@@ -14,10 +14,10 @@ from fedpeft.config.aggregate import Aggregate
 from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 
-__all__ = ["column_energies", "fix_gauge", "fold_and_reseed", "idle_tiers"]
+__all__ = ["column_energies", "fold_and_reseed", "idle_tiers", "normalise_factors"]
 
 
-def fix_gauge(state: AdapterState, *, frozen: str) -> AdapterState:
+def normalise_factors(state: AdapterState, *, frozen: str) -> AdapterState:
     """The same products, with the factor that is frozen next orthonormal and columns by descending singular value.
 
     Args:

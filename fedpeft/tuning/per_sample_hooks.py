@@ -7,7 +7,7 @@
 - ``micro_gradients``: the definition: one example at a time. Exact for whatever autograd can differentiate.
 
 The hooks assume that the first dimension of a module's inputs and output counts examples, and that a parameter is
-used by its module alone. ``fedpeft.tuning.private_gradients`` compares both back ends before it believes them. The
+used by its module alone. ``fedpeft.tuning.per_example_gradients`` compares both back ends before it believes them. The
 parameters themselves require no gradient under the hooks, so their summed gradient is not computed as well.
 """
 

@@ -11,10 +11,10 @@ from torch import nn
 
 from fedpeft.ids import BlockId
 
-__all__ = ["Masters"]
+__all__ = ["MasterWeights"]
 
 
-class Masters:
+class MasterWeights:
     """The masters of trained parameters.
 
     Args:
