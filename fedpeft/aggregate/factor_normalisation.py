@@ -1,9 +1,9 @@
 """Factor normalisation: which A and B stand for a product, chosen by the coordinator after the sum.
 
-B A = (B R)(R^-1 A) for any invertible R, a choice of gauge. Fixing R is post-processing of a sum, so it costs no privacy. Before B is
-trained, A gets orthonormal rows ordered by singular value, so low-rank devices train the leading directions; before
-A is trained, B gets orthonormal columns. FedSVD (Lee 2025) is the first of the two after every round: it never leaves
-the row space that A began with.
+B A = (B R)(R^-1 A) for any invertible R, a choice of gauge. Fixing R is post-processing of a sum, so it costs no
+privacy. Before B is trained, A gets orthonormal rows ordered by singular value, so low-rank devices train the leading
+directions; before A is trained, B gets orthonormal columns. FedSVD (Lee 2025) is the first of the two after every
+round: it never leaves the row space that A began with.
 """
 
 import numpy as np

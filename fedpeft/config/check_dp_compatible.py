@@ -5,7 +5,8 @@ The coordinator checks its run.toml with this, and every device the plan that re
 
 - ``client``: a device's contribution is clipped after whatever it trained, and noise is in the opened sum. So how it
   trains (FedProx, label calibration) costs nothing, nor does what the coordinator makes of the sum alone (server
-  optimizers, FedSVD's normalisation): post-processing. Needed: the same summed blocks in every round, nothing summed beside.
+  optimizers, FedSVD's normalisation): post-processing. Needed: the same summed blocks in every round, nothing summed
+  beside.
 - ``example``: what leaves a device went through DP-SGD's steps, and what happens to it afterwards costs nothing (server
   optimizers). Needed: no quantity of the examples but the noisy sums enters a step, and nothing is carried over on the
   device.
