@@ -32,8 +32,8 @@ class Aggregate(Section):
         default=0.0,
         ge=0,
         lt=1,
-        description="For `nested`: after auto_rank_after rounds the factors are normalised, and a LoRA tier whose share "
-        "of the squared singular values is below this is not trained any more; 0: every tier is trained.",
+        description="For `nested`: after auto_rank_after rounds the factors are normalised, and a LoRA tier whose "
+        "share of the squared singular values is below this is not trained any more; 0: every tier is trained.",
     )
     auto_rank_after: int = Field(default=3, ge=1, le=1000, description="For auto_rank: rounds before it decides.")
     weight: Literal["examples", "uniform"] = Field(
