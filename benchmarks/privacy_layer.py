@@ -19,7 +19,7 @@ from fedpeft.data import EncodedDataset
 from fedpeft.methods import UnionAdapter
 from fedpeft.tuning.batches import Indices, collate
 from fedpeft.tuning.dp_sgd_mechanism import clipped_sum
-from fedpeft.tuning.per_example_gradients import example_losses
+from fedpeft.tuning.hook_check import example_losses
 from fedpeft.tuning.per_sample_hooks import micro_gradients
 from fedpeft.tuning.split_forward import SplitForward
 

@@ -37,7 +37,8 @@ from fedpeft.round.rates import learning_rates
 from fedpeft.tuning import LocalPlan, evaluate, train
 from fedpeft.tuning.class_means import measure_class_means
 from fedpeft_client.training.examples import Prepared, batch_seed
-from fedpeft_sim.simulate import Simulation, prepare
+from fedpeft_sim.simulate import prepare
+from fedpeft_sim.simulation import Simulation
 
 RESULTS = Path(__file__).parent / "results" / "rates.json"
 GRID = (0.003, 0.01, 0.03, 0.1)

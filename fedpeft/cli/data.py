@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fedpeft.config.model import Task
     from fedpeft.data.check import DataReport, Example
-    from fedpeft.data.encode import Tokenizer
+    from fedpeft.data.rendering import Tokenizer
 
 __all__ = ["command"]
 

@@ -1,9 +1,10 @@
 """Examples: loading, column conventions, encoding, the held-out split and the bundled sources. No torch."""
 
-from fedpeft.data.encode import IGNORED, EncodedDataset, Tokenizer, encode
+from fedpeft.data.encode import IGNORED, EncodedDataset, encode
 from fedpeft.data.formats import Loaded, load, load_records
 from fedpeft.data.holdout import split_each, split_holdout
 from fedpeft.data.records import Record, Records
+from fedpeft.data.rendering import Tokenizer
 from fedpeft.data.tasks import Convention, detect, fits, label_names, validate
 from fedpeft.data.usable import encode_usable, nothing_encoded, readable_records
 

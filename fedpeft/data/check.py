@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.config.model import Task
-from fedpeft.data.encode import Measured, Tokenizer, measure, rendered_rows
+from fedpeft.data.encode import Measured, measure
 from fedpeft.data.formats import Loaded
 from fedpeft.data.holdout import content_ranks, split_indices
 from fedpeft.data.records import MAX_PROBLEMS, Record, Records
@@ -24,6 +24,7 @@ from fedpeft.data.remarks import (
     unused_columns,
     unused_remarks,
 )
+from fedpeft.data.rendering import Tokenizer, rendered_rows
 from fedpeft.data.tasks import Convention, Kind, inspect, label_name
 from fedpeft.data.whitespace import WhitespaceTokenizer
 from fedpeft.errors import DataInvalid, Problem

@@ -9,90 +9,26 @@ Invariants: no example is longer than ``max_length``; each has at least one toke
 keep their order, one for each record.
 """
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fedpeft.bounded_json import JsonValue
 from fedpeft.config.model import Task
-from fedpeft.data.limited import within_limits
-from fedpeft.data.records import ProblemLog, Record, Records
-from fedpeft.data.tasks import Convention, Message, detect, label_name, messages_of
+from fedpeft.data.records import ProblemLog, Records
+from fedpeft.data.rendering import Rendered, TokenIds, Tokenizer, rendered_rows
+from fedpeft.data.tasks import detect, label_name
 from fedpeft.data.whitespace import WhitespaceTokenizer
 from fedpeft.errors import DataInvalid, foreign
 
-__all__ = [
-    "IGNORED",
-    "EncodedDataset",
-    "Measured",
-    "Rendered",
-    "TokenIds",
-    "Tokenizer",
-    "bos_of",
-    "encode",
-    "measure",
-    "render",
-    "rendered_rows",
-    "templated",
-]
+__all__ = ["IGNORED", "EncodedDataset", "Measured", "bos_of", "encode", "measure"]
 
 IGNORED = -100
 """The label of a token that is not trained on: what PyTorch's cross entropy ignores by default."""
 
 BATCH = 1024
-ALPACA_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-ALPACA_PLAIN = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
-
-TokenIds = npt.NDArray[np.int32]
-
-
-class Encoding(Protocol):
-    """What a tokenizer returns for a list of texts."""
-
-    def __getitem__(self, key: str) -> list[list[object]]:
-        """``input_ids``, or ``offset_mapping``: (begin, end) in characters for each token."""
-        ...
-
-
-class Tokenizer(Protocol):
-    """The part of a Hugging Face fast tokenizer that is used here."""
-
-    bos_token_id: int | None
-    eos_token_id: int | None
-    eos_token: str | None
-    chat_template: str | None
-
-    def __call__(
-        self,
-        text: list[str],
-        *,
-        add_special_tokens: bool = True,
-        return_offsets_mapping: bool = False,
-        truncation: bool = False,
-        max_length: int | None = None,
-        verbose: bool = True,
-    ) -> Encoding:
-        """Token ids of each text."""
-        ...
-
-    def apply_chat_template(
-        self, conversation: list[Message], *, tokenize: bool = True, add_generation_prompt: bool = False
-    ) -> str:
-        """The conversation as the model's text, for ``tokenize=False``."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,25 +53,6 @@ class EncodedDataset:
 
     def __len__(self) -> int:
         return len(self.input_ids)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rendered:
-    """One causal-lm example as text.
-
-    Args:
-        text: what is tokenized.
-        trained: ranges of characters that are trained on.
-        bos: whether the tokenizer's BOS, if it uses one, goes before it (a chat template writes its own).
-        eos: whether EOS goes after it, as a token to train on.
-        answers: assistant turns in it; 0 where it is no conversation. Those beyond ``trained`` are context only.
-    """
-
-    text: str
-    trained: tuple[tuple[int, int], ...]
-    bos: bool = True
-    eos: bool = True
-    answers: int = 0
 
 
 def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Tokenizer) -> EncodedDataset:
@@ -261,101 +178,6 @@ class _Special:
         if self.unknown is None or self.unknown not in tokens:
             return False
         return bool(np.isin(tokens, np.append(self.others, self.unknown)).all())
-
-
-def rendered_rows(
-    rows: Sequence[Record], conventions: Sequence[Convention], tokenizer: Tokenizer
-) -> list[Rendered | DataInvalid]:
-    """As ``render`` of each row, its refusal in its place; a chat template runs within limits.
-
-    Raises:
-        ConfigInvalid: the base's chat template takes without end.
-    """
-    makes = [partial(render, row, kind, tokenizer) for row, kind in zip(rows, conventions, strict=True)]
-    if tokenizer.chat_template and Convention.MESSAGES in conventions:
-        return within_limits(makes, dataclasses.asdict, _rendered)
-    found: list[Rendered | DataInvalid] = []
-    for make in makes:
-        try:
-            found.append(make())
-        except DataInvalid as error:
-            found.append(error)
-    return found
-
-
-def _rendered(content: JsonValue) -> Rendered:
-    """The inverse of ``dataclasses.asdict``, for what came back from ``within_limits``."""
-    match content:
-        case {"text": str(text), "trained": list(parts), "bos": bool(bos), "eos": bool(eos), "answers": int(answers)}:
-            trained = tuple(
-                (begin, end)
-                for part in parts
-                if isinstance(part, list)
-                for begin, end in [part]
-                if isinstance(begin, int) and isinstance(end, int)
-            )
-            return Rendered(text=text, trained=trained, bos=bos, eos=eos, answers=answers)
-    raise TypeError(f"Expected a rendered row, found {type(content).__name__}.")
-
-
-def render(row: Record, convention: Convention, tokenizer: Tokenizer) -> Rendered:
-    """One validated causal-lm row as text, and which part of it is trained on."""
-    if convention is Convention.MESSAGES:
-        return _render_messages(messages_of(row), tokenizer)
-    if convention is Convention.TEXT:
-        text = str(row["text"])
-        return Rendered(text=text, trained=((0, len(text)),))
-    if convention is Convention.ALPACA:
-        template = ALPACA_INPUT if row.get("input") else ALPACA_PLAIN
-        prompt = template.format(instruction=row["instruction"], input=row.get("input"))
-        completion = str(row["output"])
-    else:
-        prompt, completion = str(row["prompt"]), str(row["completion"])
-    return Rendered(text=prompt + completion, trained=((len(prompt), len(prompt) + len(completion)),))
-
-
-def _render_messages(turns: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
-    """Through the chat template; without one, ``role: content`` lines closed by EOS after each answer."""
-    if not tokenizer.chat_template:
-        return _render_plain_turns(turns, tokenizer.eos_token or "")
-    text = templated(turns, tokenizer)
-    trained: list[tuple[int, int]] = []
-    for i, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        before = templated(turns[:i], tokenizer, add_generation_prompt=True) if i else ""
-        upto = templated(turns[: i + 1], tokenizer)
-        # Some templates rewrite earlier turns (dropping old reasoning, say): such a turn is context, not a target.
-        if text.startswith(upto) and upto.startswith(before):
-            trained.append((len(before), len(upto)))
-    if not trained:
-        raise DataInvalid(
-            "Expected a chat template that writes a conversation's beginning the same whatever follows, found one "
-            "that does not (some open a block of reasoning that these answers lack); render the text yourself and use "
-            "the columns prompt and completion."
-        )
-    answers = sum(turn["role"] == "assistant" for turn in turns)
-    return Rendered(text=text, trained=tuple(trained), bos=False, eos=False, answers=answers)
-
-
-def templated(turns: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False) -> str:
-    """A conversation as the base's chat template writes it. Raises DataInvalid when it refuses the turns."""
-    with foreign(lambda said: DataInvalid(f"Expected turns that the base's chat template takes, found: {said}.")):
-        return tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=add_generation_prompt)
-
-
-def _render_plain_turns(turns: Sequence[Message], eos: str) -> Rendered:
-    text = ""
-    trained: list[tuple[int, int]] = []
-    for turn in turns:
-        text += f"{turn['role']}: "
-        begin = len(text)
-        answer = turn["role"] == "assistant"
-        closed = answer and not turn["content"].rstrip().endswith(eos or "\n")
-        text += f"{turn['content']}{eos if closed else ''}\n"
-        if answer:
-            trained.append((begin, len(text)))
-    return Rendered(text=text, trained=tuple(trained), eos=False, answers=len(trained))
 
 
 def _tokenized(

@@ -6,8 +6,9 @@ question (tests/data/test_prompts.py), but for a last token that the tokenizer m
 
 import numpy as np
 
-from fedpeft.data.encode import ALPACA_PLAIN, TokenIds, Tokenizer, bos_of, templated
+from fedpeft.data.encode import bos_of
 from fedpeft.data.limited import within_limits
+from fedpeft.data.rendering import ALPACA_PLAIN, TokenIds, Tokenizer, templated
 from fedpeft.data.tasks import Convention
 from fedpeft.errors import DataInvalid
 

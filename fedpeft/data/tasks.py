@@ -15,6 +15,7 @@ from typing import Literal
 
 from fedpeft.config.model import Task
 from fedpeft.data.records import ProblemLog, Record, Records
+from fedpeft.data.row_checks import check_alpaca, check_messages, check_pair, check_text, keys_not_read
 from fedpeft.errors import DataInvalid, Problem
 
 __all__ = [
@@ -35,8 +36,6 @@ __all__ = [
 Kind = Literal["classify", "causal-lm"]
 Message = Mapping[str, str]
 """One turn of a conversation: ``role`` and ``content``."""
-
-ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
 class Convention(enum.Enum):
@@ -147,7 +146,7 @@ def inspect(records: Records, task: Task, *, unread: Sequence[str] = ()) -> Find
         if convention is Convention.TEXT_LABEL:
             labels.check(row.get("label"), f"{origin}: label", log)
         elif convention is Convention.MESSAGES:
-            unused_keys.update(_unused_keys(row.get("messages")))
+            unused_keys.update(keys_not_read(row.get("messages")))
         if log.count > before:
             bad.add(i)
     return Findings(convention, log, frozenset(bad), unused_keys)
@@ -247,89 +246,12 @@ def messages_of(row: Record) -> tuple[Message, ...]:
     return tuple({"role": str(turn["role"]), "content": str(turn["content"])} for turn in turns)
 
 
-def _check_text(row: Record, origin: str, log: ProblemLog, column: str = "text") -> None:
-    value = row.get(column)
-    if not isinstance(value, str):
-        found = "nothing" if value is None else f"{type(value).__name__} {value!r:.40}"
-        log.add(f"{origin}: {column}", "text", found, "Write the column as text." if isinstance(value, bytes) else "")
-    elif not value.strip():
-        log.add(f"{origin}: {column}", "text", "an empty text", "Fill it or remove the row.")
-    elif not _is_unicode(value):
-        log.add(f"{origin}: {column}", "Unicode text", "half a surrogate pair", "Correct the escape, e.g. \\ud83d.")
-
-
-def _is_unicode(text: str) -> bool:
-    """No lone surrogates, which JSON escapes can make and no tokenizer takes."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _check_pair(row: Record, origin: str, log: ProblemLog) -> None:
-    _check_text(row, origin, log, "prompt")
-    _check_text(row, origin, log, "completion")
-
-
-def _check_alpaca(row: Record, origin: str, log: ProblemLog) -> None:
-    _check_text(row, origin, log, "instruction")
-    _check_text(row, origin, log, "output")
-    if not isinstance(row.get("input"), str | None):
-        log.add(f"{origin}: input", "text or nothing", type(row["input"]).__name__)
-
-
-def _check_messages(row: Record, origin: str, log: ProblemLog) -> None:
-    turns = row.get("messages")
-    where = f"{origin}: messages"
-    if not isinstance(turns, (list, tuple)):
-        log.add(where, "a list of {role, content}", "nothing" if turns is None else type(turns).__name__)
-        return
-    answers, before = 0, log.count
-    for number, turn in enumerate(turns, 1):
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else (None, None)
-        place = f"{where}[{number}]"
-        if isinstance(turn, Mapping) and (key := next((key for key in REFUSED_KEYS if _refused(turn, key)), None)):
-            log.add(f"{place}.{key}", *REFUSED_KEYS[key])
-        elif role not in ROLES or not isinstance(content, str) or not _is_unicode(content):
-            remedy = "Rename from and value (ShareGPT) to role and content." if "from" in (turn or ()) else ""
-            log.add(place, f"a role of {', '.join(ROLES)} and a text", f"{turn!r:.60}", remedy)
-        elif role == "assistant" and not content.strip():
-            log.add(place, "an answer", "an empty text", "Fill it, or remove the turn and what follows.")
-        elif role == "assistant":
-            answers += 1
-    if not answers and log.count == before:
-        log.add(where, "at least one non-empty assistant turn", "none", "There is nothing to learn from this row.")
-
-
-_RENDER = "Render the text yourself and use the columns prompt and completion."
-REFUSED_KEYS: Mapping[str, tuple[str, str, str]] = {
-    "tool_calls": ("a text as the answer", "a call of a tool, which is not rendered", _RENDER),
-    "function_call": ("a text as the answer", "a call of a function, which is not rendered", _RENDER),
-    "weight": ("answers that are all trained on", "one with weight 0", "Use the columns prompt and completion."),
-    "train": ("answers that are all trained on", "one that is not to be", "Use the columns prompt and completion."),
-}
-"""Keys of a message that change what is to be learnt, and are not followed: (expected, found, remedy)."""
-
-
-def _refused(turn: Mapping[str, object], key: str) -> bool:
-    if key in ("weight", "train"):
-        return key in turn and turn[key] is not None and not turn[key]
-    return bool(turn.get(key))
-
-
-def _unused_keys(turns: object) -> Iterator[str]:
-    """Keys beside role and content that hold something, of every turn."""
-    for turn in turns if isinstance(turns, (list, tuple)) else ():
-        if isinstance(turn, Mapping):
-            yield from (str(key) for key, value in turn.items() if key not in USED_KEYS and value not in (None, "", []))
-
-
-USED_KEYS = ("role", "content", "weight", "train")
-
-
 CHECKS: Mapping[Convention, Callable[[Record, str, ProblemLog], None]] = {
-    Convention.TEXT_LABEL: _check_text,
-    Convention.MESSAGES: _check_messages,
-    Convention.PROMPT_COMPLETION: _check_pair,
-    Convention.ALPACA: _check_alpaca,
-    Convention.TEXT: _check_text,
+    Convention.TEXT_LABEL: check_text,
+    Convention.MESSAGES: check_messages,
+    Convention.PROMPT_COMPLETION: check_pair,
+    Convention.ALPACA: check_alpaca,
+    Convention.TEXT: check_text,
 }
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.config.model import Task
-from fedpeft.data.encode import EncodedDataset, Tokenizer, encode
+from fedpeft.data.encode import EncodedDataset, encode
 from fedpeft.data.formats import load_noting
 from fedpeft.data.records import ProblemLog, Records
+from fedpeft.data.rendering import Tokenizer
 from fedpeft.data.tasks import fits
 from fedpeft.errors import DataInvalid
 

@@ -26,7 +26,7 @@ from fedpeft.round.terms import participants_of, round_terms
 from fedpeft.round.transport import Stage
 from fedpeft.round.work import Work, accept_work, state_digest, work_terms
 from fedpeft.testing.network import Handle
-from fedpeft.testing.secagg import DumpingLedger
+from fedpeft.testing.secagg_fleet import DumpingLedger
 from fedpeft.wire import encode
 
 __all__ = [

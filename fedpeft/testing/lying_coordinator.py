@@ -31,7 +31,8 @@ from fedpeft.secagg.roster import Roster, pack_members
 from fedpeft.secagg.shamir import SHARE_SIZE, combine, share_value, weights
 from fedpeft.secagg.spec import block_encoding
 from fedpeft.secagg.transcript import edge_secret, pair_stream, self_stream, sharers_context
-from fedpeft.testing.secagg import Round, make_fleet, make_spec
+from fedpeft.testing.secagg import Round
+from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 
 __all__ = [
     "BLOCK",

@@ -17,60 +17,31 @@ first two are properties of kernels and are checked once for an adapter and what
 """
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedpeft.data.encode import IGNORED, EncodedDataset
-from fedpeft.entropy import generator
+from fedpeft.data.encode import EncodedDataset
 from fedpeft.errors import ConfigInvalid
 from fedpeft.grafting.step_hooks import SteppedPart
 from fedpeft.ids import BlockId
 from fedpeft.methods.lora import LoraPart
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import Batch, Indices, collate, lengths_of
-from fedpeft.tuning.cache import HiddenSource, logits_of
+from fedpeft.tuning.cache import HiddenSource
+from fedpeft.tuning.hook_check import Views, example_losses, hooked_gradients, trusted_shapes
 from fedpeft.tuning.per_sample_hooks import Hooked, NoBackEnd, micro_gradients
-from fedpeft.tuning.slots import WIDTH, Shape, fixed_batch, pieces, shape_of
+from fedpeft.tuning.slots import Shape, fixed_batch, pieces, shape_of
 from fedpeft.tuning.split_forward import SplitForward
 
-__all__ = ["BackEnd", "GradientSource", "example_losses", "refuse_mixing"]
+__all__ = ["BackEnd", "GradientSource", "refuse_mixing"]
 
 _log = logging.getLogger(__name__)
 
 BackEnd = Literal["hooks", "micro"]
-
-TOLERANCE = 1e-4
-"""Largest difference between the back ends, relative to the norm of the example's gradient."""
-
-STATE_SHAPE = Shape(width=24, full=False, slots=4)
-"""In which each state is checked: small, for its cost comes with every round."""
-
-
-@dataclass(slots=True)
-class _Known:
-    """What was found about one adapter and what is trained."""
-
-    agrees: bool
-    shapes: dict[Shape, bool]
-
-
-_known: "WeakKeyDictionary[UnionAdapter, dict[frozenset[BlockId], _Known]]" = WeakKeyDictionary()
-
-
-class _Views(NamedTuple):
-    """One adapter's forward passes: in fixed shapes, and of one example alone."""
-
-    fixed: SplitForward
-    alone: SplitForward
 
 
 class GradientSource:
@@ -104,14 +75,14 @@ class GradientSource:
         cache: HiddenSource | None = None,
         checkpointing: bool = False,
     ) -> None:
-        self._views = _Views(
+        self._views = Views(
             fixed=SplitForward(union, checkpointing=checkpointing, every_position=True),
             alone=SplitForward(union, checkpointing=checkpointing),
         )
         self._examples, self._cache, self._most = examples, cache, most
         self._lengths = lengths_of(examples)
         self._parameters = list(trained.values())
-        trusted = _trusted(union, blocks, self._views, trained, self._shapes())
+        trusted = trusted_shapes(union, blocks, self._views, trained, self._shapes())
         self._hooked = None if trusted is None else Hooked(union.model, trained)
         self.micro_shapes: frozenset[Shape] = frozenset() if trusted is None else self._shapes() - trusted
 
@@ -161,7 +132,7 @@ class GradientSource:
             return micro_gradients(example_losses(split, one, self._cache)[0], self._parameters)
         split = self._views.fixed
         batch = fixed_batch(self._examples, members, shape, pad_id=split.pad_id, device=split.device)
-        found = _hooked_gradients(self._hooked, split, batch, self._cache and _Slotted(self._cache))
+        found = hooked_gradients(self._hooked, split, batch, self._cache and _Slotted(self._cache))
         return [gradient[: len(members)] for gradient in found]
 
     def _shapes(self) -> frozenset[Shape]:
@@ -181,34 +152,6 @@ class _Slotted:
         return functional.pad(found, (0, 0, 0, width - found.shape[1], 0, slots - found.shape[0]))
 
 
-def example_losses(split: SplitForward, batch: Batch, cache: HiddenSource | None) -> Tensor:
-    """Each row's own loss, (b,): of its class, or the mean over its labelled tokens. Never a mean over the batch.
-
-    A batch mean weighs an example by what its neighbours hold; under it the sensitivity was 4.6 C.
-    """
-    logits, labels = logits_of(split, batch, cache)
-    losses = functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
-    if batch.labels.dim() == 1:
-        return losses
-    following = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORED) != IGNORED  # (b, s), as SplitForward has it
-    counts = following.sum(1)
-    if split.every_position:
-        return losses.view(following.shape).sum(1) / counts.clamp(min=1)
-    row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    return torch.zeros(len(counts), device=losses.device).index_add(0, row, losses) / counts.clamp(min=1)
-
-
-def _hooked_gradients(hooked: Hooked, split: SplitForward, batch: Batch, cache: HiddenSource | None) -> list[Tensor]:
-    with hooked.listening():
-        losses = example_losses(split, batch, cache)
-        if losses.shape != batch.input_ids.shape[:1]:
-            raise NoBackEnd(f"Expected one loss an example, found {tuple(losses.shape)}.")
-        if not losses.requires_grad:
-            raise NoBackEnd("Expected a loss that depends on what is trained, found one that does not.")
-        torch.autograd.backward([losses.sum()])
-        return hooked.take(len(batch.input_ids))
-
-
 def refuse_mixing(model: nn.Module) -> None:
     """Raises ConfigInvalid where a module mixes examples, or learns by more than gradients."""
     for path, module in model.named_modules():
@@ -226,112 +169,4 @@ def refuse_mixing(model: nn.Module) -> None:
             )
 
 
-def _trusted(
-    union: UnionAdapter,
-    blocks: frozenset[BlockId],
-    views: _Views,
-    trained: Mapping[str, nn.Parameter],
-    shapes: frozenset[Shape],
-) -> frozenset[Shape] | None:
-    """Of these shapes, those in which the hooks may be used at the adapter's values; None: they may not at all."""
-    every = _known.setdefault(union, {})
-    if blocks not in every:
-        with _away_from_the_start(trained):
-            every[blocks] = _Known(agrees=_agrees(union, views, trained), shapes={})
-    known = every[blocks]
-    if not known.agrees or not _holds(union, views, STATE_SHAPE, trained, exact=True):
-        return None
-    new = sorted(shapes - known.shapes.keys())
-    if new:
-        with _away_from_the_start(trained):
-            known.shapes |= {shape: _holds(union, views, shape, trained, exact=False) for shape in new}
-    return frozenset(shape for shape in shapes if known.shapes[shape])
-
-
-def _holds(
-    union: UnionAdapter, views: _Views, shape: Shape, trained: Mapping[str, nn.Parameter], *, exact: bool
-) -> bool:
-    """Whether two made-up examples have the same gradients in all slots of this shape, and those of the micro loop.
-
-    The second stands in every other slot, so each is among other neighbours and in other places than the first; then
-    they change places. With ``exact``, for which every round pays, they do not, and the first is compared with the
-    micro loop.
-    """
-    split, hooked = views.fixed, Hooked(union.model, trained)
-    length = min(shape.length, split.longest)
-    pair = _made_up(union, [length, length if shape.full else max(1, length - WIDTH // 2)])
-    try:
-        seen: list[Tensor | None] = [None, None]
-        for first in range(1 if exact else min(2, shape.slots)):
-            placed = (np.arange(shape.slots) + first) % 2
-            batch = fixed_batch(pair, placed, shape, pad_id=split.pad_id, device=split.device)
-            rows = _flat(_hooked_gradients(hooked, split, batch, None))  # (slots, P)
-            for own, row in zip(placed.tolist(), rows, strict=True):
-                known = row if seen[own] is None else seen[own]
-                seen[own] = known
-                if known is None or not torch.equal(row, known):
-                    return False
-        first_row = seen[0]
-        if exact and first_row is not None:
-            return _close(first_row, _alone(views.alone, pair, 0, list(trained.values())))
-        return True
-    except _FAILURES:
-        return False  # whatever went wrong there: the micro loop is exact
-
-
-@contextmanager
-def _away_from_the_start(trained: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Within it the values are others: U and B begin at zero, and would hide a wrong gradient of D and A."""
-    draw = generator(0, "self-check")
-    before = [parameter.detach().clone() for parameter in trained.values()]
-    try:
-        with torch.no_grad():
-            for parameter in trained.values():
-                step = 0.05 * draw.standard_normal(tuple(parameter.shape))
-                parameter.add_(torch.from_numpy(np.asarray(step, np.float32)).to(parameter.device))
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(trained.values(), before, strict=True):
-                parameter.copy_(value)
-
-
-def _agrees(union: UnionAdapter, views: _Views, trained: Mapping[str, nn.Parameter]) -> bool:
-    """Whether both back ends give the same gradients of three made-up examples."""
-    parameters = list(trained.values())
-    try:
-        examples = _made_up(union, [5, 9, 12])
-        everyone = collate(examples, np.arange(3), pad_id=views.fixed.pad_id, device=views.fixed.device)
-        rows = _flat(_hooked_gradients(Hooked(union.model, trained), views.fixed, everyone, None))
-        return all(_close(rows[index], _alone(views.alone, examples, index, parameters)) for index in range(3))
-    except _FAILURES:
-        return False
-
-
 _FAILURES = (NoBackEnd, RuntimeError, NotImplementedError, TypeError, ValueError, IndexError, KeyError)
-
-
-def _alone(split: SplitForward, examples: EncodedDataset, index: int, parameters: list[nn.Parameter]) -> Tensor:
-    one = collate(examples, np.array([index]), pad_id=split.pad_id, device=split.device)
-    return _flat(micro_gradients(example_losses(split, one, None)[0], parameters))[0]
-
-
-def _flat(gradients: list[Tensor]) -> Tensor:
-    """(b, P)."""
-    return torch.cat([gradient.flatten(1) for gradient in gradients], 1)
-
-
-def _close(found: Tensor, exact: Tensor) -> bool:
-    off, norm = (float(torch.linalg.vector_norm(one, dtype=torch.float64)) for one in (found - exact, exact))
-    return off <= TOLERANCE * norm and math.isfinite(norm)
-
-
-def _made_up(union: UnionAdapter, lengths: list[int]) -> EncodedDataset:
-    """Examples of these lengths, of no one's data."""
-    draw, config = generator(0, "made-up examples", *lengths), union.model.config
-    ids = tuple(draw.integers(1, int(config.vocab_size), size).astype(np.int32) for size in lengths)  # type: ignore[union-attr, arg-type]
-    if not union.anatomy.head:
-        labels = tuple(np.where(np.arange(len(row)) < 2, IGNORED, row).astype(np.int64) for row in ids)
-        return EncodedDataset(input_ids=ids, labels=labels, truncated=0)
-    classes = int(config.num_labels)  # type: ignore[union-attr, arg-type]
-    return EncodedDataset(input_ids=ids, labels=draw.integers(0, classes, len(ids)).astype(np.int64), truncated=0)

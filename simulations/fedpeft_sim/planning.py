@@ -12,8 +12,8 @@ from fedpeft.config.derived import invited_devices
 from fedpeft.config.model import Device
 from fedpeft.errors import ConfigInvalid
 from fedpeft.planner import REFERENCE, BaseShape, CapacityPlan, DeviceLimits, Menu, Workload, menu_of, plan, shape_of
+from fedpeft_client.training.choice import Capacity
 from fedpeft_client.training.examples import cacheable_examples
-from fedpeft_client.training.trainer import Capacity
 from fedpeft_sim.population import Client, Population
 
 __all__ = ["plan_devices"]

@@ -15,7 +15,7 @@ from fedpeft.data.remarks import label_remarks, loaded_remarks, text_remarks, un
 from fedpeft.data.tasks import KNOWN_COLUMNS, Convention, Findings, inspect, label_name
 from fedpeft.entropy import derive_seed
 from fedpeft.errors import ConfigInvalid, DataInvalid, Problem
-from fedpeft_client.training.trainer import Capacity
+from fedpeft_client.training.choice import Capacity
 from fedpeft_sim.partition import partition
 
 __all__ = ["Client", "Population", "expect_enough", "populate"]

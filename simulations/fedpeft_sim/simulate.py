@@ -5,95 +5,35 @@ made (or reopened), the federation runs on the chosen engine, the baselines foll
 Same config and same seed give the same final adapter, byte for byte, on every engine.
 """
 
-import os
 import shlex
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from fedpeft import secagg
-from fedpeft.adapter import AdapterState
-from fedpeft.aggregate import Individual
-from fedpeft.aggregate.device_side import local_blocks
-from fedpeft.base import ArtifactStore, BaseArtifact, build, default_store
+from fedpeft.base import ArtifactStore, build, default_store
 from fedpeft.base.fit import expect_fit
-from fedpeft.clock import SystemClock
 from fedpeft.config import RunConfig
-from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid, FedpeftError
 from fedpeft.export.earlier_runs import with_sources
-from fedpeft.flower import GridTransport, client_app, run_local, run_ray
-from fedpeft.round.coordinator import OpenSum, SecureSum
-from fedpeft.round.events import Event, EventKind
-from fedpeft.round.plan import LearningPlan, learning_plan
+from fedpeft.round.plan import learning_plan
 from fedpeft.round.rates import rates_told
-from fedpeft.round.size_class import weight_share
-from fedpeft_client.training.examples import Examples
 from fedpeft_client.training.model_pool import ModelPool
-from fedpeft_server.privacy.client_level import ClientPrivacy
 from fedpeft_server.report.page import write_report
-from fedpeft_server.run.federation import Federation
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.summary import summary_of
 from fedpeft_sim.baselines import Baselines, held_out_scores, run_baselines
-from fedpeft_sim.devices import RayDevices, VirtualDevices, encode_all, examples_of
-from fedpeft_sim.plain_sum import PlainSum
+from fedpeft_sim.devices import encode_all, examples_of
+from fedpeft_sim.engines import federate, workers_of
 from fedpeft_sim.planning import plan_devices
-from fedpeft_sim.population import Population, expect_enough, populate
-from fedpeft_sim.private import expect_affordable, ledgers_of, open_privacy
-from fedpeft_sim.publish import publisher
+from fedpeft_sim.population import expect_enough, populate
+from fedpeft_sim.private import expect_affordable
+from fedpeft_sim.simulation import Screen, Simulation
 from fedpeft_sim.summary import compare, full_parameter_bytes
-from fedpeft_sim.troubles import TroubleWatch
 
-__all__ = ["Screen", "Simulation", "prepare", "simulate"]
-
-
-class Screen(Protocol):
-    """What the simulation tells a person while it runs."""
-
-    def observe(self, event: Event) -> None:
-        """One transition of the federation."""
-        ...
-
-    def note(self, text: str) -> None:
-        """One line."""
-        ...
-
-    def working(self, what: str, done: int, total: int) -> None:
-        """Progress of something long that is not a round."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Simulation:
-    """Everything that is decided before the first round.
-
-    Args:
-        population: the clients, and the config with labels resolved.
-        artifact: the base.
-        pool: the base loaded, with the adapter.
-        examples: client name -> its examples; the baselines find them encoded and their activations cached.
-        plan: what devices are asked to learn; its run id is still empty.
-        initial: where the run begins.
-    """
-
-    population: Population
-    artifact: BaseArtifact
-    pool: ModelPool
-    examples: Mapping[str, Examples]
-    plan: LearningPlan
-    initial: AdapterState
-
-    @property
-    def config(self) -> RunConfig:
-        """The resolved config."""
-        return self.population.config
+__all__ = ["prepare", "simulate"]
 
 
 def prepare(
@@ -190,7 +130,7 @@ def simulate(
         screen.note(rates)
         plan = simulation.plan.model_copy(update={"run_id": run.manifest.run_id})
         try:
-            state = _federate(simulation, plan, run, screen)
+            state = federate(simulation, plan, run, screen)
         except (FedpeftError, KeyboardInterrupt) as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             reason = "interrupted" if interrupted else str(error)
@@ -242,85 +182,3 @@ def _directory(simulation: Simulation, source: str, command: Sequence[str], resu
         run.close()
         raise
     return run
-
-
-def workers_of(config: RunConfig) -> int:
-    """How many virtual clients run at once: as configured, or one a core."""
-    return config.performance.workers or len(os.sched_getaffinity(0))
-
-
-def _federate(simulation: Simulation, plan: LearningPlan, run: RunDirectory, screen: Screen) -> AdapterState:
-    """The rounds, on the configured engine."""
-    with open_privacy(plan, simulation.population, simulation.initial.spec, run, screen.note) as privacy:
-        return _on_engine(simulation, plan, run, screen, privacy)
-
-
-def _on_engine(
-    simulation: Simulation, plan: LearningPlan, run: RunDirectory, screen: Screen, privacy: ClientPrivacy | None
-) -> AdapterState:
-    config = simulation.config
-    identity = secagg.IdentityKey.generate(os_entropy)
-    result: list[AdapterState] = []
-    troubles = run.path.resolve() / "troubles"
-    watch = TroubleWatch(troubles, run, screen.note)
-
-    def observe(event: Event) -> None:
-        if event.kind in (EventKind.COMMITTED, EventKind.ABORTED, EventKind.BURNT):
-            watch.look()
-        screen.observe(event)
-
-    def coordinate(transport: GridTransport) -> None:
-        open_sum: OpenSum = SecureSum
-        seen: list[Individual] | None = None
-        if config.secagg.mode == "off":
-            seen = []
-            open_sum = partial(PlainSum, seen=seen, share=partial(weight_share, config.aggregate))
-        federation = Federation(
-            config,
-            plan,
-            run,
-            transport,
-            identity=identity,
-            clock=SystemClock(),
-            observe=observe,
-            publish=publisher(
-                simulation.pool, plan, run, probe=simulation.population.clients[0].held_out, base=config.base.model
-            ),
-            open_sum=open_sum,
-            individuals=None if seen is None else lambda: tuple(seen),
-            privacy=privacy,
-        )
-        result.append(federation.train(simulation.initial))
-
-    count, workers = len(simulation.population.clients), workers_of(config)
-    keeps = config.train.scaffold or local_blocks(config.aggregate, simulation.initial.spec)
-    memory = run.path.resolve() / "personal" if keeps else None  # a resumed run goes on with what its devices kept
-    if config.performance.engine == "ray":
-        home = run.path / "devices" / os_entropy(4).hex()  # other devices at each start: these die with the run
-        store = simulation.artifact.path.parent
-        handler = RayDevices(
-            config=config,
-            store=store,
-            base=simulation.artifact.digest,
-            coordinator_key=identity.public,
-            home=home.resolve(),
-            ledgers=ledgers_of(config, run),
-            memory=memory,
-            troubles=troubles,
-        )
-        try:
-            run_ray(client_app(handler), coordinate, devices=count, workers=workers)
-        finally:
-            shutil.rmtree(home, ignore_errors=True)  # the devices' keys and inputs die with the run
-    else:
-        local = VirtualDevices(
-            simulation.population,
-            simulation.pool,
-            coordinator_key=identity.public,
-            examples=simulation.examples,
-            ledgers=ledgers_of(config, run),
-            memory=memory,
-            troubles=troubles,
-        )
-        run_local(client_app(local), coordinate, devices=count, workers=workers)
-    return result[0]

@@ -25,9 +25,10 @@ def world(tmp_path_factory):
     """A plan, its first state, and the trainers of four sites with texts of their own."""
     from fedpeft.base import ArtifactStore, build
     from fedpeft.testing.models import save_tiny, tiny_bert
+    from fedpeft_client.training.choice import Capacity
     from fedpeft_client.training.examples import Examples
     from fedpeft_client.training.model_pool import ModelPool
-    from fedpeft_client.training.trainer import Capacity, TorchTrainer
+    from fedpeft_client.training.trainer import TorchTrainer
 
     folder = tmp_path_factory.mktemp("base")
     save_tiny(tiny_bert(), folder / "model")

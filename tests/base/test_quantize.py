@@ -10,17 +10,8 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from fedpeft.base.quantize import (  # noqa: E402
-    NF4_CODES,
-    _absmax_map,
-    _midpoints,
-    _nearest_nf4,
-    choose_encoding,
-    dequantize,
-    dequantize_rows,
-    parts_of,
-    quantize,
-)
+from fedpeft.base.four_bits import NF4_CODES, _midpoints, _nearest_nf4, absmax_map  # noqa: E402
+from fedpeft.base.quantize import choose_encoding, dequantize, dequantize_rows, parts_of, quantize  # noqa: E402
 from fedpeft.errors import ConfigInvalid  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -73,7 +64,7 @@ def test_nf4_codes_are_the_nearest_and_absmax_is_doubly_quantized_as_the_referen
     assert parts["offset"].item() == offset
     centred = absmax.astype(np.float32) - offset
     absmax2 = np.abs(centred).max()  # 48 blocks: one block of 256
-    levels = _absmax_map().numpy()
+    levels = absmax_map().numpy()
     nearest2 = np.abs((centred / absmax2)[:, None] - levels).argmin(axis=1)
     assert np.array_equal(parts["absmax"].numpy(), nearest2)
     restored = levels[nearest2] * absmax2 + offset
@@ -88,11 +79,11 @@ def test_nf4_error_is_at_most_half_the_widest_gap_plus_the_error_of_absmax():
     gap = np.diff(NF4_CODES).max() / 2
     error = np.abs(round_trip(matrix, "nf4").reshape(-1, 64) - blocks)
     spread = np.abs(absmax - absmax.mean()).max()
-    assert (error <= gap * absmax + spread * np.diff(_absmax_map().numpy()).max() / 2 + 1e-6).all()
+    assert (error <= gap * absmax + spread * np.diff(absmax_map().numpy()).max() / 2 + 1e-6).all()
 
 
 def test_the_dynamic_map_has_256_distinct_sorted_values_with_zero_and_one():
-    levels = _absmax_map().numpy()
+    levels = absmax_map().numpy()
     assert len(np.unique(levels)) == 256
     assert (np.diff(levels) > 0).all()
     assert 0.0 in levels
@@ -149,7 +140,7 @@ PRINT_DIGESTS = """
 import hashlib
 import numpy as np
 import torch
-from fedpeft.base.quantize import quantize
+from fedpeft.base.quantize import quantize  # noqa: E402
 cubes = np.random.Generator(np.random.Philox(5)).integers(-4096, 4096, (320, 96)).astype(np.float64) ** 3
 matrix = torch.from_numpy((cubes / 2.0**40).astype(np.float32))
 for encoding in ("int4-g32", "int8", "int8-g32", "nf4"):

@@ -6,7 +6,7 @@ pytestmark = pytest.mark.torch
 
 
 def test_a_capacity_reads_as_a_person_would_say_it() -> None:
-    from fedpeft_client.training.trainer import Capacity
+    from fedpeft_client.training.choice import Capacity
 
     assert str(Capacity(methods=("lora", "bitfit"), rank=4)) == "lora r4 + bitfit"
     assert str(Capacity(methods=("lora",))) == "lora"

@@ -51,9 +51,10 @@ def records(name: str, causal: bool) -> Records:
 
 @pytest.mark.parametrize(("method", "build_model"), PAIRS)
 def test_the_sum_of_a_real_round_is_the_mean_by_hand(method, build_model, bases):
+    from fedpeft_client.training.choice import Capacity
     from fedpeft_client.training.examples import Examples
     from fedpeft_client.training.model_pool import ModelPool
-    from fedpeft_client.training.trainer import Capacity, TorchTrainer
+    from fedpeft_client.training.trainer import TorchTrainer
 
     store, digests = bases
     causal = build_model is tiny_llama

@@ -29,7 +29,7 @@ from fedpeft.methods.prefix import PlainPrefix
 from fedpeft.methods.prompt import prompts_of
 from fedpeft.testing.models import examples_for, tiny_bert, tiny_llama
 from fedpeft.tuning.batches import collate
-from fedpeft.tuning.per_example_gradients import example_losses
+from fedpeft.tuning.hook_check import example_losses
 from fedpeft.tuning.per_sample_hooks import Hooked, micro_gradients
 from fedpeft.tuning.split_forward import SplitForward
 

@@ -16,9 +16,8 @@ from fedpeft.entropy import os_entropy, seeded_entropy
 from fedpeft.errors import ConfigInvalid, DataInvalid
 from fedpeft.methods import UnionAdapter, attach
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
-from fedpeft.tuning import ActivationCache, LocalPlan, NoiseScale, train_privately
+from fedpeft.tuning import ActivationCache, LocalPlan, NoiseScale, hook_check, train_privately
 from fedpeft.tuning import dp_sgd_mechanism as release
-from fedpeft.tuning import per_example_gradients as dp
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.per_sample_hooks import Hooked, micro_gradients
 from fedpeft.tuning.split_forward import SplitForward
@@ -67,14 +66,14 @@ def exact_gradients(stages, examples, indices, trained, cache=None):
     rows = []
     for index in indices:
         one = collate(examples, np.array([index]), pad_id=0, device=stages.device)
-        found = micro_gradients(dp.example_losses(stages, one, cache)[0], list(trained.values()))
+        found = micro_gradients(hook_check.example_losses(stages, one, cache)[0], list(trained.values()))
         rows.append(torch.cat([part.flatten() for part in found]))
     return torch.stack(rows)  # (b, P)
 
 
 def hooked_gradients(union, stages, examples, indices, trained, cache=None):
     batch = collate(examples, indices, pad_id=0, device=stages.device)
-    found = dp._hooked_gradients(Hooked(union.model, trained), stages, batch, cache)
+    found = hook_check.hooked_gradients(Hooked(union.model, trained), stages, batch, cache)
     return torch.cat([part.flatten(1) for part in found], dim=1)
 
 

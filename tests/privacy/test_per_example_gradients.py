@@ -17,7 +17,8 @@ from fedpeft.methods import attach, due_blocks
 from fedpeft.testing.methods import on_base
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
 from fedpeft.tuning.batches import collate
-from fedpeft.tuning.per_example_gradients import GradientSource, example_losses, refuse_mixing
+from fedpeft.tuning.hook_check import example_losses
+from fedpeft.tuning.per_example_gradients import GradientSource, refuse_mixing
 from fedpeft.tuning.per_sample_hooks import micro_gradients
 from fedpeft.tuning.split_forward import SplitForward
 

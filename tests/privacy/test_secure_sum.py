@@ -16,7 +16,8 @@ from fedpeft.ring import SumRange
 from fedpeft.secagg import Reason, Refusal, RoundSpec, Summed, SummedBlock, check_spec
 from fedpeft.secagg.messages import MaskedInput, MaskRequest
 from fedpeft.secagg.spec import mechanism
-from fedpeft.testing.secagg import Fleet, Op, Round, make_fleet, make_spec
+from fedpeft.testing.secagg import Op, Round
+from fedpeft.testing.secagg_fleet import Fleet, make_fleet, make_spec
 
 A, B = BlockId("a"), BlockId("b")
 LENGTH = 600

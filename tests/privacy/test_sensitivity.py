@@ -14,7 +14,7 @@ from fedpeft.config.model import Adapter, BitFit, Bottleneck, Dora, Ia3, LayerNo
 from fedpeft.data import EncodedDataset
 from fedpeft.methods import UnionAdapter, attach
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
-from fedpeft.tuning import ActivationCache, NoiseScale, per_example_gradients
+from fedpeft.tuning import ActivationCache, NoiseScale, hook_check
 from fedpeft.tuning.dp_sgd_mechanism import clipped_sum
 from fedpeft.tuning.per_example_gradients import GradientSource
 from fedpeft.tuning.slots import CELLS, fixed_batch, pieces, shape_of
@@ -106,7 +106,7 @@ def test_no_neighbour_changes_a_bit_of_an_example_s_gradient(
     build, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alone, among all, in drawn company and order: through the hooks, also where they would not be used."""
-    monkeypatch.setattr(per_example_gradients, "_close", lambda found, exact: True)
+    monkeypatch.setattr(hook_check, "_close", lambda found, exact: True)
     examples = class_examples(24) if build is tiny_bert else token_examples(24)
     union = attach(build(), CASES["lora both"], seed=0)
     source = source_of(union, hostile(union, scale), examples, most=8)

@@ -10,7 +10,8 @@ from fedpeft.ring import SumRange
 from fedpeft.secagg import Open, SummedBlock, receive
 from fedpeft.secagg.masks import Mask, apply_masks
 from fedpeft.secagg.primitives import Secret
-from fedpeft.testing.secagg import Round, make_fleet, make_spec
+from fedpeft.testing.secagg import Round
+from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 
 LENGTH = 200_000
 

@@ -7,7 +7,8 @@ import pytest
 
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.secagg import DeviceSession, FileLedger, Mode, Refusal, Summed
-from fedpeft.testing.secagg import STAGES, Op, Round, make_fleet, make_spec, run_round
+from fedpeft.testing.secagg import STAGES, Op, Round, run_round
+from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 
 B = BlockId("b")
 

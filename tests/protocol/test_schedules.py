@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.ring import SumRange
 from fedpeft.secagg import Mode, Summed, SummedBlock
-from fedpeft.testing.secagg import STAGES, Op, make_fleet, make_spec, run_round
+from fedpeft.testing.secagg import STAGES, Op, run_round
+from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 
 KINDS = ("drop", "delay", "duplicate", "corrupt", "restart", "reorder", "advance")
 DEVICES = (5, 6, 7)

@@ -11,7 +11,8 @@ from fedpeft.ring import SumRange
 from fedpeft.secagg import Aborted, Mode, Reason, Summed, SummedBlock
 from fedpeft.secagg.masks import rounding_bits
 from fedpeft.secagg.spec import block_encoding
-from fedpeft.testing.secagg import Op, Round, make_fleet, make_spec, run_round
+from fedpeft.testing.secagg import Op, Round, run_round
+from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 
 
 @pytest.mark.e2e

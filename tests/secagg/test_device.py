@@ -25,7 +25,8 @@ from fedpeft.secagg import (
     begin,
 )
 from fedpeft.secagg.device_state import Advertised, Closed, Failed
-from fedpeft.testing.secagg import STAGES, Fleet, Round, make_fleet, make_spec, run_round
+from fedpeft.testing.secagg import STAGES, Round, run_round
+from fedpeft.testing.secagg_fleet import Fleet, make_fleet, make_spec
 
 ONE = ParticipantId(1)
 

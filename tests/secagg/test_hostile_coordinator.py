@@ -47,7 +47,8 @@ from fedpeft.secagg.primitives import AgreementKey
 from fedpeft.secagg.roster import Roster, pack_members
 from fedpeft.secagg.shamir import SHARE_SIZE
 from fedpeft.secagg.transcript import advert_digest, offer_context, roster_context
-from fedpeft.testing.secagg import Fleet, Op, Round, make_fleet, make_spec, run_round
+from fedpeft.testing.secagg import Op, Round, run_round
+from fedpeft.testing.secagg_fleet import Fleet, make_fleet, make_spec
 from fedpeft.wire import encode
 
 ONE = ParticipantId(1)

@@ -40,7 +40,8 @@ from fedpeft.secagg.transcript import (
     box_key,
     box_nonce,
 )
-from fedpeft.testing.secagg import Round, make_fleet, make_spec
+from fedpeft.testing.secagg import Round
+from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 
 BAD = ParticipantId(2)
 B = BlockId("b")

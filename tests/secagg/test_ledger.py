@@ -11,7 +11,8 @@ from fedpeft.errors import IntegrityFailed
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.secagg import DeviceSession, FileLedger, IdentityKey, Mark, MemoryLedger, Reason, Refusal, Summed
 from fedpeft.secagg.device_state import Advertised, Closed, Masked
-from fedpeft.testing.secagg import Fleet, Round, make_fleet, make_spec
+from fedpeft.testing.secagg import Round
+from fedpeft.testing.secagg_fleet import Fleet, make_fleet, make_spec
 
 ONE = ParticipantId(1)
 

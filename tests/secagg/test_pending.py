@@ -6,7 +6,8 @@ import pytest
 from fedpeft.errors import FedpeftError
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.secagg import Mode, Open, Summed, SummedBlock, SumRange, close_stage, dump_pending, load_pending
-from fedpeft.testing.secagg import Op, Round, make_fleet, make_spec
+from fedpeft.testing.secagg import Op, Round
+from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 
 B, C = BlockId("b"), BlockId("c")
 N = 11

@@ -10,7 +10,8 @@ from fedpeft.ids import ParticipantId
 from fedpeft.secagg import Open, Summed
 from fedpeft.secagg.device_secrets import secret_keys
 from fedpeft.secagg.device_state import Advertised, Closed
-from fedpeft.testing.secagg import STAGES, Round, make_fleet, make_spec
+from fedpeft.testing.secagg import STAGES, Round
+from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 
 ONE = ParticipantId(1)
 

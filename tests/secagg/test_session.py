@@ -7,7 +7,8 @@ import numpy as np
 from fedpeft.entropy import os_entropy
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.secagg import DeviceSession, MemoryLedger, Reason, Refusal, RoundOffer, Summed
-from fedpeft.testing.secagg import Round, make_fleet, make_spec
+from fedpeft.testing.secagg import Round
+from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 
 ONE = ParticipantId(1)
 OWNS = frozenset({BlockId("b")})

@@ -13,7 +13,8 @@ from fedpeft.secagg.primitives import authenticate
 from fedpeft.secagg.shamir import SHARE_SIZE
 from fedpeft.secagg.transcript import STAGE_REVEAL, advert_digest
 from fedpeft.secagg.unmask import _misfits
-from fedpeft.testing.secagg import Round, make_fleet, make_spec
+from fedpeft.testing.secagg import Round
+from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 
 # Nine devices on a complete graph: eight holders of each secret, six of which are enough.
 DEVICES, ENOUGH = 9, 6

@@ -82,9 +82,10 @@ class Watched:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The trainers by name, and the committed states, from the initial one on."""
+    from fedpeft_client.training.choice import Capacity
     from fedpeft_client.training.examples import Examples
     from fedpeft_client.training.model_pool import ModelPool
-    from fedpeft_client.training.trainer import Capacity, TorchTrainer
+    from fedpeft_client.training.trainer import TorchTrainer
 
     where: Path = tmp_path_factory.mktemp("changing")
     save_tiny(tiny_bert(), where / "tiny")

@@ -15,7 +15,8 @@ import numpy as np
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.ring import SumRange
 from fedpeft.secagg import REPLIES, REQUESTS, Open, RoundOffer, SummedBlock
-from fedpeft.testing.secagg import Round, make_fleet, make_spec
+from fedpeft.testing.secagg import Round
+from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 from fedpeft.wire import decode, encode
 
 __all__ = ["TARGET", "generate"]

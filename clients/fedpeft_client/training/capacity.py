@@ -27,9 +27,9 @@ from fedpeft.planner.battery import battery_charge
 from fedpeft.planner.hardware import resident_bytes
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.site import Site, SiteLimits, methods_of
+from fedpeft_client.training.choice import Capacity
 from fedpeft_client.training.examples import cacheable_examples
 from fedpeft_client.training.model_pool import Residency
-from fedpeft_client.training.trainer import Capacity
 
 __all__ = ["CapacityPlanner", "Senses"]
 

@@ -21,7 +21,6 @@ from fedpeft.config.model import MemoryUse, Train
 from fedpeft.config.rules import RULES
 from fedpeft.ids import BlockId, SizeClass
 from fedpeft.methods import blocks_for, due_blocks, round_of
-from fedpeft.planner import CapacityPlan
 from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.failures import cause_of
@@ -33,6 +32,7 @@ from fedpeft.round.work import Work
 from fedpeft.tuning import Evaluation, LocalPlan, NoiseScale, evaluate, train, train_privately
 from fedpeft.tuning.class_means import measure_class_means
 from fedpeft.tuning.label_calibration import label_offset
+from fedpeft_client.training.choice import Capacity
 from fedpeft_client.training.device_stores import MemoryStore
 from fedpeft_client.training.examples import Examples, Prepared, batch_seed
 from fedpeft_client.training.model_pool import ModelPool
@@ -42,40 +42,13 @@ from fedpeft_client.training.scaffold import correction, next_controls
 if TYPE_CHECKING:
     from fedpeft.methods import UnionAdapter
 
-__all__ = ["Capacity", "TorchTrainer"]
+__all__ = ["TorchTrainer"]
 
 Vector = npt.NDArray[np.float32]
 
 PLAIN = MemoryUse()
 
 NOTHING_EVALUATED = Evaluation(loss_sum=0.0, correct=0, examples=0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capacity:
-    """What a device can afford to train.
-
-    Args:
-        methods: PEFT methods, of those that the run's adapter has.
-        rank: for lora, the tier at which it stops; None is the full rank.
-        head: whether it trains the class head.
-        checkpointing: whether it has the memory only if layers are computed again in the backward pass.
-    """
-
-    methods: tuple[str, ...]
-    rank: int | None = None
-    head: bool = True
-    checkpointing: bool = False
-
-    @classmethod
-    def of(cls, plan: CapacityPlan) -> "Capacity":
-        """What the planner chose."""
-        work = plan.workload
-        return cls(methods=work.methods, rank=work.rank, head=work.head, checkpointing=work.checkpointing)
-
-    def __str__(self) -> str:
-        names = [f"{method} r{self.rank}" if method in TIERED and self.rank else method for method in self.methods]
-        return " + ".join(names) or "head"
 
 
 class TorchTrainer:
