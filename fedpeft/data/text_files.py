@@ -17,6 +17,7 @@ from fedpeft import bounded_json
 from fedpeft.bounded_json import JsonLimits, JsonRefused
 from fedpeft.data.opening import BROKEN, mislabelled, opened, plain_suffix, sort_of
 from fedpeft.data.records import BATCH_ROWS, Batch, ProblemLog
+from fedpeft.data.wide_text import wide_encoding
 
 if TYPE_CHECKING:
     import _csv
@@ -265,7 +266,7 @@ def _decoded(path: Path, block: bytes, before: int, log: ProblemLog) -> tuple[li
 
 def _is_text(path: Path, first: bytes, log: ProblemLog) -> bool:
     """Whether a file's first line looks like text in UTF-8; notes what it looks like otherwise."""
-    if wide := _wide_encoding(first):
+    if wide := wide_encoding(first):
         encoding, mark = wide
         remedy = f"Convert it: iconv -f {encoding} -t UTF-8 {quote(path.name)}."
         log.add(str(path), "UTF-8", encoding if mark else f"{encoding} without a mark", remedy)
@@ -280,32 +281,6 @@ def _is_text(path: Path, first: bytes, log: ProblemLog) -> bool:
         log.add(str(path), "lines that end in LF or CR LF", "CR alone", remedy)
         return False
     return True
-
-
-WIDE_MARKS = (
-    (b"\xff\xfe\0\0", "UTF-32"),
-    (b"\0\0\xfe\xff", "UTF-32"),
-    (b"\xff\xfe", "UTF-16"),
-    (b"\xfe\xff", "UTF-16"),
-)
-
-
-def _wide_encoding(head: bytes) -> tuple[str, bool] | None:
-    """UTF-16 or UTF-32, by its mark or by where the zero bytes of its first letter lie, and whether there is a mark."""
-    for mark, encoding in WIDE_MARKS:
-        if head.startswith(mark):
-            return encoding, True
-    zeros = tuple(byte == 0 for byte in head[:4])
-    match zeros:
-        case (False, True, True, True):
-            return "UTF-32LE", False
-        case (True, True, True, False):
-            return "UTF-32BE", False
-        case (False, True, *_):
-            return "UTF-16LE", False
-        case (True, *_):
-            return "UTF-16BE", False
-    return None
 
 
 def _text(line: bytes, where: str, log: ProblemLog) -> str:

@@ -6,16 +6,12 @@ request is refused; here a refusal is an exception with its reason, and everythi
 """
 
 import logging
-import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from flwr.app import Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
@@ -42,18 +38,15 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedpeft.clock import SystemClock
 from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid, NotEnrolled
+from fedpeft.flower.fleet_client import FleetTarget, fleet_client
 from fedpeft.flower.records import is_inline
 from fedpeft.ids import NodeId
 
-__all__ = ["REFUSAL_HEADER", "Fleet", "FleetTarget"]
+__all__ = ["REFUSAL_HEADER", "Fleet"]
 
 REFUSAL_HEADER = "fedpeft-refusal"
 """Why the gateway refuses a device: ``revoked`` is for good, ``clock`` until it is mended; the body says more."""
@@ -70,28 +63,9 @@ BROKEN_ATTEMPTS = 3
 HEARTBEAT_S = 20
 """Promised to the coordinator; after two of them without a sign a device counts as gone."""
 LONGEST_PAUSE_S = 2.0
-REQUEST_S = 10.0
-"""Without a byte of the answer: well within the deadline of a stage, so that a lost answer costs no round."""
-KEPT_S = 70.0
-"""An unused connection; the gateway closes it after 75 s."""
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FleetTarget:
-    """Where the coordinator is and who we are to it.
-
-    Args:
-        address: host:port of the gateway.
-        ca: the coordinator's certificate authority, PEM; nothing else is trusted.
-        node_key: the device's P-256 private key, PEM.
-    """
-
-    address: str
-    ca: bytes
-    node_key: bytes
 
 
 class _KeyChanged(Exception):
@@ -143,25 +117,8 @@ class Fleet:
                 self._connect(self._target())
 
     def _connect(self, target: FleetTarget) -> None:
-        """A client that signs with the target's key."""
-        key = load_pem_private_key(target.node_key, password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ConfigInvalid(f"Expected an elliptic-curve node key, found {type(key).__name__}; join again.")
-        self._key, self._public = target.node_key, public_key_to_bytes(key.public_key())
-        trust = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cadata=target.ca.decode("ascii"))
-        self._client = FleetHttpClient(
-            f"https://{target.address}",
-            interceptors=[
-                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-                NodeAuthHttpInterceptor(key, key.public_key()),
-            ],
-            verify=trust,
-        )
-        self._client._client.close()
-        # Flower's own lets a connection go after 5 s: then every round would begin with a TLS handshake.
-        self._client._client = httpx.Client(
-            verify=trust, timeout=REQUEST_S, limits=httpx.Limits(keepalive_expiry=KEPT_S)
-        )
+        self._key = target.node_key
+        self._client, self._public = fleet_client(target)
         self._node = Node(node_id=0)
 
     def _session(self, connected: Callable[[NodeId], None]) -> None:

@@ -16,7 +16,8 @@ from fedpeft.entropy import os_entropy
 from fedpeft.errors import NotEnrolled, PolicyRefused
 from fedpeft.flower import NodeContext, client_app
 from fedpeft.flower.exchange import FleetTransport
-from fedpeft.flower.fleet import Fleet, FleetTarget
+from fedpeft.flower.fleet import Fleet
+from fedpeft.flower.fleet_client import FleetTarget
 from fedpeft.flower.superlink import SuperLink
 from fedpeft.ids import NodeId
 from fedpeft.round.transport import Reply, Stage

@@ -16,7 +16,8 @@ from fedpeft.clock import Clock, SystemClock
 from fedpeft.directory_lock import DirectoryLock, short_turn
 from fedpeft.errors import FedpeftError, NotEnrolled
 from fedpeft.flower import NodeContext, client_app
-from fedpeft.flower.fleet import Fleet, FleetTarget
+from fedpeft.flower.fleet import Fleet
+from fedpeft.flower.fleet_client import FleetTarget
 from fedpeft.ids import NodeId
 from fedpeft.round.bound import signed_plan
 from fedpeft.round.failures import Trouble, refusal_of

@@ -5,16 +5,15 @@ log. Asking again with the same keys gives the same answer, so a lost answer cos
 token is refused. Used by the running coordinator and by `fedpeft coordinator clients`, over the same registry.
 """
 
-import re
 from dataclasses import replace
 
 from fedpeft.clock import Clock
-from fedpeft.deployment.ceremony import short_code, vouches
+from fedpeft.deployment.ceremony import short_code
 from fedpeft.deployment.messages import Accepted, Application, EnrolRequest, RefusalReason, Refused, Renewed, Waiting
-from fedpeft.errors import ConfigInvalid, IntegrityFailed
-from fedpeft.planner import DeviceProfile
+from fedpeft.errors import ConfigInvalid
 from fedpeft.terminal import printable
 from fedpeft.wire import WireError, decode
+from fedpeft_server.enrolment.applications import objection_to
 from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
 from fedpeft_server.enrolment.certificate_authority import Authority, certificate_expiry, node_key_of, request_key
 from fedpeft_server.enrolment.join_tokens import TokenRecord, Tokens
@@ -25,9 +24,6 @@ from fedpeft_server.rate_limit import RateLimit
 
 __all__ = ["Admission"]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_ORGANISATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,&()_-]{0,62}")
-_PROFILE_MAX = 4096
 _MORE_WAITING = 20
 """Applications of one token beyond its uses that may wait: who knows a token can ask in others' place."""
 _RECORDED_PER_S, _RECORDED_BURST = 1 / 300, 20
@@ -80,7 +76,7 @@ class Admission:
             self.strangers.count(peer)
             return Refused(reason=RefusalReason.NOT_ACCEPTED, detail="the coordinator does not know this token")
         node_key = request_key(application.csr)
-        if isinstance(node_key, str) or (wrong := self._objection(application)):
+        if isinstance(node_key, str) or (wrong := objection_to(application, self._authority.fingerprint)):
             wrong = node_key if isinstance(node_key, str) else wrong
             return self._refused(peer, application, RefusalReason.MALFORMED, wrong)
         known = self._registry.by_node_key(node_key)
@@ -181,24 +177,6 @@ class Admission:
         if device.status is not Status.ACTIVE:
             return _ended(device)
         return device
-
-    def _objection(self, application: Application) -> str:
-        """What is wrong with an application, in words; empty if nothing is."""
-        if application.ca_fingerprint != self._authority.fingerprint:
-            return "Expected an application to this coordinator, found the pin of another."
-        if not _NAME.fullmatch(application.device):
-            return f"Expected a name of letters, digits and ._- (63 at most), found {application.device[:80]!r}."
-        if application.organisation and not _ORGANISATION.fullmatch(application.organisation):
-            return f"Expected an organisation's name (63 letters at most), found {application.organisation[:80]!r}."
-        if not vouches(application):
-            return "Expected the identity's signature over the application, found another."
-        try:
-            if len(application.profile) > _PROFILE_MAX:
-                raise IntegrityFailed(f"{len(application.profile)} characters")
-            DeviceProfile.from_json(application.profile)
-        except IntegrityFailed as error:
-            return f"Expected a hardware profile, found {error}."
-        return ""
 
     def _repeat(
         self, known: EnrolledDevice, application: Application, token: TokenRecord, peer: str

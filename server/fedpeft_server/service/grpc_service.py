@@ -44,6 +44,7 @@ from fedpeft_server.rate_limit import RateLimit
 from fedpeft_server.service.adapter_files import AdapterShelf
 from fedpeft_server.service.base_files import BaseShelf
 from fedpeft_server.service.grpc_calls import Call, abort, address, client_certificate, refuse, strict
+from fedpeft_server.service.grpc_ports import bind_port, server_credentials
 from fedpeft_server.service.wakeups import WakeBoard
 
 __all__ = ["FleetService"]
@@ -123,7 +124,7 @@ class FleetService:
                 server = aio.server(options=options)
                 server.add_generic_rpc_handlers((self._handlers(),))
                 servers.append(server)
-                self._bind(server, port, credentials)
+                bind_port(server, self._home.settings().bind, port, credentials)
                 await server.start()
         except BaseException as error:
             report(error)
@@ -141,50 +142,12 @@ class FleetService:
         settings = self._home.settings()
         authority = self._home.ca_certificate.read_bytes()
         enrolled = len(self._registry.devices(Status.ACTIVE))
-        open_to_all = self._credentials(None)
-        devices_only = self._credentials(authority)
+        open_to_all = server_credentials(self._home, None)
+        devices_only = server_credentials(self._home, authority)
         return (
             (settings.enrol_port, rpc.ENROL_OPTIONS, open_to_all),
             (settings.service_port, rpc.service_options(enrolled), devices_only),
         )
-
-    def _credentials(self, authority: bytes | None) -> grpc.ServerCredentials:
-        """Of the certificate that its file holds at each handshake: it is renewed while this process runs.
-
-        Args:
-            authority: whose certificates a device must show; None: none.
-        """
-        home, shown = self._home, b""
-
-        def fetch() -> grpc.ServerCertificateConfiguration | None:
-            nonlocal shown
-            try:
-                certificate = home.server_certificate.read_bytes()
-                if certificate == shown:
-                    return None
-                pair = [(home.server_key.read_bytes(), certificate)]
-            except OSError as error:  # the one before is still good
-                _log.error("the server's certificate cannot be read: %s", error)
-                return None
-            shown = certificate
-            return grpc.ssl_server_certificate_configuration(pair, authority)
-
-        first = fetch()
-        if first is None:
-            raise ResourceMissing(f"Expected the server's certificate in {home.pki}, found none; restore it.")
-        return grpc.dynamic_ssl_server_credentials(first, fetch, require_client_authentication=authority is not None)
-
-    def _bind(self, server: aio.Server, port: int, credentials: grpc.ServerCredentials) -> None:
-        bind = self._home.settings().bind
-        where = f"[{bind}]:{port}" if ":" in bind else f"{bind}:{port}"
-        taken = ResourceMissing(
-            f"Expected port {port} of {bind} to be free, found it taken; stop who has it, or change coordinator.json."
-        )
-        try:
-            if server.add_secure_port(where, credentials) != port:
-                raise taken
-        except RuntimeError as error:
-            raise taken from error
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         unary = {
