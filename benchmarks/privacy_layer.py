@@ -169,7 +169,7 @@ def first_tokens(union: UnionAdapter, examples: EncodedDataset) -> Tensor:
     Args:
         union: the base with an adapter in its top layer, at its start: nothing is changed yet.
     """
-    anatomy, stages = union.anatomy, Stages(union)
+    anatomy, stages = union.anatomy, SplitForward(union)
     attention = union.model.get_submodule(f"{anatomy.layer_paths[-1]}.attention")
     seen: list[Tensor] = []
     handles = [
