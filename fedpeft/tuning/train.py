@@ -49,7 +49,7 @@ class LocalPlan:
         max_grad_norm: the gradient over all trained blocks is scaled down to this L2 norm.
         micro_batch: at most so many examples pass through the model at once, their gradients added up; 0: all of a
             step. The same step but for rounding, in less memory.
-        checkpointing: layers are computed again in the backward pass (``Stages``).
+        checkpointing: layers are computed again in the backward pass (``SplitForward``).
         proximal_mu: FedProx (Li 2020): mu (x - x at the start) is added to the gradient.
     """
 
