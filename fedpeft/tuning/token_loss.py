@@ -95,7 +95,8 @@ class _TokenLoss(torch.autograd.Function):
 
 @contextmanager
 def output_withheld(model: nn.Module) -> Iterator[OutputMatrix | None]:
-    """Inside, ``model``'s output matrix is an ``OutputMatrix``: ``SplitForward`` made here keep it. None where it cannot be.
+    """Inside, ``model``'s output matrix is an ``OutputMatrix``: ``SplitForward`` made here keep it. None where it
+    cannot be.
 
     It cannot where there is none (a classifier), where it is trained, or where it is no plain linear layer.
     """
