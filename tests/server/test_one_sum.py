@@ -3,7 +3,7 @@
 Every durable write of a round is a crash point: attempt counter (S0), pending round (S4), each note of CONSIST and
 REVEAL (S5 to S7), checkpoint and row (S8), removal (S9); docs/adr/0011. The devices keep what they wrote. What the
 coordinator gets to see is recorded over all its lives. Failures covered: a kill; a device that is gone when the
-coordinator is back. Not covered: power cuts that undo writes (tests/server/test_durable.py).
+coordinator is back. Not covered: power cuts that undo writes (tests/server/test_journal.py).
 """
 
 import sys
