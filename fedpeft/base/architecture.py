@@ -108,6 +108,7 @@ def tasks_of(config: PretrainedConfig) -> Iterator[TaskName]:
         yield "classify"
     # A masked language model with a causal class attends to the right unless its config says otherwise.
     encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    encoder = encoder or getattr(config, "attn_type", "uni") == "bi"  # XLNet, which sees the text that it is asked for
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not encoder:
         yield "causal-lm"
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedpeft.base.artifact import BaseArtifact
+from fedpeft.base.fit import UNBOUNDED, positions_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,11 +114,11 @@ def model_facts(model: "nn.Module", content: Mapping[str, Any], head: Collection
         for path, module in model.named_modules()
         if re.search(r"\.\d+\.", path) and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
     )
-    table = _position_table(model)
+    positions, rows = positions_of(content), _position_table(model)
     return ModelFacts(
         embedding_rows=_embedding_rows(model),
-        positions=table if table is not None else _declared_positions(model),
-        positions_are_rows=table is not None,
+        positions=None if positions == UNBOUNDED else positions,
+        positions_are_rows=rows is not None,
         matrices=dict(sorted(leaves.items())),
         head=_head_facts(content, head),
     )
@@ -158,13 +159,4 @@ def _position_table(model: "nn.Module") -> int | None:
         if kept is None:
             kept = 0 if module.padding_idx is None else module.padding_idx + 1
         return int(module.num_embeddings) - int(kept)
-    return None
-
-
-def _declared_positions(model: "nn.Module") -> int | None:
-    config: Any = model.config
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "context_length", "seq_length"):
-        value = getattr(config, key, None)
-        if isinstance(value, int) and value > 0:
-            return value
     return None

