@@ -9,7 +9,9 @@ import os
 import shlex
 from pathlib import Path
 
-__all__ = ["PRIVATE", "SHARED", "append_whole", "read_text", "sync", "write_file"]
+from fedpeft.errors import ConfigInvalid, ResourceMissing
+
+__all__ = ["PRIVATE", "SHARED", "append_whole", "expanded", "expect_folder", "read_text", "sync", "write_file"]
 
 PRIVATE = 0o600
 """Readable by the owner only: keys, ledgers, a device's state."""
@@ -95,3 +97,42 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` and ``~name`` written out.
+
+    Raises:
+        ConfigInvalid: there is no such user, or none has a home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigInvalid(f"Expected a path, found no home directory for {str(path)[:200]!r}.") from error
+
+
+def expect_folder(path: Path) -> None:
+    """Returns if files can be written below ``path``, which is left as it was: there, or not there.
+
+    Called before work whose result goes there: hours of training must not end at a misspelt folder.
+
+    Raises:
+        ResourceMissing: a file is in the way, or the machine does not allow it.
+    """
+    made: list[Path] = []
+    try:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir()
+            made.append(folder)
+        probe = path / f".fedpeft-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
+        raise ResourceMissing(
+            f"Expected a folder at {str(path)[:200]} to write to, found: {reason}; name another, or mend that one."
+        ) from error
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()

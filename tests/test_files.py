@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.files import PRIVATE, write_file
+from fedpeft.errors import ConfigInvalid, ResourceMissing
+from fedpeft.files import PRIVATE, expanded, expect_folder, write_file
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -34,3 +35,26 @@ def test_a_file_that_cannot_be_put_in_place_leaves_nothing_behind(tmp_path: Path
     with pytest.raises(IsADirectoryError):
         write_file(tmp_path / "a", b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for name in ("there", "not/yet/there"):
+        expect_folder(tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+@pytest.mark.parametrize(
+    "place", ["file", "file/x/y", "n" * 300, "a/" + "n" * 300 + "/b", "a\0b", "/proc/x/y", "/dev/null/x"]
+)
+def test_a_folder_that_cannot_be_written_is_refused_and_nothing_is_left(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ResourceMissing, match="folder"):
+        expect_folder(tmp_path / place)
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+
+
+def test_a_user_who_does_not_exist_has_no_folder() -> None:
+    with pytest.raises(ConfigInvalid, match="no home directory"):
+        expanded("~no-such-user/models")
+    assert expanded("models/a") == Path("models/a")

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from fedpeft.errors import IntegrityFailed, NotEnrolled
-from fedpeft.files import PRIVATE, write_file
+from fedpeft.files import PRIVATE, expanded, write_file
 from fedpeft.secagg.primitives import IdentityKey
 
 __all__ = ["DeviceHome", "Enrolment", "default_device_home"]
@@ -75,7 +75,7 @@ def _literal(host: str) -> str:
 def default_device_home() -> Path:
     """``$FEDPEFT_HOME``, or ``~/.local/share/fedpeft/device``."""
     home = os.environ.get("FEDPEFT_HOME")
-    return Path(home).expanduser() if home else Path.home() / ".local/share/fedpeft/device"
+    return expanded(home) if home else Path.home() / ".local/share/fedpeft/device"
 
 
 class DeviceHome:

@@ -8,7 +8,6 @@ Needs no torch: a model's config is read as JSON.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from fedpeft.config.adapter import Adapter
 from fedpeft.config.model import Task
 from fedpeft.data import EncodedDataset
 from fedpeft.errors import ConfigInvalid, DataInvalid, FedpeftError, Problem
+from fedpeft.files import expanded
 
 __all__ = ["expect_examples_fit", "expect_fit", "fit_problems", "positions_of", "published_config"]
 
@@ -92,7 +92,7 @@ def expect_fit(artifact: BaseArtifact, task: Task, adapter: Adapter | None = Non
 
 def published_config(model: str) -> Mapping[str, Any] | None:
     """config.json of a model that lies on this machine as a folder; None where it would have to be fetched or built."""
-    path = Path(model).expanduser()
+    path = expanded(model)
     if not path.is_dir():
         return None
     try:

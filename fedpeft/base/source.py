@@ -15,6 +15,7 @@ from typing import Literal
 
 from fedpeft.bounded_json import JsonLimits, JsonRefused, loads
 from fedpeft.errors import ConfigInvalid, Problem, ResourceMissing
+from fedpeft.files import expanded
 
 __all__ = [
     "CONFIG_FILE",
@@ -84,7 +85,7 @@ def resolve(model: str) -> ModelSource:
         return _package(found["name"])
     if found := HUB.fullmatch(model):
         return _hub(found["repository"], found["revision"])
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_dir():
         return _directory(path, "directory")
     if path.is_file() and path.suffix == ".gguf":

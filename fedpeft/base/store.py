@@ -18,7 +18,7 @@ from fedpeft.base.artifact import FOLDER, MANIFEST_FILE, BaseArtifact, open_arti
 from fedpeft.base.manifest import FORMAT
 from fedpeft.clock import SystemClock
 from fedpeft.errors import IntegrityFailed, Problem, ResourceMissing
-from fedpeft.files import sync
+from fedpeft.files import expanded, sync
 
 __all__ = ["ArtifactStore", "default_store", "index_key", "staging_directory", "write_json"]
 
@@ -29,7 +29,7 @@ ABANDONED_S = 24 * 3600.0
 def default_store() -> Path:
     """``$FEDPEFT_HOME/bases``, or ``~/.cache/fedpeft/bases``."""
     home = os.environ.get("FEDPEFT_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".cache" / "fedpeft") / "bases"
+    return (expanded(home) if home else Path.home() / ".cache" / "fedpeft") / "bases"
 
 
 def index_key(origin: str, files: Mapping[str, str], quantize: str) -> str:

@@ -241,7 +241,12 @@ def _is_of_this_machine(error: OSError, given: Sequence[str]) -> bool:
     words = [part for word in given for part in (word, word.partition("=")[2]) if part and not part.startswith("-")]
     places = [os.environ.get(name, "") for name in ("FEDPEFT_HOME", "HOME", "TMPDIR")]
     named = [os.path.abspath(word) for word in (*words, *places, "runs") if word and "\0" not in word]
-    return any(_inside(failed, place) or _inside(place, failed) for place in named if place != os.sep)
+    beside = os.path.dirname(failed)  # a file is written as another one beside it, and then renamed
+    return any(
+        _inside(failed, place) or _inside(place, failed) or beside == os.path.dirname(place)
+        for place in named
+        if place != os.sep
+    )
 
 
 def _inside(path: str, folder: str) -> bool:

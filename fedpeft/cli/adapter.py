@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedpeft.cli.options import AdapterPath, FiniteFloat, RunPath, json_option, map_option, run_argument, say_json
+from fedpeft.cli.options import (
+    AdapterPath,
+    FiniteFloat,
+    OutFolder,
+    RunPath,
+    json_option,
+    map_option,
+    run_argument,
+    say_json,
+)
 
 if TYPE_CHECKING:
     from fedpeft.export.arithmetic import Rule
@@ -52,7 +61,7 @@ def inspect(folder: Path, original: str | None, store: Path | None, as_json: boo
 )
 @click.option("--whole-matrices", is_flag=True, help="Fold IA3 beside LoRA into whole matrices: peft alone loads it.")
 @click.option("--full", is_flag=True, help="Write base and adapter as one model that transformers alone loads.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where to write it.")
+@click.option("--out", type=OutFolder(), required=True, help="Where to write it.")
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
 def export(
     run: Path,
@@ -149,7 +158,7 @@ def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | Non
 @click.option("--density", type=FiniteFloat(0, 1, min_open=True), default=0.5, show_default=True)
 @click.option("--rank", type=click.IntRange(1), help="Of svd; default: the largest of the folders'.")
 @click.option("--seed", default=0, show_default=True, help="Of dare.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where to write it.")
+@click.option("--out", type=OutFolder(), required=True, help="Where to write it.")
 @json_option
 def merge(
     folders: tuple[Path, ...],
@@ -184,7 +193,7 @@ def merge(
 @click.option("--data", required=True, help="A few examples of the new task: a file, a directory or builtin:NAME.")
 @map_option
 @click.option("--tries", type=click.IntRange(1), default=60, show_default=True, help="Mixtures to evaluate.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where to write it.")
+@click.option("--out", type=OutFolder(), required=True, help="Where to write it.")
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
 @json_option
 def hub(

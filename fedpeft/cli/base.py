@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedpeft.cli.options import json_option, say_json
+from fedpeft.cli.options import OutFolder, json_option, say_json
 from fedpeft.terminal import verbosity
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _methods(artifact: "BaseArtifact", *, attention: bool) -> list[str]:
 
 @command.command()
 @click.argument("digest")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A new or empty folder.")
+@click.option("--out", type=OutFolder(), required=True, help="A new or empty folder.")
 @store_option
 def export(digest: str, out: Path, store: Path | None) -> None:
     """Write the artifact DIGEST as a folder for transformers: float32 weights, config and tokenizer.

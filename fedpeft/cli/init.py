@@ -44,6 +44,8 @@ def command(
     from fedpeft.errors import DataInvalid
     from fedpeft.files import write_file
 
+    if out.exists() and not out.is_file():
+        raise click.UsageError(f"Expected a file or nothing at {out}, found a device or a pipe; name another.")
     if out.exists() and not force:
         raise click.UsageError(f"Expected no file {out}, found one; name another with --out, or replace it by --force.")
     if not out.absolute().parent.is_dir():
@@ -90,7 +92,9 @@ def _run_toml(
     published = published_config(chosen)
     length = min(128, positions_of(published)) if published is not None else 128
     partition = {"by": "column", "column": column} if column else {"by": "iid", "clients": clients}
-    where = str(Path(chosen).expanduser().absolute()) if published is not None else chosen
+    from fedpeft.files import expanded
+
+    where = str(expanded(chosen).absolute()) if published is not None else chosen
     tables: dict[str, dict[str, object]] = {
         "run": {"name": "my-run"},
         "base": {"model": where},

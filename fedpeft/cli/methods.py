@@ -21,9 +21,16 @@ _LAYER_SHARES = (1, 2, 3, 6)  # all layers, the top half, third and sixth
 
 _base = click.option("--base", "model", metavar="MODEL", help="A base model or the digest of an artifact.")
 _store = click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
-_labels = click.option("--labels", default=3, show_default=True, help="Classes of the task; 0: a language model.")
-_batch = click.option("--batch-size", default=32, show_default=True, help="Examples a step.")
-_length = click.option("--length", default=128, show_default=True, help="Tokens an example.")
+_labels = click.option(
+    "--labels",
+    type=click.IntRange(0, 100_000),
+    default=3,
+    show_default=True,
+    help="Classes of the task; 0: a language model.",
+)
+_COUNT, _BATCH = click.IntRange(1, 1_000_000), click.IntRange(1, 4096)
+_batch = click.option("--batch-size", type=_BATCH, default=32, show_default=True, help="Examples a step.")
+_length = click.option("--length", type=_COUNT, default=128, show_default=True, help="Tokens an example.")
 
 
 def _format(command: Command) -> Command:
@@ -104,7 +111,7 @@ def list_(model: str | None, labels: int, batch_size: int, length: int, store: P
 @click.option(
     "--deadline", type=Quantity("a time such as 60s", "s"), default="1800s", show_default=True, help="To train a round."
 )
-@click.option("--steps", default=12, show_default=True, help="Local steps a round.")
+@click.option("--steps", type=_COUNT, default=12, show_default=True, help="Local steps a round.")
 @_labels
 @_batch
 @_length

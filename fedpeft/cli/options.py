@@ -17,6 +17,7 @@ from fedpeft.errors import DataInvalid
 __all__ = [
     "AdapterPath",
     "FiniteFloat",
+    "OutFolder",
     "RunPath",
     "ask_for",
     "json_option",
@@ -124,6 +125,21 @@ def map_option(command: Command) -> Command:
 def model_option(help_text: str) -> Callable[[Command], Command]:
     """``--model``, which ``--base`` also names; the command gets ``model``."""
     return click.option("--model", "--base", "model", metavar="MODEL", help=help_text)
+
+
+class OutFolder(click.Path):
+    """A folder that a command will write: refused before any work where nothing can be written."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """See ``click.ParamType``."""
+        from fedpeft.files import expect_folder
+
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        expect_folder(path)
+        return path
 
 
 def json_option(command: Command) -> Command:

@@ -29,12 +29,14 @@ LARGE_BATCH = 1024
 @click.option("--epsilon", type=FiniteFloat(min=0, min_open=True), required=True, help="The budget of a whole run.")
 @click.option("--delta", type=FiniteFloat(0, 1, min_open=True, max_open=True), help="Default: N^-1.1.")
 @click.option("--rounds", type=click.IntRange(min=1), required=True, help="Rounds to train.")
-@click.option("--clients", type=click.IntRange(min=3), required=True, help="Clients asked in each round.")
+@click.option("--clients", type=click.IntRange(3, 10_000_000), required=True, help="Clients asked in each round.")
 @click.option("--parameters", type=click.IntRange(min=1), multiple=True, help="Trained parameters; may be repeated.")
 @click.option("--min-cohort", type=click.IntRange(min=3), help="secagg.min_cohort. Default: 4 of 5 clients.")
 @click.option("--colluders", type=click.IntRange(min=0), default=1, show_default=True, help="Devices not trusted.")
 @click.option("--bits", type=click.Choice(["16", "32"]), default="32", show_default=True, help="secagg.bits.")
-@click.option("--examples", type=click.IntRange(min=2), help="For example: how many the smallest device has.")
+@click.option(
+    "--examples", type=click.IntRange(2, 1_000_000_000), help="For example: how many the smallest device has."
+)
 @click.option("--local-steps", type=click.IntRange(min=1), default=1, show_default=True, help="For example: a round.")
 @click.option("--batch", type=click.IntRange(1, 4096), help="For example: train.batch_size. Default: 1024, or all.")
 def plan(

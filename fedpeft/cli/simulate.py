@@ -67,6 +67,7 @@ def command(
 
     from fedpeft.config import load
     from fedpeft.data.formats import located
+    from fedpeft.files import expect_folder
 
     if (config is None) == (resume is None):
         raise click.UsageError("Expected either a CONFIG file or --resume RUN.")
@@ -85,6 +86,8 @@ def command(
         source = located(loaded.data.source)
         loaded = loaded.model_copy(update={"data": loaded.data.model_copy(update={"source": source})})
 
+    for folder in (out,) if store is None else (out, store):
+        expect_folder(folder)
     console = Console(stderr=as_json)  # one JSON value is all that goes to the standard output
     if not verbosity().quiet:
         said = f"config {path}; {len(changed) + len(overrides)} overrides; loading"

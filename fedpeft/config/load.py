@@ -19,7 +19,7 @@ from fedpeft.config.check import check
 from fedpeft.config.derived import with_head_start
 from fedpeft.config.explain import Fault, Location, explain, key_of, value_at
 from fedpeft.config.model import RunConfig
-from fedpeft.config.overrides import apply_overrides
+from fedpeft.config.overrides import MAX_DEPTH, apply_overrides
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.files import read_text
 
@@ -76,7 +76,11 @@ def parse(text: str, *, source: str, overrides: Sequence[str] = (), simulation: 
         document: dict[str, object] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigInvalid("The configuration is not TOML.", problems=[_syntax(error, source)]) from error
+    except (RecursionError, ValueError) as error:  # lists in lists, a number of thousands of digits
+        unreasonable = Problem(where=source, expected="TOML within reason", found=str(error)[:80])
+        raise ConfigInvalid("The configuration is not TOML.", problems=[unreasonable]) from error
     problems, overridden = apply_overrides(document, overrides)
+    _expect_within_reason(document, source)
     if simulation:
         _complete(document)
     else:
@@ -104,6 +108,22 @@ def parse(text: str, *, source: str, overrides: Sequence[str] = (), simulation: 
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigInvalid(f"Expected a valid configuration, found {count}; nothing was started.", problems=problems)
     return with_head_start(config)
+
+
+def _expect_within_reason(document: dict[str, object], source: str) -> None:
+    """Refuses what TOML's own specification does not promise: what follows walks the document by recursion."""
+    level: list[object] = [document]
+    for _ in range(MAX_DEPTH + 1):
+        for value in level:
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                problem = Problem(where=source, expected="whole numbers of 64 bits", found="a larger one")
+                raise ConfigInvalid("The configuration is not TOML.", problems=[problem])
+        tables = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [inner for table in tables for inner in table]
+        if not level:
+            return
+    problem = Problem(where=source, expected=f"at most {MAX_DEPTH} tables and lists inside each other", found="more")
+    raise ConfigInvalid("The configuration is not TOML.", problems=[problem])
 
 
 SIMULATED_CLIENTS = 5

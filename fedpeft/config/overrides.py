@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from fedpeft.config.explain import Location
 from fedpeft.errors import Problem
 
-__all__ = ["apply_overrides"]
+__all__ = ["MAX_DEPTH", "apply_overrides"]
+
+MAX_DEPTH = 16
+"""Of keys inside tables, and of lists inside lists: no configuration comes near."""
 
 _BARE = re.compile(r"[^\s\"'\[{][^\n]*")
 """Text that a shell user writes without TOML's quotes: `--set train.decay=cosine`."""
@@ -29,12 +32,12 @@ def apply_overrides(document: dict[str, object], overrides: Sequence[str]) -> tu
     for override in overrides:
         path, separator, text = override.partition("=")
         parts = path.strip().split(".")
-        if not separator or not all(re.fullmatch(r"[A-Za-z0-9_-]+", part) for part in parts):
+        if not separator or len(parts) > MAX_DEPTH or not all(re.fullmatch(r"[A-Za-z0-9_-]+", part) for part in parts):
             problems.append(
                 Problem(
-                    where=f"--set {override}",
+                    where=f"--set {override[:80]}",
                     expected="key.path=value",
-                    found=f'"{override}"',
+                    found=f'"{override[:80]}"',
                     remedy="E.g. --set rounds.count=3.",
                 )
             )
@@ -56,7 +59,9 @@ class _Refused(Exception):
 def _value(text: str) -> object:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError as error:
+    except (RecursionError, ValueError) as error:
+        if not isinstance(error, tomllib.TOMLDecodeError):
+            raise _Refused("a TOML value", f'"{text[:40]}..." ({str(error)[:60]})') from error
         if _BARE.fullmatch(text):
             return text
         raise _Refused("a TOML value", f'"{text}" ({error})') from error

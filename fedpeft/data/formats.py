@@ -20,6 +20,7 @@ from fedpeft.data.opening import plain_suffix
 from fedpeft.data.packed import PackedColumn, PackedOrigins, PackedRows
 from fedpeft.data.records import BATCH_ROWS, MISSING, Batch, ProblemLog, Record, Records
 from fedpeft.data.tasks import KNOWN_COLUMNS
+from fedpeft.files import expanded
 
 __all__ = ["Loaded", "load", "load_noting", "load_records", "located"]
 
@@ -156,7 +157,7 @@ def load_noting(
 
 def located(source: str) -> str:
     """``source`` independent of the working directory: bundled sources as they are, paths and patterns absolute."""
-    return source if source.startswith(builtin.PREFIX) else str(Path(source).expanduser().absolute())
+    return source if source.startswith(builtin.PREFIX) else str(expanded(source).absolute())
 
 
 def _bundled(source: str, wanted: frozenset[str] | None) -> Loaded:

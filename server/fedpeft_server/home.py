@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from fedpeft.errors import ConfigInvalid
-from fedpeft.files import SHARED, write_file
+from fedpeft.files import SHARED, expanded, write_file
 from fedpeft.secagg.primitives import IdentityKey
 
 __all__ = ["AdapterAccess", "CoordinatorHome", "Settings", "default_coordinator_home"]
@@ -100,7 +100,7 @@ class Settings:
 def default_coordinator_home() -> Path:
     """``$FEDPEFT_HOME``, or ``~/.local/share/fedpeft/coordinator``."""
     home = os.environ.get("FEDPEFT_HOME")
-    return Path(home).expanduser() if home else Path.home() / ".local/share/fedpeft/coordinator"
+    return expanded(home) if home else Path.home() / ".local/share/fedpeft/coordinator"
 
 
 class CoordinatorHome:

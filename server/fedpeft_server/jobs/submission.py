@@ -9,6 +9,7 @@ from fedpeft.base.source import resolve
 from fedpeft.base.store import ArtifactStore
 from fedpeft.config.load import parse
 from fedpeft.errors import ConfigInvalid
+from fedpeft.files import expanded
 
 __all__ = ["submission"]
 
@@ -31,7 +32,7 @@ def submission(text: str, *, source: Path, bases: Path) -> str:
     """
     model = parse(text, source=str(source)).base.model
     if not model.startswith(_NAMED):
-        absolute = str(Path(model).expanduser().absolute())  # the coordinator runs in another directory
+        absolute = str(expanded(model).absolute())  # the coordinator runs in another directory
         if absolute != model:
             document = tomllib.loads(text)
             document["base"]["model"] = model = absolute
