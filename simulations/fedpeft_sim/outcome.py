@@ -64,7 +64,9 @@ def _table(summary: Summary) -> Table:
     better = ", lower is better" if perplexities else ""
     title = f"{summary.metric.capitalize()} on held-out {unit}{better}"
     caption = f"alone: trained on its own examples; tested on its own, and on everybody's held-out {unit}"
-    table = Table(title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left", pad_edge=False
+    )
     table.add_column("client")
     for column in (unit, *_COLUMNS.values()):
         table.add_column(column, justify="right")

@@ -43,9 +43,9 @@ def ended(parent: Path, **summary: object) -> Path:
         return run.path
 
 
-def said(run: Path) -> str:
+def said(run: Path, *, width: int = 200) -> str:
     out = io.StringIO()
-    show_outcome(Console(file=out, width=200, color_system=None), run)
+    show_outcome(Console(file=out, width=width, color_system=None), run)
     return out.getvalue()
 
 
@@ -85,6 +85,16 @@ def test_the_table_asks_a_client_alone_both_questions(tmp_path: Path) -> None:
     assert "90.0 %" in row
     assert "north does better alone on its own examples (99.0%, not 90.0%)" in text
     assert "on everybody's that model has 12.5% beside 85.0%" in text
+
+
+def test_the_demos_table_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    rows = (
+        Comparison(client="virgin-america", examples=400, alone=0.99, everywhere=0.9, federated=0.9, centralised=0.9),
+        Comparison(client="all", examples=2400, alone=0.9, everywhere=0.9, federated=0.85, centralised=0.9),
+    )
+    text = said(ended(tmp_path, **FINISHED, comparison=rows), width=80)
+    assert "virgin-america" in text
+    assert "centralised" in text
 
 
 def test_a_language_models_table_has_perplexities_of_tokens(tmp_path: Path) -> None:
