@@ -33,7 +33,7 @@ def fish_picks(settings: Fish, weights: int, layers: int) -> int:
 
     Example:
         >>> fish_picks(Fish(keep=0.005), weights=6 * 2 * 384 * 384, layers=6)
-        8844
+        8850
     """
     return layers * max(1, round(settings.keep * weights / max(1, layers)))
 

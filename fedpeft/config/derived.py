@@ -91,8 +91,8 @@ def suggested_delta(clients: int) -> float:
     """A delta well below 1 / clients.
 
     Example:
-        >>> suggested_delta(1000)
-        0.0005011872336272725
+        >>> round(suggested_delta(1000), 7)
+        0.0005012
     """
     return float(clients**-1.1)
 

@@ -100,7 +100,7 @@ def ticks(low: float, high: float, ceiling: float | None = None) -> tuple[float,
 
     Example:
         >>> ticks(0.62, 0.83)
-        (0.6, 0.65, 0.7, 0.75, 0.8, 0.85)
+        (0.6, 0.7, 0.8, 0.9)
     """
     if high - low <= 1e-9 * abs(high + low) or high - low < _NARROWEST:
         margin = abs(low + high) / 20
