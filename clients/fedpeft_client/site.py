@@ -107,6 +107,11 @@ class SitePolicy(Section):
         description="Refuse runs without DP-SGD whose devices take one step of SGD through a narrow ReLU network: "
         "there a crafted state reads single examples from a sum of many devices.",
     )
+    allow_starts: tuple[str, ...] = Field(
+        default=(),
+        description="A run begins with the state that plan and base make, or with one of these (digests, hex): an "
+        "adapter that was trained before. The device's log names what it refused.",
+    )
     min_noise_multiplier: float = Field(default=0.0, ge=0, description="Less noise on a sum is refused.")
     max_epsilon: float | None = Field(
         default=None, gt=0, description="Client-level budget of this device over its life; runs without are refused."
@@ -195,6 +200,10 @@ class Site(Section):
         policy = self.policy
         if policy.allow_bases and plan.base not in policy.allow_bases:
             raise PolicyRefused(f"Expected a base of policy.allow_bases, found {plan.base[:19]}.")
+        if plan.start and plan.start not in policy.allow_starts:
+            raise PolicyRefused(
+                f"Expected a run that begins anew or with one of policy.allow_starts, found {plan.start}."
+            )
         offered = methods_of(plan.adapter)
         if policy.allow_methods and offered and not self.trained(offered):
             raise PolicyRefused(f"Expected one of {', '.join(policy.allow_methods)}, the run has {', '.join(offered)}.")

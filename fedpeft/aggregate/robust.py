@@ -68,7 +68,7 @@ def robust_mean(aggregate: Aggregate, updates: Sequence[Update]) -> dict[BlockId
 
 def _statistic(aggregate: Aggregate, values: Vector) -> Vector:
     """Over axis 0 of (n, P), no row longer than ``NORM_CLIP`` times the median of their norms."""
-    norms = np.linalg.norm(values, axis=1)
+    norms = np.sqrt(_total(np.square(values)))
     limit = NORM_CLIP * float(np.median(norms))
     values = values * np.minimum(1.0, limit / np.maximum(norms, 1e-300))[:, None]
     if aggregate.robust == "median":
@@ -77,6 +77,17 @@ def _statistic(aggregate: Aggregate, values: Vector) -> Vector:
         cut = min(int(np.ceil(aggregate.bad_fraction * len(values))), (len(values) - 1) // 2)
         return np.asarray(np.sort(values, axis=0)[cut : len(values) - cut].mean(axis=0))
     return np.asarray(values.mean(axis=0))
+
+
+def _total(values: Vector) -> Vector:
+    """Sums of rows, (n, P) -> (n,), by halves: the order of additions, so each bit, is the same on every machine."""
+    width = 1 << max(0, values.shape[1] - 1).bit_length()
+    halves = np.zeros((len(values), width))
+    halves[:, : values.shape[1]] = values
+    while halves.shape[1] > 1:
+        middle = halves.shape[1] // 2
+        halves = halves[:, :middle] + halves[:, middle:]
+    return np.asarray(halves[:, 0])
 
 
 def _krum(updates: Sequence[Update], bad: int) -> int:

@@ -54,6 +54,8 @@ class RuleTraits:
         local: blocks that it leaves on the device.
         any_adapter: it has a meaning without LoRA too.
         every_column: a device trains all columns and then keeps as many as its rank pays for.
+        elementwise: its step is additions, products and roots coordinate by coordinate, so it repeats to the bit on any
+            machine, and devices can take it after the coordinator (``fedpeft.round.transition``).
     """
 
     source: str
@@ -70,6 +72,7 @@ class RuleTraits:
     local: tuple[str, ...] = ()
     any_adapter: bool = False
     every_column: bool = False
+    elementwise: bool = False
 
 
 _PRODUCTS = "it needs each device's product B A, and a sum of A's and of B's does not determine the sum of products"
@@ -83,14 +86,25 @@ RULES: Mapping[RuleName, RuleTraits] = MappingProxyType(
             proved=frozenset({"client", "example"}),
             options=frozenset({"a_round_every", "fold_every", "auto_rank"}),
             any_adapter=True,
+            elementwise=True,
         ),
-        "fedit": RuleTraits(source="Zhang 2024, zero-padded", trains="both", truncated=True, owner_weights=True),
+        "fedit": RuleTraits(
+            source="Zhang 2024, zero-padded", trains="both", truncated=True, owner_weights=True, elementwise=True
+        ),
         "hetlora": RuleTraits(source="Cho 2024", trains="both", truncated=True, own_weight=True),
-        "rbla": RuleTraits(source="Tavallaie 2024", trains="both", truncated=True, owner_weights=True),
-        "ffa": RuleTraits(source="Sun 2024", trains="B", truncated=True, one_mean=True, proved=frozenset({"client"})),
-        "rolora": RuleTraits(source="Chen 2025", trains="alternate", truncated=True, one_mean=True),
-        "lora-a2": RuleTraits(source="Koo 2025", trains="alternate", one_mean=True, every_column=True),
-        "fedsa": RuleTraits(source="Guo 2025", trains="both", truncated=True, owner_weights=True, local=("lora.B",)),
+        "rbla": RuleTraits(
+            source="Tavallaie 2024", trains="both", truncated=True, owner_weights=True, elementwise=True
+        ),
+        "ffa": RuleTraits(
+            source="Sun 2024", trains="B", truncated=True, one_mean=True, proved=frozenset({"client"}), elementwise=True
+        ),
+        "rolora": RuleTraits(source="Chen 2025", trains="alternate", truncated=True, one_mean=True, elementwise=True),
+        "lora-a2": RuleTraits(
+            source="Koo 2025", trains="alternate", one_mean=True, every_column=True, elementwise=True
+        ),
+        "fedsa": RuleTraits(
+            source="Guo 2025", trains="both", truncated=True, owner_weights=True, local=("lora.B",), elementwise=True
+        ),
         "fedsvd": RuleTraits(
             source="Lee 2025", trains="B", truncated=True, refactors=True, proved=frozenset({"client"})
         ),
@@ -109,7 +123,9 @@ RULES: Mapping[RuleName, RuleTraits] = MappingProxyType(
         "lora-fair": RuleTraits(
             source="Bian 2025", trains="both", truncated=True, individual=_PRODUCTS, refactors=True
         ),
-        "fedrot": RuleTraits(source="FedRot-LoRA 2026", trains="both", truncated=True, owner_weights=True),
+        "fedrot": RuleTraits(
+            source="FedRot-LoRA 2026", trains="both", truncated=True, owner_weights=True, elementwise=True
+        ),
     }
 )
 

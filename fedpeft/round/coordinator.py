@@ -184,6 +184,7 @@ class _Room:
         self._members = {ParticipantId(place): member for place, member in enumerate(members, 1)}
         self._places = {member.node: place for place, member in self._members.items()}
         self.names = {place: member.profile.device for place, member in self._members.items()}
+        self._asking: set[ParticipantId] = set()
         parts = accounts or tuple(Traffic() for _ in members)
         self.traffic = dict(zip(self.names.values(), parts, strict=True))
 
@@ -262,11 +263,14 @@ class _Room:
         member = self._members[place]
         if lacks.reason is FailureReason.MISSING_STATE:
             member.held.clear()
+            self._asking.discard(place)
         else:
             member.known.after = min(lacks.after, self._task.round_id - 1)
+            self._asking.add(place)  # it may lack the sums, not the links
 
     def _fit_request(self, place: ParticipantId, offer: secagg.Request, state: AdapterState) -> bytes:
-        held, known = self._members[place].held, self._members[place].known
+        held, known, published = self._members[place].held, self._members[place].known, self._task.published
+        follows = published is not None and {entry.block_id: entry.sha256 for entry in published.before} == held
         lacking = tuple(
             BlockPayload(block_id=block_id, values=state[block_id].astype("<f4", copy=False).tobytes())
             for block_id in state
@@ -277,8 +281,9 @@ class _Room:
             learning=self._task.plan.to_json(),
             work=encode(self._task.work(state)),
             history=encode(self._task.past.since(known.after)),
-            payloads=lacking,
+            payloads=() if follows else lacking,
             controls=self._task.control_payloads(),
+            sums=published.sums if published is not None and (follows or place in self._asking) else (),
         )
         return encode(request)
 

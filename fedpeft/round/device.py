@@ -34,6 +34,7 @@ from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS, in_bucket
 from fedpeft.round.noise import expect_noise
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.size_class import declared_class
+from fedpeft.round.start import expect_start
 from fedpeft.round.terms import expect_terms
 from fedpeft.round.transport import Stage
 from fedpeft.round.work import Work, accept_work, dealt_buckets
@@ -145,9 +146,11 @@ class Device:
             return Failure(reason=FailureReason.MISSING_HISTORY, after=pin.after)
         spec = self._trainer.spec(bound.plan)
         work = self._work(bound, pin, spec, request)
-        state = receive(self._store, spec, bound, request.payloads)
-        if state is None:
-            return Failure(reason=FailureReason.MISSING_STATE)
+        state = receive(self._store, spec, bound, request)
+        if isinstance(state, FailureReason):
+            return self._lacks(state, terms.run_id)
+        if terms.round_id == 1:
+            expect_start(bound.plan, state, self._trainer.first_state(bound.plan))
         noise, plan = mechanism(terms), bound.plan
         if noise is not None:
             self._afford(noise)
@@ -198,6 +201,12 @@ class Device:
         )
         self._store.write(OPEN, encode(answered))
         return ready
+
+    def _lacks(self, reason: FailureReason, run_id: str) -> Failure:
+        """With the last round whose link a coordinator need not send again."""
+        mark = self._session.mark(run_id)
+        after = known_links(self._store, run_id, mark) if reason is FailureReason.MISSING_HISTORY else 0
+        return Failure(reason=reason, after=after)
 
     def _work(self, bound: Bound, pin: RunPin, spec: AdapterSpec, request: FitRequest) -> Work:
         """What this device does in this round, all of it as the plan says."""

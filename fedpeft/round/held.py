@@ -1,19 +1,23 @@
 """What a device remembers of its runs, from one round to the next: what each run is, and the state it last received."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec
+from fedpeft.aggregate import ServerState
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.round.bound import Bound
-from fedpeft.round.history import Forked, Lacking, Standing, followed, genesis, read_history
+from fedpeft.round.history import BURNT, Forked, Lacking, Standing, followed, genesis, read_history
 from fedpeft.round.local import DeviceStore, ForkSeen, HeldBlocks, RunPin, SeenLinks, kept
-from fedpeft.round.messages import BlockDigest, BlockPayload, FitRequest, Link
-from fedpeft.round.work import last_round, state_digest
+from fedpeft.round.messages import BlockDigest, BlockPayload, FailureReason, FitRequest, Link
+from fedpeft.round.plan import LearningPlan, learning_rate_factor
+from fedpeft.round.transition import is_exact, keeps_memory, next_state
+from fedpeft.round.work import controls_digest, last_round, state_digest
 from fedpeft.secagg import Mark
 from fedpeft.wire import encode
 
@@ -65,15 +69,15 @@ def follow(
             whole=pin is not None,
             before=(found.round_id, found.state),
         )
-        lacking = followed(history, standing, round_id=round_id, head=bound.terms.history, state=bound.work.state)
+        proved = followed(history, standing, round_id=round_id, head=bound.terms.history, state=bound.work.state)
     except Forked as fork:
         _keep_fork(store, fork, bound, request.offer)
         raise
-    if lacking is not None:
-        return lacking
+    if isinstance(proved, Lacking):
+        return proved
     if pin is None:
         store.write(_key(run_id), encode(found))
-    _keep_links(store, run_id, history.links, request.offer)
+    _keep_links(store, run_id, proved, request.offer)
     return found
 
 
@@ -140,23 +144,100 @@ def _check_range(block: BlockSpec, values: Vector, limit: float) -> None:
         raise SpecMismatch(f"{block.block_id}: expected finite values of at most {limit:g}, found {largest:g}.")
 
 
-def receive(
-    store: DeviceStore, spec: AdapterSpec, bound: Bound, payloads: tuple[BlockPayload, ...]
-) -> AdapterState | None:
-    """The global state from what was sent and what is held; None when that is not the state of the signed terms.
+def receive(store: DeviceStore, spec: AdapterSpec, bound: Bound, request: FitRequest) -> AdapterState | FailureReason:
+    """The state that the round begins with: held, or computed from the one before, or as it was sent.
+
+    Whoever holds the state before, and all that the next one follows from, takes none that it did not compute itself.
+
+    Returns:
+        The state of the signed terms; or what is missing for it.
 
     Raises:
-        SpecMismatch: it is, and it is no state of this adapter: of another length, not finite, or out of range.
+        SpecMismatch: it does not follow, or is no state of this adapter: of another length, not finite, out of range.
     """
     held = kept(store, HELD, HeldBlocks)
-    blocks = {part.block_id: part.values for part in (held.blocks if held else ())}
-    blocks |= {part.block_id: part.values for part in payloads}
-    names = [block.block_id for block in spec.blocks]
-    if not blocks.keys() >= set(names):
+    held = held if held is not None and held.run_id == bound.plan.run_id else None
+    round_id, memory = bound.terms.round_id, None
+    if held is not None and _digest_of(held) == bound.work.state and _unmoved(store, held, round_id):
+        state, memory = _state_of(spec, bound, {part.block_id: part.values for part in held.blocks}), held.server
+    elif held is not None and (link := _step_to_follow(store, spec, bound.plan, held, round_id)) is not None:
+        if not request.sums:
+            return FailureReason.MISSING_HISTORY
+        state, memory = _stepped(spec, bound, held, link, request.sums)
+    else:
+        blocks = {part.block_id: part.values for part in (held.blocks if held else ())}
+        blocks |= {part.block_id: part.values for part in request.payloads}
+        names = [block.block_id for block in spec.blocks]
+        if not blocks.keys() >= set(names):
+            return FailureReason.MISSING_STATE
+        digests = {block_id: hashlib.sha256(blocks[block_id]).hexdigest() for block_id in names}
+        if state_digest(digests) != bound.work.state:
+            return FailureReason.MISSING_STATE
+        state = _state_of(spec, bound, blocks)
+        if round_id == 1 or not keeps_memory(bound.plan):
+            memory = ServerState().to_safetensors()
+    _expect_controls(bound, request, memory)
+    _hold(store, bound, state, memory)
+    return state
+
+
+def _digest_of(held: HeldBlocks) -> bytes:
+    return state_digest({entry.block_id: entry.sha256 for entry in held.digests})
+
+
+def _links_from(store: DeviceStore, run_id: str, first: int, stop: int) -> list[Link] | None:
+    """The links of these rounds, as this device has accepted them; None: it does not have them all."""
+    seen = kept(store, _key(run_id, "links"), SeenLinks)
+    by_round = {link.round_id: link for link in (seen.links if seen else ())}
+    rounds = range(first, stop)
+    return [by_round[number] for number in rounds] if by_round.keys() >= set(rounds) else None
+
+
+def _unmoved(store: DeviceStore, held: HeldBlocks, round_id: int) -> bool:
+    """Whether nothing but burnt rounds lies between the held state and this round: state and memory are the same."""
+    between = _links_from(store, held.run_id, held.round_id, round_id)
+    return between is not None and all(link.outcome == BURNT for link in between)
+
+
+def _step_to_follow(
+    store: DeviceStore, spec: AdapterSpec, plan: LearningPlan, held: HeldBlocks, round_id: int
+) -> Link | None:
+    """The last round's link, if this device can make its state itself."""
+    links = _links_from(store, held.run_id, held.round_id, round_id)
+    if not links or held.server is None or links[-1].outcome == BURNT or not is_exact(plan, spec, round_id - 1):
         return None
-    digests = {block_id: hashlib.sha256(blocks[block_id]).hexdigest() for block_id in names}
-    if state_digest(digests) != bound.work.state:
-        return None
+    return links[-1] if all(link.outcome == BURNT for link in links[:-1]) else None
+
+
+def _stepped(
+    spec: AdapterSpec, bound: Bound, held: HeldBlocks, link: Link, sums: tuple[BlockPayload, ...]
+) -> tuple[AdapterState, bytes]:
+    before = _state_of(spec, bound, {part.block_id: part.values for part in held.blocks})
+    factor = held.learning_rate_factor
+    if held.round_id != link.round_id:  # burnt rounds lie between; the schedule went on
+        factor = learning_rate_factor(bound.plan.train, bound.plan.rounds, link.round_id)
+    memory = ServerState.from_safetensors(held.server or b"")
+    state, server = next_state(bound.plan, before, memory, link, sums, learning_rate_factor=factor)
+    if state_digest(state.digests) != bound.work.state:
+        raise SpecMismatch(
+            f"Expected the state that follows from the sums of round {link.round_id}, found another in the terms: "
+            "its coordinator changed it, or computes otherwise."
+        )
+    _expect_range(bound, state)
+    return state, server.to_safetensors()
+
+
+def _expect_controls(bound: Bound, request: FitRequest, memory: bytes | None) -> None:
+    """SCAFFOLD's controls follow from the sums like the state, for whoever has followed them."""
+    if not bound.plan.train.scaffold or not bound.work.train or memory is None:
+        return
+    own = ServerState.from_safetensors(memory).control
+    payloads = [BlockPayload(block_id=name, values=own[name].astype("<f4").tobytes()) for name in sorted(own)]
+    if controls_digest(payloads) != bound.work.controls:
+        raise SpecMismatch("Expected the controls that follow from the sums so far, found others.")
+
+
+def _state_of(spec: AdapterSpec, bound: Bound, blocks: Mapping[BlockId, bytes]) -> AdapterState:
     vectors: dict[BlockId, Vector] = {}
     for block in spec.blocks:
         values = blocks[block.block_id]
@@ -164,10 +245,24 @@ def receive(
             raise SpecMismatch(f"{block.block_id}: expected {4 * block.size} bytes, found {len(values)}.")
         vectors[block.block_id] = np.frombuffer(values, "<f4").astype(np.float32)
         _check_range(block, vectors[block.block_id], bound.plan.max_state)
+    return AdapterState(spec, vectors)
+
+
+def _expect_range(bound: Bound, state: AdapterState) -> None:
+    for block in state.spec.blocks:
+        _check_range(block, state[block.block_id], bound.plan.max_state)
+
+
+def _hold(store: DeviceStore, bound: Bound, state: AdapterState, memory: bytes | None) -> None:
     record = HeldBlocks(
         run_id=bound.plan.run_id,
-        digests=tuple(BlockDigest(block_id=block_id, sha256=digests[block_id]) for block_id in names),
-        blocks=tuple(BlockPayload(block_id=block_id, values=blocks[block_id]) for block_id in names),
+        digests=tuple(BlockDigest(block_id=block_id, sha256=state.digests[block_id]) for block_id in state),
+        blocks=tuple(
+            BlockPayload(block_id=block_id, values=state[block_id].astype("<f4", copy=False).tobytes())
+            for block_id in state
+        ),
+        round_id=bound.terms.round_id,
+        learning_rate_factor=bound.work.learning_rate_factor,
+        server=memory,
     )
     store.write(HELD, encode(record))
-    return AdapterState(spec, vectors)

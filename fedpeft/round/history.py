@@ -128,8 +128,10 @@ def read_history(payload: bytes, round_id: int) -> History:
     return history
 
 
-def followed(history: History, standing: Standing, *, round_id: int, head: bytes, state: bytes) -> Lacking | None:
-    """Returns None if the past that the terms name is reached from where the device stands; or what it lacks for that.
+def followed(
+    history: History, standing: Standing, *, round_id: int, head: bytes, state: bytes
+) -> tuple[Link, ...] | Lacking:
+    """The links that lead from where the device stands to the past that the terms name; or what it lacks for that.
 
     Args:
         history: as read for this round.
@@ -160,7 +162,7 @@ def followed(history: History, standing: Standing, *, round_id: int, head: bytes
                 text = f"Expected of round {link.round_id} the survivors that this device signed, or none."
                 raise Forked(text, links)
     _expect_states({1: history.first, standing.before[0]: standing.before[1]}, proved, round_id, state)
-    return None
+    return proved
 
 
 def _expect_states(states: dict[int, bytes], links: tuple[Link, ...], round_id: int, state: bytes) -> None:

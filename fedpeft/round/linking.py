@@ -1,7 +1,7 @@
 """The link of a round that is over, from what the coordinator opened, or of one that was burnt."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -19,7 +19,7 @@ from fedpeft.round.work import dealt_buckets
 from fedpeft.secagg import BlockSum, Summed
 from fedpeft.secagg.primitives import digest
 
-__all__ = ["burnt_link", "link_of", "public_weights", "summed_blocks", "sums_digest"]
+__all__ = ["burnt_link", "link_of", "public_weights", "summed_blocks", "sums_digest", "survivors_in_buckets"]
 
 MEASURED = frozenset({METRICS, TRAIN_LOSS, COHORT_WEIGHT, CLIP_BIT, NOISED_METRICS})
 """Blocks of the terms that no block of the adapter has: nothing of them is in the next state of a rule that devices
@@ -47,6 +47,15 @@ def public_weights(plan: LearningPlan, summed: Summed) -> dict[ParticipantId, in
     }
 
 
+def survivors_in_buckets(
+    plan: LearningPlan, names: Mapping[ParticipantId, str], round_id: int, summed: Summed
+) -> tuple[int, ...]:
+    """How many devices are in the sum; with buckets in each of them, ascending."""
+    buckets = dealt_buckets(plan, list(names.values()), round_id)
+    places = [buckets.get(names[place], 0) for place in summed.survivors]
+    return tuple(places.count(number) for number in sorted(set(buckets.values())) or [0])
+
+
 def link_of(
     task: RoundTask, names: Mapping[ParticipantId, str], summed: Summed, *, state: bytes, population: int
 ) -> Link:
@@ -60,9 +69,6 @@ def link_of(
     """
     plan, blocks = task.plan, summed_blocks(summed)
     weights = public_weights(plan, summed)
-    buckets = dealt_buckets(plan, list(names.values()), task.round_id)
-    places = [buckets.get(names[place], 0) for place in summed.survivors]
-    numbers = sorted(set(buckets.values())) or [0]
     of_owners = [sum(weights[place] for place in block.members) for block in blocks.values()]
     return Link(
         round_id=task.round_id,
@@ -72,7 +78,7 @@ def link_of(
         sums=sums_digest({block_id: block.words for block_id, block in blocks.items()}),
         devices=len(names),
         population=max(population, len(summed.survivors)),
-        survivors=_packed([places.count(number) for number in numbers], ">u4"),
+        survivors=_packed(survivors_in_buckets(plan, names, task.round_id, summed), ">u4"),
         weight=sum(weights.values()),
         owners=_packed([block.owners for block in blocks.values()], ">u4"),
         weights=_packed(of_owners, ">u8") if RULES[plan.aggregate.rule].owner_weights else b"",
@@ -98,7 +104,7 @@ def burnt_link(task: RoundTask, *, state: bytes, devices: int, population: int) 
     )
 
 
-def _packed(numbers: list[int], kind: str) -> bytes:
+def _packed(numbers: Sequence[int], kind: str) -> bytes:
     return np.array(numbers, kind).tobytes()
 
 

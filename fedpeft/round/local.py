@@ -84,6 +84,10 @@ class Trainer(Protocol):
         """
         ...
 
+    def first_state(self, plan: LearningPlan) -> AdapterState:
+        """The state that this plan begins with, made on this device's own copy of the base."""
+        ...
+
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         """The blocks that this device can afford to train."""
         ...
@@ -186,11 +190,20 @@ class Identity:
 @message(0x0181)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldBlocks:
-    """Store record: the global state as last received, and in which run."""
+    """Store record: the global state as last received, and in which run.
+
+    Args:
+        round_id: the round that began with it.
+        learning_rate_factor: of that round.
+        server: what its coordinator's rule remembers beside it, as this device computed it; None: not known here.
+    """
 
     run_id: str
     digests: tuple[BlockDigest, ...]
     blocks: tuple[BlockPayload, ...]
+    round_id: int
+    learning_rate_factor: float
+    server: bytes | None
 
 
 @message(0x0182)

@@ -93,8 +93,9 @@ class FitRequest:
     """Stage 1 of a round (docs/protocol.md, "Work").
 
     Nothing here is believed: ``learning`` and ``work`` count only if their digests are in the signed terms, ``history``
-    only if it leads to the digest that they hold, and ``payloads`` and ``controls`` carry bytes whose digests are in
-    ``work``. So whatever decides what a device computes is the same on all devices whose inputs can be summed.
+    only if it leads to the digest that they hold; ``payloads`` and ``controls`` carry bytes whose digests are in
+    ``work``, ``sums`` such whose digest is in the last link. So whatever decides what a device computes is the same on
+    all devices whose inputs can be summed.
 
     Args:
         offer: the secure aggregation's encoded ``RoundOffer``: the signed terms of this round.
@@ -103,6 +104,8 @@ class FitRequest:
         history: an encoded ``History``: the links that the device is thought to lack.
         payloads: those blocks of the global state that the device is thought to lack.
         controls: SCAFFOLD's server control of each block of the round, in units of a step.
+        sums: instead of ``payloads``, for a device that holds the state before: the unmasked words of the last round,
+            by the names of its terms and in their order.
     """
 
     offer: bytes
@@ -111,6 +114,7 @@ class FitRequest:
     history: bytes
     payloads: tuple[BlockPayload, ...]
     controls: tuple[BlockPayload, ...]
+    sums: tuple[BlockPayload, ...] = ()
 
 
 @message(0x0104)

@@ -68,6 +68,7 @@ class LearningPlan(Section):
     ``base`` and ``adapter_spec`` are digests: of the base artifact, and of the specification of the union
     adapter that ``adapter`` makes on that base with ``seed``. ``secagg`` and ``client_privacy`` are the run's sections
     that every round's terms follow from; the latter with its noise multiplier, and only under client-level privacy.
+    ``start`` is the digest of the state of round 1, where that is not what the plan makes on the base.
     """
 
     run_id: str
@@ -83,6 +84,7 @@ class LearningPlan(Section):
     privacy: ExampleTerms | None = None
     client_privacy: Privacy | None = None
     max_state: float = Field(default=MAX_STATE, gt=0)
+    start: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
 
     def to_json(self) -> str:
         """Strict JSON, one encoding: fields in order of declaration."""

@@ -11,11 +11,12 @@ from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec
 from fedpeft.ids import BlockId, NodeId, ParticipantId, RoundId
 from fedpeft.privacy import ExampleStatement, NoiseTerms
 from fedpeft.round.history import Past
-from fedpeft.round.messages import BlockPayload, Profile, WorkTerms
+from fedpeft.round.messages import BlockDigest, BlockPayload, Profile, WorkTerms
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.round.work import planned_blocks, state_digest, work_terms
+from fedpeft.wire import message
 
-__all__ = ["NOWHERE", "KnownPast", "Member", "RoundOutcome", "RoundTask", "Traffic", "each_once"]
+__all__ = ["NOWHERE", "KnownPast", "Member", "PublishedSums", "RoundOutcome", "RoundTask", "Traffic", "each_once"]
 
 NOWHERE = NodeId(0)
 """The node of a device that cannot be reached now."""
@@ -43,6 +44,20 @@ class Member:
     known: KnownPast = field(default_factory=KnownPast)
 
 
+@message(0x0193)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedSums:
+    """The last round's sums, where devices can make its state of them; a file of the coordinator, never a message.
+
+    Args:
+        before: digests of the state that the round began with.
+        sums: the unmasked words of every opened block, in the order of the terms.
+    """
+
+    before: tuple[BlockDigest, ...]
+    sums: tuple[BlockPayload, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundTask:
     """What one attempt at one round is to do; whatever follows from the plan is computed from it.
@@ -52,6 +67,7 @@ class RoundTask:
         attempt: from 1; counts within the round, over all starts of the coordinator.
         plan: the run's learning plan.
         past: every round before.
+        published: the last round's sums; None: it had none, or its step cannot be followed.
         noise: client-level differential privacy: what every device clips to and adds; then nothing is measured.
         blocks: the blocks that this round trains, of the planned ones; None: all of them.
         controls: SCAFFOLD's control of each block; empty without.
@@ -62,6 +78,7 @@ class RoundTask:
     attempt: int
     plan: LearningPlan
     past: Past
+    published: PublishedSums | None = None
     noise: NoiseTerms | None = None
     blocks: frozenset[BlockId] | None = None
     controls: Mapping[BlockId, Vector] = field(default_factory=dict)

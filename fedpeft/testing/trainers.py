@@ -114,6 +114,10 @@ class GivenTrainer:
         """See ``Trainer``."""
         return self._spec
 
+    def first_state(self, plan: LearningPlan) -> AdapterState:
+        """See ``Trainer``: what ``toy_state`` makes unless told otherwise."""
+        return toy_state(self._spec)
+
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         """See ``Trainer``."""
         return frozenset(self.deltas)
@@ -174,6 +178,10 @@ class LinearTrainer:
     def spec(self, plan: LearningPlan) -> AdapterSpec:
         """See ``Trainer``."""
         return self._spec
+
+    def first_state(self, plan: LearningPlan) -> AdapterState:
+        """See ``Trainer``: what ``toy_state`` makes unless told otherwise."""
+        return toy_state(self._spec)
 
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         """See ``Trainer``."""

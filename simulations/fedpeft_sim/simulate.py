@@ -20,6 +20,7 @@ from fedpeft.errors import ConfigInvalid, FedpeftError
 from fedpeft.export.earlier_runs import with_sources
 from fedpeft.round.plan import learning_plan
 from fedpeft.round.rates import rates_told
+from fedpeft.round.start import named_start
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_server.report.page import write_report
 from fedpeft_server.run.run_directory import RunDirectory
@@ -83,8 +84,9 @@ def prepare(
         accelerator=config.performance.accelerator,
     )
     draft = learning_plan(config, run_id="", base=artifact.digest, adapter_spec="")
-    initial = with_sources(pool.initial_state(draft), config.adapter, config.base.adapters)
-    plan = draft.model_copy(update={"adapter_spec": initial.spec.digest})
+    made = pool.initial_state(draft)
+    initial = with_sources(made, config.adapter, config.base.adapters)
+    plan = draft.model_copy(update={"adapter_spec": initial.spec.digest, "start": named_start(made, initial)})
     expect_affordable(plan, population, initial.spec)
     examples = examples_of(population, pool)
     for remark in encode_all(examples, plan):

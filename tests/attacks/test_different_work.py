@@ -16,12 +16,12 @@ from fedpeft.entropy import os_entropy
 from fedpeft.ids import BlockId, NodeId, ParticipantId
 from fedpeft.round.messages import BlockPayload, Failure, FitRequest, Ready, WorkTerms
 from fedpeft.round.transport import Stage
-from fedpeft.round.work import work_digest
+from fedpeft.round.work import state_digest, work_digest
 from fedpeft.secagg.primitives import digest
 from fedpeft.secagg.roster import pack_members
 from fedpeft.secagg.transcript import advert_digest, offer_context
 from fedpeft.testing.different_work import Lie, lied_to
-from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, fit_request, toy_task, toy_terms
+from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, fit_request, toy_past, toy_task, toy_terms
 from fedpeft.testing.trainers import LinearTrainer, toy_plan, toy_spec, toy_state
 from fedpeft.wire import decode, encode
 
@@ -86,11 +86,15 @@ def fitted(fleet: ToyFleet, node: NodeId, request: FitRequest) -> Ready | Failur
 
 @pytest.mark.parametrize("relabelled", [False, True])
 def test_different_work_gives_no_common_sum_even_if_each_device_has_it_signed(relabelled: bool) -> None:
-    """The state is bound, not foretold: every device takes the one that is signed for it. But the signed terms are
+    """The state is bound, not foretold: a late joiner takes the one that is signed for it. But the signed terms are
     hashed into every key and advert, so the victim finds nobody whose advert is of its own round."""
     fleet = linear_fleet()
-    true = fit_request(fleet, PLAN, STATE)
-    false = fit_request(fleet, PLAN, STATE.replace({BlockId("head"): np.zeros(6, np.float32)}))
+    other = STATE.replace({BlockId("head"): np.zeros(6, np.float32)})
+    pasts = [toy_past(PLAN, STATE, rounds=1, left=state_digest(state.digests)) for state in (STATE, other)]
+    true, false = (
+        fit_request(fleet, PLAN, state, task=toy_task(PLAN, round_id=2, past=past))
+        for state, past in zip((STATE, other), pasts, strict=True)
+    )
     adverts = []
     for node in fleet.names:
         reply = fitted(fleet, node, true if node == VICTIM else false)

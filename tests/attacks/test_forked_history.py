@@ -12,7 +12,7 @@ import pytest
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
-from fedpeft.config.model import Rounds
+from fedpeft.config.model import Aggregate, Rounds
 from fedpeft.ids import BlockId
 from fedpeft.round.coordinator import run_round
 from fedpeft.round.held import fork_seen
@@ -28,7 +28,9 @@ from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec, 
 N = 8
 SPEC = toy_spec({"head": N})
 STATE = toy_state(SPEC)
-PLAN = toy_plan(SPEC, secagg=exact_terms(N))
+PLAN = toy_plan(SPEC, secagg=exact_terms(N)).model_copy(
+    update={"aggregate": Aggregate(weight="uniform", a_round_every=2)}  # whose states travel
+)
 HEAD = BlockId("head")
 
 

@@ -53,6 +53,9 @@ class ModelTrainer:
     def initial_state(self) -> AdapterState:
         return self._union.initial_state()
 
+    def first_state(self, plan: LearningPlan) -> AdapterState:
+        return self._union.initial_state()
+
     def spec(self, plan: LearningPlan) -> AdapterSpec:
         return self._union.spec
 

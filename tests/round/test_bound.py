@@ -68,7 +68,7 @@ def signed(fleet: ToyFleet, asked: LearningPlan, round_id: int = 1, /, **changes
 
 def test_fit_request_has_no_field_outside_the_digests() -> None:
     """Signed, digested, or a carrier of bytes that are digested: a new field must be one of these, in protocol.md."""
-    asked = {"offer", "learning", "work", "history", "payloads", "controls"}
+    asked = {"offer", "learning", "work", "history", "payloads", "controls", "sums"}
     assert {field.name for field in fields(FitRequest)} == asked
     derived = {"first_step", "learning_rate_factor", "eval_examples", "train", "blocks"}
     assert {field.name for field in fields(WorkTerms)} == derived | {"plan", "state", "controls"}
@@ -79,7 +79,7 @@ def test_fit_request_has_no_field_outside_the_digests() -> None:
 def whole() -> tuple[ToyFleet, bytes]:
     """A request that has something in every field."""
     fleet = toy_fleet()
-    task = replace(toy_task(SCAFFOLD), controls=CONTROLS)
+    task = replace(toy_task(SCAFFOLD, round_id=2), controls=CONTROLS)  # of a late joiner: who was there knows better
     return fleet, encode(fit_request(fleet, SCAFFOLD, STATE, task=task))
 
 

@@ -106,10 +106,12 @@ def test_ready_says_which_blocks_and_nothing_about_the_examples(fleet: ToyFleet)
 
 
 def test_blocks_already_held_need_not_be_sent_again(fleet: ToyFleet) -> None:
-    fit(fleet, fit_request(fleet, PLAN, STATE))
+    """Under a rule whose states travel; of the others devices make the state themselves."""
+    plan = PLAN.model_copy(update={"aggregate": PLAN.aggregate.model_copy(update={"a_round_every": 2})})
+    fit(fleet, fit_request(fleet, plan, STATE))
     later = STATE.replace({BlockId("head"): np.ones(4, np.float32)})
-    past = toy_past(PLAN, STATE, rounds=1, left=state_digest(later.digests))
-    request = fit_request(fleet, PLAN, later, task=toy_task(PLAN, round_id=2, past=past))
+    past = toy_past(plan, STATE, rounds=1, left=state_digest(later.digests))
+    request = fit_request(fleet, plan, later, task=toy_task(plan, round_id=2, past=past))
     only_head = tuple(part for part in request.payloads if part.block_id == "head")
     assert isinstance(fit(fleet, replace(request, payloads=only_head)), Ready)
     assert given(fleet).received[-1].digests == later.digests

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 import pytest
 
 from fedpeft import secagg
+from fedpeft.config.model import Aggregate
 from fedpeft.ids import NodeId
 from fedpeft.round.held import LINKS_KEPT, fork_seen
 from fedpeft.round.history import BURNT, LARGEST_LINK, Past, genesis, linked, read_history
@@ -19,7 +20,9 @@ from fedpeft.wire import WireError, decode, encode
 
 SPEC = toy_spec({"head": 4, "bitfit": 5})
 STATE = toy_state(SPEC)
-PLAN = toy_plan(SPEC, secagg=exact_terms(4))
+STATED = toy_plan(SPEC, secagg=exact_terms(4))
+PLAN = STATED.model_copy(update={"aggregate": Aggregate(weight="uniform", a_round_every=2)})
+"""Of a rule whose states travel: what follows from sums is tests/attacks/test_wrong_state.py."""
 NODE = NodeId(1000)
 LEFT = state_digest(STATE.digests)
 

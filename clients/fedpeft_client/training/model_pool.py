@@ -124,7 +124,7 @@ class ModelPool:
 
     def _ready(self, plan: LearningPlan) -> "UnionAdapter":
         with self._lock:
-            key = plan.model_copy(update={"run_id": "", "adapter_spec": ""}).to_json()
+            key = plan.model_copy(update={"run_id": "", "adapter_spec": "", "start": ""}).to_json()
             # What is mapped shows what is written to the file later, so a touched base is loaded, and verified, anew.
             touched = self._artifact is not None and not is_as_verified(self._artifact)
             if self._first is None or key != self._key or touched:

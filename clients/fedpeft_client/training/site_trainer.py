@@ -95,6 +95,10 @@ class SiteTrainer:
         trainer.change(planner.now())
         return self._pool.spec(plan)
 
+    def first_state(self, plan: LearningPlan) -> AdapterState:
+        """See ``Trainer``."""
+        return self._for(plan)[1].first_state(plan)
+
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         """See ``Trainer``."""
         return self._for(plan)[1].trains(plan)

@@ -88,6 +88,10 @@ class TorchTrainer:
         """See ``Trainer``."""
         return self._pool.spec(plan)
 
+    def first_state(self, plan: LearningPlan) -> AdapterState:
+        """See ``Trainer``."""
+        return self._pool.initial_state(plan)
+
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         """See ``Trainer``."""
         capacity = self._capacity

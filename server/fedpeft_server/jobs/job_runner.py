@@ -176,7 +176,7 @@ class JobRunner:
         site = self._site
         plan = learning_plan(
             config, run_id=run.manifest.run_id, base=drafted.base, adapter_spec=drafted.initial.spec.digest
-        )
+        ).model_copy(update={"start": drafted.start})
         transport = EnrolledTransport(site.transport, site.members, lambda: site.interrupted(job))
         needed = max(config.rounds.min_devices, secagg.MIN_COHORT_FLOOR)
         publisher = Publisher(model_process, run)

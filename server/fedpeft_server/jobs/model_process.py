@@ -37,10 +37,12 @@ class Drafted:
     Args:
         base: digest of the base artifact.
         initial: the first global state, with its specification.
+        start: digest of it, hex, if it is not what the plan makes on the base (``fedpeft.round.start``); else empty.
     """
 
     base: str
     initial: AdapterState
+    start: str = ""
 
 
 class ModelProcess:
@@ -70,7 +72,7 @@ class ModelProcess:
         head, _, state = self._ask("draft", resolved(config).encode()).partition(b"\n")
         content = json.loads(head)
         spec = AdapterSpec.from_json(content["spec"])
-        return Drafted(base=content["base"], initial=AdapterState.from_safetensors(spec, state))
+        return Drafted(base=content["base"], initial=AdapterState.from_safetensors(spec, state), start=content["start"])
 
     def export(self, state: AdapterState, folder: Path) -> None:
         """Write the drafted adapter with this state as files for others.
@@ -152,6 +154,7 @@ class _Workshop:
         from fedpeft.base import build, load_model
         from fedpeft.export.earlier_runs import with_sources
         from fedpeft.methods import attach
+        from fedpeft.round.start import named_start
 
         config = parse(payload.decode(), source="run.toml", simulation=True)
         artifact = build(config.base.model, quantize=config.base.quantize, store=self._bases)
@@ -160,7 +163,8 @@ class _Workshop:
         union = attach(model, config.adapter, seed=config.run.seed)
         self._union, self._config, self._artifact = union, config, artifact
         initial = with_sources(union.initial_state(), config.adapter, config.base.adapters)
-        head = json.dumps({"base": artifact.digest, "spec": initial.spec.to_json()})
+        start = named_start(union.initial_state(), initial)
+        head = json.dumps({"base": artifact.digest, "spec": initial.spec.to_json(), "start": start})
         return head.encode() + b"\n" + initial.to_safetensors()
 
     def export(self, payload: bytes) -> bytes:

@@ -15,10 +15,11 @@ from fedpeft.errors import IntegrityFailed
 from fedpeft.ids import RoundId
 from fedpeft.round.events import EventKind
 from fedpeft.round.history import Past
-from fedpeft.round.linking import burnt_link, link_of
-from fedpeft.round.messages import Link
+from fedpeft.round.linking import burnt_link, link_of, summed_blocks
+from fedpeft.round.messages import BlockDigest, BlockPayload, Link
 from fedpeft.round.plan import LearningPlan
-from fedpeft.round.task import Member, RoundOutcome, RoundTask
+from fedpeft.round.task import Member, PublishedSums, RoundOutcome, RoundTask
+from fedpeft.round.transition import is_exact
 from fedpeft.round.work import state_digest
 from fedpeft.wire import WireError, decode, encode
 from fedpeft_server.privacy.client_level import ClientPrivacy
@@ -29,6 +30,9 @@ from fedpeft_server.run.run_directory import AdapterSlot, RunDirectory
 from fedpeft_server.run.verdict import new_warnings
 
 __all__ = ["Committing", "Progress", "Publish"]
+
+SUMS_FILE = "sums.bin"
+"""The unmasked words of the round, in a checkpoint of a run whose steps devices follow."""
 
 SERVER_FILE = "server.safetensors"
 """Moments and controls, in a checkpoint of a run that has any."""
@@ -51,6 +55,7 @@ class Progress:
     state: AdapterState
     server: ServerState
     past: Past
+    published: PublishedSums | None
     done: int
     best_loss: float | None
     burnt: int = 0
@@ -97,7 +102,7 @@ class Committing:
             past = past.then(_link_in(row))
         commit = self._run.last_commit()
         if commit is None:
-            return Progress(state=initial, server=ServerState(), past=past, done=0, best_loss=None)
+            return Progress(state=initial, server=ServerState(), past=past, published=None, done=0, best_loss=None)
         state = AdapterState.from_safetensors(initial.spec, commit.state)
         self._publish("latest", state)  # the crash may have come between the commit and this
         if self._privacy:
@@ -105,7 +110,15 @@ class Committing:
         best = commit.server_state.get("best_loss")
         server = ServerState.from_safetensors(commit.extra.get(SERVER_FILE, b""))
         best_loss = best if isinstance(best, float) else None
-        return Progress(state=state, server=server, past=past, done=commit.round_id, best_loss=best_loss)
+        sums = commit.extra.get(SUMS_FILE)
+        return Progress(
+            state=state,
+            server=server,
+            past=past,
+            published=None if sums is None else decode(sums, PublishedSums),
+            done=commit.round_id,
+            best_loss=best_loss,
+        )
 
     def commit(
         self,
@@ -151,7 +164,9 @@ class Committing:
         row = replace(round_row(round_id, outcome, summed, measured, members, seconds=seconds), link=encode(link).hex())
         if is_best:
             self._publish("best", progress.state)
+        published = _published(task, progress.state, summed)
         extra = {SERVER_FILE: memory} if (memory := server.to_safetensors()) else {}
+        extra |= {} if published is None else {SUMS_FILE: encode(published)}
         best_loss = measured.loss if is_best else progress.best_loss
         clip = self._privacy.after(task.noise, summed) if self._privacy else {}
         self._run.commit(round_id, state.to_safetensors(), {"best_loss": best_loss, **clip}, row, extra)
@@ -159,7 +174,14 @@ class Committing:
         warnings = new_warnings(self._run.rounds, self._config)
         told = " ".join((sentence(row), *warnings))
         self._tell(EventKind.COMMITTED, round_id, "class means for the head; " * means + told)
-        return Progress(state=state, server=server, past=progress.past.then(link), done=round_id, best_loss=best_loss)
+        return Progress(
+            state=state,
+            server=server,
+            past=progress.past.then(link),
+            published=published,
+            done=round_id,
+            best_loss=best_loss,
+        )
 
     def burn(
         self,
@@ -180,7 +202,19 @@ class Committing:
         state = progress.state.to_safetensors()
         self._run.commit(task.round_id, state, {"best_loss": progress.best_loss, **clip}, row, extra)
         self._tell(EventKind.BURNT, task.round_id, sentence(row))
-        return replace(progress, past=progress.past.then(link), done=task.round_id, burnt=progress.burnt + 1)
+        return replace(
+            progress, past=progress.past.then(link), published=None, done=task.round_id, burnt=progress.burnt + 1
+        )
+
+
+def _published(task: RoundTask, before: AdapterState, summed: secagg.Summed) -> PublishedSums | None:
+    """The sums from which devices make the next state themselves; None where that cannot be had to the bit."""
+    if not is_exact(task.plan, before.spec, task.round_id):
+        return None
+    return PublishedSums(
+        before=tuple(BlockDigest(block_id=name, sha256=sha256) for name, sha256 in before.digests.items()),
+        sums=tuple(BlockPayload(block_id=name, values=block.words) for name, block in summed_blocks(summed).items()),
+    )
 
 
 def _link_in(row: RoundMetrics) -> Link:

@@ -261,6 +261,7 @@ class Federation:
             attempt=attempt,
             plan=self._plan,
             past=progress.past,
+            published=progress.published,
             noise=noise or (private.terms(len(members)) if private else None),
             wanted=wanted if round_id <= self._config.rounds.count and wanted < len(members) else None,
         )

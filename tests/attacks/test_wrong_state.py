@@ -1,0 +1,132 @@
+"""A coordinator that gives all devices alike a state that does not follow from the last round's sums.
+
+An injected state is how a crafted adapter (imprints, heads that single out one label) gets onto devices after they have
+agreed on an honest one. Devices that were in the round before make the next state themselves and take no other. Devices
+and sums are the product's, the lies are the coordinator's alone.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedpeft import secagg
+from fedpeft.adapter import AdapterState
+from fedpeft.aggregate import ServerState
+from fedpeft.config.model import Rounds
+from fedpeft.ids import BlockId
+from fedpeft.round.coordinator import run_round
+from fedpeft.round.history import Past
+from fedpeft.round.linking import link_of, summed_blocks, sums_digest
+from fedpeft.round.messages import BlockDigest, BlockPayload
+from fedpeft.round.plan import LearningPlan
+from fedpeft.round.task import PublishedSums, RoundOutcome
+from fedpeft.round.transition import next_state
+from fedpeft.round.work import state_digest
+from fedpeft.testing.clock import FakeClock
+from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, toy_past, toy_task
+from fedpeft.testing.network import InMemoryTransport
+from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
+
+N = 6
+SPEC = toy_spec({"head": N})
+STATE = toy_state(SPEC)
+PLAN = toy_plan(SPEC, secagg=exact_terms(N))
+HEAD = BlockId("head")
+HONEST = STATE.replace({HEAD: (STATE[HEAD].astype(np.float64) + 1.0 / N).astype(np.float32)})
+CRAFTED = STATE.replace({HEAD: np.full(N, 100.0, np.float32)})
+
+
+@pytest.fixture
+def fleet() -> ToyFleet:
+    return enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(N, i)}) for i in range(N)})
+
+
+class Run:
+    """A run of real devices; its coordinator says what it likes about the state after round 1."""
+
+    def __init__(self, fleet: ToyFleet, plan: LearningPlan = PLAN) -> None:
+        self.fleet, self.plan, self.members = fleet, plan, fleet.members()
+        self.begun = toy_past(plan, STATE, rounds=0)
+        self.first = self.asked(self.begun, STATE, None)
+        assert isinstance(self.first.result, secagg.Summed)
+        self.summed = self.first.result
+
+    def asked(self, past: Past, state: AdapterState, published: PublishedSums | None, attempt: int = 1) -> RoundOutcome:
+        task = toy_task(self.plan, round_id=len(past.links) + 1, attempt=attempt, past=past)
+        return run_round(
+            replace(task, published=published),
+            state,
+            self.members,
+            InMemoryTransport(self.fleet.handles, FakeClock()),
+            rounds=Rounds(),
+            identity=self.fleet.coordinator,
+            entropy=self.fleet.entropy,
+            observe=lambda event: None,
+        )
+
+    def after(self, state: AdapterState, **changes: object) -> Past:
+        """The past with a link of round 1 that ends in this state."""
+        task, names = toy_task(self.plan, past=self.begun), self.first.participants
+        link = link_of(task, names, self.summed, state=state_digest(state.digests), population=N)
+        return self.begun.then(replace(link, **changes))  # type: ignore[arg-type]
+
+    def sums(self) -> PublishedSums:
+        return PublishedSums(
+            before=tuple(BlockDigest(block_id=name, sha256=sha256) for name, sha256 in STATE.digests.items()),
+            sums=tuple(
+                BlockPayload(block_id=name, values=block.words) for name, block in summed_blocks(self.summed).items()
+            ),
+        )
+
+
+def ready(outcome: RoundOutcome) -> list[str]:
+    return [name for name, account in outcome.traffic.items() if account.ready]
+
+
+def test_the_honest_state_is_made_by_every_device_itself(fleet: ToyFleet) -> None:
+    run = Run(fleet)
+    outcome = run.asked(run.after(HONEST), HONEST, run.sums())
+    assert isinstance(outcome.result, secagg.Summed)
+    assert len(ready(outcome)) == N
+
+
+@pytest.mark.parametrize("shown", ["the true sums", "no sums", "sums without state"])
+def test_an_injected_state_is_refused(fleet: ToyFleet, shown: str) -> None:
+    run = Run(fleet)
+    published = None if shown == "no sums" else run.sums()
+    if shown == "sums without state" and published is not None:
+        published = replace(published, sums=())
+    outcome = run.asked(run.after(CRAFTED), CRAFTED, published)
+    assert isinstance(outcome.result, secagg.Aborted)
+    assert ready(outcome) == []
+    for trainer in fleet.trainers.values():
+        assert isinstance(trainer, GivenTrainer)
+        assert len(trainer.fitted) == 1, "no example was touched for it"
+    assert isinstance(run.asked(run.after(HONEST), HONEST, run.sums(), attempt=2).result, secagg.Summed)
+
+
+def test_one_bit_of_a_state_is_enough_to_be_refused(fleet: ToyFleet) -> None:
+    run = Run(fleet)
+    nearly = HONEST.replace({HEAD: np.nextafter(HONEST[HEAD], np.float32(np.inf))})
+    assert ready(run.asked(run.after(nearly), nearly, run.sums())) == []
+
+
+@pytest.mark.parametrize("lie", [{"weight": 1}, {"owners": b"\0\0\0\1"}, {"devices": 3}, {"survivors": b"\0\0\0\3"}])
+def test_a_step_that_is_made_longer_by_the_links_numbers_is_refused(fleet: ToyFleet, lie: dict[str, object]) -> None:
+    """A weight of 1 would multiply the step by six, whatever the sum."""
+    run = Run(fleet)
+    longer = STATE.replace({HEAD: (STATE[HEAD].astype(np.float64) + 1.0).astype(np.float32)})
+    assert ready(run.asked(run.after(longer, **lie), longer, run.sums())) == []
+
+
+def test_invented_sums_move_the_state_no_further_than_all_inputs_together_could(fleet: ToyFleet) -> None:
+    """What is not prevented: nobody but the coordinator sees a sum, so it can invent words, within the ring's range."""
+    plan = toy_plan(SPEC, secagg=PLAN.secagg.model_copy(update={"max_abs": 0.25}))
+    run = Run(enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(N, i)}) for i in range(N)}), plan)
+    (true,) = run.sums().sums
+    levels = 2 * N * ((2**32 - 1) // (2 * N))
+    most = replace(true, values=np.full(N, levels, "<u4").tobytes())
+    link = replace(run.after(STATE).links[0], sums=sums_digest({HEAD: most.values}))
+    moved, _ = next_state(plan, STATE, ServerState(), link, (most,), learning_rate_factor=1.0)
+    assert np.abs(moved[HEAD] - STATE[HEAD]).max() <= 0.25 * (1 + 1e-6)
