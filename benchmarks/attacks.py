@@ -40,6 +40,16 @@ ATTACKS: Mapping[str, Callable[[bool], Finding]] = {
     ),
     "resume_difference": as_tested("nothing: the same survivors or no sum", "attacks/test_resume_difference.py"),
     "second_incarnation": as_tested(REFUSED, "attacks/test_second_incarnation.py"),
+    "forked_history": as_tested(
+        "refused: two histories have two disjoint sets of devices",
+        "attacks/test_forked_history.py",
+        "round/test_history.py",
+    ),
+    "wrong_state": as_tested(
+        "refused by devices that were there; invented sums move it within max_abs",
+        "attacks/test_wrong_state.py",
+        "round/test_start.py",
+    ),
     "failure_oracle_client": as_tested(
         "nothing: the same bytes", "attacks/test_failure_oracle.py", matching="hostile_head_bias"
     ),

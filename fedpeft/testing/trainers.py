@@ -90,6 +90,7 @@ class GivenTrainer:
         deltas: what it finds, in every round.
         examples: how many it says it has.
         measured: evaluated loss, correct, evaluated.
+        first: what a run begins with; None: ``toy_state``.
     """
 
     def __init__(
@@ -99,7 +100,9 @@ class GivenTrainer:
         *,
         examples: int = 10,
         measured: tuple[float, int, int] = (3.0, 2, 4),
+        first: AdapterState | None = None,
     ) -> None:
+        self._first = first
         self._spec, self._examples, self._measured = spec, examples, measured
         self.deltas = {BlockId(name): delta for name, delta in deltas.items()}
         self.fitted: list[Work] = []
@@ -115,8 +118,8 @@ class GivenTrainer:
         return self._spec
 
     def first_state(self, plan: LearningPlan) -> AdapterState:
-        """See ``Trainer``: what ``toy_state`` makes unless told otherwise."""
-        return toy_state(self._spec)
+        """See ``Trainer``."""
+        return toy_state(self._spec) if self._first is None else self._first
 
     def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
         """See ``Trainer``."""

@@ -51,7 +51,7 @@ def one_round(
     config: RunConfig, deltas: list[dict[str, np.ndarray]], *, round_id: int = 1, **train: object
 ) -> tuple[Aggregation, RoundTask, RoundOutcome]:
     """One secure round of devices with these deltas under the config's rule."""
-    fleet = enrol({f"d{i}": GivenTrainer(SPEC, own) for i, own in enumerate(deltas)})
+    fleet = enrol({f"d{i}": GivenTrainer(SPEC, own, first=STATE) for i, own in enumerate(deltas)})
     members = fleet.members()
     plan = toy_plan(SPEC, secagg=exact_terms(len(members)))
     plan = plan.model_copy(

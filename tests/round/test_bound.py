@@ -297,4 +297,5 @@ def test_the_rounds_section_has_nothing_that_the_plan_lacks_and_a_device_needs()
     """Deadlines, selection and patience are the coordinator's own; whoever adds a field decides which it is."""
     own = {"min_devices", "fraction", "over_select", "max_failures", "checkpoints_kept"}
     own |= {"fit_deadline_s", "stage_deadline_s", "gather_deadline_s", "metric", "patience"}
+    own |= {"evaluation_deadline_s"}
     assert set(Rounds.model_fields) == own | set(PlannedRounds.model_fields)
