@@ -133,7 +133,7 @@ def test_scaffolds_control_is_the_mean_gradient_of_the_round() -> None:
     config = run_config()
     config = config.model_copy(update={"train": config.train.model_copy(update={"scaffold": True})})
     delta = np.full(4, -0.5, np.float32)
-    aggregation, task, outcome = one_round(config, [{"head": delta}] * 4, warmup_rounds=1)
+    aggregation, task, outcome = one_round(config, [{"head": delta}] * 4, warmup_rounds=1, scaffold=True)
     assert isinstance(outcome.result, secagg.Summed)
     assert task.learning_rate_factor == 0.5
     _, server = aggregation.advance(
