@@ -80,7 +80,7 @@ def main() -> None:
     if not arguments.report and pending:
         _judge([] if arguments.record else pending, book, files)
     result = _summed(chosen, book, whole=not arguments.only)
-    if not arguments.only:
+    if not arguments.only and not arguments.record:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     for one in chosen:
         if book.status(one) in {"survived", "uncovered"} and one.key not in _explained():

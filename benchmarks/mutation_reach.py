@@ -47,7 +47,7 @@ class Reach:
                     self._lines[path, name].append((one["digest"], lines))
 
     def tests_of(self, mutant: Mutant) -> list[str]:
-        """The tests that reach its line, quickest first; those of its function where that has changed since."""
+        """The tests that reach its line, its module's own and quick ones first; of its function if that has changed."""
         found: set[str] = set()
         for digest, lines in self._lines.get((mutant.path, mutant.function), ()):
             if digest == mutant.digest:
@@ -61,7 +61,9 @@ class Reach:
             for one in lines.values()
             for name in one
         }
-        return sorted(found, key=lambda name: (self.seconds[name], name))
+        # The module's own tests first: they are likeliest to notice.
+        own = "tests/{}/test_{}::".format(*Path(mutant.path).parts[-2:])
+        return sorted(found, key=lambda name: (not name.startswith(own), self.seconds[name], name))
 
     def files_of(self, path: str) -> set[str]:
         """The test files that reach this module."""

@@ -49,6 +49,16 @@ def test_delta_of_a_gaussian(s: float, eps: float, delta: float) -> None:
     assert gaussian_delta(s, eps) == pytest.approx(delta, rel=CLOSE)
 
 
+@pytest.mark.parametrize(("s", "eps"), [(0.05, 0.1), (0.1, 0.0), (1.0, 0.5), (1.0, 4.0), (3.0, 10.0), (6.0, 30.0)])
+def test_delta_of_a_gaussian_is_never_below_the_exact_one(s: float, eps: float) -> None:
+    """The formula in sixty digits."""
+    mp = pytest.importorskip("mpmath")
+    with mp.workdps(60):
+        x, y = mp.mpf(s), mp.mpf(eps)
+        exact = mp.ncdf(x / 2 - y / x) - mp.exp(y) * mp.ncdf(-x / 2 - y / x)
+        assert exact <= mp.mpf(gaussian_delta(s, eps)) <= exact * (1 + mp.mpf(10) ** -9)
+
+
 @pytest.mark.parametrize(
     ("s", "delta", "eps"),
     [
@@ -169,6 +179,12 @@ def test_the_least_noise_is_rounded_up(
     least: float, start: float, limit: float, digits: int, found: float | None
 ) -> None:
     assert least_noise(lambda z: z >= least, start=start, limit=limit, digits=digits) == found
+
+
+def test_the_search_for_noise_doubles_and_halves() -> None:
+    tried = []
+    least_noise(lambda z: tried.append(z) or z >= 3e5, start=0.01, limit=1e6, digits=4)
+    assert len(tried) < 60
 
 
 # What rides in the noisy sum.
