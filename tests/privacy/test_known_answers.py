@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 from scipy.special import erfcx
+from scipy.stats import norm
 
-from fedpeft.privacy import Budget, Release, calibrate, epsilon
+from fedpeft.privacy import Budget, Release, calibrate, epsilon, gaussian
 from fedpeft.privacy.adaptive import CLIP_BIT, bit_noise, bit_vector, bit_weight, next_clip_norm
 from fedpeft.privacy.audit import coin_flips, lower_bound, saturation, verdict
 from fedpeft.privacy.calibration import least_noise
@@ -57,6 +58,15 @@ def test_delta_of_a_gaussian_is_never_below_the_exact_one(s: float, eps: float) 
         x, y = mp.mpf(s), mp.mpf(eps)
         exact = mp.ncdf(x / 2 - y / x) - mp.exp(y) * mp.ncdf(-x / 2 - y / x)
         assert exact <= mp.mpf(gaussian_delta(s, eps)) <= exact * (1 + mp.mpf(10) ** -9)
+
+
+def test_the_bound_on_rounding_grows_with_the_squares_that_a_term_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gaussian, "ROUNDING", 1.0)  # in place of 2^-50, so that it shows
+    s, eps = 2.0, 3.0
+    first, second = norm.cdf(s / 2 - eps / s), math.exp(eps) * norm.cdf(-s / 2 - eps / s)
+    squares = ((eps / s - s / 2) ** 2 + (eps / s + s / 2) ** 2) / 2
+    expected = first - second + (1 + squares) * (first + second)
+    assert gaussian_delta(s, eps) == pytest.approx(expected, rel=CLOSE)
 
 
 @pytest.mark.parametrize(
