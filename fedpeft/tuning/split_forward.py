@@ -12,6 +12,7 @@ replaces:
 No autograd graph is built below the first adapted layer: nothing there requires a gradient.
 """
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from typing import Any, cast
@@ -81,14 +82,9 @@ class SplitForward:
             passed[paths[cut - 1]] = self._entry
         self._above = _view(union.model, {**above, **passed})
 
-        # The backbone alone: no pooler on top, no output matrix of a large vocabulary.
+        # The model as a task calls it, which may hand its backbone more than ids and mask; it ends at the tap.
         self._tap = _Tap(layers[cut - 1], form) if cut else None
-        below: dict[str, nn.Module] = {
-            path: _PassOn(layer, form) for path, layer in zip(paths[cut:], layers[cut:], strict=True)
-        }
-        if self._tap is not None:
-            below[paths[cut - 1]] = self._tap
-        self._below = cast("nn.Module", _view(union.model, below).base_model)
+        self._below = _view(union.model, {} if self._tap is None else {paths[cut - 1]: self._tap})
 
     @property
     def can_cut(self) -> bool:
@@ -120,7 +116,8 @@ class SplitForward:
         """The input of layer ``first_layer``, (b, s, hidden_size)."""
         if self._tap is None:
             raise ConfigInvalid(_NO_CUT)
-        self._below(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        with contextlib.suppress(_Reached):
+            self._below(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         hidden, self._tap.hidden = self._tap.hidden, None
         return cast("Tensor", hidden)
 
@@ -197,8 +194,12 @@ class _HandIn(_PassOn):
         return hidden if self.hidden is None else self.hidden
 
 
+class _Reached(Exception):
+    """The tap has what is wanted: nothing above it needs to be computed."""
+
+
 class _Tap(_StandIn):
-    """A layer whose output is kept aside."""
+    """A layer whose output is kept aside; with it the forward pass ends."""
 
     def __init__(self, layer: nn.Module, form: "_Form") -> None:
         super().__init__(layer)
@@ -209,7 +210,7 @@ class _Tap(_StandIn):
         output = self.layer(*args, **kwargs)
         self._form.see(output)
         self.hidden = output[0] if isinstance(output, tuple) else output
-        return output
+        raise _Reached
 
 
 class _Form:
