@@ -3,10 +3,10 @@
     python benchmarks/models.py [--quick] [--billions 3.2] [--out FILE]
 
 Every row of `fedpeft/testing/zoo.json` is built from its files as published and compared with what
-`from_pretrained` computes. Then random Llama checkpoints with a vocabulary of 256k are built in a process of
-their own, whose anonymous memory is read from /proc every 10 ms (pages of mapped files are the system's to take
-back); CPU seconds are the process's, its start included and named. Progress goes to stderr, one JSON object to
-stdout. Linux.
+`from_pretrained` computes; LoRA on it with plain peft, and the forward pass in stages with the whole one. Then
+random Llama checkpoints with a vocabulary of 256k are built in a process of their own, whose anonymous memory
+is read from /proc every 10 ms (pages of mapped files are the system's to take back); CPU seconds are the
+process's, its start included and named. Progress goes to stderr, one JSON object to stdout. Linux.
 """
 
 import argparse
@@ -24,9 +24,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from fedpeft.base import build, load_model
+from fedpeft.base import BaseArtifact, build, load_model
+from fedpeft.config.model import Adapter, Lora
 from fedpeft.errors import FedpeftError
 from fedpeft.testing.zoo import NAMES, ROWS, logits_apart, save_model, save_tokenizer, transformers_model
+from fedpeft.testing.zoo_methods import attached, peft_apart, stages_apart
 
 MIB = 2**20
 VOCABULARY = 256 * 1024
@@ -57,6 +59,7 @@ def main() -> None:
 def compare(names: tuple[str, ...]) -> dict[str, object]:
     """Build each model and compare it, for each task that it is offered for, with transformers' own."""
     accepted, wrong, refused = [], {}, {}
+    lora_exact, staged_exact, whole_only = 0, 0, []
     for name in names:
         folder = Path(tempfile.mkdtemp())
         try:
@@ -72,6 +75,9 @@ def compare(names: tuple[str, ...]) -> dict[str, object]:
                 apart, size = logits_apart(model, theirs, task)
                 if apart > 2e-5 * max(1.0, size):
                     wrong[f"{name} {task}"] = apart
+            adapted, staged, cut = adapt(name, artifact, directory, folder)
+            lora_exact, staged_exact = lora_exact + adapted, staged_exact + staged
+            whole_only += [] if cut else [name]
             accepted.append(name)
         except FedpeftError as error:
             refused[name] = str(error).splitlines()[0]
@@ -82,10 +88,33 @@ def compare(names: tuple[str, ...]) -> dict[str, object]:
         "models": len(names),
         "accepted": len(accepted),
         "silent_wrong": len(wrong),
+        "lora_exact": lora_exact,
+        "staged_exact": staged_exact,
+        "whole_only": whole_only,
         "wrong": wrong,
         "refused": refused,
         "kinds": sorted({str(ROWS[name]["kind"]) for name in names}),
     }
+
+
+def adapt(name: str, artifact: BaseArtifact, directory: Path, folder: Path) -> tuple[bool, bool, bool]:
+    """LoRA on a base: whether plain peft computes the same, whether the stages do, and whether they can be cut.
+
+    A multimodal wrapper's adapter has the names of its language model, which peft does not look for in the wrapper.
+    """
+    exact, staged, cut = [], [], []
+    for task in artifact.manifest.tasks:
+        if task == "classify" and ROWS[name]["kind"] == "multimodal":
+            continue
+        union = attached(artifact, task, Adapter.having(Lora(rank=4)))
+        if ROWS[name]["kind"] != "multimodal":
+            exact.append(peft_apart(union, directory, task, folder / task).exact)
+        layout = union.anatomy.layout
+        last = max(index for index in range(len(layout)) if layout.select(index, "auto"))
+        top = attached(artifact, task, Adapter.having(Lora(rank=4, layers=(last, len(layout) - 1))))
+        staged.append(stages_apart(top).exact)
+        cut.append(top.anatomy.cut > 0 or last == 0)
+    return bool(exact) and all(exact), all(staged), all(cut)
 
 
 def measure_builds(billions: float) -> dict[str, object]:
