@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help install install-dev demo test lint unit slow explore mutate e2e faults base-smollm docs clean
+.PHONY: help install install-dev demo test lint unit slow explore mutate e2e faults base-smollm docs site clean
 .DEFAULT_GOAL := help
 
 help: ## What there is to make.
@@ -66,6 +66,10 @@ faults: install-dev ## What goes wrong in a deployment, one after the other: the
 
 docs: install-dev ## Write the generated tables into docs/.
 	$(BIN)/python docs/tables.py
+
+site: install ## The documents as a site in build/site (installs mkdocs-material).
+	$(PIP) --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --quiet --strict
 
 clean: ## Remove the environment and what was built.
 	rm -rf $(VENV) build dist *.egg-info

@@ -231,7 +231,7 @@ def _sentence(
     elif rejected:
         why = f"without that it {rejected[0].reason}"
     else:
-        why = f"nothing more is on offer, {_served(workload)}"
+        why = f"no larger choice is offered by the run, {_served(workload)}"
     return f"Trains {name}{base} (predicted: {spent}), because {why}."
 
 

@@ -69,7 +69,7 @@ class SampledRelease:
 
 
 def sampled_epsilon(releases: Iterable[tuple[SampledRelease, int]], delta: float) -> float:
-    """Epsilon at ``delta`` of so many of each release; one example more or less, whichever is worse.
+    """Epsilon at ``delta`` of so many of each release; the larger of an added and a removed example.
 
     Args:
         releases: what was done, and how many times.

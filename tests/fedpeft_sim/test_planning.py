@@ -59,7 +59,7 @@ def test_devices_with_other_limits_train_other_blocks_and_each_says_why(tmp_path
     assert trains == ["lora r8 + bitfit", "lora r4", "lora r8 + bitfit", "lora r4"]
     assert [client.capacity.head for client in planned.clients] == [True, True, False, True]
     assert set(planned.plans) == {"s1", "s2", "s3"}
-    assert "nothing more is on offer" in planned.plans["s1"]
+    assert "no larger choice is offered by the run" in planned.plans["s1"]
     assert "to upload" in planned.plans["s2"]
 
 

@@ -28,7 +28,7 @@ def test_a_device_without_narrow_limits_trains_everything():
     assert (chosen.workload.methods, chosen.workload.rank, chosen.workload.head) == (("lora", "bitfit"), 8, True)
     assert chosen.workload.residency == "dense"
     assert chosen.rejected == ()
-    assert "nothing more is on offer, and peft can run it" in chosen.sentence
+    assert "no larger choice is offered by the run, and peft can run it" in chosen.sentence
 
 
 def test_a_thin_uplink_takes_the_blocks_that_it_can_send_and_says_why_not_more():
