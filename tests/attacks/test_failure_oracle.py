@@ -102,7 +102,9 @@ class Ward:
         from fedpeft.round.example_privacy import ExamplePrivacy
         from fedpeft_client.training.device_stores import device_ledger
 
-        fleet = enrol({"ward": self.trainer(name, rows), **{f"z{i}": self.trainer(f"z{i}", ROWS) for i in (1, 2)}})
+        own = self.trainer(name, rows)
+        own.first_state = lambda _: state  # as of a run that its site lets begin with an adapter from elsewhere
+        fleet = enrol({"ward": own, **{f"z{i}": self.trainer(f"z{i}", ROWS) for i in (1, 2)}})
         device, told = fleet.devices[NODE], list[Trouble]()
         device._tell, device._speaks = told.append, False
         budget = Budget(epsilon=math.inf, delta=1e-3)
