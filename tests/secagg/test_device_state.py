@@ -5,7 +5,8 @@ import pytest
 from fedpeft.ids import ParticipantId
 from fedpeft.secagg import Mark, Reason
 from fedpeft.secagg.device_state import DeviceState, Failed, mark_of
-from fedpeft.testing.secagg import STAGES, Round, make_fleet, make_spec
+from fedpeft.testing.secagg import STAGES, Round
+from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 
 
 def state_after(stage: str, **changes: object) -> DeviceState:
