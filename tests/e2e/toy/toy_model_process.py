@@ -11,7 +11,7 @@ from fedpeft.testing.trainers import toy_state
 
 def draft(payload: bytes) -> bytes:
     """As the model process's."""
-    head = json.dumps({"base": BASE, "spec": SPEC.to_json()})
+    head = json.dumps({"base": BASE, "spec": SPEC.to_json(), "start": ""})
     return head.encode() + b"\n" + toy_state(SPEC).to_safetensors()
 
 
