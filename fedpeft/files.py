@@ -5,6 +5,7 @@ its directory is. An append may leave a part of itself, which whoever reads the 
 know for what it is. One writer a file at a time: whoever shares a directory between processes holds a lock.
 """
 
+import errno
 import os
 import shlex
 from pathlib import Path
@@ -54,7 +55,12 @@ def write_file(path: Path, payload: bytes, *, mode: int = SHARED) -> None:
         path: in a directory that exists.
         payload: the whole content.
         mode: of the new file, before the umask.
+
+    Raises:
+        OSError: it cannot be written, or ``path`` is a device, pipe or socket, which a rename would replace.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)  # what a crash left
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

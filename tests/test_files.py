@@ -1,5 +1,6 @@
 """Durable files: replaced whole or left alone."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -58,3 +59,12 @@ def test_a_user_who_does_not_exist_has_no_folder() -> None:
     with pytest.raises(ConfigInvalid, match="no home directory"):
         expanded("~no-such-user/models")
     assert expanded("models/a") == Path("models/a")
+
+
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="not a regular file"):
+        write_file(pipe, b"x")
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

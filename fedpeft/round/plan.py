@@ -34,8 +34,9 @@ __all__ = [
 
 MAX_STATE = 1e4
 """Largest magnitude of a trained coordinate of a state: far above what training reaches, far below what makes a loss
-overflow. Of all methods' starts the largest is 5 (diff pruning's gates, which are set to 10 when they close), and a
-coordinate moves by one learning rate a step (benchmarks/state_sizes.py): ten thousand steps at 0.1 add a thousand."""
+overflow. On the tiny models the largest start is 5 (diff pruning's gates, which are set to 10 when they close), and a
+coordinate moves by about one learning rate a step (benchmarks/state_sizes.py, which was not run on larger ones): ten
+thousand steps at 0.1 add a thousand."""
 
 
 class ExampleTerms(Section):
