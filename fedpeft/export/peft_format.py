@@ -168,8 +168,8 @@ def _can_be_held(model: nn.Module, method: str) -> bool:
         return False
     if method not in {DORA, *OWN_FORMS}:
         return True
-    plain = method in {"loha", "lokr"}
-    return all(rows is None and not (plain and is_turned(model.get_submodule(path))) for path, rows in places)
+    on_turned = method not in OWN_FORMS or OWN_FORMS[method].on_turned
+    return all(rows is None and (on_turned or not is_turned(model.get_submodule(path))) for path, rows in places)
 
 
 def _form_of(present: set[str]) -> str:

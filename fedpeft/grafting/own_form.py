@@ -24,11 +24,13 @@ class OwnForm:
         peft_type: of ``adapter_config.json``.
         write: the method's tensors into the dictionary, with ``PREFIX``; returns its settings.
         read: a replica's parts set to what ``write`` wrote.
+        on_turned: whether peft takes it on a Conv1D, whose weight is transposed.
     """
 
     peft_type: str
     write: Callable[[nn.Module, Arrays], dict[str, object]]
     read: Callable[[nn.Module, Held], None]
+    on_turned: bool = True
 
 
 def as_array(tensor: Tensor) -> npt.NDArray[np.float32]:

@@ -89,4 +89,4 @@ def _read(model: nn.Module, held: Held) -> None:
             part.get_parameter(ours).copy_(held[f"{path}.{theirs}"])
 
 
-FORM = OwnForm(peft_type="LOHA", write=_write, read=_read)
+FORM = OwnForm(peft_type="LOHA", write=_write, read=_read, on_turned=False)

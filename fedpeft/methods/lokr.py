@@ -102,4 +102,4 @@ def _read(model: nn.Module, held: Held) -> None:
             parameter.copy_(held[f"{path}.{_NAMES[ours]}"])
 
 
-FORM = OwnForm(peft_type="LOKR", write=_write, read=_read)
+FORM = OwnForm(peft_type="LOKR", write=_write, read=_read, on_turned=False)
