@@ -100,7 +100,7 @@ def test_a_choice_of_layers_and_batches_is_cached_only_where_layers_are_frozen()
     assert all((one.cached_examples > 0) == (one.adapter.layers == 2) for one in found)
 
 
-@settings(deadline=None)  # time says nothing here: the machine may be busy
+@settings(deadline=None, max_examples=25)  # time says nothing here; an example is a second of work
 @given(
     ram=st.integers(300, 3000), uplink=st.floats(1e3, 1e8), deadline=st.floats(1, 100), tiers=st.sampled_from([1, 2, 3])
 )
