@@ -13,6 +13,7 @@ from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.round.bound import Bound
 from fedpeft.round.history import BURNT, Forked, Lacking, Standing, followed, genesis, read_history
+from fedpeft.round.linking import sums_digest
 from fedpeft.round.local import DeviceStore, ForkSeen, HeldBlocks, RunPin, SeenLinks, kept
 from fedpeft.round.messages import BlockDigest, BlockPayload, FailureReason, FitRequest, Link
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
@@ -29,6 +30,8 @@ HELD = "held-blocks"
 LARGEST_PLACE = 2.0**24
 """Up to here float32 holds every whole number: what FISH names a weight by, in a block that the coordinator writes."""
 
+NOTHING_OPENED = sums_digest({})
+"""Of a round whose blocks all stayed masked: its link has no words to send, and its step is one without sums."""
 LINKS_KEPT = 256
 """Of each run, to show beside another history."""
 
@@ -161,7 +164,7 @@ def receive(store: DeviceStore, spec: AdapterSpec, bound: Bound, request: FitReq
     if held is not None and _digest_of(held) == bound.work.state and _unmoved(store, held, round_id):
         state, memory = _state_of(spec, bound, {part.block_id: part.values for part in held.blocks}), held.server
     elif held is not None and (link := _step_to_follow(store, spec, bound.plan, held, round_id)) is not None:
-        if not request.sums:
+        if not request.sums and link.sums != NOTHING_OPENED:
             return FailureReason.MISSING_HISTORY
         state, memory = _stepped(spec, bound, held, link, request.sums)
     else:

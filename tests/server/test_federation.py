@@ -416,3 +416,17 @@ def test_a_run_does_not_wait_for_hours_that_never_come(tmp_path: Path) -> None:
     with pytest.raises(QuorumMissed, match="aborted 2 times"):
         world.train()
     assert 86_400 <= world.clock.monotonic_s() < 100_000
+
+
+def test_a_round_that_opens_no_block_is_followed_by_the_next(tmp_path: Path) -> None:
+    """Two owners a block are too few, so every block stays masked; devices that follow the state need no words for it."""
+    owned = {"a": "head", "b": "head", "c": "bitfit", "d": "bitfit"}
+    fleet = enrol({name: LinearTrainer(name, SPEC, frozenset({block})) for name, block in owned.items()})
+    world = World(tmp_path, fleet)
+    state = world.train()
+    assert world.path is not None
+    rows = read_run(world.path).rounds
+    assert [row.round for row in rows] == [1, 2, 3, 4]
+    assert all({"head", "bitfit"} <= row.skipped.keys() for row in rows[:3])
+    assert [row.devices_survived for row in rows] == [4, 4, 4, 4]
+    assert state.digests == INITIAL.digests
