@@ -419,7 +419,7 @@ def test_a_run_does_not_wait_for_hours_that_never_come(tmp_path: Path) -> None:
 
 
 def test_a_round_that_opens_no_block_is_followed_by_the_next(tmp_path: Path) -> None:
-    """Two owners a block are too few, so every block stays masked; devices that follow the state need no words for it."""
+    """Two owners a block are too few, so every block stays masked; who follows the state needs no words for it."""
     owned = {"a": "head", "b": "head", "c": "bitfit", "d": "bitfit"}
     fleet = enrol({name: LinearTrainer(name, SPEC, frozenset({block})) for name, block in owned.items()})
     world = World(tmp_path, fleet)
