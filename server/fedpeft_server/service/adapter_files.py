@@ -7,7 +7,6 @@ were in one of the run's sums (the default), every enrolled device, or nobody.
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +14,7 @@ from fedpeft.deployment.messages import AdapterEntry, AdapterFile
 from fedpeft.errors import FedpeftError
 from fedpeft_server.home import AdapterAccess
 from fedpeft_server.run.run_view import RunView, list_runs, read_run
+from fedpeft_server.service.base_files import open_at
 
 __all__ = ["AdapterShelf"]
 
@@ -38,30 +38,31 @@ class AdapterShelf:
 
     def listing(self, device: str) -> tuple[AdapterEntry, ...]:
         """What this device may fetch, newest run first: a run's final adapter, else its best, else its latest."""
-        if self._access == "nobody":
-            return ()
-        return tuple(self._entries(device))
+        entries = (self._entry_for(device, path) for path in self._listed())
+        return tuple(entry for entry in entries if entry is not None)
 
     def open(self, device: str, run_id: str, file: str, sha256: str, offset: int) -> BinaryIO | None:
         """A listed file from an offset on; None if it is not listed for this device (any more), or has other bytes."""
-        for entry in self.listing(device):
-            if entry.run_id != run_id:
-                continue
-            for listed in entry.files:
-                if (listed.name, listed.sha256) == (file, sha256) and offset <= listed.size_bytes:
-                    return _opened(self._runs / run_id / "adapters" / entry.slot / file, offset)
+        path = next((path for path in self._listed() if path.name == run_id), None)
+        entry = None if path is None else self._entry_for(device, path)
+        if path is None or entry is None:
+            return None
+        for listed in entry.files:
+            if (listed.name, listed.sha256) == (file, sha256) and offset <= listed.size_bytes:
+                return open_at(path / "adapters" / entry.slot / file, offset)
         return None
 
-    def _entries(self, device: str) -> Iterator[AdapterEntry]:
-        for path in sorted(list_runs(self._runs), reverse=True)[:MOST_RUNS]:
-            try:
-                view = read_run(path)
-                entry = self._entry(view) if self._may(device, view) else None
-            except (FedpeftError, OSError) as error:  # one damaged run does not hide the others
-                _log.warning("the adapter of %s is not handed out: %s", path.name, error)
-                continue
-            if entry is not None:
-                yield entry
+    def _listed(self) -> list[Path]:
+        """The runs that are looked at, newest first."""
+        return [] if self._access == "nobody" else sorted(list_runs(self._runs), reverse=True)[:MOST_RUNS]
+
+    def _entry_for(self, device: str, path: Path) -> AdapterEntry | None:
+        try:
+            view = read_run(path)
+            return self._entry(view) if self._may(device, view) else None
+        except (FedpeftError, OSError) as error:  # one damaged run does not hide the others
+            _log.warning("the adapter of %s is not handed out: %s", path.name, error)
+            return None
 
     def _may(self, device: str, view: RunView) -> bool:
         if self._access == "enrolled":
@@ -90,13 +91,3 @@ class AdapterShelf:
             with path.open("rb") as content:
                 self._digests[key] = hashlib.file_digest(content, "sha256").hexdigest()
         return AdapterFile(name=path.name, size_bytes=stat.st_size, sha256=self._digests[key])
-
-
-def _opened(path: Path, offset: int) -> BinaryIO | None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-    stream = os.fdopen(descriptor, "rb")
-    stream.seek(offset)
-    return stream

@@ -11,7 +11,7 @@ from fedpeft.base.store import ArtifactStore
 from fedpeft.base.verified import verified
 from fedpeft.errors import IntegrityFailed
 
-__all__ = ["BaseShelf"]
+__all__ = ["BaseShelf", "open_at"]
 
 _log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -39,14 +39,7 @@ class BaseShelf:
         entry = next((entry for entry in artifact.manifest.files if entry.name == file), None) if artifact else None
         if artifact is None or entry is None or offset > entry.size_bytes:
             return None
-        try:
-            # A link would lead out of the store; the names themselves cannot (see ``PlainName``).
-            descriptor = os.open(artifact.path / file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            return None
-        stream = os.fdopen(descriptor, "rb")
-        stream.seek(offset)
-        return stream
+        return open_at(artifact.path / file, offset)  # the names themselves lead nowhere else (see ``PlainName``)
 
     def _find(self, digest: str) -> BaseArtifact | None:
         try:
@@ -61,3 +54,14 @@ class BaseShelf:
             _log.error("the base %s is not handed out: %s", digest, error)
             return None
         return artifact
+
+
+def open_at(path: Path, offset: int) -> BinaryIO | None:
+    """A file to hand out, from an offset on; None if it cannot be opened, or is a link, which may lead elsewhere."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    stream = os.fdopen(descriptor, "rb")
+    stream.seek(offset)
+    return stream
