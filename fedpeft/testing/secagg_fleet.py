@@ -15,7 +15,7 @@ from fedpeft.secagg import (
     DeviceState,
     Enrolled,
     IdentityKey,
-    Mark,
+    MemoryLedger,
     Mode,
     Participant,
     RoundSpec,
@@ -28,12 +28,12 @@ from fedpeft.secagg.device_state import mark_of
 __all__ = ["DumpingLedger", "Fleet", "make_fleet", "make_spec", "one_hot"]
 
 
-class DumpingLedger:
+class DumpingLedger(MemoryLedger):
     """A ledger that keeps bytes only: what is loaded is what a restarted process would read."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.dumped: dict[str, bytes] = {}
-        self._marks: dict[str, Mark | None] = {}
 
     def load(self, run_id: str) -> DeviceState | None:
         """See ``Ledger``."""
@@ -45,22 +45,9 @@ class DumpingLedger:
         self.dumped[run_id] = dump_state(state)
         self._marks[run_id] = mark_of(state, self._marks.get(run_id))
 
-    def mark(self, run_id: str) -> Mark | None:
-        """See ``Ledger``."""
-        return self._marks.get(run_id)
-
     def forget(self, run_id: str) -> None:
         """See ``Ledger``."""
         self.dumped.pop(run_id, None)
-
-    @property
-    def barrier(self) -> bool:
-        """See ``Ledger``."""
-        return False
-
-    def sit_out(self, run_id: str, mark: Mark) -> None:
-        """See ``Ledger``."""
-        self._marks[run_id] = mark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
