@@ -12,13 +12,13 @@ from fedpeft.base import ArtifactStore, BaseArtifact, default_store, facts_of, l
 from fedpeft.config import RunConfig
 from fedpeft.data import EncodedDataset, Records, encode, validate
 from fedpeft.data.prompts import question_tokens
-from fedpeft.data.tasks import Convention
 from fedpeft.entropy import derive_seed, generator
 from fedpeft.export import ExportSummary, export_peft
 from fedpeft.export.device_class import class_adapter, class_state
 from fedpeft.export.received import load_received, read_received
 from fedpeft.export.whole_model import WholeModel, export_merged, probe_inputs
 from fedpeft.round.plan import learning_plan
+from fedpeft.tasks import Convention
 from fedpeft.tuning import Evaluation, evaluate
 from fedpeft.tuning.lorahub import Mixture, find_mixture
 from fedpeft_client.training.model_pool import ModelPool
@@ -137,7 +137,7 @@ class TrainedModel:
                 where the base has a chat template, else as the text stands.
         """
         task, model = self._config.task, self._union.model
-        if task.kind == "classify":
+        if task.record.adds_head:
             return [_class_of(model, self._tokenizer, text, task.labels, task.max_length) for text in texts]
         return [_continued(model, self._tokenizer, text, convention) for text in texts]
 

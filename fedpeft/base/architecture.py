@@ -23,9 +23,11 @@ from transformers.models.auto.modeling_auto import (
 
 from fedpeft.base.artifact import TaskName
 from fedpeft.errors import ConfigInvalid
+from fedpeft.tasks.form import SEQUENCE, TEXT
 
 __all__ = [
     "clean_config",
+    "form_of",
     "may_be_missing",
     "on_meta",
     "places_of",
@@ -34,6 +36,8 @@ __all__ = [
     "skeleton",
     "tasks_of",
 ]
+
+_AUTO: Mapping[TaskName, Any] = {SEQUENCE: AutoModelForSequenceClassification, TEXT: AutoModelForCausalLM}
 
 VOLATILE = ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
@@ -89,8 +93,13 @@ def _number(value: Any) -> Any:
 
 def skeleton(config: PretrainedConfig, task: TaskName) -> nn.Module:
     """The model of ``task`` on the meta device: structure and names, no weights. Leaves every RNG as it was."""
-    auto = AutoModelForSequenceClassification if task == "classify" else AutoModelForCausalLM
-    return on_meta(lambda: auto.from_config(config, dtype=torch.float32))
+    return on_meta(lambda: _AUTO[task].from_config(config, dtype=torch.float32))
+
+
+def form_of(model: nn.Module) -> TaskName:
+    """Which form a model of transformers has: its class says so."""
+    sequence = type(model).__name__ in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
+    return SEQUENCE if sequence else TEXT
 
 
 def on_meta(make: Callable[[], object]) -> nn.Module:
@@ -105,12 +114,12 @@ def on_meta(make: Callable[[], object]) -> nn.Module:
 def tasks_of(config: PretrainedConfig) -> Iterator[TaskName]:
     """The tasks that transformers has a class for with this architecture."""
     if config.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-        yield "classify"
+        yield SEQUENCE
     # A masked language model with a causal class attends to the right unless its config says otherwise.
     encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
     encoder = encoder or getattr(config, "attn_type", "uni") == "bi"  # XLNet, which sees the text that it is asked for
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not encoder:
-        yield "causal-lm"
+        yield TEXT
 
 
 def places_of(model: nn.Module) -> dict[str, tuple[str, ...]]:

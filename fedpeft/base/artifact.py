@@ -7,10 +7,10 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fedpeft.base.manifest import CHUNK_BYTES, FileEntry, Manifest, parse_manifest
 from fedpeft.errors import IntegrityFailed, Problem
+from fedpeft.tasks.form import Form
 
 __all__ = ["FOLDER", "MANIFEST_FILE", "WEIGHTS_FILE", "BaseArtifact", "TaskName", "describe_file", "open_artifact"]
 
@@ -18,7 +18,8 @@ MANIFEST_FILE = "manifest.json"
 WEIGHTS_FILE = "model.safetensors"
 FOLDER = re.compile(r"sha256-(?P<hex>[0-9a-f]{64})")
 
-TaskName = Literal["classify", "causal-lm"]
+TaskName = Form
+"""What the manifest lists: a form of the base, which several tasks may share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedpeft.base.artifact import BaseArtifact
 from fedpeft.base.fit import UNBOUNDED, positions_of
+from fedpeft.tasks.form import SEQUENCE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,7 +89,7 @@ def facts_of(artifact: BaseArtifact) -> Facts:
     from fedpeft.base.tokenizer import check_tokenizer, open_tokenizer
 
     content, tasks = json.loads((artifact.path / "config.json").read_text(encoding="utf-8")), artifact.manifest.tasks
-    head = tasks["classify"].head if "classify" in tasks else ()
+    head = tasks[SEQUENCE].head if SEQUENCE in tasks else ()
     model = model_facts(skeleton(read_config(content), next(iter(tasks))), content, head)
     return Facts(tokenizer=check_tokenizer(open_tokenizer(artifact.path), model.embedding_rows), model=model)
 
@@ -132,7 +133,7 @@ def _head_facts(content: Mapping[str, Any], head: Collection[str]) -> HeadFacts:
         return HeadFacts(once=0, a_class=0)
     names = {str(number): str(number) for number in range(_CLASSES)}
     labels = {"id2label": names, "label2id": {name: int(name) for name in names}}
-    model = skeleton(read_config({**content, **labels}), "classify")
+    model = skeleton(read_config({**content, **labels}), SEQUENCE)
     sizes = [tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in head]
     every = sum(math.prod(shape) for shape in sizes)
     classes = sum(math.prod(shape) for shape in sizes if _CLASSES in shape)

@@ -63,10 +63,10 @@ def fit_problems(
         config: the base's config.json.
         task: kind and ``max_length``.
         adapter: whose prompts take positions too.
-        tasks: the kinds that the base can serve; None: not known yet.
+        tasks: the forms that the base can take; None: not known yet.
     """
     problems = []
-    if tasks is not None and task.kind not in tasks:
+    if tasks is not None and task.record.form not in tasks:
         found = f"{config.get('model_type')} for {' and '.join(tasks)}"
         remedy = "Use another base.model."
         problems.append(Problem(where="task.kind", expected=f"a base for {task.kind}", found=found, remedy=remedy))

@@ -20,6 +20,7 @@ from torch import Tensor
 from fedpeft.base.architecture import clean_config, quiet_transformers, read_config, skeleton
 from fedpeft.base.tensors import RowTensor
 from fedpeft.errors import ConfigInvalid, ResourceMissing
+from fedpeft.tasks.form import TEXT
 
 __all__ = ["open_gguf"]
 
@@ -50,7 +51,7 @@ def open_gguf(path: Path) -> tuple[dict[str, Any], dict[str, RowTensor]]:
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # its tqdm bar has no switch
             content = load_gguf_checkpoint(str(path))["config"]
             config = clean_config({**content, "architectures": []})
-            model = skeleton(read_config(config), "causal-lm")
+            model = skeleton(read_config(config), TEXT)
             reader = gguf.GGUFReader(str(path))
             architecture = bytes(reader.fields["general.architecture"].parts[-1]).decode()
             processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=content)

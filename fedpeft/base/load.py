@@ -22,6 +22,7 @@ from fedpeft.base.source import CONFIG_FILE, read_json
 from fedpeft.base.verified import verified
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
+from fedpeft.tasks.form import SEQUENCE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,10 +61,10 @@ def load_model(
         raise ConfigInvalid(
             f"Expected a base for task.kind={task}, found {artifact.model_type} for {able}; use another base.model."
         )
-    if task == "classify" and (len(labels) < 2 or len(set(labels)) < len(labels)):
+    if task == SEQUENCE and (len(labels) < 2 or len(set(labels)) < len(labels)):
         raise ConfigInvalid(f"Expected two or more distinct labels, found {labels}; correct task.labels.")
     content = read_json(artifact.path / CONFIG_FILE)
-    if task == "classify":
+    if task == SEQUENCE:
         content |= {
             "id2label": dict(enumerate(labels)),
             "label2id": {label: index for index, label in enumerate(labels)},

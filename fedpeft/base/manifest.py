@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedpeft.errors import IntegrityFailed
+from fedpeft.tasks.form import Form
 
 __all__ = [
     "CHUNK_BYTES",
@@ -88,7 +89,7 @@ class Manifest(Entry):
     quantize: Literal["none", "int8", "nf4", "int4-g32"]
     model_type: str
     parameters: int = Field(ge=0)
-    tasks: dict[Literal["classify", "causal-lm"], TaskEntry]
+    tasks: dict[Form, TaskEntry]
     tensors: dict[str, TensorEntry]
     files: tuple[FileEntry, ...]
 

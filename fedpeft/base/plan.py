@@ -28,6 +28,7 @@ from fedpeft.base.multimodal import language_model
 from fedpeft.base.names import Match, match
 from fedpeft.base.tensors import RowTensor, equal
 from fedpeft.errors import ConfigInvalid, Problem
+from fedpeft.tasks.form import SEQUENCE
 
 __all__ = ["Plan", "PlannedTensor", "plan"]
 
@@ -117,7 +118,7 @@ def plan(content: Mapping[str, Any], tensors: Mapping[str, RowTensor]) -> Plan:
         tensors=tuple(planned[name] for name in sorted(planned)),
         left_out=left_out,
         facts=model_facts(
-            next(iter(served.values())).model, content, served["classify"].head() if "classify" in served else ()
+            next(iter(served.values())).model, content, served[SEQUENCE].head() if SEQUENCE in served else ()
         ),
     )
 
@@ -144,7 +145,7 @@ class _Served:
 
     def head(self) -> tuple[str, ...]:
         """What the task adds: all that is outside the backbone, and a pooler that the checkpoint lacks."""
-        if self.task != "classify":
+        if self.task != SEQUENCE:
             return ()
         return tuple(
             name

@@ -108,7 +108,7 @@ def predict(run: Path, texts: tuple[str, ...], written_as: str | None, store: Pa
 
     A language model is asked as it was trained: through the base's chat template after training on messages.
     """
-    from fedpeft.data.tasks import Convention
+    from fedpeft.tasks import Convention
     from fedpeft_server.run.run_view import read_run
 
     known = written_as or read_run(run).manifest.convention

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fedpeft.cli.options import FiniteFloat, json_option, map_option, model_option, say_json
+from fedpeft.tasks import TASKS
 from fedpeft.terminal import verbosity
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def command() -> None:
 @command.command("check")
 @click.argument("source")
 @map_option
-@click.option("--task", "kind", type=click.Choice(["classify", "causal-lm"]), help="Default: what the columns say.")
+@click.option("--task", "kind", type=click.Choice(list(TASKS)), help="Default: what the columns say.")
 @model_option("Count this base model's tokens, and check that it fits; without it, words.")
 @click.option("--max-length", type=click.IntRange(8, 8192), help="Tokens an example may have; default: run.toml's.")
 @click.option("--holdout", type=FiniteFloat(0, 1, min_open=True, max_open=True), default=0.2, show_default=True)
@@ -60,14 +61,13 @@ def check_command(
     from fedpeft.config.model import Task
     from fedpeft.data import detect, load
     from fedpeft.data.check import check_loaded
-    from fedpeft.data.tasks import KNOWN_COLUMNS, Kind
     from fedpeft.errors import DataInvalid
+    from fedpeft.tasks import KNOWN_COLUMNS, task_of
 
     loaded = load(source, column_map, columns=KNOWN_COLUMNS, progress=_progress())
     records = loaded.records
-    wanted: Kind | None = "classify" if kind == "classify" else "causal-lm" if kind else None
-    found = detect(records, wanted, unread=loaded.unused)
-    task = Task(kind=found.kind) if max_length is None else Task(kind=found.kind, max_length=max_length)
+    found = kind or task_of(detect(records, unread=loaded.unused)).name
+    task = Task.model_validate({"kind": found} | ({} if max_length is None else {"max_length": max_length}))
     tokenizer: tuple[str, Tokenizer] | None = None
     advice: tuple[str, ...] = ()
     if model is not None:

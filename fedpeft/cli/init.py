@@ -40,9 +40,9 @@ def command(
     from fedpeft.config import parse
     from fedpeft.data import detect, load, validate
     from fedpeft.data.formats import located
-    from fedpeft.data.tasks import KNOWN_COLUMNS
     from fedpeft.errors import DataInvalid
     from fedpeft.files import write_file
+    from fedpeft.tasks import KNOWN_COLUMNS
 
     if out.exists() and not out.is_file():
         raise click.UsageError(f"Expected a file or nothing at {out}, found a device or a pipe; name another.")
@@ -81,8 +81,9 @@ def _run_toml(
 
     from fedpeft.base.fit import positions_of, published_config
     from fedpeft.errors import ConfigInvalid, DataInvalid
+    from fedpeft.tasks import task_of
 
-    if model is None and convention.kind == "causal-lm":
+    if model is None and not task_of(convention).adds_head:
         raise ConfigInvalid("Expected --model for a language model, found none; name a folder with its files.")
     clients = min(CLIENTS, len(records) // EXAMPLES_A_CLIENT)
     if not column and clients < LEAST_CLIENTS:
@@ -98,7 +99,7 @@ def _run_toml(
     tables: dict[str, dict[str, object]] = {
         "run": {"name": "my-run"},
         "base": {"model": where},
-        "task": {"kind": convention.kind, "max_length": length},
+        "task": {"kind": task_of(convention).name, "max_length": length},
         "data": {"source": source, **({"map": names} if names else {}), "partition": partition},
         "adapter": {"lora": {"rank": 8}},
         "rounds": {"count": 10, "patience": PATIENCE, "min_devices": LEAST_CLIENTS},

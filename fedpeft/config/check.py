@@ -22,6 +22,7 @@ from fedpeft.config.check_devices import (
 from fedpeft.config.check_privacy_section import privacy_findings
 from fedpeft.config.check_schedule import schedule_findings
 from fedpeft.config.model import MethodName, Partition, RunConfig
+from fedpeft.tasks import TASKS
 
 __all__ = ["Finding", "check"]
 
@@ -76,16 +77,20 @@ def _task(config: RunConfig) -> Iterator[Finding]:
     twice = repeated(task.labels)
     if twice:
         yield Finding(key="task.labels", expected="each label once", found=f"again: {', '.join(twice)}")
-    if task.kind == "causal-lm" and task.labels:
+    if task.labels and not task.record.named_outputs:
         yield Finding(
             key="task.labels",
             reads=("task.kind",),
-            expected="no labels for a causal-lm",
+            expected=f"no labels for {task.kind}",
             found=f"{len(task.labels)} labels",
-            remedy='Remove them, or set task.kind = "classify".',
+            remedy=f"Remove them, or set task.kind to one of {', '.join(_with_labels())}.",
         )
-    if task.kind == "classify" and len(task.labels) == 1:
+    if task.record.named_outputs and len(task.labels) == 1:
         yield Finding(key="task.labels", reads=("task.kind",), expected="at least 2 classes", found="1 label")
+
+
+def _with_labels() -> list[str]:
+    return [record.name for record in TASKS.values() if record.named_outputs]
 
 
 def _layers(config: RunConfig) -> Iterator[Finding]:
@@ -109,13 +114,13 @@ def _layers(config: RunConfig) -> Iterator[Finding]:
 
 
 def _blocks(config: RunConfig) -> Iterator[Finding]:
-    head = config.adapter.head and config.task.kind == "classify"
+    head = config.adapter.head and config.task.record.adds_head
     if not head and not derived.method_names(config):
         methods = ", ".join(f"[adapter.{name}]" for name in typing.get_args(MethodName))
         yield Finding(
             key="adapter",
             reads=("task.kind",),
-            expected=f"at least one of {methods}, or head = true for classify",
+            expected=f"at least one of {methods}, or head = true for a task that adds one",
             found="nothing to train",
         )
 
@@ -247,7 +252,7 @@ def _deployment(config: RunConfig) -> Iterator[Finding]:
             found='"off"',
             remedy="Without the secure sum the coordinator would hold every device's delta.",
         )
-    if config.task.kind == "classify" and not config.task.labels:
+    if config.task.record.named_outputs and not config.task.labels:
         yield Finding(
             key="task.labels",
             reads=("task.kind",),

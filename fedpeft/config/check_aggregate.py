@@ -153,11 +153,11 @@ def _device(config: RunConfig) -> Iterator[Finding]:
             expected=f"a rule of {', '.join(_MEANS)} without robust",
             found=f"{rule.rule}, robust {rule.robust}",
         )
-    if train.label_calibration and config.task.kind != "classify":
+    if train.label_calibration and not config.task.record.one_class:
         yield Finding(
             key="train.label_calibration",
             reads=("task.kind",),
-            expected="0 for a causal-lm, which has no classes",
+            expected=f"0 for {config.task.kind}, whose examples have no one class each",
             found=f"{train.label_calibration:g}",
         )
     known = {*derived.method_names(config), "head", "lora.A", "lora.B"}

@@ -48,7 +48,7 @@ def device_findings(config: RunConfig) -> Iterator[Finding]:
                 remedy = "Remove it, or let the planner choose by it."
                 expected = f'no {limit} without methods = "auto"'
                 yield Finding(key=f"{here}.{limit}", expected=expected, found=f"{value:g}", remedy=remedy)
-        if not (device.methods or (device.head and config.adapter.head and config.task.kind == "classify")):
+        if not (device.methods or (device.head and config.adapter.head and config.task.record.adds_head)):
             yield Finding(
                 key=f"{here}.methods",
                 reads=(f"{here}.head", "adapter", "task.kind"),

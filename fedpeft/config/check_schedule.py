@@ -35,7 +35,7 @@ def _head_start(config: RunConfig) -> Iterator[Finding]:
         )
     if adapter.head_start != "class-means":
         return
-    if config.task.kind != "classify" or not adapter.head:
+    if not config.task.record.one_class or not adapter.head:
         yield Finding(
             key=key,
             reads=("task.kind", "adapter.head"),

@@ -44,10 +44,10 @@ def with_head_start(config: RunConfig) -> RunConfig:
     head stays on the device, and under privacy; and a short run, or a method that counts rounds, has none to spare.
     """
     adapter, task = config.adapter, config.task
-    if adapter.head_start != "auto" or (task.kind == "classify" and not task.labels):
+    if adapter.head_start != "auto" or (task.record.named_outputs and not task.labels):
         return config
     possible = (
-        task.kind == "classify"
+        task.record.one_class
         and adapter.head
         and "head" not in config.aggregate.local
         and config.privacy.unit == "none"

@@ -28,6 +28,7 @@ from fedpeft.catalogue.vera import Vera
 from fedpeft.config.adapter import Adapter, MethodName
 from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.privacy import Privacy
+from fedpeft.config.task import Task
 
 __all__ = [
     "AdaLora",
@@ -87,18 +88,6 @@ class BaseModelSource(Section):
         default_factory=dict,
         description="Task -> folder of an exported adapter on this base, for [adapter.fusion]; never sent. Deployed, a "
         "relative folder is one of the coordinator's runs.",
-    )
-
-
-class Task(Section):
-    """What is learnt."""
-
-    kind: Literal["classify", "causal-lm"] = Field(description="A class for a text, or the text that follows one.")
-    labels: tuple[str, ...] = Field(
-        default=(), description="The class names in order; empty: the sorted labels of the data (simulation only)."
-    )
-    max_length: int = Field(
-        default=128, ge=8, le=8192, description="Tokens an example may have; longer ones are truncated."
     )
 
 

@@ -5,8 +5,9 @@ from fedpeft.data.formats import Loaded, load, load_records
 from fedpeft.data.holdout import split_each, split_holdout
 from fedpeft.data.records import Record, Records
 from fedpeft.data.rendering import Tokenizer
-from fedpeft.data.tasks import Convention, detect, fits, label_names, validate
+from fedpeft.data.tasks import detect, fits, label_names, validate
 from fedpeft.data.usable import encode_usable, nothing_encoded, readable_records
+from fedpeft.tasks import Convention
 
 __all__ = [
     "IGNORED",

@@ -25,9 +25,10 @@ from fedpeft.data.remarks import (
     unused_remarks,
 )
 from fedpeft.data.rendering import Tokenizer, rendered_rows
-from fedpeft.data.tasks import Convention, Kind, inspect, label_name
+from fedpeft.data.tasks import inspect, label_name
 from fedpeft.data.whitespace import WhitespaceTokenizer
 from fedpeft.errors import DataInvalid, Problem
+from fedpeft.tasks import Convention, Kind
 
 __all__ = ["DataReport", "Example", "Part", "Split", "TokenLengths", "check", "check_loaded"]
 
@@ -165,7 +166,7 @@ def check_loaded(
     return DataReport(
         files=loaded.files,
         convention=convention,
-        kind=convention.kind,
+        kind=task.kind,
         examples=len(records),
         usable=len(good) - measured.refused.count,
         empties=sum(_has_empty(records[i], convention) for i in findings.bad_rows),

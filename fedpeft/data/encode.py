@@ -74,7 +74,7 @@ def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Token
         DataInvalid: labels outside ``labels``, columns of another task, a tokenizer without offsets, or rows that the
             chat template or the tokenizer refuses, or of which it keeps nothing: all at once, by file and line.
     """
-    if task.kind == "classify":
+    if task.record.one_class:
         return _encode_classify(records, task, labels, tokenizer)
     if not records:
         return EncodedDataset(input_ids=(), labels=(), truncated=0)
@@ -84,7 +84,7 @@ def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Token
     targets: list[npt.NDArray[np.int64]] = []
     truncated = unknown = answers = trained_answers = 0
     bos, special, log = bos_of(tokenizer), _Special.of(tokenizer), ProblemLog()
-    for origin, example, tokens, trained in _tokenized(records, tokenizer, bos, log):
+    for origin, example, tokens, trained in _tokenized(records, task, tokenizer, bos, log):
         if not trained.any():
             _note_nothing_to_train(origin, log)
             continue
@@ -128,18 +128,18 @@ def measure(records: Records, task: Task, tokenizer: Tokenizer) -> Measured:
     log = ProblemLog()
     if not records:
         return Measured(lengths=np.zeros(0, dtype=np.int64), refused=log)
-    if isinstance(tokenizer, WhitespaceTokenizer) and task.kind == "classify":
+    if isinstance(tokenizer, WhitespaceTokenizer) and task.record.one_class:
         words = map(len, map(str.split, map(str, records.values("text"))))
         return Measured(lengths=np.fromiter(words, dtype=np.int64, count=len(records)), refused=log)
     special, unknown, answers, trained = _Special.of(tokenizer), 0, 0, 0
     lengths: list[int] = []
-    if task.kind == "classify":
+    if task.record.one_class:
         for texts in _batches(records):
             for ids in _ids(tokenizer, texts):
                 lengths.append(len(ids))
                 unknown += special.knows_nothing_of(np.asarray(ids, dtype=np.int32))
         return Measured(lengths=np.array(lengths, dtype=np.int64), refused=log, unknown=unknown)
-    for origin, example, tokens, targets in _tokenized(records, tokenizer, bos_of(tokenizer), log):
+    for origin, example, tokens, targets in _tokenized(records, task, tokenizer, bos_of(tokenizer), log):
         if not targets.any():
             _note_nothing_to_train(origin, log)
             continue
@@ -181,13 +181,13 @@ class _Special:
 
 
 def _tokenized(
-    records: Records, tokenizer: Tokenizer, bos: int | None, log: ProblemLog
+    records: Records, task: Task, tokenizer: Tokenizer, bos: int | None, log: ProblemLog
 ) -> Iterator[tuple[str, Rendered, TokenIds, npt.NDArray[np.bool_]]]:
     """Each example's origin, text, tokens with BOS and EOS, and which of them are trained on; the refused are noted."""
     rows = zip(records.origins, records.rows, strict=True)
     while some := list(islice(rows, BATCH)):
         batch: list[tuple[str, Rendered]] = []
-        conventions = [detect(Records.of([row]), "causal-lm") for _, row in some]  # of validated rows all are the same
+        conventions = [detect(Records.of([row]), task.kind) for _, row in some]  # of validated rows all are the same
         made = rendered_rows([row for _, row in some], conventions, tokenizer)
         for (origin, _), convention, one in zip(some, conventions, made, strict=True):
             if isinstance(one, DataInvalid):

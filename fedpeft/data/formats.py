@@ -19,8 +19,8 @@ from fedpeft.data.choosing import LeftOut, choose, split_of_word
 from fedpeft.data.opening import plain_suffix
 from fedpeft.data.packed import PackedColumn, PackedOrigins, PackedRows
 from fedpeft.data.records import BATCH_ROWS, MISSING, Batch, ProblemLog, Record, Records
-from fedpeft.data.tasks import KNOWN_COLUMNS
 from fedpeft.files import expanded
+from fedpeft.tasks import KNOWN_COLUMNS
 
 __all__ = ["Loaded", "load", "load_noting", "load_records", "located"]
 

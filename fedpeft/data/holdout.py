@@ -25,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.data.records import BATCH_ROWS, Record, Records
-from fedpeft.data.tasks import Convention, detect
+from fedpeft.data.tasks import detect
 from fedpeft.errors import DataInvalid
+from fedpeft.tasks import Convention
 
 __all__ = ["content_ranks", "split_each", "split_holdout", "split_indices"]
 

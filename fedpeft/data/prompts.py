@@ -9,8 +9,8 @@ import numpy as np
 from fedpeft.data.encode import bos_of
 from fedpeft.data.limited import within_limits
 from fedpeft.data.rendering import ALPACA_PLAIN, TokenIds, Tokenizer, templated
-from fedpeft.data.tasks import Convention
 from fedpeft.errors import DataInvalid
+from fedpeft.tasks import Convention
 
 __all__ = ["question_tokens"]
 

@@ -15,7 +15,7 @@ from fedpeft.data.choosing import LeftOut
 from fedpeft.data.formats import Loaded
 from fedpeft.data.opening import COMPRESSED
 from fedpeft.data.records import Records
-from fedpeft.data.tasks import Convention
+from fedpeft.tasks import Convention
 
 __all__ = [
     "answer_remark",

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from fedpeft.bounded_json import JsonValue
 from fedpeft.data.limited import within_limits
 from fedpeft.data.records import Record
-from fedpeft.data.tasks import Convention, Message, messages_of
+from fedpeft.data.tasks import Message, messages_of
 from fedpeft.errors import DataInvalid, foreign
+from fedpeft.tasks import Convention
 
 __all__ = [
     "Encoding",

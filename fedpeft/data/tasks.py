@@ -4,25 +4,21 @@
 and their order. Nothing here changes a row: rendering and tokenizing are ``fedpeft.data.encode``'s.
 """
 
-import enum
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
 
 from fedpeft.config.model import Task
 from fedpeft.data.records import ProblemLog, Record, Records
 from fedpeft.data.row_checks import check_alpaca, check_messages, check_pair, check_text, keys_not_read
 from fedpeft.errors import DataInvalid, Problem
+from fedpeft.tasks import KNOWN_COLUMNS, TASKS, Convention, Kind
 
 __all__ = [
-    "KNOWN_COLUMNS",
-    "Convention",
     "Findings",
-    "Kind",
     "Message",
     "detect",
     "fits",
@@ -33,39 +29,8 @@ __all__ = [
     "validate",
 ]
 
-Kind = Literal["classify", "causal-lm"]
 Message = Mapping[str, str]
 """One turn of a conversation: ``role`` and ``content``."""
-
-
-class Convention(enum.Enum):
-    """Which columns carry an example."""
-
-    TEXT_LABEL = "text+label"
-    MESSAGES = "messages"
-    PROMPT_COMPLETION = "prompt+completion"
-    ALPACA = "instruction/input/output"
-    TEXT = "text"
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns that every row must have."""
-        return COLUMNS[self]
-
-    @property
-    def kind(self) -> Kind:
-        """The task these columns are for."""
-        return "classify" if self is Convention.TEXT_LABEL else "causal-lm"
-
-
-COLUMNS: Mapping[Convention, tuple[str, ...]] = {
-    Convention.TEXT_LABEL: ("text", "label"),
-    Convention.MESSAGES: ("messages",),
-    Convention.PROMPT_COMPLETION: ("prompt", "completion"),
-    Convention.ALPACA: ("instruction", "output"),  # `input` is optional, row by row
-    Convention.TEXT: ("text",),
-}
-KNOWN_COLUMNS = ("text", "label", "prompt", "completion", "messages", "instruction", "input", "output")
 
 
 def detect(records: Records, kind: Kind | None = None, *, unread: Sequence[str] = ()) -> Convention:
@@ -80,7 +45,7 @@ def detect(records: Records, kind: Kind | None = None, *, unread: Sequence[str] 
         DataInvalid: no convention fits.
     """
     there = set(records.columns())
-    candidates = [convention for convention in Convention if kind in (None, convention.kind)]
+    candidates = tuple(Convention) if kind is None else TASKS[kind].conventions
     for convention in candidates:
         if there.issuperset(convention.columns):
             return convention
@@ -197,7 +162,7 @@ def fits(row: Record, task: Task) -> bool:
         return False
     log = ProblemLog()
     CHECKS[convention](row, "", log)
-    return not log.count and (task.kind == "causal-lm" or label_name(row.get("label")) in task.labels)
+    return not log.count and (not task.record.one_class or label_name(row.get("label")) in task.labels)
 
 
 def label_names(records: Records, labels: tuple[str, ...] = ()) -> tuple[str, ...]:

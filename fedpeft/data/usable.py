@@ -63,7 +63,7 @@ def encode_usable(records: Records, task: Task, tokenizer: Tokenizer) -> tuple[E
 
 def nothing_encoded(task: Task) -> EncodedDataset:
     """No examples, of this task."""
-    labels = np.zeros(0, np.int64) if task.kind == "classify" else ()
+    labels = np.zeros(0, np.int64) if task.record.one_class else ()
     return EncodedDataset(input_ids=(), labels=labels, truncated=0)
 
 
@@ -76,7 +76,7 @@ def _alone(record: Records, task: Task, tokenizer: Tokenizer) -> EncodedDataset 
 
 def _joined(parts: Sequence[EncodedDataset], task: Task) -> EncodedDataset:
     labels: npt.NDArray[np.int64] | tuple[npt.NDArray[np.int64], ...]
-    if task.kind == "classify":
+    if task.record.one_class:
         labels = np.array([label for part in parts for label in part.labels], np.int64)
     else:
         labels = tuple(row for part in parts for row in part.labels)

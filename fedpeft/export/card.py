@@ -1,6 +1,9 @@
 """The model card (README.md) of an exported adapter."""
 
+from collections.abc import Mapping
+
 from fedpeft.export.summary import ExportSummary
+from fedpeft.tasks.form import FORM_OF, SEQUENCE, TEXT, Form
 
 __all__ = ["model_card"]
 
@@ -57,10 +60,16 @@ union = load_union(base, Path("<this directory>"))
 model = union.model"""
 
 
+_MODELS: Mapping[Form, tuple[str, str]] = {
+    SEQUENCE: ("AutoModelForSequenceClassification", "text-classification"),
+    TEXT: ("AutoModelForCausalLM", "text-generation"),
+}
+"""transformers' class, and the hub's name of what it does."""
+
+
 def model_card(summary: ExportSummary, *, task_type: str) -> str:
     """The card's text. Names the base and the blocks; holds no path and nothing about the data."""
-    classify = task_type == "SEQ_CLS"
-    auto = "AutoModelForSequenceClassification" if classify else "AutoModelForCausalLM"
+    auto, tag = _MODELS[FORM_OF[task_type]]
     lacks = ""
     if summary.peft_lacks:
         lacks = (
@@ -78,13 +87,13 @@ def model_card(summary: ExportSummary, *, task_type: str) -> str:
     code = (_WITH_UNION if summary.peft_lacks else _WITH_PEFT).format(
         auto=auto,
         base=summary.base if on_hub else BASE_FOLDER,
-        names=_NAMES.format(names=list(summary.labels)) if classify else "",
-        labels=_LABELS if classify else "",
+        names=_NAMES.format(names=list(summary.labels)) if summary.labels else "",
+        labels=_LABELS if summary.labels else "",
     )
     export = _EXPORT.format(digest=summary.base_digest, folder=BASE_FOLDER)
     return _CARD.format(
         base_line=f"base_model: {summary.base}\n" if on_hub else "",
-        tag="text-classification" if classify else "text-generation",
+        tag=tag,
         base=summary.base,
         digest=f" (artifact `{summary.base_digest}`)" if summary.base_digest else "",
         parameters=summary.parameters,

@@ -7,7 +7,7 @@ model, by about the quantization's error; the figure says how much of the adapte
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedpeft.base import BaseArtifact, load_model
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid
+from fedpeft.tasks.form import SEQUENCE, TEXT
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -77,8 +78,9 @@ def _rows(artifact: BaseArtifact) -> int:
 
 
 def _base(artifact: BaseArtifact, labels: int) -> nn.Module:
-    task: Literal["classify", "causal-lm"] = "classify" if labels else "causal-lm"
-    return load_model(artifact, task=task, labels=tuple(str(number) for number in range(labels)), head_seed=0)
+    return load_model(
+        artifact, task=SEQUENCE if labels else TEXT, labels=tuple(str(number) for number in range(labels)), head_seed=0
+    )
 
 
 def _with_adapter(folder: Path, artifact: BaseArtifact, labels: int) -> "PeftModel":

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
 
+from fedpeft.base.architecture import form_of
 from fedpeft.catalogue.blocks import HEAD, LORA
 from fedpeft.errors import ConfigInvalid
 from fedpeft.export.peft_matrix import (
@@ -43,6 +44,7 @@ from fedpeft.methods.ia3 import IA3, InputGain, OutputGain
 from fedpeft.methods.layernorm import LAYERNORM, NormPart
 from fedpeft.methods.union import OWN_FORMS, UnionAdapter
 from fedpeft.target_names import AUTO
+from fedpeft.tasks.form import PEFT_TASK_TYPES
 
 __all__ = ["PeftForm", "read_peft", "to_peft"]
 
@@ -76,10 +78,10 @@ def to_peft(union: UnionAdapter, *, whole_matrices: bool = False, without: Colle
     """
     present = {block.method for block in union.spec.blocks}
     able = {method for method in present if method == HEAD or _can_be_held(union.model, method)} - {*without}
-    head = union.anatomy.head
+    head, task_type = union.anatomy.head, PEFT_TASK_TYPES[form_of(union.model)]
     if not without and (prompts := prompt_form(union)) is not None:
         settings, tensors = prompts
-        kind = {"task_type": "SEQ_CLS" if head else "CAUSAL_LM", "inference_mode": True}
+        kind = {"task_type": task_type, "inference_mode": True}
         return PeftForm(methods=frozenset(present), settings=kind | settings, tensors=tensors)
     # peft always takes a classifier's head from the adapter, so it is written even when no block trains it.
     tensors = {f"{PREFIX}{name}": as_array(parameter) for name, parameter in _head_parameters(union).items()}
@@ -98,7 +100,7 @@ def to_peft(union: UnionAdapter, *, whole_matrices: bool = False, without: Colle
         tensors |= {f"{PREFIX}{path}.{leaf}": values for (path, leaf), values in _tuned_norms(union).items()}
         whole += sorted(grafts_of(union.model, NormPart))
     common = {
-        "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
+        "task_type": task_type,
         "inference_mode": True,
         "modules_to_save": whole or None,
     }

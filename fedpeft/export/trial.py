@@ -9,13 +9,12 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedpeft.base import BaseArtifact, load_model
-from fedpeft.base.architecture import quiet_transformers
+from fedpeft.base.architecture import form_of, quiet_transformers
 from fedpeft.methods.union import UnionAdapter
 
 __all__ = ["agrees", "peft_apart"]
@@ -40,8 +39,8 @@ def peft_apart(
     """
     from peft import PeftModel
 
-    task: Literal["classify", "causal-lm"] = "classify" if labels else "causal-lm"
-    base = load_model(artifact, task=task, labels=labels, head_seed=_ANOTHER_HEAD, residency="quantized")
+    form = form_of(union.model)
+    base = load_model(artifact, task=form, labels=labels, head_seed=_ANOTHER_HEAD, residency="quantized")
     try:
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.base import BaseArtifact, load_model
-from fedpeft.base.architecture import quiet_transformers
+from fedpeft.base.architecture import form_of, quiet_transformers
 from fedpeft.base.artifact import TaskName
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
 from fedpeft.export.export import class_names, copy_tokenizer, export_peft
 from fedpeft.export.peft_prompt import PROMPT_TYPES
 from fedpeft.methods.union import UnionAdapter
+from fedpeft.tasks.form import SEQUENCE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,7 +67,7 @@ def export_base(artifact: BaseArtifact, folder: Path, inputs: Mapping[str, Tenso
     tasks = artifact.manifest.tasks
     complete: list[TaskName] = [task for task, entry in tasks.items() if not entry.head]
     task = (complete or list(tasks))[0]
-    labels = ("0", "1") if task == "classify" else ()
+    labels = ("0", "1") if task == SEQUENCE else ()
     model = load_model(artifact, task=task, labels=labels, head_seed=0)
     if not complete:
         model = cast("nn.Module", getattr(model, str(model.base_model_prefix)))
@@ -107,8 +108,7 @@ def export_merged(
                 f"Expected an adapter that changes weights of the base, found {blocks}, which cannot be folded into "
                 "them; export it without --full, and load it with fedpeft.export.load_union or peft."
             )
-        task: TaskName = "classify" if labels else "causal-lm"
-        base = load_model(artifact, task=task, labels=labels, head_seed=head_seed)
+        base = load_model(artifact, task=form_of(union.model), labels=labels, head_seed=head_seed)
         merged = PeftModel.from_pretrained(base, scratch).eval().merge_and_unload()
     return _write(merged, artifact, folder, expected=_output(union.model, inputs), inputs=inputs)
 

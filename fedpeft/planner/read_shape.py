@@ -13,6 +13,7 @@ from fedpeft.base.source import CONFIG_FILE, read_json
 from fedpeft.catalogue.base_shape import BaseShape, Vectors
 from fedpeft.families import BERT_LIKE, FIRST_TOKEN_ONLY, LLAMA_LIKE
 from fedpeft.layout import Layout, layout_of
+from fedpeft.tasks.form import TEXT
 
 __all__ = ["shape_from", "shape_of"]
 
@@ -27,7 +28,7 @@ def shape_of(artifact: BaseArtifact) -> BaseShape:
     return shape_from(
         {name: entry.shape for name, entry in manifest.tensors.items()},
         config=read_json(artifact.path / CONFIG_FILE),
-        causal="causal-lm" in manifest.tasks,
+        causal=TEXT in manifest.tasks,
         parameters=manifest.parameters,
         packed_bytes=next(file.size_bytes for file in manifest.files if file.name == "model.safetensors"),
         head=(head.once, head.a_class),

@@ -13,6 +13,7 @@ from fedpeft.catalogue import BY_NAME
 from fedpeft.catalogue.rates import UNMEASURED, Placed, head_rate
 from fedpeft.ids import BlockId
 from fedpeft.round.plan import LearningPlan
+from fedpeft.tasks.form import TEXT
 
 __all__ = ["SGD_FACTOR", "learning_rates", "rates_told"]
 
@@ -67,5 +68,5 @@ def _suited(plan: LearningPlan, block: BlockSpec) -> float:
     rule = BY_NAME[method].rate
     if rule is None:
         return UNMEASURED
-    placed = Placed(block=block, language_model=plan.task.kind == "causal-lm")
+    placed = Placed(block=block, language_model=plan.task.record.form == TEXT)
     return rule(getattr(plan.adapter, method), placed)

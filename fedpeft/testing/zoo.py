@@ -19,6 +19,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from fedpeft.base.architecture import quiet_transformers
 from fedpeft.base.artifact import TaskName
+from fedpeft.tasks.form import TEXT
 
 __all__ = ["NAMES", "ROWS", "logits_apart", "save_model", "save_tokenizer", "transformers_model"]
 
@@ -89,7 +90,7 @@ def redraw(model: nn.Module) -> None:
 def transformers_model(directory: Path, task: TaskName, head: Mapping[str, Tensor], pad: int | None) -> nn.Module:
     """What transformers itself loads from a folder, in float32, with the given values for a new head."""
     names: tuple[str, ...] = ("AutoModelForSequenceClassification",)
-    if task == "causal-lm":
+    if task == TEXT:
         names = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
     with quiet_transformers():
         model = _first_of(names, lambda auto: auto.from_pretrained(directory, dtype=torch.float32)).eval()
@@ -111,7 +112,7 @@ def logits_apart(one: nn.Module, other: nn.Module, task: TaskName) -> tuple[floa
     mask[1, 30:] = 0
     with torch.no_grad():
         first, second = (model(input_ids=ids, attention_mask=mask).logits for model in (one, other))
-    real = mask.bool() if task == "causal-lm" else slice(None)
+    real = mask.bool() if task == TEXT else slice(None)
     return float((first[real] - second[real]).abs().max()), float(second[real].abs().max())
 
 

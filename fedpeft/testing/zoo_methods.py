@@ -17,6 +17,7 @@ from fedpeft.data import EncodedDataset
 from fedpeft.entropy import generator
 from fedpeft.export import export_peft
 from fedpeft.methods.union import UnionAdapter, attach
+from fedpeft.tasks.form import SEQUENCE, TEXT
 from fedpeft.testing.zoo import ROWS, transformers_model
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.split_forward import SplitForward
@@ -52,12 +53,12 @@ def model_on_meta(name: str) -> nn.Module:
     settings = {"vocab_size": 128_512, "pad_token_id": 0, **row["config"]}
     with quiet_transformers():
         config = AutoConfig.for_model(row["model_type"], **settings)
-    return skeleton(config, "classify" if row["kind"] == "mlm" else "causal-lm")
+    return skeleton(config, SEQUENCE if row["kind"] == "mlm" else TEXT)
 
 
 def attached(artifact: BaseArtifact, task: TaskName, adapter: Adapter) -> UnionAdapter:
     """The base with an adapter whose every trained value was moved away from its start."""
-    labels = CLASSES if task == "classify" else ()
+    labels = CLASSES if task == SEQUENCE else ()
     union = attach(load_model(artifact, task=task, labels=labels, head_seed=1), adapter, seed=3)
     draw, start = generator(5, "zoo"), union.initial_state()
     moves = {
@@ -125,7 +126,7 @@ def _inputs(*models: nn.Module) -> Mapping[str, Tensor]:
 @torch.no_grad()
 def _logits(model: nn.Module, inputs: Mapping[str, Tensor], task: TaskName) -> Tensor:
     logits: Tensor = model(**inputs).logits
-    return logits[inputs["attention_mask"].bool()] if task == "causal-lm" else logits
+    return logits[inputs["attention_mask"].bool()] if task == TEXT else logits
 
 
 def _apart(ours: Tensor, theirs: Tensor, base: Tensor) -> Apart:

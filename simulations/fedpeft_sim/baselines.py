@@ -27,7 +27,7 @@ from fedpeft_client.training.examples import Examples, Prepared, batch_seed
 from fedpeft_client.training.model_pool import ModelPool, release_free_memory
 from fedpeft_sim.population import Client
 
-__all__ = ["Baselines", "accuracy", "held_out_scores", "perplexity", "run_baselines"]
+__all__ = ["METRICS", "Baselines", "accuracy", "held_out_scores", "perplexity", "run_baselines"]
 
 EVERYONE = "centralised"
 _LARGEST_LOSS = 50.0
@@ -112,6 +112,10 @@ def perplexity(scores: Sequence[Evaluation]) -> float:
     """The exponential of the mean loss of a token over all of these together."""
     mean = sum(score.loss_sum for score in scores) / sum(score.examples for score in scores)
     return math.exp(min(mean, _LARGEST_LOSS))
+
+
+METRICS: Mapping[str, Callable[[Sequence[Evaluation]], float]] = {"accuracy": accuracy, "perplexity": perplexity}
+"""By the name in a task's record."""
 
 
 def _train(

@@ -12,9 +12,10 @@ from fedpeft.config.derived import with_head_start
 from fedpeft.config.model import Device
 from fedpeft.data import Loaded, Records, label_names, load, split_each, split_holdout
 from fedpeft.data.remarks import label_remarks, loaded_remarks, text_remarks, unused_columns, unused_remarks
-from fedpeft.data.tasks import KNOWN_COLUMNS, Convention, Findings, inspect, label_name
+from fedpeft.data.tasks import Findings, inspect, label_name
 from fedpeft.entropy import derive_seed
 from fedpeft.errors import ConfigInvalid, DataInvalid, Problem
+from fedpeft.tasks import KNOWN_COLUMNS, Convention
 from fedpeft_client.training.choice import Capacity
 from fedpeft_sim.partition import partition
 
@@ -90,7 +91,7 @@ def populate(config: RunConfig) -> Population:
     records = loaded.records
     findings = inspect(records, config.task, unread=loaded.unused)
     findings.log.raise_if_any(f"{findings.convention.value} examples")
-    if config.task.kind == "classify" and not config.task.labels:
+    if config.task.record.named_outputs and not config.task.labels:
         task = config.task.model_copy(update={"labels": label_names(records)})
         config = with_head_start(config.model_copy(update={"task": task}))
     parts = partition(records, config.data.partition, config.run.seed)

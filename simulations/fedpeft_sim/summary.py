@@ -3,7 +3,7 @@
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_server.run.records import Comparison
-from fedpeft_sim.baselines import Baselines, Scores, accuracy, perplexity
+from fedpeft_sim.baselines import METRICS, Baselines, Scores
 
 __all__ = ["compare", "full_parameter_bytes"]
 
@@ -15,15 +15,15 @@ def full_parameter_bytes(plan: LearningPlan, pool: ModelPool, *, rounds: int, cl
     return 4 * parameters * 2 * rounds * clients
 
 
-def compare(federated: Scores, baselines: Baselines | None, *, language_model: bool) -> tuple[Comparison, ...]:
+def compare(federated: Scores, baselines: Baselines | None, *, metric: str) -> tuple[Comparison, ...]:
     """One row a client, and one for the union of all held-out examples.
 
     Args:
         federated: of the state that the run keeps.
         baselines: None: not trained.
-        language_model: whether scores are perplexities, or accuracies.
+        metric: what scores are, of ``METRICS``.
     """
-    of = perplexity if language_model else accuracy
+    of = METRICS[metric]
     rows = [
         Comparison(
             client=name,

@@ -123,7 +123,7 @@ def test_a_chat_template_without_end_is_refused_within_seconds(template: str, mo
 @pytest.mark.torch
 def test_a_plain_chat_template_renders_as_without_limits() -> None:
     from fedpeft.data.rendering import render, rendered_rows
-    from fedpeft.data.tasks import Convention
+    from fedpeft.tasks import Convention
 
     tokenizer = Templated("{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}")
     rows = conversations().rows

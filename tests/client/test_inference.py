@@ -10,9 +10,9 @@ from fedpeft.adapter import AdapterState  # noqa: E402
 from fedpeft.base import build, load_model, load_tokenizer  # noqa: E402
 from fedpeft.config import parse  # noqa: E402
 from fedpeft.data.prompts import question_tokens  # noqa: E402
-from fedpeft.data.tasks import Convention  # noqa: E402
 from fedpeft.entropy import derive_seed  # noqa: E402
 from fedpeft.methods import attach  # noqa: E402
+from fedpeft.tasks import Convention  # noqa: E402
 from fedpeft.testing.zoo import save_model  # noqa: E402
 from fedpeft_client.inference import TrainedModel  # noqa: E402
 

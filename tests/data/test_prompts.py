@@ -5,8 +5,8 @@ import pytest
 from fedpeft.config.model import Task
 from fedpeft.data import IGNORED, Records, encode
 from fedpeft.data.prompts import question_tokens
-from fedpeft.data.tasks import Convention
 from fedpeft.errors import ConfigInvalid, DataInvalid
+from fedpeft.tasks import Convention
 
 zoo = pytest.importorskip("fedpeft.testing.zoo")
 pytestmark = pytest.mark.torch

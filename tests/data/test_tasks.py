@@ -9,6 +9,7 @@ from fedpeft.data import Convention, Records, detect, label_names, validate
 from fedpeft.data.records import ProblemLog
 from fedpeft.data.tasks import CHECKS, LabelCheck, inspect, label_name, messages_of
 from fedpeft.errors import DataInvalid
+from fedpeft.tasks import task_of
 
 CLASSIFY = Task(kind="classify")
 CAUSAL = Task(kind="causal-lm")
@@ -32,7 +33,7 @@ def problems(rows: list[dict[str, object]], task: Task) -> list[tuple[str, str]]
 def test_each_convention_is_detected_and_valid(convention: Convention) -> None:
     records = Records.of([EXAMPLES[convention]])
     assert detect(records) is convention
-    assert validate(records, Task(kind=convention.kind)) is convention
+    assert validate(records, Task(kind=task_of(convention).name)) is convention
 
 
 def test_the_task_decides_between_text_and_text_with_label() -> None:

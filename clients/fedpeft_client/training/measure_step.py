@@ -20,6 +20,7 @@ from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, blocks_for
 from fedpeft.planner import MeasuredStep, Workload, evaluation_batch
 from fedpeft.planner.hardware import resident_bytes
+from fedpeft.tasks.form import SEQUENCE, TEXT
 from fedpeft.tuning import ActivationCache, LocalPlan, evaluate, train
 
 __all__ = ["measure_step"]
@@ -42,7 +43,7 @@ def measure_step(artifact: BaseArtifact, workload: Workload, *, steps: int = 4) 
     labels = tuple(f"class {index}" for index in range(workload.classes))
     model = load_model(
         artifact,
-        task="classify" if labels else "causal-lm",
+        task=SEQUENCE if labels else TEXT,
         labels=labels,
         head_seed=0,
         residency=workload.residency,

@@ -97,7 +97,7 @@ class ModelPool:
     def vocabulary(self, plan: LearningPlan) -> int:
         """Rows of the language model's output; 0 for a classifier."""
         model = self._ready(plan).model
-        return 0 if plan.task.kind == "classify" else int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        return 0 if plan.task.record.adds_head else int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
 
     def frozen_layers(self, plan: LearningPlan) -> int:
         """Layers below the lowest that this plan's adapter changes: what they make of an example is always the same."""
@@ -145,7 +145,7 @@ class ModelPool:
         self._tokenizer = load_tokenizer(artifact)
         model = load_model(
             artifact,
-            task=plan.task.kind,
+            task=plan.task.record.form,
             labels=plan.task.labels,
             head_seed=derive_seed(plan.seed, "head"),
             residency=chosen_residency(artifact, self.residency),

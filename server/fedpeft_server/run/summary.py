@@ -28,7 +28,7 @@ def summary_of(
         bytes_up=sum(row.bytes_up for row in rows),
         bytes_down=sum(row.bytes_down for row in rows),
         bytes_full_parameters=full_bytes,
-        metric="perplexity" if run.config.task.kind == "causal-lm" else "accuracy",
+        metric=run.config.task.record.compared,
         comparison=comparison,
         privacy=privacy_lines(read_run(run.path)),
     )

@@ -118,7 +118,7 @@ def _warnings(rows: Sequence[RoundMetrics], config: RunConfig) -> Mapping[str, s
             f"The held-out loss is {last:.3g} and was {first:.3g} before training: the learning rate destroys the "
             "model; lower train.learning_rate."
         )
-    if config.task.kind != "classify":
+    if not config.task.record.one_class:
         return found
     shares = [row.accuracy for row in measured if row.accuracy is not None]
     recent = shares[1:][-_STILL:]

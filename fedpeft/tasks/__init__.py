@@ -1,0 +1,26 @@
+"""The tasks, one light file each: columns, model, target, metrics. No torch.
+
+To add one: its file here and its place in ``TASKS`` and ``Kind``; a new ``Target`` needs its encoding in
+``fedpeft/data/encode.py`` and its loss in ``fedpeft/tuning`` (docs/adr/0025-tasks.md). Everything else reads the
+record; tests/tasks/test_contract.py holds each against what encodes and trains it.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+from fedpeft.tasks import causal_lm, classify
+from fedpeft.tasks.conventions import KNOWN_COLUMNS, Convention
+from fedpeft.tasks.record import Target, TaskRecord
+
+__all__ = ["KNOWN_COLUMNS", "TASKS", "Convention", "Kind", "Target", "TaskRecord", "task_of"]
+
+Kind = Literal["classify", "causal-lm"]
+
+TASKS: Mapping[str, TaskRecord] = MappingProxyType({record.name: record for record in (classify.TASK, causal_lm.TASK)})
+"""By name, in the order in which columns are asked whose they are."""
+
+
+def task_of(convention: Convention) -> TaskRecord:
+    """The first task that these columns are for."""
+    return next(record for record in TASKS.values() if convention in record.conventions)
