@@ -112,7 +112,8 @@ class Layer:
         q = self._adapt(p, "attention.self.query", x, self.queries[rows]).reshape(heads)
         # B A x_t is never formed for a token: q (K + B A x_t) = q K + (B^T q) (A x_t), and V alike.
         k, v = (self._path(p, f"attention.self.{name}") for name in ("key", "value"))
-        hidden = self.table[places] if k.down is not None else None  # (C, b t, h)
+        adapted = k.down is not None or v.down is not None
+        hidden = self.table[places] if adapted else None  # (C, b t, h)
         scores = (q[:, None] * self._own(k, self.keys[places]).view(by_token)).sum(-1)  # (C b, t, heads)
         if k.down is not None:
             up = k.gained_up().reshape(clients, self.heads, -1, k.up.shape[-1])  # (C, heads, d, r)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from methods_common import DATA, GGUF, MINILM
+from methods_common import DATA, GGUF, MINILM, SMOLLM
 
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import between_rounds
@@ -64,7 +64,8 @@ class Setting:
 
 ENCODER = f'[base]\nmodel = "{MINILM}"\nquantize = "{{quantize}}"\n'
 ENCODER += '[task]\nkind = "classify"\nmax_length = {length}\n'
-DECODER = f'[base]\nmodel = "{GGUF}"\nquantize = "int4-g32"\n[task]\nkind = "causal-lm"\nmax_length = {{length}}\n'
+SMALL_LM = GGUF if GGUF.is_file() else SMOLLM  # one artifact: the file, or what `make base-smollm` built of it
+DECODER = f'[base]\nmodel = "{SMALL_LM}"\nquantize = "int4-g32"\n[task]\nkind = "causal-lm"\nmax_length = {{length}}\n'
 TEMPLATE = "[adapter]\nlora = {rank = 8}\n"
 ROUNDS, STEPS = 3, 5
 

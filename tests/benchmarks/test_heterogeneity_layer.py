@@ -29,6 +29,7 @@ TARGETS = ("q", "k", "v", "o", "up", "down")
 RATE, STEPS, BATCH, CLASSES = 0.02, 4, 6, 5
 ADAPTERS = {
     "A frozen": Adapter(layers=1, lora=Lora(rank=8, tiers=(1, 2, 4, 8), targets=TARGETS, train="B")),
+    "q and v alone": Adapter(layers=1, lora=Lora(rank=8, tiers=(1, 2, 4, 8), targets=("q", "v"))),
     "both factors": Adapter(layers=1, lora=Lora(rank=8, tiers=(1, 2, 4, 8), targets=TARGETS, train="both")),
     "carried columns": Adapter(layers=1, lora=Lora(rank=8, tiers=(1, 2, 4, 8), targets=TARGETS, carried_rank=5)),
     "mixed methods": Adapter(

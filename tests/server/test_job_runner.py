@@ -104,6 +104,13 @@ def test_a_run_goes_from_the_queue_to_its_adapter_and_the_audit_log_tells(bench:
     assert events == ["run-started", *["round-committed"] * 3, "run-ended"]
 
 
+def test_a_deployed_run_says_the_rates_that_it_trains_with(bench: Bench) -> None:
+    job = bench.work(rounds=1)
+    assert any(line.startswith("run 1: learning rates: lora.B ") for line in bench.told)
+    events = (bench.home.runs / job.run / "events.jsonl").read_text()
+    assert "learning rates: lora.B " in events
+
+
 def test_a_stopped_run_keeps_what_is_committed_and_goes_on_from_there(bench: Bench) -> None:
     def after_one_round(job: Job) -> None:
         if job.run and bench.rows(job):

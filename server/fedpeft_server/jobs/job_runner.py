@@ -19,6 +19,7 @@ from fedpeft.errors import FedpeftError
 from fedpeft.ids import RoundId
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.plan import learning_plan
+from fedpeft.round.rates import rates_told
 from fedpeft.round.transport import Transport
 from fedpeft_server.enrolment.active_devices import ActiveDevices
 from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
@@ -177,6 +178,9 @@ class JobRunner:
         plan = learning_plan(
             config, run_id=run.manifest.run_id, base=drafted.base, adapter_spec=drafted.initial.spec.digest
         ).model_copy(update={"start": drafted.start})
+        rates = rates_told(plan, drafted.initial.spec)
+        run.record("learning.rates", detail={"rates": rates})
+        site.tell(f"run {job.number}: {rates}")
         transport = EnrolledTransport(site.transport, site.members, lambda: site.interrupted(job))
         needed = max(config.rounds.min_devices, secagg.MIN_COHORT_FLOOR)
         publisher = Publisher(model_process, run)
