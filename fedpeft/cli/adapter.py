@@ -1,25 +1,23 @@
-"""`fedpeft adapter`: look at a finished adapter, try it, measure it on other data."""
+"""`fedpeft adapter`: look at a finished adapter, use it, measure it on other data."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedpeft.cli.options import (
-    AdapterPath,
-    FiniteFloat,
-    OutFolder,
-    RunPath,
-    json_option,
-    map_option,
-    run_argument,
-    say_json,
+from fedpeft.cli.asking import (
+    say_evaluation,
+    say_predictions,
+    with_evaluation_options,
+    with_how,
+    with_prediction_options,
 )
+from fedpeft.cli.mixing import hub, merge, summary_of, trained
+from fedpeft.cli.options import AdapterPath, OutFolder, json_option, run_argument, say_json
 
 if TYPE_CHECKING:
-    from fedpeft.export.arithmetic import Rule
     from fedpeft.export.original import Moved
-    from fedpeft_client.inference import TrainedModel
+    from fedpeft_client.inference import Answerer
 
 __all__ = ["command"]
 
@@ -46,7 +44,7 @@ def inspect(folder: Path, original: str | None, store: Path | None, as_json: boo
 
     if as_json:
         moved = None if original is None else asdict(_moved(folder, original, store))
-        say_json({"folder": str(folder), **_summary(folder), "original": moved})
+        say_json({"folder": str(folder), **summary_of(folder), "original": moved})
         return
     _tell(folder)
     if original is not None:
@@ -80,7 +78,7 @@ def export(
       fedpeft adapter export runs/a --whole-matrices --out served
       fedpeft adapter export runs/a --full --out model
     """
-    whole = _trained(run, store)
+    whole = trained(run, store)
     part = whole.for_class(rank=rank, methods=methods or None, store=store) if rank or methods else None
     if full:
         written = (part or whole).export_merged(out)
@@ -94,160 +92,75 @@ def export(
 
 @command.command()
 @run_argument
-@click.argument("texts", nargs=-1, required=True)
-@click.option(
-    "--as",
-    "written_as",
-    type=click.Choice(["messages", "prompt+completion", "instruction/input/output", "text"]),
-    help="How a language model's examples were written. Default: as the run's were.",
-)
+@with_prediction_options
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
-@json_option
-def predict(run: Path, texts: tuple[str, ...], written_as: str | None, store: Path | None, as_json: bool) -> None:
-    """Apply the adapter of RUN to TEXTS: a class each, or an answer each.
+def predict(
+    *, run: Path, written_as: str | None, max_tokens: int, temperature: float, top_p: float, seed: int,
+    store: Path | None, **what: Any,
+) -> None:  # fmt: skip
+    """Apply the adapter of RUN to TEXTS or to the rows of a file: a class each, or an answer each.
 
     A language model is asked as it was trained: through the base's chat template after training on messages.
-    """
-    from fedpeft.tasks import Convention
-    from fedpeft_server.run.run_view import read_run
 
-    known = written_as or read_run(run).manifest.convention
-    convention = Convention(known) if known else None
-    answers = zip(texts, _trained(run, store).predict(texts, convention), strict=True)
-    if as_json:
-        say_json([{"text": text, "answer": answer} for text, answer in answers])
-        return
-    for text, answer in answers:
-        click.echo(f"{answer}\t{text}")
+    \b
+    Examples:
+      fedpeft adapter predict latest "the flight was late" --probabilities
+      fedpeft adapter predict latest --file notes.csv --map text=note > answers.jsonl
+    """
+    from fedpeft_client.inference import Sampling
+
+    how = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    say_predictions(_asked(run, store, written_as), how, **what)
+
+
+@command.command()
+@run_argument
+@with_how
+@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+def chat(
+    *, run: Path, written_as: str | None, max_tokens: int, temperature: float, top_p: float, seed: int,
+    store: Path | None,
+) -> None:  # fmt: skip
+    """Talk with the language model of RUN: questions on standard input, answers as they come."""
+    from fedpeft.cli.asking import chat as converse
+    from fedpeft_client.inference import Sampling
+
+    how = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    converse(_asked(run, store, written_as), how)
 
 
 @command.command("eval")
 @run_argument
-@click.argument("data")
-@map_option
+@with_evaluation_options
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
-@json_option
 def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | None, as_json: bool) -> None:
-    """Measure the adapter of RUN on DATA (a file, a data set directory or builtin:NAME)."""
-    from fedpeft.data import load_records
-
-    records = load_records(data, column_map)
-    score = _trained(run, store).evaluate(records)
-    if as_json:
-        loss, accuracy = score.loss_sum / score.examples, score.correct / score.examples
-        say_json({"run": str(run), "loss": loss, "accuracy": accuracy, "predictions": score.examples})
-        return
-    click.echo(
-        f"loss {score.loss_sum / score.examples:.4f}  accuracy {score.correct / score.examples:.4f}  "
-        f"predictions {score.examples}"
-    )
-
-
-@command.command()
-@click.argument("folders", metavar="ADAPTERS...", nargs=-1, required=True, type=AdapterPath())
-@click.option(
-    "--rule",
-    type=click.Choice(["linear", "cat", "svd", "ties", "dare"]),
-    default="linear",
-    show_default=True,
-    help="How factors are combined; all but linear need LoRA files.",
-)
-@click.option(
-    "--weight", "weights", type=FiniteFloat(), multiple=True, help="One for each folder; default: equal, sum 1."
-)
-@click.option("--density", type=FiniteFloat(0, 1, min_open=True), default=0.5, show_default=True)
-@click.option("--rank", type=click.IntRange(1), help="Of svd; default: the largest of the folders'.")
-@click.option("--seed", default=0, show_default=True, help="Of dare.")
-@click.option("--out", type=OutFolder(), required=True, help="Where to write it.")
-@json_option
-def merge(
-    folders: tuple[Path, ...],
-    rule: "Rule",
-    weights: tuple[float, ...],
-    density: float,
-    rank: int | None,
-    seed: int,
-    out: Path,
-    as_json: bool,
-) -> None:
-    """Make one adapter of several ADAPTERS (exported folders, or runs).
+    """Measure the adapter of RUN on other examples of its task.
 
     \b
-    Examples:
-      fedpeft adapter merge runs/a runs/b --rule ties --density 0.3 --out merged
-      fedpeft adapter merge runs/a runs/b --rule svd --rank 8 --weight 1 --weight -0.5 --out merged
-    """
-    from fedpeft.export.merge import merge_adapters, read_exported
-
-    strengths = weights or tuple(1.0 / len(folders) for _ in folders)
-    sources = [read_exported(folder) for folder in folders]
-    summary = merge_adapters(sources, strengths, rule, out, density=density, rank=rank, seed=seed)
-    if as_json:
-        say_json({"folder": str(out), **_summary(out)})
-        return
-    click.echo(f"{out}: {summary.peft_type} by {rule}, {summary.parameters:,} parameters, for {summary.base}")
-
-
-@command.command()
-@click.argument("runs", nargs=-1, required=True, type=RunPath())
-@click.option("--data", required=True, help="A few examples of the new task: a file, a directory or builtin:NAME.")
-@map_option
-@click.option("--tries", type=click.IntRange(1), default=60, show_default=True, help="Mixtures to evaluate.")
-@click.option("--out", type=OutFolder(), required=True, help="Where to write it.")
-@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
-@json_option
-def hub(
-    *, runs: tuple[Path, ...], data: str, column_map: dict[str, str], tries: int, out: Path, store: Path | None,
-    as_json: bool,
-) -> None:  # fmt: skip
-    """Find the mixture of RUNS' adapters that suits a new task (LoRAHub): no gradient, a few examples.
-
-    The runs must have one configuration and one run.seed.
+    Example:
+      fedpeft adapter eval latest --data notes.csv --map text=note,label=dx
     """
     from fedpeft.data import load_records
-    from fedpeft_server.run.run_view import last_state, read_run
 
-    records = load_records(data, column_map)
-    model = _trained(runs[0], store)
-    found = model.mix([last_state(read_run(run)) for run in runs], records, tries=tries)
-    if as_json:
-        model.export(out)
-        weights = {str(run): weight for run, weight in zip(runs, found.weights, strict=True)}
-        say_json({"folder": str(out), "loss": found.loss, "tries": found.tries, "weights": weights})
-        return
-    for run, weight, loss in zip(runs, found.weights, found.single_losses[1:], strict=True):
-        click.echo(f"{weight:+.3f}  {run}  (alone: loss {loss:.4f})")
-    click.echo(f"loss {found.loss:.4f} after {found.tries} tries; the untrained adapter {found.single_losses[0]:.4f}")
-    model.export(out)
-    click.echo(f"written to {out}")
+    model = trained(run, store)
+    score = model.evaluate(load_records(data, column_map))
+    say_evaluation(str(run), score, classes=bool(model.answerer().labels), as_json=as_json)
 
 
-def _trained(run: Path, store: Path | None) -> "TrainedModel":
-    from fedpeft_client.inference import TrainedModel
-    from fedpeft_server.run.run_view import last_state, read_run
-
-    view = read_run(run)
-    return TrainedModel.load(view.config(), last_state(view), base=view.manifest.base_digest, store=store)
+for part in (merge, hub):
+    command.add_command(part)
 
 
-def _summary(folder: Path) -> "dict[str, Any]":
-    """What the export wrote about itself."""
-    import json
+def _asked(run: Path, store: Path | None, written_as: str | None) -> "Answerer":
+    from fedpeft.tasks import Convention
+    from fedpeft_server.run.run_view import read_run
 
-    from fedpeft.errors import DataInvalid
-
-    try:
-        summary: dict[str, Any] = json.loads((folder / "inspect.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataInvalid(
-            f"Expected an adapter exported by fedpeft in {folder}, found no inspect.json that can be read ({error}); "
-            "name a run, its adapters/final, or what `fedpeft adapter export` wrote."
-        ) from error
-    return summary
+    known = written_as or read_run(run).manifest.convention
+    return trained(run, store).answerer(Convention(known) if known else None)
 
 
 def _tell(folder: Path) -> None:
-    summary = _summary(folder)
+    summary = summary_of(folder)
     click.echo(f"base         {summary['base']}  {summary['base_digest']}")
     click.echo(f"parameters   {summary['parameters']:,}")
     if (scheme := summary.get("base_quantize", "")) not in ("", "none"):
@@ -283,7 +196,7 @@ def _moved(folder: Path, model: str, store: Path | None) -> "Moved":
     from fedpeft.errors import ConfigInvalid
     from fedpeft.export.original import moved_by_the_original_weights
 
-    summary = _summary(folder)
+    summary = summary_of(folder)
     if summary["peft_lacks"]:
         raise ConfigInvalid("Expected an adapter that the PEFT files hold whole, found one that needs load_union.")
     place = store or default_store()

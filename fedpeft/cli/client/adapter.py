@@ -1,16 +1,24 @@
 """`fedpeft client adapter`: the model that this device helped to train."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedpeft.cli.asking import (
+    say_evaluation,
+    say_predictions,
+    with_evaluation_options,
+    with_how,
+    with_prediction_options,
+)
 from fedpeft.cli.homes import device_home, device_home_option
 from fedpeft.cli.options import json_option, say_json
 
 if TYPE_CHECKING:
     from fedpeft.deployment.messages import AdapterEntry
     from fedpeft_client.home import DeviceHome
+    from fedpeft_client.inference import ReceivedModel
 
 __all__ = ["adapter"]
 
@@ -59,11 +67,51 @@ def pull(run: str, home: Path | None) -> None:
 
 @adapter.command()
 @click.argument("run")
-@click.argument("texts", nargs=-1, required=True)
+@with_prediction_options
 @device_home_option
-@json_option
-def predict(run: str, texts: tuple[str, ...], home: Path | None, as_json: bool) -> None:
-    """Apply the fetched adapter of RUN to TEXTS: a class each, or an answer each. Asks nobody."""
+def predict(
+    *, run: str, written_as: str | None, max_tokens: int, temperature: float, top_p: float, seed: int,
+    home: Path | None, **what: Any,
+) -> None:  # fmt: skip
+    """Apply the fetched adapter of RUN to TEXTS or to the rows of a file. Asks nobody."""
+    from fedpeft.tasks import Convention
+    from fedpeft_client.inference import Sampling
+
+    how = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    say_predictions(_received(home, run).answerer(Convention(written_as) if written_as else None), how, **what)
+
+
+@adapter.command()
+@click.argument("run")
+@with_how
+@device_home_option
+def chat(
+    *, run: str, written_as: str | None, max_tokens: int, temperature: float, top_p: float, seed: int,
+    home: Path | None,
+) -> None:  # fmt: skip
+    """Talk with the fetched language model of RUN. Asks nobody."""
+    from fedpeft.cli.asking import chat as converse
+    from fedpeft.tasks import Convention
+    from fedpeft_client.inference import Sampling
+
+    how = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    converse(_received(home, run).answerer(Convention(written_as) if written_as else None), how)
+
+
+@adapter.command("eval")
+@click.argument("run")
+@with_evaluation_options
+@device_home_option
+def evaluate(run: str, data: str, column_map: dict[str, str], home: Path | None, as_json: bool) -> None:
+    """Measure the fetched adapter of RUN on examples that this device holds. Tells nobody."""
+    from fedpeft.data import load_records
+
+    model = _received(home, run)
+    score = model.evaluate(load_records(data, column_map))
+    say_evaluation(run, score, classes=bool(model.answerer().labels), as_json=as_json)
+
+
+def _received(home: Path | None, run: str) -> "ReceivedModel":
     from fedpeft.errors import ResourceMissing
     from fedpeft_client.inference import ReceivedModel
 
@@ -74,12 +122,7 @@ def predict(run: str, texts: tuple[str, ...], home: Path | None, as_json: bool) 
         raise ResourceMissing(
             f"Expected the adapter of {run} here, found none; fetch it: `fedpeft client adapter pull`."
         )
-    answers = zip(texts, ReceivedModel.load(folder, where.bases()).predict(texts), strict=True)
-    if as_json:
-        say_json([{"text": text, "answer": answer} for text, answer in answers])
-        return
-    for text, answer in answers:
-        click.echo(f"{answer}\t{text}")
+    return ReceivedModel.load(folder, where.bases())
 
 
 def _listed(where: "DeviceHome") -> "tuple[AdapterEntry, ...]":

@@ -1,4 +1,4 @@
-"""Using a trained adapter: the base, the adapter's state, an answer."""
+"""A trained adapter on its base: a run's, or one that came over the network."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,17 +10,21 @@ from torch import nn
 from fedpeft.adapter import AdapterState
 from fedpeft.base import ArtifactStore, BaseArtifact, default_store, facts_of, load_tokenizer
 from fedpeft.config import RunConfig
+from fedpeft.config.task import Task
 from fedpeft.data import EncodedDataset, Records, encode, validate
-from fedpeft.data.prompts import question_tokens
 from fedpeft.entropy import derive_seed, generator
 from fedpeft.export import ExportSummary, export_peft
 from fedpeft.export.device_class import class_adapter, class_state
 from fedpeft.export.received import load_received, read_received
 from fedpeft.export.whole_model import WholeModel, export_merged, probe_inputs
 from fedpeft.round.plan import learning_plan
-from fedpeft.tasks import Convention
+from fedpeft.tasks import TASKS, Convention
+from fedpeft.tasks.form import SEQUENCE, TEXT
 from fedpeft.tuning import Evaluation, evaluate
+from fedpeft.tuning.evaluate import evaluate_whole
 from fedpeft.tuning.lorahub import Mixture, find_mixture
+from fedpeft_client.inference.answers import Answerer
+from fedpeft_client.inference.generation import Sampling
 from fedpeft_client.training.model_pool import ModelPool
 
 if TYPE_CHECKING:
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ReceivedModel", "TrainedModel"]
 
-ANSWER_TOKENS = 64
 LONGEST = 512
 """Tokens of a text to classify, where no run says how long examples were."""
 
@@ -127,19 +130,25 @@ class TrainedModel:
         validate(records, task)
         return encode(records, task, task.labels, self._tokenizer)
 
-    @torch.no_grad()
-    def predict(self, texts: Sequence[str], convention: Convention | None = None) -> list[str]:
-        """A class name for each text, or its greedy continuation of at most 64 tokens.
+    def answerer(self, convention: Convention | None = None) -> Answerer:
+        """The model to ask.
 
         Args:
-            texts: to classify, or to answer.
             convention: how the examples were written that a language model was trained on; None: as a conversation
                 where the base has a chat template, else as the text stands.
         """
-        task, model = self._config.task, self._union.model
-        if task.record.adds_head:
-            return [_class_of(model, self._tokenizer, text, task.labels, task.max_length) for text in texts]
-        return [_continued(model, self._tokenizer, text, convention) for text in texts]
+        task = self._config.task
+        return Answerer(
+            self._union.model,
+            self._tokenizer,
+            labels=task.labels if task.record.adds_head else (),
+            longest=task.max_length,
+            convention=convention,
+        )
+
+    def predict(self, texts: Sequence[str], convention: Convention | None = None) -> list[str]:
+        """A class name for each text, or its greedy continuation of at most 64 tokens; see ``answerer``."""
+        return _predicted(self.answerer(convention), texts)
 
 
 class ReceivedModel:
@@ -161,32 +170,26 @@ class ReceivedModel:
         longest = facts_of(artifact).model.positions or LONGEST
         return cls(load_received(folder, artifact), load_tokenizer(artifact), about.labels, min(longest, LONGEST))
 
-    @torch.no_grad()
+    def answerer(self, convention: Convention | None = None) -> Answerer:
+        """As ``TrainedModel.answerer``; a text is cut to 512 tokens, or to what the base takes."""
+        return Answerer(self._model, self._tokenizer, labels=self._labels, longest=self._longest, convention=convention)
+
+    def evaluate(self, records: Records) -> Evaluation:
+        """Loss and accuracy on examples that this device holds; of a language model as their columns say."""
+        form = SEQUENCE if self._labels else TEXT
+        kind = next(record.name for record in TASKS.values() if record.form == form)
+        task = Task(kind=kind, labels=self._labels, max_length=self._longest)  # type: ignore[arg-type]
+        validate(records, task)
+        examples = encode(records, task, self._labels, self._tokenizer)
+        return evaluate_whole(self._model, examples, batch_size=32)
+
     def predict(self, texts: Sequence[str], convention: Convention | None = None) -> list[str]:
-        """As ``TrainedModel.predict``; a text is cut to 512 tokens, or to what the base takes."""
-        if self._labels:
-            return [_class_of(self._model, self._tokenizer, text, self._labels, self._longest) for text in texts]
-        return [_continued(self._model, self._tokenizer, text, convention) for text in texts]
+        """As ``TrainedModel.predict``."""
+        return _predicted(self.answerer(convention), texts)
 
 
-def _class_of(
-    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", text: str, labels: Sequence[str], longest: int
-) -> str:
-    ids = tokenizer([text], truncation=True, max_length=longest)["input_ids"][0]
-    tokens = torch.tensor([ids], dtype=torch.int64)
-    logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
-    return labels[int(logits.argmax())]
-
-
-def _continued(model: nn.Module, tokenizer: "PreTrainedTokenizerBase", text: str, convention: Convention | None) -> str:
-    chat = Convention.MESSAGES if tokenizer.chat_template else Convention.PROMPT_COMPLETION
-    ids = question_tokens(text, convention or chat, tokenizer)
-    tokens = torch.from_numpy(ids.astype("int64"))[None]
-    generated: list[int] = []
-    for _ in range(ANSWER_TOKENS):
-        chosen = int(model(input_ids=tokens).logits[0, -1].argmax())
-        if chosen == tokenizer.eos_token_id:
-            break
-        generated.append(chosen)
-        tokens = torch.cat([tokens, torch.tensor([[chosen]])], dim=1)
-    return str(tokenizer.decode(generated))
+def _predicted(asked: Answerer, texts: Sequence[str]) -> list[str]:
+    if asked.labels:
+        return [choice.label for choice in asked.classify(texts)]
+    questions = [asked.tokens_of({"text": text}) for text in texts]
+    return [answer.text for answer in asked.answers(questions, [Sampling()] * len(questions))]

@@ -1,0 +1,243 @@
+"""Asking a trained adapter on the command line: what `fedpeft adapter` and `fedpeft client adapter` share."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from fedpeft.cli.options import FiniteFloat, json_option, map_option, say_json
+
+if TYPE_CHECKING:
+    from fedpeft.data import Record, Records
+    from fedpeft.tuning import Evaluation
+    from fedpeft_client.inference import Answerer, Sampling
+
+__all__ = [
+    "chat",
+    "say_evaluation",
+    "say_predictions",
+    "with_evaluation_options",
+    "with_how",
+    "with_prediction_options",
+]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+ROWS_AT_ONCE = 64
+LONGEST_LINE = 1 << 20
+CONVENTIONS = ["messages", "prompt+completion", "instruction/input/output", "text"]
+
+
+def with_how(command: Command) -> Command:
+    """How a language model is asked: the command gets ``written_as``, ``max_tokens``, ``temperature``, ``top_p`` and
+    ``seed``.
+    """
+    for option in (
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is drawn."),
+        click.option(
+            "--top-p",
+            type=FiniteFloat(0, 1, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="Draw among the likeliest words with this share.",
+        ),
+        click.option(
+            "--temperature",
+            type=FiniteFloat(0, 10),
+            default=0.0,
+            show_default=True,
+            help="0: the likeliest word each time.",
+        ),
+        click.option(
+            "--max-tokens",
+            type=click.IntRange(1, 8192),
+            default=64,
+            show_default=True,
+            help="Of an answer of a language model.",
+        ),
+        click.option(
+            "--as",
+            "written_as",
+            type=click.Choice(CONVENTIONS),
+            help="How a language model's examples were written. Default: as the run's were.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def with_prediction_options(command: Command) -> Command:
+    """TEXTS or ``--file``; the command gets ``texts``, ``file``, ``column_map``, ``probabilities`` and ``as_json``."""
+    for option in (
+        json_option,
+        click.option("--probabilities", is_flag=True, help="Of each class as well, for a classifier."),
+        map_option,
+        click.option(
+            "--file",
+            metavar="FILE",
+            help="Ask for each row of a data file, or for each line of JSON or text on standard input (-). One line of "
+            "JSON a row comes out.",
+        ),
+        click.argument("texts", nargs=-1),
+    ):
+        command = option(command)
+    return with_how(command)
+
+
+def with_evaluation_options(command: Command) -> Command:
+    """``--data`` (also as an argument); the command gets ``data``, ``column_map`` and ``as_json``."""
+
+    def chosen(context: click.Context, _parameter: click.Parameter, value: str | None) -> str:
+        found = [one for one in (value, context.params.pop("positional", None)) if one]
+        if len(found) != 1:
+            raise click.UsageError(f"Expected one set of examples, found {len(found)}; write --data FILE.")
+        return str(found[0])
+
+    for option in (
+        json_option,
+        map_option,
+        click.option("--data", metavar="FILE", callback=chosen, help="A file, a data set directory or builtin:NAME."),
+        click.argument("positional", metavar="[DATA]", required=False, is_eager=True),
+    ):
+        command = option(command)
+    return command
+
+
+def say_predictions(
+    asked: "Answerer",
+    how: "Sampling",
+    *,
+    texts: tuple[str, ...],
+    file: str | None,
+    column_map: dict[str, str],
+    probabilities: bool,
+    as_json: bool,
+) -> None:
+    """Print an answer for each of the texts or rows.
+
+    Raises:
+        DataInvalid: a row asks nothing.
+        click.UsageError: both texts and a file, or neither.
+    """
+    if bool(texts) == (file is not None):
+        raise click.UsageError("Expected texts or --file, found both." if texts else "Expected texts, or --file FILE.")
+    if file is None:
+        answers = _answered(asked, how, [{"text": text} for text in texts], probabilities=probabilities)
+        if as_json:
+            say_json([{"text": text, **answer} for text, answer in zip(texts, answers, strict=True)])
+            return
+        for text, answer in zip(texts, answers, strict=True):
+            shares = f"{max(answer['probabilities'].values()):.3f}\t" if probabilities and asked.labels else ""
+            click.echo(f"{answer['answer']}\t{shares}{text}")
+        return
+    rows, number = _rows(file, column_map), 0
+    while batch := list(islice(rows, ROWS_AT_ONCE)):
+        for answer in _answered(asked, how, batch, probabilities=probabilities):
+            number += 1
+            click.echo(json.dumps({"row": number, **answer}, ensure_ascii=False))
+
+
+def say_evaluation(run: str, score: "Evaluation", *, classes: bool, as_json: bool) -> None:
+    """Print loss and accuracy; of a language model perplexity too, and its predictions are called tokens."""
+    loss, accuracy = score.loss_sum / score.examples, score.correct / score.examples
+    words = {} if classes else {"perplexity": _perplexity(loss)}
+    if as_json:
+        say_json({"run": run, "loss": loss, "accuracy": accuracy, "predictions": score.examples, **words})
+        return
+    more = "".join(f"  {name} {value:.4g}" for name, value in words.items())
+    unit = "predictions" if classes else "tokens"
+    click.echo(f"loss {loss:.4f}  accuracy {accuracy:.4f}{more}  {unit} {score.examples}")
+
+
+def chat(asked: "Answerer", how: "Sampling") -> None:
+    """Questions from standard input, answers as they come. After training on conversations earlier turns count.
+
+    Raises:
+        ConfigInvalid: the model classifies.
+    """
+    from fedpeft.data.prompts import conversation_tokens
+    from fedpeft.errors import ConfigInvalid, DataInvalid
+    from fedpeft.tasks import Convention
+
+    if asked.labels:
+        raise ConfigInvalid("Expected a language model, found one that classifies; use predict.")
+    remembers = asked.convention is Convention.MESSAGES
+    how_long = "/new begins anew" if remembers else "it was not trained on conversations: each question stands alone"
+    click.echo(f"asked as {asked.convention.value}; {how_long}; an empty line or Ctrl-D ends", err=True)
+    turns: list[dict[str, str]] = []
+    while question := _line("> "):
+        if question == "/new":
+            turns.clear()
+            continue
+        turns.append({"role": "user", "content": question})
+        try:
+            tokens = conversation_tokens(turns, asked.tokenizer) if remembers else asked.tokens_of({"text": question})
+            answer = ""
+            for piece in asked.stream([tokens], [how]):
+                answer += piece.text
+                click.echo(piece.text, nl=False)
+            click.echo()
+        except DataInvalid as refused:  # one question is refused, the conversation goes on
+            turns.pop()
+            click.echo(str(refused), err=True)
+            continue
+        turns.append({"role": "assistant", "content": answer})
+
+
+def _line(prompt: str) -> str:
+    if sys.stdin.isatty():
+        click.echo(prompt, nl=False, err=True)
+    return sys.stdin.readline(LONGEST_LINE).strip()
+
+
+def _answered(
+    asked: "Answerer", how: "Sampling", rows: "Sequence[Record]", *, probabilities: bool
+) -> list[dict[str, Any]]:
+    from fedpeft.errors import DataInvalid
+
+    if asked.labels:
+        texts = [row.get("text") for row in rows]
+        if not all(isinstance(text, str) for text in texts):
+            raise DataInvalid("Expected a column text in every row, found rows without; name yours by --map text=NOTE.")
+        choices = asked.classify([str(text) for text in texts])
+        return [
+            {"answer": one.label} | ({"probabilities": one.probabilities} if probabilities else {}) for one in choices
+        ]
+    answers = asked.answers([asked.tokens_of(row) for row in rows], [how] * len(rows))
+    return [{"answer": one.text, "tokens": one.tokens, "complete": one.complete} for one in answers]
+
+
+def _rows(file: str, column_map: dict[str, str]) -> "Iterator[Record]":
+    if file != "-":
+        yield from _read(file, column_map)
+        return
+    from fedpeft.bounded_json import JsonRefused, loads
+    from fedpeft.errors import DataInvalid
+
+    theirs = {name: ours for ours, name in column_map.items()}
+    for number, line in enumerate(iter(lambda: sys.stdin.readline(LONGEST_LINE), ""), 1):
+        text = line.strip()
+        if not text.startswith("{"):
+            if text:
+                yield {"text": text}
+            continue
+        try:
+            row = loads(text)
+        except JsonRefused as refused:
+            raise DataInvalid(f"Expected a JSON object on line {number}, found {refused}.") from refused
+        yield {theirs.get(name, name): value for name, value in row.items()} if isinstance(row, dict) else {}
+
+
+def _read(file: str, column_map: dict[str, str]) -> "Records":
+    from fedpeft.data import load_records
+
+    return load_records(str(Path(file)) if not file.startswith("builtin:") else file, column_map)
+
+
+def _perplexity(loss: float) -> float:
+    import math
+
+    return math.exp(min(loss, 700.0))

@@ -1,0 +1,122 @@
+"""`fedpeft adapter merge` and `hub`: one adapter of several."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedpeft.cli.options import AdapterPath, FiniteFloat, OutFolder, RunPath, json_option, map_option, say_json
+
+if TYPE_CHECKING:
+    from fedpeft.export.arithmetic import Rule
+    from fedpeft_client.inference import TrainedModel
+
+__all__ = ["hub", "merge", "summary_of", "trained"]
+
+
+@click.command()
+@click.argument("folders", metavar="ADAPTERS...", nargs=-1, required=True, type=AdapterPath())
+@click.option(
+    "--rule",
+    type=click.Choice(["linear", "cat", "svd", "ties", "dare"]),
+    default="linear",
+    show_default=True,
+    help="How factors are combined; all but linear need LoRA files.",
+)
+@click.option(
+    "--weight", "weights", type=FiniteFloat(), multiple=True, help="One for each folder; default: equal, sum 1."
+)
+@click.option("--density", type=FiniteFloat(0, 1, min_open=True), default=0.5, show_default=True)
+@click.option("--rank", type=click.IntRange(1), help="Of svd; default: the largest of the folders'.")
+@click.option("--seed", default=0, show_default=True, help="Of dare.")
+@click.option("--out", type=OutFolder(), required=True, help="Where to write it.")
+@json_option
+def merge(
+    folders: tuple[Path, ...],
+    rule: "Rule",
+    weights: tuple[float, ...],
+    density: float,
+    rank: int | None,
+    seed: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Make one adapter of several ADAPTERS (exported folders, or runs).
+
+    \b
+    Examples:
+      fedpeft adapter merge runs/a runs/b --rule ties --density 0.3 --out merged
+      fedpeft adapter merge runs/a runs/b --rule svd --rank 8 --weight 1 --weight -0.5 --out merged
+    """
+    from fedpeft.export.merge import merge_adapters, read_exported
+
+    strengths = weights or tuple(1.0 / len(folders) for _ in folders)
+    sources = [read_exported(folder) for folder in folders]
+    summary = merge_adapters(sources, strengths, rule, out, density=density, rank=rank, seed=seed)
+    if as_json:
+        say_json({"folder": str(out), **summary_of(out)})
+        return
+    click.echo(f"{out}: {summary.peft_type} by {rule}, {summary.parameters:,} parameters, for {summary.base}")
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=RunPath())
+@click.option("--data", required=True, help="A few examples of the new task: a file, a directory or builtin:NAME.")
+@map_option
+@click.option("--tries", type=click.IntRange(1), default=60, show_default=True, help="Mixtures to evaluate.")
+@click.option("--out", type=OutFolder(), required=True, help="Where to write it.")
+@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+@json_option
+def hub(
+    *, runs: tuple[Path, ...], data: str, column_map: dict[str, str], tries: int, out: Path, store: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Find the mixture of RUNS' adapters that suits a new task (LoRAHub): no gradient, a few examples.
+
+    The runs must have one configuration and one run.seed.
+    """
+    from fedpeft.data import load_records
+    from fedpeft_server.run.run_view import last_state, read_run
+
+    records = load_records(data, column_map)
+    model = trained(runs[0], store)
+    found = model.mix([last_state(read_run(run)) for run in runs], records, tries=tries)
+    if as_json:
+        model.export(out)
+        weights = {str(run): weight for run, weight in zip(runs, found.weights, strict=True)}
+        say_json({"folder": str(out), "loss": found.loss, "tries": found.tries, "weights": weights})
+        return
+    for run, weight, loss in zip(runs, found.weights, found.single_losses[1:], strict=True):
+        click.echo(f"{weight:+.3f}  {run}  (alone: loss {loss:.4f})")
+    click.echo(f"loss {found.loss:.4f} after {found.tries} tries; the untrained adapter {found.single_losses[0]:.4f}")
+    model.export(out)
+    click.echo(f"written to {out}")
+
+
+def trained(run: Path, store: Path | None) -> "TrainedModel":
+    """The model of a run, with the adapter of its last committed round."""
+    from fedpeft_client.inference import TrainedModel
+    from fedpeft_server.run.run_view import last_state, read_run
+
+    view = read_run(run)
+    return TrainedModel.load(view.config(), last_state(view), base=view.manifest.base_digest, store=store)
+
+
+def summary_of(folder: Path) -> "dict[str, Any]":
+    """What an export wrote about itself.
+
+    Raises:
+        DataInvalid: it is no export.
+    """
+    import json
+
+    from fedpeft.errors import DataInvalid
+
+    try:
+        summary: dict[str, Any] = json.loads((folder / "inspect.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataInvalid(
+            f"Expected an adapter exported by fedpeft in {folder}, found no inspect.json that can be read ({error}); "
+            "name a run, its adapters/final, or what `fedpeft adapter export` wrote."
+        ) from error
+    return summary
