@@ -23,7 +23,7 @@ def as_tested(learnt: str, *tests: str, matching: str = "") -> Callable[[bool], 
     """
 
     def attack(_quick: bool) -> Finding:
-        chosen = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in tests)]
+        chosen = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *(f"tests/{name}" for name in tests)]
         command = [*chosen, *(["-k", matching] if matching else [])]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         passed = re.search(r"(\d+) passed", done.stdout)

@@ -19,7 +19,7 @@ LIGHT = (
     "fedpeft.secagg",
     "fedpeft.aggregate",
     "fedpeft.round.coordinator",
-    "fedpeft.round.device",
+    "fedpeft.round.device.device",
     "fedpeft_server.run.federation",
     "fedpeft_server.report.page",
     "fedpeft_client.training.device_stores",

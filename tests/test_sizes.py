@@ -12,7 +12,6 @@ A_FILE_PER_METHOD = {"fedpeft/catalogue", "fedpeft/methods"}
 TO_BE_SPLIT = {
     "fedpeft/layout.py",
     "fedpeft/round/coordinator.py",
-    "fedpeft/round/device.py",
     "server/fedpeft_server/run/run_directory.py",
     "server/fedpeft_server/service/grpc_service.py",
 }

@@ -1,4 +1,8 @@
-"""What one device puts into the secure sum: weighted deltas and metrics, or clipped deltas and nothing else."""
+"""What one device puts into the secure sum: weighted deltas and metrics, or clipped deltas and nothing else.
+
+``trained`` is called once a round, ``contribution`` once an attempt at it: what an attempt asks for otherwise, its
+buckets or its noise, is made from the same result, so that no second look at the examples can be had.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -27,7 +31,7 @@ from fedpeft.round.plan import LearningPlan
 from fedpeft.round.size_class import weight_share
 from fedpeft.round.work import Work
 
-__all__ = ["contribution"]
+__all__ = ["contribution", "trained"]
 
 Vector = npt.NDArray[np.float32]
 
@@ -35,38 +39,33 @@ NOTHING_TRAINED = LocalResult(deltas={}, trained_loss=0.0, trained=0, evaluated_
 """Of a device that could not use its examples: zeros in all of its own sums."""
 
 
-def contribution(
+def trained(
     trainer: Trainer,
     plan: LearningPlan,
     work: Work,
     state: AdapterState,
     *,
-    owns: frozenset[BlockId],
-    noise: Mechanism | None,
+    blocks: frozenset[BlockId],
     effort: Effort,
-    declared: SizeClass,
-    entropy: Entropy,
     tell: Callable[[str], None],
-) -> tuple[tuple[BlockPayload, ...], bool]:
-    """Train, and make of it what goes into the sum: in the worst case zeros, and never an exception.
+) -> tuple[LocalResult, bool]:
+    """Train: in the worst case zeros, and never an exception.
 
     Args:
         trainer: whose ``fit`` may raise anything.
-        plan, work, state, owns, noise, declared, entropy: see ``inputs_of``.
+        plan, work, state: what was asked.
+        blocks: of the work, that the device adds to.
         effort: to begin with; what fails for lack of room is tried again with care, what fails otherwise is not.
         tell: hears what went wrong; on the device.
 
     Returns:
-        One vector for each of ``owns``, and whether the examples could be used.
+        One delta for each of ``blocks``, ``cleansed``, and whether the examples could be used.
     """
-    sizes = {
-        block_id: state.spec[block_id].size for block_id in work.blocks if in_bucket(block_id, work.bucket) in owns
-    }
+    sizes = {block_id: state.spec[block_id].size for block_id in work.blocks if block_id in blocks}
     able = effort is not Effort.BLANK
     while effort is not Effort.BLANK or plan.privacy is not None:  # without noise of their own, blank steps are none
         try:
             result, wrong = cleansed(trainer.fit(plan, state, work, effort), sizes)
-            inputs = inputs_of(plan, work, state, result, owns, noise, declared=declared, entropy=entropy)
         except Exception as error:
             tell(cause_of(error))
             if effort is Effort.BLANK:
@@ -76,8 +75,33 @@ def contribution(
         else:
             for trouble in (*result.troubles, *wrong):
                 tell(trouble)
-            return inputs, able and not wrong
-    nothing, _ = cleansed(NOTHING_TRAINED, sizes)
+            return result, able and not wrong
+    return cleansed(NOTHING_TRAINED, sizes)[0], False
+
+
+def contribution(
+    plan: LearningPlan,
+    work: Work,
+    state: AdapterState,
+    result: LocalResult,
+    *,
+    owns: frozenset[BlockId],
+    noise: Mechanism | None,
+    declared: SizeClass,
+    entropy: Entropy,
+    tell: Callable[[str], None],
+) -> tuple[tuple[BlockPayload, ...], bool]:
+    """What goes into the sum of one attempt: ``inputs_of``, or zeros if that fails, and whether it did not fail.
+
+    Args:
+        plan, work, state, result, owns, noise, declared, entropy: see ``inputs_of``.
+        tell: hears what went wrong; on the device.
+    """
+    try:
+        return inputs_of(plan, work, state, result, owns, noise, declared=declared, entropy=entropy), True
+    except Exception as error:  # of the size of a model, say: its text would be about the values
+        tell(cause_of(error))
+    nothing, _ = cleansed(NOTHING_TRAINED, {block_id: delta.size for block_id, delta in result.deltas.items()})
     return inputs_of(plan, work, state, nothing, owns, noise, declared=declared, entropy=entropy), False
 
 

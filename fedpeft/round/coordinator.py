@@ -89,7 +89,9 @@ def run_round(
     summing = open_sum(spec, identity, entropy)
     keeper = keeper or _KeepNothing()
     end: secagg.Summed | secagg.Aborted | None = None
+    masked = False
     while end is None and summing.stage not in OPENING:
+        masked = summing.stage == "mask"
         if summing.stage == "fit":
             replies = room.fit(summing.requests, state, deadline_s=rounds.fit_deadline_s)
         else:
@@ -109,7 +111,8 @@ def run_round(
         # A sum that the caller would not use must not be opened: beside the next attempt's it tells too much.
         end = room.too_few(survivors=len(summing.requests), needed=rounds.min_devices)
     if end is not None:
-        return room.outcome(end, is_final=False)
+        # Under noise a device masks once a round (ADR 0024): another attempt would find nobody.
+        return room.outcome(end, is_final=masked and task.noise is not None)
     keeper.keep(room.pending(summing))
     return room.outcome(_opened(summing, room, rounds, keeper), is_final=True)
 

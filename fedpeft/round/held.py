@@ -12,9 +12,10 @@ from fedpeft.aggregate import ServerState
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.round.bound import Bound
+from fedpeft.round.device.records import ForkSeen, HeldBlocks, RunPin, SeenLinks, kept
 from fedpeft.round.history import BURNT, Forked, Lacking, Standing, followed, genesis, read_history
 from fedpeft.round.linking import sums_digest
-from fedpeft.round.local import DeviceStore, ForkSeen, HeldBlocks, RunPin, SeenLinks, kept
+from fedpeft.round.local import DeviceStore
 from fedpeft.round.messages import BlockDigest, BlockPayload, FailureReason, FitRequest, Link
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.round.transition import is_exact, keeps_memory, next_state

@@ -1,13 +1,13 @@
 """What a device is made of: the protocols behind ``Device``, and what it keeps between two messages.
 
 The trainer knows models and data, the session knows the secure sum, the store outlives the process; the
-device (``fedpeft.round.device``) only knows the order of things.
+device (``fedpeft.round.device.device``) only knows the order of things.
 """
 
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,25 +16,17 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.entropy import Entropy
 from fedpeft.ids import SIZELESS, BlockId, SizeClass
-from fedpeft.privacy import Mechanism, SampledRelease
-from fedpeft.round.messages import BlockDigest, BlockPayload, Link
+from fedpeft.privacy import SampledRelease
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.work import Work
-from fedpeft.wire import OtherVersion, decode, message
 
 __all__ = [
     "DeviceStore",
     "Effort",
-    "ForkSeen",
-    "HeldBlocks",
     "Identity",
     "LocalResult",
-    "OpenRound",
-    "RunPin",
-    "SeenLinks",
     "SumSession",
     "Trainer",
-    "kept",
 ]
 
 Vector = npt.NDArray[np.float32]
@@ -162,7 +154,7 @@ class SumSession(Protocol):
         *,
         inputs: Callable[[], Mapping[BlockId, Vector]],
         rounding: Entropy,
-        before_signing: Callable[[], None],
+        before_masking: Callable[[], None],
     ) -> secagg.Reply:
         """Answer one later stage; a repeated request gets the same reply."""
         ...
@@ -185,119 +177,3 @@ class Identity:
     device: str
     organisation: str
     public_key: bytes
-
-
-@message(0x0181)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldBlocks:
-    """Store record: the global state as last received, and in which run.
-
-    Args:
-        round_id: the round that began with it.
-        learning_rate_factor: of that round.
-        server: what its coordinator's rule remembers beside it, as this device computed it; None: not known here.
-    """
-
-    run_id: str
-    digests: tuple[BlockDigest, ...]
-    blocks: tuple[BlockPayload, ...]
-    round_id: int
-    learning_rate_factor: float
-    server: bytes | None
-
-
-@message(0x0182)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenRound:
-    """Store record: the round that this device has trained for and not yet finished.
-
-    Args:
-        run_id, round_id: which.
-        offer_sha256: of the offer it answered; a repeat of that offer gets the same answer.
-        work_sha256: of what was trained; another attempt at the same work reuses the inputs.
-        ready: that answer, encoded.
-        inputs: what goes into the sum, float32 little-endian, weighted or clipped already.
-        attempt: of the round.
-        noise: of a round under client-level privacy; what opening its sum costs follows from it.
-        begun_sha256, tries: the work that was begun, and how often: a process that died over it is more careful.
-    """
-
-    run_id: str
-    round_id: int
-    offer_sha256: str
-    work_sha256: str
-    ready: bytes
-    inputs: tuple[BlockPayload, ...]
-    attempt: int = 1
-    noise: Mechanism | None = None
-    begun_sha256: str = ""
-    tries: int = 0
-
-
-@message(0x0185)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunPin:
-    """Store record: what a run is on this device, from the first round that it saw of it.
-
-    Args:
-        run_id: which.
-        plan: digest of its learning plan; another one in a later round is refused.
-        first: digest of the state of round 1.
-        round_id: the last round that this device took part in; 0: none yet.
-        clip: the clip norm of that round; 0: it had no noise.
-        state: digest of the state that it began with.
-        work: digest of what it asked for; in any attempt at that round other work is refused.
-    """
-
-    run_id: str
-    plan: bytes
-    first: bytes
-    round_id: int = 0
-    clip: float = 0.0
-    state: bytes = b""
-    work: bytes = b""
-
-
-@message(0x0186)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeenLinks:
-    """Store record: a run's history as this device has accepted it.
-
-    Args:
-        links: the last ones.
-        offer: the newest accepted one: the coordinator's signature over the history's digest.
-    """
-
-    links: tuple[Link, ...]
-    offer: bytes
-
-
-@message(0x0187)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForkSeen:
-    """Store record, for the site: two histories of one run, and the coordinator's signature over both.
-
-    Args:
-        run_id, round_id: of the request that was refused.
-        own: what this device had accepted.
-        theirs: the links that came with the request.
-        offer: its signed terms.
-    """
-
-    run_id: str
-    round_id: int
-    own: SeenLinks
-    theirs: tuple[Link, ...]
-    offer: bytes
-
-
-R = TypeVar("R")
-
-
-def kept(store: DeviceStore, key: str, kind: type[R]) -> R | None:
-    """A record of a store; None if there is none, or it is an earlier version's: those runs are over."""
-    payload = store.read(key)
-    try:
-        return None if payload is None else decode(payload, kind)
-    except OtherVersion:
-        return None

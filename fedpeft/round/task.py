@@ -136,7 +136,8 @@ class Traffic:
 class RoundOutcome:
     """How one attempt ended, and what every device did in it (by device name).
 
-    ``is_final``: its survivor set was put to the devices; whatever came of it, no other attempt at this round follows.
+    ``is_final``: its survivor set was put to the devices, or under noise their inputs were asked for; whatever came of
+    it, no other attempt at this round follows.
     """
 
     result: secagg.Summed | secagg.Aborted

@@ -165,7 +165,9 @@ class Mark:
     Args:
         round_id: the latest round that it took part in.
         attempt: the latest attempt at it.
-        agreed: whether it agreed to, or revealed for, a survivor set there: then that round is over for it.
+        agreed: whether no other attempt at the round may follow on this device: it has agreed to, or revealed for, a
+            survivor set, or it has sent its masked input under noise. The others can open that without it, and the
+            mean of several draws of noise over one input is the input.
         signed: the context of that set (C3); empty if there is none, or if it is not known any more.
         history: digest of every round before this one, as its terms have it; empty if it is not known.
     """
@@ -206,12 +208,18 @@ def load_state(dumped: bytes) -> DeviceState:
 
 
 def mark_of(state: DeviceState, before: Mark | None) -> Mark | None:
-    """How far the device has gone, given how far it had gone before this state; never back."""
+    """How far the device has gone, given how far it had gone before this state; never back.
+
+    A state of an earlier round or attempt than the mark's leaves the mark as it is.
+    """
     if state.seat is None:
         return before
     spec = open_spec(state.seat.offer.spec)
     signed = state.asked if isinstance(state, Agreed | Closed) else b""
-    here = Mark(round_id=spec.round_id, attempt=spec.attempt, agreed=bool(signed), signed=signed, history=spec.history)
+    over = bool(signed) or (isinstance(state, Masked) and spec.noise is not None)
+    here = Mark(round_id=spec.round_id, attempt=spec.attempt, agreed=over, signed=signed, history=spec.history)
     if before is None or (here.round_id, here.attempt) > (before.round_id, before.attempt):
         return here
-    return here if here.agreed else replace(here, agreed=before.agreed, signed=before.signed)
+    if (here.round_id, here.attempt) < (before.round_id, before.attempt):
+        return before
+    return replace(here, agreed=here.agreed or before.agreed, signed=here.signed or before.signed)

@@ -13,7 +13,7 @@ from fedpeft.ids import SIZELESS, BlockId, SizeClass
 from fedpeft.secagg.cohort import colluders
 from fedpeft.secagg.device import answer, begin, examine
 from fedpeft.secagg.device_mask import Inputs
-from fedpeft.secagg.device_state import Advertised, Agreed, Closed, DeviceStep, Failed, Mark, Shared
+from fedpeft.secagg.device_state import Advertised, DeviceStep, Failed, Mark, Masked, Shared
 from fedpeft.secagg.ledger import Ledger
 from fedpeft.secagg.messages import MaskRequest, Reason, Refusal, Reply, Request, RoundOffer
 from fedpeft.secagg.policy import DevicePolicy, Directory, Enrolled
@@ -128,7 +128,7 @@ class DeviceSession:
         *,
         inputs: Callable[[], Inputs] | None = None,
         rounding: Entropy | None = None,
-        before_signing: Callable[[], None] = _nothing,
+        before_masking: Callable[[], None] = _nothing,
     ) -> Reply:
         """Answers a later request.
 
@@ -137,8 +137,9 @@ class DeviceSession:
             request: decoded from the wire.
             inputs: called only when the vectors are needed, once.
             rounding: seeds the stochastic rounding.
-            before_signing: called once a round, when the request is one that this device will sign for (fast mode:
-                reveal for), before anything of that is remembered or sent. What it raises leaves everything as it was.
+            before_masking: called once an attempt, when the device is about to send its masked input, before anything
+                of that is remembered or sent. What it raises leaves everything as it was. From there on the others
+                can open the sum without this device: a quorum need not hold everybody.
         """
         with self._lock:
             state = self._ledger.load(run_id)
@@ -148,8 +149,8 @@ class DeviceSession:
             vectors = inputs() if needs_inputs and inputs is not None else None
             step = answer(state, request, identity=self._identity, inputs=vectors, rounding=rounding)
             if step.state is not state:
-                if isinstance(step.state, Agreed | Closed) and not isinstance(state, Agreed):
-                    before_signing()
+                if isinstance(step.state, Masked):
+                    before_masking()
                 self._ledger.save(run_id, step.state)
             return step.reply
 

@@ -14,7 +14,7 @@ from fedpeft.entropy import Entropy, seeded_entropy
 from fedpeft.ids import NodeId, ParticipantId, RoundId
 from fedpeft.privacy import NoiseTerms
 from fedpeft.ring import RingParams
-from fedpeft.round.device import Device
+from fedpeft.round.device.device import Device
 from fedpeft.round.history import Past
 from fedpeft.round.linking import burnt_link
 from fedpeft.round.local import Identity, SumSession, Trainer

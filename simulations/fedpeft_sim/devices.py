@@ -21,7 +21,7 @@ from fedpeft.entropy import Entropy, os_entropy, seeded_entropy
 from fedpeft.errors import DataInvalid, Problem
 from fedpeft.flower import NodeContext
 from fedpeft.privacy import Budget
-from fedpeft.round.device import Device
+from fedpeft.round.device.device import Device
 from fedpeft.round.example_privacy import OpenLedger
 from fedpeft.round.failures import log_trouble
 from fedpeft.round.local import DeviceStore, Identity, SumSession

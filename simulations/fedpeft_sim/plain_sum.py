@@ -82,7 +82,7 @@ class PlainSession:
         *,
         inputs: Callable[[], Mapping[BlockId, Vector]],
         rounding: Entropy,
-        before_signing: Callable[[], None],
+        before_masking: Callable[[], None],
     ) -> secagg.Reply:
         """The encoded vectors, in the clear."""
         if self._spec is None:

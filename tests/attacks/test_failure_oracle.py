@@ -21,8 +21,8 @@ from fedpeft.adapter import AdapterState
 from fedpeft.config.model import Adapter, Aggregate, BitFit, Lora, SecureAggregation, Task, Train
 from fedpeft.ids import BlockId, NodeId
 from fedpeft.privacy import Budget
+from fedpeft.round.device.records import OpenRound
 from fedpeft.round.failures import Trouble
-from fedpeft.round.local import OpenRound
 from fedpeft.round.messages import Ready
 from fedpeft.round.plan import ExampleTerms, LearningPlan, PlannedRounds
 from fedpeft.round.task import RoundTask

@@ -8,7 +8,7 @@ import pytest
 
 from fedpeft.errors import ConfigInvalid
 from fedpeft.privacy import CLIP_BIT
-from fedpeft.round.local import OpenRound
+from fedpeft.round.device.records import OpenRound
 from fedpeft.round.transport import Stage
 from fedpeft.testing.network import CoordinatorKilled, Fault
 from fedpeft.wire import decode

@@ -5,6 +5,7 @@ Noise is the operating system's; nothing here depends on its values but for boun
 
 import shutil
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ import pytest
 from fedpeft.errors import ConfigInvalid, IntegrityFailed, QuorumMissed
 from fedpeft.ids import NodeId
 from fedpeft.privacy import Budget, PrivacyLedger
-from fedpeft.round.local import OpenRound
-from fedpeft.round.transport import Stage
+from fedpeft.round.device.records import OpenRound
+from fedpeft.round.transport import Reply, Stage
 from fedpeft.secagg import RevealRequest
 from fedpeft.testing.network import CoordinatorKilled, Fault
 from fedpeft.testing.trainers import toy_plan
@@ -26,7 +27,7 @@ from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.run_view import read_run
 
 sys.path.insert(0, str(Path(__file__).parent))
-from private_world import BITFIT, HEAD, INITIAL, SPEC, World
+from private_world import BITFIT, HEAD, INITIAL, SPEC, Watched, World
 
 
 def test_a_private_run_spends_its_budget_and_no_more(tmp_path: Path) -> None:
@@ -107,6 +108,38 @@ def test_a_burnt_round_is_charged_and_never_paid_for_again(tmp_path: Path) -> No
     assert any("1 of the releases were lost" in line for line in privacy_lines(read_run(world.path)))
 
 
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_round_whose_masked_inputs_are_lost_is_burnt_under_noise_and_the_next_one_is_summed(
+    tmp_path: Path, kill: bool
+) -> None:
+    """Devices mask once a round: the same inputs under a second draw of noise are never asked for, nor given."""
+    lost = Fault(kind="lose-reply", stage=Stage.MASK, after=1)
+    world = World(tmp_path, faults=(lost,))
+    if kill:  # by the deadline of that stage, as if nothing had come back
+        world.network.exchange = _killed_after_masking(world.network)  # type: ignore[method-assign]
+        with pytest.raises(CoordinatorKilled):
+            world.train()
+        world.restart()
+    world.train()
+    assert world.path is not None
+    assert [bool(row.burnt) for row in read_run(world.path).rounds] == [False, True, False]
+    with world.ledger() as ledger:
+        assert len(ledger.entries) == 2, "nothing of the burnt round can be opened by us"
+
+
+def _killed_after_masking(network: Watched) -> Callable[..., Iterator[Reply]]:
+    """The exchange of a coordinator that dies once all devices have masked in round 2."""
+    exchange, stages = network.exchange, list[Stage]()
+
+    def dying(stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
+        stages.append(stage)
+        yield from exchange(stage, requests, deadline_s=deadline_s)
+        if stages.count(Stage.MASK) == 2:
+            raise CoordinatorKilled("after the masked inputs had left")
+
+    return dying
+
+
 def test_a_charge_that_the_disk_lost_is_made_before_the_round_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +207,7 @@ def test_a_device_charges_its_own_ledger_and_refuses_past_its_budget(tmp_path: P
     assert any("this device's own" in trouble.cause for trouble in told)
 
 
-def test_a_device_pays_when_it_signs_and_a_liar_cannot_make_it_pay(tmp_path: Path) -> None:
+def test_a_device_pays_when_it_masks_and_a_liar_cannot_make_it_pay(tmp_path: Path) -> None:
     """Once a round, however often it is asked; nothing for requests that it refuses."""
     world = World(tmp_path, "rounds.count=1")
     device = world.fleet.devices[NodeId(1000)]
@@ -193,7 +226,7 @@ def test_a_device_pays_when_it_signs_and_a_liar_cannot_make_it_pay(tmp_path: Pat
 
         world.network.devices[NodeId(1000)] = asked
         world.train()
-        assert [count for stage, count in paid if stage in (Stage.MASK, Stage.CONSIST, Stage.REVEAL)] == [0, 0, 1]
+        assert [count for stage, count in paid if stage in (Stage.MASK, Stage.CONSIST, Stage.REVEAL)] == [0, 1, 1]
         assert [entry.label.rpartition(" round ")[2] for entry in budget.entries] == ["1"]
 
 

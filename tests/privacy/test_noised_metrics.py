@@ -30,7 +30,7 @@ from fedpeft.privacy import (
     size_mechanism,
 )
 from fedpeft.privacy.noised_metrics import LOSS_LIMIT
-from fedpeft.round.local import OpenRound
+from fedpeft.round.device.records import OpenRound
 from fedpeft.wire import decode
 from fedpeft_server.run.run_directory import RunDirectory
 

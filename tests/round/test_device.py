@@ -12,7 +12,7 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterState
 from fedpeft.errors import ConfigInvalid, DataInvalid, PolicyRefused, ResourceMissing
 from fedpeft.ids import BlockId, NodeId
-from fedpeft.round.local import HeldBlocks, OpenRound
+from fedpeft.round.device.records import HeldBlocks, OpenRound
 from fedpeft.round.messages import (
     BlockPayload,
     Failure,

@@ -13,8 +13,8 @@ import pytest
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
 from fedpeft.ids import BlockId, NodeId
 from fedpeft.privacy import Budget, PrivacyLedger, sampled_epsilon
+from fedpeft.round.device.records import OpenRound
 from fedpeft.round.example_privacy import ExamplePrivacy, round_cost
-from fedpeft.round.local import OpenRound
 from fedpeft.round.messages import Failure, FailureReason, Ready
 from fedpeft.round.metrics import TRAIN_LOSS
 from fedpeft.round.plan import ExampleTerms, LearningPlan

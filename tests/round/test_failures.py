@@ -17,9 +17,10 @@ from fedpeft.adapter import AdapterState
 from fedpeft.errors import BudgetExhausted, ConfigInvalid, DataInvalid, FedpeftError, ResourceMissing, RunFailed
 from fedpeft.ids import BlockId, NodeId
 from fedpeft.privacy import Budget, PrivacyLedger, SampledRelease
+from fedpeft.round.device.records import OpenRound
 from fedpeft.round.example_privacy import ExamplePrivacy
 from fedpeft.round.failures import Trouble
-from fedpeft.round.local import Effort, LocalResult, OpenRound
+from fedpeft.round.local import Effort, LocalResult
 from fedpeft.round.messages import Failure, Ready
 from fedpeft.round.plan import ExampleTerms, LearningPlan
 from fedpeft.round.task import RoundTask

@@ -11,7 +11,7 @@ from fedpeft.config.rules import RULES
 from fedpeft.entropy import os_entropy, seeded_entropy
 from fedpeft.ids import BlockId
 from fedpeft.ring import BlockEncoding, RingParams
-from fedpeft.round.local import OpenRound
+from fedpeft.round.device.records import OpenRound
 from fedpeft.round.metrics import (
     ACCURACY_STEPS,
     METRIC_BITS,

@@ -44,3 +44,11 @@ def test_what_was_signed_in_an_attempt_stays_signed_when_it_is_begun_again() -> 
     signed = mark_of(state_after("reveal"), None)
     assert signed is not None
     assert mark_of(state_after("share"), signed) == signed
+
+
+@pytest.mark.parametrize(("round_id", "attempt"), [(5, 4), (6, 1)])
+def test_a_state_of_an_earlier_round_or_attempt_leaves_the_mark_as_it_is(round_id: int, attempt: int) -> None:
+    """A state that is put back from a backup would have a later round signed twice."""
+    later = Mark(round_id=round_id, attempt=attempt, agreed=True, signed=b"later", history=b"past")
+    for stage in STAGES[1:]:
+        assert mark_of(state_after(stage), later) == later

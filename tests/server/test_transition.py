@@ -18,9 +18,9 @@ from fedpeft.config.rules import RULES, rules_that
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId, RoundId
 from fedpeft.ring import BlockEncoding, RingParams, SumRange
+from fedpeft.round.device.records import HeldBlocks
 from fedpeft.round.held import HELD
 from fedpeft.round.linking import sums_digest
-from fedpeft.round.local import HeldBlocks
 from fedpeft.round.messages import BlockPayload, FitRequest, Link
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transition import is_exact, next_state

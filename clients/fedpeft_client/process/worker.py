@@ -16,7 +16,7 @@ from fedpeft.clock import SystemClock
 from fedpeft.directory_lock import DirectoryLock
 from fedpeft.entropy import os_entropy
 from fedpeft.privacy import Budget, PrivacyLedger
-from fedpeft.round.device import Device
+from fedpeft.round.device.device import Device
 from fedpeft.round.failures import Tell, Trouble, cause_of, log_trouble
 from fedpeft.round.local import Identity, Trainer
 from fedpeft_client.enrolment.directory import SiteDirectory

@@ -150,7 +150,7 @@ class Federation:
             outcome = self._attempt(task, progress.state, members)
             hear_statements(self._run, round_id, outcome, needed=needed)
             problem = self._problem(outcome)
-            if not problem or outcome.is_final:
+            if not problem or outcome.is_final or _masked_before(task, outcome):
                 return self._ended(task, progress, outcome, members, started)
             if not (_waits_for_hours(outcome) and self._clock.monotonic_s() < until_s):
                 why.append(problem)
@@ -300,6 +300,12 @@ class Federation:
 
     def _tell(self, kind: EventKind, round_id: RoundId, detail: str) -> None:
         self._observe(Event(kind=kind, round_id=round_id, detail=detail))
+
+
+def _masked_before(task: RoundTask, outcome: RoundOutcome) -> bool:
+    """Whether devices sit this round out because they have masked for it under noise, before a restart of ours."""
+    refused = FailureReason.PROTOCOL.value in {one.failure for one in outcome.traffic.values()}
+    return task.noise is not None and task.attempt > 1 and refused
 
 
 def _waits_for_hours(outcome: RoundOutcome) -> bool:

@@ -16,34 +16,30 @@ from typing import cast
 import numpy as np
 
 from fedpeft import secagg
-from fedpeft.adapter import AdapterSpec
-from fedpeft.config.check_dp_compatible import expect_proved
 from fedpeft.entropy import Entropy
-from fedpeft.errors import BudgetExhausted, ConfigInvalid, IntegrityFailed, PolicyRefused, SpecMismatch
-from fedpeft.ids import SIZELESS, BlockId, RoundId
-from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, PrivacyLedger
-from fedpeft.round.bound import Bound, bound_by
-from fedpeft.round.contribution import contribution
+from fedpeft.errors import BudgetExhausted, IntegrityFailed
+from fedpeft.ids import SIZELESS, RoundId
+from fedpeft.privacy import PrivacyLedger
+from fedpeft.round.bound import bound_by
+from fedpeft.round.contribution import contribution, trained
+from fedpeft.round.device.accepting import accepted_work, expect_affordable, owned_sums
+from fedpeft.round.device.records import KeptResult, OpenRound, kept
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
 from fedpeft.round.failures import REFUSED, UNABLE, Tell, Trouble, cause_of, log_trouble, refusal_of, trace_of
 from fedpeft.round.held import advance, follow, held_digests, known_links, receive
 from fedpeft.round.history import Lacking
-from fedpeft.round.local import DeviceStore, Effort, Identity, OpenRound, RunPin, SumSession, Trainer, kept
+from fedpeft.round.local import DeviceStore, Effort, Identity, SumSession, Trainer
 from fedpeft.round.messages import Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
-from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS, in_bucket
-from fedpeft.round.noise import expect_noise
-from fedpeft.round.plan import LearningPlan
 from fedpeft.round.size_class import declared_class
 from fedpeft.round.start import expect_start
-from fedpeft.round.terms import expect_terms
 from fedpeft.round.transport import Stage
-from fedpeft.round.work import Work, accept_work, dealt_buckets
 from fedpeft.secagg.spec import mechanism
 from fedpeft.wire import OtherVersion, WireError, decode, encode
 
 __all__ = ["Device"]
 
 OPEN = "open-round"
+DRAW_BYTES = 32
 _LATER_REQUESTS = (secagg.ShareRequest, secagg.MaskRequest, secagg.ConsistRequest, secagg.RevealRequest)
 
 
@@ -145,7 +141,7 @@ class Device:
         if isinstance(pin, Lacking):
             return Failure(reason=FailureReason.MISSING_HISTORY, after=pin.after)
         spec = self._trainer.spec(bound.plan)
-        work = self._work(bound, pin, spec, request)
+        work = accepted_work(bound, pin, spec, request, identity=self._identity.public_key)
         state = receive(self._store, spec, bound, request)
         if isinstance(state, FailureReason):
             return self._lacks(state, terms.run_id)
@@ -153,51 +149,55 @@ class Device:
             expect_start(bound.plan, state, self._trainer.first_state(bound.plan))
         noise, plan = mechanism(terms), bound.plan
         if noise is not None:
-            self._afford(noise)
+            expect_affordable(noise, self._budget)
         cost = self._trainer.cost(plan) if work.train else None
         if cost is not None:
             self._examples.afford(plan, cost)
-        done = opened if opened is not None and self._reusable(opened, terms, work, noise) else None
-        owns = self._owned(plan, terms, work)
-        if done is not None:  # what was trained then, though the device may train something else by now
-            owns = frozenset(part.block_id for part in done.inputs) & {block.block_id for block in terms.blocks}
+        result = opened.result if opened is not None and opened.work_sha256 == _same_work(terms) else None
+        # What was trained in an earlier attempt stands, though the device may train something else by now.
+        blocks = self._trainer.trains(plan) if result is None else {part.block_id for part in result.deltas}
+        owns = owned_sums(terms, work, blocks, evaluates=self._trainer.evaluates(plan))
         declared = declared_class(plan.aggregate, self._trainer.size_class(plan)) if noise is None else SIZELESS
         advance(self._store, pin, bound)
         advertise = self._session.begin(offer, owns=owns, entropy=self._entropy, weight_class=declared)
         if isinstance(advertise, secagg.Refusal):
             return self._objected(request.offer, advertise)
-        if done is not None:
-            inputs = done.inputs  # another attempt at the same round: the training stands
-        else:
+        able, tell = True, partial(self._told, request.offer)
+        if result is None:
             # The keys of the new round are out: from here on the inputs of an older one must not go under them,
             # not even if training fails. Two sums of the same inputs over two cohorts would tell them apart.
             tries = opened.tries if opened is not None and opened.begun_sha256 == _begun(terms) else 0
             self._store.write(OPEN, encode(replace(_opened(terms), begun_sha256=_begun(terms), tries=tries + 1)))
-            inputs, able = contribution(
-                self._trainer,
-                plan,
-                work,
-                state,
-                owns=owns,
-                noise=noise,
-                effort=Effort(min(tries, Effort.BLANK)),
-                declared=declared,
-                entropy=self._rounding(terms.run_id, terms.round_id),
-                tell=partial(self._told, request.offer),
-            )
-            if not able and plan.privacy is None and noise is None and self._speaks:
-                self._store.write(OPEN, encode(_opened(terms)))
-                return UNABLE
+            effort = Effort(min(tries, Effort.BLANK))
+            mine = frozenset(blocks)
+            learnt, able = trained(self._trainer, plan, work, state, blocks=mine, effort=effort, tell=tell)
+            draw = self._rounding(terms.run_id, terms.round_id)(DRAW_BYTES)
+            result = KeptResult.of(learnt, draw=draw)
             if cost is not None:
                 self._examples.charge(plan, RoundId(terms.round_id), cost, self._entropy)
+        inputs, made = contribution(
+            plan,
+            work,
+            state,
+            result.result,
+            owns=owns,
+            noise=noise,
+            declared=declared,
+            entropy=result.rounding,
+            tell=tell,
+        )
+        if not (able and made) and plan.privacy is None and noise is None and self._speaks:
+            self._store.write(OPEN, encode(_opened(terms)))
+            return UNABLE
         statement = None if cost is None else self._examples.statement(plan, cost)
         ready = Ready(advertise=encode(advertise), privacy=statement)
         answered = replace(
             _opened(terms),
             offer_sha256=_sha256(request.offer),
-            work_sha256=_same_work(terms, work),
+            work_sha256=_same_work(terms),
             ready=encode(ready),
             inputs=inputs,
+            result=result,
         )
         self._store.write(OPEN, encode(answered))
         return ready
@@ -207,42 +207,6 @@ class Device:
         mark = self._session.mark(run_id)
         after = known_links(self._store, run_id, mark) if reason is FailureReason.MISSING_HISTORY else 0
         return Failure(reason=reason, after=after)
-
-    def _work(self, bound: Bound, pin: RunPin, spec: AdapterSpec, request: FitRequest) -> Work:
-        """What this device does in this round, all of it as the plan says."""
-        terms, plan = bound.terms, bound.plan
-        if spec.digest != plan.adapter_spec:
-            raise SpecMismatch(f"Expected adapter {plan.adapter_spec[:12]}, built {spec.digest[:12]} on this device.")
-        names = [person.device for person in terms.participants]
-        mine = [person.device for person in terms.participants if person.identity == self._identity.public_key]
-        buckets = dealt_buckets(plan, names, terms.round_id)
-        bucket = buckets.get(mine[0], 0) if mine else 0
-        work = accept_work(plan, spec, terms.round_id, bound.work, bucket=bucket, controls=request.controls)
-        expect_noise(
-            plan,
-            terms.noise,
-            round_id=terms.round_id,
-            devices=len(terms.participants),
-            parameters=sum(block.length for block in terms.blocks),
-            seen=(pin.round_id, pin.clip) if pin.clip else None,
-        )
-        expect_terms(terms, plan, spec, bound.work)
-        # The coordinator may have checked nothing.
-        expect_proved(
-            plan.adapter,
-            plan.train,
-            plan.aggregate,
-            clients=terms.noise is not None,
-            examples=plan.privacy is not None,
-            bucket=bucket,
-        )
-        return work
-
-    @staticmethod
-    def _reusable(opened: OpenRound, terms: secagg.RoundSpec, work: Work, noise: Mechanism | None) -> bool:
-        """Whether what was trained then is what this attempt asks for."""
-        then = (opened.run_id, opened.round_id, opened.work_sha256, opened.noise)
-        return then == (terms.run_id, terms.round_id, _same_work(terms, work), noise)
 
     def _objected(self, offer: bytes, refusal: secagg.Refusal) -> Failure:
         """The secure sum's own refusal, whose text stays here."""
@@ -269,7 +233,7 @@ class Device:
                 request,
                 inputs=lambda: {part.block_id: np.frombuffer(part.values, "<f4") for part in opened.inputs},
                 rounding=self._rounding(opened.run_id, opened.round_id),
-                before_signing=lambda: self._pay(opened),
+                before_masking=lambda: self._pay(opened),
             )
         except (BudgetExhausted, IntegrityFailed) as error:
             self._tell(Trouble(run_id=opened.run_id, round_id=opened.round_id, cause=str(error)))
@@ -281,32 +245,14 @@ class Device:
         return replace(reply, detail="")  # its text may quote numbers
 
     def _pay(self, opened: OpenRound) -> None:
-        """Charge the site's budget for the round's sum, once a round: what is signed for cannot be taken back.
+        """Charge the site's budget for the round's sum, once a round: others can open what was sent without asking us.
 
         Raises:
-            BudgetExhausted: nothing was charged, and nothing is signed.
+            BudgetExhausted: nothing was charged, and nothing is sent.
             IntegrityFailed: the round was charged for another sum.
         """
         if opened.noise is not None and self._budget is not None:
             self._budget.charge(f"{opened.run_id} round {opened.round_id}", opened.noise.release)
-
-    def _owned(self, plan: LearningPlan, terms: secagg.RoundSpec, work: Work) -> frozenset[BlockId]:
-        """The sums of this round that this device adds to, and those of its measurements."""
-        offered = {block.block_id for block in terms.blocks}
-        owned = {in_bucket(block_id, work.bucket) for block_id in self._trainer.trains(plan) & set(work.blocks)}
-        owned |= {TRAIN_LOSS, COHORT_WEIGHT, CLIP_BIT, NOISED_METRICS}
-        if self._trainer.evaluates(plan):
-            owned.add(METRICS)
-        return frozenset(owned & offered)
-
-    def _afford(self, noise: Mechanism) -> None:
-        """Refuses a round whose noise keeps no promise, or which this device's own budget does not allow."""
-        if problems := noise.problems():
-            raise ConfigInvalid("The noise of this round cannot be used.", problems=problems)
-        budget = self._budget
-        if budget is not None and budget.would_exceed(noise.release):
-            spent, limit = budget.spent(), budget.budget.epsilon
-            raise PolicyRefused(f"Expected a round within epsilon={limit:g}, this device's own; spent are {spent:.4g}.")
 
 
 def _opened(terms: secagg.RoundSpec) -> OpenRound:
@@ -323,9 +269,9 @@ def _opened(terms: secagg.RoundSpec) -> OpenRound:
     )
 
 
-def _same_work(terms: secagg.RoundSpec, work: Work) -> str:
-    """What was trained, and for whose sums."""
-    return _sha256(terms.work + terms.history + work.bucket.to_bytes(4, "big"))
+def _same_work(terms: secagg.RoundSpec) -> str:
+    """What was trained, whoever takes part in the attempt: neither buckets nor noise are part of it."""
+    return _sha256(f"{terms.run_id} {terms.round_id} ".encode() + terms.work + terms.history)
 
 
 def _begun(terms: secagg.RoundSpec) -> str:

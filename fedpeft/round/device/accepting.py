@@ -1,0 +1,86 @@
+"""What a device checks before it takes part: the round's work, the sums that it adds to, what that costs. Pure."""
+
+from collections.abc import Set
+
+from fedpeft import secagg
+from fedpeft.adapter import AdapterSpec
+from fedpeft.config.check_dp_compatible import expect_proved
+from fedpeft.errors import ConfigInvalid, PolicyRefused, SpecMismatch
+from fedpeft.ids import BlockId
+from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, PrivacyLedger
+from fedpeft.round.bound import Bound
+from fedpeft.round.device.records import RunPin
+from fedpeft.round.messages import FitRequest
+from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS, in_bucket
+from fedpeft.round.noise import expect_noise
+from fedpeft.round.terms import expect_terms
+from fedpeft.round.work import Work, accept_work, dealt_buckets
+
+__all__ = ["accepted_work", "expect_affordable", "owned_sums"]
+
+
+def accepted_work(bound: Bound, pin: RunPin, spec: AdapterSpec, request: FitRequest, *, identity: bytes) -> Work:
+    """What a device does in this round, all of it as the plan says.
+
+    Args:
+        bound: what the coordinator signed.
+        pin: the run as this device has known it.
+        spec: the adapter as this device builds it.
+        request: with the controls, whose digest is in the work.
+        identity: the device's public key.
+
+    Raises:
+        SpecMismatch: something is not as the plan says; names it.
+        ConfigInvalid: the plan asks for what nothing proves.
+    """
+    terms, plan = bound.terms, bound.plan
+    if spec.digest != plan.adapter_spec:
+        raise SpecMismatch(f"Expected adapter {plan.adapter_spec[:12]}, built {spec.digest[:12]} on this device.")
+    names = [person.device for person in terms.participants]
+    mine = [person.device for person in terms.participants if person.identity == identity]
+    buckets = dealt_buckets(plan, names, terms.round_id)
+    bucket = buckets.get(mine[0], 0) if mine else 0
+    work = accept_work(plan, spec, terms.round_id, bound.work, bucket=bucket, controls=request.controls)
+    expect_noise(
+        plan,
+        terms.noise,
+        round_id=terms.round_id,
+        devices=len(terms.participants),
+        parameters=sum(block.length for block in terms.blocks),
+        seen=(pin.round_id, pin.clip) if pin.clip else None,
+    )
+    expect_terms(terms, plan, spec, bound.work)
+    # The coordinator may have checked nothing.
+    expect_proved(
+        plan.adapter,
+        plan.train,
+        plan.aggregate,
+        clients=terms.noise is not None,
+        examples=plan.privacy is not None,
+        bucket=bucket,
+    )
+    return work
+
+
+def owned_sums(terms: secagg.RoundSpec, work: Work, trained: Set[BlockId], *, evaluates: bool) -> frozenset[BlockId]:
+    """The sums of an attempt that a device adds to that trains these blocks, and those of its measurements."""
+    offered = {block.block_id for block in terms.blocks}
+    owned = {in_bucket(block_id, work.bucket) for block_id in trained & set(work.blocks)}
+    owned |= {TRAIN_LOSS, COHORT_WEIGHT, CLIP_BIT, NOISED_METRICS}
+    if evaluates:
+        owned.add(METRICS)
+    return frozenset(owned & offered)
+
+
+def expect_affordable(noise: Mechanism, budget: PrivacyLedger | None) -> None:
+    """Returns if a round's noise keeps a promise, and the device's own budget allows it.
+
+    Raises:
+        ConfigInvalid: the noise cannot be used.
+        PolicyRefused: the budget does not allow it.
+    """
+    if problems := noise.problems():
+        raise ConfigInvalid("The noise of this round cannot be used.", problems=problems)
+    if budget is not None and budget.would_exceed(noise.release):
+        spent, limit = budget.spent(), budget.budget.epsilon
+        raise PolicyRefused(f"Expected a round within epsilon={limit:g}, this device's own; spent are {spent:.4g}.")
