@@ -16,6 +16,7 @@ __all__ = [
     "EXIT_OK",
     "EXIT_TERMINATED",
     "EXIT_USAGE",
+    "ApprovalPending",
     "BudgetExhausted",
     "ConfigInvalid",
     "DataInvalid",
@@ -23,6 +24,7 @@ __all__ = [
     "FedpeftError",
     "IntegrityFailed",
     "NotEnrolled",
+    "NotYet",
     "OutsideHours",
     "PolicyRefused",
     "Problem",
@@ -134,8 +136,16 @@ class PolicyRefused(FedpeftError):
     exit_code = 7
 
 
-class OutsideHours(PolicyRefused):
+class NotYet(PolicyRefused):
+    """The site may take part later; it may be asked again."""
+
+
+class OutsideHours(NotYet):
     """The site takes part at other hours of the day."""
+
+
+class ApprovalPending(NotYet):
+    """The site's owner has not said yes to the run's plan."""
 
 
 class ResourceMissing(FedpeftError):

@@ -30,6 +30,7 @@ ELSEWHERE = {
     "docs/deployment.md: coordinator$ fedpeft coordinator init": "tests/e2e/test_deployment.py",
     "docs/deployment.md: device$ fedpeft client adapter ls": "tests/deployment/test_adapters.py",
     "docs/operation.md: coordinator$ fedpeft coordinator submit": "tests/e2e/test_deployment.py",
+    "docs/operation.md: device$ fedpeft client runs pending": "tests/client/test_site_runs.py",
 }
 """Blocks of a coordinator and its devices, by how they begin, and the test that runs what they say in processes."""
 

@@ -12,6 +12,7 @@
     HOME/adapters/            trained adapters that were fetched, one folder a run
     HOME/bases/               base-model artifacts by content; `join --cache DIR` shares another directory
     HOME/troubles.jsonl       what went wrong here, with its cause; nobody else hears of it
+    HOME/runs/                what each run asked for, what its owner said, and what left (SiteRuns)
     HOME/directory.json       the other devices as met in rounds, authenticated under the identity
     HOME/state/               held blocks, the open round
     HOME/state/ledger/        what this device has signed in the secure sum, made by enrolment; gone, it is a loss
@@ -94,6 +95,7 @@ class DeviceHome:
         self.state = path / "state"
         self.ledger = self.state / "ledger"
         self.troubles = path / "troubles.jsonl"
+        self.runs = path / "runs"
 
     @property
     def is_enrolled(self) -> bool:

@@ -122,6 +122,11 @@ class SitePolicy(Section):
         description="What any one example here may lose over this device's life, by DP-SGD; runs without are refused.",
     )
     delta: float = Field(default=1e-6, gt=0, lt=1, description="Of max_epsilon and max_example_epsilon.")
+    approve: Literal["rules", "ask"] = Field(
+        default="rules",
+        description="Which runs it joins. rules: those that keep to the rules here; ask: of these the ones whose plan "
+        "its owner has approved (`fedpeft client runs pending`).",
+    )
     hours: str = Field(
         default="",
         pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$",

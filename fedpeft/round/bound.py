@@ -15,7 +15,7 @@ from fedpeft.secagg.primitives import is_signed
 from fedpeft.secagg.transcript import offer_context
 from fedpeft.wire import decode
 
-__all__ = ["Bound", "bound_by", "signed_plan"]
+__all__ = ["Bound", "bound_by", "signed_by"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +54,8 @@ def bound_by(terms: secagg.RoundSpec, request: FitRequest) -> Bound:
     return Bound(terms=terms, plan=plan, work=work)
 
 
-def signed_plan(request: FitRequest, coordinator_key: bytes) -> LearningPlan:
-    """The plan of a request, once its signature and digests are checked; for a process that does nothing else.
+def signed_by(coordinator_key: bytes, request: FitRequest) -> Bound:
+    """What a request's terms cover, once its signature and digests are checked; for a process that does nothing else.
 
     Args:
         coordinator_key: Ed25519, from enrolment.
@@ -66,4 +66,4 @@ def signed_plan(request: FitRequest, coordinator_key: bytes) -> LearningPlan:
     offer = decode(request.offer, secagg.RoundOffer)
     if not is_signed(coordinator_key, offer.signature, offer_context(offer)):
         raise SpecMismatch("Expected terms signed by the enrolled coordinator, found another key; nothing was fetched.")
-    return bound_by(decode(offer.spec, secagg.RoundSpec), request).plan
+    return bound_by(decode(offer.spec, secagg.RoundSpec), request)

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedpeft.errors import FedpeftError, OutsideHours, ResourceMissing
+from fedpeft.errors import FedpeftError, NotYet, ResourceMissing
 from fedpeft.round.messages import Failure, FailureReason
 
 __all__ = [
@@ -79,8 +79,11 @@ def trace_of(error: BaseException | None) -> str:
 
 
 def refusal_of(error: Exception) -> Failure:
-    """What a device says of whatever kept it from taking part: a site's hours are public, all else is one reason."""
-    return Failure(reason=FailureReason.LATER) if isinstance(error, OutsideHours) else REFUSED
+    """What a device says of whatever kept it from taking part: one reason, unless a later request may find it willing.
+
+    That is said of a site's hours and of an owner who was not asked before; neither follows from examples.
+    """
+    return Failure(reason=FailureReason.LATER) if isinstance(error, NotYet) else REFUSED
 
 
 def is_for_lack_of_room(error: Exception) -> bool:

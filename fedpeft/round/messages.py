@@ -32,7 +32,7 @@ class FailureReason(enum.Enum):
     MISSING_STATE = "missing-state"  # it lacks blocks that the coordinator thought it had
     MISSING_HISTORY = "missing-history"  # it lacks links from where it stands to this round
     REFUSED = "refused"  # the plan, its site's rules or its budgets do not allow the round
-    LATER = "later"  # its site takes part at other hours
+    LATER = "later"  # its site takes part at other hours, or its owner has not answered yet
     UNABLE = "unable"  # it could not train; said in runs without privacy only, where its site allows it
     PROTOCOL = "protocol"  # a request that does not fit the terms or the device's state
 

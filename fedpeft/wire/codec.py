@@ -64,6 +64,12 @@ def tag_of(cls: type) -> int | None:
     return _tags.get(cls)
 
 
+def kind_of(payload: bytes | memoryview) -> type | None:
+    """The class that a payload's header names; None if it is none. Nothing else of it is read, or checked."""
+    view = memoryview(payload)
+    return _classes.get(HEADER.unpack_from(view)[2]) if len(view) >= HEADER.size else None
+
+
 def encode(item: object) -> bytes:
     """The one encoding of a message.
 

@@ -6,6 +6,7 @@ Training is one-hot: after n rounds a device's coordinate has moved by n / devic
 lost.
 """
 
+import json
 import signal
 import ssl
 import sys
@@ -21,10 +22,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from fedpeft.cli import main
 from fedpeft.clock import SystemClock
 from fedpeft_client.enrolment.keys import public_key
 from fedpeft_client.home import DeviceHome
-from fedpeft_client.site import Site, SiteData, SiteLimits
+from fedpeft_client.site import Site, SiteData, SiteLimits, SitePolicy
 
 sys.path.insert(0, str(Path(__file__).parent / "toy"))
 from federation import ToyFederation, running
@@ -108,6 +110,43 @@ def test_a_device_killed_in_training_comes_back_into_the_same_round(federation: 
     assert federation.finished(job).state.value == "finished"
     assert [row["devices_survived"] for row in federation.rows(job)] == [4, 4]
     np.testing.assert_allclose(federation.trained(job), np.full(4, 1 / 4), atol=1e-5)
+
+
+def test_a_run_goes_on_without_a_device_whose_owner_has_not_answered_and_with_it_after_the_yes(
+    federation: ToyFederation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = DeviceHome(federation.path / "ward-d")
+    before = home.site.read_text()
+    federation.kill("ward-d")
+    asks = SitePolicy(approve="ask")
+    home.site.write_text(Site(data=SiteData(source="none.jsonl"), policy=asks).to_toml())
+    federation.device("ward-d")
+    federation.until(lambda: federation.online() >= set(NAMES), "the device")
+    hold = federation.path / "ward-b" / "hold"
+    job = federation.submit(rounds=2)
+    federation.until(lambda: len(federation.rows(job)) == 1, "the round without it")
+    hold.touch()  # round 2 waits, or has gone on without it: then the evaluation shows that it came
+    runs = ("client", "runs")
+    assert main([*runs, "pending", "--home", str(home.path), "--json"]) == 0
+    (waiting,) = json.loads(capsys.readouterr().out)
+    assert main([*runs, "approve", waiting["run_id"], "--plan", waiting["plan_sha256"], "--home", str(home.path)]) == 0
+    hold.unlink()
+    assert federation.finished(job).state.value == "finished"
+    first, *_, last = federation.rows(job)
+    assert {client["client"]: client["state"] for client in first["clients"]}["ward-d"] == "later"
+    assert (first["devices_survived"], last["devices_survived"]) == (3, 4)
+    capsys.readouterr()
+    assert main([*runs, "ls", "--home", str(home.path), "--json"]) == 0
+    mine = json.loads(capsys.readouterr().out)[-1]
+    assert (mine["decision"]["answer"], mine["left"]["last_round"]) == ("approved", 3)
+    assert mine["left"]["rounds"] == sum(
+        client["state"] == "summed" for row in federation.rows(job) for client in row["clients"]
+        if client["client"] == "ward-d"
+    )  # fmt: skip
+    federation.kill("ward-d")
+    home.site.write_text(before)
+    federation.device("ward-d")
+    federation.until(lambda: federation.online() >= set(NAMES), "the device")
 
 
 @pytest.mark.slow

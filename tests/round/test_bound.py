@@ -14,7 +14,7 @@ from fedpeft import secagg
 from fedpeft.config.model import Rounds
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId, NodeId
-from fedpeft.round.bound import signed_plan
+from fedpeft.round.bound import signed_by
 from fedpeft.round.local import Trainer
 from fedpeft.round.messages import Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready, WorkTerms
 from fedpeft.round.plan import LearningPlan, PlannedRounds
@@ -257,13 +257,13 @@ def test_nothing_is_built_for_terms_that_another_key_signed() -> None:
 def test_a_plan_is_read_for_its_base_only_under_the_coordinators_signature() -> None:
     fleet = toy_fleet()
     request, key = fit_request(fleet, PLAN, STATE), fleet.coordinator.public
-    assert signed_plan(request, key) == PLAN
+    assert signed_by(key, request).plan == PLAN
     other = PLAN.model_copy(update={"base": "sha256:another"})
     for wrong in (replace(request, learning=other.to_json()), replace(request, work=b"\0" * 80)):
         with pytest.raises(SpecMismatch, match="digest"):
-            signed_plan(wrong, key)
+            signed_by(key, wrong)
     with pytest.raises(SpecMismatch, match="another key"):
-        signed_plan(request, fleet.keys["d0"].public)
+        signed_by(fleet.keys["d0"].public, request)
 
 
 def test_a_profile_tells_of_no_run_but_the_one_that_asks() -> None:

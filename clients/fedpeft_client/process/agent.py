@@ -14,13 +14,13 @@ from typing import Protocol
 from fedpeft.child import Child, ChildDied
 from fedpeft.clock import Clock, SystemClock
 from fedpeft.directory_lock import DirectoryLock, short_turn
-from fedpeft.errors import FedpeftError, NotEnrolled
+from fedpeft.errors import ApprovalPending, FedpeftError, NotEnrolled
 from fedpeft.flower import NodeContext, client_app
 from fedpeft.flower.fleet import Fleet
 from fedpeft.flower.fleet_client import FleetTarget
 from fedpeft.ids import NodeId
-from fedpeft.round.bound import signed_plan
-from fedpeft.round.failures import Trouble, refusal_of
+from fedpeft.round.bound import signed_by
+from fedpeft.round.failures import REFUSED, Trouble, cause_of, refusal_of
 from fedpeft.round.local import Effort
 from fedpeft.round.messages import Failure, FailureReason, FitRequest
 from fedpeft.round.transport import Stage
@@ -28,8 +28,10 @@ from fedpeft.secagg import FileLedger
 from fedpeft.wire import decode, encode
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.process.frames import HANDLE, framed
+from fedpeft_client.process.run_watch import RunWatch
 from fedpeft_client.process.troubles import TroubleLog
 from fedpeft_client.site import Site
+from fedpeft_client.site_runs import SiteRuns
 
 __all__ = ["IN_ROUND_S", "Agent", "Bell", "Services"]
 
@@ -136,6 +138,7 @@ class Agent:
         FileLedger(home.ledger, home.identity())  # now, not when the worker is asked
         self._owner = DirectoryLock(home.path)
         self._troubles = TroubleLog(home.troubles, SystemClock())
+        self._watch = RunWatch(SiteRuns(home.runs, SystemClock()), self._site, SystemClock())
         self._services = services
         self._bell = Bell(lambda: services is not None and services.is_streaming)
         self._stopping = threading.Event()
@@ -186,15 +189,21 @@ class Agent:
         if stage is Stage.FIT:
             try:
                 self._prepare(decode(payload, FitRequest))
-            except FedpeftError as error:
-                self._troubles(Trouble(run_id="", round_id=0, cause=f"{stage.value}: {error}"))
+            except ApprovalPending as error:  # no trouble: the owner was told when it was asked
                 return encode(refusal_of(error))
+            except (FedpeftError, OSError) as error:
+                return self._refused(stage, error)
+        elif self._watch.is_off(stage):
+            return encode(REFUSED)
         for _ in Effort:
             try:
                 hours = self._site.limits.hours_at_most
                 answer = self._child.ask(HANDLE, framed(stage, payload), within_s=3600.0 * hours)
                 self._idle.answered(stage)
+                self._watch.leaving(stage, payload, answer)
                 return answer
+            except OSError as error:  # what cannot be written down does not leave
+                return self._refused(stage, error)
             except ChildDied as death:
                 why = ", most likely for its memory" if death.out_of_memory else ""
                 cause = f"The training process ended in {stage.value}: {death}{why}."
@@ -203,13 +212,18 @@ class Agent:
                     break
         return encode(Failure(reason=FailureReason.PROTOCOL))
 
+    def _refused(self, stage: Stage, error: Exception) -> bytes:
+        self._troubles(Trouble(run_id="", round_id=0, cause=f"{stage.value}: {cause_of(error)}"))
+        return encode(refusal_of(error))
+
     def _prepare(self, request: FitRequest) -> None:
         """The base of the plan, fetched once, when the coordinator has signed for it and the site allows it."""
-        plan = signed_plan(request, self._coordinator_key)
-        # The worker checks every rule; this one comes before a download that may take hours.
-        self._site.permit(plan, now=SystemClock().utc().astimezone())
+        bound = signed_by(self._coordinator_key, request)
+        # The worker checks every rule; these come before a download that may take hours.
+        self._site.permit(bound.plan, now=SystemClock().utc().astimezone())
+        self._watch.expect_wanted(bound)
         if self._services is not None:
-            self._services.fetch(plan.base)
+            self._services.fetch(bound.plan.base)
 
 
 def _target(home: DeviceHome) -> FleetTarget:

@@ -24,6 +24,7 @@ from fedpeft_client.home import DeviceHome
 from fedpeft_client.process.frames import HANDLE, unframed
 from fedpeft_client.process.troubles import TroubleLog
 from fedpeft_client.site import Site
+from fedpeft_client.site_runs import SiteRuns
 from fedpeft_client.training.device_stores import FileStore, device_ledger
 
 __all__ = ["begun", "device_of", "handlers", "owned", "policy_of", "site_trainer"]
@@ -61,6 +62,7 @@ def site_trainer(home: DeviceHome, name: str, site: Site) -> Trainer:
         bases=ArtifactStore(home.bases()),
         clock=SystemClock(),
         memory=FileStore(home.state),  # this process ends between rounds
+        runs=SiteRuns(home.runs, SystemClock()),
     )
 
 

@@ -21,6 +21,7 @@ from fedpeft.round.size_class import size_class, upper_end
 from fedpeft.round.work import Work
 from fedpeft.wire import decode, encode, message
 from fedpeft_client.site import Site
+from fedpeft_client.site_runs import SiteRuns
 from fedpeft_client.training.capacity import CapacityPlanner, Senses
 from fedpeft_client.training.examples import Examples
 from fedpeft_client.training.model_pool import ModelPool, Residency
@@ -61,6 +62,7 @@ class SiteTrainer:
         clock: for the site's hours.
         memory: where it keeps local blocks and controls between rounds; None: in RAM.
         senses: how the machine is asked what it has.
+        runs: what the site's owner said of each run; None: nothing.
     """
 
     def __init__(
@@ -72,9 +74,10 @@ class SiteTrainer:
         clock: Clock,
         memory: DeviceStore | None = None,
         senses: Senses = THIS_MACHINE,
+        runs: SiteRuns | None = None,
     ) -> None:
         self._device, self._site, self._bases, self._clock = device, site, bases, clock
-        self._memory, self._senses = memory, senses
+        self._memory, self._senses, self._runs = memory, senses, runs
         self._pool = self._new_pool(site.limits.residency)
         self._trainer: tuple[str, CapacityPlanner, TorchTrainer] | None = None
         self._troubles: tuple[str, ...] = ()
@@ -91,6 +94,8 @@ class SiteTrainer:
     def spec(self, plan: LearningPlan) -> AdapterSpec:
         """See ``Trainer``; a round begins with it, so here the device chooses what it trains."""
         self._site.permit(plan, now=self._clock.utc().astimezone())
+        if self._runs is not None:
+            self._runs.expect_wanted(plan, ask=self._site.policy.approve == "ask")
         planner, trainer = self._for(plan)  # before the base is loaded: the planner may say whether it stays packed
         trainer.change(planner.now())
         return self._pool.spec(plan)

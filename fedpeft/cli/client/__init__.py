@@ -2,7 +2,7 @@
 
 import click
 
-from fedpeft.cli.client import adapter, directory, join, leave, reset_ledger, rotate_key, run, status
+from fedpeft.cli.client import adapter, directory, join, leave, reset_ledger, rotate_key, run, runs, status
 
 __all__ = ["command"]
 
@@ -18,6 +18,7 @@ for part in (
     leave.leave,
     rotate_key.rotate_key,
     run.run,
+    runs.runs,
     reset_ledger.reset_ledger,
     directory.directory,
     adapter.adapter,

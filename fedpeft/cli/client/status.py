@@ -21,10 +21,12 @@ def status(home: Path | None) -> None:
     """Show who this device is, and ask the coordinator whether it still counts; exits 4 when it does not."""
     import shutil
 
+    from fedpeft.clock import SystemClock
     from fedpeft.directory_lock import holder
     from fedpeft_client.connection.grpc_client import Link
     from fedpeft_client.enrolment.join import pending
     from fedpeft_client.enrolment.membership import certificate_ends, finish_rotation
+    from fedpeft_client.site_runs import SiteRuns
 
     where = device_home(home)
     if not where.is_enrolled and (wishes := pending(where)) is not None:
@@ -38,6 +40,8 @@ def status(home: Path | None) -> None:
         click.echo(f"  at work      `fedpeft client run`, process {pid}")
     if (free := shutil.disk_usage(where.path).free) < LITTLE_ROOM_BYTES:
         click.echo(f"  disk         {free >> 20} MiB free at {where.path}: rounds will fail; make room")
+    if waiting := sum(record.waits for record in SiteRuns(where.runs, SystemClock()).records()):
+        click.echo(f"  waiting      {waiting} runs without an answer: `fedpeft client runs pending`")
     _last_troubles(where)
     with Link.of_home(where) as link:
         greeting = link.greet()

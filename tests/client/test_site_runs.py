@@ -1,0 +1,219 @@
+"""What a run asks of a device, its owner's answers, and what is said to have left."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedpeft.cli import main
+from fedpeft.config.model import Train
+from fedpeft.errors import ApprovalPending, IntegrityFailed, PolicyRefused, ResourceMissing
+from fedpeft.privacy import ExampleStatement
+from fedpeft.round.bound import Bound, signed_by
+from fedpeft.round.failures import REFUSED, refusal_of
+from fedpeft.round.messages import FailureReason, Ready
+from fedpeft.round.plan import LearningPlan
+from fedpeft.round.transport import Stage
+from fedpeft.testing.clock import FakeClock
+from fedpeft.testing.fleet import enrol, exact_terms, fit_request
+from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
+from fedpeft.wire import encode
+from fedpeft_client.home import DeviceHome, Enrolment
+from fedpeft_client.process.run_watch import RunWatch
+from fedpeft_client.run_question import question_of
+from fedpeft_client.site import Site, SiteData, SitePolicy
+from fedpeft_client.site_runs import UNANSWERED, Left, SiteRuns
+
+SPEC = toy_spec({"head": 4, "bitfit": 5})
+PLAN = toy_plan(SPEC, secagg=exact_terms(4))
+CHANGED = PLAN.model_copy(update={"train": Train(local_steps=7)})
+AT = "2026-11-30T12:00:00+00:00"
+SOURCE = "/data/notes.jsonl"
+
+
+@pytest.fixture(scope="module")
+def bound() -> Bound:
+    """What a coordinator has signed for the first round of PLAN."""
+    fleet = enrol({f"d{i}": GivenTrainer(SPEC, {}) for i in range(4)})
+    return signed_by(fleet.coordinator.public, fit_request(fleet, PLAN, toy_state(SPEC)))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> DeviceHome:
+    made = DeviceHome(tmp_path)
+    made.write_enrolment(
+        Enrolment(
+            device="ward-a", organisation="clinic", host="fed.example", fleet_port=1, service_port=2,
+            coordinator_key="", ca_fingerprint="",
+        )
+    )  # fmt: skip
+    return made
+
+
+@pytest.fixture
+def runs(home: DeviceHome) -> SiteRuns:
+    return SiteRuns(home.runs, FakeClock())
+
+
+def asking(bound: Bound, plan: LearningPlan = PLAN, **changes: object):
+    question = question_of(replace(bound, plan=plan), source=SOURCE, at=AT, needs_yes=True)
+    return replace(question, **changes)
+
+
+def approve(runs: SiteRuns, plan: LearningPlan = PLAN) -> None:
+    asked = runs.record(plan.run_id).question
+    assert asked is not None
+    runs.decide(plan.run_id, "approved", plan=asked.plan_sha256, by="me")
+
+
+def watch(runs: SiteRuns, rule: str = "ask") -> RunWatch:
+    site = Site(data=SiteData(source=SOURCE), policy=SitePolicy(approve=rule))  # type: ignore[arg-type]
+    return RunWatch(runs, site, FakeClock())
+
+
+def test_a_run_waits_until_its_owner_says_yes_and_is_heard_of_as_later(runs: SiteRuns, bound: Bound) -> None:
+    with pytest.raises(ApprovalPending) as waits:
+        watch(runs).expect_wanted(bound)
+    assert refusal_of(waits.value).reason is FailureReason.LATER
+    assert [record.waits for record in runs.records()] == [True]
+    approve(runs)
+    watch(runs).expect_wanted(bound)
+    assert [record.waits for record in runs.records()] == [False]
+
+
+def test_a_run_that_the_rules_alone_decide_on_waits_for_nobody_until_the_rule_changes(runs: SiteRuns, bound: Bound):
+    watch(runs, "rules").expect_wanted(bound)
+    assert [record.waits for record in runs.records()] == [False]
+    with pytest.raises(ApprovalPending):
+        watch(runs, "ask").expect_wanted(bound)
+    assert [record.waits for record in runs.records()] == [True]
+
+
+def test_a_yes_holds_for_one_plan_and_a_changed_one_asks_again(runs: SiteRuns, bound: Bound) -> None:
+    runs.ask(asking(bound))
+    approve(runs)
+    runs.expect_wanted(PLAN, ask=True)
+    with pytest.raises(ApprovalPending):
+        runs.expect_wanted(CHANGED, ask=True)
+    assert runs.ask(asking(bound, CHANGED))
+    assert runs.record(PLAN.run_id).waits
+    approve(runs, CHANGED)
+    runs.expect_wanted(CHANGED, ask=True)
+    with pytest.raises(ApprovalPending):
+        runs.expect_wanted(PLAN, ask=True)
+
+
+def test_a_no_holds_for_the_run_whatever_its_plan(runs: SiteRuns, bound: Bound) -> None:
+    runs.ask(asking(bound))
+    runs.decide(PLAN.run_id, "refused", plan="", by="me")
+    for plan in (PLAN, CHANGED):
+        for ask in (False, True):
+            with pytest.raises(PolicyRefused) as refused:
+                runs.expect_wanted(plan, ask=ask)
+            assert refusal_of(refused.value) == REFUSED
+    with pytest.raises(PolicyRefused, match="for good"):
+        approve(runs)
+    runs.ask(asking(bound, CHANGED))
+    assert not runs.record(PLAN.run_id).waits
+
+
+def test_a_plan_that_changed_since_it_was_shown_is_not_approved_by_the_old_yes(runs: SiteRuns, bound: Bound) -> None:
+    runs.ask(asking(bound))
+    asked = runs.record(PLAN.run_id).question
+    assert asked is not None
+    runs.ask(asking(bound, CHANGED))
+    for digest in (asked.plan_sha256, ""):
+        with pytest.raises(ResourceMissing):
+            runs.decide(PLAN.run_id, "approved", plan=digest, by="me")
+    assert runs.record(PLAN.run_id).decision is None
+
+
+def test_a_flood_of_questions_removes_no_answer(runs: SiteRuns, bound: Bound) -> None:
+    """The coordinator chooses ids: with many it must not make a device forget a no."""
+    runs.ask(asking(bound, run_id="no"))
+    runs.decide("no", "refused", plan="", by="me")
+    runs.add(Left(run_id="counted", bytes_up=1))
+    for number in range(UNANSWERED + 10):
+        runs.ask(asking(bound, run_id=f"flood-{number}", at=f"{AT}{number:03}"))
+    assert runs.is_refused("no")
+    records = {record.run_id: record for record in runs.records()}
+    assert sum(record.waits for record in records.values()) == UNANSWERED
+    assert records["counted"].left is not None
+    assert "flood-0" not in records
+    assert f"flood-{UNANSWERED + 9}" in records
+
+
+@pytest.mark.parametrize("run_id", ["../../escape", "/etc/run", "a\x1b[2Jb", "", "x" * 5000])
+def test_an_id_that_is_no_file_name_stays_in_the_folder(run_id: str, runs: SiteRuns, bound: Bound, home: DeviceHome):
+    before = set(home.path.rglob("*"))
+    runs.ask(asking(bound, run_id=run_id))
+    assert all(path.is_relative_to(home.runs) for path in set(home.path.rglob("*")) - before)
+    question = runs.record(run_id).question
+    assert question is not None
+    assert question.run_id == run_id
+
+
+def test_a_damaged_answer_is_no_answer_but_an_error(runs: SiteRuns, bound: Bound, home: DeviceHome) -> None:
+    runs.ask(asking(bound))
+    runs.decide(PLAN.run_id, "refused", plan="", by="me")
+    (path,) = home.runs.glob("*/decision.json")
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(IntegrityFailed, match="decision"):
+        runs.expect_wanted(PLAN, ask=False)
+
+
+def test_what_leaves_is_counted_once_a_round_and_refusals_are_not(runs: SiteRuns, bound: Bound) -> None:
+    seen = watch(runs, "rules")
+    seen.expect_wanted(bound)
+    seen.leaving(Stage.FIT, b"asked", encode(REFUSED))
+    assert runs.record(PLAN.run_id).left is None
+    statement = ExampleStatement(
+        epsilon=1.5, delta=1e-5, noise_multiplier=1.0, sampling_rate=0.1, l2_clip_norm=1.0, steps=4
+    )
+    ready = encode(Ready(advertise=b"keys", privacy=statement))
+    seen.leaving(Stage.FIT, b"asked", ready)
+    for _ in range(2):  # a repeated request: its bytes leave twice, its round is one
+        seen.leaving(Stage.MASK, b"request", b"masked")
+    left = runs.record(PLAN.run_id).left
+    assert left is not None
+    assert (left.rounds, left.last_round) == (1, 1)
+    assert left.bytes_up == len(ready) + 2 * len(b"masked")
+    assert left.bytes_down == len(b"asked") + 2 * len(b"request")
+    assert (left.epsilon, left.delta) == (1.5, 1e-5)
+
+
+def test_a_no_within_a_round_keeps_its_input_here(runs: SiteRuns, bound: Bound) -> None:
+    seen = watch(runs, "rules")
+    seen.expect_wanted(bound)
+    assert not seen.is_off(Stage.MASK)
+    runs.decide(PLAN.run_id, "refused", plan="", by="me")
+    assert seen.is_off(Stage.MASK)
+    assert not seen.is_off(Stage.REVEAL), "its input has left: the others' sum needs its answer"
+
+
+def test_the_owner_sees_answers_and_reads_back_by_command(
+    runs: SiteRuns, bound: Bound, home: DeviceHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*arguments: str) -> tuple[int, str]:
+        code = main(["client", "runs", *arguments, "--home", str(home.path)])
+        return code, capsys.readouterr().out
+
+    assert said("pending") == (0, "no run waits for an answer\n")
+    runs.ask(asking(bound))
+    code, shown = said("pending")
+    assert code == 0
+    for part in (PLAN.run_id, PLAN.base, SOURCE, "100 rounds of 4 steps", "no noise", "3 organisations at least"):
+        assert part in shown, part
+    (waiting,) = json.loads(said("pending", "--json")[1])
+    assert LearningPlan.from_json(waiting["learning"]) == PLAN
+    assert said("approve", "another", "--plan", waiting["plan_sha256"])[0] == 8
+    assert said("approve", "toy", "--plan", "f" * 8)[0] == 8
+    assert said("approve", "toy", "--plan", waiting["plan_sha256"][:4])[0] == 2
+    assert said("approve", "toy", "--plan", waiting["plan_sha256"][:12])[0] == 0
+    runs.expect_wanted(PLAN, ask=True)
+    assert said("refuse", "toy", "--yes")[0] == 0
+    assert said("approve", "toy", "--plan", waiting["plan_sha256"])[0] == 7
+    (listed,) = json.loads(said("ls", "--json")[1])
+    assert (listed["run"], listed["waits"], listed["decision"]["answer"]) == (PLAN.run_id, False, "refused")
+    assert "refused" in said("ls")[1]
