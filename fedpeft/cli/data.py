@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from fedpeft.config.model import Task
     from fedpeft.data.check import DataReport, Example
-    from fedpeft.data.rendering import Tokenizer
 
 __all__ = ["command"]
 
@@ -56,25 +54,13 @@ def check_command(
       fedpeft data check builtin:airline-tweets
       fedpeft data check notes.csv --map text=note,label=diagnosis --base ./my-model
     """
-    from dataclasses import replace
-
-    from fedpeft.config.model import Task
-    from fedpeft.data import detect, load
-    from fedpeft.data.check import check_loaded
+    from fedpeft.api.data import data_check
     from fedpeft.errors import DataInvalid
-    from fedpeft.tasks import KNOWN_COLUMNS, task_of
 
-    loaded = load(source, column_map, columns=KNOWN_COLUMNS, progress=_progress())
-    records = loaded.records
-    found = kind or task_of(detect(records, unread=loaded.unused)).name
-    task = Task.model_validate({"kind": found} | ({} if max_length is None else {"max_length": max_length}))
-    tokenizer: tuple[str, Tokenizer] | None = None
-    advice: tuple[str, ...] = ()
-    if model is not None:
-        task, of_base, advice = _on_base(model, task, asked=max_length is not None)
-        tokenizer = (model, of_base)
-    report = check_loaded(loaded, task, holdout=holdout, seed=seed, tokenizer=tokenizer, column_map=column_map)
-    report = replace(report, remarks=(*advice, *report.remarks))
+    report = data_check(
+        source, columns=column_map, task=kind, model=model, max_length=max_length, holdout=holdout, seed=seed,
+        progress=_progress(),
+    )  # fmt: skip
     if as_json or form == "json":
         say_json(report.as_json())
     else:
@@ -97,32 +83,6 @@ def _progress() -> "Callable[[int], None]":
             click.echo(f"\r{rows:,} rows", nl=False, err=True)
 
     return progress
-
-
-def _on_base(model: str, task: "Task", *, asked: bool) -> "tuple[Task, Tokenizer, tuple[str, ...]]":
-    """The task as the base allows it, the base's tokenizer, and what to heed; the artifact is built if it is not there.
-
-    Args:
-        model: the base.
-        task: wanted.
-        asked: whether the user gave its ``max_length``: then one that does not fit is refused, else it is lowered.
-
-    Raises:
-        ConfigInvalid: the base does not fit the task.
-    """
-    from fedpeft.base import build, default_store, load_tokenizer
-    from fedpeft.base.fit import expect_fit, positions_of
-    from fedpeft.base.source import CONFIG_FILE, read_json
-
-    artifact = build(model, quantize="int8", store=default_store(), progress=None)
-    positions = positions_of(read_json(artifact.path / CONFIG_FILE))
-    advice: tuple[str, ...] = ()
-    if not asked and task.max_length > positions:
-        advice = (f"this base has {positions} positions: set task.max_length = {positions} (it is {task.max_length})",)
-        task = task.model_copy(update={"max_length": positions})
-    expect_fit(artifact, task)
-    tokenizer: Tokenizer = load_tokenizer(artifact)
-    return task, tokenizer, advice
 
 
 def show(report: "DataReport", console: "Console") -> None:

@@ -2,30 +2,21 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fedpeft.cli.options import RunPath, json_option, map_option, model_option, say_json
 from fedpeft.terminal import verbosity
 
+if TYPE_CHECKING:
+    from fedpeft.api.result import Result
+
 __all__ = ["command"]
 
 
-SCENARIOS = ("airlines", "smollm")
-"""Configurations that come with the package, by name."""
-
-
-def _bundled(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> Path | None:
-    """The file of a bundled scenario, unless a file of that name is here."""
-    if value is None or value.exists() or str(value) not in SCENARIOS:
-        return value
-    from importlib.resources import files
-
-    return Path(str(files("fedpeft_sim"))) / "scenarios" / f"{value}.toml"
-
-
 @click.command("simulate")
-@click.argument("config", required=False, type=click.Path(path_type=Path, dir_okay=False), callback=_bundled)
+@click.argument("config", required=False, type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. rounds.count=3.")
 @model_option("Override base.model.")
 @click.option("--data", help="Override data.source.")
@@ -63,12 +54,6 @@ def command(
     """
     import json
 
-    from rich.console import Console
-
-    from fedpeft.config import load
-    from fedpeft.data.formats import located
-    from fedpeft.files import expect_folder
-
     if (config is None) == (resume is None):
         raise click.UsageError("Expected either a CONFIG file or --resume RUN.")
     changed = [
@@ -79,32 +64,10 @@ def command(
     changed += [f"data.map.{ours}={json.dumps(theirs)}" for ours, theirs in column_map.items()]
     if resume is not None and (changed or overrides):
         raise click.UsageError("A run is resumed as it was started; start a new one to change its config.")
-    path = config if config is not None else (resume or out) / "resolved.toml"
-    loaded = load(path, overrides=[*overrides, *changed], simulation=True)
-    loaded = loaded.model_copy(update={"directory": out if resume is None else resume.parent})
-    if resume is None:
-        source = located(loaded.data.source)
-        loaded = loaded.model_copy(update={"data": loaded.data.model_copy(update={"source": source})})
-
-    for folder in (out,) if store is None else (out, store):
-        expect_folder(folder)
-    console = Console(stderr=as_json)  # one JSON value is all that goes to the standard output
-    if not verbosity().quiet:
-        said = f"config {path}; {len(changed) + len(overrides)} overrides; loading"
-        console.print(said, highlight=False, markup=False)
-    run = _run(console, path, loaded, resume, baselines, store)
+    result = _run(config, [*overrides, *changed], out, resume, baselines, store, as_json)
     if as_json:
-        _say_outcome(run)
-
-
-def _say_outcome(run: Path) -> None:
-    from dataclasses import asdict
-
-    from fedpeft_server.run.run_view import read_run
-
-    view = read_run(run)
-    summary = None if view.summary is None else asdict(view.summary)
-    say_json({"run": str(run), "state": view.state, "adapter": str(run / "adapters" / "final"), "summary": summary})
+        answer = result.as_dict()
+        say_json({key: answer[key] for key in ("run", "state", "adapter", "summary")})
 
 
 def _shortcuts(
@@ -119,32 +82,33 @@ def _shortcuts(
     ]
 
 
-def _run(console: object, path: Path, config: object, resume: Path | None, baselines: bool, store: Path | None) -> Path:
+def _run(
+    config: Path | None,
+    overrides: list[str],
+    out: Path,
+    resume: Path | None,
+    baselines: bool,
+    store: Path | None,
+    as_json: bool,
+) -> "Result":
     """Apart from ``command`` so that the heavy imports come after every check of the arguments."""
     from rich.console import Console
 
-    from fedpeft.config import RunConfig
-    from fedpeft.files import read_text
-    from fedpeft_server.run.run_view import read_run
+    from fedpeft.api.simulation import simulate
     from fedpeft_sim.live import LiveScreen
     from fedpeft_sim.outcome import show_outcome
-    from fedpeft_sim.simulate import prepare, simulate
 
-    if not isinstance(console, Console) or not isinstance(config, RunConfig):
-        raise TypeError("a Console and a RunConfig")
-    with LiveScreen(console, rounds=config.rounds.count, methods={}, quiet=verbosity().quiet) as loading:
-        base_digest = None if resume is None else read_run(resume).manifest.base_digest
-        simulation = prepare(config, loading, store=store, base_digest=base_digest)
-    clients = simulation.population.clients
-    methods = {client.name: str(client.capacity) for client in clients}
-    with LiveScreen(console, rounds=config.rounds.count, methods=methods, quiet=verbosity().quiet) as screen:
-        run = simulate(
-            simulation,
-            screen,
-            source=read_text(path),
-            command=["fedpeft", *sys.argv[1:]],
+    console = Console(stderr=as_json)  # one JSON value is all that goes to the standard output
+    with LiveScreen(console, quiet=verbosity().quiet) as screen:
+        result = simulate(
+            config,
+            overrides=overrides,
+            out=out,
             resume=resume,
             baselines=baselines,
+            progress=screen,
+            store=store,
+            command=["fedpeft", *sys.argv[1:]],
         )
-    show_outcome(console, run)
-    return run
+    show_outcome(console, result.path)
+    return result

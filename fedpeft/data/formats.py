@@ -16,6 +16,7 @@ from pathlib import Path
 from fedpeft.data import arrow_files, builtin, text_files
 from fedpeft.data.arrow_files import ColumnChoice
 from fedpeft.data.choosing import LeftOut, choose, split_of_word
+from fedpeft.data.memory import Rows, is_memory
 from fedpeft.data.opening import plain_suffix
 from fedpeft.data.packed import PackedColumn, PackedOrigins, PackedRows
 from fedpeft.data.records import BATCH_ROWS, MISSING, Batch, ProblemLog, Record, Records
@@ -30,6 +31,7 @@ Progress = Callable[[int], None]
 """Told the number of rows read so far, now and then."""
 
 
+FROM_PYTHON = "Its data came from Python: fedpeft.simulate(resume=RUN, data=ROWS)."
 SPLIT = "split"
 """A column that says of each row which split it is of."""
 
@@ -72,7 +74,7 @@ class Loaded:
     replaced: tuple[str, ...] = ()
 
 
-def load_records(source: str, column_map: Mapping[str, str] | None = None) -> Records:
+def load_records(source: str | Rows, column_map: Mapping[str, str] | None = None) -> Records:
     """As ``load`` with every column and every row, whatever split it is of; the records alone.
 
     Raises:
@@ -86,7 +88,7 @@ def load_records(source: str, column_map: Mapping[str, str] | None = None) -> Re
 
 
 def load(
-    source: str,
+    source: str | Rows,
     column_map: Mapping[str, str] | None = None,
     *,
     columns: Iterable[str] | None = None,
@@ -100,7 +102,7 @@ def load(
     asked for.
 
     Args:
-        source: a path, a glob pattern, or ``builtin:NAME``.
+        source: a path, a glob pattern, ``builtin:NAME``, or rows that a program holds.
         column_map: our column name -> theirs; the named column is added under our name.
         columns: those to read beside the mapped ones; None: all.
         progress: told how many rows there are so far.
@@ -119,7 +121,7 @@ def load(
 
 
 def load_noting(
-    source: str,
+    source: str | Rows,
     column_map: Mapping[str, str] | None,
     log: ProblemLog,
     *,
@@ -142,7 +144,10 @@ def load_noting(
         log.add(f"map.{ours}", f"one of {', '.join(KNOWN_COLUMNS)}", repr(ours), hint)
     log.raise_if_any("column map")
     wanted = None if columns is None else frozenset(columns) | frozenset(names.values())
-    if source.startswith(builtin.PREFIX):
+    if isinstance(source, str) and is_memory(source):
+        log.add("data", "the rows that the run was started with", f"only their name, {source}", FROM_PYTHON)
+        log.raise_if_any("data")
+    if isinstance(source, str) and source.startswith(builtin.PREFIX):
         loaded = _bundled(source, wanted)
     else:
         by_split = not every_split and (wanted is None or SPLIT not in wanted)
@@ -157,7 +162,7 @@ def load_noting(
 
 def located(source: str) -> str:
     """``source`` independent of the working directory: bundled sources as they are, paths and patterns absolute."""
-    return source if source.startswith(builtin.PREFIX) else str(expanded(source).absolute())
+    return source if source.startswith(builtin.PREFIX) or is_memory(source) else str(expanded(source).absolute())
 
 
 def _bundled(source: str, wanted: frozenset[str] | None) -> Loaded:
@@ -196,20 +201,20 @@ class _Collector:
         self.lines.extend(batch.lines)
 
 
-def _read(source: str, wanted: frozenset[str] | None, log: ProblemLog, progress: Progress) -> Loaded:
+def _read(source: str | Rows, wanted: frozenset[str] | None, log: ProblemLog, progress: Progress) -> Loaded:
     """All rows of all files of ``source``."""
-    paths, left_out = choose(source, log)
     choice = ColumnChoice(wanted)
+    parts, left_out = _parts(source, choice, log)
     collector = _Collector()
     files: list[tuple[str, int]] = []
-    for path in paths:
+    for name, batches in parts:
         before = len(collector.lines), log.count
-        for batch in READERS["" if path.is_dir() else plain_suffix(path)](path, log, choice):
+        for batch in batches:
             collector.add(batch, choice)
             progress(len(collector.lines))
         if (len(collector.lines), log.count) == before:
-            log.add(str(path), "at least one example", "none", "Remove the empty file or fill it.")
-        files.append((str(path), before[0]))
+            log.add(name, "at least one example", "none", "Remove what is empty or fill it.")
+        files.append((name, before[0]))
     every = range(len(collector.lines))
     return Loaded(
         records=Records(PackedRows(collector.columns, every), PackedOrigins(files, collector.lines, every)),
@@ -217,6 +222,17 @@ def _read(source: str, wanted: frozenset[str] | None, log: ProblemLog, progress:
         left_out=tuple(left_out),
         unused=tuple(name for name in choice.seen if name not in collector.columns),
     )
+
+
+def _parts(
+    source: str | Rows, choice: ColumnChoice, log: ProblemLog
+) -> tuple[list[tuple[str, Iterator[Batch]]], list[LeftOut]]:
+    """Names and rows of all files of a source, each read as it is looked at; and the files that are left out."""
+    if isinstance(source, Rows):
+        return [(source.name, _batches(source.numbered(log), choice))], []
+    paths, left_out = choose(source, log)
+    readers = ((path, READERS["" if path.is_dir() else plain_suffix(path)]) for path in paths)
+    return [(str(path), reader(path, log, choice)) for path, reader in readers], left_out
 
 
 def _of_training(loaded: Loaded, log: ProblemLog, *, keep: bool) -> Loaded:

@@ -17,6 +17,7 @@ from fedpeft.round.events import Event, EventKind
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.size_class import weight_share
 from fedpeft_server.privacy.client_level import ClientPrivacy
+from fedpeft_server.run.committing import AfterRound, go_on
 from fedpeft_server.run.federation import Federation
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_sim.devices import RayDevices, VirtualDevices
@@ -34,14 +35,25 @@ def workers_of(config: RunConfig) -> int:
     return config.performance.workers or len(os.sched_getaffinity(0))
 
 
-def federate(simulation: Simulation, plan: LearningPlan, run: RunDirectory, screen: Screen) -> AdapterState:
-    """The rounds, on the configured engine."""
+def federate(
+    simulation: Simulation, plan: LearningPlan, run: RunDirectory, screen: Screen, after_round: AfterRound = go_on
+) -> AdapterState:
+    """The rounds, on the configured engine.
+
+    Args:
+        after_round: see ``Federation``.
+    """
     with open_privacy(plan, simulation.population, simulation.initial.spec, run, screen.note) as privacy:
-        return _on_engine(simulation, plan, run, screen, privacy)
+        return _on_engine(simulation, plan, run, screen, privacy, after_round)
 
 
 def _on_engine(
-    simulation: Simulation, plan: LearningPlan, run: RunDirectory, screen: Screen, privacy: ClientPrivacy | None
+    simulation: Simulation,
+    plan: LearningPlan,
+    run: RunDirectory,
+    screen: Screen,
+    privacy: ClientPrivacy | None,
+    after_round: AfterRound,
 ) -> AdapterState:
     config = simulation.config
     identity = secagg.IdentityKey.generate(os_entropy)
@@ -74,6 +86,7 @@ def _on_engine(
             open_sum=open_sum,
             individuals=None if seen is None else lambda: tuple(seen),
             privacy=privacy,
+            after_round=after_round,
         )
         result.append(federation.train(simulation.initial))
 

@@ -38,25 +38,38 @@ class LiveScreen:
 
     Args:
         console: where to.
-        rounds: how many there will be.
-        methods: client name -> what it trains; empty while it is not known yet: then there is no table.
         quiet: no table and no progress; what failed is still said.
     """
 
-    def __init__(self, console: Console, *, rounds: int, methods: Mapping[str, str], quiet: bool = False) -> None:
-        self._console, self._rounds, self._methods = console, rounds, methods
-        self._rows = dict.fromkeys(methods, _Row())
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self._console, self._quiet = console, quiet
+        self._rounds, self._methods = 0, dict[str, str]()
+        self._rows = dict[str, _Row]()
         self._title, self._history = "starting", list[str]()
-        self._quiet = quiet
-        shows_table = console.is_terminal and bool(methods) and not quiet
-        self._live = Live(console=console, refresh_per_second=4, transient=False) if shows_table else None
+        self._live: Live | None = None
         self._last_shown: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        if self._live:
+        return self
+
+    def loading(self, what: str) -> None:
+        """Say what is loaded; there is no table yet."""
+        if not self._quiet:
+            self.note(what)
+
+    def clients(self, methods: Mapping[str, str], rounds: int) -> None:
+        """Begin the table.
+
+        Args:
+            methods: client name -> what it trains.
+            rounds: how many there will be.
+        """
+        self._rounds, self._methods = rounds, dict(methods)
+        self._rows = dict.fromkeys(methods, _Row())
+        if self._console.is_terminal and methods and not self._quiet:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=False)
             self._live.start()
             self._draw()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -11,6 +11,7 @@ from fedpeft.config import RunConfig
 from fedpeft.config.derived import with_head_start
 from fedpeft.config.model import Device
 from fedpeft.data import Loaded, Records, label_names, load, split_each, split_holdout
+from fedpeft.data.memory import Rows
 from fedpeft.data.remarks import label_remarks, loaded_remarks, text_remarks, unused_columns, unused_remarks
 from fedpeft.data.tasks import Findings, inspect, label_name
 from fedpeft.entropy import derive_seed
@@ -78,8 +79,12 @@ class Population:
         return grouped
 
 
-def populate(config: RunConfig) -> Population:
+def populate(config: RunConfig, data: Rows | None = None) -> Population:
     """Load, check, partition and split the run's data.
+
+    Args:
+        config: the run.
+        data: rows that a program holds, in the place of ``data.source``.
 
     Raises:
         DataInvalid: the data does not fit the task.
@@ -87,7 +92,7 @@ def populate(config: RunConfig) -> Population:
     """
     how = config.data.partition
     columns = (*KNOWN_COLUMNS, *([how.column] if how.column else ()))
-    loaded = load(config.data.source, config.data.map, columns=columns)
+    loaded = load(config.data.source if data is None else data, config.data.map, columns=columns)
     records = loaded.records
     findings = inspect(records, config.task, unread=loaded.unused)
     findings.log.raise_if_any(f"{findings.convention.value} examples")

@@ -6,7 +6,7 @@ Same config and same seed give the same final adapter, byte for byte, on every e
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from fedpeft import secagg
 from fedpeft.base import ArtifactStore, build, default_store
 from fedpeft.base.fit import expect_fit
 from fedpeft.config import RunConfig
+from fedpeft.data.memory import Rows
 from fedpeft.errors import ConfigInvalid, FedpeftError
 from fedpeft.export.earlier_runs import with_sources
 from fedpeft.round.plan import learning_plan
@@ -23,6 +24,7 @@ from fedpeft.round.rates import rates_told
 from fedpeft.round.start import named_start
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_server.report.page import write_report
+from fedpeft_server.run.committing import AfterRound, go_on
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.summary import summary_of
 from fedpeft_sim.baselines import Baselines, held_out_scores, run_baselines
@@ -38,13 +40,19 @@ __all__ = ["prepare", "simulate"]
 
 
 def prepare(
-    config: RunConfig, screen: Screen, *, store: Path | None = None, base_digest: str | None = None
+    config: RunConfig,
+    screen: Screen,
+    *,
+    data: Rows | None = None,
+    store: Path | None = None,
+    base_digest: str | None = None,
 ) -> Simulation:
     """Load and check everything; nothing is written but the base artifact.
 
     Args:
         config: the run.
         screen: told of everything.
+        data: rows that a program holds, in the place of ``data.source``.
         store: where base artifacts lie; None: the user's store.
         base_digest: of the base that a resumed run began with: taken from the store if it is there, wherever
             ``base.model`` lay then.
@@ -52,7 +60,12 @@ def prepare(
     Raises:
         FedpeftError: the data, the base or the adapter is not what the config needs.
     """
-    population = populate(config)
+    if data is not None and config.performance.engine == "ray":
+        raise ConfigInvalid(
+            'Expected performance.engine = "local" for data from Python, found "ray", whose processes read files; '
+            "write the data to one."
+        )
+    population = populate(config, data)
     for name, count in population.left_out.items():
         screen.note(f"client {name} is left out: {count} examples, {config.data.partition.min_examples} needed")
     for remark in population.remarks:
@@ -109,6 +122,7 @@ def simulate(
     command: Sequence[str],
     resume: Path | None = None,
     baselines: bool = True,
+    watch: Callable[[Path], AfterRound] = lambda run: go_on,
 ) -> Path:
     """Run the federation, then the baselines, then the report; returns the run directory.
 
@@ -119,6 +133,7 @@ def simulate(
         command: the command line, for the records.
         resume: a run directory to go on with; None starts a new one.
         baselines: also train every client alone and all data in one place.
+        watch: from the run directory, what is told of each round and may end the run.
 
     Raises:
         FedpeftError: the run failed; everything committed is kept.
@@ -132,7 +147,7 @@ def simulate(
         screen.note(rates)
         plan = simulation.plan.model_copy(update={"run_id": run.manifest.run_id})
         try:
-            state = federate(simulation, plan, run, screen)
+            state = federate(simulation, plan, run, screen, watch(run.path))
         except (FedpeftError, KeyboardInterrupt) as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             reason = "interrupted" if interrupted else str(error)

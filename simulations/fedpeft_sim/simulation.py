@@ -1,35 +1,18 @@
-"""A simulation that is prepared, and the screen that it is shown on."""
+"""A simulation that is prepared."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from fedpeft.adapter import AdapterState
 from fedpeft.base import BaseArtifact
 from fedpeft.config import RunConfig
-from fedpeft.round.events import Event
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.training.examples import Examples
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_sim.population import Population
+from fedpeft_sim.screen import Screen
 
 __all__ = ["Screen", "Simulation"]
-
-
-class Screen(Protocol):
-    """What the simulation tells a person while it runs."""
-
-    def observe(self, event: Event) -> None:
-        """One transition of the federation."""
-        ...
-
-    def note(self, text: str) -> None:
-        """One line."""
-        ...
-
-    def working(self, what: str, done: int, total: int) -> None:
-        """Progress of something long that is not a round."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fedpeft.api.configuration import SCENARIOS
 from fedpeft.cli import main
-from fedpeft.cli.simulate import SCENARIOS
 from fedpeft.config import load
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,9 @@ from fedpeft_sim.live import DOING, LiveScreen
 def screen_on(terminal: bool, *, names: tuple[str, ...] = ("united", "jetblue")) -> tuple[LiveScreen, io.StringIO]:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=120, color_system=None)
-    return LiveScreen(console, rounds=2, methods=dict.fromkeys(names, "lora r4")), out
+    screen = LiveScreen(console)
+    screen.clients(dict.fromkeys(names, "lora r4"), rounds=2)
+    return screen, out
 
 
 def event(kind: EventKind, round_id: int = 1, **fields: object) -> Event:

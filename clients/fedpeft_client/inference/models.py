@@ -67,6 +67,16 @@ class TrainedModel:
             artifact = artifacts.get(base)
             return cls(config, union, load_tokenizer(artifact), artifact)
 
+    @property
+    def torch_model(self) -> nn.Module:
+        """The transformers model with the adapter grafted on."""
+        return self._union.model
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The base's."""
+        return self._tokenizer
+
     def evaluate(self, records: Records) -> Evaluation:
         """Loss and accuracy on other examples of the same task."""
         return evaluate(self._union, self._encoded(records), limit=0, batch_size=32)

@@ -29,7 +29,7 @@ from fedpeft_server.run.records import RoundMetrics
 from fedpeft_server.run.run_directory import AdapterSlot, RunDirectory
 from fedpeft_server.run.verdict import new_warnings
 
-__all__ = ["Committing", "Progress", "Publish"]
+__all__ = ["AfterRound", "Committing", "Progress", "Publish", "go_on"]
 
 SUMS_FILE = "sums.bin"
 """The unmasked words of the round, in a checkpoint of a run whose steps devices follow."""
@@ -40,8 +40,16 @@ SERVER_FILE = "server.safetensors"
 Publish = Callable[[AdapterSlot, AdapterState], None]
 """What to do with a committed state, e.g. export it as an adapter."""
 
+AfterRound = Callable[[RoundMetrics], str]
+"""Told of each committed row; answers why the run is to end with it, or nothing."""
+
 Tell = Callable[[EventKind, RoundId, str], None]
 """What happened, in which round, in words."""
+
+
+def go_on(_row: RoundMetrics) -> str:
+    """Never ends a run."""
+    return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ from fedpeft.round.work import work_digest
 from fedpeft.wire import decode, encode
 from fedpeft_server.privacy.client_level import ClientPrivacy
 from fedpeft_server.run.aggregation import Aggregation, Individuals
-from fedpeft_server.run.committing import Committing, Progress, Publish
+from fedpeft_server.run.committing import AfterRound, Committing, Progress, Publish, go_on
 from fedpeft_server.run.keeper import RoundKeeper
 from fedpeft_server.run.pending import Kept
 from fedpeft_server.run.privacy_statements import hear_statements
@@ -60,6 +60,7 @@ class Federation:
         individuals: single devices' deltas, for rules that need them (simulation without secure sum).
         privacy: noise and ledger; exactly when the run's ``privacy.unit`` is "client".
         before_attempt: called before devices are selected: waits for them, or raises to end the run.
+        after_round: may end the run; what is kept then follows from the rows, as after ``rounds.patience``.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Federation:
         individuals: Individuals | None = None,
         privacy: ClientPrivacy | None = None,
         before_attempt: Callable[[RoundId], None] = lambda round_id: None,
+        after_round: AfterRound = go_on,
     ) -> None:
         if (config.privacy.unit == "client") != (privacy is not None):
             raise TypeError('a ClientPrivacy exactly when privacy.unit = "client"')
@@ -90,6 +92,7 @@ class Federation:
         self._aggregation = Aggregation(config, plan, individuals, record=run.record)
         self._committing = Committing(config, run, self._aggregation, privacy, publish, self._tell)
         self._watch, self._privacy, self._before_attempt = observe, privacy, before_attempt
+        self._after_round = after_round
         self._selection = Selection(plan, config.rounds, transport, run.record)
 
     def train(self, initial: AdapterState) -> AdapterState:
@@ -113,6 +116,9 @@ class Federation:
                     f"vanished after they had sent their inputs. Everything up to round {progress.done} is committed; "
                     f"mend the devices and resume {self._run.path}."
                 )
+            if why := self._after_round(self._run.rounds[-1]):
+                self._run.record("run.stopped", round_id=RoundId(progress.done), detail={"reason": why})
+                break
         state = self._kept(initial, progress)
         self._publish("final", state)
         return state

@@ -13,6 +13,7 @@ from fedpeft.directory_lock import holder
 from fedpeft.errors import DataInvalid, FedpeftError, IntegrityFailed, Problem
 from fedpeft_server.run.journal import Journal
 from fedpeft_server.run.records import EventRecord, RoundMetrics, RunManifest, Summary, from_json
+from fedpeft_server.run.verdict import kept_round
 
 __all__ = [
     "GLOBAL_STATE",
@@ -20,6 +21,7 @@ __all__ = [
     "checkpoint_folder",
     "checkpoint_problems",
     "file_digest",
+    "kept_state",
     "last_state",
     "list_runs",
     "read_run",
@@ -144,10 +146,27 @@ def last_state(view: RunView) -> AdapterState:
     """
     if not view.rounds:
         raise DataInvalid(f"Expected a run with a committed round, found none in {view.path}; resume it first.")
-    if problems := checkpoint_problems(view.path, view.rounds[-1]):
-        raise IntegrityFailed("Expected the last checkpoint as it was committed, found another.", problems=problems)
+    return _state_of(view, view.rounds[-1])
+
+
+def kept_state(view: RunView) -> AdapterState | None:
+    """The state that ``adapters/final`` holds (``verdict.kept_round``); None: the one that the run began with.
+
+    Raises:
+        DataInvalid: no round was committed yet.
+        IntegrityFailed: its checkpoint is not as committed.
+    """
+    kept = kept_round(view.rounds, view.config().rounds)
+    if kept is None:
+        return last_state(view)
+    return next((_state_of(view, row) for row in view.rounds if row.round == kept), None)
+
+
+def _state_of(view: RunView, row: RoundMetrics) -> AdapterState:
+    if problems := checkpoint_problems(view.path, row):
+        raise IntegrityFailed(f"Expected checkpoint {row.round} as committed, found another.", problems=problems)
     spec = AdapterSpec.from_json(_text(view.path / "adapter.json"))
-    payload = (checkpoint_folder(view.path, view.rounds[-1].round) / GLOBAL_STATE).read_bytes()
+    payload = (checkpoint_folder(view.path, row.round) / GLOBAL_STATE).read_bytes()
     return AdapterState.from_safetensors(spec, payload)
 
 
