@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.api.configuration import SCENARIOS
+from fedpeft.api.configuration import SCENARIOS, bundled
 from fedpeft.cli import main
 from fedpeft.config import load
 
@@ -64,11 +64,7 @@ def test_init_refuses_before_it_writes(tmp_path: Path, rows: int, out: str, code
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_scenario_of_the_package_is_found_by_name_and_valid(name: str) -> None:
-    from fedpeft.cli.simulate import _bundled
-
-    path = _bundled(None, None, Path(name))  # type: ignore[arg-type]
-    assert path is not None
-    assert load(path, simulation=True).run.name == name
+    assert load(bundled(Path(name)), simulation=True).run.name == name
 
 
 @pytest.mark.parametrize("torch", ["torch==2.13.0", "torch==2.13.0 --index-url https://example.org/whl", "torch>=2.6"])
