@@ -28,6 +28,7 @@ PROMPT = re.compile(r"^(coordinator|device)\$\s+")
 ELSEWHERE = {
     "README.md: coordinator$ fedpeft coordinator init": "tests/e2e/test_deployment.py",
     "docs/deployment.md: coordinator$ fedpeft coordinator init": "tests/e2e/test_deployment.py",
+    "docs/deployment.md: coordinator$ fedpeft coordinator backup": "tests/e2e/test_backup.py",
     "docs/deployment.md: device$ fedpeft client adapter ls": "tests/deployment/test_adapters.py",
     "docs/operation.md: coordinator$ fedpeft coordinator submit": "tests/e2e/test_deployment.py",
     "docs/operation.md: device$ fedpeft client runs pending": "tests/client/test_site_runs.py",

@@ -2,6 +2,7 @@
 
 ::
 
+    HOME/schema.json          the form of all this (fedpeft.home_schema)
     HOME/device.json          who it is and where its coordinator is (Enrolment); written last by enrolment
     HOME/keys/device.key      P-256: Flower's node key and the key of the mTLS certificate; made here, stays here
     HOME/keys/identity.seed   Ed25519: signs in the secure sum; made here, stays here
@@ -27,9 +28,13 @@ from pathlib import Path
 
 from fedpeft.errors import IntegrityFailed, NotEnrolled
 from fedpeft.files import PRIVATE, expanded, write_file
+from fedpeft.home_schema import expect_schema, keep_schema
 from fedpeft.secagg.primitives import IdentityKey
 
-__all__ = ["DeviceHome", "Enrolment", "default_device_home"]
+__all__ = ["SCHEMA", "DeviceHome", "Enrolment", "default_device_home"]
+
+SCHEMA = 1
+"""Of the home's files; see ``fedpeft.home_schema``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +112,7 @@ class DeviceHome:
 
         Raises:
             NotEnrolled: enrolment was not finished here, or the device left or was revoked.
-            IntegrityFailed: device.json was damaged.
+            IntegrityFailed: device.json was damaged, or the home was written by a later version.
         """
         enrolment = self.last_enrolment()
         if enrolment.left:
@@ -119,6 +124,7 @@ class DeviceHome:
 
     def last_enrolment(self) -> Enrolment:
         """As ``enrolment``, even when the device is not in any more."""
+        expect_schema(self.path, SCHEMA)
         try:
             text = self.enrolment_file.read_text(encoding="utf-8")
         except OSError as error:
@@ -138,6 +144,7 @@ class DeviceHome:
 
     def write_enrolment(self, enrolment: Enrolment) -> None:
         """The last step of enrolment."""
+        keep_schema(self.path, SCHEMA)
         write_file(self.enrolment_file, (json.dumps(asdict(enrolment), indent=2) + "\n").encode(), mode=PRIVATE)
 
     def bases(self) -> Path:

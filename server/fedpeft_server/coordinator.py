@@ -19,13 +19,14 @@ from fedpeft.directory_lock import DirectoryLock
 from fedpeft.errors import FedpeftError
 from fedpeft.flower.exchange import FleetTransport
 from fedpeft.flower.superlink import SuperLink
+from fedpeft.home_schema import keep_schema
 from fedpeft.ids import NodeId
 from fedpeft_server.enrolment.active_devices import ActiveDevices
 from fedpeft_server.enrolment.admission import Admission
 from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
 from fedpeft_server.enrolment.certificate_authority import Authority, renew_server_certificate
 from fedpeft_server.enrolment.registry import Registry, open_registry
-from fedpeft_server.home import CoordinatorHome
+from fedpeft_server.home import SCHEMA, CoordinatorHome
 from fedpeft_server.jobs.disk_space import DiskFull, expect_room, is_full, room_needed
 from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
 from fedpeft_server.jobs.job_runner import Interrupted, JobContext, JobRunner
@@ -76,6 +77,7 @@ class Coordinator:
         self._model_process = model_process
         self._home, self._settings, self._clock = home, home.settings(), SystemClock()
         self._lock = DirectoryLock(home.path)
+        keep_schema(home.path, SCHEMA)
         self._fleet_port, self._metrics_port = self._ports()
         self.meters, self.wake = Meters(), WakeBoard()
         self.audit = AuditLog(home.audit, self._clock)

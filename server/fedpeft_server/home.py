@@ -2,6 +2,7 @@
 
 ::
 
+    HOME/schema.json          the form of all this (fedpeft.home_schema)
     HOME/coordinator.json     names and ports (Settings); readable by all who may read the home
     HOME/pki/ca.crt ca.key    the federation's own certificate authority
     HOME/pki/server.crt .key  of the gateway and of the gRPC service
@@ -25,9 +26,13 @@ from typing import Literal, get_args
 
 from fedpeft.errors import ConfigInvalid
 from fedpeft.files import SHARED, expanded, write_file
+from fedpeft.home_schema import expect_schema
 from fedpeft.secagg.primitives import IdentityKey
 
-__all__ = ["AdapterAccess", "CoordinatorHome", "Settings", "default_coordinator_home"]
+__all__ = ["SCHEMA", "AdapterAccess", "CoordinatorHome", "Settings", "default_coordinator_home"]
+
+SCHEMA = 1
+"""Of the home's files; see ``fedpeft.home_schema``."""
 
 AdapterAccess = Literal["participants", "enrolled", "nobody"]
 
@@ -127,7 +132,9 @@ class CoordinatorHome:
 
         Raises:
             ConfigInvalid: no coordinator was initialised here, or its settings were damaged.
+            IntegrityFailed: the home was written by a later version.
         """
+        expect_schema(self.path, SCHEMA)
         try:
             return Settings.from_json(self.settings_file.read_text(encoding="utf-8"))
         except OSError as error:

@@ -18,6 +18,7 @@ from fedpeft.errors import ApprovalPending, FedpeftError, NotEnrolled
 from fedpeft.flower import NodeContext, client_app
 from fedpeft.flower.fleet import Fleet
 from fedpeft.flower.fleet_client import FleetTarget
+from fedpeft.home_schema import keep_schema
 from fedpeft.ids import NodeId
 from fedpeft.round.bound import signed_by
 from fedpeft.round.failures import REFUSED, Trouble, cause_of, refusal_of
@@ -26,7 +27,7 @@ from fedpeft.round.messages import Failure, FailureReason, FitRequest
 from fedpeft.round.transport import Stage
 from fedpeft.secagg import FileLedger
 from fedpeft.wire import decode, encode
-from fedpeft_client.home import DeviceHome
+from fedpeft_client.home import SCHEMA, DeviceHome
 from fedpeft_client.process.frames import HANDLE, framed
 from fedpeft_client.process.run_watch import RunWatch
 from fedpeft_client.process.troubles import TroubleLog
@@ -137,6 +138,7 @@ class Agent:
         home.state.mkdir(mode=0o700, exist_ok=True)
         FileLedger(home.ledger, home.identity())  # now, not when the worker is asked
         self._owner = DirectoryLock(home.path)
+        keep_schema(home.path, SCHEMA)
         self._troubles = TroubleLog(home.troubles, SystemClock())
         self._watch = RunWatch(SiteRuns(home.runs, SystemClock()), self._site, SystemClock())
         self._services = services

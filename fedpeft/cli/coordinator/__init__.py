@@ -2,7 +2,7 @@
 
 import click
 
-from fedpeft.cli.coordinator import clients, init, runs, token, up
+from fedpeft.cli.coordinator import backup, clients, init, runs, token, up
 
 __all__ = ["command"]
 
@@ -21,5 +21,7 @@ for part in (
     runs.status,
     runs.stop,
     runs.resume,
+    backup.backup,
+    backup.restore,
 ):
     command.add_command(part)

@@ -54,6 +54,8 @@ class AuditEvent(Enum):
     ROUND_BURNT = "round-burnt"
     SUM_RELEASED = "sum-released"
     REPLAY_REFUSED = "replay-refused"
+    BACKED_UP = "backed-up"
+    RESTORED = "restored"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,11 +47,13 @@ from fedpeft_server.run.run_view import (
 from fedpeft_server.run.verdict import best_row
 from fedpeft_server.run.versions import installed_versions
 
-__all__ = ["AdapterSlot", "Commit", "RunDirectory"]
+__all__ = ["RESTORED", "AdapterSlot", "Commit", "RunDirectory"]
 
 AdapterSlot = Literal["latest", "best", "final"]
 ATTEMPTS = "attempts.json"
 TERMS = "terms.json"
+RESTORED = "restored.json"
+"""In a run of a home that was put back from a backup: rounds after it may have been summed."""
 
 
 class RunDirectory:
@@ -138,12 +140,18 @@ class RunDirectory:
         Raises:
             ResourceMissing: another process holds it.
             DataInvalid: this is no run directory.
-            IntegrityFailed: a file is not what was committed.
+            IntegrityFailed: a file is not what was committed, or the run is of a restored home.
         """
         view = read_run(path)
         lock = DirectoryLock(path)
         try:
             run = cls(path, view.config(), view.manifest, lock, clock or SystemClock())
+            if (path / RESTORED).exists():
+                raise IntegrityFailed(
+                    f"Expected a run whose last round is known, found {path} restored from a backup: later rounds may "
+                    "have been summed, and what they cost in privacy is in no ledger. It is read, not continued; start "
+                    "a new run."
+                )
             run._expect_attempts()
             run._recover()
         except BaseException:

@@ -1,0 +1,64 @@
+"""`fedpeft coordinator backup | restore`: a home as one file, and back."""
+
+from pathlib import Path
+
+import click
+
+from fedpeft.cli.homes import coordinator_home, coordinator_home_option
+from fedpeft.cli.options import json_option, say_json
+
+__all__ = ["backup", "restore"]
+
+
+@click.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@coordinator_home_option
+@click.option("--no-bases", is_flag=True, help="Leave base models out; they are built again, by the same digests.")
+@json_option
+def backup(target: Path, home: Path | None, no_bases: bool, as_json: bool) -> None:
+    """Write the home into TARGET: a new file, or a folder in which the file is named after the time.
+
+    The coordinator may run meanwhile. The file holds the federation's private keys: keep it as you keep those.
+    """
+    from fedpeft.clock import SystemClock
+    from fedpeft_server.backup.save import back_up
+
+    path, made = back_up(coordinator_home(home), target, clock=SystemClock(), bases=not no_bases)
+    if as_json:
+        say_json({"file": str(path), "running": made.running, "audit_head": made.audit_head, "files": len(made.files)})
+        return
+    click.echo(f"{path}: {len(made.files)} files, {path.stat().st_size / 2**20:.1f} MiB, mode 0600")
+    click.echo(f"  audit log up to {made.audit_head}")
+    if made.running:
+        click.echo("  the coordinator ran: runs in it can be read after a restore, and do not go on")
+
+
+@click.command()
+@click.argument("archive", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@coordinator_home_option
+@click.option(
+    "--nothing-since",
+    is_flag=True,
+    help="You know that the coordinator has not been up since the backup was taken: its runs go on.",
+)
+@json_option
+def restore(archive: Path, home: Path | None, nothing_since: bool, as_json: bool) -> None:
+    """Make a home of ARCHIVE, which `backup` wrote. Nothing may be at --home yet.
+
+    Its runs can be read and do not go on, its queued runs are held back, its join tokens are revoked: devices may have
+    been in later rounds, and later decisions about devices are not in it.
+    """
+    from fedpeft.clock import SystemClock
+    from fedpeft.terminal import printable
+    from fedpeft_server.backup.restore import restore as put_back
+
+    where = coordinator_home(home).path
+    made, ended = put_back(archive, where, clock=SystemClock(), nothing_since=nothing_since)
+    if as_json:
+        say_json({"home": str(where), "of": made.at, "audit_head": made.audit_head, "ended": ended})
+        return
+    click.echo(f"{where}: as it was on {printable(made.at)}, audit log up to {made.audit_head[:16]}")
+    if ended:
+        click.echo(f"  {ended} runs that had not finished do not go on; see `fedpeft coordinator status`")
+    click.echo("  join tokens are revoked; devices revoked or admitted since are as they were then: see")
+    click.echo("  `fedpeft coordinator clients ls`, and revoke again before `fedpeft coordinator up`")

@@ -1,0 +1,1 @@
+"""A coordinator's home as one file, and back."""
