@@ -48,7 +48,7 @@ def without_means(state: AdapterState) -> AdapterState:
 
 def method_round(spec: AdapterSpec, adapter: Adapter, round_id: int) -> int:
     """The round as the methods' own schedules count: those that train, up to this one; 0 while none has."""
-    return round_id - (adapter.measuring_rounds(round_id) if _has_means(spec, adapter) else 0)
+    return round_id - (adapter.measuring_rounds(round_id) if _has_means(spec, adapter) else 0) - adapter.sketches
 
 
 def classifier_of(head: BlockSpec) -> TensorSpec:

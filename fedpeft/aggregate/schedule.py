@@ -4,13 +4,14 @@ Coordinator and devices compute it alike from the run's adapter and the round; w
 """
 
 from fedpeft.adapter import AdapterSpec, BlockSpec
+from fedpeft.aggregate.gradient_start import sketched_blocks, sketches
 from fedpeft.aggregate.head_start import HEAD_BLOCK, freezes_head, measures_head, method_round
 from fedpeft.catalogue import BY_NAME
 from fedpeft.catalogue.section import Section
 from fedpeft.config.model import Adapter
 from fedpeft.ids import BlockId
 
-__all__ = ["due_blocks", "round_of"]
+__all__ = ["due_blocks", "measured_blocks", "round_of"]
 
 
 def due_blocks(spec: AdapterSpec, adapter: Adapter, round_id: int) -> frozenset[BlockId]:
@@ -20,8 +21,8 @@ def due_blocks(spec: AdapterSpec, adapter: Adapter, round_id: int) -> frozenset[
         spec: the run's union adapter.
         round_id: from 1.
     """
-    if measures_head(spec, adapter, round_id):
-        return frozenset({HEAD_BLOCK})
+    if measured := measured_blocks(spec, adapter, round_id):
+        return measured
     own = method_round(spec, adapter, round_id)
     settings = {method.name: settings for method, settings in adapter.declared()}
     frozen = {HEAD_BLOCK} if freezes_head(spec, adapter) else set()
@@ -30,6 +31,13 @@ def due_blocks(spec: AdapterSpec, adapter: Adapter, round_id: int) -> frozenset[
         for block in spec.blocks
         if block.trainable and block.block_id not in frozen and _is_due(block, settings.get(block.method), own)
     )
+
+
+def measured_blocks(spec: AdapterSpec, adapter: Adapter, round_id: int) -> frozenset[BlockId]:
+    """What a round measures, in which case it trains nothing: the head's class means, or a sketch for A."""
+    if measures_head(spec, adapter, round_id):
+        return frozenset({HEAD_BLOCK})
+    return sketched_blocks(spec) if sketches(adapter, round_id) else frozenset()
 
 
 def round_of(first_step: int, local_steps: int) -> int:

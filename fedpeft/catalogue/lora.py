@@ -44,6 +44,11 @@ class Lora(MethodSection):
     init: Literal["orthonormal", "gaussian"] = Field(
         default="orthonormal", description="How the frozen A begins; B begins at zero."
     )
+    start: Literal["drawn", "gradient"] = Field(
+        default="drawn",
+        description="`drawn`: A from the run's seed. `gradient`: round 1 trains nothing and sums a sketch of the "
+        "gradient; A's rows are the input directions that the loss wants changed most. Not under privacy.",
+    )
     train: Literal["B", "both"] = Field(
         default="B",
         description="`B`: A stays as it begins, so sums are exact for any mix of ranks. `both`: rounds may train A, "
@@ -102,6 +107,11 @@ def rate(settings: Lora, placed: Placed) -> float:
     return of_factor(placed, rank=settings.rank, scale=scale_of(settings))
 
 
+def due(settings: Lora, block_id: BlockId, round_id: int) -> bool:
+    """A, which may be summed in a round of its own, is trained only where the run trains both."""
+    return settings.train == "both" or not block_id.startswith("lora.A")
+
+
 METHOD = Method(
     name="lora",
     section=Lora,
@@ -118,6 +128,7 @@ METHOD = Method(
         served_by=("peft", "vLLM", "llama.cpp"),
     ),
     export=Export(peft_type="LORA", alone=BOTH),
+    due=due,
     tiers=lora_tiers,
     rate=rate,
 )

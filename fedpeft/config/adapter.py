@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import Field, create_model
 
 from fedpeft.catalogue import METHODS, AnyMethod
+from fedpeft.catalogue.lora import Lora
 from fedpeft.catalogue.section import Section
 
 __all__ = ["Adapter", "MethodName"]
@@ -84,6 +85,12 @@ class Adapter(_WithMethods):
         if self.head_start != "class-means" or rounds < 1:
             return 0
         return 1 + ((rounds - 1) // self.head_refresh if self.head_refresh else 0)
+
+    @property
+    def sketches(self) -> bool:
+        """Whether round 1 sums a sketch of the gradient for LoRA's A and trains nothing."""
+        lora = self.of(Lora)
+        return lora is not None and lora.start == "gradient"
 
     def lowest_layer(self, layer_count: int) -> int:
         """The lowest layer that carries an adapter; ``layer_count`` where only the head is trained.

@@ -46,6 +46,9 @@ def unproved(adapter: Adapter, train: Train, aggregate: Aggregate, unit: Unit) -
     if adapter.head_start == "class-means":
         why = "class means are no step of training, and no other round sums the head alone"
         yield _finding("adapter.head_start", '"seed"', why, f'"{adapter.head_start}"', unit)
+    if adapter.sketches:
+        why = "the sketch of the gradient is no step of training, and no other round sums A"
+        yield _finding("adapter.lora.start", '"drawn"', why, '"gradient"', unit)
     if train.scaffold:
         why = "controls carry a device's own gradients from one round to the next, past clip and noise"
         yield _finding("train.scaffold", "false", why, "true", unit)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from fedpeft.catalogue.finding import Finding
 from fedpeft.catalogue.method import TrainingRounds
 from fedpeft.config.model import RunConfig
+from fedpeft.config.rules import RULES
 
 __all__ = ["schedule_findings"]
 
@@ -12,6 +13,7 @@ __all__ = ["schedule_findings"]
 def schedule_findings(config: RunConfig) -> Iterator[Finding]:
     """Ranks that cannot fall, and schedules longer than the run."""
     yield from _head_start(config)
+    yield from _gradient_start(config)
     rounds = _training_rounds(config)
     for method, settings in config.adapter.declared():
         if method.findings is not None:
@@ -59,9 +61,37 @@ def _head_start(config: RunConfig) -> Iterator[Finding]:
         )
 
 
+def _gradient_start(config: RunConfig) -> Iterator[Finding]:
+    if not config.adapter.sketches:
+        return
+    key, rule = "adapter.lora.start", config.aggregate
+    traits = RULES[rule.rule]
+    keeps_a = traits.trains == "B" and not traits.refactors
+    refused = (
+        ("adapter.head_start", config.adapter.head_start == "class-means", '"seed": a head of zeros has no gradient'),
+        ("aggregate.rule", not keeps_a, "one of nested and ffa, which keep the A that is found"),
+        ("aggregate.fold_every", rule.fold_every > 0, "0: folding draws A anew"),
+        ("aggregate.robust", rule.robust != "none", '"none": the sketch is one sum'),
+        ("train.scaffold", config.train.scaffold, "false: controls count rounds that train"),
+        ("rounds.count", config.rounds.count < 2, "two and more: the first one trains nothing"),
+        ("aggregate.local", any(name.startswith("lora") for name in rule.local), "LoRA among what is summed"),
+    )
+    for other, wrong, expected in refused:
+        if wrong:
+            yield Finding(
+                key=key,
+                reads=(other,),
+                expected=f"with a gradient start, {other} to be {expected}",
+                found='"gradient"',
+                remedy=f'Change {other}, or set start = "drawn".',
+            )
+
+
 def _training_rounds(config: RunConfig) -> TrainingRounds:
     """Rounds that train; the first only measures where the head starts from class means."""
     count, measuring = config.rounds.count, config.adapter.measuring_rounds(config.rounds.count)
+    if config.adapter.sketches:
+        return TrainingRounds(count=count - 1, text=f"rounds.count={count} less the round of the gradient start")
     if measuring:
         what = "the round" if measuring == 1 else f"{measuring} rounds"
         return TrainingRounds(count=count - measuring, text=f"rounds.count={count} less {what} of class means")

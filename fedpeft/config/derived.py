@@ -41,7 +41,8 @@ def with_head_start(config: RunConfig) -> RunConfig:
     """The same run with ``adapter.head_start`` decided, once the labels are known.
 
     With few classes training the head from zero is as good (docs/adr/0009-class-means.md). Nothing is summed where the
-    head stays on the device, and under privacy; and a short run, or a method that counts rounds, has none to spare.
+    head stays on the device, and under privacy; and a short run, or a method that counts rounds, has none to spare; a
+    gradient start needs a head that has a gradient.
     """
     adapter, task = config.adapter, config.task
     if adapter.head_start != "auto" or (task.record.named_outputs and not task.labels):
@@ -52,6 +53,7 @@ def with_head_start(config: RunConfig) -> RunConfig:
         and "head" not in config.aggregate.local
         and config.privacy.unit == "none"
         and config.rounds.count >= _ROUNDS_FOR_MEANS
+        and not adapter.sketches
         and not any(method.counts_rounds for method, _ in adapter.declared())
     )
     start = "class-means" if possible and len(task.labels) > config.train.batch_size else "seed"

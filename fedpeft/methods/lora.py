@@ -148,7 +148,7 @@ def attach_lora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
             block_id=tier_block("A", tier),
             method=LORA,
             parameters=tuple(part.A[f"t{tier}"] for part in parts),
-            trainable=lora.train == "both",
+            trainable=lora.train == "both" or lora.start == "gradient",
         )
         for tier in tiers
     ]

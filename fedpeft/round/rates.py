@@ -8,8 +8,10 @@ from collections.abc import Collection
 
 from fedpeft.adapter import AdapterSpec
 from fedpeft.adapter.spec import BlockSpec
+from fedpeft.aggregate.factors import factor_of
 from fedpeft.aggregate.head_start import HEAD_BLOCK
 from fedpeft.catalogue import BY_NAME
+from fedpeft.catalogue.lora import Lora
 from fedpeft.catalogue.rates import UNMEASURED, Placed, head_rate
 from fedpeft.ids import BlockId
 from fedpeft.round.plan import LearningPlan
@@ -37,12 +39,18 @@ def rates_told(plan: LearningPlan, adapter: AdapterSpec) -> str:
 
     Example: ``learning rates: head 0.03, lora.B 0.00621``.
     """
-    trained = [block.block_id for block in adapter.blocks if block.trainable]
+    lora = plan.adapter.of(Lora)
+    summed_once = lora is not None and lora.train == "B"  # A of a gradient start
+    trained = [b for b in (one.block_id for one in adapter.blocks if one.trainable) if not (summed_once and _is_a(b))]
     told: dict[tuple[str, str], None] = {}
     for block_id, rate in learning_rates(plan, adapter, trained).items():
         name = block_id.rpartition(".")[0] if block_id.startswith("lora.") else block_id
         told.setdefault((name, f"{rate:.3g}"), None)
     return "learning rates: " + ", ".join(f"{name} {rate}" for name, rate in told)
+
+
+def _is_a(block_id: BlockId) -> bool:
+    return factor_of(block_id) == "A"
 
 
 def _rate(plan: LearningPlan, adapter: AdapterSpec, block_id: BlockId) -> float:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.aggregate import Individual, RoundSums, ServerState, optimized, proposal, robust_proposal, settled
+from fedpeft.aggregate.factors import factor_of
+from fedpeft.aggregate.gradient_start import sketches, started_from
 from fedpeft.aggregate.head_start import HEAD_BLOCK, measures_head, without_means
 from fedpeft.aggregate.linear import mean
 from fedpeft.config.rules import RULES
@@ -74,6 +76,7 @@ def is_exact(plan: LearningPlan, adapter: AdapterSpec, round_id: int) -> bool:
         and not (rule.a_round_every or rule.fold_every or rule.auto_rank)
         and rule.robust in {"none", "median", "trimmed-mean"}
         and not measures_head(adapter, plan.adapter, round_id)
+        and not sketches(plan.adapter, round_id)
         and all(method.between_rounds is None for method, _ in plan.adapter.declared())
         and not (plan.train.scaffold and plan.train.learning_rate == "auto")  # powers: a matter of the C library
     )
@@ -93,6 +96,9 @@ def advanced(
         RunFailed: the step cannot be taken or is not finite; nothing was changed.
     """
     rule, round_id = plan.aggregate, opened.round_id
+    if sketches(plan.adapter, round_id):
+        found = {b: total / opened.owner_weights[b] for b, total in opened.sums.items() if factor_of(b) == "A"}
+        return (started_from(state, found) if found else state), server
     measured = measures_head(state.spec, plan.adapter, round_id)
     if measured and not any(in_bucket(HEAD_BLOCK, bucket) in opened.sums for bucket in range(rule.buckets + 1)):
         return state, server  # too few owners: the head stays as it is

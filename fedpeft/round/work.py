@@ -16,6 +16,7 @@ from fedpeft.adapter import AdapterSpec
 from fedpeft.aggregate import assign_buckets
 from fedpeft.aggregate.device_side import local_blocks
 from fedpeft.aggregate.factors import factor_of
+from fedpeft.aggregate.gradient_start import sketches
 from fedpeft.cohorts import effective_cohort
 from fedpeft.config.rules import factors_of
 from fedpeft.errors import SpecMismatch
@@ -96,7 +97,9 @@ def planned_blocks(plan: LearningPlan, adapter: AdapterSpec, round_id: int) -> t
     if round_id > plan.rounds.count:
         return ()
     rule = plan.aggregate
-    factors = factors_of(rule.rule, round_id, a_round_every=rule.a_round_every)
+    factors: frozenset[str] = factors_of(rule.rule, round_id, a_round_every=rule.a_round_every)
+    if sketches(plan.adapter, round_id):
+        factors = frozenset({"A"})
     due, local = due_blocks(adapter, plan.adapter, round_id), local_blocks(rule, adapter)
     return tuple(
         block.block_id

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import between_rounds
+from fedpeft.aggregate.gradient_start import sketches, started_from
 from fedpeft.aggregate.head_start import measures_head
 from fedpeft.config.model import Rounds
 from fedpeft.data import EncodedDataset
@@ -23,6 +24,7 @@ from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.round.rates import learning_rates
 from fedpeft.tuning import Evaluation, HiddenSource, JoinedCaches, LocalPlan, evaluate, train
 from fedpeft.tuning.class_means import measure_class_means
+from fedpeft.tuning.gradient_sketch import sketch_gradient
 from fedpeft_client.training.examples import Examples, Prepared, batch_seed
 from fedpeft_client.training.model_pool import ModelPool, release_free_memory
 from fedpeft_sim.population import Client
@@ -149,6 +151,12 @@ def _train(
         if measures_head(union.spec, plan.adapter, round_id):
             size = plan.train.batch_size
             measure_class_means(union, examples, steps=steps, batch_size=size, seed=order, cache=cache)
+        elif sketches(plan.adapter, round_id):
+            limit = plan.secagg.max_abs
+            found, _, _ = sketch_gradient(
+                union, initial, examples, local, run_seed=plan.seed, seed=order, max_abs=limit, cache=cache
+            )
+            union.load(started_from(initial, found))
         else:
             train(union, examples, local, seed=order, first_step=(round_id - 1) * steps, cache=cache)
         release_free_memory()

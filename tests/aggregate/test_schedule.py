@@ -2,7 +2,7 @@
 
 from fedpeft.adapter import AdapterSpec, BlockSpec, TensorSpec
 from fedpeft.aggregate.schedule import due_blocks, round_of
-from fedpeft.config.model import AdaLora, Adapter, BitFit, ReLora
+from fedpeft.config.model import AdaLora, Adapter, BitFit, Lora, ReLora
 from fedpeft.ids import BlockId
 
 
@@ -19,7 +19,7 @@ def spec_of(**blocks: bool) -> AdapterSpec:
 def test_a_method_without_a_rule_trains_its_trainable_blocks_in_every_round() -> None:
     spec = spec_of(bitfit=True, lora_A=False, lora_B=True)
     for round_id in (1, 7):
-        assert due_blocks(spec, Adapter(bitfit=BitFit()), round_id) == {"bitfit", "lora.B"}
+        assert due_blocks(spec, Adapter(bitfit=BitFit(), lora=Lora()), round_id) == {"bitfit", "lora.B"}
 
 
 def test_relora_trains_one_cycle_at_a_time_and_the_last_to_the_end() -> None:
@@ -34,6 +34,13 @@ def test_adalora_measures_importance_until_the_choice_is_final() -> None:
     adapter = Adapter(adalora=AdaLora(prune_until=3))
     assert due_blocks(spec, adapter, 3) == {"adalora", "adalora.score"}
     assert due_blocks(spec, adapter, 4) == {"adalora"}
+
+
+def test_a_gradient_start_sums_a_once_and_everything_else_waits_and_counts_from_the_round_after() -> None:
+    spec = spec_of(lora_A_t2=True, lora_B_t2=True, relora_B_c1=True, relora_B_c2=True, head=True)
+    adapter = Adapter(lora=Lora(rank=2, start="gradient"), relora=ReLora(cycles=2, rounds_each=1))
+    due = [due_blocks(spec, adapter, round_id) for round_id in (1, 2, 3)]
+    assert due == [{"lora.A.t2"}, {"lora.B.t2", "relora.B.c1", "head"}, {"lora.B.t2", "relora.B.c2", "head"}]
 
 
 def test_the_round_follows_from_its_first_step() -> None:

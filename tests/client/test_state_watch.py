@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fedpeft.adapter import AdapterState
+from fedpeft.config.model import Adapter, Lora
 from fedpeft.errors import PolicyRefused
 from fedpeft.ids import BlockId
 from fedpeft.testing.trainers import toy_plan, toy_spec, toy_state
@@ -41,6 +42,15 @@ def test_rounds_that_the_device_missed_count_and_another_run_begins_anew() -> No
     watch.expect_near(PLAN, moved(0.0), 0)
     watch.expect_near(PLAN, moved(19.0 * RATE * 50), 50)
     watch.expect_near(PLAN.model_copy(update={"run_id": "another"}), moved(1e6), 60)
+
+
+def test_a_head_that_a_round_measured_may_be_anywhere_and_one_that_was_trained_may_not() -> None:
+    means = PLAN.model_copy(update={"adapter": Adapter.having(Lora(rank=4), head_start="class-means")})
+    watch, steps = StateWatch(20.0), PLAN.train.local_steps
+    watch.expect_near(means, moved(0.0), 0)
+    watch.expect_near(means, moved(1e3), steps)  # round 2 begins with the class means of round 1
+    with pytest.raises(PolicyRefused, match="Expected head within"):
+        watch.expect_near(means, moved(2e3), 2 * steps)
 
 
 def test_without_a_rule_any_state_is_taken() -> None:

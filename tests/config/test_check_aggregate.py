@@ -22,6 +22,7 @@ MEDIAN = 'aggregate.robust="median"'
 PRIVATE = ('privacy.unit="client"', "privacy.epsilon=8.0", "privacy.delta=0.01", UNIFORM)
 MEANS = 'adapter.head_start="class-means"'
 SGD = 'train.optimizer="sgd"'
+SKETCH = 'adapter.lora.start="gradient"'
 
 
 def load(*overrides: str) -> RunConfig:
@@ -83,6 +84,14 @@ def test_rules_of_single_deltas_are_refused_under_secure_aggregation_with_the_re
         ([MEANS, "adapter.head=false"], "adapter.head_start", "without a trained class head"),
         ([MEANS, 'aggregate.local=["head"]'], "adapter.head_start", "no sum of class means"),
         ([MEANS, "rounds.count=1"], "adapter.head_start", "the first one only measures"),
+        ([SKETCH, MEANS], "adapter.lora.start", "a head of zeros has no gradient"),
+        ([SKETCH, "rounds.count=1"], "adapter.lora.start", "the first one trains nothing"),
+        ([SKETCH, BOTH, 'aggregate.rule="fedit"'], "adapter.lora.start", "keep the A that is found"),
+        ([SKETCH, 'aggregate.rule="fedsvd"'], "adapter.lora.start", "keep the A that is found"),
+        ([SKETCH, "aggregate.fold_every=2", "adapter.lora.carried_rank=8"], "adapter.lora.start", "draws A anew"),
+        ([SKETCH, MEDIAN, UNIFORM, "aggregate.buckets=3"], "adapter.lora.start", "the sketch is one sum"),
+        ([SKETCH, SGD, "train.scaffold=true"], "adapter.lora.start", "count rounds that train"),
+        ([SKETCH, 'aggregate.local=["lora.B"]'], "adapter.lora.start", "LoRA among what is summed"),
     ],
 )
 def test_what_cannot_work_is_refused(overrides: list[str], key: str, words: str) -> None:
@@ -103,6 +112,7 @@ BY_EXAMPLES = ('privacy.unit="example"', "privacy.epsilon=8.0", "privacy.delta=0
         ([SGD, "train.scaffold=true"], "train.scaffold"),
         (['aggregate.local=["head"]'], "aggregate.local"),
         ([MEANS], "adapter.head_start"),
+        ([SKETCH], "adapter.lora.start"),
         ([BOTH, "aggregate.a_round_every=2"], "aggregate.a_round_every"),
         (["aggregate.auto_rank=0.1"], "aggregate.auto_rank"),
         ([MEDIAN, UNIFORM, "aggregate.buckets=3"], "aggregate.robust"),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from fedpeft.cli import main
 from fedpeft_server.run.run_view import read_run, verify_run
@@ -148,6 +149,24 @@ def test_the_rate_that_nobody_set_learns_more_than_the_one_that_served_all(
         losses[rate] = [row.loss for row in read_run(next(folder.iterdir())).rounds]
     assert losses['"auto"'][0] == losses["0.003"][0]
     assert losses['"auto"'][-1] < losses["0.003"][-1]
+
+
+def test_a_gradient_start_sums_a_in_round_one_then_trains_b_alone(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    settings = ('adapter.lora.start="gradient"', "rounds.count=3", "rounds.checkpoints_kept=9")
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    code = main(["simulate", "run.toml", "--out", str(out), *overrides])
+    said = "".join(capfd.readouterr())
+    assert code == 0, said
+    assert "lora.A" not in said[said.index("learning rates") :].splitlines()[0]
+    (run,) = out.iterdir()
+    assert verify_run(run) == ()
+    losses = [row.loss for row in read_run(run).rounds]
+    assert losses[1] == losses[0], "the model of round 2 is the base's"
+    assert losses[-1] < losses[0]
+    states = [load_file(run / "checkpoints" / f"r{r:04d}" / "global.safetensors") for r in (1, 2, 3)]
+    downs, ups = (sorted(name for name in states[0] if name.startswith(f"lora.{f}")) for f in "AB")
+    assert all((states[0][name] == state[name]).all() for name in downs for state in states)
+    assert [any(state[name].any() for name in ups) for state in states] == [False, True, True]
 
 
 @pytest.mark.parametrize("name", [*RULES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])

@@ -2,13 +2,16 @@
 
 Attacks through the state need one that training does not come to: scales at which rounding is amplified, or a module
 that imprints single examples. A device cannot know what the others sent, but it knows how far optimizers go in so many
-steps. The last state is kept in memory alone: after a restart the first round is not compared.
+steps. What a round measures instead of training it (class means, a gradient start) is no step and is not compared. The
+last state is kept in memory alone: after a restart the first round is not compared.
 """
 
 import numpy as np
 
 from fedpeft.adapter import AdapterState
+from fedpeft.aggregate.schedule import measured_blocks, round_of
 from fedpeft.errors import PolicyRefused
+from fedpeft.ids import BlockId
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.rates import learning_rates
 
@@ -39,13 +42,16 @@ class StateWatch:
             return
         last = self._last
         if last is not None and last[0] == plan.run_id and last[1] < first_step:
-            blocks = [block.block_id for block in state.spec.blocks]
+            steps = plan.train.local_steps
+            rounds = range(round_of(last[1], steps), round_of(first_step, steps))
+            measured = frozenset[BlockId]().union(*(measured_blocks(state.spec, plan.adapter, one) for one in rounds))
+            blocks = [block.block_id for block in state.spec.blocks if block.block_id not in measured]
             for block_id, rate in learning_rates(plan, state.spec, blocks).items():
                 moved = np.subtract(state[block_id], last[2][block_id], dtype=np.float64)
-                steps = float(np.sqrt(np.mean(np.square(moved)))) / (rate * (first_step - last[1]))
-                if not steps <= self._most:
+                found = float(np.sqrt(np.mean(np.square(moved)))) / (rate * (first_step - last[1]))
+                if not found <= self._most:
                     raise PolicyRefused(
                         f"Expected {block_id} within policy.max_state_step={self._most:g} learning rates a step of the "
-                        f"state before, found {steps:.3g}: no training goes so far."
+                        f"state before, found {found:.3g}: no training goes so far."
                     )
         self._last = plan.run_id, first_step, state

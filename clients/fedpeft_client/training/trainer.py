@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.aggregate.device_side import forward_state, local_blocks
+from fedpeft.aggregate.gradient_start import sketches
 from fedpeft.aggregate.head_start import measures_head, without_means
 from fedpeft.aggregate.rules import STEPS
 from fedpeft.catalogue import TIERED
-from fedpeft.config.model import MemoryUse, Train
+from fedpeft.config.model import MemoryUse
 from fedpeft.config.rules import RULES
 from fedpeft.ids import BlockId, SizeClass
 from fedpeft.methods import blocks_for, due_blocks, round_of
@@ -31,10 +32,12 @@ from fedpeft.round.size_class import size_class
 from fedpeft.round.work import Work
 from fedpeft.tuning import Evaluation, LocalPlan, NoiseScale, evaluate, train, train_privately
 from fedpeft.tuning.class_means import measure_class_means
+from fedpeft.tuning.gradient_sketch import sketch_gradient
 from fedpeft.tuning.label_calibration import label_offset
 from fedpeft_client.training.choice import Capacity
 from fedpeft_client.training.device_stores import MemoryStore
 from fedpeft_client.training.examples import Examples, Prepared, batch_seed
+from fedpeft_client.training.local_plan import local_plan
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_client.training.round_memory import RoundMemory
 from fedpeft_client.training.scaffold import correction, next_controls
@@ -192,13 +195,15 @@ class TorchTrainer:
         if not owns:  # nothing of what this round asks for is this device's: it adds to the metrics alone
             return _Learnt(deltas={})
         rates = learning_rates(plan, union.spec, owns)
-        steps = _local_plan(
+        steps = local_plan(
             plan.train,
             rates,
             work.learning_rate_factor,
             micro_batch=1 if careful else self._memory_use.micro_batch,
             checkpointing=self._memory_use.checkpointing or self._capacity.checkpointing,
         )
+        if sketches(plan.adapter, round_id):
+            return self._sketch(plan, union, state, steps, examples)
         scaffold = plan.train.scaffold and not measuring
         corrected = correction(work, kept, rates) if scaffold else {}
         start = without_means(state) if measuring else state
@@ -221,6 +226,21 @@ class TorchTrainer:
         keep = STEPS[plan.aggregate.rule].keep
         if keep is not None and self._capacity.rank is not None:
             deltas = keep(state.spec, state, deltas, self._capacity.rank)
+        return _Learnt(deltas=deltas, loss_sum=loss_sum, examples=seen)
+
+    def _sketch(
+        self, plan: LearningPlan, union: "UnionAdapter", state: AdapterState, steps: LocalPlan, examples: Prepared
+    ) -> "_Learnt":
+        deltas, loss_sum, seen = sketch_gradient(
+            union,
+            state,
+            examples.train,
+            steps,
+            run_seed=plan.seed,
+            seed=batch_seed(plan.seed, self._device),
+            max_abs=plan.secagg.max_abs,
+            cache=examples.train_cache,
+        )
         return _Learnt(deltas=deltas, loss_sum=loss_sum, examples=seen)
 
     def _measure_head(self, plan: LearningPlan, union: "UnionAdapter", examples: Prepared) -> None:
@@ -286,19 +306,3 @@ class _Learnt:
     deltas: Mapping[BlockId, Vector]
     loss_sum: float = 0.0
     examples: int = 0
-
-
-def _local_plan(
-    plan: Train, rates: Mapping[BlockId, float], factor: float, *, micro_batch: int, checkpointing: bool
-) -> LocalPlan:
-    return LocalPlan(
-        steps=plan.local_steps,
-        batch_size=plan.batch_size,
-        optimizer=plan.optimizer,
-        learning_rates={block_id: rate * factor for block_id, rate in rates.items()},
-        weight_decay=plan.weight_decay,
-        max_grad_norm=plan.max_grad_norm,
-        micro_batch=micro_batch,
-        checkpointing=checkpointing,
-        proximal_mu=plan.proximal_mu,
-    )
