@@ -68,6 +68,7 @@ def _with(old: Factors, *, down: Matrix, up: Matrix) -> Factors:
 def _columns(drawn: Matrix) -> Matrix:
     """Orthonormal columns, (d_out, r); of length one where there are more than d_out."""
     if drawn.shape[0] < drawn.shape[1]:
-        return drawn / np.linalg.norm(drawn, axis=0)
+        drawn /= np.linalg.norm(drawn, axis=0)
+        return drawn
     basis, triangle = np.linalg.qr(drawn)
     return basis * np.sign(np.diag(triangle))
