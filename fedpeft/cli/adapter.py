@@ -14,6 +14,7 @@ from fedpeft.cli.asking import (
 )
 from fedpeft.cli.mixing import hub, merge, summary_of, trained
 from fedpeft.cli.options import AdapterPath, OutFolder, json_option, run_argument, say_json
+from fedpeft.cli.serve import serve
 
 if TYPE_CHECKING:
     from fedpeft.export.original import Moved
@@ -147,7 +148,7 @@ def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | Non
     say_evaluation(str(run), score, classes=bool(model.answerer().labels), as_json=as_json)
 
 
-for part in (merge, hub):
+for part in (merge, hub, serve):
     command.add_command(part)
 
 

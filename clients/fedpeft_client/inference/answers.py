@@ -111,17 +111,35 @@ class Answerer:
         return [one for one in found if one is not None]
 
     @torch.no_grad()
-    def logits(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Tensor]]:
-        """Rows of ``texts`` and their float32 logits (n, classes), batch by batch."""
-        if not texts:
-            return
-        ids = self.tokenizer(list(texts), truncation=True, max_length=self._longest)["input_ids"]
+    def logits(self, texts: Sequence[str], longest: Sequence[int] = ()) -> Iterator[tuple[list[int], Tensor]]:
+        """Rows of ``texts`` and their float32 logits (n, classes), batch by batch.
+
+        Args:
+            texts: to classify.
+            longest: tokens at which each is cut; empty: as the model's.
+        """
+        for rows, tokens, mask in self._batches(texts, longest):
+            yield rows, self._model(input_ids=tokens, attention_mask=mask).logits.float()
+
+    @torch.no_grad()
+    def states(self, texts: Sequence[str], longest: Sequence[int] = ()) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """As ``logits``: the last layer's states (n, s, h), and which are of tokens (n, s)."""
+        for rows, tokens, mask in self._batches(texts, longest):
+            output = self._model(input_ids=tokens, attention_mask=mask, output_hidden_states=True)
+            yield rows, output.hidden_states[-1].float(), mask
+
+    def _batches(self, texts: Sequence[str], longest: Sequence[int]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        cut = longest or [self._longest] * len(texts)
+        ids: list[list[int]] = [
+            self.tokenizer([text], truncation=True, max_length=length)["input_ids"][0]
+            for text, length in zip(texts, cut, strict=True)
+        ]
         order = sorted(range(len(texts)), key=lambda row: len(ids[row]))
         for start in range(0, len(order), CLASS_BATCH):
             rows = order[start : start + CLASS_BATCH]
             tokens, mask = self._padded([ids[row] for row in rows])
             self._choose_rows(rows)
-            yield rows, self._model(input_ids=tokens, attention_mask=mask).logits.float()
+            yield rows, tokens, mask
 
     def tokens_of(self, row: Record) -> TokenIds:
         """The question that a row of a data file asks, without the answer that it may have.
@@ -155,7 +173,12 @@ class Answerer:
         return [found[row] for row in range(len(questions))]
 
     def stream(
-        self, questions: Sequence[TokenIds], how: Sequence[Sampling], *, stop: Sequence[tuple[str, ...]] = ()
+        self,
+        questions: Sequence[TokenIds],
+        how: Sequence[Sampling],
+        *,
+        stop: Sequence[tuple[str, ...]] = (),
+        is_wanted: Callable[[int], bool] = lambda row: True,
     ) -> Iterator[Piece]:
         """The answers as they are made, those of several questions interleaved.
 
@@ -163,17 +186,16 @@ class Answerer:
             questions: token ids.
             how: one each.
             stop: for each question texts before which its answer ends; empty: none.
+            is_wanted: asked before each token of a question; once false, its answer ends.
 
         Raises:
             DataInvalid: the model classifies, or a question is longer than the model reads.
         """
-        if self.decoder is None:
-            raise DataInvalid("Expected a language model, found one that classifies; ask for classes.")
-        longest = self.decoder.longest
-        if too_long := [len(one) for one in questions if longest is not None and len(one) >= longest]:
-            raise DataInvalid(f"Expected a question of fewer than {longest} tokens, found {too_long[0]}; shorten it.")
+        decoder = self._expect_words()
+        for question in questions:
+            self.expect_room(question)
         texts = [_Text(self.tokenizer, stop[row] if stop else ()) for row in range(len(questions))]
-        for token in self.decoder.generate(questions, how):
+        for token in decoder.generate(questions, how, lambda row: is_wanted(row) and not texts[row].is_stopped):
             text = texts[token.row]
             if text.is_stopped:
                 continue
@@ -190,6 +212,21 @@ class Answerer:
 
     def _ends(self, convention: Convention) -> frozenset[int]:
         return answer_ends(convention, self.tokenizer)
+
+    def expect_room(self, question: TokenIds) -> None:
+        """A question that leaves room for an answer.
+
+        Raises:
+            DataInvalid: it is as long as the model reads, or longer.
+        """
+        longest = self._expect_words().longest
+        if longest is not None and len(question) >= longest:
+            raise DataInvalid(f"Expected a question of fewer than {longest} tokens, found {len(question)}; shorten it.")
+
+    def _expect_words(self) -> Decoder:
+        if self.decoder is None:
+            raise DataInvalid("Expected a language model, found one that classifies; ask for classes.")
+        return self.decoder
 
     def _expect_labels(self) -> None:
         if not self.labels:

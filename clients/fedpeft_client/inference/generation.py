@@ -97,18 +97,26 @@ class Decoder:
         return self._abilities
 
     @torch.no_grad()
-    def generate(self, questions: Sequence[TokenIds], how: Sequence[Sampling]) -> Iterator[Token]:
+    def generate(
+        self,
+        questions: Sequence[TokenIds],
+        how: Sequence[Sampling],
+        is_wanted: Callable[[int], bool] = lambda row: True,
+    ) -> Iterator[Token]:
         """The answers token by token, in batches of at most 16 questions; each ends with a ``Token`` without id.
 
         Args:
             questions: (T,) each.
             how: one each.
+            is_wanted: asked before each token; once false, the answer ends.
         """
         able = self.abilities
         for rows in _batches([len(question) for question in questions], alike=not able.padding):
-            yield from self._batch(rows, [questions[row] for row in rows], [how[row] for row in rows])
+            yield from self._batch(rows, [questions[row] for row in rows], [how[row] for row in rows], is_wanted)
 
-    def _batch(self, names: list[int], questions: list[TokenIds], how: list[Sampling]) -> Iterator[Token]:
+    def _batch(
+        self, names: list[int], questions: list[TokenIds], how: list[Sampling], is_wanted: Callable[[int], bool]
+    ) -> Iterator[Token]:
         draws = [generator(one.seed, "sampling") for one in how]
         state = _State(*_padded(questions))
         there, made = list(range(len(names))), [0] * len(names)
@@ -123,7 +131,8 @@ class Decoder:
                     continue
                 made[row] += 1
                 yield Token(row=names[row], token=token)
-                if made[row] >= how[row].max_tokens or lengths[line] == self.longest:
+                cut = made[row] >= how[row].max_tokens or lengths[line] == self.longest
+                if cut or not is_wanted(names[row]):
                     yield Token(row=names[row], token=None)
                     continue
                 kept.append(line)

@@ -46,6 +46,30 @@ class TrainedModel:
     ) -> None:
         self._config, self._union, self._tokenizer, self._artifact = config, union, tokenizer, artifact
 
+    @property
+    def config(self) -> RunConfig:
+        """The run's."""
+        return self._config
+
+    @property
+    def union(self) -> "UnionAdapter":
+        """The base with the adapter."""
+        return self._union
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The base's."""
+        return self._tokenizer
+
+    @property
+    def artifact(self) -> BaseArtifact:
+        """The base."""
+        return self._artifact
+
+    def probe_inputs(self) -> dict[str, torch.Tensor]:
+        """A few sequences of random tokens, as arguments of the model."""
+        return probe_inputs(self._tokenizer, seed=self._config.run.seed)
+
     @classmethod
     def load(cls, config: RunConfig, state: AdapterState, *, base: str, store: Path | None = None) -> Self:
         """A run's model with this state of its adapter.

@@ -1,0 +1,265 @@
+"""One thread that computes: it takes what waits for one lane, up to a batch, and hands answers back as they come.
+
+Requests of several adapters of a lane are rows of one batch. What waits is bounded; what nobody waits for any more is
+left out, also in the middle of its answer.
+"""
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fedpeft.clock import Clock, SystemClock
+from fedpeft.data import Record
+from fedpeft.data.prompts import conversation_tokens, question_tokens
+from fedpeft.errors import DataInvalid, FedpeftError, ResourceMissing
+from fedpeft.tasks import Convention
+from fedpeft_client.inference import Answerer, Choice, Piece, Sampling
+
+if TYPE_CHECKING:
+    from fedpeft_client.serving.lanes import Lane, Served, Shelf
+
+__all__ = ["Busy", "Embedded", "Engine", "Job", "Question"]
+
+_LOG = logging.getLogger(__name__)
+ROWS_AT_ONCE = 16
+GATHER_S = 0.005
+"""How long a batch waits for more rows after its first: less than one token takes."""
+
+
+class Busy(ResourceMissing):
+    """As many requests wait as may."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a language model is asked.
+
+    Args:
+        row: as in a data file (``Answerer.tokens_of``).
+        how: the answer is drawn.
+        stop: texts before which it ends.
+        plain: whether a text is continued as it stands, even after training on conversations.
+    """
+
+    row: Record
+    how: Sampling
+    stop: tuple[str, ...] = ()
+    plain: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """A text as a vector: the mean of the last layer's states over its tokens."""
+
+    values: list[float]
+    tokens: int
+
+
+Outcome = Piece | Choice | Embedded | FedpeftError | None
+"""None: the row is complete."""
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Job:
+    """One row of work.
+
+    Args:
+        served: the adapter.
+        work: a question, or a text to classify or embed.
+        kind: which of the three.
+        deliver: takes outcomes, from the engine's thread; the last is None or an error.
+        deadline_s: on the engine's monotonic clock.
+    """
+
+    served: "Served"
+    work: Question | str
+    kind: str
+    deliver: Callable[[Outcome], None]
+    deadline_s: float
+    wanted: bool = True
+    done: bool = field(default=False, init=False)
+
+
+class Engine:
+    """See the module. Close it.
+
+    Args:
+        shelf: what is served.
+        waiting: at most so many rows wait.
+        clock: for deadlines.
+    """
+
+    def __init__(self, shelf: "Shelf", *, waiting: int = 256, clock: Clock | None = None) -> None:
+        self.shelf = shelf
+        self.clock = clock or SystemClock()
+        self._waiting: deque[Job] = deque()
+        self._most = waiting
+        self._calls: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._closing = False
+        self.batches: list[int] = []
+        self._thread = threading.Thread(target=self._work, name="serving", daemon=True)
+        self._thread.start()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Let these rows wait: all of them or none.
+
+        Raises:
+            Busy: too many wait already.
+        """
+        with self._changed:
+            if self._closing or len(self._waiting) + len(jobs) > self._most:
+                raise Busy(f"Expected at most {self._most} waiting texts, found more; try again later.")
+            self._waiting.extend(jobs)
+            self._changed.notify()
+
+    def call(self, work: Callable[[], object]) -> None:
+        """Do something on the engine's thread, between two batches."""
+        self._calls.put(work)
+        with self._changed:
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Finish the batch that is computed; what waits is refused."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+        for job in self._waiting:
+            job.deliver(Busy("Expected a server that stays, found one that ends; try again later."))
+
+    @property
+    def depth(self) -> int:
+        """Rows that wait."""
+        return len(self._waiting)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._closing or not self._calls.empty()):
+                    self._changed.wait()
+                if self._closing:
+                    return
+            while not self._calls.empty():
+                try:
+                    self._calls.get()()
+                except Exception:  # a reload that fails leaves what is served as it is
+                    _LOG.exception("a change of what is served failed")
+            if jobs := self._next():
+                self.batches = [*self.batches[-99:], len(jobs)]
+                self._compute(jobs)
+
+    def _next(self) -> list[Job]:
+        """Rows of one lane and kind, the oldest first."""
+        with self._changed:
+            if len(self._waiting) < ROWS_AT_ONCE:
+                self._changed.wait(GATHER_S)
+            now, first = self.clock.monotonic_s(), None
+            taken, left = list[Job](), deque[Job]()
+            for job in self._waiting:
+                if not job.wanted:
+                    continue
+                if job.deadline_s < now:
+                    _finish(job, Busy("Expected an answer in time, found too many requests before it; try again."))
+                    continue
+                first = first or job
+                alike = (job.served.lane, job.kind) == (first.served.lane, first.kind)
+                (taken if alike and len(taken) < ROWS_AT_ONCE else left).append(job)
+            self._waiting = left
+            return taken
+
+    def _compute(self, jobs: list[Job]) -> None:
+        lane = jobs[0].served.lane
+        try:
+            match jobs[0].kind:
+                case "ask":
+                    self._ask(lane, jobs)
+                case "classify":
+                    for job, choice in _classified(lane, jobs):
+                        job.deliver(choice)
+                case _:
+                    for job, vector in _embedded(lane, jobs):
+                        job.deliver(vector)
+        except FedpeftError as refused:
+            for job in jobs:
+                _finish(job, refused)
+        except Exception:
+            _LOG.exception("a batch failed")
+            for job in jobs:
+                _finish(job, FedpeftError("The model failed on this batch; see the server's log."))
+        for job in jobs:
+            _finish(job, None)
+
+    def _ask(self, lane: "Lane", jobs: list[Job]) -> None:
+        asked, good = [], []
+        for job in jobs:
+            if not isinstance(job.work, Question):
+                raise TypeError(f"Expected a question, found {type(job.work).__name__}.")
+            try:
+                tokens = _tokens(lane.asked, job)
+                lane.asked.expect_room(tokens)
+            except FedpeftError as refused:
+                _finish(job, refused)
+                continue
+            asked.append((tokens, job.work))
+            good.append(job)
+
+        def is_wanted(row: int) -> bool:
+            return good[row].wanted and good[row].deadline_s >= self.clock.monotonic_s()
+
+        lane.begin([job.served.place for job in good])
+        questions, how = [tokens for tokens, _ in asked], [work.how for _, work in asked]
+        stop = [work.stop for _, work in asked]
+        for piece in lane.asked.stream(questions, how, stop=stop, is_wanted=is_wanted):
+            good[piece.row].deliver(piece)
+
+
+def _finish(job: Job, outcome: FedpeftError | None) -> None:
+    if not job.done:
+        job.done = True
+        job.deliver(outcome)
+
+
+def _tokens(asked: Answerer, job: Job) -> Any:
+    question = job.work
+    if not isinstance(question, Question):
+        raise TypeError("no question")
+    tokenizer: Any = asked.tokenizer
+    convention, row = job.served.convention, question.row
+    if question.plain:
+        how = Convention.PROMPT_COMPLETION if convention is Convention.MESSAGES else convention
+        return question_tokens(str(row["prompt"]), how, tokenizer)
+    turns: Any = row["messages"]
+    if convention is Convention.MESSAGES:
+        return conversation_tokens(turns, tokenizer)
+    if len(turns) != 1 or turns[0]["role"] != "user":
+        raise DataInvalid(
+            f"Expected one turn of the user: this model was trained on {convention.value}, not on conversations; "
+            f"found {len(turns)} turns."
+        )
+    return question_tokens(turns[0]["content"], convention, tokenizer)
+
+
+def _classified(lane: "Lane", jobs: list[Job]) -> Iterator[tuple[Job, Choice]]:
+    lane.begin([job.served.place for job in jobs])
+    texts, longest = [str(job.work) for job in jobs], [job.served.longest for job in jobs]
+    for rows, logits in lane.asked.logits(texts, longest):
+        for row, line in zip(rows, logits, strict=True):
+            labels = jobs[row].served.labels
+            shares = dict(zip(labels, torch.softmax(line[: len(labels)], dim=-1).tolist(), strict=True))
+            yield jobs[row], Choice(label=max(shares, key=shares.__getitem__), probabilities=shares)
+
+
+def _embedded(lane: "Lane", jobs: list[Job]) -> Iterator[tuple[Job, Embedded]]:
+    lane.begin([job.served.place for job in jobs])
+    texts, longest = [str(job.work) for job in jobs], [job.served.longest for job in jobs]
+    for rows, states, mask in lane.asked.states(texts, longest):
+        means = (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)  # (b, s, h) -> (b, h)
+        for row, values, tokens in zip(rows, means.tolist(), mask.sum(dim=1).tolist(), strict=True):
+            yield jobs[row], Embedded(values=values, tokens=tokens)

@@ -1,0 +1,213 @@
+"""The adapters that are served: those of one base that can share a batch in one lane, any other in a lane of its own.
+
+Whether an adapter can share is tried: beside another one in a batch it must give the logits that it gives alone.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedpeft.adapter import AdapterState
+from fedpeft.base import load_model
+from fedpeft.config import RunConfig
+from fedpeft.errors import ConfigInvalid, FedpeftError
+from fedpeft.tasks import Convention
+from fedpeft_client.inference import Answerer, TrainedModel
+from fedpeft_client.serving.rows import RowAdapters, factors_of
+
+__all__ = ["Lane", "Served", "Shelf", "Snapshot", "Source", "expect_served"]
+
+_LOG = logging.getLogger(__name__)
+_CLOSE = 1e-3  # of the largest logit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A run as it is now.
+
+    Args:
+        config: its configuration.
+        state: of its adapter.
+        base: digest of the base artifact.
+        convention: of a language model's examples; None: not known.
+    """
+
+    config: RunConfig
+    state: AdapterState
+    base: str
+    convention: Convention | None
+
+
+class Source(Protocol):
+    """Where an adapter comes from."""
+
+    @property
+    def name(self) -> str:
+        """What requests call it."""
+        ...
+
+    def version(self) -> str:
+        """Another one when ``read`` would give something else."""
+        ...
+
+    def read(self) -> Snapshot:
+        """The adapter as it is now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """One adapter.
+
+    Args:
+        name: of requests.
+        version: of the source.
+        lane: where it runs.
+        place: in the lane.
+        labels: the classes; empty for a language model.
+        longest: tokens at which a text to classify is cut.
+        convention: how a language model is asked.
+    """
+
+    name: str
+    version: str
+    lane: "Lane"
+    place: int
+    labels: tuple[str, ...]
+    longest: int
+    convention: Convention
+
+
+class Lane:
+    """One model whose rows may belong to several adapters. Used by the engine's thread alone.
+
+    Args:
+        asked: makes what is asked, of the lane whose ``choose`` it is to call.
+        rows: None: one adapter for all rows.
+    """
+
+    def __init__(self, asked: "Callable[[Lane], Answerer]", rows: RowAdapters | None) -> None:
+        self.rows = rows
+        self._places: list[int] = [0]
+        self.asked = asked(self)
+
+    @classmethod
+    def shared(cls, model: TrainedModel) -> "Lane":
+        """A lane on the base of ``model``, without any adapter yet."""
+        task = model.config.task
+        # Every adapter brings its own head, so this one's values do not matter.
+        base = load_model(model.artifact, task=task.record.form, labels=task.labels, head_seed=0)
+        labels = task.labels if task.record.adds_head else ()
+        return cls(
+            lambda lane: Answerer(base, model.tokenizer, labels=labels, choose_rows=lane.choose), RowAdapters(base)
+        )
+
+    def begin(self, places: Sequence[int]) -> None:
+        """The rows of the work that follows belong to these adapters."""
+        self._places = list(places)
+
+    def choose(self, rows: Sequence[int]) -> None:
+        """The rows of the next forward pass, by their place in the work."""
+        if self.rows is not None and len(self.rows):
+            self.rows.choose([self._places[row] if row < len(self._places) else self._places[0] for row in rows])
+
+
+class Shelf:
+    """All served adapters by name; replaced whole entries only, so that readers need no lock.
+
+    Args:
+        store: where base artifacts lie.
+    """
+
+    def __init__(self, store: Path | None) -> None:
+        self._store = store
+        self._shared: dict[tuple[str, str], Lane] = {}
+        self.served: dict[str, Served] = {}
+
+    def prepare(self, source: Source) -> "Callable[[], Served]":
+        """Read a source, which takes seconds, on any thread; what it returns is called by the engine's thread.
+
+        Raises:
+            FedpeftError: the source cannot be read, or its base is not there.
+        """
+        version = source.version()
+        found = source.read()
+        model = TrainedModel.load(found.config, found.state, base=found.base, store=self._store)
+        return lambda: self._put(source.name, version, model, found.convention)
+
+    def _put(self, name: str, version: str, model: TrainedModel, convention: Convention | None) -> Served:
+        task, before = model.config.task, self.served.get(name)
+        own = model.answerer(convention)
+        lane, place = self._placed(model, before)
+        if lane is None:
+            lane, place = Lane(lambda _: own, None), 0
+        self.served[name] = Served(
+            name=name,
+            version=version,
+            lane=lane,
+            place=place,
+            labels=own.labels,
+            longest=task.max_length,
+            convention=own.convention,
+        )
+        return self.served[name]
+
+    def _placed(self, model: TrainedModel, before: Served | None) -> tuple[Lane | None, int]:
+        """The shared lane and the adapter's place in it; no lane: it cannot share."""
+        factors = factors_of(model.union)
+        if factors is None:
+            return None, 0
+        key = (model.artifact.digest, model.config.task.record.form)
+        lane = self._shared.get(key) or Lane.shared(model)
+        if lane.rows is None:
+            return None, 0
+        try:
+            place = lane.rows.put(factors, before.place if before is not None and before.lane is lane else None)
+            if not _gives_the_same(lane, place, model):
+                return None, 0
+        except (FedpeftError, RuntimeError, ValueError, IndexError) as error:
+            _LOG.info("this adapter is served alone: %s", error)
+            return None, 0
+        self._shared[key] = lane
+        return lane, place
+
+
+@torch.no_grad()
+def _gives_the_same(lane: Lane, place: int, model: TrainedModel) -> bool:
+    """Whether the adapter's logits beside another one's are those of its own model."""
+    inputs = model.probe_inputs()
+    size = len(inputs["input_ids"])
+    expected = _logits(model.union.model, inputs)
+    others = [0 if row % 2 and place else place for row in range(size)]
+    for places in (others, [place] * size):
+        if lane.rows is None:
+            return False
+        lane.rows.choose(places)
+        mine = torch.tensor([one == place for one in places])
+        found = _logits(lane.rows.model, inputs)[mine][..., : expected.shape[-1]]
+        if float((found - expected[mine]).abs().max()) > _CLOSE * max(1.0, float(expected.abs().max())):
+            return False
+    return True
+
+
+def _logits(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    found: Tensor = model(**inputs).logits.float()
+    return found
+
+
+def expect_served(shelf: Shelf, name: str) -> Served:
+    """The adapter of this name; without a name, the only one.
+
+    Raises:
+        ConfigInvalid: there is none.
+    """
+    if not name and len(shelf.served) == 1:
+        return next(iter(shelf.served.values()))
+    if name not in shelf.served:
+        raise ConfigInvalid(f"Expected a model of {', '.join(sorted(shelf.served))}, found {name!r:.80}.")
+    return shelf.served[name]

@@ -1,0 +1,91 @@
+"""`fedpeft adapter serve`: trained adapters behind HTTP."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fedpeft.cli.options import RunPath
+
+if TYPE_CHECKING:
+    from fedpeft_client.serving.lanes import Snapshot
+
+__all__ = ["RunSource", "serve"]
+
+
+@dataclass(frozen=True)
+class RunSource:
+    """A run's folder as something to serve: its last committed round.
+
+    Args:
+        name: of requests.
+        path: the folder.
+    """
+
+    name: str
+    path: Path
+
+    def version(self) -> str:
+        """Changes with every commit."""
+        found = (self.path / "metrics.jsonl").stat()
+        return f"{found.st_mtime_ns}/{found.st_size}"
+
+    def read(self) -> "Snapshot":
+        """The last committed round."""
+        from fedpeft.tasks import Convention
+        from fedpeft_client.serving.lanes import Snapshot
+        from fedpeft_server.run.run_view import last_state, read_run
+
+        view = read_run(self.path)
+        known = view.manifest.convention
+        return Snapshot(
+            config=view.config(),
+            state=last_state(view),
+            base=view.manifest.base_digest,
+            convention=Convention(known) if known else None,
+        )
+
+
+@click.command()
+@click.argument("runs", metavar="[NAME=]RUN...", nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another one needs a token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="A file with the token that requests must show as `Authorization: Bearer`.",
+)
+@click.option("--waiting", type=click.IntRange(1, 10_000), default=256, show_default=True, help="Texts that may wait.")
+@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+def serve(
+    runs: tuple[str, ...], host: str, port: int, token_file: Path | None, waiting: int, store: Path | None
+) -> None:
+    """Serve the adapters of RUNS over HTTP, with the routes of OpenAI's API and /classify.
+
+    Requests name a run as their model; runs on one base share batches. A run that commits another round is taken on
+    within seconds. Ends on Ctrl-C or SIGTERM, after the answers that are under way.
+
+    \b
+    Examples:
+      fedpeft adapter serve latest
+      fedpeft adapter serve ward-a=runs/a ward-b=runs/b --port 8080
+    """
+    from fedpeft.errors import ConfigInvalid
+    from fedpeft_client.serving.server import serve as serve_until_told
+
+    token = None
+    if token_file is not None:
+        token = token_file.read_text(encoding="utf-8").strip()
+        if len(token) < 16:
+            raise ConfigInvalid(f"Expected a token of at least 16 characters in {token_file}, found {len(token)}.")
+    sources = []
+    for named in runs:
+        name, mark, run = named.partition("=")
+        path = RunPath().convert(run if mark else named, None, None)
+        sources.append(RunSource(name if mark else path.name, path))
+
+    def ready(url: str) -> None:
+        click.echo(f"{url}/v1 serves {', '.join(source.name for source in sources)}")
+
+    serve_until_told(sources, store=store, host=host, port=port, token=token, waiting=waiting, ready=ready)

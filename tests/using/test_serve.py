@@ -1,0 +1,262 @@
+"""`fedpeft adapter serve` in a process of its own, asked over HTTP: answers, streams, reloads, limits, its end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("uvicorn")
+from fedpeft.cli.serve import RunSource  # noqa: E402
+from fedpeft.errors import ConfigInvalid  # noqa: E402
+from fedpeft_client.inference import Sampling, TrainedModel  # noqa: E402
+from fedpeft_client.serving.engine import Engine, Job, Question  # noqa: E402
+from fedpeft_client.serving.lanes import Shelf  # noqa: E402
+from fedpeft_client.serving.server import serve  # noqa: E402
+from fedpeft_server.run.run_view import last_state, read_run  # noqa: E402
+from tests.using.conftest import Runs, commit  # noqa: E402
+
+pytestmark = [pytest.mark.torch, pytest.mark.e2e]
+COUNT = 8
+TURNS = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def talkers(language: Runs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Eight adapters of several ranks and targets on one base, and one of another kind."""
+    folder = tmp_path_factory.mktemp("talkers")
+    kinds = [
+        'lora = {rank = 4, targets = ["q", "v"]}',
+        'lora = {rank = 2, targets = ["o", "up"]}',
+        "adalora = {rank = 3, target_rank = 2}",
+    ]
+    made = [language.make(folder, seed=n, methods=kinds[n % 3]) for n in range(COUNT)]
+    return [*made, language.make(folder, seed=99, methods="ia3 = {}")]
+
+
+@pytest.fixture(scope="module")
+def judges(classes: Runs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two classifiers, of other classes."""
+    folder = tmp_path_factory.mktemp("judges")
+    return [classes.make(folder, seed=1), classes.make(folder, seed=2, labels=("no", "yes"))]
+
+
+def alone(run: Path, runs: Runs) -> TrainedModel:
+    view = read_run(run)
+    return TrainedModel.load(view.config(), last_state(view), base=runs.digest, store=runs.store)
+
+
+def test_rows_of_eight_adapters_in_one_batch_answer_as_each_alone(talkers: list[Path], language: Runs) -> None:
+    shelf = Shelf(language.store)
+    for number, run in enumerate(talkers):
+        shelf.prepare(RunSource(f"m{number}", run))()
+    lanes = {served.lane for served in shelf.served.values()}
+    assert len(lanes) == 2, "the eight share, the ninth cannot"
+    engine = Engine(shelf)
+    answers: dict[str, str] = {}
+
+    def deliver(name: str) -> object:
+        def take(outcome: object) -> None:
+            if getattr(outcome, "answer", None) is not None:
+                answers[name] = outcome.answer.text  # type: ignore[attr-defined]
+
+        return take
+
+    how = Sampling(max_tokens=8)
+    engine.submit(
+        [
+            Job(
+                served=served, work=Question(row={"messages": TURNS}, how=how), kind="ask",
+                deliver=deliver(name), deadline_s=1e12,
+            )
+            for name, served in shelf.served.items()
+        ]
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(answers) < len(talkers) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    engine.close()
+    assert engine.batches == [COUNT, 1]
+    for number, run in enumerate(talkers):
+        from fedpeft.tasks import Convention
+
+        asked = alone(run, language).answerer(Convention.MESSAGES)
+        (expected,) = asked.answers([asked.tokens_of({"messages": TURNS})], [how])
+        assert answers[f"m{number}"] == expected.text
+    assert len(set(answers.values())) > COUNT // 2, "the adapters differ"
+
+
+@dataclass
+class Server:
+    url: str
+    process: subprocess.Popen[str]
+
+
+def started(arguments: list[str], store: Path) -> Server:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from fedpeft.cli import main; sys.exit(main())", "adapter", "serve",
+         *arguments, "--port", "0", "--store", str(store)],
+        stdout=subprocess.PIPE, text=True, env=os.environ,
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert "serves" in line
+    return Server(line.split("/v1 ")[0], process)
+
+
+@pytest.fixture(scope="module")
+def server(talkers: list[Path], language: Runs) -> Iterator[Server]:
+    found = started([f"m{number}={run}" for number, run in enumerate(talkers[:3])], language.store)
+    yield found
+    found.process.kill()
+
+
+def test_the_routes_answer_in_openai_s_form(server: Server, talkers: list[Path], language: Runs) -> None:
+    from fedpeft.tasks import Convention
+
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        listed = client.get("/v1/models").json()
+        assert [one["id"] for one in listed["data"]] == ["m0", "m1", "m2"]
+        body = {"model": "m1", "messages": TURNS, "max_tokens": 6}
+        whole = client.post("/v1/chat/completions", json=body).json()
+        asked = alone(talkers[1], language).answerer(Convention.MESSAGES)
+        (expected,) = asked.answers([asked.tokens_of({"messages": TURNS})], [Sampling(max_tokens=6)])
+        assert whole["object"] == "chat.completion"
+        assert whole["choices"][0]["message"] == {"role": "assistant", "content": expected.text}
+        assert whole["choices"][0]["finish_reason"] == ("stop" if expected.complete else "length")
+        assert whole["usage"] == {
+            "prompt_tokens": expected.asked, "completion_tokens": expected.tokens,
+            "total_tokens": expected.asked + expected.tokens,
+        }  # fmt: skip
+        with client.stream(
+            "POST", "/v1/chat/completions", json={**body, "stream": True, "stream_options": {"include_usage": True}}
+        ) as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            events = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
+        assert events[-1] == "[DONE]"
+        pieces = [json.loads(event) for event in events[:-1]]
+        text = "".join(one["choices"][0]["delta"]["content"] for one in pieces if one["choices"])
+        assert text == expected.text
+        assert pieces[-1]["usage"]["completion_tokens"] == expected.tokens
+        both = client.post("/v1/completions", json={"model": "m0", "prompt": ["hello", "late"], "max_tokens": 3}).json()
+        assert [one["index"] for one in both["choices"]] == [0, 1]
+
+
+def test_what_is_not_done_here_is_refused_by_name_and_in_openai_s_form(server: Server) -> None:
+    chat = {"model": "m0", "messages": TURNS}
+    refused = [
+        ({**chat, "n": 2}, 400, "n"),
+        ({**chat, "tools": [{"type": "function"}]}, 400, "tools"),
+        ({**chat, "logprobs": True}, 400, "logprobs"),
+        ({**chat, "temperature": "hot"}, 400, "temperature"),
+        ({**chat, "max_tokens": 10**9}, 400, "max_tokens"),
+        ({**chat, "messages": []}, 400, "messages"),
+        ({**chat, "messages": [{"role": "boss", "content": "x"}]}, 400, "messages"),
+        ({**chat, "messages": [{"role": "user", "content": "hello " * 300}]}, 400, None),
+        ({**chat, "model": "other"}, 404, None),
+    ]
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for body, status, param in refused:
+            answer = client.post("/v1/chat/completions", json=body)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["param"]) == (status, param), body
+            assert error["message"].startswith("Expected")
+        for content, kind, status in (
+            (b"{", "application/json", 400),
+            (b"[]", "application/json", 400),
+            (b"{}", "text/plain", 415),
+            (b'{"a":"' + b"x" * (1 << 20) + b'"}', "application/json", 413),
+        ):
+            answer = client.post("/v1/chat/completions", content=content, headers={"content-type": kind})
+            assert answer.status_code == status
+            assert "message" in answer.json()["error"]
+        assert client.get("/nowhere").json()["error"]["code"] == "not_found"
+        assert client.post("/classify", json={"model": "m0", "input": "x"}).status_code == 400
+        assert client.get("/v1/models", headers={"host": "evil.example"}).status_code == 400, "a name of the web"
+
+
+def test_a_round_that_a_run_commits_is_taken_on(server: Server, talkers: list[Path], language: Runs) -> None:
+    from fedpeft.adapter import AdapterState
+    from fedpeft_server.run.run_directory import RunDirectory
+
+    body = {"model": "m2", "prompt": "hello", "max_tokens": 8}
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        before = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+        state = last_state(read_run(talkers[2]))
+        draw = np.random.Generator(np.random.Philox(77))
+        moved = {b: (state[b] + draw.standard_normal(state[b].size)).astype(np.float32) for b in state}
+        with RunDirectory.open(talkers[2]) as run:
+            commit(run, 2, AdapterState(state.spec, moved).to_safetensors())
+        deadline = time.monotonic() + 60
+        after = before
+        while after == before and time.monotonic() < deadline:
+            time.sleep(0.2)
+            after = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    assert after == _plain(talkers[2], language)
+
+
+def _plain(run: Path, language: Runs) -> str:
+    from fedpeft.tasks import Convention
+
+    asked = alone(run, language).answerer(Convention.PROMPT_COMPLETION)
+    return asked.answers([asked.tokens_of({"prompt": "hello"})], [Sampling(max_tokens=8)])[0].text
+
+
+def test_requests_at_once_share_batches_and_the_server_ends_after_its_answers(server: Server) -> None:
+    def ask(number: int) -> int:
+        body = {"model": f"m{number % 3}", "messages": TURNS, "max_tokens": 24}
+        try:
+            return int(httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).status_code)
+        except httpx.ConnectError:  # it came after the end had begun
+            return 0
+
+    with ThreadPoolExecutor(6) as pool:
+        waiting = [pool.submit(ask, number) for number in range(6)]
+        time.sleep(1.5)
+        server.process.send_signal(signal.SIGTERM)
+        codes = [one.result() for one in waiting]
+    assert set(codes) <= {200, 0}
+    assert 200 in codes, "what was under way is answered"
+    server.process.wait(60)
+    assert server.process.returncode == 0
+
+
+def test_classes_and_vectors_of_two_runs_with_other_classes(judges: list[Path], classes: Runs, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token-of-sixteen-or-more\n")
+    arguments = [f"{name}={run}" for name, run in zip("ab", judges, strict=True)]
+    found = started([*arguments, "--token-file", str(tmp_path / "token")], classes.store)
+    texts = ["the flight was late", "great", "please refund"]
+    try:
+        with httpx.Client(base_url=found.url, timeout=60) as client:
+            assert client.get("/v1/models").status_code == 401
+            assert client.post("/classify", json={"model": "a", "input": "x"}).status_code == 401
+            assert client.get("/health").status_code == 200
+            client.headers["authorization"] = "Bearer a-token-of-sixteen-or-more"
+            for name, run in zip("ab", judges, strict=True):
+                data = client.post("/classify", json={"model": name, "input": texts}).json()["data"]
+                for one, expected in zip(data, alone(run, classes).answerer().classify(texts), strict=True):
+                    assert one["label"] == expected.label
+                    np.testing.assert_allclose(one["probs"], list(expected.probabilities.values()), atol=1e-5)
+                vectors = client.post("/v1/embeddings", json={"model": name, "input": texts}).json()["data"]
+                (whole, *_rest) = [states for _, states, _ in alone(run, classes).answerer().states(texts[:1])]
+                np.testing.assert_allclose(vectors[0]["embedding"], whole[0].mean(dim=0), atol=1e-4)
+            refused = client.post("/v1/chat/completions", json={"model": "a", "messages": TURNS})
+            assert "classifies" in refused.json()["error"]["message"]
+    finally:
+        found.process.kill()
+
+
+def test_an_address_that_others_reach_needs_a_token() -> None:
+    for host in ("0.0.0.0", "::", "192.0.2.1", "some.host"):  # noqa: S104 - refused
+        with pytest.raises(ConfigInvalid, match="--token-file"):
+            serve([], store=None, host=host, port=0, token=None, waiting=1, ready=lambda url: None)
