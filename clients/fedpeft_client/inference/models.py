@@ -57,11 +57,6 @@ class TrainedModel:
         return self._union
 
     @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The base's."""
-        return self._tokenizer
-
-    @property
     def artifact(self) -> BaseArtifact:
         """The base."""
         return self._artifact
