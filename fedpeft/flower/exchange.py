@@ -35,36 +35,39 @@ class FleetTransport:
         """See ``Transport``."""
         link, clock = self._link, self._clock
         started = looked = clock.monotonic_s()
-        messages = [
-            Message(to_record(payload), dst_node_id=node, message_type=stage.value, ttl=deadline_s + 1.0)
-            for node, payload in requests.items()
-        ]
-        ids = link.push(messages)
-        asked = {message_id: node for message_id, node in zip(ids, requests, strict=True) if message_id}
+        sizes: dict[NodeId, int] = {}
+
+        def messages() -> Iterator[Message]:
+            for node, payload in requests.items():
+                sizes[node] = len(payload)
+                yield Message(to_record(payload), dst_node_id=node, message_type=stage.value, ttl=deadline_s + 1.0)
+
+        ids = link.push(messages())
+        asked = {message_id: node for message_id, node in zip(ids, sizes, strict=True) if message_id}
         waiting = dict(asked)
         try:
-            for message_id, node in zip(ids, requests, strict=True):
+            for message_id, node in zip(ids, sizes, strict=True):
                 if message_id is None:
-                    yield self._lost(node, requests[node], started, "not enrolled any more")
+                    yield self._lost(node, sizes[node], started, "not enrolled any more")
             while waiting and (left_s := started + deadline_s - clock.monotonic_s()) > 0:
                 seen = link.arrivals
                 for message_id, reply in link.claim(waiting.keys()):
                     node = waiting.pop(message_id)
                     if reply is None:
-                        yield self._lost(node, requests[node], started, "the reply is no message")
+                        yield self._lost(node, sizes[node], started, "the reply is no message")
                     else:
-                        yield reply_of(reply, node, len(requests[node]), clock.monotonic_s() - started)
+                        yield reply_of(reply, node, sizes[node], clock.monotonic_s() - started)
                 if clock.monotonic_s() - looked >= LOOK_S:
                     looked, here = clock.monotonic_s(), set(link.online())
                     for message_id in [one for one, node in waiting.items() if node not in here]:
                         node = waiting.pop(message_id)
-                        yield self._lost(node, requests[node], started, "not connected any more")
+                        yield self._lost(node, sizes[node], started, "not connected any more")
                 if waiting:
                     link.wait(seen, min(left_s, LOOK_S))
         finally:
             link.forget(asked.keys())
 
-    def _lost(self, node: NodeId, request: bytes, started: float, error: str) -> Reply:
+    def _lost(self, node: NodeId, bytes_down: int, started: float, error: str) -> Reply:
         """The answer of a node that gives none."""
         seconds = self._clock.monotonic_s() - started
-        return Reply(node=node, payload=None, error=error, seconds=seconds, bytes_down=len(request), bytes_up=0)
+        return Reply(node=node, payload=None, error=error, seconds=seconds, bytes_down=bytes_down, bytes_up=0)

@@ -3,8 +3,10 @@
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Protocol, runtime_checkable
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -27,24 +29,49 @@ __all__ = ["GridTransport", "LocalGrid", "reply_of"]
 
 
 @runtime_checkable
-class GivesUp(Protocol):
-    """A Grid that can be told that nobody waits any more."""
+class TakesTurns(Protocol):
+    """A Grid whose devices take turns on this machine."""
 
-    def give_up(self, message_ids: Iterable[str], *, late: bool) -> None:
+    def begun(self, message_ids: Collection[str]) -> Collection[str]:
+        """Those of these messages whose device has begun with them."""
+        ...
+
+    def give_up(self, message_ids: Collection[str], *, late: bool) -> None:
         """Drop these messages: what has not begun does not begin; ``late``: because their deadline has passed."""
         ...
 
 
+@dataclass(slots=True)
+class _Sent:
+    """A message under way.
+
+    Args:
+        node: to whom.
+        size: of its request, in bytes.
+        sent_s: when it was handed to the Grid, by the coordinator's clock.
+        begun_s: when its device was first seen at it; None: it waits for its turn.
+    """
+
+    node: NodeId
+    size: int
+    sent_s: float
+    begun_s: float | None
+
+
 class GridTransport:
-    """``Transport`` over a Flower Grid: pushes all requests, polls for replies.
+    """``Transport`` over a Flower Grid: pushes requests, polls for replies.
 
     Args:
         grid: any Grid: LocalGrid, Flower's in-memory one, or the deployed HTTP one.
+        clock: for deadlines.
+        at_once: how many requests are with the Grid at a time; None: all. Where virtual devices share a machine, a
+            deadline is the device's own: its time in the queue does not count, and requests that wait for it are not
+            made yet.
         poll_s: longest pause between two polls; the first ones are shorter.
     """
 
-    def __init__(self, grid: Grid, clock: Clock, *, poll_s: float = 0.05) -> None:
-        self._grid, self._clock, self._poll_s = grid, clock, poll_s
+    def __init__(self, grid: Grid, clock: Clock, *, at_once: int | None = None, poll_s: float = 0.05) -> None:
+        self._grid, self._clock, self._at_once, self._poll_s = grid, clock, at_once, poll_s
 
     def nodes(self) -> Sequence[NodeId]:
         """See ``Transport``."""
@@ -52,26 +79,56 @@ class GridTransport:
 
     def exchange(self, stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
         """See ``Transport``."""
-        started = self._clock.monotonic_s()
-        messages = [
-            Message(to_record(payload), dst_node_id=node, message_type=stage.value, ttl=deadline_s + 60.0)
-            for node, payload in requests.items()
-        ]
-        waiting = dict(zip(self._grid.push_messages(messages), requests, strict=True))
+        queue = iter(requests.items())
+        sent: dict[str, _Sent] = {}
         pause = threading.Event()
         wait_s = 0.001
         try:
-            while waiting and self._clock.monotonic_s() - started < deadline_s:
-                replies = list(self._grid.pull_messages(list(waiting)))
+            while True:
+                self._send(queue, sent, stage, deadline_s)
+                if not sent:
+                    return
+                replies = list(self._grid.pull_messages(list(sent)))
                 for message in replies:
-                    node = waiting.pop(message.metadata.reply_to_message_id)
-                    yield reply_of(message, node, len(requests[node]), self._clock.monotonic_s() - started)
-                wait_s = 0.001 if replies else min(2 * wait_s, self._poll_s)
-                if waiting and not replies:
+                    one = sent.pop(message.metadata.reply_to_message_id)
+                    yield reply_of(message, one.node, one.size, self._clock.monotonic_s() - one.sent_s)
+                late = self._late(sent, deadline_s)
+                if late:
+                    self._give_up(late, sent, late=True)
+                wait_s = 0.001 if replies or late else min(2 * wait_s, self._poll_s)
+                if sent and not replies and not late:
                     pause.wait(wait_s)
-        finally:  # past the deadline, or the caller has enough
-            if waiting and isinstance(self._grid, GivesUp):
-                self._grid.give_up(waiting, late=self._clock.monotonic_s() - started >= deadline_s)
+        finally:  # the caller has enough
+            self._give_up(list(sent), sent, late=False)
+
+    def _send(
+        self, queue: Iterator[tuple[NodeId, bytes]], sent: dict[str, _Sent], stage: Stage, deadline_s: float
+    ) -> None:
+        room = None if self._at_once is None else max(0, self._at_once - len(sent))
+        some = list(islice(queue, room))
+        if not some:
+            return
+        now_s = self._clock.monotonic_s()
+        messages = [
+            Message(to_record(payload), dst_node_id=node, message_type=stage.value, ttl=deadline_s + 60.0)
+            for node, payload in some
+        ]
+        begun_s = None if isinstance(self._grid, TakesTurns) else now_s
+        for message_id, (node, payload) in zip(self._grid.push_messages(messages), some, strict=True):
+            sent[message_id] = _Sent(node, len(payload), now_s, begun_s)
+
+    def _late(self, sent: Mapping[str, _Sent], deadline_s: float) -> list[str]:
+        now_s = self._clock.monotonic_s()
+        if isinstance(self._grid, TakesTurns):
+            for message_id in self._grid.begun([key for key, one in sent.items() if one.begun_s is None]):
+                sent[message_id].begun_s = now_s
+        return [key for key, one in sent.items() if one.begun_s is not None and now_s - one.begun_s >= deadline_s]
+
+    def _give_up(self, message_ids: Collection[str], sent: dict[str, _Sent], *, late: bool) -> None:
+        if message_ids and isinstance(self._grid, TakesTurns):
+            self._grid.give_up(message_ids, late=late)
+        for message_id in message_ids:
+            sent.pop(message_id, None)
 
 
 def reply_of(message: Message, node: NodeId, bytes_down: int, seconds: float) -> Reply:
@@ -146,11 +203,14 @@ class LocalGrid(Grid):
             self._sent.pop(reply.metadata.reply_to_message_id, None)
         return replies
 
-    def give_up(self, message_ids: Iterable[str], *, late: bool) -> None:
-        """See ``GivesUp``."""
-        known = list(message_ids)
-        self._pool.give_up(known, late=late)
-        for message_id in known:
+    def begun(self, message_ids: Collection[str]) -> Collection[str]:
+        """See ``TakesTurns``."""
+        return self._pool.begun(message_ids)
+
+    def give_up(self, message_ids: Collection[str], *, late: bool) -> None:
+        """See ``TakesTurns``."""
+        self._pool.give_up(message_ids, late=late)
+        for message_id in message_ids:
             self._sent.pop(message_id, None)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:

@@ -74,6 +74,13 @@ class DevicePool(Generic[Answer]):
             answers.append(task.answer)
         return answers  # type: ignore[return-value]  # of a task that is done without an error
 
+    def begun(self, task_ids: Iterable[str]) -> list[str]:
+        """Those of these tasks that are at work or done."""
+        with self._lock:
+            return [
+                one for one in task_ids if (task := self._tasks.get(one)) is not None and (task.started or task.done)
+            ]
+
     def give_up(self, task_ids: Iterable[str], *, late: bool) -> None:
         """Nobody waits for these any more: those that wait never begin, those that run no longer take a place.
 

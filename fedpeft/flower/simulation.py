@@ -23,7 +23,7 @@ def run_local(app: ClientApp, main: Callable[[GridTransport], None], *, devices:
     grid = LocalGrid(app, devices=devices, workers=workers)
     try:
         context = Context(run_id=1, node_id=SUPERLINK_NODE_ID, node_config={}, state=RecordDict(), run_config={})
-        _server_app(main)(grid, context)
+        _server_app(main, at_once=2 * workers)(grid, context)  # one more each, so that no worker waits for us
     finally:
         grid.close()
 
@@ -47,14 +47,16 @@ def run_ray(app: ClientApp, main: Callable[[GridTransport], None], *, devices: i
             pause.wait(0.1)  # Ray registers the nodes while the coordinator starts
         main(transport)
 
-    run_simulation(_server_app(start), app, num_supernodes=devices, backend_name="ray", backend_config=backend)
+    run_simulation(
+        _server_app(start, at_once=workers), app, num_supernodes=devices, backend_name="ray", backend_config=backend
+    )
 
 
-def _server_app(main: Callable[[GridTransport], None]) -> ServerApp:
+def _server_app(main: Callable[[GridTransport], None], *, at_once: int) -> ServerApp:
     app = ServerApp()
 
     @app.main()
     def run(grid: Grid, context: Context) -> None:
-        main(GridTransport(grid, SystemClock()))
+        main(GridTransport(grid, SystemClock(), at_once=at_once))
 
     return app

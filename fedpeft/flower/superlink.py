@@ -13,7 +13,7 @@ Who is enrolled is in the registry, what was committed in the run directory, and
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from flwr.app import Message
@@ -105,11 +105,14 @@ class SuperLink:
         self._beating.join()
         self._state.stop_run(self._run_id)
 
-    def push(self, messages: Sequence[Message]) -> list[str | None]:
+    def push(self, messages: Iterable[Message]) -> list[str | None]:
         """Keep messages for their nodes; their ids, None for a node that is gone."""
-        ids = [self._push_whole(one) if is_inline(one.content) else self._push_objects(one) for one in messages]
-        for message in messages:
-            self._wake(NodeId(message.metadata.dst_node_id))
+        ids, nodes = [], []
+        for one in messages:
+            ids.append(self._push_whole(one) if is_inline(one.content) else self._push_objects(one))
+            nodes.append(NodeId(one.metadata.dst_node_id))
+        for node in nodes:
+            self._wake(node)
         return ids
 
     def claim(self, message_ids: Collection[str]) -> list[tuple[str, Message | None]]:

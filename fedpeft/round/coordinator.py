@@ -6,21 +6,21 @@ way, and no plain sum. The caller commits.
 """
 
 import hashlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import cast
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
 from fedpeft.config.model import Rounds
 from fedpeft.entropy import Entropy
-from fedpeft.ids import ParticipantId
+from fedpeft.ids import NodeId, ParticipantId
 from fedpeft.round.events import Event, EventKind, Observer
 from fedpeft.round.messages import BlockPayload, Failure, FailureReason, FitRequest, Ready
 from fedpeft.round.pending import Heard, Keeper, Note, PendingRound, StageClosed
 from fedpeft.round.summing import OpenSum, SecureSum, SumRound
 from fedpeft.round.task import NOWHERE, Member, RoundOutcome, RoundTask, Traffic
 from fedpeft.round.terms import participants_of, round_terms
-from fedpeft.round.transport import Reply, Stage, Transport
+from fedpeft.round.transport import Reply, Requests, Stage, Transport
 from fedpeft.wire import WireError, decode, encode
 
 __all__ = ["OpenSum", "SecureSum", "SumRound", "resume_round", "run_round"]
@@ -195,27 +195,29 @@ class _Room:
         self, offers: Mapping[ParticipantId, secagg.Request], state: AdapterState, *, deadline_s: float
     ) -> Generator[tuple[ParticipantId, secagg.Reply | str]]:
         """Stage 1; a device that lacks state or history that it was thought to have is asked once more for either."""
-        order = sorted(offers, key=self._turn) if self._task.wanted else list(offers)
-        requests = {place: self._fit_request(place, offers[place], state) for place in order}
-        given: dict[ParticipantId, set[FailureReason]] = {place: set() for place in order}
-        while requests:
-            again: dict[ParticipantId, bytes] = {}
-            for place, reply in self._exchange(Stage.FIT, requests, deadline_s):
+        asked = sorted(offers, key=self._turn) if self._task.wanted else list(offers)
+        given: dict[ParticipantId, set[FailureReason]] = {place: set() for place in asked}
+
+        def request(place: ParticipantId) -> bytes:
+            return self._fit_request(place, offers[place], state)
+
+        while asked:
+            again: list[ParticipantId] = []
+            for place, reply in self._exchange(Stage.FIT, asked, request, deadline_s):
                 answer = self._decoded(reply, (Ready, Failure))
                 if isinstance(answer, Failure) and answer.reason in LACKS and answer.reason not in given[place]:
                     given[place].add(answer.reason)  # each at most once: whoever lacks it then is out of this attempt
                     self._forget(place, answer)
-                    again[place] = self._fit_request(place, offers[place], state)
+                    again.append(place)
                 else:
                     yield place, self._ready(place, answer, state)
-            requests = again
+            asked = again
 
     def later(
         self, stage: Stage, requests: Mapping[ParticipantId, secagg.Request], *, deadline_s: float
     ) -> Generator[tuple[ParticipantId, secagg.Reply | str]]:
         """Stages 2 to 5: the secure aggregation's own messages."""
-        payloads = {place: encode(request) for place, request in requests.items()}
-        for place, reply in self._exchange(stage, payloads, deadline_s):
+        for place, reply in self._exchange(stage, requests, lambda place: encode(requests[place]), deadline_s):
             answer = self._decoded(reply, (*secagg.REPLIES, Failure))
             if isinstance(answer, secagg.Refusal):
                 self._failed(place, stage, answer.reason.value)
@@ -303,17 +305,25 @@ class _Room:
             return self._failed(place, Stage.FIT, str(error))
 
     def _exchange(
-        self, stage: Stage, requests: Mapping[ParticipantId, bytes], deadline_s: float
+        self,
+        stage: Stage,
+        asked: Collection[ParticipantId],
+        request: Callable[[ParticipantId], bytes],
+        deadline_s: float,
     ) -> Iterator[tuple[ParticipantId, Reply]]:
-        if not requests:
+        if not asked:
             return
-        for place, request in requests.items():
-            self.traffic[self.names[place]].bytes_down += len(request)
-            self._tell(EventKind.ASKED, stage, place, detail=f"until {deadline_s:.0f} s from now")
-        by_node = {self._members[place].node: payload for place, payload in requests.items()}
-        by_node.pop(NOWHERE, None)
+
+        def send(node: NodeId) -> bytes:
+            place = self._places[node]
+            payload = request(place)
+            self.traffic[self.names[place]].bytes_down += len(payload)
+            self._tell(EventKind.ASKED, stage, place, detail=f"{deadline_s:.0f} s to answer")
+            return payload
+
+        nodes = [node for place in asked if (node := self._members[place].node) != NOWHERE]
         heard: set[ParticipantId] = set()
-        for reply in self._transport.exchange(stage, by_node, deadline_s=deadline_s):
+        for reply in self._transport.exchange(stage, Requests(nodes, send), deadline_s=deadline_s):
             place = self._places[reply.node]
             heard.add(place)
             account = self.traffic[self.names[place]]
@@ -321,9 +331,9 @@ class _Room:
             account.seconds += reply.seconds
             self._tell(EventKind.ANSWERED, stage, place, reply=reply)
             yield place, reply
-        for place in requests.keys() - heard:
+        for place in set(asked) - heard:
             self._failed(place, stage, f"no answer within {deadline_s:.0f} s")
-        detail = f"{len(heard)} of {len(requests)} answered"
+        detail = f"{len(heard)} of {len(asked)} answered"
         self._observe(Event(kind=EventKind.STAGE_CLOSED, round_id=self._task.round_id, stage=stage, detail=detail))
 
     def _decoded(self, reply: Reply, expected: tuple[type, ...]) -> object:

@@ -5,13 +5,13 @@ simulation as in the deployment; ``fedpeft.testing`` has faulty ones.
 """
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from fedpeft.ids import NodeId
 
-__all__ = ["Reply", "Stage", "Transport"]
+__all__ = ["Reply", "Requests", "Stage", "Transport"]
 
 
 class Stage(enum.Enum):
@@ -46,6 +46,32 @@ class Reply:
     bytes_up: int
 
 
+class Requests(Mapping[NodeId, bytes]):
+    """What to send to whom, each made when it is asked for: a round's requests never lie in memory all at once.
+
+    Args:
+        nodes: whom to ask, in order.
+        make: the request of one node; called once for each time that it is looked up.
+    """
+
+    def __init__(self, nodes: Sequence[NodeId], make: Callable[[NodeId], bytes]) -> None:
+        self._nodes, self._make, self._known = nodes, make, frozenset(nodes)
+
+    def __getitem__(self, node: NodeId) -> bytes:
+        if node not in self._known:
+            raise KeyError(node)
+        return self._make(node)
+
+    def __iter__(self) -> Iterator[NodeId]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._known
+
+
 class Transport(Protocol):
     """A set of reachable nodes and one way to ask them."""
 
@@ -56,7 +82,13 @@ class Transport(Protocol):
     def exchange(self, stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
         """Send every request and yield at most one reply a node, in order of arrival.
 
-        Ends when every node has answered or ``deadline_s`` seconds after the call, whichever is first.
+        Ends when every node has answered or has had ``deadline_s`` seconds for it. Real devices have them at once,
+        from the call; virtual ones take turns on one machine, and each has them from when its turn begins.
         A node that does not answer in time yields nothing; what it sends later is discarded.
+
+        Args:
+            stage: which exchange.
+            requests: node -> request; each value is looked up once, shortly before it is sent.
+            deadline_s: > 0.
         """
         ...

@@ -11,7 +11,7 @@ import pytest
 from fedpeft.clock import SystemClock
 from fedpeft.flower import GridTransport, LocalGrid, NodeContext, client_app
 from fedpeft.ids import NodeId
-from fedpeft.round.transport import Stage
+from fedpeft.round.transport import Requests, Stage
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_one_hung_device_does_not_starve_the_others_in_later_rounds(workers: int
     assert answers(transport, nodes, deadline_s=20.0) == dict.fromkeys(nodes, "answered")
 
 
-def test_what_has_not_begun_by_its_deadline_never_begins(stuck: threading.Event) -> None:
+def test_a_device_that_hangs_costs_those_behind_it_nothing(stuck: threading.Event) -> None:
     heard: list[bytes] = []
 
     def handler(node: NodeContext, stage: Stage, payload: bytes) -> bytes:
@@ -55,11 +55,57 @@ def test_what_has_not_begun_by_its_deadline_never_begins(stuck: threading.Event)
             stuck.wait(60)
         return payload
 
-    transport = GridTransport(LocalGrid(client_app(handler), devices=2, workers=1), SystemClock())
+    transport = GridTransport(LocalGrid(client_app(handler), devices=3, workers=1), SystemClock())
     nodes = list(transport.nodes())
-    list(transport.exchange(Stage.FIT, dict.fromkeys(nodes, b"old"), deadline_s=0.5))
-    list(transport.exchange(Stage.FIT, {nodes[1]: b"new"}, deadline_s=20.0))
-    assert heard == [b"old", b"new"]
+    assert answers(transport, nodes, deadline_s=0.5) == dict.fromkeys(nodes[1:], "answered")
+    assert heard == [b"x"] * 3
+
+
+def test_what_nobody_waits_for_any_more_never_begins(stuck: threading.Event) -> None:
+    heard: list[bytes] = []
+
+    def handler(node: NodeContext, stage: Stage, payload: bytes) -> bytes:
+        heard.append(payload)
+        if node.partition == 1:
+            stuck.wait(60)
+        return payload
+
+    transport = GridTransport(LocalGrid(client_app(handler), devices=3, workers=1), SystemClock())
+    nodes = list(transport.nodes())
+    exchange = transport.exchange(Stage.FIT, dict.fromkeys(nodes, b"old"), deadline_s=20.0)
+    assert next(exchange).node == nodes[0]
+    exchange.close()
+    stuck.set()
+    assert answers(transport, nodes[2:], deadline_s=20.0) == {nodes[2]: "answered"}
+    assert heard.count(b"old") <= 2
+    assert heard[-1] == b"x"
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 2, 7])
+def test_the_queue_of_a_simulation_is_not_in_its_devices_deadlines(at_once: int | None) -> None:
+    def handler(node: NodeContext, stage: Stage, payload: bytes) -> bytes:
+        time.sleep(0.05)
+        return payload
+
+    grid = LocalGrid(client_app(handler), devices=20, workers=1)
+    transport = GridTransport(grid, SystemClock(), at_once=at_once)
+    assert len(answers(transport, list(transport.nodes()), deadline_s=0.5)) == 20, "a second's work in half a second"
+
+
+def test_requests_are_made_when_their_turn_comes() -> None:
+    unanswered = most = 0
+
+    def make(node: NodeId) -> bytes:
+        nonlocal unanswered, most
+        unanswered += 1
+        most = max(most, unanswered)
+        return b"x"
+
+    app = client_app(lambda node, stage, payload: payload)
+    transport = GridTransport(LocalGrid(app, devices=40, workers=2), SystemClock(), at_once=4)
+    for _ in transport.exchange(Stage.FIT, Requests(list(transport.nodes()), make), deadline_s=20.0):
+        unanswered -= 1
+    assert most <= 4
 
 
 def test_no_more_devices_than_workers_run_at_once() -> None:

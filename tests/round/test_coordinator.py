@@ -424,3 +424,12 @@ def test_a_reply_with_nothing_in_it_counts_as_a_failure() -> None:
     outcome = attempt.run()
     assert head_sum(outcome) == without(0)
     assert outcome.traffic["d0"].failure == "the app raised"
+
+
+def test_no_request_lies_in_memory_before_it_is_sent() -> None:
+    attempt = Attempt()
+    attempt.transport = InMemoryTransport(attempt.fleet.handles, attempt.clock)  # type: ignore[assignment]
+    attempt.run()
+    turns = [event.kind for event in attempt.events if event.kind in (EventKind.ASKED, EventKind.ANSWERED)]
+    assert turns == [EventKind.ASKED, EventKind.ANSWERED] * (len(turns) // 2)
+    assert len(turns) >= 2 * N
