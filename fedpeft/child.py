@@ -20,7 +20,7 @@ from fedpeft import errors
 from fedpeft.errors import FedpeftError
 from fedpeft.logs import log_to_stderr
 
-__all__ = ["Child", "ChildDied", "answer_parent"]
+__all__ = ["Child", "ChildDied", "answer_parent", "die_with_parent"]
 
 _OK, _FAILED, _BUG = b"ok", b"failed", b"bug"
 _PR_SET_PDEATHSIG = 1
@@ -172,7 +172,7 @@ def answer_parent(handlers: Callable[[Sequence[str]], Mapping[str, Callable[[byt
     """
     descriptor, parent, *arguments = sys.argv[1:]
     log_to_stderr()
-    _die_with_parent(int(parent))
+    die_with_parent(int(parent))
     line = Connection(int(descriptor))
     known: Mapping[str, Callable[[bytes], bytes]] | None = None
     while True:
@@ -198,7 +198,7 @@ def answer_parent(handlers: Callable[[Sequence[str]], Mapping[str, Callable[[byt
         line.send_bytes(answer)
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Linux: the kernel kills us when the thread that started us ends; elsewhere the closed line does, later."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

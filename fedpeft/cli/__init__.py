@@ -27,6 +27,7 @@ __all__ = ["COMMANDS", "EXIT_PIPE_CLOSED", "main"]
 COMMANDS = {
     "init": "Write a run.toml for your own data.",
     "simulate": "Run a whole federation on this machine.",
+    "local": "Run a coordinator and its devices as processes on this machine.",
     "coordinator": "Run a coordinator: its devices, its runs.",
     "client": "Run a device of a federation.",
     "adapter": "Inspect, try and evaluate a trained adapter.",

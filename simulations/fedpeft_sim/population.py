@@ -31,12 +31,14 @@ class Client:
         name: as in ``[[device]]``.
         device: its class of devices in the config.
         capacity: what it can train; nothing yet when ``planning`` is to find it.
-        train, held_out: its examples; disjoint, duplicates on one side.
+        records: its examples, in the order of the data set.
+        train, held_out: the same, split; disjoint, duplicates on one side.
     """
 
     name: str
     device: Device
     capacity: Capacity
+    records: Records
     train: Records
     held_out: Records
 
@@ -113,7 +115,7 @@ def populate(config: RunConfig, data: Rows | None = None) -> Population:
         device = devices[name]
         methods = () if device.methods == "auto" else device.methods
         capacity = Capacity(methods=methods, rank=device.rank, head=device.head)
-        clients.append(Client(name=name, device=device, capacity=capacity, train=train, held_out=held_out))
+        clients.append(Client(name=name, device=device, capacity=capacity, records=own, train=train, held_out=held_out))
     return Population(
         clients=tuple(clients),
         config=config,

@@ -14,7 +14,7 @@ from fedpeft import secagg
 from fedpeft.child import answer_parent
 from fedpeft.clock import SystemClock
 from fedpeft.directory_lock import DirectoryLock
-from fedpeft.entropy import os_entropy
+from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.privacy import Budget, PrivacyLedger
 from fedpeft.round.device.device import Device
 from fedpeft.round.failures import Tell, Trouble, cause_of, log_trouble
@@ -66,12 +66,21 @@ def site_trainer(home: DeviceHome, name: str, site: Site) -> Trainer:
     )
 
 
-def device_of(home: DeviceHome, trainer: Callable[[DeviceHome, str, Site], Trainer] = site_trainer) -> Device:
+Rounding = Callable[[str, int], Entropy]
+"""From a run's id and a round, the randomness of the rounding in it."""
+
+
+def device_of(
+    home: DeviceHome,
+    trainer: Callable[[DeviceHome, str, Site], Trainer] = site_trainer,
+    rounding: Rounding = lambda run_id, round_id: os_entropy,
+) -> Device:
     """The device of this home; reads its site's rules.
 
     Args:
         home: enrolled.
         trainer: makes what trains; another one only to test what is around it.
+        rounding: another than the system's only where a run must repeat to the bit.
 
     Raises:
         NotEnrolled: it is not enrolled.
@@ -100,7 +109,7 @@ def device_of(home: DeviceHome, trainer: Callable[[DeviceHome, str, Site], Train
         ),
         store=FileStore(home.state),
         entropy=os_entropy,
-        rounding=lambda run_id, round_id: os_entropy,
+        rounding=rounding,
         budget=budget,
         ledger=device_ledger(
             home.state / "examples.jsonl",
@@ -142,11 +151,13 @@ def owned(home: DeviceHome) -> DeviceHome:
 
 
 def begun(
-    arguments: Sequence[str], trainer: Callable[[DeviceHome, str, Site], Trainer] = site_trainer
+    arguments: Sequence[str],
+    trainer: Callable[[DeviceHome, str, Site], Trainer] = site_trainer,
+    rounding: Rounding = lambda run_id, round_id: os_entropy,
 ) -> Mapping[str, Callable[[bytes], bytes]]:
-    """What this process answers, from its command line: the device's home."""
+    """What this process answers, from its command line: the device's home. See ``device_of``."""
     home = owned(DeviceHome(Path(arguments[0])))
-    return handlers(device_of(home, trainer), TroubleLog(home.troubles, SystemClock()))
+    return handlers(device_of(home, trainer, rounding), TroubleLog(home.troubles, SystemClock()))
 
 
 if __name__ == "__main__":
