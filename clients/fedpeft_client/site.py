@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import tomli_w
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from fedpeft.config.explain import key_of
 from fedpeft.config.model import Adapter, MemoryUse, MethodName, Section
@@ -27,6 +27,11 @@ class SiteData(Section):
 
     source: str = Field(description="A JSONL, CSV or Parquet file, or a Hugging Face dataset directory.")
     map: dict[str, str] = Field(default_factory=dict, description='Our column name -> theirs, e.g. {text = "note"}.')
+    persons: Literal["undeclared", "do-not-cross"] = Field(
+        default="undeclared",
+        description='"do-not-cross": the column `person` (`map` says what you call it) names whose a row is, and '
+        "nobody in it has rows on another device. Runs that are private by people need it.",
+    )
     holdout: float = Field(default=0.2, gt=0, lt=1, description="Share of the examples kept for evaluation.")
 
 
@@ -121,7 +126,13 @@ class SitePolicy(Section):
         gt=0,
         description="What any one example here may lose over this device's life, by DP-SGD; runs without are refused.",
     )
-    delta: float = Field(default=1e-6, gt=0, lt=1, description="Of max_epsilon and max_example_epsilon.")
+    max_person_epsilon: float | None = Field(
+        default=None,
+        gt=0,
+        description="What any one person here may lose over this device's life, by DP-SGD; runs that are not private "
+        "by people are refused. Beside it no max_example_epsilon.",
+    )
+    delta: float = Field(default=1e-6, gt=0, lt=1, description="Of the three budgets above.")
     approve: Literal["rules", "ask"] = Field(
         default="rules",
         description="Which runs it joins. rules: those that keep to the rules here; ask: of these the ones whose plan "
@@ -132,6 +143,12 @@ class SitePolicy(Section):
         pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$",
         description='When it trains, by this machine\'s clock, e.g. "20:00-06:00"; empty: always.',
     )
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if self.max_person_epsilon is not None and self.max_example_epsilon is not None:
+            raise ValueError("max_person_epsilon or max_example_epsilon: the ledger of DP-SGD has one budget")
+        return self
 
 
 class Hours:
@@ -219,10 +236,28 @@ class Site(Section):
             )
         if policy.max_example_epsilon is not None and plan.privacy is None:
             raise PolicyRefused('Expected a run with privacy.unit = "example", found one that protects no example.')
+        by_people = plan.privacy is not None and plan.privacy.unit == "person"
+        if policy.max_person_epsilon is not None and not by_people:
+            raise PolicyRefused('Expected a run with privacy.unit = "person", found one that protects no person.')
+        if by_people:
+            self._permit_people(plan)
         if not policy.declare_size and plan.privacy is not None:
             raise PolicyRefused("Expected a run whose noise does not follow from this device's size; see declare_size.")
         if now not in Hours(policy.hours):
             raise OutsideHours(f"Expected a time in {policy.hours}, found {now:%H:%M}.")
+
+    def _permit_people(self, plan: LearningPlan) -> None:
+        """Both sides must say that nobody is on two devices: neither can see it alone."""
+        if plan.privacy is not None and plan.privacy.persons != "do-not-cross":
+            raise PolicyRefused(
+                'Expected a run that declares privacy.persons = "do-not-cross", found one that does not.'
+            )
+        if self.data.persons != "do-not-cross":
+            raise PolicyRefused(
+                'Expected data.persons = "do-not-cross" in site.toml for a run that is private by people, found '
+                f'"{self.data.persons}": declare it if it is true, and name the column in data.map, e.g. '
+                '{person = "patient"}.'
+            )
 
     def trained(self, offered: tuple[str, ...]) -> tuple[str, ...]:
         """Of the run's methods those that this site trains."""

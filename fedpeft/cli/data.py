@@ -53,6 +53,7 @@ def check_command(
     Examples:
       fedpeft data check builtin:airline-tweets
       fedpeft data check notes.csv --map text=note,label=diagnosis --base ./my-model
+      fedpeft data check notes.csv --map text=note,label=diagnosis,person=patient
     """
     from fedpeft.api.data import data_check
     from fedpeft.errors import DataInvalid
@@ -105,6 +106,11 @@ def show(report: "DataReport", console: "Console") -> None:
     table.add_row(
         "held out", f"{split.held_out:,} of {split.train + split.held_out:,}; {split.shared} also in training"
     )
+    if report.people is not None:
+        people = report.people
+        spread = ", ".join(f"{'most' if p == 100 else f'{p} %'} {n:,}" for p, n in people.percentiles.items())
+        nobodys = f"; {people.nobodys:,} rows are nobody's" if people.nobodys else ""
+        table.add_row("people", f"{people.count:,}; examples of each: {spread or 'none'}{nobodys}")
     if report.lengths is not None:
         lengths = report.lengths
         unit = "words (approximate: name a --base to count its tokens)" if lengths.approximate else "tokens"

@@ -45,7 +45,7 @@ def report(run: Path, as_json: bool) -> None:
 @command.command()
 @click.argument("target", metavar="RUN|CONFIG", type=click.Path(path_type=Path, exists=True))
 @click.option("--canaries", type=click.IntRange(min=20, max=5000), default=500, show_default=True)
-@click.option("--examples", type=click.IntRange(min=2), help="For a CONFIG by examples: how many a device has.")
+@click.option("--examples", type=click.IntRange(min=2), help="For a CONFIG by device: examples, or people, of one.")
 def audit(target: Path, canaries: int, examples: int | None) -> None:
     """Attack the noise of RUN or CONFIG with canaries, and compare what leaks with what is claimed.
 
@@ -61,7 +61,9 @@ def audit(target: Path, canaries: int, examples: int | None) -> None:
     config = view.config() if view else load(target, overrides=(), simulation=True)
     privacy, delta = config.privacy, min(config.privacy.delta or 1.0, 1e-5)
     if privacy.unit == "none":
-        raise ConfigInvalid('Expected privacy.unit = "client" or "example", found "none"; nothing is claimed.')
+        raise ConfigInvalid(
+            'Expected privacy.unit = "client", "example" or "person", found "none"; nothing is claimed.'
+        )
     if privacy.unit == "client":
         from fedpeft.privacy import audit_clients
 
@@ -80,7 +82,7 @@ def audit(target: Path, canaries: int, examples: int | None) -> None:
         from fedpeft.round.plan import example_terms
         from fedpeft.round.size_class import size_class
         from fedpeft.tuning import NoiseScale
-        from fedpeft.tuning.canaries import audit_examples
+        from fedpeft.tuning.canaries import audit_examples, audit_people
 
         terms = example_terms(config)
         statements = stated(view) if view else {}
@@ -92,9 +94,20 @@ def audit(target: Path, canaries: int, examples: int | None) -> None:
         else:
             z, rate = noise_of(terms, config.train.batch_size, size_class(examples), 4 * canaries)
             steps = terms.steps
-        click.echo(f"{canaries} canary examples over {steps} steps, noise multiplier {z:g}, sampling rate {rate:.4g}")
+        many = "people" if privacy.unit == "person" else "examples"
+        click.echo(f"{canaries} canary {many} over {steps} steps, noise multiplier {z:g}, sampling rate {rate:.4g}")
         scale = NoiseScale(l2_clip_norm=privacy.l2_clip_norm, noise_multiplier=z, sampling_rate=rate)
-        result = audit_examples(scale, steps=steps, canaries=canaries, delta=delta, entropy=os_entropy)
+        if privacy.unit == "person":
+            result = audit_people(
+                scale,
+                steps=steps,
+                canaries=canaries,
+                examples_per_person=privacy.examples_per_person,
+                delta=delta,
+                entropy=os_entropy,
+            )
+        else:
+            result = audit_examples(scale, steps=steps, canaries=canaries, delta=delta, entropy=os_entropy)
     click.echo(f"claimed       epsilon {result.claimed:.3f} at delta {delta:g}, for exactly this noise")
     click.echo(f"lower bound   epsilon {result.bound:.3f} at 95 % confidence (one run, Steinke et al. 2023)")
     click.echo(f"saturation    epsilon {result.most:.3f}: with {canaries} canaries no bound can be larger")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import click
 
@@ -25,7 +26,7 @@ LARGE_BATCH = 1024
 
 
 @click.command()
-@click.option("--unit", type=click.Choice(["client", "example"]), default="client", show_default=True)
+@click.option("--unit", type=click.Choice(["client", "example", "person"]), default="client", show_default=True)
 @click.option("--epsilon", type=FiniteFloat(min=0, min_open=True), required=True, help="The budget of a whole run.")
 @click.option("--delta", type=FiniteFloat(0, 1, min_open=True, max_open=True), help="Default: N^-1.1.")
 @click.option("--rounds", type=click.IntRange(min=1), required=True, help="Rounds to train.")
@@ -37,8 +38,12 @@ LARGE_BATCH = 1024
 @click.option(
     "--examples", type=click.IntRange(2, 1_000_000_000), help="For example: how many the smallest device has."
 )
-@click.option("--local-steps", type=click.IntRange(min=1), default=1, show_default=True, help="For example: a round.")
-@click.option("--batch", type=click.IntRange(1, 4096), help="For example: train.batch_size. Default: 1024, or all.")
+@click.option(
+    "--people", type=click.IntRange(2, 1_000_000_000), help="For person: of how many the smallest device has."
+)
+@click.option("--per-person", type=click.IntRange(1, 4096), default=8, show_default=True, help="For person: examples.")
+@click.option("--local-steps", type=click.IntRange(min=1), default=1, show_default=True, help="By device: a round.")
+@click.option("--batch", type=click.IntRange(1, 4096), help="By device: train.batch_size. Default: 1024, or all.")
 def plan(
     unit: str,
     epsilon: float,
@@ -50,6 +55,8 @@ def plan(
     colluders: int,
     bits: str,
     examples: int | None,
+    people: int | None,
+    per_person: int,
     local_steps: int,
     batch: int | None,
 ) -> None:
@@ -59,15 +66,18 @@ def plan(
     Examples:
       fedpeft privacy plan --epsilon 8 --rounds 20 --clients 50
       fedpeft privacy plan --unit example --epsilon 3 --rounds 120 --clients 6 --examples 2000
+      fedpeft privacy plan --unit person --epsilon 3 --rounds 120 --clients 6 --people 800
     """
     from fedpeft.privacy import SIZES
 
     sizes = {f"{size} parameters": size for size in sorted(parameters)} or dict(SIZES)
     where = "" if parameters else " (sizes on MiniLM-L6)"
-    if unit == "example":
-        if examples is None:
-            raise click.UsageError("Expected --examples with --unit example: the noise follows from how many.")
-        _for_examples(epsilon, delta, rounds * local_steps, clients, examples, batch, sizes, where)
+    if unit != "client":
+        option, units = ("--examples", examples) if unit == "example" else ("--people", people)
+        if units is None:
+            raise click.UsageError(f"Expected {option} with --unit {unit}: the noise follows from how many.")
+        each = None if unit == "example" else per_person
+        _by_device(epsilon, delta, rounds * local_steps, clients, units, batch, sizes, where, each)
         click.echo(f"local_steps = {local_steps}\n[rounds]\ncount = {rounds}")
         return
     _for_clients(epsilon, delta, rounds, clients, sizes, where, min_cohort, colluders, bits)
@@ -132,54 +142,72 @@ def _for_clients(
     click.echo(f"[rounds]\nmin_devices = {threshold}\ncount = {rounds}")
 
 
-def _for_examples(
+def _by_device(
     epsilon: float,
     delta: float | None,
     steps: int,
     devices: int,
-    examples: int,
+    units: int,
     batch: int | None,
     sizes: Mapping[str, int],
     where: str,
+    per_person: int | None,
 ) -> None:
+    """By examples, or by people of whom a step looks at ``per_person`` examples."""
     from fedpeft.config.derived import suggested_delta
     from fedpeft.privacy import ExampleStatement, SampledRelease, sampled_epsilon, step_signal_to_noise
     from fedpeft.round.example_privacy import noise_of
     from fedpeft.round.plan import ExampleTerms
     from fedpeft.round.size_class import size_class, upper_end
 
-    declared = size_class(examples)  # all that noise may follow from: the size to a factor of two
+    unit: Literal["example", "person"] = "example" if per_person is None else "person"
+    many = "examples" if per_person is None else "people"
+    declared = size_class(units)  # all that noise may follow from: the size to a factor of two
     delta = suggested_delta(math.ceil(upper_end(declared))) if delta is None else delta
-    batch = min(LARGE_BATCH, examples) if batch is None else batch
-    terms = ExampleTerms(epsilon=epsilon, delta=delta, l2_clip_norm=1.0, noise_multiplier=None, steps=steps)
+    batch = min(LARGE_BATCH, units) if batch is None else batch
+    terms = ExampleTerms(
+        epsilon=epsilon,
+        delta=delta,
+        l2_clip_norm=1.0,
+        noise_multiplier=None,
+        steps=steps,
+        unit=unit,
+        examples_per_person=per_person or 1,
+    )
     most = max(sizes.values())
-    z, rate = noise_of(terms, batch, declared, most)  # refuses a delta above 1 / examples, and a budget out of reach
-    cost = SampledRelease(noise_multiplier=z, sampling_rate=rate, steps=steps, parameters=most)
-    spent = sampled_epsilon([(cost, 1)], delta)
+    z, rate = noise_of(terms, batch, declared, most)  # refuses a delta above 1 / units, and a budget out of reach
+    cost = SampledRelease(noise_multiplier=z, sampling_rate=rate, steps=steps, parameters=most, unit=unit)
     statement = ExampleStatement(
-        epsilon=spent, delta=delta, noise_multiplier=z, l2_clip_norm=1.0, sampling_rate=rate, steps=steps
+        epsilon=sampled_epsilon([(cost, 1)], delta),
+        delta=delta,
+        noise_multiplier=z,
+        l2_clip_norm=1.0,
+        sampling_rate=rate,
+        steps=steps,
+        examples_per_person=per_person or 0,
     )
     for line in statement.lines():
         click.echo(line)
     click.echo("")
     click.echo(
         f"signal to noise of a step at best, devices together, q N sqrt(n) / (z sqrt d), for {devices} devices of "
-        f"{examples} examples{where}:"
+        f"{units} {many}{where}:"
     )
-    ratios = {name: step_signal_to_noise(rate * examples, z, size, devices=devices) for name, size in sizes.items()}
+    ratios = {name: step_signal_to_noise(rate * units, z, size, devices=devices) for name, size in sizes.items()}
     _show(ratios, sizes, learns=STEP_LEARNS, drowns=STEP_DROWNS)
     first = next(iter(ratios))
     if ratios[first] < STEP_DROWNS:
-        click.echo("recommended: none of these. All drown: more examples a device, fewer steps, or a larger epsilon.")
+        click.echo(f"recommended: none of these. All drown: more {many} a device, fewer steps, or a larger epsilon.")
     else:
         click.echo(
             f"recommended: {first}, with batches as large as these: far ahead of every adapter on BANKING77, about "
             "level with the best on the airlines, and what the head reads is computed once (docs/privacy.md)"
         )
-        if batch < (larger := min(LARGE_BATCH, examples)):
+        if batch < (larger := min(LARGE_BATCH, units)):
             click.echo(f"train.batch_size = {larger} leaves more signal for the same epsilon")
     click.echo("")
-    click.echo(f'[privacy]\nunit = "example"\nepsilon = {epsilon:g}\ndelta = {delta:.3g}\nl2_clip_norm = 1.0')
+    people = "" if per_person is None else f'persons = "do-not-cross"\nexamples_per_person = {per_person}\n'
+    click.echo(f'[privacy]\nunit = "{unit}"\n{people}epsilon = {epsilon:g}\ndelta = {delta:.3g}\nl2_clip_norm = 1.0')
     click.echo('[aggregate]\nserver_optimizer = "momentum"')
     click.echo(f'[train]\noptimizer = "sgd"\nbatch_size = {batch}\ndecay = "cosine"')
 

@@ -7,12 +7,12 @@ The coordinator checks its run.toml with this, and every device the plan that re
   trains (FedProx, label calibration) costs nothing, nor does what the coordinator makes of the sum alone (server
   optimizers, FedSVD's normalisation): post-processing. Needed: the same summed blocks in every round, nothing summed
   beside.
-- ``example``: what leaves a device went through DP-SGD's steps, and what happens to it afterwards costs nothing (server
-  optimizers). Needed: no quantity of the examples but the noisy sums enters a step, and nothing is carried over on the
-  device.
+- ``example``, ``person``: what leaves a device went through DP-SGD's steps, and what happens to it afterwards costs
+  nothing (server optimizers). Needed: no quantity of the examples but the noisy sums enters a step, and nothing is
+  carried over on the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from fedpeft.catalogue.finding import Finding
 from fedpeft.config.aggregate import Aggregate
@@ -63,23 +63,21 @@ def unproved(adapter: Adapter, train: Train, aggregate: Aggregate, unit: Unit) -
 
 
 def expect_proved(
-    adapter: Adapter, train: Train, aggregate: Aggregate, *, clients: bool, examples: bool, bucket: int
+    adapter: Adapter, train: Train, aggregate: Aggregate, *, units: Collection[Unit], bucket: int
 ) -> None:
     """The device's check of a plan that reached it.
 
     Args:
         adapter, train, aggregate: of the plan.
-        clients: whether the round's terms have noise.
-        examples: whether the plan is private by examples.
+        units: of which the round is private: by clients if its terms have noise, and as the plan says.
         bucket: that the device was put into; 0: none.
 
     Raises:
         ConfigInvalid: an option is not proved to keep the promise.
     """
-    found = [*(unproved(adapter, train, aggregate, "client") if clients else ())]
-    found += unproved(adapter, train, aggregate, "example") if examples else ()
+    found = [finding for unit in units for finding in unproved(adapter, train, aggregate, unit)]
     problems = [Problem(where=one.key, expected=one.expected, found=one.found, remedy=one.remedy) for one in found]
-    if bucket and (clients or examples):
+    if bucket and units:
         problems.append(Problem(where="bucket", expected="none under privacy", found=str(bucket)))
     if problems:
         raise ConfigInvalid("This plan is not proved to keep its promise of privacy.", problems=problems)

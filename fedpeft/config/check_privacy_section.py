@@ -23,7 +23,8 @@ def privacy_findings(config: RunConfig) -> Iterator[Finding]:
                     reads=("privacy.unit",),
                     expected='none of it while privacy.unit = "none"',
                     found=str(getattr(privacy, option)),
-                    remedy='Set privacy.unit = "client" or "example", or leave it out: nothing is promised now.',
+                    remedy='Set privacy.unit = "client", "example" or "person", or leave it out: '
+                    "nothing is promised now.",
                 )
     else:
         yield from _budget(config)
@@ -44,10 +45,11 @@ def privacy_findings(config: RunConfig) -> Iterator[Finding]:
             remedy='Set privacy.unit = "client", or leave it out.',
         )
     yield from _idle_options(privacy)
+    yield from _person(config)
     if privacy.unit == "none":
         return
-    if privacy.unit == "example":
-        yield from _example(config)
+    if privacy.unit in ("example", "person"):
+        yield from _on_device(config)
         return
     if config.aggregate.weight != "uniform":
         yield Finding(
@@ -96,29 +98,66 @@ def _idle_options(privacy: Privacy) -> Iterator[Finding]:
             )
 
 
-def _example(config: RunConfig) -> Iterator[Finding]:
+def _person(config: RunConfig) -> Iterator[Finding]:
+    """Whose data is whose: said where it is promised, and only there."""
+    privacy, fresh = config.privacy, Privacy()
+    if privacy.unit != "person":
+        for option in ("column", "persons", "examples_per_person"):
+            if (value := getattr(privacy, option)) != getattr(fresh, option):
+                yield Finding(
+                    key=f"privacy.{option}",
+                    reads=("privacy.unit",),
+                    expected='none of it unless privacy.unit = "person"',
+                    found=str(value),
+                    remedy='Set privacy.unit = "person", or leave it out.',
+                )
+        return
+    if privacy.persons != "do-not-cross":
+        yield Finding(
+            key="privacy.persons",
+            reads=("privacy.unit",),
+            expected='"do-not-cross" under privacy.unit = "person": each device bounds and hides what it has of a '
+            "person, so somebody on k devices is promised k epsilon at best. Hashed ids that devices compare are not "
+            "supported: whoever holds the key of the hash finds every person by trying names",
+            found=f'"{privacy.persons}"',
+            remedy='Declare privacy.persons = "do-not-cross" if it is true; else give each person to one device, or '
+            'set privacy.unit = "client".',
+        )
+    mapped = config.data.map.get("person", privacy.column)
+    if privacy.column and mapped != privacy.column:
+        yield Finding(
+            key="privacy.column",
+            reads=("data.map",),
+            expected=f'the column of the person as data.map has it, "{mapped}"',
+            found=f'"{privacy.column}"',
+            remedy="Name it in one of the two.",
+        )
+
+
+def _on_device(config: RunConfig) -> Iterator[Finding]:
     """A device's own noise: nothing of the secure sum matters to it, and nothing of the client-level noise applies."""
     privacy, fresh = config.privacy, Privacy()
+    unit = f'privacy.unit = "{privacy.unit}"'
     if privacy.colluders != fresh.colluders:
         yield Finding(
             key="privacy.colluders",
             reads=("privacy.unit",),
-            expected='no colluders under privacy.unit = "example": each device adds all the noise for its own examples',
+            expected=f"no colluders under {unit}: each device adds all the noise for its own examples",
             found=str(privacy.colluders),
         )
     if config.adapter.dtype != "float32":
         yield Finding(
             key="adapter.dtype",
             reads=("privacy.unit",),
-            expected='"float32" under privacy.unit = "example": each example\'s gradient is clipped and noised in it',
+            expected=f'"float32" under {unit}: each gradient is clipped and noised in it',
             found=config.adapter.dtype,
         )
     for method in sorted(method.name for method, _ in config.adapter.declared() if method.measures):
         yield Finding(
             key=f"adapter.{method}",
             reads=("privacy.unit",),
-            expected='methods that learn by gradients alone under privacy.unit = "example": what this one measures '
-            "or prunes in a step would be a release without noise",
+            expected=f"methods that learn by gradients alone under {unit}: what this one measures or prunes in a step "
+            "would be a release without noise",
             found=method,
             remedy="Take it out of the run; lora, dora, bitfit or ia3 can take its place.",
         )
@@ -127,7 +166,9 @@ def _example(config: RunConfig) -> Iterator[Finding]:
 def _budget(config: RunConfig) -> Iterator[Finding]:
     privacy = config.privacy
     clients = derived.known_clients(config) if privacy.unit == "client" else None
-    whole = "clients" if privacy.unit == "client" else "training examples of the smallest device"
+    whole = {"client": "clients", "person": "people of the smallest device"}.get(
+        privacy.unit, "training examples of the smallest device"
+    )
     limit = f"at most 1 / {whole}" if clients is None else f"at most 1 / {clients} clients"
     hint = "" if clients is None else f" (clients^-1.1 = {derived.suggested_delta(clients):.2g} is usual)"
     if privacy.epsilon is None:

@@ -12,22 +12,40 @@ __all__ = ["Privacy"]
 class Privacy(Section):
     """Differential privacy (docs/privacy.md): noise inside the secure sum, or in every step on the device."""
 
-    unit: Literal["none", "client", "example"] = Field(
+    unit: Literal["none", "client", "example", "person"] = Field(
         default="none",
         description="Whose data is protected: `client` hides what any one client contributed, `example` any one "
-        "training example of a device (DP-SGD there).",
+        "training example of a device (DP-SGD there), `person` all examples of one person.",
+    )
+    column: str = Field(
+        default="",
+        description="For `person`: the column that names the person (simulation; a device's is its site's `data.map`); "
+        "empty: `person`, or what data.map gives it.",
+    )
+    persons: Literal["undeclared", "do-not-cross", "cross"] = Field(
+        default="undeclared",
+        description='For `person`: "do-not-cross" declares that no person is on two devices; sites declare it too.',
+    )
+    examples_per_person: int = Field(
+        default=8,
+        ge=1,
+        le=4096,
+        description="For `person`: a step looks at so many examples of each at most; their gradients' mean is clipped.",
     )
     epsilon: float | None = Field(
-        default=None, gt=0, description="The budget of the whole run; with `example`, of each device."
+        default=None, gt=0, description="The budget of the whole run; with `example` and `person`, of each device."
     )
     delta: float | None = Field(
-        default=None, gt=0, lt=1, description="At most 1 / clients; with `example`, 1 / examples of each device."
+        default=None,
+        gt=0,
+        lt=1,
+        description="At most 1 / clients; with `example` or `person`, 1 / how many of them each device has.",
     )
     l2_clip_norm: float = Field(
         default=1.0,
         gt=0,
-        description="A device's whole delta, all blocks together, is clipped to this norm; with `example`, each "
-        "example's gradient.",
+        description="A device's whole delta, all blocks together, is clipped to this norm; with `example` and "
+        "`person`, the gradient of each.",
     )
     clip: Literal["fixed", "adaptive"] = Field(
         default="fixed",
@@ -48,8 +66,8 @@ class Privacy(Section):
     noise_multiplier: float | None = Field(
         default=None,
         gt=0,
-        description="Noise over clip norm; none: the least that keeps all rounds in the budget. With `example` each "
-        "device finds its own, by how many examples it has.",
+        description="Noise over clip norm; none: the least that keeps all rounds in the budget. With `example` and "
+        "`person` each device finds its own, by how many it has.",
     )
     colluders: int = Field(
         default=1, ge=0, description="Devices that may tell the coordinator their noise; the others' shares suffice."

@@ -29,7 +29,7 @@ RuleName = Literal[
     "fedrot",
 ]
 Factor = Literal["A", "B"]
-Unit = Literal["client", "example"]
+Unit = Literal["client", "example", "person"]
 """Of differential privacy."""
 
 
@@ -83,7 +83,7 @@ RULES: Mapping[RuleName, RuleTraits] = MappingProxyType(
             source="docs/design.md, section 3",
             trains="B",
             one_mean=True,
-            proved=frozenset({"client", "example"}),
+            proved=frozenset({"client", "example", "person"}),
             options=frozenset({"a_round_every", "fold_every", "auto_rank"}),
             any_adapter=True,
             elementwise=True,

@@ -3,6 +3,7 @@
 from fedpeft.data.encode import IGNORED, EncodedDataset, encode
 from fedpeft.data.formats import Loaded, load, load_records
 from fedpeft.data.holdout import split_each, split_holdout
+from fedpeft.data.people import count_people, split_people
 from fedpeft.data.records import Record, Records
 from fedpeft.data.rendering import Tokenizer
 from fedpeft.data.tasks import detect, fits, label_names, validate
@@ -17,6 +18,7 @@ __all__ = [
     "Record",
     "Records",
     "Tokenizer",
+    "count_people",
     "detect",
     "encode",
     "encode_usable",
@@ -28,5 +30,6 @@ __all__ = [
     "readable_records",
     "split_each",
     "split_holdout",
+    "split_people",
     "validate",
 ]

@@ -14,6 +14,7 @@ from fedpeft.config.model import Task
 from fedpeft.data.encode import Measured, measure
 from fedpeft.data.formats import Loaded
 from fedpeft.data.holdout import content_ranks, split_indices
+from fedpeft.data.people import PERSON, People, note_nobodys, people_in
 from fedpeft.data.records import MAX_PROBLEMS, Record, Records
 from fedpeft.data.remarks import (
     answer_remark,
@@ -93,6 +94,7 @@ class DataReport:
         labels: class -> usable examples, by name; empty for causal-lm.
         problems: the first 20 faults of ``problem_count``.
         remarks: what is odd without being wrong, and what is not used, a sentence each.
+        people: how the usable rows are spread over people; None where no column names them.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -111,6 +113,7 @@ class DataReport:
     problem_count: int
     problems: tuple[Problem, ...]
     remarks: tuple[str, ...] = ()
+    people: People | None = None
 
     def as_json(self) -> dict[str, object]:
         """Plain values for ``json.dumps``."""
@@ -150,6 +153,8 @@ def check_loaded(
     records = loaded.records
     findings = inspect(records, task, unread=loaded.unused)
     convention = findings.convention
+    if PERSON in (column_map or {}):  # who names the column means to protect people: a row of nobody is a mistake
+        note_nobodys(records, findings.log)
     good = (
         records
         if not findings.bad_rows
@@ -190,6 +195,7 @@ def check_loaded(
             *answer_remark(measured.context_answers, measured.answers),
             *unknown_remark(measured.unknown, len(good)),
         ),
+        people=people_in(good),
     )
 
 

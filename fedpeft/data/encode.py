@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.config.model import Task
+from fedpeft.data.people import Owners, owners_of
 from fedpeft.data.records import ProblemLog, Records
 from fedpeft.data.rendering import Rendered, TokenIds, Tokenizer, rendered_rows
 from fedpeft.data.tasks import detect, label_name
@@ -42,6 +43,7 @@ class EncodedDataset:
         unknown: how many hold no token but the unknown one, apart from special tokens.
         answers: assistant turns in them; 0 without conversations.
         context_answers: those of them that are not trained on, because the chat template rewrites earlier turns.
+        owners: whose each is (``fedpeft.data.people``); None where the data names no people.
     """
 
     input_ids: tuple[TokenIds, ...]
@@ -50,6 +52,7 @@ class EncodedDataset:
     unknown: int = 0
     answers: int = 0
     context_answers: int = 0
+    owners: Owners | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -103,6 +106,7 @@ def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Token
         unknown=unknown,
         answers=answers,
         context_answers=answers - trained_answers,
+        owners=owners_of(records),
     )
 
 
@@ -281,7 +285,9 @@ def _encode_classify(records: Records, task: Task, labels: Sequence[str], tokeni
         for tokens in cut:
             ids.append(np.asarray(tokens, dtype=np.int32))
             unknown += special.knows_nothing_of(ids[-1])
-    return EncodedDataset(input_ids=tuple(ids), labels=classes, truncated=truncated, unknown=unknown)
+    return EncodedDataset(
+        input_ids=tuple(ids), labels=classes, truncated=truncated, unknown=unknown, owners=owners_of(records)
+    )
 
 
 def _batches(records: Records) -> Iterator[list[str]]:

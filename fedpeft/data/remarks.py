@@ -106,7 +106,7 @@ def unused_columns(
         names: our column name -> theirs.
         also: further columns that are read, such as the client column.
     """
-    used = {*convention.columns, *also, *names.values()}
+    used = {*convention.columns, *also, *({"person"} & names.keys()), *names.values()}
     if convention is Convention.ALPACA:
         used.add("input")
     return [column for column in dict.fromkeys(there) if column not in used]

@@ -81,4 +81,9 @@ def _joined(parts: Sequence[EncodedDataset], task: Task) -> EncodedDataset:
     else:
         labels = tuple(row for part in parts for row in part.labels)
     ids = tuple(row for part in parts for row in part.input_ids)
-    return EncodedDataset(input_ids=ids, labels=labels, truncated=sum(part.truncated for part in parts))
+    owners = None
+    if any(part.owners is not None for part in parts):  # a row without the column is nobody's, and silences no other
+        owners = np.concatenate(
+            [np.zeros(len(part), np.uint64) if part.owners is None else part.owners for part in parts]
+        )
+    return EncodedDataset(input_ids=ids, labels=labels, truncated=sum(part.truncated for part in parts), owners=owners)

@@ -9,7 +9,7 @@ from fedpeft.privacy.accountant import ACCOUNTANT, Budget, Release, calibrate, e
 from fedpeft.privacy.adaptive import CLIP_BIT, bit_noise, bit_vector, bit_weight, next_clip_norm
 from fedpeft.privacy.audit import AuditResult, audit_clients
 from fedpeft.privacy.clipping import Clipped, clip, l2_norm, rounding_allowance
-from fedpeft.privacy.composition import Charge, total_epsilon
+from fedpeft.privacy.composition import Charge, Protected, total_epsilon
 from fedpeft.privacy.discrete_gaussian import discrete_gaussian
 from fedpeft.privacy.ledger import LedgerEntry, PrivacyLedger, read_ledger
 from fedpeft.privacy.mechanism import Mechanism, NoiseTerms, decode_sum, noisy_words, size_mechanism
@@ -44,6 +44,7 @@ __all__ = [
     "NoiseTerms",
     "NoisedMetrics",
     "PrivacyLedger",
+    "Protected",
     "Release",
     "SampledRelease",
     "Statement",

@@ -1,26 +1,79 @@
 """What several releases cost together, of whichever unit: the one place that turns a ledger into an epsilon."""
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
 
 from fedpeft.privacy.accountant import Release, epsilon
 from fedpeft.privacy.sampled_gaussian import SampledRelease, sampled_epsilon
 
-__all__ = ["Charge", "total_epsilon"]
+__all__ = ["Charge", "Protected", "total_epsilon"]
 
 Charge = Release | SampledRelease
 """What a ledger may hold: a noisy sum over clients, or a device's steps of DP-SGD."""
 
+Protected = Literal["client", "person", "example"]
+"""Whom an epsilon is about, the largest unit first."""
 
-def total_epsilon(charges: Iterable[Charge], delta: float) -> float:
+FINER: tuple[Protected, ...] = ("client", "person", "example")
+
+
+def total_epsilon(charges: Iterable[Charge], delta: float, unit: Protected | None = None) -> float:
     """Epsilon at ``delta`` of all these releases together.
 
-    Hiding a client hides each of its examples, so both kinds in one ledger add up as a promise for one example,
-    with half of delta each.
+    Of several units the epsilons add up, each at an equal part of delta. A release that hides a larger unit hides a
+    smaller one inside it less well than itself: without an example, a person's (client's) clipped contribution is not
+    gone but another one, up to 2 C away instead of C. One that hides a smaller unit promises a larger one nothing.
+
+    Args:
+        charges: what was released.
+        delta: 0 < delta < 1.
+        unit: whom the epsilon is about; None: the smallest unit of these charges.
+
+    Returns:
+        Infinity where some release hides something smaller than ``unit`` alone.
     """
-    charges = list(charges)
+    kinds: dict[Protected, list[Charge]] = {}
+    for charge in charges:
+        kinds.setdefault(_hides(charge), []).append(charge)
+    if not kinds:
+        return 0.0
+    about = max(kinds, key=FINER.index) if unit is None else unit
+    if any(FINER.index(kind) > FINER.index(about) for kind in kinds):
+        return math.inf
+    return sum(_epsilon(own, delta / len(kinds), inside=kind != about) for kind, own in kinds.items())
+
+
+def _hides(charge: Charge) -> Protected:
+    return "client" if isinstance(charge, Release) else charge.unit
+
+
+def _epsilon(charges: Sequence[Charge], delta: float, *, inside: bool) -> float:
+    """Of releases of one kind; ``inside``: for something inside the unit that they hide."""
     clients = Counter(charge for charge in charges if isinstance(charge, Release))
-    examples = Counter(charge for charge in charges if isinstance(charge, SampledRelease))
-    if clients and examples:
-        return epsilon(clients.items(), delta / 2) + sampled_epsilon(examples.items(), delta / 2)
-    return epsilon(clients.items(), delta) if clients else sampled_epsilon(examples.items(), delta)
+    if clients and inside:  # the sensitivity is 2 C, which is half the noise multiplier
+        halved = [(replace(one, noise_multiplier=one.noise_multiplier / 2), times) for one, times in clients.items()]
+        return epsilon(halved, delta)
+    if clients:
+        return epsilon(clients.items(), delta)
+    sampled = Counter(charge for charge in charges if isinstance(charge, SampledRelease))
+    return (
+        _twice(lambda part: sampled_epsilon(sampled.items(), part), delta)
+        if inside
+        else sampled_epsilon(sampled.items(), delta)
+    )
+
+
+def _twice(single: Callable[[float], float], delta: float) -> float:
+    """By way of the unit's absence: two neighbours in a row are (2 epsilon, (1 + e^epsilon) delta')-private."""
+    part = delta / 2
+    for _ in range(40):
+        found = single(part)
+        if not found < math.inf:
+            return math.inf
+        if part * (1 + math.exp(found)) <= delta:
+            return 2 * found
+        part = min(part / 2, delta / (1 + math.exp(found)))
+    return math.inf

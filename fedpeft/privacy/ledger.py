@@ -23,7 +23,7 @@ from typing import Self
 from fedpeft.errors import BudgetExhausted, IntegrityFailed, ResourceMissing
 from fedpeft.files import append_whole, sync, write_file
 from fedpeft.privacy.accountant import Budget, Release
-from fedpeft.privacy.composition import Charge, total_epsilon
+from fedpeft.privacy.composition import Charge, Protected, total_epsilon
 from fedpeft.privacy.sampled_gaussian import SampledRelease
 
 __all__ = ["LedgerEntry", "PrivacyLedger", "read_ledger"]
@@ -47,6 +47,7 @@ class PrivacyLedger:
         path: the journal; made on first use.
         witness: the file that knows how long the journal was; another disk, or at least another folder.
         budget: what may be spent over the ledger's whole life.
+        unit: whom the budget is about; None: the smallest unit that was charged.
 
     Raises:
         IntegrityFailed: a line was changed, or the journal is older than its witness.
@@ -59,8 +60,8 @@ class PrivacyLedger:
         No charge goes past the budget: test_a_charge_past_the_budget_is_refused_and_leaves_no_trace.
     """
 
-    def __init__(self, path: Path, *, witness: Path, budget: Budget) -> None:
-        self.path, self.witness, self.budget = path, witness, budget
+    def __init__(self, path: Path, *, witness: Path, budget: Budget, unit: Protected | None = None) -> None:
+        self.path, self.witness, self.budget, self.unit = path, witness, budget, unit
         path.parent.mkdir(parents=True, exist_ok=True)
         witness.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -83,7 +84,7 @@ class PrivacyLedger:
 
     def spent(self) -> float:
         """Epsilon of all charges at the budget's delta."""
-        return self.spent_by(lambda _: True, self.budget.delta)
+        return self._total()
 
     def spent_by(self, chosen: Callable[[str], bool], delta: float, more: tuple[Charge, ...] = ()) -> float:
         """Epsilon at ``delta`` of the charges whose label is chosen, and of ``more`` that is not charged yet."""
@@ -93,7 +94,7 @@ class PrivacyLedger:
         """Whether so many more of these would go past the budget."""
         if self.budget.epsilon == math.inf:
             return False
-        return self.spent_by(lambda _: True, self.budget.delta, (release,) * times) > self.budget.epsilon
+        return self._total((release,) * times) > self.budget.epsilon
 
     def charge(self, label: str, release: Charge) -> None:
         """Pays for one release; it may be made once this returns, and under this label only.
@@ -110,7 +111,7 @@ class PrivacyLedger:
                     raise IntegrityFailed(f"Expected {label!r} to be charged for one release, found two; {REMEDY}")
                 return
         if self.would_exceed(release):
-            after = self.spent_by(lambda _: True, self.budget.delta, (release,))
+            after = self._total((release,))
             raise BudgetExhausted(
                 f"Expected to stay within epsilon={self.budget.epsilon:g} at delta={self.budget.delta:g}, found "
                 f"{self.spent():.4g} spent and {after:.4g} after {label!r}; nothing was released. "
@@ -122,6 +123,9 @@ class PrivacyLedger:
         self._entries.append(entry)
         self._head = _digest(line)
         write_file(self.witness, f"{len(self._entries)} {self._head}\n".encode())
+
+    def _total(self, more: tuple[Charge, ...] = ()) -> float:
+        return total_epsilon([*(entry.release for entry in self._entries), *more], self.budget.delta, self.unit)
 
     def close(self) -> None:
         """Lets another process hold it; may be called again."""
@@ -186,7 +190,10 @@ def _chain(path: Path, payload: bytes) -> tuple[list[LedgerEntry], list[str]]:
 
 
 def _line(sequence: int, previous: str, entry: LedgerEntry) -> bytes:
-    record = {"sequence": sequence, "previous": previous, "label": entry.label, "release": asdict(entry.release)}
+    release = asdict(entry.release)
+    if release.get("unit") == "example":  # as ledgers were written before there were others
+        del release["unit"]
+    record = {"sequence": sequence, "previous": previous, "label": entry.label, "release": release}
     return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 

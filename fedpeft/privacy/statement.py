@@ -1,6 +1,7 @@
 """An epsilon with everything without which it means nothing. Whoever prints one prints this."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from fedpeft.privacy.accountant import ACCOUNTANT
 from fedpeft.privacy.sampled_gaussian import SAMPLED_ACCOUNTANT
@@ -78,14 +79,15 @@ class Statement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleStatement:
-    """What one device promises each of its training examples, in one run. Follows from counts alone.
+    """What one device promises each of its training examples, or people, in one run. Follows from counts alone.
 
     Args:
         epsilon, delta: the promise.
         noise_multiplier: z, of every step.
-        l2_clip_norm: C, of every example's gradient.
-        sampling_rate: q, with which a step takes each example.
+        l2_clip_norm: C, of the gradient of every unit.
+        sampling_rate: q, with which a step takes each unit.
         steps: charged, those of repeated and lost rounds included.
+        examples_per_person: people are hidden, and a step looks at so many examples of each at most; 0: examples are.
     """
 
     epsilon: float
@@ -94,29 +96,52 @@ class ExampleStatement:
     l2_clip_norm: float
     sampling_rate: float
     steps: int
+    examples_per_person: int = 0
+
+    @property
+    def unit(self) -> Literal["example", "person"]:
+        """What is hidden."""
+        return "person" if self.examples_per_person else "example"
 
     def lines(self) -> tuple[str, ...]:
         """What to print, one fact a line."""
+        people = self.unit == "person"
+        one, many = ("person", "people") if people else ("example", "examples")
+        clipped = (
+            f"the mean gradient of at most {self.examples_per_person} of a person's examples, drawn anew in each step"
+            if people
+            else "each example's gradient"
+        )
+        twice = (
+            "somebody whose rows name them in two ways, or who is on several devices against what sites and run "
+            "declare, counts once for each; somebody's rows that others hold"
+            if people
+            else "an example that several devices or records hold counts once for each"
+        )
         return (
             f"epsilon {self.epsilon:.4g} at delta {self.delta:g}",
-            "unit: one training example of one device, over the whole run",
             (
-                "neighbouring runs: the same devices and numbers of examples, one example's gradients replaced by "
-                "zero; how many examples a device has is public"
+                "unit: one person of one device, with all of their examples, over the whole run"
+                if people
+                else "unit: one training example of one device, over the whole run"
             ),
             (
-                f"sampling: Poisson, each step takes each example with probability {self.sampling_rate:.4g}, by the "
+                f"neighbouring runs: the same devices and numbers of {many}, one {one}'s gradients replaced by "
+                f"zero; how many {many} a device has is public, to a factor of two"
+            ),
+            (
+                f"sampling: Poisson, each step takes each {one} with probability {self.sampling_rate:.4g}, by the "
                 "operating system's randomness"
             ),
             (
                 f"noise multiplier {self.noise_multiplier:g} on the sum of a step, L2 clip norm {self.l2_clip_norm:g} "
-                "on each example's gradient over all blocks"
+                f"on {clipped}, over all blocks"
             ),
             f"steps: {self.steps}, composed adaptively; accountant: {SAMPLED_ACCOUNTANT}",
             "metrics: none are collected; loss, accuracy and counts would be releases of their own",
             "adversary: whoever sees every update of the device, even without secure aggregation, and its own history",
             (
-                "not covered: an example that several devices or records hold counts once for each; tuning runs, "
-                "early stopping by hand, timing, and whatever a simulation shows of its own data"
+                f"not covered: {twice}; tuning runs, early stopping by hand, timing, and whatever a simulation shows "
+                "of its own data"
             ),
         )

@@ -1,6 +1,6 @@
-"""Example-level privacy on the device: its noise, its ledger, its refusals, and what it states about itself.
+"""DP-SGD's promise on the device, by examples or people: noise, ledger, refusals, and what it states about itself.
 
-The coordinator proposes a budget; the device alone knows how many examples it has, so it finds its own noise
+The coordinator proposes a budget; the device alone knows how many examples (people) it has, so it finds its own noise
 multiplier, charges its own ledger before its update leaves, and refuses a round past the run's budget or its site's.
 A device's size class counts as public (``fedpeft.round.size_class``): its weight, its sampling rate, its noise and what
 it refuses follow from that alone, so its statements tell no more.
@@ -24,7 +24,7 @@ OpenLedger = Callable[[], PrivacyLedger]
 
 
 def round_cost(plan: LearningPlan, *, declared: SizeClass, parameters: int) -> SampledRelease | None:
-    """What one round of training costs each of a device's examples; None without example-level privacy.
+    """What one round of training costs each of a device's examples (people); None without privacy of either.
 
     Args:
         plan: the run's.
@@ -32,27 +32,33 @@ def round_cost(plan: LearningPlan, *, declared: SizeClass, parameters: int) -> S
         parameters: coordinates that it trains.
 
     Raises:
-        ConfigInvalid: delta is above 1 / examples for some number of this class, or no noise keeps the run within the
-            budget.
+        ConfigInvalid: delta is above 1 / examples (1 / people) for some number of this class, or no noise keeps the run
+            within the budget.
     """
     if plan.privacy is None:
         return None
     z, rate = noise_of(plan.privacy, plan.train.batch_size, declared, parameters)
-    return SampledRelease(noise_multiplier=z, sampling_rate=rate, steps=plan.train.local_steps, parameters=parameters)
+    return SampledRelease(
+        noise_multiplier=z,
+        sampling_rate=rate,
+        steps=plan.train.local_steps,
+        parameters=parameters,
+        unit=plan.privacy.unit,
+    )
 
 
 @lru_cache(maxsize=256)
 def noise_of(terms: ExampleTerms, batch_size: int, declared: SizeClass, parameters: int) -> tuple[float, float]:
     """A noise multiplier and a sampling rate; see ``round_cost``."""
-    examples = math.ceil(upper_end(declared)) - 1
+    examples, many = math.ceil(upper_end(declared)) - 1, "people" if terms.unit == "person" else "examples"
     if terms.delta * examples > 1:
         problem = Problem(
             where="privacy.delta",
-            expected=f"at most 1 / {examples} examples ({examples**-1.1:.2g} is usual): a larger one allows to publish "
+            expected=f"at most 1 / {examples} {many} ({examples**-1.1:.2g} is usual): a larger one allows to publish "
             "somebody",
             found=f"{terms.delta:g}",
         )
-        raise ConfigInvalid("The delta is too large for this device's examples.", problems=[problem])
+        raise ConfigInvalid(f"The delta is too large for this device's {many}.", problems=[problem])
     rate = min(1.0, batch_size / lower_end(declared))  # on average at least a batch, and less than two
 
     def whole(z: float) -> SampledRelease:
@@ -68,7 +74,7 @@ def noise_of(terms: ExampleTerms, batch_size: int, declared: SizeClass, paramete
     if sampled_epsilon([(whole(terms.noise_multiplier), 1)], terms.delta) > terms.epsilon:
         problem = Problem(
             where="privacy.noise_multiplier",
-            expected=f"at least {needed:g} for {terms.steps} steps on {examples} examples",
+            expected=f"at least {needed:g} for {terms.steps} steps on {examples} {many}",
             found=f"{terms.noise_multiplier:g}",
             remedy="Leave it out, and each device finds its own.",
         )
@@ -127,11 +133,14 @@ class ExamplePrivacy:
                 sampling_rate=cost.sampling_rate,
                 l2_clip_norm=terms.l2_clip_norm,
                 steps=sum(release.steps for release in charged if isinstance(release, SampledRelease)),
+                examples_per_person=terms.examples_per_person if terms.unit == "person" else 0,
             )
 
     def _ledger(self) -> PrivacyLedger:
         if self._open is None:
-            raise PolicyRefused("Expected a privacy ledger on this device, found none; example-level runs need one.")
+            raise PolicyRefused(
+                "Expected a privacy ledger on this device, found none; runs by examples or people need one."
+            )
         return self._open()
 
 

@@ -6,6 +6,7 @@ code or paths from the coordinator.
 """
 
 from math import cos, pi
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
@@ -40,13 +41,16 @@ thousand steps at 0.1 add a thousand."""
 
 
 class ExampleTerms(Section):
-    """Example-level privacy, as a run asks it of a device; the device finds its own noise, and may refuse.
+    """DP-SGD, as a run asks it of a device; the device finds its own noise, and may refuse.
 
     Args:
-        epsilon, delta: the most that any one training example may lose over the whole run.
-        l2_clip_norm: each example's gradient is clipped to it.
+        epsilon, delta: the most that any one unit may lose over the whole run.
+        l2_clip_norm: the gradient of each unit is clipped to it.
         noise_multiplier: of every device; None: each device's least that keeps ``steps`` within the budget.
         steps: optimizer steps of the whole run.
+        unit: one training example, or one person of one device; which column names people is the site's to say.
+        examples_per_person: for people: a step looks at so many examples of each at most.
+        persons: for people: that none is on two devices, as the plan declares and each site must.
     """
 
     epsilon: float
@@ -54,6 +58,9 @@ class ExampleTerms(Section):
     l2_clip_norm: float
     noise_multiplier: float | None
     steps: int
+    unit: Literal["example", "person"] = "example"
+    examples_per_person: int = Field(default=1, ge=1, le=4096)
+    persons: Literal["undeclared", "do-not-cross"] = "undeclared"
 
 
 class PlannedRounds(Section):
@@ -127,16 +134,20 @@ def learning_plan(config: RunConfig, *, run_id: str, base: str, adapter_spec: st
 
 
 def example_terms(config: RunConfig) -> ExampleTerms | None:
-    """What a run asks of each device's examples; None unless it is private by examples."""
+    """What a run asks of each device's examples; None unless it is private by examples or people."""
     privacy = config.privacy
-    if privacy.unit != "example" or privacy.epsilon is None or privacy.delta is None:
+    if privacy.unit not in ("example", "person") or privacy.epsilon is None or privacy.delta is None:
         return None
+    people = privacy.unit == "person"
     return ExampleTerms(
         epsilon=privacy.epsilon,
         delta=privacy.delta,
         l2_clip_norm=privacy.l2_clip_norm,
         noise_multiplier=privacy.noise_multiplier,
         steps=config.rounds.count * config.train.local_steps,
+        unit="person" if people else "example",
+        examples_per_person=privacy.examples_per_person if people else 1,
+        persons="do-not-cross" if people and privacy.persons == "do-not-cross" else "undeclared",
     )
 
 

@@ -28,4 +28,4 @@ _COLUMNS: Mapping[Convention, tuple[str, ...]] = {
     Convention.ALPACA: ("instruction", "output"),  # `input` is optional, row by row
     Convention.TEXT: ("text",),
 }
-KNOWN_COLUMNS = ("text", "label", "prompt", "completion", "messages", "instruction", "input", "output")
+KNOWN_COLUMNS = ("text", "label", "prompt", "completion", "messages", "instruction", "input", "output", "person")

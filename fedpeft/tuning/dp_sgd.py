@@ -1,8 +1,8 @@
-"""Example-level DP-SGD (Abadi et al. 2016): training whose every step is a Poisson-sampled Gaussian mechanism.
+"""DP-SGD by examples (Abadi et al. 2016) or people: training whose every step is a Poisson-sampled Gaussian mechanism.
 
 A step is one release (``fedpeft.tuning.dp_sgd_mechanism``) of the gradients of single examples
-(``fedpeft.tuning.per_example_gradients``), over the *expected* batch size, handed to the optimizer. A step that takes
-nobody is noise alone, and counts.
+(``fedpeft.tuning.per_example_gradients``) or of people (``fedpeft.tuning.person_gradients``), over the *expected*
+batch size, handed to the optimizer. A step that takes nobody is noise alone, and counts.
 """
 
 import logging
@@ -20,6 +20,7 @@ from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.cache import HiddenSource
 from fedpeft.tuning.dp_sgd_mechanism import NoiseScale, noisy_sum
 from fedpeft.tuning.per_example_gradients import BackEnd, GradientSource, refuse_mixing
+from fedpeft.tuning.person_gradients import PersonGradients, people_of
 from fedpeft.tuning.train import LocalPlan, make_optimizer
 
 __all__ = ["PrivateOutcome", "train_privately"]
@@ -48,6 +49,7 @@ def train_privately(
     *,
     cache: HiddenSource | None = None,
     expected_batch: float | None = None,
+    examples_per_person: int | None = None,
     entropy: Entropy = os_entropy,
 ) -> PrivateOutcome:
     """Train the plan's blocks in place.
@@ -58,12 +60,14 @@ def train_privately(
             raised: with none that can be used, the steps are noise alone.
         cache: of these examples, ``ActivationCache.for_private_training``.
         noise: the mechanism; what it costs is for the accountant.
-        expected_batch: what a step's sum is divided by, where that is public and the number of examples is not;
-            None: the expected batch.
+        expected_batch: what a step's sum is divided by, where that is public and the number of examples (people) is
+            not; None: the expected batch.
+        examples_per_person: a step takes people (``examples.owners``), and looks at so many examples of each at most;
+            None: it takes examples.
         entropy: for samples and noise; the operating system's but in tests.
 
     Raises:
-        DataInvalid: no examples, and no expected batch.
+        DataInvalid: no examples (people), and no expected batch.
         ConfigInvalid: a module mixes examples (BatchNorm), the noise does not fit its grid, or the plan asks for a
             proximal term.
 
@@ -71,8 +75,10 @@ def train_privately(
         Neighbouring data sets give sums that differ by at most C:
         tests/privacy/test_sensitivity.py::test_one_example_more_or_less_moves_the_sum_by_at_most_the_clip_norm.
     """
-    if len(examples) == 0 and expected_batch is None:
-        raise DataInvalid("Expected at least one example to train on, found none.")
+    people = None if examples_per_person is None else people_of(examples.owners)
+    units = len(examples) if people is None else len(people)
+    if units == 0 and expected_batch is None:
+        raise DataInvalid(f"Expected at least one {'example' if people is None else 'person'} to train on, found none.")
     if plan.proximal_mu:
         raise ConfigInvalid(f"Expected private steps without a proximal term, found proximal_mu={plan.proximal_mu:g}.")
     refuse_mixing(union.model)
@@ -96,9 +102,14 @@ def train_privately(
     start = {block_id: [parameter.detach().clone() for parameter in own.values()] for block_id, own in blocks.items()}
     parameters = list(trained.values())
     size = sum(parameter.numel() for parameter in parameters)
-    expected = noise.sampling_rate * len(examples) if expected_batch is None else expected_batch
+    gradients = source.gradients
+    if people is not None and examples_per_person is not None:
+        gradients = PersonGradients(
+            source.of, people, most=examples_per_person, parameters=size, entropy=entropy
+        ).gradients
+    expected = noise.sampling_rate * units if expected_batch is None else expected_batch
     for _ in range(plan.steps):
-        noisy = noisy_sum(source.gradients, len(examples), noise, size, entropy)
+        noisy = noisy_sum(gradients, units, noise, size, entropy)
         _hand_over(parameters, noisy / expected)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

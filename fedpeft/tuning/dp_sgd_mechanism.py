@@ -1,8 +1,9 @@
 """One release of DP-SGD (Abadi et al. 2016): a Poisson-sampled Gaussian mechanism over clipped gradients.
 
-Each example is taken with probability q, by bytes of the operating system (whoever knows the run's seed must not know
-the sample); the gradient of each one taken, over all trained blocks together, is clipped to C and put on a grid of
-z C / 2^23, so that the sum is one of whole numbers, exact in any order; the sum gets discrete Gaussian noise there.
+Each unit (an example, or a person: ``fedpeft.tuning.person_gradients``) is taken with probability q, by bytes of the
+operating system (whoever knows the run's seed must not know the sample); the gradient of each one taken, over all
+trained blocks together, is clipped to C and put on a grid of z C / 2^23, so that the sum is one of whole numbers, exact
+in any order; the sum gets discrete Gaussian noise there.
 What a grid and discrete noise differ from a real Gaussian is in the accountant (``fedpeft.privacy.sampled_gaussian``).
 Nothing here raises because of what an example holds: a gradient that is not finite counts as zero.
 """
@@ -69,8 +70,8 @@ def noisy_sum(
     """One release: the clipped gradients of a Poisson sample, summed, with noise on the grid, (P,).
 
     Args:
-        gradients: of these examples, in one or more parts, each one tensor (b, *shape) a parameter.
-        count: examples of the data set.
+        gradients: of these units, in one or more parts, each one tensor (b, *shape) a parameter.
+        count: units of the data set.
         noise: the mechanism.
         parameters: P.
         entropy: for the sample and the noise.

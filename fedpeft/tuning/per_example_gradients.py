@@ -92,10 +92,15 @@ class GradientSource:
         return "micro" if self._hooked is None or self.micro_shapes else "hooks"
 
     def gradients(self, indices: Indices) -> Iterator[list[Tensor]]:
-        """Of these examples, in any order and as many parts as memory needs; a part has one (b, *shape) a parameter.
+        """As ``of``, without saying whose."""
+        return (part for _, part in self.of(indices))
 
-        An example that raises has a gradient of zero, and raises nothing: whether a step could be taken is no public
-        fact. Its neighbours keep theirs: each is tried in the same shape, in which the others change nothing.
+    def of(self, indices: Indices) -> Iterator[tuple[Indices, list[Tensor]]]:
+        """Of these examples, in as many parts as memory needs: which, and one (b, *shape) a parameter.
+
+        Which of two examples comes first depends on those two alone. An example that raises has a gradient of zero, and
+        raises nothing: whether a step could be taken is no public fact. Its neighbours keep
+        theirs: each is tried in the same shape, in which the others change nothing.
         """
         for shape, members in self._pieces(indices):
             try:
@@ -103,7 +108,7 @@ class GradientSource:
             except Exception:
                 _log.warning("%d examples could not be passed together; one by one", len(members), exc_info=True)
             else:
-                yield found
+                yield members, found
                 continue
             for index in members:
                 try:
@@ -111,12 +116,12 @@ class GradientSource:
                 except Exception:
                     _log.warning("an example has no gradient and counts as zero", exc_info=True)
                 else:
-                    yield own
+                    yield np.array([index]), own
 
     def _pieces(self, indices: Indices) -> Iterator[tuple[Shape | None, Indices]]:
         """These examples by the shape in which they are computed; None: one alone, by the micro loop."""
         if self._hooked is None:
-            yield from ((None, np.array([index])) for index in indices)
+            yield from ((None, np.array([index])) for index in np.sort(indices))
             return
         for shape, members in pieces(indices, self._lengths, most=self._most, longest=self._views.fixed.longest):
             if shape in self.micro_shapes:

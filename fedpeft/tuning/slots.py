@@ -77,11 +77,14 @@ def shape_of(length: int, *, most: int, longest: int) -> Shape:
 def pieces(
     indices: Indices, lengths: npt.NDArray[np.int64], *, most: int, longest: int
 ) -> Iterator[tuple[Shape, Indices]]:
-    """These examples by shape, never more than its slots at once."""
+    """These examples by shape, never more than its slots at once.
+
+    Shapes ascend, and examples within a shape: which of two comes first depends on no other.
+    """
     found: dict[Shape, list[int]] = {}
-    for index in map(int, indices):
+    for index in sorted(map(int, indices)):
         found.setdefault(shape_of(int(lengths[index]), most=most, longest=longest), []).append(index)
-    for shape, members in found.items():
+    for shape, members in sorted(found.items()):
         for start in range(0, len(members), shape.slots):
             yield shape, np.array(members[start : start + shape.slots], np.int64)
 

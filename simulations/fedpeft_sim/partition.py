@@ -16,8 +16,11 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from fedpeft.config.model import Partition
 from fedpeft.data import Records
+from fedpeft.data.people import Owners
 from fedpeft.data.records import ProblemLog
 from fedpeft.data.tasks import label_name
 from fedpeft.entropy import derive_seed, generator
@@ -39,23 +42,31 @@ class Partitioned:
     left_out: Mapping[str, int]
 
 
-def partition(records: Records, how: Partition, seed: int) -> Partitioned:
+def partition(records: Records, how: Partition, seed: int, *, owners: Owners | None = None) -> Partitioned:
     """Split a data set into clients.
 
     Args:
         records: the whole data set.
         how: ``data.partition`` of the run.
         seed: the run's.
+        owners: whose each record is, where nobody's may lie with two clients: equal shares are then of people.
 
     Returns:
         At least one client.
 
     Raises:
         DataInvalid: the column is missing or empty in a row, two of its values give one client name, there
-            are fewer records than clients, or no client has enough examples.
+            are fewer records than clients, no client has enough examples, or somebody's lie with two.
         ResourceMissing: a synthetic split without flwr-datasets installed.
     """
-    groups = _by_column(records, how.column) if how.by == "column" else _synthetic(records, how, seed)
+    if how.by == "column":
+        groups = _by_column(records, how.column)
+    elif owners is not None and how.by == "iid":
+        groups = _whole_people(records, how, seed, owners)
+    else:
+        groups = _synthetic(records, how, seed)
+    if owners is not None:
+        _expect_apart(groups, owners, how)
     if sorted(i for rows in groups.values() for i in rows) != list(range(len(records))):
         raise DataInvalid(f"Expected every record at one client, found others with {how.by}; use a larger alpha.")
     left_out = {name: len(groups[name]) for name in sorted(groups) if len(groups[name]) < how.min_examples}
@@ -100,6 +111,26 @@ def _by_column(records: Records, column: str) -> dict[str, list[int]]:
         groups.setdefault(name, []).append(i)
     log.raise_if_any(f"client column {column!r}")
     return groups
+
+
+def _whole_people(records: Records, how: Partition, seed: int, owners: Owners) -> dict[str, list[int]]:
+    """Row numbers of each client: people dealt in equal shares."""
+    _, first, whose = np.unique(owners, return_index=True, return_inverse=True)
+    rows: dict[int, list[int]] = {}
+    for row, person in enumerate(whose):
+        rows.setdefault(int(person), []).append(row)
+    dealt = _synthetic(records.select(first.tolist()), how, seed)
+    return {name: [row for person in people for row in rows[person]] for name, people in dealt.items()}
+
+
+def _expect_apart(groups: Mapping[str, list[int]], owners: Owners, how: Partition) -> None:
+    """Nobody is with two clients: each hides what it has of a person, and together they would promise less."""
+    seen = np.concatenate([np.unique(owners[rows]) for rows in groups.values()])
+    if crossing := len(seen) - len(np.unique(seen)):
+        raise DataInvalid(
+            f"Expected no person with two clients (privacy.persons), found {crossing} by {how.by!r}; partition by iid, "
+            "which then deals people, or by a column under which nobody is twice."
+        )
 
 
 def _synthetic(records: Records, how: Partition, seed: int) -> dict[str, list[int]]:

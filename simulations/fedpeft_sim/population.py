@@ -10,8 +10,9 @@ from itertools import chain
 from fedpeft.config import RunConfig
 from fedpeft.config.derived import with_head_start
 from fedpeft.config.model import Device
-from fedpeft.data import Loaded, Records, label_names, load, split_each, split_holdout
+from fedpeft.data import Loaded, Records, label_names, load, split_each, split_holdout, split_people
 from fedpeft.data.memory import Rows
+from fedpeft.data.people import PERSON, note_nobodys, owners_of
 from fedpeft.data.remarks import label_remarks, loaded_remarks, text_remarks, unused_columns, unused_remarks
 from fedpeft.data.tasks import Findings, inspect, label_name
 from fedpeft.entropy import derive_seed
@@ -94,17 +95,22 @@ def populate(config: RunConfig, data: Rows | None = None) -> Population:
     """
     how = config.data.partition
     columns = (*KNOWN_COLUMNS, *([how.column] if how.column else ()))
-    loaded = load(config.data.source if data is None else data, config.data.map, columns=columns)
+    by_people = config.privacy.unit == "person"
+    named = {PERSON: config.privacy.column} if config.privacy.column else {}
+    loaded = load(config.data.source if data is None else data, {**named, **config.data.map}, columns=columns)
     records = loaded.records
     findings = inspect(records, config.task, unread=loaded.unused)
+    if by_people:
+        note_nobodys(records, findings.log)
     findings.log.raise_if_any(f"{findings.convention.value} examples")
     if config.task.record.named_outputs and not config.task.labels:
         task = config.task.model_copy(update={"labels": label_names(records)})
         config = with_head_start(config.model_copy(update={"task": task}))
-    parts = partition(records, config.data.partition, config.run.seed)
+    parts = partition(records, config.data.partition, config.run.seed, owners=owners_of(records) if by_people else None)
     devices = _devices(config.device, parts.clients)
     clients = []
-    split = split_each if config.privacy.unit == "example" else split_holdout  # as a device does
+    # As a device does.
+    split = split_people if by_people else split_each if config.privacy.unit == "example" else split_holdout
     for name, own in parts.clients.items():
         train, held_out = split(own, config.data.holdout, derive_seed(config.run.seed, "holdout"))
         if not len(train) or not len(held_out):

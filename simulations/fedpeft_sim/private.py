@@ -7,6 +7,7 @@ from fedpeft.adapter import AdapterSpec
 from fedpeft.base import default_store
 from fedpeft.config import RunConfig
 from fedpeft.config.derived import invited_devices
+from fedpeft.data import count_people
 from fedpeft.errors import ConfigInvalid
 from fedpeft.methods import blocks_for
 from fedpeft.privacy import SampledRelease
@@ -54,7 +55,7 @@ def open_privacy(
 
 def ledgers_of(config: RunConfig, run: RunDirectory) -> Ledgers | None:
     """Where the virtual devices of this run keep their ledgers; the witnesses lie outside the run directory."""
-    if config.privacy.unit != "example" or config.privacy.delta is None:
+    if config.privacy.unit not in ("example", "person") or config.privacy.delta is None:
         return None
     return Ledgers(
         journals=(run.path / "privacy" / "devices").resolve(),
@@ -69,7 +70,7 @@ def _cost(plan: LearningPlan, client: Client, spec: AdapterSpec) -> SampledRelea
     blocks = blocks_for(spec, methods=capacity.methods, rank=capacity.rank, head=capacity.head)
     try:
         return round_cost(
-            plan, declared=size_class(len(client.train)), parameters=sum(spec[block].size for block in blocks)
+            plan, declared=size_class(_units(plan, client)), parameters=sum(spec[block].size for block in blocks)
         )
     except ConfigInvalid as refused:
         raise ConfigInvalid(
@@ -77,18 +78,26 @@ def _cost(plan: LearningPlan, client: Client, spec: AdapterSpec) -> SampledRelea
         ) from refused
 
 
+def _units(plan: LearningPlan, client: Client) -> int:
+    """Training examples of a client, or the people they are of."""
+    people = plan.privacy is not None and plan.privacy.unit == "person"
+    return count_people(client.train) if people else len(client.train)
+
+
 def _announce(plan: LearningPlan, population: Population, spec: AdapterSpec, note: Callable[[str], None]) -> None:
     terms = plan.privacy
     if terms is None:
         return
+    people = terms.unit == "person"
+    what, many = ("person", "people") if people else ("training example", "examples")
     note(
-        f"privacy  example-level: at most epsilon {terms.epsilon:g} at delta {terms.delta:g} for any one training "
-        f"example of any one device, over {terms.steps} steps; nothing is measured during the run"
+        f"privacy  {terms.unit}-level: at most epsilon {terms.epsilon:g} at delta {terms.delta:g} for any one {what} "
+        f"of any one device, over {terms.steps} steps; nothing is measured during the run"
     )
     for client in population.clients:
         cost = _cost(plan, client, spec)
         if cost is not None:
             note(
                 f"privacy  {client.name}: noise multiplier {cost.noise_multiplier:g}, a step takes each of its "
-                f"{len(client.train)} examples with probability {cost.sampling_rate:.3g}"
+                f"{_units(plan, client)} {many} with probability {cost.sampling_rate:.3g}"
             )

@@ -304,3 +304,22 @@ def test_an_audit_that_refutes_the_claim_ends_with_exit_1(
 def test_nothing_is_audited_where_nothing_is_claimed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["privacy", "audit", config_file(tmp_path, "")]) == 3
     assert "nothing is claimed" in capsys.readouterr().err
+
+
+def test_a_plan_and_an_audit_by_people_are_in_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin = ["privacy", "plan", "--unit", "person", "--epsilon", "3", "--rounds", "9", "--clients", "6"]
+    assert main(begin) == 2
+    assert "--people" in capsys.readouterr().err
+    assert main([*begin, "--people", "800", "--per-person", "4"]) == 0
+    out = capsys.readouterr().out
+    for fact in (
+        "one person of one device, with all of their examples",
+        "mean gradient of at most 4 of a person's examples",
+        "6 devices of 800 people",
+        'persons = "do-not-cross"\nexamples_per_person = 4\n',
+    ):
+        assert fact in out
+    by_people = BY_EXAMPLE.replace('unit = "example"', 'unit = "person"\npersons = "do-not-cross"')
+    config = config_file(tmp_path, by_people)
+    assert main(["privacy", "audit", config, "--canaries", "60", "--examples", "500"]) == 0
+    assert "60 canary people over 4 steps" in capsys.readouterr().out

@@ -48,6 +48,7 @@ def test_a_site_reads_back_as_it_was_written(tmp_path: Path) -> None:
         ("[limits]\nmethods = []\n", "limits.methods"),
         ('[limits]\nmethods = ["lorra"]\n', "lorra"),
         ('[policy]\nallow_methods = ["lora", "bitfitt"]\n', "bitfitt"),
+        ("[policy]\nmax_person_epsilon = 3.0\nmax_example_epsilon = 3.0\n", "one budget"),
     ],
 )
 def test_a_wrong_rule_is_named_rather_than_skipped(tmp_path: Path, text: str, names: str) -> None:
@@ -113,3 +114,35 @@ def test_a_site_may_refuse_what_makes_imprints(tmp_path: Path, adapter: Adapter,
         strict.permit(plan, now=NOON)
     noisy = ExampleTerms(epsilon=8.0, delta=1e-5, l2_clip_norm=1.0, noise_multiplier=None, steps=10)
     strict.permit(plan.model_copy(update={"privacy": noisy}), now=NOON)
+
+
+PEOPLE = ExampleTerms(
+    epsilon=3.0,
+    delta=1e-5,
+    l2_clip_norm=1.0,
+    noise_multiplier=None,
+    steps=10,
+    unit="person",
+    examples_per_person=8,
+    persons="do-not-cross",
+)
+
+
+def test_a_run_by_people_needs_both_sides_to_say_that_nobody_is_on_two_devices(tmp_path: Path) -> None:
+    declared = 'persons = "do-not-cross"\n'
+    by_people = PLAN.model_copy(update={"privacy": PEOPLE})
+    site(tmp_path, declared).permit(by_people, now=NOON)
+    with pytest.raises(PolicyRefused, match=r"data\.persons"):
+        site(tmp_path, "").permit(by_people, now=NOON)
+    silent = PLAN.model_copy(update={"privacy": PEOPLE.model_copy(update={"persons": "undeclared"})})
+    with pytest.raises(PolicyRefused, match=r"privacy\.persons"):
+        site(tmp_path, declared).permit(silent, now=NOON)
+
+
+def test_a_site_that_protects_people_takes_part_in_no_run_that_protects_less(tmp_path: Path) -> None:
+    strict = site(tmp_path, 'persons = "do-not-cross"\n[policy]\nmax_person_epsilon = 3.0\n')
+    strict.permit(PLAN.model_copy(update={"privacy": PEOPLE}), now=NOON)
+    by_examples = PEOPLE.model_copy(update={"unit": "example"})
+    for privacy in (None, by_examples):
+        with pytest.raises(PolicyRefused, match="protects no person"):
+            strict.permit(PLAN.model_copy(update={"privacy": privacy}), now=NOON)

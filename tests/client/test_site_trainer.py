@@ -211,3 +211,34 @@ def test_a_size_class_is_pinned_over_a_run_though_the_data_grows(tmp_path, base)
         run = plan if len(found) < 2 else plan.model_copy(update={"run_id": "a later run"})
         found.append(again.size_class(run))
     assert found == [3, 3, 6], "a run keeps its class, another has its own"
+
+
+def test_a_device_declares_people_and_trains_on_nobodys_rows_never(tmp_path, base) -> None:
+    """Forty rows of ten people: the class is that of the people, whatever their rows, and unnamed rows are left out."""
+    from fedpeft.round.plan import ExampleTerms
+
+    store, artifact = base
+    terms = ExampleTerms(
+        epsilon=8.0,
+        delta=1e-3,
+        l2_clip_norm=1.0,
+        noise_multiplier=None,
+        steps=4,
+        unit="person",
+        examples_per_person=2,
+        persons="do-not-cross",
+    )
+    plan = run_plan(artifact).model_copy(update={"privacy": terms})
+    trainer = trainer_of(tmp_path, store, 'map = {person = "patient"}\npersons = "do-not-cross"\n')
+    rows = [{"text": f"the bird {n}", "label": "bird", "patient": f"patient {n % 10}"} for n in range(40)]
+    unnamed = [{"text": f"the cat {n}", "label": "cat", "patient": None} for n in range(9)]
+    (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, [*rows, *unnamed])))
+    read = trainer._read(plan)
+    people = {row["patient"] for row in read.train}
+    assert read.people == len(people)
+    assert None not in people
+    assert 1 <= len(people) <= 10
+    assert len(read.train) == 4 * len(people)
+    assert trainer.size_class(plan) == (4 if len(people) >= 12 else 3 if len(people) >= 6 else 2)
+    assert any("9 of 49 rows have no person" in trouble for trouble in trainer._troubles)
+    assert not any("patient" in trouble for trouble in trainer._troubles), "no name of a person is logged"

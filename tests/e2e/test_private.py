@@ -116,3 +116,39 @@ def test_the_head_alone_trains_by_the_plans_own_recipe(start: Callable, scenario
     view = read_run(run)
     assert [row.devices_survived for row in view.rounds] == [6, 6]
     assert view.rounds[0].bytes_up < 6 * 20_000, "1,155 numbers a device, not an adapter"
+
+
+def test_people_are_hidden_whole_and_nothing_names_them(
+    start: Callable, tmp_path: Path, scenario: Path, home: Path
+) -> None:
+    """Tweets of made-up people, three of each: said, charged and audited in people, and none is named on the disk."""
+    rows = [json.loads(line) for line in (scenario / "tweets.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["traveller"] = f"zebulon {row['airline']} {number // 3}"
+    notes = tmp_path / "notes.jsonl"
+    notes.write_text("\n".join(map(json.dumps, rows)))
+    settings = [
+        f'data.source="{notes}"',
+        "rounds.count=1",
+        "train.local_steps=2",
+        'privacy.unit="person"',
+        'privacy.column="traveller"',
+        'privacy.persons="do-not-cross"',
+        "privacy.examples_per_person=2",
+        "privacy.epsilon=8.0",
+        "privacy.delta=0.05",
+    ]
+    chosen = [word for setting in settings for word in ("--set", setting)]
+    process = start("simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *chosen)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    for fact in ("one person of one device", "mean gradient of at most 2 of a person's examples", "delta 0.05"):
+        assert fact in out
+    (run,) = (tmp_path / "runs").iterdir()
+    lines = [line for ledger in (run / "privacy" / "devices").iterdir() for line in ledger.read_text().splitlines()]
+    assert len(lines) == 6
+    assert all('"unit":"person"' in line for line in lines)
+    written = [path for place in (run, home) for path in place.rglob("*") if path.is_file()]
+    assert written
+    assert not [path for path in written if b"zebulon" in path.read_bytes()]
+    assert "zebulon" not in out + err

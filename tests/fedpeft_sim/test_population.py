@@ -108,3 +108,33 @@ def test_clients_of_one_class_are_named_where_they_are_most(
     (remark, *_) = [one for one in populate(config).remarks if "one class alone" in one] or [""]
     assert remark.startswith(f"2 of 3 clients hold one class alone ({named})" if named else "")
     assert bool(remark) == bool(named)
+
+
+def people_config(folder: Path, rows: list[dict], *overrides: str) -> RunConfig:
+    (folder / "notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = SOURCE.format(source=folder / "notes.jsonl", devices=EVERYBODY, least=1)
+    privacy = '[privacy]\nunit = "person"\ncolumn = "who"\npersons = "do-not-cross"\nepsilon = 8.0\ndelta = 1e-3\n'
+    text = text.replace("[adapter]", privacy + "[adapter]")
+    return parse(text, source="run.toml", overrides=overrides, simulation=True)
+
+
+def test_people_are_dealt_whole_and_a_column_under_which_somebody_is_twice_is_refused(tmp_path: Path) -> None:
+    from fedpeft_sim.population import populate
+
+    rows = [
+        {"text": f"note {n}", "label": "yn"[n % 2], "site": f"ward {n % 3}", "who": f"patient {n % 20}"}
+        for n in range(80)
+    ]
+    iid = ('data.partition.by="iid"', "data.partition.clients=3", 'data.partition.column=""')
+    population = populate(people_config(tmp_path, rows, *iid))
+    everyone = [
+        {row["who"] for row in side} for client in population.clients for side in (client.train, client.held_out)
+    ]
+    assert sum(map(len, everyone)) == 20
+    assert len(set().union(*everyone)) == 20
+    with pytest.raises(DataInvalid, match="no person with two clients") as refused:
+        populate(people_config(tmp_path, rows))
+    assert "patient" not in str(refused.value)
+    with pytest.raises(DataInvalid) as refused:
+        populate(people_config(tmp_path, [*rows, {"text": "whose", "label": "y", "site": "ward 1", "who": ""}], *iid))
+    assert [problem.expected for problem in refused.value.problems] == ["whose row this is"]

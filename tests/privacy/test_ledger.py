@@ -276,3 +276,33 @@ def test_a_line_that_is_no_charge_is_refused(tmp_path: Path) -> None:
         (tmp_path / "ledger.jsonl").write_bytes(line)
         with pytest.raises(IntegrityFailed, match="expected line 1 to continue the chain"):
             opened(tmp_path)
+
+
+def test_steps_by_examples_are_written_as_before_and_steps_by_people_say_so(tmp_path: Path) -> None:
+    """Ledgers outlive versions: a line by examples has the bytes that it had when there was no other unit."""
+    from dataclasses import replace
+
+    from fedpeft.privacy import SampledRelease
+
+    by_examples = SampledRelease(noise_multiplier=10.0, sampling_rate=0.5, steps=2, parameters=10)
+    by_people = replace(by_examples, unit="person")
+    with opened(tmp_path) as ledger:
+        ledger.charge("a", by_examples)
+        ledger.charge("b", by_people)
+        lines = ledger.path.read_text().splitlines()
+    assert '"release":{"noise_multiplier":10.0,"parameters":10,"sampling_rate":0.5,"steps":2}' in lines[0]
+    assert '"unit":"person"' in lines[1]
+    with opened(tmp_path) as ledger:
+        assert [entry.release for entry in ledger.entries] == [by_examples, by_people]
+
+
+def test_a_budget_of_people_is_not_kept_by_steps_that_hide_examples_alone(tmp_path: Path) -> None:
+    from fedpeft.privacy import SampledRelease
+
+    by_examples = SampledRelease(noise_multiplier=100.0, sampling_rate=0.01, steps=1, parameters=1)
+    budget = Budget(epsilon=8.0, delta=1e-5)
+    with PrivacyLedger(tmp_path / "l", witness=tmp_path / "w" / "w", budget=budget, unit="person") as ledger:
+        assert ledger.would_exceed(by_examples)
+        assert not ledger.would_exceed(
+            SampledRelease(noise_multiplier=100.0, sampling_rate=0.01, steps=1, parameters=1, unit="person")
+        )

@@ -1,6 +1,7 @@
 """The accountant of DP-SGD against dp-accounting, Opacus's PRV accountant, and a single step by integration."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,5 +121,40 @@ def test_a_budget_that_no_noise_reaches_is_refused() -> None:
 def test_both_units_in_one_ledger_add_up() -> None:
     client = Release(noise_multiplier=4.0, shares=3, share_sigma=1e5, parameters=1000, devices=5)
     example = release(1.0, 0.1, 10)
-    apart = epsilon([(client, 2)], 5e-6) + sampled_epsilon([(example, 1)], 5e-6)
+    halved = replace(client, noise_multiplier=2.0)  # without an example the client's delta is another, up to 2 C away
+    apart = epsilon([(halved, 2)], 5e-6) + sampled_epsilon([(example, 1)], 5e-6)
     assert total_epsilon([client, example, client], 1e-5) == pytest.approx(apart)
+
+
+def test_what_hides_a_person_hides_each_of_their_examples_half_as_well_and_never_the_other_way_round() -> None:
+    person = replace(release(2.0, 0.1, 20), unit="person")
+    alone = total_epsilon([person], 1e-5)
+    assert alone == sampled_epsilon([(person, 1)], 1e-5) == total_epsilon([person], 1e-5, "person")
+    inside = total_epsilon([person], 1e-5, "example")
+    # Two neighbours in a row, (2 epsilon, (1 + e^epsilon) delta'): at least twice the epsilon, at a smaller delta.
+    assert 2 * alone < inside < 2.6 * alone
+    assert total_epsilon([person, release(2.0, 0.1, 20)], 1e-5, "person") == math.inf
+    assert total_epsilon([release(2.0, 0.1, 20)], 1e-5, "person") == math.inf
+    assert total_epsilon([], 1e-5, "person") == 0.0
+
+
+@pytest.mark.parametrize(("z", "q", "steps", "delta"), [(2.0, 0.3, 20, 1e-4), (5.0, 0.02, 600, 1e-5)])
+def test_epsilon_of_people_is_within_a_thousandth_of_dp_accounting_and_never_under(
+    z: float, q: float, steps: int, delta: float
+) -> None:
+    from dp_accounting.pld import privacy_loss_distribution
+
+    above, below = (
+        privacy_loss_distribution.from_gaussian_mechanism(
+            z,
+            sampling_prob=q,
+            value_discretization_interval=2e-4,
+            pessimistic_estimate=pessimistic,
+            use_connect_dots=pessimistic,
+        )
+        .self_compose(steps)
+        .get_epsilon_for_delta(delta)
+        for pessimistic in (True, False)
+    )
+    ours = sampled_epsilon([(replace(release(z, q, steps), unit="person"), 1)], delta)
+    assert below <= ours <= above + 1e-3

@@ -96,7 +96,8 @@ def device_of(
             witness=home.path / "privacy.witness",
             budget=Budget(epsilon=site.policy.max_epsilon, delta=site.policy.delta),
         )
-    example_budget = math.inf if site.policy.max_example_epsilon is None else site.policy.max_example_epsilon
+    by_people = site.policy.max_person_epsilon is not None
+    limit = site.policy.max_person_epsilon or site.policy.max_example_epsilon or math.inf
     return Device(
         identity=Identity(device=enrolment.device, organisation=enrolment.organisation, public_key=key.public),
         trainer=trainer(home, enrolment.device, site),
@@ -114,7 +115,8 @@ def device_of(
         ledger=device_ledger(
             home.state / "examples.jsonl",
             witness=home.path / "examples.witness",
-            budget=Budget(epsilon=example_budget, delta=site.policy.delta),
+            budget=Budget(epsilon=limit, delta=site.policy.delta),
+            unit="person" if by_people else "example" if limit < math.inf else None,
         ),
         tell=TroubleLog(home.troubles, SystemClock()),
         speaks=site.policy.speak_of_failures,

@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedpeft.files import PRIVATE, write_file
-from fedpeft.privacy import Budget, PrivacyLedger
+from fedpeft.privacy import Budget, PrivacyLedger, Protected
 
 __all__ = ["FileStore", "MemoryStore", "device_ledger"]
 
 
-def device_ledger(journal: Path, *, witness: Path, budget: Budget) -> Callable[[], PrivacyLedger]:
+def device_ledger(
+    journal: Path, *, witness: Path, budget: Budget, unit: Protected | None = None
+) -> Callable[[], PrivacyLedger]:
     """Opens the ledger of what this device's examples have lost, over its life; each caller closes what it opened.
 
     Args:
@@ -17,8 +19,9 @@ def device_ledger(journal: Path, *, witness: Path, budget: Budget) -> Callable[[
             is refused, and so is an older copy of it.
         witness: remembers how long the journal was; kept out of the backups of ``journal``'s directory.
         budget: the site's own limit; epsilon infinite for none.
+        unit: whom it is about; None: the smallest unit that was charged.
     """
-    return lambda: PrivacyLedger(journal, witness=witness, budget=budget)
+    return lambda: PrivacyLedger(journal, witness=witness, budget=budget, unit=unit)
 
 
 class MemoryStore:

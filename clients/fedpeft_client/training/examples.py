@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, replace
 
 from fedpeft.base.fit import expect_examples_fit
-from fedpeft.data import EncodedDataset, Records, encode, encode_usable, nothing_encoded
+from fedpeft.data import EncodedDataset, Records, count_people, encode, encode_usable, nothing_encoded
 from fedpeft.entropy import derive_seed
 from fedpeft.planner import evaluation_batch
 from fedpeft.round.plan import LearningPlan
@@ -62,6 +62,7 @@ class Examples:
         train, held_out: its records.
         cache_mb: disk for the activations of each of the two, MiB; what does not fit is computed anew.
         unusable: how many training examples there are besides, which teach nothing.
+        people: how many people the training examples are of, these included; None: as ``train`` says.
         evaluates: whether the device says that it has held-out examples; None: as it has.
 
     Attributes:
@@ -78,6 +79,7 @@ class Examples:
         held_out: Records,
         cache_mb: int,
         unusable: int = 0,
+        people: int | None = None,
         evaluates: bool | None = None,
     ) -> None:
         self.count = len(train) + unusable
@@ -86,7 +88,14 @@ class Examples:
         self._train, self._held_out = train, held_out
         self._prepared: tuple[str, Prepared] | None = None
         self._encoded: tuple[str, tuple[EncodedDataset, EncodedDataset]] | None = None
+        self._people = people
         self._lock = threading.Lock()
+
+    def units(self, plan: LearningPlan) -> int:
+        """Training examples, or people under a plan that is private by them; usable or not."""
+        if plan.privacy is None or plan.privacy.unit == "example":
+            return self.count
+        return count_people(self._train) if self._people is None else self._people
 
     def encoded(self, plan: LearningPlan) -> tuple[EncodedDataset, EncodedDataset]:
         """Training and held-out examples as tokens, for whoever can mend them: kept for the rounds that follow.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.base import ArtifactStore
 from fedpeft.clock import Clock
-from fedpeft.data import Records, fits, readable_records, split_each, split_holdout
+from fedpeft.data import Records, count_people, fits, readable_records, split_each, split_holdout, split_people
 from fedpeft.entropy import derive_seed
 from fedpeft.ids import SIZELESS, BlockId, SizeClass
 from fedpeft.privacy import SampledRelease
@@ -50,6 +50,16 @@ class SizesSeen:
     """Store record: the runs of late and the size class declared in each."""
 
     runs: tuple[SizeOfRun, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    """All examples, those of them to train and to evaluate on, and of how many people the training side is."""
+
+    records: Records
+    train: Records
+    held_out: Records
+    people: int | None = None
 
 
 class SiteTrainer:
@@ -133,11 +143,13 @@ class SiteTrainer:
         return self._trainer[1:]
 
     def _made(self, plan: LearningPlan) -> tuple[CapacityPlanner, TorchTrainer]:
-        records, train, held_out = self._read(plan)
+        read = self._read(plan)
+        records, train, held_out = read.records, read.train, read.held_out
         unusable = len(records) - len(train) - len(held_out)
-        declared = self._pinned(plan, size_class(len(train) + unusable))
+        declared = self._pinned(plan, size_class(len(train) + unusable if read.people is None else read.people))
         # What fits the planner's choice is seen by everybody, so it is told of the class alone.
-        most = math.ceil(upper_end(declared)) if self._site.policy.declare_size else UNTOLD
+        each = 1 if read.people is None or plan.privacy is None else plan.privacy.examples_per_person
+        most = each * math.ceil(upper_end(declared)) if self._site.policy.declare_size else UNTOLD
         share = self._site.data.holdout
         held = math.ceil(most * share / (1.0 - share))
         planner = CapacityPlanner(self._site, plan, self._bases, train=most, held_out=held, senses=self._senses)
@@ -150,6 +162,7 @@ class SiteTrainer:
             held_out=held_out,
             cache_mb=self._site.limits.cache_mb,
             unusable=unusable,
+            people=read.people,
             evaluates=len(records) > 1 or declared > 0,
         )
         trainer = TorchTrainer(
@@ -176,7 +189,7 @@ class SiteTrainer:
             self._memory.write(SIZES, encode(SizesSeen(runs=runs)))
         return declared
 
-    def _read(self, plan: LearningPlan) -> tuple[Records, Records, Records]:
+    def _read(self, plan: LearningPlan) -> "_Read":
         """All examples, and those of them to train and to evaluate on; without any where there are none to read.
 
         Nothing here is refused: what a plan makes of the examples must not be heard of (``fedpeft.round.failures``).
@@ -193,12 +206,24 @@ class SiteTrainer:
             self._troubles += (f"Expected policy.min_examples={least} examples or more, found {len(records)}.",)
             usable = records.select(())
         try:
-            # As in the simulation: the run's seed decides the split, so a device has the same one in every round.
-            split = split_each if plan.privacy is not None else split_holdout
-            return (records, *split(usable, data.holdout, derive_seed(plan.seed, "holdout")))
+            return self._split(plan, records, usable)
         except Exception as error:
             self._troubles += (cause_of(error),)
-            return records, usable, usable.select(())
+            by_people = plan.privacy is not None and plan.privacy.unit == "person"
+            return _Read(records=records, train=usable, held_out=usable.select(()), people=0 if by_people else None)
+
+    def _split(self, plan: LearningPlan, records: Records, usable: Records) -> "_Read":
+        """As in the simulation: the run's seed decides, so a device has the same sides in every round."""
+        share, seed = self._site.data.holdout, derive_seed(plan.seed, "holdout")
+        if plan.privacy is None or plan.privacy.unit == "example":
+            split = split_each if plan.privacy is not None else split_holdout
+            train, held_out = split(usable, share, seed)
+            return _Read(records=records, train=train, held_out=held_out)
+        train, held_out = split_people(usable, share, seed)
+        if nobodys := len(usable) - len(train) - len(held_out):
+            self._troubles += (f"{nobodys} of {len(usable)} rows have no person and are not trained on.",)
+        people = count_people(split_people(records, share, seed)[0])  # those without a usable row are counted as well
+        return _Read(records=records, train=train, held_out=held_out, people=people)
 
     def _new_pool(self, residency: Residency) -> ModelPool:
         return ModelPool(self._bases, residency=residency, accelerator=self._site.limits.accelerator)

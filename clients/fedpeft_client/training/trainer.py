@@ -109,7 +109,7 @@ class TorchTrainer:
 
     def size_class(self, plan: LearningPlan) -> SizeClass:
         """See ``Trainer``."""
-        return size_class(self._examples.count) if self._declared is None else self._declared
+        return size_class(self._examples.units(plan)) if self._declared is None else self._declared
 
     def evaluates(self, plan: LearningPlan) -> bool:
         """See ``Trainer``."""
@@ -268,7 +268,16 @@ class TorchTrainer:
         noise = self._noise(plan)
         if noise is not None:  # nothing but the steps themselves is private: the device has refused the rest
             expected = noise.sampling_rate * 2.0 ** self.size_class(plan)
-            train_privately(union, examples.train, steps, noise, cache=examples.train_cache, expected_batch=expected)
+            people = plan.privacy is not None and plan.privacy.unit == "person"
+            train_privately(
+                union,
+                examples.train,
+                steps,
+                noise,
+                cache=examples.train_cache,
+                expected_batch=expected,
+                examples_per_person=plan.privacy.examples_per_person if people and plan.privacy else None,
+            )
             return 0.0, 0
         strength = plan.train.label_calibration
         outcome = train(

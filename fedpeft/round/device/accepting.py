@@ -55,8 +55,7 @@ def accepted_work(bound: Bound, pin: RunPin, spec: AdapterSpec, request: FitRequ
         plan.adapter,
         plan.train,
         plan.aggregate,
-        clients=terms.noise is not None,
-        examples=plan.privacy is not None,
+        units=(*(("client",) if terms.noise else ()), *((plan.privacy.unit,) if plan.privacy else ())),
         bucket=bucket,
     )
     return work

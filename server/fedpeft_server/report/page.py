@@ -240,6 +240,8 @@ def _promised(config: RunConfig) -> list[str]:
         "of clients has in common.",
         "example": "Differential privacy hides one training example of one device, not what many of its examples have "
         "in common, nor how many there are.",
+        "person": "Differential privacy hides one person of one device with all of their examples, not what many "
+        "people have in common, nor how many there are.",
     }
     return [covered[config.privacy.unit]]
 

@@ -54,13 +54,14 @@ def spent(config: RunConfig, statements: Mapping[str, ExampleStatement], names: 
     found = []
     for name in sorted(names):
         last = statements.get(name)
-        if privacy.unit != "example" or privacy.epsilon is None or last is None:
+        if privacy.unit not in ("example", "person") or privacy.epsilon is None or last is None:
             continue
         release = SampledRelease(
             noise_multiplier=last.noise_multiplier,
             sampling_rate=last.sampling_rate,
             steps=last.steps + steps,
             parameters=TYPICAL_PARAMETERS,
+            unit=last.unit,
         )
         if sampled_epsilon([(release, 1)], last.delta) > privacy.epsilon:
             found.append(name)
@@ -76,7 +77,8 @@ def stated(view: RunView) -> dict[str, ExampleStatement]:
     found = {}
     for event in view.events:
         if event.kind == STATED:
-            if set(event.detail) != {field.name for field in fields(ExampleStatement)}:
+            names = {field.name for field in fields(ExampleStatement)}
+            if not names - {"examples_per_person"} <= set(event.detail) <= names:
                 raise IntegrityFailed(f"Expected a device's privacy statement, found {sorted(event.detail)}.")
             found[event.client] = ExampleStatement(**event.detail)  # type: ignore[arg-type]
     return found
@@ -89,7 +91,7 @@ def privacy_lines(view: RunView) -> tuple[str, ...]:
             return ()
         case "client":
             return _client_lines(view)
-        case "example":
+        case "example" | "person":
             return _example_lines(view)
 
 
