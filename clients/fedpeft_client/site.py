@@ -19,7 +19,7 @@ from fedpeft.errors import ConfigInvalid, OutsideHours, PolicyRefused, Problem
 from fedpeft.files import read_text
 from fedpeft.round.plan import LearningPlan
 
-__all__ = ["Hours", "Site", "SiteData", "SiteLimits", "SitePolicy", "methods_of"]
+__all__ = ["Hours", "Site", "SiteData", "SiteLimits", "SiteNetwork", "SitePolicy", "methods_of"]
 
 
 class SiteData(Section):
@@ -151,6 +151,16 @@ class SitePolicy(Section):
         return self
 
 
+class SiteNetwork(Section):
+    """How this device reaches its coordinator."""
+
+    proxy: str = Field(
+        default="",
+        description='An HTTP proxy, `http://HOST:PORT`; "off": none; empty: as https_proxy and no_proxy say.',
+    )
+    proxy_auth_file: str = Field(default="", description="A file with USER:PASSWORD for the proxy, its owner's alone.")
+
+
 class Hours:
     """A span of the day that may pass midnight.
 
@@ -177,6 +187,7 @@ class Site(Section):
     data: SiteData
     limits: SiteLimits = SiteLimits()
     policy: SitePolicy = SitePolicy()
+    network: SiteNetwork = SiteNetwork()
 
     @classmethod
     def load(cls, path: Path) -> Self:

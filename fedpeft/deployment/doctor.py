@@ -1,13 +1,13 @@
 """What `fedpeft doctor` found: one line a check, with what to do when it failed."""
 
 import shutil
-import socket
 import ssl
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedpeft.deployment.proxy import Proxy, connected
 from fedpeft.errors import FedpeftError
 
 __all__ = ["CheckResult", "answers_tls", "check", "disk", "private", "why_tls_fails"]
@@ -63,19 +63,20 @@ def disk(path: Path, *, need_bytes: int) -> CheckResult:
     return CheckResult(check="disk", sound=False, result=result, remedy=remedy, exit_code=8)
 
 
-def why_tls_fails(host: str, port: int, authority: bytes, *, timeout_s: float = 5.0) -> str:
+def why_tls_fails(host: str, port: int, authority: bytes, *, proxy: Proxy | None = None, timeout_s: float = 5.0) -> str:
     """Why a server's certificate is not accepted, in OpenSSL's words; empty when it is.
 
     Args:
         host, port: of the server.
         authority: the certificate that must have signed its, PEM.
+        proxy: on the way to it.
         timeout_s: for the connection.
     """
     context = ssl.create_default_context(cadata=authority.decode("ascii"))
     context.set_alpn_protocols(["h2"])
     try:
         with (
-            socket.create_connection((host, port), timeout_s) as plain,
+            connected(host, port, proxy=proxy, timeout_s=timeout_s) as plain,
             context.wrap_socket(plain, server_hostname=host),
         ):
             return ""
@@ -85,13 +86,13 @@ def why_tls_fails(host: str, port: int, authority: bytes, *, timeout_s: float = 
         return str(error)
 
 
-def answers_tls(host: str, port: int, authority: Path, *, timeout_s: float = 2.0) -> str:
+def answers_tls(host: str, port: int, authority: Path, *, proxy: Proxy | None = None, timeout_s: float = 2.0) -> str:
     """Empty when a server of this authority answers; else what happened: ``refused``, or why TLS failed."""
     context = ssl.create_default_context(cafile=str(authority))
     context.set_alpn_protocols(["h2", "http/1.1"])
     try:
         with (
-            socket.create_connection((host, port), timeout_s) as plain,
+            connected(host, port, proxy=proxy, timeout_s=timeout_s) as plain,
             context.wrap_socket(plain, server_hostname=host),
         ):
             return ""

@@ -6,6 +6,8 @@ and no code generator. The only module outside coordinator and device that impor
 
 import grpc
 
+from fedpeft.deployment.proxy import Proxy
+
 __all__ = [
     "ADAPTERS",
     "ADAPTER_FILE",
@@ -84,7 +86,12 @@ def method_path(method: str) -> str:
 
 
 def secure_channel(
-    target: str, *, authority: bytes, key: bytes | None = None, certificate: bytes | None = None
+    target: str,
+    *,
+    authority: bytes,
+    key: bytes | None = None,
+    certificate: bytes | None = None,
+    proxy: Proxy | None = None,
 ) -> grpc.Channel:
     """A TLS channel that trusts this authority and no other.
 
@@ -92,8 +99,12 @@ def secure_channel(
         target: ``host:port``; the host must be in the server's certificate.
         authority: its certificate, PEM.
         key, certificate: the device's own, PEM; None before it has them.
+        proxy: between here and there; None: none, whatever the environment says.
     """
     credentials = grpc.ssl_channel_credentials(authority, key, certificate)
     limit = MANIFEST_MAX_BYTES + 4096
-    options = (*_OPTIONS, ("grpc.max_receive_message_length", limit), ("grpc.enable_retries", 0))
+    way: tuple[str, int | str] = ("grpc.enable_http_proxy", 0)
+    if proxy is not None:
+        way = ("grpc.http_proxy", proxy.with_credentials())
+    options = (*_OPTIONS, ("grpc.max_receive_message_length", limit), ("grpc.enable_retries", 0), way)
     return grpc.secure_channel(target, credentials, options)

@@ -117,7 +117,7 @@ class Fleet:
                 self._connect(self._target())
 
     def _connect(self, target: FleetTarget) -> None:
-        self._key = target.node_key
+        self._reached, self._key = target, target.node_key
         self._client, self._public = fleet_client(target)
         self._node = Node(node_id=0)
 
@@ -247,6 +247,8 @@ class Fleet:
                 self._tell(f"the coordinator answered {status} {error.response.text[:300]}".rstrip())
             except httpx.TransportError as error:
                 _log.info("no connection to the coordinator (%s); trying again in %.2f s", error, pause_s)
+                if trouble := self._reached.trouble:
+                    self._tell(f"no way to the coordinator: {trouble}")
             self._sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return None

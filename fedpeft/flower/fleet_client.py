@@ -11,6 +11,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fedpeft.deployment.proxy import Proxy, proxy_trouble
 from fedpeft.errors import ConfigInvalid
 
 __all__ = ["FleetTarget", "fleet_client"]
@@ -29,11 +30,19 @@ class FleetTarget:
         address: host:port of the gateway.
         ca: the coordinator's certificate authority, PEM; nothing else is trusted.
         node_key: the device's P-256 private key, PEM.
+        proxy: on the way there; None: none, whatever the environment says.
     """
 
     address: str
     ca: bytes
     node_key: bytes
+    proxy: Proxy | None = None
+
+    @property
+    def trouble(self) -> str:
+        """Why the proxy makes no way there; empty where it does, or where there is none."""
+        host, _, port = self.address.rpartition(":")
+        return proxy_trouble(host.strip("[]"), int(port), self.proxy)
 
 
 def fleet_client(target: FleetTarget) -> tuple[FleetHttpClient, bytes]:
@@ -56,5 +65,11 @@ def fleet_client(target: FleetTarget) -> tuple[FleetHttpClient, bytes]:
     )
     client._client.close()
     # Flower's own lets a connection go after 5 s: then every round would begin with a TLS handshake.
-    client._client = httpx.Client(verify=trust, timeout=REQUEST_S, limits=httpx.Limits(keepalive_expiry=KEPT_S))
+    client._client = httpx.Client(
+        verify=trust,
+        timeout=REQUEST_S,
+        limits=httpx.Limits(keepalive_expiry=KEPT_S),
+        proxy=None if target.proxy is None else target.proxy.with_credentials(),
+        trust_env=False,  # what the environment says is in the target, and no ~/.netrc is read
+    )
     return client, public_key_to_bytes(key.public_key())

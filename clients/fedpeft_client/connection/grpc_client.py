@@ -4,7 +4,6 @@ Every failure is one of: ``NotEnrolled`` (the coordinator says so: exit 4), ``Un
 ``ResourceMissing`` (it has no such thing), ``IntegrityFailed`` (somebody else answered).
 """
 
-import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,9 +35,11 @@ from fedpeft.deployment.messages import (
     Wake,
     WakeRequest,
 )
+from fedpeft.deployment.proxy import Proxy, connected, proxy_trouble
 from fedpeft.deployment.token import JoinToken
 from fedpeft.errors import ConfigInvalid, DeadlineMissed, FedpeftError, IntegrityFailed, NotEnrolled, ResourceMissing
 from fedpeft.wire import decode, encode
+from fedpeft_client.connection.way_out import way_out
 from fedpeft_client.home import DeviceHome
 
 __all__ = ["Link", "Unreachable", "pinned_authority"]
@@ -59,13 +60,20 @@ class Link:
         target: ``host:port``.
         authority: the pinned authority's certificate, PEM.
         key, certificate: the device's, PEM; None while it enrols.
+        proxy: on the way there; None: none.
     """
 
     def __init__(
-        self, target: str, *, authority: bytes, key: bytes | None = None, certificate: bytes | None = None
+        self,
+        target: str,
+        *,
+        authority: bytes,
+        key: bytes | None = None,
+        certificate: bytes | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
-        self.target, self._authority = target, authority
-        self._channel = rpc.secure_channel(target, authority=authority, key=key, certificate=certificate)
+        self.target, self._authority, self._proxy = target, authority, proxy
+        self._channel = rpc.secure_channel(target, authority=authority, key=key, certificate=certificate, proxy=proxy)
 
     @classmethod
     def of_home(cls, home: DeviceHome) -> Self:
@@ -73,6 +81,7 @@ class Link:
 
         Raises:
             NotEnrolled: it is not, or its keys are gone.
+            ConfigInvalid: its proxy is none that can be used.
         """
         enrolment = home.enrolment()
         try:
@@ -82,7 +91,8 @@ class Link:
             raise NotEnrolled(
                 f"Expected the keys of {enrolment.device} in {home.keys}, found {error.strerror}; join anew."
             ) from error
-        return cls(enrolment.service_target, authority=authority, key=key, certificate=certificate)
+        proxy = way_out(home, enrolment.host)
+        return cls(enrolment.service_target, authority=authority, key=key, certificate=certificate, proxy=proxy)
 
     def close(self) -> None:
         """Ends open calls too."""
@@ -153,14 +163,14 @@ class Link:
         try:
             yield
         except grpc.RpcError as error:
-            raise _meaning(error, self.target, self._authority) from error
+            raise _meaning(error, self.target, self._authority, self._proxy) from error
         except ValueError as error:  # the channel was closed under the call
             raise Unreachable(
                 f"Expected an open connection to {self.target}, found it closed; connect anew."
             ) from error
 
 
-def pinned_authority(token: JoinToken, *, timeout_s: float = 10.0) -> bytes:
+def pinned_authority(token: JoinToken, *, proxy: Proxy | None = None, timeout_s: float = 10.0) -> bytes:
     """The authority's certificate (PEM) that the token's pin names, taken from the coordinator's TLS handshake.
 
     Nothing but the handshake is sent before the pin has been checked, and nothing else on this connection at all.
@@ -176,7 +186,7 @@ def pinned_authority(token: JoinToken, *, timeout_s: float = 10.0) -> bytes:
     where = f"{token.host}:{token.enrol_port}"
     try:
         with (
-            socket.create_connection((token.host, token.enrol_port), timeout_s) as plain,
+            connected(token.host, token.enrol_port, proxy=proxy, timeout_s=timeout_s) as plain,
             context.wrap_socket(plain, server_hostname=token.host) as secured,
         ):
             chain = _chain(secured)
@@ -201,8 +211,10 @@ def _chain(secured: ssl.SSLSocket) -> list[bytes]:
     return [ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in shown or ()]
 
 
-def _meaning(error: grpc.RpcError, target: str, authority: bytes) -> FedpeftError:
+def _meaning(error: grpc.RpcError, target: str, authority: bytes, proxy: Proxy | None) -> FedpeftError:
     code, detail = error.code(), error.details() or ""
+    host, _, port = target.rpartition(":")
+    host = host.strip("[]")
     match code:
         case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
             return NotEnrolled(f"Expected {target} to accept this device, found {detail}.")
@@ -211,8 +223,7 @@ def _meaning(error: grpc.RpcError, target: str, authority: bytes) -> FedpeftErro
         case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.UNIMPLEMENTED:
             return ConfigInvalid(f"Expected {target} to understand fedpeft {__version__}, found {detail}; update both.")
     if "CERTIFICATE_VERIFY_FAILED" in detail:
-        host, _, port = target.rpartition(":")
-        cause = why_tls_fails(host.strip("[]"), int(port), authority)
+        cause = why_tls_fails(host, int(port), authority, proxy=proxy)
         if "not yet valid" in cause or "expired" in cause:
             return ResourceMissing(
                 f"Expected this machine's clock to be within the life of the certificate of {target}, found that the "
@@ -221,4 +232,7 @@ def _meaning(error: grpc.RpcError, target: str, authority: bytes) -> FedpeftErro
         return IntegrityFailed(
             f"Expected {target} to show a certificate of the pinned authority, found another; nothing was sent."
         )
+    if trouble := proxy_trouble(host, int(port), proxy):  # gRPC says of it what varies, and may say the password
+        return Unreachable(f"Expected a way to {target} through a proxy, found that {trouble}.")
+    detail = detail if proxy is None else f"no answer behind {proxy}"
     return Unreachable(f"Expected an answer from {target}, found {code.name.lower()}: {detail[:200]}.")

@@ -21,6 +21,7 @@ from fedpeft.files import PRIVATE, write_file
 from fedpeft.secagg import FileLedger
 from fedpeft.wire import encode
 from fedpeft_client.connection.grpc_client import Link, Unreachable, pinned_authority
+from fedpeft_client.connection.way_out import way_out
 from fedpeft_client.enrolment.keys import certificate_fits, ensure_keys, forget_keys, public_key, signing_request
 from fedpeft_client.home import DeviceHome, Enrolment
 
@@ -85,8 +86,9 @@ def join(
             )
         forget_keys(home)
         home.enrolment_file.unlink()
-    authority = pinned_authority(token)
-    with Link(_target(token), authority=authority) as link:
+    proxy = way_out(home, token.host)
+    authority = pinned_authority(token, proxy=proxy)
+    with Link(_target(token), authority=authority, proxy=proxy) as link:
         if outside := outside_window(__version__, link.greet().version):
             raise ConfigInvalid(f"Expected a coordinator of this device's series, found that {outside}; update one.")
         check_clock(link, clock)

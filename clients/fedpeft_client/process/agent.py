@@ -27,6 +27,7 @@ from fedpeft.round.messages import Failure, FailureReason, FitRequest
 from fedpeft.round.transport import Stage
 from fedpeft.secagg import FileLedger
 from fedpeft.wire import decode, encode
+from fedpeft_client.connection.way_out import way_out
 from fedpeft_client.home import SCHEMA, DeviceHome
 from fedpeft_client.process.frames import HANDLE, framed
 from fedpeft_client.process.run_watch import RunWatch
@@ -232,10 +233,12 @@ def _target(home: DeviceHome) -> FleetTarget:
     """Where the coordinator is, and who this device is to it by what is in its home now."""
     try:
         with short_turn(home.keys):  # not between the two halves of a rotation
+            enrolment = home.enrolment()
             return FleetTarget(
-                address=home.enrolment().fleet_url.removeprefix("https://"),
+                address=enrolment.fleet_url.removeprefix("https://"),
                 ca=home.ca_certificate.read_bytes(),
                 node_key=home.device_key.read_bytes(),
+                proxy=way_out(home, enrolment.host),
             )
     except OSError as error:
         raise NotEnrolled(f"Expected keys in {home.keys}, found {error.strerror}; join anew.") from error

@@ -64,11 +64,11 @@ methods = ["lora"]
 """
 
 
-def enrol_device(coordinator: CoordinatorHome, path: Path, name: str) -> DeviceHome:
+def enrol_device(coordinator: CoordinatorHome, path: Path, name: str, host: str = "localhost") -> DeviceHome:
     """Joins with a token of its own, as `fedpeft client join` does, and keeps its keys in ``path``."""
     registry, settings = Registry(coordinator.registry), coordinator.settings()
     token = Tokens(registry, SystemClock()).create(
-        host="localhost", enrol_port=settings.enrol_port,
+        host=host, enrol_port=settings.enrol_port,
         ca_fingerprint=Authority.of_home(coordinator, SystemClock()).fingerprint,
         ttl_s=600.0, uses=1, auto_approve=True, organisation="", entropy=os_entropy,
     )  # fmt: skip
@@ -99,6 +99,8 @@ class ToyFederation:
     """Use ``up`` and ``device``; ``close`` ends what still runs."""
 
     path: Path
+    hosts: tuple[str, ...] = ("localhost",)
+    bind: str = "127.0.0.1"
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -109,7 +111,7 @@ class ToyFederation:
         for one in sockets:
             one.close()
         self.home = CoordinatorHome(self.path / "coordinator")
-        self.settings = Settings(hosts=("localhost",), bind="127.0.0.1", **ports)
+        self.settings = Settings(hosts=self.hosts, bind=self.bind, **ports)
         initialise(self.home, self.settings, clock=SystemClock(), entropy=os_entropy)
         self.queue = JobQueue(self.home.path / "queue")
 
