@@ -18,6 +18,7 @@ __all__ = [
     "freezes_head",
     "measures_head",
     "method_round",
+    "with_unseen_rows",
     "without_means",
 ]
 
@@ -44,6 +45,18 @@ def without_means(state: AdapterState) -> AdapterState:
     tensors = unflatten(block, state[HEAD_BLOCK])
     name = classifier_of(block).name
     return state.replace({HEAD_BLOCK: flatten(block, {**tensors, name: np.zeros_like(tensors[name])})})
+
+
+def with_unseen_rows(before: AdapterState, after: AdapterState) -> AdapterState:
+    """``after``, made of a later round's class means, with the rows of ``before`` for classes that nobody measured.
+
+    Whoever holds a class alone may be absent in a round that measures: its row is then the one that was there.
+    """
+    block = after.spec[HEAD_BLOCK]
+    name = classifier_of(block).name
+    old, new = (unflatten(block, state[HEAD_BLOCK]) for state in (before, after))
+    unseen = ~new[name].any(axis=1, keepdims=True)
+    return after.replace({HEAD_BLOCK: flatten(block, {**new, name: np.where(unseen, old[name], new[name])})})
 
 
 def method_round(spec: AdapterSpec, adapter: Adapter, round_id: int) -> int:

@@ -5,7 +5,7 @@ import pytest
 
 from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec, TensorSpec, unflatten
 from fedpeft.aggregate import between_rounds
-from fedpeft.aggregate.head_start import without_means
+from fedpeft.aggregate.head_start import with_unseen_rows, without_means
 from fedpeft.catalogue.adalora import adalora_budget
 from fedpeft.config.model import AdaLora, Adapter, BitFit
 from fedpeft.errors import RunFailed
@@ -128,6 +128,13 @@ def test_with_a_refresh_later_rounds_make_the_head_again() -> None:
     begin, again = head_of([[0.6, 0.0], [0.0, 0.2]]), MEANS.model_copy(update={"head_refresh": 3})
     made = [between_rounds(begin, again, round_id) is not begin for round_id in range(1, 9)]
     assert made == [True, False, False, True, False, False, True, False]
+
+
+def test_a_class_whose_holder_is_absent_in_a_later_round_of_class_means_keeps_its_row() -> None:
+    old, new = head_of([[1.0, 2.0], [3.0, 4.0]]), head_of([[0.5, 0.25], [0.0, 0.0]])
+    found = unflatten(old.spec[HEAD], with_unseen_rows(old, new)[HEAD])
+    assert found["out.weight"].tolist() == [[0.5, 0.25], [3.0, 4.0]]
+    assert (found["dense.weight"] == 1).all()
 
 
 def test_what_a_round_of_class_means_adds_to_is_the_head_without_its_rows() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import ServerState, between_rounds
-from fedpeft.aggregate.head_start import measures_head
+from fedpeft.aggregate.head_start import measures_head, with_unseen_rows
 from fedpeft.config import RunConfig
 from fedpeft.errors import IntegrityFailed
 from fedpeft.ids import RoundId
@@ -165,6 +165,8 @@ class Committing:
                 means = False  # nothing was summed: the head that is there is no sum of means
             else:
                 state = between_rounds(state, self._config.adapter, round_id)
+                if means and round_id > 1:
+                    state = with_unseen_rows(progress.state, state)
         # A noised loss counts nobody, and its least value is more luck than a good state.
         counted = measured.loss if measured.evaluators else None
         is_best = counted is not None and (progress.best_loss is None or counted < progress.best_loss)
