@@ -141,6 +141,7 @@ def test_every_block_of_commands_runs_here_or_in_a_test_that_is_named() -> None:
                 assert (ROOT / test).is_file()
 
 
+USE = ROOT / "docs" / "use.md"
 OWN_DATA = next(block for _, block in blocks(ROOT / "README.md") if "fedpeft init" in block)
 SMALLER = {"init": ["--model", "./my-model"], "simulate": ["--no-baselines", "--rounds", "1"]}
 """What makes a documented command small: another base than the default, which is 90 MB, and one round."""
@@ -168,3 +169,6 @@ def test_the_readmes_block_on_own_data_runs(
             code = main([*words[1:], *SMALLER.get(words[1], [])])
             assert code == 0, (line, capfd.readouterr())
     assert list((tmp_path / "runs").glob("*/report.html"))
+    for line in "".join(block for _, block in blocks(USE) if kind == "csv").splitlines():
+        code = main(shlex.split(line, comments=True)[1:])
+        assert code == 0, (line, capfd.readouterr())

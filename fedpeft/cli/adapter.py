@@ -60,6 +60,14 @@ def inspect(folder: Path, original: str | None, store: Path | None, as_json: boo
 )
 @click.option("--whole-matrices", is_flag=True, help="Fold IA3 beside LoRA into whole matrices: peft alone loads it.")
 @click.option("--full", is_flag=True, help="Write base and adapter as one model that transformers alone loads.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["peft", "gguf"]),
+    default="peft",
+    show_default=True,
+    help="gguf: OUT/adapter.gguf, which llama.cpp loads beside the base.",
+)
 @click.option("--out", type=OutFolder(), required=True, help="Where to write it.")
 @click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
 def export(
@@ -68,19 +76,27 @@ def export(
     methods: tuple[str, ...],
     whole_matrices: bool,
     full: bool,
+    form: str,
     out: Path,
     store: Path | None,
 ) -> None:
-    """Write the adapter of RUN again: for a class of devices, in one piece for peft, or as a whole model.
+    """Write the adapter of RUN again: for a class of devices, whole for peft, for llama.cpp, or as a whole model.
 
     \b
     Examples:
       fedpeft adapter export runs/a --rank 2 --method lora --out phones
       fedpeft adapter export runs/a --whole-matrices --out served
       fedpeft adapter export runs/a --full --out model
+      fedpeft adapter export runs/a --format gguf --out llama
     """
+    if form == "gguf" and (full or whole_matrices):
+        raise click.UsageError("Expected --format gguf without --full and --whole-matrices, found both.")
     whole = trained(run, store)
     part = whole.for_class(rank=rank, methods=methods or None, store=store) if rank or methods else None
+    if form == "gguf":
+        matrices = (part or whole).export_gguf(out / "adapter.gguf")
+        click.echo(f"{out / 'adapter.gguf'}: {matrices} matrices; load it with llama.cpp's --lora beside the base")
+        return
     if full:
         written = (part or whole).export_merged(out)
         click.echo(

@@ -173,8 +173,16 @@ def _methods(artifact: "BaseArtifact", *, attention: bool) -> list[str]:
 @command.command()
 @click.argument("digest")
 @click.option("--out", type=OutFolder(), required=True, help="A new or empty folder.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["transformers", "gguf"]),
+    default="transformers",
+    show_default=True,
+    help="gguf: OUT/base.gguf in float32, for llama.cpp.",
+)
 @store_option
-def export(digest: str, out: Path, store: Path | None) -> None:
+def export(digest: str, out: Path, form: str, store: Path | None) -> None:
     """Write the artifact DIGEST as a folder for transformers: float32 weights, config and tokenizer.
 
     An adapter's `base_model_name_or_path` may then name that folder. The weights are those that devices train
@@ -188,6 +196,11 @@ def export(digest: str, out: Path, store: Path | None) -> None:
     from fedpeft.export.whole_model import export_base, probe_inputs
 
     artifact = ArtifactStore(store or default_store()).get(digest)
+    if form == "gguf":
+        from fedpeft.export.gguf import write_gguf_base
+
+        click.echo(f"{out / 'base.gguf'}: {write_gguf_base(artifact, out / 'base.gguf')} tensors in float32")
+        return
     written = export_base(artifact, out, probe_inputs(load_tokenizer(artifact), seed=0))
     click.echo(
         f"{out}: {written.architecture}, loaded anew: outputs within {written.max_difference:.1e} of the artifact"

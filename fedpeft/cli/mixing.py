@@ -29,34 +29,45 @@ __all__ = ["hub", "merge", "summary_of", "trained"]
 @click.option("--density", type=FiniteFloat(0, 1, min_open=True), default=0.5, show_default=True)
 @click.option("--rank", type=click.IntRange(1), help="Of svd; default: the largest of the folders'.")
 @click.option("--seed", default=0, show_default=True, help="Of dare.")
+@click.option("--data", metavar="FILE", help="Measure each adapter and what becomes of them on these examples.")
+@map_option
+@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
 @click.option("--out", type=OutFolder(), required=True, help="Where to write it.")
 @json_option
 def merge(
+    *,
     folders: tuple[Path, ...],
     rule: "Rule",
     weights: tuple[float, ...],
     density: float,
     rank: int | None,
     seed: int,
+    data: str | None,
+    column_map: dict[str, str],
+    store: Path | None,
     out: Path,
     as_json: bool,
 ) -> None:
-    """Make one adapter of several ADAPTERS (exported folders, or runs).
+    """Make one adapter of several ADAPTERS (exported folders, or runs), and measure what that does.
 
     \b
     Examples:
       fedpeft adapter merge runs/a runs/b --rule ties --density 0.3 --out merged
       fedpeft adapter merge runs/a runs/b --rule svd --rank 8 --weight 1 --weight -0.5 --out merged
+      fedpeft adapter merge runs/a runs/b --rule dare --data notes.csv --out merged
     """
     from fedpeft.export.merge import merge_adapters, read_exported
 
     strengths = weights or tuple(1.0 / len(folders) for _ in folders)
     sources = [read_exported(folder) for folder in folders]
     summary = merge_adapters(sources, strengths, rule, out, density=density, rank=rank, seed=seed)
+    scores = {} if data is None else _measured((*folders, out), data, column_map, store)
     if as_json:
-        say_json({"folder": str(out), **summary_of(out)})
+        say_json({"folder": str(out), **summary_of(out), "measured": scores or None})
         return
     click.echo(f"{out}: {summary.peft_type} by {rule}, {summary.parameters:,} parameters, for {summary.base}")
+    for folder, score in scores.items():
+        click.echo(f"loss {score['loss']:.4f}  accuracy {score['accuracy']:.4f}  {folder}")
 
 
 @click.command()
@@ -91,6 +102,21 @@ def hub(
     click.echo(f"loss {found.loss:.4f} after {found.tries} tries; the untrained adapter {found.single_losses[0]:.4f}")
     model.export(out)
     click.echo(f"written to {out}")
+
+
+def _measured(
+    folders: tuple[Path, ...], data: str, column_map: dict[str, str], store: Path | None
+) -> dict[str, dict[str, float]]:
+    """Loss and accuracy of each exported adapter on the same examples."""
+    from fedpeft.base import default_store
+    from fedpeft.data import load_records
+    from fedpeft_client.inference import ReceivedModel
+
+    records, found = load_records(data, column_map), {}
+    for folder in folders:
+        score = ReceivedModel.load(folder, store or default_store()).evaluate(records)
+        found[str(folder)] = {"loss": score.loss_sum / score.examples, "accuracy": score.correct / score.examples}
+    return found
 
 
 def trained(run: Path, store: Path | None) -> "TrainedModel":

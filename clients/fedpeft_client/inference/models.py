@@ -15,6 +15,7 @@ from fedpeft.data import EncodedDataset, Records, encode, validate
 from fedpeft.entropy import derive_seed, generator
 from fedpeft.export import ExportSummary, export_peft
 from fedpeft.export.device_class import class_adapter, class_state
+from fedpeft.export.gguf import write_gguf_adapter
 from fedpeft.export.received import load_received, read_received
 from fedpeft.export.whole_model import WholeModel, export_merged, probe_inputs
 from fedpeft.round.plan import learning_plan
@@ -132,6 +133,10 @@ class TrainedModel:
         inputs = probe_inputs(self._tokenizer, seed=self._config.run.seed)
         head_seed = derive_seed(self._config.run.seed, "head")
         return export_merged(self._union, self._artifact, folder, inputs, head_seed=head_seed)
+
+    def export_gguf(self, path: Path) -> int:
+        """Write the adapter for llama.cpp (``fedpeft.export.gguf.write_gguf_adapter``)."""
+        return write_gguf_adapter(self._union, self._artifact, path)
 
     def for_class(
         self, *, rank: int | None, methods: Sequence[str] | None, store: Path | None = None
