@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,9 @@ from fedpeft.aggregate import ServerState
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.round.bound import Bound
+from fedpeft.round.device.agreed import expect_agreed
 from fedpeft.round.device.records import ForkSeen, HeldBlocks, RunPin, SeenLinks, kept
-from fedpeft.round.history import BURNT, Forked, Lacking, Standing, followed, genesis, read_history
+from fedpeft.round.history import BURNT, Forked, Lacking, Standing, followed, genesis, linked, read_history
 from fedpeft.round.linking import sums_digest
 from fedpeft.round.local import DeviceStore
 from fedpeft.round.messages import BlockDigest, BlockPayload, FailureReason, FitRequest, Link
@@ -23,10 +25,20 @@ from fedpeft.round.work import controls_digest, last_round, state_digest
 from fedpeft.secagg import Mark
 from fedpeft.wire import encode
 
-__all__ = ["HELD", "advance", "follow", "fork_seen", "held_digests", "known_links", "receive"]
+__all__ = [
+    "HELD",
+    "advance",
+    "earlier_heads",
+    "follow",
+    "fork_seen",
+    "held_digests",
+    "known_links",
+    "receive",
+]
 
 Vector = npt.NDArray[np.float32]
 HELD = "held-blocks"
+HEAD_SIZE = len(BURNT)
 
 LARGEST_PLACE = 2.0**24
 """Up to here float32 holds every whole number: what FISH names a weight by, in a block that the coordinator writes."""
@@ -35,6 +47,9 @@ NOTHING_OPENED = sums_digest({})
 """Of a round whose blocks all stayed masked: its link has no words to send, and its step is one without sums."""
 LINKS_KEPT = 256
 """Of each run, to show beside another history."""
+
+HEADS_KEPT = 4096
+"""Digests of a run's pasts: what is kept on a device goes by them. A memory of longer ago begins anew."""
 
 
 def follow(
@@ -79,10 +94,21 @@ def follow(
         raise
     if isinstance(proved, Lacking):
         return proved
+    for link in proved:
+        expect_agreed(store, bound.plan, link)
     if pin is None:
         store.write(_key(run_id), encode(found))
-    _keep_links(store, run_id, proved, request.offer)
+    known = mark.history if mark is not None and mark.history else standing.genesis
+    start = bound.terms.history if not proved else standing.genesis if proved[0].round_id == 1 else known
+    _keep_links(store, run_id, proved, request.offer, start)
     return found
+
+
+def earlier_heads(store: DeviceStore, run_id: str) -> frozenset[bytes]:
+    """Digests of every past of this run that led to the one that was followed last, that one too."""
+    seen = kept(store, _key(run_id, "links"), SeenLinks)
+    heads = seen.heads if seen else b""
+    return frozenset(heads[at : at + HEAD_SIZE] for at in range(0, len(heads), HEAD_SIZE))
 
 
 def advance(store: DeviceStore, pin: RunPin, bound: Bound) -> None:
@@ -99,11 +125,17 @@ def advance(store: DeviceStore, pin: RunPin, bound: Bound) -> None:
         store.write(_key(pin.run_id), encode(moved))
 
 
-def _keep_links(store: DeviceStore, run_id: str, links: tuple[Link, ...], offer: bytes) -> None:
+def _keep_links(store: DeviceStore, run_id: str, links: tuple[Link, ...], offer: bytes, start: bytes) -> None:
+    """Adds links that lead on from the past ``start``."""
     seen = kept(store, _key(run_id, "links"), SeenLinks)
     by_round = {link.round_id: link for link in (*(seen.links if seen else ()), *links)}
     latest = tuple(by_round[number] for number in sorted(by_round)[-LINKS_KEPT:])
-    store.write(_key(run_id, "links"), encode(SeenLinks(links=latest, offer=offer)))
+    heads = seen.heads if seen else b""
+    known = {heads[at : at + HEAD_SIZE] for at in range(0, len(heads), HEAD_SIZE)}
+    for head in accumulate(links, linked, initial=start):
+        heads += head if head not in known else b""
+    record = SeenLinks(links=latest, offer=offer, heads=heads[-HEADS_KEPT * HEAD_SIZE :])
+    store.write(_key(run_id, "links"), encode(record))
 
 
 def _keep_fork(store: DeviceStore, fork: Forked, bound: Bound, offer: bytes) -> None:
@@ -167,7 +199,7 @@ def receive(store: DeviceStore, spec: AdapterSpec, bound: Bound, request: FitReq
     elif held is not None and (link := _step_to_follow(store, spec, bound.plan, held, round_id)) is not None:
         if not request.sums and link.sums != NOTHING_OPENED:
             return FailureReason.MISSING_HISTORY
-        state, memory = _stepped(spec, bound, held, link, request.sums)
+        state, memory = _stepped(store, spec, bound, held, link, request.sums)
     else:
         blocks = {part.block_id: part.values for part in (held.blocks if held else ())}
         blocks |= {part.block_id: part.values for part in request.payloads}
@@ -214,12 +246,13 @@ def _step_to_follow(
 
 
 def _stepped(
-    spec: AdapterSpec, bound: Bound, held: HeldBlocks, link: Link, sums: tuple[BlockPayload, ...]
+    store: DeviceStore, spec: AdapterSpec, bound: Bound, held: HeldBlocks, link: Link, sums: tuple[BlockPayload, ...]
 ) -> tuple[AdapterState, bytes]:
     before = _state_of(spec, bound, {part.block_id: part.values for part in held.blocks})
     factor = held.learning_rate_factor
     if held.round_id != link.round_id:  # burnt rounds lie between; the schedule went on
         factor = learning_rate_factor(bound.plan.train, bound.plan.rounds, link.round_id)
+    expect_agreed(store, bound.plan, link, tuple(part.block_id for part in sums))
     memory = ServerState.from_safetensors(held.server or b"")
     state, server = next_state(bound.plan, before, memory, link, sums, learning_rate_factor=factor)
     if state_digest(state.digests) != bound.work.state:

@@ -1,13 +1,13 @@
 """The link of a round that is over, from what the coordinator opened, or of one that was burnt."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
 import numpy as np
 
 from fedpeft.config.rules import RULES
-from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.ids import BlockId, ParticipantId, SizeClass
 from fedpeft.privacy import CLIP_BIT, NOISED_METRICS
 from fedpeft.round.history import BURNT
 from fedpeft.round.messages import Link
@@ -19,7 +19,7 @@ from fedpeft.round.work import dealt_buckets
 from fedpeft.secagg import BlockSum, Summed
 from fedpeft.secagg.primitives import digest
 
-__all__ = ["burnt_link", "link_of", "public_weights", "summed_blocks", "sums_digest", "survivors_in_buckets"]
+__all__ = ["burnt_link", "link_of", "packed", "public_weights", "summed_blocks", "sums_digest", "survivors_in_buckets"]
 
 MEASURED = frozenset({METRICS, TRAIN_LOSS, COHORT_WEIGHT, CLIP_BIT, NOISED_METRICS})
 """Blocks of the terms that no block of the adapter has: nothing of them is in the next state of a rule that devices
@@ -37,22 +37,26 @@ def sums_digest(words: Mapping[BlockId, bytes]) -> bytes:
     return digest("sums", *parts)
 
 
-def public_weights(plan: LearningPlan, summed: Summed) -> dict[ParticipantId, int]:
-    """Each survivor's weight, in units of the smallest that the run gives."""
+def public_weights(plan: LearningPlan, classes: Mapping[ParticipantId, SizeClass]) -> dict[ParticipantId, int]:
+    """The weight of each of these, in units of the smallest that the run gives.
+
+    Args:
+        classes: as their adverts declare them.
+    """
     by_size = plan.aggregate.weight == "examples" and plan.client_privacy is None
     largest = size_class(plan.aggregate.max_weight)
     return {
         place: round(share_of(declared, plan.aggregate.max_weight) * 2.0**largest) if by_size else 1
-        for place, declared in summed.weight_classes.items()
+        for place, declared in classes.items()
     }
 
 
 def survivors_in_buckets(
-    plan: LearningPlan, names: Mapping[ParticipantId, str], round_id: int, summed: Summed
+    plan: LearningPlan, names: Mapping[ParticipantId, str], round_id: int, survivors: Iterable[ParticipantId]
 ) -> tuple[int, ...]:
     """How many devices are in the sum; with buckets in each of them, ascending."""
     buckets = dealt_buckets(plan, list(names.values()), round_id)
-    places = [buckets.get(names[place], 0) for place in summed.survivors]
+    places = [buckets.get(names[place], 0) for place in survivors]
     return tuple(places.count(number) for number in sorted(set(buckets.values())) or [0])
 
 
@@ -68,7 +72,7 @@ def link_of(
         population: how many devices the coordinator had heard of.
     """
     plan, blocks = task.plan, summed_blocks(summed)
-    weights = public_weights(plan, summed)
+    weights = public_weights(plan, summed.weight_classes)
     of_owners = [sum(weights[place] for place in block.members) for block in blocks.values()]
     return Link(
         round_id=task.round_id,
@@ -78,10 +82,10 @@ def link_of(
         sums=sums_digest({block_id: block.words for block_id, block in blocks.items()}),
         devices=len(names),
         population=max(population, len(summed.survivors)),
-        survivors=_packed(survivors_in_buckets(plan, names, task.round_id, summed), ">u4"),
+        survivors=packed(survivors_in_buckets(plan, names, task.round_id, summed.survivors), ">u4"),
         weight=sum(weights.values()),
-        owners=_packed([block.owners for block in blocks.values()], ">u4"),
-        weights=_packed(of_owners, ">u8") if RULES[plan.aggregate.rule].owner_weights else b"",
+        owners=packed([block.owners for block in blocks.values()], ">u4"),
+        weights=packed(of_owners, ">u8") if RULES[plan.aggregate.rule].owner_weights else b"",
         clip=task.noise.l2_clip_norm if task.noise else 0.0,
     )
 
@@ -104,7 +108,8 @@ def burnt_link(task: RoundTask, *, state: bytes, devices: int, population: int) 
     )
 
 
-def _packed(numbers: Sequence[int], kind: str) -> bytes:
+def packed(numbers: Sequence[int], kind: str) -> bytes:
+    """Whole numbers as bytes, e.g. of numpy's kind ``>u4``: four each."""
     return np.array(numbers, kind).tobytes()
 
 

@@ -159,6 +159,10 @@ class SumSession(Protocol):
         """Answer one later stage; a repeated request gets the same reply."""
         ...
 
+    def agreed(self, run_id: str) -> secagg.AgreedSum | None:
+        """The sum that this device has signed for and not revealed of yet; None if there is none."""
+        ...
+
     def abandon(self, run_id: str) -> None:
         """Forget the open round and its secrets."""
         ...

@@ -54,6 +54,8 @@ class Work:
         first_step, learning_rate_factor, eval_examples, train, blocks: see ``WorkTerms``.
         bucket: which bucket's sums the device belongs to, from 1; 0: sums are not bucketed.
         controls: SCAFFOLD's server control of each block.
+        history: digest of everything before this round (h_{r-1}), as the signed terms have it.
+        earlier: digests of shorter pasts that this one continues, as far as this device has followed them.
     """
 
     round_id: RoundId
@@ -64,6 +66,8 @@ class Work:
     blocks: tuple[BlockId, ...]
     bucket: int
     controls: Mapping[BlockId, Vector]
+    history: bytes = b""
+    earlier: frozenset[bytes] = frozenset()
 
 
 def plan_digest(learning: str) -> bytes:

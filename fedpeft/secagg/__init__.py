@@ -10,6 +10,7 @@ from fedpeft.secagg.coordinator import close_stage, open_round, receive, reject
 from fedpeft.secagg.coordinator_state import Aborted, BlockSum, CoordinatorState, Open, Rejection, Summed
 from fedpeft.secagg.device import answer, begin
 from fedpeft.secagg.device_mask import Inputs
+from fedpeft.secagg.device_reveal import AgreedSum
 from fedpeft.secagg.device_state import DeviceState, DeviceStep, Mark, dump_state, load_state
 from fedpeft.secagg.ledger import FileLedger, Ledger, MemoryLedger
 from fedpeft.secagg.messages import (
@@ -42,6 +43,7 @@ __all__ = [
     "REQUESTS",
     "Aborted",
     "Advertise",
+    "AgreedSum",
     "Agreement",
     "BlockSum",
     "ConsistRequest",

@@ -1,10 +1,11 @@
 """The device's last stages: agree on the survivors, then reveal (docs/protocol.md, "CONSIST" and "REVEAL")."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from fedpeft.ids import ParticipantId
+from fedpeft.ids import BlockId, ParticipantId, SizeClass
 from fedpeft.secagg.cohort import cohort_problem, quorum
 from fedpeft.secagg.device_mask import subset_with_us
 from fedpeft.secagg.device_secrets import Violation, roster_of
@@ -13,9 +14,10 @@ from fedpeft.secagg.messages import Agreement, ConsistRequest, Reason, RevealedS
 from fedpeft.secagg.primitives import SIGNATURE_SIZE, IdentityKey, authenticate, is_signed
 from fedpeft.secagg.roster import Roster, members_of
 from fedpeft.secagg.shamir import SHARE_SIZE
+from fedpeft.secagg.spec import RoundSpec
 from fedpeft.secagg.transcript import STAGE_CONSIST, STAGE_REVEAL, agreement_digest, masked_digest, survivors_context
 
-__all__ = ["ABSENT_SHARE", "consist", "reveal"]
+__all__ = ["ABSENT_SHARE", "AgreedSum", "agreed_sum", "consist", "reveal"]
 
 ABSENT_SHARE = b"\xff" * SHARE_SIZE
 """No field element: stands for a share that this device never got."""
@@ -41,6 +43,38 @@ def consist(state: Masked, request: ConsistRequest, identity: IdentityKey) -> Ag
             signature=signature,
             tag=authenticate(state.reply_key.value, STAGE_CONSIST, [context, signature]),
         ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgreedSum:
+    """A sum as a device has signed for it; all of it is public.
+
+    Args:
+        spec: the terms.
+        context: of the survivor set (C3).
+        weight_classes: of each survivor.
+        owners: of each block of the terms the survivors that own it.
+    """
+
+    spec: RoundSpec
+    context: bytes
+    weight_classes: Mapping[ParticipantId, SizeClass]
+    owners: Mapping[BlockId, frozenset[ParticipantId]]
+
+
+def agreed_sum(state: Agreed) -> AgreedSum:
+    """What this device has signed for."""
+    roster = roster_of(state.seat, state.roster)
+    survivors = frozenset(members_of(state.survivors, roster.members) or ())
+    return AgreedSum(
+        spec=roster.spec,
+        context=state.asked,
+        weight_classes={member: roster.classes[roster.place[member]] for member in sorted(survivors)},
+        owners={
+            block.block_id: survivors & owners
+            for block, owners in zip(roster.spec.blocks, roster.owner_sets, strict=True)
+        },
     )
 
 

@@ -13,7 +13,8 @@ from fedpeft.ids import SIZELESS, BlockId, SizeClass
 from fedpeft.secagg.cohort import colluders
 from fedpeft.secagg.device import answer, begin, examine
 from fedpeft.secagg.device_mask import Inputs
-from fedpeft.secagg.device_state import Advertised, DeviceStep, Failed, Mark, Masked, Shared
+from fedpeft.secagg.device_reveal import AgreedSum, agreed_sum
+from fedpeft.secagg.device_state import Advertised, Agreed, DeviceStep, Failed, Mark, Masked, Shared
 from fedpeft.secagg.ledger import Ledger
 from fedpeft.secagg.messages import MaskRequest, Reason, Refusal, Reply, Request, RoundOffer
 from fedpeft.secagg.policy import DevicePolicy, Directory, Enrolled
@@ -153,6 +154,12 @@ class DeviceSession:
                     before_masking()
                 self._ledger.save(run_id, step.state)
             return step.reply
+
+    def agreed(self, run_id: str) -> AgreedSum | None:
+        """The sum that this device has signed for and not revealed of yet; None if there is none."""
+        with self._lock:
+            state = self._ledger.load(run_id)
+        return agreed_sum(state) if isinstance(state, Agreed) else None
 
     def _sit_out(self, spec: RoundSpec) -> Refusal:
         """The ledger before this one was lost: whether this device has signed in this round nobody knows."""

@@ -25,6 +25,7 @@ from fedpeft.round.task import Member, RoundTask
 from fedpeft.round.terms import participants_of, round_terms
 from fedpeft.round.transport import Stage
 from fedpeft.round.work import Work, accept_work, state_digest, work_terms
+from fedpeft.secagg.primitives import digest
 from fedpeft.testing.network import Handle
 from fedpeft.testing.secagg_fleet import DumpingLedger
 from fedpeft.wire import encode
@@ -232,7 +233,9 @@ def toy_noise(plan: LearningPlan, *, devices: int) -> NoiseTerms:
 def toy_work(plan: LearningPlan, adapter: AdapterSpec, *, round_id: int = 1) -> Work:
     """What a device would accept to do in this round, from no particular state."""
     terms = work_terms(plan, adapter, round_id, state=b"")
-    return accept_work(plan, adapter, round_id, terms, bucket=0, controls=())
+    pasts = [digest("toy past", bytes([number])) for number in range(round_id)]
+    accepted = accept_work(plan, adapter, round_id, terms, bucket=0, controls=())
+    return replace(accepted, history=pasts[-1], earlier=frozenset(pasts))
 
 
 def toy_terms(

@@ -48,6 +48,9 @@ class PlainSession:
         """The last attempt; nobody signs survivors here."""
         return self._marks.get(run_id)
 
+    def agreed(self, run_id: str) -> None:
+        """Nobody signs survivors here."""
+
     def begin(
         self,
         offer: secagg.RoundOffer,

@@ -14,6 +14,7 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import ServerState
 from fedpeft.config.model import Rounds
+from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.round.coordinator import run_round
 from fedpeft.round.history import Past
@@ -118,6 +119,26 @@ def test_a_step_that_is_made_longer_by_the_links_numbers_is_refused(fleet: ToyFl
     run = Run(fleet)
     longer = STATE.replace({HEAD: (STATE[HEAD].astype(np.float64) + 1.0).astype(np.float32)})
     assert ready(run.asked(run.after(longer, **lie), longer, run.sums())) == []
+
+
+WEIGHED = toy_plan(SPEC, weight="examples", max_weight=128, secagg=exact_terms(N))
+
+
+@pytest.mark.parametrize(
+    "lie", [{"weight": 6 * 4}, {"weight": 6 * 128}, {"devices": 7}, {"owners": b"\0\0\0\5"}, {}], ids=str
+)
+def test_a_links_numbers_are_those_of_the_roster_that_devices_signed_for(lie: dict[str, object]) -> None:
+    """Each of them is possible; with half of the weight a step is twice as long."""
+    fleet = enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(N, i)}, examples=8) for i in range(N)})
+    run = Run(fleet, WEIGHED)
+    link = run.after(STATE).links[0]
+    told = replace(link, **lie)  # type: ignore[arg-type]
+    try:
+        state, _ = next_state(WEIGHED, STATE, ServerState(), told, run.sums().sums, learning_rate_factor=1.0)
+    except SpecMismatch:
+        state = STATE  # the words make no sense with these numbers; the history is refused all the same
+    outcome = run.asked(run.after(state, **lie), state, run.sums())
+    assert len(ready(outcome)) == (0 if lie else N)
 
 
 def test_invented_sums_move_the_state_no_further_than_all_inputs_together_could(fleet: ToyFleet) -> None:

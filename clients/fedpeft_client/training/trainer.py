@@ -126,7 +126,7 @@ class TorchTrainer:
     def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         """See ``Trainer``: evaluate the received state, then train from it."""
         examples = self._prepared(plan, effort)
-        kept = self._memory.begin(plan.run_id, work.first_step)
+        kept = self._memory.begin(work)
         local = local_blocks(plan.aggregate, state.spec) & self.trains(plan)
         state = state.replace({block_id: kept[block_id] for block_id in local if block_id in kept})
         learnt = _Learnt(deltas={})
@@ -222,7 +222,7 @@ class TorchTrainer:
         if scaffold:
             left |= next_controls(corrected, deltas, steps.learning_rates, steps=steps.steps)
         if left:
-            self._memory.keep(plan.run_id, work.first_step, {**kept, **left})
+            self._memory.keep(work, {**kept, **left})
         keep = STEPS[plan.aggregate.rule].keep
         if keep is not None and self._capacity.rank is not None:
             deltas = keep(state.spec, state, deltas, self._capacity.rank)

@@ -23,10 +23,11 @@ from fedpeft.privacy import PrivacyLedger
 from fedpeft.round.bound import bound_by
 from fedpeft.round.contribution import contribution, trained
 from fedpeft.round.device.accepting import accepted_work, expect_affordable, owned_sums
+from fedpeft.round.device.agreed import keep_agreed
 from fedpeft.round.device.records import KeptResult, OpenRound, kept
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
 from fedpeft.round.failures import REFUSED, UNABLE, Tell, Trouble, cause_of, log_trouble, refusal_of, trace_of
-from fedpeft.round.held import advance, follow, held_digests, known_links, receive
+from fedpeft.round.held import advance, earlier_heads, follow, held_digests, known_links, receive
 from fedpeft.round.history import Lacking
 from fedpeft.round.local import DeviceStore, Effort, Identity, SumSession, Trainer
 from fedpeft.round.messages import Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
@@ -141,7 +142,11 @@ class Device:
         if isinstance(pin, Lacking):
             return Failure(reason=FailureReason.MISSING_HISTORY, after=pin.after)
         spec = self._trainer.spec(bound.plan)
-        work = accepted_work(bound, pin, spec, request, identity=self._identity.public_key)
+        work = replace(
+            accepted_work(bound, pin, spec, request, identity=self._identity.public_key),
+            history=terms.history,
+            earlier=earlier_heads(self._store, terms.run_id),
+        )
         state = receive(self._store, spec, bound, request)
         if isinstance(state, FailureReason):
             return self._lacks(state, terms.run_id)
@@ -238,6 +243,8 @@ class Device:
         except (BudgetExhausted, IntegrityFailed) as error:
             self._tell(Trouble(run_id=opened.run_id, round_id=opened.round_id, cause=str(error)))
             return REFUSED
+        if isinstance(reply, secagg.Agreement) and (agreed := self._session.agreed(opened.run_id)) is not None:
+            keep_agreed(self._store, agreed)
         if not isinstance(reply, secagg.Refusal):
             return reply
         cause = f"{reply.reason.value}: {reply.detail}"

@@ -147,10 +147,12 @@ class SeenLinks:
     Args:
         links: the last ones.
         offer: the newest accepted one: the coordinator's signature over the history's digest.
+        heads: h_0, h_1, ... as far as they were followed, the last ones; 32 bytes each.
     """
 
     links: tuple[Link, ...]
     offer: bytes
+    heads: bytes = b""
 
 
 @message(0x0187)

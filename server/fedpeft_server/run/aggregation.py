@@ -142,7 +142,7 @@ class Aggregation:
             owners={block_id: block.owners for block_id, block in blocks.items()},
             owner_weights=owner_weights,
             total_weight=total,
-            survivors=survivors_in_buckets(self._plan, outcome.participants, task.round_id, summed),
+            survivors=survivors_in_buckets(self._plan, outcome.participants, task.round_id, summed.survivors),
             population=population,
             learning_rate_factor=task.learning_rate_factor,
             individuals=self._individuals() if self._individuals else (),
