@@ -229,7 +229,7 @@ def _cohorts(config: RunConfig) -> Iterator[Finding]:
             key="secagg.bits",
             reads=("data.partition", "rounds", *client_keys(config)),
             expected=f"at least {derived.MIN_VALUE_BITS} bits for a value; a sum of {cohort} devices "
-            f"takes {secagg.bits - bits} of the ring's {secagg.bits}",
+            f"takes {secagg.noise_bits - bits} of the ring's {secagg.noise_bits}",
             found=f"{bits} bits left",
             remedy="Use bits = 32, or a smaller rounds.fraction.",
         )

@@ -106,7 +106,7 @@ def value_bits(secagg: SecureAggregation, cohort: int) -> int:
         >>> value_bits(SecureAggregation(bits=16), 100)
         9
     """
-    return secagg.bits - max(0, math.ceil(math.log2(max(1, cohort))))
+    return secagg.noise_bits - max(0, math.ceil(math.log2(max(1, cohort))))
 
 
 def partition_needs_label(partition: Partition) -> bool:

@@ -217,9 +217,15 @@ class SecureAggregation(Section):
     mode: Literal["full", "fast", "off"] = Field(
         default="full", description="`fast` drops the consistency round: honest-but-curious coordinator only."
     )
-    bits: Literal[16, 32] = Field(default=32, description="Ring width of one lane: 2 or 4 bytes a parameter.")
-    max_abs: float = Field(
-        default=4.0, gt=0, description="Each coordinate of a delta is clipped to this before encoding."
+    bits: Literal["auto", 16, 32] = Field(
+        default=32,
+        description="Ring width of one lane: 2 or 4 bytes per parameter. `auto`: 2 where the learning rates bound a "
+        "delta and at most 128 devices are asked, else 4.",
+    )
+    max_abs: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        default="auto",
+        description="Each coordinate of a delta is clipped to this before encoding. `auto`: for each block and round "
+        "twice what AdamW's learning rates add up to; 4 where they say nothing.",
     )
     corrupt_fraction: float = Field(
         default=0.1, ge=0, lt=0.5, description="Share of devices that may collude with the coordinator."
@@ -228,6 +234,11 @@ class SecureAggregation(Section):
         default=0.1, ge=0, lt=0.5, description="Share of devices that may vanish after sharing keys."
     )
     min_cohort: int = Field(default=3, ge=3, description="A block trained by fewer organisations is skipped.")
+
+    @property
+    def noise_bits(self) -> int:
+        """Ring width under client-level noise, whose grid needs room: the wider one unless it is chosen."""
+        return 32 if self.bits == "auto" else self.bits
 
 
 class MemoryUse(Section):

@@ -39,7 +39,7 @@ def planned_mechanism(
         colluders=privacy.colluders,
         devices=devices,
         threshold=secagg.min_cohort,
-        bits=secagg.bits,
+        bits=secagg.noise_bits,
         parameters=parameters,
     )
 

@@ -29,6 +29,7 @@ from fedpeft.round.metrics import (
     in_bucket,
 )
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.ring_range import RingRange, ring_range
 from fedpeft.round.task import Member
 from fedpeft.round.work import dealt_buckets, work_digest
 from fedpeft.wire import encode
@@ -64,7 +65,7 @@ def round_terms(
     """The terms for this roster: one summed block a block of the work, or one for each bucket.
 
     The run goes by one name over all its starts: a device that has signed a survivor set in a round signs no other
-    (docs/adr/0011-one-sum-per-round.md). Each tensor has its own clipping range, all of them the plan's ``max_abs``;
+    (docs/adr/0011-one-sum-per-round.md). Each tensor has a clipping range, that of its block (``ring_range``);
     the metrics are one more block, owned by everybody. Under noise there are no metrics, since a loss or a count is a
     release too, and the one clip is that of the contribution's norm; adaptive clipping adds its bit, and noised
     metrics their lanes.
@@ -74,17 +75,25 @@ def round_terms(
         history: digest of every earlier round (``fedpeft.round.history``).
     """
     terms, chosen = plan.secagg, set(work.blocks)
-    max_abs = terms.max_abs if noise is None else noise.l2_clip_norm
-    trained = [block for block in adapter.blocks if block.block_id in chosen]
+    trained = [
+        (
+            block,
+            ring_range(plan, adapter, block.block_id, round_id=round_id, devices=len(participants))
+            if noise is None
+            else RingRange(max_abs=noise.l2_clip_norm, bits=terms.noise_bits),
+        )
+        for block in adapter.blocks
+        if block.block_id in chosen
+    ]
     buckets = dealt_buckets(plan, [person.device for person in participants], round_id)
     blocks = tuple(
         secagg.SummedBlock(
             block_id=in_bucket(block.block_id, bucket),
-            ranges=tuple(SumRange(length=tensor.size, max_abs=max_abs) for tensor in block.tensors),
-            bits=terms.bits,
+            ranges=tuple(SumRange(length=tensor.size, max_abs=used.max_abs) for tensor in block.tensors),
+            bits=used.bits,
         )
         for bucket in sorted(set(buckets.values())) or [0]
-        for block in trained
+        for block, used in trained
     )
     lanes = [(TRAIN_LOSS, TRAIN_LOSS_RANGES)]
     if plan.privacy is None:
@@ -139,7 +148,7 @@ def _noised(noise: NoiseTerms, terms: SecureAggregation) -> list[secagg.SummedBl
     """The blocks of the norm-below-clip bits and of the noised metrics, where the terms have them."""
     lanes = [(CLIP_BIT, 1, noise.bit_weight), (NOISED_METRICS, METRIC_LANES, noise.metric_weight)]
     return [
-        secagg.SummedBlock(block_id=block_id, ranges=(SumRange(length=length, max_abs=weight),), bits=terms.bits)
+        secagg.SummedBlock(block_id=block_id, ranges=(SumRange(length=length, max_abs=weight),), bits=terms.noise_bits)
         for block_id, length, weight in lanes
         if weight
     ]

@@ -31,6 +31,7 @@ from fedpeft.round.metrics import in_bucket
 from fedpeft.round.noise import planned_mechanism
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.rates import learning_rates
+from fedpeft.round.ring_range import RingRange, ring_range
 from fedpeft.round.size_class import size_class
 from fedpeft.round.work import planned_blocks
 
@@ -211,10 +212,12 @@ def _numbers(plan: LearningPlan, link: Link, blocks: int) -> _Numbers:
 def _decoded(plan: LearningPlan, adapter: AdapterSpec, link: Link, block_id: BlockId, words: bytes, owners: int) -> Sum:
     """One block's sum from its words, as the coordinator decoded it."""
     privacy = plan.client_privacy
-    max_abs = plan.secagg.max_abs if privacy is None else link.clip
-    ranges = tuple(SumRange(length=tensor.size, max_abs=max_abs) for tensor in adapter[block_id].tensors)
+    used = RingRange(max_abs=link.clip, bits=plan.secagg.noise_bits)
+    if privacy is None:
+        used = ring_range(plan, adapter, block_id, round_id=link.round_id, devices=link.devices)
+    ranges = tuple(SumRange(length=tensor.size, max_abs=used.max_abs) for tensor in adapter[block_id].tensors)
     try:
-        params = RingParams(bits=plan.secagg.bits, addends=link.devices)
+        params = RingParams(bits=used.bits, addends=link.devices)
         encoding = BlockEncoding(params=params, ranges=ranges)
         if len(words) != encoding.size_bytes:
             raise SpecMismatch(f"{block_id}: expected {encoding.size_bytes} bytes of words, found {len(words)}.")

@@ -51,7 +51,7 @@ def toy_plan(
     weight: str = "uniform",
     max_weight: int = 10_000,
     seed: int = 0,
-    secagg: SecureAggregation = SecureAggregation(),  # noqa: B008
+    secagg: SecureAggregation = SecureAggregation(max_abs=4.0),  # noqa: B008
 ) -> LearningPlan:
     """A plan for ``spec`` that any of the trainers below accepts; it trains for a hundred rounds."""
     return LearningPlan(

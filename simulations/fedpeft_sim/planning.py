@@ -70,7 +70,7 @@ def _plan(
     menu = Menu(
         shape=shape,
         workloads=menu_of(shape, config.adapter, like),
-        bits=config.secagg.bits,
+        bits=config.secagg.noise_bits,
         cohort=invited_devices(config.rounds, cohort),
     )
     try:

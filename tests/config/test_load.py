@@ -84,7 +84,7 @@ def test_a_key_in_the_wrong_section_is_told_where_it_belongs() -> None:
         ("train.learning_rate=nan", 'train.learning_rate: expected a finite number or "auto", found nan'),
         ("train.learning_rate=0", 'train.learning_rate: expected a number > 0 or "auto", found 0'),
         ("train.optimizer=adam", 'train.optimizer: expected "adamw", "paged-adamw" or "sgd", found "adam"'),
-        ("secagg.bits=24", "secagg.bits: expected 16 or 32, found 24"),
+        ("secagg.bits=24", 'secagg.bits: expected "auto", 16 or 32, found 24'),
         ("adapter.layers=some", 'adapter.layers: expected a whole number or "all", found "some"'),
         ("adapter.layers=0", 'adapter.layers: expected a number >= 1 or "all", found 0'),
         ("adapter.lora=3", "adapter.lora: expected a table, found 3"),

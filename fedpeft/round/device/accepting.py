@@ -1,6 +1,8 @@
 """What a device checks before it takes part: the round's work, the sums that it adds to, what that costs. Pure."""
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
+
+import numpy as np
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec
@@ -10,13 +12,13 @@ from fedpeft.ids import BlockId
 from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, PrivacyLedger
 from fedpeft.round.bound import Bound
 from fedpeft.round.device.records import RunPin
-from fedpeft.round.messages import FitRequest
+from fedpeft.round.messages import BlockPayload, FitRequest
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS, in_bucket
 from fedpeft.round.noise import expect_noise
 from fedpeft.round.terms import expect_terms
 from fedpeft.round.work import Work, accept_work, dealt_buckets
 
-__all__ = ["accepted_work", "expect_affordable", "owned_sums"]
+__all__ = ["accepted_work", "clipped_coordinates", "expect_affordable", "owned_sums"]
 
 
 def accepted_work(bound: Bound, pin: RunPin, spec: AdapterSpec, request: FitRequest, *, identity: bytes) -> Work:
@@ -69,6 +71,24 @@ def owned_sums(terms: secagg.RoundSpec, work: Work, trained: Set[BlockId], *, ev
     if evaluates:
         owned.add(METRICS)
     return frozenset(owned & offered)
+
+
+def clipped_coordinates(terms: secagg.RoundSpec, inputs: Sequence[BlockPayload]) -> str:
+    """What of a device's input the ranges of the terms cut off, for its own log; empty: nothing.
+
+    Args:
+        inputs: float32 little-endian, by their names in the terms.
+    """
+    ranges = {block.block_id: block.ranges for block in terms.blocks}
+    told = []
+    for part in inputs:
+        values, start = np.abs(np.frombuffer(part.values, "<f4")), 0
+        for one in ranges.get(part.block_id, ()):
+            beyond = int(np.count_nonzero(values[start : start + one.length] > one.max_abs))
+            if beyond:
+                told.append(f"{part.block_id}: {beyond} of {one.length} coordinates were beyond {one.max_abs:g}")
+            start += one.length
+    return f"{'; '.join(told)}, and were cut. Set secagg.max_abs if this goes on." if told else ""
 
 
 def expect_affordable(noise: Mechanism, budget: PrivacyLedger | None) -> None:

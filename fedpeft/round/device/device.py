@@ -22,7 +22,7 @@ from fedpeft.ids import SIZELESS, RoundId
 from fedpeft.privacy import PrivacyLedger
 from fedpeft.round.bound import bound_by
 from fedpeft.round.contribution import contribution, trained
-from fedpeft.round.device.accepting import accepted_work, expect_affordable, owned_sums
+from fedpeft.round.device.accepting import accepted_work, clipped_coordinates, expect_affordable, owned_sums
 from fedpeft.round.device.agreed import keep_agreed
 from fedpeft.round.device.records import KeptResult, OpenRound, kept
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
@@ -191,6 +191,8 @@ class Device:
             entropy=result.rounding,
             tell=tell,
         )
+        if noise is None and (cut := clipped_coordinates(terms, inputs)):
+            tell(cut)
         if not (able and made) and plan.privacy is None and noise is None and self._speaks:
             self._store.write(OPEN, encode(_opened(terms)))
             return UNABLE

@@ -85,7 +85,7 @@ class NoisePlan:
         budget, z = read_budget(privacy), privacy.noise_multiplier
 
         def worst(guess: float) -> Release:
-            return _worst(secagg.min_cohort - privacy.colluders, parameters, guess, secagg.bits)
+            return _worst(secagg.min_cohort - privacy.colluders, parameters, guess, secagg.noise_bits)
 
         if z is None:
             try:
@@ -147,7 +147,7 @@ class NoisePlan:
     def statement(self, *, spent: float | None = None, rounds: int | None = None) -> Statement:
         """The promise: of the whole run, or of what was spent in so many releases."""
         delta, shares = read_budget(self.privacy).delta, self.secagg.min_cohort - self.privacy.colluders
-        worst = _worst(shares, self.parameters, self.noise_multiplier, self.secagg.bits)
+        worst = _worst(shares, self.parameters, self.noise_multiplier, self.secagg.noise_bits)
         planned = epsilon([(worst, self.rounds)], delta)
         return Statement(
             epsilon=planned if spent is None else spent,

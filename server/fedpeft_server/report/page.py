@@ -87,6 +87,12 @@ def render(view: RunView) -> str:
     )
 
 
+def _longest(config: RunConfig) -> str:
+    """How far a device can pull a coordinate, in words."""
+    given = config.secagg.max_abs
+    return "twice what the learning rates of a round add up to" if given == "auto" else f"{given:g}"
+
+
 def _final(rows: Sequence[RoundMetrics], rounds: Rounds) -> RoundMetrics | None:
     """The row that evaluates the state which the run keeps."""
     if kept_round(rows, rounds) is not None:
@@ -220,7 +226,7 @@ def _threats(config: RunConfig, view: RunView) -> list[str]:
     }
     poisoning = (
         "The sum hides bad updates too: a device can pull the model by as much as the clip on its delta allows "
-        f"(each coordinate at most {config.secagg.max_abs:g}), and a backdoor would not be noticed."
+        f"(each coordinate at most {_longest(config)}), and a backdoor would not be noticed."
     )
     return [
         *([simulated] if "simulate" in view.manifest.command else []),

@@ -1,0 +1,84 @@
+"""The range of each block follows from the plan, is never below what AdamW can do, and decides where two bytes fit."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpeft.config.model import Adapter, Lora, SecureAggregation
+from fedpeft.ids import BlockId
+from fedpeft.round.plan import LearningPlan
+from fedpeft.round.ring_range import CEILING, largest_delta, ring_range
+from fedpeft.testing.trainers import toy_plan, toy_spec
+
+SPEC = toy_spec({"head": 4, "lora.B.t4": 6})
+HEAD, LORA = BlockId("head"), BlockId("lora.B.t4")
+AUTO = SecureAggregation(bits="auto")
+
+
+def plan(secagg: SecureAggregation = AUTO, rule: str = "nested", **train: object) -> LearningPlan:
+    made = toy_plan(SPEC, secagg=secagg)
+    aggregate = made.aggregate.model_copy(update={"rule": rule})
+    return made.model_copy(update={"train": made.train.model_copy(update=train), "aggregate": aggregate})
+
+
+@settings(max_examples=30)
+@given(
+    gradients=st.lists(st.floats(-1e3, 1e3, allow_nan=False), min_size=1, max_size=40),
+    rate=st.floats(1e-5, 0.3),
+    decay=st.sampled_from([0.0, 0.1]),
+)
+def test_no_steps_of_adamw_lead_out_of_the_range(gradients: list[float], rate: float, decay: float) -> None:
+    value, first, second = 1.0, 0.0, 0.0
+    for step, gradient in enumerate(gradients, 1):
+        value *= 1 - rate * decay
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        value -= rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    found = largest_delta(plan(learning_rate=rate, local_steps=len(gradients)), SPEC, HEAD, round_id=1)
+    assert found is not None
+    assert abs(value - 1.0) <= found
+    assert found in (CEILING, 2.0 ** np.rint(np.log2(found)))
+
+
+def test_the_range_follows_the_schedule_and_the_number_of_steps() -> None:
+    decaying = plan(decay="linear")
+    assert largest_delta(decaying, SPEC, LORA, round_id=1) == 1.0  # twice four steps of 0.1, the next power of two
+    assert largest_delta(decaying, SPEC, LORA, round_id=60) == 0.5
+    assert largest_delta(plan(local_steps=400), SPEC, LORA, round_id=1) == CEILING
+    assert largest_delta(plan(learning_rate=1e-12), SPEC, LORA, round_id=1) == 2.0**-24
+
+
+@pytest.mark.parametrize(("rule", "optimizer"), [("nested", "sgd"), ("hetlora", "adamw"), ("fedrot", "adamw")])
+def test_what_no_rate_bounds_has_the_wide_range_and_the_wide_ring(rule: str, optimizer: str) -> None:
+    """SGD's steps are as long as gradients; values that a device sends or turns are as long as the state."""
+    found = ring_range(plan(rule=rule, optimizer=optimizer), SPEC, LORA, round_id=1, devices=6)
+    assert (found.max_abs, found.bits) == (CEILING, 32)
+
+
+def test_a_method_that_writes_its_own_values_has_the_wide_ring() -> None:
+    spec = toy_spec({"adalora.score": 4})
+    assert largest_delta(plan(), spec, BlockId("adalora.score"), round_id=1) is None
+
+
+@pytest.mark.parametrize(("devices", "bits"), [(6, 16), (128, 16), (129, 32), (1000, 32)])
+def test_two_bytes_are_taken_where_a_value_keeps_eight_bits(devices: int, bits: int) -> None:
+    assert ring_range(plan(), SPEC, LORA, round_id=1, devices=devices).bits == bits
+
+
+@pytest.mark.parametrize("given_range", [0.25, 4.0])
+def test_a_range_that_is_given_is_used_and_is_narrow_only_within_what_the_rates_say(given_range: float) -> None:
+    found = ring_range(plan(SecureAggregation(bits="auto", max_abs=given_range)), SPEC, LORA, round_id=1, devices=6)
+    assert found.max_abs == given_range
+    assert found.bits == (16 if given_range <= 1.0 else 32)
+
+
+def test_a_ring_that_is_given_is_used() -> None:
+    for bits in (16, 32):
+        chosen = SecureAggregation(bits=bits)
+        assert ring_range(plan(chosen), SPEC, LORA, round_id=1, devices=6).bits == bits
+
+
+def test_both_sides_have_the_same_range_for_a_method_of_its_own_rate() -> None:
+    made = plan().model_copy(update={"adapter": Adapter.having(Lora(rank=4, learning_rate=0.4))})
+    assert largest_delta(made, SPEC, LORA, round_id=1) == CEILING
+    assert largest_delta(made, SPEC, HEAD, round_id=1) == 1.0
