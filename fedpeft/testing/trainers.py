@@ -13,6 +13,7 @@ from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.local import Effort, LocalResult
 from fedpeft.round.plan import LearningPlan, PlannedRounds, learning_plan
+from fedpeft.round.ring_range import CEILING
 from fedpeft.round.size_class import size_class
 from fedpeft.round.work import Work
 
@@ -69,9 +70,14 @@ def toy_plan(
 
 
 def toy_plan_of(config: RunConfig, spec: AdapterSpec) -> LearningPlan:
-    """The plan of a configured run whose adapter is a toy: schedule, rounds and the secure sum are the run's."""
+    """The plan of a configured run whose adapter is a toy: schedule, rounds and the secure sum are the run's.
+
+    Given deltas obey no learning rate, so the range that follows from rates is not for them.
+    """
     asked = learning_plan(config, run_id="toy-run", base="sha256:toy", adapter_spec=spec.digest)
     changes = {name: getattr(asked, name) for name in ("train", "rounds", "secagg", "privacy", "client_privacy")}
+    if config.secagg.max_abs == "auto":
+        changes["secagg"] = config.secagg.model_copy(update={"max_abs": CEILING})
     return toy_plan(spec).model_copy(update=changes)
 
 

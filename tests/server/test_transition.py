@@ -23,6 +23,7 @@ from fedpeft.round.held import HELD
 from fedpeft.round.linking import sums_digest
 from fedpeft.round.messages import BlockPayload, FitRequest, Link
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.ring_range import ring_range
 from fedpeft.round.transition import is_exact, next_state
 from fedpeft.round.transport import Stage
 from fedpeft.testing.network import CoordinatorKilled, Fault
@@ -168,8 +169,9 @@ def toy(world: World, **changes: object) -> LearningPlan:
 
 
 def coded(plan: LearningPlan, values: np.ndarray, devices: int, owners: int) -> bytes:
-    params = RingParams(bits=plan.secagg.bits, addends=devices)
-    encoding = BlockEncoding(params=params, ranges=(SumRange(length=len(values), max_abs=plan.secagg.max_abs),))
+    used = ring_range(plan, WIDE, BlockId("lora.B.t4"), round_id=1, devices=devices)
+    params = RingParams(bits=used.bits, addends=devices)
+    encoding = BlockEncoding(params=params, ranges=(SumRange(length=len(values), max_abs=used.max_abs),))
     total = encoding.zeros()
     for _ in range(owners):
         total += encoding.encode(values.astype(np.float32), lambda count: np.zeros(count, np.uint16))
