@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from fedpeft.adapter import AdapterSpec
+from fedpeft.aggregate.gradient_start import sketches
 from fedpeft.aggregate.head_start import HEAD_BLOCK, measures_head
 from fedpeft.aggregate.rules import STEPS
 from fedpeft.catalogue import BY_NAME
@@ -19,11 +20,11 @@ from fedpeft.ring import RingParams
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.round.rates import learning_rates
 
-__all__ = ["CEILING", "RingRange", "largest_delta", "ring_range"]
+__all__ = ["CEILING", "RingRange", "largest_delta", "ring_range", "unbounded_range"]
 
 CEILING = 4.0
-"""Of a coordinate whose delta no learning rate bounds: SGD, class means, blocks that methods measure or values that a
-rule turns on the device."""
+"""Of a coordinate whose delta no learning rate bounds: SGD, class means, sketches of gradients, blocks that methods
+measure or values that a rule turns on the device."""
 
 MARGIN = 2.0
 """Times the sum of learning rates: for weight decay and for steps of AdamW after gradients that were small before."""
@@ -62,12 +63,17 @@ def ring_range(
     """
     terms = plan.secagg
     bound = largest_delta(plan, adapter, block_id, round_id=round_id)
-    max_abs = (CEILING if bound is None else bound) if terms.max_abs == "auto" else terms.max_abs
+    max_abs = bound if bound is not None and terms.max_abs == "auto" else unbounded_range(plan)
     if terms.bits != "auto":
         return RingRange(max_abs=max_abs, bits=terms.bits)
     known = bound is not None and max_abs <= bound
     fits = known and RingParams(bits=NARROW, addends=devices).levels >= NARROW_LEVELS
     return RingRange(max_abs=max_abs, bits=NARROW if fits else WIDE)
+
+
+def unbounded_range(plan: LearningPlan) -> float:
+    """What a coordinate is clipped to where no learning rate bounds it."""
+    return CEILING if plan.secagg.max_abs == "auto" else plan.secagg.max_abs
 
 
 def largest_delta(plan: LearningPlan, adapter: AdapterSpec, block_id: BlockId, *, round_id: int) -> float | None:
@@ -79,6 +85,7 @@ def largest_delta(plan: LearningPlan, adapter: AdapterSpec, block_id: BlockId, *
         and STEPS[rule].before_sum is None
         and not RULES[rule].own_weight
         and not measures_head(adapter, plan.adapter, round_id)
+        and not sketches(plan.adapter, round_id)
         and (method == HEAD_BLOCK or _is_stepped(plan, method))
     )
     if not bounded:

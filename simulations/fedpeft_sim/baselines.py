@@ -22,6 +22,7 @@ from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, blocks_for, due_blocks
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.round.rates import learning_rates
+from fedpeft.round.ring_range import unbounded_range
 from fedpeft.tuning import Evaluation, HiddenSource, JoinedCaches, LocalPlan, evaluate, train
 from fedpeft.tuning.class_means import measure_class_means
 from fedpeft.tuning.gradient_sketch import sketch_gradient
@@ -152,7 +153,7 @@ def _train(
             size = plan.train.batch_size
             measure_class_means(union, examples, steps=steps, batch_size=size, seed=order, cache=cache)
         elif sketches(plan.adapter, round_id):
-            limit = plan.secagg.max_abs
+            limit = unbounded_range(plan)
             found, _, _ = sketch_gradient(
                 union, initial, examples, local, run_seed=plan.seed, seed=order, max_abs=limit, cache=cache
             )

@@ -82,3 +82,10 @@ def test_both_sides_have_the_same_range_for_a_method_of_its_own_rate() -> None:
     made = plan().model_copy(update={"adapter": Adapter.having(Lora(rank=4, learning_rate=0.4))})
     assert largest_delta(made, SPEC, LORA, round_id=1) == CEILING
     assert largest_delta(made, SPEC, HEAD, round_id=1) == 1.0
+
+
+def test_a_sketch_of_gradients_is_as_long_as_gradients_are() -> None:
+    """Round 1 of a gradient start sums no change, so no rate bounds it; the rounds after it train."""
+    sketching = plan().model_copy(update={"adapter": Adapter.having(Lora(rank=4, start="gradient"))})
+    assert ring_range(sketching, SPEC, LORA, round_id=1, devices=6).bits == 32
+    assert ring_range(sketching, SPEC, LORA, round_id=2, devices=6).bits == 16

@@ -28,6 +28,7 @@ from fedpeft.round.failures import cause_of
 from fedpeft.round.local import DeviceStore, Effort, LocalResult
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.rates import learning_rates
+from fedpeft.round.ring_range import unbounded_range
 from fedpeft.round.size_class import size_class
 from fedpeft.round.work import Work
 from fedpeft.tuning import Evaluation, LocalPlan, NoiseScale, evaluate, train, train_privately
@@ -238,7 +239,7 @@ class TorchTrainer:
             steps,
             run_seed=plan.seed,
             seed=batch_seed(plan.seed, self._device),
-            max_abs=plan.secagg.max_abs,
+            max_abs=unbounded_range(plan),
             cache=examples.train_cache,
         )
         return _Learnt(deltas=deltas, loss_sum=loss_sum, examples=seen)

@@ -21,9 +21,9 @@ from fedpeft.errors import BudgetExhausted, IntegrityFailed
 from fedpeft.ids import SIZELESS, RoundId
 from fedpeft.privacy import PrivacyLedger
 from fedpeft.round.bound import bound_by
-from fedpeft.round.contribution import contribution, trained
 from fedpeft.round.device.accepting import accepted_work, clipped_coordinates, expect_affordable, owned_sums
 from fedpeft.round.device.agreed import keep_agreed
+from fedpeft.round.device.contribution import contribution, trained
 from fedpeft.round.device.records import KeptResult, OpenRound, kept
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
 from fedpeft.round.failures import REFUSED, UNABLE, Tell, Trouble, cause_of, log_trouble, refusal_of, trace_of

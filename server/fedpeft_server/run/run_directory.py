@@ -16,7 +16,6 @@ order of rounds; an attempt is counted before it begins; a round that is being o
 and only then removed; one process writes at a time. Nothing here knows what the state's bytes mean.
 """
 
-import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,10 +30,11 @@ from fedpeft.clock import Clock, SystemClock
 from fedpeft.config import RunConfig, config_digest, resolved
 from fedpeft.directory_lock import DirectoryLock
 from fedpeft.entropy import Entropy, os_entropy
-from fedpeft.errors import IntegrityFailed, Problem
+from fedpeft.errors import IntegrityFailed
 from fedpeft.files import write_file
 from fedpeft.ids import RoundId
 from fedpeft_server.run import journal
+from fedpeft_server.run.begun import expect_attempts, expect_same, keep_terms, read_attempts, write_attempts
 from fedpeft_server.run.checkpoints import Commit, read_commit, write_checkpoint
 from fedpeft_server.run.pending import PendingFolder
 from fedpeft_server.run.records import EventRecord, RoundMetrics, RunManifest, Summary, to_json
@@ -50,8 +50,6 @@ from fedpeft_server.run.versions import installed_versions
 __all__ = ["RESTORED", "AdapterSlot", "Commit", "RunDirectory"]
 
 AdapterSlot = Literal["latest", "best", "final"]
-ATTEMPTS = "attempts.json"
-TERMS = "terms.json"
 RESTORED = "restored.json"
 """In a run of a home that was put back from a backup: rounds after it may have been summed."""
 
@@ -129,7 +127,7 @@ class RunDirectory:
         write_file(path / "run.toml", source.encode())
         write_file(path / "resolved.toml", resolved(config).encode())
         write_file(path / "adapter.json", adapter.to_json().encode())
-        write_file(path / ATTEMPTS, _attempts(RoundId(0), 0))
+        write_attempts(path, RoundId(0), 0)
         write_file(path / "manifest.json", to_json(manifest).encode())
         return cls(path, config, manifest, lock, clock)
 
@@ -152,7 +150,7 @@ class RunDirectory:
                     "have been summed, and what they cost in privacy is in no ledger. It is read, not continued; start "
                     "a new run."
                 )
-            run._expect_attempts()
+            expect_attempts(path, run.manifest)
             run._recover()
         except BaseException:
             lock.release()
@@ -170,23 +168,7 @@ class RunDirectory:
         Raises:
             IntegrityFailed: naming both digests of whatever differs.
         """
-        manifest = self.manifest
-        pairs = {
-            "base": (manifest.base_digest, base_digest),
-            "adapter": (manifest.adapter_digest, adapter.digest),
-            "data": (manifest.data_digest, data_digest or manifest.data_digest),
-        }
-        problems = [
-            Problem(where=what, expected=expected, found=found)
-            for what, (expected, found) in pairs.items()
-            if expected and expected != found
-        ]
-        if problems:
-            raise IntegrityFailed(
-                f"{self.path}: expected what the run began with; resume with the versions and files named in "
-                "manifest.json, or start a new run.",
-                problems=problems,
-            )
+        expect_same(self.path, self.manifest, adapter=adapter, base_digest=base_digest, data_digest=data_digest)
 
     def expect_terms(self, plan: str, first: str) -> None:
         """Keeps what devices hold the run to, durably, before its first round; later refuses anything else.
@@ -198,32 +180,7 @@ class RunDirectory:
         Raises:
             IntegrityFailed: the run began with another plan or state; devices would refuse it.
         """
-        path = self.path / TERMS
-        if not self._rounds and not path.exists():
-            write_file(path, json.dumps({"plan": json.loads(plan), "first": first}).encode())
-            return
-        try:
-            kept = json.loads(path.read_bytes())
-            sections, begun = dict(kept["plan"]), str(kept["first"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IntegrityFailed(
-                f"Expected {path} as this run wrote it, found another; finish the run with the version that began it, "
-                "or start a new one."
-            ) from error
-        now = json.loads(plan)
-        problems = [
-            Problem(where=f"plan.{name}", expected=json.dumps(sections.get(name)), found=json.dumps(now.get(name)))
-            for name in sorted(sections.keys() | now.keys())
-            if sections.get(name) != now.get(name)
-        ]
-        if begun != first:
-            problems.append(Problem(where="first state", expected=begun, found=first))
-        if problems:
-            raise IntegrityFailed(
-                f"{self.path}: expected the terms that the run began with, to which its devices hold it; resume with "
-                "the versions and files named in manifest.json, or start a new run.",
-                problems=problems,
-            )
+        keep_terms(self.path, plan, first, begun=bool(self._rounds))
 
     def begin_attempt(self, round_id: RoundId) -> int:
         """Counts an attempt at a round, durably, before anybody hears of it; from 1, over all starts of the run.
@@ -231,14 +188,14 @@ class RunDirectory:
         Raises:
             IntegrityFailed: the round is behind the last one that was begun, or is pending: it has one survivor set.
         """
-        begun, attempt = self._read_attempts()
+        begun, attempt = read_attempts(self.path)
         if round_id < begun or self.pending.read() is not None:
             raise IntegrityFailed(
                 f"{self.path}: expected a round after {begun} or another attempt at it with nothing pending, found an "
                 f"attempt at {round_id}."
             )
         attempt = attempt + 1 if round_id == begun else 1
-        write_file(self.path / ATTEMPTS, _attempts(round_id, attempt))
+        write_attempts(self.path, round_id, attempt)
         return attempt
 
     @property
@@ -335,27 +292,6 @@ class RunDirectory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _expect_attempts(self) -> None:
-        """A run of an earlier version may have opened the sum of its next round already: nobody can tell."""
-        if not (self.path / ATTEMPTS).exists():
-            version = self.manifest.versions.get("fedpeft", "that began it")
-            raise IntegrityFailed(
-                f"Expected {self.path / ATTEMPTS}, found none: this run was begun by an earlier version, which did not "
-                f"keep its promises across a restart. Finish it with fedpeft {version}, or start a new run."
-            )
-        self._read_attempts()
-
-    def _read_attempts(self) -> tuple[RoundId, int]:
-        """The last round that was begun, and the last attempt at it."""
-        try:
-            found = json.loads((self.path / ATTEMPTS).read_bytes())
-            return RoundId(int(found["round"])), int(found["attempt"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IntegrityFailed(
-                f"Expected {self.path / ATTEMPTS} as this run wrote it, found another; restore it from a copy that is "
-                "not older than the last round, or start a new run."
-            ) from error
-
     def _recover(self) -> None:
         torn = self._metrics.truncate_torn() + self._events.truncate_torn()
         self._rounds = list(read_run(self.path).rounds)
@@ -378,7 +314,3 @@ class RunDirectory:
         for row in self._rounds[1 : -self.config.rounds.checkpoints_kept]:
             if best is None or row.round != best.round - 1:
                 journal.remove_folder(checkpoint_folder(self.path, row.round))
-
-
-def _attempts(round_id: RoundId, attempt: int) -> bytes:
-    return json.dumps({"round": round_id, "attempt": attempt}).encode()

@@ -30,7 +30,6 @@ from fedpeft.deployment.messages import (
     Greeting,
     GreetRequest,
     LeaveRequest,
-    Refused,
     RenewRequest,
     Wake,
     WakeRequest,
@@ -40,10 +39,10 @@ from fedpeft.wire import WireError, decode, encode
 from fedpeft_server.enrolment.admission import Admission
 from fedpeft_server.enrolment.registry import EnrolledDevice, Registry, Status
 from fedpeft_server.home import CoordinatorHome
-from fedpeft_server.rate_limit import RateLimit
 from fedpeft_server.service.adapter_files import AdapterShelf
 from fedpeft_server.service.base_files import BaseShelf
-from fedpeft_server.service.grpc_calls import Call, abort, address, client_certificate, refuse, strict
+from fedpeft_server.service.callers import Callers
+from fedpeft_server.service.grpc_calls import Call, abort, address, client_certificate, strict
 from fedpeft_server.service.grpc_ports import bind_port, server_credentials
 from fedpeft_server.service.wakeups import WakeBoard
 
@@ -53,11 +52,6 @@ Options = tuple[tuple[str, int], ...]
 
 _REGISTRY_POLL_S = 0.5
 _START_S = 10.0
-_ENROL_PER_S, _ENROL_BURST = 10.0, 200
-"""Of one token, and of one address without one: forty devices may join at once; the secret has 128 bits."""
-_CALLS_PER_S, _CALLS_BURST = 20.0, 200
-"""Of one enrolled device."""
-_STREAMS_A_DEVICE = 4
 _log = logging.getLogger(__name__)
 
 
@@ -77,10 +71,7 @@ class FleetService:
         self._board, self._clock = board, clock
         self._shelf = BaseShelf(home.bases)
         self._adapters = AdapterShelf(home.runs, home.settings().adapters)
-        self._strangers = RateLimit(per_s=_ENROL_PER_S, burst=_ENROL_BURST, clock=clock)
-        self._enrolling = RateLimit(per_s=_ENROL_PER_S, burst=_ENROL_BURST, clock=clock)
-        self._calling = RateLimit(per_s=_CALLS_PER_S, burst=_CALLS_BURST, clock=clock)
-        self._streams: dict[str, int] = {}
+        self._callers = Callers(admission, clock)
         self._listeners: set[asyncio.Event] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -167,38 +158,38 @@ class FleetService:
     async def _greet(self, payload: bytes, call: Call) -> bytes:
         decode(payload, GreetRequest)
         if client_certificate(call) is not None:
-            await self._device(call)  # a greeting with a certificate also says whether it still counts
+            await self._callers.device(call)  # a greeting with a certificate also says whether it still counts
         return encode(Greeting(utc_s=self._clock.utc().timestamp(), version=__version__))
 
     async def _enrol(self, payload: bytes, call: Call) -> bytes:
         peer, request = address(call), decode(payload, EnrolRequest)
         token = self._admission.prover(request)
         if token is None:
-            await self._limit(self._strangers, peer, call)
+            await self._callers.limit(self._callers.strangers, peer, call)
         else:  # whoever has a token is not held up by strangers behind the same address
-            await self._limit(self._enrolling, token, call)
+            await self._callers.limit(self._callers.enrolling, token, call)
         # Off the loop: it signs, and waits for the disk.
         return encode(await asyncio.to_thread(self._admission.answer, request, peer=peer))
 
     async def _renew(self, payload: bytes, call: Call) -> bytes:
-        device = await self._device(call)
+        device = await self._callers.device(call)
         request = decode(payload, RenewRequest)
         return encode(await asyncio.to_thread(self._admission.renew, device, request.csr))
 
     async def _leave(self, payload: bytes, call: Call) -> bytes:
-        device = await self._device(call)
+        device = await self._callers.device(call)
         request = decode(payload, LeaveRequest)
         return encode(await asyncio.to_thread(self._admission.leave, device, request.reason[:200]))
 
     async def _manifest(self, payload: bytes, call: Call) -> bytes:
-        await self._device(call)
+        await self._callers.device(call)
         content = await asyncio.to_thread(self._shelf.manifest, decode(payload, BaseRequest).digest)
         if content is None:
             await abort(call, grpc.StatusCode.NOT_FOUND, "the coordinator has no such base")
         return content
 
     async def _chunks(self, payload: bytes, call: Call) -> AsyncIterator[bytes]:
-        device = await self._device(call)
+        device = await self._callers.device(call)
         try:
             request = decode(payload, ChunksRequest)
         except WireError as error:
@@ -209,12 +200,12 @@ class FleetService:
             self.base_bytes_sent += len(piece)
 
     async def _list_adapters(self, payload: bytes, call: Call) -> bytes:
-        device = await self._device(call)
+        device = await self._callers.device(call)
         decode(payload, AdapterListRequest)
         return encode(AdapterList(entries=await asyncio.to_thread(self._adapters.listing, device.name)))
 
     async def _adapter_file(self, payload: bytes, call: Call) -> AsyncIterator[bytes]:
-        device = await self._device(call)
+        device = await self._callers.device(call)
         try:
             request = decode(payload, AdapterFileRequest)
         except WireError as error:
@@ -230,19 +221,19 @@ class FleetService:
         if opened is None:
             await abort(call, grpc.StatusCode.NOT_FOUND, "the coordinator has no such file or offset")
         with opened:
-            await self._enter(device.name, call)
+            await self._callers.enter(device.name, call)
             try:
                 revision = self._registry.revision()
                 while piece := await asyncio.to_thread(opened.read, rpc.PIECE_BYTES):
                     yield piece
                     if (now := self._registry.revision()) != revision:
-                        await self._device(call, counted=False)
+                        await self._callers.device(call, counted=False)
                         revision = now
             finally:
-                self._exit(device.name)
+                self._callers.leave(device.name)
 
     async def _wake(self, payload: bytes, call: Call) -> AsyncIterator[bytes]:
-        device = await self._device(call)
+        device = await self._callers.device(call)
         try:
             decode(payload, WakeRequest)
         except WireError as error:
@@ -259,7 +250,7 @@ class FleetService:
             with contextlib.suppress(RuntimeError):  # the loop has ended; the device will poll
                 loop.call_soon_threadsafe(hear)
 
-        await self._enter(device.name, call)
+        await self._callers.enter(device.name, call)
         silence = self._board.subscribe(device.name, ring)
         self._listeners.add(stirred)
         try:
@@ -268,7 +259,7 @@ class FleetService:
                 await stirred.wait()
                 stirred.clear()
                 if (now := self._registry.revision()) != revision:
-                    await self._device(call, counted=False)
+                    await self._callers.device(call, counted=False)
                     revision = now
                 if rings > told:
                     told = rings
@@ -276,7 +267,7 @@ class FleetService:
         finally:
             silence()
             self._listeners.discard(stirred)
-            self._exit(device.name)
+            self._callers.leave(device.name)
 
     async def _watch_registry(self) -> None:
         """Tells every wake stream when any process changed the registry, and the audit log about strangers."""
@@ -294,31 +285,3 @@ class FleetService:
             self._admission.strangers.record(now=now)
         except (OSError, FedpeftError) as error:
             _log.error("the audit log was not written: %s", error)
-
-    async def _device(self, call: Call, *, counted: bool = True) -> EnrolledDevice:
-        """Whom this call speaks for; ends the call when it is nobody who may."""
-        certificate = client_certificate(call)
-        if certificate is None:
-            await abort(call, grpc.StatusCode.UNAUTHENTICATED, "this needs the certificate of an enrolled device")
-        answer = self._admission.admit(certificate)
-        if isinstance(answer, Refused):
-            await refuse(call, answer)
-        if counted:
-            await self._limit(self._calling, answer.name, call)
-        return answer
-
-    async def _limit(self, limit: RateLimit, caller: str, call: Call) -> None:
-        if not limit.allows(caller):
-            await abort(call, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests; wait a little")
-
-    async def _enter(self, device: str, call: Call) -> None:
-        if self._streams.get(device, 0) >= _STREAMS_A_DEVICE:
-            await abort(call, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many open streams of this device")
-        self._streams[device] = self._streams.get(device, 0) + 1
-
-    def _exit(self, device: str) -> None:
-        left = self._streams[device] - 1
-        if left:
-            self._streams[device] = left
-        else:
-            del self._streams[device]

@@ -1,0 +1,225 @@
+"""The coordinator's exchanges of one attempt: who is where, what is sent to whom, what came back and what it took."""
+
+import hashlib
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from typing import cast
+
+from fedpeft import secagg
+from fedpeft.adapter import AdapterState
+from fedpeft.ids import NodeId, ParticipantId
+from fedpeft.round.events import Event, EventKind, Observer
+from fedpeft.round.messages import BlockPayload, Failure, FailureReason, FitRequest, Ready
+from fedpeft.round.pending import PendingRound
+from fedpeft.round.summing import SumRound
+from fedpeft.round.task import NOWHERE, Member, RoundOutcome, RoundTask, Traffic
+from fedpeft.round.transport import Reply, Requests, Stage, Transport
+from fedpeft.wire import WireError, decode, encode
+
+__all__ = ["Attempt"]
+
+LACKS = (FailureReason.MISSING_STATE, FailureReason.MISSING_HISTORY)
+"""What a device says that needs to be given something again."""
+
+
+class Attempt:
+    """The members of one attempt.
+
+    Args:
+        task: what is asked.
+        members: in the order of the terms.
+        transport: how.
+        observe: told of every message.
+        accounts: of each member, from before a restart.
+    """
+
+    def __init__(
+        self,
+        task: RoundTask,
+        members: Sequence[Member],
+        transport: Transport,
+        observe: Observer,
+        *,
+        accounts: Sequence[Traffic] = (),
+    ) -> None:
+        self._task, self._transport, self._observe = task, transport, observe
+        self._members = {ParticipantId(place): member for place, member in enumerate(members, 1)}
+        self._places = {member.node: place for place, member in self._members.items()}
+        self.names = {place: member.profile.device for place, member in self._members.items()}
+        self._asking: set[ParticipantId] = set()
+        parts = accounts or tuple(Traffic() for _ in members)
+        self.traffic = dict(zip(self.names.values(), parts, strict=True))
+
+    def fit(
+        self, offers: Mapping[ParticipantId, secagg.Request], state: AdapterState, *, deadline_s: float
+    ) -> Generator[tuple[ParticipantId, secagg.Reply | str]]:
+        """Stage 1; a device that lacks state or history that it was thought to have is asked once more for either."""
+        asked = sorted(offers, key=self._turn) if self._task.wanted else list(offers)
+        given: dict[ParticipantId, set[FailureReason]] = {place: set() for place in asked}
+
+        def request(place: ParticipantId) -> bytes:
+            return self._fit_request(place, offers[place], state)
+
+        while asked:
+            again: list[ParticipantId] = []
+            for place, reply in self._exchange(Stage.FIT, asked, request, deadline_s):
+                answer = self._decoded(reply, (Ready, Failure))
+                if isinstance(answer, Failure) and answer.reason in LACKS and answer.reason not in given[place]:
+                    given[place].add(answer.reason)  # each at most once: whoever lacks it then is out of this attempt
+                    self._forget(place, answer)
+                    again.append(place)
+                else:
+                    yield place, self._ready(place, answer, state)
+            asked = again
+
+    def later(
+        self, stage: Stage, requests: Mapping[ParticipantId, secagg.Request], *, deadline_s: float
+    ) -> Generator[tuple[ParticipantId, secagg.Reply | str]]:
+        """Stages 2 to 5: the secure aggregation's own messages."""
+        for place, reply in self._exchange(stage, requests, lambda place: encode(requests[place]), deadline_s):
+            answer = self._decoded(reply, (*secagg.REPLIES, Failure))
+            if isinstance(answer, secagg.Refusal):
+                self._failed(place, stage, answer.reason.value)
+            if isinstance(answer, Failure | str):
+                yield place, self._failed(place, stage, answer)
+            else:
+                self.traffic[self.names[place]].failure = ""  # of an earlier time that it was asked
+                yield place, cast("secagg.Reply", answer)
+
+    def pending(self, summing: SumRound) -> PendingRound:
+        """This round from here on, for a keeper."""
+        return PendingRound(
+            round_id=self._task.round_id,
+            attempt=self._task.attempt,
+            members=tuple(member.profile for member in self._members.values()),
+            accounts=tuple(self.traffic.values()),
+            summing=summing.pending(),
+        )
+
+    def outcome(self, end: secagg.Summed | secagg.Aborted, *, is_final: bool) -> RoundOutcome:
+        """How it ended."""
+        return RoundOutcome(result=end, traffic=self.traffic, participants=self.names, is_final=is_final)
+
+    def release_the_others(self, wanted: int) -> None:
+        """Stage 1 ends early: who has neither answered nor failed was not needed."""
+        for account in self.traffic.values():
+            account.spared = not account.ready and not account.failure
+        spared = [name for name, account in self.traffic.items() if account.spared]
+        detail = f"{wanted} of {len(self.names)} are ready; not needed: {', '.join(spared) or 'nobody'}"
+        self._observe(Event(kind=EventKind.STAGE_CLOSED, round_id=self._task.round_id, stage=Stage.FIT, detail=detail))
+
+    def _turn(self, place: ParticipantId) -> bytes:
+        """Whom to ask first when only the first to be ready count: another order every round."""
+        return hashlib.sha256(f"{self._task.plan.run_id} {self._task.round_id} {self.names[place]}".encode()).digest()
+
+    def too_few(self, *, survivors: int, needed: int) -> secagg.Aborted:
+        """The end of a round that nothing of was opened."""
+        return secagg.Aborted(
+            reason=secagg.Reason.TOO_FEW_DEVICES,
+            detail=f"{survivors} devices finished, {needed} needed.",
+            blamed=frozenset(place for place, name in self.names.items() if self.traffic[name].failure),
+            restartable=True,
+            rejected={},
+        )
+
+    def _forget(self, place: ParticipantId, lacks: Failure) -> None:
+        """What this device does not have after all."""
+        member = self._members[place]
+        if lacks.reason is FailureReason.MISSING_STATE:
+            member.held.clear()
+            self._asking.discard(place)
+        else:
+            member.known.after = min(lacks.after, self._task.round_id - 1)
+            self._asking.add(place)  # it may lack the sums, not the links
+
+    def _fit_request(self, place: ParticipantId, offer: secagg.Request, state: AdapterState) -> bytes:
+        held, known, published = self._members[place].held, self._members[place].known, self._task.published
+        follows = published is not None and {entry.block_id: entry.sha256 for entry in published.before} == held
+        lacking = tuple(
+            BlockPayload(block_id=block_id, values=state[block_id].astype("<f4", copy=False).tobytes())
+            for block_id in state
+            if held.get(block_id) != state.digests[block_id]
+        )
+        request = FitRequest(
+            offer=encode(offer),
+            learning=self._task.plan.to_json(),
+            work=encode(self._task.work(state)),
+            history=encode(self._task.past.since(known.after)),
+            payloads=() if follows else lacking,
+            controls=self._task.control_payloads(),
+            sums=published.sums if published is not None and (follows or place in self._asking) else (),
+        )
+        return encode(request)
+
+    def _ready(self, place: ParticipantId, answer: object, state: AdapterState) -> secagg.Reply | str:
+        if not isinstance(answer, Ready):
+            return self._failed(place, Stage.FIT, answer)
+        self._members[place].held.update(state.digests)
+        self._members[place].known.after = self._task.round_id - 1
+        self.traffic[self.names[place]].ready = True
+        self.traffic[self.names[place]].statement = answer.privacy
+        try:
+            return decode(answer.advertise, secagg.Advertise)
+        except WireError as error:
+            return self._failed(place, Stage.FIT, str(error))
+
+    def _exchange(
+        self,
+        stage: Stage,
+        asked: Collection[ParticipantId],
+        request: Callable[[ParticipantId], bytes],
+        deadline_s: float,
+    ) -> Iterator[tuple[ParticipantId, Reply]]:
+        if not asked:
+            return
+
+        def send(node: NodeId) -> bytes:
+            place = self._places[node]
+            payload = request(place)
+            self.traffic[self.names[place]].bytes_down += len(payload)
+            self._tell(EventKind.ASKED, stage, place, detail=f"{deadline_s:.0f} s to answer")
+            return payload
+
+        nodes = [node for place in asked if (node := self._members[place].node) != NOWHERE]
+        heard: set[ParticipantId] = set()
+        for reply in self._transport.exchange(stage, Requests(nodes, send), deadline_s=deadline_s):
+            place = self._places[reply.node]
+            heard.add(place)
+            account = self.traffic[self.names[place]]
+            account.bytes_up += reply.bytes_up
+            account.seconds += reply.seconds
+            self._tell(EventKind.ANSWERED, stage, place, reply=reply)
+            yield place, reply
+        for place in set(asked) - heard:
+            self._failed(place, stage, f"no answer within {deadline_s:.0f} s")
+        detail = f"{len(heard)} of {len(asked)} answered"
+        self._observe(Event(kind=EventKind.STAGE_CLOSED, round_id=self._task.round_id, stage=stage, detail=detail))
+
+    def _decoded(self, reply: Reply, expected: tuple[type, ...]) -> object:
+        if reply.payload is None:
+            return reply.error
+        try:
+            return decode(reply.payload, expected)
+        except WireError as error:
+            return str(error)
+
+    def _failed(self, place: ParticipantId, stage: Stage, answer: object) -> str:
+        text = answer.reason.value if isinstance(answer, Failure) else str(answer)
+        self.traffic[self.names[place]].failure = text
+        self._tell(EventKind.FAILED, stage, place, detail=text)
+        return text
+
+    def _tell(
+        self, kind: EventKind, stage: Stage, place: ParticipantId, *, detail: str = "", reply: Reply | None = None
+    ) -> None:
+        self._observe(
+            Event(
+                kind=kind,
+                round_id=self._task.round_id,
+                stage=stage,
+                device=self.names[place],
+                detail=detail,
+                seconds=reply.seconds if reply else 0.0,
+                bytes_up=reply.bytes_up if reply else 0,
+                bytes_down=reply.bytes_down if reply else 0,
+            )
+        )
