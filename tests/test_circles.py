@@ -34,6 +34,16 @@ def needed(text: str, known: set[str]) -> set[str]:
     return found
 
 
+def needed_when_called(text: str, known: set[str]) -> set[str]:
+    """What a module imports anywhere, inside its functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & known) or ({node.module} & known)
+    return found
+
+
 def order(graph: dict[str, set[str]]) -> list[str]:
     return list(TopologicalSorter(graph).static_order())
 
@@ -46,3 +56,11 @@ def test_a_circle_is_found() -> None:
 def test_the_modules_make_no_circle() -> None:
     found = modules()
     order({name: needed(path.read_text(encoding="utf-8"), set(found)) - {name} for name, path in found.items()})
+
+
+def test_no_two_modules_need_each_other_inside_their_functions_either() -> None:
+    """A lazy import is for a heavy package, not for a circle."""
+    found = modules()
+    graph = {name: needed_when_called(path.read_text(encoding="utf-8"), set(found)) for name, path in found.items()}
+    pairs = {(one, other) for one, others in graph.items() for other in others if one < other and one in graph[other]}
+    assert pairs == set()

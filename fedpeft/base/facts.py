@@ -13,9 +13,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from fedpeft.base.artifact import BaseArtifact
+from fedpeft.base.fact_entries import Entry, TokenizerFacts
 from fedpeft.base.fit import UNBOUNDED, positions_of
 from fedpeft.tasks.form import SEQUENCE
 
@@ -26,27 +27,6 @@ __all__ = ["FACTS_FILE", "Facts", "TokenizerFacts", "facts_of", "model_facts", "
 
 FACTS_FILE = "facts.json"
 _CLASSES = 9973  # a prime
-
-
-class Entry(BaseModel):
-    """Frozen, closed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class TokenizerFacts(Entry):
-    """What the tokenizer does."""
-
-    tokens: int = Field(description="Entries of the vocabulary, special tokens included.")
-    largest_id: int
-    bos_token_id: int | None
-    eos_token_id: int | None
-    pad_token_id: int | None = Field(description="None: devices pad with the end-of-text token.")
-    adds_bos: bool = Field(description="Whether a plainly encoded text begins with the beginning-of-text token.")
-    adds_eos: bool
-    has_chat_template: bool
-    probe_tokens: int = Field(description="Tokens of a sentence in three languages, with digits.")
-    probe_unknown: int = Field(description="How many of them are the unknown token.")
 
 
 class HeadFacts(Entry):

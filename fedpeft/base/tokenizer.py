@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpeft.base.architecture import quiet_transformers
-from fedpeft.base.facts import TokenizerFacts
+from fedpeft.base.fact_entries import TokenizerFacts
 from fedpeft.base.source import SENTENCEPIECE_FILES, TOKENIZER_FILES, ModelSource, read_json
 from fedpeft.base.store import write_json
 from fedpeft.errors import ConfigInvalid, FedpeftError, ResourceMissing

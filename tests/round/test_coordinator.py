@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from fedpeft import secagg
 from fedpeft.config.model import Rounds
 from fedpeft.ids import BlockId, NodeId, ParticipantId
-from fedpeft.round.coordinator import run_round
+from fedpeft.round.coordinator import resume_round, run_round
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.messages import Failure, FailureReason, Ready
 from fedpeft.round.metrics import METRICS, TRAIN_LOSS, measured_in
+from fedpeft.round.pending import Note, PendingRound, StageClosed
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
 from fedpeft.round.transport import Stage
 from fedpeft.testing.clock import FakeClock
@@ -433,3 +434,57 @@ def test_no_request_lies_in_memory_before_it_is_sent() -> None:
     turns = [event.kind for event in attempt.events if event.kind in (EventKind.ASKED, EventKind.ANSWERED)]
     assert turns == [EventKind.ASKED, EventKind.ANSWERED] * (len(turns) // 2)
     assert len(turns) >= 2 * N
+
+
+class Notebook:
+    """A keeper whose notes a test reads."""
+
+    def __init__(self) -> None:
+        self.kept: list[PendingRound] = []
+        self.notes: list[Note] = []
+
+    def keep(self, pending: PendingRound) -> None:
+        """See ``Keeper``."""
+        self.kept.append(pending)
+
+    def note(self, note: Note) -> None:
+        """See ``Keeper``."""
+        self.notes.append(note)
+
+
+@pytest.mark.parametrize("crash_after", ["consist", "reveal"])
+def test_a_coordinator_that_died_after_a_stage_has_its_end_in_its_notes(crash_after: str) -> None:
+    """Without the end of CONSIST the replies to REVEAL would be given to the wrong stage, and nothing be opened."""
+    attempt, notebook = Attempt(), Notebook()
+    task = attempt.task(round_id=1, attempt=1, train=True)
+    rounds = Rounds(fit_deadline_s=100.0, stage_deadline_s=10.0)
+    first = run_round(
+        task,
+        STATE,
+        attempt.members,
+        attempt.transport,
+        rounds=rounds,
+        identity=attempt.fleet.coordinator,
+        entropy=attempt.fleet.entropy,
+        observe=lambda event: None,
+        keeper=notebook,
+    )
+    ends = [note.stage for note in notebook.notes if isinstance(note, StageClosed)]
+    assert ends == ["consist", "reveal"]
+    place = notebook.notes.index(StageClosed(stage=crash_after))
+    asked_before = len(attempt.transport.asked)
+    again = resume_round(
+        notebook.kept[0],
+        notebook.notes[: place + 1],
+        task,
+        attempt.members,
+        attempt.transport,
+        rounds=rounds,
+        observe=lambda event: None,
+        keeper=Notebook(),
+    )
+    assert isinstance(first.result, secagg.Summed)
+    assert isinstance(again.result, secagg.Summed)
+    np.testing.assert_array_equal(again.result.sums[HEAD].values, first.result.sums[HEAD].values)
+    asked = [stage for stage, _ in attempt.transport.asked[asked_before:]]
+    assert asked == ([Stage.REVEAL] if crash_after == "consist" else []), "nothing is asked for twice"

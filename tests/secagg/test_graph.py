@@ -211,3 +211,8 @@ def test_neighbourhood_is_mutual_and_has_the_stated_degree(members: int, half: i
 
 def test_another_roster_gives_another_circle() -> None:
     assert circle(b"a" * 32, range(1, 50)) != circle(b"b" * 32, range(1, 50))
+
+
+def test_few_colluders_need_few_neighbours_and_a_whole_circle_of_them_alive() -> None:
+    """One colluder among 129: four neighbours, of whom two hide a device, and of whom all must remain against walls."""
+    assert masking_degree(129, 129, 0.005, 0.0, 1) == Degree(4, 4)
