@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpeft.adapter import AdapterState
-from fedpeft.api.result import run_directory
+from fedpeft.api.run_path import run_directory
 from fedpeft.config import RunConfig
 from fedpeft.data import load_records
 from fedpeft.data.memory import rows_of

@@ -4,14 +4,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.errors import DataInvalid, ResourceMissing
+from fedpeft.api.run_path import run_directory
+from fedpeft.errors import ResourceMissing
 from fedpeft_server.run.records import RoundMetrics, Summary
 from fedpeft_server.run.run_view import RunView, read_run
 
 if TYPE_CHECKING:
     from fedpeft.api.adapters import Adapter
 
-__all__ = ["Result", "open_run", "run_directory"]
+__all__ = ["Result", "open_run"]
 
 SHOWN = ("round", "loss", "accuracy", "train_loss", "devices_survived", "bytes_up", "bytes_down", "seconds", "burnt")
 """Fields of a row of metrics.jsonl that are numbers of the whole round."""
@@ -123,18 +124,6 @@ def open_run(path: str | Path) -> Result:
         IntegrityFailed: its records are not of this version.
     """
     return Result(read_run(run_directory(path)))
-
-
-def run_directory(path: str | Path) -> Path:
-    """The directory of a run.
-
-    Raises:
-        DataInvalid: there is none.
-    """
-    found = Path(path)
-    if not found.is_dir():
-        raise DataInvalid(f"Expected a run directory, found none at {found}; `fedpeft runs ls` lists them.")
-    return found
 
 
 def _cell(value: object) -> str:

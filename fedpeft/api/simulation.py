@@ -8,7 +8,8 @@ from pathlib import Path
 from fedpeft.api.callbacks import Callbacks, after_rounds
 from fedpeft.api.configuration import Config, Overrides, configured, inline, lines
 from fedpeft.api.progress import Progress, shown
-from fedpeft.api.result import Result, open_run, run_directory
+from fedpeft.api.result import Result, open_run
+from fedpeft.api.run_path import run_directory
 from fedpeft.config import RunConfig
 from fedpeft.data.formats import located
 from fedpeft.data.memory import MEMORY, Rows, rows_of
