@@ -55,7 +55,7 @@ def write_gguf_adapter(union: "UnionAdapter", artifact: BaseArtifact, path: Path
         ResourceMissing: the package gguf is not installed.
     """
     gguf = _gguf()
-    config = read_json(artifact.path / CONFIG_FILE)
+    config: dict[str, Any] = dict(read_json(artifact.path / CONFIG_FILE))
     architecture = _architecture(config)
     form = to_peft(union)
     settings = form.settings
@@ -93,7 +93,7 @@ def write_gguf_base(artifact: BaseArtifact, path: Path) -> int:
         ResourceMissing: the package gguf is not installed.
     """
     gguf = _gguf()
-    config = read_json(artifact.path / CONFIG_FILE)
+    config: dict[str, Any] = dict(read_json(artifact.path / CONFIG_FILE))
     architecture = _architecture(config)
     model: nn.Module = load_model(artifact, task=TEXT, head_seed=0)
     writer = gguf.GGUFWriter(None, architecture)
