@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedpeft.config.model import Task
-from fedpeft.data import Tokenizer, detect, load
+from fedpeft.data import Tokenizer, load
 from fedpeft.data.check import DataReport, check_loaded
 from fedpeft.data.formats import Progress
 from fedpeft.data.memory import rows_of
-from fedpeft.tasks import KNOWN_COLUMNS, task_of
+from fedpeft.data.tasks import task_for
+from fedpeft.tasks import READ_COLUMNS
 
 __all__ = ["data_check"]
 
@@ -45,8 +46,8 @@ def data_check(
         ConfigInvalid: the base does not fit the task.
     """
     source = str(data) if isinstance(data, str | Path) else rows_of(data)
-    loaded = load(source, columns, columns=KNOWN_COLUMNS, progress=progress)
-    found = task or task_of(detect(loaded.records, unread=loaded.unused)).name
+    loaded = load(source, columns, columns=READ_COLUMNS, progress=progress)
+    found = task or task_for(loaded.records, unread=loaded.unused).name
     wanted = Task.model_validate({"kind": found} | ({} if max_length is None else {"max_length": max_length}))
     tokenizer: tuple[str, Tokenizer] | None = None
     advice: tuple[str, ...] = ()

@@ -14,16 +14,23 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from fedpeft.base.artifact import TaskName
 from fedpeft.errors import ConfigInvalid
-from fedpeft.tasks.form import SEQUENCE, TEXT
+from fedpeft.tasks.form import SEQUENCE, TAGS, TEXT
 
 __all__ = [
     "clean_config",
@@ -34,10 +41,15 @@ __all__ = [
     "quiet_transformers",
     "read_config",
     "skeleton",
+    "tags_words",
     "tasks_of",
 ]
 
-_AUTO: Mapping[TaskName, Any] = {SEQUENCE: AutoModelForSequenceClassification, TEXT: AutoModelForCausalLM}
+_AUTO: Mapping[TaskName, Any] = {
+    SEQUENCE: AutoModelForSequenceClassification,
+    TAGS: AutoModelForTokenClassification,
+    TEXT: AutoModelForCausalLM,
+}
 
 VOLATILE = ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
@@ -98,8 +110,15 @@ def skeleton(config: PretrainedConfig, task: TaskName) -> nn.Module:
 
 def form_of(model: nn.Module) -> TaskName:
     """Which form a model of transformers has: its class says so."""
-    sequence = type(model).__name__ in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values()
-    return SEQUENCE if sequence else TEXT
+    name = type(model).__name__
+    if name in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values():
+        return TAGS
+    return SEQUENCE if name in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values() else TEXT
+
+
+def tags_words(config: PretrainedConfig) -> bool:
+    """Whether transformers has a class of the form ``TAGS`` for this architecture."""
+    return config.model_type in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
 
 def on_meta(make: Callable[[], object]) -> nn.Module:

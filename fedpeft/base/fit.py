@@ -21,6 +21,7 @@ from fedpeft.config.model import Task
 from fedpeft.data import EncodedDataset
 from fedpeft.errors import ConfigInvalid, DataInvalid, FedpeftError, Problem
 from fedpeft.files import expanded
+from fedpeft.tasks.form import served
 
 __all__ = ["expect_examples_fit", "expect_fit", "fit_problems", "positions_of", "published_config"]
 
@@ -86,7 +87,7 @@ def expect_fit(artifact: BaseArtifact, task: Task, adapter: Adapter | None = Non
         ConfigInvalid: every problem of ``fit_problems``.
     """
     config = read_json(artifact.path / CONFIG_FILE)
-    if problems := fit_problems(config, task, adapter, tasks=tuple(artifact.manifest.tasks)):
+    if problems := fit_problems(config, task, adapter, tasks=served(tuple(artifact.manifest.tasks))):
         raise ConfigInvalid("The base does not fit the task.", problems=problems)
 
 

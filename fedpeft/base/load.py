@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from fedpeft.base.architecture import may_be_missing, places_of, quiet_transformers, read_config, skeleton
+from fedpeft.base.architecture import may_be_missing, places_of, quiet_transformers, read_config, skeleton, tags_words
 from fedpeft.base.artifact import WEIGHTS_FILE, BaseArtifact, TaskName
 from fedpeft.base.quantize import parts_of
 from fedpeft.base.residency import PackedWeight, QuantizedEmbedding, QuantizedLinear
@@ -22,7 +22,7 @@ from fedpeft.base.source import CONFIG_FILE, read_json
 from fedpeft.base.verified import verified
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
-from fedpeft.tasks.form import SEQUENCE
+from fedpeft.tasks.form import NUMBER, SEQUENCE, SINGLE, TAGS, TEXT, served
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,41 +37,45 @@ def load_model(
     labels: tuple[str, ...] = (),
     head_seed: int,
     residency: Literal["dense", "quantized"] = "dense",
+    problem_type: str = SINGLE,
 ) -> nn.Module:
     """The transformers model of ``artifact`` for ``task``: float32, frozen, every dropout 0, in eval mode.
 
     Args:
         artifact: from the store; verified (``fedpeft.base.verified``), then memory-mapped.
-        task: ``classify`` (needs ``labels``) or ``causal-lm``.
-        labels: class names in the order of the logits.
+        task: the form: with outputs for a text or for its tokens (needs ``labels``), or a language model.
+        labels: names of the outputs, in the order of the logits.
         head_seed: the only thing that the new head's values depend on; no global generator is read or moved.
+        problem_type: transformers' name of a classifier's loss; ``regression`` has one output.
         residency: ``dense`` unpacks every weight once; ``quantized`` keeps linear layers and embeddings packed.
 
     Returns:
-        A ``*ForSequenceClassification`` or ``*ForCausalLM``.
+        A ``*ForSequenceClassification``, ``*ForTokenClassification`` or ``*ForCausalLM``.
 
     Raises:
         ConfigInvalid: the artifact cannot serve the task, or there are fewer than two labels.
         IntegrityFailed: a file does not hold what the manifest says.
     """
     verified(artifact)
-    entry = artifact.manifest.tasks.get(task)
-    if entry is None:
+    content = read_json(artifact.path / CONFIG_FILE)
+    forms = served(tuple(artifact.manifest.tasks))
+    if task not in forms or (task == TAGS and not tags_words(read_config(content))):
         able = ", ".join(artifact.manifest.tasks)
         raise ConfigInvalid(
             f"Expected a base for task.kind={task}, found {artifact.model_type} for {able}; use another base.model."
         )
-    if task == SEQUENCE and (len(labels) < 2 or len(set(labels)) < len(labels)):
+    named, least = task != TEXT, 1 if problem_type == NUMBER else 2
+    if named and (len(labels) < least or len(set(labels)) < len(labels)):
         raise ConfigInvalid(f"Expected two or more distinct labels, found {labels}; correct task.labels.")
-    content = read_json(artifact.path / CONFIG_FILE)
-    if task == SEQUENCE:
+    if named:
         content |= {
             "id2label": dict(enumerate(labels)),
             "label2id": {label: index for index, label in enumerate(labels)},
         }
-        content["problem_type"] = "single_label_classification"
+        content["problem_type"] = problem_type if task == SEQUENCE else None
     config = read_config(content)
     model = skeleton(config, task)
+    head = _head_of(artifact, task, model)
     weights, entries = _packed_weights(artifact), artifact.manifest.tensors
     all_plain = artifact.manifest.quantize == "none"
     std = float(getattr(config, "initializer_range", 0.02) or 0.02)
@@ -80,7 +84,7 @@ def load_model(
     held = model.state_dict(keep_vars=True)
     for name, names in places_of(model).items():
         tensor = held[name]
-        if name in entry.head:
+        if name in head:
             _assign(model, names, _initial(name, tuple(tensor.shape), std, head_seed))
             continue
         if name not in weights and may_be_missing(model, name):
@@ -94,9 +98,16 @@ def load_model(
             value = value.clone()  # a bias of a few bytes would keep the map of the whole file
         _assign(model, names, value)
     _finish(model)
-    if entry.head:  # what the task adds, for whoever trains and exports it (fedpeft.grafting.anatomy)
-        model.fedpeft_head = tuple(entry.head)  # type: ignore[assignment]
+    if head:  # what the task adds, for whoever trains and exports it (fedpeft.grafting.anatomy)
+        model.fedpeft_head = head  # type: ignore[assignment]
     return model
+
+
+def _head_of(artifact: BaseArtifact, form: TaskName, model: nn.Module) -> tuple[str, ...]:
+    """The parameters that the form adds: those that the manifest names, of ``TAGS`` all outside the backbone."""
+    if (entry := artifact.manifest.tasks.get(form)) is not None:
+        return tuple(entry.head)
+    return tuple(name for name in places_of(model) if not name.startswith(f"{model.base_model_prefix}."))
 
 
 def load_tokenizer(artifact: BaseArtifact) -> "PreTrainedTokenizerBase":

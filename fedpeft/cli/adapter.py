@@ -161,7 +161,7 @@ def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | Non
 
     model = trained(run, store)
     score = model.evaluate(load_records(data, column_map))
-    say_evaluation(str(run), score, classes=bool(model.answerer().labels), as_json=as_json)
+    say_evaluation(str(run), model.metrics(score), score, unit=model.task.record.counted, as_json=as_json)
 
 
 for part in (merge, hub, serve):

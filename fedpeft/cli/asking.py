@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -140,16 +140,22 @@ def say_predictions(
             click.echo(json.dumps({"row": number, **answer}, ensure_ascii=False))
 
 
-def say_evaluation(run: str, score: "Evaluation", *, classes: bool, as_json: bool) -> None:
-    """Print loss and accuracy; of a language model perplexity too, and its predictions are called tokens."""
-    loss, accuracy = score.loss_sum / score.examples, score.correct / score.examples
-    words = {} if classes else {"perplexity": _perplexity(loss)}
+def say_evaluation(run: str, metrics: "Mapping[str, float]", score: "Evaluation", *, unit: str, as_json: bool) -> None:
+    """Print every metric; of a language model perplexity too, and its predictions are called tokens.
+
+    Args:
+        run: whose adapter it is.
+        metrics: by name.
+        score: what they were made of.
+        unit: what loss and accuracy are means over, as the task's record says.
+    """
+    words = {"perplexity": _perplexity(metrics["loss"])} if unit == "tokens" else {}
     if as_json:
-        say_json({"run": run, "loss": loss, "accuracy": accuracy, "predictions": score.examples, **words})
+        say_json({"run": run, **metrics, "predictions": score.examples, **words})
         return
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     more = "".join(f"  {name} {value:.4g}" for name, value in words.items())
-    unit = "predictions" if classes else "tokens"
-    click.echo(f"loss {loss:.4f}  accuracy {accuracy:.4f}{more}  {unit} {score.examples}")
+    click.echo(f"{shown}{more}  {'predictions' if unit == 'examples' else unit} {score.examples}")
 
 
 def chat(asked: "Answerer", how: "Sampling") -> None:

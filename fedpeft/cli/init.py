@@ -8,7 +8,8 @@ import click
 from fedpeft.cli.options import map_option, model_option, quoted
 
 if TYPE_CHECKING:
-    from fedpeft.data import Convention, Records
+    from fedpeft.data import Records
+    from fedpeft.tasks import TaskRecord
 
 __all__ = ["command"]
 
@@ -38,11 +39,12 @@ def command(
       fedpeft init --data chats.jsonl --model ./my-model --column ward
     """
     from fedpeft.config import parse
-    from fedpeft.data import detect, load, validate
+    from fedpeft.data import load, validate
     from fedpeft.data.formats import located
+    from fedpeft.data.tasks import task_for
     from fedpeft.errors import DataInvalid
     from fedpeft.files import write_file
-    from fedpeft.tasks import KNOWN_COLUMNS
+    from fedpeft.tasks import READ_COLUMNS
 
     if out.exists() and not out.is_file():
         raise click.UsageError(f"Expected a file or nothing at {out}, found a device or a pipe; name another.")
@@ -50,11 +52,11 @@ def command(
         raise click.UsageError(f"Expected no file {out}, found one; name another with --out, or replace it by --force.")
     if not out.absolute().parent.is_dir():
         raise click.UsageError(f"Expected a folder for {out}, found none; make it first.")
-    loaded = load(data, column_map, columns=(*KNOWN_COLUMNS, *([column] if column else ())))
-    convention = detect(loaded.records, unread=loaded.unused)
-    text = _run_toml(located(data), model, column_map, column, convention, loaded.records)
+    loaded = load(data, column_map, columns=(*READ_COLUMNS, *([column] if column else ())))
+    task = task_for(loaded.records, unread=loaded.unused)
+    text = _run_toml(located(data), model, column_map, column, task, loaded.records)
     config = parse(text, source=str(out), simulation=True)
-    validate(loaded.records, config.task)
+    convention = validate(loaded.records, config.task)
     if column and column not in loaded.records.columns():
         there = ", ".join((*loaded.records.columns(), *loaded.unused))
         raise DataInvalid(f"Expected one of the columns {there} for --column, found {column!r}.")
@@ -68,7 +70,7 @@ def _run_toml(
     model: str | None,
     names: dict[str, str],
     column: str | None,
-    convention: "Convention",
+    task: "TaskRecord",
     records: "Records",
 ) -> str:
     """The file's text.
@@ -81,9 +83,8 @@ def _run_toml(
 
     from fedpeft.base.fit import positions_of, published_config
     from fedpeft.errors import ConfigInvalid, DataInvalid
-    from fedpeft.tasks import task_of
 
-    if model is None and not task_of(convention).adds_head:
+    if model is None and not task.adds_head:
         raise ConfigInvalid("Expected --model for a language model, found none; name a folder with its files.")
     clients = min(CLIENTS, len(records) // EXAMPLES_A_CLIENT)
     if not column and clients < LEAST_CLIENTS:
@@ -99,7 +100,7 @@ def _run_toml(
     tables: dict[str, dict[str, object]] = {
         "run": {"name": "my-run"},
         "base": {"model": where},
-        "task": {"kind": task_of(convention).name, "max_length": length},
+        "task": {"kind": task.name, "max_length": length},
         "data": {"source": source, **({"map": names} if names else {}), "partition": partition},
         "adapter": {"lora": {"rank": 8}},
         "rounds": {"count": 10, "patience": PATIENCE, "min_devices": LEAST_CLIENTS},

@@ -1,10 +1,16 @@
 """`fedpeft runs`: what lies in the run directories. Reads only, but for `report`, which writes report.html."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fedpeft.cli.options import json_option, quoted, run_argument, say_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fedpeft_server.run.records import RoundMetrics
 
 __all__ = ["command"]
 
@@ -33,12 +39,21 @@ def list_(folder: Path, as_json: bool) -> None:
         except IntegrityFailed:
             click.echo(f"{path.name:<{width}}  damaged      see `{quoted('fedpeft', 'runs', 'verify', path)}`")
             continue
-        last = next((row for row in reversed(view.rounds) if row.accuracy is not None), None)
-        accuracy = f"accuracy {last.accuracy:.1%}" if last and last.accuracy is not None else "not evaluated"
+        accuracy = _last_measured(view.rounds)
         rounds = f"{len(view.rounds):>4} {'round ' if len(view.rounds) == 1 else 'rounds'}"
         click.echo(f"{path.name:<{width}}  {view.state:<11}  {rounds}  {accuracy}")
     if not paths:
         click.echo(f"no runs in {folder}; `fedpeft simulate run.toml` makes one")
+
+
+def _last_measured(rows: "Sequence[RoundMetrics]") -> str:
+    """The accuracy of the last row that has one, or its other metrics, in words."""
+    from fedpeft.tasks.measure import told
+
+    last = next((row for row in reversed(rows) if row.loss is not None), None)
+    if last is None:
+        return "not evaluated"
+    return told(last.metrics) if last.accuracy is None else f"accuracy {last.accuracy:.1%}"
 
 
 def _run_json(path: Path) -> dict[str, object]:
@@ -50,13 +65,14 @@ def _run_json(path: Path) -> dict[str, object]:
         view = read_run(path)
     except IntegrityFailed as error:
         return {"run": path.name, "path": str(path), "state": "damaged", "error": str(error)}
-    measured = [row for row in view.rounds if row.accuracy is not None]
+    measured = [row for row in view.rounds if row.loss is not None]
     return {
         "run": path.name,
         "path": str(path),
         "state": view.state,
         "rounds": len(view.rounds),
         "accuracy": measured[-1].accuracy if measured else None,
+        "metrics": measured[-1].metrics if measured else {},
     }
 
 
@@ -67,6 +83,7 @@ def show(run: Path, as_json: bool) -> None:
     """Show how RUN went, one line a round, and which devices fail."""
     from dataclasses import asdict
 
+    from fedpeft.tasks.measure import told
     from fedpeft_server.run.run_view import read_run
     from fedpeft_server.run.troubled import troubled
     from fedpeft_server.run.verdict import verdict
@@ -87,8 +104,9 @@ def show(run: Path, as_json: bool) -> None:
             continue
         loss = "     -" if row.loss is None else f"{row.loss:6.3f}"
         accuracy = "    -" if row.accuracy is None else f"{row.accuracy:5.1%}"
+        further = f"{told(row.metrics)}  " if row.metrics else ""
         click.echo(
-            f"round {row.round:>4}  loss {loss}  accuracy {accuracy}  "
+            f"round {row.round:>4}  loss {loss}  accuracy {accuracy}  {further}"
             f"devices {row.devices_survived}/{row.devices_invited}  "
             f"up {row.bytes_up / 1e6:.2f} MB  down {row.bytes_down / 1e6:.2f} MB  {row.seconds:.1f} s"
         )

@@ -37,6 +37,7 @@ def check(config: RunConfig, *, simulation: bool) -> tuple[Finding, ...]:
     checks = (
         _sources,
         _task,
+        _range,
         lora_findings,
         _layers,
         schedule_findings,
@@ -87,6 +88,25 @@ def _task(config: RunConfig) -> Iterator[Finding]:
         )
     if task.record.named_outputs and len(task.labels) == 1:
         yield Finding(key="task.labels", reads=("task.kind",), expected="at least 2 classes", found="1 label")
+
+
+def _range(config: RunConfig) -> Iterator[Finding]:
+    task, metric = config.task, config.rounds.metric
+    if task.range is not None and not task.record.a_number:
+        expected = f"no range for {task.kind}"
+        yield Finding(key="task.range", reads=("task.kind",), expected=expected, found=str(list(task.range)))
+    elif task.range is not None and not task.range[0] < task.range[1]:
+        yield Finding(key="task.range", expected="the lowest number, then a higher one", found=str(list(task.range)))
+    if metric != "auto" and metric not in task.record.metrics:
+        yield Finding(
+            key="rounds.metric",
+            reads=("task.kind",),
+            expected=f"a metric of {task.kind}: {', '.join(task.record.metrics)}",
+            found=f'"{metric}"',
+        )
+    if metric not in ("auto", "loss", "accuracy") and config.task.labels and config.task.measure is None:
+        expected = "loss or accuracy: of so many classes, or of such tags, nothing else is measured"
+        yield Finding(key="rounds.metric", reads=("task.labels",), expected=expected, found=f'"{metric}"')
 
 
 def _with_labels() -> list[str]:
@@ -257,5 +277,12 @@ def _deployment(config: RunConfig) -> Iterator[Finding]:
             key="task.labels",
             reads=("task.kind",),
             expected="the class names in order: no coordinator sees the data that could tell",
+            found="nothing",
+        )
+    if config.task.record.a_number and config.task.range is None:
+        yield Finding(
+            key="task.range",
+            reads=("task.kind",),
+            expected="the lowest and the highest number: no coordinator sees the data that could tell",
             found="nothing",
         )

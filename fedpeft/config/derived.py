@@ -17,6 +17,7 @@ __all__ = [
     "value_bits",
     "wanted_devices",
     "with_head_start",
+    "with_metric",
 ]
 
 _ROUNDS_FOR_MEANS = 4
@@ -59,6 +60,14 @@ def with_head_start(config: RunConfig) -> RunConfig:
     start = "class-means" if possible and len(task.labels) > config.train.batch_size else "seed"
     decided = {"head_start": start, "head_refresh": adapter.head_refresh if start == "class-means" else 0}
     return config.model_copy(update={"adapter": adapter.model_copy(update=decided)})
+
+
+def with_metric(config: RunConfig) -> RunConfig:
+    """The same run with ``rounds.metric`` decided: the task's own where nobody chose."""
+    if config.rounds.metric != "auto":
+        return config
+    rounds = config.rounds.model_copy(update={"metric": config.task.record.best})
+    return config.model_copy(update={"rounds": rounds})
 
 
 def wanted_devices(rounds: Rounds, available: int) -> int:

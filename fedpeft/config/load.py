@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fedpeft.config.check import check
-from fedpeft.config.derived import with_head_start
+from fedpeft.config.derived import with_head_start, with_metric
 from fedpeft.config.explain import Fault, Location, explain, key_of, value_at
 from fedpeft.config.model import RunConfig
 from fedpeft.config.overrides import MAX_DEPTH, apply_overrides
@@ -107,7 +107,7 @@ def parse(text: str, *, source: str, overrides: Sequence[str] = (), simulation: 
     if problems or config is None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigInvalid(f"Expected a valid configuration, found {count}; nothing was started.", problems=problems)
-    return with_head_start(config)
+    return with_metric(with_head_start(config))
 
 
 def _expect_within_reason(document: dict[str, object], source: str) -> None:

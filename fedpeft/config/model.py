@@ -29,6 +29,7 @@ from fedpeft.config.adapter import Adapter, MethodName
 from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.privacy import Privacy
 from fedpeft.config.task import Task
+from fedpeft.tasks import Metric
 
 __all__ = [
     "AdaLora",
@@ -171,8 +172,10 @@ class Rounds(Section):
         description="So many evaluations in a row that bring nothing better end the run; 0: all rounds are made. Not "
         "under privacy, where nothing is evaluated.",
     )
-    metric: Literal["loss", "accuracy"] = Field(
-        default="loss", description="Which held-out mean says what state is best: `adapters/final` holds that one."
+    metric: Metric = Field(
+        default="auto",
+        description="Which held-out metric says what state is best: `adapters/final` holds that one. `auto`: the "
+        "task's own, see docs/aggregation.md.",
     )
     min_devices: int = Field(
         default=3, ge=3, description="A round with fewer survivors is aborted. A sum of two is no secret between them."

@@ -3,23 +3,50 @@
 from pydantic import Field
 
 from fedpeft.catalogue.section import Section
-from fedpeft.tasks import TASKS, Kind, TaskRecord
+from fedpeft.tasks import TASKS, Kind, Measure, TaskRecord
 
 __all__ = ["Task"]
+
+VALUE = "value"
+"""What the one output of a regression is called."""
 
 
 class Task(Section):
     """What is learnt."""
 
-    kind: Kind = Field(description="A class for a text, or the text that follows one.")
+    kind: Kind = Field(
+        description="A class for a text or a pair of texts, any number of labels, a number, a tag for each word; or "
+        "the text that follows one."
+    )
     labels: tuple[str, ...] = Field(
-        default=(), description="The class names in order; empty: the sorted labels of the data (simulation only)."
+        default=(),
+        description="The class names (or tags) in order; empty: the sorted labels of the data (simulation only).",
     )
     max_length: int = Field(
         default=128, ge=8, le=8192, description="Tokens an example may have; longer ones are truncated."
+    )
+    range: tuple[float, float] | None = Field(
+        default=None,
+        description="For regression: the lowest and the highest number, [0, 5]; none: those of the data (simulation "
+        "only). The loss is not scaled by it; sums and correlations are.",
     )
 
     @property
     def record(self) -> TaskRecord:
         """What fedpeft knows of this kind of task."""
         return TASKS[self.kind]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the model's outputs; none for a language model, whose outputs are its vocabulary."""
+        return (VALUE,) if self.record.a_number else self.labels
+
+    @property
+    def measure(self) -> Measure | None:
+        """What is summed beside loss and accuracy."""
+        return self.record.measure(self.outputs, self.range)
+
+    @property
+    def loss_unit(self) -> float:
+        """What a loss is divided by before it is summed: for a number the square of half its range, else 1."""
+        return 1.0 if self.range is None else ((self.range[1] - self.range[0]) / 2) ** 2

@@ -6,7 +6,8 @@ from fedpeft.data.holdout import split_each, split_holdout
 from fedpeft.data.people import count_people, split_people
 from fedpeft.data.records import Record, Records
 from fedpeft.data.rendering import Tokenizer
-from fedpeft.data.tasks import detect, fits, label_names, validate
+from fedpeft.data.targets import label_names
+from fedpeft.data.tasks import detect, fits, validate
 from fedpeft.data.usable import encode_usable, nothing_encoded, readable_records
 from fedpeft.tasks import Convention
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fedpeft.config.model import Task
 from fedpeft.data.encode import Measured, measure
+from fedpeft.data.encode_texts import text_of
 from fedpeft.data.formats import Loaded
 from fedpeft.data.holdout import content_ranks, split_indices
 from fedpeft.data.people import PERSON, People, note_nobodys, people_in
@@ -20,13 +21,15 @@ from fedpeft.data.remarks import (
     answer_remark,
     label_remarks,
     loaded_remarks,
+    number_remark,
     text_remarks,
     unknown_remark,
     unused_columns,
     unused_remarks,
 )
 from fedpeft.data.rendering import Tokenizer, rendered_rows
-from fedpeft.data.tasks import inspect, label_name
+from fedpeft.data.targets import label_name, names_in, number_of
+from fedpeft.data.tasks import inspect
 from fedpeft.data.whitespace import WhitespaceTokenizer
 from fedpeft.errors import DataInvalid, Problem
 from fedpeft.tasks import Convention, Kind
@@ -162,12 +165,13 @@ def check_loaded(
     )
     name, tokens = tokenizer or ("words", WhitespaceTokenizer())
     measured = measure(good, task, tokens)
-    classify = convention is Convention.TEXT_LABEL
+    classify = task.record.one_class
+    names_read = {**loaded.aliases, **(column_map or {})}
     ranks = content_ranks(good, seed)
     train, held_out = split_indices(good, ranks, holdout)
     distinct, content = np.unique(ranks, return_inverse=True)
-    labels = _labels(good) if classify else {}
-    unused = unused_columns((*records.columns(), *loaded.unused), convention, column_map or {})
+    labels = _labels(good, task)
+    unused = unused_columns((*records.columns(), *loaded.unused), convention, names_read)
     return DataReport(
         files=loaded.files,
         convention=convention,
@@ -178,7 +182,7 @@ def check_loaded(
         duplicates=len(good) - len(distinct),
         contradictions=_contradictions(good, content) if classify else 0,
         labels=labels,
-        rendered=_examples(good, convention, tokens),
+        rendered=_examples(good, task, convention, tokens),
         lengths=_lengths(measured, task, name, approximate=tokenizer is None),
         split=Split(
             train=len(train),
@@ -191,7 +195,8 @@ def check_loaded(
             *loaded_remarks(loaded, column_map or {}),
             *text_remarks(good, convention),
             *unused_remarks(unused, findings.unused_keys),
-            *label_remarks(labels),
+            *label_remarks(labels if classify else {}),
+            *number_remark(good, task),
             *answer_remark(measured.context_answers, measured.answers),
             *unknown_remark(measured.unknown, len(good)),
         ),
@@ -199,7 +204,11 @@ def check_loaded(
     )
 
 
-def _labels(records: Records) -> dict[str, int]:
+def _labels(records: Records, task: Task) -> dict[str, int]:
+    """How many examples (of tags: words) have each class, label or tag; none where they have no names."""
+    if not task.record.one_class:
+        counted = Counter(name for row in records.rows for name in names_in(row, task.record.target))
+        return dict(sorted(counted.items()))
     found: Counter[tuple[type, object]] = Counter()
     for window in records.windows("label"):
         found.update(zip(map(type, window), window, strict=True))  # by type too: True is equal to 1
@@ -232,15 +241,16 @@ def _has_empty(row: Record, convention: Convention) -> bool:
     return any(value is None or value == [] or (isinstance(value, str) and not value.strip()) for value in values)
 
 
-def _examples(records: Records, convention: Convention, tokenizer: Tokenizer) -> tuple[Example, ...]:
+def _examples(records: Records, task: Task, convention: Convention, tokenizer: Tokenizer) -> tuple[Example, ...]:
     """The first, the middle and the last example."""
     chosen = sorted({0, len(records) // 2, len(records) - 1}) if records else []
     shown: list[Example] = []
     for i in chosen[:EXAMPLES_SHOWN]:
         row, origin = records[i], records.origins[i]
         parts: list[Part]
-        if convention is Convention.TEXT_LABEL:
-            parts = [Part(text=str(row["text"]), trained=False), Part(text=str(label_name(row["label"])), trained=True)]
+        if task.record.adds_head:
+            parts = [Part(text=asked, trained=False) for asked in _asked(row, task)]
+            parts.append(Part(text=_answer(row, task), trained=True))
         else:
             (example,) = rendered_rows([row], [convention], tokenizer)
             if isinstance(example, DataInvalid):  # among the problems already
@@ -253,6 +263,17 @@ def _examples(records: Records, convention: Convention, tokenizer: Tokenizer) ->
             parts.append(Part(text=example.text[done:], trained=False))
         shown.append(Example(origin=origin, parts=tuple(part for part in parts if part.text)))
     return tuple(shown)
+
+
+def _asked(row: Record, task: Task) -> tuple[str, ...]:
+    pair = row.get("text_pair")
+    return (text_of(row, task),) if pair is None else (text_of(row, task), f" | {pair}")
+
+
+def _answer(row: Record, task: Task) -> str:
+    if task.record.a_number:
+        return f"{number_of(row.get('label')):g}"
+    return "; ".join(names_in(row, task.record.target)) if not task.record.tags_words else str(row["tags"])
 
 
 def _lengths(measured: Measured, task: Task, name: str, *, approximate: bool) -> TokenLengths | None:

@@ -3,7 +3,7 @@
 causal-lm: ``prompt`` + ``completion`` and Alpaca train on the completion only, ``messages`` on the
 assistant's turns only, ``text`` on everything; a label of -100 marks a token that is not trained on.
 Labels are not shifted: as in Hugging Face models, position i is predicted from the positions before i.
-classify: the text as it is, and the index of its class.
+The other tasks: the text or the pair as it is, and its target (``fedpeft.data.encode_texts``).
 
 Invariants: no example is longer than ``max_length``; each has at least one token to train on; examples
 keep their order, one for each record.
@@ -17,45 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.config.model import Task
-from fedpeft.data.people import Owners, owners_of
+from fedpeft.data.encode_texts import encode_texts, whole_texts
+from fedpeft.data.encoded import IGNORED, EncodedDataset, Special, refused_by_tokenizer
+from fedpeft.data.people import owners_of
 from fedpeft.data.records import ProblemLog, Records
 from fedpeft.data.rendering import Rendered, TokenIds, Tokenizer, rendered_rows
-from fedpeft.data.tasks import detect, label_name
+from fedpeft.data.tasks import detect
 from fedpeft.data.whitespace import WhitespaceTokenizer
 from fedpeft.errors import DataInvalid, foreign
 
 __all__ = ["IGNORED", "EncodedDataset", "Measured", "bos_of", "encode", "measure"]
 
-IGNORED = -100
-"""The label of a token that is not trained on: what PyTorch's cross entropy ignores by default."""
-
 BATCH = 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedDataset:
-    """Token ids and labels of one client's examples.
-
-    Args:
-        input_ids: for each example its tokens, int32.
-        labels: classify: class indices, int64, shape (n,). causal-lm: for each example one int64 label a token.
-        truncated: how many examples were cut to ``max_length``.
-        unknown: how many hold no token but the unknown one, apart from special tokens.
-        answers: assistant turns in them; 0 without conversations.
-        context_answers: those of them that are not trained on, because the chat template rewrites earlier turns.
-        owners: whose each is (``fedpeft.data.people``); None where the data names no people.
-    """
-
-    input_ids: tuple[TokenIds, ...]
-    labels: npt.NDArray[np.int64] | tuple[npt.NDArray[np.int64], ...]
-    truncated: int
-    unknown: int = 0
-    answers: int = 0
-    context_answers: int = 0
-    owners: Owners | None = None
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
 
 
 def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Tokenizer) -> EncodedDataset:
@@ -77,8 +50,8 @@ def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Token
         DataInvalid: labels outside ``labels``, columns of another task, a tokenizer without offsets, or rows that the
             chat template or the tokenizer refuses, or of which it keeps nothing: all at once, by file and line.
     """
-    if task.record.one_class:
-        return _encode_classify(records, task, labels, tokenizer)
+    if task.record.adds_head:
+        return encode_texts(records, task, labels, tokenizer)
     if not records:
         return EncodedDataset(input_ids=(), labels=(), truncated=0)
     if not getattr(tokenizer, "is_fast", True):
@@ -86,7 +59,7 @@ def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Token
     ids: list[TokenIds] = []
     targets: list[npt.NDArray[np.int64]] = []
     truncated = unknown = answers = trained_answers = 0
-    bos, special, log = bos_of(tokenizer), _Special.of(tokenizer), ProblemLog()
+    bos, special, log = bos_of(tokenizer), Special.of(tokenizer), ProblemLog()
     for origin, example, tokens, trained in _tokenized(records, task, tokenizer, bos, log):
         if not trained.any():
             _note_nothing_to_train(origin, log)
@@ -132,16 +105,15 @@ def measure(records: Records, task: Task, tokenizer: Tokenizer) -> Measured:
     log = ProblemLog()
     if not records:
         return Measured(lengths=np.zeros(0, dtype=np.int64), refused=log)
-    if isinstance(tokenizer, WhitespaceTokenizer) and task.record.one_class:
+    if isinstance(tokenizer, WhitespaceTokenizer) and task.record.adds_head and "text_pair" not in records.columns():
         words = map(len, map(str.split, map(str, records.values("text"))))
         return Measured(lengths=np.fromiter(words, dtype=np.int64, count=len(records)), refused=log)
-    special, unknown, answers, trained = _Special.of(tokenizer), 0, 0, 0
+    special, unknown, answers, trained = Special.of(tokenizer), 0, 0, 0
     lengths: list[int] = []
-    if task.record.one_class:
-        for texts in _batches(records):
-            for ids in _ids(tokenizer, texts):
-                lengths.append(len(ids))
-                unknown += special.knows_nothing_of(np.asarray(ids, dtype=np.int32))
+    if task.record.adds_head:
+        for ids in whole_texts(records, task, tokenizer):
+            lengths.append(len(ids))
+            unknown += special.knows_nothing_of(ids)
         return Measured(lengths=np.array(lengths, dtype=np.int64), refused=log, unknown=unknown)
     for origin, example, tokens, targets in _tokenized(records, task, tokenizer, bos_of(tokenizer), log):
         if not targets.any():
@@ -164,26 +136,6 @@ def _note_nothing_to_train(origin: str, log: ProblemLog) -> None:
     log.add(origin, "something to train on", "no token that this tokenizer knows", "Remove the row.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Special:
-    """The tokenizer's unknown token, and its special tokens beside it."""
-
-    unknown: int | None
-    others: npt.NDArray[np.int64]
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> "_Special":
-        unknown = getattr(tokenizer, "unk_token_id", None)
-        others = [number for number in getattr(tokenizer, "all_special_ids", ()) if number != unknown]
-        return cls(unknown, np.array(others, dtype=np.int64))
-
-    def knows_nothing_of(self, tokens: TokenIds) -> bool:
-        """Whether everything but special tokens is unknown."""
-        if self.unknown is None or self.unknown not in tokens:
-            return False
-        return bool(np.isin(tokens, np.append(self.others, self.unknown)).all())
-
-
 def _tokenized(
     records: Records, task: Task, tokenizer: Tokenizer, bos: int | None, log: ProblemLog
 ) -> Iterator[tuple[str, Rendered, TokenIds, npt.NDArray[np.bool_]]]:
@@ -201,7 +153,7 @@ def _tokenized(
         if not batch:
             continue
         texts = [example.text for _, example in batch]
-        with foreign(_refused_by_tokenizer):
+        with foreign(refused_by_tokenizer):
             encoding = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         for (origin, example), ids, offsets in zip(
             batch, encoding["input_ids"], encoding["offset_mapping"], strict=True
@@ -241,10 +193,6 @@ def _halves(message: str) -> tuple[str, str, str]:
     return expected, found.rstrip("."), remedy[:1].upper() + remedy[1:]
 
 
-def _refused_by_tokenizer(said: str) -> DataInvalid:
-    return DataInvalid(f"Expected texts that the base's tokenizer takes, found: {said}.")
-
-
 def _fit(trained: npt.NDArray[np.bool_], max_length: int, *, keep_first: bool) -> tuple[npt.NDArray[np.int64], bool]:
     """The positions to keep of an example, at most ``max_length``, and whether any was cut."""
     size = len(trained)
@@ -262,40 +210,3 @@ def bos_of(tokenizer: Tokenizer) -> int | None:
     """The BOS token if this tokenizer begins every text with it."""
     wrapped = tokenizer([""])["input_ids"][0]
     return tokenizer.bos_token_id if wrapped and wrapped[0] == tokenizer.bos_token_id else None
-
-
-def _encode_classify(records: Records, task: Task, labels: Sequence[str], tokenizer: Tokenizer) -> EncodedDataset:
-    index = {name: i for i, name in enumerate(labels)}
-    classes = np.empty(len(records), dtype=np.int64)
-    log = ProblemLog()
-    for i, (row, origin) in enumerate(zip(records.rows, records.origins, strict=True)):
-        name = label_name(row.get("label"))
-        if name not in index:
-            log.add(f"{origin}: label", f"a label of {', '.join(labels)}", f"{row.get('label')!r:.40}")
-        classes[i] = index.get(name or "", 0)
-    log.raise_if_any("labels")
-    special = _Special.of(tokenizer)
-    ids: list[TokenIds] = []
-    truncated = unknown = 0
-    for texts in _batches(records):
-        # The tokenizer itself truncates, so that its closing special tokens survive.
-        with foreign(_refused_by_tokenizer):
-            cut = tokenizer(texts, truncation=True, max_length=task.max_length, verbose=False)["input_ids"]
-        truncated += sum(len(a) > len(b) for a, b in zip(_ids(tokenizer, texts), cut, strict=True))
-        for tokens in cut:
-            ids.append(np.asarray(tokens, dtype=np.int32))
-            unknown += special.knows_nothing_of(ids[-1])
-    return EncodedDataset(
-        input_ids=tuple(ids), labels=classes, truncated=truncated, unknown=unknown, owners=owners_of(records)
-    )
-
-
-def _batches(records: Records) -> Iterator[list[str]]:
-    rows = iter(records)
-    while texts := [str(row["text"]) for row in islice(rows, BATCH)]:
-        yield texts
-
-
-def _ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[object]]:
-    with foreign(_refused_by_tokenizer):
-        return tokenizer(texts, verbose=False)["input_ids"]

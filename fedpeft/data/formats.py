@@ -22,6 +22,7 @@ from fedpeft.data.packed import PackedColumn, PackedOrigins, PackedRows
 from fedpeft.data.records import BATCH_ROWS, MISSING, Batch, ProblemLog, Record, Records
 from fedpeft.files import expanded
 from fedpeft.tasks import KNOWN_COLUMNS
+from fedpeft.tasks.conventions import aliases_in
 
 __all__ = ["Loaded", "load", "load_noting", "load_records", "located"]
 
@@ -63,6 +64,7 @@ class Loaded:
         left_out: files beside them.
         unused: columns that are in the files and not in the records.
         remarks: what else was left out, a sentence each.
+        aliases: our column name -> theirs, of columns that are ours under a well-known name; only without a column map.
         replaced: our column names that the files have themselves and the column map gives to others.
     """
 
@@ -71,6 +73,7 @@ class Loaded:
     left_out: tuple[LeftOut, ...] = ()
     unused: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
     replaced: tuple[str, ...] = ()
 
 
@@ -156,8 +159,16 @@ def load_noting(
         if by_split:
             loaded = _of_training(loaded, log, keep=wanted is None)
     there = (*loaded.records.columns(), *loaded.unused)
+    aliases = {} if names.keys() - {"person"} else aliases_in(loaded.records.columns())
+    remarks = [*loaded.remarks, *_aliases_told(aliases)]
+    loaded, names = replace(loaded, aliases=aliases, remarks=tuple(remarks)), {**aliases, **names}
     replaced = tuple(ours for ours, theirs in names.items() if ours in there and ours != theirs)
     return replace(loaded, records=_mapped(loaded, names, log), replaced=replaced)
+
+
+def _aliases_told(aliases: Mapping[str, str]) -> list[str]:
+    read = ", ".join(f"{theirs} as {ours}" for ours, theirs in aliases.items())
+    return [f"columns that are read under our names: {read}; another reading: --map"] if aliases else []
 
 
 def located(source: str) -> str:

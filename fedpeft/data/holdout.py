@@ -114,10 +114,8 @@ def content_key(row: Record, convention: Convention | None) -> str:
 
     The label is left out: one text with two labels on two sides would still leak.
     """
-    columns: tuple[str, ...] = tuple(row) if convention is None else convention.columns
-    if convention is Convention.TEXT_LABEL:
-        columns = ("text",)
-    elif convention is Convention.ALPACA:
+    columns: tuple[str, ...] = tuple(row) if convention is None else convention.asked
+    if convention is Convention.ALPACA:
         columns = ("instruction", "input", "output")
     content = {column: _plain(row.get(column)) for column in columns}
     return _CANONICAL(content)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fedpeft.data.records import ProblemLog, Records
 from fedpeft.data.remarks import means_missing
-from fedpeft.data.tasks import label_name
+from fedpeft.data.targets import label_name
 from fedpeft.errors import DataInvalid
 
 __all__ = [

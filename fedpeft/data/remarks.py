@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
+from fedpeft.config.task import Task
 from fedpeft.data.choosing import LeftOut
 from fedpeft.data.formats import Loaded
 from fedpeft.data.opening import COMPRESSED
 from fedpeft.data.records import Records
+from fedpeft.data.targets import number_of
 from fedpeft.tasks import Convention
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "label_remarks",
     "loaded_remarks",
     "means_missing",
+    "number_remark",
     "text_remarks",
     "twin_remarks",
     "unknown_remark",
@@ -59,6 +62,16 @@ def label_remarks(labels: Mapping[str, int]) -> list[str]:
     return remarks
 
 
+def number_remark(records: Records, task: Task) -> list[str]:
+    """Of numbers: their range, which a deployed run must be told."""
+    if not task.record.a_number:
+        return []
+    numbers = [number for value in records.values("label") if (number := number_of(value)) is not None]
+    if not numbers:
+        return []
+    return [f"numbers from {min(numbers):g} to {max(numbers):g}; task.range says so to devices"]
+
+
 def file_remarks(left_out: Sequence[LeftOut]) -> list[str]:
     """Of files: those that lie beside the data and are not read."""
     if not left_out:
@@ -80,7 +93,7 @@ def twin_remarks(files: Sequence[str]) -> list[str]:
 
 def text_remarks(records: Records, convention: Convention) -> list[str]:
     """Of texts: those that look like a missing value."""
-    columns = [column for column in convention.columns if column not in ("label", "messages")]
+    columns = [column for column in convention.asked if column != "messages"]
     windows = chain.from_iterable(records.windows(column) for column in columns)
     short = (text for window in windows for text in window if isinstance(text, str) and len(text) < LONGEST)
     empty = Counter(filter(means_missing, short))

@@ -48,7 +48,11 @@ class Encoding(Protocol):
     """What a tokenizer returns for a list of texts."""
 
     def __getitem__(self, key: str) -> list[list[object]]:
-        """``input_ids``, or ``offset_mapping``: (begin, end) in characters for each token."""
+        """``input_ids``, ``token_type_ids``, or ``offset_mapping``: (begin, end) in characters for each token."""
+        ...
+
+    def __contains__(self, key: object) -> bool:
+        """Whether it is there."""
         ...
 
 
@@ -63,6 +67,7 @@ class Tokenizer(Protocol):
     def __call__(
         self,
         text: list[str],
+        text_pair: list[str] | None = None,
         *,
         add_special_tokens: bool = True,
         return_offsets_mapping: bool = False,
@@ -70,7 +75,7 @@ class Tokenizer(Protocol):
         max_length: int | None = None,
         verbose: bool = True,
     ) -> Encoding:
-        """Token ids of each text."""
+        """Token ids of each text, or of each pair of texts."""
         ...
 
     def apply_chat_template(

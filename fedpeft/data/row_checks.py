@@ -9,6 +9,8 @@ __all__ = [
     "check_messages",
     "check_pair",
     "check_text",
+    "check_texts",
+    "check_words",
     "keys_not_read",
 ]
 
@@ -34,6 +36,21 @@ def check_text(row: Record, origin: str, log: ProblemLog, column: str = "text") 
         log.add(f"{origin}: {column}", "text", "an empty text", "Fill it or remove the row.")
     elif not _is_unicode(value):
         log.add(f"{origin}: {column}", "Unicode text", "half a surrogate pair", "Correct the escape, e.g. \\ud83d.")
+
+
+def check_texts(row: Record, origin: str, log: ProblemLog) -> None:
+    """``text`` and ``text_pair``."""
+    check_text(row, origin, log)
+    check_text(row, origin, log, "text_pair")
+
+
+def check_words(row: Record, origin: str, log: ProblemLog) -> None:
+    """``words``; how many there are is checked with their tags."""
+    words = row.get("words")
+    if isinstance(words, (list, tuple)) and any(isinstance(word, str) and not _is_unicode(word) for word in words):
+        log.add(f"{origin}: words", "Unicode text", "half a surrogate pair", "Correct the escape, e.g. \\ud83d.")
+    elif isinstance(words, str):
+        check_text(row, origin, log, "words")
 
 
 def _is_unicode(text: str) -> bool:

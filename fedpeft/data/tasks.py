@@ -4,18 +4,27 @@
 and their order. Nothing here changes a row: rendering and tokenizing are ``fedpeft.data.encode``'s.
 """
 
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from itertools import islice
 
 from fedpeft.config.model import Task
 from fedpeft.data.records import ProblemLog, Record, Records
-from fedpeft.data.row_checks import check_alpaca, check_messages, check_pair, check_text, keys_not_read
+from fedpeft.data.row_checks import (
+    check_alpaca,
+    check_messages,
+    check_pair,
+    check_text,
+    check_texts,
+    check_words,
+    keys_not_read,
+)
+from fedpeft.data.targets import LabelCheck, check_target, label_name, names_in, number_of
 from fedpeft.errors import DataInvalid, Problem
-from fedpeft.tasks import KNOWN_COLUMNS, TASKS, Convention, Kind
+from fedpeft.tasks import KNOWN_COLUMNS, TASKS, Convention, Kind, Target, TaskRecord, task_of
+from fedpeft.tasks.conventions import misread
 
 __all__ = [
     "Findings",
@@ -23,11 +32,13 @@ __all__ = [
     "detect",
     "fits",
     "inspect",
-    "label_name",
-    "label_names",
     "messages_of",
+    "task_for",
     "validate",
 ]
+
+_LOOKED_AT = 1000
+"""Labels that tell a task."""
 
 Message = Mapping[str, str]
 """One turn of a conversation: ``role`` and ``content``."""
@@ -56,6 +67,28 @@ def detect(records: Records, kind: Kind | None = None, *, unread: Sequence[str] 
         remedy=f"Name yours with --map OURS=THEIRS (data.map in run.toml), e.g. {_likely_map((*there, *unread))}.",
     )
     raise DataInvalid(f"Expected the columns of a {kind or 'known'} task.", problems=(problem,))
+
+
+def task_for(records: Records, *, unread: Sequence[str] = ()) -> TaskRecord:
+    """The task that columns and labels look like: the first that the columns are for, or what lists or decimals say.
+
+    Raises:
+        DataInvalid: no convention fits.
+    """
+    found = task_of(detect(records, unread=unread))
+    if not found.one_class:
+        return found
+    labels = list(islice((value for value in records.values("label") if value is not None), _LOOKED_AT))
+    numbers = [number_of(value) for value in labels]
+    if any(isinstance(value, list | tuple) for value in labels):
+        return _with_target(Target.CLASSES)
+    if numbers and all(number is not None for number in numbers) and any(number % 1 for number in numbers if number):
+        return _with_target(Target.VALUE)
+    return found
+
+
+def _with_target(target: Target) -> TaskRecord:
+    return next(record for record in TASKS.values() if record.target is target)
 
 
 def _likely_map(there: Sequence[str]) -> str:
@@ -104,17 +137,27 @@ def inspect(records: Records, task: Task, *, unread: Sequence[str] = ()) -> Find
     bad: set[int] = set()
     labels = LabelCheck(task.labels)
     unused_keys: Counter[str] = Counter()
-    for i in _doubtful(records, task.labels) if convention is Convention.TEXT_LABEL else range(len(records)):
+    quick = convention is Convention.TEXT_LABEL and task.record.one_class
+    _expect_read(records.columns(), convention, log)
+    for i in _doubtful(records, task.labels) if quick else range(len(records)):
         row, origin = records[i], records.origins[i]
         before = log.count
         CHECKS[convention](row, origin, log)
-        if convention is Convention.TEXT_LABEL:
+        check_target(row, origin, task, log)
+        if task.record.one_class:
             labels.check(row.get("label"), f"{origin}: label", log)
         elif convention is Convention.MESSAGES:
             unused_keys.update(keys_not_read(row.get("messages")))
         if log.count > before:
             bad.add(i)
     return Findings(convention, log, frozenset(bad), unused_keys)
+
+
+def _expect_read(there: Collection[str], convention: Convention, log: ProblemLog) -> None:
+    """Notes a column that changes what an example means and is not read."""
+    if (found := misread(convention, there)) is not None:
+        column, why = found
+        log.add("columns", f"{convention.value} alone", column, f"Remove it or rename it: {why}.")
 
 
 def _doubtful(records: Records, allowed: tuple[str, ...]) -> Iterator[int]:
@@ -161,46 +204,11 @@ def fits(row: Record, task: Task) -> bool:
     except DataInvalid:
         return False
     log = ProblemLog()
+    _expect_read(row.keys(), convention, log)
     CHECKS[convention](row, "", log)
-    return not log.count and (not task.record.one_class or label_name(row.get("label")) in task.labels)
-
-
-def label_names(records: Records, labels: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The classes in order: ``labels`` if given, else those of the data (integers by value, names by alphabet).
-
-    Raises:
-        DataInvalid: fewer than two classes.
-    """
-    if labels:
-        return labels
-    found = {name for row in records.rows if (name := label_name(row.get("label"))) is not None}
-    if len(found) < 2:
-        raise DataInvalid(
-            f"Expected at least 2 classes in the column label, found {len(found)} "
-            f"({', '.join(sorted(found)) or 'no label'}); give the class names in task.labels."
-        )
-    numbers = {name: number for name in found if (number := _whole_number(name)) is not None}
-    return tuple(sorted(found, key=lambda name: (numbers[name], name)) if len(numbers) == len(found) else sorted(found))
-
-
-def _whole_number(name: str) -> int | None:
-    """The number that a name writes; None for other names, such as ``--1`` or one of a thousand digits."""
-    return int(name) if re.fullmatch(r"-?\d{1,18}", name, re.ASCII) else None
-
-
-def label_name(value: object) -> str | None:
-    """A label's class name: text as it is, 3, 3.0 and Decimal(3) -> "3", True -> "true"; None for what is no class."""
-    match value:
-        case bool():
-            return str(value).lower()
-        case int():
-            return str(value)
-        case float() | Decimal() if math.isfinite(value) and value == int(value):
-            return str(int(value))
-        case str() if value.strip():
-            return value.strip()
-        case _:
-            return None
+    check_target(row, "", task, log)
+    names = names_in(row, task.record.target)
+    return not log.count and (not task.record.one_class or bool(names)) and all(name in task.labels for name in names)
 
 
 def messages_of(row: Record) -> tuple[Message, ...]:
@@ -212,30 +220,11 @@ def messages_of(row: Record) -> tuple[Message, ...]:
 
 
 CHECKS: Mapping[Convention, Callable[[Record, str, ProblemLog], None]] = {
+    Convention.TEXT_PAIR_LABEL: check_texts,
     Convention.TEXT_LABEL: check_text,
+    Convention.WORDS_TAGS: check_words,
     Convention.MESSAGES: check_messages,
     Convention.PROMPT_COMPLETION: check_pair,
     Convention.ALPACA: check_alpaca,
     Convention.TEXT: check_text,
 }
-
-
-class LabelCheck:
-    """Labels are classes, of one type throughout, and of the named set where there is one."""
-
-    def __init__(self, labels: tuple[str, ...]) -> None:
-        self.labels = labels
-        self.first = ""
-
-    def check(self, value: object, where: str, log: ProblemLog) -> None:
-        """Check the next row's label."""
-        name = label_name(value)
-        if name is None:
-            log.add(where, "a class: text or a whole number", f"{value!r:.40}", "Fill it or remove the row.")
-            return
-        sort = "text" if isinstance(value, str) else "truth value" if isinstance(value, bool) else "number"
-        self.first = self.first or sort
-        if sort != self.first:
-            log.add(where, f"a {self.first} as in the rows before", f"the {sort} {value!r:.40}", "Write all alike.")
-        elif self.labels and name not in self.labels:
-            log.add(where, f"one of {', '.join(self.labels)}", repr(name), "Correct it or add it to task.labels.")

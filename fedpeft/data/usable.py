@@ -5,10 +5,7 @@ what one example holds must decide nothing about the others: so whatever does no
 mend the data uses ``load_records`` and ``validate``, which name every problem.
 """
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Mapping
 
 from fedpeft.config.model import Task
 from fedpeft.data.encode import EncodedDataset, encode
@@ -16,6 +13,7 @@ from fedpeft.data.formats import load_noting
 from fedpeft.data.records import ProblemLog, Records
 from fedpeft.data.rendering import Tokenizer
 from fedpeft.data.tasks import fits
+from fedpeft.data.whitespace import WhitespaceTokenizer
 from fedpeft.errors import DataInvalid
 
 __all__ = ["encode_usable", "nothing_encoded", "readable_records"]
@@ -51,11 +49,11 @@ def encode_usable(records: Records, task: Task, tokenizer: Tokenizer) -> tuple[E
     good = records.select(index for index, row in enumerate(records.rows) if fits(row, task))
     why = ""
     try:
-        encoded = encode(good, task, task.labels, tokenizer)
+        encoded = encode(good, task, task.outputs, tokenizer)
     except Exception as error:  # one of them; tokenizers raise what they like
         why = f" ({error})"
         alone = (_alone(good.select([index]), task, tokenizer) for index in range(len(good)))
-        encoded = _joined([part for part in alone if part is not None], task)
+        encoded = EncodedDataset.joined([nothing_encoded(task), *(part for part in alone if part is not None)])
     left_out = len(records) - len(encoded)
     what = f"{left_out} of {len(records)} rows do not fit the task; they count as examples that teach nothing{why}."
     return encoded, f"{what} `fedpeft data check` names them." if left_out else ""
@@ -63,27 +61,11 @@ def encode_usable(records: Records, task: Task, tokenizer: Tokenizer) -> tuple[E
 
 def nothing_encoded(task: Task) -> EncodedDataset:
     """No examples, of this task."""
-    labels = np.zeros(0, np.int64) if task.record.one_class else ()
-    return EncodedDataset(input_ids=(), labels=labels, truncated=0)
+    return encode(Records((), ()), task, task.outputs, WhitespaceTokenizer())
 
 
 def _alone(record: Records, task: Task, tokenizer: Tokenizer) -> EncodedDataset | None:
     try:
-        return encode(record, task, task.labels, tokenizer)
+        return encode(record, task, task.outputs, tokenizer)
     except Exception:
         return None
-
-
-def _joined(parts: Sequence[EncodedDataset], task: Task) -> EncodedDataset:
-    labels: npt.NDArray[np.int64] | tuple[npt.NDArray[np.int64], ...]
-    if task.record.one_class:
-        labels = np.array([label for part in parts for label in part.labels], np.int64)
-    else:
-        labels = tuple(row for part in parts for row in part.labels)
-    ids = tuple(row for part in parts for row in part.input_ids)
-    owners = None
-    if any(part.owners is not None for part in parts):  # a row without the column is nobody's, and silences no other
-        owners = np.concatenate(
-            [np.zeros(len(part), np.uint64) if part.owners is None else part.owners for part in parts]
-        )
-    return EncodedDataset(input_ids=ids, labels=labels, truncated=sum(part.truncated for part in parts), owners=owners)

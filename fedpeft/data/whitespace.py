@@ -28,6 +28,7 @@ class WhitespaceTokenizer:
     def __call__(
         self,
         text: list[str],
+        text_pair: list[str] | None = None,
         *,
         add_special_tokens: bool = True,
         return_offsets_mapping: bool = False,
@@ -37,6 +38,8 @@ class WhitespaceTokenizer:
     ) -> dict[str, list[list[object]]]:
         """Words as ids, and where they are; adds no special tokens."""
         limit = max_length if truncation else None
+        if text_pair is not None:
+            text = [f"{one} {other}" for one, other in zip(text, text_pair, strict=True)]
         words = [[*re.finditer(r"\S+", one)][:limit] for one in text]
         ids: list[list[object]] = [[self.word_id(match.group()) for match in line] for line in words]
         offsets: list[list[object]] = [[match.span() for match in line] for line in words]

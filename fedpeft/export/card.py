@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fedpeft.export.summary import ExportSummary
-from fedpeft.tasks.form import FORM_OF, SEQUENCE, TEXT, Form
+from fedpeft.tasks.form import FORM_OF, MULTI, NUMBER, SEQUENCE, SINGLE, TAGS, TEXT, Form
 
 __all__ = ["model_card"]
 
@@ -60,11 +60,26 @@ union = load_union(base, Path("<this directory>"))
 model = union.model"""
 
 
+_OUTPUTS = {NUMBER: "Numbers", MULTI: "Labels, each given where its logit is above 0"}
+
 _MODELS: Mapping[Form, tuple[str, str]] = {
     SEQUENCE: ("AutoModelForSequenceClassification", "text-classification"),
+    TAGS: ("AutoModelForTokenClassification", "token-classification"),
     TEXT: ("AutoModelForCausalLM", "text-generation"),
 }
 """transformers' class, and the hub's name of what it does."""
+
+
+def _outputs(summary: ExportSummary) -> str:
+    kind = _OUTPUTS.get(summary.problem_type, "Classes")
+    return f"- {kind}, in the order of the logits: {', '.join(summary.labels)}\n" if summary.labels else ""
+
+
+def _labels(summary: ExportSummary) -> str:
+    """Arguments of ``from_pretrained`` that name the outputs and the loss."""
+    if not summary.labels:
+        return ""
+    return _LABELS + (f', problem_type="{summary.problem_type}"' if summary.problem_type not in ("", SINGLE) else "")
 
 
 def model_card(summary: ExportSummary, *, task_type: str) -> str:
@@ -88,7 +103,7 @@ def model_card(summary: ExportSummary, *, task_type: str) -> str:
         auto=auto,
         base=summary.base if on_hub else BASE_FOLDER,
         names=_NAMES.format(names=list(summary.labels)) if summary.labels else "",
-        labels=_LABELS if summary.labels else "",
+        labels=_labels(summary),
     )
     export = _EXPORT.format(digest=summary.base_digest, folder=BASE_FOLDER)
     return _CARD.format(
@@ -99,7 +114,7 @@ def model_card(summary: ExportSummary, *, task_type: str) -> str:
         parameters=summary.parameters,
         peft_type=summary.peft_type,
         held=", ".join(summary.peft_blocks),
-        classes=f"- Classes, in the order of the logits: {', '.join(summary.labels)}\n" if summary.labels else "",
+        classes=_outputs(summary),
         lacks=lacks,
         quantized=quantized,
         export=export if summary.base_digest and not on_hub else "",

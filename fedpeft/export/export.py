@@ -28,7 +28,7 @@ from fedpeft.errors import IntegrityFailed, SpecMismatch
 from fedpeft.export.card import model_card
 from fedpeft.export.peft_format import PeftForm, read_peft, to_peft
 from fedpeft.export.summary import ExportSummary
-from fedpeft.export.trial import agrees, peft_apart
+from fedpeft.export.trial import agrees, peft_apart, problem_of
 from fedpeft.files import write_file
 from fedpeft.ids import BlockId
 from fedpeft.methods.union import UnionAdapter, attach
@@ -99,6 +99,7 @@ def export_peft(
         union_blocks=whole,
         union_max_logit_difference=_union_difference(union, directory, inputs) if whole else None,
         labels=class_names(union),
+        problem_type=problem_of(union),
     )
     _write_json(directory / "inspect.json", asdict(summary))
     write_file(directory / "README.md", model_card(summary, task_type=str(settings["task_type"])).encode())

@@ -14,9 +14,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from fedpeft.base import BaseArtifact, load_model
+from fedpeft.base.source import read_json
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid
-from fedpeft.tasks.form import SEQUENCE, TEXT
+from fedpeft.tasks.form import FORM_OF, NUMBER, Form
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,7 +51,7 @@ def moved_by_the_original_weights(folder: Path, trained: BaseArtifact, original:
     Raises:
         ConfigInvalid: ``original`` is another model.
     """
-    labels = _classes(folder)
+    labels, form = _classes(folder), _form(folder)
     if trained.manifest.source.digest != original.manifest.source.digest:
         raise ConfigInvalid(
             f"Expected the original weights of {trained.manifest.source.origin} ({trained.digest}), found others: "
@@ -58,9 +59,9 @@ def moved_by_the_original_weights(folder: Path, trained: BaseArtifact, original:
         )
     rows = generator(0, "original weights").integers(1, _rows(trained), (SEQUENCES, TOKENS))
     ids = torch.from_numpy(rows)
-    after = _logits(_with_adapter(folder, trained, labels), ids)
-    before = _logits(_base(trained, labels), ids)
-    other = _logits(_with_adapter(folder, original, labels), ids)
+    after = _logits(_with_adapter(folder, trained, form, labels), ids)
+    before = _logits(_base(trained, form, labels), ids)
+    other = _logits(_with_adapter(folder, original, form, labels), ids)
     return Moved(adapter_on_original=float((other - after).abs().max()), effect=float((after - before).abs().max()))
 
 
@@ -71,22 +72,31 @@ def _classes(folder: Path) -> int:
         return int(file.get_slice(sorted(heads)[-1]).get_shape()[0]) if heads else 0
 
 
+def _form(folder: Path) -> Form:
+    """Of the model that the PEFT files are for."""
+    return FORM_OF[str(read_json(folder / "adapter_config.json")["task_type"])]
+
+
 def _rows(artifact: BaseArtifact) -> int:
     from fedpeft.base import facts_of
 
     return facts_of(artifact).tokenizer.largest_id
 
 
-def _base(artifact: BaseArtifact, labels: int) -> nn.Module:
+def _base(artifact: BaseArtifact, form: Form, labels: int) -> nn.Module:
     return load_model(
-        artifact, task=SEQUENCE if labels else TEXT, labels=tuple(str(number) for number in range(labels)), head_seed=0
+        artifact,
+        task=form,
+        labels=tuple(str(number) for number in range(labels)),
+        head_seed=0,
+        problem_type=NUMBER if labels == 1 else "",
     )
 
 
-def _with_adapter(folder: Path, artifact: BaseArtifact, labels: int) -> "PeftModel":
+def _with_adapter(folder: Path, artifact: BaseArtifact, form: Form, labels: int) -> "PeftModel":
     from peft import PeftModel
 
-    model: PeftModel = PeftModel.from_pretrained(_base(artifact, labels), folder).eval()
+    model: PeftModel = PeftModel.from_pretrained(_base(artifact, form, labels), folder).eval()
     return model
 
 

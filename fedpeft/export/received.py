@@ -14,7 +14,7 @@ from torch import nn
 from fedpeft.base import BaseArtifact, load_model
 from fedpeft.bounded_json import JsonRefused, JsonValue, loads
 from fedpeft.errors import IntegrityFailed, SpecMismatch
-from fedpeft.tasks.form import FORM_OF, Form
+from fedpeft.tasks.form import FORM_OF, SINGLE, Form
 
 __all__ = ["SETTINGS", "Received", "load_received", "read_received"]
 
@@ -41,12 +41,14 @@ class Received:
     Args:
         form: of the model.
         labels: the classes in the order of the logits; empty for a language model.
+        problem_type: transformers' name of a classifier's loss.
         base: digest of the base artifact that it belongs on.
         in_peft: whether the PEFT files are the whole adapter; else ``union.safetensors`` is.
     """
 
     form: Form
     labels: tuple[str, ...]
+    problem_type: str
     base: str
     in_peft: bool
 
@@ -71,13 +73,14 @@ def read_received(folder: Path) -> Received:
     labels, base, lacks = summary.get("labels", []), summary.get("base_digest"), summary.get("peft_lacks")
     if not (isinstance(labels, list) and isinstance(base, str) and isinstance(lacks, list)):
         raise IntegrityFailed(f"Expected labels, base_digest and peft_lacks in {folder}/inspect.json, found others.")
+    problem = str(summary.get("problem_type") or SINGLE)
     form = FORM_OF.get(str(settings.get("task_type")))
     if form is None:
         raise IntegrityFailed(
             f"Expected a task_type of {', '.join(FORM_OF)} in {folder}/adapter_config.json, "
             f"found {settings.get('task_type')!r}."
         )
-    return Received(form=form, labels=tuple(map(str, labels)), base=base, in_peft=not lacks)
+    return Received(form=form, labels=tuple(map(str, labels)), problem_type=problem, base=base, in_peft=not lacks)
 
 
 def load_received(folder: Path, artifact: BaseArtifact) -> nn.Module:
@@ -94,7 +97,7 @@ def load_received(folder: Path, artifact: BaseArtifact) -> nn.Module:
     about = read_received(folder)
     if about.base != artifact.digest:
         raise SpecMismatch(f"Expected an adapter of the base {artifact.digest}, found one of {about.base}.")
-    model = load_model(artifact, task=about.form, labels=about.labels, head_seed=0)
+    model = load_model(artifact, task=about.form, labels=about.labels, head_seed=0, problem_type=about.problem_type)
     if not about.in_peft:
         from fedpeft.export.export import load_union
 

@@ -23,7 +23,8 @@ class ExportSummary:
         union_max_logit_difference: likewise for ``union.safetensors``.
         whole_matrices: paths of matrices that the PEFT files hold whole, with all that was trained on them folded in.
         base_quantize: how the base that it was trained on stores its weights; ``none`` or empty: as published.
-        labels: the classes in the order of the logits; empty for a language model.
+        labels: the outputs in the order of the logits; empty for a language model.
+        problem_type: transformers' name of the loss; empty for a language model and for tags.
         from_run_max_logit_difference: of what was exported from the whole adapter of its run; None: it is the whole.
     """
 
@@ -40,6 +41,7 @@ class ExportSummary:
     from_run_max_logit_difference: float | None = None
     base_quantize: str = ""
     labels: tuple[str, ...] = ()
+    problem_type: str = ""
 
     @property
     def trained_on_quantized(self) -> bool:

@@ -17,7 +17,7 @@ from fedpeft.base import BaseArtifact, load_model
 from fedpeft.base.architecture import form_of, quiet_transformers
 from fedpeft.methods.union import UnionAdapter
 
-__all__ = ["agrees", "peft_apart"]
+__all__ = ["agrees", "peft_apart", "problem_of"]
 
 _LOG = logging.getLogger(__name__)
 _ANOTHER_HEAD = 0x5EED
@@ -40,7 +40,14 @@ def peft_apart(
     from peft import PeftModel
 
     form = form_of(union.model)
-    base = load_model(artifact, task=form, labels=labels, head_seed=_ANOTHER_HEAD, residency="quantized")
+    base = load_model(
+        artifact,
+        task=form,
+        labels=labels,
+        head_seed=_ANOTHER_HEAD,
+        residency="quantized",
+        problem_type=problem_of(union),
+    )
     try:
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -53,6 +60,11 @@ def peft_apart(
     if ours.shape != theirs.shape:
         return math.inf
     return float((ours.float() - theirs.float()).abs().max())
+
+
+def problem_of(union: UnionAdapter) -> str:
+    """transformers' name of the loss, of a classifier; empty: the model has none."""
+    return str(getattr(union.model.config, "problem_type", None) or "")
 
 
 @torch.no_grad()

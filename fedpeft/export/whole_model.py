@@ -21,6 +21,7 @@ from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
 from fedpeft.export.export import class_names, copy_tokenizer, export_peft
 from fedpeft.export.peft_prompt import PROMPT_TYPES
+from fedpeft.export.trial import problem_of
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tasks.form import SEQUENCE
 
@@ -108,7 +109,9 @@ def export_merged(
                 f"Expected an adapter that changes weights of the base, found {blocks}, which cannot be folded into "
                 "them; export it without --full, and load it with fedpeft.export.load_union or peft."
             )
-        base = load_model(artifact, task=form_of(union.model), labels=labels, head_seed=head_seed)
+        base = load_model(
+            artifact, task=form_of(union.model), labels=labels, head_seed=head_seed, problem_type=problem_of(union)
+        )
         merged = PeftModel.from_pretrained(base, scratch).eval().merge_and_unload()
     return _write(merged, artifact, folder, expected=_output(union.model, inputs), inputs=inputs)
 

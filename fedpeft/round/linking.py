@@ -11,7 +11,7 @@ from fedpeft.ids import BlockId, ParticipantId, SizeClass
 from fedpeft.privacy import CLIP_BIT, NOISED_METRICS
 from fedpeft.round.history import BURNT
 from fedpeft.round.messages import Link
-from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS
+from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TASK_METRICS, TRAIN_LOSS
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.size_class import share_of, size_class
 from fedpeft.round.task import RoundTask
@@ -21,7 +21,7 @@ from fedpeft.secagg.primitives import digest
 
 __all__ = ["burnt_link", "link_of", "packed", "public_weights", "summed_blocks", "sums_digest", "survivors_in_buckets"]
 
-MEASURED = frozenset({METRICS, TRAIN_LOSS, COHORT_WEIGHT, CLIP_BIT, NOISED_METRICS})
+MEASURED = frozenset({METRICS, TASK_METRICS, TRAIN_LOSS, COHORT_WEIGHT, CLIP_BIT, NOISED_METRICS})
 """Blocks of the terms that no block of the adapter has: nothing of them is in the next state of a rule that devices
 recompute, so they are not published."""
 

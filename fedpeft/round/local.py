@@ -57,6 +57,7 @@ class LocalResult:
     evaluated_loss: float
     correct: int
     evaluated: int
+    lanes: npt.NDArray[np.float64] | None = None
     troubles: tuple[str, ...] = ()
 
 

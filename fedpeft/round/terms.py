@@ -23,10 +23,12 @@ from fedpeft.round.metrics import (
     METRIC_BITS,
     METRIC_RANGES,
     METRICS,
+    TASK_METRICS,
     TRAIN_LOSS,
     TRAIN_LOSS_RANGES,
     WEIGHT_RANGES,
     in_bucket,
+    task_ranges,
 )
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.ring_range import RingRange, ring_range
@@ -98,6 +100,8 @@ def round_terms(
     lanes = [(TRAIN_LOSS, TRAIN_LOSS_RANGES)]
     if plan.privacy is None:
         lanes.insert(0, (METRICS, METRIC_RANGES))
+        if (measure := plan.task.measure) is not None:
+            lanes.insert(1, (TASK_METRICS, task_ranges(measure)))
     if trained and RULES[plan.aggregate.rule].own_weight:
         lanes.insert(0, (COHORT_WEIGHT, WEIGHT_RANGES))
     metrics = [secagg.SummedBlock(block_id=key, ranges=ranges, bits=METRIC_BITS) for key, ranges in lanes]

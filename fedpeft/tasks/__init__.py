@@ -9,16 +9,39 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from fedpeft.tasks import causal_lm, classify
-from fedpeft.tasks.conventions import KNOWN_COLUMNS, Convention
+from fedpeft.tasks import causal_lm, classify, multi_label, regression, token_classify
+from fedpeft.tasks.conventions import KNOWN_COLUMNS, READ_COLUMNS, Convention
+from fedpeft.tasks.measure import Measure
 from fedpeft.tasks.record import Target, TaskRecord
 
-__all__ = ["KNOWN_COLUMNS", "TASKS", "Convention", "Kind", "Target", "TaskRecord", "task_of"]
+__all__ = [
+    "KNOWN_COLUMNS",
+    "METRICS",
+    "READ_COLUMNS",
+    "TASKS",
+    "Convention",
+    "Kind",
+    "Measure",
+    "Metric",
+    "Target",
+    "TaskRecord",
+    "task_of",
+]
 
-Kind = Literal["classify", "causal-lm"]
+Kind = Literal["classify", "causal-lm", "regression", "multi-label", "token-classify"]
 
-TASKS: Mapping[str, TaskRecord] = MappingProxyType({record.name: record for record in (classify.TASK, causal_lm.TASK)})
+TASKS: Mapping[str, TaskRecord] = MappingProxyType(
+    {
+        record.name: record
+        for record in (classify.TASK, causal_lm.TASK, regression.TASK, multi_label.TASK, token_classify.TASK)
+    }
+)
 """By name, in the order in which columns are asked whose they are."""
+
+Metric = Literal["auto", "loss", "accuracy", "f1_macro", "f1_micro", "pearson", "spearman", "entity_f1"]
+"""What may choose the best state; ``auto``: the task's own."""
+
+METRICS = frozenset(metric for record in TASKS.values() for metric in record.metrics)
 
 
 def task_of(convention: Convention) -> TaskRecord:

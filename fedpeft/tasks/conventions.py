@@ -1,15 +1,17 @@
 """Column conventions (TRL's, and Alpaca's): which columns of a data set carry an example."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-__all__ = ["KNOWN_COLUMNS", "Convention"]
+__all__ = ["ALIASES", "KNOWN_COLUMNS", "READ_COLUMNS", "Convention", "aliases_in", "misread"]
 
 
 class Convention(enum.Enum):
     """Which columns carry an example."""
 
+    TEXT_PAIR_LABEL = "text+text_pair+label"
     TEXT_LABEL = "text+label"
+    WORDS_TAGS = "words+tags"
     MESSAGES = "messages"
     PROMPT_COMPLETION = "prompt+completion"
     ALPACA = "instruction/input/output"
@@ -20,12 +22,74 @@ class Convention(enum.Enum):
         """The columns that every row must have."""
         return _COLUMNS[self]
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Those that hold what a model is given; the others hold what it is to answer."""
+        return tuple(column for column in self.columns if column not in ("label", "tags"))
+
 
 _COLUMNS: Mapping[Convention, tuple[str, ...]] = {
+    Convention.TEXT_PAIR_LABEL: ("text", "text_pair", "label"),
     Convention.TEXT_LABEL: ("text", "label"),
+    Convention.WORDS_TAGS: ("words", "tags"),
     Convention.MESSAGES: ("messages",),
     Convention.PROMPT_COMPLETION: ("prompt", "completion"),
     Convention.ALPACA: ("instruction", "output"),  # `input` is optional, row by row
     Convention.TEXT: ("text",),
 }
-KNOWN_COLUMNS = ("text", "label", "prompt", "completion", "messages", "instruction", "input", "output", "person")
+KNOWN_COLUMNS = (
+    *("text", "text_pair", "label", "words", "tags"),
+    *("prompt", "completion", "messages", "instruction", "input", "output", "person"),
+)
+
+_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "context"),
+    ("question", "sentence"),
+    ("question1", "question2"),
+)
+_LABELS, _SCORES = ("labels",), ("score", "similarity")
+_WORDS, _TAGS = ("tokens",), ("ner_tags", "pos_tags", "labels")
+ALIASES = tuple(dict.fromkeys((*(name for pair in _PAIRS for name in pair), *_LABELS, *_SCORES, *_WORDS, *_TAGS)))
+"""Names that published data sets use (GLUE, SNLI, SQuAD's kin, CoNLL)."""
+READ_COLUMNS = (*KNOWN_COLUMNS, *ALIASES)
+
+
+def aliases_in(there: Collection[str]) -> dict[str, str]:
+    """Our column name -> theirs, for columns that are ours under a well-known name; only where all of an example is.
+
+    A pair needs a label beside it, and a score counts as one beside a pair only: a corpus of texts with scores is none.
+
+    Example:
+        >>> aliases_in(["premise", "hypothesis", "label"])
+        {'text': 'premise', 'text_pair': 'hypothesis'}
+    """
+    words = _first(there, "words", _WORDS)
+    tags = _first(there, "tags", _TAGS)
+    if words and tags:
+        return {ours: theirs for ours, theirs in (("words", words), ("tags", tags)) if ours != theirs}
+    pair = next(((one, other) for one, other in _PAIRS if one in there and other in there), None)
+    pair = None if "text" in there else pair
+    is_pair = pair is not None or {"text", "text_pair"} <= set(there)
+    label = _first(there, "label", (*_LABELS, *(_SCORES if is_pair else ())))
+    if label is None or not (is_pair or "text" in there):
+        return {}
+    found = {} if pair is None else {"text": pair[0], "text_pair": pair[1]}
+    return found if label == "label" else {**found, "label": label}
+
+
+def _first(there: Collection[str], ours: str, theirs: tuple[str, ...]) -> str | None:
+    return next((name for name in (ours, *theirs) if name in there), None)
+
+
+_MISREAD: Mapping[Convention, tuple[tuple[str, str], ...]] = {
+    Convention.TEXT: (("text_pair", "pairs are for classify and regression"),),
+    Convention.PROMPT_COMPLETION: (("label", "a label says which completions are wanted, and all would be learnt"),),
+    Convention.ALPACA: (("label", "a label says which outputs are wanted, and all would be learnt"),),
+}
+
+
+def misread(convention: Convention, there: Collection[str]) -> tuple[str, str] | None:
+    """A column that changes what an example means and that this convention does not read, and why that matters."""
+    return next(((column, why) for column, why in _MISREAD.get(convention, ()) if column in there), None)

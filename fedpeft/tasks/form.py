@@ -1,15 +1,16 @@
-"""The models that transformers has for a base: with a class for a text, or with the text that follows one.
+"""The models that transformers has for a base: outputs for a text, for each of its tokens, or the text that follows.
 
 Their names are those of the entries in a base's manifest (``fedpeft.base.manifest``), so they never change. Several
-tasks may share a form.
+tasks may share a form. ``TAGS`` is in no manifest: what it adds to a base follows from the architecture, so bases that
+were built before it serve it too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Literal
 
-__all__ = ["FORM_OF", "PEFT_TASK_TYPES", "SEQUENCE", "TEXT", "Form"]
+__all__ = ["FORM_OF", "MULTI", "NUMBER", "PEFT_TASK_TYPES", "SEQUENCE", "SINGLE", "TAGS", "TEXT", "Form", "served"]
 
-Form = Literal["classify", "causal-lm"]
+Form = Literal["classify", "causal-lm", "token-classify"]
 
 SEQUENCE: Final = "classify"
 """``*ForSequenceClassification``: one row of outputs a text."""
@@ -17,8 +18,21 @@ SEQUENCE: Final = "classify"
 TEXT: Final = "causal-lm"
 """``*ForCausalLM``: one row of outputs a token, over the vocabulary; adds no parameter to the base."""
 
-PEFT_TASK_TYPES: Mapping[Form, str] = {SEQUENCE: "SEQ_CLS", TEXT: "CAUSAL_LM"}
+TAGS: Final = "token-classify"
+"""``*ForTokenClassification``: one row of outputs a token."""
+
+PEFT_TASK_TYPES: Mapping[Form, str] = {SEQUENCE: "SEQ_CLS", TEXT: "CAUSAL_LM", TAGS: "TOKEN_CLS"}
 """How peft calls them in adapter_config.json."""
+
+SINGLE: Final = "single_label_classification"
+MULTI: Final = "multi_label_classification"
+NUMBER: Final = "regression"
+"""transformers' names (``problem_type``) of what a ``SEQUENCE`` model learns: which loss it has."""
 
 FORM_OF: Mapping[str, Form] = {kind: form for form, kind in PEFT_TASK_TYPES.items()}
 """The inverse."""
+
+
+def served(listed: Collection[Form]) -> tuple[Form, ...]:
+    """The forms of a base whose manifest lists these; whether transformers has a class for tags shows on loading."""
+    return (*listed, TAGS) if SEQUENCE in listed and TAGS not in listed else tuple(listed)

@@ -6,13 +6,18 @@ A record is all that the rest of the program asks: no other module compares a ta
 """
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from fedpeft.tasks.conventions import Convention
 from fedpeft.tasks.form import TEXT, Form
+from fedpeft.tasks.measure import Measure
 
-__all__ = ["Target", "TaskRecord"]
+__all__ = ["Range", "Target", "TaskRecord", "no_measure"]
+
+Range = tuple[float, float]
+"""The lowest and the highest number of a regression."""
 
 
 class Target(enum.Enum):
@@ -20,8 +25,19 @@ class Target(enum.Enum):
 
     CLASS = "one class"
     """int64 (n,); cross entropy."""
+    VALUE = "a number"
+    """float32 (n,); squared error."""
+    CLASSES = "any number of labels"
+    """float32 (n, outputs) of 0 and 1; binary cross entropy, the mean over the outputs."""
+    TAGS = "a tag for each word"
+    """One int64 label a token, -100 on special tokens and on the pieces of a word after its first; cross entropy."""
     NEXT_TOKEN = "the token that follows"  # noqa: S105 - no password
     """One int64 label a token, not shifted; cross entropy of each from the tokens before it."""
+
+
+def no_measure(outputs: tuple[str, ...], scale: Range | None) -> Measure | None:
+    """Loss and accuracy are all that is measured."""
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +53,11 @@ class TaskRecord:
         problem_type: transformers' name of the loss, in a classifier's config; empty: it has none.
         named_outputs: whether task.labels names the outputs, in order.
         counted: what a loss and an accuracy are means over.
-        best: the metric by which the best state is chosen, unless rounds.metric says another.
-        compared: the metric in which a simulation compares ways of training.
+        accuracy: whether there is a share of right answers.
+        measure: (names of the outputs, task.range) -> the lanes that the task sums beside loss and accuracy.
+        metrics: those by which a state can be chosen (rounds.metric), loss and accuracy among them.
+        best: the one that chooses the best state, unless rounds.metric says another.
+        compared: the one in which a simulation compares ways of training.
     """
 
     name: str
@@ -48,7 +67,10 @@ class TaskRecord:
     target: Target
     problem_type: str = ""
     named_outputs: bool
-    counted: Literal["examples", "tokens"]
+    counted: Literal["examples", "words", "tokens"]
+    accuracy: bool = True
+    measure: Callable[[tuple[str, ...], Range | None], Measure | None] = no_measure
+    metrics: tuple[str, ...] = ("loss", "accuracy")
     best: str
     compared: str
 
@@ -61,3 +83,13 @@ class TaskRecord:
     def one_class(self) -> bool:
         """Whether each example has one class: what class means and label calibration are about."""
         return self.target is Target.CLASS
+
+    @property
+    def a_number(self) -> bool:
+        """Whether an example has a number, within task.range."""
+        return self.target is Target.VALUE
+
+    @property
+    def tags_words(self) -> bool:
+        """Whether each word of an example has a label of its own."""
+        return self.target is Target.TAGS

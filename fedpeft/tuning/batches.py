@@ -25,6 +25,8 @@ __all__ = [
     "collate",
     "evaluation_stream",
     "lengths_of",
+    "padded_labels",
+    "padded_segments",
     "predictions_of",
     "training_stream",
 ]
@@ -42,13 +44,16 @@ class Batch:
         indices: which examples of the data set, (b,).
         input_ids: (b, s) int64.
         attention_mask: (b, s) int64, 1 on tokens; None when nothing is padded.
-        labels: (b,) class indices, or (b, s) with ``IGNORED`` where nothing is learnt.
+        labels: (b,) class indices or numbers, (b, outputs) of 0 and 1, or (b, s) with ``IGNORED`` where nothing is
+            learnt.
+        segments: (b, s) int64, 1 on the tokens of a pair's second text; None without pairs.
     """
 
     indices: Indices
     input_ids: Tensor
     attention_mask: Tensor | None
     labels: Tensor
+    segments: Tensor | None = None
 
 
 class BatchStream:
@@ -124,9 +129,11 @@ def lengths_of(examples: EncodedDataset) -> Indices:
 
 
 def predictions_of(examples: EncodedDataset, index: int) -> int:
-    """How many predictions an example is scored on: one class, or its labelled tokens after the first."""
+    """How many predictions an example is scored on: one, its tagged words, or its labelled tokens after the first."""
     labels = examples.labels
-    return 1 if isinstance(labels, np.ndarray) else int((labels[index][1:] != IGNORED).sum())
+    if isinstance(labels, np.ndarray):
+        return 1
+    return int((labels[index][0 if examples.of_tokens else 1 :] != IGNORED).sum())
 
 
 def collate(examples: EncodedDataset, indices: Indices, *, pad_id: int, device: torch.device) -> Batch:
@@ -142,15 +149,33 @@ def collate(examples: EncodedDataset, indices: Indices, *, pad_id: int, device: 
         indices=indices,
         input_ids=torch.from_numpy(input_ids).to(device),
         attention_mask=None if mask.all() else torch.from_numpy(mask).to(device),
-        labels=torch.from_numpy(_padded_labels(examples, indices, width)).to(device),
+        labels=torch.from_numpy(padded_labels(examples, indices, len(indices), width)).to(device),
+        segments=padded_segments(examples, indices, len(indices), width, device),
     )
 
 
-def _padded_labels(examples: EncodedDataset, indices: Indices, width: int) -> npt.NDArray[np.int64]:
+def padded_segments(
+    examples: EncodedDataset, indices: Indices, rows: int, width: int, device: torch.device
+) -> Tensor | None:
+    """(rows, width), 0 on padding and in empty rows; None where no example has any."""
+    if examples.segments is None:
+        return None
+    padded = np.zeros((rows, width), np.int64)
+    for line, i in enumerate(indices):
+        padded[line, : len(examples.segments[i])] = examples.segments[i]
+    return torch.from_numpy(padded).to(device)
+
+
+def padded_labels(
+    examples: EncodedDataset, indices: Indices, rows: int, width: int
+) -> npt.NDArray[np.int64] | npt.NDArray[np.float32]:
+    """The targets of so many rows, of which the last may be empty: 0 there, or ``IGNORED`` where they are of tokens."""
     labels = examples.labels
     if isinstance(labels, np.ndarray):
-        return labels[indices].astype(np.int64)
-    padded = np.full((len(indices), width), IGNORED, np.int64)
+        whole = np.zeros((rows, *labels.shape[1:]), labels.dtype)
+        whole[: len(indices)] = labels[indices]
+        return whole
+    padded = np.full((rows, width), IGNORED, np.int64)
     for line, i in enumerate(indices):
         padded[line, : len(labels[i])] = labels[i]
     return padded

@@ -1,19 +1,24 @@
 """Held-out loss and accuracy. Changes nothing: no gradient, no module state, no random number."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
-from torch.nn import functional
+from torch import Tensor, nn
 
+from fedpeft.config.task import Task
 from fedpeft.data.encode import IGNORED, EncodedDataset
 from fedpeft.methods.union import UnionAdapter
+from fedpeft.tasks import Measure
 from fedpeft.tuning.accelerator import products
-from fedpeft.tuning.batches import bucketed, collate, evaluation_stream, lengths_of
+from fedpeft.tuning.batches import Batch, Indices, bucketed, collate, evaluation_stream, lengths_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
+from fedpeft.tuning.row_loss import right_rows, summed_loss
 from fedpeft.tuning.split_forward import SplitForward
 
-__all__ = ["Evaluation", "evaluate", "evaluate_whole"]
+__all__ = ["Evaluation", "evaluate", "evaluate_whole", "metrics_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +28,28 @@ class Evaluation:
     Args:
         loss_sum: cross entropy in nats, summed over the predictions.
         correct: how many top-1 predictions are right.
-        examples: how many predictions: examples of a classifier, labelled tokens of a language model.
+        examples: how many predictions: examples of a classifier, tagged words, labelled tokens of a language model.
+        rows: how many examples they are of.
+        lanes: what the examples add to the lanes of the task's measure, (lanes,); None without one.
     """
 
     loss_sum: float
     correct: int
     examples: int
+    rows: int = 0
+    lanes: npt.NDArray[np.float64] | None = None
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Evaluation]") -> "Evaluation":
+        """Of all these examples together."""
+        lanes = [part.lanes for part in parts if part.lanes is not None]
+        return cls(
+            loss_sum=sum(part.loss_sum for part in parts),
+            correct=sum(part.correct for part in parts),
+            examples=sum(part.examples for part in parts),
+            rows=sum(part.rows for part in parts),
+            lanes=np.sum(lanes, axis=0) if lanes else None,
+        )
 
 
 @torch.no_grad()
@@ -39,6 +60,7 @@ def evaluate(
     limit: int,
     batch_size: int,
     cache: HiddenSource | None = None,
+    measure: Measure | None = None,
 ) -> Evaluation:
     """Loss and top-1 accuracy of the adapter as it is now.
 
@@ -47,6 +69,7 @@ def evaluate(
         examples: held-out examples.
         limit: how many to take, always the same ones, spread at random; 0 takes all.
         batch_size: examples a batch.
+        measure: of the task; None: loss and accuracy alone.
         cache: of these examples (``ActivationCache.for_evaluation``); without effect when every layer adapts.
 
     Raises:
@@ -56,25 +79,26 @@ def evaluate(
     chosen = evaluation_stream(examples, batch_size=batch_size).order(0)[: limit or None]
     # Nothing is learnt from the order, so all of them are sorted by length together: hardly anything is padding.
     (batches,) = bucketed(chosen, lengths_of(examples), batch_size=batch_size, window=len(chosen))
-    loss_sum, correct, count = 0.0, 0, 0
+    found = [Evaluation(loss_sum=0.0, correct=0, examples=0)]
     for indices in batches:
         batch = collate(examples, indices, pad_id=split.pad_id, device=split.device)
         with products(split.device):
             logits, labels = logits_of(split, batch, cache)
-        loss_sum += float(functional.cross_entropy(logits.float(), labels, reduction="sum"))
-        correct += int((logits.argmax(dim=-1) == labels).sum())
-        count += len(labels)
-    return Evaluation(loss_sum=loss_sum, correct=correct, examples=count)
+        found.append(_measured(logits, labels, indices, measure, _owners(split, batch)))
+    return Evaluation.joined(found)
 
 
 @torch.no_grad()
-def evaluate_whole(model: nn.Module, examples: EncodedDataset, *, batch_size: int) -> Evaluation:
+def evaluate_whole(
+    model: nn.Module, examples: EncodedDataset, *, batch_size: int, measure: Measure | None = None
+) -> Evaluation:
     """As ``evaluate`` of all examples, of any model of transformers' form: one without our adapter's parts.
 
     Args:
-        model: a classifier or a causal language model.
+        model: a classifier, of texts or tokens, or a causal language model.
         examples: of its task.
         batch_size: examples a batch.
+        measure: of the task; None: loss and accuracy alone.
 
     Raises:
         DataInvalid: no examples.
@@ -82,16 +106,49 @@ def evaluate_whole(model: nn.Module, examples: EncodedDataset, *, batch_size: in
     pad = getattr(model.config, "pad_token_id", None)
     order = evaluation_stream(examples, batch_size=batch_size).order(0)
     (batches,) = bucketed(order, lengths_of(examples), batch_size=batch_size, window=len(order))
-    loss_sum, correct, count = 0.0, 0, 0
+    found = [Evaluation(loss_sum=0.0, correct=0, examples=0)]
     for indices in batches:
         batch = collate(examples, indices, pad_id=pad or 0, device=next(model.parameters()).device)
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.float()
-        labels = batch.labels
-        if labels.ndim == 2:  # (b, s, vocabulary) -> (n, vocabulary)
-            logits, labels = logits[:, :-1], labels[:, 1:]
+        segments = {} if batch.segments is None else {"token_type_ids": batch.segments}
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **segments).logits.float()
+        labels, owners = batch.labels, list(range(len(indices)))
+        if logits.dim() == 3:  # (b, s, outputs) -> (n, outputs)
+            if not examples.of_tokens:
+                logits, labels = logits[:, :-1], labels[:, 1:]
             chosen = labels != IGNORED
+            owners = chosen.nonzero()[:, 0].tolist()
             logits, labels = logits[chosen], labels[chosen]
-        loss_sum += float(functional.cross_entropy(logits, labels, reduction="sum"))
-        correct += int((logits.argmax(dim=-1) == labels).sum())
-        count += len(labels)
-    return Evaluation(loss_sum=loss_sum, correct=correct, examples=count)
+        found.append(_measured(logits, labels, indices, measure, owners))
+    return Evaluation.joined(found)
+
+
+def metrics_of(task: Task, score: Evaluation) -> dict[str, float]:
+    """Loss, accuracy where the task has one, and the task's own metrics, by name. Of one example or more."""
+    found = {"loss": score.loss_sum / score.examples}
+    if task.record.accuracy:
+        found["accuracy"] = score.correct / score.examples
+    measure = task.measure
+    return found if measure is None or score.lanes is None else found | measure.metrics(score.lanes)
+
+
+def _measured(
+    logits: Tensor, labels: Tensor, indices: Indices, measure: Measure | None, owners: Sequence[int]
+) -> Evaluation:
+    lanes = None
+    if measure is not None:
+        lanes = measure.tally(logits.float().cpu().numpy(), labels.cpu().numpy(), owners)
+    return Evaluation(
+        loss_sum=float(summed_loss(logits, labels)),
+        correct=int(right_rows(logits, labels).sum()),
+        examples=len(labels),
+        rows=len(indices),
+        lanes=lanes,
+    )
+
+
+def _owners(split: SplitForward, batch: Batch) -> Sequence[int]:
+    """Which example of the batch each row of outputs is of."""
+    if not split.by_token:
+        return range(len(batch.labels))
+    owners: list[int] = (split.aligned(batch.labels) != IGNORED).nonzero()[:, 0].tolist()
+    return owners

@@ -10,15 +10,17 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from fedpeft.base.architecture import form_of
 from fedpeft.data.encode import IGNORED, EncodedDataset
 from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.methods.union import UnionAdapter
+from fedpeft.tasks.form import MULTI, NUMBER, TAGS
 from fedpeft.tuning.batches import Batch, collate
 from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.per_sample_hooks import Hooked, NoBackEnd, micro_gradients
+from fedpeft.tuning.row_loss import row_losses
 from fedpeft.tuning.slots import WIDTH, Shape, fixed_batch
 from fedpeft.tuning.split_forward import SplitForward
 
@@ -52,18 +54,18 @@ class Views(NamedTuple):
 
 
 def example_losses(split: SplitForward, batch: Batch, cache: HiddenSource | None) -> Tensor:
-    """Each row's own loss, (b,): of its class, or the mean over its labelled tokens. Never a mean over the batch.
+    """Each example's own loss, (b,): of its target, or the mean over its labelled tokens. Never a mean over the batch.
 
     A batch mean weighs an example by what its neighbours hold; under it the sensitivity was 4.6 C.
     """
     logits, labels = logits_of(split, batch, cache)
-    losses = functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
-    if batch.labels.dim() == 1:
+    losses = row_losses(logits, labels)
+    if not split.by_token:
         return losses
-    following = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORED) != IGNORED  # (b, s), as SplitForward has it
-    counts = following.sum(1)
+    labelled = split.aligned(batch.labels) != IGNORED  # (b, s)
+    counts = labelled.sum(1)
     if split.every_position:
-        return losses.view(following.shape).sum(1) / counts.clamp(min=1)
+        return losses.view(labelled.shape).sum(1) / counts.clamp(min=1)
     row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
     return torch.zeros(len(counts), device=losses.device).index_add(0, row, losses) / counts.clamp(min=1)
 
@@ -184,5 +186,15 @@ def _made_up(union: UnionAdapter, lengths: list[int]) -> EncodedDataset:
     if not union.anatomy.head:
         labels = tuple(np.where(np.arange(len(row)) < 2, IGNORED, row).astype(np.int64) for row in ids)
         return EncodedDataset(input_ids=ids, labels=labels, truncated=0)
-    classes = int(config.num_labels)  # type: ignore[union-attr, arg-type]
-    return EncodedDataset(input_ids=ids, labels=draw.integers(0, classes, len(ids)).astype(np.int64), truncated=0)
+    outputs = int(config.num_labels)  # type: ignore[union-attr, arg-type]
+    if form_of(union.model) == TAGS:
+        tags = tuple(draw.integers(0, outputs, len(row)).astype(np.int64) for row in ids)
+        return EncodedDataset(input_ids=ids, labels=tags, truncated=0, of_tokens=True)
+    classes = draw.integers(0, outputs, len(ids)).astype(np.int64)
+    problem = getattr(config, "problem_type", None)
+    if problem == NUMBER:
+        return EncodedDataset(input_ids=ids, labels=classes.astype(np.float32), truncated=0)
+    if problem == MULTI:
+        each = draw.integers(0, 2, (len(ids), outputs)).astype(np.float32)
+        return EncodedDataset(input_ids=ids, labels=each, truncated=0)
+    return EncodedDataset(input_ids=ids, labels=classes, truncated=0)

@@ -29,7 +29,7 @@ def label_offset(examples: EncodedDataset, classes: int, *, strength: float, smo
         (classes,) float32, at most 0; None when there is nothing to add.
     """
     labels = examples.labels
-    if not strength or not isinstance(labels, np.ndarray) or labels.ndim != 1:
+    if not strength or not isinstance(labels, np.ndarray) or labels.dtype != np.int64:
         return None
     counts = np.bincount(labels, minlength=classes).astype(np.float64) + smoothing / classes
     return torch.from_numpy((strength * np.log(counts / counts.max())).astype(np.float32))

@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.methods.union import UnionAdapter
@@ -11,6 +10,7 @@ from fedpeft.tuning.accelerator import products
 from fedpeft.tuning.batches import Batch, Indices, collate, predictions_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.malloc import returning_memory
+from fedpeft.tuning.row_loss import summed_loss
 from fedpeft.tuning.split_forward import SplitForward
 from fedpeft.tuning.token_loss import output_withheld
 
@@ -18,7 +18,7 @@ __all__ = ["Objective"]
 
 
 class Objective:
-    """The mean cross entropy of a step's examples.
+    """The mean loss of a step's examples.
 
     Args:
         union: the model; what receives gradients is chosen already (``train_only``).
@@ -73,5 +73,5 @@ class Objective:
             # This model does something to its logits: they must be made, now and from now on.
             self._output, self._split = None, SplitForward(self._union, checkpointing=self._checkpointing)
             logits, labels = logits_of(self._split, batch, self._cache)
-        shifted = logits.float() if self._offset is None else logits.float() + self._offset
-        return functional.cross_entropy(shifted, labels, reduction="sum") / count
+        shifted = logits if self._offset is None else logits.float() + self._offset
+        return summed_loss(shifted, labels) / count

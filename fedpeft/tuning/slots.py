@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedpeft.data.encode import IGNORED, EncodedDataset
-from fedpeft.tuning.batches import Batch, Indices
+from fedpeft.data.encode import EncodedDataset
+from fedpeft.tuning.batches import Batch, Indices, padded_labels, padded_segments
 
 __all__ = ["CELLS", "WIDTH", "Shape", "fixed_batch", "pieces", "shape_of"]
 
@@ -96,19 +96,14 @@ def fixed_batch(
     input_ids = np.full((shape.slots, shape.width), pad_id, np.int64)
     mask = np.zeros((shape.slots, shape.width), np.int64)
     mask[:, 0] = 1  # a row of nothing but padding would divide by zero
-    whole = not isinstance(examples.labels, np.ndarray)
-    labels = np.full((shape.slots, shape.width), IGNORED, np.int64) if whole else np.zeros(shape.slots, np.int64)
     for row, index in enumerate(indices):
         ids = examples.input_ids[index]
         input_ids[row, : len(ids)] = ids
         mask[row, : len(ids)] = 1
-        if whole:
-            labels[row, : len(ids)] = examples.labels[index]
-        else:
-            labels[row] = examples.labels[index]
     return Batch(
         indices=indices,
         input_ids=torch.from_numpy(input_ids).to(device),
         attention_mask=None if shape.full else torch.from_numpy(mask).to(device),
-        labels=torch.from_numpy(labels).to(device),
+        labels=torch.from_numpy(padded_labels(examples, indices, shape.slots, shape.width)).to(device),
+        segments=padded_segments(examples, indices, shape.slots, shape.width, device),
     )

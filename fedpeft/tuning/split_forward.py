@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from fedpeft.base.architecture import form_of
 from fedpeft.data.encode import IGNORED
 from fedpeft.errors import ConfigInvalid
 from fedpeft.families import FIRST_TOKEN_ONLY
 from fedpeft.grafting.attention import attend
 from fedpeft.methods.coda import picks_tokens
 from fedpeft.methods.union import UnionAdapter
+from fedpeft.tasks.form import SEQUENCE, TAGS
 from fedpeft.tuning.batches import Batch
 
 __all__ = ["SplitForward"]
@@ -46,6 +48,7 @@ class SplitForward:
 
     Attributes:
         first_layer: the cut: the lowest layer that adapts, or 0. Hidden states are its input.
+        by_token: outputs are of tokens.
         longest: positions that the model has; no text may be padded beyond.
     """
 
@@ -71,6 +74,8 @@ class SplitForward:
             path, output = _output_matrix(union.model)
             self._positions = _LabelledOnly(output)
             above[path] = self._positions
+        self.by_token = self._positions is not None or form_of(union.model) == TAGS
+        self._segments = int(getattr(union.model.config, "type_vocab_size", None) or 0) > 1
         self._whole = _view(union.model, above)
 
         cut, form = self.first_layer, _Form()
@@ -95,9 +100,8 @@ class SplitForward:
         """The whole forward pass.
 
         Returns:
-            Logits (n, classes) and their labels (n,): one row an example for a classifier, one row a labelled
-            token for a language model; with ``every_position`` one row a token, its label ``IGNORED`` where it has
-            none.
+            Logits (n, outputs) and their labels: one row an example, or, by token, one a labelled token; with
+            ``every_position`` one a token, its label ``IGNORED`` where it has none.
         """
         return self._run(self._whole, batch)
 
@@ -117,21 +121,33 @@ class SplitForward:
         if self._tap is None:
             raise ConfigInvalid(_NO_CUT)
         with contextlib.suppress(_Reached):
-            self._below(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+            self._below(**self._inputs(batch))
         hidden, self._tap.hidden = self._tap.hidden, None
         return cast("Tensor", hidden)
 
     def _run(self, view: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        labels = batch.labels
+        labels = self.aligned(batch.labels)
+        if not self.by_token:
+            output = view(**self._inputs(batch))
+            return cast("Tensor", output.logits), labels
+        chosen = labels != IGNORED
         if self._positions is not None:
-            # The state at token t predicts token t + 1.
-            following = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-            chosen = following != IGNORED
             self._positions.chosen = None if self.every_position else chosen
-            labels = following.flatten() if self.every_position else following[chosen]
-        output = view(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        logits = cast("Tensor", output.logits)
-        return logits.flatten(0, -2), labels
+        logits = cast("Tensor", view(**self._inputs(batch)).logits)
+        if self.every_position:
+            return logits.flatten(0, -2), labels.flatten()
+        rows = logits.flatten(0, -2) if self._positions is not None else logits[chosen]
+        return rows, labels[chosen]
+
+    def aligned(self, labels: Tensor) -> Tensor:
+        """The label that the outputs of each position are for: of a language model, the state at t predicts t + 1."""
+        return labels if self._positions is None else functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+    def _inputs(self, batch: Batch) -> dict[str, object]:
+        inputs = dict[str, object](input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        if batch.segments is not None and self._segments:
+            inputs["token_type_ids"] = batch.segments
+        return inputs
 
 
 class _StandIn(nn.Module):
@@ -282,7 +298,7 @@ def _view(module: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:
 
 def _reads_first_token(union: UnionAdapter) -> bool:
     """Whether a classifier reads the encoder's first token and nothing else."""
-    return bool(union.anatomy.head) and getattr(union.model.config, "model_type", "") in FIRST_TOKEN_ONLY
+    return form_of(union.model) == SEQUENCE and getattr(union.model.config, "model_type", "") in FIRST_TOKEN_ONLY
 
 
 def _output_matrix(model: nn.Module) -> tuple[str, nn.Module]:

@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import between_rounds
 from fedpeft.aggregate.gradient_start import sketches, started_from
 from fedpeft.aggregate.head_start import measures_head
 from fedpeft.config.model import Rounds
+from fedpeft.config.task import Task
 from fedpeft.data import EncodedDataset
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, blocks_for, due_blocks
@@ -25,12 +24,13 @@ from fedpeft.round.rates import learning_rates
 from fedpeft.round.ring_range import unbounded_range
 from fedpeft.tuning import Evaluation, HiddenSource, JoinedCaches, LocalPlan, evaluate, train
 from fedpeft.tuning.class_means import measure_class_means
+from fedpeft.tuning.evaluate import metrics_of
 from fedpeft.tuning.gradient_sketch import sketch_gradient
 from fedpeft_client.training.examples import Examples, Prepared, batch_seed
 from fedpeft_client.training.model_pool import ModelPool, release_free_memory
 from fedpeft_sim.population import Client
 
-__all__ = ["METRICS", "Baselines", "accuracy", "held_out_scores", "perplexity", "run_baselines"]
+__all__ = ["Baselines", "held_out_scores", "run_baselines", "score_of"]
 
 EVERYONE = "centralised"
 _LARGEST_LOSS = 50.0
@@ -77,15 +77,15 @@ def run_baselines(
         with pool.lend(plan) as union:
             own = sets[client.name]
             _train(union, initial, own.train, own.train_cache, plan, rounds, blocks, client.name, 1, progress)
-            scores = {name: _score(union, other) for name, other in sets.items()}
-        return scores[client.name], _added(list(scores.values()))
+            scores = {name: _score(union, other, plan.task) for name, other in sets.items()}
+        return scores[client.name], Evaluation.joined(list(scores.values()))
 
     def train_together() -> dict[str, Evaluation]:
         blocks = frozenset(block.block_id for block in spec.blocks if block.trainable)
         with pool.lend(plan) as union:
             everyone, cache = _together(list(sets.values()))
             _train(union, initial, everyone, cache, plan, rounds, blocks, EVERYONE, len(clients), progress)
-            return {name: _score(union, own) for name, own in sets.items()}
+            return {name: _score(union, own, plan.task) for name, own in sets.items()}
 
     with ThreadPoolExecutor(workers, thread_name_prefix="baseline") as threads:
         together = threads.submit(train_together)
@@ -103,22 +103,16 @@ def held_out_scores(
     """A state's score on every client's held-out examples: possible in a simulation only."""
     with pool.lend(plan) as union:
         union.load(state)
-        return {name: _score(union, own.prepared(plan)) for name, own in examples.items()}
+        return {name: _score(union, own.prepared(plan), plan.task) for name, own in examples.items()}
 
 
-def accuracy(scores: Sequence[Evaluation]) -> float:
-    """Share of right predictions over all of these together."""
-    return sum(score.correct for score in scores) / sum(score.examples for score in scores)
-
-
-def perplexity(scores: Sequence[Evaluation]) -> float:
-    """The exponential of the mean loss of a token over all of these together."""
-    mean = sum(score.loss_sum for score in scores) / sum(score.examples for score in scores)
-    return math.exp(min(mean, _LARGEST_LOSS))
-
-
-METRICS: Mapping[str, Callable[[Sequence[Evaluation]], float]] = {"accuracy": accuracy, "perplexity": perplexity}
-"""By the name in a task's record."""
+def score_of(task: Task, scores: Sequence[Evaluation]) -> float | None:
+    """What the task compares, of all these examples together; None where it is not defined."""
+    whole = Evaluation.joined(scores)
+    if not whole.examples:
+        return None
+    perplexity = math.exp(min(whole.loss_sum / whole.examples, _LARGEST_LOSS))
+    return (metrics_of(task, whole) | {"perplexity": perplexity}).get(task.record.compared)
 
 
 def _train(
@@ -172,24 +166,16 @@ def _together(prepared: Sequence[Prepared]) -> tuple[EncodedDataset, HiddenSourc
     """All clients' examples as one data set, in order of the clients' names, and their caches as one."""
     sets = [own.train for own in prepared]
     caches = [own.train_cache for own in prepared if own.train_cache is not None]
-    labels = [part.labels for part in sets]
-    joined = EncodedDataset(
-        input_ids=tuple(tokens for part in sets for tokens in part.input_ids),
-        labels=np.concatenate(labels)
-        if all(isinstance(part, np.ndarray) for part in labels)
-        else tuple(tokens for part in labels for tokens in part),
-        truncated=sum(part.truncated for part in sets),
-    )
+    joined = EncodedDataset.joined(sets)
     return joined, JoinedCaches(caches) if caches else None
 
 
-def _score(union: UnionAdapter, examples: Prepared) -> Evaluation:
-    return evaluate(union, examples.held_out, limit=0, batch_size=examples.eval_batch, cache=examples.eval_cache)
-
-
-def _added(scores: Sequence[Evaluation]) -> Evaluation:
-    return Evaluation(
-        loss_sum=sum(score.loss_sum for score in scores),
-        correct=sum(score.correct for score in scores),
-        examples=sum(score.examples for score in scores),
+def _score(union: UnionAdapter, examples: Prepared, task: Task) -> Evaluation:
+    return evaluate(
+        union,
+        examples.held_out,
+        limit=0,
+        batch_size=examples.eval_batch,
+        cache=examples.eval_cache,
+        measure=task.measure,
     )

@@ -60,9 +60,9 @@ def show_outcome(console: Console, run: Path) -> None:
 
 def _table(summary: Summary) -> Table:
     perplexities = summary.metric == "perplexity"
-    unit = "tokens" if perplexities else "examples"
+    unit = {"perplexity": "tokens", "entity_f1": "words"}.get(summary.metric, "examples")
     better = ", lower is better" if perplexities else ""
-    title = f"{summary.metric.capitalize()} on held-out {unit}{better}"
+    title = f"{summary.metric.capitalize().replace('_', ' ')} on held-out {unit}{better}"
     caption = f"alone: trained on its own examples; tested on its own, and on everybody's held-out {unit}"
     table = Table(
         title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left", pad_edge=False

@@ -10,6 +10,7 @@ Guarantees:
 """
 
 import hashlib
+import math
 import re
 import unicodedata
 import warnings
@@ -22,7 +23,7 @@ from fedpeft.config.model import Partition
 from fedpeft.data import Records
 from fedpeft.data.people import Owners
 from fedpeft.data.records import ProblemLog
-from fedpeft.data.tasks import label_name
+from fedpeft.data.targets import label_name, label_set, number_of
 from fedpeft.entropy import derive_seed, generator
 from fedpeft.errors import DataInvalid, ResourceMissing
 
@@ -180,12 +181,18 @@ def _synthetic(records: Records, how: Partition, seed: int) -> dict[str, list[in
         ) from error
 
 
+def _first_of(value: object) -> str | None:
+    """A class to deal by, of a number its whole part, of labels the first by name."""
+    number, names = number_of(value), label_set(value)
+    return str(math.floor(number)) if number is not None else min(names) if names else None
+
+
 def _labels(records: Records, column: str) -> list[str]:
     """The label column's class names."""
     log = ProblemLog()
     names: list[str] = []
     for row, origin in zip(records.rows, records.origins, strict=True):
-        name = label_name(row.get(column))
+        name = label_name(row.get(column)) or _first_of(row.get(column))
         if name is None:
             log.add(f"{origin}: {column}", "a class", f"{row.get(column)!r:.40}", "Name it in data.partition.column.")
         names.append(name or "")

@@ -51,7 +51,7 @@ def _plan(
         adapter=config.adapter,
         methods=(),
         head=device.head,
-        classes=len(config.task.labels),
+        classes=len(config.task.outputs),
         batch_size=config.train.batch_size,
         length=length,
         local_steps=config.train.local_steps,

@@ -9,15 +9,16 @@ from itertools import chain
 
 from fedpeft.config import RunConfig
 from fedpeft.config.derived import with_head_start
-from fedpeft.config.model import Device
+from fedpeft.config.model import Device, Task
 from fedpeft.data import Loaded, Records, label_names, load, split_each, split_holdout, split_people
 from fedpeft.data.memory import Rows
 from fedpeft.data.people import PERSON, note_nobodys, owners_of
 from fedpeft.data.remarks import label_remarks, loaded_remarks, text_remarks, unused_columns, unused_remarks
-from fedpeft.data.tasks import Findings, inspect, label_name
+from fedpeft.data.targets import label_name, range_of
+from fedpeft.data.tasks import Findings, inspect
 from fedpeft.entropy import derive_seed
 from fedpeft.errors import ConfigInvalid, DataInvalid, Problem
-from fedpeft.tasks import KNOWN_COLUMNS, Convention
+from fedpeft.tasks import READ_COLUMNS, Convention
 from fedpeft_client.training.choice import Capacity
 from fedpeft_sim.partition import partition
 
@@ -94,7 +95,7 @@ def populate(config: RunConfig, data: Rows | None = None) -> Population:
         ConfigInvalid: ``[[device]]`` names clients that the data does not have, or leaves some without an entry.
     """
     how = config.data.partition
-    columns = (*KNOWN_COLUMNS, *([how.column] if how.column else ()))
+    columns = (*READ_COLUMNS, *([how.column] if how.column else ()))
     by_people = config.privacy.unit == "person"
     named = {PERSON: config.privacy.column} if config.privacy.column else {}
     loaded = load(config.data.source if data is None else data, {**named, **config.data.map}, columns=columns)
@@ -103,9 +104,7 @@ def populate(config: RunConfig, data: Rows | None = None) -> Population:
     if by_people:
         note_nobodys(records, findings.log)
     findings.log.raise_if_any(f"{findings.convention.value} examples")
-    if config.task.record.named_outputs and not config.task.labels:
-        task = config.task.model_copy(update={"labels": label_names(records)})
-        config = with_head_start(config.model_copy(update={"task": task}))
+    config = with_head_start(config.model_copy(update={"task": _of_data(config.task, records)}))
     parts = partition(records, config.data.partition, config.run.seed, owners=owners_of(records) if by_people else None)
     devices = _devices(config.device, parts.clients)
     clients = []
@@ -129,6 +128,16 @@ def populate(config: RunConfig, data: Rows | None = None) -> Population:
         left_out=parts.left_out,
         remarks=(*_remarks(loaded, findings, config), *_lone_classes(parts.clients, config)),
     )
+
+
+def _of_data(task: Task, records: Records) -> Task:
+    """The task with its outputs' names, or its range, as the data has them where nobody gave them."""
+    found: dict[str, object] = {}
+    if task.record.named_outputs and not task.labels:
+        found["labels"] = label_names(records, target=task.record.target)
+    if task.record.a_number and task.range is None:
+        found["range"] = range_of(records)
+    return task.model_copy(update=found)
 
 
 def expect_enough(population: Population) -> None:
@@ -155,10 +164,11 @@ def expect_enough(population: Population) -> None:
 
 def _remarks(loaded: Loaded, findings: Findings, config: RunConfig) -> tuple[str, ...]:
     """What of the data is not used, and what is odd about its classes."""
-    column, names = config.data.partition.column, config.data.map
+    column, names = config.data.partition.column, {**loaded.aliases, **config.data.map}
     there = (*loaded.records.columns(), *loaded.unused)
     unused = unused_columns(there, findings.convention, names, also=[column] if column else ())
-    labels = Counter(label_name(row.get("label")) or "" for row in loaded.records) if config.task.labels else Counter()
+    one_class = config.task.record.one_class
+    labels = Counter(label_name(row.get("label")) or "" for row in loaded.records) if one_class else Counter()
     return (
         *loaded_remarks(loaded, names),
         *text_remarks(loaded.records, findings.convention),
@@ -169,7 +179,7 @@ def _remarks(loaded: Loaded, findings: Findings, config: RunConfig) -> tuple[str
 
 def _lone_classes(clients: Mapping[str, Records], config: RunConfig) -> tuple[str, ...]:
     """Says so where most clients hold one class alone: each then unlearns what the others teach."""
-    if len(config.task.labels) < 2:
+    if not config.task.record.one_class or len(config.task.labels) < 2:
         return ()
     lone = [name for name, own in clients.items() if len({label_name(row.get("label")) for row in own}) == 1]
     if 2 * len(lone) <= len(clients):

@@ -41,7 +41,7 @@ def publisher(pool: ModelPool, plan: LearningPlan, run: RunDirectory, *, probe: 
 
 def _inputs(pool: ModelPool, plan: LearningPlan, probe: Records) -> dict[str, torch.Tensor]:
     few = probe.select(range(min(4, len(probe))))
-    encoded = encode(few, plan.task, plan.task.labels, pool.tokenizer(plan))
+    encoded = encode(few, plan.task, plan.task.outputs, pool.tokenizer(plan))
     rows = [torch.from_numpy(tokens.astype("int64")) for tokens in encoded.input_ids]
     pad = torch.nn.utils.rnn.pad_sequence
     mask = pad([torch.ones_like(row) for row in rows], batch_first=True)

@@ -173,7 +173,7 @@ def simulate(
                 workers=workers_of(simulation.config),
                 progress=screen.working,
             )
-        comparison = compare(federated, compared, metric=plan.task.record.compared)
+        comparison = compare(federated, compared, task=plan.task)
         run.write_summary(summary_of(run, "finished", full_bytes=full_bytes, comparison=comparison))
         write_report(run.path)
         return run.path

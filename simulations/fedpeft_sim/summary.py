@@ -1,9 +1,10 @@
 """The end of a simulation as a record: the comparison with the baselines, and with moving every parameter."""
 
+from fedpeft.config.task import Task
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_server.run.records import Comparison
-from fedpeft_sim.baselines import METRICS, Baselines, Scores
+from fedpeft_sim.baselines import Baselines, Scores, score_of
 
 __all__ = ["compare", "full_parameter_bytes"]
 
@@ -15,34 +16,34 @@ def full_parameter_bytes(plan: LearningPlan, pool: ModelPool, *, rounds: int, cl
     return 4 * parameters * 2 * rounds * clients
 
 
-def compare(federated: Scores, baselines: Baselines | None, *, metric: str) -> tuple[Comparison, ...]:
+def compare(federated: Scores, baselines: Baselines | None, *, task: Task) -> tuple[Comparison, ...]:
     """One row a client, and one for the union of all held-out examples.
 
     Args:
         federated: of the state that the run keeps.
         baselines: None: not trained.
-        metric: what scores are, of ``METRICS``.
+        task: whose metric scores are.
     """
-    of = METRICS[metric]
     rows = [
         Comparison(
             client=name,
             examples=score.examples,
-            alone=of([baselines.alone[name]]) if baselines else None,
-            federated=of([score]),
-            centralised=of([baselines.centralised[name]]) if baselines else None,
-            everywhere=of([baselines.alone_everywhere[name]]) if baselines else None,
+            alone=score_of(task, [baselines.alone[name]]) if baselines else None,
+            federated=score_of(task, [score]),
+            centralised=score_of(task, [baselines.centralised[name]]) if baselines else None,
+            everywhere=score_of(task, [baselines.alone_everywhere[name]]) if baselines else None,
         )
         for name, score in federated.items()
     ]
-    everywhere = [of([score]) for score in baselines.alone_everywhere.values()] if baselines else []
-    mean = sum(everywhere) / len(everywhere) if everywhere else None
+    everywhere = [score_of(task, [score]) for score in baselines.alone_everywhere.values()] if baselines else []
+    known = [value for value in everywhere if value is not None]
+    mean = sum(known) / len(known) if known else None
     whole = Comparison(
         client="all",
         examples=sum(score.examples for score in federated.values()),
         alone=mean,
-        federated=of(list(federated.values())),
-        centralised=of(list(baselines.centralised.values())) if baselines else None,
+        federated=score_of(task, list(federated.values())),
+        centralised=score_of(task, list(baselines.centralised.values())) if baselines else None,
         everywhere=mean,
     )
     return (*rows, whole)

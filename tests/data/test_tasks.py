@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from fedpeft.config.model import Task
 from fedpeft.data import Convention, Records, detect, label_names, validate
 from fedpeft.data.records import ProblemLog
-from fedpeft.data.tasks import CHECKS, LabelCheck, inspect, label_name, messages_of
+from fedpeft.data.targets import LabelCheck, label_name
+from fedpeft.data.tasks import CHECKS, inspect, messages_of
 from fedpeft.errors import DataInvalid
 from fedpeft.tasks import task_of
 
@@ -15,7 +16,9 @@ CLASSIFY = Task(kind="classify")
 CAUSAL = Task(kind="causal-lm")
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 EXAMPLES = {
+    Convention.TEXT_PAIR_LABEL: {"text": "a", "text_pair": "b", "label": "x"},
     Convention.TEXT_LABEL: {"text": "a", "label": "x"},
+    Convention.WORDS_TAGS: {"words": ["a", "b"], "tags": ["O", "B-x"]},
     Convention.MESSAGES: {"messages": TURNS},
     Convention.PROMPT_COMPLETION: {"prompt": "q", "completion": "a"},
     Convention.ALPACA: {"instruction": "do", "input": "", "output": "done"},

@@ -15,6 +15,7 @@ from fedpeft.data.tasks import Message
 from fedpeft.errors import DataInvalid
 from fedpeft.tasks import Convention
 from fedpeft_client.inference.generation import Decoder, Sampling
+from fedpeft_client.inference.outputs import answered, has_one_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,12 +98,20 @@ class Answerer:
         self.decoder = None if labels else Decoder(model, self._ends(self.convention), choose_rows)
 
     def classify(self, texts: Sequence[str]) -> list[Choice]:
-        """A class for each text; batches of 32, alike in length.
+        """A class for each text; batches of 32, alike in length. Of other tasks what they answer (``answered``).
 
         Raises:
             DataInvalid: the model has no classes.
         """
         self._expect_labels()
+        pairs = self.convention is Convention.TEXT_PAIR_LABEL
+        if pairs or not has_one_class(self._model):
+            model, longest, told = self._model, self._longest, list[Choice]()
+            for row, text in enumerate(texts):
+                self._choose_rows([row])
+                said = answered(model, self.tokenizer, text, self.labels, longest, pairs=pairs)
+                told.append(Choice(label=said.words, probabilities=said.probabilities))
+            return told
         found: list[Choice | None] = [None] * len(texts)
         for rows, logits in self.logits(texts):
             for row, shares in zip(rows, torch.softmax(logits, dim=-1).tolist(), strict=True):

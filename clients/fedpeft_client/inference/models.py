@@ -16,13 +16,12 @@ from fedpeft.entropy import derive_seed, generator
 from fedpeft.export import ExportSummary, export_peft
 from fedpeft.export.device_class import class_adapter, class_state
 from fedpeft.export.gguf import write_gguf_adapter
-from fedpeft.export.received import load_received, read_received
+from fedpeft.export.received import Received, load_received, read_received
 from fedpeft.export.whole_model import WholeModel, export_merged, probe_inputs
 from fedpeft.round.plan import learning_plan
 from fedpeft.tasks import TASKS, Convention
-from fedpeft.tasks.form import SEQUENCE, TEXT
 from fedpeft.tuning import Evaluation, evaluate
-from fedpeft.tuning.evaluate import evaluate_whole
+from fedpeft.tuning.evaluate import evaluate_whole, metrics_of
 from fedpeft.tuning.lorahub import Mixture, find_mixture
 from fedpeft_client.inference.answers import Answerer
 from fedpeft_client.inference.generation import Sampling
@@ -99,7 +98,17 @@ class TrainedModel:
 
     def evaluate(self, records: Records) -> Evaluation:
         """Loss and accuracy on other examples of the same task."""
-        return evaluate(self._union, self._encoded(records), limit=0, batch_size=32)
+        measure = self._config.task.measure
+        return evaluate(self._union, self._encoded(records), limit=0, batch_size=32, measure=measure)
+
+    @property
+    def task(self) -> Task:
+        """What it was trained for."""
+        return self._config.task
+
+    def metrics(self, score: Evaluation) -> dict[str, float]:
+        """Loss, accuracy where the task has one, and the task's own metrics of an evaluation."""
+        return metrics_of(self.task, score)
 
     def mix(self, states: Sequence[AdapterState], records: Records, *, tries: int) -> Mixture:
         """Take on the mixture of these trained adapters that suits a few examples best (``fedpeft.tuning.lorahub``)."""
@@ -162,7 +171,7 @@ class TrainedModel:
     def _encoded(self, records: Records) -> EncodedDataset:
         task = self._config.task
         validate(records, task)
-        return encode(records, task, task.labels, self._tokenizer)
+        return encode(records, task, task.outputs, self._tokenizer)
 
     def answerer(self, convention: Convention | None = None) -> Answerer:
         """The model to ask.
@@ -175,7 +184,7 @@ class TrainedModel:
         return Answerer(
             self._union.model,
             self._tokenizer,
-            labels=task.labels if task.record.adds_head else (),
+            labels=task.outputs if task.record.adds_head else (),
             longest=task.max_length,
             convention=convention,
         )
@@ -188,8 +197,8 @@ class TrainedModel:
 class ReceivedModel:
     """A base that this device holds with an adapter that it fetched, ready to answer."""
 
-    def __init__(self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", labels: tuple[str, ...], longest: int):
-        self._model, self._tokenizer, self._labels, self._longest = model, tokenizer, labels, longest
+    def __init__(self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", about: Received, longest: int):
+        self._model, self._tokenizer, self._about, self._longest = model, tokenizer, about, longest
 
     @classmethod
     def load(cls, folder: Path, bases: Path) -> Self:
@@ -202,20 +211,35 @@ class ReceivedModel:
         about = read_received(folder)
         artifact = ArtifactStore(bases).get(about.base)
         longest = facts_of(artifact).model.positions or LONGEST
-        return cls(load_received(folder, artifact), load_tokenizer(artifact), about.labels, min(longest, LONGEST))
+        return cls(load_received(folder, artifact), load_tokenizer(artifact), about, min(longest, LONGEST))
 
     def answerer(self, convention: Convention | None = None) -> Answerer:
         """As ``TrainedModel.answerer``; a text is cut to 512 tokens, or to what the base takes."""
-        return Answerer(self._model, self._tokenizer, labels=self._labels, longest=self._longest, convention=convention)
+        labels = self._about.labels
+        return Answerer(self._model, self._tokenizer, labels=labels, longest=self._longest, convention=convention)
+
+    @property
+    def task(self) -> Task:
+        """What it was trained for, as far as its files say: of a language model the columns decide."""
+        about = self._about
+        record = next(
+            record
+            for record in TASKS.values()
+            if record.form == about.form and record.problem_type in ("", about.problem_type)
+        )
+        named = about.labels if record.named_outputs else ()
+        return Task(kind=record.name, labels=named, max_length=self._longest)  # type: ignore[arg-type]
 
     def evaluate(self, records: Records) -> Evaluation:
-        """Loss and accuracy on examples that this device holds; of a language model as their columns say."""
-        form = SEQUENCE if self._labels else TEXT
-        kind = next(record.name for record in TASKS.values() if record.form == form)
-        task = Task(kind=kind, labels=self._labels, max_length=self._longest)  # type: ignore[arg-type]
+        """Loss and accuracy on examples that this device holds."""
+        task = self.task
         validate(records, task)
-        examples = encode(records, task, self._labels, self._tokenizer)
-        return evaluate_whole(self._model, examples, batch_size=32)
+        examples = encode(records, task, task.outputs, self._tokenizer)
+        return evaluate_whole(self._model, examples, batch_size=32, measure=task.measure)
+
+    def metrics(self, score: Evaluation) -> dict[str, float]:
+        """As ``TrainedModel.metrics``; of numbers without correlations, whose range the files do not say."""
+        return metrics_of(self.task, score)
 
     def predict(self, texts: Sequence[str], convention: Convention | None = None) -> list[str]:
         """As ``TrainedModel.predict``."""

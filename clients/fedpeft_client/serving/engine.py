@@ -180,7 +180,7 @@ class Engine:
             match jobs[0].kind:
                 case "ask":
                     self._ask(lane, jobs)
-                case "classify":
+                case "class":
                     for job, choice in _classified(lane, jobs):
                         job.deliver(choice)
                 case _:

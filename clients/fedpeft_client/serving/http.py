@@ -108,7 +108,7 @@ class _Routes:
         if not served.labels:
             raise RequestRefused(f"Expected a model with classes, found {served.name}, a language model.", "model")
         data = []
-        async for row, one in self._outcomes(request, served, asked.texts, "classify"):
+        async for row, one in self._outcomes(request, served, asked.texts, "class"):
             if isinstance(one, Choice):
                 probs = [one.probabilities[label] for label in served.labels]
                 data.append(

@@ -129,7 +129,7 @@ def _menu(
         adapter=run.adapter,
         methods=(),
         head=limits.head,
-        classes=len(run.task.labels),
+        classes=len(run.task.outputs),
         batch_size=run.train.batch_size,
         length=run.task.max_length,
         local_steps=run.train.local_steps,

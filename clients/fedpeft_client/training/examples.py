@@ -108,7 +108,8 @@ class Examples:
             tokenizer = self._pool.tokenizer(plan)
             with self._pool.tokenizing:
                 train, held_out = (
-                    encode(records, plan.task, plan.task.labels, tokenizer) for records in (self._train, self._held_out)
+                    encode(records, plan.task, plan.task.outputs, tokenizer)
+                    for records in (self._train, self._held_out)
                 )
             expect_examples_fit((train, held_out), vocabulary=self._pool.embedding_rows(plan), where=self._name)
             self._encoded = _encoding_key(plan), (train, held_out)

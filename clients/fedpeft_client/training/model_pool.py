@@ -146,7 +146,8 @@ class ModelPool:
         model = load_model(
             artifact,
             task=plan.task.record.form,
-            labels=plan.task.labels,
+            labels=plan.task.outputs,
+            problem_type=plan.task.record.problem_type,
             head_seed=derive_seed(plan.seed, "head"),
             residency=chosen_residency(artifact, self.residency),
         )

@@ -141,6 +141,7 @@ class TorchTrainer:
                     limit=work.eval_examples,
                     batch_size=examples.eval_batch,
                     cache=examples.eval_cache,
+                    measure=plan.task.measure,
                 )
             if work.train:
                 careful = effort is not Effort.FULL
@@ -152,6 +153,7 @@ class TorchTrainer:
             evaluated_loss=measured.loss_sum,
             correct=measured.correct,
             evaluated=measured.examples,
+            lanes=None if measured.lanes is None or not measured.rows else measured.lanes / measured.rows,
             troubles=examples.troubles,
         )
 

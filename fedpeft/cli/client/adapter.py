@@ -108,7 +108,7 @@ def evaluate(run: str, data: str, column_map: dict[str, str], home: Path | None,
 
     model = _received(home, run)
     score = model.evaluate(load_records(data, column_map))
-    say_evaluation(run, score, classes=bool(model.answerer().labels), as_json=as_json)
+    say_evaluation(run, model.metrics(score), score, unit=model.task.record.counted, as_json=as_json)
 
 
 def _received(home: Path | None, run: str) -> "ReceivedModel":

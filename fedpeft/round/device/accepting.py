@@ -13,7 +13,7 @@ from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, PrivacyLedger
 from fedpeft.round.bound import Bound
 from fedpeft.round.device.records import RunPin
 from fedpeft.round.messages import BlockPayload, FitRequest
-from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TRAIN_LOSS, in_bucket
+from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TASK_METRICS, TRAIN_LOSS, in_bucket
 from fedpeft.round.noise import expect_noise
 from fedpeft.round.terms import expect_terms
 from fedpeft.round.work import Work, accept_work, dealt_buckets
@@ -69,7 +69,7 @@ def owned_sums(terms: secagg.RoundSpec, work: Work, trained: Set[BlockId], *, ev
     owned = {in_bucket(block_id, work.bucket) for block_id in trained & set(work.blocks)}
     owned |= {TRAIN_LOSS, COHORT_WEIGHT, CLIP_BIT, NOISED_METRICS}
     if evaluates:
-        owned.add(METRICS)
+        owned |= {METRICS, TASK_METRICS}
     return frozenset(owned & offered)
 
 

@@ -22,9 +22,11 @@ from fedpeft.round.messages import BlockPayload
 from fedpeft.round.metrics import (
     COHORT_WEIGHT,
     METRICS,
+    TASK_METRICS,
     TRAIN_LOSS,
     evaluation_vector,
     in_bucket,
+    task_vector,
     train_loss_vector,
 )
 from fedpeft.round.plan import LearningPlan
@@ -170,7 +172,7 @@ def inputs_of(
     if before_sum is not None:
         deltas = before_sum(state, deltas)
     if noise is not None:
-        return _payloads(_clipped(_named(deltas, work), result, noise))
+        return _payloads(_clipped(_named(deltas, work), _in_units(result, plan), noise))
     share = weight_share(plan.aggregate, declared)
     inputs: dict[BlockId, Vector] = {}
     weight = share
@@ -183,16 +185,25 @@ def inputs_of(
     if METRICS in owns:
         inputs[METRICS] = evaluation_vector(
             share if measured else 0.0,
-            loss_sum=result.evaluated_loss,
+            loss_sum=result.evaluated_loss / plan.task.loss_unit,
             correct=result.correct,
             count=result.evaluated,
             entropy=entropy,
         )
+    if TASK_METRICS in owns and (measure := plan.task.measure) is not None:
+        inputs[TASK_METRICS] = task_vector(share, result.lanes, measure, entropy)
     if TRAIN_LOSS in owns:
+        loss_sum = result.trained_loss / plan.task.loss_unit
         inputs[TRAIN_LOSS] = train_loss_vector(
-            share if measured and work.train else 0.0, loss_sum=result.trained_loss, count=result.trained
+            share if measured and work.train else 0.0, loss_sum=loss_sum, count=result.trained
         )
     return _payloads(inputs)
+
+
+def _in_units(result: LocalResult, plan: LearningPlan) -> LocalResult:
+    """Losses as they are summed."""
+    unit = plan.task.loss_unit
+    return replace(result, trained_loss=result.trained_loss / unit, evaluated_loss=result.evaluated_loss / unit)
 
 
 def _named(deltas: Mapping[BlockId, Vector], work: Work) -> dict[BlockId, Vector]:

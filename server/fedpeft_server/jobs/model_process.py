@@ -159,7 +159,14 @@ class _Workshop:
         config = parse(payload.decode(), source="run.toml", simulation=True)
         artifact = build(config.base.model, quantize=config.base.quantize, store=self._bases)
         head_seed = derive_seed(config.run.seed, "head")
-        model = load_model(artifact, task=config.task.record.form, labels=config.task.labels, head_seed=head_seed)
+        record = config.task.record
+        model = load_model(
+            artifact,
+            task=record.form,
+            labels=config.task.outputs,
+            head_seed=head_seed,
+            problem_type=record.problem_type,
+        )
         union = attach(model, config.adapter, seed=config.run.seed)
         self._union, self._config, self._artifact = union, config, artifact
         initial = with_sources(union.initial_state(), config.adapter, config.base.adapters)

@@ -134,6 +134,10 @@ def _charts(rows: Sequence[RoundMetrics]) -> list[dict[str, object]]:
     downloaded = Series(
         name="down", color=2, points=[(row.round, float(total)) for row, total in zip(rows, down, strict=True)]
     )
+    names = dict.fromkeys(name for row in rows for name in row.metrics if "/" not in name)
+    further = [Series(name=name, points=[(row.round - 1, row.metrics.get(name)) for row in rows]) for name in names]
+    shares = [("accuracy", accuracy)] if any(row.accuracy is not None for row in rows) else []
+    shares += list(zip(names, further, strict=True))
     return [
         {
             "title": "Held-out loss",
@@ -141,12 +145,7 @@ def _charts(rows: Sequence[RoundMetrics]) -> list[dict[str, object]]:
             "svg": line_chart([loss], label="Held-out loss over the rounds", show=_number),
             "legend": (),
         },
-        {
-            "title": "Held-out accuracy",
-            "note": "after each round; 0 is the state before training",
-            "svg": line_chart([accuracy], label="Held-out accuracy over the rounds", show=_short_share, ceiling=1.0),
-            "legend": (),
-        },
+        *(_share_chart(name, series) for name, series in shares),
         {
             "title": "Bytes moved",
             "note": "cumulative, all devices",
@@ -154,6 +153,15 @@ def _charts(rows: Sequence[RoundMetrics]) -> list[dict[str, object]]:
             "legend": ((1, "up"), (2, "down")),
         },
     ]
+
+
+def _share_chart(name: str, series: Series) -> dict[str, object]:
+    return {
+        "title": f"Held-out {name.replace('_', ' ')}",
+        "note": "after each round; 0 is the state before training",
+        "svg": line_chart([series], label=f"Held-out {name} over the rounds", show=_short_share, ceiling=1.0),
+        "legend": (),
+    }
 
 
 def _comparison(view: RunView) -> dict[str, object] | None:
@@ -164,14 +172,15 @@ def _comparison(view: RunView) -> dict[str, object] | None:
         return None
     margin = (max(values) - min(values)) * 0.05 or 0.01
     low, high = min(values) - margin, max(values) + margin
-    perplexities = view.summary is not None and view.summary.metric == "perplexity"
+    metric = "" if view.summary is None else view.summary.metric
+    perplexities = metric == "perplexity"
     show = _perplexity if perplexities else _share
     return {
         "rows": [(row, dot_strip(_marks(row), low=low, high=high, show=show)) for row in rows],
         "gap_closed": _gap_closed(rows, lower_is_better=perplexities),
         "low": low,
         "high": high,
-        "unit": "tokens" if perplexities else "examples",
+        "unit": {"perplexity": "tokens", "entity_f1": "words"}.get(metric, "examples"),
         "facts": comparison_facts(rows, lower_is_better=perplexities),
     }
 

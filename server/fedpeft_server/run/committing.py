@@ -17,6 +17,7 @@ from fedpeft.round.events import EventKind
 from fedpeft.round.history import Past
 from fedpeft.round.linking import burnt_link, link_of, summed_blocks
 from fedpeft.round.messages import BlockDigest, BlockPayload, Link
+from fedpeft.round.metrics import in_task_units
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.task import Member, PublishedSums, RoundOutcome, RoundTask
 from fedpeft.round.transition import is_exact
@@ -145,7 +146,7 @@ class Committing:
         """
         round_id = task.round_id
         if self._privacy:
-            measured = self._privacy.measured(task.noise, summed)
+            measured = in_task_units(self._privacy.measured(task.noise, summed), self._config.task)
         else:
             measured = self._aggregation.measured(task, summed)
         state, server = progress.state, progress.server

@@ -9,6 +9,7 @@ from fedpeft.ids import ParticipantId, RoundId
 from fedpeft.round.messages import FailureReason
 from fedpeft.round.metrics import Measured
 from fedpeft.round.task import Member, RoundOutcome, Traffic
+from fedpeft.tasks.measure import told
 from fedpeft_server.run.records import ClientRound, RoundMetrics
 
 __all__ = ["round_row", "sentence"]
@@ -32,6 +33,7 @@ def round_row(
         accuracy=measured.accuracy,
         evaluators=measured.evaluators,
         train_loss=measured.train_loss,
+        metrics=dict(measured.metrics),
         skipped={str(block_id): reason for block_id, reason in summed.skipped.items()},
     )
 
@@ -94,9 +96,11 @@ def sentence(row: RoundMetrics) -> str:
     if row.burnt:
         return f"no sum, and none is asked for again: {row.burnt}; the state stays"
     parts = [f"{row.devices_survived} of {row.devices_invited} devices"]
-    if row.loss is not None and row.accuracy is not None:
+    if row.loss is not None:
         noised = "" if row.evaluators else " with noise"
-        parts.insert(0, f"loss {row.loss:.4f} accuracy {row.accuracy:.3f}{noised} at its start")
+        accuracy = "" if row.accuracy is None else f" accuracy {row.accuracy:.3f}"
+        further = told(row.metrics)
+        parts.insert(0, f"loss {row.loss:.4f}{accuracy}{' ' * bool(further)}{further}{noised} at its start")
     if row.skipped:
         parts.append(f"skipped {', '.join(sorted(row.skipped))}")
     parts.append(f"{row.bytes_up / 1e6:.2f} MB up, {row.bytes_down / 1e6:.2f} MB down, {row.seconds:.1f} s")

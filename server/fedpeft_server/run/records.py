@@ -106,6 +106,7 @@ class RoundMetrics:
         accuracy: share of those examples that were right, 0..1, to 1/64 on each device.
         evaluators: devices with held-out examples in that mean; 0 when nothing was evaluated, or with noise.
         train_loss: mean over the examples that the devices trained on in this round; None when they did not train.
+        metrics: the task's further ones, by name; ``f1/NAME`` is one class's. Empty under privacy.
         devices_invited: asked to train.
         devices_ready: trained and advertised keys.
         devices_survived: in the sum.
@@ -128,6 +129,7 @@ class RoundMetrics:
     accuracy: float | None
     evaluators: int
     train_loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
     devices_invited: int
     devices_ready: int
     devices_survived: int
@@ -167,7 +169,7 @@ class EventRecord:
 class Comparison:
     """The score on one client's held-out examples, or on all of them, under each way of training.
 
-    The summary's ``metric``: accuracy, 0..1, higher is better; or perplexity, lower is better.
+    The summary's ``metric``: perplexity, lower is better; or another, of which higher is better.
 
     Args:
         client: its name, or ``all``.
@@ -200,7 +202,7 @@ class Summary:
         bytes_up: from all devices in all rounds.
         bytes_down: to all devices.
         bytes_full_parameters: what a federation of every parameter would have moved; None when unknown.
-        metric: what the comparison's numbers are: ``accuracy`` or ``perplexity``.
+        metric: what the comparison's numbers are: the task's ``compared``.
         comparison: one row a client and one for ``all``; empty when no baseline was run.
         privacy: what the run promised and spent, one fact a line; empty without differential privacy.
     """

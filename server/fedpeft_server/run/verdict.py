@@ -12,6 +12,7 @@ from itertools import pairwise
 from fedpeft.config import RunConfig
 from fedpeft.config.model import Rounds
 from fedpeft.ids import RoundId
+from fedpeft.tasks.measure import told
 from fedpeft_server.run.records import Comparison, RoundMetrics
 
 __all__ = ["best_row", "comparison_facts", "is_done", "kept_round", "new_warnings", "verdict"]
@@ -19,6 +20,7 @@ __all__ = ["best_row", "comparison_facts", "is_done", "kept_round", "new_warning
 _LOSS_MARGIN, _ACCURACY_MARGIN = 0.02, 0.01
 """An earlier state is kept if it is better than the last by more than this share of the loss, or this much accuracy:
 the last evaluation takes all held-out examples, the others some, and two states this close are equal."""
+_LOSSES = ("auto", "loss")
 _DESTROYED = 1.5
 """A loss so many times the first one: training moves it down or leaves it."""
 _STILL, _STILL_WITHIN, _GOOD = 3, 0.005, 0.9
@@ -143,16 +145,25 @@ def _evaluated(rows: Sequence[RoundMetrics]) -> list[RoundMetrics]:
 
 
 def _beats(best: RoundMetrics, last: RoundMetrics, rounds: Rounds) -> bool:
-    if rounds.metric == "accuracy" and best.accuracy is not None and last.accuracy is not None:
-        return best.accuracy - last.accuracy > _ACCURACY_MARGIN
+    ahead, behind = _chosen(best, rounds), _chosen(last, rounds)
+    if ahead is not None and behind is not None:
+        return ahead - behind > _ACCURACY_MARGIN
     return _loss(best) < (1 - _LOSS_MARGIN) * _loss(last)
 
 
 def _score(row: RoundMetrics, rounds: Rounds) -> tuple[float, float]:
     """Lower is better."""
-    if rounds.metric == "accuracy" and row.accuracy is not None:
-        return -row.accuracy, _loss(row)
-    return _loss(row), 0.0
+    chosen = _chosen(row, rounds)
+    if rounds.metric in _LOSSES:
+        return _loss(row), 0.0
+    return (math.inf if chosen is None else -chosen), _loss(row)
+
+
+def _chosen(row: RoundMetrics, rounds: Rounds) -> float | None:
+    """What ``rounds.metric`` is of this row, of which more is better; None where it is the loss, or was not defined."""
+    if rounds.metric in _LOSSES:
+        return None
+    return row.accuracy if rounds.metric == "accuracy" else row.metrics.get(rounds.metric)
 
 
 def _loss(row: RoundMetrics) -> float:
@@ -161,4 +172,5 @@ def _loss(row: RoundMetrics) -> float:
 
 def _told(row: RoundMetrics) -> str:
     accuracy = "" if row.accuracy is None else f", accuracy {row.accuracy:.1%}"
-    return f"loss {_loss(row):.3g}{accuracy}"
+    further = told(row.metrics)
+    return f"loss {_loss(row):.3g}{accuracy}{', ' if further else ''}{further}"

@@ -1,0 +1,148 @@
+"""Texts, pairs of texts and tagged words -> token ids and targets: every task that adds a head to the base.
+
+A tag belongs to a word, and a tokenizer cuts words in pieces: the first piece has the word's tag, the others and the
+special tokens have none (``IGNORED``), as in transformers' own token classification. Words are joined by single spaces,
+so every fast tokenizer takes them; where one merges two words in a token, the first word's tag counts.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+
+import numpy as np
+import numpy.typing as npt
+
+from fedpeft.config.task import Task
+from fedpeft.data.encoded import IGNORED, EncodedDataset, Special, refused_by_tokenizer
+from fedpeft.data.people import owners_of
+from fedpeft.data.records import ProblemLog, Record, Records
+from fedpeft.data.rendering import Encoding, TokenIds, Tokenizer
+from fedpeft.data.targets import targets_of, words_of
+from fedpeft.errors import DataInvalid, foreign
+
+__all__ = ["encode_texts", "first_pieces", "text_of", "whole_texts"]
+
+BATCH = 1024
+
+
+def text_of(row: Record, task: Task) -> str:
+    """What a row asks of the model, without a pair's second text."""
+    return " ".join(words_of(row.get("words")) or ()) if task.record.tags_words else str(row["text"])
+
+
+def encode_texts(records: Records, task: Task, labels: Sequence[str], tokenizer: Tokenizer) -> EncodedDataset:
+    """See ``fedpeft.data.encode``; the tokenizer itself truncates, so that its closing special tokens survive."""
+    tags = task.record.tags_words
+    if tags and not getattr(tokenizer, "is_fast", True):
+        raise DataInvalid("Expected a fast tokenizer (tokenizer.json), found a slow one; convert the base's tokenizer.")
+    targets = () if tags else targets_of(records, task.record.target, labels)
+    special = Special.of(tokenizer)
+    ids: list[TokenIds] = []
+    segments: list[TokenIds] = []
+    of_tokens: list[npt.NDArray[np.int64]] = []
+    truncated = unknown = 0
+    index, log = {name: i for i, name in enumerate(labels)}, ProblemLog()
+    rows = zip(records.origins, records.rows, strict=True)
+    while some := list(islice(rows, BATCH)):
+        for (origin, row), one in zip(some, _encoded([row for _, row in some], task, tokenizer), strict=True):
+            ids.append(one.ids)
+            segments.append(one.segments)
+            truncated += one.cut
+            unknown += special.knows_nothing_of(one.ids)
+            if tags:
+                of_tokens.append(_tags_of(row, origin, one.offsets, index, log))
+    log.raise_if_any("tags")
+    return EncodedDataset(
+        input_ids=tuple(ids),
+        labels=tuple(of_tokens) if tags else targets,
+        truncated=truncated,
+        unknown=unknown,
+        segments=tuple(segments) if any(one.any() for one in segments) else None,
+        of_tokens=tags,
+        owners=owners_of(records),
+    )
+
+
+def whole_texts(records: Records, task: Task, tokenizer: Tokenizer) -> Iterator[TokenIds]:
+    """The tokens of each record before any truncation."""
+    rows = iter(records)
+    while some := list(islice(rows, BATCH)):
+        for part in _alike(some, task):
+            for tokens in _tokens(part, task, tokenizer, None)["input_ids"]:
+                yield np.asarray(tokens, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """One row's tokens, which of a pair's texts each is of, where each is in the text, and whether any was cut."""
+
+    ids: TokenIds
+    segments: TokenIds
+    offsets: Sequence[object]
+    cut: bool
+
+
+def _encoded(rows: Sequence[Record], task: Task, tokenizer: Tokenizer) -> Iterator[_Encoded]:
+    for part in _alike(rows, task):
+        whole = _tokens(part, task, tokenizer, None)["input_ids"]
+        kept = _tokens(part, task, tokenizer, task.max_length)
+        for i, tokens in enumerate(kept["input_ids"]):
+            ids = np.asarray(tokens, dtype=np.int32)
+            segments = np.zeros_like(ids)
+            if _is_pair(part[0], task) and "token_type_ids" in kept:
+                segments = np.asarray(kept["token_type_ids"][i], dtype=np.int32)
+            offsets = kept["offset_mapping"][i] if task.record.tags_words else ()
+            yield _Encoded(ids, segments, offsets, len(whole[i]) > len(ids))
+
+
+def _alike(rows: Sequence[Record], task: Task) -> Iterator[Sequence[Record]]:
+    """Rows that follow each other and are all pairs, or all none: what a row becomes depends on it alone."""
+    for _, part in groupby(rows, lambda row: _is_pair(row, task)):
+        yield list(part)
+
+
+def _is_pair(row: Record, task: Task) -> bool:
+    return not task.record.tags_words and row.get("text_pair") is not None
+
+
+def _tokens(rows: Sequence[Record], task: Task, tokenizer: Tokenizer, max_length: int | None) -> Encoding:
+    texts, cut = [text_of(row, task) for row in rows], max_length is not None
+    with foreign(refused_by_tokenizer):
+        if _is_pair(rows[0], task):
+            pairs = [str(row["text_pair"]) for row in rows]
+            return tokenizer(texts, pairs, truncation=cut, max_length=max_length, verbose=False)
+        offsets = task.record.tags_words
+        return tokenizer(texts, return_offsets_mapping=offsets, truncation=cut, max_length=max_length, verbose=False)
+
+
+def _tags_of(
+    row: Record, origin: str, offsets: Sequence[object], index: dict[str, int], log: ProblemLog
+) -> npt.NDArray[np.int64]:
+    """One label a token, (T,): of the first token of each word, its tag."""
+    words, tags = words_of(row.get("words")) or (), words_of(row.get("tags")) or ()
+    labels = np.full(len(offsets), IGNORED, np.int64)
+    for word, position in first_pieces([len(word) for word in words], offsets).items():
+        if tags[word] not in index:
+            log.add(f"{origin}: tags", f"a tag of {', '.join(index)}", repr(tags[word]))
+        labels[position] = index.get(tags[word], IGNORED)
+    return labels
+
+
+def first_pieces(words: Sequence[int], offsets: Sequence[object]) -> dict[int, int]:
+    """Word -> the position of its first token; words that no token is of are left out.
+
+    Args:
+        words: their lengths in characters; they stand in the text with a space between them.
+        offsets: (begin, end) in the text of each token; special tokens are empty.
+    """
+    ends = np.cumsum(np.array(words, np.int64) + 1)  # of each word, its space included
+    found: dict[int, int] = {}
+    for position, (begin, end) in enumerate(np.asarray(offsets, dtype=np.int64).reshape(-1, 2)):
+        if end <= begin:  # a special token
+            continue
+        word = int(np.searchsorted(ends, begin, side="right"))
+        if begin == ends[word] - 1:  # some tokenizers count the space before a word to its first piece
+            word += 1
+        if word < len(words):
+            found.setdefault(word, position)
+    return found
