@@ -17,8 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.config.model import Task
-from fedpeft.data.encode_texts import encode_texts, whole_texts
-from fedpeft.data.encoded import IGNORED, EncodedDataset, Special, refused_by_tokenizer
+from fedpeft.data.encode_texts import (
+    IGNORED,
+    EncodedDataset,
+    Special,
+    encode_texts,
+    refused_by_tokenizer,
+    whole_texts,
+)
 from fedpeft.data.people import owners_of
 from fedpeft.data.records import ProblemLog, Records
 from fedpeft.data.rendering import Rendered, TokenIds, Tokenizer, rendered_rows

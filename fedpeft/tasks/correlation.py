@@ -3,7 +3,7 @@
 Pearson's follows from five moments. Spearman's needs ranks over all examples, which no device knows; what can be summed
 is how many examples fall into each cell of a grid of fixed, public bins. The ranks of binned values, with ties at their
 mean rank, follow from the grid, so what is reported is exactly Spearman's of the values rounded to ``BINS`` steps: on
-STS-B's scale of 0 to 5, steps of 0.2 (tests/tasks/test_correlation.py says how far that is from the unrounded).
+STS-B's scale of 0 to 5, steps of 0.2 (tests/tasks/test_measures.py says how far that is from the unrounded).
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedpeft.data.encoded import IGNORED
+from fedpeft.data.encode import IGNORED
 
 __all__ = ["right_rows", "row_losses", "summed_loss"]
 

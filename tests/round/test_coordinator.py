@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from fedpeft import secagg
 from fedpeft.config.model import Rounds
+from fedpeft.config.task import Task
 from fedpeft.ids import BlockId, NodeId, ParticipantId
 from fedpeft.round.coordinator import resume_round, run_round
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.messages import Failure, FailureReason, Ready
-from fedpeft.round.metrics import METRICS, TRAIN_LOSS, measured_in
+from fedpeft.round.metrics import METRICS, TASK_METRICS, TRAIN_LOSS, measured_in
 from fedpeft.round.pending import Note, PendingRound, StageClosed
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
 from fedpeft.round.transport import Stage
@@ -28,6 +29,8 @@ from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, toy_past, toy_ta
 from fedpeft.testing.network import Fault, FaultyTransport, InMemoryTransport
 from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
 from fedpeft.wire import encode
+
+TASK = Task(kind="classify", labels=("no", "yes"))
 
 N = 6
 SPEC = toy_spec({"head": N})
@@ -107,7 +110,7 @@ def measured(result: secagg.Summed, *, trained: bool = True) -> tuple[int, float
     """The means of devices that all weigh alike."""
     sums = {block: result.sums[block].values for block in (METRICS, TRAIN_LOSS) if block in result.sums}
     weights = {block: float(result.sums[block].owners) for block in sums}
-    found = measured_in(sums, weights, evaluators=result.sums[METRICS].owners, trained=trained)
+    found = measured_in(sums, weights, evaluators=result.sums[METRICS].owners, trained=trained, task=TASK)
     return found.evaluators, found.loss, found.accuracy, found.train_loss
 
 
@@ -120,7 +123,7 @@ def test_the_metrics_of_a_round_are_the_cohorts_means() -> None:
 
 def test_an_evaluation_sums_the_metrics_alone() -> None:
     result = summed(Attempt().run(train=False))
-    assert list(result.sums) == [METRICS, TRAIN_LOSS]
+    assert list(result.sums) == [METRICS, TASK_METRICS, TRAIN_LOSS]
     assert result.sums[TRAIN_LOSS].values.tolist() == [0.0]
     assert measured(result, trained=False) == (N, 0.75, 0.5, None)
 

@@ -102,7 +102,7 @@ def test_ready_says_which_blocks_and_nothing_about_the_examples(fleet: ToyFleet)
     assert isinstance(few, Ready)
     assert few == many  # byte for byte: the same keys, and no trace of other deltas, counts or losses
     advert = decode(few.advertise, secagg.Advertise)
-    assert advert.blocks == ("head", "metrics", "train-loss")
+    assert advert.blocks == ("head", "metrics", "task-metrics", "train-loss")
 
 
 def test_blocks_already_held_need_not_be_sent_again(fleet: ToyFleet) -> None:
@@ -369,16 +369,16 @@ def test_another_round_is_other_work_even_if_everything_else_is_the_same(fleet: 
 def test_an_evaluation_asks_for_the_metrics_alone(fleet: ToyFleet) -> None:
     reply = fit(fleet, fit_request(fleet, PLAN, STATE, task=toy_task(PLAN, train=False)))
     assert isinstance(reply, Ready)
-    assert decode(reply.advertise, secagg.Advertise).blocks == ("metrics", "train-loss")
-    assert [part.block_id for part in opened(fleet).inputs] == ["metrics", "train-loss"]
+    assert decode(reply.advertise, secagg.Advertise).blocks == ("metrics", "task-metrics", "train-loss")
+    assert [part.block_id for part in opened(fleet).inputs] == ["metrics", "task-metrics", "train-loss"]
 
 
 def test_a_device_never_trains_the_frozen_blocks(fleet: ToyFleet) -> None:
     given(fleet).deltas[FROZEN] = np.ones(3, np.float32)
     reply = fit(fleet, fit_request(fleet, PLAN, STATE))
     assert isinstance(reply, Ready)
-    assert decode(reply.advertise, secagg.Advertise).blocks == ("head", "metrics", "train-loss")
-    assert {part.block_id for part in opened(fleet).inputs} == {"head", "metrics", "train-loss"}
+    assert decode(reply.advertise, secagg.Advertise).blocks == ("head", "metrics", "task-metrics", "train-loss")
+    assert {part.block_id for part in opened(fleet).inputs} == {"head", "metrics", "task-metrics", "train-loss"}
 
 
 @pytest.mark.parametrize(("examples", "weight"), [(5, 2**-5), (100, 1.0), (4000, 1.0), (0, 2**-7)])

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.config.rules import RULES
+from fedpeft.config.task import Task
 from fedpeft.entropy import os_entropy, seeded_entropy
 from fedpeft.ids import BlockId
 from fedpeft.ring import BlockEncoding, RingParams
@@ -30,6 +31,7 @@ from fedpeft.testing.fleet import enrol, fit_request, toy_task
 from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
 from fedpeft.wire import decode, encode
 
+TASK = Task(kind="classify", labels=("no", "yes"))
 SPEC = toy_spec({"head": 4, "lora.B.t4": 4})
 STATE = toy_state(SPEC)
 
@@ -105,7 +107,7 @@ def test_the_reported_accuracy_is_near_the_share_of_all_examples(devices: int, b
             for share, n, c in zip(shares, counts, correct, strict=True)
         ]
         summed = {METRICS: np.sum(vectors, axis=0, dtype=np.float64)}
-        measured = measured_in(summed, {METRICS: sum(shares)}, evaluators=devices, trained=False)
+        measured = measured_in(summed, {METRICS: sum(shares)}, evaluators=devices, trained=False, task=TASK)
         assert measured.accuracy is not None
         errors.append(measured.accuracy - correct.sum() / counts.sum())
     assert math.sqrt(np.mean(np.square(errors))) < bound
@@ -113,9 +115,9 @@ def test_the_reported_accuracy_is_near_the_share_of_all_examples(devices: int, b
 
 def test_means_are_over_public_shares_and_absent_ones_are_none() -> None:
     sums = {METRICS: np.array([3.0, 1.5]), TRAIN_LOSS: np.array([6.0])}
-    measured = measured_in(sums, {METRICS: 2.0, TRAIN_LOSS: 4.0}, evaluators=5, trained=True)
+    measured = measured_in(sums, {METRICS: 2.0, TRAIN_LOSS: 4.0}, evaluators=5, trained=True, task=TASK)
     assert (measured.loss, measured.accuracy, measured.train_loss, measured.evaluators) == (1.5, 0.75, 1.5, 5)
-    masked = measured_in({TRAIN_LOSS: np.array([6.0])}, {TRAIN_LOSS: 4.0}, evaluators=0, trained=False)
+    masked = measured_in({TRAIN_LOSS: np.array([6.0])}, {TRAIN_LOSS: 4.0}, evaluators=0, trained=False, task=TASK)
     assert (masked.loss, masked.accuracy, masked.train_loss, masked.evaluators) == (None, None, None, 0)
 
 

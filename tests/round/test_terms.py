@@ -6,6 +6,7 @@ import pytest
 
 from fedpeft import secagg
 from fedpeft.config.model import SecureAggregation
+from fedpeft.ring import SumRange
 from fedpeft.round.metrics import METRIC_BITS, METRIC_RANGES, TRAIN_LOSS_RANGES
 from fedpeft.round.task import Member, RoundTask
 from fedpeft.testing.fleet import enrol, toy_task, toy_terms
@@ -37,10 +38,12 @@ def test_every_trainable_block_is_summed_and_the_metrics_come_last() -> None:
         ("head", 4, 16),
         ("bitfit", 5, 16),
         ("metrics", 2, METRIC_BITS),
+        ("task-metrics", 4, METRIC_BITS),
         ("train-loss", 1, METRIC_BITS),
     ]
-    assert {part.max_abs for block in spec.blocks[:-2] for part in block.ranges} == {2.0}
-    assert [block.ranges for block in spec.blocks[-2:]] == [METRIC_RANGES, TRAIN_LOSS_RANGES]
+    assert {part.max_abs for block in spec.blocks[:2] for part in block.ranges} == {2.0}
+    cells = (SumRange(length=4, max_abs=1.0),)
+    assert [block.ranges for block in spec.blocks[2:]] == [METRIC_RANGES, cells, TRAIN_LOSS_RANGES]
 
 
 def test_each_tensor_has_a_range_of_its_own() -> None:
@@ -53,7 +56,11 @@ def test_each_tensor_has_a_range_of_its_own() -> None:
 
 
 def test_an_evaluation_sums_nothing_but_the_metrics() -> None:
-    assert [block.block_id for block in terms_of(task=toy_task(PLAN, train=False)).blocks] == ["metrics", "train-loss"]
+    assert [block.block_id for block in terms_of(task=toy_task(PLAN, train=False)).blocks] == [
+        "metrics",
+        "task-metrics",
+        "train-loss",
+    ]
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("full", secagg.Mode.FULL), ("fast", secagg.Mode.FAST)])
