@@ -49,7 +49,7 @@ def test_bad_rows_are_listed_after_the_report_with_exit_code_3(
         (["builtin:airline-tweets", "--map", "text=a,text=b"], 2),
         (["builtin:airline-tweets", "--max-length", "0"], 2),
         (["builtin:airline-tweets", "--holdout", "1"], 2),
-        (["builtin:airline-tweets", "--task", "regression"], 2),
+        (["builtin:airline-tweets", "--task", "translation"], 2),
     ],
 )
 def test_a_users_mistake_has_its_exit_code_and_no_traceback(
