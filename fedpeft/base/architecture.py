@@ -17,6 +17,7 @@ from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PretrainedConfig,
@@ -24,17 +25,19 @@ from transformers import (
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from fedpeft.base.artifact import TaskName
 from fedpeft.errors import ConfigInvalid
-from fedpeft.tasks.form import SEQUENCE, TAGS, TEXT
+from fedpeft.tasks.form import SEQ2SEQ, SEQUENCE, TAGS, TEXT
 
 __all__ = [
     "clean_config",
     "form_of",
+    "has_two_stacks",
     "may_be_missing",
     "on_meta",
     "places_of",
@@ -49,6 +52,7 @@ _AUTO: Mapping[TaskName, Any] = {
     SEQUENCE: AutoModelForSequenceClassification,
     TAGS: AutoModelForTokenClassification,
     TEXT: AutoModelForCausalLM,
+    SEQ2SEQ: AutoModelForSeq2SeqLM,
 }
 
 VOLATILE = ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
@@ -63,13 +67,9 @@ def read_config(content: Mapping[str, Any]) -> PretrainedConfig:
     """transformers' config object, with every kind of dropout off.
 
     Raises:
-        ConfigInvalid: transformers has no such architecture, or the model is an encoder-decoder.
+        ConfigInvalid: transformers has no such architecture.
     """
     model_type = content.get("model_type")
-    if content.get("is_encoder_decoder"):
-        raise ConfigInvalid(
-            f"Expected an encoder or a decoder, found the encoder-decoder {model_type}; use another model."
-        )
     options = {key: _number(value) for key, value in content.items()}
     for key, value in options.items():
         if (
@@ -110,6 +110,8 @@ def skeleton(config: PretrainedConfig, task: TaskName) -> nn.Module:
 
 def form_of(model: nn.Module) -> TaskName:
     """Which form a model of transformers has: its class says so."""
+    if has_two_stacks(model):
+        return SEQ2SEQ
     name = type(model).__name__
     if name in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values():
         return TAGS
@@ -119,6 +121,11 @@ def form_of(model: nn.Module) -> TaskName:
 def tags_words(config: PretrainedConfig) -> bool:
     """Whether transformers has a class of the form ``TAGS`` for this architecture."""
     return config.model_type in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
+
+
+def has_two_stacks(model: nn.Module) -> bool:
+    """Whether this is an encoder-decoder: it is called with a source and a target."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def on_meta(make: Callable[[], object]) -> nn.Module:
@@ -132,6 +139,11 @@ def on_meta(make: Callable[[], object]) -> nn.Module:
 
 def tasks_of(config: PretrainedConfig) -> Iterator[TaskName]:
     """The tasks that transformers has a class for with this architecture."""
+    if getattr(config, "is_encoder_decoder", False):
+        # Their classifiers feed one text to both stacks; what such models are for is a text from a text.
+        if config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+            yield SEQ2SEQ
+        return
     if config.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         yield SEQUENCE
     # A masked language model with a causal class attends to the right unless its config says otherwise.

@@ -22,7 +22,7 @@ from fedpeft.base.source import CONFIG_FILE, read_json
 from fedpeft.base.verified import verified
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
-from fedpeft.tasks.form import NUMBER, SEQUENCE, SINGLE, TAGS, TEXT, served
+from fedpeft.tasks.form import NUMBER, SEQ2SEQ, SEQUENCE, SINGLE, TAGS, TEXT, served
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,7 +64,7 @@ def load_model(
         raise ConfigInvalid(
             f"Expected a base for task.kind={task}, found {artifact.model_type} for {able}; use another base.model."
         )
-    named, least = task != TEXT, 1 if problem_type == NUMBER else 2
+    named, least = task not in (TEXT, SEQ2SEQ), 1 if problem_type == NUMBER else 2
     if named and (len(labels) < least or len(set(labels)) < len(labels)):
         raise ConfigInvalid(f"Expected two or more distinct labels, found {labels}; correct task.labels.")
     if named:

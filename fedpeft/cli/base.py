@@ -201,7 +201,7 @@ def export(digest: str, out: Path, form: str, store: Path | None) -> None:
 
         click.echo(f"{out / 'base.gguf'}: {write_gguf_base(artifact, out / 'base.gguf')} tensors in float32")
         return
-    written = export_base(artifact, out, probe_inputs(load_tokenizer(artifact), seed=0))
+    written = export_base(artifact, out, probe_inputs(load_tokenizer(artifact), seed=0, forms=artifact.manifest.tasks))
     click.echo(
         f"{out}: {written.architecture}, loaded anew: outputs within {written.max_difference:.1e} of the artifact"
     )

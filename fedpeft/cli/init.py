@@ -38,13 +38,14 @@ def command(
       fedpeft init --data notes.csv --map text=note,label=diagnosis
       fedpeft init --data chats.jsonl --model ./my-model --column ward
     """
+    from fedpeft.base.fit import published_config
     from fedpeft.config import parse
     from fedpeft.data import load, validate
     from fedpeft.data.formats import located
     from fedpeft.data.tasks import task_for
     from fedpeft.errors import DataInvalid
     from fedpeft.files import write_file
-    from fedpeft.tasks import READ_COLUMNS
+    from fedpeft.tasks import READ_COLUMNS, TASKS
 
     if out.exists() and not out.is_file():
         raise click.UsageError(f"Expected a file or nothing at {out}, found a device or a pipe; name another.")
@@ -54,6 +55,9 @@ def command(
         raise click.UsageError(f"Expected a folder for {out}, found none; make it first.")
     loaded = load(data, column_map, columns=(*READ_COLUMNS, *([column] if column else ())))
     task = task_for(loaded.records, unread=loaded.unused)
+    published = published_config(model) if model is not None else None
+    if published is not None and published.get("is_encoder_decoder"):
+        task = next(record for record in TASKS.values() if record.from_a_source)
     text = _run_toml(located(data), model, column_map, column, task, loaded.records)
     config = parse(text, source=str(out), simulation=True)
     convention = validate(loaded.records, config.task)

@@ -77,6 +77,13 @@ def _sums(config: RunConfig) -> Iterator[Finding]:
             found=f'"{rule.rule}": {traits.individual}',
             remedy='Use rule = "nested", or secagg.mode = "off" in a simulation to compare.',
         )
+    if config.privacy.unit in ("example", "person") and config.task.record.from_a_source:
+        yield Finding(
+            key="privacy.unit",
+            reads=("task.kind",),
+            expected='"client" or "none" for an encoder-decoder, whose examples have no gradients of their own yet',
+            found=f'"{config.privacy.unit}"',
+        )
     if config.privacy.unit != "none":
         yield from unproved(config.adapter, config.train, rule, config.privacy.unit)
 

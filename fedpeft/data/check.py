@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fedpeft.config.model import Task
 from fedpeft.data.encode import Measured, measure
+from fedpeft.data.encode_sources import pair_of
 from fedpeft.data.encode_texts import text_of
 from fedpeft.data.formats import Loaded
 from fedpeft.data.holdout import content_ranks, split_indices
@@ -248,7 +249,10 @@ def _examples(records: Records, task: Task, convention: Convention, tokenizer: T
     for i in chosen[:EXAMPLES_SHOWN]:
         row, origin = records[i], records.origins[i]
         parts: list[Part]
-        if task.record.adds_head:
+        if task.record.from_a_source:
+            source, target = pair_of(row)
+            parts = [Part(text=source, trained=False), Part(text=target, trained=True)]
+        elif task.record.adds_head:
             parts = [Part(text=asked, trained=False) for asked in _asked(row, task)]
             parts.append(Part(text=_answer(row, task), trained=True))
         else:

@@ -3,6 +3,7 @@
 causal-lm: ``prompt`` + ``completion`` and Alpaca train on the completion only, ``messages`` on the
 assistant's turns only, ``text`` on everything; a label of -100 marks a token that is not trained on.
 Labels are not shifted: as in Hugging Face models, position i is predicted from the positions before i.
+seq2seq: source and target (``fedpeft.data.encode_sources``).
 The other tasks: the text or the pair as it is, and its target (``fedpeft.data.encode_texts``).
 
 Invariants: no example is longer than ``max_length``; each has at least one token to train on; examples
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.config.model import Task
+from fedpeft.data.encode_sources import encode_sources, whole_sources
 from fedpeft.data.encode_texts import (
     IGNORED,
     EncodedDataset,
@@ -58,6 +60,8 @@ def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Token
     """
     if task.record.adds_head:
         return encode_texts(records, task, labels, tokenizer)
+    if task.record.from_a_source:
+        return encode_sources(records, task.max_length, tokenizer)
     if not records:
         return EncodedDataset(input_ids=(), labels=(), truncated=0)
     if not getattr(tokenizer, "is_fast", True):
@@ -116,8 +120,9 @@ def measure(records: Records, task: Task, tokenizer: Tokenizer) -> Measured:
         return Measured(lengths=np.fromiter(words, dtype=np.int64, count=len(records)), refused=log)
     special, unknown, answers, trained = Special.of(tokenizer), 0, 0, 0
     lengths: list[int] = []
-    if task.record.adds_head:
-        for ids in whole_texts(records, task, tokenizer):
+    if task.record.adds_head or task.record.from_a_source:
+        source = task.record.from_a_source
+        for ids in whole_sources(records, tokenizer) if source else whole_texts(records, task, tokenizer):
             lengths.append(len(ids))
             unknown += special.knows_nothing_of(ids)
         return Measured(lengths=np.array(lengths, dtype=np.int64), refused=log, unknown=unknown)

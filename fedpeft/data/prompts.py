@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedpeft.data.encode import bos_of
+from fedpeft.data.encode_sources import source_tokens
 from fedpeft.data.limited import within_limits
 from fedpeft.data.rendering import ALPACA_INPUT, ALPACA_PLAIN, TokenIds, Tokenizer, templated
 from fedpeft.data.row_checks import ROLES
@@ -45,6 +46,8 @@ def question_tokens(text: str, convention: Convention, tokenizer: Tokenizer, *, 
         case Convention.ALPACA:
             template = ALPACA_INPUT if context else ALPACA_PLAIN
             text = template.format(instruction=text, input=context)
+        case Convention.SOURCE_TARGET:
+            return _nonempty(source_tokens([text], tokenizer)[0])
         case Convention.TEXT_LABEL:
             raise DataInvalid("Expected the examples of a language model, found text with labels.")
         case _:

@@ -8,6 +8,7 @@ __all__ = [
     "check_alpaca",
     "check_messages",
     "check_pair",
+    "check_source",
     "check_text",
     "check_texts",
     "check_words",
@@ -62,6 +63,12 @@ def check_pair(row: Record, origin: str, log: ProblemLog) -> None:
     """``prompt`` and ``completion``."""
     check_text(row, origin, log, "prompt")
     check_text(row, origin, log, "completion")
+
+
+def check_source(row: Record, origin: str, log: ProblemLog) -> None:
+    """``source`` and ``target``."""
+    check_text(row, origin, log, "source")
+    check_text(row, origin, log, "target")
 
 
 def check_alpaca(row: Record, origin: str, log: ProblemLog) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fedpeft.export.summary import ExportSummary
-from fedpeft.tasks.form import FORM_OF, MULTI, NUMBER, SEQUENCE, SINGLE, TAGS, TEXT, Form
+from fedpeft.tasks.form import FORM_OF, MULTI, NUMBER, SEQ2SEQ, SEQUENCE, SINGLE, TAGS, TEXT, Form
 
 __all__ = ["model_card"]
 
@@ -66,6 +66,7 @@ _MODELS: Mapping[Form, tuple[str, str]] = {
     SEQUENCE: ("AutoModelForSequenceClassification", "text-classification"),
     TAGS: ("AutoModelForTokenClassification", "token-classification"),
     TEXT: ("AutoModelForCausalLM", "text-generation"),
+    SEQ2SEQ: ("AutoModelForSeq2SeqLM", "text2text-generation"),
 }
 """transformers' class, and the hub's name of what it does."""
 

@@ -6,7 +6,7 @@ transformers alone, and say how far it is from what it stands for.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -23,7 +23,7 @@ from fedpeft.export.export import class_names, copy_tokenizer, export_peft
 from fedpeft.export.peft_prompt import PROMPT_TYPES
 from fedpeft.export.trial import problem_of
 from fedpeft.methods.union import UnionAdapter
-from fedpeft.tasks.form import SEQUENCE
+from fedpeft.tasks.form import SEQ2SEQ, SEQUENCE, Form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -116,11 +116,18 @@ def export_merged(
     return _write(merged, artifact, folder, expected=_output(union.model, inputs), inputs=inputs)
 
 
-def probe_inputs(tokenizer: "PreTrainedTokenizerBase", *, seed: int) -> dict[str, Tensor]:
-    """A few sequences of random tokens, as arguments of a model."""
+def probe_inputs(tokenizer: "PreTrainedTokenizerBase", *, seed: int, forms: Collection[Form] = ()) -> dict[str, Tensor]:
+    """A few sequences of random tokens, as arguments of a model; of an encoder-decoder as its target too.
+
+    Args:
+        tokenizer: for how many tokens there are.
+        seed: of the draw.
+        forms: what the model's base lists.
+    """
     draw = generator(seed, "probe tokens")
     tokens = torch.from_numpy(draw.integers(1, len(tokenizer), (PROBES, PROBE_TOKENS)))
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    return {**inputs, "decoder_input_ids": tokens.flip(1)} if SEQ2SEQ in forms else inputs
 
 
 def _write(

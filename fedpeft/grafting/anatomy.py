@@ -60,10 +60,12 @@ class Anatomy:
     def cut(self) -> int:
         """The lowest layer from which the rest can be computed from its input alone; 0: there is none above the lowest.
 
-        Not above the layers whose keys and values upper layers read (Gemma 3n, some Gemma 4).
+        Not above the layers whose keys and values upper layers read (Gemma 3n, some Gemma 4), nor in an
+        encoder-decoder, whose decoder reads the encoder's output in every layer.
         """
         config: Any = self.model.config
-        return 0 if getattr(config, "num_kv_shared_layers", 0) else self.first_layer
+        whole = getattr(config, "num_kv_shared_layers", 0) or getattr(config, "is_encoder_decoder", False)
+        return 0 if whole else self.first_layer
 
     @property
     def backbone(self) -> nn.Module:

@@ -8,6 +8,8 @@ A norm's bias belongs to one block: BitFit's when the run has BitFit, else this 
 (RMSNorm) has a gain only.
 """
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,6 +26,7 @@ from fedpeft.ids import BlockId
 __all__ = ["LAYERNORM", "NormPart", "attach_layernorm"]
 
 LAYERNORM = "layernorm"
+_UNCENTRED = re.compile("RMSNorm|^T5LayerNorm$")
 
 
 class NormPart(nn.Module):
@@ -83,7 +86,7 @@ def _is_norm(module: nn.Module) -> bool:
 def _part_for(host: nn.Module, *, with_bias: bool) -> NormPart:
     centred = isinstance(host, nn.LayerNorm)
     eps = getattr(host, "eps", getattr(host, "variance_epsilon", None))
-    if not isinstance(eps, float) or not (centred or "RMSNorm" in type(host).__name__):
+    if not isinstance(eps, float) or not (centred or _UNCENTRED.search(type(host).__name__)):
         raise ConfigInvalid(
             f"Expected a LayerNorm or an RMSNorm, found {type(host).__name__}; take [adapter.layernorm] out of the run."
         )

@@ -132,6 +132,11 @@ def _graft(anatomy: Anatomy, adapter: Adapter, method: str, length: int, part: n
     if problems:
         raise ConfigInvalid("The prompt does not fit.", problems=problems)
     backbone = anatomy.backbone
+    if backbone is anatomy.model:  # T5: nothing in it turns tokens into states of one text alone
+        raise ConfigInvalid(
+            f"Expected a model with one backbone under its head, found {type(backbone).__name__}; use lora, ia3 or "
+            "bottleneck on this model instead."
+        )
     if not hasattr(backbone, _PARTS):
         backbone.register_forward_pre_hook(_before, with_kwargs=True)
         if anatomy.causal:

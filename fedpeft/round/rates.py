@@ -15,7 +15,6 @@ from fedpeft.catalogue.lora import Lora
 from fedpeft.catalogue.rates import UNMEASURED, Placed, head_rate
 from fedpeft.ids import BlockId
 from fedpeft.round.plan import LearningPlan
-from fedpeft.tasks.form import TEXT
 
 __all__ = ["SGD_FACTOR", "learning_rates", "rates_told"]
 
@@ -76,5 +75,5 @@ def _suited(plan: LearningPlan, block: BlockSpec) -> float:
     rule = BY_NAME[method].rate
     if rule is None:
         return UNMEASURED
-    placed = Placed(block=block, language_model=plan.task.record.form == TEXT)
+    placed = Placed(block=block, language_model=not plan.task.record.adds_head)
     return rule(getattr(plan.adapter, method), placed)

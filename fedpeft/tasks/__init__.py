@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from fedpeft.tasks import causal_lm, classify, multi_label, regression, token_classify
+from fedpeft.tasks import causal_lm, classify, multi_label, regression, seq2seq, token_classify
 from fedpeft.tasks.conventions import KNOWN_COLUMNS, READ_COLUMNS, Convention
 from fedpeft.tasks.measure import Measure
 from fedpeft.tasks.record import Target, TaskRecord
@@ -28,12 +28,19 @@ __all__ = [
     "task_of",
 ]
 
-Kind = Literal["classify", "causal-lm", "regression", "multi-label", "token-classify"]
+Kind = Literal["classify", "causal-lm", "regression", "multi-label", "token-classify", "seq2seq"]
 
 TASKS: Mapping[str, TaskRecord] = MappingProxyType(
     {
         record.name: record
-        for record in (classify.TASK, causal_lm.TASK, regression.TASK, multi_label.TASK, token_classify.TASK)
+        for record in (
+            classify.TASK,
+            causal_lm.TASK,
+            regression.TASK,
+            multi_label.TASK,
+            token_classify.TASK,
+            seq2seq.TASK,
+        )
     }
 )
 """By name, in the order in which columns are asked whose they are."""

@@ -12,6 +12,7 @@ class Convention(enum.Enum):
     TEXT_PAIR_LABEL = "text+text_pair+label"
     TEXT_LABEL = "text+label"
     WORDS_TAGS = "words+tags"
+    SOURCE_TARGET = "source+target"
     MESSAGES = "messages"
     PROMPT_COMPLETION = "prompt+completion"
     ALPACA = "instruction/input/output"
@@ -25,20 +26,21 @@ class Convention(enum.Enum):
     @property
     def asked(self) -> tuple[str, ...]:
         """Those that hold what a model is given; the others hold what it is to answer."""
-        return tuple(column for column in self.columns if column not in ("label", "tags"))
+        return tuple(column for column in self.columns if column not in ("label", "tags", "target"))
 
 
 _COLUMNS: Mapping[Convention, tuple[str, ...]] = {
     Convention.TEXT_PAIR_LABEL: ("text", "text_pair", "label"),
     Convention.TEXT_LABEL: ("text", "label"),
     Convention.WORDS_TAGS: ("words", "tags"),
+    Convention.SOURCE_TARGET: ("source", "target"),
     Convention.MESSAGES: ("messages",),
     Convention.PROMPT_COMPLETION: ("prompt", "completion"),
     Convention.ALPACA: ("instruction", "output"),  # `input` is optional, row by row
     Convention.TEXT: ("text",),
 }
 KNOWN_COLUMNS = (
-    *("text", "text_pair", "label", "words", "tags"),
+    *("text", "text_pair", "label", "words", "tags", "source", "target"),
     *("prompt", "completion", "messages", "instruction", "input", "output", "person"),
 )
 
@@ -49,9 +51,17 @@ _PAIRS = (
     ("question", "sentence"),
     ("question1", "question2"),
 )
+_SOURCES = (
+    ("document", "summary"),
+    ("article", "highlights"),
+    ("dialogue", "summary"),
+    ("meaning_representation", "human_reference"),
+)
 _LABELS, _SCORES = ("labels",), ("score", "similarity")
 _WORDS, _TAGS = ("tokens",), ("ner_tags", "pos_tags", "labels")
-ALIASES = tuple(dict.fromkeys((*(name for pair in _PAIRS for name in pair), *_LABELS, *_SCORES, *_WORDS, *_TAGS)))
+ALIASES = tuple(
+    dict.fromkeys((*(name for pair in (*_PAIRS, *_SOURCES) for name in pair), *_LABELS, *_SCORES, *_WORDS, *_TAGS))
+)
 """Names that published data sets use (GLUE, SNLI, SQuAD's kin, CoNLL)."""
 READ_COLUMNS = (*KNOWN_COLUMNS, *ALIASES)
 
@@ -67,6 +77,9 @@ def aliases_in(there: Collection[str]) -> dict[str, str]:
     """
     words = _first(there, "words", _WORDS)
     tags = _first(there, "tags", _TAGS)
+    written = next(((one, other) for one, other in _SOURCES if one in there and other in there), None)
+    if written is not None:
+        return {"source": written[0], "target": written[1]}
     if words and tags:
         return {ours: theirs for ours, theirs in (("words", words), ("tags", tags)) if ours != theirs}
     pair = next(((one, other) for one, other in _PAIRS if one in there and other in there), None)

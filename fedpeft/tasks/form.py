@@ -8,9 +8,22 @@ were built before it serve it too.
 from collections.abc import Collection, Mapping
 from typing import Final, Literal
 
-__all__ = ["FORM_OF", "MULTI", "NUMBER", "PEFT_TASK_TYPES", "SEQUENCE", "SINGLE", "TAGS", "TEXT", "Form", "served"]
+__all__ = [
+    "FORM_OF",
+    "MULTI",
+    "NUMBER",
+    "PEFT_TASK_TYPES",
+    "SEQ2SEQ",
+    "SEQUENCE",
+    "SINGLE",
+    "TAGS",
+    "TEXT",
+    "Form",
+    "served",
+    "without_head",
+]
 
-Form = Literal["classify", "causal-lm", "token-classify"]
+Form = Literal["classify", "causal-lm", "token-classify", "seq2seq"]
 
 SEQUENCE: Final = "classify"
 """``*ForSequenceClassification``: one row of outputs a text."""
@@ -21,13 +34,28 @@ TEXT: Final = "causal-lm"
 TAGS: Final = "token-classify"
 """``*ForTokenClassification``: one row of outputs a token."""
 
-PEFT_TASK_TYPES: Mapping[Form, str] = {SEQUENCE: "SEQ_CLS", TEXT: "CAUSAL_LM", TAGS: "TOKEN_CLS"}
+SEQ2SEQ: Final = "seq2seq"
+"""``*ForConditionalGeneration``, an encoder and a decoder that attends to it: one row of outputs a target token, over
+the vocabulary; adds no parameter to the base."""
+
+PEFT_TASK_TYPES: Mapping[Form, str] = {
+    SEQUENCE: "SEQ_CLS",
+    TEXT: "CAUSAL_LM",
+    TAGS: "TOKEN_CLS",
+    SEQ2SEQ: "SEQ_2_SEQ_LM",
+}
 """How peft calls them in adapter_config.json."""
 
 SINGLE: Final = "single_label_classification"
 MULTI: Final = "multi_label_classification"
 NUMBER: Final = "regression"
 """transformers' names (``problem_type``) of what a ``SEQUENCE`` model learns: which loss it has."""
+
+
+def without_head(listed: Collection[Form]) -> Form:
+    """The form of a base, by those that its manifest lists, to which no task adds parameters."""
+    return SEQ2SEQ if SEQ2SEQ in listed else TEXT
+
 
 FORM_OF: Mapping[str, Form] = {kind: form for form, kind in PEFT_TASK_TYPES.items()}
 """The inverse."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedpeft.tasks.conventions import Convention
-from fedpeft.tasks.form import TEXT, Form
+from fedpeft.tasks.form import SEQ2SEQ, TEXT, Form
 from fedpeft.tasks.measure import Measure
 
 __all__ = ["Range", "Target", "TaskRecord", "no_measure"]
@@ -33,6 +33,9 @@ class Target(enum.Enum):
     """One int64 label a token, -100 on special tokens and on the pieces of a word after its first; cross entropy."""
     NEXT_TOKEN = "the token that follows"  # noqa: S105 - no password
     """One int64 label a token, not shifted; cross entropy of each from the tokens before it."""
+    TARGET_TEXT = "a text of its own"
+    """Source and target in one row, one int64 label a token of the target; cross entropy of each from the source and
+    the target's tokens before it."""
 
 
 def no_measure(outputs: tuple[str, ...], scale: Range | None) -> Measure | None:
@@ -77,7 +80,7 @@ class TaskRecord:
     @property
     def adds_head(self) -> bool:
         """Whether the task adds parameters to the base: those that the class head's block trains."""
-        return self.form != TEXT
+        return self.form not in (TEXT, SEQ2SEQ)
 
     @property
     def one_class(self) -> bool:
@@ -88,6 +91,11 @@ class TaskRecord:
     def a_number(self) -> bool:
         """Whether an example has a number, within task.range."""
         return self.target is Target.VALUE
+
+    @property
+    def from_a_source(self) -> bool:
+        """Whether an example is a text to be read whole and one to be written: for encoder-decoders."""
+        return self.target is Target.TARGET_TEXT
 
     @property
     def tags_words(self) -> bool:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from fedpeft.base.architecture import quiet_transformers
 from fedpeft.base.artifact import TaskName
-from fedpeft.tasks.form import TEXT
+from fedpeft.tasks.form import SEQ2SEQ, TEXT
 
 __all__ = ["NAMES", "ROWS", "logits_apart", "save_model", "save_tokenizer", "transformers_model"]
 
@@ -92,6 +92,8 @@ def transformers_model(directory: Path, task: TaskName, head: Mapping[str, Tenso
     names: tuple[str, ...] = ("AutoModelForSequenceClassification",)
     if task == TEXT:
         names = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
+    if task == SEQ2SEQ:
+        names = ("AutoModelForSeq2SeqLM",)
     with quiet_transformers():
         model = _first_of(names, lambda auto: auto.from_pretrained(directory, dtype=torch.float32)).eval()
     for config in (model.config, model.config.get_text_config()):  # type: ignore[union-attr, operator]
@@ -110,8 +112,9 @@ def logits_apart(one: nn.Module, other: nn.Module, task: TaskName) -> tuple[floa
     ids = torch.randint(5, vocabulary, (2, 40), generator=generator)
     mask = torch.ones_like(ids)
     mask[1, 30:] = 0
+    target = {"decoder_input_ids": ids.flip(0)} if task == SEQ2SEQ else {}
     with torch.no_grad():
-        first, second = (model(input_ids=ids, attention_mask=mask).logits for model in (one, other))
+        first, second = (model(input_ids=ids, attention_mask=mask, **target).logits for model in (one, other))
     real = mask.bool() if task == TEXT else slice(None)
     return float((first[real] - second[real]).abs().max()), float(second[real].abs().max())
 

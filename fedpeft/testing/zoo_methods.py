@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from fedpeft.base import BaseArtifact, load_model
-from fedpeft.base.architecture import quiet_transformers, skeleton
+from fedpeft.base.architecture import has_two_stacks, quiet_transformers, skeleton
 from fedpeft.base.artifact import TaskName
 from fedpeft.config.model import Adapter
 from fedpeft.data import EncodedDataset
 from fedpeft.entropy import generator
 from fedpeft.export import export_peft
 from fedpeft.methods.union import UnionAdapter, attach
-from fedpeft.tasks.form import SEQUENCE, TEXT
+from fedpeft.tasks.form import SEQ2SEQ, SEQUENCE, TEXT
 from fedpeft.testing.zoo import ROWS, transformers_model
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.split_forward import SplitForward
@@ -53,7 +53,8 @@ def model_on_meta(name: str) -> nn.Module:
     settings = {"vocab_size": 128_512, "pad_token_id": 0, **row["config"]}
     with quiet_transformers():
         config = AutoConfig.for_model(row["model_type"], **settings)
-    return skeleton(config, SEQUENCE if row["kind"] == "mlm" else TEXT)
+    forms: dict[str, TaskName] = {"mlm": SEQUENCE, "s2s": SEQ2SEQ}
+    return skeleton(config, forms.get(row["kind"], TEXT))
 
 
 def attached(artifact: BaseArtifact, task: TaskName, adapter: Adapter) -> UnionAdapter:
@@ -92,9 +93,15 @@ def stages_apart(union: UnionAdapter) -> Apart:
     batch = collate(examples, np.arange(len(examples.labels)), pad_id=stages.pad_id, device=stages.device)
     with torch.no_grad():
         whole, _ = stages.logits(batch)
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        own = union.model(**inputs, use_cache=False).logits
-        if batch.labels.dim() > 1:
+        if has_two_stacks(union.model):
+            ids, labels = batch.input_ids, batch.labels
+            # Written out: the source is the first four tokens, and transformers shifts the target by itself.
+            target = labels[:, 4:].contiguous()
+            own = union.model(input_ids=ids[:, :4], labels=target, use_cache=False).logits[target != -100]
+        else:
+            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+            own = union.model(**inputs, use_cache=False).logits
+        if batch.labels.dim() > 1 and not has_two_stacks(union.model):
             following = torch.nn.functional.pad(batch.labels[:, 1:], (0, 1), value=-100)
             own = own[following != -100]
         difference = float((whole - own).abs().max())
@@ -125,7 +132,8 @@ def _inputs(*models: nn.Module) -> Mapping[str, Tensor]:
 
 @torch.no_grad()
 def _logits(model: nn.Module, inputs: Mapping[str, Tensor], task: TaskName) -> Tensor:
-    logits: Tensor = model(**inputs).logits
+    target = {"decoder_input_ids": inputs["input_ids"].flip(0)} if task == SEQ2SEQ else {}
+    logits: Tensor = model(**inputs, **target).logits
     return logits[inputs["attention_mask"].bool()] if task == TEXT else logits
 
 

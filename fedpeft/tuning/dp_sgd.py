@@ -6,17 +6,19 @@ batch size, handed to the optimizer. A step that takes nobody is noise alone, an
 """
 
 import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import ConfigInvalid, DataInvalid
 from fedpeft.methods.union import UnionAdapter
+from fedpeft.tuning.batches import Indices
 from fedpeft.tuning.cache import HiddenSource
 from fedpeft.tuning.dp_sgd_mechanism import NoiseScale, noisy_sum
 from fedpeft.tuning.per_example_gradients import BackEnd, GradientSource, refuse_mixing
@@ -102,7 +104,7 @@ def train_privately(
     start = {block_id: [parameter.detach().clone() for parameter in own.values()] for block_id, own in blocks.items()}
     parameters = list(trained.values())
     size = sum(parameter.numel() for parameter in parameters)
-    gradients = source.gradients
+    gradients: Callable[[Indices], Iterator[list[Tensor]]] = source.gradients
     if people is not None and examples_per_person is not None:
         gradients = PersonGradients(
             source.of, people, most=examples_per_person, parameters=size, entropy=entropy

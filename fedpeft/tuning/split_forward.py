@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from fedpeft.base.architecture import form_of
+from fedpeft.base.architecture import form_of, has_two_stacks
 from fedpeft.data.encode import IGNORED
 from fedpeft.errors import ConfigInvalid
 from fedpeft.families import FIRST_TOKEN_ONLY
@@ -31,6 +31,7 @@ from fedpeft.methods.coda import picks_tokens
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tasks.form import SEQUENCE, TAGS
 from fedpeft.tuning.batches import Batch
+from fedpeft.tuning.two_stacks import two_stacks
 
 __all__ = ["SplitForward"]
 
@@ -76,6 +77,7 @@ class SplitForward:
             above[path] = self._positions
         self.by_token = self._positions is not None or form_of(union.model) == TAGS
         self._segments = int(getattr(union.model.config, "type_vocab_size", None) or 0) > 1
+        self._two_stacks = has_two_stacks(union.model)
         self._whole = _view(union.model, above)
 
         cut, form = self.first_layer, _Form()
@@ -126,6 +128,8 @@ class SplitForward:
         return cast("Tensor", hidden)
 
     def _run(self, view: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        if self._two_stacks:
+            return self._run_apart(view, batch)
         labels = self.aligned(batch.labels)
         if not self.by_token:
             output = view(**self._inputs(batch))
@@ -138,6 +142,15 @@ class SplitForward:
             return logits.flatten(0, -2), labels.flatten()
         rows = logits.flatten(0, -2) if self._positions is not None else logits[chosen]
         return rows, labels[chosen]
+
+    def _run_apart(self, view: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """An encoder-decoder: the rows of the batch come apart, and each target token is predicted in its place."""
+        apart = two_stacks(view, batch, pad_id=self.pad_id)
+        chosen = apart.labels != IGNORED
+        if self._positions is not None:
+            self._positions.chosen = None if self.every_position else chosen
+        logits = cast("Tensor", view(**apart.inputs(), use_cache=False).logits).flatten(0, -2)
+        return logits, apart.labels.flatten() if self.every_position else apart.labels[chosen]
 
     def aligned(self, labels: Tensor) -> Tensor:
         """The label that the outputs of each position are for: of a language model, the state at t predicts t + 1."""

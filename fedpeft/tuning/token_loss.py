@@ -98,10 +98,11 @@ def output_withheld(model: nn.Module) -> Iterator[OutputMatrix | None]:
     """Inside, ``model``'s output matrix is an ``OutputMatrix``: ``SplitForward`` made here keep it. None where it
     cannot be.
 
-    It cannot where there is none (a classifier), where it is trained, or where it is no plain linear layer.
+    It cannot where there is none (a classifier), where it is trained, where it is no plain linear layer, or where
+    something as wide as the vocabulary is added behind it (BART's kin).
     """
     found = cast("object", model.get_output_embeddings()) if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    if not isinstance(found, nn.Linear) or not _is_plain(found):
+    if not isinstance(found, nn.Linear) or not _is_plain(found) or hasattr(model, "final_logits_bias"):
         yield None
         return
     withheld = OutputMatrix(found)

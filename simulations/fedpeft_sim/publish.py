@@ -8,6 +8,7 @@ from fedpeft.adapter import AdapterState
 from fedpeft.data import Records, encode
 from fedpeft.export import export_peft
 from fedpeft.round.plan import LearningPlan
+from fedpeft.tasks.form import SEQ2SEQ
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_server.run.federation import Publish
 from fedpeft_server.run.run_directory import AdapterSlot, RunDirectory
@@ -45,4 +46,7 @@ def _inputs(pool: ModelPool, plan: LearningPlan, probe: Records) -> dict[str, to
     rows = [torch.from_numpy(tokens.astype("int64")) for tokens in encoded.input_ids]
     pad = torch.nn.utils.rnn.pad_sequence
     mask = pad([torch.ones_like(row) for row in rows], batch_first=True)
-    return {"input_ids": pad(rows, batch_first=True), "attention_mask": mask}
+    ids = pad(rows, batch_first=True)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    two_stacks = SEQ2SEQ in pool.artifact(plan).manifest.tasks
+    return {**inputs, "decoder_input_ids": ids.flip(0)} if two_stacks else inputs

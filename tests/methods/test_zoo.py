@@ -19,8 +19,21 @@ from fedpeft.testing.zoo import NAMES, ROWS, save_model  # noqa: E402
 from fedpeft.testing.zoo_methods import attached, peft_apart, stages_apart  # noqa: E402
 
 pytestmark = pytest.mark.torch
-SAMPLE = ("distilbert", "modernbert", "gpt2", "gpt_neox", "phi3", "codegen", "mixtral", "lfm2", "albert", "bert")
-SERVED = [name for name in NAMES if ROWS[name]["kind"] in ("lm", "mlm")]
+SAMPLE = (
+    "t5",
+    "bart",
+    "distilbert",
+    "modernbert",
+    "gpt2",
+    "gpt_neox",
+    "phi3",
+    "codegen",
+    "mixtral",
+    "lfm2",
+    "albert",
+    "bert",
+)
+SERVED = [name for name in NAMES if ROWS[name]["kind"] in ("lm", "mlm", "s2s")]
 ZOO = [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in SERVED]
 LORA = Adapter.having(Lora(rank=4))
 # peft reads a shared expert's matrices as those of the experts: such an adapter stays in union.safetensors.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fedpeft.base.architecture import has_two_stacks
 from fedpeft.data import Record
 from fedpeft.data.prompts import answer_ends, conversation_tokens, question_tokens, usual_convention
 from fedpeft.data.rendering import TokenIds
@@ -16,6 +17,7 @@ from fedpeft.errors import DataInvalid
 from fedpeft.tasks import Convention
 from fedpeft_client.inference.generation import Decoder, Sampling
 from fedpeft_client.inference.outputs import answered, has_one_class
+from fedpeft_client.inference.sources import SourceDecoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,8 +96,14 @@ class Answerer:
     ) -> None:
         self._model, self.tokenizer, self.labels, self._longest = model, tokenizer, labels, longest
         self.convention = convention or usual_convention(tokenizer)
+        if has_two_stacks(model):  # whatever its examples' columns were called
+            self.convention = Convention.SOURCE_TARGET
         self._choose_rows = choose_rows or (lambda rows: None)
-        self.decoder = None if labels else Decoder(model, self._ends(self.convention), choose_rows)
+        self.decoder: Decoder | SourceDecoder | None = None
+        if has_two_stacks(model):
+            self.decoder = SourceDecoder(model, tokenizer, self._ends(self.convention), choose_rows)
+        elif not labels:
+            self.decoder = Decoder(model, self._ends(self.convention), choose_rows)
 
     def classify(self, texts: Sequence[str]) -> list[Choice]:
         """A class for each text; batches of 32, alike in length. Of other tasks what they answer (``answered``).
@@ -154,21 +162,22 @@ class Answerer:
         """The question that a row of a data file asks, without the answer that it may have.
 
         Args:
-            row: with ``messages``, ``instruction`` (and ``input``), ``prompt`` or ``text``.
+            row: with ``messages``, ``instruction`` (and ``input``), ``source``, ``prompt`` or ``text``.
 
         Raises:
             DataInvalid: it asks nothing.
         """
         tokenizer = self.tokenizer
-        if "messages" in row:
+        if "messages" in row and self.convention is not Convention.SOURCE_TARGET:
             return conversation_tokens(turns_of(row["messages"]), tokenizer)
-        for column, own in (("instruction", Convention.ALPACA), ("prompt", None), ("text", None)):
+        for column, own in (("instruction", Convention.ALPACA), ("source", None), ("prompt", None), ("text", None)):
             if isinstance(text := row.get(column), str):
-                how = own or self.convention
+                is_source = self.convention is Convention.SOURCE_TARGET
+                how = self.convention if own is None or is_source else own
                 context = row.get("input") if column == "instruction" else None
                 return question_tokens(text, how, tokenizer, context=str(context or ""))
         raise DataInvalid(
-            f"Expected a row with messages, instruction, prompt or text, found {', '.join(row) or 'no column'}."
+            f"Expected a row with messages, instruction, source, prompt or text, found {', '.join(row) or 'no column'}."
         )
 
     def answers(
@@ -232,7 +241,7 @@ class Answerer:
         if longest is not None and len(question) >= longest:
             raise DataInvalid(f"Expected a question of fewer than {longest} tokens, found {len(question)}; shorten it.")
 
-    def _expect_words(self) -> Decoder:
+    def _expect_words(self) -> Decoder | SourceDecoder:
         if self.decoder is None:
             raise DataInvalid("Expected a language model, found one that classifies; ask for classes.")
         return self.decoder

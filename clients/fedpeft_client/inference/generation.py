@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedpeft.data.rendering import TokenIds
 from fedpeft.entropy import generator
 
-__all__ = ["Abilities", "Decoder", "Sampling", "Token"]
+__all__ = ["BATCH", "Abilities", "Decoder", "Sampling", "Token", "drawn"]
 
 BATCH = 16
 _CLOSE = 1e-3  # of the largest logit: rounding over all layers; a key in the wrong place moves logits by far more
@@ -125,7 +125,7 @@ class Decoder:
             logits, lengths = self._next(state), state.mask.sum(dim=1).tolist()
             kept, tokens = [], []
             for line, row in enumerate(there):
-                token = _drawn(logits[line], how[row], draws[row])
+                token = drawn(logits[line], how[row], draws[row])
                 if token in self._ends:
                     yield Token(row=names[row], token=None, ended=True)
                     continue
@@ -243,7 +243,8 @@ def _batches(lengths: Sequence[int], *, alike: bool) -> list[list[int]]:
     return found
 
 
-def _drawn(logits: Tensor, how: Sampling, draw: np.random.Generator) -> int:
+def drawn(logits: Tensor, how: Sampling, draw: np.random.Generator) -> int:
+    """The next token, of its logits (vocabulary,)."""
     if how.temperature <= 0:
         return int(logits.argmax())
     shares = torch.softmax(logits.double() / how.temperature, dim=-1)

@@ -63,7 +63,7 @@ class TrainedModel:
 
     def probe_inputs(self) -> dict[str, torch.Tensor]:
         """A few sequences of random tokens, as arguments of the model."""
-        return probe_inputs(self._tokenizer, seed=self._config.run.seed)
+        return probe_inputs(self._tokenizer, seed=self._config.run.seed, forms=self._artifact.manifest.tasks)
 
     @classmethod
     def load(cls, config: RunConfig, state: AdapterState, *, base: str, store: Path | None = None) -> Self:
@@ -126,7 +126,7 @@ class TrainedModel:
             whole_matrices: see ``export_peft``.
             part_of: the run's whole adapter, of which this is a part.
         """
-        inputs = probe_inputs(self._tokenizer, seed=self._config.run.seed)
+        inputs = self.probe_inputs()
         return export_peft(
             self._union,
             folder,
@@ -139,7 +139,7 @@ class TrainedModel:
 
     def export_merged(self, folder: Path) -> WholeModel:
         """Write base and adapter as one ordinary model (``fedpeft.export.whole_model.export_merged``)."""
-        inputs = probe_inputs(self._tokenizer, seed=self._config.run.seed)
+        inputs = self.probe_inputs()
         head_seed = derive_seed(self._config.run.seed, "head")
         return export_merged(self._union, self._artifact, folder, inputs, head_seed=head_seed)
 

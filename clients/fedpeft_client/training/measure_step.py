@@ -20,7 +20,7 @@ from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, attach, blocks_for
 from fedpeft.planner import MeasuredStep, Workload, evaluation_batch
 from fedpeft.planner.hardware import resident_bytes
-from fedpeft.tasks.form import SEQUENCE, TEXT
+from fedpeft.tasks.form import SEQUENCE, without_head
 from fedpeft.tuning import ActivationCache, LocalPlan, evaluate, train
 
 __all__ = ["measure_step"]
@@ -43,7 +43,7 @@ def measure_step(artifact: BaseArtifact, workload: Workload, *, steps: int = 4) 
     labels = tuple(f"class {index}" for index in range(workload.classes))
     model = load_model(
         artifact,
-        task=SEQUENCE if labels else TEXT,
+        task=SEQUENCE if labels else without_head(tuple(artifact.manifest.tasks)),
         labels=labels,
         head_seed=0,
         residency=workload.residency,

@@ -1,4 +1,4 @@
-"""Making a home of a backup, and what such a home must not do again (docs/adr/0030-backup.md).
+"""Making a home of a backup, and what such a home must not do again (docs/adr/0031-backup.md).
 
 It is older than what its devices have seen. So:
 - no run of it goes on: a round after it may have been summed, and its budget was spent in a ledger that is gone;
