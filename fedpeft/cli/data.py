@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedpeft.cli.options import FiniteFloat, json_option, map_option, model_option, say_json
-from fedpeft.tasks import TASKS
+from fedpeft.cli.options import FiniteFloat, TaskKind, json_option, map_option, model_option, say_json
 from fedpeft.terminal import verbosity
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def command() -> None:
 @command.command("check")
 @click.argument("source")
 @map_option
-@click.option("--task", "kind", type=click.Choice(list(TASKS)), help="Default: what the columns say.")
+@click.option("--task", "kind", type=TaskKind(), help="Default: what the columns say.")
 @model_option("Count this base model's tokens, and check that it fits; without it, words.")
 @click.option("--max-length", type=click.IntRange(8, 8192), help="Tokens an example may have; default: run.toml's.")
 @click.option("--holdout", type=FiniteFloat(0, 1, min_open=True, max_open=True), default=0.2, show_default=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from fedpeft.errors import DataInvalid
 
@@ -19,6 +20,7 @@ __all__ = [
     "FiniteFloat",
     "OutFolder",
     "RunPath",
+    "TaskKind",
     "ask_for",
     "json_option",
     "map_option",
@@ -46,6 +48,30 @@ class FiniteFloat(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"Expected a finite number, found {value}.", param, ctx)
         return number
+
+
+class TaskKind(click.ParamType):  # type: ignore[type-arg] # generic from click 8.3 on
+    """A task by name. Their records load numpy, so they are looked at when somebody names one or asks for help."""
+
+    name = "task"
+
+    @staticmethod
+    def _choice() -> "click.Choice[str]":
+        from fedpeft.tasks import TASKS
+
+        return click.Choice(list(TASKS))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """See ``click.ParamType``."""
+        return self._choice().convert(value, param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """See ``click.ParamType``."""
+        return self._choice().get_metavar(param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+        """See ``click.ParamType``."""
+        return self._choice().shell_complete(ctx, param, incomplete)
 
 
 class RunPath(click.ParamType):  # type: ignore[type-arg] # generic from click 8.3 on

@@ -19,6 +19,7 @@ EXAMPLES = {
     Convention.TEXT_PAIR_LABEL: {"text": "a", "text_pair": "b", "label": "x"},
     Convention.TEXT_LABEL: {"text": "a", "label": "x"},
     Convention.WORDS_TAGS: {"words": ["a", "b"], "tags": ["O", "B-x"]},
+    Convention.SOURCE_TARGET: {"source": "a", "target": "b"},
     Convention.MESSAGES: {"messages": TURNS},
     Convention.PROMPT_COMPLETION: {"prompt": "q", "completion": "a"},
     Convention.ALPACA: {"instruction": "do", "input": "", "output": "done"},

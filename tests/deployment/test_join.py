@@ -308,7 +308,7 @@ def test_one_address_cannot_ask_without_end_and_a_token_from_there_still_joins(
     from fedpeft_server.rate_limit import RateLimit
 
     settings = coordinator.home.settings()
-    monkeypatch.setattr(coordinator.service, "_strangers", RateLimit(per_s=0.001, burst=3, clock=SystemClock()))
+    monkeypatch.setattr(coordinator.service._callers, "strangers", RateLimit(per_s=0.001, burst=3, clock=SystemClock()))
     with Link(f"127.0.0.1:{settings.enrol_port}", authority=coordinator.home.ca_certificate.read_bytes()) as link:
         for _ in range(3):
             link.enrol(EnrolRequest(application=b"", proof=b""))

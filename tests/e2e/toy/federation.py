@@ -56,6 +56,8 @@ fit_deadline_s = 40
 stage_deadline_s = 20
 gather_deadline_s = 60
 {more}
+[secagg]
+max_abs = 4.0  # a toy device sends ones, whatever the learning rates are
 [aggregate]
 weight = "uniform"
 [[device]]
