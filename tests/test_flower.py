@@ -36,7 +36,7 @@ from fedpeft.flower import (
 from fedpeft.flower.app import FAILED
 from fedpeft.ids import BlockId, NodeId
 from fedpeft.round.coordinator import OpenSum, SecureSum, run_round
-from fedpeft.round.metrics import METRICS, TRAIN_LOSS
+from fedpeft.round.metrics import METRICS, TASK_METRICS, TRAIN_LOSS
 from fedpeft.round.transport import Reply, Stage, Transport
 from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, toy_task
@@ -337,7 +337,7 @@ def test_the_plain_sum_gives_the_very_same_state_as_the_secure_one() -> None:
 
     def state_after(result: secagg.Summed) -> AdapterState:
         weight = float(len(result.survivors))
-        sums = {key: part.values for key, part in result.sums.items() if key not in (METRICS, TRAIN_LOSS)}
+        sums = {key: part.values for key, part in result.sums.items() if key not in (METRICS, TRAIN_LOSS, TASK_METRICS)}
         return proposal(Aggregate(), STATE, RoundSums(sums=sums, total_weight=weight, owner_weights={}))
 
     secure = state_after(over_grid(fleet_of(deltas), terms))
