@@ -11,20 +11,24 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedpeft.entropy import Entropy, os_entropy, seeded_entropy
 from fedpeft.privacy import AuditResult, audit, audit_clients, discrete_gaussian
 from fedpeft.tuning import NoiseScale, canaries
 from fedpeft.tuning import dp_sgd_mechanism as release
-from fedpeft.tuning.canaries import audit_examples
+from fedpeft.tuning.batches import Indices
+from fedpeft.tuning.canaries import audit_examples, audit_people
+from fedpeft.tuning.person_gradients import PersonGradients
 
 DELTA = 1e-5
+PER_PERSON = 16
 
 Replacement = tuple[object, str, object]
 
 
 def audits(count: int) -> dict[str, object]:
-    """Both units, correct and with each bug; ``audit_ok`` if only the bugs are refuted, and all of them.
+    """All units, correct and with each bug; ``audit_ok`` if only the bugs are refuted, and all of them.
 
     Args:
         count: canaries.
@@ -33,6 +37,7 @@ def audits(count: int) -> dict[str, object]:
     rows = {
         "clients": {bug: _clients(count, bug) for bug in (*bugs, "clip a block")},
         "examples": {bug: _examples(count, bug) for bug in (*bugs, "clip a tensor")},
+        "people": {bug: _people(count, bug) for bug in (*bugs, "clip an example")},
     }
     table = {
         unit: {
@@ -41,11 +46,23 @@ def audits(count: int) -> dict[str, object]:
         }
         for unit, found in rows.items()
     }
+    checked = {
+        "cap not applied": _refused(count, [(PersonGradients, "_chosen", lambda self, own: own)]),
+        "a person counted twice": _refused(
+            count, [(release, "poisson_sample", lambda number, rate, entropy: np.arange(number) // 2)]
+        ),
+        "none": not _refused(count, []),
+    }
     repeated = _repeats(lambda: seeded_entropy(0, "noise")) and not _repeats(lambda: os_entropy)
     right = all(one.refuted == (bug != "none") for found in rows.values() for bug, one in found.items())
     could = all(one.claimed < one.most for found in rows.values() for one in found.values())
     print(json.dumps(table), flush=True)
-    return {"audit_ok": right and could and repeated, "audit": table, "audit_canaries": count}
+    return {
+        "audit_ok": right and could and repeated and all(checked.values()),
+        "audit": table,
+        "audit_self_check": checked,
+        "audit_canaries": count,
+    }
 
 
 def _clients(count: int, bug: str) -> AuditResult:
@@ -81,6 +98,40 @@ def _examples(count: int, bug: str) -> AuditResult:
     scale = NoiseScale(l2_clip_norm=1.0, noise_multiplier=4.0, sampling_rate=1.0)
     with _replaced(seeded.get(bug, [])):
         return audit_examples(scale, steps=2, canaries=count, delta=DELTA, entropy=os_entropy)
+
+
+def _people(count: int, bug: str) -> AuditResult:
+    real_noise, real_clip = release.discrete_gaussian, release.clipped_sum
+    seeded: dict[str, list[Replacement]] = {
+        "noise / n": [(release, "discrete_gaussian", lambda s, n, e: np.rint(real_noise(s, n, e) / np.sqrt(count)))],
+        "no noise": [(release, "discrete_gaussian", lambda s, n, e: np.zeros(n))],
+        "no clip": [(release, "clipped_sum", lambda parts, bound, grid: real_clip(parts, 1e9, grid))],
+        "clip an example": [(PersonGradients, "gradients", _example_by_example)],
+    }
+    scale = NoiseScale(l2_clip_norm=1.0, noise_multiplier=4.0, sampling_rate=1.0)
+    with _replaced(seeded.get(bug, [])):
+        return audit_people(
+            scale, steps=2, canaries=count, examples_per_person=PER_PERSON, delta=DELTA, entropy=os_entropy
+        )
+
+
+def _example_by_example(people: PersonGradients, taken: Indices) -> Iterator[list[Tensor]]:
+    """The bug: each of somebody's examples is clipped, so that they move the sum by as many C."""
+    chosen = [people._chosen(people._people[int(person)]) for person in taken]
+    return (part for _, part in people._of(np.concatenate(chosen)))
+
+
+def _refused(count: int, seeded: list[Replacement]) -> bool:
+    """Whether the self-check of every step refuses a bug that few canaries would not show."""
+    scale = NoiseScale(l2_clip_norm=1.0, noise_multiplier=4.0, sampling_rate=1.0)
+    with _replaced(seeded):
+        try:
+            audit_people(
+                scale, steps=1, canaries=count, examples_per_person=PER_PERSON, delta=DELTA, entropy=os_entropy
+            )
+        except TypeError:
+            return True
+    return False
 
 
 @contextmanager

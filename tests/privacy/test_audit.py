@@ -201,3 +201,40 @@ def test_the_quick_audit_of_the_benchmark_could_refute_its_claims() -> None:
     assert client.claimed < 0.7 * client.most
     steps = SampledRelease(noise_multiplier=1.0, sampling_rate=0.05, steps=30, parameters=800)
     assert sampled_epsilon([(steps, 1)], 1e-5) < 0.95 * client.most
+
+
+def people(steps: int = 1, rate: float = 1.0) -> AuditResult:
+    from fedpeft.tuning import NoiseScale
+    from fedpeft.tuning.canaries import audit_people
+
+    noise = NoiseScale(l2_clip_norm=0.7, noise_multiplier=3.5, sampling_rate=rate)
+    return audit_people(noise, steps=steps, canaries=CANARIES, examples_per_person=16, delta=1e-5, entropy=os_entropy)
+
+
+@pytest.mark.torch
+def test_steps_over_people_are_not_refuted_though_each_has_more_examples_than_a_step_looks_at() -> None:
+    assert not people().refuted
+    assert not people(rate=0.25, steps=2).refuted
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("bug", ["no noise", "no clip", "a clip an example"])
+def test_each_seeded_bug_of_people_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedpeft.tuning import dp_sgd_mechanism
+    from fedpeft.tuning.person_gradients import PersonGradients
+
+    real_clip = dp_sgd_mechanism.clipped_sum
+    match bug:
+        case "no noise":
+            monkeypatch.setattr(dp_sgd_mechanism, "discrete_gaussian", lambda s, n, e: np.zeros(n))
+        case "no clip":
+            monkeypatch.setattr(dp_sgd_mechanism, "clipped_sum", lambda parts, bound, grid: real_clip(parts, 1e9, grid))
+        case "a clip an example":
+
+            def each(self: PersonGradients, taken: np.ndarray) -> object:
+                chosen = [self._chosen(self._people[int(person)]) for person in taken]
+                return (part for _, part in self._of(np.concatenate(chosen)))
+
+            monkeypatch.setattr(PersonGradients, "gradients", each)
+    result = people()
+    assert result.refuted, result
