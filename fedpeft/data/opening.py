@@ -17,7 +17,7 @@ from typing import IO, cast
 
 from fedpeft.errors import ResourceMissing
 
-__all__ = ["BROKEN", "COMPRESSED", "mislabelled", "opened", "plain_suffix", "sort_of"]
+__all__ = ["BROKEN", "COMPRESSED", "mislabelled", "opened", "plain_suffix", "sort_of", "wide_encoding"]
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".lzma", ".zst", ".lz4", ".br")
 """Endings after which the kind of file is the ending before."""
@@ -136,3 +136,29 @@ def mislabelled(path: Path) -> tuple[str, str]:
         return "no compressed file", f"Name it as what it is: mv {quote(path.name)} {quote(path.stem)}."
     sort, remedy = sort_of(head, path)
     return ("", "") if ENDINGS.get(sort) == suffix else (sort, remedy)
+
+
+WIDE_MARKS = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+
+
+def wide_encoding(head: bytes) -> tuple[str, bool] | None:
+    """UTF-16 or UTF-32, by its mark or by where the zero bytes of its first letter lie, and whether there is a mark."""
+    for mark, encoding in WIDE_MARKS:
+        if head.startswith(mark):
+            return encoding, True
+    zeros = tuple(byte == 0 for byte in head[:4])
+    match zeros:
+        case (False, True, True, True):
+            return "UTF-32LE", False
+        case (True, True, True, False):
+            return "UTF-32BE", False
+        case (False, True, *_):
+            return "UTF-16LE", False
+        case (True, *_):
+            return "UTF-16BE", False
+    return None

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 
 from fedpeft import bounded_json
 from fedpeft.bounded_json import JsonLimits, JsonRefused
-from fedpeft.data.opening import BROKEN, mislabelled, opened, plain_suffix, sort_of
+from fedpeft.data.opening import BROKEN, mislabelled, opened, plain_suffix, sort_of, wide_encoding
 from fedpeft.data.records import BATCH_ROWS, Batch, ProblemLog
-from fedpeft.data.wide_text import wide_encoding
 
 if TYPE_CHECKING:
     import _csv

@@ -13,20 +13,27 @@ No autograd graph is built below the first adapted layer: nothing there requires
 """
 
 import contextlib
-import copy
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from fedpeft.base.architecture import form_of, has_two_stacks
 from fedpeft.data.encode import IGNORED
 from fedpeft.errors import ConfigInvalid
 from fedpeft.families import FIRST_TOKEN_ONLY
-from fedpeft.grafting.attention import attend
+from fedpeft.grafting.stand_ins import (
+    FirstToken,
+    Form,
+    HandIn,
+    LabelledOnly,
+    PassOn,
+    Reached,
+    Recomputed,
+    Tap,
+    view_of,
+)
 from fedpeft.methods.coda import picks_tokens
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tasks.form import SEQUENCE, TAGS
@@ -66,32 +73,32 @@ class SplitForward:
 
         above: dict[str, nn.Module] = {}
         if _reads_first_token(union) and not picks_tokens(layers[-1]):
-            above[paths[-1]] = _FirstToken(layers[-1])
+            above[paths[-1]] = FirstToken(layers[-1])
         if checkpointing:
             for path, layer in list(zip(paths, layers, strict=True))[anatomy.first_layer :]:
-                above[path] = _Recomputed(above.get(path, layer))
-        self._positions: _LabelledOnly | None = None
+                above[path] = Recomputed(above.get(path, layer))
+        self._positions: LabelledOnly | None = None
         if not anatomy.head:
             path, output = _output_matrix(union.model)
-            self._positions = _LabelledOnly(output)
+            self._positions = LabelledOnly(output)
             above[path] = self._positions
         self.by_token = self._positions is not None or form_of(union.model) == TAGS
         self._segments = int(getattr(union.model.config, "type_vocab_size", None) or 0) > 1
         self._two_stacks = has_two_stacks(union.model)
-        self._whole = _view(union.model, above)
+        self._whole = view_of(union.model, above)
 
-        cut, form = self.first_layer, _Form()
-        self._entry = _HandIn(layers[cut - 1], form) if cut else None
+        cut, form = self.first_layer, Form()
+        self._entry = HandIn(layers[cut - 1], form) if cut else None
         passed: dict[str, nn.Module] = {
-            path: _PassOn(layer, form) for path, layer in zip(paths[:cut], layers, strict=False)
+            path: PassOn(layer, form) for path, layer in zip(paths[:cut], layers, strict=False)
         }
         if self._entry is not None:
             passed[paths[cut - 1]] = self._entry
-        self._above = _view(union.model, {**above, **passed})
+        self._above = view_of(union.model, {**above, **passed})
 
         # The model as a task calls it, which may hand its backbone more than ids and mask; it ends at the tap.
-        self._tap = _Tap(layers[cut - 1], form) if cut else None
-        self._below = _view(union.model, {} if self._tap is None else {paths[cut - 1]: self._tap})
+        self._tap = Tap(layers[cut - 1], form) if cut else None
+        self._below = view_of(union.model, {} if self._tap is None else {paths[cut - 1]: self._tap})
 
     @property
     def can_cut(self) -> bool:
@@ -122,7 +129,7 @@ class SplitForward:
         """The input of layer ``first_layer``, (b, s, hidden_size)."""
         if self._tap is None:
             raise ConfigInvalid(_NO_CUT)
-        with contextlib.suppress(_Reached):
+        with contextlib.suppress(Reached):
             self._below(**self._inputs(batch))
         hidden, self._tap.hidden = self._tap.hidden, None
         return cast("Tensor", hidden)
@@ -161,152 +168,6 @@ class SplitForward:
         if batch.segments is not None and self._segments:
             inputs["token_type_ids"] = batch.segments
         return inputs
-
-
-class _StandIn(nn.Module):
-    """Stands for a layer, and has whatever else the model asks of it: masks by its type, windows, settings."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self._stands_for = (layer,)  # in a tuple, so that it is no child
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["_stands_for"][0], name)
-
-
-class _PassOn(_StandIn):
-    """Stands for a layer that is skipped: returns its input in the form in which layers return their output.
-
-    Args:
-        layer: that is skipped.
-        form: what the layers of this model return. As long as nobody knows, the layer is called once to see.
-    """
-
-    def __init__(self, layer: nn.Module, form: "_Form") -> None:
-        super().__init__(layer)
-        self._form = form
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._form.known:
-            with torch.no_grad():
-                self._form.see(self._stands_for[0](*args, **kwargs))
-        return self._form.like(self._passed(_input_of(args, kwargs)))
-
-    def _passed(self, hidden: Tensor) -> Tensor:
-        return hidden
-
-
-class _Recomputed(_StandIn):
-    """A layer that keeps its input for the backward pass and nothing else."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__(layer)
-        self.layer = layer
-
-    def forward(self, *args: object, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return self.layer(*args, **kwargs)
-        return checkpoint(self.layer, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-
-class _HandIn(_PassOn):
-    """Stands for the layer below the cut: its output is given."""
-
-    def __init__(self, layer: nn.Module, form: "_Form") -> None:
-        super().__init__(layer, form)
-        self.hidden: Tensor | None = None
-
-    def _passed(self, hidden: Tensor) -> Tensor:
-        return hidden if self.hidden is None else self.hidden
-
-
-class _Reached(Exception):
-    """The tap has what is wanted: nothing above it needs to be computed."""
-
-
-class _Tap(_StandIn):
-    """A layer whose output is kept aside; with it the forward pass ends."""
-
-    def __init__(self, layer: nn.Module, form: "_Form") -> None:
-        super().__init__(layer)
-        self.layer, self._form = layer, form
-        self.hidden: Tensor | None = None
-
-    def forward(self, *args: object, **kwargs: object) -> Any:
-        output = self.layer(*args, **kwargs)
-        self._form.see(output)
-        self.hidden = output[0] if isinstance(output, tuple) else output
-        raise _Reached
-
-
-class _Form:
-    """What the layers of a model return: hidden states, or a tuple that begins with them."""
-
-    def __init__(self) -> None:
-        self.known = False
-        self._others: int | None = None  # what a tuple has behind the hidden states; None: no tuple
-
-    def see(self, output: object) -> None:
-        """A layer returned this."""
-        self.known, self._others = True, len(output) - 1 if isinstance(output, tuple) else None
-
-    def like(self, hidden: Tensor) -> Any:
-        """``hidden`` in this form."""
-        return hidden if self._others is None else (hidden, *[None] * self._others)
-
-
-def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    return cast("Tensor", args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()))))
-
-
-class _LabelledOnly(_StandIn):
-    """The output matrix on the chosen positions: (b, s, h) -> (n, vocabulary)."""
-
-    def __init__(self, output: nn.Module) -> None:
-        super().__init__(output)
-        self.output = output
-        self.chosen: Tensor | None = None
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        chosen = hidden_states if self.chosen is None else hidden_states[self.chosen]
-        return cast("Tensor", self.output(chosen))
-
-
-class _FirstToken(_StandIn):
-    """A BERT-like layer for its first token only: keys and values of all tokens, the rest of one."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__(layer)
-        self.layer = layer
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: object, **__: object) -> Tensor:
-        layer: Any = self.layer
-        attention = layer.attention.self
-        size = (hidden_states.shape[0], -1, attention.num_attention_heads, attention.attention_head_size)
-        first = hidden_states[:, :1]  # (b, s, h) -> (b, 1, h)
-        query = attention.query(first).view(size).transpose(1, 2)
-        key = attention.key(hidden_states).view(size).transpose(1, 2)
-        value = attention.value(hidden_states).view(size).transpose(1, 2)  # (b, heads, s, d)
-        mask = None if attention_mask is None else attention_mask[:, :, :1]
-        mixed = attend(attention, query, key, value, mask, scaling=attention.scaling)
-        mixed = mixed.transpose(1, 2).reshape(first.shape)
-        return cast("Tensor", layer.feed_forward_chunk(layer.attention.output(mixed, first)))
-
-
-def _view(module: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:
-    """``module`` with the modules at these paths replaced, sharing all the rest."""
-    if not replaced:
-        return module
-    view = copy.copy(module)
-    children = dict(module._modules)
-    view.__dict__["_modules"] = children
-    for name in {path.partition(".")[0] for path in replaced}:
-        below = {path.partition(".")[2]: new for path, new in replaced.items() if path.partition(".")[0] == name}
-        children[name] = below[""] if "" in below else _view(cast("nn.Module", children[name]), below)
-    return view
 
 
 def _reads_first_token(union: UnionAdapter) -> bool:

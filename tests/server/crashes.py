@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 from fedpeft import files
 from fedpeft.round.coordinator import SecureSum
-from fedpeft_server.run import journal, pending, run_directory
+from fedpeft_server.run import begun, journal, pending, run_directory
 
 __all__ = ["Writes", "watching_sums"]
 
@@ -50,6 +50,7 @@ class Writes:
         removed, unlinked = journal.remove_folder, Path.unlink
         with (
             patch.object(run_directory, "write_file", write_file),
+            patch.object(begun, "write_file", write_file),
             patch.object(pending, "write_file", write_file),
             patch.object(journal, "write_file", write_file),
             patch.object(journal, "append_whole", append_whole),
