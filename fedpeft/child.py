@@ -63,6 +63,7 @@ class Child:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._line: Connection | None = None
+        self._kills = 0
 
     @property
     def pid(self) -> int | None:
@@ -82,13 +83,17 @@ class Child:
             FedpeftError: what the child raised, of the same class.
             ChildDied: it did not answer and never will.
         """
+        kills = self._kills
         with self._lock:
             line = self._started()
+            if self._kills != kills:  # it came while this request waited, or found no child that it could end
+                self._end()
+                raise ChildDied(self._reap())
             try:
                 line.send_bytes(name.encode())
                 line.send_bytes(payload)
                 if within_s is not None and not line.poll(within_s):
-                    self.kill()
+                    self._end()
                     self._reap()
                     raise ChildDied(None, overdue_s=within_s)
                 verdict, answer = line.recv_bytes(), line.recv_bytes()
@@ -114,23 +119,27 @@ class Child:
         try:
             if self.pid is None:
                 return False
-            self.kill()
+            self._end()
             self._reap()
             return True
         finally:
             self._lock.release()
 
     def kill(self) -> None:
-        """End the child now, whatever it does; a waiting request gets ``ChildDied``."""
-        process = self._process
-        if process is not None and process.poll() is None:
-            process.kill()
+        """End the child now, whatever it does; a request that waits or just begins gets ``ChildDied``."""
+        self._kills += 1
+        self._end()
 
     def close(self) -> None:
         """End the child and take it away."""
         self.kill()
         with self._lock:
             self._reap()
+
+    def _end(self) -> None:
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.kill()
 
     def _started(self) -> Connection:
         if self._line is not None and self._process is not None and self._process.poll() is None:

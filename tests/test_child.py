@@ -73,6 +73,21 @@ def test_a_child_at_work_does_not_rest(child: Child) -> None:
     at_work.join()
 
 
+def test_a_kill_that_comes_as_a_request_begins_ends_the_request(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds the old process, or none; the request must not start another one and work on."""
+    started = child._started
+
+    def killed_meanwhile() -> object:
+        child.kill()
+        return started()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(child, "_started", killed_meanwhile)
+        with pytest.raises(ChildDied):
+            child.ask("wait")
+    assert child.ask("echo", b"alive") == b"alive!"
+
+
 def test_an_error_of_ours_comes_out_as_itself_and_a_bug_without_its_text(child: Child) -> None:
     with pytest.raises(PolicyRefused, match="found day"):
         child.ask("refuse")
