@@ -120,12 +120,13 @@ def _measured(
 
 
 def trained(run: Path, store: Path | None) -> "TrainedModel":
-    """The model of a run, with the adapter of its last committed round."""
+    """The model of a run with the adapter in ``adapters/final``; where that is the start, with its last round's."""
     from fedpeft_client.inference import TrainedModel
-    from fedpeft_server.run.run_view import last_state, read_run
+    from fedpeft_server.run.run_view import kept_state, last_state, read_run
 
     view = read_run(run)
-    return TrainedModel.load(view.config(), last_state(view), base=view.manifest.base_digest, store=store)
+    state = kept_state(view) or last_state(view)
+    return TrainedModel.load(view.config(), state, base=view.manifest.base_digest, store=store)
 
 
 def summary_of(folder: Path) -> "dict[str, Any]":
