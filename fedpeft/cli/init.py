@@ -38,14 +38,13 @@ def command(
       fedpeft init --data notes.csv --map text=note,label=diagnosis
       fedpeft init --data chats.jsonl --model ./my-model --column ward
     """
-    from fedpeft.base.fit import published_config
     from fedpeft.config import parse
     from fedpeft.data import load, validate
     from fedpeft.data.formats import located
     from fedpeft.data.tasks import task_for
     from fedpeft.errors import DataInvalid
     from fedpeft.files import write_file
-    from fedpeft.tasks import READ_COLUMNS, TASKS
+    from fedpeft.tasks import READ_COLUMNS
 
     if out.exists() and not out.is_file():
         raise click.UsageError(f"Expected a file or nothing at {out}, found a device or a pipe; name another.")
@@ -55,9 +54,6 @@ def command(
         raise click.UsageError(f"Expected a folder for {out}, found none; make it first.")
     loaded = load(data, column_map, columns=(*READ_COLUMNS, *([column] if column else ())))
     task = task_for(loaded.records, unread=loaded.unused)
-    published = published_config(model) if model is not None else None
-    if published is not None and published.get("is_encoder_decoder"):
-        task = next(record for record in TASKS.values() if record.from_a_source)
     text = _run_toml(located(data), model, column_map, column, task, loaded.records)
     config = parse(text, source=str(out), simulation=True)
     convention = validate(loaded.records, config.task)
@@ -87,6 +83,7 @@ def _run_toml(
 
     from fedpeft.base.fit import positions_of, published_config
     from fedpeft.errors import ConfigInvalid, DataInvalid
+    from fedpeft.tasks import TASKS
 
     if model is None and not task.adds_head:
         raise ConfigInvalid("Expected --model for a language model, found none; name a folder with its files.")
@@ -96,6 +93,8 @@ def _run_toml(
         raise DataInvalid(f"Expected {least} examples or more for {LEAST_CLIENTS} clients, found {len(records)}.")
     chosen = model or DEFAULT_MODEL
     published = published_config(chosen)
+    if published is not None and published.get("is_encoder_decoder"):
+        task = next(record for record in TASKS.values() if record.from_a_source)
     length = min(128, positions_of(published)) if published is not None else 128
     partition = {"by": "column", "column": column} if column else {"by": "iid", "clients": clients}
     from fedpeft.files import expanded

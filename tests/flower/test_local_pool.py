@@ -26,6 +26,19 @@ def answers(transport: GridTransport, nodes: list[NodeId], *, deadline_s: float)
     return {reply.node: reply.error or "answered" for reply in replies}
 
 
+def one_worker_where(*, hangs: int, until: threading.Event) -> tuple[GridTransport, list[bytes]]:
+    """Three devices that take turns, one of which hangs, and what they heard."""
+    heard: list[bytes] = []
+
+    def handler(node: NodeContext, stage: Stage, payload: bytes) -> bytes:
+        heard.append(payload)
+        if node.partition == hangs:
+            until.wait(60)
+        return payload
+
+    return GridTransport(LocalGrid(client_app(handler), devices=3, workers=1), SystemClock()), heard
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_hung_device_does_not_starve_the_others_in_later_rounds(workers: int, stuck: threading.Event) -> None:
     def handler(node: NodeContext, stage: Stage, payload: bytes) -> bytes:
@@ -47,30 +60,14 @@ def test_one_hung_device_does_not_starve_the_others_in_later_rounds(workers: int
 
 
 def test_a_device_that_hangs_costs_those_behind_it_nothing(stuck: threading.Event) -> None:
-    heard: list[bytes] = []
-
-    def handler(node: NodeContext, stage: Stage, payload: bytes) -> bytes:
-        heard.append(payload)
-        if node.partition == 0:
-            stuck.wait(60)
-        return payload
-
-    transport = GridTransport(LocalGrid(client_app(handler), devices=3, workers=1), SystemClock())
+    transport, heard = one_worker_where(hangs=0, until=stuck)
     nodes = list(transport.nodes())
     assert answers(transport, nodes, deadline_s=0.5) == dict.fromkeys(nodes[1:], "answered")
     assert heard == [b"x"] * 3
 
 
 def test_what_nobody_waits_for_any_more_never_begins(stuck: threading.Event) -> None:
-    heard: list[bytes] = []
-
-    def handler(node: NodeContext, stage: Stage, payload: bytes) -> bytes:
-        heard.append(payload)
-        if node.partition == 1:
-            stuck.wait(60)
-        return payload
-
-    transport = GridTransport(LocalGrid(client_app(handler), devices=3, workers=1), SystemClock())
+    transport, heard = one_worker_where(hangs=1, until=stuck)
     nodes = list(transport.nodes())
     exchange = transport.exchange(Stage.FIT, dict.fromkeys(nodes, b"old"), deadline_s=20.0)
     assert next(exchange).node == nodes[0]

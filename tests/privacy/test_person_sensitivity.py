@@ -4,9 +4,11 @@ As ``test_sensitivity``, with data sets that differ in one person: f(D) - f(D - 
 product's own gradients, means, clip and grid, without noise.
 """
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
-import torch
 
 from fedpeft.config.model import Adapter, BitFit, Dora, Lora
 from fedpeft.data import EncodedDataset
@@ -17,6 +19,9 @@ from fedpeft.tuning import NoiseScale, dp_sgd_mechanism
 from fedpeft.tuning.dp_sgd_mechanism import noisy_sum
 from fedpeft.tuning.per_example_gradients import GradientSource
 from fedpeft.tuning.person_gradients import PersonGradients, people_of
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hostile_state import hostile
 
 pytestmark = pytest.mark.torch
 
@@ -45,19 +50,6 @@ def without(examples: EncodedDataset, person: int) -> EncodedDataset:
     kept = np.flatnonzero(owners != person)
     ids = tuple(examples.input_ids[i] for i in kept)
     return EncodedDataset(input_ids=ids, labels=labels[kept], truncated=0, owners=owners[kept])
-
-
-def hostile(union, scale: float) -> dict[str, torch.nn.Parameter]:
-    blocks = [block.block_id for block in union.spec.blocks if block.trainable]
-    union.train_only(blocks)
-    draw, trained = torch.Generator().manual_seed(1), {}
-    for block in blocks:
-        own = min(scale, 0.1) if block.startswith("head") else scale
-        for name, parameter in union.parameters(block).items():
-            trained[name] = parameter
-            with torch.no_grad():
-                parameter.copy_(own * torch.randn(parameter.shape, generator=draw))
-    return trained
 
 
 def whole_sum(union, trained, examples: EncodedDataset, per_person: int) -> np.ndarray:

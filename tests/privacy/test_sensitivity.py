@@ -6,19 +6,25 @@ rounds: through hooks in batches of whatever shape came, these seven examples mo
 factors, 1e3).
 """
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Dora, Ia3, LayerNorm, Lora, Vera
 from fedpeft.data import EncodedDataset
-from fedpeft.methods import UnionAdapter, attach
+from fedpeft.methods import attach
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
 from fedpeft.tuning import ActivationCache, NoiseScale, hook_check
 from fedpeft.tuning.dp_sgd_mechanism import clipped_sum
 from fedpeft.tuning.per_example_gradients import GradientSource
 from fedpeft.tuning.slots import CELLS, fixed_batch, pieces, shape_of
 from fedpeft.tuning.split_forward import SplitForward
+
+sys.path.insert(0, str(Path(__file__).parent))
+from hostile_state import hostile
 
 pytestmark = pytest.mark.torch
 
@@ -43,20 +49,6 @@ def unequal(seed: int) -> EncodedDataset:
     draw = np.random.default_rng(seed)
     ids = tuple(draw.integers(1, 120, length).astype(np.int32) for length in LENGTHS)
     return EncodedDataset(input_ids=ids, labels=draw.integers(0, 3, len(ids)).astype(np.int64), truncated=0)
-
-
-def hostile(union: UnionAdapter, scale: float) -> dict[str, torch.nn.Parameter]:
-    """The trained parameters, at values of this scale; those of the head small, so that no loss saturates."""
-    blocks = [block.block_id for block in union.spec.blocks if block.trainable]
-    union.train_only(blocks)
-    draw, trained = torch.Generator().manual_seed(1), {}
-    for block in blocks:
-        own = min(scale, 0.1) if block.startswith("head") else scale
-        for name, parameter in union.parameters(block).items():
-            trained[name] = parameter
-            with torch.no_grad():
-                parameter.copy_(own * torch.randn(parameter.shape, generator=draw))
-    return trained
 
 
 def source_of(union, trained, examples: EncodedDataset, *, most: int = 32, cache=None) -> GradientSource:

@@ -6,9 +6,10 @@ with padding, and is then asked without. Greedy unless a temperature is given; a
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from fedpeft.data.rendering import TokenIds
 from fedpeft.entropy import generator
 
-__all__ = ["BATCH", "Abilities", "Decoder", "Sampling", "Token", "drawn"]
+__all__ = ["BATCH", "Abilities", "Decoder", "Sampling", "Token", "TokenLoop"]
 
 BATCH = 16
 _CLOSE = 1e-3  # of the largest logit: rounding over all layers; a key in the wrong place moves logits by far more
@@ -69,24 +70,93 @@ class Abilities:
     padding: bool
 
 
-class Decoder:
+class _Rows(Protocol):
+    """The questions of a batch that are not answered yet, as their model reads them."""
+
+    def go_on(self, lines: list[int], tokens: list[int]) -> None:
+        """Keep these rows, each with one more token."""
+        ...
+
+
+State = TypeVar("State", bound=_Rows)
+
+
+class TokenLoop(ABC, Generic[State]):
+    """Draws a token for each question of a batch, gives it out, and goes on with those that are not complete.
+
+    Args:
+        ends: tokens that close an answer.
+        choose_rows: called before each forward pass with the questions (by their place) that are its rows.
+        silent: tokens that are written and are no part of an answer.
+    """
+
+    longest: int | None
+    """Tokens that the model reads; None: any number."""
+
+    def __init__(
+        self,
+        ends: frozenset[int],
+        choose_rows: Callable[[Sequence[int]], None] | None,
+        *,
+        silent: frozenset[int] = frozenset(),
+    ) -> None:
+        self._ends, self._silent = ends, silent
+        self._choose_rows = choose_rows or (lambda rows: None)
+
+    @abstractmethod
+    def _begun(self, questions: list[TokenIds]) -> State:
+        """These questions, before their first token."""
+
+    @abstractmethod
+    def _next(self, state: State) -> tuple[Tensor, list[int]]:
+        """Logits (b, vocabulary) of the token after each row, and how long each row is for ``longest``."""
+
+    def _batch(
+        self, names: list[int], questions: list[TokenIds], how: list[Sampling], is_wanted: Callable[[int], bool]
+    ) -> Iterator[Token]:
+        draws = [generator(one.seed, "sampling") for one in how]
+        state = self._begun(questions)
+        there, made = list(range(len(names))), [0] * len(names)
+        while there:
+            self._choose_rows([names[row] for row in there])
+            logits, lengths = self._next(state)
+            kept, tokens = [], []
+            for line, row in enumerate(there):
+                token = _drawn(logits[line], how[row], draws[row])
+                if token in self._ends:
+                    yield Token(row=names[row], token=None, ended=True)
+                    continue
+                made[row] += 1
+                if token not in self._silent:
+                    yield Token(row=names[row], token=token)
+                cut = made[row] >= how[row].max_tokens or lengths[line] == self.longest
+                if cut or not is_wanted(names[row]):
+                    yield Token(row=names[row], token=None)
+                    continue
+                kept.append(line)
+                tokens.append(token)
+            there = [there[line] for line in kept]
+            if there:
+                state.go_on(kept, tokens)
+
+
+class Decoder(TokenLoop["_State"]):
     """Generates with one model; belongs to one thread at a time.
 
     Args:
         model: a causal language model.
-        ends: tokens that close an answer.
-        choose_rows: called before each forward pass with the questions (by their place) that are its rows.
+        ends, choose_rows: see ``TokenLoop``.
     """
 
     def __init__(
         self, model: nn.Module, ends: frozenset[int], choose_rows: Callable[[Sequence[int]], None] | None = None
     ) -> None:
-        self._model, self._ends = model, ends
-        self._choose_rows = choose_rows or (lambda rows: None)
+        super().__init__(ends, choose_rows)
+        self._model = model
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
         self._vocabulary = int(base.config.get_text_config().vocab_size)
-        self.longest: int | None = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+        self.longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)
         self._abilities: Abilities | None = None
 
     @property
@@ -114,41 +184,16 @@ class Decoder:
         for rows in _batches([len(question) for question in questions], alike=not able.padding):
             yield from self._batch(rows, [questions[row] for row in rows], [how[row] for row in rows], is_wanted)
 
-    def _batch(
-        self, names: list[int], questions: list[TokenIds], how: list[Sampling], is_wanted: Callable[[int], bool]
-    ) -> Iterator[Token]:
-        draws = [generator(one.seed, "sampling") for one in how]
-        state = _State(*_padded(questions))
-        there, made = list(range(len(names))), [0] * len(names)
-        while there:
-            self._choose_rows([names[row] for row in there])
-            logits, lengths = self._next(state), state.mask.sum(dim=1).tolist()
-            kept, tokens = [], []
-            for line, row in enumerate(there):
-                token = drawn(logits[line], how[row], draws[row])
-                if token in self._ends:
-                    yield Token(row=names[row], token=None, ended=True)
-                    continue
-                made[row] += 1
-                yield Token(row=names[row], token=token)
-                cut = made[row] >= how[row].max_tokens or lengths[line] == self.longest
-                if cut or not is_wanted(names[row]):
-                    yield Token(row=names[row], token=None)
-                    continue
-                kept.append(line)
-                tokens.append(token)
-            there = [there[line] for line in kept]
-            if there:
-                state.go_on(kept, tokens)
+    def _begun(self, questions: list[TokenIds]) -> "_State":
+        return _State(*_padded(questions))
 
-    def _next(self, state: "_State") -> Tensor:
-        """(b, vocabulary): logits of the token after each row."""
+    def _next(self, state: "_State") -> tuple[Tensor, list[int]]:
         use = self.abilities.cache
         tokens = state.ids[:, -1:] if use and state.cache is not None else state.ids
         output = self._forward(tokens, state.mask, cache=state.cache, keep=use)
         state.cache = output.past_key_values if use else None
         found: Tensor = output.logits[:, -1].float()
-        return found
+        return found, state.mask.sum(dim=1).tolist()
 
     def _forward(self, tokens: Tensor, mask: Tensor, *, cache: Any, keep: bool) -> Any:
         inputs: dict[str, Any] = {"input_ids": tokens}
@@ -243,8 +288,7 @@ def _batches(lengths: Sequence[int], *, alike: bool) -> list[list[int]]:
     return found
 
 
-def drawn(logits: Tensor, how: Sampling, draw: np.random.Generator) -> int:
-    """The next token, of its logits (vocabulary,)."""
+def _drawn(logits: Tensor, how: Sampling, draw: np.random.Generator) -> int:
     if how.temperature <= 0:
         return int(logits.argmax())
     shares = torch.softmax(logits.double() / how.temperature, dim=-1)
