@@ -5,6 +5,7 @@ loads nothing. Their types stand in ``__init__.pyi``.
 """
 
 import importlib
+from types import MappingProxyType
 
 __all__ = [
     "Adapter",
@@ -21,11 +22,27 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
+_MODULES = MappingProxyType(
+    {
+        "Adapter": "fedpeft.api.adapters",
+        "Callback": "fedpeft.api.callbacks",
+        "FedpeftError": "fedpeft.errors",
+        "Result": "fedpeft.api.result",
+        "RoundResult": "fedpeft.api.callbacks",
+        "StopRun": "fedpeft.api.callbacks",
+        "data_check": "fedpeft.api.data",
+        "load_adapter": "fedpeft.api.adapters",
+        "open_run": "fedpeft.api.result",
+        "simulate": "fedpeft.api.simulation",
+    }
+)
+"""Where each name stands."""
+
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fedpeft' has no attribute {name!r}")
-    value: object = getattr(importlib.import_module("fedpeft.api"), name)
+    value: object = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

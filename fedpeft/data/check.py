@@ -17,7 +17,7 @@ from fedpeft.data.encode_texts import text_of
 from fedpeft.data.formats import Loaded
 from fedpeft.data.holdout import content_ranks, split_indices
 from fedpeft.data.people import PERSON, People, note_nobodys, people_in
-from fedpeft.data.records import MAX_PROBLEMS, Record, Records
+from fedpeft.data.records import MAX_PROBLEMS, Numbers, Record, Records
 from fedpeft.data.remarks import (
     answer_remark,
     label_remarks,
@@ -221,9 +221,14 @@ def _labels(records: Records, task: Task) -> dict[str, int]:
 
 def _contradictions(records: Records, content: npt.NDArray[np.intp]) -> int:
     """How many contents (numbered from 0, shape (n,)) occur with different labels."""
-    codes: dict[str | None, int] = {}
-    names = (value if type(value) is str else label_name(value) for value in records.values("label"))
-    labels = np.fromiter((codes.setdefault(name, len(codes)) for name in names), dtype=np.intp, count=len(records))
+    codes: Numbers[str | None] = Numbers()
+    labels = np.empty(len(records), np.intp)
+    begin = 0
+    for window in records.windows("label"):
+        all_texts = set(map(type, window)) == {str}
+        names = window if all_texts else [label_name(value) for value in window]
+        labels[begin : begin + len(window)] = list(map(codes.__getitem__, names))  # type: ignore[arg-type]
+        begin += len(window)
     pairs = np.unique(content * max(1, len(codes)) + labels)  # (distinct pairs,)
     return int((np.bincount(pairs // max(1, len(codes))) > 1).sum()) if pairs.size else 0
 

@@ -17,14 +17,14 @@ decides of every example by its own hash.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from json.encoder import encode_basestring
 
 import numpy as np
 import numpy.typing as npt
 
-from fedpeft.data.records import BATCH_ROWS, Record, Records
+from fedpeft.data.records import BATCH_ROWS, Numbers, Record, Records
 from fedpeft.data.tasks import detect
 from fedpeft.errors import DataInvalid
 from fedpeft.tasks import Convention
@@ -82,21 +82,22 @@ def content_ranks(records: Records, seed: int) -> Ranks:
         convention = detect(records)
     except DataInvalid:
         convention = None
-    if convention is Convention.TEXT_LABEL:  # the same key as ``content_key`` makes, without a row in between
-        keys: Iterator[str] = map(_text_key, records.values("text"))
-    else:
-        keys = (content_key(row, convention) for row in records.rows)
     begun = f"fedpeft/1 holdout {seed} ".encode()
-    ranks = np.empty(len(records), dtype=np.uint64)
-    for start in range(0, len(records), BATCH_ROWS):
-        some = b"".join(_rank(begun, key) for key in islice(keys, BATCH_ROWS))
-        ranks[start : start + BATCH_ROWS] = np.frombuffer(some, dtype=">u8")
-    return ranks
+    if convention is Convention.TEXT_LABEL:  # the same key as ``content_key`` makes, without a row in between
+        parts = (_ranked(begun, map(_text_key, window)) for window in records.windows("text"))
+    else:
+        rows = iter(records.rows)
+        windows = iter(lambda: list(islice(rows, BATCH_ROWS)), [])
+        parts = (_ranked(begun, (content_key(row, convention) for row in window)) for window in windows)
+    return np.concatenate([np.zeros(0, np.uint64), *parts])
 
 
-def _rank(begun: bytes, key: str) -> bytes:
+def _ranked(begun: bytes, keys: Iterable[str]) -> Ranks:
+    """The ranks of a few keys: the first 64 bits of each one's hash."""
+    sha256 = hashlib.sha256
     # JSON may hold half a surrogate pair; it must not stop the split (``validate`` names such rows).
-    return hashlib.sha256(begun + key.encode("utf-8", "surrogatepass")).digest()[:8]
+    digests = b"".join([sha256(begun + key.encode("utf-8", "surrogatepass")).digest() for key in keys])
+    return np.frombuffer(digests, dtype=">u8")[::4].astype(np.uint64)
 
 
 def split_indices(records: Records, ranks: Ranks, holdout: float) -> tuple[Indices, Indices]:
@@ -140,23 +141,17 @@ def _text_key(text: object) -> str:
 
 def _classes(records: Records, content: Indices, distinct: int) -> Indices:
     """Each distinct content's class, as a number: the first by name where duplicates disagree."""
-    codes: dict[str, int] = {}
+    codes: Numbers[str] = Numbers()
     if "label" in records.columns():
-        members = np.fromiter(_coded(map(str, records.values("label")), codes), dtype=np.intp, count=len(records))
+        names = map(str, records.values("label"))
+        members = np.fromiter(map(codes.__getitem__, names), dtype=np.intp, count=len(records))
     else:
-        codes, members = {"": 0}, np.zeros(len(records), np.intp)
+        members = np.full(len(records), codes[""], np.intp)
     by_name = np.empty(len(codes), np.intp)
     by_name[[codes[name] for name in sorted(codes)]] = np.arange(len(codes))
     classes = np.full(distinct, len(codes), dtype=np.intp)
     np.minimum.at(classes, content, by_name[members])
     return classes
-
-
-def _coded(names: Iterator[str], codes: dict[str, int]) -> Iterator[int]:
-    """Each name's number; ``codes`` takes up those that are new."""
-    for name in names:
-        code = codes.get(name)
-        yield codes.setdefault(name, len(codes)) if code is None else code
 
 
 def _held_out(classes: Indices, holdout: float) -> npt.NDArray[np.bool_]:

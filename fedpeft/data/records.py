@@ -7,7 +7,7 @@ from files lie packed (``fedpeft.data.packed``) and become dictionaries as they 
 
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar, overload
 
@@ -19,6 +19,7 @@ __all__ = [
     "MISSING",
     "WINDOW",
     "Batch",
+    "Numbers",
     "ProblemLog",
     "Record",
     "Records",
@@ -56,6 +57,15 @@ MISSING: Final = object()
 """Stands for a column that a row does not have, which is not the same as null."""
 
 Item_co = TypeVar("Item_co", covariant=True)
+Name = TypeVar("Name", bound=Hashable)
+
+
+class Numbers(dict[Name, int]):
+    """A number for each name, from 0 in the order in which names are first asked for."""
+
+    def __missing__(self, name: Name) -> int:
+        self[name] = number = len(self)
+        return number
 
 
 class Subsettable(Sequence[Item_co]):
