@@ -17,7 +17,7 @@ decides of every example by its own hash.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from json.encoder import encode_basestring
 
