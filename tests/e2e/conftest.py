@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fedpeft.cli import main
 from fedpeft.data import load_records
 
 RUN_TOML = """
@@ -83,3 +84,24 @@ def start(scenario: Path, home: Path) -> Start:
         return subprocess.Popen(line, cwd=scenario, env=known, stdout=pipe, stderr=pipe, text=True)
 
     return starting
+
+
+@pytest.fixture
+def run_command(
+    scenario: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`fedpeft ARGUMENTS` in the scenario's folder and in this process: its exit code, its output and its errors.
+
+    A process of its own imports torch for six seconds: for what signals, seeds of hashing and killing need.
+    """
+
+    def running(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.chdir(scenario)
+        monkeypatch.setenv("FEDPEFT_HOME", str(home))
+        monkeypatch.setenv("COLUMNS", "200")
+        capfd.readouterr()
+        code = main([*map(str, arguments)])
+        said = capfd.readouterr()
+        return code, said.out, said.err
+
+    return running

@@ -20,10 +20,11 @@ PRIVATE = [
 SETTINGS = [word for setting in PRIVATE for word in ("--set", setting)]
 
 
-def test_a_private_simulation_says_what_it_promises_and_keeps_it(start: Callable, tmp_path: Path, home: Path) -> None:
-    process = start("simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *SETTINGS)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
+def test_a_private_simulation_says_what_it_promises_and_keeps_it(
+    run_command: Callable, tmp_path: Path, home: Path
+) -> None:
+    code, out, err = run_command("simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *SETTINGS)
+    assert code == 0, out + err
     for fact in ("epsilon", "delta 0.1", "no amplification", "noise multiplier", "not covered"):
         assert fact in out
     (run,) = (tmp_path / "runs").iterdir()
@@ -38,9 +39,8 @@ def test_a_private_simulation_says_what_it_promises_and_keeps_it(start: Callable
     assert [charge["sequence"] for charge in charges] == [1, 2]
     assert (home / "privacy" / f"{view.manifest.run_id}.witness").exists()
 
-    process = start("privacy", "report", run)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    code, out, err = run_command("privacy", "report", run)
+    assert code == 0, err
     assert "epsilon 7.99" in out
     assert "2 rounds committed" in out
     assert "rounds: 2, each a release" in out
@@ -55,11 +55,10 @@ EXAMPLES = [
 ]
 
 
-def test_dp_sgd_on_every_device_is_said_charged_and_resumed(start: Callable, tmp_path: Path, home: Path) -> None:
+def test_dp_sgd_on_every_device_is_said_charged_and_resumed(run_command: Callable, tmp_path: Path, home: Path) -> None:
     settings = [word for setting in EXAMPLES for word in ("--set", setting)]
-    process = start("simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *settings)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
+    code, out, err = run_command("simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *settings)
+    assert code == 0, out + err
     for fact in ("epsilon", "delta 0.02", "one training example", "Poisson", "noise multiplier", "not covered"):
         assert fact in out
     (run,) = (tmp_path / "runs").iterdir()
@@ -80,20 +79,24 @@ def test_dp_sgd_on_every_device_is_said_charged_and_resumed(start: Callable, tmp
     assert "one training example of one device" in (run / "report.html").read_text()
 
 
-def test_a_ring_too_narrow_for_the_noise_is_refused_before_anything_is_written(start: Callable, tmp_path: Path) -> None:
+def test_a_ring_too_narrow_for_the_noise_is_refused_before_anything_is_written(
+    run_command: Callable, tmp_path: Path
+) -> None:
     narrow = ["--set", "secagg.bits=16", "--set", 'adapter.layers="all"']
-    process = start("simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *SETTINGS, *narrow)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 3, out + err
+    code, out, err = run_command(
+        "simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *SETTINGS, *narrow
+    )
+    assert code == 3, out + err
     assert "Use secagg.bits = 32" in err
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_clip_norm_that_adapts_goes_through_a_whole_simulation(start: Callable, tmp_path: Path, home: Path) -> None:
+def test_a_clip_norm_that_adapts_goes_through_a_whole_simulation(
+    run_command: Callable, tmp_path: Path, home: Path
+) -> None:
     settings = [*SETTINGS, "--set", 'privacy.clip="adaptive"']
-    process = start("simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *settings)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
+    code, out, err = run_command("simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *settings)
+    assert code == 0, out + err
     assert "follows the 0.5 quantile" in out
     (run,) = (tmp_path / "runs").iterdir()
     norms = [json.loads(state.read_text())["l2_clip_norm"] for state in run.rglob("server.json")]
@@ -102,16 +105,15 @@ def test_a_clip_norm_that_adapts_goes_through_a_whole_simulation(start: Callable
     assert verify_run(run) == ()
 
 
-def test_the_head_alone_trains_by_the_plans_own_recipe(start: Callable, scenario: Path, tmp_path: Path) -> None:
+def test_the_head_alone_trains_by_the_plans_own_recipe(run_command: Callable, scenario: Path, tmp_path: Path) -> None:
     """What `fedpeft privacy plan --unit example` recommends."""
     whole = (scenario / "run.toml").read_text()
     kept = whole[: whole.index("lora = {")] + whole[whole.index("[train]") : whole.index("[[device]]")]
     (scenario / "head.toml").write_text(kept + '[[device]]\nclients = ["*"]\nmethods = []\n')
     recipe = [*EXAMPLES, 'train.optimizer="sgd"', "train.batch_size=32", 'aggregate.server_optimizer="momentum"']
     settings = [word for setting in recipe for word in ("--set", setting)]
-    process = start("simulate", "head.toml", "--no-baselines", "--out", tmp_path / "runs", *settings)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
+    code, out, err = run_command("simulate", "head.toml", "--no-baselines", "--out", tmp_path / "runs", *settings)
+    assert code == 0, out + err
     (run,) = (tmp_path / "runs").iterdir()
     view = read_run(run)
     assert [row.devices_survived for row in view.rounds] == [6, 6]
@@ -119,7 +121,7 @@ def test_the_head_alone_trains_by_the_plans_own_recipe(start: Callable, scenario
 
 
 def test_people_are_hidden_whole_and_nothing_names_them(
-    start: Callable, tmp_path: Path, scenario: Path, home: Path
+    run_command: Callable, tmp_path: Path, scenario: Path, home: Path
 ) -> None:
     """Tweets of made-up people, three of each: said, charged and audited in people, and none is named on the disk."""
     rows = [json.loads(line) for line in (scenario / "tweets.jsonl").read_text().splitlines()]
@@ -139,9 +141,8 @@ def test_people_are_hidden_whole_and_nothing_names_them(
         "privacy.delta=0.05",
     ]
     chosen = [word for setting in settings for word in ("--set", setting)]
-    process = start("simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *chosen)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
+    code, out, err = run_command("simulate", "run.toml", "--no-baselines", "--out", tmp_path / "runs", *chosen)
+    assert code == 0, out + err
     for fact in ("one person of one device", "mean gradient of at most 2 of a person's examples", "delta 0.05"):
         assert fact in out
     (run,) = (tmp_path / "runs").iterdir()

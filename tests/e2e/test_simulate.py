@@ -17,6 +17,7 @@ from fedpeft_server.run.run_view import RunView, read_run, verify_run
 pytestmark = [pytest.mark.e2e, pytest.mark.torch, pytest.mark.timeout(640)]
 
 Start = Callable[..., subprocess.Popen[str]]
+Command = Callable[..., tuple[int, str, str]]
 AIRLINES = ["american", "jetblue", "southwest", "united", "us-airways", "virgin-america"]
 
 
@@ -150,8 +151,12 @@ def test_the_final_adapter_loads_with_peft_alone(whole: tuple[Path, str]) -> Non
     assert moved
 
 
-def test_the_adapter_is_exported_again_for_a_class_of_devices(whole: tuple[Path, str], out: Path, start: Start) -> None:
-    told = finished(start("adapter", "export", whole[0], "--rank", "1", "--method", "lora", "--out", out / "phones"))
+def test_the_adapter_is_exported_again_for_a_class_of_devices(
+    whole: tuple[Path, str], out: Path, run_command: Command
+) -> None:
+    wanted = ["--rank", "1", "--method", "lora", "--out", out / "phones"]
+    code, told, err = run_command("adapter", "export", whole[0], *wanted)
+    assert code == 0, told + err
     assert "a part       of its run's adapter (logits within" in told
     assert "load         peft.PeftModel.from_pretrained" in told
     settings = json.loads((out / "phones" / "adapter_config.json").read_text(encoding="utf-8"))
@@ -170,10 +175,11 @@ def test_the_same_config_and_seed_give_the_same_bytes(whole: tuple[Path, str], o
 
 
 def test_another_number_of_workers_and_the_plain_sum_give_the_same_bytes(
-    whole: tuple[Path, str], out: Path, start: Start
+    whole: tuple[Path, str], out: Path, run_command: Command
 ) -> None:
     options = ["--set", "performance.workers=3", "--set", 'secagg.mode="off"']
-    finished(start("simulate", "run.toml", "--no-baselines", *options, "--out", out / "plain"))
+    code, told, err = run_command("simulate", "run.toml", "--no-baselines", *options, "--out", out / "plain")
+    assert code == 0, told + err
     assert learnt(only_run(out / "plain")) == learnt(whole[0])
 
 
