@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedpeft.adapter import AdapterState
+from fedpeft.api.kept import trained_model
 from fedpeft.api.run_path import run_directory
-from fedpeft.config import RunConfig
 from fedpeft.data import load_records
 from fedpeft.data.memory import rows_of
 from fedpeft.errors import DataInvalid
-from fedpeft.round.plan import learning_plan
 from fedpeft.tasks import Convention
-from fedpeft_server.run.run_view import kept_state, read_run
+from fedpeft_server.run.run_view import read_run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,23 +40,20 @@ class Adapter:
         return self._model.predict([texts] if isinstance(texts, str) else list(texts), self._convention)
 
     def evaluate(self, data: object, *, columns: dict[str, str] | None = None) -> dict[str, float]:
-        """Loss and accuracy on labelled examples of the same task.
+        """Every metric of the task on labelled examples, as `fedpeft adapter eval` prints them.
 
         Args:
             data: a path, or rows as ``simulate`` takes them.
             columns: our column name -> theirs, e.g. ``{"text": "note"}``.
 
         Returns:
-            ``loss``, ``accuracy`` and ``predictions``: examples, or tokens of a language model.
+            ``loss``, ``accuracy`` where the task has one, the task's own metrics (``spearman``, ``f1_macro``, ...), and
+            ``predictions``: examples, words of a tagger, or tokens of a language model.
         """
         source = str(data) if isinstance(data, str | Path) else rows_of(data)
         records = load_records(source, columns)
         score = self._model.evaluate(records)
-        return {
-            "loss": score.loss_sum / score.examples,
-            "accuracy": score.correct / score.examples,
-            "predictions": score.examples,
-        }
+        return {**self._model.metrics(score), "predictions": score.examples}
 
     def merge(self, folder: str | Path) -> Path:
         """Write base and adapter as one model that transformers alone loads."""
@@ -77,7 +72,7 @@ class Adapter:
 
 
 def load_adapter(path: str | Path, *, store: str | Path | None = None) -> Adapter:
-    """The adapter that a run kept, on its base.
+    """The adapter that a run kept, on its base: the state that ``adapters/final`` holds.
 
     Args:
         path: a run directory, or its ``adapters/final``.
@@ -87,8 +82,6 @@ def load_adapter(path: str | Path, *, store: str | Path | None = None) -> Adapte
         DataInvalid: this is no run.
         ResourceMissing: the store does not hold the base.
     """
-    from fedpeft_client.inference import TrainedModel
-
     run = run_directory(path)
     if not (run / "manifest.json").is_file() and (run / "inspect.json").is_file():
         run = run.absolute().parent.parent
@@ -98,19 +91,6 @@ def load_adapter(path: str | Path, *, store: str | Path | None = None) -> Adapte
             "PeftModel.from_pretrained(base, folder)."
         )
     view = read_run(run)
-    config, convention, base = view.config(), view.manifest.convention, view.manifest.base_digest
-    place = None if store is None else Path(store)
-    state = kept_state(view) or _first_state(config, base, place)
-    model = TrainedModel.load(config, state, base=base, store=place)
-    return Adapter(run, model, config.task.labels, Convention(convention) if convention else None)
-
-
-def _first_state(config: RunConfig, base: str, store: Path | None) -> AdapterState:
-    """Where a run began of which no round made anything better."""
-    from fedpeft.base import ArtifactStore, default_store
-    from fedpeft.export.earlier_runs import with_sources
-    from fedpeft_client.training.model_pool import ModelPool
-
-    pool = ModelPool(ArtifactStore(store or default_store()))
-    made = pool.initial_state(learning_plan(config, run_id="", base=base, adapter_spec=""))
-    return with_sources(made, config.adapter, config.base.adapters)
+    convention = view.manifest.convention
+    model = trained_model(run, store=None if store is None else Path(store))
+    return Adapter(run, model, view.config().task.labels, Convention(convention) if convention else None)

@@ -27,7 +27,7 @@ from fedpeft.tasks.form import NUMBER, SEQ2SEQ, SEQUENCE, SINGLE, TAGS, TEXT, se
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["load_model", "load_tokenizer"]
+__all__ = ["load_model", "load_tokenizer", "packed_weights"]
 
 
 def load_model(
@@ -76,7 +76,7 @@ def load_model(
     config = read_config(content)
     model = skeleton(config, task)
     head = _head_of(artifact, task, model)
-    weights, entries = _packed_weights(artifact), artifact.manifest.tensors
+    weights, entries = packed_weights(artifact), artifact.manifest.tensors
     all_plain = artifact.manifest.quantize == "none"
     std = float(getattr(config, "initializer_range", 0.02) or 0.02)
     if residency == "quantized":
@@ -136,7 +136,7 @@ def load_tokenizer(artifact: BaseArtifact) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def _packed_weights(artifact: BaseArtifact) -> dict[str, PackedWeight]:
+def packed_weights(artifact: BaseArtifact) -> dict[str, PackedWeight]:
     """Every weight of the artifact as views of its memory map: nothing is read before it is used."""
     weights = {}
     with safe_open(artifact.path / WEIGHTS_FILE, framework="pt", device="cpu") as file:

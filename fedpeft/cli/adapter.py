@@ -12,7 +12,7 @@ from fedpeft.cli.asking import (
     with_how,
     with_prediction_options,
 )
-from fedpeft.cli.mixing import hub, merge, summary_of, trained
+from fedpeft.cli.mixing import hub, merge, summary_of
 from fedpeft.cli.options import AdapterPath, OutFolder, json_option, run_argument, say_json
 from fedpeft.cli.serve import serve
 
@@ -25,7 +25,11 @@ __all__ = ["command"]
 
 @click.group(short_help="Inspect, try and evaluate a trained adapter.")
 def command() -> None:
-    """Inspect, try and evaluate a trained adapter."""
+    """Inspect, try and evaluate a trained adapter.
+
+    Every command takes of a RUN the state that adapters/final holds: the best one that was evaluated, by
+    rounds.metric, or the last one; of a run that has not ended, what it would hold if the run ended now.
+    """
 
 
 @command.command()
@@ -91,7 +95,9 @@ def export(
     """
     if form == "gguf" and (full or whole_matrices):
         raise click.UsageError("Expected --format gguf without --full and --whole-matrices, found both.")
-    whole = trained(run, store)
+    from fedpeft.api.kept import trained_model
+
+    whole = trained_model(run, store=store)
     part = whole.for_class(rank=rank, methods=methods or None, store=store) if rank or methods else None
     if form == "gguf":
         matrices = (part or whole).export_gguf(out / "adapter.gguf")
@@ -157,9 +163,10 @@ def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | Non
     Example:
       fedpeft adapter eval latest --data notes.csv --map text=note,label=dx
     """
+    from fedpeft.api.kept import trained_model
     from fedpeft.data import load_records
 
-    model = trained(run, store)
+    model = trained_model(run, store=store)
     score = model.evaluate(load_records(data, column_map))
     say_evaluation(str(run), model.metrics(score), score, unit=model.task.record.counted, as_json=as_json)
 
@@ -169,11 +176,12 @@ for part in (merge, hub, serve):
 
 
 def _asked(run: Path, store: Path | None, written_as: str | None) -> "Answerer":
+    from fedpeft.api.kept import trained_model
     from fedpeft.tasks import Convention
     from fedpeft_server.run.run_view import read_run
 
     known = written_as or read_run(run).manifest.convention
-    return trained(run, store).answerer(Convention(known) if known else None)
+    return trained_model(run, store=store).answerer(Convention(known) if known else None)
 
 
 def _tell(folder: Path) -> None:

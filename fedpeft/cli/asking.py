@@ -20,6 +20,7 @@ __all__ = [
     "chat",
     "say_evaluation",
     "say_predictions",
+    "told_metrics",
     "with_evaluation_options",
     "with_how",
     "with_prediction_options",
@@ -153,9 +154,14 @@ def say_evaluation(run: str, metrics: "Mapping[str, float]", score: "Evaluation"
     if as_json:
         say_json({"run": run, **metrics, "predictions": score.examples, **words})
         return
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    shown = told_metrics(metrics)
     more = "".join(f"  {name} {value:.4g}" for name, value in words.items())
     click.echo(f"{shown}{more}  {'predictions' if unit == 'examples' else unit} {score.examples}")
+
+
+def told_metrics(metrics: "Mapping[str, float]") -> str:
+    """Every metric in one line."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def chat(asked: "Answerer", how: "Sampling") -> None:

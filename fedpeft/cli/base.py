@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedpeft.cli.options import OutFolder, json_option, say_json
+from fedpeft.cli.options import OutFolder, json_option, run_argument, say_json
 from fedpeft.terminal import verbosity
 
 if TYPE_CHECKING:
@@ -205,6 +205,27 @@ def export(digest: str, out: Path, form: str, store: Path | None) -> None:
     click.echo(
         f"{out}: {written.architecture}, loaded anew: outputs within {written.max_difference:.1e} of the artifact"
     )
+
+
+@command.command()
+@run_argument
+@store_option
+def merge(run: Path, store: Path | None) -> None:
+    """Put the QA-LoRA adapter of RUN into its int4-g32 base: another base of the store, quantized as the old one.
+
+    The codes and scales of the weights stay; their minima take the change (Xu et al. 2024). Of the run the state that
+    adapters/final holds is used. The command prints the new base's digest, which run.toml takes as base.model.
+
+    \b
+    Example:
+      fedpeft base merge latest
+    """
+    from fedpeft.api.kept import trained_model
+    from fedpeft.base import default_store
+
+    made = trained_model(run, store=store).merge_into_base(store or default_store())
+    click.echo(made.digest)
+    click.echo(f"{made.manifest.quantize}, {made.size_bytes / 2**20:.1f} MiB: {made.path}")
 
 
 @command.command(name="ls")

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedpeft.cli.asking import told_metrics
 from fedpeft.cli.options import AdapterPath, FiniteFloat, OutFolder, RunPath, json_option, map_option, say_json
 
 if TYPE_CHECKING:
     from fedpeft.export.arithmetic import Rule
-    from fedpeft_client.inference import TrainedModel
 
-__all__ = ["hub", "merge", "summary_of", "trained"]
+__all__ = ["hub", "merge", "summary_of"]
 
 
 @click.command()
@@ -67,7 +67,7 @@ def merge(
         return
     click.echo(f"{out}: {summary.peft_type} by {rule}, {summary.parameters:,} parameters, for {summary.base}")
     for folder, score in scores.items():
-        click.echo(f"loss {score['loss']:.4f}  accuracy {score['accuracy']:.4f}  {folder}")
+        click.echo(f"{told_metrics(score)}  {folder}")
 
 
 @click.command()
@@ -84,14 +84,15 @@ def hub(
 ) -> None:  # fmt: skip
     """Find the mixture of RUNS' adapters that suits a new task (LoRAHub): no gradient, a few examples.
 
-    The runs must have one configuration and one run.seed.
+    The runs must have one configuration and one run.seed. Of each the state that adapters/final holds is mixed.
     """
+    from fedpeft.api.kept import state_of, trained_model
     from fedpeft.data import load_records
-    from fedpeft_server.run.run_view import last_state, read_run
+    from fedpeft_server.run.run_view import read_run
 
     records = load_records(data, column_map)
-    model = trained(runs[0], store)
-    found = model.mix([last_state(read_run(run)) for run in runs], records, tries=tries)
+    model = trained_model(runs[0], store=store)
+    found = model.mix([state_of(read_run(run), store=store) for run in runs], records, tries=tries)
     if as_json:
         model.export(out)
         weights = {str(run): weight for run, weight in zip(runs, found.weights, strict=True)}
@@ -107,26 +108,16 @@ def hub(
 def _measured(
     folders: tuple[Path, ...], data: str, column_map: dict[str, str], store: Path | None
 ) -> dict[str, dict[str, float]]:
-    """Loss and accuracy of each exported adapter on the same examples."""
+    """Every metric of each exported adapter on the same examples."""
     from fedpeft.base import default_store
     from fedpeft.data import load_records
     from fedpeft_client.inference import ReceivedModel
 
     records, found = load_records(data, column_map), {}
     for folder in folders:
-        score = ReceivedModel.load(folder, store or default_store()).evaluate(records)
-        found[str(folder)] = {"loss": score.loss_sum / score.examples, "accuracy": score.correct / score.examples}
+        model = ReceivedModel.load(folder, store or default_store())
+        found[str(folder)] = model.metrics(model.evaluate(records))
     return found
-
-
-def trained(run: Path, store: Path | None) -> "TrainedModel":
-    """The model of a run with the adapter in ``adapters/final``; where that is the start, with its last round's."""
-    from fedpeft_client.inference import TrainedModel
-    from fedpeft_server.run.run_view import kept_state, last_state, read_run
-
-    view = read_run(run)
-    state = kept_state(view) or last_state(view)
-    return TrainedModel.load(view.config(), state, base=view.manifest.base_digest, store=store)
 
 
 def summary_of(folder: Path) -> "dict[str, Any]":

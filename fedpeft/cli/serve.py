@@ -16,15 +16,17 @@ __all__ = ["RunSource", "serve"]
 
 @dataclass(frozen=True)
 class RunSource:
-    """A run's folder as something to serve: its last committed round.
+    """A run's folder as something to serve: its kept state (``fedpeft.api.kept``).
 
     Args:
         name: of requests.
         path: the folder.
+        store: where base artifacts lie; None: the user's store.
     """
 
     name: str
     path: Path
+    store: Path | None = None
 
     def version(self) -> str:
         """Changes with every commit."""
@@ -32,16 +34,17 @@ class RunSource:
         return f"{found.st_mtime_ns}/{found.st_size}"
 
     def read(self) -> "Snapshot":
-        """The last committed round."""
+        """The state that ``adapters/final`` holds, or would hold if the run ended now."""
+        from fedpeft.api.kept import state_of
         from fedpeft.tasks import Convention
         from fedpeft_client.serving.lanes import Snapshot
-        from fedpeft_server.run.run_view import last_state, read_run
+        from fedpeft_server.run.run_view import read_run
 
         view = read_run(self.path)
         known = view.manifest.convention
         return Snapshot(
             config=view.config(),
-            state=last_state(view),
+            state=state_of(view, store=self.store),
             base=view.manifest.base_digest,
             convention=Convention(known) if known else None,
         )
@@ -63,8 +66,9 @@ def serve(
 ) -> None:
     """Serve the adapters of RUNS over HTTP, with the routes of OpenAI's API and /classify.
 
-    Requests name a run as their model; runs on one base share batches. A run that commits another round is taken on
-    within seconds. Ends on Ctrl-C or SIGTERM, after the answers that are under way.
+    Requests name a run as their model; runs on one base share batches. Of a run the state that adapters/final holds is
+    served, of one that has not ended the best evaluated so far: a better one is taken on within seconds. Ends on Ctrl-C
+    or SIGTERM, after the answers that are under way.
 
     \b
     Examples:
@@ -83,7 +87,7 @@ def serve(
     for named in runs:
         name, mark, run = named.partition("=")
         path = RunPath().convert(run if mark else named, None, None)
-        sources.append(RunSource(name if mark else path.name, path))
+        sources.append(RunSource(name if mark else path.name, path, store))
 
     def ready(url: str) -> None:
         click.echo(f"{url}/v1 serves {', '.join(source.name for source in sources)}")

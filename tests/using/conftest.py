@@ -23,6 +23,8 @@ max_length = 64
 [data]
 source = "x"
 partition = {{by = "iid", clients = 3}}
+[rounds]
+count = {rounds}
 [adapter]
 {methods}
 [[device]]
@@ -42,9 +44,14 @@ class Runs:
 
     def make(
         self, folder: Path, *, seed: int, methods: str = LORA, labels: tuple[str, ...] = ("good", "so so", "bad"),
-        convention: str = "messages", moved_by: float = 0.3,
+        convention: str = "messages", moved_by: float = 0.3, losses: tuple[float, ...] = (0.5, 0.4),
+        moves_frozen: bool = True, count: int = 50,
     ) -> Path:  # fmt: skip
-        """A run whose adapter is drawn from ``seed``."""
+        """A run whose adapter is drawn from ``seed``, anew in each round but the last, which evaluates alone.
+
+        Row r has ``losses[r - 1]``, of the state that round r began with; unless told otherwise the last state is kept.
+        ``count`` is of the rounds that the configuration says: a run of fewer has not ended.
+        """
         from fedpeft.adapter import AdapterState
         from fedpeft.base import ArtifactStore, load_model
         from fedpeft.config import parse
@@ -54,28 +61,32 @@ class Runs:
 
         classes = self.kind == "classify"
         named = f"labels = {list(labels)}".replace("'", '"') if classes else ""
-        text = CONFIG.format(kind=self.kind, labels=named, methods=methods)
+        text = CONFIG.format(kind=self.kind, labels=named, methods=methods, rounds=count)
         config = parse(text, source="run.toml", simulation=True).model_copy(update={"directory": folder})
         artifact = ArtifactStore(self.store).get(self.digest)
         head = derive_seed(config.run.seed, "head")
         model = load_model(artifact, task=config.task.kind, labels=config.task.labels, head_seed=head)
         union = attach(model, config.adapter, seed=config.run.seed)
         start, draw = union.initial_state(), np.random.Generator(np.random.Philox(seed))
-        values = {b: (start[b] + moved_by * draw.standard_normal(start[b].size)).astype(np.float32) for b in start}
-        state = AdapterState(start.spec, values)
         with RunDirectory.create(
-            config, source=text, adapter=state.spec, base_digest=self.digest, command=(), convention=convention
+            config, source=text, adapter=start.spec, base_digest=self.digest, command=(), convention=convention
         ) as run:
-            commit(run, 1, state.to_safetensors())
+            for number, loss in enumerate(losses, 1):
+                if number < len(losses):
+                    free = [block for block in start.spec.blocks if block.trainable or moves_frozen]
+                    moved = {block.block_id: moved_by * draw.standard_normal(block.size) for block in free}
+                    values = {b: (start[b] + moved.get(b, 0)).astype(np.float32) for b in start}
+                    state = AdapterState(start.spec, values).to_safetensors()
+                commit(run, number, state, loss)
             return run.path
 
 
-def commit(run: object, number: int, state: bytes) -> None:
+def commit(run: object, number: int, state: bytes, loss: float) -> None:
     from fedpeft.ids import RoundId
     from fedpeft_server.run.records import RoundMetrics
 
     row = RoundMetrics(
-        round=number, loss=0.5, accuracy=0.5, evaluators=3, devices_invited=3, devices_ready=3, devices_survived=3,
+        round=number, loss=loss, accuracy=0.5, evaluators=3, devices_invited=3, devices_ready=3, devices_survived=3,
         bytes_up=1, bytes_down=1, seconds=1.0,
     )  # fmt: skip
     run.commit(RoundId(number), state, {}, row)  # type: ignore[attr-defined]

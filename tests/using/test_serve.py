@@ -185,7 +185,9 @@ def test_what_is_not_done_here_is_refused_by_name_and_in_openai_s_form(server: S
         assert client.get("/v1/models", headers={"host": "evil.example"}).status_code == 400, "a name of the web"
 
 
-def test_a_round_that_a_run_commits_is_taken_on(server: Server, talkers: list[Path], language: Runs) -> None:
+def test_a_better_state_is_taken_on_once_a_round_has_evaluated_it(
+    server: Server, talkers: list[Path], language: Runs
+) -> None:
     from fedpeft.adapter import AdapterState
     from fedpeft_server.run.run_directory import RunDirectory
 
@@ -196,7 +198,8 @@ def test_a_round_that_a_run_commits_is_taken_on(server: Server, talkers: list[Pa
         draw = np.random.Generator(np.random.Philox(77))
         moved = {b: (state[b] + draw.standard_normal(state[b].size)).astype(np.float32) for b in state}
         with RunDirectory.open(talkers[2]) as run:
-            commit(run, 2, AdapterState(state.spec, moved).to_safetensors())
+            for number, loss in ((3, 0.4), (4, 0.2)):  # the row of round 4 is of the state that round 3 left
+                commit(run, number, AdapterState(state.spec, moved).to_safetensors(), loss)
         deadline = time.monotonic() + 60
         after = before
         while after == before and time.monotonic() < deadline:

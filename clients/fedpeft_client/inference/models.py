@@ -16,6 +16,7 @@ from fedpeft.entropy import derive_seed, generator
 from fedpeft.export import ExportSummary, export_peft
 from fedpeft.export.device_class import class_adapter, class_state
 from fedpeft.export.gguf import write_gguf_adapter
+from fedpeft.export.merged_base import merge_into_base
 from fedpeft.export.received import Received, load_received, read_received
 from fedpeft.export.whole_model import WholeModel, export_merged, probe_inputs
 from fedpeft.round.plan import learning_plan
@@ -146,6 +147,10 @@ class TrainedModel:
     def export_gguf(self, path: Path) -> int:
         """Write the adapter for llama.cpp (``fedpeft.export.gguf.write_gguf_adapter``)."""
         return write_gguf_adapter(self._union, self._artifact, path)
+
+    def merge_into_base(self, store: Path) -> BaseArtifact:
+        """Write the base with a QA-LoRA adapter in it (``fedpeft.export.merged_base.merge_into_base``)."""
+        return merge_into_base(self._union, self._artifact, store)
 
     def for_class(
         self, *, rank: int | None, methods: Sequence[str] | None, store: Path | None = None
