@@ -8,11 +8,23 @@ know for what it is. One writer a file at a time: whoever shares a directory bet
 import errno
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from fedpeft.errors import ConfigInvalid, ResourceMissing
 
-__all__ = ["PRIVATE", "SHARED", "append_whole", "expanded", "expect_folder", "read_text", "sync", "write_file"]
+__all__ = [
+    "PRIVATE",
+    "SHARED",
+    "append_whole",
+    "expanded",
+    "expect_folder",
+    "last_lines",
+    "read_text",
+    "sync",
+    "write_file",
+]
 
 PRIVATE = 0o600
 """Readable by the owner only: keys, ledgers, a device's state."""
@@ -20,6 +32,8 @@ SHARED = 0o666
 """As the umask says."""
 
 
+BLOCK = 1 << 16
+"""Read at once from the end of a long file."""
 MAX_TEXT_BYTES = 16 * 2**20
 """Of a configuration, a token, a site's settings: what a person writes."""
 
@@ -94,6 +108,67 @@ def append_whole(descriptor: int, payload: bytes, *, durable: bool = True) -> No
     except OSError:
         os.ftruncate(descriptor, start)
         raise
+
+
+def last_lines(path: Path, most: int, is_before: Callable[[bytes], bool] | None = None) -> tuple[bytes, ...]:
+    """The last lines of a file that is appended to, without their newlines; a torn last one is left out.
+
+    Reads as much of the file as these lines take, however long it is.
+
+    Args:
+        path: the file; none is one without lines.
+        most: how many, at least 1.
+        is_before: only lines of which this is true, which is so of all lines up to some place and of none behind it.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return ()
+    with file:
+        end = _end_of_whole_lines(file)
+        if is_before is not None:
+            end = _first_not(file, end, is_before)
+        begin, held = end, b""
+        while begin > 0 and held.count(b"\n") <= most:
+            size = min(BLOCK, begin)
+            begin -= size
+            file.seek(begin)
+            held = file.read(size) + held
+    lines = held.split(b"\n")[:-1]
+    return tuple(lines[1 if begin > 0 else 0 :][-most:])
+
+
+def _end_of_whole_lines(file: BinaryIO) -> int:
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        begin = max(0, end - BLOCK)
+        file.seek(begin)
+        if (found := file.read(end - begin).rfind(b"\n")) >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
+
+
+def _first_not(file: BinaryIO, end: int, is_before: Callable[[bytes], bool]) -> int:
+    """Where the first line begins of which it is not true, by halving."""
+    low, high = 0, end
+    while low < high:
+        middle = (low + high) // 2
+        start = _line_from(file, middle)
+        line = file.readline()
+        if start < high and is_before(line.rstrip(b"\n")):
+            low = start + len(line)
+        else:
+            high = middle
+    return min(_line_from(file, low), end)
+
+
+def _line_from(file: BinaryIO, offset: int) -> int:
+    """Goes to the first line that begins at this offset or later, and says where."""
+    file.seek(max(0, offset - 1))
+    if offset > 0:
+        file.readline()
+    return file.tell()
 
 
 def sync(path: Path) -> None:

@@ -19,17 +19,20 @@ from fedpeft.directory_lock import DirectoryLock
 from fedpeft.errors import FedpeftError
 from fedpeft.flower.exchange import FleetTransport
 from fedpeft.flower.superlink import SuperLink
-from fedpeft.home_schema import keep_schema
 from fedpeft.ids import NodeId
+from fedpeft_server.admin.access import Access
+from fedpeft_server.admin.administered import Administered
+from fedpeft_server.admin.api import AdminApi
 from fedpeft_server.enrolment.active_devices import ActiveDevices
 from fedpeft_server.enrolment.admission import Admission
 from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
 from fedpeft_server.enrolment.certificate_authority import Authority, renew_server_certificate
 from fedpeft_server.enrolment.registry import Registry, open_registry
-from fedpeft_server.home import SCHEMA, CoordinatorHome
+from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.jobs.disk_space import DiskFull, expect_room, is_full, room_needed
 from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
 from fedpeft_server.jobs.job_runner import Interrupted, JobContext, JobRunner
+from fedpeft_server.service.connection_limits import Patience
 from fedpeft_server.service.fleet_gateway import FleetGateway
 from fedpeft_server.service.grpc_service import FleetService
 from fedpeft_server.service.listener import Listener, take_port
@@ -41,6 +44,8 @@ __all__ = ["DRAIN_S", "Coordinator"]
 DRAIN_S = 20.0
 """How long a round may go on after SIGTERM."""
 LOOK_S = 0.2
+ADMIN_PATIENCE = Patience(silent=64, handshakes=16, kept=128)
+"""Of the administration's port: people and scripts, not devices."""
 RENEWAL_LOOK_S = 6 * 3600.0
 ROOM_LOOK_S = 2.0
 """Between two looks whether a full disk has room again."""
@@ -77,8 +82,8 @@ class Coordinator:
         self._model_process = model_process
         self._home, self._settings, self._clock = home, home.settings(), SystemClock()
         self._lock = DirectoryLock(home.path)
-        keep_schema(home.path, SCHEMA)
-        self._fleet_port, self._metrics_port = self._ports()
+        home.upgrade()
+        self._taken = self._ports()
         self.meters, self.wake = Meters(), WakeBoard()
         self.audit = AuditLog(home.audit, self._clock)
         self.registry = self._opened()
@@ -89,10 +94,16 @@ class Coordinator:
         admission = Admission(home, self.registry, self.audit, self._clock)
         renew_server_certificate(home, Authority.of_home(home, self._clock), clock=self._clock)
         gateway = FleetGateway(self._link.handlers, self.members.standing, clock=self._clock, meters=self.meters)
-        self._fleet = Listener(gateway, self._fleet_port, certificate=home.server_certificate, key=home.server_key)
+        certificate, key = home.server_certificate, home.server_key
+        self._public = [Listener(gateway, self._taken["fleet"], certificate=certificate, key=key)]
+        self._api: AdminApi | None = None
+        if "admin" in self._taken:
+            self._api = AdminApi(self._administered(admission), self.meters)
+            admin = Listener(self._api, self._taken["admin"], certificate=certificate, key=key, patience=ADMIN_PATIENCE)
+            self._public.append(admin)
         self._listeners: list[Service] = [
-            Listener(self._loopback, self._metrics_port),
-            self._fleet,
+            Listener(self._loopback, self._taken["metrics"]),
+            *self._public,
             FleetService(home, self.registry, admission, self.wake, self._clock),
         ]
         self._transport = FleetTransport(self._link, self._clock)
@@ -171,6 +182,8 @@ class Coordinator:
             listener.stop()
         self._link.close()
         try:
+            if self._api is not None:
+                self._api.close()
             self.audit.append(AuditEvent.COORDINATOR_STOPPED, actor="coordinator", subject=str(self._home.path))
         except OSError as error:
             _log.error("the audit log was not written: %s", error)
@@ -182,7 +195,8 @@ class Coordinator:
         while not self._closed.wait(RENEWAL_LOOK_S):
             try:
                 if renew_server_certificate(self._home, Authority.of_home(self._home, self._clock), clock=self._clock):
-                    self._fleet.reload()  # the gRPC service looks at every handshake
+                    for listener in self._public:  # the gRPC service looks at every handshake
+                        listener.reload()
                     _log.info("the server's certificate was renewed")
             except (FedpeftError, OSError) as error:
                 _log.error("the server's certificate was not renewed: %s", error)
@@ -192,20 +206,38 @@ class Coordinator:
             return open_registry(self._home.registry, self._home.audit)
         except BaseException:
             self._lock.release()
-            for taken in (self._fleet_port, self._metrics_port):
+            for taken in self._taken.values():
                 taken.close()
             raise
 
-    def _ports(self) -> tuple[socket, socket]:
-        settings = self._settings
+    def _ports(self) -> dict[str, socket]:
+        """The sockets of the listeners by what they are for; the administration's only if it has a port."""
+        settings, taken = self._settings, {}
         try:
             for port, what in ((settings.service_port, "gRPC service"), (settings.enrol_port, "enrolment")):
                 take_port(settings.bind, port, what).close()  # gRPC does not say who has it
-            fleet = take_port(settings.bind, settings.fleet_port, "gateway")
-            return fleet, take_port("127.0.0.1", settings.metrics_port, "metrics")
+            taken["fleet"] = take_port(settings.bind, settings.fleet_port, "gateway")
+            taken["metrics"] = take_port("127.0.0.1", settings.metrics_port, "metrics")
+            if settings.admin_port:
+                taken["admin"] = take_port(settings.admin_bind, settings.admin_port, "administration")
+            return taken
         except BaseException:
+            for one in taken.values():
+                one.close()
             self._lock.release()
             raise
+
+    def _administered(self, admission: Admission) -> Administered:
+        return Administered(
+            home=self._home,
+            registry=self.registry,
+            admission=admission,
+            audit=self.audit,
+            queue=self.queue,
+            access=Access(self.registry, self._clock),
+            clock=self._clock,
+            live=self._live,
+        )
 
     def _ring(self, node: NodeId) -> None:
         device = self.members.device(node)
@@ -222,19 +254,17 @@ class Coordinator:
         self._now = text
         _log.info(text)
 
-    def _status(self) -> str:
-        """What `fedpeft coordinator status` shows."""
+    def _live(self) -> dict[str, object]:
+        """What only this process knows, for `fedpeft coordinator status` and for the administration."""
         present = {device.name for device in self.members.present(self._transport)}
-        return json.dumps(
-            {
-                "now": self._trouble or self._now,
-                "stopping": self._stopping.is_set(),
-                "devices": [
-                    {"name": device.name, "status": self.members.status(device), "online": device.name in present}
-                    for device in self.registry.devices()
-                ],
-            }
-        )
+        return {
+            "now": self._trouble or self._now,
+            "stopping": self._stopping.is_set(),
+            "devices": [
+                {"name": device.name, "status": self.members.status(device), "online": device.name in present}
+                for device in self.registry.devices()
+            ],
+        }
 
     async def _loopback(self, scope: Scope, receive: Receive, send: Send) -> None:
         """/livez, /readyz, /metrics and /status; for this machine only."""
@@ -251,7 +281,7 @@ class Coordinator:
                 self.meters.gauge("devices_online", len(self.members.present(self._transport)))
                 text = self.meters.text()
             case "/status":
-                kind, text = "application/json", self._status()
+                kind, text = "application/json", json.dumps(self._live())
             case _:
                 status = 404
         body = text.encode()

@@ -69,12 +69,14 @@ def _ports(home: CoordinatorHome) -> tuple[CheckResult, ...]:
     """Each port is free, or our own coordinator answers there."""
     settings = home.settings()
     findings = []
-    for name, port in (
-        ("fleet port", settings.fleet_port),
-        ("service port", settings.service_port),
-        ("enrol port", settings.enrol_port),
-    ):
-        if _is_free(settings.bind, port):
+    public = (
+        ("fleet port", settings.bind, settings.fleet_port),
+        ("service port", settings.bind, settings.service_port),
+        ("enrol port", settings.bind, settings.enrol_port),
+    )
+    admin = (("admin port", settings.admin_bind, settings.admin_port),) if settings.admin_port else ()
+    for name, bind, port in (*public, *admin):
+        if _is_free(bind, port):
             findings.append(CheckResult(check=name, sound=True, result=f"{port} is free: the coordinator is down"))
         elif trouble := answers_tls(_local(home), port, home.ca_certificate):
             remedy = f"see who has it (`ss -ltnp sport = :{port}`), or change coordinator.json"

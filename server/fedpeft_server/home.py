@@ -26,13 +26,13 @@ from typing import Literal, get_args
 
 from fedpeft.errors import ConfigInvalid
 from fedpeft.files import SHARED, expanded, write_file
-from fedpeft.home_schema import expect_schema
+from fedpeft.home_schema import expect_schema, keep_schema, schema_of
 from fedpeft.secagg.primitives import IdentityKey
 
 __all__ = ["SCHEMA", "AdapterAccess", "CoordinatorHome", "Settings", "default_coordinator_home"]
 
-SCHEMA = 1
-"""Of the home's files; see ``fedpeft.home_schema``."""
+SCHEMA = 2
+"""Of the home's files; see ``fedpeft.home_schema`` and ``CoordinatorHome.upgrade``."""
 
 AdapterAccess = Literal["participants", "enrolled", "nobody"]
 
@@ -48,6 +48,8 @@ class Settings:
         service_port: gRPC with the device's certificate: base, wake-ups, renewal; public.
         enrol_port: gRPC without one: enrolment alone; public.
         metrics_port: /metrics, /livez, /readyz; loopback only.
+        admin_bind: address of the administration port; other machines reach it only if it is not loopback.
+        admin_port: HTTPS, the administration API and its page; 0: there is none.
         adapters: who may fetch a run's adapter: devices that were in its sums, every enrolled one, or nobody.
     """
 
@@ -57,19 +59,22 @@ class Settings:
     service_port: int = 8444
     enrol_port: int = 8445
     metrics_port: int = 8447
+    admin_bind: str = "127.0.0.1"
+    admin_port: int = 0
     adapters: AdapterAccess = "participants"
 
     def __post_init__(self) -> None:
         ports = self.ports()
         if not self.hosts or not all(0 < port < 65536 for port in ports) or len(set(ports)) != len(ports):
             raise ConfigInvalid(
-                f"Expected a host and five different ports in 1..65535, found hosts={list(self.hosts)} "
+                f"Expected a host and different ports in 1..65535, found hosts={list(self.hosts)} "
                 f"ports={list(ports)}; give others to `fedpeft coordinator init`."
             )
 
     def ports(self) -> tuple[int, ...]:
-        """Fleet, service, enrolment, SuperLink, metrics."""
-        return (self.fleet_port, self.service_port, self.enrol_port, self.metrics_port)
+        """Fleet, service, enrolment, metrics, and administration where there is one."""
+        always = (self.fleet_port, self.service_port, self.enrol_port, self.metrics_port)
+        return (*always, self.admin_port) if self.admin_port else always
 
     def to_json(self) -> str:
         """For people to read and to edit."""
@@ -86,7 +91,7 @@ class Settings:
             content = json.loads(text)
             known = {field.name: field.type for field in fields(cls)}
             if isinstance(content, dict):
-                content.setdefault("adapters", "participants")  # homes of before have no such key
+                content = {**_LATER, **content}  # homes of before have no such keys
             if not isinstance(content, dict) or set(content) != set(known):
                 raise ValueError(f"keys {sorted(content)}; expected {sorted(known)}")
             hosts = content.pop("hosts")
@@ -95,11 +100,15 @@ class Settings:
             if content["adapters"] not in get_args(AdapterAccess):
                 raise ValueError(f"adapters={content['adapters']!r}; expected {', '.join(get_args(AdapterAccess))}")
             for name, value in content.items():
-                if type(value) is not (str if name in ("bind", "adapters") else int):
+                if type(value) is not (str if name in ("bind", "admin_bind", "adapters") else int):
                     raise ValueError(f"{name}={value!r}")
             return cls(hosts=tuple(hosts), **content)
         except (ValueError, TypeError) as error:
             raise ConfigInvalid(f"Expected coordinator.json as `init` writes it, found {error}.") from error
+
+
+_LATER = {"adapters": "participants", "admin_bind": "127.0.0.1", "admin_port": 0}
+"""Keys that ``init`` did not always write, and what a home without them meant."""
 
 
 def default_coordinator_home() -> Path:
@@ -147,6 +156,21 @@ class CoordinatorHome:
         """The key that signs the terms of every round; devices were told its public half when they enrolled."""
         self.settings()
         return IdentityKey.from_bytes(self.identity_seed.read_bytes())
+
+    def upgrade(self) -> tuple[int, int]:
+        """Brings the files to the present form: the one they had, and the one they have. Its caller owns the home.
+
+        From 1 to 2: coordinator.json names the administration port (none), which an earlier program would not take.
+
+        Raises:
+            ConfigInvalid: no coordinator was initialised here.
+            IntegrityFailed: the home was written by a later version.
+        """
+        settings, (before, _) = self.settings(), schema_of(self.path)
+        if before < SCHEMA:
+            self.write_settings(settings)
+        keep_schema(self.path, SCHEMA)
+        return before, SCHEMA
 
     def write_settings(self, settings: Settings) -> None:
         """The last step of `init`."""

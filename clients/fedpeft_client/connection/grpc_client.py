@@ -4,7 +4,6 @@ Every failure is one of: ``NotEnrolled`` (the coordinator says so: exit 4), ``Un
 ``ResourceMissing`` (it has no such thing), ``IntegrityFailed`` (somebody else answered).
 """
 
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self, TypeVar, cast
@@ -13,7 +12,6 @@ import grpc
 
 from fedpeft import __version__
 from fedpeft.deployment import rpc
-from fedpeft.deployment.ceremony import fingerprint
 from fedpeft.deployment.doctor import why_tls_fails
 from fedpeft.deployment.messages import (
     Accepted,
@@ -35,7 +33,8 @@ from fedpeft.deployment.messages import (
     Wake,
     WakeRequest,
 )
-from fedpeft.deployment.proxy import Proxy, connected, proxy_trouble
+from fedpeft.deployment.pin import authority_of_pin
+from fedpeft.deployment.proxy import Proxy, proxy_trouble
 from fedpeft.deployment.token import JoinToken
 from fedpeft.errors import ConfigInvalid, DeadlineMissed, FedpeftError, IntegrityFailed, NotEnrolled, ResourceMissing
 from fedpeft.wire import decode, encode
@@ -171,44 +170,20 @@ class Link:
 
 
 def pinned_authority(token: JoinToken, *, proxy: Proxy | None = None, timeout_s: float = 10.0) -> bytes:
-    """The authority's certificate (PEM) that the token's pin names, taken from the coordinator's TLS handshake.
-
-    Nothing but the handshake is sent before the pin has been checked, and nothing else on this connection at all.
+    """The authority's certificate (PEM) that the token's pin names; see ``fedpeft.deployment.pin``.
 
     Raises:
         IntegrityFailed: whoever answered does not have that authority.
         Unreachable: nobody answered, or not with TLS.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the pin is checked instead, right below
-    context.set_alpn_protocols(["h2"])
-    where = f"{token.host}:{token.enrol_port}"
     try:
-        with (
-            connected(token.host, token.enrol_port, proxy=proxy, timeout_s=timeout_s) as plain,
-            context.wrap_socket(plain, server_hostname=token.host) as secured,
-        ):
-            chain = _chain(secured)
+        where, pin = (token.host, token.enrol_port), token.ca_fingerprint
+        return authority_of_pin(*where, pin, proxy=proxy, timeout_s=timeout_s, protocols=("h2",))
     except (OSError, ValueError) as error:
         raise Unreachable(
-            f"Expected a coordinator at {where}, found {error}; check that it runs and that no firewall is between."
+            f"Expected a coordinator at {token.host}:{token.enrol_port}, found {error}; check that it runs and that no "
+            "firewall is between."
         ) from error
-    for der in chain:
-        if fingerprint(der) == token.ca_fingerprint:
-            return ssl.DER_cert_to_PEM_cert(der).encode("ascii")
-    found = fingerprint(chain[-1]).hex()[:16] if chain else "none"
-    raise IntegrityFailed(
-        f"Expected the authority {token.ca_fingerprint.hex()[:16]}... at {where}, found {found}...; nothing was sent. "
-        "Somebody may be in between, or the token is of another coordinator: ask its operator."
-    )
-
-
-def _chain(secured: ssl.SSLSocket) -> list[bytes]:
-    """The certificates that the peer showed, DER, its own first. Python 3.13 has this in public."""
-    inner = getattr(secured, "_sslobj", None)
-    shown = inner.get_unverified_chain() if inner is not None else None
-    return [ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in shown or ()]
 
 
 def _meaning(error: grpc.RpcError, target: str, authority: bytes, proxy: Proxy | None) -> FedpeftError:

@@ -2,7 +2,7 @@
 
 import click
 
-from fedpeft.cli.coordinator import backup, clients, init, runs, token, up
+from fedpeft.cli.coordinator import admin, backup, clients, init, runs, token, up
 
 __all__ = ["command"]
 
@@ -21,6 +21,10 @@ for part in (
     runs.status,
     runs.stop,
     runs.resume,
+    runs.runs,
+    admin.admin_token,
+    admin.audit,
+    admin.upgrade,
     backup.backup,
     backup.restore,
 ):

@@ -1,16 +1,11 @@
 """`fedpeft coordinator clients`: who may take part: list, approve, deny, revoke, forget."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import Any, TextIO
 
 import click
 
-from fedpeft.cli.coordinator.opened import opened
-from fedpeft.cli.homes import coordinator_home_option
+from fedpeft.cli.coordinator.target import Target, asking, target_options
 from fedpeft.cli.options import json_option, quoted, say_json
-
-if TYPE_CHECKING:
-    from fedpeft_server.enrolment.registry import EnrolledDevice
 
 __all__ = ["clients"]
 
@@ -21,69 +16,75 @@ def clients() -> None:
 
 
 @clients.command(name="ls")
-@coordinator_home_option
+@target_options
 @json_option
-def list_clients(home: Path | None, as_json: bool) -> None:
+def list_clients(target: Target, as_json: bool) -> None:
     """List every device: name, status, organisation, hardware."""
-    with opened(home) as (where, registry, _):
-        devices = registry.devices()
-        if as_json:
-            say_json([_device_json(device) for device in devices])
-            return
-        for device in devices:
-            click.echo(_line(device))
-        if not devices:
-            invitation = quoted("fedpeft", "coordinator", "token", "create", "--home", where.path)
-            click.echo(f"no devices; `{invitation}` invites one", err=True)
+    with asking(target) as coordinator:
+        devices = coordinator.ask("devices.list")
+    if as_json:
+        say_json(devices)
+        return
+    for device in devices:
+        click.echo(_line(device))
+    if not devices:
+        where = ("--home", target.home) if target.home else ()
+        invitation = quoted("fedpeft", "coordinator", "token", "create", *where)
+        click.echo(f"no devices; `{invitation}` invites one", err=True)
 
 
 @clients.command()
-@coordinator_home_option
+@target_options
 @json_option
-def pending(home: Path | None, as_json: bool) -> None:
+def pending(target: Target, as_json: bool) -> None:
     """List the devices that wait for approval, with the code that each must show."""
-    from fedpeft_server.enrolment.registry import Status
+    from fedpeft.terminal import printable
 
-    with opened(home) as (_, registry, _):
-        waiting = registry.devices(Status.PENDING)
-        if as_json:
-            say_json([_device_json(device) for device in waiting])
-            return
-        for device in waiting:
-            click.echo(f"{device.name:<24} code {device.code}  {device.organisation}  since {device.since[:19]}")
-        if waiting:
-            click.echo("compare the code with the device's owner, then: clients approve NAME --code CODE", err=True)
-        else:
-            click.echo("nobody waits", err=True)
+    with asking(target) as coordinator:
+        waiting = [device for device in coordinator.ask("devices.list") if device["status"] == "pending"]
+    if as_json:
+        say_json(waiting)
+        return
+    for device in waiting:
+        code = device["code"] or "hidden"
+        about = printable(f"{device['organisation']}  since {device['since'][:19]}")
+        click.echo(f"{printable(device['name']):<24} code {printable(code)}  {about}")
+    if waiting:
+        click.echo("compare the code with the device's owner, then: clients approve NAME --code CODE", err=True)
+    else:
+        click.echo("nobody waits", err=True)
 
 
 @clients.command()
 @click.argument("name")
 @click.option("--code", required=True, help="What the device shows.")
-@coordinator_home_option
-def approve(name: str, code: str, home: Path | None) -> None:
+@target_options
+def approve(name: str, code: str, target: Target) -> None:
     """Admit the device NAME that shows CODE."""
-    with opened(home) as (_, _, admission):
-        device = admission.approve(name, code)
-    click.echo(f"{name} of {device.organisation} is in; it goes on by itself")
+    from fedpeft.terminal import printable
+
+    with asking(target) as coordinator:
+        device = coordinator.ask("devices.approve", device=name, code=code)
+    click.echo(f"{name} of {printable(device['organisation'])} is in; it goes on by itself")
 
 
 @clients.command(name="approve-all")
 @click.argument("file", type=click.File())
-@coordinator_home_option
-def approve_all(file: "TextIO", home: Path | None) -> int:
+@target_options
+def approve_all(file: TextIO, target: Target) -> int:
     """Admit the devices of FILE (`-`: standard input), one `NAME CODE` a line; says of each what became of it."""
     from fedpeft.errors import FedpeftError
     from fedpeft.terminal import printable
 
     failed = 0
-    with opened(home) as (_, _, admission):
+    with asking(target) as coordinator:
         for line in file:
             if not line.strip() or line.startswith("#"):
                 continue
             name, _, code = line.strip().partition(" ")
             try:
-                click.echo(f"{name} of {admission.approve(name, code).organisation} is in")
+                device = coordinator.ask("devices.approve", device=name, code=code)
+                click.echo(f"{printable(name)} of {printable(device['organisation'])} is in")
             except FedpeftError as error:
                 failed = error.exit_code
                 click.echo(f"{printable(name)}: {printable(str(error))}", err=True)
@@ -92,94 +93,66 @@ def approve_all(file: "TextIO", home: Path | None) -> int:
 
 @clients.command()
 @click.argument("name")
-@coordinator_home_option
-def delete(name: str, home: Path | None) -> None:
+@target_options
+def delete(name: str, target: Target) -> None:
     """Forget the device NAME, which was denied, revoked, or left; its keys are never accepted again."""
-    with opened(home) as (_, _, admission):
-        admission.delete(name)
+    with asking(target) as coordinator:
+        coordinator.ask("devices.delete", device=name)
     click.echo(f"{name} is forgotten")
 
 
 @clients.command()
 @click.argument("name")
 @click.option("--reason", default="", help="The device is told.")
-@coordinator_home_option
-def deny(name: str, reason: str, home: Path | None) -> None:
+@target_options
+def deny(name: str, reason: str, target: Target) -> None:
     """Turn the waiting device NAME away."""
-    with opened(home) as (_, _, admission):
-        admission.deny(name, reason)
+    with asking(target) as coordinator:
+        coordinator.ask("devices.deny", device=name, reason=reason)
     click.echo(f"{name} is turned away")
 
 
 @clients.command()
 @click.argument("name")
 @click.option("--reason", default="", help="The device is told.")
-@coordinator_home_option
-def revoke(name: str, reason: str, home: Path | None) -> None:
+@target_options
+def revoke(name: str, reason: str, target: Target) -> None:
     """Put the device NAME out, from its next request on; its update of a round at work is dropped."""
-    with opened(home) as (_, _, admission):
-        admission.revoke(name, reason)
+    with asking(target) as coordinator:
+        coordinator.ask("devices.revoke", device=name, reason=reason)
     click.echo(f"{name} is out; its keys are never accepted again")
 
 
 @clients.command()
 @click.argument("name")
-@coordinator_home_option
+@target_options
 @json_option
-def show(name: str, home: Path | None, as_json: bool) -> None:
+def show(name: str, target: Target, as_json: bool) -> None:
     """Show all that is known about the device NAME."""
-    import hashlib
-
     from fedpeft.terminal import printable
-    from fedpeft_server.enrolment.certificate_authority import certificate_expiry
 
-    with opened(home) as (_, registry, _):
-        device = registry.device(name)
+    with asking(target) as coordinator:
+        device = coordinator.ask("devices.show", device=name)
     if as_json:
-        say_json(_device_json(device))
+        say_json(device)
         return
     click.echo(_line(device))
-    click.echo(f"  since        {device.since}")
-    click.echo(f"  identity     {device.identity.hex()}")
-    click.echo(f"  node key     sha256:{hashlib.sha256(device.node_key).hexdigest()}, node {device.node_id or 'none'}")
-    if device.certificate:
-        expiry = certificate_expiry(device.certificate).isoformat(timespec="minutes")
-        click.echo(f"  certificate  serial {device.serial}, until {expiry}")
-    click.echo(f"  joined by    token {device.token_id}, code {device.code}")
-    if device.reason:
-        click.echo(f"  reason       {printable(device.reason)}")
+    click.echo(f"  since        {printable(device['since'])}")
+    click.echo(f"  identity     {device['identity']}")
+    click.echo(f"  node key     sha256:{device['node_key_sha256']}")
+    if device["certificate_until"]:
+        click.echo(f"  certificate  serial {device['serial']}, until {device['certificate_until']}")
+    click.echo(f"  joined by    token {printable(device['token'])}, code {printable(device['code'] or 'hidden')}")
+    if device["reason"]:
+        click.echo(f"  reason       {printable(device['reason'])}")
 
 
-def _device_json(device: "EnrolledDevice") -> dict[str, object]:
-    return {
-        "name": device.name,
-        "status": device.status.value,
-        "organisation": device.organisation,
-        "since": device.since,
-        "code": device.code,
-        "identity": device.identity.hex(),
-        "serial": device.serial,
-        "reason": device.reason,
-    }
+def _line(device: Any) -> str:
+    from fedpeft.terminal import printable
 
-
-def _line(device: "EnrolledDevice") -> str:
-    from fedpeft.clock import SystemClock
-    from fedpeft.errors import IntegrityFailed
-    from fedpeft.planner import DeviceProfile
-    from fedpeft_server.enrolment.certificate_authority import certificate_expiry
-    from fedpeft_server.enrolment.registry import Status
-
-    try:
-        profile = DeviceProfile.from_json(device.profile)
-        hardware = f"{profile.cores} cores, {profile.total_bytes / 2**30:.0f} GiB"
-        if profile.vram_bytes:
-            hardware += f", GPU {profile.vram_bytes / 2**30:.0f} GiB"
-    except IntegrityFailed:  # of a version that checked less
-        hardware = "hardware unknown"
-    until, status = "", device.status.value
-    if device.certificate:
-        ends, now = certificate_expiry(device.certificate), SystemClock().utc()
-        until = f"  certificate {'ended' if ends <= now else 'until'} {ends:%Y-%m-%d}"
-        status = "expired" if ends <= now and device.status is Status.ACTIVE else status
-    return f"{device.name:<24} {status:<8} {device.organisation:<24} {hardware}{until}"
+    until = ""
+    if device["certificate_until"]:
+        ended = device["status"] == "expired"
+        until = f"  certificate {'ended' if ended else 'until'} {device['certificate_until'][:10]}"
+    about = f"{device['organisation']:<24} {device['hardware']}"
+    return printable(f"{device['name']:<24} {device['status']:<8} {about}{until}")

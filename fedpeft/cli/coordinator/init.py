@@ -18,6 +18,8 @@ __all__ = ["init"]
 @click.option("--service-port", type=click.IntRange(1, 65535), default=8444, show_default=True)
 @click.option("--enrol-port", type=click.IntRange(1, 65535), default=8445, show_default=True)
 @click.option("--metrics-port", type=click.IntRange(1, 65535), default=8447, show_default=True, help="Loopback.")
+@click.option("--admin-port", type=click.IntRange(0, 65535), default=0, help="Administration by HTTPS; 0: none.")
+@click.option("--admin-bind", default="127.0.0.1", show_default=True, help="Address that administration listens on.")
 def init(
     home: Path | None,
     hosts: tuple[str, ...],
@@ -26,6 +28,8 @@ def init(
     service_port: int,
     enrol_port: int,
     metrics_port: int,
+    admin_port: int,
+    admin_bind: str,
 ) -> None:
     """Make a coordinator's home: its certificate authority, its keys, its settings."""
     from fedpeft.clock import SystemClock
@@ -41,6 +45,8 @@ def init(
         service_port=service_port,
         enrol_port=enrol_port,
         metrics_port=metrics_port,
+        admin_port=admin_port,
+        admin_bind=admin_bind,
     )
     authority = initialise(where, settings, clock=SystemClock(), entropy=os_entropy)
     click.echo(f"coordinator made in {where.path}")

@@ -1,108 +1,166 @@
-"""`fedpeft coordinator submit | status | stop | resume`: the runs that the coordinator works through."""
+"""`fedpeft coordinator submit | status | stop | resume | runs`: the runs that the coordinator works through."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-from fedpeft.cli.coordinator.opened import made_home
-from fedpeft.cli.homes import coordinator_home_option
+from fedpeft.cli.coordinator.target import Target, asking, target_options
+from fedpeft.cli.options import OutFolder, json_option, say_json
 
-if TYPE_CHECKING:
-    from fedpeft_server.jobs.job_queue import JobQueue
-
-__all__ = ["resume", "status", "stop", "submit"]
+__all__ = ["resume", "runs", "status", "stop", "submit"]
 
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False, exists=True))
-@coordinator_home_option
-def submit(config: Path, home: Path | None) -> None:
+@target_options
+def submit(config: Path, target: Target) -> None:
     """Check CONFIG (a run.toml) and put it into the queue; it begins when the coordinator is up and free.
 
     [data] and [[device]] are not needed: what a device has and trains is its own site.toml's to say. A relative folder
-    in base.model is meant from where this command runs.
+    in base.model is meant from where this command runs; with --coordinator the base is named by its digest.
     """
+    from fedpeft.cli.coordinator.target import LocalCoordinator
     from fedpeft.errors import ConfigInvalid
     from fedpeft.files import read_text
-    from fedpeft_server.jobs.submission import submission
+    from fedpeft_server.admin.runs import submit_here
 
-    where = made_home(home)
     try:
         written = read_text(config)
     except ValueError as error:
         raise ConfigInvalid(f"{config}: {error}.") from error
-    text = submission(written, source=config, bases=where.bases)
-    job = _queue(home).submit(text, source=str(config))
-    click.echo(f"run {job.number} ({job.name}) is queued; see `fedpeft coordinator status`")
+    with asking(target) as coordinator:
+        if isinstance(coordinator, LocalCoordinator):
+            job: Any = submit_here(coordinator.site, written, source=config, by="operator")
+        else:
+            job = coordinator.ask("runs.submit", config=written)
+    click.echo(f"run {job['number']} ({job['name']}) is queued; see `fedpeft coordinator status`")
 
 
 @click.command()
-@coordinator_home_option
+@target_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def status(home: Path | None, as_json: bool) -> None:
+def status(target: Target, as_json: bool) -> None:
     """Show the coordinator, its devices, and every submitted run."""
     import json
-    from dataclasses import asdict
 
     from fedpeft.terminal import printable
 
-    where = made_home(home)
-    live = _live(where.settings().metrics_port)
-    jobs = _queue(home).jobs()
+    with asking(target) as coordinator:
+        found = coordinator.ask("status")
     if as_json:
-        rows = [{**asdict(job), "state": job.state.value} for job in jobs]
-        click.echo(json.dumps({"up": live is not None, "coordinator": live, "runs": rows}))
+        click.echo(json.dumps(found))
         return
+    live = found["coordinator"]
     if live is None:
         click.echo("the coordinator is down; start it with `fedpeft coordinator up`")
     else:
-        devices = live["devices"]
-        online = [device["name"] for device in devices if device["online"]] if isinstance(devices, list) else []
-        click.echo(f"the coordinator is up; {len(online)} devices online: {', '.join(map(str, online)) or 'none'}")
+        online = [printable(str(device["name"])) for device in live["devices"] if device["online"]]
+        click.echo(f"the coordinator is up; {len(online)} devices online: {', '.join(online) or 'none'}")
         if live["now"]:
             click.echo(f"now: {printable(str(live['now']))}")
-    for job in jobs:
-        where_it_lies = f"  {where.runs / job.run}" if job.run else ""
-        click.echo(f"run {job.number:4}  {job.state.value:8}  {job.name}{where_it_lies}")
-        if job.reason:
-            click.echo(f"          {printable(job.reason, keep_lines=True)}")
+    for job in found["runs"]:
+        _say_run(job)
 
 
 @click.command()
 @click.argument("run")
-@coordinator_home_option
-def stop(run: str, home: Path | None) -> None:
+@target_options
+def stop(run: str, target: Target) -> None:
     """Stop RUN (its number or run directory's name) after what it is doing; `resume` goes on from its last commit."""
-    queue = _queue(home)
-    job = queue.stop(queue.job(run))
-    click.echo(f"run {job.number}: {'stopped' if job.reason else 'asked to stop'}")
+    with asking(target) as coordinator:
+        job = coordinator.ask("runs.stop", run=run)
+    click.echo(f"run {job['number']}: {'stopped' if job['reason'] else 'asked to stop'}")
 
 
 @click.command()
 @click.argument("run")
-@coordinator_home_option
-def resume(run: str, home: Path | None) -> None:
+@target_options
+def resume(run: str, target: Target) -> None:
     """Put a stopped or failed RUN into the queue again; it goes on from its last committed round."""
-    queue = _queue(home)
-    job = queue.resume(queue.job(run))
-    click.echo(f"run {job.number} is queued again")
+    with asking(target) as coordinator:
+        job = coordinator.ask("runs.resume", run=run)
+    click.echo(f"run {job['number']} is queued again")
 
 
-def _queue(path: Path | None) -> "JobQueue":
-    from fedpeft_server.jobs.job_queue import JobQueue
+@click.group()
+def runs() -> None:
+    """Look at submitted runs, and fetch what they learnt."""
 
-    return JobQueue(made_home(path).path / "queue")
+
+@runs.command(name="ls")
+@target_options
+@json_option
+def list_runs(target: Target, as_json: bool) -> None:
+    """List the submitted runs: number, state, name, run directory."""
+    with asking(target) as coordinator:
+        found = coordinator.ask("runs.list")
+    if as_json:
+        say_json(found)
+        return
+    for job in found:
+        _say_run(job)
 
 
-def _live(port: int) -> dict[str, object] | None:
-    """What the running coordinator says; None when there is none."""
-    import json
-    import urllib.request
+@runs.command()
+@click.argument("run")
+@target_options
+@json_option
+def show(run: str, target: Target, as_json: bool) -> None:
+    """Show RUN round by round: loss, accuracy, devices, bytes, and what it promises of privacy."""
+    from fedpeft.terminal import printable
 
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5) as answer:
-            found: dict[str, object] = json.load(answer)
-            return found
-    except (OSError, ValueError):
-        return None
+    with asking(target) as coordinator:
+        found = coordinator.ask("runs.show", run=run)
+    if as_json:
+        say_json(found)
+        return
+    _say_run(found)
+    for row in found["rounds"]:
+        loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
+        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
+        mib = (row["bytes_up"] + row["bytes_down"]) / 2**20
+        burnt = f"  burnt: {printable(str(row['burnt']))}" if row["burnt"] else ""
+        click.echo(
+            f"round {row['round']:4}  loss {loss:>8}  accuracy {accuracy:>6}  "
+            f"devices {row['survived']}/{row['invited']}  {mib:8.2f} MiB  {row['seconds']:7.1f} s{burnt}"
+        )
+    for line in found["privacy"]["lines"]:
+        click.echo(f"  {printable(str(line))}")
+
+
+@runs.command()
+@click.argument("run")
+@click.option("--out", type=OutFolder(), required=True, help="A folder; files of the same names are replaced.")
+@target_options
+def download(run: str, out: Path, target: Target) -> None:
+    """Fetch the adapter of RUN: the final one, else the best so far, else the latest."""
+    import shutil
+
+    from fedpeft.errors import IntegrityFailed
+    from fedpeft.terminal import printable
+
+    out.mkdir(parents=True, exist_ok=True)
+    with asking(target) as coordinator:
+        listed = coordinator.ask("runs.adapter", run=run)
+        for entry in listed["files"]:
+            name = str(entry["name"])
+            if Path(name).name != name or name.startswith("."):
+                raise IntegrityFailed(f"Expected a file's name, found {printable(name[:80])!r}; nothing was written.")
+            part = out / f".{name}.part"
+            with coordinator.file("runs.file", run=run, file=name) as source, part.open("wb") as into:
+                shutil.copyfileobj(source, into)
+            if part.stat().st_size != entry["bytes"]:
+                part.unlink()
+                raise IntegrityFailed(f"Expected {entry['bytes']} bytes of {printable(name)}, found others; try again.")
+            part.replace(out / name)
+    click.echo(f"{out}: {listed['slot']}, {len(listed['files'])} files")
+
+
+def _say_run(job: Any) -> None:
+    from fedpeft.terminal import printable
+
+    lies = f"  {printable(str(job['run']))}" if job["run"] else ""
+    click.echo(f"run {job['number']:4}  {job['state']:8}  {printable(str(job['name']))}{lies}")
+    if job["reason"]:
+        click.echo(f"          {printable(str(job['reason']), keep_lines=True)}")

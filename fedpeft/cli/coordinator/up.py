@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from fedpeft.cli.coordinator.opened import made_home
-from fedpeft.cli.coordinator.token import issue
 from fedpeft.cli.homes import coordinator_home_option
 from fedpeft.cli.options import quoted
 
@@ -26,6 +25,7 @@ def up(home: Path | None) -> None:
     log_to_stderr()
 
     from fedpeft_server.coordinator import DRAIN_S, Coordinator
+    from fedpeft_server.enrolment.issue import issue
 
     where = made_home(home)
     coordinator = Coordinator(where)
@@ -37,6 +37,8 @@ def up(home: Path | None) -> None:
         host = settings.hosts[0]
         click.echo(f"ready: fleet https://{host}:{settings.fleet_port}  base grpc {host}:{settings.service_port}")
         click.echo(f"  health and metrics  http://127.0.0.1:{settings.metrics_port}/metrics")
+        if settings.admin_port:
+            click.echo(f"  administration      https://{settings.admin_bind}:{settings.admin_port}/")
         if coordinator.registry.devices():
             click.echo(f"  let a device join:  fedpeft coordinator token create {quoted('--home', where.path)}")
         else:

@@ -15,11 +15,10 @@ from pathlib import Path
 from fedpeft.clock import Clock
 from fedpeft.errors import DataInvalid, ResourceMissing
 from fedpeft.files import sync, write_file
-from fedpeft.home_schema import keep_schema
 from fedpeft_server.backup.archive import Backup, unpacked
 from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
 from fedpeft_server.enrolment.registry import Registry
-from fedpeft_server.home import SCHEMA, CoordinatorHome
+from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
 from fedpeft_server.run.journal import remove_folder
 from fedpeft_server.run.run_directory import RESTORED
@@ -56,7 +55,7 @@ def restore(archive: Path, where: Path, *, clock: Clock, nothing_since: bool = F
         home.settings()
         ended = 0 if nothing_since else _put_to_rest(home, record)
         _revoke_tokens(home)
-        keep_schema(staging, SCHEMA)
+        home.upgrade()
         detail: dict[str, str | int | float] = {
             "of": record.at,
             "head": record.audit_head,
@@ -98,4 +97,5 @@ def _revoke_tokens(home: CoordinatorHome) -> None:
     registry = Registry(home.registry)
     with registry.change() as db:
         db.execute("UPDATE tokens SET revoked = 1")
+        db.execute("UPDATE access_tokens SET revoked = 1")
     registry.close()

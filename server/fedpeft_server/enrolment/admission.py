@@ -85,12 +85,13 @@ class Admission:
         with self._registry.change():
             return self._admit(application, self._tokens.reread(token), node_key, peer)
 
-    def approve(self, name: str, code: str) -> EnrolledDevice:
+    def approve(self, name: str, code: str, *, actor: str = "operator") -> EnrolledDevice:
         """Lets a waiting device in.
 
         Args:
             name: the device.
             code: what its owner reads from the device; upper and lower case and the dash do not matter.
+            actor: who decides, for the audit log.
 
         Raises:
             NotEnrolled: no device of that name.
@@ -115,25 +116,23 @@ class Admission:
             self._registry.put(admitted)
             if token is not None:
                 self._tokens.spend(token, admitted.node_key)
-        self._audit.append(
-            AuditEvent.APPROVED, actor="operator", subject=name, detail={"serial": admitted.serial or ""}
-        )
+        self._audit.append(AuditEvent.APPROVED, actor=actor, subject=name, detail={"serial": admitted.serial or ""})
         return admitted
 
-    def deny(self, name: str, reason: str) -> None:
+    def deny(self, name: str, reason: str, *, actor: str = "operator") -> None:
         """Turns a waiting device away; it is told why."""
-        self._end(name, Status.PENDING, Status.DENIED, reason, AuditEvent.DENIED, "operator")
+        self._end(name, Status.PENDING, Status.DENIED, reason, AuditEvent.DENIED, actor)
 
-    def revoke(self, name: str, reason: str) -> None:
+    def revoke(self, name: str, reason: str, *, actor: str = "operator") -> None:
         """Puts a device out from its next request on; it is told why."""
-        self._end(name, Status.ACTIVE, Status.REVOKED, reason, AuditEvent.REVOKED, "operator")
+        self._end(name, Status.ACTIVE, Status.REVOKED, reason, AuditEvent.REVOKED, actor)
 
     def leave(self, device: EnrolledDevice, reason: str) -> Refused:
         """The device itself goes."""
         self._end(device.name, Status.ACTIVE, Status.LEFT, reason, AuditEvent.LEFT, device.name)
         return Refused(reason=RefusalReason.LEFT, detail=reason)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, *, actor: str = "operator") -> None:
         """Forgets a device that ended; its keys are never accepted again.
 
         Raises:
@@ -145,7 +144,7 @@ class Admission:
             if device.status not in ENDED:
                 raise ConfigInvalid(f"Expected {name} to have ended, found it {device.status.value}; revoke it first.")
             self._registry.delete(device)
-        self._audit.append(AuditEvent.DELETED, actor="operator", subject=name)
+        self._audit.append(AuditEvent.DELETED, actor=actor, subject=name)
 
     def renew(self, device: EnrolledDevice, csr: bytes) -> Renewed | Refused:
         """A new certificate; a new key counts from its first use on, so that a lost answer locks nobody out."""

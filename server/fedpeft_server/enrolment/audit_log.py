@@ -21,7 +21,7 @@ from pathlib import Path
 
 from fedpeft.clock import Clock
 from fedpeft.errors import IntegrityFailed
-from fedpeft.files import PRIVATE, append_whole, sync
+from fedpeft.files import PRIVATE, append_whole, last_lines, sync
 
 __all__ = ["AuditEvent", "AuditLog", "AuditRecord"]
 
@@ -46,6 +46,8 @@ class AuditEvent(Enum):
     COORDINATOR_STARTED = "coordinator-started"
     COORDINATOR_STOPPED = "coordinator-stopped"
     RUN_SUBMITTED = "run-submitted"
+    RUN_STOP_ASKED = "run-stop-asked"
+    RUN_REQUEUED = "run-requeued"
     RUN_STARTED = "run-started"
     RUN_RESUMED = "run-resumed"
     RUN_ENDED = "run-ended"
@@ -56,6 +58,12 @@ class AuditEvent(Enum):
     REPLAY_REFUSED = "replay-refused"
     BACKED_UP = "backed-up"
     RESTORED = "restored"
+    UPGRADED = "upgraded"
+    ACCESS_CREATED = "access-created"
+    ACCESS_REVOKED = "access-revoked"
+    ACCESS_REFUSED = "access-refused"
+    SIGNED_IN = "signed-in"
+    RESULT_FETCHED = "result-fetched"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +74,8 @@ class AuditRecord:
         sequence: from 0.
         utc: ISO 8601, by the coordinator's clock.
         event: what happened.
-        actor: who did it: ``operator``, ``coordinator``, or a device's address.
+        actor: who did it: ``operator`` (on the coordinator's machine), ``coordinator``, a device's address, or the name
+            and id of an access token.
         subject: whom or what it concerns: a device, token or run.
         detail: further facts.
         previous: digest of the line before.
@@ -154,6 +163,30 @@ class AuditLog:
                 )
             yield record
             previous, number = record.digest, number + 1
+
+    def page(self, *, before: int | None, most: int) -> tuple[AuditRecord, ...]:
+        """The last ``most`` records before a sequence number, or of all, oldest first; reads little more than those.
+
+        Each is checked against its own digest and its neighbours on the page; the whole chain is ``records``'.
+
+        Raises:
+            IntegrityFailed: a line of the page is not what was written.
+        """
+
+        def is_before(line: bytes) -> bool:
+            record = _parse(line)
+            return before is None or (record is not None and record.sequence < before)
+
+        found: list[AuditRecord] = []
+        for line in last_lines(self._path, most, is_before):
+            record = _parse(line)
+            if record is None or (found and record.previous != found[-1].digest):
+                raise IntegrityFailed(
+                    f"Expected an unbroken chain in {self._path}, found another line after record "
+                    f"{found[-1].sequence if found else '?'}; the file was changed: compare it with a backup."
+                )
+            found.append(record)
+        return tuple(found)
 
     def head(self) -> str:
         """The digest of the last record after checking all: note it elsewhere to see that nothing was cut off.

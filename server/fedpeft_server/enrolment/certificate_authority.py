@@ -24,8 +24,9 @@ from fedpeft.deployment.ceremony import fingerprint
 from fedpeft.entropy import Entropy
 from fedpeft.errors import ConfigInvalid
 from fedpeft.files import PRIVATE, SHARED, write_file
+from fedpeft.home_schema import keep_schema
 from fedpeft.secagg.primitives import KEY_SIZE
-from fedpeft_server.home import CoordinatorHome, Settings
+from fedpeft_server.home import SCHEMA, CoordinatorHome, Settings
 
 __all__ = ["Authority", "certificate_expiry", "initialise", "node_key_of", "renew_server_certificate", "request_key"]
 
@@ -56,6 +57,7 @@ def initialise(home: CoordinatorHome, settings: Settings, *, clock: Clock, entro
     write_file(home.ca_certificate, certificate.public_bytes(serialization.Encoding.PEM), mode=SHARED)
     write_file(home.ca_key, _pem(key), mode=PRIVATE)
     _write_server_certificate(home, authority, names)
+    keep_schema(home.path, SCHEMA)
     home.write_settings(settings)
     return authority
 

@@ -13,6 +13,7 @@ from fedpeft.deployment.token import SECRET_BYTES, JoinToken
 from fedpeft.entropy import Entropy
 from fedpeft.errors import ConfigInvalid
 from fedpeft.secagg.primitives import Secret
+from fedpeft.terminal import printable
 from fedpeft_server.enrolment.registry import Registry
 
 __all__ = ["TokenRecord", "Tokens"]
@@ -65,12 +66,14 @@ class Tokens:
         """A new token; its secret is in the returned value and nowhere else.
 
         Raises:
-            ConfigInvalid: a lifetime or number of uses out of range.
+            ConfigInvalid: a lifetime or number of uses out of range, or an organisation that no certificate names.
         """
         if not 60 <= ttl_s <= 365 * 86400 or not 1 <= uses <= _MAX_USES:
             raise ConfigInvalid(
                 f"Expected a lifetime of 60 s to 365 days and 1 to {_MAX_USES} uses, found {ttl_s:.0f} s and {uses}."
             )
+        if len(organisation) > 63 or printable(organisation) != organisation:
+            raise ConfigInvalid(f"Expected an organisation's name, 63 characters at most, found {organisation!r:.80}.")
         expires = self._clock.utc().timestamp() + ttl_s
         token = JoinToken(
             host=host,

@@ -23,10 +23,11 @@ class RefusedStrangers:
     Args:
         audit: gets one record for each period in which somebody was refused.
         clock: monotonic.
+        where: what they asked for, for the record.
     """
 
-    def __init__(self, audit: AuditLog, clock: Clock) -> None:
-        self._audit, self._clock = audit, clock
+    def __init__(self, audit: AuditLog, clock: Clock, *, where: str = "enrolment") -> None:
+        self._audit, self._clock, self._where = audit, clock, where
         self._lock = threading.Lock()
         self._by_address: Counter[str] = Counter()
         self._count, self._since_s = 0, clock.monotonic_s()
@@ -58,5 +59,5 @@ class RefusedStrangers:
             "most": by_most,
             "seconds": round(seconds),
         }
-        self._audit.append(AuditEvent.STRANGERS_REFUSED, actor="coordinator", subject="enrolment", detail=detail)
+        self._audit.append(AuditEvent.STRANGERS_REFUSED, actor="coordinator", subject=self._where, detail=detail)
         return True

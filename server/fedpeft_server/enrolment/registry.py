@@ -36,6 +36,9 @@ CREATE TABLE IF NOT EXISTS tokens (
   auto_approve INTEGER NOT NULL, organisation TEXT NOT NULL, revoked INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS token_uses (
   token_id TEXT NOT NULL, node_key BLOB NOT NULL, PRIMARY KEY (token_id, node_key)) STRICT;
+CREATE TABLE IF NOT EXISTS access_tokens (
+  token_id TEXT PRIMARY KEY, secret_sha256 BLOB NOT NULL, role TEXT NOT NULL, name TEXT NOT NULL,
+  expires_utc REAL NOT NULL, revoked INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS successors (
   node_key BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, csr BLOB NOT NULL, serial TEXT NOT NULL,
   certificate BLOB NOT NULL) STRICT;

@@ -1,0 +1,101 @@
+"""`fedpeft coordinator admin-token | audit | upgrade`: who may administer from afar, who did what, the home's form."""
+
+from pathlib import Path
+
+import click
+
+from fedpeft.cli.coordinator.opened import made_home
+from fedpeft.cli.coordinator.target import Target, asking, target_options
+from fedpeft.cli.coordinator.token import duration_s, moment
+from fedpeft.cli.homes import coordinator_home_option
+from fedpeft.cli.options import json_option, say_json
+
+__all__ = ["admin_token", "audit", "upgrade"]
+
+
+@click.group(name="admin-token")
+def admin_token() -> None:
+    """Make, list and revoke access tokens of the administration port (`admin_port` in coordinator.json)."""
+
+
+@admin_token.command()
+@click.argument("name")
+@click.option("--role", type=click.Choice(["viewer", "submitter", "admin"]), default="viewer", show_default=True)
+@click.option("--ttl", default="30d", show_default=True, help="How long it is good, e.g. 12h, 30d; a year at most.")
+@coordinator_home_option
+def create(name: str, role: str, ttl: str, home: Path | None) -> None:
+    """Make a token for NAME, a person or a program, and print it. It is a secret: it is shown once."""
+    lasts_s = duration_s(ttl)
+    with asking(Target(home, "", None)) as coordinator:
+        made = coordinator.ask("access-tokens.create", name=name, role=role, ttl_s=lasts_s)
+    click.echo(f"token {made['id']}: {role} {name}, good for {ttl}:", err=True)
+    click.echo(made["token"])
+
+
+@admin_token.command("ls")
+@target_options
+@json_option
+def list_tokens(target: Target, as_json: bool) -> None:
+    """List the tokens: role, name, end. Secrets are not kept, so they cannot be shown again."""
+    with asking(target) as coordinator:
+        found = coordinator.ask("access-tokens.list")
+    if as_json:
+        say_json(found)
+        return
+    for one in found:
+        click.echo(f"{one['id']}  {one['state']:<8} {one['role']:<9} until {moment(one['expires_utc'])}  {one['name']}")
+
+
+@admin_token.command()
+@click.argument("token_id")
+@target_options
+def revoke(token_id: str, target: Target) -> None:
+    """Take TOKEN_ID back, from its next request on; browsers that signed in with it are out, too."""
+    with asking(target) as coordinator:
+        coordinator.ask("access-tokens.revoke", id=token_id)
+    click.echo(f"token {token_id} is good for nothing any more")
+
+
+@click.command()
+@click.option("--before", type=click.IntRange(0), default=None, help="Records before this number.")
+@click.option("--most", type=click.IntRange(1, 500), default=50, show_default=True, help="How many, the newest first.")
+@target_options
+@json_option
+def audit(before: int | None, most: int, target: Target, as_json: bool) -> None:
+    """Show the audit log: who did what and when."""
+    from fedpeft.terminal import printable
+
+    with asking(target) as coordinator:
+        found = coordinator.ask("audit", most=most, **({} if before is None else {"before": before}))
+    if as_json:
+        say_json(found)
+        return
+    for one in found:
+        detail = " ".join(f"{name}={value}" for name, value in one["detail"].items())
+        text = f"{one['sequence']:6}  {one['utc'][:19]}  {one['event']:<18} {one['actor']}  {one['subject']}  {detail}"
+        click.echo(printable(text.rstrip()))
+
+
+@click.command()
+@coordinator_home_option
+def upgrade(home: Path | None) -> None:
+    """Bring a home of an earlier version to this version's form; `up` does so too. Take a backup first.
+
+    A home of a later version is refused, with the version that it needs.
+    """
+    from fedpeft.clock import SystemClock
+    from fedpeft.directory_lock import DirectoryLock
+    from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
+
+    where = made_home(home)
+    lock = DirectoryLock(where.path)
+    try:
+        before, now = where.upgrade()
+        if before < now:
+            detail: dict[str, str | int | float] = {"from": before, "to": now}
+            AuditLog(where.audit, SystemClock()).append(
+                AuditEvent.UPGRADED, actor="operator", subject=str(where.path), detail=detail
+            )
+    finally:
+        lock.release()
+    click.echo(f"{where.path}: schema {now}" + (f", was {before}" if before < now else ", as it was"))

@@ -1,0 +1,178 @@
+"""Operations on runs: what waits, runs and ran; submitting, stopping, resuming; what was learnt."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fedpeft.config.load import parse
+from fedpeft.errors import ConfigInvalid, FedpeftError
+from fedpeft.files import last_lines
+from fedpeft_server.admin.administered import Administered
+from fedpeft_server.admin.asked import Asked, Download, NotThere
+from fedpeft_server.admin.views import event_view, job_view, round_view
+from fedpeft_server.enrolment.audit_log import AuditEvent
+from fedpeft_server.jobs.job_queue import Job, JobState
+from fedpeft_server.jobs.submission import submission
+from fedpeft_server.run.privacy_statements import privacy_lines
+from fedpeft_server.run.records import EventRecord, RoundMetrics, from_json
+from fedpeft_server.run.run_view import read_run
+from fedpeft_server.service.base_files import open_at
+
+__all__ = ["adapter", "adapter_file", "overview", "report", "resume", "run", "runs", "stop", "submit"]
+
+SLOTS = ("final", "best", "latest")
+ROUNDS = 2000
+"""Shown of one run, the newest."""
+RECENT = 24
+"""Transitions of the running round that are shown."""
+
+
+def overview(site: Administered, asked: Asked) -> object:
+    """The coordinator, its devices, its runs, and the last transitions of the one that runs."""
+    jobs = site.queue.jobs()
+    live = site.live()
+    running = next((job for job in jobs if job.state is JobState.RUNNING and job.run), None)
+    return {
+        "up": live is not None,
+        "coordinator": live,
+        "runs": [job_view(job) for job in jobs],
+        "recent": _recent(site, running) if running else [],
+        "committed": _committed(site, running) if running else 0,
+    }
+
+
+def runs(site: Administered, asked: Asked) -> object:
+    """Every submitted run."""
+    return [job_view(job) for job in site.queue.jobs()]
+
+
+def run(site: Administered, asked: Asked) -> object:
+    """One run with its committed rounds and what it promises of privacy."""
+    job = _job(site, asked)
+    rows = _rows(site.home.runs / job.run) if job.run else ()
+    return {**job_view(job), "privacy": _privacy(site, job), "rounds": [round_view(row) for row in rows[-ROUNDS:]]}
+
+
+def submit(site: Administered, asked: Asked) -> object:
+    """Check a run.toml and queue it; its base is one of the coordinator's store, by digest."""
+    text = asked.text("config")
+    try:
+        base = parse(text, source="run.toml").base
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigInvalid(f"Expected TOML, found {error}.") from error
+    if not base.model.startswith("sha256:") or base.adapters:
+        raise ConfigInvalid(
+            "Expected base.model as sha256:... of the coordinator's own store and no base.adapters: paths are the "
+            "coordinator's machine's, and a run that names some is submitted there. See `fedpeft base ls` on it."
+        )
+    return submit_here(site, text, source=site.home.path / "run.toml", by=asked.by)
+
+
+def submit_here(site: Administered, text: str, *, source: Path, by: str) -> dict[str, object]:
+    """As ``submit``, by somebody on the coordinator's machine: the base may be a path.
+
+    Raises:
+        ConfigInvalid, ResourceMissing: as ``submission``.
+    """
+    job = site.queue.submit(submission(text, source=source, bases=site.home.bases), source=str(source))
+    site.audit.append(AuditEvent.RUN_SUBMITTED, actor=by, subject=job.name, detail={"number": job.number})
+    return job_view(job)
+
+
+def stop(site: Administered, asked: Asked) -> object:
+    """Stop a run after what it is doing; what is committed stays."""
+    job = site.queue.stop(_job(site, asked))
+    site.audit.append(AuditEvent.RUN_STOP_ASKED, actor=asked.by, subject=job.name, detail={"number": job.number})
+    return job_view(job)
+
+
+def resume(site: Administered, asked: Asked) -> object:
+    """Put a stopped or failed run into the queue again; it goes on from its last committed round."""
+    job = site.queue.resume(_job(site, asked))
+    site.audit.append(AuditEvent.RUN_REQUEUED, actor=asked.by, subject=job.name, detail={"number": job.number})
+    return job_view(job)
+
+
+def adapter(site: Administered, asked: Asked) -> object:
+    """The files of a run's adapter: the final one, else the best so far, else the latest."""
+    folder, names = _adapter(site, asked)
+    return {"slot": folder.name, "files": [{"name": name, "bytes": (folder / name).stat().st_size} for name in names]}
+
+
+def adapter_file(site: Administered, asked: Asked) -> Download:
+    """One file of a run's adapter."""
+    folder, names = _adapter(site, asked)
+    name = asked.text("file")
+    if name not in names:
+        raise NotThere(f"Expected one of {', '.join(names)}, found {name!r}.")
+    return _fetched(site, asked, folder / name)
+
+
+def report(site: Administered, asked: Asked) -> Download:
+    """A run's report, one file of HTML."""
+    job = _job(site, asked)
+    path = site.home.runs / job.run / "report.html"
+    if not job.run or not path.is_file():
+        raise NotThere(f"Expected a run that has ended, found no report of run {job.number} yet.")
+    return _fetched(site, asked, path)
+
+
+def _fetched(site: Administered, asked: Asked, path: Path) -> Download:
+    opened = open_at(path, 0)
+    if opened is None:
+        raise NotThere("Expected a file of the run, found none of that name.")
+    run_name = path.relative_to(site.home.runs).parts[0]
+    site.audit.append(AuditEvent.RESULT_FETCHED, actor=asked.by, subject=run_name, detail={"file": path.name})
+    return Download(name=path.name, open=lambda: opened)
+
+
+def _job(site: Administered, asked: Asked) -> Job:
+    name = asked.text("run")
+    for job in site.queue.jobs():
+        if name in (str(job.number), job.run):
+            return job
+    raise NotThere(f"Expected a submitted run, found none called {name!r}; see `fedpeft coordinator status`.")
+
+
+def _rows(path: Path) -> tuple[RoundMetrics, ...]:
+    """The committed rounds of a run; none before the first."""
+    lines = last_lines(path / "metrics.jsonl", ROUNDS)
+    return tuple(from_json(RoundMetrics, line.decode(), where=f"{path.name}/metrics.jsonl") for line in lines)
+
+
+def _committed(site: Administered, job: Job) -> int:
+    """The number of the last committed round; 0: none."""
+    rows = last_lines(site.home.runs / job.run / "metrics.jsonl", 1)
+    return from_json(RoundMetrics, rows[0].decode(), where=job.run).round if rows else 0
+
+
+def _recent(site: Administered, job: Job) -> Sequence[object]:
+    path = site.home.runs / job.run / "events.jsonl"
+    events = [from_json(EventRecord, line.decode(), where=job.run) for line in last_lines(path, 4 * RECENT)]
+    return [event_view(event) for event in events if event.kind.startswith("round.")][-RECENT:]
+
+
+def _adapter(site: Administered, asked: Asked) -> tuple[Path, tuple[str, ...]]:
+    """Its folder, and the names of the files in it."""
+    job = _job(site, asked)
+    for slot in SLOTS if job.run else ():
+        folder = site.home.runs / job.run / "adapters" / slot
+        names = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+        if names:
+            return folder, tuple(names)
+    raise NotThere(f"Expected a run with an adapter, found none of run {job.number} yet.")
+
+
+def _privacy(site: Administered, job: Job) -> Mapping[str, object]:
+    """What the run promises by its run.toml, and what has been spent."""
+    try:
+        wanted = parse(site.queue.text(job), source=f"run {job.number}").privacy
+    except ConfigInvalid:  # of an earlier version
+        return {"unit": "unknown", "epsilon": None, "delta": None, "lines": []}
+    lines: tuple[str, ...] = ()
+    if job.run and wanted.unit != "none":
+        try:
+            lines = privacy_lines(read_run(site.home.runs / job.run))
+        except (FedpeftError, OSError):
+            lines = ("what was spent cannot be read; see `fedpeft runs verify` on the coordinator",)
+    return {"unit": wanted.unit, "epsilon": wanted.epsilon, "delta": wanted.delta, "lines": list(lines)}
