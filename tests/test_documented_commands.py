@@ -28,6 +28,8 @@ PROMPT = re.compile(r"^(coordinator|device)\$\s+")
 ELSEWHERE = {
     "README.md: coordinator$ fedpeft coordinator init": "tests/e2e/test_deployment.py",
     "docs/deployment.md: coordinator$ fedpeft coordinator init": "tests/e2e/test_deployment.py",
+    "docs/administration.md: coordinator$ fedpeft coordinator init": "tests/admin/test_remote_cli.py",
+    "docs/administration.md: device$ fedpeft coordinator": "tests/admin/test_remote_cli.py",
     "docs/deployment.md: coordinator$ fedpeft coordinator backup": "tests/e2e/test_backup.py",
     "docs/deployment.md: device$ fedpeft client adapter ls": "tests/deployment/test_adapters.py",
     "docs/operation.md: coordinator$ fedpeft coordinator submit": "tests/e2e/test_deployment.py",

@@ -23,11 +23,15 @@ def admin_token() -> None:
 @click.option("--role", type=click.Choice(["viewer", "submitter", "admin"]), default="viewer", show_default=True)
 @click.option("--ttl", default="30d", show_default=True, help="How long it is good, e.g. 12h, 30d; a year at most.")
 @coordinator_home_option
-def create(name: str, role: str, ttl: str, home: Path | None) -> None:
+@json_option
+def create(name: str, role: str, ttl: str, home: Path | None, as_json: bool) -> None:
     """Make a token for NAME, a person or a program, and print it. It is a secret: it is shown once."""
     lasts_s = duration_s(ttl)
     with asking(Target(home, "", None)) as coordinator:
         made = coordinator.ask("access-tokens.create", name=name, role=role, ttl_s=lasts_s)
+    if as_json:
+        say_json(made)
+        return
     click.echo(f"token {made['id']}: {role} {name}, good for {ttl}:", err=True)
     click.echo(made["token"])
 

@@ -23,13 +23,17 @@ def token() -> None:
 @click.option("--uses", type=click.IntRange(1), default=1, show_default=True, help="How many devices it admits.")
 @click.option("--organisation", default="", help="Whose devices these are; cohorts are counted in organisations.")
 @click.option("--auto-approve", is_flag=True, help="Admit without approval: whoever has the token is in.")
-def create(target: Target, ttl: str, uses: int, organisation: str, auto_approve: bool) -> None:
+@json_option
+def create(target: Target, ttl: str, uses: int, organisation: str, auto_approve: bool, as_json: bool) -> None:
     """Make a join token and print the command that uses it. The token is a secret: it is shown once."""
     lasts_s = duration_s(ttl)
     with asking(target) as coordinator:
         made = coordinator.ask(
             "join-tokens.create", ttl_s=lasts_s, uses=uses, organisation=organisation, auto_approve=auto_approve
         )
+    if as_json:
+        say_json(made)
+        return
     click.echo(f"token {made['id']}, for {uses} device(s), good for {ttl}:", err=True)
     click.echo(f"fedpeft client join {made['token']}")
 
