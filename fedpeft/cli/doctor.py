@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from fedpeft.cli.homes import coordinator_home, device_home
+from fedpeft.cli.options import json_option, say_json
 
 __all__ = ["command"]
 
@@ -12,13 +13,12 @@ __all__ = ["command"]
 @click.command(short_help="Check a coordinator's or a device's set-up.")
 @click.option("--role", type=click.Choice(["coordinator", "client"]), required=True, help="Whose home this is.")
 @click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Default: as the role's commands.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@json_option
 def command(role: str, home: Path | None, as_json: bool) -> int:
     """Check everything that a coordinator or a device needs; changes nothing.
 
     Exits with the code of the first check that failed: 3 settings, 4 enrolment, 5 network, 6 integrity, 8 machine.
     """
-    import json
     from dataclasses import asdict
 
     from fedpeft.clock import SystemClock
@@ -31,16 +31,14 @@ def command(role: str, home: Path | None, as_json: bool) -> int:
         from fedpeft_client.doctor import check_device
 
         findings = check_device(device_home(home), SystemClock())
+    failed = [finding for finding in findings if not finding.sound]
+    code = failed[0].exit_code if failed else 0
+    if as_json:
+        say_json({"role": role, "exit_code": code, "checks": [asdict(finding) for finding in findings]})
+        return code
     for finding in findings:
-        if as_json:
-            click.echo(json.dumps(asdict(finding)))
-            continue
         click.echo(f"{'ok  ' if finding.sound else 'FAIL'}  {finding.check:<12}  {finding.result}")
         if finding.remedy:
             click.echo(f"{'':20}how to fix: {finding.remedy}")
-    failed = [finding for finding in findings if not finding.sound]
-    if not as_json:
-        click.echo(
-            f"{len(failed)} of {len(findings)} checks failed" if failed else f"all {len(findings)} checks passed"
-        )
-    return failed[0].exit_code if failed else 0
+    click.echo(f"{len(failed)} of {len(findings)} checks failed" if failed else f"all {len(findings)} checks passed")
+    return code

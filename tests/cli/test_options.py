@@ -94,7 +94,6 @@ WITHOUT_JSON = {
     "runs report": "writes a page",
     "client join": "an exchange with a person",
     "client run": "runs until it is stopped",
-    "client status": "to be read; `doctor --role client --json` is for programs",
     "client adapter chat": "a conversation with a person",
     "client adapter pull": "does one thing; `client adapter ls --json` lists",
     "client leave": "does one thing",

@@ -1,5 +1,6 @@
 """Enrolment from the command line, as operator and device owner type it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -67,6 +68,7 @@ def test_the_whole_ceremony(run: Callable, coordinator: Coordinator, tmp_path: P
     shown = next(line.split()[-1] for line in printed.splitlines() if "clients approve ward-x" in line)
     assert Site.load(tmp_path / "ward/site.toml").data.source == str(tmp_path / "notes.jsonl")
     assert run("client", "status", *here)[1].startswith("ward-x waits")
+    assert json.loads(run("client", "status", *here, "--json")[1])["state"] == "waits for approval"
     assert shown in run("coordinator", "clients", "pending", *at)[1]
     assert run("coordinator", "clients", "approve", "ward-x", "--code", "AAAA-AAAA", *at)[0] == 3
     assert run("coordinator", "clients", "approve", "ward-x", "--code", shown, *at)[0] == 0
@@ -74,6 +76,9 @@ def test_the_whole_ceremony(run: Callable, coordinator: Coordinator, tmp_path: P
     assert (code, "is enrolled" in printed) == (0, True)
     code, printed = run("client", "status", *here)
     assert (code, "answers" in printed) == (0, True)
+    facts = json.loads(run("client", "status", *here, "--json")[1])
+    assert (facts["device"], facts["state"], facts["organisation"]) == ("ward-x", "enrolled", "clinic")
+    assert (facts["troubles"], facts["runs_waiting"], facts["process"]) == ([], 0, None)
     assert run("client", "rotate-key", *here)[0] == 0
     assert "active" in run("coordinator", "clients", "ls", *at)[1]
     assert "clinic" in run("coordinator", "clients", "show", "ward-x", *at)[1]
@@ -144,6 +149,9 @@ def test_doctor_finds_a_coordinator_fit_but_for_its_missing_base(run: Callable, 
     assert "bases" in failed[0]
     assert "the coordinator answers" in printed
     assert code == 3
+    document = json.loads(run("doctor", "--role", "coordinator", "--home", coordinator.home.path, "--json")[1])
+    assert document["exit_code"] == 3
+    assert [one["check"] for one in document["checks"] if not one["sound"]] == ["bases"]
 
 
 def test_doctor_names_a_readable_key_a_broken_audit_log_and_a_taken_port(run: Callable, tmp_path: Path):
