@@ -14,6 +14,7 @@ from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.round.bound import Bound
 from fedpeft.round.device.agreed import expect_agreed
+from fedpeft.round.device.pins import FORMS, pinned, run_key
 from fedpeft.round.device.records import ForkSeen, HeldBlocks, RunPin, SeenLinks, kept
 from fedpeft.round.history import BURNT, Forked, Lacking, Standing, followed, genesis, linked, read_history
 from fedpeft.round.linking import sums_digest
@@ -70,7 +71,7 @@ def follow(
             kept for the site.
     """
     run_id, plan, round_id = bound.plan.run_id, bound.work.plan, bound.terms.round_id
-    pin = kept(store, _key(run_id), RunPin)
+    pin = pinned(store, run_id)
     if pin is not None and (pin.run_id, pin.plan) != (run_id, plan):
         raise SpecMismatch(f"Expected the plan with which run {run_id} began on this device, found a changed one.")
     if pin is not None and pin.round_id == round_id and pin.work != bound.terms.work:
@@ -78,7 +79,7 @@ def follow(
     if not 1 <= round_id <= last_round(bound.plan):
         raise SpecMismatch(f"Expected a round of 1..{last_round(bound.plan)}, found {round_id}.")
     history = read_history(request.history, round_id)
-    found = pin or RunPin(run_id=run_id, plan=plan, first=history.first)
+    found = pin or RunPin(run_id=run_id, plan=plan, first=history.first, forms=FORMS)
     try:
         if history.first != found.first:
             raise Forked(f"Expected run {run_id} to begin with the state that this device knows.", history.links)
@@ -97,7 +98,7 @@ def follow(
     for link in proved:
         expect_agreed(store, bound.plan, link)
     if pin is None:
-        store.write(_key(run_id), encode(found))
+        store.write(run_key(run_id), encode(found))
     known = mark.history if mark is not None and mark.history else standing.genesis
     start = bound.terms.history if not proved else standing.genesis if proved[0].round_id == 1 else known
     _keep_links(store, run_id, proved, request.offer, start)
@@ -106,7 +107,7 @@ def follow(
 
 def earlier_heads(store: DeviceStore, run_id: str) -> frozenset[bytes]:
     """Digests of every past of this run that led to the one that was followed last, that one too."""
-    seen = kept(store, _key(run_id, "links"), SeenLinks)
+    seen = kept(store, run_key(run_id, "links"), SeenLinks)
     heads = seen.heads if seen else b""
     return frozenset(heads[at : at + HEAD_SIZE] for at in range(0, len(heads), HEAD_SIZE))
 
@@ -122,12 +123,12 @@ def advance(store: DeviceStore, pin: RunPin, bound: Bound) -> None:
         work=bound.terms.work,
     )
     if moved != pin:
-        store.write(_key(pin.run_id), encode(moved))
+        store.write(run_key(pin.run_id), encode(moved))
 
 
 def _keep_links(store: DeviceStore, run_id: str, links: tuple[Link, ...], offer: bytes, start: bytes) -> None:
     """Adds links that lead on from the past ``start``."""
-    seen = kept(store, _key(run_id, "links"), SeenLinks)
+    seen = kept(store, run_key(run_id, "links"), SeenLinks)
     by_round = {link.round_id: link for link in (*(seen.links if seen else ()), *links)}
     latest = tuple(by_round[number] for number in sorted(by_round)[-LINKS_KEPT:])
     heads = seen.heads if seen else b""
@@ -135,28 +136,24 @@ def _keep_links(store: DeviceStore, run_id: str, links: tuple[Link, ...], offer:
     for head in accumulate(links, linked, initial=start):
         heads += head if head not in known else b""
     record = SeenLinks(links=latest, offer=offer, heads=heads[-HEADS_KEPT * HEAD_SIZE :])
-    store.write(_key(run_id, "links"), encode(record))
+    store.write(run_key(run_id, "links"), encode(record))
 
 
 def _keep_fork(store: DeviceStore, fork: Forked, bound: Bound, offer: bytes) -> None:
     """The first fork of a run, for the site: two lists of links and two signatures that cannot both be honest."""
-    run_id, key = bound.plan.run_id, _key(bound.plan.run_id, "fork")
+    run_id, key = bound.plan.run_id, run_key(bound.plan.run_id, "fork")
     if store.read(key) is not None:
         return
-    own = kept(store, _key(run_id, "links"), SeenLinks) or SeenLinks(links=(), offer=b"")
+    own = kept(store, run_key(run_id, "links"), SeenLinks) or SeenLinks(links=(), offer=b"")
     seen = ForkSeen(
         run_id=run_id, round_id=bound.terms.round_id, own=own, theirs=fork.theirs[-LINKS_KEPT:], offer=offer
     )
     store.write(key, encode(seen))
 
 
-def _key(run_id: str, kind: str = "run") -> str:
-    return f"{kind}-{hashlib.sha256(run_id.encode()).hexdigest()[:32]}"
-
-
 def fork_seen(store: DeviceStore, run_id: str) -> ForkSeen | None:
     """The first fork of a run that this device has refused."""
-    return kept(store, _key(run_id, "fork"), ForkSeen)
+    return kept(store, run_key(run_id, "fork"), ForkSeen)
 
 
 def held_digests(store: DeviceStore, run_id: str) -> tuple[BlockDigest, ...]:
@@ -167,7 +164,7 @@ def held_digests(store: DeviceStore, run_id: str) -> tuple[BlockDigest, ...]:
 
 def known_links(store: DeviceStore, run_id: str, mark: Mark | None) -> int:
     """The last round of a run whose link this device has; 0: none, or not from the beginning."""
-    whole = kept(store, _key(run_id), RunPin) is not None
+    whole = kept(store, run_key(run_id), RunPin) is not None
     return mark.round_id - 1 if whole and mark is not None and mark.history else 0
 
 
@@ -223,7 +220,7 @@ def _digest_of(held: HeldBlocks) -> bytes:
 
 def _links_from(store: DeviceStore, run_id: str, first: int, stop: int) -> list[Link] | None:
     """The links of these rounds, as this device has accepted them; None: it does not have them all."""
-    seen = kept(store, _key(run_id, "links"), SeenLinks)
+    seen = kept(store, run_key(run_id, "links"), SeenLinks)
     by_round = {link.round_id: link for link in (seen.links if seen else ())}
     rounds = range(first, stop)
     return [by_round[number] for number in rounds] if by_round.keys() >= set(rounds) else None

@@ -48,6 +48,7 @@ class LocalResult:
         deltas: trained values minus received ones, for each block that was trained.
         trained_loss, trained: loss summed over the examples (tokens) seen, and their number.
         evaluated_loss, correct, evaluated: of the received state, on held-out examples (tokens).
+        lanes: means of the task's measure over the held-out examples, each with its weight, (lanes,); None: none.
         troubles: what went wrong on the way and was passed over, e.g. rows that do not fit the task.
     """
 

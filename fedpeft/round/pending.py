@@ -8,16 +8,17 @@ messages for one purpose, the file that only the coordinator may read; they neve
 from dataclasses import dataclass
 from typing import Protocol
 
+from fedpeft.errors import IntegrityFailed
 from fedpeft.ids import ParticipantId
 from fedpeft.round.messages import Profile
 from fedpeft.round.task import Traffic
 from fedpeft.secagg.primitives import Secret
-from fedpeft.wire import decode, encode, message
+from fedpeft.wire import WireError, decode, encode, message
 
-__all__ = ["Heard", "Keeper", "Note", "PendingRound", "StageClosed", "dump_note", "load_note"]
+__all__ = ["Heard", "Keeper", "Note", "PendingRound", "StageClosed", "dump_note", "load_note", "load_round"]
 
 
-@message(0x0190)
+@message(0x0190, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingRound:
     """What finishing the round needs beside the run's own files.
@@ -36,7 +37,7 @@ class PendingRound:
     summing: Secret
 
 
-@message(0x0191)
+@message(0x0191, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
     """A reply to CONSIST or REVEAL, encoded as it came."""
@@ -45,7 +46,7 @@ class Heard:
     reply: bytes
 
 
-@message(0x0192)
+@message(0x0192, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageClosed:
     """No more replies of this stage count: ``consist``, and the next is REVEAL; ``reveal``, and the sum is open."""
@@ -70,6 +71,24 @@ class Keeper(Protocol):
     def note(self, note: Note) -> None:
         """Adds to what is kept; a ``StageClosed``, and all notes before it, are durable when it returns."""
         ...
+
+
+def load_round(dumped: bytes, *, where: str) -> PendingRound:
+    """The pending round of these bytes, its encoding.
+
+    Args:
+        where: they lie.
+
+    Raises:
+        IntegrityFailed: another version of fedpeft kept it, or something else did.
+    """
+    try:
+        return decode(dumped, PendingRound)
+    except WireError as error:
+        raise IntegrityFailed(
+            f"{where}: {error} The survivors of this round are fixed, and no other sum of it may be made: let the "
+            "version of fedpeft that began it end it, then go on with this one."
+        ) from error
 
 
 def dump_note(note: Note) -> bytes:

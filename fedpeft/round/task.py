@@ -44,7 +44,7 @@ class Member:
     known: KnownPast = field(default_factory=KnownPast)
 
 
-@message(0x0193)
+@message(0x0193, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedSums:
     """The last round's sums, where devices can make its state of them; a file of the coordinator, never a message.

@@ -56,6 +56,7 @@ class Work:
         controls: SCAFFOLD's server control of each block.
         history: digest of everything before this round (h_{r-1}), as the signed terms have it.
         earlier: digests of shorter pasts that this one continues, as far as this device has followed them.
+        draws: this device's own random bytes for whatever it measures, the same in every round and run.
     """
 
     round_id: RoundId
@@ -68,6 +69,7 @@ class Work:
     controls: Mapping[BlockId, Vector]
     history: bytes = b""
     earlier: frozenset[bytes] = frozenset()
+    draws: bytes = b""
 
 
 def plan_digest(learning: str) -> bytes:

@@ -62,7 +62,7 @@ class Seat:
     min_colluders: int = 0
 
 
-@message(0x0380)
+@message(0x0380, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advertised:
     """Keys are out. ``root`` is the seed of every secret of this attempt."""
@@ -72,7 +72,7 @@ class Advertised:
     reply: Advertise
 
 
-@message(0x0381)
+@message(0x0381, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
     """Shares are out.
@@ -96,7 +96,7 @@ class Shared:
     reply: SealedShares
 
 
-@message(0x0382)
+@message(0x0382, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Masked:
     """The masked input is out; every secret of its own that masks it is gone.
@@ -122,7 +122,7 @@ class Masked:
     reply: MaskedInput
 
 
-@message(0x0383)
+@message(0x0383, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreed:
     """The survivor set (U3, in ``survivors``) is signed; ``asked`` is its context. No other will be accepted."""
@@ -138,7 +138,7 @@ class Agreed:
     reply: Agreement
 
 
-@message(0x0384)
+@message(0x0384, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
     """Shares are revealed; nothing secret is left. ``asked`` is the context of U3."""
@@ -148,7 +148,7 @@ class Closed:
     reply: RevealedShares
 
 
-@message(0x0385)
+@message(0x0385, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
     """The device will not go on with this attempt; nothing secret is left."""

@@ -113,7 +113,7 @@ class _Run:
     history: bytes
 
 
-@message(0x0386)
+@message(0x0386, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Marks:
     """The ledger's memory of every run; ``barrier``: an earlier one was lost."""

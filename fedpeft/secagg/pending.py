@@ -54,7 +54,7 @@ class _Signature:
     signature: bytes
 
 
-@message(0x0390)
+@message(0x0390, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _PendingSum:
     """The end of MASK; never travels.

@@ -97,6 +97,7 @@ class GivenTrainer:
         examples: how many it says it has.
         measured: evaluated loss, correct, evaluated.
         first: what a run begins with; None: ``toy_state``.
+        lanes: what it finds for the lanes of the task's measure; None: nothing.
     """
 
     def __init__(
@@ -107,8 +108,9 @@ class GivenTrainer:
         examples: int = 10,
         measured: tuple[float, int, int] = (3.0, 2, 4),
         first: AdapterState | None = None,
+        lanes: npt.NDArray[np.float64] | None = None,
     ) -> None:
-        self._first = first
+        self._first, self._lanes = first, lanes
         self._spec, self._examples, self._measured = spec, examples, measured
         self.deltas = {BlockId(name): delta for name, delta in deltas.items()}
         self.fitted: list[Work] = []
@@ -155,6 +157,7 @@ class GivenTrainer:
             evaluated_loss=loss,
             correct=correct,
             evaluated=evaluated,
+            lanes=self._lanes,
         )
 
 

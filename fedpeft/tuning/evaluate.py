@@ -30,7 +30,9 @@ class Evaluation:
         correct: how many top-1 predictions are right.
         examples: how many predictions: examples of a classifier, tagged words, labelled tokens of a language model.
         rows: how many examples they are of.
-        lanes: what the examples add to the lanes of the task's measure, (lanes,); None without one.
+        lanes: what the examples add to the lanes of the task's measure, each times its weight, (lanes,); None without a
+            measure.
+        lane_weight: the weights of those examples together; each is 1 unless others were given.
     """
 
     loss_sum: float
@@ -38,6 +40,7 @@ class Evaluation:
     examples: int
     rows: int = 0
     lanes: npt.NDArray[np.float64] | None = None
+    lane_weight: float = 0.0
 
     @classmethod
     def joined(cls, parts: "Sequence[Evaluation]") -> "Evaluation":
@@ -49,7 +52,13 @@ class Evaluation:
             examples=sum(part.examples for part in parts),
             rows=sum(part.rows for part in parts),
             lanes=np.sum(lanes, axis=0) if lanes else None,
+            lane_weight=sum(part.lane_weight for part in parts),
         )
+
+    @property
+    def lane_means(self) -> npt.NDArray[np.float64] | None:
+        """Of each lane over the examples, (lanes,); None without a measure or examples."""
+        return None if self.lanes is None or self.lane_weight <= 0 else self.lanes / self.lane_weight
 
 
 @torch.no_grad()
@@ -61,6 +70,7 @@ def evaluate(
     batch_size: int,
     cache: HiddenSource | None = None,
     measure: Measure | None = None,
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> Evaluation:
     """Loss and top-1 accuracy of the adapter as it is now.
 
@@ -70,6 +80,7 @@ def evaluate(
         limit: how many to take, always the same ones, spread at random; 0 takes all.
         batch_size: examples a batch.
         measure: of the task; None: loss and accuracy alone.
+        weights: of each example in the measure's lanes, (n,), above 0; None: all are 1.
         cache: of these examples (``ActivationCache.for_evaluation``); without effect when every layer adapts.
 
     Raises:
@@ -84,7 +95,8 @@ def evaluate(
         batch = collate(examples, indices, pad_id=split.pad_id, device=split.device)
         with products(split.device):
             logits, labels = logits_of(split, batch, cache)
-        found.append(_measured(logits, labels, indices, measure, _owners(split, batch)))
+        own = None if weights is None else weights[indices]
+        found.append(_measured(logits, labels, indices, measure, _owners(split, batch), own))
     return Evaluation.joined(found)
 
 
@@ -132,18 +144,43 @@ def metrics_of(task: Task, score: Evaluation) -> dict[str, float]:
 
 
 def _measured(
-    logits: Tensor, labels: Tensor, indices: Indices, measure: Measure | None, owners: Sequence[int]
+    logits: Tensor,
+    labels: Tensor,
+    indices: Indices,
+    measure: Measure | None,
+    owners: Sequence[int],
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> Evaluation:
     lanes = None
     if measure is not None:
-        lanes = measure.tally(logits.float().cpu().numpy(), labels.cpu().numpy(), owners)
+        scores, truth = logits.float().cpu().numpy(), labels.cpu().numpy()
+        lanes = _weighed(measure, scores, truth, owners, weights)
     return Evaluation(
         loss_sum=float(summed_loss(logits, labels)),
         correct=int(right_rows(logits, labels).sum()),
         examples=len(labels),
         rows=len(indices),
         lanes=lanes,
+        lane_weight=float(len(indices) if weights is None else weights.sum()),
     )
+
+
+def _weighed(
+    measure: Measure,
+    scores: npt.NDArray[np.float32],
+    truth: npt.NDArray[np.generic],
+    owners: Sequence[int],
+    weights: npt.NDArray[np.float64] | None,
+) -> npt.NDArray[np.float64]:
+    """The lanes of a batch: what each example adds, times its weight."""
+    if weights is None:
+        return measure.tally(scores, truth, owners)
+    lanes, rows_of = np.zeros(sum(kind.number for kind in measure.lanes)), np.asarray(owners)
+    for place, weight in enumerate(weights):
+        own = np.flatnonzero(rows_of == place)
+        if len(own):
+            lanes += weight * measure.tally(scores[own], truth[own], [0] * len(own))
+    return lanes
 
 
 def _owners(split: SplitForward, batch: Batch) -> Sequence[int]:

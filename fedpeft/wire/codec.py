@@ -7,6 +7,9 @@ byte too many, raises. Nothing is allocated from a declared length before the by
 Field types: int (u64), bool, float (IEEE binary64), str, bytes (u64 length first), an Enum (as its value),
 ``tuple[T, ...]`` (u32 count first), ``T | None`` (one presence byte), a nested dataclass (its fields), and
 NewTypes of these.
+
+A message that is only ever kept on a disk (``kept=True``) has before its fields eight bytes of a digest of their names
+and types: a file of another version of fedpeft is refused as one, whatever its bytes happen to mean.
 """
 
 import enum
@@ -19,8 +22,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast
 
 from fedpeft.errors import SpecMismatch
+from fedpeft.wire.form import FORM_SIZE, form_of
 
-__all__ = ["OtherVersion", "WireError", "decode", "encode", "message", "tag_of"]
+__all__ = ["OtherVersion", "WireError", "decode", "encode", "is_kept", "message", "tag_of"]
 
 T = TypeVar("T")
 
@@ -34,6 +38,7 @@ _Read = Callable[["_Reader"], Any]
 
 _tags: dict[type, int] = {}
 _classes: dict[int, type] = {}
+_kept: set[type] = set()
 _codecs: dict[Any, tuple[_Write, _Read]] = {}
 
 
@@ -45,8 +50,12 @@ class OtherVersion(WireError):
     """A message of another version of the format: a peer, or a file, of another version of fedpeft."""
 
 
-def message(tag: int) -> Callable[[type[T]], type[T]]:
-    """Class decorator: makes a frozen dataclass a message with this tag (0..65535, unique)."""
+def message(tag: int, *, kept: bool = False) -> Callable[[type[T]], type[T]]:
+    """Class decorator: makes a frozen dataclass a message with this tag (0..65535, unique).
+
+    Args:
+        kept: it never travels, and outlives the process that wrote it, which may be followed by another version.
+    """
 
     def register(cls: type[T]) -> type[T]:
         previous = _classes.get(tag)
@@ -54,6 +63,8 @@ def message(tag: int) -> Callable[[type[T]], type[T]]:
             raise TypeError(f"Expected a free tag for {cls.__name__}, found {tag:#06x} taken by {previous.__name__}.")
         _tags[cls] = tag
         _classes[tag] = cls
+        if kept:
+            _kept.add(cls)
         return cls
 
     return register
@@ -62,6 +73,11 @@ def message(tag: int) -> Callable[[type[T]], type[T]]:
 def tag_of(cls: type) -> int | None:
     """A message class's tag; None if it is none."""
     return _tags.get(cls)
+
+
+def is_kept(cls: type) -> bool:
+    """Whether a message is for a disk alone."""
+    return cls in _kept
 
 
 def kind_of(payload: bytes | memoryview) -> type | None:
@@ -81,6 +97,8 @@ def encode(item: object) -> bytes:
     if tag is None:
         raise TypeError(f"Expected a class marked with @message, found {type(item).__name__}.")
     out = bytearray(HEADER.size)
+    if type(item) in _kept:
+        out += form_of(type(item))
     _codec(type(item))[0](item, out)
     HEADER.pack_into(out, 0, MAGIC, VERSION, tag, len(out) - HEADER.size)
     return bytes(out)
@@ -114,6 +132,8 @@ def decode(payload: bytes | memoryview, expected: type | tuple[type, ...]) -> ob
         names = " or ".join(c.__name__ for c in wanted)
         raise WireError(f"Expected {names}, found {cls.__name__ if cls else f'unknown tag {tag:#06x}'}.")
     reader = _Reader(view, HEADER.size)
+    if cls in _kept and reader.take(min(FORM_SIZE, reader.left())) != form_of(cls):
+        raise OtherVersion(f"Expected {cls.__name__} as this version of fedpeft keeps it, found another version's.")
     item = _codec(cls)[1](reader)
     if reader.offset != len(view):
         raise WireError(f"{cls.__name__}: {len(view) - reader.offset} bytes left over.")

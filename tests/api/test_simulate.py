@@ -29,6 +29,12 @@ def test_a_run_gives_a_row_a_round_an_adapter_and_a_report(finished: fedpeft.Res
     assert finished._repr_html_().count("<tr>") == 4
 
 
+def test_every_round_has_the_metrics_of_its_task(finished: fedpeft.Result) -> None:
+    """They come through the secure sum; zeros in it would leave none."""
+    for row in finished.view.rounds:
+        assert 0.0 < row.metrics["f1_macro"] <= 1.0
+
+
 def test_the_command_line_makes_the_same_adapter_of_the_same_rows_in_a_file(
     finished: fedpeft.Result, toys: Path, tmp_path: Path
 ) -> None:

@@ -16,13 +16,21 @@ import pytest
 from fedpeft import secagg
 from fedpeft.config import parse
 from fedpeft.entropy import seeded_entropy
+from fedpeft.ids import NodeId
+from fedpeft.round.device.draws import example_weights, expanded
+from fedpeft.round.device.records import OpenRound
+from fedpeft.round.messages import Ready
+from fedpeft.round.metrics import task_vector
 from fedpeft.round.size_class import size_class
 from fedpeft.round.summing import SecureSum
+from fedpeft.round.transport import Stage
+from fedpeft.tasks.measure import Confusion
 from fedpeft.testing.clock import FakeClock
-from fedpeft.testing.fleet import enrol
+from fedpeft.testing.fleet import enrol, fit_request, toy_task
 from fedpeft.testing.network import FaultyTransport
 from fedpeft.testing.runs import toy_run
 from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
+from fedpeft.wire import decode, encode
 from fedpeft_server.run.federation import Federation
 from fedpeft_server.run.records import RoundMetrics
 from fedpeft_server.run.run_directory import RunDirectory
@@ -156,3 +164,63 @@ def test_a_tier_that_stays_masked_tells_nothing_of_its_only_owner(runs) -> None:
     for is_there, summed in zip(there, opened[:ROUNDS], strict=True):
         assert not is_there or "lora.B.t4" in summed.skipped
     assert not any("weight" in block_id for summed in opened for block_id in summed.sums)
+
+
+HELD = (5, 6, 7, 9, 11, 12, 14)
+CONSTANT_ROUNDS = 400
+
+
+def shares_found(held: int, *, device: str, draws: str, rounds: int = CONSTANT_ROUNDS) -> list[np.ndarray]:
+    """What linear algebra leaves of one device's shares of three classes, round by round: as its sums have them.
+
+    The state hardly moves and the model is always right, so the shares are the same in every round.
+    """
+    examples = [np.array([place, *device.encode()], np.int32) for place in range(held)]
+    classes = np.array([0] * (held - 3) + [1, 1, 2])
+    measure = Confusion(("a", "b", "c"))
+    scores = np.eye(3, dtype=np.float32)[classes]
+    lasting = seeded_entropy(held, "draws", device)(32)
+    found = []
+    for number in range(rounds):
+        weights = example_weights(lasting if draws == "lasting" else b"", examples)
+        lanes = sum(w * measure.tally(scores[[i]], classes[[i]], [0]) for i, w in enumerate(weights)) / weights.sum()
+        entropy = expanded(lasting) if draws == "lasting" else seeded_entropy(number, "fresh", device)
+        found.append(task_vector(1.0, lanes, measure, entropy).reshape(3, 3).sum(1))
+    return found
+
+
+def denominator(shares: Sequence[np.ndarray]) -> int:
+    """The least number of examples whose shares these can be, within what 400 rounds leave of rounding; 0: none."""
+    mean = np.mean(shares, axis=0)
+    return next((q for q in range(1, 200) if np.abs(mean * q - np.rint(mean * q)).max() < 3e-4 * q), 0)
+
+
+def test_fresh_draws_would_tell_how_many_held_out_examples_a_device_has() -> None:
+    """The attack is there: what does not move is averaged over the rounds, and a fraction has a denominator."""
+    found = [denominator(shares_found(held, device=f"d{held}", draws="fresh")) for held in HELD]
+    assert found == list(HELD)
+
+
+def test_lasting_draws_and_weights_do_not_tell_how_many_held_out_examples_a_device_has() -> None:
+    for held in HELD:
+        rounds = shares_found(held, device=f"d{held}", draws="lasting", rounds=20)
+        assert all(np.array_equal(rounds[0], other) for other in rounds), "more rounds tell more"
+    hits = sum(
+        denominator(shares_found(held, device=f"{held}-{trial}", draws="lasting", rounds=1)) == held
+        for held in HELD
+        for trial in range(20)
+    )
+    assert hits <= 14, f"{hits} of 140 counts were found"
+
+
+def test_a_devices_accuracy_of_a_state_that_does_not_move_is_rounded_alike_in_every_round() -> None:
+    """Through the product: a real device puts the same two lanes into each round."""
+    trainers = {name: GivenTrainer(SPEC, {"head": np.zeros(4, np.float32)}, measured=(2.0, 5, 7)) for name in NAMES}
+    fleet, plan = enrol(trainers), toy_plan(SPEC)
+    lanes = set()
+    for round_id in (1, 2, 3):
+        request = fit_request(fleet, plan, toy_state(SPEC), task=toy_task(plan, round_id=round_id))
+        assert isinstance(decode(fleet.devices[NodeId(1000)].handle(Stage.FIT, encode(request)), Ready), Ready)
+        opened = decode(fleet.stores["a"].values["open-round"], OpenRound)
+        lanes |= {part.values for part in opened.inputs if part.block_id == "metrics"}
+    assert len(lanes) == 1

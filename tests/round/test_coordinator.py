@@ -121,6 +121,17 @@ def test_the_metrics_of_a_round_are_the_cohorts_means() -> None:
     assert measured(summed(Attempt(fleet=fleet).run())) == (N - 1, 0.75, 0.5, 2.0), "d0 has nothing to evaluate on"
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_the_lanes_of_a_tasks_measure_are_the_cohorts_means(train: bool) -> None:
+    """A confusion matrix of two classes, in multiples of 1 / 1024, so that no rounding comes between."""
+    own = [np.array([i, 2 * i, 3 * i, 1024 - 6 * i]) / 1024 for i in range(N)]
+    fleet = enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(N, i)}, lanes=own[i]) for i in range(N)})
+    opened = summed(Attempt(fleet=fleet).run(train=train)).sums[TASK_METRICS]
+    np.testing.assert_allclose(opened.values, np.sum(own, axis=0), atol=1e-6)
+    found = measured_in({TASK_METRICS: opened.values}, {TASK_METRICS: N}, evaluators=N, trained=train, task=TASK)
+    assert found.metrics["f1/yes"] == pytest.approx(2 * 6054 / (2 * 6054 + 75), abs=1e-6)
+
+
 def test_an_evaluation_sums_the_metrics_alone() -> None:
     result = summed(Attempt().run(train=False))
     assert list(result.sums) == [METRICS, TASK_METRICS, TRAIN_LOSS]

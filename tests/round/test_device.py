@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterState
 from fedpeft.errors import ConfigInvalid, DataInvalid, PolicyRefused, ResourceMissing
 from fedpeft.ids import BlockId, NodeId
-from fedpeft.round.device.records import HeldBlocks, OpenRound
+from fedpeft.round.device.records import HeldBlocks, KeptResult, OpenRound
+from fedpeft.round.local import LocalResult
 from fedpeft.round.messages import (
     BlockPayload,
     Failure,
@@ -347,6 +348,24 @@ def test_a_second_attempt_adds_what_was_trained_though_the_device_trains_somethi
     assert opened(fleet).inputs == kept.inputs
     advertised = decode(decode(opened(fleet).ready, Ready).advertise, secagg.Advertise)
     assert set(advertised.blocks) == {part.block_id for part in kept.inputs}
+
+
+def test_a_kept_result_is_the_result_whatever_training_comes_to_give() -> None:
+    """A field that is not kept is zero in every sum, and nobody is told."""
+    result = LocalResult(
+        deltas={BlockId("head"): one_hot(4, 1)},
+        trained_loss=1.5,
+        trained=2,
+        evaluated_loss=2.5,
+        correct=3,
+        evaluated=4,
+        lanes=np.array([0.25, 0.75]),
+    )
+    back = KeptResult.of(result).result
+    for field in fields(LocalResult):
+        if field.name != "troubles":  # said at once, and to nobody else
+            assert np.any(getattr(result, field.name)) or field.name == "deltas", f"nothing was asked of {field.name}"
+            np.testing.assert_equal(getattr(back, field.name), getattr(result, field.name))
 
 
 def test_other_work_within_a_round_is_refused(fleet: ToyFleet) -> None:

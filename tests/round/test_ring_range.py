@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from fedpeft.config.model import Adapter, Lora, SecureAggregation
 from fedpeft.ids import BlockId
 from fedpeft.round.plan import LearningPlan
-from fedpeft.round.ring_range import CEILING, largest_delta, ring_range
+from fedpeft.round.ring_range import (
+    CEILING,
+    FIRST_DECAY,
+    SECOND_DECAY,
+    adamw_reach,
+    largest_delta,
+    ring_range,
+)
 from fedpeft.testing.trainers import toy_plan, toy_spec
 
 SPEC = toy_spec({"head": 4, "lora.B.t4": 6})
@@ -22,6 +29,17 @@ def plan(secagg: SecureAggregation = AUTO, rule: str = "nested", **train: object
     return made.model_copy(update={"train": made.train.model_copy(update=train), "aggregate": aggregate})
 
 
+def adamw_path(gradients: np.ndarray, *, rate: float, decay: float = 0.0) -> tuple[float, float]:
+    """How far AdamW leads from 1.0, and its last step."""
+    value, first, second, step_length = 1.0, 0.0, 0.0, 0.0
+    for step, gradient in enumerate(gradients, 1):
+        value *= 1 - rate * decay
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        step_length = rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        value -= step_length
+    return abs(value - 1.0), abs(step_length)
+
+
 @settings(max_examples=30)
 @given(
     gradients=st.lists(st.floats(-1e3, 1e3, allow_nan=False), min_size=1, max_size=40),
@@ -29,15 +47,28 @@ def plan(secagg: SecureAggregation = AUTO, rule: str = "nested", **train: object
     decay=st.sampled_from([0.0, 0.1]),
 )
 def test_no_steps_of_adamw_lead_out_of_the_range(gradients: list[float], rate: float, decay: float) -> None:
-    value, first, second = 1.0, 0.0, 0.0
-    for step, gradient in enumerate(gradients, 1):
-        value *= 1 - rate * decay
-        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
-        value -= rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    moved, _ = adamw_path(np.array(gradients), rate=rate, decay=decay)
     found = largest_delta(plan(learning_rate=rate, local_steps=len(gradients)), SPEC, HEAD, round_id=1)
     assert found is not None
-    assert abs(value - 1.0) <= found
+    assert moved <= found
     assert found in (CEILING, 2.0 ** np.rint(np.log2(found)))
+
+
+@pytest.mark.parametrize("steps", [1, 10, 100, 1000])
+def test_the_gradients_that_go_furthest_stay_in_range(steps: int) -> None:
+    """The last step is longest when gradient k is in proportion to the weight of k in the mean over that in the
+    squares: each gradient 1.11 times the one before. Long rounds of those were cut when ranges were twice the rates.
+    """
+    moved, last = adamw_path(np.power(0.999 / 0.9, np.arange(steps)), rate=1.0)
+    assert moved <= adamw_reach(steps)
+    assert last >= 0.999 * (adamw_reach(steps) - adamw_reach(steps - 1)), "the bound of a step is attained"
+
+
+def test_torchs_optimizer_has_the_decays_that_the_ranges_rest_on() -> None:
+    torch = pytest.importorskip("torch")
+    defaults = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).defaults
+    assert defaults["betas"] == (FIRST_DECAY, SECOND_DECAY)
+    assert not defaults["amsgrad"]
 
 
 def test_the_range_follows_the_schedule_and_the_number_of_steps() -> None:

@@ -128,3 +128,19 @@ def test_tags_are_counted_by_word_and_entities_by_example() -> None:
     one_by_one = evaluate(union, examples, limit=0, batch_size=1, measure=Entities(tags))
     assert found.lanes is not None
     assert found.lanes.tolist() == one_by_one.lanes.tolist()  # type: ignore[union-attr]
+
+
+def test_weights_of_examples_weigh_their_lanes_and_nothing_else() -> None:
+    union, examples = model_of("tags"), examples_of("tags")
+    measure = Entities(("O", "B-a", "I-a", "B-b"))
+    plain = evaluate(union, examples, limit=0, batch_size=3, measure=measure)
+    weights = np.array([0.5, 1.5, 1.0, 0.75])
+    weighed = evaluate(union, examples, limit=0, batch_size=3, measure=measure, weights=weights)
+    alone = [
+        evaluate(union, examples, limit=0, batch_size=3, measure=measure, weights=row + 1e-12) for row in np.eye(4)
+    ]
+    expected = sum(weight * one.lanes for weight, one in zip(weights, alone, strict=True))  # type: ignore[operator]
+    np.testing.assert_allclose(weighed.lanes, expected, atol=1e-9)
+    np.testing.assert_allclose(weighed.lane_means, expected / weights.sum(), atol=1e-9)
+    np.testing.assert_allclose(plain.lane_means, plain.lanes / 4)  # type: ignore[operator]
+    assert (weighed.loss_sum, weighed.correct) == (plain.loss_sum, plain.correct)

@@ -6,31 +6,21 @@ after a fork of the history, or in another run of the same name, there is nothin
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from fedpeft.ids import BlockId
+from fedpeft.round.device.records import KeptBlocks, kept
 from fedpeft.round.local import DeviceStore
 from fedpeft.round.messages import BlockPayload
 from fedpeft.round.work import Work
-from fedpeft.wire import decode, encode, message
+from fedpeft.wire import encode
 
 __all__ = ["RoundMemory"]
 
 Vector = npt.NDArray[np.float32]
 KEY = "kept-by-history"
-
-
-@message(0x0189)
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptBlocks:
-    """Store record: ``before`` is what the round after ``history`` began with, ``after`` what it left."""
-
-    history: bytes
-    before: tuple[BlockPayload, ...]
-    after: tuple[BlockPayload, ...]
 
 
 class RoundMemory:
@@ -45,11 +35,10 @@ class RoundMemory:
 
     def begin(self, work: Work) -> dict[BlockId, Vector]:
         """What this round begins with; empty in a device's first round of a run, and where the history is another."""
-        payload = self._store.read(KEY)
-        kept = decode(payload, KeptBlocks) if payload else None
-        if kept is None or kept.history not in {work.history, *work.earlier}:
+        found = kept(self._store, KEY, KeptBlocks)
+        if found is None or found.history not in {work.history, *work.earlier}:
             return {}
-        parts = kept.before if kept.history == work.history else kept.after
+        parts = found.before if found.history == work.history else found.after
         return {part.block_id: np.frombuffer(part.values, "<f4").astype(np.float32) for part in parts}
 
     def keep(self, work: Work, after: Mapping[BlockId, Vector]) -> None:

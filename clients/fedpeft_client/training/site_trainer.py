@@ -14,12 +14,13 @@ from fedpeft.data import Records, count_people, fits, readable_records, split_ea
 from fedpeft.entropy import derive_seed
 from fedpeft.ids import SIZELESS, BlockId, SizeClass
 from fedpeft.privacy import SampledRelease
+from fedpeft.round.device.records import kept
 from fedpeft.round.failures import cause_of
 from fedpeft.round.local import DeviceStore, Effort, LocalResult
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.size_class import size_class, upper_end
 from fedpeft.round.work import Work
-from fedpeft.wire import decode, encode, message
+from fedpeft.wire import encode, message
 from fedpeft_client.site import Site
 from fedpeft_client.site_runs import SiteRuns
 from fedpeft_client.training.capacity import CapacityPlanner, Senses
@@ -44,7 +45,7 @@ class SizeOfRun:
     declared: SizeClass
 
 
-@message(0x0184)
+@message(0x0184, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizesSeen:
     """Store record: the runs of late and the size class declared in each."""
@@ -180,8 +181,8 @@ class SiteTrainer:
         """The size class of the whole run: that of the data when the run was first seen; 0 if the site hides it."""
         if not self._site.policy.declare_size:
             return SIZELESS
-        kept = None if self._memory is None else self._memory.read(SIZES)
-        sizes = {entry.run_id: entry.declared for entry in (decode(kept, SizesSeen).runs if kept else ())}
+        seen = None if self._memory is None else kept(self._memory, SIZES, SizesSeen)
+        sizes = {entry.run_id: entry.declared for entry in (seen.runs if seen else ())}
         declared = sizes.setdefault(plan.run_id, found)
         if self._memory is not None:
             latest = list(sizes.items())[-RUNS_KEPT:]

@@ -23,6 +23,7 @@ from fedpeft.config.rules import RULES
 from fedpeft.ids import BlockId, SizeClass
 from fedpeft.methods import blocks_for, due_blocks, round_of
 from fedpeft.privacy import SampledRelease
+from fedpeft.round.device.draws import example_weights
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.failures import cause_of
 from fedpeft.round.local import DeviceStore, Effort, LocalResult
@@ -142,6 +143,7 @@ class TorchTrainer:
                     batch_size=examples.eval_batch,
                     cache=examples.eval_cache,
                     measure=plan.task.measure,
+                    weights=example_weights(work.draws, examples.held_out.input_ids),
                 )
             if work.train:
                 careful = effort is not Effort.FULL
@@ -153,7 +155,7 @@ class TorchTrainer:
             evaluated_loss=measured.loss_sum,
             correct=measured.correct,
             evaluated=measured.examples,
-            lanes=None if measured.lanes is None or not measured.rows else measured.lanes / measured.rows,
+            lanes=measured.lane_means,
             troubles=examples.troubles,
         )
 
@@ -247,12 +249,11 @@ class TorchTrainer:
         return _Learnt(deltas=deltas, loss_sum=loss_sum, examples=seen)
 
     def _measure_head(self, plan: LearningPlan, union: "UnionAdapter", examples: Prepared) -> None:
-        train_plan = plan.train
         measure_class_means(
             union,
             examples.train,
-            steps=train_plan.local_steps,
-            batch_size=train_plan.batch_size,
+            steps=plan.train.local_steps,
+            batch_size=plan.train.batch_size,
             seed=batch_seed(plan.seed, self._device),
             cache=examples.train_cache,
         )
@@ -282,7 +283,6 @@ class TorchTrainer:
                 examples_per_person=plan.privacy.examples_per_person if people and plan.privacy else None,
             )
             return 0.0, 0
-        strength = plan.train.label_calibration
         outcome = train(
             union,
             examples.train,
@@ -290,7 +290,7 @@ class TorchTrainer:
             seed=batch_seed(plan.seed, self._device),
             first_step=first_step,
             cache=examples.train_cache,
-            logit_offset=label_offset(examples.train, len(plan.task.labels), strength=strength),
+            logit_offset=label_offset(examples.train, len(plan.task.labels), strength=plan.train.label_calibration),
             correction=corrected,
         )
         return outcome.mean_loss * outcome.examples_seen, outcome.examples_seen

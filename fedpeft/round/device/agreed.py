@@ -19,12 +19,12 @@ from fedpeft.round.plan import LearningPlan
 from fedpeft.secagg import AgreedSum
 from fedpeft.wire import encode, message
 
-__all__ = ["expect_agreed", "keep_agreed"]
+__all__ = ["AgreedRoster", "expect_agreed", "keep_agreed"]
 
 KEY = "agreed-roster"
 
 
-@message(0x0188)
+@message(0x0188, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgreedRoster:
     """Store record: the sum that this device signed for last.

@@ -24,6 +24,7 @@ from fedpeft.round.bound import bound_by
 from fedpeft.round.device.accepting import accepted_work, clipped_coordinates, expect_affordable, owned_sums
 from fedpeft.round.device.agreed import keep_agreed
 from fedpeft.round.device.contribution import contribution, trained
+from fedpeft.round.device.draws import expanded, lasting_draws
 from fedpeft.round.device.records import KeptResult, OpenRound, kept
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
 from fedpeft.round.failures import REFUSED, UNABLE, Tell, Trouble, cause_of, log_trouble, refusal_of, trace_of
@@ -40,7 +41,6 @@ from fedpeft.wire import OtherVersion, WireError, decode, encode
 __all__ = ["Device"]
 
 OPEN = "open-round"
-DRAW_BYTES = 32
 _LATER_REQUESTS = (secagg.ShareRequest, secagg.MaskRequest, secagg.ConsistRequest, secagg.RevealRequest)
 
 
@@ -146,6 +146,7 @@ class Device:
             accepted_work(bound, pin, spec, request, identity=self._identity.public_key),
             history=terms.history,
             earlier=earlier_heads(self._store, terms.run_id),
+            draws=lasting_draws(self._store, self._rounding(terms.run_id, 0)),
         )
         state = receive(self._store, spec, bound, request)
         if isinstance(state, FailureReason):
@@ -176,8 +177,7 @@ class Device:
             effort = Effort(min(tries, Effort.BLANK))
             mine = frozenset(blocks)
             learnt, able = trained(self._trainer, plan, work, state, blocks=mine, effort=effort, tell=tell)
-            draw = self._rounding(terms.run_id, terms.round_id)(DRAW_BYTES)
-            result = KeptResult.of(learnt, draw=draw)
+            result = KeptResult.of(learnt)
             if cost is not None:
                 self._examples.charge(plan, RoundId(terms.round_id), cost, self._entropy)
         inputs, made = contribution(
@@ -188,7 +188,7 @@ class Device:
             owns=owns,
             noise=noise,
             declared=declared,
-            entropy=result.rounding,
+            entropy=expanded(work.draws),
             tell=tell,
         )
         if noise is None and (cut := clipped_coordinates(terms, inputs)):

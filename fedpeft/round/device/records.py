@@ -10,12 +10,15 @@ from fedpeft.round.local import DeviceStore, LocalResult
 from fedpeft.round.messages import BlockDigest, BlockPayload, Link
 from fedpeft.wire import OtherVersion, decode, message
 
-__all__ = ["ForkSeen", "HeldBlocks", "KeptResult", "OpenRound", "RunPin", "SeenLinks", "kept"]
+__all__ = ["DRAWS", "ForkSeen", "HeldBlocks", "KeptBlocks", "KeptResult", "OpenRound", "RunPin", "SeenLinks", "kept"]
 
 R = TypeVar("R")
 
+DRAWS = "draws"
+"""Store key of a device's own random bytes for whatever it measures (``lasting_draws``)."""
 
-@message(0x0181)
+
+@message(0x0181, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldBlocks:
     """Store record: the global state as last received, and in which run.
@@ -41,7 +44,7 @@ class KeptResult:
     Args:
         deltas: by their names in the adapter, float32 little-endian; neither weighted nor clipped.
         trained_loss, trained, evaluated_loss, correct, evaluated: see ``LocalResult``.
-        draw: bytes for the rounding of the accuracy: drawn once, since the mean of several draws is the accuracy.
+        lanes: of the task's measure, float64 little-endian; empty: none.
     """
 
     deltas: tuple[BlockPayload, ...]
@@ -50,10 +53,10 @@ class KeptResult:
     evaluated_loss: float
     correct: int
     evaluated: int
-    draw: bytes
+    lanes: bytes
 
     @classmethod
-    def of(cls, result: LocalResult, *, draw: bytes) -> "KeptResult":
+    def of(cls, result: LocalResult) -> "KeptResult":
         """For the store."""
         return cls(
             deltas=tuple(
@@ -65,7 +68,7 @@ class KeptResult:
             evaluated_loss=float(result.evaluated_loss),
             correct=int(result.correct),
             evaluated=int(result.evaluated),
-            draw=draw,
+            lanes=b"" if result.lanes is None else result.lanes.astype("<f8", copy=False).tobytes(),
         )
 
     @property
@@ -78,14 +81,11 @@ class KeptResult:
             evaluated_loss=self.evaluated_loss,
             correct=self.correct,
             evaluated=self.evaluated,
+            lanes=np.frombuffer(self.lanes, "<f8").astype(np.float64) if self.lanes else None,
         )
 
-    def rounding(self, count: int) -> bytes:
-        """The kept draw, as a source of entropy for ``rounded_accuracy``."""
-        return self.draw[:count]
 
-
-@message(0x0182)
+@message(0x0182, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenRound:
     """Store record: the round that this device has trained for and not yet finished.
@@ -115,7 +115,7 @@ class OpenRound:
     tries: int = 0
 
 
-@message(0x0185)
+@message(0x0185, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPin:
     """Store record: what a run is on this device, from the first round that it saw of it.
@@ -128,6 +128,7 @@ class RunPin:
         clip: the clip norm of that round; 0: it had no noise.
         state: digest of the state that it began with.
         work: digest of what it asked for; in any attempt at that round other work is refused.
+        forms: of the records that this device keeps of it (``fedpeft.round.device.pins``).
     """
 
     run_id: str
@@ -137,9 +138,10 @@ class RunPin:
     clip: float = 0.0
     state: bytes = b""
     work: bytes = b""
+    forms: bytes = b""
 
 
-@message(0x0186)
+@message(0x0186, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenLinks:
     """Store record: a run's history as this device has accepted it.
@@ -155,7 +157,7 @@ class SeenLinks:
     heads: bytes = b""
 
 
-@message(0x0187)
+@message(0x0187, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkSeen:
     """Store record, for the site: two histories of one run, and the coordinator's signature over both.
@@ -174,8 +176,21 @@ class ForkSeen:
     offer: bytes
 
 
+@message(0x0189, kept=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptBlocks:
+    """Store record: ``before`` is what the round after ``history`` began with, ``after`` what it left."""
+
+    history: bytes
+    before: tuple[BlockPayload, ...]
+    after: tuple[BlockPayload, ...]
+
+
 def kept(store: DeviceStore, key: str, kind: type[R]) -> R | None:
-    """A record of a store; None if there is none, or it is an earlier version's: those runs are over."""
+    """A record of a store; None if there is none, or it is another version's: no run of that one goes on here.
+
+    ``fedpeft.round.device.pins`` refuses those runs, by the forms that are kept with each.
+    """
     payload = store.read(key)
     try:
         return None if payload is None else decode(payload, kind)

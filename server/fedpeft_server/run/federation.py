@@ -21,12 +21,12 @@ from fedpeft.round.coordinator import OpenSum, SecureSum, resume_round, run_roun
 from fedpeft.round.events import Event, EventKind, Observer
 from fedpeft.round.messages import FailureReason
 from fedpeft.round.metrics import TRAIN_LOSS
-from fedpeft.round.pending import PendingRound, load_note
+from fedpeft.round.pending import load_note, load_round
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
 from fedpeft.round.transport import Transport
 from fedpeft.round.work import work_digest
-from fedpeft.wire import decode, encode
+from fedpeft.wire import encode
 from fedpeft_server.privacy.client_level import ClientPrivacy
 from fedpeft_server.run.aggregation import Aggregation, Individuals
 from fedpeft_server.run.committing import AfterRound, Committing, Progress, Publish, go_on
@@ -172,7 +172,7 @@ class Federation:
 
     def _go_on(self, kept: Kept, progress: Progress) -> Progress:
         """Finish the round that was being opened when the coordinator died: with its survivors, or not at all."""
-        round_id, pending = kept.round_id, decode(kept.state, PendingRound)
+        round_id, pending = kept.round_id, load_round(kept.state, where=str(self._run.path / "pending"))
         if round_id != progress.done + 1 or round_id != pending.round_id:
             raise IntegrityFailed(
                 f"Expected round {progress.done + 1} in {self._run.path / 'pending'}, found {round_id}; restore the "
