@@ -72,7 +72,14 @@ def test_fit_request_has_no_field_outside_the_digests() -> None:
     assert {field.name for field in fields(FitRequest)} == asked
     derived = {"first_step", "learning_rate_factor", "eval_examples", "train", "blocks"}
     assert {field.name for field in fields(WorkTerms)} == derived | {"plan", "state", "controls"}
-    assert {field.name for field in fields(Work)} == derived | {"round_id", "bucket", "controls", "history", "earlier"}
+    assert {field.name for field in fields(Work)} == derived | {
+        "round_id",
+        "bucket",
+        "controls",
+        "history",
+        "earlier",
+        "draws",
+    }
 
 
 @pytest.fixture(scope="module")
