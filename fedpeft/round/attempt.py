@@ -53,7 +53,7 @@ class Attempt:
         self, offers: Mapping[ParticipantId, secagg.Request], state: AdapterState, *, deadline_s: float
     ) -> Generator[tuple[ParticipantId, secagg.Reply | str]]:
         """Stage 1; a device that lacks state or history that it was thought to have is asked once more for either."""
-        asked = sorted(offers, key=self._turn) if self._task.wanted else list(offers)
+        asked = sorted(offers, key=self._turn) if self._task.target_cohort else list(offers)
         given: dict[ParticipantId, set[FailureReason]] = {place: set() for place in asked}
 
         def request(place: ParticipantId) -> bytes:
@@ -99,12 +99,12 @@ class Attempt:
         """How it ended."""
         return RoundOutcome(result=end, traffic=self.traffic, participants=self.names, is_final=is_final)
 
-    def release_the_others(self, wanted: int) -> None:
+    def release_the_others(self, target_cohort: int) -> None:
         """Stage 1 ends early: who has neither answered nor failed was not needed."""
         for account in self.traffic.values():
-            account.spared = not account.ready and not account.failure
-        spared = [name for name, account in self.traffic.items() if account.spared]
-        detail = f"{wanted} of {len(self.names)} are ready; not needed: {', '.join(spared) or 'nobody'}"
+            account.not_needed = not account.ready and not account.failure
+        not_needed = [name for name, account in self.traffic.items() if account.not_needed]
+        detail = f"{target_cohort} of {len(self.names)} are ready; not needed: {', '.join(not_needed) or 'nobody'}"
         self._observe(Event(kind=EventKind.STAGE_CLOSED, round_id=self._task.round_id, stage=Stage.FIT, detail=detail))
 
     def _turn(self, place: ParticipantId) -> bytes:

@@ -98,10 +98,10 @@ def run_round(
                 summing.fail(sender, reply)
             else:
                 summing.receive(sender, reply)
-            if summing.stage == "fit" and summing.answered == task.wanted:
+            if summing.stage == "fit" and summing.answered == task.target_cohort:
                 # The roster is who is ready by now, and every threshold follows from it: nobody is missed later.
                 replies.close()
-                attempt.release_the_others(task.wanted)
+                attempt.release_the_others(task.target_cohort)
                 break
         end = summing.close_stage()
     if end is None and len(summing.requests) < rounds.min_devices:

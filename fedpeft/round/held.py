@@ -23,7 +23,7 @@ from fedpeft.round.messages import BlockDigest, BlockPayload, FailureReason, Fit
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.round.transition import is_exact, keeps_memory, next_state
 from fedpeft.round.work import controls_digest, last_round, state_digest
-from fedpeft.secagg import Mark
+from fedpeft.secagg import HighWaterMark
 from fedpeft.wire import encode
 
 __all__ = [
@@ -54,7 +54,7 @@ HEADS_KEPT = 4096
 
 
 def follow(
-    store: DeviceStore, bound: Bound, request: FitRequest, *, coordinator: bytes, mark: Mark | None
+    store: DeviceStore, bound: Bound, request: FitRequest, *, coordinator: bytes, mark: HighWaterMark | None
 ) -> RunPin | Lacking:
     """This run as the device has known it, or, at first sight, as it is to know it from now on; kept durably.
 
@@ -162,7 +162,7 @@ def held_digests(store: DeviceStore, run_id: str) -> tuple[BlockDigest, ...]:
     return held.digests if held is not None and held.run_id == run_id else ()
 
 
-def known_links(store: DeviceStore, run_id: str, mark: Mark | None) -> int:
+def known_links(store: DeviceStore, run_id: str, mark: HighWaterMark | None) -> int:
     """The last round of a run whose link this device has; 0: none, or not from the beginning."""
     whole = kept(store, run_key(run_id), RunPin) is not None
     return mark.round_id - 1 if whole and mark is not None and mark.history else 0

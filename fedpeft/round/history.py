@@ -13,7 +13,7 @@ from fedpeft.errors import SpecMismatch
 from fedpeft.round.messages import History, Link
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.work import plan_digest
-from fedpeft.secagg.device_state import Mark
+from fedpeft.secagg.device_state import HighWaterMark
 from fedpeft.secagg.primitives import digest
 from fedpeft.wire import decode, encode
 
@@ -103,7 +103,7 @@ class Standing:
     """
 
     genesis: bytes
-    mark: Mark | None
+    mark: HighWaterMark | None
     whole: bool
     before: tuple[int, bytes]
 

@@ -134,7 +134,7 @@ class SumSession(Protocol):
         """The enrolled coordinator's public key."""
         ...
 
-    def mark(self, run_id: str) -> secagg.Mark | None:
+    def mark(self, run_id: str) -> secagg.HighWaterMark | None:
         """How far this device has gone in a run; None: it never took part."""
         ...
 

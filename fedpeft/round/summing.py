@@ -70,11 +70,11 @@ class SecureSum:
     @property
     def spec(self) -> secagg.RoundSpec:
         """The terms, as they were signed."""
-        return self._state.book.spec
+        return self._state.terms.spec
 
     def signed_by(self, coordinator: bytes) -> bool:
         """Whether this key signed the terms."""
-        offer = self._state.book.offer
+        offer = self._state.terms.offer
         return is_signed(coordinator, offer.signature, offer_context(offer))
 
     @property

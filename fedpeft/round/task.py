@@ -71,7 +71,7 @@ class RoundTask:
         noise: client-level differential privacy: what every device clips to and adds; then nothing is measured.
         blocks: the blocks that this round trains, of the planned ones; None: all of them.
         controls: SCAFFOLD's control of each block; empty without.
-        wanted: how many devices make the round: the first exchange ends when so many are ready; None: all.
+        target_cohort: how many devices make the round: the first exchange ends when so many are ready; None: all.
     """
 
     round_id: RoundId
@@ -82,7 +82,7 @@ class RoundTask:
     noise: NoiseTerms | None = None
     blocks: frozenset[BlockId] | None = None
     controls: Mapping[BlockId, Vector] = field(default_factory=dict)
-    wanted: int | None = None
+    target_cohort: int | None = None
 
     @property
     def train(self) -> bool:
@@ -127,7 +127,7 @@ class Traffic:
     seconds: float = 0.0
     ready: bool = False
     failure: str = ""
-    spared: bool = False
+    not_needed: bool = False
     """Asked, and still at work when enough others were ready."""
     statement: ExampleStatement | None = None
 

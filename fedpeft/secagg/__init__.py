@@ -11,7 +11,7 @@ from fedpeft.secagg.coordinator_state import Aborted, BlockSum, CoordinatorState
 from fedpeft.secagg.device import answer, begin
 from fedpeft.secagg.device_mask import Inputs
 from fedpeft.secagg.device_reveal import AgreedSum
-from fedpeft.secagg.device_state import DeviceState, DeviceStep, Mark, dump_state, load_state
+from fedpeft.secagg.device_state import DeviceState, DeviceStep, HighWaterMark, dump_state, load_state
 from fedpeft.secagg.ledger import FileLedger, Ledger, MemoryLedger
 from fedpeft.secagg.messages import (
     REPLIES,
@@ -19,6 +19,7 @@ from fedpeft.secagg.messages import (
     Advertise,
     Agreement,
     ConsistRequest,
+    EncryptedShares,
     MaskedInput,
     MaskRequest,
     Reason,
@@ -28,7 +29,6 @@ from fedpeft.secagg.messages import (
     RevealedShares,
     RevealRequest,
     RoundOffer,
-    SealedShares,
     ShareRequest,
 )
 from fedpeft.secagg.pending import dump_pending, load_pending
@@ -53,12 +53,13 @@ __all__ = [
     "DeviceState",
     "DeviceStep",
     "Directory",
+    "EncryptedShares",
     "Enrolled",
     "FileLedger",
+    "HighWaterMark",
     "IdentityKey",
     "Inputs",
     "Ledger",
-    "Mark",
     "MaskRequest",
     "MaskedInput",
     "MemoryLedger",
@@ -74,7 +75,6 @@ __all__ = [
     "RevealedShares",
     "RoundOffer",
     "RoundSpec",
-    "SealedShares",
     "ShareRequest",
     "SumRange",
     "Summed",

@@ -55,9 +55,9 @@ def cohort_problem(
     people, owners = roster.spec.participants, roster.owner_sets[block]
     alive = owners.intersection(witnesses)
     sizes = Counter(people[owner - 1].organisation for owner in alive)
-    wanted = max(roster.spec.min_cohort, min_cohort)
-    if len(sizes) < wanted:
-        return f"expected {wanted} organisations, found {len(sizes)} ({len(alive)} of {len(owners)} owners survived)"
+    needed = max(roster.spec.min_cohort, min_cohort)
+    if len(sizes) < needed:
+        return f"expected {needed} organisations, found {len(sizes)} ({len(alive)} of {len(owners)} owners survived)"
     outside = len(alive) - max(sizes.values(), default=0)
     needed = max(colluders(roster.spec, len(roster.members)), min_colluders) + 1
     if outside < needed:

@@ -18,7 +18,6 @@ from fedpeft.ids import ParticipantId
 from fedpeft.secagg.coordinator_close import close
 from fedpeft.secagg.coordinator_state import (
     Agreeing,
-    Book,
     CoordinatorState,
     Fitting,
     Masking,
@@ -29,18 +28,19 @@ from fedpeft.secagg.coordinator_state import (
     Revealing,
     ShareName,
     Sharing,
+    SignedTerms,
 )
 from fedpeft.secagg.device_share import advert_problem
 from fedpeft.secagg.messages import (
     Advertise,
     Agreement,
+    EncryptedShares,
     MaskedInput,
     Reason,
     Refusal,
     Reply,
     RevealedShares,
     RoundOffer,
-    SealedShares,
 )
 from fedpeft.secagg.primitives import KEY_SIZE, AgreementKey, IdentityKey, Secret, is_authentic, is_signed
 from fedpeft.secagg.spec import RoundSpec, block_encoding, check_spec
@@ -64,7 +64,7 @@ __all__ = ["close_stage", "open_round", "receive", "reject"]
 
 REPLY_ORDER: Mapping[type, int] = {
     Advertise: 0,
-    SealedShares: 1,
+    EncryptedShares: 1,
     MaskedInput: 2,
     Agreement: 3,
     RevealedShares: 4,
@@ -97,7 +97,7 @@ def open_round(spec: RoundSpec, *, identity: IdentityKey, entropy: Entropy) -> O
     context = offer_context(unsigned)
     offer = replace(unsigned, signature=identity.sign(context))
     return Open(
-        book=Book(spec=spec, offer=offer, context=context, channel_seed=seed),
+        terms=SignedTerms(spec=spec, offer=offer, context=context, channel_seed=seed),
         requests={peer.participant_id: offer for peer in spec.participants},
         answered=frozenset(),
         rejected={},
@@ -144,13 +144,13 @@ def close_stage(state: CoordinatorState) -> CoordinatorState:
 def _accept(state: Open, sender: ParticipantId, reply: Reply) -> Progress:
     match state.progress, reply:
         case Fitting() as fitting, Advertise():
-            _check_advert(state.book, sender, reply)
+            _check_advert(state.terms, sender, reply)
             return replace(fitting, adverts={**fitting.adverts, sender: reply})
-        case Sharing() as sharing, SealedShares():
-            _check_boxes(sharing.members, sender, reply)
-            return replace(sharing, boxes={**sharing.boxes, sender: reply.boxes})
+        case Sharing() as sharing, EncryptedShares():
+            _check_ciphertexts(sharing.members, sender, reply)
+            return replace(sharing, ciphertexts={**sharing.ciphertexts, sender: reply.ciphertexts})
         case Masking() as masking, MaskedInput():
-            _check_vectors(state.book.spec, masking, sender, reply)
+            _check_vectors(state.terms.spec, masking, sender, reply)
             return _added(masking, sender, reply)
         case Agreeing() as agreeing, Agreement():
             _check_agreement(agreeing, sender, reply)
@@ -162,27 +162,32 @@ def _accept(state: Open, sender: ParticipantId, reply: Reply) -> Progress:
             raise _Bad(Reason.OUT_OF_ORDER, f"Expected no {type(reply).__name__} in stage {state.stage}.")
 
 
-def _check_advert(book: Book, sender: ParticipantId, advert: Advertise) -> None:
+def _check_advert(terms: SignedTerms, sender: ParticipantId, advert: Advertise) -> None:
     if advert.participant_id != sender:
         raise _Bad(Reason.BAD_SIGNATURE, f"Expected the advert of {sender}, found that of {advert.participant_id}.")
-    if advert.context != book.context:
+    if advert.context != terms.context:
         raise _Bad(Reason.WRONG_ROUND, "Expected an advert of this attempt, found another's.")
-    declared = tuple(block.block_id for block in book.spec.blocks if block.block_id in set(advert.blocks))
+    declared = tuple(block.block_id for block in terms.spec.blocks if block.block_id in set(advert.blocks))
     if declared != advert.blocks or not declared:
         raise _Bad(Reason.BLOCK_NOT_DECLARED, f"Expected blocks of the terms in order, found {advert.blocks}.")
-    problem = advert_problem(advert, advert_digest(advert), declared, book.context, book.spec.participants[sender - 1])
+    problem = advert_problem(
+        advert, advert_digest(advert), declared, terms.context, terms.spec.participants[sender - 1]
+    )
     if problem is not None:
         raise _Bad(Reason.BAD_SIGNATURE, f"Expected a valid advert; {problem}.")
 
 
-def _check_boxes(members: Members, sender: ParticipantId, reply: SealedShares) -> None:
+def _check_ciphertexts(members: Members, sender: ParticipantId, reply: EncryptedShares) -> None:
     roster = members.roster
     _check_context(reply.context, roster.context)
     holders = len(roster.sharing_neighbours(sender))
-    expected = holders * roster.box_size(sender)
-    if len(reply.boxes) != expected:
-        raise _Bad(Reason.BAD_LENGTH, f"Expected {holders} boxes of together {expected} B, found {len(reply.boxes)} B.")
-    _check_tag(members, sender, STAGE_SHARE, [roster.context, reply.boxes], reply.tag)
+    expected = holders * roster.ciphertext_size(sender)
+    if len(reply.ciphertexts) != expected:
+        raise _Bad(
+            Reason.BAD_LENGTH,
+            f"Expected {holders} ciphertexts of together {expected} B, found {len(reply.ciphertexts)} B.",
+        )
+    _check_tag(members, sender, STAGE_SHARE, [roster.context, reply.ciphertexts], reply.tag)
 
 
 def _check_vectors(spec: RoundSpec, masking: Masking, sender: ParticipantId, reply: MaskedInput) -> None:
@@ -200,7 +205,7 @@ def _check_vectors(spec: RoundSpec, masking: Masking, sender: ParticipantId, rep
             )
     neighbours = roster.sharing_neighbours(sender)
     if len(set(reply.unopened)) != len(reply.unopened) or not set(neighbours).issuperset(reply.unopened):
-        raise _Bad(Reason.BAD_ROSTER, "Expected unopened boxes of neighbours, each once, found others.")
+        raise _Bad(Reason.BAD_ROSTER, "Expected unopened ciphertexts of neighbours, each once, found others.")
     parts = [reply.context, b"".join(map(id_bytes, reply.unopened)), *reply.vectors]
     _check_tag(masking.members, sender, STAGE_MASK, parts, reply.tag)
     _check_signature(masking.members, sender, reply.signature, masked_digest(reply.context, sender))

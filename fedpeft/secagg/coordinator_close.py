@@ -56,11 +56,11 @@ def close(state: Open) -> CoordinatorState:
 
 
 def _to_sharing(state: Open, fitting: Fitting) -> CoordinatorState:
-    spec, book = state.book.spec, state.book
-    channel = AgreementKey(book.channel_seed.value)
+    spec, terms = state.terms.spec, state.terms
+    channel = AgreementKey(terms.channel_seed.value)
     reply_keys, rejected = {}, dict(state.rejected)
     for member, advert in sorted(fitting.adverts.items()):
-        key = reply_key(channel, advert, book.context)
+        key = reply_key(channel, advert, terms.context)
         if key is None:
             rejected[member] = Rejection(reason=Reason.BAD_ROSTER, detail="its channel key is a low-order point")
         else:
@@ -70,7 +70,7 @@ def _to_sharing(state: Open, fitting: Fitting) -> CoordinatorState:
         return aborted(state, Reason.TOO_FEW_DEVICES, "No device advertised.", restartable=True)
     members = list(reply_keys)
     request = ShareRequest(
-        context=book.context,
+        context=terms.context,
         members=b"".join(map(id_bytes, members)),
         digests=b"".join(advert_digest(fitting.adverts[member]) for member in members),
         classes=bytes(fitting.adverts[member].weight_class for member in members),
@@ -80,7 +80,7 @@ def _to_sharing(state: Open, fitting: Fitting) -> CoordinatorState:
         ),
         adverts=(),
     )
-    roster = read_roster(book.offer, request)
+    roster = read_roster(terms.offer, request)
     if isinstance(roster, str):
         return aborted(state, Reason.TOO_FEW_DEVICES, roster, restartable=True)
 
@@ -102,23 +102,24 @@ def reply_key(channel: AgreementKey, advert: Advertise, context: bytes) -> Secre
 
 
 def _to_masking(state: Open, sharing: Sharing) -> CoordinatorState:
-    roster, boxes = sharing.members.roster, sharing.boxes
-    if len(boxes) <= roster.degree.threshold:
-        return _too_few(state, roster, len(boxes), restartable=True)
-    inbox: dict[ParticipantId, list[bytes]] = {holder: [] for holder in boxes}
-    for dealer in sorted(boxes):
-        size, sealed = roster.box_size(dealer), boxes[dealer]
+    roster, ciphertexts = sharing.members.roster, sharing.ciphertexts
+    if len(ciphertexts) <= roster.degree.threshold:
+        return _too_few(state, roster, len(ciphertexts), restartable=True)
+    inbox: dict[ParticipantId, list[bytes]] = {holder: [] for holder in ciphertexts}
+    for dealer in sorted(ciphertexts):
+        size, sealed = roster.ciphertext_size(dealer), ciphertexts[dealer]
         for index, holder in enumerate(roster.sharing_neighbours(dealer)):
             if holder in inbox:
                 inbox[holder].append(sealed[size * index : size * (index + 1)])
-    sharers = pack_members(boxes.keys(), roster.members)
+    sharers = pack_members(ciphertexts.keys(), roster.members)
     masking = Masking(
         members=sharing.members,
         sharers=sharers,
         sums={block.block_id: block_encoding(roster.spec, block).zeros() for block in roster.spec.blocks},
     )
     requests = {
-        holder: MaskRequest(context=roster.context, sharers=sharers, boxes=tuple(inbox[holder])) for holder in boxes
+        holder: MaskRequest(context=roster.context, sharers=sharers, ciphertexts=tuple(inbox[holder]))
+        for holder in ciphertexts
     }
     return _next(state, requests, masking)
 
@@ -139,7 +140,7 @@ def _to_survivors(state: Open, masking: Masking) -> CoordinatorState:
         if len(survivors.intersection(roster.sharing_neighbours(dealer)) - holders) < threshold
     ]
     if lost:
-        detail = f"Too few neighbours could open the boxes of {sorted(lost)}: their masks could not be removed."
+        detail = f"Too few neighbours could open the ciphertexts of {sorted(lost)}: their masks could not be removed."
         return aborted(state, Reason.SECRET_LOST, detail, blamed=lost, restartable=True)
     context = sharers_context(roster.context, masking.sharers)
     bitmap = pack_members(survivors, roster.members)

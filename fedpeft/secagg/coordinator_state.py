@@ -24,7 +24,6 @@ __all__ = [
     "Aborted",
     "Agreeing",
     "BlockSum",
-    "Book",
     "CoordinatorState",
     "Fitting",
     "Masking",
@@ -35,6 +34,7 @@ __all__ = [
     "Revealing",
     "ShareName",
     "Sharing",
+    "SignedTerms",
     "Summed",
     "aborted",
 ]
@@ -56,8 +56,8 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Book:
-    """What stays the same through the stages.
+class SignedTerms:
+    """The signed terms of one attempt: what stays the same through its stages.
 
     Args:
         spec: the terms.
@@ -98,10 +98,10 @@ class Members:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharing:
-    """Waiting for boxes."""
+    """Waiting for ciphertexts."""
 
     members: Members
-    boxes: Mapping[ParticipantId, bytes] = field(default_factory=dict)
+    ciphertexts: Mapping[ParticipantId, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ class Masking:
         members: U1.
         sharers: U2, a bitmap.
         sums: for each block, ring words, added to in place.
-        unopened: for each dealer, who could not open its box.
+        unopened: for each dealer, who could not open its ciphertext.
         signatures: of each device that masked, over the sharers.
     """
 
@@ -168,14 +168,14 @@ class Open:
     """A round that goes on.
 
     Args:
-        book: what never changes.
+        terms: what is summed, as the devices were told.
         requests: what each device of this stage is to be sent.
         answered: who has given a valid reply to it.
         rejected: who is out of the round, and why.
         progress: the stage's own data.
     """
 
-    book: Book
+    terms: SignedTerms
     requests: Mapping[ParticipantId, Request]
     answered: frozenset[ParticipantId]
     rejected: Mapping[ParticipantId, Rejection]
@@ -188,7 +188,7 @@ class Open:
 
     @property
     def waiting(self) -> frozenset[ParticipantId]:
-        """Who was asked and has neither answered nor fallen out; when it is empty the stage can be closed."""
+        """Who was asked and has neither answered nor dropped out; when it is empty the stage can be closed."""
         return frozenset(self.requests) - self.answered - self.rejected.keys()
 
 

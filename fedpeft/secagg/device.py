@@ -29,9 +29,9 @@ from fedpeft.secagg.device_state import (
     DeviceState,
     DeviceStep,
     Failed,
-    Mark,
+    HighWaterMark,
     Masked,
-    Seat,
+    Participation,
     Shared,
 )
 from fedpeft.secagg.messages import (
@@ -72,7 +72,7 @@ def begin(
     policy: DevicePolicy,
     entropy: Entropy,
     weight_class: SizeClass = SIZELESS,
-    mark: Mark | None = None,
+    mark: HighWaterMark | None = None,
 ) -> DeviceStep:
     """Answers FIT: checks the signed terms and makes this attempt's keys.
 
@@ -90,32 +90,32 @@ def begin(
         ``Advertised`` with an ``Advertise``, or ``Failed`` with a ``Refusal``.
     """
     try:
-        seat = _take_seat(offer, owns, identity.public, enrolled, policy, mark)
+        participation = _joined(offer, owns, identity.public, enrolled, policy, mark)
     except Violation as violation:
         return _failed(None, violation)
     root = Secret(entropy(KEY_SIZE))
-    keys = secret_keys(root, seat)
+    keys = secret_keys(root, participation)
     unsigned = Advertise(
-        context=seat.context,
-        participant_id=seat.me,
+        context=participation.context,
+        participant_id=participation.me,
         device=enrolled.device,
         organisation=enrolled.organisation,
         weight_class=weight_class,
-        blocks=seat.owns,
+        blocks=participation.owns,
         channel_key=keys.channel.public,
         mask_key=keys.mask.public,
         commitments=tuple(
-            commitment(seat.context, seat.me, block, seed.value)
-            for block, seed in zip(seat.owns, keys.self_seeds, strict=True)
+            commitment(participation.context, participation.me, block, seed.value)
+            for block, seed in zip(participation.owns, keys.self_seeds, strict=True)
         ),
         signature=b"",
     )
     reply = replace(unsigned, signature=identity.sign(advert_digest(unsigned)))
-    return DeviceStep(Advertised(seat=seat, root=root, reply=reply), reply)
+    return DeviceStep(Advertised(participation=participation, root=root, reply=reply), reply)
 
 
 def examine(
-    offer: RoundOffer, *, identity: bytes, enrolled: Enrolled, policy: DevicePolicy, mark: Mark | None = None
+    offer: RoundOffer, *, identity: bytes, enrolled: Enrolled, policy: DevicePolicy, mark: HighWaterMark | None = None
 ) -> RoundSpec | Refusal:
     """The terms of an offer, once all is checked that needs no work; arguments as in ``begin``, ``identity`` public.
 
@@ -154,17 +154,17 @@ def answer(
     try:
         match state, request:
             case Advertised(), ShareRequest():
-                _same_context(request.context, state.seat.context)
+                _same_context(request.context, state.participation.context)
                 return _step(share(state, request))
             case Shared(), MaskRequest():
                 _same_context(request.context, state.asked)
                 if inputs is None or rounding is None:
                     raise Violation(Reason.BAD_INPUT, "Expected the trained vectors, found none.")
                 return _step(mask(state, request, inputs, identity, rounding, noise))
-            case Masked(), ConsistRequest() if _mode(state.seat) is Mode.FULL:
+            case Masked(), ConsistRequest() if _mode(state.participation) is Mode.FULL:
                 _same_context(request.context, state.reply.context)
                 return _step(consist(state, request, identity))
-            case Masked(), RevealRequest() if _mode(state.seat) is Mode.FAST:
+            case Masked(), RevealRequest() if _mode(state.participation) is Mode.FAST:
                 _same_context(request.context, state.reply.context)
                 return _step(reveal(state, request))
             case Agreed(), RevealRequest():
@@ -175,17 +175,22 @@ def answer(
     except Violation as violation:
         if violation.reason in (Reason.WRONG_ROUND, Reason.OUT_OF_ORDER):
             return DeviceStep(state, Refusal(reason=violation.reason, detail=violation.detail))
-        return _failed(state.seat, violation)
+        return _failed(state.participation, violation)
 
 
-def _take_seat(
-    offer: RoundOffer, owns: Set[BlockId], identity: bytes, enrolled: Enrolled, policy: DevicePolicy, mark: Mark | None
-) -> Seat:
+def _joined(
+    offer: RoundOffer,
+    owns: Set[BlockId],
+    identity: bytes,
+    enrolled: Enrolled,
+    policy: DevicePolicy,
+    mark: HighWaterMark | None,
+) -> Participation:
     context, spec, me = _accepted(offer, identity, enrolled, policy, mark)
     ordered = tuple(block.block_id for block in spec.blocks if block.block_id in owns)
     if not ordered or len(ordered) != len(owns):
         raise Violation(Reason.BLOCK_NOT_DECLARED, f"Expected blocks of the terms, found {sorted(owns)}.")
-    return Seat(
+    return Participation(
         offer=offer,
         context=context,
         me=me,
@@ -196,7 +201,7 @@ def _take_seat(
 
 
 def _accepted(
-    offer: RoundOffer, identity: bytes, enrolled: Enrolled, policy: DevicePolicy, mark: Mark | None
+    offer: RoundOffer, identity: bytes, enrolled: Enrolled, policy: DevicePolicy, mark: HighWaterMark | None
 ) -> tuple[bytes, RoundSpec, ParticipantId]:
     """Context, terms and this device's place: signed, well formed, allowed, beyond the mark, with it on the roster."""
     context = offer_context(offer)
@@ -219,7 +224,7 @@ def _accepted(
     return context, spec, mine[0].participant_id
 
 
-def _check_mark(spec: RoundSpec, mark: Mark | None) -> None:
+def _check_mark(spec: RoundSpec, mark: HighWaterMark | None) -> None:
     """A device never goes back, and never tries a round again for which it has agreed to a survivor set."""
     if mark is None or spec.round_id > mark.round_id:
         return
@@ -237,9 +242,13 @@ def _repeat(state: DeviceState, request: Request) -> DeviceStep:
         case Failed(), _:
             return DeviceStep(state, Refusal(reason=state.reason, detail=state.detail))
         case Advertised(), RoundOffer():
-            asked, context, answered = fingerprint(state.seat.offer), fingerprint(request), state.seat.context
+            asked, context, answered = (
+                fingerprint(state.participation.offer),
+                fingerprint(request),
+                state.participation.context,
+            )
         case Shared(), ShareRequest():
-            asked, context, answered = state.asked, request.context, state.seat.context
+            asked, context, answered = state.asked, request.context, state.participation.context
         case Masked(), MaskRequest():
             asked, context, answered = state.asked, request.context, roster_context(state.roster)
         case Agreed(), ConsistRequest():
@@ -257,8 +266,8 @@ def _repeat(state: DeviceState, request: Request) -> DeviceStep:
     raise Violation(Reason.EQUIVOCATION, f"Expected one {type(request).__name__}, found a second, different one.")
 
 
-def _mode(seat: Seat) -> Mode:
-    return open_spec(seat.offer.spec).mode
+def _mode(participation: Participation) -> Mode:
+    return open_spec(participation.offer.spec).mode
 
 
 def _same_context(found: bytes, expected: bytes) -> None:
@@ -271,6 +280,6 @@ def _step(state: Shared | Masked | Agreed | Closed) -> DeviceStep:
     return DeviceStep(state, reply)
 
 
-def _failed(seat: Seat | None, violation: Violation) -> DeviceStep:
+def _failed(participation: Participation | None, violation: Violation) -> DeviceStep:
     refusal = Refusal(reason=violation.reason, detail=violation.detail)
-    return DeviceStep(Failed(seat=seat, reason=violation.reason, detail=violation.detail), refusal)
+    return DeviceStep(Failed(participation=participation, reason=violation.reason, detail=violation.detail), refusal)

@@ -1,4 +1,4 @@
-"""The device's MASK stage: open the boxes, encode, mask (docs/protocol.md, "MASK")."""
+"""The device's MASK stage: open the ciphertexts, encode, mask (docs/protocol.md, "MASK")."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,19 +10,19 @@ from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.privacy import noisy_words
 from fedpeft.ring import InputRefused
 from fedpeft.secagg.device_secrets import RoundKeys, Violation, agree, reply_key, roster_of, secret_keys
-from fedpeft.secagg.device_state import Masked, Seat, Shared
+from fedpeft.secagg.device_state import Masked, Participation, Shared
 from fedpeft.secagg.masks import Mask, apply_masks, noise_bytes, rounding_bits
 from fedpeft.secagg.messages import Advertise, MaskedInput, MaskRequest, Reason
-from fedpeft.secagg.primitives import KEY_SIZE, IdentityKey, Secret, authenticate, open_box
+from fedpeft.secagg.primitives import KEY_SIZE, IdentityKey, Secret, authenticate, open_sealed
 from fedpeft.secagg.roster import Roster, members_of
 from fedpeft.secagg.shamir import SHARE_SIZE, share_value
 from fedpeft.secagg.spec import RoundSpec, SummedBlock, block_encoding, mechanism
 from fedpeft.secagg.transcript import (
     STAGE_MASK,
-    box_bound,
-    box_key,
-    box_nonce,
+    associated_data,
     edge_secret,
+    encryption_key,
+    encryption_nonce,
     fingerprint,
     id_bytes,
     masked_digest,
@@ -40,61 +40,63 @@ Inputs = Mapping[BlockId, npt.NDArray[np.float32]]
 def mask(
     state: Shared, request: MaskRequest, inputs: Inputs, identity: IdentityKey, rounding: Entropy, noise: Entropy
 ) -> Masked:
-    """Opens the boxes, encodes the inputs, masks them for those who shared, and signs who these were."""
-    seat, roster = state.seat, roster_of(state.seat, state.roster)
-    sharers = subset_with_us(request.sharers, roster, seat)
-    dealers = [peer for peer in roster.sharing_neighbours(seat.me) if peer in sharers]
+    """Opens the ciphertexts, encodes the inputs, masks them for those who shared, and signs who these were."""
+    participation, roster = state.participation, roster_of(state.participation, state.roster)
+    sharers = subset_with_us(request.sharers, roster, participation)
+    dealers = [peer for peer in roster.sharing_neighbours(participation.me) if peer in sharers]
     if len(dealers) < roster.degree.threshold:
         raise Violation(
             Reason.TOO_FEW_DEVICES, f"Expected {roster.degree.threshold} sharing neighbours, found {len(dealers)}."
         )
-    if len(request.boxes) != len(dealers):
-        raise Violation(Reason.BAD_LENGTH, f"Expected {len(dealers)} boxes, found {len(request.boxes)}.")
-    held = _open_boxes(state, roster, dealers, request.boxes)
+    if len(request.ciphertexts) != len(dealers):
+        raise Violation(Reason.BAD_LENGTH, f"Expected {len(dealers)} ciphertexts, found {len(request.ciphertexts)}.")
+    held = _decrypted_shares(state, roster, dealers, request.ciphertexts)
     context = sharers_context(roster.context, request.sharers)
-    keys = secret_keys(state.root, seat)
+    keys = secret_keys(state.root, participation)
     vectors = _masked_vectors(state, roster, _masks(state, roster, sharers, keys), inputs, rounding, noise)
-    unopened = tuple(dealer for dealer, box in zip(dealers, held, strict=True) if not box.value)
-    key = reply_key(keys.channel, seat)
+    unopened = tuple(dealer for dealer, shares in zip(dealers, held, strict=True) if not shares.value)
+    key = reply_key(keys.channel, participation)
     parts = [context, b"".join(map(id_bytes, unopened)), *vectors]
     return Masked(
-        seat=seat,
+        participation=participation,
         reply_key=Secret(key),
         asked=fingerprint(request),
         roster=state.roster,
         peers=state.peers,
         sharers=request.sharers,
-        held=held,
+        held_shares=held,
         reply=MaskedInput(
             context=context,
             unopened=unopened,
             vectors=vectors,
-            signature=identity.sign(masked_digest(context, seat.me)),
+            signature=identity.sign(masked_digest(context, participation.me)),
             tag=authenticate(key, STAGE_MASK, parts),
         ),
     )
 
 
-def subset_with_us(bitmap: bytes, roster: Roster, seat: Seat) -> frozenset[ParticipantId]:
+def subset_with_us(bitmap: bytes, roster: Roster, participation: Participation) -> frozenset[ParticipantId]:
     """The members that a bitmap names; it must be well formed and name us."""
     members = members_of(bitmap, roster.members)
     if members is None:
         raise Violation(Reason.BAD_LENGTH, f"Expected a bitmap over {len(roster.members)} members, found another.")
-    if seat.me not in members:
+    if participation.me not in members:
         raise Violation(Reason.BAD_ROSTER, "Expected to be among those who replied, found ourselves left out.")
     return frozenset(members)
 
 
-def _open_boxes(
-    state: Shared, roster: Roster, dealers: Sequence[ParticipantId], boxes: Sequence[bytes]
+def _decrypted_shares(
+    state: Shared, roster: Roster, dealers: Sequence[ParticipantId], ciphertexts: Sequence[bytes]
 ) -> tuple[Secret, ...]:
-    """The plaintext of each dealer's box; empty where it does not open or holds no field elements."""
-    places = {peer: index for index, peer in enumerate(roster.sharing_neighbours(state.seat.me))}
+    """The plaintext of each dealer's ciphertext; empty where it does not open or holds no field elements."""
+    places = {peer: index for index, peer in enumerate(roster.sharing_neighbours(state.participation.me))}
     held = []
-    for dealer, box in zip(dealers, boxes, strict=True):
+    for dealer, ciphertext in zip(dealers, ciphertexts, strict=True):
         at = KEY_SIZE * places[dealer]
-        bound = box_bound(roster.context, dealer, state.seat.me)
-        plaintext = open_box(box_key(state.channels.value[at : at + KEY_SIZE]), box_nonce(dealer), box, bound)
+        bound = associated_data(roster.context, dealer, state.participation.me)
+        plaintext = open_sealed(
+            encryption_key(state.channels.value[at : at + KEY_SIZE]), encryption_nonce(dealer), ciphertext, bound
+        )
         size = SHARE_SIZE * (1 + len(roster.owned_by(dealer)))
         good = plaintext is not None and len(plaintext) == size and _all_in_field(plaintext)
         held.append(Secret(plaintext if plaintext is not None and good else b""))
@@ -115,9 +117,11 @@ def _masked_vectors(
     noise: Entropy,
 ) -> tuple[bytes, ...]:
     """Each own block encoded and masked, as bytes in the spec's order."""
-    if set(inputs) != set(state.seat.owns):
-        raise Violation(Reason.BAD_INPUT, f"Expected vectors for {sorted(state.seat.owns)}, found {sorted(inputs)}.")
-    blocks = [roster.spec.blocks[index] for index in roster.owned_by(state.seat.me)]
+    if set(inputs) != set(state.participation.owns):
+        raise Violation(
+            Reason.BAD_INPUT, f"Expected vectors for {sorted(state.participation.owns)}, found {sorted(inputs)}."
+        )
+    blocks = [roster.spec.blocks[index] for index in roster.owned_by(state.participation.me)]
     words = _encoded(roster.spec, blocks, inputs, rounding, noise)
     for block in blocks:
         apply_masks(words[block.block_id], masks[block.block_id])
@@ -149,7 +153,7 @@ def _masks(
     state: Shared, roster: Roster, sharers: frozenset[ParticipantId], keys: RoundKeys
 ) -> dict[BlockId, list[Mask]]:
     """For each own block: the self mask, and one pair mask for each masking neighbour that shared."""
-    me, peers = state.seat.me, {advert.participant_id: advert for advert in state.peers}
+    me, peers = state.participation.me, {advert.participant_id: advert for advert in state.peers}
     edges: dict[ParticipantId, bytes] = {}
     masks: dict[BlockId, list[Mask]] = {}
     for index, seed in zip(roster.owned_by(me), keys.self_seeds, strict=True):

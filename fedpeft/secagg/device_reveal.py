@@ -25,19 +25,19 @@ ABSENT_SHARE = b"\xff" * SHARE_SIZE
 
 def consist(state: Masked, request: ConsistRequest, identity: IdentityKey) -> Agreed:
     """Signs the survivor set, and by its context the sharers and the roster: from here on there is no other."""
-    roster = roster_of(state.seat, state.roster)
+    roster = roster_of(state.participation, state.roster)
     _survivors(state, roster, request.survivors)
-    context, me = survivors_context(state.reply.context, request.survivors), state.seat.me
+    context, me = survivors_context(state.reply.context, request.survivors), state.participation.me
     signature = identity.sign(agreement_digest(context, me))
     return Agreed(
-        seat=state.seat,
+        participation=state.participation,
         reply_key=state.reply_key,
         asked=context,
         roster=state.roster,
         peers=state.peers,
         sharers=state.sharers,
         survivors=request.survivors,
-        held=state.held,
+        held_shares=state.held_shares,
         reply=Agreement(
             context=context,
             signature=signature,
@@ -65,7 +65,7 @@ class AgreedSum:
 
 def agreed_sum(state: Agreed) -> AgreedSum:
     """What this device has signed for."""
-    roster = roster_of(state.seat, state.roster)
+    roster = roster_of(state.participation, state.roster)
     survivors = frozenset(members_of(state.survivors, roster.members) or ())
     return AgreedSum(
         spec=roster.spec,
@@ -80,37 +80,39 @@ def agreed_sum(state: Agreed) -> AgreedSum:
 
 def reveal(state: Masked | Agreed, request: RevealRequest) -> Closed:
     """Reveals of each neighbour its self-mask shares or its key share, never both, and forgets them all."""
-    seat, roster = state.seat, roster_of(state.seat, state.roster)
+    participation, roster = state.participation, roster_of(state.participation, state.roster)
     survivors = _survivors(state, roster, request.survivors)
     context = survivors_context(request.context, request.survivors)
     witnesses = survivors  # fast mode: the coordinator is trusted with the roster and the survivors
     if isinstance(state, Agreed):
         if request.survivors != state.survivors:
             raise Violation(Reason.EQUIVOCATION, "Expected the survivor set that we signed, found another one.")
-        witnesses = _witnesses(seat.me, roster, survivors, request, context)
-        _expect_masked(seat.me, roster, survivors - witnesses, request)
+        witnesses = _witnesses(participation.me, roster, survivors, request, context)
+        _expect_masked(participation.me, roster, survivors - witnesses, request)
     sharers = frozenset(members_of(state.sharers, roster.members) or ())
     opened = _opened_blocks(state, roster, survivors, witnesses)
-    dealers = [peer for peer in roster.sharing_neighbours(seat.me) if peer in sharers]
+    dealers = [peer for peer in roster.sharing_neighbours(participation.me) if peer in sharers]
     shares: list[bytes] = []
-    for dealer, box in zip(dealers, state.held, strict=True):
+    for dealer, held in zip(dealers, state.held_shares, strict=True):
         owned = roster.owned_by(dealer)
-        wanted = [i for i, block in enumerate(owned, 1) if block in opened] if dealer in survivors else [0]
-        shares.extend(box.value[SHARE_SIZE * i : SHARE_SIZE * (i + 1)] or ABSENT_SHARE for i in wanted)
+        needed = [i for i, block in enumerate(owned, 1) if block in opened] if dealer in survivors else [0]
+        shares.extend(held.value[SHARE_SIZE * i : SHARE_SIZE * (i + 1)] or ABSENT_SHARE for i in needed)
     flags = np.packbits([index in opened for index in range(len(roster.owners))]).tobytes()
     revealed = b"".join(shares)
     tag = authenticate(state.reply_key.value, STAGE_REVEAL, [context, flags, revealed])
     return Closed(
-        seat=seat, asked=context, reply=RevealedShares(context=context, opened=flags, shares=revealed, tag=tag)
+        participation=participation,
+        asked=context,
+        reply=RevealedShares(context=context, opened=flags, shares=revealed, tag=tag),
     )
 
 
 def _survivors(state: Masked | Agreed, roster: Roster, bitmap: bytes) -> frozenset[ParticipantId]:
     """U3: part of U2, with us, and enough of our neighbours in it."""
-    survivors = subset_with_us(bitmap, roster, state.seat)
+    survivors = subset_with_us(bitmap, roster, state.participation)
     if not survivors <= set(members_of(state.sharers, roster.members) or ()):
         raise Violation(Reason.BAD_ROSTER, "Expected survivors among those who shared, found others.")
-    alive = survivors.intersection(roster.sharing_neighbours(state.seat.me))
+    alive = survivors.intersection(roster.sharing_neighbours(state.participation.me))
     if len(alive) < roster.degree.threshold:
         raise Violation(
             Reason.TOO_FEW_DEVICES, f"Expected {roster.degree.threshold} surviving neighbours, found {len(alive)}."
@@ -174,7 +176,7 @@ def _opened_blocks(
     witnesses: frozenset[ParticipantId],
 ) -> frozenset[int]:
     """Blocks in which enough organisations are witnesses, and that chosen drop-outs cannot have cut."""
-    floors = {"min_cohort": state.seat.min_cohort, "min_colluders": state.seat.min_colluders}
+    floors = {"min_cohort": state.participation.min_cohort, "min_colluders": state.participation.min_colluders}
     return frozenset(
         index
         for index in range(len(roster.owners))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedpeft.secagg.device_state import Seat
+from fedpeft.secagg.device_state import Participation
 from fedpeft.secagg.messages import Reason, ShareRequest
 from fedpeft.secagg.primitives import AgreementKey, Secret, hkdf
 from fedpeft.secagg.roster import Roster, read_roster
@@ -28,14 +28,16 @@ class RoundKeys:
     self_seeds: tuple[Secret, ...]
 
 
-def secret_keys(root: Secret, seat: Seat) -> RoundKeys:
+def secret_keys(root: Secret, participation: Participation) -> RoundKeys:
     """Derives them; the same root gives the same keys, so a restart loses nothing."""
-    mask_seed = hkdf(root.value, seat.context, "mask-key")
+    mask_seed = hkdf(root.value, participation.context, "mask-key")
     return RoundKeys(
-        channel=AgreementKey(hkdf(root.value, seat.context, "channel-key")),
+        channel=AgreementKey(hkdf(root.value, participation.context, "channel-key")),
         mask=AgreementKey(mask_seed),
         mask_seed=Secret(mask_seed),
-        self_seeds=tuple(Secret(hkdf(root.value, seat.context, "self-mask", block.encode())) for block in seat.owns),
+        self_seeds=tuple(
+            Secret(hkdf(root.value, participation.context, "self-mask", block.encode())) for block in participation.owns
+        ),
     )
 
 
@@ -47,14 +49,14 @@ def agree(key: AgreementKey, peer_public: bytes) -> bytes:
     return shared
 
 
-def reply_key(channel: AgreementKey, seat: Seat) -> bytes:
+def reply_key(channel: AgreementKey, participation: Participation) -> bytes:
     """The key with which this device authenticates its replies to the coordinator."""
-    return hkdf(agree(channel, seat.offer.coordinator_channel), seat.context, "reply")
+    return hkdf(agree(channel, participation.offer.coordinator_channel), participation.context, "reply")
 
 
-def roster_of(seat: Seat, request: ShareRequest) -> Roster:
+def roster_of(participation: Participation, request: ShareRequest) -> Roster:
     """The roster a request describes; anything wrong with it is a violation."""
-    roster = read_roster(seat.offer, request)
+    roster = read_roster(participation.offer, request)
     if isinstance(roster, str):
         raise Violation(Reason.BAD_ROSTER, roster)
     return roster

@@ -5,7 +5,7 @@ from dataclasses import replace
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.secagg.device_secrets import Violation, agree, reply_key, roster_of, secret_keys
 from fedpeft.secagg.device_state import Advertised, Shared
-from fedpeft.secagg.messages import Advertise, Reason, SealedShares, ShareRequest
+from fedpeft.secagg.messages import Advertise, EncryptedShares, Reason, ShareRequest
 from fedpeft.secagg.primitives import KEY_SIZE, Secret, authenticate, expand, is_signed, prf, seal
 from fedpeft.secagg.roster import Roster
 from fedpeft.secagg.shamir import COEFFICIENT_BYTES, split
@@ -13,10 +13,10 @@ from fedpeft.secagg.spec import MAX_WEIGHT_CLASS, Participant
 from fedpeft.secagg.transcript import (
     STAGE_SHARE,
     advert_digest,
-    box_bound,
-    box_key,
-    box_nonce,
+    associated_data,
     channel_secret,
+    encryption_key,
+    encryption_nonce,
     id_bytes,
 )
 
@@ -25,9 +25,9 @@ __all__ = ["advert_problem", "share"]
 
 def share(state: Advertised, request: ShareRequest) -> Shared:
     """Checks the roster, then seals a share of every secret for every sharing neighbour."""
-    seat, roster = state.seat, roster_of(state.seat, request)
+    participation, roster = state.participation, roster_of(state.participation, request)
     peers = _checked_peers(state, request, roster)
-    keys, holders = secret_keys(state.root, seat), roster.sharing_neighbours(seat.me)
+    keys, holders = secret_keys(state.root, participation), roster.sharing_neighbours(participation.me)
     secrets = [keys.mask_seed.value, *(seed.value for seed in keys.self_seeds)]
     size = COEFFICIENT_BYTES * (roster.degree.threshold - 1)
     coefficients = [
@@ -35,23 +35,28 @@ def share(state: Advertised, request: ShareRequest) -> Shared:
         for index in range(len(secrets))
     ]
     shares = split(secrets, roster.degree.threshold, holders, coefficients)
-    boxes, channels = [], []
+    ciphertexts, channels = [], []
     for index, holder in enumerate(holders):
         channel = channel_secret(agree(keys.channel, peers[holder].channel_key), roster.context)
-        boxes.append(
-            seal(box_key(channel), box_nonce(seat.me), shares[index], box_bound(roster.context, seat.me, holder))
+        ciphertexts.append(
+            seal(
+                encryption_key(channel),
+                encryption_nonce(participation.me),
+                shares[index],
+                associated_data(roster.context, participation.me, holder),
+            )
         )
         channels.append(channel)
-    sealed = b"".join(boxes)
-    tag = authenticate(reply_key(keys.channel, seat), STAGE_SHARE, [roster.context, sealed])
+    sealed = b"".join(ciphertexts)
+    tag = authenticate(reply_key(keys.channel, participation), STAGE_SHARE, [roster.context, sealed])
     return Shared(
-        seat=seat,
+        participation=participation,
         root=state.root,
         asked=roster.context,
         roster=replace(request, adverts=()),
         peers=request.adverts,
         channels=Secret(b"".join(channels)),
-        reply=SealedShares(context=roster.context, boxes=sealed, tag=tag),
+        reply=EncryptedShares(context=roster.context, ciphertexts=sealed, tag=tag),
     )
 
 
@@ -83,13 +88,13 @@ def advert_problem(
 
 def _checked_peers(state: Advertised, request: ShareRequest, roster: Roster) -> dict[ParticipantId, Advertise]:
     """The adverts, every signature checked: of all neighbours at least; ourselves as we advertised."""
-    me, blocks = state.seat.me, roster.spec.blocks
+    me, blocks = state.participation.me, roster.spec.blocks
     if me not in roster.place or roster.digests[roster.place[me]] != advert_digest(state.reply):
         raise Violation(Reason.BAD_ROSTER, "Expected our own advert on the roster, found none or another one.")
     owned = {member: roster.owned_by(member) for member in (me, *(a.participant_id for a in request.adverts))}
     if roster.classes[roster.place[me]] != state.reply.weight_class:
         raise Violation(Reason.BAD_ROSTER, "Expected the weight class that we declared, found another.")
-    if tuple(blocks[index].block_id for index in owned[me]) != state.seat.owns:
+    if tuple(blocks[index].block_id for index in owned[me]) != state.participation.owns:
         raise Violation(Reason.BAD_ROSTER, "Expected us to own what we declared, found other blocks.")
     peers: dict[ParticipantId, Advertise] = {}
     for advert in request.adverts:
@@ -102,7 +107,9 @@ def _checked_peers(state: Advertised, request: ShareRequest, roster: Roster) -> 
         if advert.weight_class != roster.classes[roster.place[peer]]:
             raise Violation(Reason.BAD_ROSTER, f"Expected the weight class that {peer} declared, found another.")
         declared = tuple(blocks[index].block_id for index in owned[peer])
-        problem = advert_problem(advert, found, declared, state.seat.context, roster.spec.participants[peer - 1])
+        problem = advert_problem(
+            advert, found, declared, state.participation.context, roster.spec.participants[peer - 1]
+        )
         if problem is not None:
             raise Violation(Reason.BAD_ROSTER, f"Expected a valid advert of {peer}; {problem}.")
         peers[peer] = advert

@@ -12,12 +12,12 @@ from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.secagg.messages import (
     Advertise,
     Agreement,
+    EncryptedShares,
     MaskedInput,
     Reason,
     Reply,
     RevealedShares,
     RoundOffer,
-    SealedShares,
     ShareRequest,
 )
 from fedpeft.secagg.primitives import Secret
@@ -31,9 +31,9 @@ __all__ = [
     "DeviceState",
     "DeviceStep",
     "Failed",
-    "Mark",
+    "HighWaterMark",
     "Masked",
-    "Seat",
+    "Participation",
     "Shared",
     "dump_state",
     "load_state",
@@ -42,8 +42,8 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seat:
-    """A device's place in one attempt: nothing secret.
+class Participation:
+    """A device's part in one attempt: nothing secret.
 
     Args:
         offer: the signed terms.
@@ -67,7 +67,7 @@ class Seat:
 class Advertised:
     """Keys are out. ``root`` is the seed of every secret of this attempt."""
 
-    seat: Seat
+    participation: Participation
     root: Secret
     reply: Advertise
 
@@ -78,22 +78,22 @@ class Shared:
     """Shares are out.
 
     Args:
-        seat: see ``Seat``.
+        participation: see ``Participation``.
         root: the seed of every secret of this attempt.
         asked: context of the roster, which also identifies the request.
         roster: the request without its adverts.
         peers: the adverts whose signatures were verified, ascending.
         channels: one 32-byte secret for each sharing neighbour, ascending.
-        reply: the boxes.
+        reply: the ciphertexts.
     """
 
-    seat: Seat
+    participation: Participation
     root: Secret
     asked: bytes
     roster: ShareRequest
     peers: tuple[Advertise, ...]
     channels: Secret
-    reply: SealedShares
+    reply: EncryptedShares
 
 
 @message(0x0382, kept=True)
@@ -102,23 +102,23 @@ class Masked:
     """The masked input is out; every secret of its own that masks it is gone.
 
     Args:
-        seat: see ``Seat``.
+        participation: see ``Participation``.
         reply_key: authenticates the next reply.
         asked: identifies the request answered.
         roster: the request that named the members.
         peers: verified adverts.
         sharers: U2, a bitmap.
-        held: opened boxes of the sharing neighbours in U2, ascending; an unopened one is empty.
+        held_shares: of each sharing neighbour in U2, decrypted, ascending; empty where it could not be.
         reply: the masked vectors.
     """
 
-    seat: Seat
+    participation: Participation
     reply_key: Secret
     asked: bytes
     roster: ShareRequest
     peers: tuple[Advertise, ...]
     sharers: bytes
-    held: tuple[Secret, ...]
+    held_shares: tuple[Secret, ...]
     reply: MaskedInput
 
 
@@ -127,14 +127,14 @@ class Masked:
 class Agreed:
     """The survivor set (U3, in ``survivors``) is signed; ``asked`` is its context. No other will be accepted."""
 
-    seat: Seat
+    participation: Participation
     reply_key: Secret
     asked: bytes
     roster: ShareRequest
     peers: tuple[Advertise, ...]
     sharers: bytes
     survivors: bytes
-    held: tuple[Secret, ...]
+    held_shares: tuple[Secret, ...]
     reply: Agreement
 
 
@@ -143,7 +143,7 @@ class Agreed:
 class Closed:
     """Shares are revealed; nothing secret is left. ``asked`` is the context of U3."""
 
-    seat: Seat
+    participation: Participation
     asked: bytes
     reply: RevealedShares
 
@@ -153,14 +153,14 @@ class Closed:
 class Failed:
     """The device will not go on with this attempt; nothing secret is left."""
 
-    seat: Seat | None
+    participation: Participation | None
     reason: Reason
     detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
-    """How far a device has gone in a run: it never goes back.
+class HighWaterMark:
+    """How far a device has gone in a run; it only rises.
 
     Args:
         round_id: the latest round that it took part in.
@@ -207,17 +207,17 @@ def load_state(dumped: bytes) -> DeviceState:
     return state
 
 
-def mark_of(state: DeviceState, before: Mark | None) -> Mark | None:
+def mark_of(state: DeviceState, before: HighWaterMark | None) -> HighWaterMark | None:
     """How far the device has gone, given how far it had gone before this state; never back.
 
     A state of an earlier round or attempt than the mark's leaves the mark as it is.
     """
-    if state.seat is None:
+    if state.participation is None:
         return before
-    spec = open_spec(state.seat.offer.spec)
+    spec = open_spec(state.participation.offer.spec)
     signed = state.asked if isinstance(state, Agreed | Closed) else b""
     over = bool(signed) or (isinstance(state, Masked) and spec.noise is not None)
-    here = Mark(round_id=spec.round_id, attempt=spec.attempt, agreed=over, signed=signed, history=spec.history)
+    here = HighWaterMark(round_id=spec.round_id, attempt=spec.attempt, agreed=over, signed=signed, history=spec.history)
     if before is None or (here.round_id, here.attempt) > (before.round_id, before.attempt):
         return here
     if (here.round_id, here.attempt) < (before.round_id, before.attempt):

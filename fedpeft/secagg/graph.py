@@ -74,9 +74,9 @@ def sharing_degree(members: int, corrupt_fraction: float, dropout_fraction: floa
     """
     corrupt = of_members(corrupt_fraction, members)
     if members > COMPLETE_UP_TO:
-        gone = of_members(dropout_fraction, members)
+        dropped = of_members(dropout_fraction, members)
         for k in range(2, min(members - 2, MOST_NEIGHBOURS) + 1, 2):
-            threshold = _sharing_threshold(members, corrupt, gone, k)
+            threshold = _sharing_threshold(members, corrupt, dropped, k)
             if threshold is not None:
                 return Degree(k, threshold)
     k = members - 1
@@ -99,10 +99,10 @@ def masking_degree(
     if owners <= COMPLETE_UP_TO:
         return None
     corrupt = min(of_members(corrupt_fraction, members), owners)
-    gone = of_members(dropout_fraction, owners)
+    dropped = of_members(dropout_fraction, owners)
     bits = MASKING_BITS + (circulant_blocks - 1).bit_length()
     for k in range(4, min((owners - 1) // 2, MOST_NEIGHBOURS) + 1, 2):
-        threshold = _masking_threshold(owners, corrupt, gone, k, bits)
+        threshold = _masking_threshold(owners, corrupt, dropped, k, bits)
         if threshold is not None:
             return Degree(k, threshold)
     return None
@@ -122,37 +122,37 @@ def neighbours(order: Sequence[int], member: int, degree: int) -> tuple[int, ...
     return tuple(sorted(order[(place + step) % len(order)] for step in steps))
 
 
-def _sharing_threshold(n: int, corrupt: int, gone: int, k: int) -> int | None:
+def _sharing_threshold(n: int, corrupt: int, dropped: int, k: int) -> int | None:
     """The least t for which n * P[t of k neighbours collude] <= 2^-81, if t of them then remain with 1 - 2^-20."""
     estimated = _first_below(_log_tail(n - 1, min(corrupt, n - 1), k) + math.log2(n), -SHARING_BITS + MARGIN_BITS)
     # One that is less than the exact threshold at most, so what it cannot have alive the exact one cannot either.
-    if max(estimated, 2) > k or _log_missing(n, gone, k, max(estimated, 2)) > -LIVENESS_BITS + MARGIN_BITS:
+    if max(estimated, 2) > k or _log_missing(n, dropped, k, max(estimated, 2)) > -LIVENESS_BITS + MARGIN_BITS:
         return None
     all_ways, collude = comb(n - 1, k), _tail(n - 1, min(corrupt, n - 1), k)
     threshold = next((t for t in range(2, k + 1) if (n * collude[t]) << SHARING_BITS <= all_ways), None)
-    return threshold if threshold is not None and _remain(n, gone, k, threshold) else None
+    return threshold if threshold is not None and _remain(n, dropped, k, threshold) else None
 
 
-def _masking_threshold(m: int, corrupt: int, gone: int, k: int, bits: int) -> int | None:
+def _masking_threshold(m: int, corrupt: int, dropped: int, k: int, bits: int) -> int | None:
     """The least t that excludes isolation and two walls in a circle of m owners, if t neighbours then remain."""
     half = k // 2
     alone = _first_below(_log_tail(m - 1, min(corrupt, m - 1), k) + math.log2(m), -bits + MARGIN_BITS)
     walls = 2 * _log_tail(m, corrupt, half) + math.log2(comb(m, 2))
     estimated = max(alone, half + _first_below(walls, -bits + MARGIN_BITS))
-    if estimated > k or _log_missing(m, gone, k, estimated) > -LIVENESS_BITS + MARGIN_BITS:
+    if estimated > k or _log_missing(m, dropped, k, estimated) > -LIVENESS_BITS + MARGIN_BITS:
         return None
     all_ways, collude = comb(m - 1, k), _tail(m - 1, min(corrupt, m - 1), k)
     isolated = next((t for t in range(k + 1) if (m * collude[t]) << bits <= all_ways), k + 1)
     stretches, heavy = comb(m, half), _tail(m, corrupt, half)
     wall = next((a for a in range(half + 1) if (comb(m, 2) * heavy[a] ** 2) << bits <= stretches**2), k)
     threshold = max(isolated, half + wall)
-    return threshold if threshold <= k and _remain(m, gone, k, threshold) else None
+    return threshold if threshold <= k and _remain(m, dropped, k, threshold) else None
 
 
-def _remain(n: int, gone: int, k: int, threshold: int) -> bool:
+def _remain(n: int, dropped: int, k: int, threshold: int) -> bool:
     """Whether n * P[fewer than ``threshold`` of k neighbours remain] <= 2^-20, exactly."""
     all_ways = comb(n - 1, k)
-    return (n * (all_ways - _tail(n - 1, n - 1 - gone, k)[threshold])) << LIVENESS_BITS <= all_ways
+    return (n * (all_ways - _tail(n - 1, n - 1 - dropped, k)[threshold])) << LIVENESS_BITS <= all_ways
 
 
 def _tail(population: int, marked: int, drawn: int) -> list[int]:
@@ -164,9 +164,9 @@ def _tail(population: int, marked: int, drawn: int) -> list[int]:
     return ways
 
 
-def _log_missing(n: int, gone: int, k: int, threshold: int) -> float:
+def _log_missing(n: int, dropped: int, k: int, threshold: int) -> float:
     """log2 of n * P[fewer than ``threshold`` of k neighbours remain]."""
-    below = _log_tail(n - 1, gone, k)[k - threshold + 1]  # so many of the k are gone
+    below = _log_tail(n - 1, dropped, k)[k - threshold + 1]  # so many of the k are dropped
     return float(below) + math.log2(n)
 
 

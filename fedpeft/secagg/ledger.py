@@ -16,8 +16,8 @@ from typing import Protocol, Self
 from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import IntegrityFailed
 from fedpeft.files import PRIVATE, sync, write_file
-from fedpeft.secagg.device_state import DeviceState, Mark, Masked, dump_state, load_state, mark_of
-from fedpeft.secagg.primitives import NONCE_SIZE, IdentityKey, digest, hkdf, open_box, seal
+from fedpeft.secagg.device_state import DeviceState, HighWaterMark, Masked, dump_state, load_state, mark_of
+from fedpeft.secagg.primitives import NONCE_SIZE, IdentityKey, digest, hkdf, open_sealed, seal
 from fedpeft.wire import OtherVersion, decode, encode, message
 
 __all__ = ["FileLedger", "Ledger", "MemoryLedger"]
@@ -34,7 +34,7 @@ class Ledger(Protocol):
         """Replaces the run's state."""
         ...
 
-    def mark(self, run_id: str) -> Mark | None:
+    def mark(self, run_id: str) -> HighWaterMark | None:
         """How far the device has gone in the run."""
         ...
 
@@ -47,7 +47,7 @@ class Ledger(Protocol):
         """Whether an earlier ledger was lost: the first round of a run that is heard of may have been signed for."""
         ...
 
-    def sit_out(self, run_id: str, mark: Mark) -> None:
+    def sit_out(self, run_id: str, mark: HighWaterMark) -> None:
         """Remembers a round that this device takes no part in, as if it had signed."""
         ...
 
@@ -63,7 +63,7 @@ class MemoryLedger:
     def __init__(self, *, repeats: bool = True) -> None:
         self._repeats = repeats
         self._states: dict[str, DeviceState] = {}
-        self._marks: dict[str, Mark | None] = {}
+        self._marks: dict[str, HighWaterMark | None] = {}
 
     def load(self, run_id: str) -> DeviceState | None:
         """See ``Ledger``."""
@@ -76,7 +76,7 @@ class MemoryLedger:
         self._states[run_id] = state
         self._marks[run_id] = mark_of(state, self._marks.get(run_id))
 
-    def mark(self, run_id: str) -> Mark | None:
+    def mark(self, run_id: str) -> HighWaterMark | None:
         """See ``Ledger``."""
         return self._marks.get(run_id)
 
@@ -89,7 +89,7 @@ class MemoryLedger:
         """See ``Ledger``: what dies with its process is never opened anew."""
         return False
 
-    def sit_out(self, run_id: str, mark: Mark) -> None:
+    def sit_out(self, run_id: str, mark: HighWaterMark) -> None:
         """See ``Ledger``."""
         self._marks[run_id] = mark
 
@@ -101,7 +101,7 @@ class _Run:
     Args:
         run_id: which.
         sequence: of the last state that was saved.
-        round_id, attempt, agreed, signed, history: see ``Mark``.
+        round_id, attempt, agreed, signed, history: see ``HighWaterMark``.
     """
 
     run_id: str
@@ -178,7 +178,7 @@ class FileLedger:
             if sealed is None:
                 return None
             sequence = int.from_bytes(sealed[:8], "big")
-            plaintext = open_box(self._key, sealed[8:20], sealed[20:], self._bound(run_id, sequence))
+            plaintext = open_sealed(self._key, sealed[8:20], sealed[20:], self._bound(run_id, sequence))
             if plaintext is None:
                 raise IntegrityFailed(self._text("a state sealed by this device, found another"))
             run = self._run(run_id)
@@ -193,18 +193,18 @@ class FileLedger:
             run = self._run(run_id)
             sequence = max(run.sequence if run else 0, self._latest.get(run_id, 0)) + 1
             nonce = self._entropy(NONCE_SIZE)
-            box = seal(self._key, nonce, dump_state(state), self._bound(run_id, sequence))
+            sealed = seal(self._key, nonce, dump_state(state), self._bound(run_id, sequence))
             # State first: after a crash in between, the state is newer than the mark, and its reply never left.
-            write_file(self._path(run_id), sequence.to_bytes(8, "big") + nonce + box, mode=PRIVATE)
+            write_file(self._path(run_id), sequence.to_bytes(8, "big") + nonce + sealed, mode=PRIVATE)
             self._latest[run_id] = sequence
             self._write_mark(run_id, sequence, mark_of(state, _mark(run)))
 
-    def mark(self, run_id: str) -> Mark | None:
+    def mark(self, run_id: str) -> HighWaterMark | None:
         """See ``Ledger``."""
         with self._lock:
             return _mark(self._run(run_id))
 
-    def sit_out(self, run_id: str, mark: Mark) -> None:
+    def sit_out(self, run_id: str, mark: HighWaterMark) -> None:
         """See ``Ledger``."""
         with self._lock:
             self._write_mark(run_id, self._latest.get(run_id, 0), mark)
@@ -229,7 +229,7 @@ class FileLedger:
         sealed = _read(self._marks)
         if sealed is None:
             raise IntegrityFailed(self._text("the ledger that was made at enrolment, found none"))
-        text = open_box(self._key, sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], self._bound("", 0))
+        text = open_sealed(self._key, sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], self._bound("", 0))
         if text is None:
             raise IntegrityFailed(self._text("marks sealed by this device, found others"))
         try:
@@ -245,9 +245,9 @@ class FileLedger:
     def _run(self, run_id: str) -> _Run | None:
         return next((run for run in self._read_marks().runs if run.run_id == run_id), None)
 
-    def _write_mark(self, run_id: str, sequence: int, mark: Mark | None) -> None:
+    def _write_mark(self, run_id: str, sequence: int, mark: HighWaterMark | None) -> None:
         marks = self._read_marks()
-        mark = mark or Mark(round_id=0, attempt=0, agreed=False)
+        mark = mark or HighWaterMark(round_id=0, attempt=0, agreed=False)
         run = _Run(
             run_id=run_id,
             sequence=sequence,
@@ -273,10 +273,12 @@ class FileLedger:
         )
 
 
-def _mark(run: _Run | None) -> Mark | None:
+def _mark(run: _Run | None) -> HighWaterMark | None:
     if run is None:
         return None
-    return Mark(round_id=run.round_id, attempt=run.attempt, agreed=run.agreed, signed=run.signed, history=run.history)
+    return HighWaterMark(
+        round_id=run.round_id, attempt=run.attempt, agreed=run.agreed, signed=run.signed, history=run.history
+    )
 
 
 def _read(path: Path) -> bytes | None:

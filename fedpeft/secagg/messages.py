@@ -17,6 +17,7 @@ __all__ = [
     "Advertise",
     "Agreement",
     "ConsistRequest",
+    "EncryptedShares",
     "MaskRequest",
     "MaskedInput",
     "Reason",
@@ -26,7 +27,6 @@ __all__ = [
     "RevealRequest",
     "RevealedShares",
     "RoundOffer",
-    "SealedShares",
     "ShareRequest",
 ]
 
@@ -36,7 +36,7 @@ class Reason(Enum):
 
     BAD_AGREEMENT = "bad-agreement"  # too few members signed the survivor set, or a survivor masked for other sharers
     BAD_INPUT = "bad-input"  # wrong length or dtype, NaN, inf, a count that is not whole
-    BAD_LENGTH = "bad-length"  # a vector, box or bitmap of another length than the terms say
+    BAD_LENGTH = "bad-length"  # a vector, ciphertext or bitmap of another length than the terms say
     BAD_ROSTER = "bad-roster"  # a peer's keys are not signed, or the list contradicts itself or us
     BAD_SHARE = "bad-share"  # a share that is not on the dealer's polynomial
     BAD_SIGNATURE = "bad-signature"
@@ -86,7 +86,7 @@ class Advertise:
         organisation: who is responsible for it, likewise.
         weight_class: 0..63; the device's public size is 2 to this power, as far as the round weighs by size.
         blocks: the blocks it will upload, in the spec's order.
-        channel_key: X25519 public key for the boxes.
+        channel_key: X25519 public key for the ciphertexts.
         mask_key: X25519 public key for the pairwise masks.
         commitments: one 32-byte hash of the self-mask seed of each of ``blocks``.
         signature: Ed25519 by the enrolled identity over all of the above.
@@ -128,31 +128,31 @@ class ShareRequest:
 
 @message(0x0305)
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SealedShares:
-    """Reply to ``ShareRequest``: one box for each sharing neighbour, ascending, all of one size.
+class EncryptedShares:
+    """Reply to ``ShareRequest``: one ciphertext for each sharing neighbour, ascending, all of one size.
 
-    A box is AES-256-GCM of: share of the mask key's seed, share of the self-mask seed of each own block, 33 bytes each.
+    A ciphertext is AES-256-GCM of shares of 33 bytes: of the mask key's seed, and of each own block's self-mask seed.
     """
 
     context: bytes
-    boxes: bytes
+    ciphertexts: bytes
     tag: bytes
 
 
 @message(0x0306)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskRequest:
-    """MASK: who shared, and the boxes for the receiver.
+    """MASK: who shared, and the ciphertexts for the receiver.
 
     Args:
         context: of the roster.
         sharers: bitmap of the members that shared (U2).
-        boxes: from each sharing neighbour in U2, ascending.
+        ciphertexts: from each sharing neighbour in U2, ascending.
     """
 
     context: bytes
     sharers: bytes
-    boxes: tuple[bytes, ...]
+    ciphertexts: tuple[bytes, ...]
 
 
 @message(0x0307)
@@ -162,7 +162,7 @@ class MaskedInput:
 
     Args:
         context: of U2.
-        unopened: neighbours whose box did not open or held no field elements.
+        unopened: neighbours whose ciphertext did not open or held no field elements.
         vectors: ring words, little-endian, one byte string for each own block.
         signature: by the identity: this device has masked for these sharers and no others.
         tag: authenticates all of it to the coordinator.
@@ -231,7 +231,7 @@ class RevealedShares:
         context: of U3.
         opened: bitmap over the spec's blocks: those whose cohort is large enough for this device.
         shares: 33 bytes each, neighbours ascending; in U3: the self-mask shares of its opened blocks; not in U3:
-            the mask key's. All ones where the box had not opened.
+            the mask key's. All ones where the ciphertext had not opened.
         tag: authenticates all of it to the coordinator.
     """
 
@@ -251,10 +251,10 @@ class Refusal:
 
 
 Request = RoundOffer | ShareRequest | MaskRequest | ConsistRequest | RevealRequest
-Reply = Advertise | SealedShares | MaskedInput | Agreement | RevealedShares | Refusal
+Reply = Advertise | EncryptedShares | MaskedInput | Agreement | RevealedShares | Refusal
 
 REQUESTS: tuple[type, ...] = (RoundOffer, ShareRequest, MaskRequest, ConsistRequest, RevealRequest)
 """For ``wire.decode`` on a device."""
 
-REPLIES: tuple[type, ...] = (Advertise, SealedShares, MaskedInput, Agreement, RevealedShares, Refusal)
+REPLIES: tuple[type, ...] = (Advertise, EncryptedShares, MaskedInput, Agreement, RevealedShares, Refusal)
 """For ``wire.decode`` on the coordinator."""

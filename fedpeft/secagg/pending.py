@@ -18,7 +18,7 @@ import numpy as np
 from fedpeft.errors import IntegrityFailed
 from fedpeft.ids import ParticipantId
 from fedpeft.secagg.coordinator_close import close, reply_key
-from fedpeft.secagg.coordinator_state import Agreeing, Book, Masking, Members, Open, Rejection, Revealing
+from fedpeft.secagg.coordinator_state import Agreeing, Masking, Members, Open, Rejection, Revealing, SignedTerms
 from fedpeft.secagg.messages import Advertise, Reason, RoundOffer, ShareRequest
 from fedpeft.secagg.primitives import AgreementKey, Secret
 from fedpeft.secagg.roster import Roster, members_of, pack_members, read_roster
@@ -31,14 +31,14 @@ __all__ = ["dump_pending", "load_pending"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unopened:
-    """Who could not open a dealer's box."""
+    """Who could not open a dealer's ciphertext."""
 
     dealer: ParticipantId
     holders: tuple[ParticipantId, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Fallen:
+class _Rejected:
     """Who is out of the round, and why."""
 
     participant_id: ParticipantId
@@ -66,7 +66,7 @@ class _PendingSum:
         adverts: each member's, ascending.
         sharers, survivors: U2 and U3, bitmaps.
         sums: the masked sum of each block in the terms' order, little-endian words.
-        unopened, fallen: ascending.
+        unopened, rejected: ascending.
         signatures: over the sharers, of each device that masked, ascending.
     """
 
@@ -78,7 +78,7 @@ class _PendingSum:
     survivors: bytes
     sums: tuple[bytes, ...]
     unopened: tuple[_Unopened, ...]
-    fallen: tuple[_Fallen, ...]
+    rejected: tuple[_Rejected, ...]
     signatures: tuple[_Signature, ...]
 
 
@@ -94,20 +94,20 @@ def dump_pending(state: Open) -> bytes:
     members = masked.members
     return encode(
         _PendingSum(
-            offer=state.book.offer,
-            channel_seed=state.book.channel_seed,
+            offer=state.terms.offer,
+            channel_seed=state.terms.channel_seed,
             roster=members.request,
             adverts=tuple(members.adverts[member] for member in members.roster.members),
             sharers=masked.sharers,
             survivors=pack_members(state.progress.survivors, members.roster.members),
-            sums=tuple(masked.sums[block.block_id].tobytes() for block in state.book.spec.blocks),
+            sums=tuple(masked.sums[block.block_id].tobytes() for block in state.terms.spec.blocks),
             unopened=tuple(
                 _Unopened(dealer=dealer, holders=tuple(sorted(holders)))
                 for dealer, holders in sorted(masked.unopened.items())
             ),
-            fallen=tuple(
-                _Fallen(participant_id=member, reason=fallen.reason, detail=fallen.detail)
-                for member, fallen in sorted(state.rejected.items())
+            rejected=tuple(
+                _Rejected(participant_id=member, reason=rejection.reason, detail=rejection.detail)
+                for member, rejection in sorted(state.rejected.items())
             ),
             signatures=tuple(
                 _Signature(participant_id=member, signature=signature)
@@ -132,14 +132,14 @@ def load_pending(dumped: bytes) -> Open:
     sizes = [block_encoding(roster.spec, block).size_bytes for block in roster.spec.blocks]
     if survivors is None or len(kept.adverts) != len(roster.members) or [len(words) for words in kept.sums] != sizes:
         raise IntegrityFailed("Expected a pending sum with an advert a member and a sum a block, found others.")
-    book = Book(
+    terms = SignedTerms(
         spec=roster.spec,
         offer=kept.offer,
         context=offer_context(kept.offer),
         channel_seed=kept.channel_seed,
     )
     masking = Masking(
-        members=_members(kept, roster, book),
+        members=_members(kept, roster, terms),
         sharers=kept.sharers,
         sums={
             block.block_id: np.frombuffer(words, block_encoding(roster.spec, block).zeros().dtype).copy()
@@ -148,17 +148,17 @@ def load_pending(dumped: bytes) -> Open:
         unopened={entry.dealer: frozenset(entry.holders) for entry in kept.unopened},
         signatures={entry.participant_id: entry.signature for entry in kept.signatures},
     )
-    rejected = {one.participant_id: Rejection(reason=one.reason, detail=one.detail) for one in kept.fallen}
-    state = close(Open(book=book, requests={}, answered=frozenset(survivors), rejected=rejected, progress=masking))
+    rejected = {one.participant_id: Rejection(reason=one.reason, detail=one.detail) for one in kept.rejected}
+    state = close(Open(terms=terms, requests={}, answered=frozenset(survivors), rejected=rejected, progress=masking))
     if not isinstance(state, Open):
         raise IntegrityFailed("Expected a pending sum that can go on, found one that would be aborted.")
     return state
 
 
-def _members(kept: _PendingSum, roster: Roster, book: Book) -> Members:
-    channel = AgreementKey(book.channel_seed.value)
+def _members(kept: _PendingSum, roster: Roster, terms: SignedTerms) -> Members:
+    channel = AgreementKey(terms.channel_seed.value)
     adverts = dict(zip(roster.members, kept.adverts, strict=True))
-    keys = {member: key for member, advert in adverts.items() if (key := reply_key(channel, advert, book.context))}
+    keys = {member: key for member, advert in adverts.items() if (key := reply_key(channel, advert, terms.context))}
     if len(keys) != len(roster.members):
         raise IntegrityFailed("Expected a pending sum with usable keys of every member, found others.")
     return Members(roster=roster, request=kept.roster, adverts=adverts, reply_keys=keys)

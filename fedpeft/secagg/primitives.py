@@ -1,6 +1,6 @@
 """Every call into `cryptography` that the secure sum makes, and nothing else (docs/protocol.md, "Primitives").
 
-Ed25519 (RFC 8032), X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), AES-256-GCM boxes and tags (SP 800-38D), and the
+Ed25519 (RFC 8032), X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), AES-256-GCM ciphertexts and tags (SP 800-38D), and the
 AES-256-CTR mask stream (SP 800-38A). All randomness comes in as arguments. Secret keys never show in a repr.
 """
 
@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from fedpeft.entropy import Entropy
 
 __all__ = [
-    "BOX_OVERHEAD",
     "KEY_SIZE",
     "SIGNATURE_SIZE",
     "TAG_SIZE",
@@ -36,7 +35,7 @@ __all__ = [
     "hkdf",
     "is_authentic",
     "is_signed",
-    "open_box",
+    "open_sealed",
     "prf",
     "seal",
     "stream",
@@ -45,7 +44,6 @@ __all__ = [
 KEY_SIZE = 32
 TAG_SIZE = 16
 SIGNATURE_SIZE = 64
-BOX_OVERHEAD = 16
 NONCE_SIZE = 12
 
 Backend = Literal["ctr", "gcm"]
@@ -160,12 +158,12 @@ def seal(key: bytes, nonce: bytes, plaintext: bytes, bound: bytes) -> bytes:
     return AESGCM(key).encrypt(nonce, plaintext, bound)
 
 
-def open_box(key: bytes, nonce: bytes, box: bytes, bound: bytes) -> bytes | None:
-    """What ``seal`` sealed; None if the box, the key, the nonce or what it was bound to is another."""
+def open_sealed(key: bytes, nonce: bytes, ciphertext: bytes, bound: bytes) -> bytes | None:
+    """What ``seal`` sealed; None if the ciphertext, the key, the nonce or what it was bound to is another."""
     if len(nonce) != NONCE_SIZE:
-        return None  # cut off: a file, not a box of ours
+        return None  # cut off: a file, not what this device sealed
     try:
-        return AESGCM(key).decrypt(nonce, box, bound)
+        return AESGCM(key).decrypt(nonce, ciphertext, bound)
     except InvalidTag:
         return None
 

@@ -22,7 +22,7 @@ from fedpeft.secagg.graph import (
     sharing_degree,
 )
 from fedpeft.secagg.messages import RoundOffer, ShareRequest
-from fedpeft.secagg.primitives import BOX_OVERHEAD
+from fedpeft.secagg.primitives import TAG_SIZE
 from fedpeft.secagg.shamir import SHARE_SIZE
 from fedpeft.secagg.spec import RoundSpec
 from fedpeft.secagg.transcript import roster_context
@@ -120,9 +120,9 @@ class Roster:
     def _owned(self) -> dict[ParticipantId, tuple[int, ...]]:
         return {m: tuple(i for i, owners in enumerate(self.owner_sets) if m in owners) for m in self.members}
 
-    def box_size(self, dealer: ParticipantId) -> int:
-        """Bytes of each of a dealer's boxes: its key's share and one a block it owns, sealed."""
-        return SHARE_SIZE * (1 + len(self.owned_by(dealer))) + BOX_OVERHEAD
+    def ciphertext_size(self, dealer: ParticipantId) -> int:
+        """Bytes of each of a dealer's ciphertexts: its key's share and one a block it owns, sealed."""
+        return SHARE_SIZE * (1 + len(self.owned_by(dealer))) + TAG_SIZE
 
     def enough_survive(self, block: int, survivors: Collection[ParticipantId]) -> bool:
         """Whether every surviving owner of a circulant block has enough surviving neighbours (protocol.md, "Lemma")."""

@@ -14,7 +14,7 @@ from fedpeft.secagg.cohort import colluders
 from fedpeft.secagg.device import answer, begin, examine
 from fedpeft.secagg.device_mask import Inputs
 from fedpeft.secagg.device_reveal import AgreedSum, agreed_sum
-from fedpeft.secagg.device_state import Advertised, Agreed, DeviceStep, Failed, Mark, Masked, Shared
+from fedpeft.secagg.device_state import Advertised, Agreed, DeviceStep, Failed, HighWaterMark, Masked, Shared
 from fedpeft.secagg.ledger import Ledger
 from fedpeft.secagg.messages import MaskRequest, Reason, Refusal, Reply, Request, RoundOffer
 from fedpeft.secagg.policy import DevicePolicy, Directory, Enrolled
@@ -66,7 +66,11 @@ class DeviceSession:
             return Refusal(reason=Reason.MALFORMED, detail=str(error))
         with self._lock:
             state, mark = self._ledger.load(run_id), self._ledger.mark(run_id)
-        again = state is not None and state.seat is not None and state.seat.context == offer_context(offer)
+        again = (
+            state is not None
+            and state.participation is not None
+            and state.participation.context == offer_context(offer)
+        )
         return examine(
             offer,
             identity=self._identity.public,
@@ -80,7 +84,7 @@ class DeviceSession:
         """The enrolled coordinator's public key."""
         return self._policy.coordinator_key
 
-    def mark(self, run_id: str) -> Mark | None:
+    def mark(self, run_id: str) -> HighWaterMark | None:
         """How far this device has gone in a run; None: it never took part."""
         with self._lock:
             return self._ledger.mark(run_id)
@@ -102,7 +106,11 @@ class DeviceSession:
             return Refusal(reason=Reason.MALFORMED, detail=str(error))
         with self._lock:
             state = self._ledger.load(run_id)
-            if state is not None and state.seat is not None and state.seat.context == offer_context(offer):
+            if (
+                state is not None
+                and state.participation is not None
+                and state.participation.context == offer_context(offer)
+            ):
                 return answer(state, offer, identity=self._identity).reply
             step = begin(
                 offer,
@@ -163,7 +171,7 @@ class DeviceSession:
 
     def _sit_out(self, spec: RoundSpec) -> Refusal:
         """The ledger before this one was lost: whether this device has signed in this round nobody knows."""
-        self._ledger.sit_out(spec.run_id, Mark(round_id=spec.round_id, attempt=spec.attempt, agreed=True))
+        self._ledger.sit_out(spec.run_id, HighWaterMark(round_id=spec.round_id, attempt=spec.attempt, agreed=True))
         return Refusal(
             reason=Reason.REPLAYED,
             detail=f"This device's ledger was reset: it sits out round {spec.round_id} of {spec.run_id}.",
@@ -181,10 +189,10 @@ def _with_directory(step: DeviceStep, state: Advertised, directory: Directory) -
     Devices that the site has not confirmed count as colluders beside those of the terms: a roster filled up with
     invented devices then opens nothing.
     """
-    spec = open_spec(state.seat.offer.spec)
+    spec = open_spec(state.participation.offer.spec)
     judged = directory.admit(spec.participants)
     if isinstance(judged, str):
         refusal = Refusal(reason=Reason.POLICY, detail=judged)
-        return DeviceStep(Failed(seat=state.seat, reason=refusal.reason, detail=judged), refusal)
-    floor = max(state.seat.min_colluders, colluders(spec, len(spec.participants)) + judged if judged else 0)
-    return replace(step, state=replace(state, seat=replace(state.seat, min_colluders=floor)))
+        return DeviceStep(Failed(participation=state.participation, reason=refusal.reason, detail=judged), refusal)
+    floor = max(state.participation.min_colluders, colluders(spec, len(spec.participants)) + judged if judged else 0)
+    return replace(step, state=replace(state, participation=replace(state.participation, min_colluders=floor)))

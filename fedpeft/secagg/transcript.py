@@ -1,7 +1,7 @@
 """The hashes that tie every message to one run, round, attempt, roster and survivor set (docs/protocol.md, "Contexts").
 
-Each context hashes the one before it, so a key, box, signature or tag made under one of them is worthless under any
-other: offer -> roster -> sharers (U2) -> survivors (U3).
+Each context hashes the one before it, so a key, ciphertext, signature or tag made under one of them is worthless under
+any other: offer -> roster -> sharers (U2) -> survivors (U3).
 """
 
 from typing import assert_never
@@ -25,12 +25,12 @@ __all__ = [
     "STAGE_SHARE",
     "advert_digest",
     "agreement_digest",
-    "box_bound",
-    "box_key",
-    "box_nonce",
+    "associated_data",
     "channel_secret",
     "commitment",
     "edge_secret",
+    "encryption_key",
+    "encryption_nonce",
     "fingerprint",
     "id_bytes",
     "masked_digest",
@@ -106,7 +106,7 @@ def fingerprint(request: Request) -> bytes:
         case ShareRequest():
             return roster_context(request)
         case MaskRequest():
-            return digest("mask-request", request.context, request.sharers, *request.boxes)
+            return digest("mask-request", request.context, request.sharers, *request.ciphertexts)
         case ConsistRequest() | RevealRequest():
             return survivors_context(request.context, request.survivors)
         case _:
@@ -123,8 +123,8 @@ def channel_secret(shared: bytes, roster: bytes) -> bytes:
     return hkdf(shared, roster, "channel")
 
 
-def box_key(channel: bytes) -> bytes:
-    """Seals the pair's two boxes."""
+def encryption_key(channel: bytes) -> bytes:
+    """Encrypts the pair's two ciphertexts."""
     return prf(channel, "box", b"")
 
 
@@ -143,11 +143,11 @@ def self_stream(seed: bytes, roster: bytes, block: BlockId) -> bytes:
     return prf(seed, "self", roster + block.encode())
 
 
-def box_nonce(sender: ParticipantId) -> bytes:
-    """Each direction of a pair's box key is used for one box."""
+def encryption_nonce(sender: ParticipantId) -> bytes:
+    """Each direction of a pair's key encrypts one message."""
     return sender.to_bytes(12, "big")
 
 
-def box_bound(roster: bytes, sender: ParticipantId, receiver: ParticipantId) -> bytes:
-    """What a box is bound to."""
+def associated_data(roster: bytes, sender: ParticipantId, receiver: ParticipantId) -> bytes:
+    """What a ciphertext is bound to: AES-GCM's associated data."""
     return roster + id_bytes(sender) + id_bytes(receiver)

@@ -69,20 +69,20 @@ def _names(
 def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:
     """The round's outcome."""
     roster, survivors = revealing.masked.members.roster, revealing.survivors
-    vault = _Vault(state.book.context, revealing)
+    rebuilt = _RebuiltSecrets(state.terms.context, revealing)
     sums: dict[BlockId, BlockSum] = {}
     skipped: dict[BlockId, str] = {}
     lost: set[ParticipantId] = set()
     problems = [cohort_problem(roster, index, survivors, revealing.witnesses) for index in range(len(roster.owners))]
     # Dealer by dealer, because all secrets of a dealer have the same holders and so the same Lagrange weights.
     for name in sorted({n for i, problem in enumerate(problems) if problem is None for n in _needed(revealing, i)}):
-        vault.secret(name)
+        rebuilt.secret(name)
     for index, block in enumerate(roster.spec.blocks):
         problem = problems[index]
-        missing = [] if problem else [name for name in _needed(revealing, index) if vault.secret(name) is None]
+        missing = [] if problem else [name for name in _needed(revealing, index) if rebuilt.secret(name) is None]
         if problem is None and not missing:
             words = revealing.masked.sums[block.block_id].copy()  # the stage may be closed again, with more shares
-            apply_masks(words, list(_masks_to_remove(vault, revealing, index)))
+            apply_masks(words, list(_masks_to_remove(rebuilt, revealing, index)))
             owners = frozenset(roster.owner_sets[index] & survivors)
             try:
                 values = decode_block(roster.spec, block, words, len(owners))
@@ -93,7 +93,7 @@ def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:
             dealers = {dealer for dealer, _ in missing}
             lost |= dealers
             skipped[block.block_id] = problem or f"too few good shares of the masks of {sorted(dealers)}"
-    state = replace(state, rejected={**state.rejected, **_misfits(vault.misfits)})
+    state = replace(state, rejected={**state.rejected, **_blamed(rebuilt.inconsistent)})
     if not sums:
         detail = "; ".join(f"{block}: {why}" for block, why in skipped.items())
         return aborted(
@@ -110,12 +110,12 @@ def unmask(state: Open, revealing: Revealing) -> Summed | Aborted:
     )
 
 
-class _Vault:
+class _RebuiltSecrets:
     """The secrets rebuilt so far, each once; None for one that cannot be."""
 
     def __init__(self, context: bytes, revealing: Revealing) -> None:
         self.context, self.members = context, revealing.masked.members
-        self.misfits: set[tuple[ParticipantId, int]] = set()
+        self.inconsistent: set[tuple[ParticipantId, int]] = set()
         self._secrets: dict[ShareName, Secret | None] = {}
         self._keys: dict[ParticipantId, AgreementKey] = {}
         self._edges: dict[tuple[ParticipantId, ParticipantId], bytes] = {}
@@ -130,14 +130,14 @@ class _Vault:
             self._secrets[name] = self._rebuild(name)
         return self._secrets[name]
 
-    def edge(self, gone: ParticipantId, peer: ParticipantId) -> bytes:
+    def edge(self, dropped: ParticipantId, peer: ParticipantId) -> bytes:
         """The pair secret of a device that dropped out and a peer."""
-        if (gone, peer) not in self._edges:
-            key = self._keys[gone]
+        if (dropped, peer) not in self._edges:
+            key = self._keys[dropped]
             peer_key = self.members.adverts[peer].mask_key
             shared = key.agree(peer_key) or b""
-            self._edges[gone, peer] = edge_secret(shared, self.members.roster.context, key.public, peer_key)
-        return self._edges[gone, peer]
+            self._edges[dropped, peer] = edge_secret(shared, self.members.roster.context, key.public, peer_key)
+        return self._edges[dropped, peer]
 
     def _rebuild(self, name: ShareName) -> Secret | None:
         shares, threshold = self._shares.get(name, {}), self.members.roster.degree.threshold
@@ -160,7 +160,7 @@ class _Vault:
         repaired = repair(values, threshold, lambda guess: self._fits(name, guess))
         if repaired is None:
             return None
-        self.misfits.update((name[0], holder) for holder in repaired.wrong)
+        self.inconsistent.update((name[0], holder) for holder in repaired.wrong)
         return Secret(repaired.secret)
 
     def _fits(self, name: ShareName, secret: bytes) -> bool:
@@ -178,7 +178,7 @@ def _values(shares: Mapping[int, bytes]) -> dict[int, int]:
     return {holder: value for holder, share in shares.items() if (value := share_value(share)) is not None}
 
 
-def _gone(revealing: Revealing, block: int) -> list[ParticipantId]:
+def _dropped(revealing: Revealing, block: int) -> list[ParticipantId]:
     """Owners of a block that shared their keys and then dropped out."""
     roster = revealing.masked.members.roster
     sharers = members_of(revealing.masked.sharers, roster.members) or ()
@@ -189,26 +189,30 @@ def _needed(revealing: Revealing, block: int) -> Iterator[ShareName]:
     """The secrets without which a block stays masked."""
     roster, survivors = revealing.masked.members.roster, revealing.survivors
     yield from ((owner, block) for owner in roster.owners[block] if owner in survivors)
-    for gone in _gone(revealing, block):
-        if survivors.intersection(roster.masking_neighbours(gone, block)):
-            yield gone, KEY_SHARE
+    for dropped in _dropped(revealing, block):
+        if survivors.intersection(roster.masking_neighbours(dropped, block)):
+            yield dropped, KEY_SHARE
 
 
-def _masks_to_remove(vault: _Vault, revealing: Revealing, block: int) -> Iterator[Mask]:
+def _masks_to_remove(rebuilt: _RebuiltSecrets, revealing: Revealing, block: int) -> Iterator[Mask]:
     """The survivors' self masks, and the pair masks they shared with those who dropped out."""
     roster, survivors = revealing.masked.members.roster, revealing.survivors
     block_id = roster.spec.blocks[block].block_id
     for owner in roster.owner_sets[block] & survivors:
-        seed = vault.secret((owner, block))
+        seed = rebuilt.secret((owner, block))
         if seed is not None:
             yield Mask(Secret(self_stream(seed.value, roster.context, block_id)), add=False)
-    for gone in _gone(revealing, block):
-        for peer in survivors.intersection(roster.masking_neighbours(gone, block)):
-            yield Mask(Secret(pair_stream(vault.edge(gone, peer), block_id)), add=peer > gone)
+    for dropped in _dropped(revealing, block):
+        for peer in survivors.intersection(roster.masking_neighbours(dropped, block)):
+            yield Mask(Secret(pair_stream(rebuilt.edge(dropped, peer), block_id)), add=peer > dropped)
 
 
-def _misfits(pairs: Collection[tuple[ParticipantId, int]]) -> dict[ParticipantId, Rejection]:
-    """Names whoever is in more misfits: a bad dealer misfits with many holders, a bad holder with many dealers."""
+def _blamed(pairs: Collection[tuple[ParticipantId, int]]) -> dict[ParticipantId, Rejection]:
+    """Whom inconsistent shares point to: a bad dealer's fit with few holders, a bad holder's with few dealers.
+
+    Args:
+        pairs: dealer and holder of each share that does not fit its commitment.
+    """
     dealers, holders = Counter(dealer for dealer, _ in pairs), Counter(holder for _, holder in pairs)
     named: dict[ParticipantId, Rejection] = {}
     for dealer, holder in sorted(pairs):

@@ -60,13 +60,13 @@ class Stage2:
         round: its devices.
         roster: who is in it.
         adverts: their public keys.
-        boxes: for each holder, the boxes of its sharing neighbours, by dealer.
+        ciphertexts: for each holder, the ciphertexts of its sharing neighbours, by dealer.
     """
 
     round: Round
     roster: Roster
     adverts: Mapping[ParticipantId, Advertise]
-    boxes: Mapping[ParticipantId, Mapping[ParticipantId, bytes]]
+    ciphertexts: Mapping[ParticipantId, Mapping[ParticipantId, bytes]]
 
     @property
     def block(self) -> int:
@@ -116,20 +116,20 @@ def until_masking(attacked: Round) -> Stage2:
         raise TypeError("Expected the stage of shares.")
     members = state.progress.members
     following = attacked.finish_stage(state)
-    boxes = {}
+    ciphertexts = {}
     for holder, request in getattr(following, "requests", {}).items():
         dealers = members.roster.sharing_neighbours(holder)
-        boxes[holder] = dict(zip(dealers, request.boxes, strict=True))
+        ciphertexts[holder] = dict(zip(dealers, request.ciphertexts, strict=True))
     if not isinstance(getattr(following, "progress", None), MaskingStage):
         raise TypeError(f"Expected the stage of masks, found {following}.")
-    return Stage2(round=attacked, roster=members.roster, adverts=members.adverts, boxes=boxes)
+    return Stage2(round=attacked, roster=members.roster, adverts=members.adverts, ciphertexts=ciphertexts)
 
 
 def mask_for(stage: Stage2, member: ParticipantId, sharers: Members) -> MaskedInput | None:
     """What a device uploads when it is told that these shared; None if it refuses."""
-    boxes = tuple(box for dealer, box in stage.boxes[member].items() if dealer in sharers)
+    ciphertexts = tuple(ciphertext for dealer, ciphertext in stage.ciphertexts[member].items() if dealer in sharers)
     request = MaskRequest(
-        context=stage.roster.context, sharers=pack_members(sharers, stage.roster.members), boxes=boxes
+        context=stage.roster.context, sharers=pack_members(sharers, stage.roster.members), ciphertexts=ciphertexts
     )
     reply = stage.round.ask(member, request)
     return reply if isinstance(reply, MaskedInput) else None

@@ -38,13 +38,13 @@ class PlainSession:
         self.coordinator = coordinator
         self._spec: secagg.RoundSpec | None = None
         self._owns: frozenset[BlockId] = frozenset()
-        self._marks: dict[str, secagg.Mark] = {}
+        self._marks: dict[str, secagg.HighWaterMark] = {}
 
     def examine(self, offer: secagg.RoundOffer) -> secagg.RoundSpec | secagg.Refusal:
         """The terms, which nobody signs."""
         return decode(offer.spec, secagg.RoundSpec)
 
-    def mark(self, run_id: str) -> secagg.Mark | None:
+    def mark(self, run_id: str) -> secagg.HighWaterMark | None:
         """The last attempt; nobody signs survivors here."""
         return self._marks.get(run_id)
 
@@ -61,7 +61,7 @@ class PlainSession:
     ) -> secagg.Reply:
         """Declare the owned blocks; the keys are empty."""
         self._spec, self._owns = decode(offer.spec, secagg.RoundSpec), owns
-        self._marks[self._spec.run_id] = secagg.Mark(
+        self._marks[self._spec.run_id] = secagg.HighWaterMark(
             round_id=self._spec.round_id, attempt=self._spec.attempt, agreed=False, history=self._spec.history
         )
         blocks = tuple(block.block_id for block in self._spec.blocks if block.block_id in owns)

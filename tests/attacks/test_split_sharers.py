@@ -52,13 +52,13 @@ def test_the_attacker_of_these_tests_does_recover_what_it_is_given() -> None:
 
 
 def _hand_over(stage: Stage2, loot: Loot) -> None:
-    """Every holder's share of the victim's seed, as it lies in the boxes that it opened."""
+    """Every holder's share of the victim's seed, as it lies in the ciphertexts that it opened."""
     place = 1 + list(stage.roster.owned_by(VICTIM)).index(stage.block)
     for holder in stage.roster.sharing_neighbours(VICTIM):
         state = stage.round.fleet.ledgers[holder].load("run")
         assert isinstance(state, Masked)
-        box = state.held[stage.roster.sharing_neighbours(holder).index(VICTIM)].value
-        loot.shares.setdefault((VICTIM, stage.block), {})[holder] = box[33 * place : 33 * (place + 1)]
+        shares = state.held_shares[stage.roster.sharing_neighbours(holder).index(VICTIM)].value
+        loot.shares.setdefault((VICTIM, stage.block), {})[holder] = shares[33 * place : 33 * (place + 1)]
 
 
 def test_split_sharers_on_a_sparse_graph_open_nothing() -> None:

@@ -49,7 +49,7 @@ class Attempt:
 
     def __init__(self, faults: Sequence[Fault] = (), *, fleet: ToyFleet | None = None, **terms: object) -> None:
         self.fleet = fleet or fleet_of()
-        self.wanted: int | None = None
+        self.target_cohort: int | None = None
         self.clock = FakeClock()
         self.transport = FaultyTransport(self.fleet.handles, self.clock, faults)
         self.members: list[Member] = self.fleet.members()
@@ -64,7 +64,7 @@ class Attempt:
 
     def run(self, *, round_id: int = 1, attempt: int = 1, train: bool = True) -> RoundOutcome:
         return run_round(
-            replace(self.task(round_id=round_id, attempt=attempt, train=train), wanted=self.wanted),
+            replace(self.task(round_id=round_id, attempt=attempt, train=train), target_cohort=self.target_cohort),
             STATE,
             self.members,
             self.transport,
@@ -247,18 +247,18 @@ def test_a_device_whose_answer_was_lost_gets_the_state_again() -> None:
     assert attempt.members[1].held == STATE.digests
 
 
-def spared(outcome: RoundOutcome) -> set[str]:
-    return {name for name, account in outcome.traffic.items() if account.spared}
+def not_needed(outcome: RoundOutcome) -> set[str]:
+    return {name for name, account in outcome.traffic.items() if account.not_needed}
 
 
 def test_the_first_to_be_ready_make_the_round_and_the_others_are_no_failures() -> None:
     attempt = Attempt()
-    attempt.wanted = 4
+    attempt.target_cohort = 4
     outcome = attempt.run()
     asked = {stage: len(nodes) for stage, nodes in attempt.transport.asked}
     assert asked == {Stage.FIT: N, **dict.fromkeys(TRAINING[1:], 4)}
     assert sorted(head_sum(outcome)) == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0]
-    assert len(spared(outcome)) == N - 4
+    assert len(not_needed(outcome)) == N - 4
     assert attempt.failures() == {}
     closed = [event.detail for event in attempt.events if event.kind is EventKind.STAGE_CLOSED]
     assert closed[0].startswith("4 of 6 are ready; not needed: ")
@@ -266,7 +266,7 @@ def test_the_first_to_be_ready_make_the_round_and_the_others_are_no_failures() -
 
 def test_spare_devices_take_the_place_of_those_that_are_lost_in_training() -> None:
     attempt = Attempt([Fault(kind="lose-reply", stage=Stage.FIT, node=node) for node in NODES[:2]])
-    attempt.wanted = 4
+    attempt.target_cohort = 4
     outcome = attempt.run()
     assert head_sum(outcome) == without(0, 1)
     assert attempt.failures() == {}, "nobody waited for them until the deadline"
@@ -274,14 +274,14 @@ def test_spare_devices_take_the_place_of_those_that_are_lost_in_training() -> No
 
 def test_a_lost_device_after_the_roster_counts_against_the_rosters_threshold() -> None:
     attempt = Attempt([Fault(kind="lose-request", stage=Stage.MASK, node=node) for node in NODES])
-    attempt.wanted = 4
+    attempt.target_cohort = 4
     assert aborted(attempt.run()).restartable
 
 
 def test_who_is_asked_first_changes_from_round_to_round() -> None:
     first = Attempt()
-    first.wanted = 3
-    assert len({tuple(sorted(spared(first.run(round_id=number)))) for number in range(1, 9)}) > 1
+    first.target_cohort = 3
+    assert len({tuple(sorted(not_needed(first.run(round_id=number)))) for number in range(1, 9)}) > 1
 
 
 @pytest.mark.parametrize("stage", TRAINING)

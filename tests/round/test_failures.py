@@ -261,7 +261,7 @@ def test_a_refusal_of_a_later_stage_leaves_without_its_text(tmp_path: Path) -> N
     request = fit_request(fleet, unit.plan, STATE, task=unit.task())
     device.handle(Stage.FIT, encode(request))
     context = decode(decode(device.handle(Stage.FIT, encode(request)), Ready).advertise, secagg.Advertise).context
-    strange = secagg.MaskRequest(context=context, sharers=b"\xf0", boxes=())
+    strange = secagg.MaskRequest(context=context, sharers=b"\xf0", ciphertexts=())
     refusal = decode(device.handle(Stage.MASK, encode(strange)), secagg.Refusal)
     assert refusal.detail == ""
     assert told[-1].cause.startswith(refusal.reason.value)

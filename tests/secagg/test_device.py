@@ -11,7 +11,7 @@ from fedpeft.ring import SumRange
 from fedpeft.secagg import (
     Advertise,
     ConsistRequest,
-    Mark,
+    HighWaterMark,
     MaskRequest,
     Mode,
     Reason,
@@ -55,7 +55,7 @@ def altered(request: Request) -> Request:
         case ShareRequest():
             return replace(request, owners=(bytes([request.owners[0][0] ^ 8]),))
         case MaskRequest():
-            return replace(request, boxes=request.boxes[::-1])
+            return replace(request, ciphertexts=request.ciphertexts[::-1])
         case ConsistRequest() | RevealRequest():
             return replace(request, survivors=bytes([request.survivors[0] ^ 8]))
         case _:
@@ -88,7 +88,7 @@ def test_a_closed_device_keeps_no_secret_and_no_held_share() -> None:
     assert isinstance(a.run(), Summed)
     state = state_of(a.fleet, ONE)
     assert isinstance(state, Closed)
-    assert set(Closed.__dataclass_fields__) == {"seat", "asked", "reply"}
+    assert set(Closed.__dataclass_fields__) == {"participation", "asked", "reply"}
 
 
 @pytest.mark.parametrize("stage", ["mask", "consist", "reveal"])
@@ -125,15 +125,15 @@ def test_fast_mode_has_no_consist_stage_and_reveals_from_masked() -> None:
     ("mark", "accepted"),
     [
         (None, True),
-        (Mark(round_id=1, attempt=1, agreed=False), True),
-        (Mark(round_id=2, attempt=1, agreed=False), True),
-        (Mark(round_id=2, attempt=1, agreed=True), False),
-        (Mark(round_id=2, attempt=2, agreed=False), False),
-        (Mark(round_id=2, attempt=3, agreed=False), False),
-        (Mark(round_id=3, attempt=1, agreed=False), False),
+        (HighWaterMark(round_id=1, attempt=1, agreed=False), True),
+        (HighWaterMark(round_id=2, attempt=1, agreed=False), True),
+        (HighWaterMark(round_id=2, attempt=1, agreed=True), False),
+        (HighWaterMark(round_id=2, attempt=2, agreed=False), False),
+        (HighWaterMark(round_id=2, attempt=3, agreed=False), False),
+        (HighWaterMark(round_id=3, attempt=1, agreed=False), False),
     ],
 )
-def test_a_device_never_goes_back_nor_opens_two_attempts_of_a_round(mark: Mark | None, accepted: bool) -> None:
+def test_a_device_never_goes_back_nor_opens_two_attempts_of_a_round(mark: HighWaterMark | None, accepted: bool) -> None:
     a = a_round(round_id=2, attempt=2)
     offer = a.open().requests[ONE]
     step = begin(

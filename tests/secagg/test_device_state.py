@@ -3,7 +3,7 @@
 import pytest
 
 from fedpeft.ids import ParticipantId
-from fedpeft.secagg import Mark, Reason
+from fedpeft.secagg import HighWaterMark, Reason
 from fedpeft.secagg.device_state import DeviceState, Failed, mark_of
 from fedpeft.testing.secagg import STAGES, Round
 from fedpeft.testing.secagg_fleet import make_fleet, make_spec
@@ -28,13 +28,13 @@ def test_the_mark_names_the_round_and_whether_a_survivor_set_was_signed(stage: s
 
 
 def test_a_failure_before_any_terms_leaves_the_mark_as_it_is() -> None:
-    before = Mark(round_id=5, attempt=3, agreed=True, signed=b"set")
-    assert mark_of(Failed(seat=None, reason=Reason.MALFORMED, detail="no offer"), before) == before
+    before = HighWaterMark(round_id=5, attempt=3, agreed=True, signed=b"set")
+    assert mark_of(Failed(participation=None, reason=Reason.MALFORMED, detail="no offer"), before) == before
 
 
 @pytest.mark.parametrize(("round_id", "attempt"), [(5, 2), (4, 9)])
 def test_a_later_round_or_attempt_replaces_an_earlier_mark(round_id: int, attempt: int) -> None:
-    earlier = Mark(round_id=round_id, attempt=attempt, agreed=True, signed=b"earlier")
+    earlier = HighWaterMark(round_id=round_id, attempt=attempt, agreed=True, signed=b"earlier")
     here = mark_of(state_after("mask"), earlier)
     assert here is not None
     assert (here.round_id, here.attempt, here.agreed, here.signed) == (5, 3, False, b"")
@@ -49,6 +49,6 @@ def test_what_was_signed_in_an_attempt_stays_signed_when_it_is_begun_again() -> 
 @pytest.mark.parametrize(("round_id", "attempt"), [(5, 4), (6, 1)])
 def test_a_state_of_an_earlier_round_or_attempt_leaves_the_mark_as_it_is(round_id: int, attempt: int) -> None:
     """A state that is put back from a backup would have a later round signed twice."""
-    later = Mark(round_id=round_id, attempt=attempt, agreed=True, signed=b"later", history=b"past")
+    later = HighWaterMark(round_id=round_id, attempt=attempt, agreed=True, signed=b"later", history=b"past")
     for stage in STAGES[1:]:
         assert mark_of(state_after(stage), later) == later

@@ -297,7 +297,7 @@ def test_a_roster_of_another_attempt_is_not_taken() -> None:
     refused(a.ask(ONE, later.reach("share").requests[ONE]), Reason.WRONG_ROUND)
 
 
-def test_devices_that_were_shown_different_rosters_cannot_open_each_others_boxes() -> None:
+def test_devices_that_were_shown_different_rosters_cannot_open_each_others_ciphertexts() -> None:
     """One device is told that device 7 is not there: its keys then fit nobody else's."""
     a = a_round()
     state = a.reach("share")
@@ -321,7 +321,7 @@ def test_devices_that_were_shown_different_rosters_cannot_open_each_others_boxes
 def test_too_few_sharers_are_refused() -> None:
     a = a_round()
     request = a.reach("mask").requests[ONE]
-    few = replace(request, sharers=pack_members(EVERYBODY[:5], EVERYBODY), boxes=request.boxes[:4])
+    few = replace(request, sharers=pack_members(EVERYBODY[:5], EVERYBODY), ciphertexts=request.ciphertexts[:4])
     refused(a.ask(ONE, few), Reason.TOO_FEW_DEVICES)
 
 
@@ -420,9 +420,11 @@ def test_a_survivor_that_masked_for_another_sharer_set_is_not_unmasked() -> None
     state = a.reach("mask")
     victim, hidden = ParticipantId(7), {ParticipantId(6)}
     true = state.requests[victim]
-    boxes = tuple(box for peer, box in zip(EVERYBODY[:6], true.boxes, strict=True) if peer not in hidden)
+    ciphertexts = tuple(
+        ciphertext for peer, ciphertext in zip(EVERYBODY[:6], true.ciphertexts, strict=True) if peer not in hidden
+    )
     sharers = pack_members(set(EVERYBODY) - hidden, EVERYBODY)
-    lied_to = a.ask(victim, replace(true, sharers=sharers, boxes=boxes))
+    lied_to = a.ask(victim, replace(true, sharers=sharers, ciphertexts=ciphertexts))
     assert isinstance(lied_to, MaskedInput)
     others = {member: a.ask(member, state.requests[member]) for member in EVERYBODY[:6]}
     context = others[ONE].context

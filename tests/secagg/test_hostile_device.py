@@ -12,13 +12,13 @@ from fedpeft.secagg import (
     Advertise,
     Agreement,
     CoordinatorState,
+    EncryptedShares,
     MaskedInput,
     Open,
     Reason,
     Refusal,
     Reply,
     RevealedShares,
-    SealedShares,
     Summed,
     SummedBlock,
     close_stage,
@@ -36,9 +36,9 @@ from fedpeft.secagg.transcript import (
     STAGE_REVEAL,
     STAGE_SHARE,
     advert_digest,
-    box_bound,
-    box_key,
-    box_nonce,
+    associated_data,
+    encryption_key,
+    encryption_nonce,
 )
 from fedpeft.testing.secagg import Round
 from fedpeft.testing.secagg_fleet import make_fleet, make_spec
@@ -70,8 +70,8 @@ def keys_of(a: Round) -> bytes:
     """The bad device's own reply key, which a cheat of course has."""
     state = a.fleet.ledgers[BAD].load("run")
     assert isinstance(state, Advertised | Shared)
-    channel = AgreementKey(hkdf(state.root.value, state.seat.context, "channel-key"))
-    return hkdf(channel.agree(state.seat.offer.coordinator_channel), state.seat.context, "reply")
+    channel = AgreementKey(hkdf(state.root.value, state.participation.context, "channel-key"))
+    return hkdf(channel.agree(state.participation.offer.coordinator_channel), state.participation.context, "reply")
 
 
 def without_the_bad_one(outcome: CoordinatorState, reason: Reason, devices: int = 9) -> None:
@@ -121,27 +121,27 @@ def test_a_low_order_channel_key_puts_its_sender_out() -> None:
 # SHARE
 
 
-def test_boxes_of_another_length_put_their_sender_out() -> None:
-    def cheat(a: Round, reply: SealedShares) -> Reply:
-        return replace(reply, boxes=reply.boxes[:-1])
+def test_ciphertexts_of_another_length_put_their_sender_out() -> None:
+    def cheat(a: Round, reply: EncryptedShares) -> Reply:
+        return replace(reply, ciphertexts=reply.ciphertexts[:-1])
 
     without_the_bad_one(play(a_round(), "share", cheat), Reason.BAD_LENGTH)
 
 
-def boxes_with(a: Round, reply: SealedShares, holders: range, plaintext: bytes | None) -> SealedShares:
-    """The bad device's boxes with some replaced: garbage, or sealed properly around another plaintext."""
+def ciphertexts_with(a: Round, reply: EncryptedShares, holders: range, plaintext: bytes | None) -> EncryptedShares:
+    """The bad device's ciphertexts with some replaced: garbage, or sealed properly around another plaintext."""
     state = a.fleet.ledgers[BAD].load("run")
     assert isinstance(state, Shared)
-    roster = read_roster(state.seat.offer, state.roster)
-    peers, size, boxes = roster.sharing_neighbours(BAD), roster.box_size(BAD), bytearray(reply.boxes)
+    roster = read_roster(state.participation.offer, state.roster)
+    peers, size, ciphertexts = roster.sharing_neighbours(BAD), roster.ciphertext_size(BAD), bytearray(reply.ciphertexts)
     for index in holders:
-        box = bytes(size)
+        ciphertext = bytes(size)
         if plaintext is not None:
-            key = box_key(state.channels.value[32 * index : 32 * index + 32])
-            box = seal(key, box_nonce(BAD), plaintext, box_bound(roster.context, BAD, peers[index]))
-        boxes[size * index : size * (index + 1)] = box
-    parts = [reply.context, bytes(boxes)]
-    return replace(reply, boxes=bytes(boxes), tag=authenticate(keys_of(a), STAGE_SHARE, parts))
+            key = encryption_key(state.channels.value[32 * index : 32 * index + 32])
+            ciphertext = seal(key, encryption_nonce(BAD), plaintext, associated_data(roster.context, BAD, peers[index]))
+        ciphertexts[size * index : size * (index + 1)] = ciphertext
+    parts = [reply.context, bytes(ciphertexts)]
+    return replace(reply, ciphertexts=bytes(ciphertexts), tag=authenticate(keys_of(a), STAGE_SHARE, parts))
 
 
 @pytest.mark.parametrize(
@@ -150,15 +150,17 @@ def boxes_with(a: Round, reply: SealedShares, holders: range, plaintext: bytes |
     ids=["garbage", "out-of-field", "off-the-polynomial"],
 )
 def test_a_few_bad_shares_change_nothing(plaintext: bytes | None) -> None:
-    """Nine devices, eight holders, six needed: one holder gets a bad box, and the sum is exact with everybody in."""
-    outcome = play(a_round(), "share", lambda a, reply: boxes_with(a, reply, range(1), plaintext))
+    """Nine devices, eight holders, six needed: one holder gets a bad ciphertext; the sum is exact, everybody in it."""
+    outcome = play(a_round(), "share", lambda a, reply: ciphertexts_with(a, reply, range(1), plaintext))
     assert isinstance(outcome, Summed), outcome
     assert np.array_equal(outcome.sums[B].values, np.ones(9))
 
 
 @pytest.mark.parametrize("plaintext", [None, PRIME.to_bytes(SHARE_SIZE, "big") * 2], ids=["garbage", "out-of-field"])
-def test_too_many_unreadable_boxes_abort_before_anything_is_agreed_and_name_the_dealer(plaintext: bytes | None) -> None:
-    outcome = play(a_round(), "share", lambda a, reply: boxes_with(a, reply, range(4), plaintext))
+def test_too_many_unreadable_ciphertexts_abort_before_anything_is_agreed_and_name_the_dealer(
+    plaintext: bytes | None,
+) -> None:
+    outcome = play(a_round(), "share", lambda a, reply: ciphertexts_with(a, reply, range(4), plaintext))
     assert isinstance(outcome, Aborted)
     assert outcome.reason is Reason.SECRET_LOST
     assert outcome.blamed == {BAD}
@@ -167,7 +169,7 @@ def test_too_many_unreadable_boxes_abort_before_anything_is_agreed_and_name_the_
 
 def test_many_wrong_shares_make_the_round_fail_and_name_the_dealer() -> None:
     wrong = (5).to_bytes(SHARE_SIZE, "big") * 2
-    outcome = play(a_round(), "share", lambda a, reply: boxes_with(a, reply, range(8), wrong))
+    outcome = play(a_round(), "share", lambda a, reply: ciphertexts_with(a, reply, range(8), wrong))
     assert isinstance(outcome, Aborted)
     assert outcome.reason is Reason.SECRET_LOST
     assert outcome.blamed == {BAD}

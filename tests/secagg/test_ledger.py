@@ -9,7 +9,7 @@ import pytest
 from fedpeft.entropy import os_entropy, seeded_entropy
 from fedpeft.errors import IntegrityFailed
 from fedpeft.ids import BlockId, ParticipantId
-from fedpeft.secagg import DeviceSession, FileLedger, IdentityKey, Mark, MemoryLedger, Reason, Refusal, Summed
+from fedpeft.secagg import DeviceSession, FileLedger, HighWaterMark, IdentityKey, MemoryLedger, Reason, Refusal, Summed
 from fedpeft.secagg.device_state import Advertised, Closed, Masked
 from fedpeft.testing.secagg import Round
 from fedpeft.testing.secagg_fleet import Fleet, make_fleet, make_spec
@@ -103,7 +103,7 @@ def test_the_mark_outlives_the_state(tmp_path: Path) -> None:
     again = FileLedger(tmp_path / "ledger", fleet.identities[0])
     mark = again.mark("run")
     assert mark is not None
-    assert mark == Mark(round_id=1, attempt=1, agreed=True, signed=mark.signed, history=spec.history)
+    assert mark == HighWaterMark(round_id=1, attempt=1, agreed=True, signed=mark.signed, history=spec.history)
     assert len(mark.signed) == 32, "which survivors it signed"
     fleet.sessions[ONE] = DeviceSession(
         ledger=again, identity=fleet.identities[0], enrolled=fleet.enrolled(ParticipantId(1)), policy=fleet.policy

@@ -37,7 +37,7 @@ def test_a_loaded_sum_goes_on_as_the_dumped_one(mode: Mode) -> None:
     dumped = dump_pending(state)
     loaded = load_pending(dumped)
     assert loaded.requests == state.requests
-    assert (loaded.book, loaded.rejected, loaded.waiting) == (state.book, state.rejected, state.waiting)
+    assert (loaded.terms, loaded.rejected, loaded.waiting) == (state.terms, state.rejected, state.waiting)
     assert dump_pending(loaded) == dumped
     assert finished(a, loaded).survivors == set(range(4, N + 1))
 
@@ -87,5 +87,5 @@ def test_other_bytes_are_refused(place: float) -> None:
 
 def test_a_pending_sum_shows_no_secret() -> None:
     _, state = opening(Mode.FULL)
-    assert state.book.channel_seed.value.hex() not in repr(state)
-    assert str(state.book.channel_seed.value) not in repr(load_pending(dump_pending(state)))
+    assert state.terms.channel_seed.value.hex() not in repr(state)
+    assert str(state.terms.channel_seed.value) not in repr(load_pending(dump_pending(state)))

@@ -19,7 +19,7 @@ from fedpeft.secagg.primitives import (
     hkdf,
     is_authentic,
     is_signed,
-    open_box,
+    open_sealed,
     seal,
     stream,
 )
@@ -94,13 +94,13 @@ def test_agreement_is_the_same_on_both_ends_and_matches_the_library() -> None:
     assert one.agree(other.public) == other.agree(one.public) == library
 
 
-def test_a_box_opens_only_with_its_key_nonce_and_binding() -> None:
-    box = seal(b"k" * 32, b"n" * 12, b"share", b"from 1 to 2")
-    assert open_box(b"k" * 32, b"n" * 12, box, b"from 1 to 2") == b"share"
-    assert open_box(b"K" * 32, b"n" * 12, box, b"from 1 to 2") is None
-    assert open_box(b"k" * 32, b"N" * 12, box, b"from 1 to 2") is None
-    assert open_box(b"k" * 32, b"n" * 12, box, b"from 2 to 1") is None
-    assert open_box(b"k" * 32, b"n" * 12, b"", b"from 1 to 2") is None
+def test_a_ciphertext_opens_only_with_its_key_nonce_and_binding() -> None:
+    ciphertext = seal(b"k" * 32, b"n" * 12, b"share", b"from 1 to 2")
+    assert open_sealed(b"k" * 32, b"n" * 12, ciphertext, b"from 1 to 2") == b"share"
+    assert open_sealed(b"K" * 32, b"n" * 12, ciphertext, b"from 1 to 2") is None
+    assert open_sealed(b"k" * 32, b"N" * 12, ciphertext, b"from 1 to 2") is None
+    assert open_sealed(b"k" * 32, b"n" * 12, ciphertext, b"from 2 to 1") is None
+    assert open_sealed(b"k" * 32, b"n" * 12, b"", b"from 1 to 2") is None
 
 
 def test_a_tag_binds_every_part_and_where_it_ends() -> None:

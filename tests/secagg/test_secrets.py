@@ -20,7 +20,7 @@ def secrets_of(a: Round) -> list[bytes]:
     """Everything that device 1 must keep to itself, known here because the entropy is seeded."""
     state = a.fleet.ledgers[ONE].load("run")
     assert isinstance(state, Advertised)
-    keys = secret_keys(state.root, state.seat)
+    keys = secret_keys(state.root, state.participation)
     return [state.root.value, keys.mask_seed.value, *(seed.value for seed in keys.self_seeds)]
 
 
@@ -40,12 +40,12 @@ def test_no_secret_shows_in_the_repr_of_any_state_or_message(stage: str, caplog:
     fleet = make_fleet(5)
     state = Round(fleet=fleet, spec=make_spec(fleet)).reach(stage)
     device = fleet.ledgers[ONE].load("run")
-    texts = [repr(state), repr(device), str(device), caplog.text, repr(fleet), repr(state.book)]
+    texts = [repr(state), repr(device), str(device), caplog.text, repr(fleet), repr(state.terms)]
     try:
         raise ValueError(device)
     except ValueError:
         texts.append(traceback.format_exc())
-    secrets = [*own, state.book.channel_seed.value, fleet.identities[0].secret_bytes()]
+    secrets = [*own, state.terms.channel_seed.value, fleet.identities[0].secret_bytes()]
     assert not any(shows(text, secret) for text in texts for secret in secrets)
 
 

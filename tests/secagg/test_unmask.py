@@ -12,7 +12,7 @@ from fedpeft.secagg import Aborted, CoordinatorState, Open, Reason, Summed, Summ
 from fedpeft.secagg.primitives import authenticate
 from fedpeft.secagg.shamir import SHARE_SIZE
 from fedpeft.secagg.transcript import STAGE_REVEAL, advert_digest
-from fedpeft.secagg.unmask import _misfits
+from fedpeft.secagg.unmask import _blamed
 from fedpeft.testing.secagg import Round
 from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 
@@ -171,4 +171,4 @@ def test_a_low_order_mask_key_of_a_survivor_does_not_stop_the_coordinator() -> N
     ],
 )
 def test_whoever_is_in_more_misfits_is_named(pairs: set[tuple[ParticipantId, int]], named: set[int]) -> None:
-    assert _misfits(pairs).keys() == named
+    assert _blamed(pairs).keys() == named

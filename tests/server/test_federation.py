@@ -376,7 +376,7 @@ def test_over_selected_devices_that_were_not_needed_are_spared_and_asked_again_i
     assert view is not None
     for row in view.rounds[:2]:
         states = [client.state for client in row.clients]
-        assert (states.count("summed"), states.count("spared"), row.rejected) == (3, len(states) - 3, {})
+        assert (states.count("summed"), states.count("not_needed"), row.rejected) == (3, len(states) - 3, {})
     assert [row.devices_survived for row in view.rounds] == [3, 3, 5]
     assert [row.devices_invited for row in view.rounds[1:]] == [5, 5]
 

@@ -92,10 +92,10 @@ def test_a_device_that_was_lost_is_named_with_its_reason(
 
 
 def test_a_device_that_was_not_needed_is_no_failure() -> None:
-    traffic = {"d1": Traffic(ready=True), "d2": Traffic(spared=True)}
+    traffic = {"d1": Traffic(ready=True), "d2": Traffic(not_needed=True)}
     late = {2: secagg.Rejection(reason=secagg.Reason.DROPPED_OUT, detail="no reply in stage fit")}
     row = row_of(traffic, {1}, late)
-    assert [(c.client, c.state, c.reason) for c in row.clients] == [("d1", "summed", ""), ("d2", "spared", "")]
+    assert [(c.client, c.state, c.reason) for c in row.clients] == [("d1", "summed", ""), ("d2", "not_needed", "")]
     assert row.rejected == {}
 
 

@@ -2,13 +2,23 @@
 
 import json
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.errors import IntegrityFailed
-from fedpeft_server.run.records import ClientRound, Comparison, EventRecord, RoundMetrics, Summary, from_json, to_json
+from fedpeft_server.run.records import (
+    ClientRound,
+    ClientState,
+    Comparison,
+    EventRecord,
+    RoundMetrics,
+    Summary,
+    from_json,
+    to_json,
+)
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 counts = st.integers(min_value=0, max_value=2**63 - 1)
@@ -16,7 +26,7 @@ clients = st.builds(
     ClientRound,
     client=st.text(),
     methods=st.text(),
-    state=st.sampled_from(["summed", "dropped", "refused", "rejected"]),
+    state=st.sampled_from(get_args(ClientState)),
     reason=st.text(),
     bytes_up=counts,
     bytes_down=counts,
@@ -49,6 +59,13 @@ def test_a_row_comes_back_as_it_was_and_takes_one_line(row: RoundMetrics) -> Non
     line = to_json(row)
     assert "\n" not in line
     assert from_json(RoundMetrics, line, where="x") == row
+
+
+@given(rows.filter(lambda row: any(client.state == "not_needed" for client in row.clients)))
+def test_a_row_of_an_earlier_version_says_spared_of_a_device_that_was_not_needed(row: RoundMetrics) -> None:
+    earlier = to_json(row).replace('"state":"not_needed"', '"state":"spared"')
+    assert "spared" in earlier
+    assert from_json(RoundMetrics, earlier, where="x") == row
 
 
 def test_an_event_and_a_summary_come_back_as_they_were() -> None:

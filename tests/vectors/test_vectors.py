@@ -31,7 +31,11 @@ def test_an_independent_verifier_in_the_standard_library_agrees() -> None:
 def test_the_verifier_notices_one_changed_nibble_of_any_reply(tmp_path: Path) -> None:
     document = json.loads((HERE / "round.json").read_text())
     for exchange in document["exchanges"]:
-        if exchange["device"] == 2 and exchange["reply"]["type"] in ("SealedShares", "MaskedInput", "RevealedShares"):
+        if exchange["device"] == 2 and exchange["reply"]["type"] in (
+            "EncryptedShares",
+            "MaskedInput",
+            "RevealedShares",
+        ):
             changed = json.loads(json.dumps(document))
             target = changed["exchanges"][document["exchanges"].index(exchange)]["reply"]
             target["tag"] = ("0" if target["tag"][0] != "0" else "1") + target["tag"][1:]

@@ -316,7 +316,7 @@ def verify_round(path):
 
     shares = {}
     for n, d in devices.items():
-        boxes = b""
+        ciphertexts = b""
         for m in devices:
             if m == n:
                 continue
@@ -325,12 +325,15 @@ def verify_round(path):
                 coefficients = ctr(prf(d.root, "coefficients", roster + id4(index)), bytes(16), 48 * (threshold - 1))
                 shares[n, m, index] = shamir(secret, threshold, m, coefficients)
                 plaintext += shares[n, m, index]
-            box = gcm(prf(channels[n, m], "box", b""), n.to_bytes(12, "big"), plaintext, roster + id4(n) + id4(m))
-            boxes += b"".join(box)
+            ciphertext = gcm(
+                prf(channels[n, m], "box", b""), n.to_bytes(12, "big"), plaintext, roster + id4(n) + id4(m)
+            )
+            ciphertexts += b"".join(ciphertext)
         reply = said["ShareRequest", n]
         check(
-            (unhex(reply["boxes"]), unhex(reply["tag"])) == (boxes, tag(reply_keys[n], 1, roster, boxes)),
-            f"device {n}: its boxes hold its shares",
+            (unhex(reply["ciphertexts"]), unhex(reply["tag"]))
+            == (ciphertexts, tag(reply_keys[n], 1, roster, ciphertexts)),
+            f"device {n}: its ciphertexts hold its shares",
         )
 
     sharers = unhex(asked["MaskRequest", 1]["sharers"])

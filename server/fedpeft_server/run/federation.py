@@ -142,17 +142,17 @@ class Federation:
         while len(why) < rounds.max_failures:
             self._before_attempt(round_id)
             started = self._clock.monotonic_s()
-            members, wanted = self._selection.select(round_id, excluded)
+            members, target_cohort = self._selection.select(round_id, excluded)
             if excluded and len(members) < needed:  # the network failed rather than the devices: ask them all again
                 excluded.clear()
-                members, wanted = self._selection.select(round_id, excluded)
+                members, target_cohort = self._selection.select(round_id, excluded)
             if len(members) < needed:
                 why.append(f"{len(members)} devices available, {rounds.min_devices} needed")
                 self._tell(EventKind.ABORTED, round_id, why[-1])
                 continue
             attempt = self._run.begin_attempt(round_id)
             self._tell(EventKind.ROUND_STARTED, round_id, f"attempt {attempt}: asking {len(members)} devices")
-            task = self._task(round_id, attempt, progress, members, wanted)
+            task = self._task(round_id, attempt, progress, members, target_cohort)
             outcome = self._attempt(task, progress.state, members)
             hear_statements(self._run, round_id, outcome, needed=needed)
             problem = self._problem(outcome)
@@ -162,7 +162,7 @@ class Federation:
                 why.append(problem)
             if isinstance(outcome.result, secagg.Aborted):
                 blamed = {outcome.participants[place] for place in outcome.result.blamed}
-                excluded |= {name for name in blamed if not outcome.traffic[name].spared}
+                excluded |= {name for name in blamed if not outcome.traffic[name].not_needed}
             self._tell(EventKind.ABORTED, round_id, problem)
         reasons = "; ".join(why)
         raise QuorumMissed(
@@ -252,11 +252,11 @@ class Federation:
         attempt: int,
         progress: Progress,
         members: Sequence[Member],
-        wanted: int,
+        target_cohort: int,
         *,
         noise: NoiseTerms | None = None,
     ) -> RoundTask:
-        """What this attempt asks of these members, the first ``wanted`` of whom make the round.
+        """What this attempt asks of these members, the first ``target_cohort`` of whom make the round.
 
         Args:
             noise: of an attempt that goes on: it is paid for, and its terms are signed.
@@ -269,7 +269,9 @@ class Federation:
             past=progress.past,
             published=progress.published,
             noise=noise or (private.terms(len(members)) if private else None),
-            wanted=wanted if round_id <= self._config.rounds.count and wanted < len(members) else None,
+            target_cohort=target_cohort
+            if round_id <= self._config.rounds.count and target_cohort < len(members)
+            else None,
         )
         return self._aggregation.asked(task, progress.state, progress.server)
 

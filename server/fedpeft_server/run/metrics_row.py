@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from fedpeft import secagg
 from fedpeft.ids import ParticipantId, RoundId
@@ -10,11 +9,9 @@ from fedpeft.round.messages import FailureReason
 from fedpeft.round.metrics import Measured
 from fedpeft.round.task import Member, RoundOutcome, Traffic
 from fedpeft.tasks.measure import told
-from fedpeft_server.run.records import ClientRound, RoundMetrics
+from fedpeft_server.run.records import ClientRound, ClientState, RoundMetrics
 
 __all__ = ["round_row", "sentence"]
-
-ClientState = Literal["summed", "dropped", "refused", "later", "rejected", "spared"]
 
 
 def round_row(
@@ -59,7 +56,7 @@ def _row(
     rejected = {
         names[place]: f"{entry.reason.value}: {entry.detail}"
         for place, entry in outcome.result.rejected.items()
-        if not outcome.traffic[names[place]].spared
+        if not outcome.traffic[names[place]].not_needed
     }
     clients = []
     for member in members:
@@ -110,8 +107,8 @@ def sentence(row: RoundMetrics) -> str:
 def _state(survived: bool, account: Traffic, rejected: bool) -> ClientState:
     if survived:
         return "summed"
-    if account.spared:
-        return "spared"
+    if account.not_needed:
+        return "not_needed"
     if account.failure == FailureReason.REFUSED.value:
         return "refused"
     if account.failure == FailureReason.LATER.value:

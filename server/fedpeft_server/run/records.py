@@ -8,15 +8,16 @@ changes ``SCHEMA_VERSION``.
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from fedpeft.errors import IntegrityFailed
 
 __all__ = [
     "SCHEMA_VERSION",
     "ClientRound",
+    "ClientState",
     "Comparison",
     "EventRecord",
     "RoundMetrics",
@@ -29,6 +30,14 @@ __all__ = [
 SCHEMA_VERSION = 1
 _STRICT = ConfigDict(strict=True, extra="forbid")
 T = TypeVar("T")
+
+ClientState = Literal["summed", "dropped", "refused", "later", "rejected", "not_needed"]
+"""What became of a device in a round; see ``ClientRound``."""
+
+
+def _as_called_now(state: object) -> object:
+    """Runs of earlier versions say ``spared``."""
+    return "not_needed" if state == "spared" else state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +84,8 @@ class ClientRound:
         client: its name.
         methods: what it trains, as its profile says, e.g. ``lora r4``.
         state: ``summed``, or where it was lost: ``dropped`` (silent), ``refused`` (its own policy), ``later`` (other
-            hours) or ``rejected`` (its message was wrong); or ``spared``: enough others were ready first.
+            hours) or ``rejected`` (its message was wrong); or ``not_needed``: enough others were ready
+            first.
         reason: why it was lost.
         bytes_up: bytes it sent in this round.
         bytes_down: bytes it was sent.
@@ -86,7 +96,7 @@ class ClientRound:
 
     client: str
     methods: str
-    state: Literal["summed", "dropped", "refused", "later", "rejected", "spared"]
+    state: Annotated[ClientState, BeforeValidator(_as_called_now)]
     reason: str = ""
     bytes_up: int
     bytes_down: int
