@@ -5,8 +5,8 @@ Made by the agent from terms that the coordinator has signed; kept by ``fedpeft_
 
 from dataclasses import dataclass
 
-from fedpeft.round.bound import Bound
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.signed_request import SignedRequest
 from fedpeft.round.work import plan_digest
 from fedpeft_client.site import methods_of
 
@@ -50,16 +50,16 @@ class Question:
     needs_yes: bool
 
 
-def question_of(bound: Bound, *, source: str, at: str, needs_yes: bool) -> Question:
+def question_of(signed: SignedRequest, *, source: str, at: str, needs_yes: bool) -> Question:
     """What a round's signed terms ask for, in words and numbers.
 
     Args:
-        bound: what the coordinator has signed.
+        signed: what the coordinator has signed.
         source: the site's examples.
         at: now, UTC, ISO 8601.
         needs_yes: see ``Question``.
     """
-    plan, terms = bound.plan, bound.terms
+    plan, terms = signed.plan, signed.terms
     return Question(
         run_id=plan.run_id,
         at=at,

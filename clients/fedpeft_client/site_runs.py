@@ -125,7 +125,7 @@ class SiteRuns:
     def __init__(self, folder: Path, clock: Clock) -> None:
         self._folder, self._clock = folder, clock
 
-    def expect_wanted(self, plan: LearningPlan, *, ask: bool) -> None:
+    def expect_approved(self, plan: LearningPlan, *, ask: bool) -> None:
         """Returns when the owner has nothing against this plan.
 
         Args:

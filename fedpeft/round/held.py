@@ -12,15 +12,15 @@ from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec
 from fedpeft.aggregate import ServerState
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId
-from fedpeft.round.bound import Bound
 from fedpeft.round.device.agreed import expect_agreed
 from fedpeft.round.device.pins import FORMS, pinned, run_key
 from fedpeft.round.device.records import ForkSeen, HeldBlocks, RunPin, SeenLinks, kept
-from fedpeft.round.history import BURNT, Forked, Lacking, Standing, followed, genesis, linked, read_history
+from fedpeft.round.history import BURNT, Forked, KnownHistory, MissingLinks, followed, genesis, linked, read_history
 from fedpeft.round.linking import sums_digest
 from fedpeft.round.local import DeviceStore
 from fedpeft.round.messages import BlockDigest, BlockPayload, FailureReason, FitRequest, Link
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
+from fedpeft.round.signed_request import SignedRequest
 from fedpeft.round.transition import is_exact, keeps_memory, next_state
 from fedpeft.round.work import controls_digest, last_round, state_digest
 from fedpeft.secagg import HighWaterMark
@@ -54,8 +54,8 @@ HEADS_KEPT = 4096
 
 
 def follow(
-    store: DeviceStore, bound: Bound, request: FitRequest, *, coordinator: bytes, mark: HighWaterMark | None
-) -> RunPin | Lacking:
+    store: DeviceStore, signed: SignedRequest, request: FitRequest, *, coordinator: bytes, mark: HighWaterMark | None
+) -> RunPin | MissingLinks:
     """This run as the device has known it, or, at first sight, as it is to know it from now on; kept durably.
 
     Args:
@@ -70,37 +70,37 @@ def follow(
         SpecMismatch: the run has another plan, or another history, than this device knows; of a fork both sides are
             kept for the site.
     """
-    run_id, plan, round_id = bound.plan.run_id, bound.work.plan, bound.terms.round_id
+    run_id, plan, round_id = signed.plan.run_id, signed.work.plan, signed.terms.round_id
     pin = pinned(store, run_id)
     if pin is not None and (pin.run_id, pin.plan) != (run_id, plan):
         raise SpecMismatch(f"Expected the plan with which run {run_id} began on this device, found a changed one.")
-    if pin is not None and pin.round_id == round_id and pin.work != bound.terms.work:
+    if pin is not None and pin.round_id == round_id and pin.work != signed.terms.work:
         raise SpecMismatch(f"Expected the work that round {round_id} asked for before, found other work.")
-    if not 1 <= round_id <= last_round(bound.plan):
-        raise SpecMismatch(f"Expected a round of 1..{last_round(bound.plan)}, found {round_id}.")
+    if not 1 <= round_id <= last_round(signed.plan):
+        raise SpecMismatch(f"Expected a round of 1..{last_round(signed.plan)}, found {round_id}.")
     history = read_history(request.history, round_id)
     found = pin or RunPin(run_id=run_id, plan=plan, first=history.first, forms=FORMS)
     try:
         if history.first != found.first:
             raise Forked(f"Expected run {run_id} to begin with the state that this device knows.", history.links)
-        standing = Standing(
+        known_history = KnownHistory(
             genesis=genesis(run_id, plan, found.first, coordinator),
             mark=mark,
             whole=pin is not None,
             before=(found.round_id, found.state),
         )
-        proved = followed(history, standing, round_id=round_id, head=bound.terms.history, state=bound.work.state)
+        proved = followed(history, known_history, round_id=round_id, head=signed.terms.history, state=signed.work.state)
     except Forked as fork:
-        _keep_fork(store, fork, bound, request.offer)
+        _keep_fork(store, fork, signed, request.offer)
         raise
-    if isinstance(proved, Lacking):
+    if isinstance(proved, MissingLinks):
         return proved
     for link in proved:
-        expect_agreed(store, bound.plan, link)
+        expect_agreed(store, signed.plan, link)
     if pin is None:
         store.write(run_key(run_id), encode(found))
-    known = mark.history if mark is not None and mark.history else standing.genesis
-    start = bound.terms.history if not proved else standing.genesis if proved[0].round_id == 1 else known
+    known = mark.history if mark is not None and mark.history else known_history.genesis
+    start = signed.terms.history if not proved else known_history.genesis if proved[0].round_id == 1 else known
     _keep_links(store, run_id, proved, request.offer, start)
     return found
 
@@ -112,15 +112,15 @@ def earlier_heads(store: DeviceStore, run_id: str) -> frozenset[bytes]:
     return frozenset(heads[at : at + HEAD_SIZE] for at in range(0, len(heads), HEAD_SIZE))
 
 
-def advance(store: DeviceStore, pin: RunPin, bound: Bound) -> None:
+def advance(store: DeviceStore, pin: RunPin, signed: SignedRequest) -> None:
     """Keeps, durably, that the device takes part in this round, from which state, and under which clip norm."""
-    noise = bound.terms.noise
+    noise = signed.terms.noise
     moved = replace(
         pin,
-        round_id=bound.terms.round_id,
+        round_id=signed.terms.round_id,
         clip=noise.l2_clip_norm if noise else 0.0,
-        state=bound.work.state,
-        work=bound.terms.work,
+        state=signed.work.state,
+        work=signed.terms.work,
     )
     if moved != pin:
         store.write(run_key(pin.run_id), encode(moved))
@@ -139,14 +139,14 @@ def _keep_links(store: DeviceStore, run_id: str, links: tuple[Link, ...], offer:
     store.write(run_key(run_id, "links"), encode(record))
 
 
-def _keep_fork(store: DeviceStore, fork: Forked, bound: Bound, offer: bytes) -> None:
+def _keep_fork(store: DeviceStore, fork: Forked, signed: SignedRequest, offer: bytes) -> None:
     """The first fork of a run, for the site: two lists of links and two signatures that cannot both be honest."""
-    run_id, key = bound.plan.run_id, run_key(bound.plan.run_id, "fork")
+    run_id, key = signed.plan.run_id, run_key(signed.plan.run_id, "fork")
     if store.read(key) is not None:
         return
     own = kept(store, run_key(run_id, "links"), SeenLinks) or SeenLinks(links=(), offer=b"")
     seen = ForkSeen(
-        run_id=run_id, round_id=bound.terms.round_id, own=own, theirs=fork.theirs[-LINKS_KEPT:], offer=offer
+        run_id=run_id, round_id=signed.terms.round_id, own=own, theirs=fork.theirs[-LINKS_KEPT:], offer=offer
     )
     store.write(key, encode(seen))
 
@@ -177,7 +177,9 @@ def _check_range(block: BlockSpec, values: Vector, limit: float) -> None:
         raise SpecMismatch(f"{block.block_id}: expected finite values of at most {limit:g}, found {largest:g}.")
 
 
-def receive(store: DeviceStore, spec: AdapterSpec, bound: Bound, request: FitRequest) -> AdapterState | FailureReason:
+def receive(
+    store: DeviceStore, spec: AdapterSpec, signed: SignedRequest, request: FitRequest
+) -> AdapterState | FailureReason:
     """The state that the round begins with: held, or computed from the one before, or as it was sent.
 
     Whoever holds the state before, and all that the next one follows from, takes none that it did not compute itself.
@@ -189,14 +191,14 @@ def receive(store: DeviceStore, spec: AdapterSpec, bound: Bound, request: FitReq
         SpecMismatch: it does not follow, or is no state of this adapter: of another length, not finite, out of range.
     """
     held = kept(store, HELD, HeldBlocks)
-    held = held if held is not None and held.run_id == bound.plan.run_id else None
-    round_id, memory = bound.terms.round_id, None
-    if held is not None and _digest_of(held) == bound.work.state and _unmoved(store, held, round_id):
-        state, memory = _state_of(spec, bound, {part.block_id: part.values for part in held.blocks}), held.server
-    elif held is not None and (link := _step_to_follow(store, spec, bound.plan, held, round_id)) is not None:
+    held = held if held is not None and held.run_id == signed.plan.run_id else None
+    round_id, memory = signed.terms.round_id, None
+    if held is not None and _digest_of(held) == signed.work.state and _unmoved(store, held, round_id):
+        state, memory = _state_of(spec, signed, {part.block_id: part.values for part in held.blocks}), held.server
+    elif held is not None and (link := _step_to_follow(store, spec, signed.plan, held, round_id)) is not None:
         if not request.sums and link.sums != NOTHING_OPENED:
             return FailureReason.MISSING_HISTORY
-        state, memory = _stepped(store, spec, bound, held, link, request.sums)
+        state, memory = _stepped(store, spec, signed, held, link, request.sums)
     else:
         blocks = {part.block_id: part.values for part in (held.blocks if held else ())}
         blocks |= {part.block_id: part.values for part in request.payloads}
@@ -204,13 +206,13 @@ def receive(store: DeviceStore, spec: AdapterSpec, bound: Bound, request: FitReq
         if not blocks.keys() >= set(names):
             return FailureReason.MISSING_STATE
         digests = {block_id: hashlib.sha256(blocks[block_id]).hexdigest() for block_id in names}
-        if state_digest(digests) != bound.work.state:
+        if state_digest(digests) != signed.work.state:
             return FailureReason.MISSING_STATE
-        state = _state_of(spec, bound, blocks)
-        if round_id == 1 or not keeps_memory(bound.plan):
+        state = _state_of(spec, signed, blocks)
+        if round_id == 1 or not keeps_memory(signed.plan):
             memory = ServerState().to_safetensors()
-    _expect_controls(bound, request, memory)
-    _hold(store, bound, state, memory)
+    _expect_controls(signed, request, memory)
+    _hold(store, signed, state, memory)
     return state
 
 
@@ -243,60 +245,65 @@ def _step_to_follow(
 
 
 def _stepped(
-    store: DeviceStore, spec: AdapterSpec, bound: Bound, held: HeldBlocks, link: Link, sums: tuple[BlockPayload, ...]
+    store: DeviceStore,
+    spec: AdapterSpec,
+    signed: SignedRequest,
+    held: HeldBlocks,
+    link: Link,
+    sums: tuple[BlockPayload, ...],
 ) -> tuple[AdapterState, bytes]:
-    before = _state_of(spec, bound, {part.block_id: part.values for part in held.blocks})
+    before = _state_of(spec, signed, {part.block_id: part.values for part in held.blocks})
     factor = held.learning_rate_factor
     if held.round_id != link.round_id:  # burnt rounds lie between; the schedule went on
-        factor = learning_rate_factor(bound.plan.train, bound.plan.rounds, link.round_id)
-    expect_agreed(store, bound.plan, link, tuple(part.block_id for part in sums))
+        factor = learning_rate_factor(signed.plan.train, signed.plan.rounds, link.round_id)
+    expect_agreed(store, signed.plan, link, tuple(part.block_id for part in sums))
     memory = ServerState.from_safetensors(held.server or b"")
-    state, server = next_state(bound.plan, before, memory, link, sums, learning_rate_factor=factor)
-    if state_digest(state.digests) != bound.work.state:
+    state, server = next_state(signed.plan, before, memory, link, sums, learning_rate_factor=factor)
+    if state_digest(state.digests) != signed.work.state:
         raise SpecMismatch(
             f"Expected the state that follows from the sums of round {link.round_id}, found another in the terms: "
             "its coordinator changed it, or computes otherwise."
         )
-    _expect_range(bound, state)
+    _expect_range(signed, state)
     return state, server.to_safetensors()
 
 
-def _expect_controls(bound: Bound, request: FitRequest, memory: bytes | None) -> None:
+def _expect_controls(signed: SignedRequest, request: FitRequest, memory: bytes | None) -> None:
     """SCAFFOLD's controls follow from the sums like the state, for whoever has followed them."""
-    if not bound.plan.train.scaffold or not bound.work.train or memory is None:
+    if not signed.plan.train.scaffold or not signed.work.train or memory is None:
         return
     own = ServerState.from_safetensors(memory).control
     payloads = [BlockPayload(block_id=name, values=own[name].astype("<f4").tobytes()) for name in sorted(own)]
-    if controls_digest(payloads) != bound.work.controls:
+    if controls_digest(payloads) != signed.work.controls:
         raise SpecMismatch("Expected the controls that follow from the sums so far, found others.")
 
 
-def _state_of(spec: AdapterSpec, bound: Bound, blocks: Mapping[BlockId, bytes]) -> AdapterState:
+def _state_of(spec: AdapterSpec, signed: SignedRequest, blocks: Mapping[BlockId, bytes]) -> AdapterState:
     vectors: dict[BlockId, Vector] = {}
     for block in spec.blocks:
         values = blocks[block.block_id]
         if len(values) != 4 * block.size:
             raise SpecMismatch(f"{block.block_id}: expected {4 * block.size} bytes, found {len(values)}.")
         vectors[block.block_id] = np.frombuffer(values, "<f4").astype(np.float32)
-        _check_range(block, vectors[block.block_id], bound.plan.max_state)
+        _check_range(block, vectors[block.block_id], signed.plan.max_state)
     return AdapterState(spec, vectors)
 
 
-def _expect_range(bound: Bound, state: AdapterState) -> None:
+def _expect_range(signed: SignedRequest, state: AdapterState) -> None:
     for block in state.spec.blocks:
-        _check_range(block, state[block.block_id], bound.plan.max_state)
+        _check_range(block, state[block.block_id], signed.plan.max_state)
 
 
-def _hold(store: DeviceStore, bound: Bound, state: AdapterState, memory: bytes | None) -> None:
+def _hold(store: DeviceStore, signed: SignedRequest, state: AdapterState, memory: bytes | None) -> None:
     record = HeldBlocks(
-        run_id=bound.plan.run_id,
+        run_id=signed.plan.run_id,
         digests=tuple(BlockDigest(block_id=block_id, sha256=state.digests[block_id]) for block_id in state),
         blocks=tuple(
             BlockPayload(block_id=block_id, values=state[block_id].astype("<f4", copy=False).tobytes())
             for block_id in state
         ),
-        round_id=bound.terms.round_id,
-        learning_rate_factor=bound.work.learning_rate_factor,
+        round_id=signed.terms.round_id,
+        learning_rate_factor=signed.work.learning_rate_factor,
         server=memory,
     )
     store.write(HELD, encode(record))

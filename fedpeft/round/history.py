@@ -17,7 +17,7 @@ from fedpeft.secagg.device_state import HighWaterMark
 from fedpeft.secagg.primitives import digest
 from fedpeft.wire import decode, encode
 
-__all__ = ["BURNT", "Forked", "Lacking", "Past", "Standing", "followed", "genesis", "linked", "read_history"]
+__all__ = ["BURNT", "Forked", "KnownHistory", "MissingLinks", "Past", "followed", "genesis", "linked", "read_history"]
 
 BURNT = bytes(32)
 """Outcome, and sums, of a round that has no sum."""
@@ -85,14 +85,14 @@ class Forked(SpecMismatch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lacking:
+class MissingLinks:
     """Links are missing; the last one that the device has is that of round ``after``."""
 
     after: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class KnownHistory:
     """What a device knows of a run's past before it sees a request.
 
     Args:
@@ -129,8 +129,8 @@ def read_history(payload: bytes, round_id: int) -> History:
 
 
 def followed(
-    history: History, standing: Standing, *, round_id: int, head: bytes, state: bytes
-) -> tuple[Link, ...] | Lacking:
+    history: History, known_history: KnownHistory, *, round_id: int, head: bytes, state: bytes
+) -> tuple[Link, ...] | MissingLinks:
     """The links that lead from where the device stands to the past that the terms name; or what it lacks for that.
 
     Args:
@@ -142,13 +142,13 @@ def followed(
         Forked: there is another past.
         SpecMismatch: the links contradict themselves or the state.
     """
-    links, mark = history.links, standing.mark
+    links, mark = history.links, known_history.mark
     known = mark.round_id - 1 if mark is not None and mark.history else 0
     first = links[0].round_id if links else round_id
-    if first > (known + 1 if standing.whole else 1):
-        return Lacking(after=known if standing.whole else 0)
-    at = {0: standing.genesis} | ({known: mark.history} if known and mark is not None else {})
-    reached = standing.genesis if first == 1 else at[known]
+    if first > (known + 1 if known_history.whole else 1):
+        return MissingLinks(after=known if known_history.whole else 0)
+    at = {0: known_history.genesis} | ({known: mark.history} if known and mark is not None else {})
+    reached = known_history.genesis if first == 1 else at[known]
     proved = links if first == 1 else links[known + 1 - first :]
     for link in proved:
         _expect(at.get(link.round_id - 1, reached), reached, link.round_id - 1, links)
@@ -161,7 +161,7 @@ def followed(
             if link.outcome not in outcomes:
                 text = f"Expected of round {link.round_id} the survivors that this device signed, or none."
                 raise Forked(text, links)
-    _expect_states({1: history.first, standing.before[0]: standing.before[1]}, proved, round_id, state)
+    _expect_states({1: history.first, known_history.before[0]: known_history.before[1]}, proved, round_id, state)
     return proved
 
 

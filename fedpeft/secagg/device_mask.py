@@ -93,9 +93,9 @@ def _decrypted_shares(
     held = []
     for dealer, ciphertext in zip(dealers, ciphertexts, strict=True):
         at = KEY_SIZE * places[dealer]
-        bound = associated_data(roster.context, dealer, state.participation.me)
+        bound_to = associated_data(roster.context, dealer, state.participation.me)
         plaintext = open_sealed(
-            encryption_key(state.channels.value[at : at + KEY_SIZE]), encryption_nonce(dealer), ciphertext, bound
+            encryption_key(state.channels.value[at : at + KEY_SIZE]), encryption_nonce(dealer), ciphertext, bound_to
         )
         size = SHARE_SIZE * (1 + len(roster.owned_by(dealer)))
         good = plaintext is not None and len(plaintext) == size and _all_in_field(plaintext)

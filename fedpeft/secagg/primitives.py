@@ -153,17 +153,17 @@ def expand(key: bytes, size: int) -> bytes:
     return Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(size))
 
 
-def seal(key: bytes, nonce: bytes, plaintext: bytes, bound: bytes) -> bytes:
+def seal(key: bytes, nonce: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
     """AES-256-GCM of ``plaintext``, 16 bytes longer; ``nonce`` (12 bytes) at most once a key."""
-    return AESGCM(key).encrypt(nonce, plaintext, bound)
+    return AESGCM(key).encrypt(nonce, plaintext, associated_data)
 
 
-def open_sealed(key: bytes, nonce: bytes, ciphertext: bytes, bound: bytes) -> bytes | None:
-    """What ``seal`` sealed; None if the ciphertext, the key, the nonce or what it was bound to is another."""
+def open_sealed(key: bytes, nonce: bytes, ciphertext: bytes, associated_data: bytes) -> bytes | None:
+    """What ``seal`` sealed; None if the ciphertext, the key, the nonce or the associated data is another."""
     if len(nonce) != NONCE_SIZE:
         return None  # cut off: a file, not what this device sealed
     try:
-        return AESGCM(key).decrypt(nonce, ciphertext, bound)
+        return AESGCM(key).decrypt(nonce, ciphertext, associated_data)
     except InvalidTag:
         return None
 

@@ -10,10 +10,10 @@ from fedpeft.cli import main
 from fedpeft.config.model import Train
 from fedpeft.errors import ApprovalPending, IntegrityFailed, PolicyRefused, ResourceMissing
 from fedpeft.privacy import ExampleStatement
-from fedpeft.round.bound import Bound, signed_by
 from fedpeft.round.failures import REFUSED, refusal_of
 from fedpeft.round.messages import FailureReason, Ready
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.signed_request import SignedRequest, read_signed
 from fedpeft.round.transport import Stage
 from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import enrol, exact_terms, fit_request
@@ -33,10 +33,10 @@ SOURCE = "/data/notes.jsonl"
 
 
 @pytest.fixture(scope="module")
-def bound() -> Bound:
+def signed() -> SignedRequest:
     """What a coordinator has signed for the first round of PLAN."""
     fleet = enrol({f"d{i}": GivenTrainer(SPEC, {}) for i in range(4)})
-    return signed_by(fleet.coordinator.public, fit_request(fleet, PLAN, toy_state(SPEC)))
+    return read_signed(fleet.coordinator.public, fit_request(fleet, PLAN, toy_state(SPEC)))
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def runs(home: DeviceHome) -> SiteRuns:
     return SiteRuns(home.runs, FakeClock())
 
 
-def asking(bound: Bound, plan: LearningPlan = PLAN, **changes: object):
-    question = question_of(replace(bound, plan=plan), source=SOURCE, at=AT, needs_yes=True)
+def asking(signed: SignedRequest, plan: LearningPlan = PLAN, **changes: object):
+    question = question_of(replace(signed, plan=plan), source=SOURCE, at=AT, needs_yes=True)
     return replace(question, **changes)
 
 
@@ -72,70 +72,74 @@ def watch(runs: SiteRuns, rule: str = "ask") -> RunWatch:
     return RunWatch(runs, site, FakeClock())
 
 
-def test_a_run_waits_until_its_owner_says_yes_and_is_heard_of_as_later(runs: SiteRuns, bound: Bound) -> None:
+def test_a_run_waits_until_its_owner_says_yes_and_is_heard_of_as_later(runs: SiteRuns, signed: SignedRequest) -> None:
     with pytest.raises(ApprovalPending) as waits:
-        watch(runs).expect_wanted(bound)
+        watch(runs).expect_approved(signed)
     assert refusal_of(waits.value).reason is FailureReason.LATER
     assert [record.waits for record in runs.records()] == [True]
     approve(runs)
-    watch(runs).expect_wanted(bound)
+    watch(runs).expect_approved(signed)
     assert [record.waits for record in runs.records()] == [False]
 
 
-def test_a_run_that_the_rules_alone_decide_on_waits_for_nobody_until_the_rule_changes(runs: SiteRuns, bound: Bound):
-    watch(runs, "rules").expect_wanted(bound)
+def test_a_run_that_the_rules_alone_decide_on_waits_for_nobody_until_the_rule_changes(
+    runs: SiteRuns, signed: SignedRequest
+):
+    watch(runs, "rules").expect_approved(signed)
     assert [record.waits for record in runs.records()] == [False]
     with pytest.raises(ApprovalPending):
-        watch(runs, "ask").expect_wanted(bound)
+        watch(runs, "ask").expect_approved(signed)
     assert [record.waits for record in runs.records()] == [True]
 
 
-def test_a_yes_holds_for_one_plan_and_a_changed_one_asks_again(runs: SiteRuns, bound: Bound) -> None:
-    runs.ask(asking(bound))
+def test_a_yes_holds_for_one_plan_and_a_changed_one_asks_again(runs: SiteRuns, signed: SignedRequest) -> None:
+    runs.ask(asking(signed))
     approve(runs)
-    runs.expect_wanted(PLAN, ask=True)
+    runs.expect_approved(PLAN, ask=True)
     with pytest.raises(ApprovalPending):
-        runs.expect_wanted(CHANGED, ask=True)
-    assert runs.ask(asking(bound, CHANGED))
+        runs.expect_approved(CHANGED, ask=True)
+    assert runs.ask(asking(signed, CHANGED))
     assert runs.record(PLAN.run_id).waits
     approve(runs, CHANGED)
-    runs.expect_wanted(CHANGED, ask=True)
+    runs.expect_approved(CHANGED, ask=True)
     with pytest.raises(ApprovalPending):
-        runs.expect_wanted(PLAN, ask=True)
+        runs.expect_approved(PLAN, ask=True)
 
 
-def test_a_no_holds_for_the_run_whatever_its_plan(runs: SiteRuns, bound: Bound) -> None:
-    runs.ask(asking(bound))
+def test_a_no_holds_for_the_run_whatever_its_plan(runs: SiteRuns, signed: SignedRequest) -> None:
+    runs.ask(asking(signed))
     runs.decide(PLAN.run_id, "refused", plan="", by="me")
     for plan in (PLAN, CHANGED):
         for ask in (False, True):
             with pytest.raises(PolicyRefused) as refused:
-                runs.expect_wanted(plan, ask=ask)
+                runs.expect_approved(plan, ask=ask)
             assert refusal_of(refused.value) == REFUSED
     with pytest.raises(PolicyRefused, match="for good"):
         approve(runs)
-    runs.ask(asking(bound, CHANGED))
+    runs.ask(asking(signed, CHANGED))
     assert not runs.record(PLAN.run_id).waits
 
 
-def test_a_plan_that_changed_since_it_was_shown_is_not_approved_by_the_old_yes(runs: SiteRuns, bound: Bound) -> None:
-    runs.ask(asking(bound))
+def test_a_plan_that_changed_since_it_was_shown_is_not_approved_by_the_old_yes(
+    runs: SiteRuns, signed: SignedRequest
+) -> None:
+    runs.ask(asking(signed))
     asked = runs.record(PLAN.run_id).question
     assert asked is not None
-    runs.ask(asking(bound, CHANGED))
+    runs.ask(asking(signed, CHANGED))
     for digest in (asked.plan_sha256, ""):
         with pytest.raises(ResourceMissing):
             runs.decide(PLAN.run_id, "approved", plan=digest, by="me")
     assert runs.record(PLAN.run_id).decision is None
 
 
-def test_a_flood_of_questions_removes_no_answer(runs: SiteRuns, bound: Bound) -> None:
+def test_a_flood_of_questions_removes_no_answer(runs: SiteRuns, signed: SignedRequest) -> None:
     """The coordinator chooses ids: with many it must not make a device forget a no."""
-    runs.ask(asking(bound, run_id="no"))
+    runs.ask(asking(signed, run_id="no"))
     runs.decide("no", "refused", plan="", by="me")
     runs.add(Left(run_id="counted", bytes_up=1))
     for number in range(UNANSWERED + 10):
-        runs.ask(asking(bound, run_id=f"flood-{number}", at=f"{AT}{number:03}"))
+        runs.ask(asking(signed, run_id=f"flood-{number}", at=f"{AT}{number:03}"))
     assert runs.is_refused("no")
     records = {record.run_id: record for record in runs.records()}
     assert sum(record.waits for record in records.values()) == UNANSWERED
@@ -145,27 +149,29 @@ def test_a_flood_of_questions_removes_no_answer(runs: SiteRuns, bound: Bound) ->
 
 
 @pytest.mark.parametrize("run_id", ["../../escape", "/etc/run", "a\x1b[2Jb", "", "x" * 5000])
-def test_an_id_that_is_no_file_name_stays_in_the_folder(run_id: str, runs: SiteRuns, bound: Bound, home: DeviceHome):
+def test_an_id_that_is_no_file_name_stays_in_the_folder(
+    run_id: str, runs: SiteRuns, signed: SignedRequest, home: DeviceHome
+):
     before = set(home.path.rglob("*"))
-    runs.ask(asking(bound, run_id=run_id))
+    runs.ask(asking(signed, run_id=run_id))
     assert all(path.is_relative_to(home.runs) for path in set(home.path.rglob("*")) - before)
     question = runs.record(run_id).question
     assert question is not None
     assert question.run_id == run_id
 
 
-def test_a_damaged_answer_is_no_answer_but_an_error(runs: SiteRuns, bound: Bound, home: DeviceHome) -> None:
-    runs.ask(asking(bound))
+def test_a_damaged_answer_is_no_answer_but_an_error(runs: SiteRuns, signed: SignedRequest, home: DeviceHome) -> None:
+    runs.ask(asking(signed))
     runs.decide(PLAN.run_id, "refused", plan="", by="me")
     (path,) = home.runs.glob("*/decision.json")
     path.write_text(path.read_text()[:-20])
     with pytest.raises(IntegrityFailed, match="decision"):
-        runs.expect_wanted(PLAN, ask=False)
+        runs.expect_approved(PLAN, ask=False)
 
 
-def test_what_leaves_is_counted_once_a_round_and_refusals_are_not(runs: SiteRuns, bound: Bound) -> None:
+def test_what_leaves_is_counted_once_a_round_and_refusals_are_not(runs: SiteRuns, signed: SignedRequest) -> None:
     seen = watch(runs, "rules")
-    seen.expect_wanted(bound)
+    seen.expect_approved(signed)
     seen.leaving(Stage.FIT, b"asked", encode(REFUSED))
     assert runs.record(PLAN.run_id).left is None
     statement = ExampleStatement(
@@ -183,9 +189,9 @@ def test_what_leaves_is_counted_once_a_round_and_refusals_are_not(runs: SiteRuns
     assert (left.epsilon, left.delta) == (1.5, 1e-5)
 
 
-def test_a_no_within_a_round_keeps_its_input_here(runs: SiteRuns, bound: Bound) -> None:
+def test_a_no_within_a_round_keeps_its_input_here(runs: SiteRuns, signed: SignedRequest) -> None:
     seen = watch(runs, "rules")
-    seen.expect_wanted(bound)
+    seen.expect_approved(signed)
     assert not seen.is_off(Stage.MASK)
     runs.decide(PLAN.run_id, "refused", plan="", by="me")
     assert seen.is_off(Stage.MASK)
@@ -193,14 +199,14 @@ def test_a_no_within_a_round_keeps_its_input_here(runs: SiteRuns, bound: Bound) 
 
 
 def test_the_owner_sees_answers_and_reads_back_by_command(
-    runs: SiteRuns, bound: Bound, home: DeviceHome, capsys: pytest.CaptureFixture[str]
+    runs: SiteRuns, signed: SignedRequest, home: DeviceHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def said(*arguments: str) -> tuple[int, str]:
         code = main(["client", "runs", *arguments, "--home", str(home.path)])
         return code, capsys.readouterr().out
 
     assert said("pending") == (0, "no run waits for an answer\n")
-    runs.ask(asking(bound))
+    runs.ask(asking(signed))
     code, shown = said("pending")
     assert code == 0
     for part in (PLAN.run_id, PLAN.base, SOURCE, "100 rounds of 4 steps", "no noise", "3 organisations at least"):
@@ -211,7 +217,7 @@ def test_the_owner_sees_answers_and_reads_back_by_command(
     assert said("approve", "toy", "--plan", "f" * 8)[0] == 8
     assert said("approve", "toy", "--plan", waiting["plan_sha256"][:4])[0] == 2
     assert said("approve", "toy", "--plan", waiting["plan_sha256"][:12])[0] == 0
-    runs.expect_wanted(PLAN, ask=True)
+    runs.expect_approved(PLAN, ask=True)
     assert said("refuse", "toy", "--yes")[0] == 0
     assert said("approve", "toy", "--plan", waiting["plan_sha256"])[0] == 7
     (listed,) = json.loads(said("ls", "--json")[1])

@@ -20,10 +20,10 @@ from fedpeft.flower.fleet import Fleet
 from fedpeft.flower.fleet_client import FleetTarget
 from fedpeft.home_schema import keep_schema
 from fedpeft.ids import NodeId
-from fedpeft.round.bound import signed_by
 from fedpeft.round.failures import REFUSED, Trouble, cause_of, refusal_of
 from fedpeft.round.local import Effort
 from fedpeft.round.messages import Failure, FailureReason, FitRequest
+from fedpeft.round.signed_request import read_signed
 from fedpeft.round.transport import Stage
 from fedpeft.secagg import FileLedger
 from fedpeft.wire import decode, encode
@@ -221,12 +221,12 @@ class Agent:
 
     def _prepare(self, request: FitRequest) -> None:
         """The base of the plan, fetched once, when the coordinator has signed for it and the site allows it."""
-        bound = signed_by(self._coordinator_key, request)
+        signed = read_signed(self._coordinator_key, request)
         # The worker checks every rule; these come before a download that may take hours.
-        self._site.permit(bound.plan, now=SystemClock().utc().astimezone())
-        self._watch.expect_wanted(bound)
+        self._site.permit(signed.plan, now=SystemClock().utc().astimezone())
+        self._watch.expect_approved(signed)
         if self._services is not None:
-            self._services.fetch(bound.plan.base)
+            self._services.fetch(signed.plan.base)
 
 
 def _target(home: DeviceHome) -> FleetTarget:

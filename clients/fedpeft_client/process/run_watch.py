@@ -8,8 +8,8 @@ import logging
 
 from fedpeft import secagg
 from fedpeft.clock import Clock
-from fedpeft.round.bound import Bound
 from fedpeft.round.messages import Failure, Ready
+from fedpeft.round.signed_request import SignedRequest
 from fedpeft.round.transport import Stage
 from fedpeft.wire import decode, kind_of
 from fedpeft_client.run_question import question_of
@@ -33,11 +33,11 @@ class RunWatch:
     def __init__(self, runs: SiteRuns, site: Site, clock: Clock) -> None:
         self._runs, self._site, self._clock = runs, site, clock
 
-    def expect_wanted(self, bound: Bound) -> None:
+    def expect_approved(self, signed: SignedRequest) -> None:
         """Returns when the owner lets this device take part; a new plan is kept for the owner to see.
 
         Args:
-            bound: what the coordinator has signed.
+            signed: what the coordinator has signed.
 
         Raises:
             PolicyRefused: the owner refused the run.
@@ -45,10 +45,10 @@ class RunWatch:
         """
         now = self._clock.utc().isoformat(timespec="seconds")
         asks = self._site.policy.approve == "ask"
-        if self._runs.ask(question_of(bound, source=self._site.data.source, at=now, needs_yes=asks)) and asks:
-            _log.warning("run %s waits for your yes: see `fedpeft client runs pending`", bound.plan.run_id)
-        self._runs.expect_wanted(bound.plan, ask=asks)
-        self._runs.begin(bound.terms.run_id, bound.terms.round_id)
+        if self._runs.ask(question_of(signed, source=self._site.data.source, at=now, needs_yes=asks)) and asks:
+            _log.warning("run %s waits for your yes: see `fedpeft client runs pending`", signed.plan.run_id)
+        self._runs.expect_approved(signed.plan, ask=asks)
+        self._runs.begin(signed.terms.run_id, signed.terms.round_id)
 
     def is_off(self, stage: Stage) -> bool:
         """Whether the owner refused the run at work after its round began, and its input has not left yet."""

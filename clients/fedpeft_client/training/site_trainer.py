@@ -106,7 +106,7 @@ class SiteTrainer:
         """See ``Trainer``; a round begins with it, so here the device chooses what it trains."""
         self._site.permit(plan, now=self._clock.utc().astimezone())
         if self._runs is not None:
-            self._runs.expect_wanted(plan, ask=self._site.policy.approve == "ask")
+            self._runs.expect_approved(plan, ask=self._site.policy.approve == "ask")
         planner, trainer = self._for(plan)  # before the base is loaded: the planner may say whether it stays packed
         trainer.change(planner.now())
         return self._pool.spec(plan)

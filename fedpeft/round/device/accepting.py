@@ -10,22 +10,24 @@ from fedpeft.config.check_dp_compatible import expect_proved
 from fedpeft.errors import ConfigInvalid, PolicyRefused, SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.privacy import CLIP_BIT, NOISED_METRICS, Mechanism, PrivacyLedger
-from fedpeft.round.bound import Bound
 from fedpeft.round.device.records import RunPin
 from fedpeft.round.messages import BlockPayload, FitRequest
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TASK_METRICS, TRAIN_LOSS, in_bucket
 from fedpeft.round.noise import expect_noise
+from fedpeft.round.signed_request import SignedRequest
 from fedpeft.round.terms import expect_terms
 from fedpeft.round.work import Work, accept_work, dealt_buckets
 
 __all__ = ["accepted_work", "clipped_coordinates", "expect_affordable", "owned_sums"]
 
 
-def accepted_work(bound: Bound, pin: RunPin, spec: AdapterSpec, request: FitRequest, *, identity: bytes) -> Work:
+def accepted_work(
+    signed: SignedRequest, pin: RunPin, spec: AdapterSpec, request: FitRequest, *, identity: bytes
+) -> Work:
     """What a device does in this round, all of it as the plan says.
 
     Args:
-        bound: what the coordinator signed.
+        signed: what the coordinator signed.
         pin: the run as this device has known it.
         spec: the adapter as this device builds it.
         request: with the controls, whose digest is in the work.
@@ -35,14 +37,14 @@ def accepted_work(bound: Bound, pin: RunPin, spec: AdapterSpec, request: FitRequ
         SpecMismatch: something is not as the plan says; names it.
         ConfigInvalid: the plan asks for what nothing proves.
     """
-    terms, plan = bound.terms, bound.plan
+    terms, plan = signed.terms, signed.plan
     if spec.digest != plan.adapter_spec:
         raise SpecMismatch(f"Expected adapter {plan.adapter_spec[:12]}, built {spec.digest[:12]} on this device.")
     names = [person.device for person in terms.participants]
     mine = [person.device for person in terms.participants if person.identity == identity]
     buckets = dealt_buckets(plan, names, terms.round_id)
     bucket = buckets.get(mine[0], 0) if mine else 0
-    work = accept_work(plan, spec, terms.round_id, bound.work, bucket=bucket, controls=request.controls)
+    work = accept_work(plan, spec, terms.round_id, signed.work, bucket=bucket, controls=request.controls)
     expect_noise(
         plan,
         terms.noise,
@@ -51,7 +53,7 @@ def accepted_work(bound: Bound, pin: RunPin, spec: AdapterSpec, request: FitRequ
         parameters=sum(block.length for block in terms.blocks),
         seen=(pin.round_id, pin.clip) if pin.clip else None,
     )
-    expect_terms(terms, plan, spec, bound.work)
+    expect_terms(terms, plan, spec, signed.work)
     # The coordinator may have checked nothing.
     expect_proved(
         plan.adapter,

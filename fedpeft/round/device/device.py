@@ -20,7 +20,6 @@ from fedpeft.entropy import Entropy
 from fedpeft.errors import BudgetExhausted, IntegrityFailed
 from fedpeft.ids import SIZELESS, RoundId
 from fedpeft.privacy import PrivacyLedger
-from fedpeft.round.bound import bound_by
 from fedpeft.round.device.accepting import accepted_work, clipped_coordinates, expect_affordable, owned_sums
 from fedpeft.round.device.agreed import keep_agreed
 from fedpeft.round.device.contribution import contribution, trained
@@ -29,9 +28,10 @@ from fedpeft.round.device.records import KeptResult, OpenRound, kept
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
 from fedpeft.round.failures import REFUSED, UNABLE, Tell, Trouble, cause_of, log_trouble, refusal_of, trace_of
 from fedpeft.round.held import advance, earlier_heads, follow, held_digests, known_links, receive
-from fedpeft.round.history import Lacking
+from fedpeft.round.history import MissingLinks
 from fedpeft.round.local import DeviceStore, Effort, Identity, SumSession, Trainer
 from fedpeft.round.messages import Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
+from fedpeft.round.signed_request import covered_by
 from fedpeft.round.size_class import declared_class
 from fedpeft.round.start import expect_start
 from fedpeft.round.transport import Stage
@@ -131,29 +131,29 @@ class Device:
         terms = self._session.examine(offer)
         if isinstance(terms, secagg.Refusal):
             return self._objected(request.offer, terms)
-        bound = bound_by(terms, request)
+        signed = covered_by(terms, request)
         pin = follow(
             self._store,
-            bound,
+            signed,
             request,
             coordinator=self._session.coordinator,
             mark=self._session.mark(terms.run_id),
         )
-        if isinstance(pin, Lacking):
+        if isinstance(pin, MissingLinks):
             return Failure(reason=FailureReason.MISSING_HISTORY, after=pin.after)
-        spec = self._trainer.spec(bound.plan)
+        spec = self._trainer.spec(signed.plan)
         work = replace(
-            accepted_work(bound, pin, spec, request, identity=self._identity.public_key),
+            accepted_work(signed, pin, spec, request, identity=self._identity.public_key),
             history=terms.history,
             earlier=earlier_heads(self._store, terms.run_id),
             draws=lasting_draws(self._store, self._rounding(terms.run_id, 0)),
         )
-        state = receive(self._store, spec, bound, request)
+        state = receive(self._store, spec, signed, request)
         if isinstance(state, FailureReason):
             return self._lacks(state, terms.run_id)
         if terms.round_id == 1:
-            expect_start(bound.plan, state, self._trainer.first_state(bound.plan))
-        noise, plan = mechanism(terms), bound.plan
+            expect_start(signed.plan, state, self._trainer.first_state(signed.plan))
+        noise, plan = mechanism(terms), signed.plan
         if noise is not None:
             expect_affordable(noise, self._budget)
         cost = self._trainer.cost(plan) if work.train else None
@@ -164,7 +164,7 @@ class Device:
         blocks = self._trainer.trains(plan) if result is None else {part.block_id for part in result.deltas}
         owns = owned_sums(terms, work, blocks, evaluates=self._trainer.evaluates(plan))
         declared = declared_class(plan.aggregate, self._trainer.size_class(plan)) if noise is None else SIZELESS
-        advance(self._store, pin, bound)
+        advance(self._store, pin, signed)
         advertise = self._session.begin(offer, owns=owns, entropy=self._entropy, weight_class=declared)
         if isinstance(advertise, secagg.Refusal):
             return self._objected(request.offer, advertise)

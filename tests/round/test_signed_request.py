@@ -14,10 +14,10 @@ from fedpeft import secagg
 from fedpeft.config.model import Rounds
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId, NodeId
-from fedpeft.round.bound import signed_by
 from fedpeft.round.local import Trainer
 from fedpeft.round.messages import Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready, WorkTerms
 from fedpeft.round.plan import LearningPlan, PlannedRounds
+from fedpeft.round.signed_request import read_signed
 from fedpeft.round.transport import Stage
 from fedpeft.round.work import Work, accept_work, work_digest, work_terms
 from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, fit_request, toy_task, toy_terms
@@ -264,13 +264,13 @@ def test_nothing_is_built_for_terms_that_another_key_signed() -> None:
 def test_a_plan_is_read_for_its_base_only_under_the_coordinators_signature() -> None:
     fleet = toy_fleet()
     request, key = fit_request(fleet, PLAN, STATE), fleet.coordinator.public
-    assert signed_by(key, request).plan == PLAN
+    assert read_signed(key, request).plan == PLAN
     other = PLAN.model_copy(update={"base": "sha256:another"})
     for wrong in (replace(request, learning=other.to_json()), replace(request, work=b"\0" * 80)):
         with pytest.raises(SpecMismatch, match="digest"):
-            signed_by(key, wrong)
+            read_signed(key, wrong)
     with pytest.raises(SpecMismatch, match="another key"):
-        signed_by(fleet.keys["d0"].public, request)
+        read_signed(fleet.keys["d0"].public, request)
 
 
 def test_a_profile_tells_of_no_run_but_the_one_that_asks() -> None:

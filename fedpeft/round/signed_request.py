@@ -15,11 +15,11 @@ from fedpeft.secagg.primitives import is_signed
 from fedpeft.secagg.transcript import offer_context
 from fedpeft.wire import decode
 
-__all__ = ["Bound", "bound_by", "signed_by"]
+__all__ = ["SignedRequest", "covered_by", "read_signed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bound:
+class SignedRequest:
     """What the signed terms of a round cover.
 
     Args:
@@ -33,7 +33,7 @@ class Bound:
     work: WorkTerms
 
 
-def bound_by(terms: secagg.RoundSpec, request: FitRequest) -> Bound:
+def covered_by(terms: secagg.RoundSpec, request: FitRequest) -> SignedRequest:
     """The plan and the work of a request whose digests are in these terms.
 
     Args:
@@ -51,10 +51,10 @@ def bound_by(terms: secagg.RoundSpec, request: FitRequest) -> Bound:
     plan = LearningPlan.from_json(request.learning)
     if terms.run_id != plan.run_id:
         raise SpecMismatch(f"Expected the plan of run {terms.run_id}, as its signed terms say; found {plan.run_id}.")
-    return Bound(terms=terms, plan=plan, work=work)
+    return SignedRequest(terms=terms, plan=plan, work=work)
 
 
-def signed_by(coordinator_key: bytes, request: FitRequest) -> Bound:
+def read_signed(coordinator_key: bytes, request: FitRequest) -> SignedRequest:
     """What a request's terms cover, once its signature and digests are checked; for a process that does nothing else.
 
     Args:
@@ -66,4 +66,4 @@ def signed_by(coordinator_key: bytes, request: FitRequest) -> Bound:
     offer = decode(request.offer, secagg.RoundOffer)
     if not is_signed(coordinator_key, offer.signature, offer_context(offer)):
         raise SpecMismatch("Expected terms signed by the enrolled coordinator, found another key; nothing was fetched.")
-    return bound_by(decode(offer.spec, secagg.RoundSpec), request)
+    return covered_by(decode(offer.spec, secagg.RoundSpec), request)
