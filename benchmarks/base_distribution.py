@@ -28,7 +28,7 @@ from fedpeft.entropy import os_entropy
 from fedpeft.planner import REFERENCE
 from fedpeft_client.connection.fetch_base import FetchProgress, fetch_base
 from fedpeft_client.connection.grpc_client import Link
-from fedpeft_client.enrolment.join import JoinWishes, join
+from fedpeft_client.enrolment.join import JoinOptions, join
 from fedpeft_client.home import DeviceHome
 from fedpeft_server.enrolment.admission import Admission
 from fedpeft_server.enrolment.audit_log import AuditLog
@@ -37,7 +37,7 @@ from fedpeft_server.enrolment.join_tokens import Tokens
 from fedpeft_server.enrolment.registry import Registry
 from fedpeft_server.home import CoordinatorHome, Settings
 from fedpeft_server.service.grpc_service import FleetService
-from fedpeft_server.service.wakeups import WakeBoard
+from fedpeft_server.service.wakeups import Wakeups
 
 RESULTS = Path(__file__).parent / "results" / "base_distribution.json"
 FILE = "model.safetensors"
@@ -137,7 +137,7 @@ def enrol(home: CoordinatorHome, device: DeviceHome) -> None:
         entropy=os_entropy,
     )
     registry.close()
-    wishes = JoinWishes(token=token.to_text(), device="bench", organisation="", bases="", profile=REFERENCE.to_json())
+    wishes = JoinOptions(token=token.to_text(), device="bench", organisation="", bases="", profile=REFERENCE.to_json())
     join(device, wishes, clock=clock, entropy=os_entropy, wait_s=0, pause=time.sleep, on_waiting=say)
 
 
@@ -193,7 +193,7 @@ def serve_grpc(home: CoordinatorHome) -> None:
     """Our service, until stdin closes; answers every line with the base bytes sent so far."""
     registry, clock = Registry(home.registry), SystemClock()
     admission = Admission(home, registry, AuditLog(home.audit, clock), clock)
-    service = FleetService(home, registry, admission, WakeBoard(), clock)
+    service = FleetService(home, registry, admission, Wakeups(), clock)
     service.start()
     print("ready", flush=True)
     for _ in sys.stdin:

@@ -8,7 +8,7 @@ from fedpeft.deployment.window import outside_window
 from fedpeft.errors import ConfigInvalid, DeadlineMissed, NotEnrolled
 from fedpeft.secagg import FileLedger
 from fedpeft_client.connection.grpc_client import Link
-from fedpeft_client.connection.way_out import way_out
+from fedpeft_client.connection.proxy import proxy_of
 from fedpeft_client.enrolment.join import check_clock
 from fedpeft_client.enrolment.keys import certificate_fits
 from fedpeft_client.enrolment.membership import certificate_ends
@@ -60,7 +60,7 @@ def check_device(home: DeviceHome, clock: Clock) -> tuple[CheckResult, ...]:
 
     def fleet() -> str:
         found = home.enrolment()
-        if trouble := answers_tls(found.host, found.fleet_port, home.ca_certificate, proxy=way_out(home, found.host)):
+        if trouble := answers_tls(found.host, found.fleet_port, home.ca_certificate, proxy=proxy_of(home, found.host)):
             raise DeadlineMissed(
                 f"Expected {found.fleet_url} to answer, found {trouble}; check it, and the firewalls between."
             )

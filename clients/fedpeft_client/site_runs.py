@@ -33,7 +33,7 @@ from fedpeft.files import PRIVATE, write_file
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.run_question import Question, digest_of
 
-__all__ = ["Answer", "Decision", "Left", "RunRecord", "SiteRuns"]
+__all__ = ["Answer", "Decision", "RunRecord", "SentRecord", "SiteRuns"]
 
 UNANSWERED = 64
 """Questions that wait at once; with more, those asked first are forgotten, and asked again when their run asks."""
@@ -63,7 +63,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
+class SentRecord:
     """What has left this device for one run.
 
     Args:
@@ -92,7 +92,7 @@ class RunRecord:
 
     question: Question | None
     decision: Decision | None
-    left: Left | None
+    left: SentRecord | None
 
     @property
     def run_id(self) -> str:
@@ -110,7 +110,7 @@ class RunRecord:
 
 
 T = TypeVar("T")
-_QUESTION, _DECISION, _LEFT = TypeAdapter(Question), TypeAdapter(Decision), TypeAdapter(Left)
+_QUESTION, _DECISION, _LEFT = TypeAdapter(Question), TypeAdapter(Decision), TypeAdapter(SentRecord)
 _OPEN = TypeAdapter(tuple[str, int])
 
 
@@ -201,12 +201,12 @@ class SiteRuns:
         found = _parsed(self._folder / "open.json", _OPEN)
         return ("", 0) if found is None else found
 
-    def add(self, left: Left) -> None:
+    def add(self, left: SentRecord) -> None:
         """Add to what has left for a run: rounds and bytes of ``left``, its newest round and loss of privacy."""
         known = self._read(left.run_id, "left", _LEFT)
         now = self._now()
         if known is None:
-            known = Left(run_id=left.run_id, first=now, last=now)
+            known = SentRecord(run_id=left.run_id, first=now, last=now)
         loss = left if left.epsilon is not None else known
         total = replace(
             known,
@@ -257,7 +257,7 @@ class SiteRuns:
             raise IntegrityFailed(f"Expected {path} as it was written, found another; restore or remove it.")
         return found
 
-    def _write(self, run_id: str, part: str, value: Question | Decision | Left) -> None:
+    def _write(self, run_id: str, part: str, value: Question | Decision | SentRecord) -> None:
         folder = self._of(run_id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         text = json.dumps(asdict(value), indent=2)

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from fedpeft.round.events import Event, EventKind
 from fedpeft_sim.screen import Screen
 
-__all__ = ["Progress", "Silence", "TqdmScreen", "shown"]
+__all__ = ["NoProgress", "Progress", "TqdmScreen", "shown"]
 
 
 @runtime_checkable
@@ -23,7 +23,7 @@ class Progress(Screen, Protocol):
         ...
 
 
-class Silence:
+class NoProgress:
     """Shows nothing."""
 
     def loading(self, what: str) -> None:
@@ -92,7 +92,7 @@ def shown(progress: bool | Progress) -> Iterator[Progress]:
     if not isinstance(progress, bool):
         yield progress
     elif not progress:
-        yield Silence()
+        yield NoProgress()
     else:
         bar = TqdmScreen()
         try:

@@ -84,8 +84,8 @@ def show(run: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
     from fedpeft.tasks.measure import told
+    from fedpeft_server.run.failing_devices import failing_devices
     from fedpeft_server.run.run_view import read_run
-    from fedpeft_server.run.troubled import troubled
     from fedpeft_server.run.verdict import verdict
 
     view = read_run(run)
@@ -110,7 +110,7 @@ def show(run: Path, as_json: bool) -> None:
             f"devices {row.devices_survived}/{row.devices_invited}  "
             f"up {row.bytes_up / 1e6:.2f} MB  down {row.bytes_down / 1e6:.2f} MB  {row.seconds:.1f} s"
         )
-    for one in troubled(view.rounds, view.events):
+    for one in failing_devices(view.rounds, view.events):
         times = "once" if one.times == 1 else f"{one.times} times"
         click.echo(f"fails       {one.client}: {one.reason}, {times} since {one.since} (round {one.round_id})")
     for fact in verdict(view.rounds, view.config()):

@@ -20,7 +20,15 @@ from fedpeft.errors import ConfigInvalid
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.graft import add_part
 
-__all__ = ["AttentionPart", "Scene", "attend", "graft_attention", "parts_of", "use_own_attention", "with_keys"]
+__all__ = [
+    "AttentionInputs",
+    "AttentionPart",
+    "attend",
+    "graft_attention",
+    "parts_of",
+    "use_own_attention",
+    "with_keys",
+]
 
 _PARTS = "fedpeft_attention"
 _NAME = "fedpeft"
@@ -31,7 +39,7 @@ _NO_CHANGE = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
+class AttentionInputs:
     """What attention is about to mix.
 
     Args:
@@ -50,11 +58,11 @@ class Scene:
 class AttentionPart(Protocol):
     """What a graft on attention does; ``host`` is the attention module."""
 
-    def before(self, host: nn.Module, scene: Scene) -> Scene:
+    def before(self, host: nn.Module, inputs: AttentionInputs) -> AttentionInputs:
         """Change what is mixed."""
 
-    def after(self, host: nn.Module, scene: Scene, mixed: Tensor) -> Tensor:
-        """Change the mixture, (b, h, s, d); ``scene`` is as this part's ``before`` was given it."""
+    def after(self, host: nn.Module, inputs: AttentionInputs, mixed: Tensor) -> Tensor:
+        """Change the mixture, (b, h, s, d); ``inputs`` is as this part's ``before`` was given it."""
 
 
 def graft_attention(anatomy: Anatomy, path: str, method: str, part: nn.Module) -> None:
@@ -113,33 +121,33 @@ def attend(
     if mask is None and getattr(host, "is_causal", False) and query.shape[2] > 1:
         size = (query.shape[2], key.shape[2])
         mask = torch.ones(size, dtype=torch.bool, device=query.device).tril(key.shape[2] - query.shape[2])[None, None]
-    scene = Scene(query=query, key=key, value=value, mask=mask)
-    scenes = []
+    inputs = AttentionInputs(query=query, key=key, value=value, mask=mask)
+    seen = []
     for part in parts:
-        scenes.append(scene)
-        scene = part.before(host, scene)
-    groups = scene.query.shape[1] // scene.key.shape[1]
-    key, value = scene.key, scene.value
+        seen.append(inputs)
+        inputs = part.before(host, inputs)
+    groups = inputs.query.shape[1] // inputs.key.shape[1]
+    key, value = inputs.key, inputs.value
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    mixed = _mix(scene, key, value, scaling, softcap, sinks)
-    for part, given in zip(reversed(parts), reversed(scenes), strict=True):
+    mixed = _mix(inputs, key, value, scaling, softcap, sinks)
+    for part, given in zip(reversed(parts), reversed(seen), strict=True):
         mixed = part.after(host, given, mixed)
     return mixed
 
 
-def with_keys(scene: Scene, key: Tensor, value: Tensor) -> Scene:
-    """The scene with p more keys before its own, seen by every query; ``key``, ``value``: (k, p, d)."""
-    size, added = scene.key.shape[0], key.shape[1]
-    mask = scene.mask
+def with_keys(inputs: AttentionInputs, key: Tensor, value: Tensor) -> AttentionInputs:
+    """The inputs with p more keys before its own, seen by every query; ``key``, ``value``: (k, p, d)."""
+    size, added = inputs.key.shape[0], key.shape[1]
+    mask = inputs.mask
     if mask is not None:
         # A boolean mask lets through what is True, an additive one what is 0.
         seen = mask.new_full((*mask.shape[:-1], added), mask.dtype == torch.bool)
         mask = torch.cat((seen, mask), dim=-1)
-    return Scene(
-        query=scene.query,
-        key=torch.cat((key.to(scene.key.dtype).expand(size, -1, -1, -1), scene.key), dim=2),
-        value=torch.cat((value.to(scene.value.dtype).expand(size, -1, -1, -1), scene.value), dim=2),
+    return AttentionInputs(
+        query=inputs.query,
+        key=torch.cat((key.to(inputs.key.dtype).expand(size, -1, -1, -1), inputs.key), dim=2),
+        value=torch.cat((value.to(inputs.value.dtype).expand(size, -1, -1, -1), inputs.value), dim=2),
         mask=mask,
     )
 
@@ -172,19 +180,19 @@ def _attention_function(
 
 
 def _mix(
-    scene: Scene, key: Tensor, value: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None
+    inputs: AttentionInputs, key: Tensor, value: Tensor, scaling: float, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
     """Softmax of the scores times the values, (b, h, s, d)."""
     if softcap is None and sinks is None:
-        return functional.scaled_dot_product_attention(scene.query, key, value, attn_mask=scene.mask, scale=scaling)
-    scores = scene.query @ key.transpose(2, 3) * scaling  # (b, h, s, t)
+        return functional.scaled_dot_product_attention(inputs.query, key, value, attn_mask=inputs.mask, scale=scaling)
+    scores = inputs.query @ key.transpose(2, 3) * scaling  # (b, h, s, t)
     if softcap is not None:  # Gemma 2: no score is larger than this
         scores = softcap * torch.tanh(scores / softcap)
-    if scene.mask is not None:
-        if scene.mask.dtype == torch.bool:
-            scores = scores.masked_fill(~scene.mask, torch.finfo(scores.dtype).min)
+    if inputs.mask is not None:
+        if inputs.mask.dtype == torch.bool:
+            scores = scores.masked_fill(~inputs.mask, torch.finfo(scores.dtype).min)
         else:
-            scores = scores + scene.mask
+            scores = scores + inputs.mask
     if sinks is None:
         return torch.softmax(scores.float(), dim=-1).to(value.dtype) @ value
     # gpt-oss: a score a head that takes its share and has no value.

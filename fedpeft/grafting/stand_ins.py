@@ -13,7 +13,17 @@ from torch.utils.checkpoint import checkpoint
 
 from fedpeft.grafting.attention import attend
 
-__all__ = ["FirstToken", "Form", "HandIn", "LabelledOnly", "PassOn", "Reached", "Recomputed", "Tap", "view_of"]
+__all__ = [
+    "FirstToken",
+    "Form",
+    "GivenOutput",
+    "LabelledOnly",
+    "Recomputed",
+    "SkippedLayer",
+    "Tap",
+    "TapReached",
+    "view_of",
+]
 
 
 class StandIn(nn.Module):
@@ -30,7 +40,7 @@ class StandIn(nn.Module):
             return getattr(self.__dict__["_stands_for"][0], name)
 
 
-class PassOn(StandIn):
+class SkippedLayer(StandIn):
     """Stands for a layer that is skipped: returns its input in the form in which layers return their output.
 
     Args:
@@ -67,7 +77,7 @@ class Recomputed(StandIn):
         return checkpoint(self.layer, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
-class HandIn(PassOn):
+class GivenOutput(SkippedLayer):
     """Stands for the layer below the cut: its output is given."""
 
     def __init__(self, layer: nn.Module, form: "Form") -> None:
@@ -78,7 +88,7 @@ class HandIn(PassOn):
         return hidden if self.hidden is None else self.hidden
 
 
-class Reached(Exception):
+class TapReached(Exception):
     """The tap has what is wanted: nothing above it needs to be computed."""
 
 
@@ -95,7 +105,7 @@ class Tap(StandIn):
         output = self.layer(*args, **kwargs)
         self._form.see(output)
         self.hidden = output[0] if isinstance(output, tuple) else output
-        raise Reached
+        raise TapReached
 
 
 class Form:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedpeft.catalogue.llama_adapter import LlamaAdapter
 from fedpeft.config.model import Adapter
 from fedpeft.grafting.anatomy import Anatomy
-from fedpeft.grafting.attention import Scene, graft_attention
+from fedpeft.grafting.attention import AttentionInputs, graft_attention
 from fedpeft.grafting.block import Block
 from fedpeft.grafting.graft import device_of
 from fedpeft.grafting.initial_values import drawn
@@ -39,23 +39,23 @@ class GatedPrompt(nn.Module):
         self.prompt = nn.Parameter(prompt, requires_grad=False)
         self.gate = nn.Parameter(prompt.new_zeros(1), requires_grad=False)
 
-    def before(self, host: nn.Module, scene: Scene) -> Scene:
+    def before(self, host: nn.Module, inputs: AttentionInputs) -> AttentionInputs:
         """Nothing to change."""
-        return scene
+        return inputs
 
-    def after(self, host: nn.Module, scene: Scene, mixed: Tensor) -> Tensor:
+    def after(self, host: nn.Module, inputs: AttentionInputs, mixed: Tensor) -> Tensor:
         """The mixture and the gated attention to the prompt."""
         # Once for each example, although all are alike: other methods sit on these matrices, and what they measure
         # example by example (DP-SGD's gradients, FISH's information) needs the examples in the first dimension.
-        prompts = self.prompt.to(scene.query.dtype).expand(len(scene.query), -1, -1)
-        key, value = (_heads(host.get_submodule(name)(prompts), scene) for name in (self.key, self.value))
-        scores = scene.query @ key.transpose(2, 3) / scene.query.shape[-1] ** 0.5  # (b, h, s, p)
+        prompts = self.prompt.to(inputs.query.dtype).expand(len(inputs.query), -1, -1)
+        key, value = (_heads(host.get_submodule(name)(prompts), inputs) for name in (self.key, self.value))
+        scores = inputs.query @ key.transpose(2, 3) / inputs.query.shape[-1] ** 0.5  # (b, h, s, p)
         return mixed + (self.gate * (torch.softmax(scores.float(), dim=-1) @ value)).to(mixed.dtype)
 
 
-def _heads(rows: Tensor, scene: Scene) -> Tensor:
+def _heads(rows: Tensor, inputs: AttentionInputs) -> Tensor:
     """(b, p, k d) -> (b, h, p, d), each key head once for every query head that reads it."""
-    groups, (kept, width) = scene.query.shape[1] // scene.key.shape[1], scene.key.shape[1::2]
+    groups, (kept, width) = inputs.query.shape[1] // inputs.key.shape[1], inputs.key.shape[1::2]
     return rows.view(*rows.shape[:2], kept, width).transpose(1, 2).repeat_interleave(groups, dim=1)
 
 

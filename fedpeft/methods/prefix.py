@@ -21,7 +21,7 @@ from fedpeft.catalogue.p_tuning_v2 import PTuningV2
 from fedpeft.catalogue.prefix import Prefix
 from fedpeft.config.model import Adapter
 from fedpeft.grafting.anatomy import Anatomy
-from fedpeft.grafting.attention import Scene, graft_attention, with_keys
+from fedpeft.grafting.attention import AttentionInputs, graft_attention, with_keys
 from fedpeft.grafting.block import Block
 from fedpeft.grafting.graft import device_of
 from fedpeft.grafting.initial_values import drawn
@@ -46,11 +46,11 @@ class PlainPrefix(nn.Module):
         """K_p and V_p, (p, w)."""
         return self.key, self.value
 
-    def before(self, host: nn.Module, scene: Scene) -> Scene:
+    def before(self, host: nn.Module, inputs: AttentionInputs) -> AttentionInputs:
         """The layer's keys and values with the prefix in front."""
-        return with_keys(scene, *(split_heads(rows, scene) for rows in self.rows()))
+        return with_keys(inputs, *(split_heads(rows, inputs) for rows in self.rows()))
 
-    def after(self, host: nn.Module, scene: Scene, mixed: Tensor) -> Tensor:
+    def after(self, host: nn.Module, inputs: AttentionInputs, mixed: Tensor) -> Tensor:
         """Nothing to add."""
         return mixed
 
@@ -83,11 +83,11 @@ class MadePrefix(nn.Module):
         key, value = functional.linear(self.trunk(), self.outer, self.outer_bias).chunk(2, dim=1)
         return key, value
 
-    def before(self, host: nn.Module, scene: Scene) -> Scene:
+    def before(self, host: nn.Module, inputs: AttentionInputs) -> AttentionInputs:
         """The layer's keys and values with the prefix in front."""
-        return with_keys(scene, *(split_heads(rows, scene) for rows in self.rows()))
+        return with_keys(inputs, *(split_heads(rows, inputs) for rows in self.rows()))
 
-    def after(self, host: nn.Module, scene: Scene, mixed: Tensor) -> Tensor:
+    def after(self, host: nn.Module, inputs: AttentionInputs, mixed: Tensor) -> Tensor:
         """Nothing to add."""
         return mixed
 
@@ -129,6 +129,6 @@ def attach_prefix(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
     return (Block(block_id=BlockId(PREFIX), method=PREFIX, parameters=(*shared, *own)),)
 
 
-def split_heads(rows: Tensor, scene: Scene) -> Tensor:
-    """(p, k d) -> (k, p, d) for the scene's key heads."""
-    return rows.view(rows.shape[0], scene.key.shape[1], scene.key.shape[3]).transpose(0, 1)
+def split_heads(rows: Tensor, inputs: AttentionInputs) -> Tensor:
+    """(p, k d) -> (k, p, d) for the inputs's key heads."""
+    return rows.view(rows.shape[0], inputs.key.shape[1], inputs.key.shape[3]).transpose(0, 1)

@@ -21,7 +21,7 @@ from fedpeft.catalogue.common import Activation
 from fedpeft.catalogue.unipelt import Unipelt
 from fedpeft.config.model import Adapter
 from fedpeft.grafting.anatomy import Anatomy
-from fedpeft.grafting.attention import Scene, graft_attention, with_keys
+from fedpeft.grafting.attention import AttentionInputs, graft_attention, with_keys
 from fedpeft.grafting.block import Block
 from fedpeft.grafting.graft import GRAFTS, device_of, graft_output
 from fedpeft.grafting.initial_values import drawn
@@ -88,20 +88,20 @@ class GatedPrefix(nn.Module):
         self.value = nn.Parameter(value, requires_grad=False)
         self.opened: Tensor | None = None
 
-    def before(self, host: nn.Module, scene: Scene) -> Scene:
+    def before(self, host: nn.Module, inputs: AttentionInputs) -> AttentionInputs:
         """Twice the width: the first half meets the text, the gated second half the prefix."""
         lora = host.get_submodule(f"{self.query}.{GRAFTS}.{UNIPELT}")
         self.opened, lora.opened = lora.opened[:, None], None  # type: ignore[index, assignment] # (b, 1, s, 1)
-        key, value = (split_heads(rows, scene) for rows in (self.key, self.value))  # (k, p, d)
-        wide = Scene(
-            query=torch.cat((scene.query, self.opened.to(scene.query.dtype) * scene.query), dim=-1),
-            key=functional.pad(scene.key, (0, scene.key.shape[-1])),
-            value=functional.pad(scene.value, (0, scene.value.shape[-1])),
-            mask=scene.mask,
+        key, value = (split_heads(rows, inputs) for rows in (self.key, self.value))  # (k, p, d)
+        wide = AttentionInputs(
+            query=torch.cat((inputs.query, self.opened.to(inputs.query.dtype) * inputs.query), dim=-1),
+            key=functional.pad(inputs.key, (0, inputs.key.shape[-1])),
+            value=functional.pad(inputs.value, (0, inputs.value.shape[-1])),
+            mask=inputs.mask,
         )
         return with_keys(wide, functional.pad(key, (key.shape[-1], 0)), functional.pad(value, (value.shape[-1], 0)))
 
-    def after(self, host: nn.Module, scene: Scene, mixed: Tensor) -> Tensor:
+    def after(self, host: nn.Module, inputs: AttentionInputs, mixed: Tensor) -> Tensor:
         """(b, h, s, 2 d) -> (b, h, s, d)."""
         halves: tuple[Tensor, ...] = mixed.chunk(2, dim=-1)
         opened, self.opened = self.opened, None

@@ -1,4 +1,4 @@
-"""The round engine's own messages; the secure aggregation's travel inside or beside them as they are."""
+"""The round's own messages; the secure aggregation's travel inside or beside them as they are."""
 
 import enum
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""What the round engine needs of a network: send one request a node, hear replies as they come.
+"""What a round needs of a network: send one request a node, hear replies as they come.
 
-The engine never sees Flower: ``fedpeft.flower.GridTransport`` is the implementation that runs, in the
+The round never sees Flower: ``fedpeft.flower.GridTransport`` is the implementation that runs, in the
 simulation as in the deployment; ``fedpeft.testing`` has faulty ones.
 """
 

@@ -178,7 +178,7 @@ class DeviceSession:
         )
 
     def abandon(self, run_id: str) -> None:
-        """The engine gave the round up: forgets its secrets. The device will not answer for it again."""
+        """The round was given up: forgets its secrets. The device will not answer for it again."""
         with self._lock:
             self._ledger.forget(run_id)
 

@@ -26,12 +26,12 @@ from fedpeft.families import FIRST_TOKEN_ONLY
 from fedpeft.grafting.stand_ins import (
     FirstToken,
     Form,
-    HandIn,
+    GivenOutput,
     LabelledOnly,
-    PassOn,
-    Reached,
     Recomputed,
+    SkippedLayer,
     Tap,
+    TapReached,
     view_of,
 )
 from fedpeft.methods.coda import picks_tokens
@@ -88,9 +88,9 @@ class SplitForward:
         self._whole = view_of(union.model, above)
 
         cut, form = self.first_layer, Form()
-        self._entry = HandIn(layers[cut - 1], form) if cut else None
+        self._entry = GivenOutput(layers[cut - 1], form) if cut else None
         passed: dict[str, nn.Module] = {
-            path: PassOn(layer, form) for path, layer in zip(paths[:cut], layers, strict=False)
+            path: SkippedLayer(layer, form) for path, layer in zip(paths[:cut], layers, strict=False)
         }
         if self._entry is not None:
             passed[paths[cut - 1]] = self._entry
@@ -129,7 +129,7 @@ class SplitForward:
         """The input of layer ``first_layer``, (b, s, hidden_size)."""
         if self._tap is None:
             raise ConfigInvalid(_NO_CUT)
-        with contextlib.suppress(Reached):
+        with contextlib.suppress(TapReached):
             self._below(**self._inputs(batch))
         hidden, self._tap.hidden = self._tap.hidden, None
         return cast("Tensor", hidden)

@@ -32,19 +32,19 @@ from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.jobs.disk_space import DiskFull, expect_room, is_full, room_needed
 from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
 from fedpeft_server.jobs.job_runner import Interrupted, JobContext, JobRunner
-from fedpeft_server.service.connection_limits import Patience
+from fedpeft_server.service.connection_limits import ConnectionTimeouts
 from fedpeft_server.service.fleet_gateway import FleetGateway
 from fedpeft_server.service.grpc_service import FleetService
 from fedpeft_server.service.listener import Listener, take_port
 from fedpeft_server.service.prometheus import Meters
-from fedpeft_server.service.wakeups import WakeBoard
+from fedpeft_server.service.wakeups import Wakeups
 
 __all__ = ["DRAIN_S", "Coordinator"]
 
 DRAIN_S = 20.0
 """How long a round may go on after SIGTERM."""
 LOOK_S = 0.2
-ADMIN_PATIENCE = Patience(silent=64, handshakes=16, kept=128)
+ADMIN_PATIENCE = ConnectionTimeouts(silent=64, handshakes=16, kept=128)
 """Of the administration's port: people and scripts, not devices."""
 RENEWAL_LOOK_S = 6 * 3600.0
 ROOM_LOOK_S = 2.0
@@ -84,7 +84,7 @@ class Coordinator:
         self._lock = DirectoryLock(home.path)
         home.upgrade()
         self._taken = self._ports()
-        self.meters, self.wake = Meters(), WakeBoard()
+        self.meters, self.wake = Meters(), Wakeups()
         self.audit = AuditLog(home.audit, self._clock)
         self.registry = self._opened()
         home.runs.mkdir(mode=0o700, exist_ok=True)
@@ -99,7 +99,7 @@ class Coordinator:
         self._api: AdminApi | None = None
         if "admin" in self._taken:
             self._api = AdminApi(self._administered(admission), self.meters)
-            admin = Listener(self._api, self._taken["admin"], certificate=certificate, key=key, patience=ADMIN_PATIENCE)
+            admin = Listener(self._api, self._taken["admin"], certificate=certificate, key=key, timeouts=ADMIN_PATIENCE)
             self._public.append(admin)
         self._listeners: list[Service] = [
             Listener(self._loopback, self._taken["metrics"]),

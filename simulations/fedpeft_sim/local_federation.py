@@ -33,7 +33,7 @@ from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid, DataInvalid, DeadlineMissed, RunFailed
 from fedpeft.files import PRIVATE, write_file
 from fedpeft.planner import REFERENCE
-from fedpeft_client.enrolment.join import JoinWishes, join
+from fedpeft_client.enrolment.join import JoinOptions, join
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.site import Site, SiteData, SiteLimits
 from fedpeft_client.training.choice import Capacity
@@ -243,7 +243,7 @@ class LocalFederation:
             )
         finally:
             registry.close()
-        wishes = JoinWishes(
+        options = JoinOptions(
             token=token.to_text(),
             device=name,
             organisation=name,
@@ -252,7 +252,7 @@ class LocalFederation:
         )
         pause = threading.Event().wait
         join(
-            home, wishes, clock=self._clock, entropy=os_entropy, wait_s=START_S, pause=pause, on_waiting=lambda _: None
+            home, options, clock=self._clock, entropy=os_entropy, wait_s=START_S, pause=pause, on_waiting=lambda _: None
         )
 
     def _start(self, name: str, home: Path) -> None:

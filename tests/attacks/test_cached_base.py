@@ -110,10 +110,10 @@ def test_every_byte_is_hashed_once_a_process(store, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_coordinator_hands_out_no_base_that_changed(store) -> None:
-    from fedpeft_server.service.base_files import BaseShelf
+    from fedpeft_server.service.base_files import BaseFiles
 
     (artifact,) = store.ls()
-    shelf = BaseShelf(store.path)
+    shelf = BaseFiles(store.path)
     stream = shelf.open(artifact.digest, "model.safetensors", 0)
     assert stream is not None
     stream.close()

@@ -4,7 +4,7 @@ import pytest
 
 from fedpeft.round.transport import Stage
 from fedpeft.testing.clock import FakeClock
-from fedpeft_client.process.agent import IN_ROUND_S, Idle
+from fedpeft_client.process.agent import IN_ROUND_S, IdleTimer
 
 BETWEEN = (Stage.PROFILE, Stage.REVEAL)
 
@@ -12,7 +12,7 @@ BETWEEN = (Stage.PROFILE, Stage.REVEAL)
 @pytest.mark.parametrize("stage", list(Stage))
 def test_the_worker_goes_soon_between_rounds_and_stays_long_within_one(stage: Stage) -> None:
     clock = FakeClock()
-    idle = Idle(clock, 300.0)
+    idle = IdleTimer(clock, 300.0)
     assert not idle.is_over, "nothing was asked yet"
     idle.answered(stage)
     clock.advance(299.0)
@@ -25,7 +25,7 @@ def test_the_worker_goes_soon_between_rounds_and_stays_long_within_one(stage: St
 
 def test_a_later_request_is_what_counts() -> None:
     clock = FakeClock()
-    idle = Idle(clock, 300.0)
+    idle = IdleTimer(clock, 300.0)
     idle.answered(Stage.REVEAL)
     clock.advance(250.0)
     idle.answered(Stage.FIT)
@@ -35,7 +35,7 @@ def test_a_later_request_is_what_counts() -> None:
 
 def test_a_site_may_keep_it() -> None:
     clock = FakeClock()
-    idle = Idle(clock, 0.0)
+    idle = IdleTimer(clock, 0.0)
     idle.answered(Stage.REVEAL)
     clock.advance(1e9)
     assert not idle.is_over

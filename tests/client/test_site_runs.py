@@ -23,7 +23,7 @@ from fedpeft_client.home import DeviceHome, Enrolment
 from fedpeft_client.process.run_watch import RunWatch
 from fedpeft_client.run_question import question_of
 from fedpeft_client.site import Site, SiteData, SitePolicy
-from fedpeft_client.site_runs import UNANSWERED, Left, SiteRuns
+from fedpeft_client.site_runs import UNANSWERED, SentRecord, SiteRuns
 
 SPEC = toy_spec({"head": 4, "bitfit": 5})
 PLAN = toy_plan(SPEC, secagg=exact_terms(4))
@@ -137,7 +137,7 @@ def test_a_flood_of_questions_removes_no_answer(runs: SiteRuns, signed: SignedRe
     """The coordinator chooses ids: with many it must not make a device forget a no."""
     runs.ask(asking(signed, run_id="no"))
     runs.decide("no", "refused", plan="", by="me")
-    runs.add(Left(run_id="counted", bytes_up=1))
+    runs.add(SentRecord(run_id="counted", bytes_up=1))
     for number in range(UNANSWERED + 10):
         runs.ask(asking(signed, run_id=f"flood-{number}", at=f"{AT}{number:03}"))
     assert runs.is_refused("no")

@@ -41,16 +41,18 @@ def run_plan(artifact) -> LearningPlan:
     )
 
 
-def trainer_of(tmp_path: Path, store, limits: str, **senses):
+def trainer_of(tmp_path: Path, store, limits: str, **sensors):
     from fedpeft_client.site import Site
-    from fedpeft_client.training.capacity import Senses
+    from fedpeft_client.training.capacity import Sensors
     from fedpeft_client.training.site_trainer import SiteTrainer
 
     rows = [{"text": f"the {word}", "label": word} for word in ("bird", "cat")] * 10
     (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
     path = tmp_path / "site.toml"
     path.write_text(f'[data]\nsource = "{tmp_path / "notes.jsonl"}"\n{limits}')
-    return SiteTrainer(device="ward-a", site=Site.load(path), bases=store, clock=FakeClock(), senses=Senses(**senses))
+    return SiteTrainer(
+        device="ward-a", site=Site.load(path), bases=store, clock=FakeClock(), sensors=Sensors(**sensors)
+    )
 
 
 def needed_mb(artifact, residency: str, methods=("lora", "bitfit"), rank=4) -> int:
@@ -206,7 +208,7 @@ def test_a_size_class_is_pinned_over_a_run_though_the_data_grows(tmp_path, base)
         path = tmp_path / "notes.jsonl"
         path.write_text((path.read_text() + "\n") * more)
         again = SiteTrainer(
-            device="ward-a", site=trainer._site, bases=store, clock=FakeClock(), memory=memory, senses=trainer._senses
+            device="ward-a", site=trainer._site, bases=store, clock=FakeClock(), memory=memory, sensors=trainer._sensors
         )
         run = plan if len(found) < 2 else plan.model_copy(update={"run_id": "a later run"})
         found.append(again.size_class(run))

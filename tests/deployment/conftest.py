@@ -10,7 +10,7 @@ import pytest
 from fedpeft.clock import Clock, SystemClock
 from fedpeft.entropy import os_entropy
 from fedpeft.planner import REFERENCE
-from fedpeft_client.enrolment.join import JoinWishes, join
+from fedpeft_client.enrolment.join import JoinOptions, join
 from fedpeft_client.home import DeviceHome, Enrolment
 from fedpeft_server.enrolment.admission import Admission
 from fedpeft_server.enrolment.audit_log import AuditLog
@@ -19,7 +19,7 @@ from fedpeft_server.enrolment.join_tokens import Tokens
 from fedpeft_server.enrolment.registry import Registry
 from fedpeft_server.home import CoordinatorHome, Settings
 from fedpeft_server.service.grpc_service import FleetService
-from fedpeft_server.service.wakeups import WakeBoard
+from fedpeft_server.service.wakeups import Wakeups
 
 
 def free_ports(count: int) -> list[int]:
@@ -41,7 +41,7 @@ class Coordinator:
     registry: Registry
     admission: Admission
     audit: AuditLog
-    board: WakeBoard
+    board: Wakeups
     service: FleetService
     tokens: Tokens
 
@@ -72,7 +72,7 @@ def start_coordinator(path: Path, clock: Clock | None = None) -> Coordinator:
     names = ("fleet_port", "service_port", "enrol_port", "metrics_port")
     settings = Settings(hosts=("127.0.0.1",), bind="127.0.0.1", **dict(zip(names, free_ports(4), strict=True)))
     initialise(home, settings, clock=clock, entropy=os_entropy)
-    registry, audit, board = Registry(home.registry), AuditLog(home.audit, clock), WakeBoard()
+    registry, audit, board = Registry(home.registry), AuditLog(home.audit, clock), Wakeups()
     admission = Admission(home, registry, audit, clock)
     service = FleetService(home, registry, admission, board, clock)
     service.start()
@@ -104,10 +104,10 @@ def enrol() -> Callable[..., tuple[DeviceHome, Enrolment | None]]:
         wait_s: float = 0.0,
     ) -> tuple[DeviceHome, Enrolment | None]:
         profile = REFERENCE.to_json()
-        wishes = JoinWishes(token=token, device=name, organisation=organisation, bases="", profile=profile)
+        options = JoinOptions(token=token, device=name, organisation=organisation, bases="", profile=profile)
         clock = clock or SystemClock()
         enrolment = join(
-            home, wishes, clock=clock, entropy=os_entropy, wait_s=wait_s, pause=pause, on_waiting=on_waiting
+            home, options, clock=clock, entropy=os_entropy, wait_s=wait_s, pause=pause, on_waiting=on_waiting
         )
         return home, enrolment
 

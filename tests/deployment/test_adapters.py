@@ -22,7 +22,7 @@ from fedpeft_client.home import DeviceHome
 from fedpeft_server.home import Settings
 from fedpeft_server.run.records import ClientRound, RoundMetrics
 from fedpeft_server.run.run_directory import RunDirectory
-from fedpeft_server.service.adapter_files import AdapterShelf
+from fedpeft_server.service.adapter_files import AdapterFiles
 
 Coordinator = Any  # see conftest.py
 WEIGHTS = b"weights" * 300_000  # more than one message
@@ -121,7 +121,7 @@ def test_a_revoked_device_gets_nothing(coordinator: Coordinator, tmp_path: Path,
 @pytest.mark.parametrize(("access", "of_a", "of_b"), [("participants", 1, 0), ("enrolled", 1, 1), ("nobody", 0, 0)])
 def test_the_coordinator_says_who_may(access: str, of_a: int, of_b: int, tmp_path: Path) -> None:
     a_run(tmp_path, {"a": "summed", "b": "dropped"})
-    shelf = AdapterShelf(tmp_path, access)  # type: ignore[arg-type]
+    shelf = AdapterFiles(tmp_path, access)  # type: ignore[arg-type]
     assert (len(shelf.listing("a")), len(shelf.listing("b"))) == (of_a, of_b)
 
 
@@ -129,7 +129,7 @@ def test_a_run_under_way_gives_its_best_and_then_its_latest(tmp_path: Path) -> N
     a_run(tmp_path / "1", {"a": "summed"}, slots=("latest", "best"))
     a_run(tmp_path / "2", {"a": "summed"}, slots=("latest",))
     a_run(tmp_path / "3", {"a": "summed"}, slots=())
-    slots = [[entry.slot for entry in AdapterShelf(tmp_path / name, "participants").listing("a")] for name in "123"]
+    slots = [[entry.slot for entry in AdapterFiles(tmp_path / name, "participants").listing("a")] for name in "123"]
     assert slots == [["best"], ["latest"], []]
 
 
@@ -137,12 +137,12 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     whole = a_run(tmp_path, {"a": "summed"}, name="whole")
     broken = a_run(tmp_path, {"a": "summed"}, name="broken")
     (tmp_path / broken / "manifest.json").write_text("{")
-    assert [entry.run_id for entry in AdapterShelf(tmp_path, "participants").listing("a")] == [whole]
+    assert [entry.run_id for entry in AdapterFiles(tmp_path, "participants").listing("a")] == [whole]
 
 
 def test_links_and_other_names_lead_nowhere(tmp_path: Path) -> None:
     run = a_run(tmp_path, {"a": "summed"})
-    shelf = AdapterShelf(tmp_path, "participants")
+    shelf = AdapterFiles(tmp_path, "participants")
     (entry,) = shelf.listing("a")
     file = entry.files[0]
     assert shelf.open("a", run, file.name, file.sha256, 0) is not None

@@ -22,7 +22,7 @@ from fedpeft.flower.superlink import SuperLink
 from fedpeft.ids import NodeId
 from fedpeft.round.transport import Reply, Stage
 from fedpeft_client.enrolment.keys import new_device_key, public_key
-from fedpeft_client.process.agent import Bell
+from fedpeft_client.process.agent import WakeSignal
 from fedpeft_server.enrolment.active_devices import Standing
 from fedpeft_server.enrolment.certificate_authority import initialise
 from fedpeft_server.home import CoordinatorHome, Settings
@@ -63,7 +63,7 @@ class Federation:
         key = key or new_device_key()
         self.names[public_key(key)] = name
         node = self.link.enrol(public_key(key), name)
-        bell, stop, up = Bell(lambda: True), threading.Event(), threading.Event()
+        bell, stop, up = WakeSignal(lambda: True), threading.Event(), threading.Event()
         self.bells[node] = bell
 
         def answer(context: NodeContext, stage: Stage, payload: bytes) -> bytes:

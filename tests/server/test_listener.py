@@ -12,11 +12,11 @@ from fedpeft.clock import SystemClock
 from fedpeft.entropy import os_entropy
 from fedpeft_server.enrolment.certificate_authority import initialise
 from fedpeft_server.home import CoordinatorHome, Settings
-from fedpeft_server.service.connection_limits import Patience
+from fedpeft_server.service.connection_limits import ConnectionTimeouts
 from fedpeft_server.service.listener import Listener, take_port
 
-IMPATIENT = Patience(silence_s=0.3, handshake_s=0.3, silent=20, handshakes=5)
-PATIENT = Patience(silence_s=60.0, handshake_s=60.0, silent=20, handshakes=5)
+IMPATIENT = ConnectionTimeouts(silence_s=0.3, handshake_s=0.3, silent=20, handshakes=5)
+PATIENT = ConnectionTimeouts(silence_s=60.0, handshake_s=60.0, silent=20, handshakes=5)
 BEGUN = b"\x16\x03\x01\x02\x00\x01"
 """The first bytes of a TLS handshake."""
 
@@ -31,11 +31,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> CoordinatorHome:
 class Server:
     """One listener that answers 'ok'."""
 
-    def __init__(self, home: CoordinatorHome, patience: Patience, *, tls: bool = True) -> None:
+    def __init__(self, home: CoordinatorHome, patience: ConnectionTimeouts, *, tls: bool = True) -> None:
         taken = take_port("127.0.0.1", 0, "test")
         self.port, self.home, self.tls = taken.getsockname()[1], home, tls
         files = {"certificate": home.server_certificate, "key": home.server_key} if tls else {}
-        self.listener = Listener(self._app, taken, patience=patience, **files)
+        self.listener = Listener(self._app, taken, timeouts=patience, **files)
         self.listener.start()
         self.opened: list[socket.socket] = []
 

@@ -1,10 +1,10 @@
 """The bell: who hears that a message waits."""
 
-from fedpeft_server.service.wakeups import WakeBoard
+from fedpeft_server.service.wakeups import Wakeups
 
 
 def test_only_the_named_devices_hear_and_every_stream_of_theirs_does():
-    board, heard = WakeBoard(), []
+    board, heard = Wakeups(), []
     stop = board.subscribe("a", lambda: heard.append("a1"))
     board.subscribe("a", lambda: heard.append("a2"))
     board.subscribe("b", lambda: heard.append("b"))

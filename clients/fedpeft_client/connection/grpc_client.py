@@ -38,7 +38,7 @@ from fedpeft.deployment.proxy import Proxy, proxy_trouble
 from fedpeft.deployment.token import JoinToken
 from fedpeft.errors import ConfigInvalid, DeadlineMissed, FedpeftError, IntegrityFailed, NotEnrolled, ResourceMissing
 from fedpeft.wire import decode, encode
-from fedpeft_client.connection.way_out import way_out
+from fedpeft_client.connection.proxy import proxy_of
 from fedpeft_client.home import DeviceHome
 
 __all__ = ["Link", "Unreachable", "pinned_authority"]
@@ -90,7 +90,7 @@ class Link:
             raise NotEnrolled(
                 f"Expected the keys of {enrolment.device} in {home.keys}, found {error.strerror}; join anew."
             ) from error
-        proxy = way_out(home, enrolment.host)
+        proxy = proxy_of(home, enrolment.host)
         return cls(enrolment.service_target, authority=authority, key=key, certificate=certificate, proxy=proxy)
 
     def close(self) -> None:

@@ -21,18 +21,18 @@ from fedpeft.files import PRIVATE, write_file
 from fedpeft.secagg import FileLedger
 from fedpeft.wire import encode
 from fedpeft_client.connection.grpc_client import Link, Unreachable, pinned_authority
-from fedpeft_client.connection.way_out import way_out
+from fedpeft_client.connection.proxy import proxy_of
 from fedpeft_client.enrolment.keys import certificate_fits, ensure_keys, forget_keys, public_key, signing_request
 from fedpeft_client.home import DeviceHome, Enrolment
 
-__all__ = ["JoinWishes", "check_clock", "join", "pending"]
+__all__ = ["JoinOptions", "check_clock", "join", "pending"]
 
 _ASK_S = 2.0
 """Between two questions whether the operator has approved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JoinWishes:
+class JoinOptions:
     """What a device wants to be; kept beside the token while it waits.
 
     Args:
@@ -52,7 +52,7 @@ class JoinWishes:
 
 def join(
     home: DeviceHome,
-    wishes: JoinWishes,
+    options: JoinOptions,
     *,
     clock: Clock,
     entropy: Entropy,
@@ -76,7 +76,7 @@ def join(
         ResourceMissing: this machine's clock is off.
         Unreachable: nobody answered.
     """
-    token = JoinToken.from_text(wishes.token)
+    token = JoinToken.from_text(options.token)
     if home.is_enrolled:
         before = home.last_enrolment()
         if not before.left:
@@ -86,15 +86,15 @@ def join(
             )
         forget_keys(home)
         home.enrolment_file.unlink()
-    proxy = way_out(home, token.host)
+    proxy = proxy_of(home, token.host)
     authority = pinned_authority(token, proxy=proxy)
     with Link(_target(token), authority=authority, proxy=proxy) as link:
         if outside := outside_window(__version__, link.greet().version):
             raise ConfigInvalid(f"Expected a coordinator of this device's series, found that {outside}; update one.")
         check_clock(link, clock)
         ensure_keys(home, entropy)
-        write_file(home.token, json.dumps(_to_json(wishes)).encode(), mode=PRIVATE)
-        request = _request(home, wishes, token)
+        write_file(home.token, json.dumps(_to_json(options)).encode(), mode=PRIVATE)
+        request = _request(home, options, token)
 
         def show(code: str) -> None:
             _show(code, home, token, on_waiting)
@@ -107,14 +107,14 @@ def join(
         raise NotEnrolled(
             f"Expected {_target(token)} to enrol this device, found {answer.reason.value}: {answer.detail}."
         )
-    return _install(home, wishes, token, authority, answer)
+    return _install(home, options, token, authority, answer)
 
 
-def pending(home: DeviceHome) -> JoinWishes | None:
+def pending(home: DeviceHome) -> JoinOptions | None:
     """What this device asked for and has not been approved for yet."""
     try:
         content = json.loads(home.token.read_text(encoding="utf-8"))
-        return JoinWishes(**content)
+        return JoinOptions(**content)
     except OSError:
         return None
     except (ValueError, TypeError) as error:
@@ -172,10 +172,10 @@ def _show(code: str, home: DeviceHome, token: JoinToken, on_waiting: Callable[[s
     on_waiting(own)
 
 
-def _install(home: DeviceHome, wishes: JoinWishes, token: JoinToken, authority: bytes, answer: Accepted) -> Enrolment:
-    if answer.device != wishes.device or len(answer.coordinator_key) != 32:
+def _install(home: DeviceHome, options: JoinOptions, token: JoinToken, authority: bytes, answer: Accepted) -> Enrolment:
+    if answer.device != options.device or len(answer.coordinator_key) != 32:
         raise IntegrityFailed(
-            f"Expected an enrolment of {wishes.device}, found one of {answer.device!r}; nothing kept."
+            f"Expected an enrolment of {options.device}, found one of {answer.device!r}; nothing kept."
         )
     if not certificate_fits(answer.certificate, key_pem=home.device_key.read_bytes(), authority=authority):
         raise IntegrityFailed("Expected a certificate for this device's key, found another; nothing was kept.")
@@ -189,7 +189,7 @@ def _install(home: DeviceHome, wishes: JoinWishes, token: JoinToken, authority: 
         service_port=answer.service_port,
         coordinator_key=answer.coordinator_key.hex(),
         ca_fingerprint=token.ca_fingerprint.hex(),
-        bases=wishes.bases,
+        bases=options.bases,
     )
     FileLedger.create(home.ledger, home.identity())  # with a new key: it has signed for nothing yet
     home.write_enrolment(enrolment)
@@ -197,17 +197,17 @@ def _install(home: DeviceHome, wishes: JoinWishes, token: JoinToken, authority: 
     return enrolment
 
 
-def _request(home: DeviceHome, wishes: JoinWishes, token: JoinToken) -> EnrolRequest:
+def _request(home: DeviceHome, options: JoinOptions, token: JoinToken) -> EnrolRequest:
     identity = home.identity()
     unsigned = Application(
         token_id=token.token_id,
         ca_fingerprint=token.ca_fingerprint,
-        device=wishes.device,
-        organisation=wishes.organisation,
+        device=options.device,
+        organisation=options.organisation,
         csr=signing_request(home.device_key.read_bytes()),
         identity=identity.public,
         identity_signature=b"",
-        profile=wishes.profile,
+        profile=options.profile,
     )
     application = encode(replace(unsigned, identity_signature=identity.sign(statement(unsigned))))
     return EnrolRequest(application=application, proof=proof(proof_key(token.secret, token.token_id), application))
@@ -218,5 +218,5 @@ def _target(token: JoinToken) -> str:
     return f"{host}:{token.enrol_port}"
 
 
-def _to_json(wishes: JoinWishes) -> dict[str, str]:
-    return {name: getattr(wishes, name) for name in ("token", "device", "organisation", "bases", "profile")}
+def _to_json(options: JoinOptions) -> dict[str, str]:
+    return {name: getattr(options, name) for name in ("token", "device", "organisation", "bases", "profile")}

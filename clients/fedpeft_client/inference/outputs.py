@@ -14,11 +14,11 @@ from fedpeft.tasks.form import MULTI, NUMBER, SEQUENCE, SINGLE, TAGS
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["Said", "answered", "has_one_class"]
+__all__ = ["Prediction", "answered", "has_one_class"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
+class Prediction:
     """An answer.
 
     Args:
@@ -45,7 +45,7 @@ def answered(
     longest: int,
     *,
     pairs: bool,
-) -> Said:
+) -> Prediction:
     """What the model says of a text.
 
     Args:
@@ -66,14 +66,14 @@ def answered(
         given["token_type_ids"] = torch.tensor([encoding["token_type_ids"]])
     logits: Tensor = model(**given).logits[0].float()
     if tags:
-        return Said(words=_tagged(text.split(), encoding["offset_mapping"], logits, outputs), probabilities={})
+        return Prediction(words=_tagged(text.split(), encoding["offset_mapping"], logits, outputs), probabilities={})
     if config.problem_type == NUMBER:
-        return Said(words=f"{float(logits[0]):.4g}", probabilities={})
+        return Prediction(words=f"{float(logits[0]):.4g}", probabilities={})
     if config.problem_type == MULTI:
         shares = dict(zip(outputs, torch.sigmoid(logits).tolist(), strict=True))
-        return Said(words=";".join(name for name, share in shares.items() if share > 0.5), probabilities=shares)
+        return Prediction(words=";".join(name for name, share in shares.items() if share > 0.5), probabilities=shares)
     shares = dict(zip(outputs, torch.softmax(logits, dim=-1).tolist(), strict=True))
-    return Said(words=max(shares, key=shares.__getitem__), probabilities=shares)
+    return Prediction(words=max(shares, key=shares.__getitem__), probabilities=shares)
 
 
 def _tagged(words: Sequence[str], offsets: Sequence[tuple[int, int]], logits: Tensor, outputs: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from fedpeft.round.signed_request import read_signed
 from fedpeft.round.transport import Stage
 from fedpeft.secagg import FileLedger
 from fedpeft.wire import decode, encode
-from fedpeft_client.connection.way_out import way_out
+from fedpeft_client.connection.proxy import proxy_of
 from fedpeft_client.home import SCHEMA, DeviceHome
 from fedpeft_client.process.frames import HANDLE, framed
 from fedpeft_client.process.run_watch import RunWatch
@@ -35,7 +35,7 @@ from fedpeft_client.process.troubles import TroubleLog
 from fedpeft_client.site import Site
 from fedpeft_client.site_runs import SiteRuns
 
-__all__ = ["IN_ROUND_S", "Agent", "Bell", "Services"]
+__all__ = ["IN_ROUND_S", "Agent", "Services", "WakeSignal"]
 
 IN_ROUND_S = 4 * 3600.0
 """After a request within a round, whose secrets are in the worker's memory: longer than any stage waits for others."""
@@ -70,7 +70,7 @@ class Services(Protocol):
         ...
 
 
-class Bell:
+class WakeSignal:
     """What the wake-up stream rings and the Fleet connection listens to.
 
     Args:
@@ -92,7 +92,7 @@ class Bell:
         self._rung.clear()
 
 
-class Idle:
+class IdleTimer:
     """When the worker may go: it holds the base, and between two rounds nothing that is not on the disk.
 
     Args:
@@ -143,10 +143,10 @@ class Agent:
         self._troubles = TroubleLog(home.troubles, SystemClock())
         self._watch = RunWatch(SiteRuns(home.runs, SystemClock()), self._site, SystemClock())
         self._services = services
-        self._bell = Bell(lambda: services is not None and services.is_streaming)
+        self._bell = WakeSignal(lambda: services is not None and services.is_streaming)
         self._stopping = threading.Event()
         self._child = Child(worker, [str(home.path)])
-        self._idle = Idle(SystemClock(), self._site.limits.rest_after_s)
+        self._idle = IdleTimer(SystemClock(), self._site.limits.rest_after_s)
         self._fleet = Fleet(
             lambda: _target(home),
             client_app(self._handle),
@@ -238,7 +238,7 @@ def _target(home: DeviceHome) -> FleetTarget:
                 address=enrolment.fleet_url.removeprefix("https://"),
                 ca=home.ca_certificate.read_bytes(),
                 node_key=home.device_key.read_bytes(),
-                proxy=way_out(home, enrolment.host),
+                proxy=proxy_of(home, enrolment.host),
             )
     except OSError as error:
         raise NotEnrolled(f"Expected keys in {home.keys}, found {error.strerror}; join anew.") from error

@@ -14,7 +14,7 @@ from fedpeft.round.transport import Stage
 from fedpeft.wire import decode, kind_of
 from fedpeft_client.run_question import question_of
 from fedpeft_client.site import Site
-from fedpeft_client.site_runs import Left, SiteRuns
+from fedpeft_client.site_runs import SentRecord, SiteRuns
 
 __all__ = ["RunWatch"]
 
@@ -61,7 +61,7 @@ class RunWatch:
         run_id, round_id = self._runs.begun()
         statement = decode(answer, Ready).privacy if stage is Stage.FIT else None
         self._runs.add(
-            Left(
+            SentRecord(
                 run_id=run_id,
                 last_round=round_id if stage is Stage.MASK else 0,
                 bytes_up=len(answer),

@@ -28,7 +28,7 @@ from fedpeft.errors import ConfigInvalid, DataInvalid, FedpeftError
 from fedpeft_client.inference import Choice, Piece
 from fedpeft_client.serving.engine import Busy, Embedded, Engine, Job, Outcome, Question
 from fedpeft_client.serving.lanes import Served, expect_served
-from fedpeft_client.serving.requests import RequestRefused, Words, chat_of, completions_of, texts_of
+from fedpeft_client.serving.requests import GenerationRequest, RequestRefused, chat_of, completions_of, texts_of
 
 __all__ = ["Limits", "application"]
 
@@ -133,7 +133,12 @@ class _Routes:
         return JSONResponse({"object": "list", "model": served.name, "data": data, "usage": usage})
 
     async def _answered(
-        self, request: Request, words: Words, kind: str, prefix: str, form: "Callable[[str, bool], dict[str, Any]]"
+        self,
+        request: Request,
+        words: GenerationRequest,
+        kind: str,
+        prefix: str,
+        form: "Callable[[str, bool], dict[str, Any]]",
     ) -> Response:
         served = self._served(words.model)
         if served.labels:
@@ -232,7 +237,7 @@ async def _events(
     head: dict[str, Any],
     first: tuple[int, Outcome],
     rest: AsyncIterator[tuple[int, Outcome]],
-    words: Words,
+    words: GenerationRequest,
     form: "Callable[[str, bool], dict[str, Any]]",
 ) -> AsyncIterator[str]:
     asked = made = 0

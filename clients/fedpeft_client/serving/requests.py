@@ -13,7 +13,16 @@ from fedpeft.errors import FedpeftError
 from fedpeft_client.inference import Sampling
 from fedpeft_client.serving.engine import Question
 
-__all__ = ["MOST_TEXTS", "MOST_TOKENS", "RequestRefused", "Texts", "Words", "chat_of", "completions_of", "texts_of"]
+__all__ = [
+    "MOST_TEXTS",
+    "MOST_TOKENS",
+    "GenerationRequest",
+    "RequestRefused",
+    "TextsRequest",
+    "chat_of",
+    "completions_of",
+    "texts_of",
+]
 
 MOST_TEXTS, MOST_TOKENS, MOST_STOPS = 64, 4096, 4
 _FREE: Mapping[str, tuple[JsonValue, ...]] = {
@@ -48,7 +57,7 @@ class RequestRefused(FedpeftError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
+class GenerationRequest:
     """What is asked of a language model.
 
     Args:
@@ -65,7 +74,7 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Texts:
+class TextsRequest:
     """Texts to classify or embed.
 
     Args:
@@ -79,7 +88,7 @@ class Texts:
     base64: bool
 
 
-def completions_of(body: bytes) -> Words:
+def completions_of(body: bytes) -> GenerationRequest:
     """A body of /v1/completions.
 
     Raises:
@@ -93,7 +102,7 @@ def completions_of(body: bytes) -> Words:
     return _words(content, questions)
 
 
-def chat_of(body: bytes) -> Words:
+def chat_of(body: bytes) -> GenerationRequest:
     """A body of /v1/chat/completions; as ``completions_of``."""
     content = _object(body)
     turns = content.get("messages")
@@ -103,13 +112,13 @@ def chat_of(body: bytes) -> Words:
     return _words(content, (Question(row={"messages": messages}, how=_sampling(content), stop=_stop(content)),))
 
 
-def texts_of(body: bytes) -> Texts:
+def texts_of(body: bytes) -> TextsRequest:
     """A body of /v1/embeddings or /classify; as ``completions_of``."""
     content = _object(body)
     form = content.get("encoding_format", "float")
     if form not in ("float", "base64"):
         raise RequestRefused(f"Expected encoding_format float or base64, found {form!r:.40}.", "encoding_format")
-    return Texts(model=_name(content), texts=_strings(content, "input"), base64=form == "base64")
+    return TextsRequest(model=_name(content), texts=_strings(content, "input"), base64=form == "base64")
 
 
 def _object(body: bytes) -> dict[str, JsonValue]:
@@ -125,11 +134,11 @@ def _object(body: bytes) -> dict[str, JsonValue]:
     return content
 
 
-def _words(content: Mapping[str, JsonValue], questions: tuple[Question, ...]) -> Words:
+def _words(content: Mapping[str, JsonValue], questions: tuple[Question, ...]) -> GenerationRequest:
     options = content.get("stream_options")
     usage = isinstance(options, dict) and options.get("include_usage") is True
     stream = content.get("stream") is True
-    return Words(model=_name(content), questions=questions, stream=stream, usage=usage)
+    return GenerationRequest(model=_name(content), questions=questions, stream=stream, usage=usage)
 
 
 def _name(content: Mapping[str, JsonValue]) -> str:

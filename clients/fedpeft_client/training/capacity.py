@@ -31,13 +31,13 @@ from fedpeft_client.training.choice import Capacity
 from fedpeft_client.training.examples import cacheable_examples
 from fedpeft_client.training.model_pool import Residency
 
-__all__ = ["CapacityPlanner", "Senses"]
+__all__ = ["CapacityPlanner", "Sensors"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Senses:
+class Sensors:
     """How the machine is asked: its make once, and before each round what is free and what is left.
 
     Args:
@@ -59,7 +59,7 @@ class CapacityPlanner:
         run: the run.
         bases: where its base lies.
         train, held_out: how many examples there are.
-        senses: of the machine.
+        sensors: of the machine.
 
     Attributes:
         residency: how the base is held.
@@ -70,16 +70,16 @@ class CapacityPlanner:
     """
 
     def __init__(
-        self, site: Site, run: LearningPlan, bases: ArtifactStore, *, train: int, held_out: int, senses: Senses
+        self, site: Site, run: LearningPlan, bases: ArtifactStore, *, train: int, held_out: int, sensors: Sensors
     ) -> None:
         limits = site.limits
         offered = site.trained(methods_of(run.adapter))
-        self._site, self._senses, self._menu = limits, senses, None
+        self._site, self._sensors, self._menu = limits, sensors, None
         self.residency: Residency = limits.residency
         self.capacity = Capacity(methods=offered, rank=limits.rank if TIERED & {*offered} else None, head=limits.head)
         if limits.methods != "auto":
             return
-        self._profile = senses.profile().lending(limits.ram_mb)
+        self._profile = sensors.profile().lending(limits.ram_mb)
         self._menu = _menu(site, run, bases, offered, train=train, held_out=held_out)
         chosen = plan(self._profile, _limits(limits), self._menu)
         self.capacity, self.residency = Capacity.of(chosen), chosen.workload.residency
@@ -95,9 +95,9 @@ class CapacityPlanner:
         """
         if self._menu is None:
             return self.capacity
-        free = self._profile.available_bytes if self._site.ram_mb else self._senses.free_bytes()
+        free = self._profile.available_bytes if self._site.ram_mb else self._sensors.free_bytes()
         profile = replace(self._profile, available_bytes=max(1, min(free, self._profile.total_bytes)))
-        charge = self._senses.charge()
+        charge = self._sensors.charge()
         menu = self._menu
         if charge is not None and charge < self._site.battery_floor:
             spent = [estimate(menu.shape, one, profile).round_s for one in menu.workloads]

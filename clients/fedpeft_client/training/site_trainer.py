@@ -23,7 +23,7 @@ from fedpeft.round.work import Work
 from fedpeft.wire import encode, message
 from fedpeft_client.site import Site
 from fedpeft_client.site_runs import SiteRuns
-from fedpeft_client.training.capacity import CapacityPlanner, Senses
+from fedpeft_client.training.capacity import CapacityPlanner, Sensors
 from fedpeft_client.training.examples import Examples
 from fedpeft_client.training.model_pool import ModelPool, Residency
 from fedpeft_client.training.state_watch import StateWatch
@@ -31,7 +31,7 @@ from fedpeft_client.training.trainer import TorchTrainer
 
 __all__ = ["SiteTrainer"]
 
-THIS_MACHINE = Senses()
+THIS_MACHINE = Sensors()
 UNTOLD = 2**20
 """Examples that the planner counts on where the site says nothing of its size."""
 SIZES, RUNS_KEPT = "size-classes", 64
@@ -72,7 +72,7 @@ class SiteTrainer:
         bases: where its base artifacts lie.
         clock: for the site's hours.
         memory: where it keeps local blocks and controls between rounds; None: in RAM.
-        senses: how the machine is asked what it has.
+        sensors: how the machine is asked what it has.
         runs: what the site's owner said of each run; None: nothing.
     """
 
@@ -84,11 +84,11 @@ class SiteTrainer:
         bases: ArtifactStore,
         clock: Clock,
         memory: DeviceStore | None = None,
-        senses: Senses = THIS_MACHINE,
+        sensors: Sensors = THIS_MACHINE,
         runs: SiteRuns | None = None,
     ) -> None:
         self._device, self._site, self._bases, self._clock = device, site, bases, clock
-        self._memory, self._senses, self._runs = memory, senses, runs
+        self._memory, self._sensors, self._runs = memory, sensors, runs
         self._pool = self._new_pool(site.limits.residency)
         self._trainer: tuple[str, CapacityPlanner, TorchTrainer] | None = None
         self._troubles: tuple[str, ...] = ()
@@ -153,7 +153,7 @@ class SiteTrainer:
         most = each * math.ceil(upper_end(declared)) if self._site.policy.declare_size else UNTOLD
         share = self._site.data.holdout
         held = math.ceil(most * share / (1.0 - share))
-        planner = CapacityPlanner(self._site, plan, self._bases, train=most, held_out=held, senses=self._senses)
+        planner = CapacityPlanner(self._site, plan, self._bases, train=most, held_out=held, sensors=self._sensors)
         if planner.residency != self._pool.residency:
             self._pool = self._new_pool(planner.residency)
         examples = Examples(

@@ -131,7 +131,7 @@ class TorchTrainer:
         kept = self._memory.begin(work)
         local = local_blocks(plan.aggregate, state.spec) & self.trains(plan)
         state = state.replace({block_id: kept[block_id] for block_id in local if block_id in kept})
-        learnt = _Learnt(deltas={})
+        learnt = _Trained(deltas={})
         with self._pool.lend(plan) as union:
             union.load(state)
             measured = NOTHING_EVALUATED  # under example-level privacy a loss would be a release
@@ -185,7 +185,7 @@ class TorchTrainer:
         careful: bool,
         kept: Mapping[BlockId, Vector],
         local: frozenset[BlockId],
-    ) -> "_Learnt":
+    ) -> "_Trained":
         """Train what is due of the device's own, and keep what stays here.
 
         Args:
@@ -198,7 +198,7 @@ class TorchTrainer:
         measuring = measures_head(union.spec, plan.adapter, round_id)
         owns = self.trains(plan) & due_blocks(union.spec, plan.adapter, round_id) & (local | set(work.blocks))
         if not owns:  # nothing of what this round asks for is this device's: it adds to the metrics alone
-            return _Learnt(deltas={})
+            return _Trained(deltas={})
         rates = learning_rates(plan, union.spec, owns)
         steps = local_plan(
             plan.train,
@@ -231,11 +231,11 @@ class TorchTrainer:
         keep = STEPS[plan.aggregate.rule].keep
         if keep is not None and self._capacity.rank is not None:
             deltas = keep(state.spec, state, deltas, self._capacity.rank)
-        return _Learnt(deltas=deltas, loss_sum=loss_sum, examples=seen)
+        return _Trained(deltas=deltas, loss_sum=loss_sum, examples=seen)
 
     def _sketch(
         self, plan: LearningPlan, union: "UnionAdapter", state: AdapterState, steps: LocalPlan, examples: Prepared
-    ) -> "_Learnt":
+    ) -> "_Trained":
         deltas, loss_sum, seen = sketch_gradient(
             union,
             state,
@@ -246,7 +246,7 @@ class TorchTrainer:
             max_abs=unbounded_range(plan),
             cache=examples.train_cache,
         )
-        return _Learnt(deltas=deltas, loss_sum=loss_sum, examples=seen)
+        return _Trained(deltas=deltas, loss_sum=loss_sum, examples=seen)
 
     def _measure_head(self, plan: LearningPlan, union: "UnionAdapter", examples: Prepared) -> None:
         measure_class_means(
@@ -312,7 +312,7 @@ class TorchTrainer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Learnt:
+class _Trained:
     """What training left: the change of each block, and the loss summed over the examples seen."""
 
     deltas: Mapping[BlockId, Vector]

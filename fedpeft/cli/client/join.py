@@ -52,7 +52,7 @@ def join(
     from fedpeft.errors import NotEnrolled
     from fedpeft.files import read_text
     from fedpeft.planner import probe
-    from fedpeft_client.enrolment.join import JoinWishes, pending
+    from fedpeft_client.enrolment.join import JoinOptions, pending
     from fedpeft_client.enrolment.join import join as join_federation
 
     where = device_home(home)
@@ -63,11 +63,11 @@ def join(
             token = read_text(token_file)
         except ValueError as error:
             raise NotEnrolled(f"{token_file}: {error}.") from error
-    wishes = pending(where) if token is None else None
-    if wishes is None:
+    options = pending(where) if token is None else None
+    if options is None:
         if token is None:
             raise click.UsageError("Expected a TOKEN, or a device that waits for approval; found neither.")
-        wishes = JoinWishes(
+        options = JoinOptions(
             token=token,
             device=name or _plain(platform.node()),
             organisation=organisation,
@@ -77,7 +77,7 @@ def join(
 
     def show(code: str) -> None:
         click.echo(f"waiting for the operator's approval; tell them this code: {code}")
-        click.echo(f"  fedpeft coordinator clients approve {wishes.device} --code {code}")
+        click.echo(f"  fedpeft coordinator clients approve {options.device} --code {code}")
 
     where.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     with DirectoryLock(where.path):
@@ -85,7 +85,7 @@ def join(
             _write_site(where, data)
         enrolment = join_federation(
             where,
-            wishes,
+            options,
             clock=SystemClock(),
             entropy=os_entropy,
             wait_s=wait_s,

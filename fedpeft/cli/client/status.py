@@ -27,11 +27,11 @@ def status(home: Path | None, as_json: bool) -> None:
     from fedpeft_client.enrolment.membership import finish_rotation
 
     where = device_home(home)
-    if not where.is_enrolled and (wishes := pending(where)) is not None:
+    if not where.is_enrolled and (options := pending(where)) is not None:
         if as_json:
-            say_json({"device": wishes.device, "state": "waits for approval"})
+            say_json({"device": options.device, "state": "waits for approval"})
         else:
-            click.echo(f"{wishes.device} waits for approval; `fedpeft client join` goes on waiting")
+            click.echo(f"{options.device} waits for approval; `fedpeft client join` goes on waiting")
         return
     enrolment = where.enrolment()
     finish_rotation(where)

@@ -28,7 +28,7 @@ from fedpeft_server.jobs.attempts import Attempts
 from fedpeft_server.jobs.disk_space import DiskFull, expect_room, is_full, room_needed
 from fedpeft_server.jobs.enrolled_transport import SETTLE_S, EnrolledTransport, gather
 from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
-from fedpeft_server.jobs.model_process import Drafted, ModelProcess, Publisher
+from fedpeft_server.jobs.model_process import ModelProcess, Publisher, RunStart
 from fedpeft_server.privacy.client_level import ClientPrivacy
 from fedpeft_server.privacy.noise_plan import trainable_parameters
 from fedpeft_server.report.page import write_report
@@ -154,7 +154,7 @@ class JobRunner:
             self._report(run)
         return job
 
-    def _directory(self, job: Job, config: RunConfig, text: str, drafted: Drafted) -> RunDirectory:
+    def _directory(self, job: Job, config: RunConfig, text: str, drafted: RunStart) -> RunDirectory:
         if job.run:
             run = RunDirectory.open(config.directory / job.run)
             run.expect(adapter=drafted.initial.spec, base_digest=drafted.base)
@@ -172,7 +172,7 @@ class JobRunner:
             write_report(run.path)
 
     def _rounds(
-        self, job: Job, config: RunConfig, run: RunDirectory, drafted: Drafted, model_process: ModelProcess
+        self, job: Job, config: RunConfig, run: RunDirectory, drafted: RunStart, model_process: ModelProcess
     ) -> None:
         site = self._site
         plan = learning_plan(
@@ -236,7 +236,7 @@ class JobRunner:
             self._site.interrupted(job)
             pause.wait(LOOK_S)
 
-    def _private(self, config: RunConfig, drafted: Drafted, run: RunDirectory) -> ClientPrivacy | nullcontext[None]:
+    def _private(self, config: RunConfig, drafted: RunStart, run: RunDirectory) -> ClientPrivacy | nullcontext[None]:
         if config.privacy.unit != "client":
             return nullcontext()
         witness = self._site.home.path / "privacy" / f"{run.manifest.run_id}.witness"

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from fedpeft.base import BaseArtifact
     from fedpeft.methods import UnionAdapter
 
-__all__ = ["Drafted", "ModelProcess", "Publisher"]
+__all__ = ["ModelProcess", "Publisher", "RunStart"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drafted:
+class RunStart:
     """What a run begins with.
 
     Args:
@@ -56,7 +56,7 @@ class ModelProcess:
     def __init__(self, bases: Path, module: str = "fedpeft_server.jobs.model_process") -> None:
         self._child = Child(module, [str(bases)], environment={"OMP_NUM_THREADS": "1"})
 
-    def draft(self, config: RunConfig) -> Drafted:
+    def draft(self, config: RunConfig) -> RunStart:
         """Build the base if it is not in the store, attach the adapter, fill in what it takes from earlier ones.
 
         Args:
@@ -72,7 +72,9 @@ class ModelProcess:
         head, _, state = self._ask("draft", resolved(config).encode()).partition(b"\n")
         content = json.loads(head)
         spec = AdapterSpec.from_json(content["spec"])
-        return Drafted(base=content["base"], initial=AdapterState.from_safetensors(spec, state), start=content["start"])
+        return RunStart(
+            base=content["base"], initial=AdapterState.from_safetensors(spec, state), start=content["start"]
+        )
 
     def export(self, state: AdapterState, folder: Path) -> None:
         """Write the drafted adapter with this state as files for others.
@@ -141,7 +143,7 @@ class Publisher:
         self._run.publish_adapter(slot, lambda folder: self._model_process.export(state, folder))
 
 
-class _Workshop:
+class _ModelWorker:
     """The child's side: one base with one adapter on it."""
 
     def __init__(self, bases: Path) -> None:
@@ -191,7 +193,7 @@ class _Workshop:
 
 
 def _handlers(arguments: Sequence[str]) -> Mapping[str, Callable[[bytes], bytes]]:
-    workshop = _Workshop(Path(arguments[0]))
+    workshop = _ModelWorker(Path(arguments[0]))
     return {"draft": workshop.draft, "export": workshop.export}
 
 

@@ -24,7 +24,7 @@ __all__ = ["render", "write_report"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
+class ClientTotals:
     """A client's, or a method's, part in the whole run."""
 
     name: str
@@ -198,12 +198,12 @@ def _marks(row: Comparison) -> list[tuple[str, float | None]]:
     return [("alone", row.alone), ("centralised", row.centralised), ("federated", row.federated)]
 
 
-def _tallies(parts: Sequence[ClientRound], key: str) -> list[Tally]:
+def _tallies(parts: Sequence[ClientRound], key: str) -> list[ClientTotals]:
     grouped: dict[str, list[ClientRound]] = {}
     for part in parts:
         grouped.setdefault(getattr(part, key), []).append(part)
     return [
-        Tally(
+        ClientTotals(
             name=name,
             methods=", ".join(dict.fromkeys(part.methods for part in group)),
             clients=len({part.client for part in group}),
@@ -217,7 +217,7 @@ def _tallies(parts: Sequence[ClientRound], key: str) -> list[Tally]:
     ]
 
 
-def _by_upload(tallies: list[Tally]) -> list[Tally]:
+def _by_upload(tallies: list[ClientTotals]) -> list[ClientTotals]:
     return sorted(tallies, key=lambda tally: -tally.bytes_up / (tally.summed + tally.lost))
 
 

@@ -16,7 +16,7 @@ from fedpeft_server.home import AdapterAccess
 from fedpeft_server.run.run_view import RunView, list_runs, read_run
 from fedpeft_server.service.base_files import open_at
 
-__all__ = ["AdapterShelf"]
+__all__ = ["AdapterFiles"]
 
 SLOTS = ("final", "best", "latest")
 MOST_RUNS = 200
@@ -24,7 +24,7 @@ MOST_RUNS = 200
 _log = logging.getLogger(__name__)
 
 
-class AdapterShelf:
+class AdapterFiles:
     """Read-only view of the adapters under a folder of runs. Thread-safe.
 
     Args:

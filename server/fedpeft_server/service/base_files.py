@@ -11,13 +11,13 @@ from fedpeft.base.store import ArtifactStore
 from fedpeft.base.verified import verified
 from fedpeft.errors import IntegrityFailed
 
-__all__ = ["BaseShelf", "open_at"]
+__all__ = ["BaseFiles", "open_at"]
 
 _log = logging.getLogger(__name__)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
-class BaseShelf:
+class BaseFiles:
     """Read-only view of an artifact store: hands out what is as its digest says, nothing else. Thread-safe.
 
     Args:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-__all__ = ["ConnectionLimiter", "Patience"]
+__all__ = ["ConnectionLimiter", "ConnectionTimeouts"]
 
 ACCEPTED_AT_ONCE = 64
 PAUSE_S = 0.5
@@ -24,7 +24,7 @@ PAUSE_S = 0.5
 _log = logging.getLogger(__name__)
 
 
-class Patience:
+class ConnectionTimeouts:
     """How long and for how many an application waits.
 
     Args:
@@ -55,7 +55,7 @@ class ConnectionLimiter:
         listening: bound and listening; made non-blocking. Its owner closes it.
         protocol: makes what speaks to one connection.
         trust: for TLS; None: none.
-        patience: limits.
+        timeouts: limits.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class ConnectionLimiter:
         protocol: Callable[[], asyncio.BaseProtocol],
         *,
         trust: ssl.SSLContext | None,
-        patience: Patience,
+        timeouts: ConnectionTimeouts,
     ) -> None:
-        self._listening, self._protocol, self._trust, self._patience = listening, protocol, trust, patience
+        self._listening, self._protocol, self._trust, self._timeouts = listening, protocol, trust, timeouts
         self._loop = asyncio.get_running_loop()
         self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
         self._shaking: dict[asyncio.Task[None], None] = {}
@@ -104,9 +104,9 @@ class ConnectionLimiter:
                 return
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._silent[connection] = self._loop.call_later(self._patience.silence_s, self._hang_up, connection)
+            self._silent[connection] = self._loop.call_later(self._timeouts.silence_s, self._hang_up, connection)
             self._loop.add_reader(connection, self._spoke, connection)
-            while len(self._silent) > self._patience.silent:
+            while len(self._silent) > self._timeouts.silent:
                 self._hang_up(next(iter(self._silent)))
 
     def _hang_up(self, connection: socket.socket) -> None:
@@ -120,13 +120,13 @@ class ConnectionLimiter:
         task = self._loop.create_task(self._shake_hands(connection))
         self._shaking[task] = None
         task.add_done_callback(partial(self._shaken, connection))
-        if len(self._shaking) > self._patience.handshakes:
+        if len(self._shaking) > self._timeouts.handshakes:
             oldest = next(iter(self._shaking))
             del self._shaking[oldest]  # now, since it ends later, and the next one may be too many before
             oldest.cancel()
 
     async def _shake_hands(self, connection: socket.socket) -> None:
-        limit_s = None if self._trust is None else self._patience.handshake_s
+        limit_s = None if self._trust is None else self._timeouts.handshake_s
         try:
             await self._loop.connect_accepted_socket(
                 self._protocol, connection, ssl=self._trust, ssl_handshake_timeout=limit_s

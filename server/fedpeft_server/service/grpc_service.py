@@ -4,7 +4,7 @@ One asyncio loop on a thread of its own: hundreds of open wake streams cost coro
 the same handlers; what needs a device asks ``Admission`` who the client certificate speaks for, on every call, and
 streams ask again whenever the registry changed. So a revocation ends streams within ``_REGISTRY_POLL_S``.
 
-Use: ``FleetService(...).start()``, then ``WakeBoard.notify`` from the round engine, ``stop()`` at the end.
+Use: ``FleetService(...).start()``, then ``Wakeups.notify`` from the round engine, ``stop()`` at the end.
 """
 
 import asyncio
@@ -39,12 +39,12 @@ from fedpeft.wire import WireError, decode, encode
 from fedpeft_server.enrolment.admission import Admission
 from fedpeft_server.enrolment.registry import EnrolledDevice, Registry, Status
 from fedpeft_server.home import CoordinatorHome
-from fedpeft_server.service.adapter_files import AdapterShelf
-from fedpeft_server.service.base_files import BaseShelf
+from fedpeft_server.service.adapter_files import AdapterFiles
+from fedpeft_server.service.base_files import BaseFiles
 from fedpeft_server.service.callers import Callers
 from fedpeft_server.service.grpc_calls import Call, abort, address, client_certificate, strict
 from fedpeft_server.service.grpc_ports import bind_port, server_credentials
-from fedpeft_server.service.wakeups import WakeBoard
+from fedpeft_server.service.wakeups import Wakeups
 
 __all__ = ["FleetService"]
 
@@ -65,12 +65,12 @@ class FleetService:
     """
 
     def __init__(
-        self, home: CoordinatorHome, registry: Registry, admission: Admission, board: WakeBoard, clock: Clock
+        self, home: CoordinatorHome, registry: Registry, admission: Admission, board: Wakeups, clock: Clock
     ) -> None:
         self._home, self._registry, self._admission = home, registry, admission
         self._board, self._clock = board, clock
-        self._shelf = BaseShelf(home.bases)
-        self._adapters = AdapterShelf(home.runs, home.settings().adapters)
+        self._shelf = BaseFiles(home.bases)
+        self._adapters = AdapterFiles(home.runs, home.settings().adapters)
         self._callers = Callers(admission, clock)
         self._listeners: set[asyncio.Event] = set()
         self._loop: asyncio.AbstractEventLoop | None = None

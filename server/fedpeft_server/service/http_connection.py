@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fedpeft_server.service.connection_limits import Patience
+from fedpeft_server.service.connection_limits import ConnectionTimeouts
 
 __all__ = ["HEADERS", "HEADER_BYTES", "URL_BYTES", "LimitedProtocol"]
 
@@ -36,13 +36,13 @@ class LimitedProtocol(HttpToolsProtocol):
         unheard: connections of one listener that have not asked for anything yet, oldest first.
         kept: those that have, the one that asked longest ago first.
         ending: transports that are closed and linger, oldest first.
-        patience: how long and for how many.
+        timeouts: how long and for how many.
     """
 
     unheard: ClassVar[dict["LimitedProtocol", None]]
     kept: ClassVar[dict["LimitedProtocol", None]]
     ending: ClassVar[dict[asyncio.Transport, asyncio.TimerHandle]]
-    patience: ClassVar[Patience]
+    timeouts: ClassVar[ConnectionTimeouts]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See ``asyncio.Protocol``."""
@@ -52,7 +52,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._limit_time()
         self.unheard[self] = None
-        _bound(self.unheard, self.patience.silent)
+        _bound(self.unheard, self.timeouts.silent)
 
     def data_received(self, data: bytes) -> None:
         """Feeds the parser no more than the headers that are left may have."""
@@ -91,7 +91,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.unheard.pop(self, None)
         self.kept.pop(self, None)
         self.kept[self] = None
-        _bound(self.kept, self.patience.kept)
+        _bound(self.kept, self.timeouts.kept)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -132,7 +132,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _limit_time(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(self.patience.silence_s, self.cut)
+            self._deadline = self.loop.call_later(self.timeouts.silence_s, self.cut)
 
     def _cancel_limit(self) -> None:
         if self._deadline is not None:

@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from fedpeft.errors import ResourceMissing
-from fedpeft_server.service.connection_limits import ConnectionLimiter, Patience
+from fedpeft_server.service.connection_limits import ConnectionLimiter, ConnectionTimeouts
 from fedpeft_server.service.http_connection import LimitedProtocol
 
 __all__ = ["Listener", "take_port"]
@@ -49,7 +49,7 @@ class Listener:
         app: ASGI.
         taken: from ``take_port``.
         certificate, key: PEM files for TLS; None: plain HTTP, for loopback only.
-        patience: with connections that say nothing.
+        timeouts: with connections that say nothing.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Listener:
         *,
         certificate: Path | None = None,
         key: Path | None = None,
-        patience: Patience | None = None,
+        timeouts: ConnectionTimeouts | None = None,
     ) -> None:
-        patience = patience or Patience()
+        timeouts = timeouts or ConnectionTimeouts()
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # no line for what a stranger does wrong
         config = uvicorn.Config(
             app,
             interface="asgi3",  # uvicorn's guess takes a method for ASGI 2
-            http=type("Limited", (LimitedProtocol,), {"unheard": {}, "kept": {}, "ending": {}, "patience": patience}),
+            http=type("Limited", (LimitedProtocol,), {"unheard": {}, "kept": {}, "ending": {}, "timeouts": timeouts}),
             ws="none",
             lifespan="off",
             access_log=False,
@@ -80,7 +80,7 @@ class Listener:
             ssl_keyfile=None if key is None else str(key),
         )
         self._files = None if certificate is None or key is None else (certificate, key)
-        self._server = _Server(config, patience)
+        self._server = _Server(config, timeouts)
         self._taken = taken
         self._thread = threading.Thread(target=self._run, name=f"port-{taken.getsockname()[1]}", daemon=True)
 
@@ -115,14 +115,14 @@ class Listener:
 class _Server(uvicorn.Server):
     """uvicorn behind a ``ConnectionLimiter`` in place of the event loop's own server."""
 
-    def __init__(self, config: uvicorn.Config, patience: Patience) -> None:
+    def __init__(self, config: uvicorn.Config, timeouts: ConnectionTimeouts) -> None:
         super().__init__(config)
-        self._patience = patience
+        self._timeouts = timeouts
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()
         self.servers = [
-            ConnectionLimiter(one, self._protocol, trust=self.config.ssl, patience=self._patience)  # type: ignore[misc]
+            ConnectionLimiter(one, self._protocol, trust=self.config.ssl, timeouts=self._timeouts)  # type: ignore[misc]
             for one in sockets or []
         ]
         self.started = True

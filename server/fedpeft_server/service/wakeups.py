@@ -1,6 +1,6 @@
 """Who is listening for "a message waits", and the bell: how the round engine reaches the wake streams.
 
-The engine calls ``WakeBoard.notify`` with the names of the devices that it has just pushed messages for; the gRPC
+The engine calls ``Wakeups.notify`` with the names of the devices that it has just pushed messages for; the gRPC
 service (``fedpeft_server.service.grpc_service``) subscribes each device's stream. A wake-up carries no content and may
 be lost: devices also poll.
 """
@@ -8,10 +8,10 @@ be lost: devices also poll.
 import threading
 from collections.abc import Callable, Iterable
 
-__all__ = ["WakeBoard"]
+__all__ = ["Wakeups"]
 
 
-class WakeBoard:
+class Wakeups:
     """Thread-safe. Bells are rung in the caller's thread, so they must not block."""
 
     def __init__(self) -> None:

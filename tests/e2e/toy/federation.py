@@ -21,7 +21,7 @@ from fedpeft.clock import SystemClock
 from fedpeft.entropy import os_entropy
 from fedpeft.planner import REFERENCE
 from fedpeft.testing.trainers import toy_state
-from fedpeft_client.enrolment.join import JoinWishes, join
+from fedpeft_client.enrolment.join import JoinOptions, join
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.site import Site, SiteData
 from fedpeft_server.enrolment.admission import Admission
@@ -76,9 +76,9 @@ def enrol_device(coordinator: CoordinatorHome, path: Path, name: str, host: str 
     )  # fmt: skip
     registry.close()
     home = DeviceHome(path)
-    wishes = JoinWishes(token=token.to_text(), device=name, organisation=name, bases="", profile=REFERENCE.to_json())
+    options = JoinOptions(token=token.to_text(), device=name, organisation=name, bases="", profile=REFERENCE.to_json())
     join(
-        home, wishes, clock=SystemClock(), entropy=os_entropy, wait_s=20.0,
+        home, options, clock=SystemClock(), entropy=os_entropy, wait_s=20.0,
         pause=threading.Event().wait, on_waiting=lambda code: None,
     )  # fmt: skip
     return home

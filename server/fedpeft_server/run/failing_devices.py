@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from fedpeft.round.events import EventKind
 from fedpeft_server.run.records import EventRecord, RoundMetrics
 
-__all__ = ["Troubled", "troubled"]
+__all__ = ["FailingDevice", "failing_devices"]
 
 _FAILED = f"round.{EventKind.FAILED.value}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Troubled:
+class FailingDevice:
     """One device that has failed since it was last in a sum.
 
     Args:
@@ -34,7 +34,7 @@ class Troubled:
     times: int
 
 
-def troubled(rounds: Sequence[RoundMetrics], events: Sequence[EventRecord]) -> tuple[Troubled, ...]:
+def failing_devices(rounds: Sequence[RoundMetrics], events: Sequence[EventRecord]) -> tuple[FailingDevice, ...]:
     """The devices whose failures no sum has followed, those that failed longest first.
 
     Args:
@@ -47,7 +47,7 @@ def troubled(rounds: Sequence[RoundMetrics], events: Sequence[EventRecord]) -> t
         if event.kind == _FAILED and (event.round or 0) > last_sum.get(event.client, 0):
             failures.setdefault(event.client, []).append(event)
     found = [
-        Troubled(
+        FailingDevice(
             client=client,
             reason=str(own[-1].detail.get("detail", "")) or "no reason given",
             since=own[0].at,

@@ -6,10 +6,10 @@ from fedpeft.files import expanded, read_text
 from fedpeft_client.home import DeviceHome
 from fedpeft_client.site import Site
 
-__all__ = ["way_out"]
+__all__ = ["proxy_of"]
 
 
-def way_out(home: DeviceHome, host: str) -> Proxy | None:
+def proxy_of(home: DeviceHome, host: str) -> Proxy | None:
     """The proxy for a host; None where there is none.
 
     Args:

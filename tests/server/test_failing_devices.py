@@ -10,8 +10,8 @@ from fedpeft.round.messages import Failure, FailureReason
 from fedpeft.round.transport import Stage
 from fedpeft.testing.network import Fault
 from fedpeft.wire import encode
+from fedpeft_server.run.failing_devices import failing_devices
 from fedpeft_server.run.run_view import read_run
-from fedpeft_server.run.troubled import troubled
 
 sys.path.insert(0, str(Path(__file__).parent))
 from world import NODES, World
@@ -26,7 +26,7 @@ def test_a_device_that_fails_from_a_round_on_is_named_with_that_rounds_time(
     world.train()
     assert world.path is not None
     view = read_run(world.path)
-    (one,) = troubled(view.rounds, view.events)
+    (one,) = failing_devices(view.rounds, view.events)
     failed = [event for event in view.events if event.kind == "round.failed" and event.client == "b"]
     assert (one.client, one.round_id, one.times, one.since) == ("b", 2, len(failed), failed[0].at)
     assert main(["runs", "show", str(world.path)]) == 0
@@ -42,7 +42,7 @@ def test_a_device_that_was_summed_again_is_no_trouble(tmp_path: Path) -> None:
     assert world.path is not None
     view = read_run(world.path)
     assert any(event.kind == "round.failed" for event in view.events)
-    assert troubled(view.rounds, view.events) == ()
+    assert failing_devices(view.rounds, view.events) == ()
 
 
 @pytest.mark.parametrize("reason", [FailureReason.REFUSED, FailureReason.LATER, FailureReason.UNABLE])
@@ -55,7 +55,7 @@ def test_the_reason_is_the_one_that_the_device_gave(tmp_path: Path, reason: Fail
     world.train()
     assert world.path is not None
     view = read_run(world.path)
-    (one,) = troubled(view.rounds, view.events)
+    (one,) = failing_devices(view.rounds, view.events)
     assert one.reason == reason.value
     states = {client.state for row in view.rounds for client in row.clients if client.client == "b"}
     assert states == {"dropped"} if reason is FailureReason.UNABLE else {reason.value}
