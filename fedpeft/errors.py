@@ -15,7 +15,6 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_OK",
     "EXIT_TERMINATED",
-    "EXIT_USAGE",
     "ApprovalPending",
     "BudgetExhausted",
     "ConfigInvalid",
@@ -37,7 +36,6 @@ __all__ = [
 ]
 
 EXIT_OK = 0
-EXIT_USAGE = 2
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143

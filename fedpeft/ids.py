@@ -2,9 +2,8 @@
 
 from typing import NewType
 
-__all__ = ["SIZELESS", "BlockId", "NodeId", "ParticipantId", "RoundId", "RunId", "SizeClass"]
+__all__ = ["SIZELESS", "BlockId", "NodeId", "ParticipantId", "RoundId", "SizeClass"]
 
-RunId = NewType("RunId", str)
 """One run of one config, e.g. ``20261122T001231Z-airlines-7f3a``."""
 
 RoundId = NewType("RoundId", int)

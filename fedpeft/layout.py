@@ -84,20 +84,11 @@ class Port:
         path: of the module, inside a layer.
         rows: of the module's output; None: all.
         transposed: the module stores (d_in, d_out), as Conv1D does.
-
-    Example:
-        >>> Port(path="attn.c_attn", rows=Rows(2304, 0, 768), transposed=True).matrix_in((768, 2304))
-        (768, 768)
     """
 
     path: str
     rows: Rows | None = None
     transposed: bool = False
-
-    def matrix_in(self, stored: Shape) -> Shape:
-        """(d_out, d_in) of the matrix in a module whose weight has this shape."""
-        out, width = reversed(stored) if self.transposed else stored
-        return (out if self.rows is None else self.rows.count(out)), width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.errors import ConfigInvalid
-from fedpeft.layout import Port, Rows, layout_of
+from fedpeft.layout import Rows, layout_of
 from fedpeft.target_names import is_pattern, pattern_fault
 
 
@@ -17,11 +17,6 @@ def test_rows_and_the_rest_of_their_period_are_all_rows(groups, before, own, aft
     every = sorted(i for part in parts for i in part.indices(groups * period))
     assert every == list(range(groups * period))
     assert [part.count(groups * period) for part in parts] == [len(part.indices(groups * period)) for part in parts]
-
-
-def test_a_fused_and_transposed_matrix_has_the_shape_of_its_part():
-    assert Port(path="c_attn", rows=Rows(144, 48, 96), transposed=True).matrix_in((48, 144)) == (48, 48)
-    assert Port(path="q").matrix_in((16, 32)) == (16, 32)
 
 
 FUSED = {

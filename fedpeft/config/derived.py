@@ -5,7 +5,7 @@ Invariants: pure functions of the configuration; no default lives here.
 
 import math
 
-from fedpeft.config.model import Partition, Rounds, RunConfig, SecureAggregation
+from fedpeft.config.model import Rounds, RunConfig, SecureAggregation
 
 __all__ = [
     "MIN_VALUE_BITS",
@@ -116,8 +116,3 @@ def value_bits(secagg: SecureAggregation, cohort: int) -> int:
         9
     """
     return secagg.noise_bits - max(0, math.ceil(math.log2(max(1, cohort))))
-
-
-def partition_needs_label(partition: Partition) -> bool:
-    """Whether the partition splits by label, so that examples must have one."""
-    return partition.by in {"dirichlet", "shards"}

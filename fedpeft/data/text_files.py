@@ -21,7 +21,7 @@ from fedpeft.data.records import BATCH_ROWS, Batch, ProblemLog
 if TYPE_CHECKING:
     import _csv
 
-__all__ = ["MAX_LINE_BYTES", "csv_batches", "read_csv", "read_json", "read_jsonl"]
+__all__ = ["MAX_LINE_BYTES", "csv_batches", "read_json", "read_jsonl"]
 
 BOM = b"\xef\xbb\xbf"
 BLOCK_BYTES = 2**18
@@ -115,20 +115,13 @@ def _is_object(line: bytes) -> bool:
         return not (line.strip().endswith((b"{", b"[", b",")) and "end too early" in str(error))
 
 
-def read_csv(path: Path, log: ProblemLog, *, delimiter: str = ",") -> Iterator[Row]:
-    """RFC 4180 with a header line. Values stay strings; a row with another number of fields is a problem.
-
-    Columns may be separated by semicolons, tabs or bars instead, if the header has no comma. A nameless column, such
-    as the index that pandas writes, cannot be asked for and is left out.
-    """
-    for batch in csv_batches(path, log, delimiter=delimiter):
-        names = tuple(batch.columns)
-        for number, *fields in zip(batch.lines, *batch.columns.values(), strict=True):
-            yield number, dict(zip(names, fields, strict=True))
-
-
 def csv_batches(path: Path, log: ProblemLog, *, delimiter: str = ",") -> Iterator[Batch]:
-    """As ``read_csv``, a few thousand rows at a time, by column."""
+    """RFC 4180 with a header line, a few thousand rows at a time, by column.
+
+    Values stay strings; a row with another number of fields is a problem. Columns may be separated by semicolons, tabs
+    or bars instead, if the header has no comma. A nameless column, such as the index that pandas writes, cannot be
+    asked for and is left out.
+    """
     lines = chain.from_iterable(_blocks(path, log))
     before, first, delimiter = _first_line(lines, delimiter)
     if first is None:

@@ -165,10 +165,6 @@ class SumSession(Protocol):
         """The sum that this device has signed for and not revealed of yet; None if there is none."""
         ...
 
-    def abandon(self, run_id: str) -> None:
-        """Forget the open round and its secrets."""
-        ...
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:

@@ -15,7 +15,7 @@ from typing import Protocol, Self
 
 from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import IntegrityFailed
-from fedpeft.files import PRIVATE, sync, write_file
+from fedpeft.files import PRIVATE, write_file
 from fedpeft.secagg.device_state import DeviceState, HighWaterMark, Masked, dump_state, load_state, mark_of
 from fedpeft.secagg.primitives import NONCE_SIZE, IdentityKey, digest, hkdf, open_sealed, seal
 from fedpeft.wire import OtherVersion, decode, encode, message
@@ -36,10 +36,6 @@ class Ledger(Protocol):
 
     def mark(self, run_id: str) -> HighWaterMark | None:
         """How far the device has gone in the run."""
-        ...
-
-    def forget(self, run_id: str) -> None:
-        """Drops the state, with every secret in it, and keeps the mark."""
         ...
 
     @property
@@ -79,10 +75,6 @@ class MemoryLedger:
     def mark(self, run_id: str) -> HighWaterMark | None:
         """See ``Ledger``."""
         return self._marks.get(run_id)
-
-    def forget(self, run_id: str) -> None:
-        """See ``Ledger``."""
-        self._states.pop(run_id, None)
 
     @property
     def barrier(self) -> bool:
@@ -208,12 +200,6 @@ class FileLedger:
         """See ``Ledger``."""
         with self._lock:
             self._write_mark(run_id, self._latest.get(run_id, 0), mark)
-
-    def forget(self, run_id: str) -> None:
-        """See ``Ledger``."""
-        with self._lock:
-            self._path(run_id).unlink(missing_ok=True)
-            sync(self._directory)
 
     @property
     def _marks(self) -> Path:

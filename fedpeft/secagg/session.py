@@ -177,11 +177,6 @@ class DeviceSession:
             detail=f"This device's ledger was reset: it sits out round {spec.round_id} of {spec.run_id}.",
         )
 
-    def abandon(self, run_id: str) -> None:
-        """The round was given up: forgets its secrets. The device will not answer for it again."""
-        with self._lock:
-            self._ledger.forget(run_id)
-
 
 def _with_directory(step: DeviceStep, state: Advertised, directory: Directory) -> DeviceStep:
     """The step after the site's directory was asked: only now, since by now the terms are known to be signed.

@@ -45,10 +45,6 @@ class DumpingLedger(MemoryLedger):
         self.dumped[run_id] = dump_state(state)
         self._marks[run_id] = mark_of(state, self._marks.get(run_id))
 
-    def forget(self, run_id: str) -> None:
-        """See ``Ledger``."""
-        self.dumped.pop(run_id, None)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:

@@ -98,9 +98,6 @@ class PlainSession:
         )
         return secagg.MaskedInput(context=NOTHING, unopened=(), vectors=vectors, signature=NOTHING, tag=NOTHING)
 
-    def abandon(self, run_id: str) -> None:
-        """Nothing to forget."""
-
 
 class PlainSum:
     """The coordinator's half: ``SumRound`` that sees every input.
@@ -180,7 +177,9 @@ class PlainSum:
         """From ``fit`` to ``mask`` to the end; the same minimum cohorts as the secure sum's."""
         if self.stage == "fit":
             self.stage = "mask"
-            self.requests = dict.fromkeys(self._adverts, secagg.MaskRequest(context=NOTHING, sharers=NOTHING, boxes=()))
+            self.requests = dict.fromkeys(
+                self._adverts, secagg.MaskRequest(context=NOTHING, sharers=NOTHING, ciphertexts=())
+            )
             return None
         sums, skipped = {}, {}
         needed = effective_cohort(self._spec.min_cohort, self._spec.corrupt_fraction, len(self._adverts))

@@ -11,19 +11,20 @@ from fedpeft.config.model import Train
 from fedpeft.errors import ApprovalPending, IntegrityFailed, PolicyRefused, ResourceMissing
 from fedpeft.privacy import ExampleStatement
 from fedpeft.round.failures import REFUSED, refusal_of
-from fedpeft.round.messages import FailureReason, Ready
+from fedpeft.round.messages import Failure, FailureReason, Ready
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.signed_request import SignedRequest, read_signed
 from fedpeft.round.transport import Stage
 from fedpeft.testing.clock import FakeClock
-from fedpeft.testing.fleet import enrol, exact_terms, fit_request
+from fedpeft.testing.fleet import enrol, exact_terms, fit_request, toy_past, toy_task
 from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
-from fedpeft.wire import encode
+from fedpeft.wire import decode, encode
 from fedpeft_client.home import DeviceHome, Enrolment
 from fedpeft_client.process.run_watch import RunWatch
 from fedpeft_client.run_question import question_of
 from fedpeft_client.site import Site, SiteData, SitePolicy
 from fedpeft_client.site_runs import UNANSWERED, SentRecord, SiteRuns
+from fedpeft_client.training.device_stores import FileStore
 
 SPEC = toy_spec({"head": 4, "bitfit": 5})
 PLAN = toy_plan(SPEC, secagg=exact_terms(4))
@@ -223,3 +224,21 @@ def test_the_owner_sees_answers_and_reads_back_by_command(
     (listed,) = json.loads(said("ls", "--json")[1])
     assert (listed["run"], listed["waits"], listed["decision"]["answer"]) == (PLAN.run_id, False, "refused")
     assert "refused" in said("ls")[1]
+
+
+def test_the_owner_sees_that_a_coordinator_signed_two_histories(
+    runs: SiteRuns, signed: SignedRequest, home: DeviceHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet, state = enrol({f"d{i}": GivenTrainer(SPEC, {}) for i in range(4)}), toy_state(SPEC)
+    store = FileStore(home.state)
+    node = next(iter(fleet.devices))
+    for past in (toy_past(PLAN, state, rounds=3), toy_past(PLAN, state, rounds=3, left=b"\1" * 32)):
+        request = fit_request(fleet, PLAN, state, task=toy_task(PLAN, round_id=4, past=past, attempt=2))
+        reply = decode(fleet.devices[node].handle(Stage.FIT, encode(request)), (Ready, Failure))
+        fleet.restart(node)
+    assert isinstance(reply, Failure)
+    for key, record in fleet.stores[fleet.names[node]].values.items():
+        store.write(key, record)
+    runs.ask(asking(signed))
+    assert main(["client", "runs", "ls", "--home", str(home.path)]) == 0
+    assert "refused in round 4: the coordinator signed a history" in capsys.readouterr().out

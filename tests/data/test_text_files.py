@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +21,14 @@ def log() -> ProblemLog:
 def write(path: Path, content: bytes | str) -> Path:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
+
+
+def csv_rows(path: Path, log: ProblemLog) -> Iterator[text_files.Row]:
+    """Line and row, as ``read_json`` gives them."""
+    for batch in text_files.csv_batches(path, log):
+        names = tuple(batch.columns)
+        for number, *fields in zip(batch.lines, *batch.columns.values(), strict=True):
+            yield number, dict(zip(names, fields, strict=True))
 
 
 def test_jsonl_rows_carry_their_line_and_blank_lines_are_skipped(tmp_path: Path, log: ProblemLog) -> None:
@@ -60,7 +69,7 @@ def test_a_line_that_is_not_utf8_is_named_with_the_byte(tmp_path: Path, log: Pro
 
 def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path, log: ProblemLog) -> None:
     csv = write(tmp_path / "a.csv", b"\xef\xbb\xbftext,label\r\nhi,x\r\n")
-    assert list(text_files.read_csv(csv, log)) == [(2, {"text": "hi", "label": "x"})]
+    assert list(csv_rows(csv, log)) == [(2, {"text": "hi", "label": "x"})]
     jsonl = write(tmp_path / "a.jsonl", b'\xef\xbb\xbf{"text": "hi"}')
     assert list(text_files.read_jsonl(jsonl, log)) == [(1, {"text": "hi"})]
     array = write(tmp_path / "a.json", b'\xef\xbb\xbf [{"text": "hi"}]')
@@ -70,7 +79,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path, log: 
 
 def test_utf16_is_told_once_and_not_line_by_line(tmp_path: Path, log: ProblemLog) -> None:
     path = write(tmp_path / "a.csv", "text,label\nhi,x\nho,y\n".encode("utf-16"))
-    assert list(text_files.read_csv(path, log)) == []
+    assert list(csv_rows(path, log)) == []
     (problem,) = log.problems
     assert problem.found == "UTF-16"
 
@@ -104,7 +113,7 @@ def test_a_json_file_of_lines_is_read_as_jsonl(tmp_path: Path, log: ProblemLog) 
 
 def test_csv_quotes_commas_and_line_ends_inside_a_field(tmp_path: Path, log: ProblemLog) -> None:
     path = write(tmp_path / "a.csv", 'text,label\r\n"one, ""two""\nthree",x\r\nplain,y\r\n\r\n')
-    assert list(text_files.read_csv(path, log)) == [
+    assert list(csv_rows(path, log)) == [
         (2, {"text": 'one, "two"\nthree', "label": "x"}),
         (4, {"text": "plain", "label": "y"}),
     ]
@@ -113,37 +122,37 @@ def test_csv_quotes_commas_and_line_ends_inside_a_field(tmp_path: Path, log: Pro
 
 def test_a_csv_row_with_another_number_of_fields_is_named(tmp_path: Path, log: ProblemLog) -> None:
     path = write(tmp_path / "a.csv", "text,label\nfine,x\ntoo,many,y\nfew\nfine,z\n")
-    assert [row["label"] for _, row in text_files.read_csv(path, log)] == ["x", "z"]
+    assert [row["label"] for _, row in csv_rows(path, log)] == ["x", "z"]
     assert [(p.where, p.found) for p in log.problems] == [(f"{path}:3", "3"), (f"{path}:4", "1")]
 
 
 def test_a_bad_byte_does_not_shift_the_line_numbers_of_a_csv(tmp_path: Path, log: ProblemLog) -> None:
     path = write(tmp_path / "a.csv", b"text,label\ncaf\xe9,x\nonly\n")
-    list(text_files.read_csv(path, log))
+    list(csv_rows(path, log))
     assert [p.where for p in log.problems] == [f"{path}:2", f"{path}:3"]
 
 
 def test_a_huge_csv_field_is_a_problem_and_not_a_crash(tmp_path: Path, log: ProblemLog) -> None:
     path = write(tmp_path / "a.csv", f"text,label\n{'x' * 200_000},x\nfine,y\n")
-    assert [row["label"] for _, row in text_files.read_csv(path, log)] == ["y"]
+    assert [row["label"] for _, row in csv_rows(path, log)] == ["y"]
     assert "Parquet" in log.problems[0].remedy
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
 def test_the_mark_between_columns_is_taken_from_the_header(tmp_path: Path, log: ProblemLog, mark: str) -> None:
     path = write(tmp_path / "a.csv", f'text{mark}label\n"a, b; c"{mark}x\n')
-    assert list(text_files.read_csv(path, log)) == [(2, {"text": "a, b; c", "label": "x"})]
+    assert list(csv_rows(path, log)) == [(2, {"text": "a, b; c", "label": "x"})]
 
 
 @pytest.mark.parametrize("header", [",text,label", "text,label,", "text,,label", ",text,,label"])
 def test_a_nameless_column_does_no_harm(tmp_path: Path, log: ProblemLog, header: str) -> None:
     values = ",".join({"text": "a", "label": "x"}.get(name, "0") for name in header.split(","))
     path = write(tmp_path / "a.csv", f"{header}\n{values}\n")
-    assert list(text_files.read_csv(path, log)) == [(2, {"text": "a", "label": "x"})]
+    assert list(csv_rows(path, log)) == [(2, {"text": "a", "label": "x"})]
 
 
 def test_a_name_twice_is_refused_in_a_header(tmp_path: Path, log: ProblemLog) -> None:
-    assert list(text_files.read_csv(write(tmp_path / "a.csv", "text,label,text\na,b,c\n"), log)) == []
+    assert list(csv_rows(write(tmp_path / "a.csv", "text,label,text\na,b,c\n"), log)) == []
     assert "'text' twice" in log.problems[0].found
 
 
@@ -162,7 +171,7 @@ def test_a_name_twice_is_refused_in_a_header(tmp_path: Path, log: ProblemLog) ->
 def test_what_is_no_text_in_utf8_is_named_once_with_a_remedy(
     tmp_path: Path, log: ProblemLog, content: bytes, found: str
 ) -> None:
-    list(text_files.read_csv(write(tmp_path / "a.csv", content), log))
+    list(csv_rows(write(tmp_path / "a.csv", content), log))
     (problem,) = log.problems
     assert found in problem.found
     assert problem.remedy
@@ -182,7 +191,7 @@ def test_what_json_lets_through_and_others_choke_on_is_named(tmp_path: Path, log
 
 
 def test_an_unclosed_quote_is_a_problem(tmp_path: Path, log: ProblemLog) -> None:
-    list(text_files.read_csv(write(tmp_path / "a.csv", 'text,label\n"open,x\n'), log))
+    list(csv_rows(write(tmp_path / "a.csv", 'text,label\n"open,x\n'), log))
     assert log.count == 1
 
 
@@ -195,7 +204,7 @@ def test_every_form_of_unicode_is_read_or_told_once_with_its_name(
 ) -> None:
     content = "text,label\nhi,x\n" if name == "a.csv" else '{"text": "hi", "label": "x"}\n' * 3
     path = write(tmp_path / name, content.encode(encoding))
-    rows = list((text_files.read_csv if name == "a.csv" else text_files.read_json)(path, log))
+    rows = list((csv_rows if name == "a.csv" else text_files.read_json)(path, log))
     if encoding.startswith("utf-8"):
         assert rows[0][1]["text"] == "hi"
         assert not log.count
@@ -212,12 +221,12 @@ def test_lines_before_the_header_that_say_nothing_are_skipped_and_counted(
     tmp_path: Path, log: ProblemLog, before: str
 ) -> None:
     path = write(tmp_path / "a.csv", before + "text;label\na;x\n")
-    assert list(text_files.read_csv(path, log)) == [(before.count("\n") + 2, {"text": "a", "label": "x"})]
+    assert list(csv_rows(path, log)) == [(before.count("\n") + 2, {"text": "a", "label": "x"})]
     assert not log.count
 
 
 def test_a_comment_before_the_header_is_told_once(tmp_path: Path, log: ProblemLog) -> None:
-    list(text_files.read_csv(write(tmp_path / "a.csv", "# by me\ntext,label\n" + "a,x\n" * 9), log))
+    list(csv_rows(write(tmp_path / "a.csv", "# by me\ntext,label\n" + "a,x\n" * 9), log))
     (problem,) = log.problems
     assert problem.found == "a comment"
 
@@ -237,7 +246,7 @@ def test_what_is_no_table_at_all_is_told_once_and_by_its_name(
 ) -> None:
     for name in ("a.csv", "a.jsonl"):
         path = write(tmp_path / name, head + b"x\n" * 40)
-        list((text_files.read_csv if name == "a.csv" else text_files.read_json)(path, log))
+        list((csv_rows if name == "a.csv" else text_files.read_json)(path, log))
     assert [found in problem.found for problem in log.problems] == [True, True]
 
 
@@ -261,5 +270,5 @@ def test_what_the_csv_module_writes_is_read_again(rows: list[tuple[str, str]], b
         patch.setattr(text_files, "BLOCK_BYTES", block)
         log = ProblemLog()
         path = write(Path(folder) / "a.csv", written.getvalue().encode("utf-8", "surrogatepass"))
-        found = [(row["text"], row["label"]) for _, row in text_files.read_csv(path, log)]
+        found = [(row["text"], row["label"]) for _, row in csv_rows(path, log)]
     assert log.count or found == rows  # a lone surrogate, which is not UTF-8, is a problem

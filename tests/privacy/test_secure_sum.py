@@ -154,7 +154,7 @@ def test_a_second_mask_request_gets_no_second_noise() -> None:
     assert isinstance(request, MaskRequest)
     first = this.ask(ParticipantId(1), request)
     assert this.ask(ParticipantId(1), request) == first
-    assert isinstance(this.ask(ParticipantId(1), replace(request, boxes=request.boxes[::-1])), Refusal)
+    assert isinstance(this.ask(ParticipantId(1), replace(request, ciphertexts=request.ciphertexts[::-1])), Refusal)
 
 
 @pytest.mark.parametrize(

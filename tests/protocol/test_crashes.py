@@ -54,7 +54,7 @@ def test_a_device_that_lost_its_ledger_is_a_dropout_not_a_danger() -> None:
     fleet = make_fleet(6)
     a = Round(fleet=fleet, spec=make_spec(fleet))
     state = a.reach("mask")
-    fleet.sessions[ParticipantId(1)].abandon("run")
+    fleet.ledgers[ParticipantId(1)].dumped.clear()
     assert isinstance(a.ask(ParticipantId(1), state.requests[ParticipantId(1)]), Refusal)
     while not isinstance(state, Summed):
         state = a.finish_stage(state)

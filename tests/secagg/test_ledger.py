@@ -98,7 +98,8 @@ def test_the_mark_outlives_the_state(tmp_path: Path) -> None:
     fleet, ledger = with_files(tmp_path)
     spec = make_spec(fleet)
     Round(fleet=fleet, spec=spec).reach("reveal")
-    fleet.sessions[ONE].abandon("run")
+    for state in (tmp_path / "ledger").glob("*.state"):
+        state.unlink()
     assert ledger.load("run") is None
     again = FileLedger(tmp_path / "ledger", fleet.identities[0])
     mark = again.mark("run")

@@ -9,6 +9,7 @@ from fedpeft.cli.homes import device_home, device_home_option
 from fedpeft.cli.options import json_option, say_json
 
 if TYPE_CHECKING:
+    from fedpeft_client.home import DeviceHome
     from fedpeft_client.run_question import Question
     from fedpeft_client.site_runs import RunRecord, SiteRuns
 
@@ -94,6 +95,8 @@ def list_(home: Path | None, as_json: bool) -> None:
     for record in records:
         click.echo(f"{_shown(record.run_id)}  {_answer(record)}")
         click.echo(f"    {_gone(record)}")
+        if (text := _fork(device_home(home), record.run_id)) is not None:
+            click.echo(f"    {text}")
     if not records:
         click.echo("no run has asked this device")
 
@@ -158,6 +161,19 @@ def _gone(record: "RunRecord") -> str:
     return (
         f"{left.rounds} rounds, {left.bytes_up / 1e6:.2f} MB up, {left.bytes_down / 1e6:.2f} MB down, "
         f"{left.first} to {left.last}{loss}"
+    )
+
+
+def _fork(where: "DeviceHome", run_id: str) -> str | None:
+    """Of a run whose coordinator has told this device two histories: both are kept, signed."""
+    from fedpeft.round.held import fork_seen
+    from fedpeft_client.training.device_stores import FileStore
+
+    if not where.state.is_dir() or (fork := fork_seen(FileStore(where.state), run_id)) is None:
+        return None
+    return (
+        f"refused in round {fork.round_id}: the coordinator signed a history of this run that differs from the one it "
+        f"had signed before. Both are kept in {where.state}; show them to the other sites"
     )
 
 

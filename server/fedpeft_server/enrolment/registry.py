@@ -212,14 +212,6 @@ class Registry:
         """The device with this Flower node key (PEM), whatever its status."""
         return next(iter(self._devices("node_key = ?", node_key)), None)
 
-    def by_node(self, node: NodeId) -> EnrolledDevice | None:
-        """The device that Flower calls ``node``."""
-        return next(iter(self._devices("node_id = ?", str(node))), None)
-
-    def by_serial(self, serial: str) -> EnrolledDevice | None:
-        """The device whose current certificate has this serial number (hex)."""
-        return next(iter(self._devices("serial = ?", serial)), None)
-
     def is_retired(self, key: bytes) -> bool:
         """Whether a device that ended, or rotated, had this node or identity key."""
         return bool(self.rows("SELECT 1 FROM retired_keys WHERE key = ?", key))
