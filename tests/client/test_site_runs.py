@@ -232,8 +232,9 @@ def test_the_owner_sees_that_a_coordinator_signed_two_histories(
     fleet, state = enrol({f"d{i}": GivenTrainer(SPEC, {}) for i in range(4)}), toy_state(SPEC)
     store = FileStore(home.state)
     node = next(iter(fleet.devices))
-    for past in (toy_past(PLAN, state, rounds=3), toy_past(PLAN, state, rounds=3, left=b"\1" * 32)):
-        request = fit_request(fleet, PLAN, state, task=toy_task(PLAN, round_id=4, past=past, attempt=2))
+    pasts = (toy_past(PLAN, state, rounds=3), toy_past(PLAN, state, rounds=3, left=b"\1" * 32))
+    for attempt, past in enumerate(pasts, 1):
+        request = fit_request(fleet, PLAN, state, task=toy_task(PLAN, round_id=4, past=past, attempt=attempt))
         reply = decode(fleet.devices[node].handle(Stage.FIT, encode(request)), (Ready, Failure))
         fleet.restart(node)
     assert isinstance(reply, Failure)

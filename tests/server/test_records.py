@@ -61,11 +61,11 @@ def test_a_row_comes_back_as_it_was_and_takes_one_line(row: RoundMetrics) -> Non
     assert from_json(RoundMetrics, line, where="x") == row
 
 
-@given(rows.filter(lambda row: any(client.state == "not_needed" for client in row.clients)))
-def test_a_row_of_an_earlier_version_says_spared_of_a_device_that_was_not_needed(row: RoundMetrics) -> None:
-    earlier = to_json(row).replace('"state":"not_needed"', '"state":"spared"')
-    assert "spared" in earlier
-    assert from_json(RoundMetrics, earlier, where="x") == row
+def test_a_row_of_an_earlier_version_says_spared_of_a_device_that_was_not_needed() -> None:
+    now = ClientRound(client="a", methods="lora r4", state="not_needed", bytes_up=0, bytes_down=9, seconds=1.0)
+    earlier = to_json(now).replace('"not_needed"', '"spared"')
+    assert '"spared"' in earlier
+    assert from_json(ClientRound, earlier, where="x") == now
 
 
 def test_an_event_and_a_summary_come_back_as_they_were() -> None:

@@ -261,7 +261,7 @@ class Federation:
         Args:
             noise: of an attempt that goes on: it is paid for, and its terms are signed.
         """
-        private = self._privacy
+        private, training = self._privacy, round_id <= self._config.rounds.count
         task = RoundTask(
             round_id=round_id,
             attempt=attempt,
@@ -269,9 +269,7 @@ class Federation:
             past=progress.past,
             published=progress.published,
             noise=noise or (private.terms(len(members)) if private else None),
-            target_cohort=target_cohort
-            if round_id <= self._config.rounds.count and target_cohort < len(members)
-            else None,
+            target_cohort=target_cohort if training and target_cohort < len(members) else None,
         )
         return self._aggregation.asked(task, progress.state, progress.server)
 
