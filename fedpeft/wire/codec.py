@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast
 from fedpeft.errors import SpecMismatch
 from fedpeft.wire.form import FORM_SIZE, form_of
 
-__all__ = ["OtherVersion", "WireError", "decode", "encode", "is_kept", "message", "tag_of"]
+__all__ = ["OtherVersion", "WireError", "decode", "encode", "message", "tag_of"]
 
 T = TypeVar("T")
 
@@ -73,11 +73,6 @@ def message(tag: int, *, kept: bool = False) -> Callable[[type[T]], type[T]]:
 def tag_of(cls: type) -> int | None:
     """A message class's tag; None if it is none."""
     return _tags.get(cls)
-
-
-def is_kept(cls: type) -> bool:
-    """Whether a message is for a disk alone."""
-    return cls in _kept
 
 
 def kind_of(payload: bytes | memoryview) -> type | None:

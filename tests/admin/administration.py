@@ -21,7 +21,7 @@ from fedpeft_server.enrolment.certificate_authority import Authority, initialise
 from fedpeft_server.enrolment.registry import EnrolledDevice, Registry, Status
 from fedpeft_server.home import CoordinatorHome, Settings
 from fedpeft_server.jobs.job_queue import JobQueue
-from fedpeft_server.service.connection_limits import Patience
+from fedpeft_server.service.connection_limits import ConnectionTimeouts
 from fedpeft_server.service.listener import Listener, take_port
 from fedpeft_server.service.prometheus import Meters
 
@@ -81,7 +81,7 @@ class Port:
         return [(one.event.value, one.actor, one.subject) for one in self.site.audit.records()]
 
 
-def open_port(path: Path, *, clock: Clock | None = None, patience: Patience | None = None) -> Port:
+def open_port(path: Path, *, clock: Clock | None = None, timeouts: ConnectionTimeouts | None = None) -> Port:
     """A new home and its administration."""
     clock = clock or SystemClock()
     home = CoordinatorHome(path)
@@ -100,7 +100,7 @@ def open_port(path: Path, *, clock: Clock | None = None, patience: Patience | No
     )
     taken = take_port("127.0.0.1", 0, "test")
     files = (home.server_certificate, home.server_key)
-    listener = Listener(AdminApi(site, Meters()), taken, certificate=files[0], key=files[1], patience=patience)
+    listener = Listener(AdminApi(site, Meters()), taken, certificate=files[0], key=files[1], timeouts=timeouts)
     listener.start()
     return Port(site=site, listener=listener, port=taken.getsockname()[1], live=live)
 
