@@ -1,8 +1,9 @@
-"""Differential privacy: noise inside the secure sum, accountants, ledger. numpy only; no network, no torch.
+"""Differential privacy: noise inside the secure sum, accountants, ledger. numpy only; no network, no torch of its own.
 
 In order: ``clip`` a client's whole contribution, put it on the grid with this device's share of discrete Gaussian
 noise (``noisy_words``), mask and sum it (``fedpeft.secagg``), ``decode_sum``. ``size_mechanism`` says how much
-noise, ``epsilon`` and ``calibrate`` what it is worth, ``PrivacyLedger`` what is left of it.
+noise, ``epsilon`` and ``calibrate`` what it is worth, ``PrivacyLedger`` what is left of it. ``opinions`` asks
+Opacus's accountants as well; the larger counts.
 """
 
 from fedpeft.privacy.accountant import ACCOUNTANT, Budget, Release, calibrate, epsilon
@@ -25,6 +26,7 @@ from fedpeft.privacy.noised_metrics import (
 )
 from fedpeft.privacy.planning import SIZES, expected_noise, signal_to_noise, step_signal_to_noise
 from fedpeft.privacy.sampled_gaussian import SampledRelease, calibrate_sampled, sampled_epsilon
+from fedpeft.privacy.second_opinion import Opinions, calibrate_by_both, exceeds, opinions
 from fedpeft.privacy.statement import ExampleStatement, Statement
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "Mechanism",
     "NoiseTerms",
     "NoisedMetrics",
+    "Opinions",
     "PrivacyLedger",
     "Protected",
     "Release",
@@ -53,11 +56,13 @@ __all__ = [
     "bit_vector",
     "bit_weight",
     "calibrate",
+    "calibrate_by_both",
     "calibrate_sampled",
     "clip",
     "decode_sum",
     "discrete_gaussian",
     "epsilon",
+    "exceeds",
     "expected_noise",
     "l2_norm",
     "metric_lanes",
@@ -65,6 +70,7 @@ __all__ = [
     "metric_weight",
     "next_clip_norm",
     "noisy_words",
+    "opinions",
     "read_lanes",
     "read_ledger",
     "rounding_allowance",

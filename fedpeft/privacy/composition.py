@@ -3,13 +3,13 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedpeft.privacy.accountant import Release, epsilon
 from fedpeft.privacy.sampled_gaussian import SampledRelease, sampled_epsilon
 
-__all__ = ["Charge", "Protected", "total_epsilon"]
+__all__ = ["OURS", "Accountant", "Charge", "Protected", "total_epsilon"]
 
 Charge = Release | SampledRelease
 """What a ledger may hold: a noisy sum over clients, or a device's steps of DP-SGD."""
@@ -20,7 +20,25 @@ Protected = Literal["client", "person", "example"]
 FINER: tuple[Protected, ...] = ("client", "person", "example")
 
 
-def total_epsilon(charges: Iterable[Charge], delta: float, unit: Protected | None = None) -> float:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accountant:
+    """Who says what releases of one kind cost: epsilon at a delta of so many of each, infinite where nothing holds.
+
+    Args:
+        clients: of noisy sums over clients.
+        sampled: of steps of DP-SGD.
+    """
+
+    clients: Callable[[Sequence[tuple[Release, int]], float], float]
+    sampled: Callable[[Sequence[tuple[SampledRelease, int]], float], float]
+
+
+OURS = Accountant(clients=epsilon, sampled=sampled_epsilon)
+
+
+def total_epsilon(
+    charges: Iterable[Charge], delta: float, unit: Protected | None = None, *, by: Accountant = OURS
+) -> float:
     """Epsilon at ``delta`` of all these releases together.
 
     Of several units the epsilons add up, each at an equal part of delta. A release that hides a larger unit hides a
@@ -31,6 +49,7 @@ def total_epsilon(charges: Iterable[Charge], delta: float, unit: Protected | Non
         charges: what was released.
         delta: 0 < delta < 1.
         unit: whom the epsilon is about; None: the smallest unit of these charges.
+        by: whose figures are added up; see ``fedpeft.privacy.second_opinion`` for another's.
 
     Returns:
         Infinity where some release hides something smaller than ``unit`` alone.
@@ -43,27 +62,23 @@ def total_epsilon(charges: Iterable[Charge], delta: float, unit: Protected | Non
     about = max(kinds, key=FINER.index) if unit is None else unit
     if any(FINER.index(kind) > FINER.index(about) for kind in kinds):
         return math.inf
-    return sum(_epsilon(own, delta / len(kinds), inside=kind != about) for kind, own in kinds.items())
+    return sum(_epsilon(own, delta / len(kinds), by, inside=kind != about) for kind, own in kinds.items())
 
 
 def _hides(charge: Charge) -> Protected:
     return "client" if isinstance(charge, Release) else charge.unit
 
 
-def _epsilon(charges: Sequence[Charge], delta: float, *, inside: bool) -> float:
+def _epsilon(charges: Sequence[Charge], delta: float, by: Accountant, *, inside: bool) -> float:
     """Of releases of one kind; ``inside``: for something inside the unit that they hide."""
     clients = Counter(charge for charge in charges if isinstance(charge, Release))
     if clients and inside:  # the sensitivity is 2 C, which is half the noise multiplier
         halved = [(replace(one, noise_multiplier=one.noise_multiplier / 2), times) for one, times in clients.items()]
-        return epsilon(halved, delta)
+        return by.clients(halved, delta)
     if clients:
-        return epsilon(clients.items(), delta)
-    sampled = Counter(charge for charge in charges if isinstance(charge, SampledRelease))
-    return (
-        _twice(lambda part: sampled_epsilon(sampled.items(), part), delta)
-        if inside
-        else sampled_epsilon(sampled.items(), delta)
-    )
+        return by.clients(list(clients.items()), delta)
+    sampled = list(Counter(charge for charge in charges if isinstance(charge, SampledRelease)).items())
+    return _twice(lambda part: by.sampled(sampled, part), delta) if inside else by.sampled(sampled, delta)
 
 
 def _twice(single: Callable[[float], float], delta: float) -> float:

@@ -13,7 +13,6 @@ is refused for good. A ledger that is gone while its witness stands is refused a
 import fcntl
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from fedpeft.files import append_whole, sync, write_file
 from fedpeft.privacy.accountant import Budget, Release
 from fedpeft.privacy.composition import Charge, Protected, total_epsilon
 from fedpeft.privacy.sampled_gaussian import SampledRelease
+from fedpeft.privacy.second_opinion import exceeds, opinions
 
 __all__ = ["LedgerEntry", "PrivacyLedger", "read_ledger"]
 
@@ -83,18 +83,20 @@ class PrivacyLedger:
         return tuple(self._entries)
 
     def spent(self) -> float:
-        """Epsilon of all charges at the budget's delta."""
-        return self._total()
+        """Epsilon of all charges at the budget's delta: the larger of our accountant's and Opacus's."""
+        return opinions(self._charges(), self.budget.delta, self.unit).charged
 
-    def spent_by(self, chosen: Callable[[str], bool], delta: float, more: tuple[Charge, ...] = ()) -> float:
-        """Epsilon at ``delta`` of the charges whose label is chosen, and of ``more`` that is not charged yet."""
-        return total_epsilon([*(entry.release for entry in self._entries if chosen(entry.label)), *more], delta)
+    def spent_by(self, chosen: Callable[[str], bool], delta: float) -> float:
+        """Epsilon at ``delta`` of the charges whose label is chosen, by our accountant alone."""
+        return total_epsilon(self.charged_by(chosen), delta)
+
+    def charged_by(self, chosen: Callable[[str], bool]) -> tuple[Charge, ...]:
+        """What was charged under the labels that are chosen, oldest first."""
+        return tuple(entry.release for entry in self._entries if chosen(entry.label))
 
     def would_exceed(self, release: Charge, times: int = 1) -> bool:
         """Whether so many more of these would go past the budget."""
-        if self.budget.epsilon == math.inf:
-            return False
-        return self._total((release,) * times) > self.budget.epsilon
+        return exceeds(self._charges((release,) * times), self.budget.epsilon, self.budget.delta, self.unit)
 
     def charge(self, label: str, release: Charge) -> None:
         """Pays for one release; it may be made once this returns, and under this label only.
@@ -111,7 +113,7 @@ class PrivacyLedger:
                     raise IntegrityFailed(f"Expected {label!r} to be charged for one release, found two; {REMEDY}")
                 return
         if self.would_exceed(release):
-            after = self._total((release,))
+            after = opinions(self._charges((release,)), self.budget.delta, self.unit).charged
             raise BudgetExhausted(
                 f"Expected to stay within epsilon={self.budget.epsilon:g} at delta={self.budget.delta:g}, found "
                 f"{self.spent():.4g} spent and {after:.4g} after {label!r}; nothing was released. "
@@ -124,8 +126,8 @@ class PrivacyLedger:
         self._head = _digest(line)
         write_file(self.witness, f"{len(self._entries)} {self._head}\n".encode())
 
-    def _total(self, more: tuple[Charge, ...] = ()) -> float:
-        return total_epsilon([*(entry.release for entry in self._entries), *more], self.budget.delta, self.unit)
+    def _charges(self, more: tuple[Charge, ...] = ()) -> tuple[Charge, ...]:
+        return (*(entry.release for entry in self._entries), *more)
 
     def close(self) -> None:
         """Lets another process hold it; may be called again."""

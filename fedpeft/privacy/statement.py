@@ -1,10 +1,10 @@
 """An epsilon with everything without which it means nothing. Whoever prints one prints this."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from fedpeft.privacy.accountant import ACCOUNTANT
-from fedpeft.privacy.sampled_gaussian import SAMPLED_ACCOUNTANT
+from fedpeft.privacy.sampled_gaussian import SampledRelease
+from fedpeft.privacy.second_opinion import Opinions, opinions
 
 __all__ = ["ExampleStatement", "Statement"]
 
@@ -14,7 +14,7 @@ class Statement:
     """One promise, complete.
 
     Args:
-        epsilon, delta: the promise.
+        opinions, delta: the promise: what each accountant says, of which the larger is charged, and at which delta.
         noise_multiplier: z.
         l2_clip_norm: C.
         rounds: releases that it covers.
@@ -25,7 +25,7 @@ class Statement:
         noised_metrics: whether each round's sum held noised metrics; else none are collected.
     """
 
-    epsilon: float
+    opinions: Opinions
     delta: float
     noise_multiplier: float
     l2_clip_norm: float
@@ -35,6 +35,11 @@ class Statement:
     consistent: bool
     clip_quantile: float | None = None
     noised_metrics: bool = False
+
+    @property
+    def epsilon(self) -> float:
+        """What is charged."""
+        return self.opinions.charged
 
     def lines(self) -> tuple[str, ...]:
         """What to print, one fact a line."""
@@ -60,7 +65,8 @@ class Statement:
             ),
             "sampling: no amplification is claimed; the coordinator knows whom it asks",
             f"noise multiplier {self.noise_multiplier:g}, {clip}",
-            f"rounds: {self.rounds}, each a release, composed adaptively; accountant: {ACCOUNTANT}",
+            f"rounds: {self.rounds}, each a release, composed adaptively",
+            self.opinions.line(),
             (
                 f"adversary: the coordinator ({kind}) and {self.colluders} colluding devices; "
                 f"sized for {self.threshold - self.colluders} honest shares of the {self.threshold} that open a block"
@@ -82,7 +88,7 @@ class ExampleStatement:
     """What one device promises each of its training examples, or people, in one run. Follows from counts alone.
 
     Args:
-        epsilon, delta: the promise.
+        epsilon, delta: the promise, by our accountant; see ``opinions`` for what is charged.
         noise_multiplier: z, of every step.
         l2_clip_norm: C, of the gradient of every unit.
         sampling_rate: q, with which a step takes each unit.
@@ -103,8 +109,21 @@ class ExampleStatement:
         """What is hidden."""
         return "person" if self.examples_per_person else "example"
 
+    def opinions(self) -> Opinions:
+        """What each accountant says about these steps; ours is what the device states, if that is more."""
+        steps = SampledRelease(
+            noise_multiplier=self.noise_multiplier,
+            sampling_rate=self.sampling_rate,
+            steps=self.steps,
+            parameters=1,
+            unit=self.unit,
+        )
+        found = opinions([steps], self.delta)
+        return replace(found, ours=max(found.ours, self.epsilon))
+
     def lines(self) -> tuple[str, ...]:
         """What to print, one fact a line."""
+        found = self.opinions()
         people = self.unit == "person"
         one, many = ("person", "people") if people else ("example", "examples")
         clipped = (
@@ -119,7 +138,7 @@ class ExampleStatement:
             else "an example that several devices or records hold counts once for each"
         )
         return (
-            f"epsilon {self.epsilon:.4g} at delta {self.delta:g}",
+            f"epsilon {found.charged:.4g} at delta {self.delta:g}",
             (
                 "unit: one person of one device, with all of their examples, over the whole run"
                 if people
@@ -137,7 +156,8 @@ class ExampleStatement:
                 f"noise multiplier {self.noise_multiplier:g} on the sum of a step, L2 clip norm {self.l2_clip_norm:g} "
                 f"on {clipped}, over all blocks"
             ),
-            f"steps: {self.steps}, composed adaptively; accountant: {SAMPLED_ACCOUNTANT}",
+            f"steps: {self.steps}, composed adaptively",
+            found.line(),
             "metrics: none are collected; loss, accuracy and counts would be releases of their own",
             "adversary: whoever sees every update of the device, even without secure aggregation, and its own history",
             (

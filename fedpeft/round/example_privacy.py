@@ -13,7 +13,15 @@ from functools import lru_cache
 from fedpeft.entropy import Entropy
 from fedpeft.errors import BudgetExhausted, ConfigInvalid, PolicyRefused, Problem
 from fedpeft.ids import RoundId, SizeClass
-from fedpeft.privacy import ExampleStatement, PrivacyLedger, SampledRelease, calibrate_sampled, sampled_epsilon
+from fedpeft.privacy import (
+    ExampleStatement,
+    PrivacyLedger,
+    SampledRelease,
+    calibrate_by_both,
+    calibrate_sampled,
+    exceeds,
+    opinions,
+)
 from fedpeft.round.plan import ExampleTerms, LearningPlan
 from fedpeft.round.size_class import lower_end, upper_end
 
@@ -65,13 +73,18 @@ def noise_of(terms: ExampleTerms, batch_size: int, declared: SizeClass, paramete
         return SampledRelease(noise_multiplier=z, sampling_rate=rate, steps=terms.steps, parameters=parameters)
 
     try:
-        needed = calibrate_sampled(terms.epsilon, terms.delta, whole)
+        needed = calibrate_by_both(
+            lambda target: calibrate_sampled(target, terms.delta, whole),
+            lambda z: (whole(z),),
+            terms.epsilon,
+            terms.delta,
+        )
     except ValueError as error:
         problem = Problem(where="privacy.epsilon", expected="a budget that some noise reaches", found=str(error))
         raise ConfigInvalid("The privacy budget cannot be reached on this device.", problems=[problem]) from error
     if terms.noise_multiplier is None:
         return needed, rate
-    if sampled_epsilon([(whole(terms.noise_multiplier), 1)], terms.delta) > terms.epsilon:
+    if exceeds([whole(terms.noise_multiplier)], terms.epsilon, terms.delta):
         problem = Problem(
             where="privacy.noise_multiplier",
             expected=f"at least {needed:g} for {terms.steps} steps on {examples} {many}",
@@ -102,11 +115,11 @@ class ExamplePrivacy:
         """
         terms = _terms(plan)
         with self._ledger() as ledger:
-            after = ledger.spent_by(_of(plan), terms.delta, (cost,))
-            if after > terms.epsilon:
+            after = (*ledger.charged_by(_of(plan)), cost)
+            if exceeds(after, terms.epsilon, terms.delta):
                 raise BudgetExhausted(
                     f"Expected another round within epsilon={terms.epsilon:g} at delta={terms.delta:g} of this run, "
-                    f"found {after:.4g} after it; lost rounds count."
+                    f"found {opinions(after, terms.delta).charged:.4g} after it; lost rounds count."
                 )
             if ledger.would_exceed(cost):
                 limit = ledger.budget
@@ -125,7 +138,7 @@ class ExamplePrivacy:
         terms = _terms(plan)
         with self._ledger() as ledger:
             chosen = _of(plan)
-            charged = [entry.release for entry in ledger.entries if chosen(entry.label)]
+            charged = ledger.charged_by(chosen)
             return ExampleStatement(
                 epsilon=ledger.spent_by(chosen, terms.delta),
                 delta=terms.delta,

@@ -10,7 +10,7 @@ from fedpeft.adapter import AdapterSpec
 from fedpeft.cli import main
 from fedpeft.config import parse
 from fedpeft.ids import RoundId
-from fedpeft.privacy import Budget, ExampleStatement, PrivacyLedger, Release, epsilon
+from fedpeft.privacy import Budget, ExampleStatement, PrivacyLedger, Release, epsilon, opinions
 from fedpeft.testing.trainers import toy_spec
 from fedpeft_server.run.privacy_statements import STATED, unstated
 from fedpeft_server.run.records import ClientRound, RoundMetrics
@@ -170,7 +170,11 @@ def test_a_report_says_what_was_spent_with_everything_it_needs(
         ledger.charge("round 2", one)
     assert main(["privacy", "report", str(run)]) == 0
     out = capsys.readouterr().out
-    assert f"epsilon {epsilon([(one, 2)], 0.01):.4g} at delta 0.01" in out
+    said = opinions([one, one], 0.01)
+    assert said.ours == epsilon([(one, 2)], 0.01)
+    assert f"epsilon {said.charged:.4g} at delta 0.01" in out
+    assert f"{said.ours:.4g} by ours" in out
+    assert f"{said.prv:.4g} by Opacus's PRV" in out
     assert "noise multiplier 2.5" in out
     assert "rounds: 2" in out
     assert "2 of the releases were lost" in out

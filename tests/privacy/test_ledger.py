@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpeft.errors import BudgetExhausted, IntegrityFailed, ResourceMissing
-from fedpeft.privacy import Budget, PrivacyLedger, Release, epsilon
+from fedpeft.privacy import Budget, PrivacyLedger, Release, epsilon, opinions
 from fedpeft.privacy.ledger import read_ledger
 
 BUDGET = Budget(epsilon=8.0, delta=1e-5)
@@ -32,7 +32,8 @@ def test_what_is_spent_survives_a_restart(tmp_path: Path) -> None:
     charged(tmp_path, 3)
     with opened(tmp_path) as ledger:
         assert [entry.label for entry in ledger.entries] == ["round 0", "round 1", "round 2"]
-        assert ledger.spent() == epsilon([(ONE, 3)], 1e-5)
+        assert ledger.spent_by(lambda _: True, 1e-5) == epsilon([(ONE, 3)], 1e-5)
+        assert ledger.spent() == opinions([ONE] * 3, 1e-5).charged
 
 
 def test_a_charge_past_the_budget_is_refused_and_leaves_no_trace(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedpeft.privacy import SIZES, Statement, expected_noise, signal_to_noise
+from fedpeft.privacy import ACCOUNTANT, SIZES, Opinions, Statement, expected_noise, signal_to_noise
 
 
 @pytest.mark.parametrize(("parameters", "expected"), [(36_864, 0.52), (16_000, 0.79), (73_728, 0.37)])
@@ -24,7 +24,7 @@ def test_everybody_present_is_more_noise_than_promised() -> None:
 def test_a_statement_says_everything_an_epsilon_needs(consistent: bool) -> None:
     text = str(
         Statement(
-            epsilon=7.9951,
+            opinions=Opinions(ours=7.9951, prv=7.93, rdp=8.6, accountant=ACCOUNTANT),
             delta=1e-5,
             noise_multiplier=1.969,
             l2_clip_norm=0.5,
@@ -40,7 +40,9 @@ def test_a_statement_says_everything_an_epsilon_needs(consistent: bool) -> None:
         "multiplier 1.969",
         "norm 0.5",
         "rounds: 20",
-        "exact Gaussian",
+        "7.995 by ours (exact Gaussian",
+        "7.93 by Opacus's PRV",
+        "8.6 by its Renyi divergence",
         "3 colluding",
         "37 honest",
         "not covered",
@@ -52,7 +54,7 @@ def test_a_statement_says_everything_an_epsilon_needs(consistent: bool) -> None:
 
 def test_a_statement_says_whether_metrics_were_collected() -> None:
     plain = Statement(
-        epsilon=1.0,
+        opinions=Opinions(ours=1.0, prv=1.01, rdp=1.2),
         delta=1e-5,
         noise_multiplier=2.0,
         l2_clip_norm=1.0,

@@ -80,9 +80,9 @@ class ClientPrivacy:
         return mechanism.terms
 
     def charge(self, label: str, devices: int) -> float:
-        """Pays for one release and returns what is spent in all; call it before the sum is opened."""
+        """Pays for one release and returns what is spent by our accountant; call it before the sum is opened."""
         self._ledger.charge(label, self.plan.mechanism(devices, self._clip_norm).release)
-        return self._ledger.spent()
+        return self._ledger.spent_by(lambda _: True, self._ledger.budget.delta)
 
     def restore(self, committed: Mapping[str, object]) -> None:
         """Goes on with the clip norm of the last commit, as ``after`` gave it."""
@@ -125,7 +125,7 @@ class ClientPrivacy:
 
     def statement(self) -> Statement:
         """What has been spent so far."""
-        return self.plan.statement(spent=self._ledger.spent(), rounds=len(self._ledger.entries))
+        return self.plan.statement([entry.release for entry in self._ledger.entries])
 
     def close(self) -> None:
         """Lets go of the ledger; may be called again."""

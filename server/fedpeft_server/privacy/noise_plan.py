@@ -5,7 +5,8 @@ a ring too narrow for the noise, bits or metrics that would drown in it.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 from fedpeft.adapter import AdapterSpec
@@ -14,15 +15,19 @@ from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.privacy import (
     METRIC_LANES,
     Budget,
+    Charge,
     Mechanism,
     Release,
     Statement,
     bit_noise,
     bit_weight,
     calibrate,
+    calibrate_by_both,
     epsilon,
+    exceeds,
     metric_noise,
     metric_weight,
+    opinions,
 )
 from fedpeft.privacy.discrete_gaussian import MAX_SIGMA
 from fedpeft.privacy.mechanism import MIN_SHARE_SIGMA, TAIL
@@ -89,13 +94,18 @@ class NoisePlan:
 
         if z is None:
             try:
-                z = calibrate(budget, rounds, worst)
+                z = calibrate_by_both(
+                    lambda target: calibrate(replace(budget, epsilon=target), rounds, worst),
+                    lambda guess: (worst(guess),) * rounds,
+                    budget.epsilon,
+                    budget.delta,
+                )
             except ValueError as error:
                 where = "run.toml: privacy.epsilon"
                 problem = Problem(where=where, expected="a budget that some noise reaches", found=str(error))
                 raise ConfigInvalid("The privacy budget cannot be reached.", problems=[problem]) from error
-        spent = epsilon([(worst(z), rounds)], budget.delta)
-        if spent > budget.epsilon:
+        if exceeds((worst(z),) * rounds, budget.epsilon, budget.delta):
+            spent = opinions((worst(z),) * rounds, budget.delta).charged
             fitting, needed = _last_fitting(worst(z), budget, rounds), calibrate(budget, rounds, worst)
             problem = Problem(
                 where="run.toml: privacy.noise_multiplier",
@@ -144,17 +154,17 @@ class NoisePlan:
             raise ConfigInvalid("The metrics would say nothing.", problems=[problem])
         return made
 
-    def statement(self, *, spent: float | None = None, rounds: int | None = None) -> Statement:
-        """The promise: of the whole run, or of what was spent in so many releases."""
+    def statement(self, made: Sequence[Charge] | None = None) -> Statement:
+        """The promise: of the whole run, or of the releases made."""
         delta, shares = read_budget(self.privacy).delta, self.secagg.min_cohort - self.privacy.colluders
         worst = _worst(shares, self.parameters, self.noise_multiplier, self.secagg.noise_bits)
-        planned = epsilon([(worst, self.rounds)], delta)
+        releases = (worst,) * self.rounds if made is None else made
         return Statement(
-            epsilon=planned if spent is None else spent,
+            opinions=opinions(releases, delta),
             delta=delta,
             noise_multiplier=self.noise_multiplier,
             l2_clip_norm=self.privacy.l2_clip_norm,
-            rounds=self.rounds if rounds is None else rounds,
+            rounds=len(releases),
             threshold=self.secagg.min_cohort,
             colluders=self.privacy.colluders,
             consistent=self.secagg.mode == "full",

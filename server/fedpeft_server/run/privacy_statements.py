@@ -6,11 +6,11 @@ from dataclasses import asdict, fields
 from fedpeft.config import RunConfig
 from fedpeft.errors import BudgetExhausted, IntegrityFailed
 from fedpeft.ids import RoundId
-from fedpeft.privacy import ExampleStatement, Release, SampledRelease, read_ledger, sampled_epsilon, total_epsilon
+from fedpeft.privacy import ExampleStatement, Release, SampledRelease, exceeds, read_ledger
 from fedpeft.round.messages import FailureReason
 from fedpeft.round.task import RoundOutcome
 from fedpeft_server.privacy.client_level import LEDGER
-from fedpeft_server.privacy.noise_plan import NoisePlan, read_budget
+from fedpeft_server.privacy.noise_plan import NoisePlan
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.run_view import RunView, read_run
 
@@ -63,7 +63,7 @@ def spent(config: RunConfig, statements: Mapping[str, ExampleStatement], names: 
             parameters=TYPICAL_PARAMETERS,
             unit=last.unit,
         )
-        if sampled_epsilon([(release, 1)], last.delta) > privacy.epsilon:
+        if exceeds([release], privacy.epsilon, last.delta):
             found.append(name)
     return tuple(found)
 
@@ -108,10 +108,11 @@ def _example_lines(view: RunView) -> tuple[str, ...]:
     statements = stated(view)
     if not statements:
         return _warnings(view) or ("no device has trained yet; nothing has been released",)
-    worst = max(statements.values(), key=lambda one: one.epsilon)
+    worst = max(statements.values(), key=lambda one: one.opinions().charged)
+    charged = {name: one.opinions().charged for name, one in statements.items()}
     parts = (
-        f"{name} {one.epsilon:.4g} (z {one.noise_multiplier:g}, q {one.sampling_rate:.3g}, {one.steps} steps)"
-        for name, one in sorted(statements.items(), key=lambda item: -item[1].epsilon)
+        f"{name} {charged[name]:.4g} (z {one.noise_multiplier:g}, q {one.sampling_rate:.3g}, {one.steps} steps)"
+        for name, one in sorted(statements.items(), key=lambda item: (-charged[item[0]], item[0]))
     )
     lines = (*worst.lines(), f"each device's epsilon, as it states it: {'; '.join(parts)}; the largest is above")
     return (*_warnings(view), *lines)
@@ -143,7 +144,7 @@ def _warnings(view: RunView) -> tuple[str, ...]:
 
 def _client_lines(view: RunView) -> tuple[str, ...]:
     config = view.config()
-    budget, entries = read_budget(config.privacy), read_ledger(view.path / LEDGER)
+    entries = read_ledger(view.path / LEDGER)
     releases = [entry.release for entry in entries]
     if not releases or not isinstance(releases[0], Release):
         return ("nothing has been released",)
@@ -154,6 +155,6 @@ def _client_lines(view: RunView) -> tuple[str, ...]:
         parameters=releases[0].parameters,
         noise_multiplier=releases[0].noise_multiplier,
     )
-    lines = made.statement(spent=total_epsilon(releases, budget.delta), rounds=len(releases)).lines()
+    lines = made.statement(releases).lines()
     lost = len(releases) - sum(not row.burnt for row in view.rounds)
     return (*lines, f"{lost} of the releases were lost: charged, no sum committed") if lost > 0 else lines
