@@ -1,14 +1,16 @@
 """SmolLM2 with the template's adapters, q and v of all thirty layers, at mixed ranks: rates, and where A starts.
 
     python benchmarks/language_models.py            goes on where it stopped (--only NAME..., --cell START RATE)
+    python benchmarks/language_models.py --line     the line search of docs/adr/0035 in each place instead
     python benchmarks/language_models.py --quick    two steps in all, nothing kept (about a minute)
 
-Three clients of ranks 2, 4 and 8: the three loudest speakers of Shakespeare's plays, or equal shares of E2E's
-restaurants. 4 rounds of 3 steps of 2 x 48 tokens, held-out loss over 15 sequences (one seed; cells are compared on
-the same sequences and batches). ``default``: A orthonormal, drawn from the run's seed, four rounds that train.
-``gradient``: the first round sums the gradient of A at A = 0 with B = Omega (random orthonormal columns), rows as far
-as a device's rank goes; the SVD of the mean over a row's owners gives A; three rounds train. Bytes are four a number.
-The product's training, devices one after the other, their mean in place of the secure sum.
+Three clients of ranks 2, 4 and 8, or of one rank: the three loudest speakers of Shakespeare's plays, equal shares of
+E2E's restaurants, or three groups of the standard library's docstrings. 4 rounds of 3 steps (--steps) of 2 x 48 tokens,
+held-out loss over 15 sequences (one seed; cells are compared on the same sequences and batches). ``default``: A
+orthonormal, drawn from the run's seed, four rounds that train. ``gradient``: the first round sums the gradient of A at A = 0 with
+B = Omega (random orthonormal columns), rows as far as a device's rank goes; the SVD of the mean over a row's owners
+gives A; three rounds train. Bytes are four a number. The product's training, devices one after the other, their mean
+in place of the secure sum.
 
 Ends with one JSON object on its last line; everything is kept in benchmarks/results/language_models.json.
 """
@@ -18,7 +20,9 @@ import json
 import logging
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from rates import DECODER, Setting, opened, scored, table
 
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate.factors import Factors, read_factors, write_factors
+from fedpeft.data import load
 from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, blocks_for
@@ -40,8 +45,10 @@ from fedpeft_client.training.examples import Prepared, batch_seed
 from fedpeft_sim.simulation import Simulation
 
 RESULTS = Path(__file__).parent / "results" / "language_models.json"
-RANKS, RANK = (2, 4, 8), 8
 ROUNDS, STEPS, EVALUATED, SKETCHED = 4, 3, 5, 2
+MIXED = (2, 4, 8)
+LINE = tuple(3.0**power for power in range(-2, 5))
+"""Multiples of ``auto`` along the mean of the clients' first steps."""
 DEFAULT, GRADIENT = "default", "gradient"
 CELLS: tuple[tuple[str, float], ...] = (
     (DEFAULT, 1.0),
@@ -49,6 +56,8 @@ CELLS: tuple[tuple[str, float], ...] = (
     (GRADIENT, 1 / 3),
     (GRADIENT, 1.0),
     (DEFAULT, 1 / 3),
+    (DEFAULT, 6.0),
+    (DEFAULT, 10.0),
 )
 """Where A starts, and the rate as a multiple of ``auto``."""
 
@@ -60,12 +69,49 @@ def speakers(data: Path) -> list[dict[str, str]]:
     return [row for row in rows if row["speaker"] in names]
 
 
-rates.READERS |= {"speakers": speakers}
+def docstrings(data: Path) -> list[dict[str, str]]:
+    """Of the three groups of modules with most of them."""
+    records = load("builtin:stdlib-docstrings", {}, columns=("text", "module_group")).records
+    rows = [{"text": str(one["text"]), "group": str(one["module_group"])} for one in map(dict, records)]
+    counted = Counter(row["group"] for row in rows).most_common(3)
+    return [row for group, _ in counted for row in [one for one in rows if one["group"] == group][:60]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A data set, cut into three clients of these ranks."""
+
+    setting: Setting
+    ranks: tuple[int, int, int] = MIXED
+
+    @property
+    def rank(self) -> int:
+        """The full one."""
+        return max(self.ranks)
+
+
+def place(source: str, partition: str, ranks: tuple[int, int, int] = MIXED, *, layers: str = "") -> Place:
+    """Sequences of 48 tokens, two a step."""
+    adapter = f"[adapter]\n{layers}lora = {{rank = {max(ranks)}}}\n"
+    return Place(
+        setting=Setting(source=source, tables=table(DECODER, partition, batch=2, length=48, adapter=adapter)),
+        ranks=ranks,
+    )
+
+
+rates.READERS |= {"speakers": speakers, "docstrings": docstrings}
+SPEAKER, THIRDS, GROUP = (
+    'by = "column", column = "speaker"',
+    'by = "iid", clients = 3',
+    'by = "column", column = "group"',
+)
 PLACES = {
-    "shakespeare": Setting(
-        source="speakers", tables=table(DECODER, 'by = "column", column = "speaker"', batch=2, length=48)
-    ),
-    "e2e": Setting(source="e2e", tables=table(DECODER, 'by = "iid", clients = 3', batch=2, length=48)),
+    "shakespeare": place("speakers", SPEAKER),
+    "e2e": place("e2e", THIRDS),
+    "docstrings": place("docstrings", GROUP),
+    "shakespeare, rank 16": place("speakers", SPEAKER, (16, 16, 16)),
+    "e2e, rank 2": place("e2e", THIRDS, (2, 2, 2)),
+    "shakespeare, top 2 layers": place("speakers", SPEAKER, layers="layers = 2\n"),
 }
 
 
@@ -76,7 +122,11 @@ def owned(union: UnionAdapter, rank: int, factor: str) -> list[BlockId]:
 
 
 def gradient_start(
-    union: UnionAdapter, plan: LearningPlan, state: AdapterState, prepared: Mapping[str, Prepared]
+    union: UnionAdapter,
+    plan: LearningPlan,
+    state: AdapterState,
+    prepared: Mapping[str, Prepared],
+    ranks: tuple[int, ...],
 ) -> AdapterState:
     """The state with A's rows from the sum of the devices' gradients; numbers sent are those of A's own tiers."""
     matrices = read_factors(state.spec, state)
@@ -91,8 +141,8 @@ def gradient_start(
     }
     probing = write_factors(state, probe)
     sums = {path: np.zeros_like(one.down) for path, one in matrices.items()}
-    owners = np.zeros(RANK)
-    for (name, own), rank in zip(prepared.items(), RANKS, strict=True):
+    owners = np.zeros(max(ranks))
+    for (name, own), rank in zip(prepared.items(), ranks, strict=True):
         union.load(probing)
         union.train_only(())
         factors = owned(union, rank, "A")
@@ -126,13 +176,15 @@ def averaged(
     plan: LearningPlan,
     state: AdapterState,
     prepared: Mapping[str, Prepared],
+    ranks: tuple[int, ...],
+    *,
     round_id: int,
     factor: float,
 ) -> AdapterState:
     """One round: every device trains its own columns of B, what it lacks counts as unmoved."""
     sums: dict[BlockId, np.ndarray] = {}
     steps = plan.train.local_steps
-    for (name, own), rank in zip(prepared.items(), RANKS, strict=True):
+    for (name, own), rank in zip(prepared.items(), ranks, strict=True):
         union.load(state)
         blocks = owned(union, rank, "B")
         local = LocalPlan(
@@ -152,7 +204,14 @@ def averaged(
 
 
 def cell(
-    simulation: Simulation, start: str, factor: float, *, rounds: int, steps: int, evaluated: int
+    simulation: Simulation,
+    ranks: tuple[int, ...],
+    start: str,
+    factor: float,
+    *,
+    rounds: int,
+    steps: int,
+    evaluated: int,
 ) -> dict[str, Any]:
     """One federation."""
     train_plan = simulation.plan.train.model_copy(update={"local_steps": steps})
@@ -161,17 +220,37 @@ def cell(
     prepared = {name: own.prepared(plan) for name, own in sorted(simulation.examples.items())}
     with simulation.pool.lend(plan) as union:
         spec = union.spec
-        sizes = {f: sum(spec[b].size for rank in RANKS for b in owned(union, rank, f)) for f in ("A", "B")}
+        sizes = {f: sum(spec[b].size for rank in ranks for b in owned(union, rank, f)) for f in ("A", "B")}
         if start == GRADIENT:
-            state = gradient_start(union, plan, state, prepared)
+            state = gradient_start(union, plan, state, prepared, ranks)
         training = range(2 if start == GRADIENT else 1, rounds + 1)
         for round_id in training:
-            state = averaged(union, plan, state, prepared, round_id, factor)
+            state = averaged(union, plan, state, prepared, ranks, round_id=round_id, factor=factor)
         loss, accuracy = scored(union, state, prepared, evaluated)
-        rate = next(iter(learning_rates(plan, spec, owned(union, RANK, "B")).values()))
+        rate = next(iter(learning_rates(plan, spec, owned(union, max(ranks), "B")).values()))
     sent = 4 * (len(training) * sizes["B"] + (start == GRADIENT) * sizes["A"])
     spent = round(time.process_time() - began, 1)
     return {"loss": loss, "accuracy": accuracy, "rate": factor * rate, "bytes_up": sent, "cpu_s": spent}
+
+
+def line(simulation: Simulation, ranks: tuple[int, ...], *, evaluated: int) -> dict[str, Any]:
+    """The mean of the clients' first steps at auto's rate, and the held-out losses at multiples of it."""
+    plan = simulation.plan.model_copy(update={"train": simulation.plan.train.model_copy(update={"local_steps": 1})})
+    start, began = simulation.initial, time.process_time()
+    prepared = {name: own.prepared(plan) for name, own in sorted(simulation.examples.items())}
+    with simulation.pool.lend(plan) as union:
+        stepped = averaged(union, plan, start, prepared, ranks, round_id=1, factor=1.0)
+        losses = {}
+        for multiple in LINE:
+            moved = {b: (start[b] + multiple * (stepped[b] - start[b])).astype(np.float32) for b in start}
+            losses[f"{multiple:.3g}"] = scored(union, start.replace(moved), prepared, evaluated)[0]
+    return {"losses": losses, "cpu_s": round(time.process_time() - began, 1)}
+
+
+def kept(found: Mapping[str, Any], name: str, key: str, one: Mapping[str, Any]) -> None:
+    """Writes what there is by now, and says what is new."""
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(name, key, json.dumps(one), flush=True)
 
 
 def main() -> None:
@@ -179,30 +258,36 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--data", type=Path, default=rates.DATA, help="where tinyshakespeare and e2e lie")
     arguments.add_argument("--only", nargs="*", default=list(PLACES), choices=list(PLACES))
-    arguments.add_argument("--cell", nargs=2, metavar=("START", "FACTOR"), help="this cell alone")
+    arguments.add_argument("--cell", nargs=2, action="append", metavar=("START", "FACTOR"), help="these cells alone")
+    arguments.add_argument("--steps", type=int, default=STEPS, help="of a round")
+    arguments.add_argument("--line", action="store_true")
     arguments.add_argument("--quick", action="store_true")
     options = arguments.parse_args()
     logging.disable(logging.WARNING)
     found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    wanted = [(options.cell[0], float(options.cell[1]))] if options.cell else list(CELLS)
+    wanted = [(start, float(factor)) for start, factor in options.cell] if options.cell else list(CELLS)
     for name in options.only:
-        cells = found.setdefault(name, {"toml": PLACES[name].tables, "cells": {}})["cells"]
+        chosen = PLACES[name]
+        at = found.setdefault(name, {"toml": chosen.setting.tables, "cells": {}})
         with tempfile.TemporaryDirectory() as folder:
-            simulation = opened(PLACES[name], options.data, Path(folder))
+            simulation = opened(chosen.setting, options.data, Path(folder))
             if simulation is None:
                 continue
             if options.quick:
-                print(json.dumps(cell(simulation, GRADIENT, 1.0, rounds=2, steps=1, evaluated=1)))
+                print(json.dumps(cell(simulation, chosen.ranks, GRADIENT, 1.0, rounds=2, steps=1, evaluated=1)))
                 return
-            if "start" not in found[name]:
-                found[name]["start"] = cell(simulation, DEFAULT, 0.0, rounds=0, steps=STEPS, evaluated=EVALUATED)
+            if options.line:
+                at["line"] = line(simulation, chosen.ranks, evaluated=EVALUATED)
+                kept(found, name, "line", at["line"])
+                continue
+            sizes = {"rounds": ROUNDS, "steps": options.steps, "evaluated": EVALUATED}
+            if "start" not in at:
+                at["start"] = cell(simulation, chosen.ranks, DEFAULT, 0.0, **{**sizes, "rounds": 0})
             for start, factor in wanted:
-                key = f"{start} x {factor:.3g}"
-                if key in cells:
-                    continue
-                cells[key] = cell(simulation, start, factor, rounds=ROUNDS, steps=STEPS, evaluated=EVALUATED)
-                RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-                print(name, key, json.dumps(cells[key]), flush=True)
+                key = f"{start} x {factor:.3g}" + (f", {options.steps} steps" if options.steps != STEPS else "")
+                if key not in at["cells"]:
+                    at["cells"][key] = cell(simulation, chosen.ranks, start, factor, **sizes)
+                    kept(found, name, key, at["cells"][key])
     print(
         json.dumps({name: {key: one["loss"] for key, one in place["cells"].items()} for name, place in found.items()})
     )

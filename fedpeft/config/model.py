@@ -128,10 +128,12 @@ class Train(Section):
 
     local_steps: int = Field(default=12, ge=1, le=100_000, description="Optimisation steps a device and round.")
     batch_size: int = Field(default=32, ge=1, le=4096, description="Examples a step.")
-    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto", "measured"] = Field(
         default="auto",
         description="Of the device's optimizer, at its peak. `auto`: for each block what suits its method, rank and "
-        "place in the model.",
+        "place in the model. `measured`: the first round takes one step, the second measures losses along the mean "
+        "step, and the rest of the run takes auto's rates times what that says; auto's alone where nothing can be "
+        "measured.",
     )
     optimizer: Literal["adamw", "paged-adamw", "sgd"] = Field(
         default="adamw",

@@ -121,6 +121,7 @@ def advance(store: DeviceStore, pin: RunPin, signed: SignedRequest) -> None:
         clip=noise.l2_clip_norm if noise else 0.0,
         state=signed.work.state,
         work=signed.terms.work,
+        scale=signed.work.learning_rate_scale or pin.scale,
     )
     if moved != pin:
         store.write(run_key(pin.run_id), encode(moved))

@@ -13,6 +13,7 @@ from fedpeft.round.history import BURNT
 from fedpeft.round.messages import Link
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TASK_METRICS, TRAIN_LOSS
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.rate_search import RATE_PROBES
 from fedpeft.round.size_class import share_of, size_class
 from fedpeft.round.task import RoundTask
 from fedpeft.round.work import dealt_buckets
@@ -21,7 +22,7 @@ from fedpeft.secagg.primitives import digest
 
 __all__ = ["burnt_link", "link_of", "packed", "public_weights", "summed_blocks", "sums_digest", "survivors_in_buckets"]
 
-MEASURED = frozenset({METRICS, TASK_METRICS, TRAIN_LOSS, COHORT_WEIGHT, CLIP_BIT, NOISED_METRICS})
+MEASURED = frozenset({METRICS, TASK_METRICS, RATE_PROBES, TRAIN_LOSS, COHORT_WEIGHT, CLIP_BIT, NOISED_METRICS})
 """Blocks of the terms that no block of the adapter has: nothing of them is in the next state of a rule that devices
 recompute, so they are not published."""
 

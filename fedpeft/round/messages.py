@@ -157,6 +157,8 @@ class WorkTerms:
         blocks: the blocks that the round trains, in the adapter's order; a device trains those of them that it can.
         first_step: how many local steps the run has asked for before this round.
         learning_rate_factor: the schedule's factor, in [0, 1].
+        learning_rate_scale: how many times the table's learning rates, as an earlier round measured; 0: they are not
+            measured (``fedpeft.round.rate_search``).
         eval_examples: held-out examples to evaluate the received state on; 0 for all.
         train: False asks for the evaluation alone.
     """
@@ -167,6 +169,7 @@ class WorkTerms:
     blocks: tuple[BlockId, ...]
     first_step: int
     learning_rate_factor: float
+    learning_rate_scale: float
     eval_examples: int
     train: bool
 

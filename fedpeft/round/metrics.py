@@ -16,6 +16,7 @@ from fedpeft.entropy import Entropy
 from fedpeft.ids import BlockId
 from fedpeft.privacy import LOSS_LIMIT
 from fedpeft.ring import SumRange
+from fedpeft.round.rate_search import RATE_PROBES
 from fedpeft.tasks import Measure
 
 __all__ = [
@@ -75,6 +76,7 @@ class Measured:
         loss, accuracy: of the state that the round began with.
         train_loss: over what was trained on.
         metrics: the task's further ones, of the state that the round began with.
+        rate_losses: in the round that measures the learning rate, the loss at each of its multiples; else none.
     """
 
     evaluators: int
@@ -82,6 +84,7 @@ class Measured:
     accuracy: float | None
     train_loss: float | None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    rate_losses: tuple[float, ...] = ()
 
 
 NOTHING_MEASURED = Measured(evaluators=0, loss=None, accuracy=None, train_loss=None)
@@ -180,6 +183,9 @@ def measured_in(
         loss, accuracy = (float(lane) / weights[METRICS] for lane in sums[METRICS])
     if TASK_METRICS in sums and (measure := task.measure) is not None:
         metrics = measure.metrics(np.asarray(sums[TASK_METRICS], np.float64) / weights[TASK_METRICS])
+    rate_losses: tuple[float, ...] = ()
+    if RATE_PROBES in sums:
+        rate_losses = tuple(float(lane) / weights[RATE_PROBES] for lane in sums[RATE_PROBES])
     if trained and TRAIN_LOSS in sums:
         train_loss = float(sums[TRAIN_LOSS][0]) / weights[TRAIN_LOSS]
     measured = Measured(
@@ -188,6 +194,7 @@ def measured_in(
         accuracy=accuracy,
         train_loss=train_loss,
         metrics=metrics,
+        rate_losses=rate_losses,
     )
     return in_task_units(measured, task)
 

@@ -1,7 +1,8 @@
 """The learning rate of each block: what run.toml says, or what ``learning_rate = "auto"`` is for it.
 
 A function of the plan and the adapter's specification alone, so coordinator and devices have the same rates without a
-message, and a plan binds them (docs/adr/0010-bound-work.md, 0019-learning-rates.md).
+message, and a plan binds them (docs/adr/0010-bound-work.md, 0019-learning-rates.md); times what the run has measured,
+which is in the signed work (``fedpeft.round.rate_search``).
 """
 
 from collections.abc import Collection
@@ -15,6 +16,7 @@ from fedpeft.catalogue.lora import Lora
 from fedpeft.catalogue.rates import UNMEASURED, Placed, head_rate
 from fedpeft.ids import BlockId
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.rate_search import why_not_measured
 
 __all__ = ["SGD_FACTOR", "learning_rates", "rates_told"]
 
@@ -22,15 +24,19 @@ SGD_FACTOR = 100.0
 """By how much SGD's rates are above AdamW's: 3.9 to 0.035 at rank 8 and 20 to 0.18 at rank 1, on one language model."""
 
 
-def learning_rates(plan: LearningPlan, adapter: AdapterSpec, blocks: Collection[BlockId]) -> dict[BlockId, float]:
+def learning_rates(
+    plan: LearningPlan, adapter: AdapterSpec, blocks: Collection[BlockId], *, scale: float = 0.0
+) -> dict[BlockId, float]:
     """The learning rate of each of these blocks: its method's own, the run's, or the one that suits it.
 
     Args:
         plan: of the run.
         adapter: its specification, on the run's base.
         blocks: some of ``adapter``'s.
+        scale: what a run that measures its rate has found: the table's rates are multiplied by it, but the head's;
+            0: nothing yet.
     """
-    return {block_id: _rate(plan, adapter, block_id) for block_id in sorted(blocks)}
+    return {block_id: _rate(plan, adapter, block_id, scale or 1.0) for block_id in sorted(blocks)}
 
 
 def rates_told(plan: LearningPlan, adapter: AdapterSpec) -> str:
@@ -45,26 +51,30 @@ def rates_told(plan: LearningPlan, adapter: AdapterSpec) -> str:
     for block_id, rate in learning_rates(plan, adapter, trained).items():
         name = block_id.rpartition(".")[0] if block_id.startswith("lora.") else block_id
         told.setdefault((name, f"{rate:.3g}"), None)
-    return "learning rates: " + ", ".join(f"{name} {rate}" for name, rate in told)
+    rates = "learning rates: " + ", ".join(f"{name} {rate}" for name, rate in told)
+    if plan.train.learning_rate != "measured":
+        return rates
+    why = why_not_measured(plan, adapter)
+    return f"{rates}; not measured: {why}" if why else f"{rates}; to begin with: the run measures what suits it"
 
 
 def _is_a(block_id: BlockId) -> bool:
     return factor_of(block_id) == "A"
 
 
-def _rate(plan: LearningPlan, adapter: AdapterSpec, block_id: BlockId) -> float:
+def _rate(plan: LearningPlan, adapter: AdapterSpec, block_id: BlockId, scale: float) -> float:
     method, given = block_id.split(".")[0], plan.train.learning_rate
     own: float | None = (
         plan.adapter.head_learning_rate if method == HEAD_BLOCK else getattr(plan.adapter, method).learning_rate
     )
     if own is not None:
         return own
-    if given != "auto":
+    if not isinstance(given, str):
         return given
     sgd = plan.train.optimizer == "sgd"
     if plan.privacy is not None and not sgd:
         return UNMEASURED  # AdamW's steps are as long where a gradient is mostly noise: nobody measured what suits it
-    adamw = _suited(plan, adapter[block_id])
+    adamw = _suited(plan, adapter[block_id]) * (1.0 if method == HEAD_BLOCK else scale)
     return SGD_FACTOR * adamw if sgd else adamw
 
 

@@ -23,6 +23,7 @@ from fedpeft.config.rules import RULES
 from fedpeft.ids import BlockId
 from fedpeft.ring import RingParams
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
+from fedpeft.round.rate_search import MOST, follows_search, local_steps
 from fedpeft.round.rates import learning_rates
 
 __all__ = ["CEILING", "RingRange", "adamw_reach", "largest_delta", "ring_range", "unbounded_range"]
@@ -100,8 +101,9 @@ def largest_delta(plan: LearningPlan, adapter: AdapterSpec, block_id: BlockId, *
     if not bounded:
         return None
     factor = learning_rate_factor(plan.train, plan.rounds, round_id)
-    rate = learning_rates(plan, adapter, [block_id])[block_id]
-    longest = MARGIN * adamw_reach(plan.train.local_steps) * rate * factor
+    largest = MOST if follows_search(plan, adapter, round_id) else 0.0  # whatever is measured: the range is the plan's
+    rate = learning_rates(plan, adapter, [block_id], scale=largest)[block_id]
+    longest = MARGIN * adamw_reach(local_steps(plan, adapter, round_id)) * rate * factor
     return min(CEILING, max(FLOOR, 2.0 ** math.ceil(math.log2(longest) - TOLERANCE))) if longest > 0 else FLOOR
 
 

@@ -71,6 +71,7 @@ class RoundTask:
         noise: client-level differential privacy: what every device clips to and adds; then nothing is measured.
         blocks: the blocks that this round trains, of the planned ones; None: all of them.
         controls: SCAFFOLD's control of each block; empty without.
+        scale: how many times the table's learning rates, as the run has measured; 0: it has not.
         target_cohort: how many devices make the round: the first exchange ends when so many are ready; None: all.
     """
 
@@ -82,6 +83,7 @@ class RoundTask:
     noise: NoiseTerms | None = None
     blocks: frozenset[BlockId] | None = None
     controls: Mapping[BlockId, Vector] = field(default_factory=dict)
+    scale: float = 0.0
     target_cohort: int | None = None
 
     @property
@@ -108,6 +110,7 @@ class RoundTask:
             state=state_digest(state.digests),
             blocks=self.blocks,
             controls=self.control_payloads(),
+            scale=self.scale,
         )
 
     def control_payloads(self) -> tuple[BlockPayload, ...]:

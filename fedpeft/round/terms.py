@@ -31,6 +31,7 @@ from fedpeft.round.metrics import (
     task_ranges,
 )
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.rate_search import RATE_PROBE_RANGES, RATE_PROBES, probes_rate
 from fedpeft.round.ring_range import RingRange, ring_range
 from fedpeft.round.task import Member
 from fedpeft.round.work import dealt_buckets, work_digest
@@ -102,6 +103,8 @@ def round_terms(
         lanes.insert(0, (METRICS, METRIC_RANGES))
         if (measure := plan.task.measure) is not None:
             lanes.insert(1, (TASK_METRICS, task_ranges(measure)))
+        if probes_rate(plan, adapter, round_id):
+            lanes.insert(-1, (RATE_PROBES, RATE_PROBE_RANGES))
     if trained and RULES[plan.aggregate.rule].own_weight:
         lanes.insert(0, (COHORT_WEIGHT, WEIGHT_RANGES))
     metrics = [secagg.SummedBlock(block_id=key, ranges=ranges, bits=METRIC_BITS) for key, ranges in lanes]

@@ -79,7 +79,7 @@ def is_exact(plan: LearningPlan, adapter: AdapterSpec, round_id: int) -> bool:
         and not measures_head(adapter, plan.adapter, round_id)
         and not sketches(plan.adapter, round_id)
         and all(method.between_rounds is None for method, _ in plan.adapter.declared())
-        and not (plan.train.scaffold and plan.train.learning_rate == "auto")  # powers: a matter of the C library
+        and not (plan.train.scaffold and isinstance(plan.train.learning_rate, str))  # powers: a matter of the C library
     )
 
 

@@ -24,6 +24,7 @@ from fedpeft.ids import BlockId, RoundId
 from fedpeft.methods import due_blocks
 from fedpeft.round.messages import BlockPayload, WorkTerms
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
+from fedpeft.round.rate_search import LEAST, MOST, follows_search
 from fedpeft.secagg.primitives import digest
 
 __all__ = [
@@ -51,7 +52,7 @@ class Work:
 
     Args:
         round_id: from 1.
-        first_step, learning_rate_factor, eval_examples, train, blocks: see ``WorkTerms``.
+        first_step, learning_rate_factor, learning_rate_scale, eval_examples, train, blocks: see ``WorkTerms``.
         bucket: which bucket's sums the device belongs to, from 1; 0: sums are not bucketed.
         controls: SCAFFOLD's server control of each block.
         history: digest of everything before this round (h_{r-1}), as the signed terms have it.
@@ -62,6 +63,7 @@ class Work:
     round_id: RoundId
     first_step: int
     learning_rate_factor: float
+    learning_rate_scale: float
     eval_examples: int
     train: bool
     blocks: tuple[BlockId, ...]
@@ -135,11 +137,13 @@ def work_terms(
     state: bytes,
     blocks: Iterable[BlockId] | None = None,
     controls: Iterable[BlockPayload] = (),
+    scale: float = 0.0,
 ) -> WorkTerms:
     """The work of a round.
 
     Args:
         state: digest of the state that the round begins with.
+        scale: how many times the table's learning rates; only of a round that follows their measurement.
         blocks: to train, of the planned ones; None: all of them.
         controls: SCAFFOLD's; empty without.
     """
@@ -154,6 +158,7 @@ def work_terms(
         blocks=tuple(block_id for block_id in planned if block_id in chosen),
         first_step=(round_id - 1) * plan.train.local_steps,
         learning_rate_factor=learning_rate_factor(plan.train, plan.rounds, round_id) if train else 0.0,
+        learning_rate_scale=scale if follows_search(plan, adapter, round_id) else 0.0,
         eval_examples=evaluated if train else 0,
         train=train,
     )
@@ -185,7 +190,9 @@ def accept_work(
     """
     if not 1 <= round_id <= last_round(plan):
         raise SpecMismatch(f"Expected a round of 1..{last_round(plan)}, found {round_id}.")
-    expected = work_terms(plan, adapter, round_id, state=work.state, controls=controls)
+    scale = work.learning_rate_scale  # what the plan cannot foretell: within its limits, and bound
+    known = scale if LEAST <= scale <= MOST else 0.0
+    expected = work_terms(plan, adapter, round_id, state=work.state, controls=controls, scale=known)
     factor = work.learning_rate_factor
     if 0.0 <= factor <= 1.0 and abs(factor - expected.learning_rate_factor) <= COSINE_TOLERANCE:
         expected = replace(expected, learning_rate_factor=factor)
@@ -202,6 +209,7 @@ def accept_work(
         round_id=RoundId(round_id),
         first_step=work.first_step,
         learning_rate_factor=factor,
+        learning_rate_scale=scale,
         eval_examples=work.eval_examples,
         train=work.train,
         blocks=work.blocks,

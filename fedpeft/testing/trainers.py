@@ -13,6 +13,7 @@ from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.local import Effort, LocalResult
 from fedpeft.round.plan import LearningPlan, PlannedRounds, learning_plan
+from fedpeft.round.rate_search import local_steps, probe_states, probes_rate
 from fedpeft.round.ring_range import CEILING
 from fedpeft.round.size_class import size_class
 from fedpeft.round.work import Work
@@ -164,7 +165,8 @@ class GivenTrainer:
 class LinearTrainer:
     """``Trainer`` of least squares: one weight a coordinate of the state, on examples of its own.
 
-    Its result depends on the received state, on ``first_step`` and on its name, as a real one's does.
+    Its result depends on the received state, on ``first_step`` and on its name, as a real one's does. It remembers what
+    it was asked.
 
     Args:
         name: decides its examples and their order.
@@ -181,6 +183,7 @@ class LinearTrainer:
         self._inputs = draw.standard_normal((examples + 8, width))
         self._targets = self._inputs @ truth + 0.1 * draw.standard_normal(examples + 8)
         self._examples = examples
+        self.fitted: list[Work] = []
 
     @property
     def methods(self) -> str:
@@ -213,17 +216,19 @@ class LinearTrainer:
 
     def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         """See ``Trainer``: ``local_steps`` steps of gradient descent on one example each."""
-        weights = np.concatenate([state[block_id] for block_id in state]).astype(np.float64)  # (W,)
+        self.fitted.append(work)
+        weights = _joined(state)
         before = weights.copy()
         trained = np.concatenate([np.full(state[block_id].size, block_id in self._trains) for block_id in state])
         held_out = np.square(self._inputs[self._examples :] @ weights - self._targets[self._examples :])
-        steps = plan.train.local_steps if work.train else 0
+        steps = local_steps(plan, self._spec, work.round_id) if work.train else 0
+        rate = 0.02 * work.learning_rate_factor * (work.learning_rate_scale or 1.0)
         losses = 0.0
         for step in range(work.first_step, work.first_step + steps):
             row = self._inputs[step % self._examples]
             error = float(row @ weights - self._targets[step % self._examples])
             losses += error * error
-            weights -= 0.02 * work.learning_rate_factor * error * row * trained
+            weights -= rate * error * row * trained
         deltas: dict[BlockId, Vector] = {}
         start = 0
         for block_id in state:
@@ -238,4 +243,14 @@ class LinearTrainer:
             evaluated_loss=float(held_out.sum()) / 64.0,  # far below the largest loss that is told
             correct=int((held_out < 1.0).sum()),
             evaluated=len(held_out),
+            probes=self._probes(state) if probes_rate(plan, self._spec, work.round_id) else None,
         )
+
+    def _probes(self, state: AdapterState) -> npt.NDArray[np.float64]:
+        inputs, targets = self._inputs[self._examples :], self._targets[self._examples :]
+        moved = [_joined(one) for one in probe_states(toy_state(self._spec), state)]
+        return np.array([np.square(inputs @ weights - targets).mean() / 64.0 for weights in moved])
+
+
+def _joined(state: AdapterState) -> npt.NDArray[np.float64]:
+    return np.concatenate([state[block_id] for block_id in state]).astype(np.float64)  # (W,)

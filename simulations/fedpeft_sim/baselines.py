@@ -56,6 +56,15 @@ class Baselines:
     centralised: Scores
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rated:
+    """What is trained, in how many rounds, at how many times the table's learning rates."""
+
+    plan: LearningPlan
+    rounds: Rounds
+    scale: float
+
+
 def run_baselines(
     plan: LearningPlan,
     rounds: Rounds,
@@ -65,9 +74,15 @@ def run_baselines(
     *,
     examples: Mapping[str, Examples],
     workers: int,
+    scale: float = 0.0,
     progress: Progress,
 ) -> Baselines:
-    """Train and score both baselines; the long centralised job starts first."""
+    """Train and score both baselines; the long centralised job starts first.
+
+    Args:
+        scale: how many times the table's learning rates the federation has measured to suit it; 0: it has not.
+    """
+    rated = Rated(plan=plan, rounds=rounds, scale=scale)
     sets = {client.name: examples[client.name].prepared(plan) for client in clients}
     spec = initial.spec
 
@@ -76,7 +91,7 @@ def run_baselines(
         blocks = frozenset(blocks_for(spec, methods=capacity.methods, rank=capacity.rank, head=capacity.head))
         with pool.lend(plan) as union:
             own = sets[client.name]
-            _train(union, initial, own.train, own.train_cache, plan, rounds, blocks, client.name, 1, progress)
+            _train(union, initial, own.train, own.train_cache, rated, blocks, client.name, 1, progress)
             scores = {name: _score(union, other, plan.task) for name, other in sets.items()}
         return scores[client.name], Evaluation.joined(list(scores.values()))
 
@@ -84,7 +99,7 @@ def run_baselines(
         blocks = frozenset(block.block_id for block in spec.blocks if block.trainable)
         with pool.lend(plan) as union:
             everyone, cache = _together(list(sets.values()))
-            _train(union, initial, everyone, cache, plan, rounds, blocks, EVERYONE, len(clients), progress)
+            _train(union, initial, everyone, cache, rated, blocks, EVERYONE, len(clients), progress)
             return {name: _score(union, own, plan.task) for name, own in sets.items()}
 
     with ThreadPoolExecutor(workers, thread_name_prefix="baseline") as threads:
@@ -120,8 +135,7 @@ def _train(
     initial: AdapterState,
     examples: EncodedDataset,
     cache: HiddenSource | None,
-    plan: LearningPlan,
-    rounds: Rounds,
+    rated: Rated,
     blocks: frozenset[BlockId],
     name: str,
     times: int,
@@ -129,11 +143,12 @@ def _train(
 ) -> None:
     """The steps of a whole run in one place, round by round as the schedule has it; the optimizer is fresh each."""
     union.load(initial)
+    plan, rounds = rated.plan, rated.rounds
     steps = plan.train.local_steps * times
     for round_id in range(1, rounds.count + 1):
         factor = learning_rate_factor(plan.train, rounds, round_id)
         due = blocks & due_blocks(union.spec, plan.adapter, round_id)
-        rates = learning_rates(plan, union.spec, due)
+        rates = learning_rates(plan, union.spec, due, scale=rated.scale)
         local = LocalPlan(
             steps=steps,
             batch_size=plan.train.batch_size,

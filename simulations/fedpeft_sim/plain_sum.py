@@ -15,7 +15,7 @@ from fedpeft.aggregate import Individual
 from fedpeft.cohorts import effective_cohort
 from fedpeft.entropy import Entropy
 from fedpeft.ids import SIZELESS, BlockId, ParticipantId, SizeClass
-from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TASK_METRICS, TRAIN_LOSS
+from fedpeft.round.linking import MEASURED
 from fedpeft.secagg.masks import rounding_bits
 from fedpeft.secagg.primitives import Secret, digest
 from fedpeft.secagg.spec import block_encoding
@@ -163,7 +163,7 @@ class PlainSum:
             for block_id, words in zip(self._adverts[sender].blocks, reply.vectors, strict=True)
         }
         weight = self._share(self._adverts[sender].weight_class)
-        for measured in (METRICS, TASK_METRICS, TRAIN_LOSS, COHORT_WEIGHT):
+        for measured in MEASURED:
             values.pop(measured, None)
         if self._seen is not None and values:
             deltas = {block_id: vector / weight for block_id, vector in values.items()}

@@ -27,6 +27,7 @@ from fedpeft_server.report.page import write_report
 from fedpeft_server.run.committing import AfterRound, go_on
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.summary import summary_of
+from fedpeft_server.run.verdict import learning_rate_scale
 from fedpeft_sim.baselines import Baselines, held_out_scores, run_baselines
 from fedpeft_sim.devices import encode_all, examples_of
 from fedpeft_sim.engines import federate, workers_of
@@ -171,6 +172,7 @@ def simulate(
                 simulation.pool,
                 examples=simulation.examples,
                 workers=workers_of(simulation.config),
+                scale=learning_rate_scale(run.rounds),
                 progress=screen.working,
             )
         comparison = compare(federated, compared, task=plan.task)

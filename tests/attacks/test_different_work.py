@@ -48,6 +48,7 @@ FASTER = PLAN.model_copy(update={"train": PLAN.train.model_copy(update={"local_s
 NOUGHT = tuple(BlockPayload(block_id=block_id, values=bytes(4 * STATE[block_id].size)) for block_id in STATE)
 LIES: dict[str, Lie] = {
     "learning_rate_factor": in_work(learning_rate_factor=0.0),
+    "learning_rate_scale": in_work(learning_rate_scale=2.0),
     "eval_examples": in_work(eval_examples=1),
     "first_step": in_work(first_step=9),
     "train": in_work(train=False),

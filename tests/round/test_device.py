@@ -118,6 +118,19 @@ def test_blocks_already_held_need_not_be_sent_again(fleet: ToyFleet) -> None:
     assert given(fleet).received[-1].digests == later.digests
 
 
+@pytest.mark.parametrize(("scale", "taken"), [(2.0, True), (3.0, False), (0.0, False)])
+def test_a_device_holds_a_run_to_the_learning_rate_that_it_measured(fleet: ToyFleet, scale: float, taken: bool) -> None:
+    train = PLAN.train.model_copy(update={"learning_rate": "measured"})
+    plan = PLAN.model_copy(update={"train": train})
+    first = replace(toy_task(plan, round_id=3, state=STATE), scale=2.0)
+    assert isinstance(fit(fleet, fit_request(fleet, plan, STATE, task=first)), Ready)
+    request = fit_request(fleet, plan, STATE, task=replace(toy_task(plan, round_id=4, state=STATE), scale=scale))
+    if taken:
+        assert isinstance(fit(fleet, request), Ready)
+    else:
+        assert "2 times the table's" in failed(fleet, request).detail
+
+
 def test_a_device_without_the_state_says_so_and_then_takes_all_of_it(fleet: ToyFleet) -> None:
     whole = fit_request(fleet, PLAN, STATE)
     reply = failed(fleet, replace(whole, payloads=()))

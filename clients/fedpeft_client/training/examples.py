@@ -10,6 +10,8 @@ from fedpeft.base.fit import expect_examples_fit
 from fedpeft.data import EncodedDataset, Records, count_people, encode, encode_usable, nothing_encoded
 from fedpeft.entropy import derive_seed
 from fedpeft.planner import evaluation_batch
+from fedpeft.round.failures import cause_of
+from fedpeft.round.local import Effort
 from fedpeft.round.plan import LearningPlan
 from fedpeft.tuning import ActivationCache
 from fedpeft_client.training.model_pool import ModelPool
@@ -122,6 +124,18 @@ class Examples:
             if self._prepared is None or self._prepared[0] != key:
                 self._prepared = key, self._prepare(plan)
             return self._prepared[1]
+
+    def for_effort(self, plan: LearningPlan, effort: Effort) -> Prepared:
+        """They for so much effort; under example-level privacy none where they cannot be had: steps are noise then."""
+        if effort is Effort.BLANK:
+            return Prepared.nothing(plan)
+        try:
+            prepared = self.prepared(plan)
+        except Exception as error:
+            if plan.privacy is None:
+                raise
+            return Prepared.nothing(plan, cause_of(error))
+        return prepared if effort is Effort.FULL else prepared.carefully()
 
     def _usable(self, plan: LearningPlan) -> tuple[tuple[EncodedDataset, str], tuple[EncodedDataset, str]]:
         """Both sides as tokens, each with what was left out; as ``encoded`` left them if it was asked before."""

@@ -13,6 +13,7 @@ from fedpeft.aggregate.schedule import measured_blocks, round_of
 from fedpeft.errors import PolicyRefused
 from fedpeft.ids import BlockId
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.rate_search import MOST, follows_search
 from fedpeft.round.rates import learning_rates
 
 __all__ = ["StateWatch"]
@@ -46,7 +47,8 @@ class StateWatch:
             rounds = range(round_of(last[1], steps), round_of(first_step, steps))
             measured = frozenset[BlockId]().union(*(measured_blocks(state.spec, plan.adapter, one) for one in rounds))
             blocks = [block.block_id for block in state.spec.blocks if block.block_id not in measured]
-            for block_id, rate in learning_rates(plan, state.spec, blocks).items():
+            largest = MOST if any(follows_search(plan, state.spec, one) for one in rounds) else 0.0
+            for block_id, rate in learning_rates(plan, state.spec, blocks, scale=largest).items():
                 moved = np.subtract(state[block_id], last[2][block_id], dtype=np.float64)
                 found = float(np.sqrt(np.mean(np.square(moved)))) / (rate * (first_step - last[1]))
                 if not found <= self._most:

@@ -25,9 +25,9 @@ from fedpeft.methods import blocks_for, due_blocks, round_of
 from fedpeft.privacy import SampledRelease
 from fedpeft.round.device.draws import example_weights
 from fedpeft.round.example_privacy import round_cost
-from fedpeft.round.failures import cause_of
 from fedpeft.round.local import DeviceStore, Effort, LocalResult
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.rate_search import local_steps, probes_rate
 from fedpeft.round.rates import learning_rates
 from fedpeft.round.ring_range import unbounded_range
 from fedpeft.round.size_class import size_class
@@ -41,6 +41,7 @@ from fedpeft_client.training.device_stores import MemoryStore
 from fedpeft_client.training.examples import Examples, Prepared, batch_seed
 from fedpeft_client.training.local_plan import local_plan
 from fedpeft_client.training.model_pool import ModelPool
+from fedpeft_client.training.rate_probe import losses_along
 from fedpeft_client.training.round_memory import RoundMemory
 from fedpeft_client.training.scaffold import correction, next_controls
 
@@ -127,11 +128,11 @@ class TorchTrainer:
 
     def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         """See ``Trainer``: evaluate the received state, then train from it."""
-        examples = self._prepared(plan, effort)
+        examples = self._examples.for_effort(plan, effort)
         kept = self._memory.begin(work)
         local = local_blocks(plan.aggregate, state.spec) & self.trains(plan)
         state = state.replace({block_id: kept[block_id] for block_id in local if block_id in kept})
-        learnt = _Trained(deltas={})
+        learnt, probes = _Trained(deltas={}), None
         with self._pool.lend(plan) as union:
             union.load(state)
             measured = NOTHING_EVALUATED  # under example-level privacy a loss would be a release
@@ -145,6 +146,8 @@ class TorchTrainer:
                     measure=plan.task.measure,
                     weights=example_weights(work.draws, examples.held_out.input_ids),
                 )
+            if probes_rate(plan, state.spec, work.round_id) and len(examples.held_out):
+                probes = losses_along(union, self._pool.initial_state(plan), state, examples)
             if work.train:
                 careful = effort is not Effort.FULL
                 learnt = self._learn(plan, union, state, work, examples, careful=careful, kept=kept, local=local)
@@ -156,23 +159,9 @@ class TorchTrainer:
             correct=measured.correct,
             evaluated=measured.examples,
             lanes=measured.lane_means,
+            probes=probes,
             troubles=examples.troubles,
         )
-
-    def _prepared(self, plan: LearningPlan, effort: Effort) -> Prepared:
-        """The examples for so much effort.
-
-        Under example-level privacy, no examples where they cannot be had at all: the steps are then noise alone.
-        """
-        if effort is Effort.BLANK:
-            return Prepared.nothing(plan)
-        try:
-            prepared = self._examples.prepared(plan)
-        except Exception as error:
-            if plan.privacy is None:
-                raise
-            return Prepared.nothing(plan, cause_of(error))
-        return prepared if effort is Effort.FULL else prepared.carefully()
 
     def _learn(
         self,
@@ -199,9 +188,9 @@ class TorchTrainer:
         owns = self.trains(plan) & due_blocks(union.spec, plan.adapter, round_id) & (local | set(work.blocks))
         if not owns:  # nothing of what this round asks for is this device's: it adds to the metrics alone
             return _Trained(deltas={})
-        rates = learning_rates(plan, union.spec, owns)
+        rates = learning_rates(plan, union.spec, owns, scale=work.learning_rate_scale)
         steps = local_plan(
-            plan.train,
+            plan.train.model_copy(update={"local_steps": local_steps(plan, union.spec, round_id)}),
             rates,
             work.learning_rate_factor,
             micro_batch=1 if careful else self._memory_use.micro_batch,

@@ -14,6 +14,7 @@ from fedpeft.round.device.records import RunPin
 from fedpeft.round.messages import BlockPayload, FitRequest
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TASK_METRICS, TRAIN_LOSS, in_bucket
 from fedpeft.round.noise import expect_noise
+from fedpeft.round.rate_search import RATE_PROBES, follows_search
 from fedpeft.round.signed_request import SignedRequest
 from fedpeft.round.terms import expect_terms
 from fedpeft.round.work import Work, accept_work, dealt_buckets
@@ -45,6 +46,11 @@ def accepted_work(
     buckets = dealt_buckets(plan, names, terms.round_id)
     bucket = buckets.get(mine[0], 0) if mine else 0
     work = accept_work(plan, spec, terms.round_id, signed.work, bucket=bucket, controls=request.controls)
+    if pin.scale and follows_search(plan, spec, terms.round_id) and work.learning_rate_scale != pin.scale:
+        raise SpecMismatch(
+            f"Expected the learning rates that this run measured, {pin.scale:g} times the table's, found "
+            f"{work.learning_rate_scale:g} times."
+        )
     expect_noise(
         plan,
         terms.noise,
@@ -71,7 +77,7 @@ def owned_sums(terms: secagg.RoundSpec, work: Work, trained: Set[BlockId], *, ev
     owned = {in_bucket(block_id, work.bucket) for block_id in trained & set(work.blocks)}
     owned |= {TRAIN_LOSS, COHORT_WEIGHT, CLIP_BIT, NOISED_METRICS}
     if evaluates:
-        owned |= {METRICS, TASK_METRICS}
+        owned |= {METRICS, TASK_METRICS, RATE_PROBES}
     return frozenset(owned & offered)
 
 

@@ -30,6 +30,7 @@ from fedpeft.round.metrics import (
     train_loss_vector,
 )
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.rate_search import RATE_PROBES, probe_vector
 from fedpeft.round.size_class import weight_share
 from fedpeft.round.work import Work
 
@@ -192,6 +193,10 @@ def inputs_of(
         )
     if TASK_METRICS in owns and (measure := plan.task.measure) is not None:
         inputs[TASK_METRICS] = task_vector(share, result.lanes, measure, entropy)
+    if RATE_PROBES in owns:
+        inputs[RATE_PROBES] = probe_vector(
+            share, None if result.probes is None else result.probes / plan.task.loss_unit
+        )
     if TRAIN_LOSS in owns:
         loss_sum = result.trained_loss / plan.task.loss_unit
         inputs[TRAIN_LOSS] = train_loss_vector(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from fedpeft.privacy import Mechanism
 from fedpeft.round.local import DeviceStore, LocalResult
@@ -13,6 +14,7 @@ from fedpeft.wire import OtherVersion, decode, message
 __all__ = ["DRAWS", "ForkSeen", "HeldBlocks", "KeptBlocks", "KeptResult", "OpenRound", "RunPin", "SeenLinks", "kept"]
 
 R = TypeVar("R")
+Means = npt.NDArray[np.float64]
 
 DRAWS = "draws"
 """Store key of a device's own random bytes for whatever it measures (``lasting_draws``)."""
@@ -45,6 +47,7 @@ class KeptResult:
         deltas: by their names in the adapter, float32 little-endian; neither weighted nor clipped.
         trained_loss, trained, evaluated_loss, correct, evaluated: see ``LocalResult``.
         lanes: of the task's measure, float64 little-endian; empty: none.
+        probes: of the round that measures the learning rate, likewise.
     """
 
     deltas: tuple[BlockPayload, ...]
@@ -54,6 +57,7 @@ class KeptResult:
     correct: int
     evaluated: int
     lanes: bytes
+    probes: bytes
 
     @classmethod
     def of(cls, result: LocalResult) -> "KeptResult":
@@ -68,7 +72,8 @@ class KeptResult:
             evaluated_loss=float(result.evaluated_loss),
             correct=int(result.correct),
             evaluated=int(result.evaluated),
-            lanes=b"" if result.lanes is None else result.lanes.astype("<f8", copy=False).tobytes(),
+            lanes=_packed(result.lanes),
+            probes=_packed(result.probes),
         )
 
     @property
@@ -81,7 +86,8 @@ class KeptResult:
             evaluated_loss=self.evaluated_loss,
             correct=self.correct,
             evaluated=self.evaluated,
-            lanes=np.frombuffer(self.lanes, "<f8").astype(np.float64) if self.lanes else None,
+            lanes=_unpacked(self.lanes),
+            probes=_unpacked(self.probes),
         )
 
 
@@ -128,6 +134,7 @@ class RunPin:
         clip: the clip norm of that round; 0: it had no noise.
         state: digest of the state that it began with.
         work: digest of what it asked for; in any attempt at that round other work is refused.
+        scale: how many times the table's learning rates the run has measured; 0: none was heard of yet.
         forms: of the records that this device keeps of it (``fedpeft.round.device.pins``).
     """
 
@@ -138,6 +145,7 @@ class RunPin:
     clip: float = 0.0
     state: bytes = b""
     work: bytes = b""
+    scale: float = 0.0
     forms: bytes = b""
 
 
@@ -184,6 +192,14 @@ class KeptBlocks:
     history: bytes
     before: tuple[BlockPayload, ...]
     after: tuple[BlockPayload, ...]
+
+
+def _packed(means: Means | None) -> bytes:
+    return b"" if means is None else means.astype("<f8", copy=False).tobytes()
+
+
+def _unpacked(means: bytes) -> Means | None:
+    return np.frombuffer(means, "<f8").astype(np.float64) if means else None
 
 
 def kept(store: DeviceStore, key: str, kind: type[R]) -> R | None:

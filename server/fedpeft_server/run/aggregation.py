@@ -24,6 +24,7 @@ from fedpeft.ids import ParticipantId
 from fedpeft.round.linking import summed_blocks, survivors_in_buckets
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TASK_METRICS, TRAIN_LOSS, Measured, measured_in
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.rate_search import RATE_PROBES
 from fedpeft.round.size_class import weight_share
 from fedpeft.round.task import RoundOutcome, RoundTask
 from fedpeft.round.transition import Opened, advanced
@@ -105,7 +106,8 @@ class Aggregation:
     def measured(self, task: RoundTask, summed: secagg.Summed) -> Measured:
         """The cohort's means; their denominators are the public sizes of who is in them."""
         shares = self._shares(summed)
-        blocks = [block_id for block_id in (METRICS, TASK_METRICS, TRAIN_LOSS) if block_id in summed.sums]
+        lanes = (METRICS, TASK_METRICS, RATE_PROBES, TRAIN_LOSS)
+        blocks = [block_id for block_id in lanes if block_id in summed.sums]
         return measured_in(
             {block_id: summed.sums[block_id].values for block_id in blocks},
             {block_id: sum(shares[place] for place in summed.sums[block_id].members) for block_id in blocks},

@@ -35,7 +35,7 @@ from fedpeft_server.run.pending import Kept
 from fedpeft_server.run.privacy_statements import hear_statements
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.selection import Selection
-from fedpeft_server.run.verdict import is_done, kept_round
+from fedpeft_server.run.verdict import is_done, kept_round, learning_rate_scale
 
 __all__ = ["FOR_HOURS_S", "Federation", "Publish"]
 
@@ -269,6 +269,7 @@ class Federation:
             past=progress.past,
             published=progress.published,
             noise=noise or (private.terms(len(members)) if private else None),
+            scale=learning_rate_scale(self._run.rounds),
             target_cohort=target_cohort if training and target_cohort < len(members) else None,
         )
         return self._aggregation.asked(task, progress.state, progress.server)

@@ -7,6 +7,7 @@ from fedpeft import secagg
 from fedpeft.ids import ParticipantId, RoundId
 from fedpeft.round.messages import FailureReason
 from fedpeft.round.metrics import Measured
+from fedpeft.round.rate_search import scale_of_losses
 from fedpeft.round.task import Member, RoundOutcome, Traffic
 from fedpeft.tasks.measure import told
 from fedpeft_server.run.records import ClientRound, ClientState, RoundMetrics
@@ -31,6 +32,7 @@ def round_row(
         evaluators=measured.evaluators,
         train_loss=measured.train_loss,
         metrics=dict(measured.metrics),
+        rate_losses=measured.rate_losses,
         skipped={str(block_id): reason for block_id, reason in summed.skipped.items()},
     )
 
@@ -98,6 +100,9 @@ def sentence(row: RoundMetrics) -> str:
         accuracy = "" if row.accuracy is None else f" accuracy {row.accuracy:.3f}"
         further = told(row.metrics)
         parts.insert(0, f"loss {row.loss:.4f}{accuracy}{' ' * bool(further)}{further}{noised} at its start")
+    if row.rate_losses:
+        scale = scale_of_losses(row.rate_losses)
+        parts.append(f"measured: from the next round on {scale:.3g} times the table's learning rates")
     if row.skipped:
         parts.append(f"skipped {', '.join(sorted(row.skipped))}")
     parts.append(f"{row.bytes_up / 1e6:.2f} MB up, {row.bytes_down / 1e6:.2f} MB down, {row.seconds:.1f} s")

@@ -117,6 +117,8 @@ class RoundMetrics:
         evaluators: devices with held-out examples in that mean; 0 when nothing was evaluated, or with noise.
         train_loss: mean over the examples that the devices trained on in this round; None when they did not train.
         metrics: the task's further ones, by name; ``f1/NAME`` is one class's. Empty under privacy.
+        rate_losses: held-out losses at multiples of the mean first step, in the round that measures the learning rate
+            (``fedpeft.round.rate_search``); empty in others.
         devices_invited: asked to train.
         devices_ready: trained and advertised keys.
         devices_survived: in the sum.
@@ -140,6 +142,7 @@ class RoundMetrics:
     evaluators: int
     train_loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    rate_losses: tuple[float, ...] = ()
     devices_invited: int
     devices_ready: int
     devices_survived: int

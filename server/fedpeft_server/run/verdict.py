@@ -12,10 +12,11 @@ from itertools import pairwise
 from fedpeft.config import RunConfig
 from fedpeft.config.model import Rounds
 from fedpeft.ids import RoundId
+from fedpeft.round.rate_search import scale_of_losses
 from fedpeft.tasks.measure import told
 from fedpeft_server.run.records import Comparison, RoundMetrics
 
-__all__ = ["best_row", "comparison_facts", "is_done", "kept_round", "new_warnings", "verdict"]
+__all__ = ["best_row", "comparison_facts", "is_done", "kept_round", "learning_rate_scale", "new_warnings", "verdict"]
 
 _LOSS_MARGIN, _ACCURACY_MARGIN = 0.02, 0.01
 """An earlier state is kept if it is better than the last by more than this share of the loss, or this much accuracy:
@@ -53,6 +54,11 @@ def is_done(rows: Sequence[RoundMetrics], rounds: Rounds) -> bool:
     if not rounds.patience or best is None:
         return False
     return sum(row.round > best.round for row in _evaluated(rows)) >= rounds.patience
+
+
+def learning_rate_scale(rows: Sequence[RoundMetrics]) -> float:
+    """How many times the table's learning rates the run has measured to suit it; 0: it has not."""
+    return next((scale_of_losses(row.rate_losses) for row in rows if row.rate_losses), 0.0)
 
 
 def new_warnings(rows: Sequence[RoundMetrics], config: RunConfig) -> tuple[str, ...]:
