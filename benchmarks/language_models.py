@@ -7,10 +7,10 @@
 Three clients of ranks 2, 4 and 8, or of one rank: the three loudest speakers of Shakespeare's plays, equal shares of
 E2E's restaurants, or three groups of the standard library's docstrings. 4 rounds of 3 steps (--steps) of 2 x 48 tokens,
 held-out loss over 15 sequences (one seed; cells are compared on the same sequences and batches). ``default``: A
-orthonormal, drawn from the run's seed, four rounds that train. ``gradient``: the first round sums the gradient of A at A = 0 with
-B = Omega (random orthonormal columns), rows as far as a device's rank goes; the SVD of the mean over a row's owners
-gives A; three rounds train. Bytes are four a number. The product's training, devices one after the other, their mean
-in place of the secure sum.
+orthonormal, drawn from the run's seed, four rounds that train. ``gradient``: the first round sums the gradient of A at
+A = 0 with B = Omega (random orthonormal columns), rows as far as a device's rank goes; the SVD of the mean over a row's
+owners gives A; three rounds train. Bytes are four a number. The product's training, devices one after the other, their
+mean in place of the secure sum.
 
 Ends with one JSON object on its last line; everything is kept in benchmarks/results/language_models.json.
 """
@@ -71,8 +71,9 @@ def speakers(data: Path) -> list[dict[str, str]]:
 
 def docstrings(data: Path) -> list[dict[str, str]]:
     """Of the three groups of modules with most of them."""
-    records = load("builtin:stdlib-docstrings", {}, columns=("text", "module_group")).records
-    rows = [{"text": str(one["text"]), "group": str(one["module_group"])} for one in map(dict, records)]
+    records = load("builtin:stdlib-docstrings", {}, columns=("completion", "module_group")).records
+    found = [records[index] for index in range(len(records))]
+    rows = [{"text": str(one["completion"]), "group": str(one["module_group"])} for one in found]
     counted = Counter(row["group"] for row in rows).most_common(3)
     return [row for group, _ in counted for row in [one for one in rows if one["group"] == group][:60]]
 

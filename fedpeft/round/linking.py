@@ -13,7 +13,7 @@ from fedpeft.round.history import BURNT
 from fedpeft.round.messages import Link
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TASK_METRICS, TRAIN_LOSS
 from fedpeft.round.plan import LearningPlan
-from fedpeft.round.rate_search import RATE_PROBES
+from fedpeft.round.rates.search import RATE_PROBES
 from fedpeft.round.size_class import share_of, size_class
 from fedpeft.round.task import RoundTask
 from fedpeft.round.work import dealt_buckets

@@ -50,7 +50,7 @@ class LocalResult:
         evaluated_loss, correct, evaluated: of the received state, on held-out examples (tokens).
         lanes: means of the task's measure over the held-out examples, each with its weight, (lanes,); None: none.
         probes: in the round that measures the learning rate, the mean held-out loss of the mean model at each of its
-            multiples, nats (``fedpeft.round.rate_search``); None in any other.
+            multiples, nats (``fedpeft.round.rates.search``); None in any other.
         troubles: what went wrong on the way and was passed over, e.g. rows that do not fit the task.
     """
 

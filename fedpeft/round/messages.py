@@ -158,7 +158,7 @@ class WorkTerms:
         first_step: how many local steps the run has asked for before this round.
         learning_rate_factor: the schedule's factor, in [0, 1].
         learning_rate_scale: how many times the table's learning rates, as an earlier round measured; 0: they are not
-            measured (``fedpeft.round.rate_search``).
+            measured (``fedpeft.round.rates.search``).
         eval_examples: held-out examples to evaluate the received state on; 0 for all.
         train: False asks for the evaluation alone.
     """

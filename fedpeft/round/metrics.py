@@ -16,7 +16,7 @@ from fedpeft.entropy import Entropy
 from fedpeft.ids import BlockId
 from fedpeft.privacy import LOSS_LIMIT
 from fedpeft.ring import SumRange
-from fedpeft.round.rate_search import RATE_PROBES
+from fedpeft.round.rates.search import RATE_PROBES
 from fedpeft.tasks import Measure
 
 __all__ = [

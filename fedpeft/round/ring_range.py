@@ -23,8 +23,8 @@ from fedpeft.config.rules import RULES
 from fedpeft.ids import BlockId
 from fedpeft.ring import RingParams
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
-from fedpeft.round.rate_search import MOST, follows_search, local_steps
 from fedpeft.round.rates import learning_rates
+from fedpeft.round.rates.search import MOST, follows_search, local_steps
 
 __all__ = ["CEILING", "RingRange", "adamw_reach", "largest_delta", "ring_range", "unbounded_range"]
 

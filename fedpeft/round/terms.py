@@ -31,7 +31,7 @@ from fedpeft.round.metrics import (
     task_ranges,
 )
 from fedpeft.round.plan import LearningPlan
-from fedpeft.round.rate_search import RATE_PROBE_RANGES, RATE_PROBES, probes_rate
+from fedpeft.round.rates.search import RATE_PROBE_RANGES, RATE_PROBES, probes_rate
 from fedpeft.round.ring_range import RingRange, ring_range
 from fedpeft.round.task import Member
 from fedpeft.round.work import dealt_buckets, work_digest

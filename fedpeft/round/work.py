@@ -24,7 +24,7 @@ from fedpeft.ids import BlockId, RoundId
 from fedpeft.methods import due_blocks
 from fedpeft.round.messages import BlockPayload, WorkTerms
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
-from fedpeft.round.rate_search import LEAST, MOST, follows_search
+from fedpeft.round.rates.search import LEAST, MOST, follows_search
 from fedpeft.secagg.primitives import digest
 
 __all__ = [

@@ -13,7 +13,7 @@ from fedpeft.privacy import SampledRelease
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.local import Effort, LocalResult
 from fedpeft.round.plan import LearningPlan, PlannedRounds, learning_plan
-from fedpeft.round.rate_search import local_steps, probe_states, probes_rate
+from fedpeft.round.rates.search import local_steps, probe_states, probes_rate
 from fedpeft.round.ring_range import CEILING
 from fedpeft.round.size_class import size_class
 from fedpeft.round.work import Work

@@ -1,12 +1,15 @@
 """A federation of a language model from nothing but files that the user brings: model, tokenizer, JSONL."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from fedpeft.cli import main
+from fedpeft.round.rates.search import MULTIPLES, scale_of_losses
 from fedpeft_server.run.run_view import read_run, verify_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.torch]
@@ -132,6 +135,29 @@ SLOW = {
     "adam": ("aggregate.server_optimizer=\"adam\"", "aggregate.server_learning_rate=0.01"),
     "median of devices": (*OFF, "aggregate.robust=\"median\"", "aggregate.weight=\"uniform\""),
 }  # fmt: skip
+
+
+def test_a_run_that_measures_its_rate_trains_on_at_what_it_found(
+    files: Path, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    changes = ('train.learning_rate="measured"', "rounds.count=3", "rounds.checkpoints_kept=9", "train.local_steps=4")
+    asked = [part for change in changes for part in ("--set", change)]
+    code = main(["simulate", "run.toml", "--no-baselines", "--out", str(out), *asked])
+    said = "".join(capfd.readouterr())
+    assert code == 0, said
+    assert "the run measures what suits it" in said
+    (run,) = out.iterdir()
+    assert verify_run(run) == ()
+    known = read_run(run).rounds
+    assert [len(row.rate_losses) for row in known] == [0, len(MULTIPLES), 0, 0]
+    assert known[1].rate_losses[MULTIPLES.index(1.0)] == pytest.approx(known[1].loss, rel=1e-4)
+    scale = scale_of_losses(known[1].rate_losses)
+    assert f"{scale:.3g} times the table's learning rates" in said
+    states = [load_file(run / "checkpoints" / f"r{r:04d}" / "global.safetensors") for r in (1, 2, 3)]
+    up = next(name for name in states[0] if name.startswith("lora.B"))
+    values = [np.zeros_like(states[0][up]), *(state[up] for state in states)]
+    one, table, scaled = (float(np.abs(after - before).max()) for before, after in pairwise(values))
+    assert one < table < scaled / scale * 2
 
 
 def test_the_rate_that_nobody_set_learns_more_than_the_one_that_served_all(

@@ -70,7 +70,7 @@ def test_fit_request_has_no_field_outside_the_digests() -> None:
     """Signed, digested, or a carrier of bytes that are digested: a new field must be one of these, in protocol.md."""
     asked = {"offer", "learning", "work", "history", "payloads", "controls", "sums"}
     assert {field.name for field in fields(FitRequest)} == asked
-    derived = {"first_step", "learning_rate_factor", "eval_examples", "train", "blocks"}
+    derived = {"first_step", "learning_rate_factor", "learning_rate_scale", "eval_examples", "train", "blocks"}
     assert {field.name for field in fields(WorkTerms)} == derived | {"plan", "state", "controls"}
     assert {field.name for field in fields(Work)} == derived | {
         "round_id",
@@ -121,6 +121,7 @@ CHANGED: dict[str, object] = {
     "blocks": (BlockId("head"),),
     "first_step": 4,
     "learning_rate_factor": 0.0,
+    "learning_rate_scale": 2.0,
     "eval_examples": 1,
     "train": False,
 }
@@ -297,6 +298,7 @@ def test_every_round_of_an_honest_schedule_is_accepted() -> None:
                     terms = work_terms(plan, SPEC, round_id, state=b"")
                     work = accept_work(plan, SPEC, round_id, terms, bucket=0, controls=())
                     assert 0.0 <= work.learning_rate_factor <= 1.0
+                    assert work.learning_rate_scale == 0.0  # of a plan that measures none
                     assert work.train is (round_id < 10)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.round.rate_search import MULTIPLES, scale_of_losses
+from fedpeft.round.rates.search import MULTIPLES, scale_of_losses
 from fedpeft.testing.network import CoordinatorKilled
 from fedpeft.testing.trainers import LinearTrainer, toy_plan_of
 from fedpeft_server.run.run_view import read_run

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.adapter import AdapterState
-from fedpeft.round.rate_search import PROBED, probe_states
+from fedpeft.round.rates.search import PROBED, probe_states
 from fedpeft.tuning import evaluate
 from fedpeft_client.training.examples import Prepared
 

@@ -13,8 +13,8 @@ from fedpeft.aggregate.schedule import measured_blocks, round_of
 from fedpeft.errors import PolicyRefused
 from fedpeft.ids import BlockId
 from fedpeft.round.plan import LearningPlan
-from fedpeft.round.rate_search import MOST, follows_search
 from fedpeft.round.rates import learning_rates
+from fedpeft.round.rates.search import MOST, follows_search
 
 __all__ = ["StateWatch"]
 

@@ -27,8 +27,8 @@ from fedpeft.round.device.draws import example_weights
 from fedpeft.round.example_privacy import round_cost
 from fedpeft.round.local import DeviceStore, Effort, LocalResult
 from fedpeft.round.plan import LearningPlan
-from fedpeft.round.rate_search import local_steps, probes_rate
 from fedpeft.round.rates import learning_rates
+from fedpeft.round.rates.search import local_steps, probes_rate
 from fedpeft.round.ring_range import unbounded_range
 from fedpeft.round.size_class import size_class
 from fedpeft.round.work import Work

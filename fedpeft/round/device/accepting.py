@@ -14,7 +14,7 @@ from fedpeft.round.device.records import RunPin
 from fedpeft.round.messages import BlockPayload, FitRequest
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TASK_METRICS, TRAIN_LOSS, in_bucket
 from fedpeft.round.noise import expect_noise
-from fedpeft.round.rate_search import RATE_PROBES, follows_search
+from fedpeft.round.rates.search import RATE_PROBES, follows_search
 from fedpeft.round.signed_request import SignedRequest
 from fedpeft.round.terms import expect_terms
 from fedpeft.round.work import Work, accept_work, dealt_buckets

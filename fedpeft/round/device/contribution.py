@@ -30,7 +30,7 @@ from fedpeft.round.metrics import (
     train_loss_vector,
 )
 from fedpeft.round.plan import LearningPlan
-from fedpeft.round.rate_search import RATE_PROBES, probe_vector
+from fedpeft.round.rates.search import RATE_PROBES, probe_vector
 from fedpeft.round.size_class import weight_share
 from fedpeft.round.work import Work
 

@@ -24,7 +24,7 @@ from fedpeft.ids import ParticipantId
 from fedpeft.round.linking import summed_blocks, survivors_in_buckets
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TASK_METRICS, TRAIN_LOSS, Measured, measured_in
 from fedpeft.round.plan import LearningPlan
-from fedpeft.round.rate_search import RATE_PROBES
+from fedpeft.round.rates.search import RATE_PROBES
 from fedpeft.round.size_class import weight_share
 from fedpeft.round.task import RoundOutcome, RoundTask
 from fedpeft.round.transition import Opened, advanced

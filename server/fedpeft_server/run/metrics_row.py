@@ -7,7 +7,7 @@ from fedpeft import secagg
 from fedpeft.ids import ParticipantId, RoundId
 from fedpeft.round.messages import FailureReason
 from fedpeft.round.metrics import Measured
-from fedpeft.round.rate_search import scale_of_losses
+from fedpeft.round.rates.search import scale_of_losses
 from fedpeft.round.task import Member, RoundOutcome, Traffic
 from fedpeft.tasks.measure import told
 from fedpeft_server.run.records import ClientRound, ClientState, RoundMetrics

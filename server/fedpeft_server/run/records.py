@@ -118,7 +118,7 @@ class RoundMetrics:
         train_loss: mean over the examples that the devices trained on in this round; None when they did not train.
         metrics: the task's further ones, by name; ``f1/NAME`` is one class's. Empty under privacy.
         rate_losses: held-out losses at multiples of the mean first step, in the round that measures the learning rate
-            (``fedpeft.round.rate_search``); empty in others.
+            (``fedpeft.round.rates.search``); empty in others.
         devices_invited: asked to train.
         devices_ready: trained and advertised keys.
         devices_survived: in the sum.

@@ -12,7 +12,7 @@ from itertools import pairwise
 from fedpeft.config import RunConfig
 from fedpeft.config.model import Rounds
 from fedpeft.ids import RoundId
-from fedpeft.round.rate_search import scale_of_losses
+from fedpeft.round.rates.search import scale_of_losses
 from fedpeft.tasks.measure import told
 from fedpeft_server.run.records import Comparison, RoundMetrics
 

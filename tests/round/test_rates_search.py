@@ -15,7 +15,8 @@ from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.privacy import LOSS_LIMIT
 from fedpeft.round.plan import LearningPlan, PlannedRounds
-from fedpeft.round.rate_search import (
+from fedpeft.round.rates import learning_rates, rates_told
+from fedpeft.round.rates.search import (
     LEAST,
     MOST,
     MULTIPLES,
@@ -28,7 +29,6 @@ from fedpeft.round.rate_search import (
     scale_of_losses,
     why_not_measured,
 )
-from fedpeft.round.rates import learning_rates, rates_told
 from fedpeft.round.ring_range import largest_delta
 from fedpeft.round.terms import round_terms
 from fedpeft.round.work import accept_work, work_terms

@@ -2,7 +2,7 @@
 
 A function of the plan and the adapter's specification alone, so coordinator and devices have the same rates without a
 message, and a plan binds them (docs/adr/0010-bound-work.md, 0019-learning-rates.md); times what the run has measured,
-which is in the signed work (``fedpeft.round.rate_search``).
+which is in the signed work (``fedpeft.round.rates.search``).
 """
 
 from collections.abc import Collection
@@ -16,7 +16,7 @@ from fedpeft.catalogue.lora import Lora
 from fedpeft.catalogue.rates import UNMEASURED, Placed, head_rate
 from fedpeft.ids import BlockId
 from fedpeft.round.plan import LearningPlan
-from fedpeft.round.rate_search import why_not_measured
+from fedpeft.round.rates.search import why_not_measured
 
 __all__ = ["SGD_FACTOR", "learning_rates", "rates_told"]
 
