@@ -373,6 +373,7 @@ def test_a_kept_result_is_the_result_whatever_training_comes_to_give() -> None:
         correct=3,
         evaluated=4,
         lanes=np.array([0.25, 0.75]),
+        probes=np.array([1.5, 1.25]),
     )
     back = KeptResult.of(result).result
     for field in fields(LocalResult):
