@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from attacks_common import Finding
-from attacks_inversion import inversion
-from attacks_sum import isolation, split_sharers, tier_with_two_colluders
-from attacks_tests import as_tested
+from attack.common import Finding
+from attack.inversion import inversion
+from attack.product_tests import as_tested
+from attack.sums import isolation, split_sharers, tier_with_two_colluders
 
 RESULTS = Path(__file__).parent / "results" / "attacks.json"
 

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from banking77_picture import drawn, overlaps
-from methods_common import Settings, built, data_of, full_training, loaded, scored
+from one_method.common import Settings, built, data_of, full_training, loaded, scored
+from one_method.subspace_picture import drawn, overlaps
 
 from fedpeft.config.model import Adapter
 from fedpeft.methods import UnionAdapter, attach, due_blocks

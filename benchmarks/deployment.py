@@ -6,7 +6,8 @@
 Coordinator and devices are processes on loopback with the real protocol (TLS, gateway, enrolment, four exchanges,
 secure sum, durable commits); training takes no time, so a round's seconds are its overhead. Stock Flower does FedAvg
 over an array of the same size in the same set-up, one exchange a round and neither TLS nor secure aggregation
-(`stock_flower.py`). The base is measured by `base_distribution.py`, a new user's first round by `deployed_demo.py`.
+(`deployed/stock_flower.py`). The base is measured by `deployed/base_distribution.py`, a new user's first round by
+`deployed/demo.py`.
 
 Progress goes to stderr, one JSON object on the last line of stdout, kept in benchmarks/results/deployment.json.
 """
@@ -42,7 +43,7 @@ def overhead(
     """Rounds that train nothing, with ``crowd`` more devices that only wait."""
     names = [f"ward-{number}" for number in range(devices)]
     os.environ["TOY_DEVICES"], os.environ["TOY_WIDTH"] = ",".join(names), str(parameters)
-    import deployment_attacks
+    from deployed import floods
     from federation import ToyFederation
 
     folder.mkdir()
@@ -77,7 +78,7 @@ def overhead(
         }
         if not crowd:
             found |= hostile(federation, pid)
-            found["attacks"] = deployment_attacks.attacks(federation, quick=quick)
+            found["attacks"] = floods.attacks(federation, quick=quick)
         return found
     finally:
         if waiting is not None:
@@ -158,8 +159,8 @@ def say(line: str) -> None:
 def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
     """Everything, in an empty folder."""
     import base_distribution
-    import deployed_demo
     import stock_flower
+    from deployed import demo
 
     devices, rounds = (4, 3) if quick else (8, 12)
     ours = overhead(folder / "ours", devices=devices, rounds=rounds, parameters=PARAMETERS, crowd=0, quick=quick)
@@ -184,7 +185,7 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
             "loaded_uploads_per_s": heavy["uploads_per_s"],
         }
         (folder / "demo").mkdir()
-        found["first_round_s"] = deployed_demo.first_round(folder / "demo")["first_round_s"]
+        found["first_round_s"] = demo.first_round(folder / "demo")["first_round_s"]
         found["rounds"] |= {"stock": stock, "loaded": heavy["seconds"]}
     (folder / "base").mkdir()
     return found | base_distribution.measure(folder / "base", quick=quick)

@@ -4,7 +4,7 @@
     python benchmarks/heads.py --quick          one small federation, nothing kept (under a minute)
 
 MiniLM, q and v of the top layer at rank 8 over kept activations, all clients in each round, the plain mean: the
-product's steps taken side by side (``heterogeneity_layer``, which tests compare with ``fedpeft.tuning.train``). Places:
+product's steps taken side by side (``unequal_clients.layer``, held against ``fedpeft.tuning.train`` by tests). Places:
 
 - more classes than a batch, ten clients, 10 rounds of 8 steps of 16; every label at one client, or Dirichlet 0.3:
   BANKING77 (77 intents; a fourth of it, from --data) and docstrings of the running Python's standard library (which of
@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import rates
 import torch
-from heterogeneity_banking import BASE
-from heterogeneity_layer import Layer, class_means, train_together
+from unequal_clients.banking import BASE
+from unequal_clients.layer import Layer, class_means, train_together
 
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import between_rounds

@@ -22,9 +22,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from heterogeneity_banking import Banking, run_cell
-from heterogeneity_cell import SINGLES, Cell, adapter_for
-from heterogeneity_report import Places, picture, report
+from unequal_clients.banking import Banking, run_cell
+from unequal_clients.cell import SINGLES, Cell, adapter_for
+from unequal_clients.report import Places, picture, report
 
 RESULTS = Path(__file__).parent / "results"
 KEEP = Path.home() / ".cache" / "fedpeft" / "heterogeneity"

@@ -5,7 +5,7 @@
 Needs the SmolLM2 base artifact (``make base-smollm``) and tinyshakespeare's input.txt in --data. The twenty speakers
 with most text; ranks 1, 2, 4, 8 in turn on all matrices of the top layer over kept activations; 6 rounds of 4 steps of
 2 x 64 tokens, cosine, uniform weights. The training is the product's (``fedpeft.tuning.train``), the coordinator's part
-``heterogeneity_rounds``. Rates of every row over the same grid; the one with the best perplexity on validation
+``unequal_clients.rounds``. Rates of every row over the same grid; the one with the best perplexity on validation
 sequences of the clients is reported, on their test sequences. Mean: of all test tokens; worst: of the worst client.
 """
 
@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from heterogeneity import MOMENTUM
-from heterogeneity_cell import MIXES, TARGETS, TIERS
-from heterogeneity_rounds import Aggregating
-from methods_common import SMOLLM
+from one_method.common import SMOLLM
+from unequal_clients.cell import MIXES, TARGETS, TIERS
+from unequal_clients.rounds import Aggregating
 
 from fedpeft.aggregate.device_side import forward_state
 from fedpeft.aggregate.factors import factor_of

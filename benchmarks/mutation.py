@@ -10,7 +10,7 @@ key holds the text, ``--again`` forgets theirs, ``--tests`` uses these folders o
 once for each test file, which tests reach which lines.
 
 Survivors that are the same program are explained in benchmarks/mutation_equivalent.toml. The last line is JSON, kept
-in benchmarks/results/mutation.json. What changes: ``mutation_operators.py``. Why own code: ``docs/adr/0022-proof.md``.
+in benchmarks/results/mutation.json. What changes: ``mutants/operators.py``. Why own code: ``docs/adr/0022-proof.md``.
 """
 
 import argparse
@@ -29,10 +29,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mutation_import import Fresh
-from mutation_operators import Mutant, mutants_of
-from mutation_reach import Reach, record
-from mutation_session import MOST_SECONDS, Functions, Session, judged
+from mutants.fresh import Fresh
+from mutants.judging import MOST_SECONDS, Functions, judged
+from mutants.operators import Mutant, mutants_of
+from mutants.reach import Reach, record
+from mutants.session import Session
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KEPT = REPOSITORY / ".mutation"

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from privacy_audit import audits
 from privacy_utility import table
+from private_training.audit import audits
 
 from fedpeft.base import build, default_store, load_model
 from fedpeft.catalogue.p_tuning_v2 import PTuningV2

@@ -13,8 +13,8 @@ Learning rates are chosen by one run each, for every method, epsilon and batch, 
 never the test set (``grid``). What that would cost is not charged, to any. The table is of runs on all training
 examples, scored on held-out ones (airlines: a fifth of each; BANKING77: its test set).
 
-Noise, samples, clip and accountant are the product's; the clipped sums come from ``privacy_layer``, after a comparison
-with the product's. The secure sum adds rounding of 1e-7 and is left out. Every cell is kept in
+Noise, samples, clip and accountant are the product's; the clipped sums come from ``private_training.top_layer``, after
+a comparison with the product's. The secure sum adds rounding of 1e-7 and is left out. Every cell is kept in
 benchmarks/results/privacy_utility.json as soon as it is done, and not computed again.
 """
 
@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from privacy_layer import TopLayer, first_tokens
+from private_training.top_layer import TopLayer, first_tokens
 from torch import Tensor
 
 from fedpeft.base import build, default_store, load_model, load_tokenizer

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from methods_common import DATA, GGUF, MINILM, SMOLLM
+from one_method.common import DATA, GGUF, MINILM, SMOLLM
 
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import between_rounds

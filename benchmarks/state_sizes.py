@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from methods import adapter_of
-from methods_common import built, data_of, loaded
-from methods_one import with_earlier_adapters
+from one_method.common import built, data_of, loaded
+from one_method.measure import with_earlier_adapters
 
 from fedpeft.aggregate import between_rounds
 from fedpeft.config.model import Adapter, MethodName

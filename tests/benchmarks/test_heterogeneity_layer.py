@@ -21,7 +21,7 @@ from fedpeft.tuning.label_calibration import label_offset
 from fedpeft.tuning.split_forward import SplitForward
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from heterogeneity_layer import Layer, class_means, train_together
+from unequal_clients.layer import Layer, class_means, train_together
 
 pytestmark = pytest.mark.torch
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from mutation_operators import mutants_of, mutated
+from mutants.operators import mutants_of, mutated
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TEST = """
@@ -100,8 +100,9 @@ def test_what_no_test_looks_at_survives_and_the_rest_is_killed_in_copies_and_fre
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    for script in BENCHMARKS.glob("mutation*.py"):
-        (tmp_path / "benchmarks" / script.name).write_text(script.read_text())
+    (tmp_path / "benchmarks" / "mutants").mkdir()
+    for script in (BENCHMARKS / "mutation.py", *(BENCHMARKS / "mutants").glob("*.py")):
+        (tmp_path / "benchmarks" / script.relative_to(BENCHMARKS)).write_text(script.read_text())
 
     command = [sys.executable, "benchmarks/mutation.py", "--tests", "tests/ring"]
     environment = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}

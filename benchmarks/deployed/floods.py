@@ -1,7 +1,7 @@
 """What strangers cost a coordinator that works: header floods, idle connections, refused requests and applications.
 
-    python benchmarks/deployment_attacks.py             about two minutes
-    python benchmarks/deployment_attacks.py --quick     about one
+    python benchmarks/deployed/floods.py             about two minutes
+    python benchmarks/deployed/floods.py --quick     about one
 
 Coordinator and devices are processes on loopback as in `deployment.py`, which calls ``attacks``; the attacks are of
 `tests/attacks/strangers.py`. One JSON object on the last line of stdout.
@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 for folder in (ROOT / "tests" / "e2e" / "toy", ROOT / "tests" / "attacks"):
     sys.path.insert(0, str(folder))
 PULL = b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\n"

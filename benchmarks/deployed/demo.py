@@ -1,6 +1,6 @@
 """A new user's first deployed round, by the README's commands: three airlines as devices on loopback, a real model.
 
-    python benchmarks/deployed_demo.py          a minute or two
+    python benchmarks/deployed/demo.py          a minute or two
 
 From the moment when the packages are installed: `coordinator init`, `base build`, `up`, three times `client join`
 with the join token that `up` shows, `clients approve` with the code that each device shows, `client run`, `submit`;
@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCENARIO = ROOT / "simulations" / "scenarios" / "airlines.toml"
 AIRLINES = ("united", "jetblue", "virgin-america")
 FEDPEFT = [sys.executable, "-c", "import sys; from fedpeft.cli import main; sys.exit(main())"]

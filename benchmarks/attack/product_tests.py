@@ -6,11 +6,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from attacks_common import Finding
+from attack.common import Finding
 
 __all__ = ["as_tested"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def as_tested(learnt: str, *tests: str, matching: str = "") -> Callable[[bool], Finding]:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from attacks_common import Finding
+from attack.common import Finding
 from privacy_inversion import LABELS, LONGEST, MINILM, NOISE, short_texts
 
 from fedpeft.base import build, default_store, load_model, load_tokenizer
@@ -43,7 +43,7 @@ RANKS = (16, 128)
 VIEWS = ("no noise", "client noise", "DP-SGD")
 DELTA, EPSILON, ROUNDS = 1e-2, 8.0, 20
 MAX_ABS = 4.0
-PICTURE = Path(__file__).resolve().parents[1] / "docs" / "inversion-sums.svg"
+PICTURE = Path(__file__).resolve().parents[2] / "docs" / "inversion-sums.svg"
 
 Vector = npt.NDArray[np.float64]
 

@@ -12,12 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import _lru_cache_wrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mutation_operators import Mutant, function_digests, functions_of
-
-if TYPE_CHECKING:
-    from mutation_session import Session
+from mutants.operators import Mutant, function_digests, functions_of
+from mutants.session import Session
 
 TOO_SLOW = 10.0
 """A test that takes more CPU seconds than this under coverage is not used."""
@@ -78,7 +76,7 @@ class Reach:
         return {name.partition("::")[0] for name in names}
 
 
-def record(session: "Session", root: Path, paths: Sequence[str], folder: Path, files: Sequence[str]) -> None:
+def record(session: Session, root: Path, paths: Sequence[str], folder: Path, files: Sequence[str]) -> None:
     """Record those of the test files that have changed since, each in a process of its own."""
     caches = [one for one in gc.get_objects() if isinstance(one, _lru_cache_wrapper)]
     ours = [one for one in caches if str(getattr(one, "__module__", "")).startswith("fedpeft")]
@@ -104,7 +102,7 @@ def _place(folder: Path, file: str) -> Path:
     return folder / (file.replace("/", "+") + ".json")
 
 
-def _recorded(session: "Session", root: Path, paths: Sequence[str], file: str, caches: Sequence[Any]) -> dict[str, Any]:
+def _recorded(session: Session, root: Path, paths: Sequence[str], file: str, caches: Sequence[Any]) -> dict[str, Any]:
     import coverage
 
     seen = coverage.Coverage(data_file=None, include=[str(root / path) for path in paths], config_file=False)

@@ -2,8 +2,8 @@
 
 A cell is a whole federation with the product's own blocks, batches, label calibration and rules, without the messages:
 sums here are float64 sums, which the secure sum equals up to its fixed-point step
-(tests/aggregate/test_secure_sums.py). Clients train side by side (``heterogeneity_layer``); the hidden states below the
-adapted layer are computed once and kept on disk for all cells.
+(tests/aggregate/test_secure_sums.py). Clients train side by side (``unequal_clients.layer``); the hidden states below
+the adapted layer are computed once and kept on disk for all cells.
 """
 
 import csv
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from heterogeneity_cell import CLIENTS, MIXES, Cell, methods_of
-from heterogeneity_layer import Layer, class_means, train_together
-from heterogeneity_rounds import Aggregating
+from unequal_clients.cell import CLIENTS, MIXES, Cell, methods_of
+from unequal_clients.layer import Layer, class_means, train_together
+from unequal_clients.rounds import Aggregating
 
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import between_rounds

@@ -1,7 +1,7 @@
 """A deployed coordinator's cost per round as the fleet grows: real TLS, real requests, light devices.
 
-    python benchmarks/deployment_fleet.py            8, 30, 100 and 200 devices: about twelve minutes
-    python benchmarks/deployment_fleet.py --quick    4 and 8 devices: under a minute
+    python benchmarks/deployed/fleet.py            8, 30, 100 and 200 devices: about twelve minutes
+    python benchmarks/deployed/fleet.py --quick    4 and 8 devices: under a minute
 
 The coordinator is the process of a deployment. The devices are real ones too (keys, certificates, agents, secure
 sum), but fifty share a process and none has a second process for training: a machine of two cores holds no two
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "e2e" / "toy"))
 RESULTS = ROOT / "benchmarks" / "results" / "deployment_fleet.json"
 PARAMETERS = 74_498

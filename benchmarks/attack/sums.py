@@ -11,7 +11,7 @@ from fractions import Fraction
 from math import comb
 
 import numpy as np
-from attacks_common import Finding
+from attack.common import Finding
 
 from fedpeft.cohorts import of_members
 from fedpeft.ids import ParticipantId

@@ -1,6 +1,6 @@
 """Shipping a base: gRPC with resume against HTTPS Range through Flower's own web stack, in the same run.
 
-    python benchmarks/base_distribution.py [--quick]
+    python benchmarks/deployed/base_distribution.py [--quick]
 
 Servers and clients are processes of their own on loopback, with TLS; both clients check every 8 MiB chunk and write
 the file. The peer is what Flower 1.41 serves with (FastAPI, uvicorn, starlette's FileResponse with Range) read by what
@@ -39,7 +39,7 @@ from fedpeft_server.home import CoordinatorHome, Settings
 from fedpeft_server.service.grpc_service import FleetService
 from fedpeft_server.service.wakeups import Wakeups
 
-RESULTS = Path(__file__).parent / "results" / "base_distribution.json"
+RESULTS = Path(__file__).parents[1] / "results" / "base_distribution.json"
 FILE = "model.safetensors"
 MIB = 2**20
 

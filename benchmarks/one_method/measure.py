@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from methods_common import (
+from one_method.common import (
     SMOLLM,
     Settings,
     built,

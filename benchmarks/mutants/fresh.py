@@ -14,7 +14,7 @@ from types import CodeType
 from typing import Any
 
 import pytest
-from mutation_operators import Mutant, mutants_of, mutated
+from mutants.operators import Mutant, mutants_of, mutated
 
 LIBRARIES = ("numpy", "hypothesis", "hypothesis.strategies", "cryptography.hazmat.primitives.asymmetric.ed25519",
              "cryptography.hazmat.primitives.ciphers.aead", "pydantic", "_pytest.fixtures")  # fmt: skip
