@@ -178,12 +178,12 @@ class Coordinator:
         """Stop listening and let go of everything."""
         self._ready.clear()
         self._closed.set()
+        if self._api is not None:
+            self._api.close()
         for listener in reversed(self._listeners):
             listener.stop()
         self._link.close()
         try:
-            if self._api is not None:
-                self._api.close()
             self.audit.append(AuditEvent.COORDINATOR_STOPPED, actor="coordinator", subject=str(self._home.path))
         except OSError as error:
             _log.error("the audit log was not written: %s", error)

@@ -43,6 +43,7 @@ class Port:
 
     site: Administered
     listener: Listener
+    api: AdminApi
     port: int
     live: dict[str, object] = field(default_factory=dict)
 
@@ -100,12 +101,14 @@ def open_port(path: Path, *, clock: Clock | None = None, timeouts: ConnectionTim
     )
     taken = take_port("127.0.0.1", 0, "test")
     files = (home.server_certificate, home.server_key)
-    listener = Listener(AdminApi(site, Meters()), taken, certificate=files[0], key=files[1], timeouts=timeouts)
+    api = AdminApi(site, Meters())
+    listener = Listener(api, taken, certificate=files[0], key=files[1], timeouts=timeouts)
     listener.start()
-    return Port(site=site, listener=listener, port=taken.getsockname()[1], live=live)
+    return Port(site=site, listener=listener, api=api, port=taken.getsockname()[1], live=live)
 
 
 def close(port: Port) -> None:
+    port.api.close()
     port.listener.stop()
     port.site.registry.close()
 

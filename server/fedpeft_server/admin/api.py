@@ -1,7 +1,7 @@
 """The API as an ASGI application: who asks, then what, then the body; and the page that uses it.
 
 Nothing is read of a request's body before its caller is known and may do what it asks. Without a caller there are the
-page's three files, the OpenAPI document and signing in. Blocking work is on threads, few at once.
+page's files, the OpenAPI document and signing in. Blocking work is on threads, few at once.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ from fedpeft_server.service.prometheus import Meters
 __all__ = ["AdminApi"]
 
 PAGE = Path(__file__).parent / "page"
-FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
-KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+FILES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css", "/icon.svg": "icon.svg"}
+KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 AT_ONCE = 4
 SIGN_IN_BYTES = 4096
 """A stranger's body; a token has 107 characters."""
@@ -63,24 +63,27 @@ class AdminApi:
             answer = await self._answer(scope, receive)
             if answer.streamed_to:
                 with self._places.one(answer.streamed_to):
-                    await send(answer, reply)
+                    await send(answer, receive, reply)
             else:
-                await send(answer, reply)
+                await send(answer, receive, reply)
         except Refusal as refusal:
             self._meters.count("admin_refused_total", status=str(refusal.status))
             # What is left of a body is not read: the connection ends.
             headers = {"connection": "close", **refusal.headers}
             with suppress(TimeoutError):
-                await send(refused(refusal.status, refusal.text, headers), reply)
+                await send(refused(refusal.status, refusal.text, headers), receive, reply)
+        except TimeoutError:  # a reader that takes nothing: the connection ends with the answer cut off
+            self._meters.count("admin_refused_total", status="slow")
 
     def close(self) -> None:
-        """The port is closed."""
+        """The port is about to close: streams end within a second. From any thread."""
+        self._watch.close()
         self._callers.close()
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         path, method = scope["path"], scope["method"]
         match method, path:
-            case "GET", "/" | "/page.js" | "/page.css":
+            case "GET", "/" | "/page.js" | "/page.css" | "/icon.svg":
                 return self._files[path]
             case "GET", "/openapi.json":
                 return self._document
@@ -89,6 +92,8 @@ class AdminApi:
                 text = _object(body, scope).get("token")
                 caller, cookie = await self._callers.sign_in(scope, text if isinstance(text, str) else "")
                 return Answer(status=201, body=_told(caller), headers={"set-cookie": cookie})
+            case "GET", "/v1/session" if self._callers.is_nobody(scope):
+                return Answer(body=b'{"name": null}')
         caller = await self._callers.caller(scope)
         match method, path:
             case "GET", "/v1/session":

@@ -74,6 +74,11 @@ class Callers:
             _expect_own_page(scope, session)
         return caller
 
+    def is_nobody(self, scope: Scope) -> bool:
+        """Whether a browser asks that has no session, which is no attempt at anything."""
+        session = self._sessions.find(cookie_of(header(scope, b"cookie")))
+        return session is None and header(scope, b"authorization") is None
+
     async def sign_in(self, scope: Scope, text: str) -> tuple[Caller, str]:
         """A session for who shows a good token, and the ``Set-Cookie`` header that begins it.
 

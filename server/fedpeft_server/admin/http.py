@@ -116,25 +116,38 @@ async def read_body(scope: Scope, receive: Receive, *, most: int = BODY_BYTES) -
     return bytes(body)
 
 
-async def send(answer: Answer, reply: Send) -> None:
-    """Sends an answer.
+async def send(answer: Answer, receive: Receive, reply: Send) -> None:
+    """Sends an answer; a long one ends soon after its reader has gone, which uvicorn tells by ``receive`` alone.
 
     Raises:
         TimeoutError: the other side does not take it.
     """
-    if answer.download is not None:
-        await _send_file(answer, answer.download, reply)
-    elif answer.events is not None:
-        await _begin(answer, reply, {})
-        async for event in answer.events:
-            await _piece(reply, event, more=True)
-        await _piece(reply, b"", more=False)
-    else:
+    if answer.download is None and answer.events is None:
         await _begin(answer, reply, {"content-length": str(len(answer.body))})
         await _piece(reply, answer.body, more=False)
+        return
+    gone = asyncio.create_task(_gone(receive))
+    try:
+        if answer.download is not None:
+            await _send_file(answer, answer.download, reply, gone)
+        elif answer.events is not None:
+            await _begin(answer, reply, {})
+            async for event in answer.events:
+                if gone.done():
+                    return
+                await _piece(reply, event, more=True)
+            await _piece(reply, b"", more=False)
+    finally:
+        gone.cancel()
 
 
-async def _send_file(answer: Answer, download: Download, reply: Send) -> None:
+async def _gone(receive: Receive) -> None:
+    """Returns once the caller has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_file(answer: Answer, download: Download, reply: Send, gone: asyncio.Task[None]) -> None:
     file = download.open()
     try:
         size = file.seek(0, os.SEEK_END)
@@ -142,7 +155,7 @@ async def _send_file(answer: Answer, download: Download, reply: Send) -> None:
         safe = "".join(one if one.isalnum() or one in "._-" else "_" for one in download.name)
         more = {"content-length": str(size), "content-disposition": f'attachment; filename="{safe}"'}
         await _begin(answer, reply, more)
-        while size > 0:
+        while size > 0 and not gone.done():
             piece = await asyncio.to_thread(file.read, min(PIECE, size))
             if not piece:  # it became shorter: the length that was stated does not come, and the peer notices
                 return

@@ -53,7 +53,11 @@ class Watch:
     def __init__(self, look: Callable[[], object], clock: Clock) -> None:
         self._look, self._clock = look, clock
         self._lock = asyncio.Lock()
-        self._seen, self._at_s = b"", -LOOK_S
+        self._seen, self._at_s, self._closed = b"", -LOOK_S, False
+
+    def close(self) -> None:
+        """Ends every stream within ``LOOK_S``; from any thread."""
+        self._closed = True
 
     async def events(self, is_good: Callable[[], bool]) -> AsyncIterator[bytes]:
         """What a stream sends.
@@ -63,7 +67,7 @@ class Watch:
         """
         end_s, shown = self._clock.monotonic_s() + LONGEST_S, b""
         yield b"retry: 2000\n\n"
-        while self._clock.monotonic_s() < end_s and is_good():
+        while not self._closed and self._clock.monotonic_s() < end_s and is_good():
             found = await self._overview()
             # A comment now and then makes the connection fail when nobody is there any more.
             yield b"event: status\ndata: " + found + b"\n\n" if found != shown else b": \n\n"
