@@ -1,25 +1,26 @@
-"""Two bytes a parameter instead of four: does the narrower ring of the secure sum cost accuracy?
+"""Two bytes a parameter instead of four: does the narrower ring of the secure sum cost accuracy, and what is cut?
 
-    python benchmarks/ring_width.py            three seeds of the airlines, 24 rounds: about an hour
-    python benchmarks/ring_width.py --quick    one seed, eight rounds
-    python benchmarks/ring_width.py --seeds 2  so many seeds
+    python benchmarks/ring_width.py                       three seeds of the airlines, 24 rounds: about an hour
+    python benchmarks/ring_width.py --rounds 8 --seeds 3  shorter runs; kept apart from longer ones
+    python benchmarks/ring_width.py --quick               one seed, eight rounds; nothing is kept
 
 Each seed is trained in a ring of 32 and of 16 bits, with the ranges that follow from the learning rates
-(``secagg.max_abs`` = "auto"), and in one of 16 bits with the range of 4 that runs had before: with six devices a step
-of the ring is 7e-4 there, as large as an update's coordinates. The last line is JSON: ``accuracy`` (mean over the
-seeds, by ring), ``loss_16_bits`` (with the ranges of the rates, against 32 bits, in points), ``bytes_up`` and
-``state_step``: the largest root mean square by which any block of the state moved in one round, in units of its
-learning rate times local steps. Kept, without ``--quick``, in benchmarks/results/ring_width.json.
+(``secagg.max_abs`` = "auto"). Each run is kept in benchmarks/results/ring_width.json as it ends, and a later call goes
+on from there. The last line is JSON: ``accuracy`` (mean over the seeds, by ring), ``loss_16_bits`` (in points, with
+``paired_error``, the standard error over the seeds), ``bytes_up``, ``cut`` (coordinates that ranges cut off, over all
+devices and rounds: what the devices' own logs say) and ``state_step``: the largest root mean square by which any block
+of the state moved in one round, in units of its learning rate times local steps.
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,8 @@ RESULTS = Path(__file__).parent / "results" / "ring_width.json"
 RINGS = {
     "32 bits": ("secagg.bits=32",),
     "16 bits": ("secagg.bits=16",),
-    "16 bits, range 4": ("secagg.bits=16", "secagg.max_abs=4.0"),
 }
+CUT = re.compile(r": (\d+) of \d+ coordinates were beyond")
 
 
 def main() -> None:
@@ -38,30 +39,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(one_run(json.loads(arguments.child))))
         return
-    seeds = (0,) if arguments.quick else tuple(range(arguments.seeds))
-    short = ("rounds.count=8",) if arguments.quick else ()
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in RINGS}
-    for seed in seeds:
+    rounds = 8 if arguments.quick else arguments.rounds
+    everything = json.loads(RESULTS.read_text()) if RESULTS.exists() and not arguments.quick else {}
+    kept: dict[str, dict[str, Any]] = everything.setdefault(f"{rounds} rounds", {}).setdefault("runs", {})
+    for seed in range(1 if arguments.quick else arguments.seeds):
         for name, overrides in RINGS.items():
-            runs[name].append(_in_child([f"run.seed={seed}", *short, *overrides]))
-            print(seed, name, json.dumps(runs[name][-1]), flush=True)
-    accuracy = {name: mean(run["accuracy"] for run in found) for name, found in runs.items()}
-    result = {
-        "accuracy": accuracy,
-        "loss_16_bits": 100 * (accuracy["32 bits"] - accuracy["16 bits"]),
-        "bytes_up": {name: mean(run["bytes_up"] for run in found) for name, found in runs.items()},
-        "state_step": max(run["state_step"] for found in runs.values() for run in found),
-        "seeds": len(seeds),
-        "runs": runs,
+            key = f"seed {seed}, {name}"
+            if key not in kept:
+                kept[key] = _in_child([f"run.seed={seed}", f"rounds.count={rounds}", *overrides])
+                print(key, json.dumps(kept[key]), flush=True)
+            everything[f"{rounds} rounds"] = {**_summary(kept), "runs": kept}
+            if not arguments.quick:
+                RESULTS.write_text(json.dumps(everything, indent=1) + "\n")
+    print(json.dumps(_summary(kept)))
+
+
+def _summary(kept: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    by_ring = {name: [run for key, run in kept.items() if key.endswith(name)] for name in RINGS}
+    pairs = zip(by_ring["32 bits"], by_ring["16 bits"], strict=False)
+    apart = [100 * (wide["accuracy"] - narrow["accuracy"]) for wide, narrow in pairs]
+    return {
+        "seeds": len(apart),
+        "accuracy": {name: mean(run["accuracy"] for run in found) for name, found in by_ring.items() if found},
+        "loss_16_bits": mean(apart) if apart else None,
+        "paired_error": stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else None,
+        "bytes_up": {name: mean(run["bytes_up"] for run in found) for name, found in by_ring.items() if found},
+        "cut": sum(run["cut"] for run in kept.values()),
+        "state_step": max(run["state_step"] for run in kept.values()),
     }
-    if not arguments.quick:
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
 
 
 def _in_child(overrides: list[str]) -> dict[str, Any]:
@@ -117,8 +128,14 @@ def one_run(overrides: list[str]) -> dict[str, Any]:
             prepare(config, Quiet()), Quiet(), source=SCENARIO.read_text(), command=sys.argv, baselines=False
         )
         summary = json.loads((run / "summary.json").read_text())
+        logs = "".join(path.read_text() for path in run.rglob("*.jsonl") if path.parent.name == "troubles")
     total = next(row for row in summary["comparison"] if row["client"] == "all")
-    return {"accuracy": total["federated"], "bytes_up": summary["bytes_up"], "state_step": max(steps, default=0.0)}
+    return {
+        "accuracy": total["federated"],
+        "bytes_up": summary["bytes_up"],
+        "state_step": max(steps, default=0.0),
+        "cut": sum(map(int, CUT.findall(logs))),
+    }
 
 
 if __name__ == "__main__":
