@@ -150,7 +150,9 @@ def work_terms(
     planned = planned_blocks(plan, adapter, round_id)
     chosen = planned if blocks is None else set(blocks)
     train = round_id <= plan.rounds.count
-    evaluated = 1 if plan.client_privacy else plan.rounds.eval_examples  # nothing of it leaves: the least there is
+    privacy = plan.client_privacy
+    silent = privacy is not None and privacy.metrics != "noised"  # nothing of it leaves: the least there is
+    evaluated = 1 if silent else plan.rounds.eval_examples
     return WorkTerms(
         plan=plan_digest(plan.to_json()),
         state=state,

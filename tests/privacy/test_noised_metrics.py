@@ -31,6 +31,10 @@ from fedpeft.privacy import (
 )
 from fedpeft.privacy.noised_metrics import LOSS_LIMIT
 from fedpeft.round.device.records import OpenRound
+from fedpeft.round.plan import PlannedRounds
+from fedpeft.round.work import work_terms
+from fedpeft.testing.fleet import CLIENT_PRIVACY
+from fedpeft.testing.trainers import toy_plan, toy_spec
 from fedpeft.wire import decode
 from fedpeft_server.run.run_directory import RunDirectory
 
@@ -161,3 +165,13 @@ def test_noised_metrics_need_a_sum_with_noise() -> None:
     with pytest.raises(ConfigInvalid) as refused:
         parse(source, source="run.toml", simulation=True)
     assert "privacy.metrics" in str(refused.value)
+
+
+@pytest.mark.parametrize(("metrics", "examples"), [("noised", 7), ("suppressed", 1)])
+def test_noised_metrics_are_of_as_many_examples_as_the_run_says(metrics: str, examples: int) -> None:
+    """Without them nothing that is evaluated leaves a device, and one example is the least there is."""
+    spec = toy_spec({"head": 4})
+    rounds = PlannedRounds(count=9, eval_examples=7)
+    privacy = CLIENT_PRIVACY.model_copy(update={"metrics": metrics})
+    plan = toy_plan(spec).model_copy(update={"client_privacy": privacy, "rounds": rounds})
+    assert work_terms(plan, spec, 1, state=bytes(32)).eval_examples == examples

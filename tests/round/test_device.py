@@ -281,6 +281,20 @@ def test_a_state_with_a_block_too_few_or_too_many_is_not_the_state(fleet: ToyFle
         assert failed(fleet, signed_for(fleet, values)).reason is FailureReason.MISSING_STATE
 
 
+def test_a_device_tells_its_own_operator_what_a_range_cuts_off_and_nobody_else(fleet: ToyFleet) -> None:
+    told: list[str] = []
+    plan = toy_plan(SPEC)  # whose range is 4
+    fleet.devices[NODE]._tell = lambda trouble: told.append(trouble.cause)
+    given(fleet).deltas[BlockId("head")] = np.array([0, 5.0, -7.0, 4.0], np.float32)
+    assert isinstance(fit(fleet, fit_request(fleet, plan, STATE)), Ready)
+    assert told == ["head: 2 of 4 coordinates were beyond 4, and were cut. Set secagg.max_abs if this goes on."]
+    given(fleet).deltas[BlockId("head")] = np.array([0, 3.0, -4.0, 4.0], np.float32)
+    assert isinstance(fit(fleet, fit_request(fleet, plan, STATE, task=toy_task(plan, attempt=2))), Ready)
+    assert len(told) == 2, "the kept result is cut again"
+    assert isinstance(fit(fleet, fit_request(fleet, plan, STATE, task=toy_task(plan, round_id=2))), Ready)
+    assert len(told) == 2
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_delta_that_is_not_finite_never_enters_a_sum(fleet: ToyFleet, bad: float) -> None:
     given(fleet).deltas[BlockId("head")] = np.array([0, bad, 0, 0], np.float32)
