@@ -234,6 +234,12 @@ def cell(
     return {"loss": loss, "accuracy": accuracy, "rate": factor * rate, "bytes_up": sent, "cpu_s": spent}
 
 
+def auto_rate(simulation: Simulation, rank: int) -> float:
+    """The table's rate of B."""
+    block = BlockId(f"lora.B.t{rank}")
+    return learning_rates(simulation.plan, simulation.initial.spec, [block])[block]
+
+
 def line(simulation: Simulation, ranks: tuple[int, ...], *, evaluated: int) -> dict[str, Any]:
     """The mean of the clients' first steps at auto's rate, and the held-out losses at multiples of it."""
     plan = simulation.plan.model_copy(update={"train": simulation.plan.train.model_copy(update={"local_steps": 1})})
@@ -245,7 +251,8 @@ def line(simulation: Simulation, ranks: tuple[int, ...], *, evaluated: int) -> d
         for multiple in LINE:
             moved = {b: (start[b] + multiple * (stepped[b] - start[b])).astype(np.float32) for b in start}
             losses[f"{multiple:.3g}"] = scored(union, start.replace(moved), prepared, evaluated)[0]
-    return {"losses": losses, "cpu_s": round(time.process_time() - began, 1)}
+    auto = auto_rate(simulation, max(ranks))
+    return {"auto": auto, "losses": losses, "cpu_s": round(time.process_time() - began, 1)}
 
 
 def kept(found: Mapping[str, Any], name: str, key: str, one: Mapping[str, Any]) -> None:
@@ -285,7 +292,8 @@ def main() -> None:
             if "start" not in at:
                 at["start"] = cell(simulation, chosen.ranks, DEFAULT, 0.0, **{**sizes, "rounds": 0})
             for start, factor in wanted:
-                key = f"{start} x {factor:.3g}" + (f", {options.steps} steps" if options.steps != STEPS else "")
+                rate = factor * auto_rate(simulation, chosen.rank)
+                key = f"{start} at {rate:.3g}" + (f", {options.steps} steps" if options.steps != STEPS else "")
                 if key not in at["cells"]:
                     at["cells"][key] = cell(simulation, chosen.ranks, start, factor, **sizes)
                     kept(found, name, key, at["cells"][key])

@@ -30,13 +30,13 @@ def measures_head(spec: AdapterSpec, adapter: Adapter, round_id: int) -> bool:
 
     The first, where the run asks for it; with ``head_refresh = k`` rounds 1 + k, 1 + 2 k and so on, too.
     """
-    every = adapter.head_refresh
+    every = adapter.refresh_every
     return _has_means(spec, adapter) and (round_id == 1 or (every > 0 and round_id % every == 1 % every))
 
 
 def freezes_head(spec: AdapterSpec, adapter: Adapter) -> bool:
     """Whether no round trains the head: it is measured again instead."""
-    return bool(adapter.head_refresh) and _has_means(spec, adapter)
+    return adapter.refresh_every > 0 and _has_means(spec, adapter)
 
 
 def without_means(state: AdapterState) -> AdapterState:

@@ -23,9 +23,10 @@ _LAYER = re.compile(r"\.(\d+)\.")
 _QUERY_KEY_VALUE = re.compile(r"\b(q|k|v|query|key|value|q_proj|k_proj|v_proj|qkv\w*|c_attn|query_key_value)\b")
 _TOP = 2
 """Layers of a language model whose attention moves the logits little: nothing reads what it moves but the output."""
-_BELOW = 12.0
-"""What any other matrix of a language model weighs, in such attention matrices (rates.md, 1.1: rates of 0.244, 0.177,
-0.048 and 0.014 on two, four, seven and sixty matrices)."""
+_BELOW, _OTHER = 3.0, 12.0
+"""What attention matrices of lower layers weigh, and any other matrix of a language model, in those of the top layers:
+from rates of 0.244, 0.177 and 0.048 on two, four and seven matrices (docs/adr/0019-learning-rates.md); on sixty from
+runs of the product's own training, where the study's 0.014 is low by two (docs/adr/0035-measured-rates.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +58,13 @@ def spread(placed: Placed) -> float:
         return math.sqrt(len(names))
     layers = [int(found.group(1)) if (found := _LAYER.search(name)) else 0 for name in names]
     top = max(layers, default=0) - _TOP
-    weights = [
-        1.0 if layer > top and _QUERY_KEY_VALUE.search(name) else _BELOW
-        for name, layer in zip(names, layers, strict=True)
-    ]
-    return math.sqrt(sum(weights))
+    return math.sqrt(sum(_weight(name, at_top=layer > top) for name, layer in zip(names, layers, strict=True)))
+
+
+def _weight(name: str, *, at_top: bool) -> float:
+    if not _QUERY_KEY_VALUE.search(name):
+        return _OTHER
+    return 1.0 if at_top else _BELOW
 
 
 def per_matrix(*, encoder: float, decoder: float) -> Callable[[Section, Placed], float]:

@@ -52,11 +52,11 @@ class Adapter(_WithMethods):
         "of each class's examples; the head starts from these means (Legate 2023). Not under privacy. `auto`: class "
         "means where there are more classes than train.batch_size, so that no batch shows them all.",
     )
-    head_refresh: int = Field(
-        default=0,
-        ge=0,
+    head_refresh: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        default="auto",
         description="With class means: every so many rounds one measures them again with the adapter as it is by then, "
-        "and trains nothing; between them the head stays. 0: measured once, then trained.",
+        "and trains nothing; between them the head stays. 0: measured once, then trained. `auto`: 3 in runs of six "
+        'rounds and more whose head_start = "auto" took class means and that set no head_learning_rate, else 0.',
     )
     head_learning_rate: float | None = Field(
         default=None, gt=0, description="Overrides train.learning_rate for the head."
@@ -84,7 +84,12 @@ class Adapter(_WithMethods):
         """
         if self.head_start != "class-means" or rounds < 1:
             return 0
-        return 1 + ((rounds - 1) // self.head_refresh if self.head_refresh else 0)
+        return 1 + ((rounds - 1) // self.refresh_every if self.refresh_every else 0)
+
+    @property
+    def refresh_every(self) -> int:
+        """``head_refresh`` as a number; 0 while it is not decided."""
+        return 0 if self.head_refresh == "auto" else self.head_refresh
 
     @property
     def sketches(self) -> bool:

@@ -22,18 +22,18 @@ def schedule_findings(config: RunConfig) -> Iterator[Finding]:
 
 def _head_start(config: RunConfig) -> Iterator[Finding]:
     adapter, key = config.adapter, "adapter.head_start"
-    if adapter.head_refresh == 1:
+    if adapter.refresh_every == 1:
         yield Finding(
             key="adapter.head_refresh",
             expected="0, or 2 and more: else every round measures and none trains",
             found="1",
         )
-    if adapter.head_refresh and adapter.head_start == "seed":
+    if adapter.refresh_every and adapter.head_start == "seed":
         yield Finding(
             key="adapter.head_refresh",
             reads=(key,),
             expected='0 with head_start = "seed": there are no class means to measure again',
-            found=str(adapter.head_refresh),
+            found=str(adapter.refresh_every),
         )
     if adapter.head_start != "class-means":
         return

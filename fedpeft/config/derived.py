@@ -21,6 +21,8 @@ __all__ = [
 ]
 
 _ROUNDS_FOR_MEANS = 4
+_REFRESH, _ROUNDS_FOR_REFRESH = 3, 6
+"""What `head_refresh = "auto"` is where class means are taken: measured in docs/adr/0035-measured-rates.md."""
 MIN_VALUE_BITS = 8
 """Bits one summand must keep: with fewer, rounding is coarser than max_abs / 127, worse than int8 gradients."""
 
@@ -39,14 +41,18 @@ def known_clients(config: RunConfig) -> int | None:
 
 
 def with_head_start(config: RunConfig) -> RunConfig:
-    """The same run with ``adapter.head_start`` decided, once the labels are known.
+    """The same run with ``adapter.head_start`` and ``head_refresh`` decided, once the labels are known.
 
     With few classes training the head from zero is as good (docs/adr/0009-class-means.md). Nothing is summed where the
     head stays on the device, and under privacy; and a short run, or a method that counts rounds, has none to spare; a
-    gradient start needs a head that has a gradient.
+    gradient start needs a head that has a gradient. The means are measured again for whoever did not choose: with few
+    classes, or unequal ones, a head that is trained is better, and there ``auto`` has trained it all along.
     """
     adapter, task = config.adapter, config.task
-    if adapter.head_start != "auto" or (task.record.named_outputs and not task.labels):
+    if adapter.head_start != "auto":
+        decided: dict[str, object] = {"head_refresh": adapter.refresh_every}
+        return config.model_copy(update={"adapter": adapter.model_copy(update=decided)})
+    if task.record.named_outputs and not task.labels:
         return config
     possible = (
         task.record.one_class
@@ -58,7 +64,10 @@ def with_head_start(config: RunConfig) -> RunConfig:
         and not any(method.counts_rounds for method, _ in adapter.declared())
     )
     start = "class-means" if possible and len(task.labels) > config.train.batch_size else "seed"
-    decided = {"head_start": start, "head_refresh": adapter.head_refresh if start == "class-means" else 0}
+    refreshes = config.rounds.count >= _ROUNDS_FOR_REFRESH and adapter.head_learning_rate is None
+    asked = _REFRESH if refreshes else 0  # a rate for the head asks for a head that is trained
+    every = asked if adapter.head_refresh == "auto" else adapter.head_refresh
+    decided = {"head_start": start, "head_refresh": every if start == "class-means" else 0}
     return config.model_copy(update={"adapter": adapter.model_copy(update=decided)})
 
 

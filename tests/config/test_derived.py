@@ -65,6 +65,29 @@ def test_the_head_starts_from_class_means_where_a_batch_cannot_show_every_class(
     assert config.adapter.head_start == ("class-means" if override == "rounds.count=4" else "seed")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "every"),
+    [
+        (["rounds.count=6"], 3),
+        (["rounds.count=5"], 0),
+        (["rounds.count=6", "train.batch_size=3"], 0),  # few classes: the demo's tweets would lose eight points
+        (["rounds.count=6", 'adapter.head_start="class-means"'], 0),  # chosen, whatever the classes are
+        (["rounds.count=6", "adapter.head_learning_rate=0.01"], 0),  # asks for a head that is trained
+        (["rounds.count=6", "adapter.head_refresh=0"], 0),
+        (["rounds.count=6", "adapter.head_refresh=4"], 4),
+        (["rounds.count=6", 'adapter.head_start="class-means"', "adapter.head_refresh=2"], 2),
+        (["rounds.count=6", 'privacy={unit="example", epsilon=8.0, delta=1e-5}'], 0),
+        (["rounds.count=6", 'task={kind="causal-lm"}'], 0),
+    ],
+)
+def test_class_means_are_measured_again_where_nobody_chose_and_there_are_many_classes(
+    overrides: list[str], every: int
+) -> None:
+    config = parse(MANY, source="t", overrides=overrides, simulation=True)
+    assert config.adapter.head_refresh == config.adapter.refresh_every == every
+    assert parse(resolved(config), source="resolved.toml", simulation=True).adapter == config.adapter
+
+
 def test_how_the_head_starts_waits_for_the_labels() -> None:
     config = parse(MANY.replace('labels = ["a", "b", "c"]', ""), source="t", simulation=True)
     assert config.adapter.head_start == "auto"

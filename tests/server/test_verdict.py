@@ -14,8 +14,8 @@ from fedpeft.testing.fleet import ToyFleet, enrol
 from fedpeft.testing.network import CoordinatorKilled
 from fedpeft.testing.runs import toy_run
 from fedpeft.testing.trainers import GivenTrainer, one_hot
-from fedpeft_server.run.records import RoundMetrics
-from fedpeft_server.run.verdict import best_row, is_done, kept_round, new_warnings, verdict
+from fedpeft_server.run.records import Comparison, RoundMetrics
+from fedpeft_server.run.verdict import best_row, comparison_facts, is_done, kept_round, new_warnings, verdict
 
 sys.path.insert(0, str(Path(__file__).parent))
 from world import HEAD, INITIAL, SPEC, World, raising_at
@@ -151,3 +151,32 @@ def test_a_run_killed_at_its_early_end_keeps_the_same_state(tmp_path: Path, what
     killed.restart()
     killed.train()
     assert killed.outcome()["final"] == whole.outcome()["final"]
+
+
+def compared(scores: dict[str, float], *, examples: int = 400) -> tuple[Comparison, ...]:
+    """Clients with these scores of the federation's model, and all of them."""
+    mean = sum(scores.values()) / len(scores)
+    everybody = {"all": mean, **scores}
+    return tuple(
+        Comparison(client=name, examples=examples, alone=None, federated=score, centralised=None)
+        for name, score in everybody.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "examples", "lower", "left"),
+    [
+        ({"a": 0.9, "b": 0.9, "c": 0.6}, 400, False, "c is left behind: 60.0%"),
+        ({"a": 0.9, "b": 0.9, "c": 0.6}, 8, False, ""),  # five right of eight, where six or seven are meant
+        ({"a": 0.9, "b": 0.88, "c": 0.82}, 4000, False, ""),
+        ({"a": 30.0, "b": 30.0, "c": 90.0}, 4000, True, "c is left behind: 90"),
+        ({"a": 30.0, "b": 33.0, "c": 40.0}, 4000, True, ""),
+        ({"a": 0.2}, 400, False, ""),
+    ],
+)
+def test_a_client_far_below_all_others_is_named_unless_it_may_be_chance(
+    scores: dict[str, float], examples: int, lower: bool, left: str
+) -> None:
+    found = " ".join(comparison_facts(compared(scores, examples=examples), lower_is_better=lower))
+    assert left in found
+    assert bool(found) == bool(left)

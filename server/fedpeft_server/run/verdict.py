@@ -6,7 +6,7 @@ its last state and never stops early. A row's evaluation is of the state that it
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from fedpeft.config import RunConfig
@@ -28,6 +28,8 @@ _STILL, _STILL_WITHIN, _GOOD = 3, 0.005, 0.9
 """So many evaluations in a row within half a point are a model that gives one answer, or one that is nearly perfect."""
 _HARDLY = 0.05
 _SWING = 0.1
+_FAR = 1.5
+"""A perplexity so many times everybody's: texts differ, but not so much."""
 
 
 def best_row(rows: Sequence[RoundMetrics], rounds: Rounds) -> RoundMetrics | None:
@@ -93,7 +95,7 @@ def verdict(rows: Sequence[RoundMetrics], config: RunConfig) -> tuple[str, ...]:
 
 
 def comparison_facts(rows: Sequence[Comparison], *, lower_is_better: bool) -> tuple[str, ...]:
-    """Who is better off alone on its own examples, and what that model is worth on everybody's: a sentence each.
+    """Who is better off alone on its own examples, and what that model is worth on everybody's; who is left behind.
 
     Args:
         rows: of a simulation with baselines.
@@ -111,8 +113,23 @@ def comparison_facts(rows: Sequence[Comparison], *, lower_is_better: bool) -> tu
             continue
         text = f"{row.client} does better alone on its own examples ({own}); on everybody's that model has {all_}."
         found.append(text)
+    return (*found, *_left_behind(rows, lower_is_better=lower_is_better))
 
-    return tuple(found)
+
+def _left_behind(rows: Sequence[Comparison], *, lower_is_better: bool) -> Iterator[str]:
+    """The client for whom the federation's model does worst, if that is far from all and no matter of few examples."""
+    whole = next((row.federated for row in rows if row.client == "all"), None)
+    scored = [
+        (row.federated, row) for row in rows if row.client != "all" and row.federated is not None and row.examples
+    ]
+    if whole is None or len(scored) < 2:
+        return
+    score, worst = (max if lower_is_better else min)(scored, key=lambda pair: pair[0])
+    if lower_is_better and score > _FAR * whole:
+        yield f"{worst.client} is left behind: {score:.4g} with the federation's model, all together {whole:.4g}."
+    chance = 2 * math.sqrt(max(0.0, whole * (1 - whole)) / worst.examples)
+    if not lower_is_better and whole - score > max(_SWING, chance):
+        yield f"{worst.client} is left behind: {score:.1%} with the federation's model, all together {whole:.1%}."
 
 
 def _warnings(rows: Sequence[RoundMetrics], config: RunConfig) -> Mapping[str, str]:
