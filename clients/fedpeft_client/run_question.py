@@ -80,10 +80,15 @@ def question_of(signed: SignedRequest, *, source: str, at: str, needs_yes: bool)
     )
 
 
+_PROTECTED = {"example": "each example", "person": "each person here, with all of their examples"}
+"""Whom an epsilon is about, by ``ExampleTerms.unit``."""
+
+
 def _privacy(plan: LearningPlan) -> str:
     """The run's promise, or that there is none."""
-    if (examples := plan.privacy) is not None:
-        return f"each example: epsilon {examples.epsilon:g} at delta {examples.delta:g} over the run (DP-SGD here)"
+    if (terms := plan.privacy) is not None:
+        whose = _PROTECTED[terms.unit]
+        return f"{whose}: epsilon {terms.epsilon:g} at delta {terms.delta:g} over the run (DP-SGD here)"
     if (client := plan.client_privacy) is not None and client.epsilon is not None and client.delta is not None:
         return f"each client: epsilon {client.epsilon:g} at delta {client.delta:g} over the run (noise in the sum)"
     return "no noise: the sum of all devices is opened as it is"

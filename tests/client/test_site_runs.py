@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -12,7 +13,7 @@ from fedpeft.errors import ApprovalPending, IntegrityFailed, PolicyRefused, Reso
 from fedpeft.privacy import ExampleStatement
 from fedpeft.round.failures import REFUSED, refusal_of
 from fedpeft.round.messages import Failure, FailureReason, Ready
-from fedpeft.round.plan import LearningPlan
+from fedpeft.round.plan import ExampleTerms, LearningPlan
 from fedpeft.round.signed_request import SignedRequest, read_signed
 from fedpeft.round.transport import Stage
 from fedpeft.testing.clock import FakeClock
@@ -21,7 +22,7 @@ from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
 from fedpeft.wire import decode, encode
 from fedpeft_client.home import DeviceHome, Enrolment
 from fedpeft_client.process.run_watch import RunWatch
-from fedpeft_client.run_question import question_of
+from fedpeft_client.run_question import _PROTECTED, question_of
 from fedpeft_client.site import Site, SiteData, SitePolicy
 from fedpeft_client.site_runs import UNANSWERED, SentRecord, SiteRuns
 from fedpeft_client.training.device_stores import FileStore
@@ -105,6 +106,18 @@ def test_a_yes_holds_for_one_plan_and_a_changed_one_asks_again(runs: SiteRuns, s
     runs.expect_approved(CHANGED, ask=True)
     with pytest.raises(ApprovalPending):
         runs.expect_approved(PLAN, ask=True)
+
+
+@pytest.mark.parametrize(("unit", "whose"), [("example", "each example:"), ("person", "each person here, with all of")])
+def test_an_owner_is_told_whom_the_epsilon_protects(signed: SignedRequest, unit: str, whose: str) -> None:
+    terms = ExampleTerms(epsilon=3.0, delta=1e-5, l2_clip_norm=1.0, noise_multiplier=None, steps=8, unit=unit)
+    question = asking(signed, PLAN.model_copy(update={"privacy": terms}))
+    assert question.privacy.startswith(whose)
+    assert "epsilon 3 at delta 1e-05" in question.privacy
+
+
+def test_every_unit_that_a_plan_can_have_has_words_for_its_owner() -> None:
+    assert set(_PROTECTED) == set(get_args(ExampleTerms.model_fields["unit"].annotation))
 
 
 def test_a_no_holds_for_the_run_whatever_its_plan(runs: SiteRuns, signed: SignedRequest) -> None:

@@ -5,6 +5,7 @@ Nothing of a round that is not in its metrics row, and no secret: no key, no tok
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 from fedpeft.errors import IntegrityFailed
 from fedpeft.planner import DeviceProfile
@@ -69,6 +70,7 @@ def device_view(device: EnrolledDevice, *, status: str, online: bool | None, rol
     }  # fmt: skip
 
 
+@lru_cache(maxsize=1024)
 def _hardware(profile: str) -> str:
     try:
         found = DeviceProfile.from_json(profile)
