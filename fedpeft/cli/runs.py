@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fedpeft.cli.compare import compare
 from fedpeft.cli.options import json_option, quoted, run_argument, say_json
 
 if TYPE_CHECKING:
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.group(short_help="List, show and verify runs, and render their reports.")
+@click.group(short_help="List, show, compare and verify runs, and render their reports.")
 def command() -> None:
-    """List, show and verify runs, and render their reports."""
+    """List, show, compare and verify runs, and render their reports."""
+
+
+command.add_command(compare)
 
 
 @command.command("ls")

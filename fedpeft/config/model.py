@@ -29,6 +29,7 @@ from fedpeft.config.adapter import Adapter, MethodName
 from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.privacy import Privacy
 from fedpeft.config.task import Task
+from fedpeft.config.track import Track
 from fedpeft.tasks import Metric
 
 __all__ = [
@@ -314,6 +315,7 @@ class RunConfig(Section):
     secagg: SecureAggregation = SecureAggregation()
     privacy: Privacy = Privacy()
     performance: Performance = Performance()
+    track: Track = Track()
     device: tuple[Device, ...] = Field(min_length=1)
     directory: Path = Field(
         default=Path("runs"), exclude=True, description="Where runs are kept; no part of the run itself."

@@ -28,6 +28,7 @@ from fedpeft_server.run.committing import AfterRound, go_on
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.summary import summary_of
 from fedpeft_server.run.verdict import learning_rate_scale
+from fedpeft_server.track import Tracking, expect_trackers
 from fedpeft_sim.baselines import Baselines, held_out_scores, run_baselines
 from fedpeft_sim.devices import encode_all, examples_of
 from fedpeft_sim.engines import federate, workers_of
@@ -66,6 +67,7 @@ def prepare(
             'Expected performance.engine = "local" for data from Python, found "ray", whose processes read files; '
             "write the data to one."
         )
+    expect_trackers(config.track.to)
     population = populate(config, data)
     for name, count in population.left_out.items():
         screen.note(f"client {name} is left out: {count} examples, {config.data.partition.min_examples} needed")
@@ -148,7 +150,8 @@ def simulate(
         screen.note(rates)
         plan = simulation.plan.model_copy(update={"run_id": run.manifest.run_id})
         try:
-            state = federate(simulation, plan, run, screen, watch(run.path))
+            with Tracking(simulation.config, run, screen.note) as tracking:
+                state = federate(simulation, plan, run, screen, tracking.then(watch(run.path)))
         except (FedpeftError, KeyboardInterrupt) as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             reason = "interrupted" if interrupted else str(error)

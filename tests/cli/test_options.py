@@ -86,6 +86,7 @@ WITHOUT_JSON = {
     "adapter chat": "a conversation with a person",
     "adapter serve": "runs until it is stopped",
     "base gc": "deletes",
+    "base merge": "writes a folder",
     "config show": "prints TOML",
     "config schema": "prints JSON already",
     "config template": "prints TOML",

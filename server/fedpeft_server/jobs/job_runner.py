@@ -36,6 +36,7 @@ from fedpeft_server.run.federation import Federation
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.summary import summary_of
 from fedpeft_server.service.prometheus import Meters
+from fedpeft_server.track import Tracking
 
 __all__ = ["Interrupted", "JobContext", "JobRunner"]
 
@@ -208,7 +209,7 @@ class JobRunner:
                 tell=tell,
             )
 
-        with self._private(config, drafted, run) as privacy:
+        with self._private(config, drafted, run) as privacy, Tracking(config, run, site.tell) as tracking:
             federation = Federation(
                 config,
                 plan,
@@ -220,6 +221,7 @@ class JobRunner:
                 publish=publisher,
                 privacy=privacy,
                 before_attempt=wait,
+                after_round=tracking.then(),
             )
             try:
                 federation.train(drafted.initial)

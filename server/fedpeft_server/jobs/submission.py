@@ -10,6 +10,7 @@ from fedpeft.base.store import ArtifactStore
 from fedpeft.config.load import parse
 from fedpeft.errors import ConfigInvalid
 from fedpeft.files import expanded
+from fedpeft_server.track import expect_trackers
 
 __all__ = ["submission"]
 
@@ -28,9 +29,11 @@ def submission(text: str, *, source: Path, bases: Path) -> str:
 
     Raises:
         ConfigInvalid: it is wrong, or its base is not there; nothing was queued.
-        ResourceMissing: a package or an artifact of its base is missing here.
+        ResourceMissing: a package, or an artifact of its base, is missing here.
     """
-    model = parse(text, source=str(source)).base.model
+    config = parse(text, source=str(source))
+    expect_trackers(config.track.to)
+    model = config.base.model
     if not model.startswith(_NAMED):
         absolute = str(expanded(model).absolute())  # the coordinator runs in another directory
         if absolute != model:
