@@ -116,7 +116,7 @@ def test_mlflow_reads_the_numbers_of_metrics_jsonl(tmp_path: Path, monkeypatch: 
 def test_weights_and_biases_keeps_the_numbers_of_metrics_jsonl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    run, said = tracked(tmp_path, "wandb", stopped_after=1)
+    run, said = tracked(tmp_path, "wandb")
     assert not said
     (log,) = (run / "track" / "wandb").glob("wandb/offline-run-*/run-*.wandb")
     read: dict[tuple[str, int], float] = {}
