@@ -14,7 +14,8 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from fedpeft.config.explain import key_of
-from fedpeft.config.model import Adapter, MemoryUse, MethodName, Section
+from fedpeft.config.model import Adapter, MethodName, Section
+from fedpeft.config.performance import MemoryUse
 from fedpeft.errors import ConfigInvalid, OutsideHours, PolicyRefused, Problem
 from fedpeft.files import read_text
 from fedpeft.round.plan import LearningPlan

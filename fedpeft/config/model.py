@@ -27,6 +27,7 @@ from fedpeft.catalogue.section import Section
 from fedpeft.catalogue.vera import Vera
 from fedpeft.config.adapter import Adapter, MethodName
 from fedpeft.config.aggregate import Aggregate
+from fedpeft.config.performance import Performance
 from fedpeft.config.privacy import Privacy
 from fedpeft.config.task import Task
 from fedpeft.config.track import Track
@@ -245,42 +246,6 @@ class SecureAggregation(Section):
     def noise_bits(self) -> int:
         """Ring width under client-level noise, whose grid needs room: the wider one unless it is chosen."""
         return 32 if self.bits == "auto" else self.bits
-
-
-class MemoryUse(Section):
-    """How a trainer saves memory: nothing here changes what is learnt or promised."""
-
-    accelerator: Literal["cpu", "cuda"] = Field(
-        default="cpu",
-        description="Where base and adapter are; on `cuda` products are in bfloat16, which rounds otherwise. Untried: "
-        "no GPU was at hand.",
-    )
-    residency: Literal["auto", "dense", "quantized"] = Field(
-        default="auto",
-        description="The base unpacked once, or packed and unpacked at each use (QLoRA's way); `auto`: by free memory.",
-    )
-    micro_batch: int = Field(
-        default=0, ge=0, le=4096, description="Examples of a step in memory at once, gradients added up; 0: all."
-    )
-    checkpointing: bool = Field(
-        default=False, description="Compute layers again in the backward pass: less memory, a third more time."
-    )
-    cache_mb: int = Field(
-        default=1024,
-        ge=0,
-        le=2**20,
-        description="MiB of disk, where TMPDIR says, for each data set's activations below the adapted layers; "
-        "0: computed anew in every step.",
-    )
-
-
-class Performance(MemoryUse):
-    """Speed only: nothing here changes what is learnt or promised."""
-
-    engine: Literal["local", "ray"] = Field(
-        default="local", description="In this process, or on Flower's Ray engine (needs the `ray` extra)."
-    )
-    workers: int = Field(default=0, ge=0, le=1024, description="Virtual clients at once; 0: one a core.")
 
 
 class Device(Section):

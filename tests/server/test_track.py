@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,10 @@ def test_weights_and_biases_keeps_the_numbers_of_metrics_jsonl(tmp_path: Path, m
     run, said = tracked(tmp_path, "wandb")
     assert not said
     (log,) = (run / "track" / "wandb").glob("wandb/offline-run-*/run-*.wandb")
+    end = time.monotonic() + 20.0  # its service writes on after the run is closed
+    while not any(record.WhichOneof("record_type") == "exit" for record in wandb_records(log.read_bytes())):
+        assert time.monotonic() < end
+        time.sleep(0.1)
     read: dict[tuple[str, int], float] = {}
     for record in wandb_records(log.read_bytes()):
         if record.WhichOneof("record_type") == "history":

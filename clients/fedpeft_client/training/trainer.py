@@ -18,7 +18,7 @@ from fedpeft.aggregate.gradient_start import sketches
 from fedpeft.aggregate.head_start import measures_head, without_means
 from fedpeft.aggregate.rules import STEPS
 from fedpeft.catalogue import TIERED
-from fedpeft.config.model import MemoryUse
+from fedpeft.config.performance import MemoryUse
 from fedpeft.config.rules import RULES
 from fedpeft.ids import BlockId, SizeClass
 from fedpeft.methods import blocks_for, due_blocks, round_of
