@@ -25,6 +25,7 @@ from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
 from fedpeft.grafting.lowrank import graft_rows, width_of
 from fedpeft.grafting.step_hooks import SteppedPart
+from fedpeft.grafting.tiers import Columns, Rows, added
 
 __all__ = ["LoraPart", "attach_lora"]
 
@@ -56,8 +57,8 @@ class LoraPart(SteppedPart):
         super().__init__()
         self._dropout, self._path = dropout, path
         self._seen: Tensor | None = None  # (d_in,): zero or 1 / (1 - dropout), in a training step
-        self.A = nn.ParameterDict()
-        self.B = nn.ParameterDict()
+        self.A = Rows()
+        self.B = Columns(scale)
         self.scale = scale
         for start, end in pairwise((0, *tiers)):
             self.A[f"t{end}"] = nn.Parameter(rows[start:end].clone(), requires_grad=False)
@@ -103,14 +104,13 @@ class LoraPart(SteppedPart):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Y + scale * B A x."""
+        if self._seen is None and "A" not in self.carried:
+            changed: Tensor = self.B(self.A(x), y)
+            return changed
         down, up = self.factors()
         if self._seen is not None:
             down = down * self._seen
-        narrow = functional.linear(x.to(down.dtype), down)  # (..., d_in) -> (..., r)
-        flat = torch.addmm(
-            y.reshape(-1, y.shape[-1]).to(up.dtype), narrow.reshape(-1, narrow.shape[-1]), up.t(), alpha=self.scale
-        )
-        return flat.view(y.shape).to(y.dtype)
+        return added(functional.linear(x.to(down.dtype), down), y, up, self.scale)
 
 
 def attach_lora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:

@@ -12,13 +12,13 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fedpeft.catalogue.relora import ReLora, relora_block
 from fedpeft.config.model import Adapter
 from fedpeft.grafting.anatomy import Anatomy
 from fedpeft.grafting.block import Block
 from fedpeft.grafting.lowrank import graft_rows, width_of
+from fedpeft.grafting.tiers import Columns, Rows
 
 __all__ = ["RELORA", "ReLoraPart", "attach_relora"]
 
@@ -38,7 +38,7 @@ class ReLoraPart(nn.Module):
     def __init__(self, rows: Tensor, out_features: int, cycles: int, scale: float) -> None:
         super().__init__()
         self.scale = scale
-        self.A, self.B = nn.ParameterDict(), nn.ParameterDict()
+        self.A, self.B = Rows(), Columns(scale)
         rank = rows.shape[0] // cycles
         for cycle, (start, end) in enumerate(pairwise(range(0, rows.shape[0] + 1, rank)), 1):
             self.A[f"c{cycle}"] = nn.Parameter(rows[start:end].clone(), requires_grad=False)
@@ -50,8 +50,8 @@ class ReLoraPart(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Y + scale * sum of B_i A_i x."""
-        down, up = self.as_lora()
-        return y + functional.linear(functional.linear(x.to(down.dtype), down), up).to(y.dtype)
+        changed: Tensor = self.B(self.A(x), y)
+        return changed
 
 
 def attach_relora(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:

@@ -22,12 +22,12 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn import functional
 
 from fedpeft.errors import RunFailed
+from fedpeft.grafting.tiers import Columns, Rows
 from fedpeft.methods.bitfit import BiasPart
 from fedpeft.methods.ia3 import InputGain, OutputGain
 from fedpeft.methods.layernorm import NormPart
-from fedpeft.methods.lora import LoraPart
 
-__all__ = ["Hooked", "NoBackEnd", "micro_gradients"]
+__all__ = ["RULES", "Hooked", "NoBackEnd", "any_module", "micro_gradients"]
 
 Gradients = dict[str, Tensor]
 """By the parameter's name within its module, (b, *shape)."""
@@ -39,6 +39,19 @@ Rule = Callable[[nn.Module, tuple[Tensor, ...], frozenset[str]], Finish]
 """From a module, its inputs and the names of its trained parameters; keeps no more of the inputs than it needs."""
 
 _CONTAINERS = (nn.ParameterDict, nn.ParameterList, nn.ModuleDict, nn.ModuleList)
+
+
+class _Bare(nn.Module):
+    """A module without the hooks on it: ours and Opacus's would take this pass for one of the model's."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """As the inner module's."""
+        result: Tensor = self.inner.forward(*inputs)
+        return result
 
 
 class NoBackEnd(RunFailed):
@@ -109,7 +122,7 @@ class Hooked:
             if kwargs or not isinstance(output, Tensor) or not all(isinstance(one, Tensor) for one in args):
                 raise NoBackEnd(f"Expected {type(module).__name__} to map tensors to a tensor, found another call.")
             inputs = tuple(cast("Tensor", one).detach() for one in args)
-            finish = _rule(module, names)(module, inputs, names)
+            finish = RULES.get(type(module), any_module)(module, inputs, names)
             # Nothing below requires a gradient: from here on the graph begins.
             result = output if output.requires_grad else output.detach().requires_grad_()
             result.register_hook(lambda gradient: self._backward(owner, finish, gradient))  # type: ignore[no-untyped-call]
@@ -143,18 +156,12 @@ def _owners(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> list[_Owne
     places = {name: place for place, name in enumerate(trained)}
     for name, place in places.items():
         path = name.rpartition(".")[0]
-        while path in modules and isinstance(modules[path], _CONTAINERS):
+        while path in modules and type(modules[path]) in _CONTAINERS:
             path = path.rpartition(".")[0]
         if path not in modules:
             raise NoBackEnd(f"Expected {name} in the model, found no such module.")
         found.setdefault(path, {})[name[len(path) + 1 :]] = place
     return [_Owner(modules[path], local) for path, local in found.items()]
-
-
-def _rule(module: nn.Module, names: frozenset[str]) -> Rule:
-    if type(module) is LoraPart and not all(name.startswith("B.") for name in names):
-        return _any
-    return _RULES.get(type(module), _any)
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -173,21 +180,35 @@ def _linear(module: nn.Module, inputs: tuple[Tensor, ...], names: frozenset[str]
     return finish
 
 
-def _lora_up(module: nn.Module, inputs: tuple[Tensor, ...], names: frozenset[str]) -> Finish:
-    part = cast("LoraPart", module)
-    down = part.factors()[0].detach()
-    narrow = _tokens(functional.linear(inputs[0].to(down.dtype), down))  # (b, s, r)
+def _columns(module: nn.Module, inputs: tuple[Tensor, ...], names: frozenset[str]) -> Finish:
+    part, narrow = cast("Columns", module), _tokens(inputs[0])  # (b, s, r)
 
     def finish(gradient: Tensor) -> Gradients:
         g = _tokens(gradient).to(narrow.dtype)
         up = torch.bmm(g.transpose(1, 2), narrow).mul_(part.scale)  # (b, d_out, r)
-        starts, start = {}, 0
-        for key, tier in part.B.items():
-            starts[f"B.{key}"] = (start, tier.shape[1])
-            start += tier.shape[1]
-        return {name: up.narrow(2, *starts[name]) for name in names}
+        return _cut(part, up, 1, names)
 
     return finish
+
+
+def _rows(module: nn.Module, inputs: tuple[Tensor, ...], names: frozenset[str]) -> Finish:
+    part, x = cast("Rows", module), _tokens(inputs[0])
+
+    def finish(gradient: Tensor) -> Gradients:
+        g = _tokens(gradient)  # (b, s, r)
+        return _cut(part, torch.bmm(g.transpose(1, 2), x.to(g.dtype)), 0, names)
+
+    return finish
+
+
+def _cut(tiers: nn.ParameterDict, whole: Tensor, dim: int, names: frozenset[str]) -> Gradients:
+    """Of a factor's gradient, (b, *shape), those of its tiers, which lie along a dimension of the factor."""
+    found, start = {}, 0
+    for name, tier in tiers.items():
+        if name in names:
+            found[name] = whole.narrow(dim + 1, start, tier.shape[dim])
+        start += tier.shape[dim]
+    return found
 
 
 def _bias(module: nn.Module, inputs: tuple[Tensor, ...], names: frozenset[str]) -> Finish:
@@ -218,28 +239,31 @@ def _norm(module: nn.Module, inputs: tuple[Tensor, ...], names: frozenset[str]) 
     return finish
 
 
-def _any(module: nn.Module, inputs: tuple[Tensor, ...], names: frozenset[str]) -> Finish:
+def any_module(module: nn.Module, inputs: tuple[Tensor, ...], names: frozenset[str]) -> Finish:
     """The module's vector-Jacobian product, one example at a time, all at once."""
-    values = {name: module.get_parameter(name).detach() for name in names}
+    values = {f"inner.{name}": module.get_parameter(name).detach() for name in names}
+    bare = _Bare(module)
 
     def finish(gradient: Tensor) -> Gradients:
         def one(g: Tensor, *example: Tensor) -> Gradients:
             def output(trained: Gradients) -> Tensor:
-                result: Tensor = functional_call(module, trained, tuple(x[None] for x in example))
+                result: Tensor = functional_call(bare, trained, tuple(x[None] for x in example))
                 return result[0]
 
             return cast("Gradients", vjp(output, values)[1](g)[0])
 
-        return vmap(one)(gradient, *inputs)
+        return {name.removeprefix("inner."): value for name, value in vmap(one)(gradient, *inputs).items()}
 
     return finish
 
 
-_RULES: Mapping[type[nn.Module], Rule] = {
+RULES: Mapping[type[nn.Module], Rule] = {
     nn.Linear: _linear,
-    LoraPart: _lora_up,
+    Columns: _columns,
+    Rows: _rows,
     BiasPart: _bias,
     OutputGain: _output_gain,
     InputGain: _input_gain,
     NormPart: _norm,
 }
+"""Closed forms; ``any_module`` does for every other module."""
