@@ -2,8 +2,9 @@
 
     python benchmarks/privacy_opacus.py [--quick]
 
-MiniLM, int8, 32 examples of 64 tokens, one thread. Both compute the same (tests/privacy/test_opacus.py): one forward and
-one backward pass and one gradient an example and parameter; no clipping, no noise. Alternating in one process, medians.
+MiniLM, int8, 32 examples of 64 tokens, one thread. Both compute the same (tests/privacy/test_opacus.py): one forward
+and one backward pass and one gradient an example and parameter; no clipping, no noise. Alternating in one process,
+medians.
 The last line is JSON; without ``--quick`` it is kept in benchmarks/results/privacy_opacus.json.
 """
 
@@ -38,6 +39,7 @@ MORE = {
 
 
 def main() -> None:
+    """Measure every method that both can do."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two steps of each, LoRA alone")
     quick = parser.parse_args().quick
