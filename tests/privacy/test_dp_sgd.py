@@ -111,7 +111,7 @@ def test_a_back_end_that_is_wrong_is_not_believed(monkeypatch: pytest.MonkeyPatc
     examples = class_examples(12)
     union = attach(tiny_bert(), Adapter(bitfit=BitFit()), seed=0)
     assert train_privately(union, examples, plan_for(union), NOISE).back_end == "hooks"
-    monkeypatch.setattr(per_sample_hooks, "_RULES", {**per_sample_hooks._RULES, BiasPart: forgets})
+    monkeypatch.setattr(per_sample_hooks, "RULES", {**per_sample_hooks.RULES, BiasPart: forgets})
     union = attach(tiny_bert(), Adapter(bitfit=BitFit()), seed=0)
     assert train_privately(union, examples, plan_for(union), NOISE).back_end == "micro"
 
