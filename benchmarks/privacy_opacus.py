@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from privacy import METHODS, MINILM, fresh, peak_mb, tokens
 
+from fedpeft.api.opacus import UNSUPPORTED, register
 from fedpeft.base import build, default_store
 from fedpeft.catalogue.vera import Vera
 from fedpeft.config.model import Adapter, Dora, Lora
@@ -26,7 +27,6 @@ from fedpeft.data import EncodedDataset
 from fedpeft.methods import UnionAdapter
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.hook_check import example_losses, hooked_gradients
-from fedpeft.tuning.opacus import UNSUPPORTED, register
 from fedpeft.tuning.per_sample_hooks import Hooked
 from fedpeft.tuning.split_forward import SplitForward
 

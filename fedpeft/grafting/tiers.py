@@ -1,7 +1,7 @@
 """The two factors of a low-rank change, each cut into tiers that are parameters of their own.
 
 Each factor is called, with examples in the first dimension: that is where the gradient of each example is taken, by our
-hooks and by Opacus's (``fedpeft.tuning.per_sample_hooks``, ``fedpeft.tuning.opacus``).
+hooks and by Opacus's (``fedpeft.tuning.per_sample_hooks``, ``fedpeft.api.opacus``).
 """
 
 import torch

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedpeft.api.opacus import UNSUPPORTED, register
 from fedpeft.catalogue import BY_NAME
 from fedpeft.config.adapter import Adapter, MethodName
 from fedpeft.methods import attach, due_blocks
@@ -15,7 +16,6 @@ from fedpeft.methods.union import UnionAdapter
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.hook_check import example_losses, hooked_gradients
-from fedpeft.tuning.opacus import UNSUPPORTED, register
 from fedpeft.tuning.per_sample_hooks import Hooked, micro_gradients
 from fedpeft.tuning.split_forward import SplitForward
 

@@ -1,6 +1,6 @@
 """Our methods in Opacus: gradients of single examples of every graft that has them, for Opacus's own machinery.
 
-    from fedpeft.tuning.opacus import register
+    from fedpeft.api.opacus import register
     register()
     union.train_only(blocks)
     model = GradSampleModule(union.model, loss_reduction="sum", strict=False)      # or PrivacyEngine.make_private
