@@ -12,6 +12,7 @@ from administration import Port, close, open_port, run_of
 
 from fedpeft.testing.clock import FakeClock
 from fedpeft_server.admin.http import BODY_BYTES
+from fedpeft_server.admin.routes import CONFIG_CHARACTERS
 from fedpeft_server.admin.sessions import LONGEST_S, MOST_OF_A_TOKEN, Sessions
 from fedpeft_server.admin.streams import STREAMS_OF_A_TOKEN
 from fedpeft_server.enrolment.registry import Status
@@ -265,3 +266,37 @@ def test_a_reader_that_takes_nothing_is_let_go_and_its_place_is_free(
             pass
     assert found < 64 * 2**20, "it was cut off"
     assert time.monotonic() - began < 10.0
+
+
+N = CONFIG_CHARACTERS - 100
+# Most took from 5 to more than 20 s before there was a look at them first; now 1.3 s at most.
+SLOW = {
+    "dotted key": "a." * (N // 2) + "a = 1",
+    "dotted table": "[" + "a." * (N // 2) + "a]",
+    "dotted keys": "\n".join("x." * 190 + f"k{at} = 1" for at in range(N // 400)),
+    "quoted keys": '"="."="' * (N // 8) + " = 1",
+    "tables": "\n".join(f"[a{at}]" for at in range(N // 8)),
+    "dates": "\n".join(f"a{at} = 2020-01-01" for at in range(N // 20)),
+    "unknown keys": "\n".join(f"a{at} = 1" for at in range(490)),
+    "numbers": "a = [" + "1," * (N // 2 - 10) + "]",
+    "nesting": "a = " + "[" * 3000,
+    "digits": "a = " + "9" * (N - 10),
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_a_configuration_that_takes_long_to_read_is_refused_before_it_is(port: Port, kind: str) -> None:
+    with port.client(port.token("submitter")) as client:
+        began = time.monotonic()
+        answer = client.post("/v1/runs", json={"config": SLOW[kind]})
+        taken_s = time.monotonic() - began
+    assert answer.status_code == 422, answer.text[:200]
+    assert taken_s < 6.0, f"{taken_s:.1f} s"
+
+
+@pytest.mark.parametrize("cookie", ['__Host-fedpeft="' + "\\" * 15000 + '"', ";".join(["a=b"] * 3500)])
+def test_a_cookie_that_takes_long_to_read_is_not_read_that_way(port: Port, cookie: str) -> None:
+    began = time.monotonic()
+    answer = raw(port, f"GET /v1/runs HTTP/1.1\r\nhost: localhost\r\ncookie: {cookie}\r\n\r\n".encode())
+    assert answer[:12] in (b"HTTP/1.1 401", b"HTTP/1.1 429")
+    assert time.monotonic() - began < 3.0  # a second of it is the connection's end

@@ -16,7 +16,7 @@ from fedpeft_server.admin.asked import Asked, Field
 
 __all__ = ["CONFIG_CHARACTERS", "OPERATIONS", "Operation", "named"]
 
-CONFIG_CHARACTERS = 256 * 1024
+CONFIG_CHARACTERS = 64 * 1024
 """Of a run.toml; real ones have some thousand."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 """Of a variable part of a path, matched against the decoded path: no encoding brings in a slash or dots alone."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedpeft.config.load import parse
-from fedpeft.errors import ConfigInvalid, FedpeftError
+from fedpeft.errors import ConfigInvalid, FedpeftError, said_by
 from fedpeft.files import last_lines
 from fedpeft_server.admin.administered import Administered
 from fedpeft_server.admin.asked import Asked, Download, NotThere
@@ -23,6 +23,8 @@ __all__ = ["adapter", "adapter_file", "overview", "report", "resume", "run", "ru
 SLOTS = ("final", "best", "latest")
 ROUNDS = 2000
 """Shown of one run, the newest."""
+MOST_DOTS, MOST_KEYS = 200, 500
+"""Of a run.toml from afar: in a line, and of all tables together."""
 RECENT = 24
 """Transitions of the running round that are shown."""
 
@@ -57,15 +59,34 @@ def submit(site: Administered, asked: Asked) -> object:
     """Check a run.toml and queue it; its base is one of the coordinator's store, by digest."""
     text = asked.text("config")
     try:
+        _expect_small(text)
         base = parse(text, source="run.toml").base
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigInvalid(f"Expected TOML, found {error}.") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
+        raise ConfigInvalid(f"Expected TOML, found {said_by(error)}.") from error
     if not base.model.startswith("sha256:") or base.adapters:
         raise ConfigInvalid(
             "Expected base.model as sha256:... of the coordinator's own store and no base.adapters: paths are the "
             "coordinator's machine's, and a run that names some is submitted there. See `fedpeft base ls` on it."
         )
     return submit_here(site, text, source=site.home.path / "run.toml", by=asked.by)
+
+
+def _expect_small(text: str) -> None:
+    """Refuses what takes long to read: the time grows with the square of the number of dots, and of unknown keys.
+
+    Raises:
+        ConfigInvalid: more of them than any run.toml has.
+    """
+    if max(line.count(".") for line in f"{text}\n".split("\n")) > MOST_DOTS:
+        raise ConfigInvalid(f"Expected at most {MOST_DOTS} dots in a line of run.toml, found more; break the line.")
+    level: list[object] = [tomllib.loads(text)]
+    keys = 0
+    while level and keys <= MOST_KEYS:
+        keys += sum(len(one) for one in level if isinstance(one, dict))
+        tables = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [inner for table in tables for inner in table]
+    if keys > MOST_KEYS:
+        raise ConfigInvalid(f"Expected at most {MOST_KEYS} keys in run.toml, found more.")
 
 
 def submit_here(site: Administered, text: str, *, source: Path, by: str) -> dict[str, object]:
