@@ -16,6 +16,8 @@ class Session:
         self._failed: Callable[[str], None] | None = None
         self._watch: Callable[[str], Any] | None = None
         self._current = ""
+        self.reason = ""
+        """Why the last failed test failed."""
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """In place of the tests: the work."""
@@ -27,6 +29,7 @@ class Session:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A failure ends the copy."""
         if report.failed and self._failed:
+            self.reason = report.longreprtext
             self._failed(report.nodeid)
 
     @pytest.hookimpl(wrapper=True)
