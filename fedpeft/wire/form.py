@@ -16,7 +16,8 @@ _forms: dict[type, bytes] = {}
 
 
 def form_of(cls: type) -> bytes:
-    """Eight bytes that differ if a message's fields do, in name, type or order, at any depth."""
+    """Eight bytes that differ if a message's fields do, in name, type or order, or an enumeration's values; at any
+    depth."""
     if cls not in _forms:
         _forms[cls] = hashlib.sha256(_spelled(cls).encode()).digest()[:FORM_SIZE]
     return _forms[cls]
@@ -33,5 +34,5 @@ def _spelled(kind: Any) -> str:
         hints = typing.get_type_hints(kind)
         return f"({', '.join(f'{field.name} {_spelled(hints[field.name])}' for field in fields(kind))})"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return "enum"
+        return f"one of {' '.join(repr(one.value) for one in kind)}"
     return str(kind.__name__)

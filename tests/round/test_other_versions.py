@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, make_dataclass
+from enum import Enum
 
 import numpy as np
 import pytest
@@ -74,6 +75,16 @@ def test_a_form_goes_down_to_the_fields_of_nested_records() -> None:
         return make_dataclass("Outer", [("parts", tuple[inner, ...])])  # type: ignore[valid-type]
 
     assert form_of(outer(Inner)) != form_of(outer(InnerGrown))
+
+
+def test_a_form_knows_the_values_of_an_enumeration() -> None:
+    """A record with a reason that this version does not know could not be read."""
+
+    def holding(values: list[str]) -> type:
+        return make_dataclass("Holding", [("reason", Enum("Reason", [(one, one) for one in values]))])
+
+    assert form_of(holding(["a", "b"])) != form_of(holding(["a"]))
+    assert form_of(holding(["a", "b"])) == form_of(holding(["a", "b"]))
 
 
 def test_records_of_another_version_are_refused_as_such(fleet: ToyFleet) -> None:
