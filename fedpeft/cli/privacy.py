@@ -6,6 +6,7 @@ import click
 
 from fedpeft.cli.options import json_option, run_argument, say_json
 from fedpeft.cli.privacy_plan import plan
+from fedpeft.cli.privacy_statement import verify
 
 __all__ = ["command"]
 
@@ -16,17 +17,33 @@ def command() -> None:
 
 
 command.add_command(plan)
+command.add_command(verify)
 
 
 @command.command()
 @run_argument
+@click.option(
+    "--statement",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a document to file: FILE.html, FILE.json or text; all three say the same.",
+)
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Whose key signs the statement: a coordinator's or a device's home. Default: the home that RUN lies in.",
+)
 @json_option
-def report(run: Path, as_json: bool) -> None:
+def report(run: Path, statement: Path | None, home: Path | None, as_json: bool) -> None:
     """Say what RUN has spent, and what that means."""
     from fedpeft_server.run.privacy_statements import privacy_lines
     from fedpeft_server.run.run_view import read_run
 
     view = read_run(run)
+    if statement is not None:
+        from fedpeft.cli.privacy_statement import issue
+
+        issue(view, statement, home)
+        return
     privacy = view.config().privacy
     if as_json:
         spent = [] if privacy.unit == "none" else list(privacy_lines(view))

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from fedpeft.config import RunConfig
 from fedpeft.errors import BudgetExhausted, IntegrityFailed
 from fedpeft.ids import RoundId
-from fedpeft.privacy import ExampleStatement, Release, SampledRelease, exceeds, read_ledger
+from fedpeft.privacy import ExampleStatement, Release, SampledRelease, Statement, exceeds, read_ledger
 from fedpeft.round.messages import FailureReason
 from fedpeft.round.task import RoundOutcome
 from fedpeft_server.privacy.client_level import LEDGER
@@ -14,7 +14,17 @@ from fedpeft_server.privacy.noise_plan import NoisePlan
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.run_view import RunView, read_run
 
-__all__ = ["STATED", "client_noise", "hear_statements", "privacy_lines", "spent", "stated", "unstated"]
+__all__ = [
+    "STATED",
+    "client_noise",
+    "client_statement",
+    "hear_statements",
+    "privacy_lines",
+    "spent",
+    "stated",
+    "unstated",
+    "warnings_of",
+]
 
 TYPICAL_PARAMETERS = 100_000
 """For a plan without a model; they change epsilon in the sixth digit."""
@@ -107,7 +117,7 @@ def client_noise(config: RunConfig, view: RunView | None) -> tuple[float, int]:
 def _example_lines(view: RunView) -> tuple[str, ...]:
     statements = stated(view)
     if not statements:
-        return _warnings(view) or ("no device has trained yet; nothing has been released",)
+        return warnings_of(view) or ("no device has trained yet; nothing has been released",)
     worst = max(statements.values(), key=lambda one: one.opinions().charged)
     charged = {name: one.opinions().charged for name, one in statements.items()}
     parts = (
@@ -115,7 +125,7 @@ def _example_lines(view: RunView) -> tuple[str, ...]:
         for name, one in sorted(statements.items(), key=lambda item: (-charged[item[0]], item[0]))
     )
     lines = (*worst.lines(), f"each device's epsilon, as it states it: {'; '.join(parts)}; the largest is above")
-    return (*_warnings(view), *lines)
+    return (*warnings_of(view), *lines)
 
 
 def unstated(view: RunView) -> dict[str, tuple[int, ...]]:
@@ -133,8 +143,11 @@ def unstated(view: RunView) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _warnings(view: RunView) -> tuple[str, ...]:
-    """First, because it undoes what follows."""
+def warnings_of(view: RunView) -> tuple[str, ...]:
+    """What belongs before the promise: what undoes it, and what it paid for without result."""
+    if view.config().privacy.unit == "client":
+        lost = len(read_ledger(view.path / LEDGER)) - sum(not row.burnt for row in view.rounds)
+        return (f"{lost} of the releases were lost: charged, no sum committed",) if lost > 0 else ()
     silent = unstated(view)
     if not silent:
         return ()
@@ -143,11 +156,16 @@ def _warnings(view: RunView) -> tuple[str, ...]:
 
 
 def _client_lines(view: RunView) -> tuple[str, ...]:
+    said = client_statement(view)
+    return (*warnings_of(view), *(("nothing has been released",) if said is None else said.lines()))
+
+
+def client_statement(view: RunView) -> Statement | None:
+    """What a run by clients has spent, as its ledger tells; None: nothing has been released."""
     config = view.config()
-    entries = read_ledger(view.path / LEDGER)
-    releases = [entry.release for entry in entries]
+    releases = [entry.release for entry in read_ledger(view.path / LEDGER)]
     if not releases or not isinstance(releases[0], Release):
-        return ("nothing has been released",)
+        return None
     made = NoisePlan(
         privacy=config.privacy,
         secagg=config.secagg,
@@ -155,6 +173,4 @@ def _client_lines(view: RunView) -> tuple[str, ...]:
         parameters=releases[0].parameters,
         noise_multiplier=releases[0].noise_multiplier,
     )
-    lines = made.statement(releases).lines()
-    lost = len(releases) - sum(not row.burnt for row in view.rounds)
-    return (*lines, f"{lost} of the releases were lost: charged, no sum committed") if lost > 0 else lines
+    return made.statement(releases)

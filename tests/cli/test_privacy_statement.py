@@ -1,0 +1,180 @@
+"""A statement to file: complete, the same in three forms, and changed by nobody unnoticed."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from fedpeft.adapter import AdapterSpec
+from fedpeft.cli import main
+from fedpeft.config import parse
+from fedpeft.errors import IntegrityFailed
+from fedpeft.ids import RoundId
+from fedpeft.privacy import Budget, ExampleStatement, PrivacyLedger, Release, opinions
+from fedpeft.secagg.primitives import IdentityKey
+from fedpeft.testing.runs import toy_run
+from fedpeft.testing.trainers import toy_spec
+from fedpeft_server.home import CoordinatorHome, Settings
+from fedpeft_server.report.filed_statement import (
+    Filed,
+    as_html,
+    as_json,
+    as_text,
+    document_of,
+    file_statement,
+    read_filed,
+)
+from fedpeft_server.run.privacy_statements import STATED
+from fedpeft_server.run.run_directory import RunDirectory
+from fedpeft_server.run.run_view import read_run
+
+SPEC: AdapterSpec = toy_spec({"head": 4})
+BY_PERSON = """[privacy]
+unit = "person"
+persons = "do-not-cross"
+epsilon = 8.0
+delta = 1e-3
+"""
+BY_CLIENT = """[aggregate]
+weight = "uniform"
+[secagg]
+min_cohort = 3
+[privacy]
+unit = "client"
+epsilon = 8.0
+delta = 0.01
+"""
+SAID = ExampleStatement(
+    epsilon=0.5, delta=1e-3, noise_multiplier=2.0, sampling_rate=1.0, l2_clip_norm=1.0, steps=3, examples_per_person=4
+)
+FORMS = [as_json, as_text, as_html]
+
+
+def started(where: Path, privacy: str) -> Path:
+    text = toy_run(privacy, clients=50, name="filed")
+    config = parse(text, source="t", simulation=True).model_copy(update={"directory": where})
+    with RunDirectory.create(config, source=text, adapter=SPEC, base_digest="sha256:0", command=("x",)) as run:
+        return run.path
+
+
+def by_people(where: Path) -> Path:
+    path = started(where, BY_PERSON)
+    with RunDirectory.open(path) as run:
+        for name in ("north", "south"):
+            run.record(STATED, round_id=RoundId(1), client=name, detail=asdict(SAID))
+    return path
+
+
+def coordinator(where: Path) -> CoordinatorHome:
+    home = CoordinatorHome(where / "home")
+    home.pki.mkdir(parents=True)
+    home.settings_file.write_text(Settings(hosts=("h",)).to_json())
+    home.identity_seed.write_bytes(bytes(range(32)))
+    return home
+
+
+@pytest.fixture(scope="module")
+def filed(tmp_path_factory: pytest.TempPathFactory) -> Filed:
+    view = read_run(by_people(tmp_path_factory.mktemp("run")))
+    return file_statement(document_of(view, signer="coordinator"), IdentityKey(bytes(range(32))))
+
+
+def test_a_statement_says_what_an_epsilon_needs_and_no_more_of_a_site_than_it_stated(filed: Filed) -> None:
+    text = json.dumps(filed.document)
+    found = SAID.opinions()
+    assert filed.document["epsilon"] == found.charged
+    assert [one["epsilon"] for one in filed.document["accountants"]] == [
+        found.ours,
+        found.prv,
+        found.rdp,
+        found.charged,
+    ]
+    for fact in ("one person of one device", "adversary:", "not covered:", "neighbouring runs", "north", "south"):
+        assert fact in text
+    assert {key for site in filed.document["sites"] for key in site} == {"site", "epsilon", "steps", "people"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_read_back_as_the_same_document(form: Callable[[Filed], bytes], filed: Filed) -> None:
+    assert read_filed(form(filed)) == filed
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_changed_byte_passes(form: Callable[[Filed], bytes], filed: Filed) -> None:
+    """Each byte of the file in turn is another one: the shown part, the signed part, the key and the signature."""
+    payload = form(filed)
+    for place in range(0, len(payload), 7):
+        changed = bytearray(payload)
+        changed[place] = ord("7") if changed[place] != ord("7") else ord("3")
+        with pytest.raises(IntegrityFailed):
+            read_filed(bytes(changed))
+
+
+def test_a_document_with_the_signature_of_another_does_not_pass(filed: Filed) -> None:
+    smaller = Filed(document={**filed.document, "epsilon": 0.1}, public_key=filed.public_key, signature=filed.signature)
+    for form in FORMS:
+        with pytest.raises(IntegrityFailed, match="was changed"):
+            read_filed(form(smaller))
+
+
+NONE = b'{"document":1,"public_key":"","signature":""}'
+
+
+@pytest.mark.parametrize("payload", [b"", b"{}", b"[1]", b"\xff\xfe", b"x" * (5 << 20), NONE], ids=range(6))
+def test_what_is_no_statement_is_refused(payload: bytes) -> None:
+    with pytest.raises(IntegrityFailed):
+        read_filed(payload)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".html", ".txt"])
+def test_a_coordinator_signs_and_anybody_checks(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, target = coordinator(tmp_path), tmp_path / f"statement{suffix}"
+    run = by_people(home.path / "runs")
+    assert main(["privacy", "report", str(run), "--statement", str(target)]) == 0
+    key = home.identity().public.hex()
+    assert f"signed by the coordinator, key {key}" in capsys.readouterr().out
+    assert main(["privacy", "verify", str(target), "--key", key]) == 0
+    assert "unit person" in capsys.readouterr().out
+    assert main(["privacy", "verify", str(target), "--key", "00" * 32]) == 6
+    target.write_bytes(target.read_bytes().replace(b"person of one device", b"client of all devs...", 1))
+    assert main(["privacy", "verify", str(target)]) == 6
+
+
+def test_a_simulation_has_nobody_to_sign_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "statement.txt"
+    assert main(["privacy", "report", str(by_people(tmp_path / "a" / "runs")), "--statement", str(target)]) == 0
+    assert "NOT SIGNED" in target.read_text()
+    assert main(["privacy", "verify", str(target)]) == 6
+    assert "without a signature" in capsys.readouterr().err
+
+
+def test_a_home_that_is_nobody_s_does_not_sign(tmp_path: Path) -> None:
+    run = by_people(tmp_path / "a" / "runs")
+    assert main(["privacy", "report", str(run), "--statement", str(tmp_path / "s"), "--home", str(tmp_path)]) == 3
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_run_by_clients_files_what_its_ledger_holds(tmp_path: Path) -> None:
+    run = started(tmp_path, BY_CLIENT)
+    one = Release(noise_multiplier=2.5, shares=2, share_sigma=1e5, parameters=4, devices=50)
+    with PrivacyLedger(
+        run / "privacy" / "ledger.jsonl", witness=tmp_path / "w", budget=Budget(epsilon=8.0, delta=0.01)
+    ) as ledger:
+        ledger.charge("round 1", one)
+    document = document_of(read_run(run))
+    assert document["epsilon"] == opinions([one], 0.01).charged
+    assert document["sites"] == []
+    assert any("1 of the releases were lost" in line for line in document["promise"])
+
+
+@pytest.mark.parametrize(
+    ("privacy", "words"), [("", "no differential privacy"), (BY_CLIENT, "nothing has been released")]
+)
+def test_a_run_that_promises_nothing_files_that(privacy: str, words: str, tmp_path: Path) -> None:
+    document = document_of(read_run(started(tmp_path, privacy)))
+    assert any(words in line for line in document["promise"])
+    assert "epsilon" not in document
