@@ -11,7 +11,7 @@ from typing import Any
 from fedpeft.base import BaseArtifact, facts_of
 from fedpeft.base.source import CONFIG_FILE, read_json
 from fedpeft.catalogue.base_shape import BaseShape, Vectors
-from fedpeft.families import BERT_LIKE, FIRST_TOKEN_ONLY, LLAMA_LIKE
+from fedpeft.families import FIRST_TOKEN_ONLY, LayerKind, family_of
 from fedpeft.layout import Layout, layout_of
 from fedpeft.tasks.form import TEXT
 
@@ -49,10 +49,11 @@ def shape_from(
     layout, name = layout_of(weights, config), str(config.get("model_type"))
     hidden = _hidden(layout, config)
     coordinates, inner = _experts(tensors, config, hidden)
+    kind = LayerKind(model_type=name, matrices=frozenset(layout.slots), has_experts=coordinates > 0)
     declared = _first(config, "num_hidden_layers", "n_layer", "n_layers") or 1
     return BaseShape(
         name=name,
-        family=(LLAMA_LIKE if "gate" in layout.slots or coordinates else BERT_LIKE).name,
+        family=family_of(kind).name,
         layout=layout,
         vectors=tuple(_vectors(tensors, path) for path in layout.paths),
         causal=causal,
