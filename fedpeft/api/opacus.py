@@ -15,7 +15,7 @@ leaves to whoever uses it what fedpeft's private steps do besides: Poisson sampl
 randomness, fixed shapes, a loss that is one number an example, noise on a grid, a ledger.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from torch import Tensor, nn
@@ -63,8 +63,6 @@ UNSUPPORTED: Mapping[str, str] = MappingProxyType(
     }
 )
 """Method -> why Opacus cannot train it. fedpeft's own private steps do those of the first two reasons one by one."""
-
-Sampler = Callable[[nn.Module, Sequence[Tensor], Tensor], dict[nn.Parameter, Tensor]]
 
 
 def register() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedpeft.catalogue import BY_NAME
 from fedpeft.config.model import Adapter
 
 GOLDEN = Path(__file__).with_name("methods.json")
@@ -127,6 +128,10 @@ def at_defaults(method: str) -> dict[str, object]:
             "step_s": cost.step_s,
         }
     return found
+
+
+def test_every_method_has_its_line():
+    assert set(BY_NAME) <= set(EXAMPLES)
 
 
 @pytest.fixture(scope="module")
