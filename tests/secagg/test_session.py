@@ -6,7 +6,19 @@ import numpy as np
 
 from fedpeft.entropy import os_entropy
 from fedpeft.ids import BlockId, ParticipantId
-from fedpeft.secagg import DeviceSession, MemoryLedger, Reason, Refusal, RoundOffer, Summed
+from fedpeft.secagg import (
+    Aborted,
+    DeviceSession,
+    MemoryLedger,
+    Open,
+    Reason,
+    Refusal,
+    RoundOffer,
+    Summed,
+    close_stage,
+    receive,
+)
+from fedpeft.secagg.messages import EncryptedShares, ShareRequest
 from fedpeft.testing.secagg import Round
 from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 
@@ -49,6 +61,29 @@ def test_a_request_of_a_run_that_is_not_open_is_refused() -> None:
     reply = make_fleet(5).sessions[ONE].answer("run", request)
     assert isinstance(reply, Refusal)
     assert reply.reason is Reason.OUT_OF_ORDER
+
+
+def test_the_roster_is_in_ascending_order_whatever_the_order_of_the_adverts() -> None:
+    fleet = make_fleet(5)
+    state = Round(fleet=fleet, spec=make_spec(fleet)).open()
+    for member, offer in sorted(state.requests.items(), reverse=True):
+        assert isinstance(offer, RoundOffer)
+        state = receive(state, member, fleet.sessions[member].begin(offer, owns=OWNS, entropy=os_entropy))
+        assert isinstance(state, Open)
+    state = close_stage(state)
+    assert isinstance(state, Open)
+    for member, request in state.requests.items():
+        assert isinstance(request, ShareRequest)
+        assert np.frombuffer(request.members, ">u4").tolist() == [1, 2, 3, 4, 5]
+        answer = fleet.sessions[member].answer("run", request)
+        assert isinstance(answer, EncryptedShares), answer
+
+
+def test_a_round_that_nobody_joins_is_aborted_and_may_be_tried_again() -> None:
+    fleet = make_fleet(5)
+    end = close_stage(Round(fleet=fleet, spec=make_spec(fleet)).open())
+    assert isinstance(end, Aborted)
+    assert (end.reason, end.restartable) == (Reason.TOO_FEW_DEVICES, True)
 
 
 def test_inputs_are_asked_for_once_and_only_when_they_are_needed() -> None:
