@@ -208,16 +208,21 @@ def _line(prompt: str) -> str:
 def _answered(
     asked: "Answerer", how: "Sampling", rows: "Sequence[Record]", *, probabilities: bool
 ) -> list[dict[str, Any]]:
+    from fedpeft.data import Records
     from fedpeft.errors import DataInvalid
+    from fedpeft_client.inference.outputs import question_of
 
     if asked.labels:
-        texts = [row.get("text") for row in rows]
-        if not all(isinstance(text, str) for text in texts):
+        texts = [question_of(row) for row in rows]
+        if None in texts:
             raise DataInvalid("Expected a column text in every row, found rows without; name yours by --map text=NOTE.")
         choices = asked.classify([str(text) for text in texts])
         return [
             {"answer": one.label} | ({"probabilities": one.probabilities} if probabilities else {}) for one in choices
         ]
+    if asked.margins is not None and all("chosen" in row and "rejected" in row for row in rows):
+        margins = asked.margins(Records.of(rows))
+        return [{"answer": "chosen" if one > 0 else "rejected", "margin": one} for one in margins]
     answers = asked.answers([asked.tokens_of(row) for row in rows], [how] * len(rows))
     return [{"answer": one.text, "tokens": one.tokens, "complete": one.complete} for one in answers]
 

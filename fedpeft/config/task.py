@@ -15,8 +15,8 @@ class Task(Section):
     """What is learnt."""
 
     kind: Kind = Field(
-        description="A class for a text or a pair of texts, any number of labels, a number, a tag for each word; or "
-        "the text that follows one."
+        description="A class for a text or a pair of texts, any number of labels, a number, a tag for each word; the "
+        "text that follows one; or which answer is preferred."
     )
     labels: tuple[str, ...] = Field(
         default=(),
@@ -24,6 +24,12 @@ class Task(Section):
     )
     max_length: int = Field(
         default=128, ge=8, le=8192, description="Tokens an example may have; longer ones are truncated."
+    )
+    beta: float = Field(
+        default=0.1,
+        gt=0,
+        le=10,
+        description="For preference: how strongly the model is held to the base's own answers; larger holds it more.",
     )
     range: tuple[float, float] | None = Field(
         default=None,

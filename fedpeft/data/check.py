@@ -17,6 +17,7 @@ from fedpeft.data.encode_texts import text_of
 from fedpeft.data.formats import Loaded
 from fedpeft.data.holdout import content_ranks, split_indices
 from fedpeft.data.people import PERSON, People, note_nobodys, people_in
+from fedpeft.data.preference.rows import Side, sides_of
 from fedpeft.data.records import MAX_PROBLEMS, Numbers, Record, Records
 from fedpeft.data.remarks import (
     answer_remark,
@@ -28,7 +29,7 @@ from fedpeft.data.remarks import (
     unused_columns,
     unused_remarks,
 )
-from fedpeft.data.rendering import Tokenizer, rendered_rows
+from fedpeft.data.rendering import Rendered, Tokenizer, rendered_rows
 from fedpeft.data.targets import label_name, names_in, number_of
 from fedpeft.data.tasks import inspect
 from fedpeft.data.whitespace import WhitespaceTokenizer
@@ -261,17 +262,29 @@ def _examples(records: Records, task: Task, convention: Convention, tokenizer: T
             parts = [Part(text=asked, trained=False) for asked in _asked(row, task)]
             parts.append(Part(text=_answer(row, task), trained=True))
         else:
-            (example,) = rendered_rows([row], [convention], tokenizer)
-            if isinstance(example, DataInvalid):  # among the problems already
+            parts = []
+            sides = sides_of(row) if task.record.prefers else (Side(row, convention),)
+            for side in sides:
+                if side is None:
+                    continue
+                (example,) = rendered_rows([side.row], [side.convention], tokenizer, [side.context])
+                if isinstance(example, DataInvalid):  # among the problems already
+                    break
+                parts += [Part(text="\n", trained=False)] if parts else []
+                parts += _parts(example)
+            if not parts:
                 continue
-            parts, done = [], 0
-            for begin, end in example.trained:
-                parts.append(Part(text=example.text[done:begin], trained=False))
-                parts.append(Part(text=example.text[begin:end], trained=True))
-                done = end
-            parts.append(Part(text=example.text[done:], trained=False))
         shown.append(Example(origin=origin, parts=tuple(part for part in parts if part.text)))
     return tuple(shown)
+
+
+def _parts(example: Rendered) -> list[Part]:
+    parts, done = [], 0
+    for begin, end in example.trained:
+        parts.append(Part(text=example.text[done:begin], trained=False))
+        parts.append(Part(text=example.text[begin:end], trained=True))
+        done = end
+    return [*parts, Part(text=example.text[done:], trained=False)]
 
 
 def _asked(row: Record, task: Task) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 causal-lm: ``prompt`` + ``completion`` and Alpaca train on the completion only, ``messages`` on the
 assistant's turns only, ``text`` on everything; a label of -100 marks a token that is not trained on.
 Labels are not shifted: as in Hugging Face models, position i is predicted from the positions before i.
-seq2seq: source and target (``fedpeft.data.encode_sources``).
+seq2seq: source and target (``fedpeft.data.encode_sources``). preference: two answers
+(``fedpeft.data.preference.tokens``).
 The other tasks: the text or the pair as it is, and its target (``fedpeft.data.encode_texts``).
 
 Invariants: no example is longer than ``max_length``; each has at least one token to train on; examples
@@ -28,8 +29,20 @@ from fedpeft.data.encode_texts import (
     whole_texts,
 )
 from fedpeft.data.people import owners_of
+from fedpeft.data.preference.tokens import encode_preferences, whole_preferences
 from fedpeft.data.records import ProblemLog, Records
-from fedpeft.data.rendering import Rendered, TokenIds, Tokenizer, rendered_rows
+from fedpeft.data.rendering import (
+    Rendered,
+    TokenIds,
+    Tokenizer,
+    bos_of,
+    expect_fast,
+    fitted,
+    framed,
+    halves,
+    note_nothing_to_train,
+    rendered_rows,
+)
 from fedpeft.data.tasks import detect
 from fedpeft.data.whitespace import WhitespaceTokenizer
 from fedpeft.errors import DataInvalid, foreign
@@ -62,19 +75,20 @@ def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Token
         return encode_texts(records, task, labels, tokenizer)
     if task.record.from_a_source:
         return encode_sources(records, task.max_length, tokenizer)
+    if task.record.prefers:
+        return encode_preferences(records, task, tokenizer)
     if not records:
         return EncodedDataset(input_ids=(), labels=(), truncated=0)
-    if not getattr(tokenizer, "is_fast", True):
-        raise DataInvalid("Expected a fast tokenizer (tokenizer.json), found a slow one; convert the base's tokenizer.")
+    expect_fast(tokenizer)
     ids: list[TokenIds] = []
     targets: list[npt.NDArray[np.int64]] = []
     truncated = unknown = answers = trained_answers = 0
     bos, special, log = bos_of(tokenizer), Special.of(tokenizer), ProblemLog()
     for origin, example, tokens, trained in _tokenized(records, task, tokenizer, bos, log):
         if not trained.any():
-            _note_nothing_to_train(origin, log)
+            note_nothing_to_train(origin, log)
             continue
-        kept, cut = _fit(trained, task.max_length, keep_first=example.bos and bos is not None)
+        kept, cut = fitted(trained, task.max_length, keep_first=example.bos and bos is not None)
         truncated += cut
         unknown += special.knows_nothing_of(tokens)
         answers += example.answers
@@ -126,9 +140,14 @@ def measure(records: Records, task: Task, tokenizer: Tokenizer) -> Measured:
             lengths.append(len(ids))
             unknown += special.knows_nothing_of(ids)
         return Measured(lengths=np.array(lengths, dtype=np.int64), refused=log, unknown=unknown)
+    if task.record.prefers:
+        for ids in whole_preferences(records, tokenizer, log):
+            lengths.append(len(ids))
+            unknown += special.knows_nothing_of(ids)
+        return Measured(lengths=np.array(lengths, dtype=np.int64), refused=log, unknown=unknown)
     for origin, example, tokens, targets in _tokenized(records, task, tokenizer, bos_of(tokenizer), log):
         if not targets.any():
-            _note_nothing_to_train(origin, log)
+            note_nothing_to_train(origin, log)
             continue
         lengths.append(len(tokens))
         unknown += special.knows_nothing_of(tokens)
@@ -143,10 +162,6 @@ def measure(records: Records, task: Task, tokenizer: Tokenizer) -> Measured:
     )
 
 
-def _note_nothing_to_train(origin: str, log: ProblemLog) -> None:
-    log.add(origin, "something to train on", "no token that this tokenizer knows", "Remove the row.")
-
-
 def _tokenized(
     records: Records, task: Task, tokenizer: Tokenizer, bos: int | None, log: ProblemLog
 ) -> Iterator[tuple[str, Rendered, TokenIds, npt.NDArray[np.bool_]]]:
@@ -158,7 +173,7 @@ def _tokenized(
         made = rendered_rows([row for _, row in some], conventions, tokenizer)
         for (origin, _), convention, one in zip(some, conventions, made, strict=True):
             if isinstance(one, DataInvalid):
-                log.add(f"{origin}: {convention.value}", *_halves(str(one)))
+                log.add(f"{origin}: {convention.value}", *halves(str(one)))
             else:
                 batch.append((origin, one))
         if not batch:
@@ -169,55 +184,4 @@ def _tokenized(
         for (origin, example), ids, offsets in zip(
             batch, encoding["input_ids"], encoding["offset_mapping"], strict=True
         ):
-            yield origin, example, *_framed(example, ids, offsets, tokenizer, bos)
-
-
-def _framed(
-    example: Rendered, ids: list[object], offsets: list[object], tokenizer: Tokenizer, bos: int | None
-) -> tuple[TokenIds, npt.NDArray[np.bool_]]:
-    """The tokens with BOS and EOS where they are missing, and which are trained on."""
-    tokens = np.asarray(ids, dtype=np.int32)  # (T,)
-    begins, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T  # (T,), (T,)
-    trained = np.zeros(len(tokens), dtype=np.bool_)
-    for begin, end in example.trained:
-        # Any overlap counts: tokenizers merge a prompt's last space into the completion's first word.
-        trained |= (begins < end) & (ends > begin)
-    eos = tokenizer.eos_token_id
-    # A text that a chat template rendered beforehand has both: a second one would teach what never occurs.
-    if example.bos and bos is not None and not (len(tokens) and tokens[0] == bos):
-        tokens, trained = np.concatenate(([np.int32(bos)], tokens)), np.concatenate(([False], trained))
-    if example.eos and eos is not None and not _ends_with(example.text, tokens, tokenizer):
-        tokens, trained = np.concatenate((tokens, [np.int32(eos)])), np.concatenate((trained, [True]))
-    return tokens.astype(np.int32), trained
-
-
-def _ends_with(text: str, tokens: TokenIds, tokenizer: Tokenizer) -> bool:
-    """Whether a text ends with EOS, white space behind it apart."""
-    written = bool(tokenizer.eos_token) and text.rstrip().endswith(str(tokenizer.eos_token))
-    return written and tokenizer.eos_token_id in tokens[-4:]
-
-
-def _halves(message: str) -> tuple[str, str, str]:
-    """``Expected A, found B; C.`` as a problem's three parts."""
-    expected, _, rest = message.removeprefix("Expected ").partition(", found")
-    found, _, remedy = rest.lstrip(": ").partition("; ")
-    return expected, found.rstrip("."), remedy[:1].upper() + remedy[1:]
-
-
-def _fit(trained: npt.NDArray[np.bool_], max_length: int, *, keep_first: bool) -> tuple[npt.NDArray[np.int64], bool]:
-    """The positions to keep of an example, at most ``max_length``, and whether any was cut."""
-    size = len(trained)
-    if size <= max_length:
-        return np.arange(size), False
-    lead = int(np.argmax(trained))  # tokens before the first trained one
-    drop = min(size - max_length, max(0, lead - max_length // 4))
-    kept = np.arange(drop, min(size, drop + max_length))
-    if drop and keep_first:
-        kept[0] = 0
-    return kept, True
-
-
-def bos_of(tokenizer: Tokenizer) -> int | None:
-    """The BOS token if this tokenizer begins every text with it."""
-    wrapped = tokenizer([""])["input_ids"][0]
-    return tokenizer.bos_token_id if wrapped and wrapped[0] == tokenizer.bos_token_id else None
+            yield origin, example, *framed(example, ids, offsets, tokenizer, bos)

@@ -23,6 +23,7 @@ from fedpeft.errors import DataInvalid, foreign
 __all__ = [
     "IGNORED",
     "EncodedDataset",
+    "Preference",
     "Special",
     "encode_texts",
     "first_pieces",
@@ -41,6 +42,30 @@ Targets = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """What the loss of preferred answers needs beside their tokens.
+
+    Args:
+        beta: of the loss.
+        reference: log-probabilities that the base without adapter gives each example's preferred and other answer,
+            (n, 2) float32, 0 where there is none; None: not computed yet
+            (``fedpeft.tuning.preference.losses.with_reference``).
+    """
+
+    beta: float
+    reference: npt.NDArray[np.float32] | None = None
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Preference | None]") -> "Preference | None":
+        """Of examples one after the other; None without any."""
+        found = [part for part in parts if part is not None]
+        if not found:
+            return None
+        known = [part.reference for part in found if part.reference is not None]
+        return cls(beta=found[0].beta, reference=np.concatenate(known) if len(known) == len(found) else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedDataset:
     """Token ids and labels of one client's examples.
 
@@ -52,9 +77,11 @@ class EncodedDataset:
         unknown: how many hold no token but the unknown one, apart from special tokens.
         answers: assistant turns in them; 0 without conversations.
         segments: for each example which of a pair's texts a token is of, 0 or 1; None where the tokenizer does not say.
+            Of preferences: 1 on the tokens of the answer that is not preferred, and of its prompt.
         of_tokens: whether a token's label is its own, and not to be told from the tokens before it.
         context_answers: those of them that are not trained on, because the chat template rewrites earlier turns.
         owners: whose each is (``fedpeft.data.people``); None where the data names no people.
+        preference: of examples that hold answers to be compared; None for other tasks.
     """
 
     input_ids: tuple[TokenIds, ...]
@@ -66,6 +93,7 @@ class EncodedDataset:
     answers: int = 0
     context_answers: int = 0
     owners: Owners | None = None
+    preference: Preference | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -91,6 +119,7 @@ class EncodedDataset:
             segments=segments,
             of_tokens=parts[0].of_tokens,
             owners=owners,
+            preference=Preference.joined([part.preference for part in parts]),
         )
 
 

@@ -1,4 +1,4 @@
-"""Causal-lm examples as text: each convention in its form, and which characters are trained on.
+"""Causal-lm examples as text: each convention in its form, which characters are trained on, and then which tokens.
 
 ``prompt`` + ``completion`` and Alpaca train on the completion only, ``messages`` on the assistant's turns only,
 ``text`` on everything. A chat template is a stranger's program: it runs within limits (``fedpeft.data.limited``).
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fedpeft.bounded_json import JsonValue
 from fedpeft.data.limited import within_limits
-from fedpeft.data.records import Record
+from fedpeft.data.records import ProblemLog, Record
 from fedpeft.data.tasks import Message, messages_of
 from fedpeft.errors import DataInvalid, foreign
 from fedpeft.tasks import Convention
@@ -25,6 +25,12 @@ __all__ = [
     "Rendered",
     "TokenIds",
     "Tokenizer",
+    "bos_of",
+    "expect_fast",
+    "fitted",
+    "framed",
+    "halves",
+    "note_nothing_to_train",
     "render",
     "rendered_rows",
     "templated",
@@ -105,14 +111,23 @@ class Rendered:
 
 
 def rendered_rows(
-    rows: Sequence[Record], conventions: Sequence[Convention], tokenizer: Tokenizer
+    rows: Sequence[Record],
+    conventions: Sequence[Convention],
+    tokenizer: Tokenizer,
+    contexts: Sequence[int] | None = None,
 ) -> list[Rendered | DataInvalid]:
     """As ``render`` of each row, its refusal in its place; a chat template runs within limits.
+
+    Args:
+        contexts: see ``render``; None: no context.
 
     Raises:
         ConfigInvalid: the base's chat template takes without end.
     """
-    makes = [partial(render, row, kind, tokenizer) for row, kind in zip(rows, conventions, strict=True)]
+    makes = [
+        partial(render, row, kind, tokenizer, context=context)
+        for row, kind, context in zip(rows, conventions, contexts or [0] * len(rows), strict=True)
+    ]
     if tokenizer.chat_template and Convention.MESSAGES in conventions:
         return within_limits(makes, dataclasses.asdict, _rendered)
     found: list[Rendered | DataInvalid] = []
@@ -139,10 +154,14 @@ def _rendered(content: JsonValue) -> Rendered:
     raise TypeError(f"Expected a rendered row, found {type(content).__name__}.")
 
 
-def render(row: Record, convention: Convention, tokenizer: Tokenizer) -> Rendered:
-    """One validated causal-lm row as text, and which part of it is trained on."""
+def render(row: Record, convention: Convention, tokenizer: Tokenizer, *, context: int = 0) -> Rendered:
+    """One validated causal-lm row as text, and which part of it is trained on.
+
+    Args:
+        context: so many turns of a conversation are not trained on, whoever speaks.
+    """
     if convention is Convention.MESSAGES:
-        return _render_messages(messages_of(row), tokenizer)
+        return _render_messages(messages_of(row), tokenizer, context)
     if convention is Convention.TEXT:
         text = str(row["text"])
         return Rendered(text=text, trained=((0, len(text)),))
@@ -155,14 +174,14 @@ def render(row: Record, convention: Convention, tokenizer: Tokenizer) -> Rendere
     return Rendered(text=prompt + completion, trained=((len(prompt), len(prompt) + len(completion)),))
 
 
-def _render_messages(turns: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
+def _render_messages(turns: Sequence[Message], tokenizer: Tokenizer, context: int) -> Rendered:
     """Through the chat template; without one, ``role: content`` lines closed by EOS after each answer."""
     if not tokenizer.chat_template:
-        return _render_plain_turns(turns, tokenizer.eos_token or "")
+        return _render_plain_turns(turns, tokenizer.eos_token or "", context)
     text = templated(turns, tokenizer)
     trained: list[tuple[int, int]] = []
     for i, turn in enumerate(turns):
-        if turn["role"] != "assistant":
+        if turn["role"] != "assistant" or i < context:
             continue
         before = templated(turns[:i], tokenizer, add_generation_prompt=True) if i else ""
         upto = templated(turns[: i + 1], tokenizer)
@@ -175,7 +194,7 @@ def _render_messages(turns: Sequence[Message], tokenizer: Tokenizer) -> Rendered
             "that does not (some open a block of reasoning that these answers lack); render the text yourself and use "
             "the columns prompt and completion."
         )
-    answers = sum(turn["role"] == "assistant" for turn in turns)
+    answers = sum(turn["role"] == "assistant" for turn in turns[context:])
     return Rendered(text=text, trained=tuple(trained), bos=False, eos=False, answers=answers)
 
 
@@ -185,15 +204,80 @@ def templated(turns: Sequence[Message], tokenizer: Tokenizer, *, add_generation_
         return tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=add_generation_prompt)
 
 
-def _render_plain_turns(turns: Sequence[Message], eos: str) -> Rendered:
+def _render_plain_turns(turns: Sequence[Message], eos: str, context: int) -> Rendered:
     text = ""
     trained: list[tuple[int, int]] = []
-    for turn in turns:
+    for i, turn in enumerate(turns):
         text += f"{turn['role']}: "
         begin = len(text)
         answer = turn["role"] == "assistant"
         closed = answer and not turn["content"].rstrip().endswith(eos or "\n")
         text += f"{turn['content']}{eos if closed else ''}\n"
-        if answer:
+        if answer and i >= context:
             trained.append((begin, len(text)))
     return Rendered(text=text, trained=tuple(trained), eos=False, answers=len(trained))
+
+
+def framed(
+    example: Rendered, ids: list[object], offsets: list[object], tokenizer: Tokenizer, bos: int | None
+) -> tuple[TokenIds, npt.NDArray[np.bool_]]:
+    """The tokens with BOS and EOS where they are missing, and which are trained on."""
+    tokens = np.asarray(ids, dtype=np.int32)  # (T,)
+    begins, ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2).T  # (T,), (T,)
+    trained = np.zeros(len(tokens), dtype=np.bool_)
+    for begin, end in example.trained:
+        # Any overlap counts: tokenizers merge a prompt's last space into the completion's first word.
+        trained |= (begins < end) & (ends > begin)
+    eos = tokenizer.eos_token_id
+    # A text that a chat template rendered beforehand has both: a second one would teach what never occurs.
+    if example.bos and bos is not None and not (len(tokens) and tokens[0] == bos):
+        tokens, trained = np.concatenate(([np.int32(bos)], tokens)), np.concatenate(([False], trained))
+    if example.eos and eos is not None and not _ends_with(example.text, tokens, tokenizer):
+        tokens, trained = np.concatenate((tokens, [np.int32(eos)])), np.concatenate((trained, [True]))
+    return tokens.astype(np.int32), trained
+
+
+def fitted(trained: npt.NDArray[np.bool_], max_length: int, *, keep_first: bool) -> tuple[npt.NDArray[np.int64], bool]:
+    """The positions to keep of an example, at most ``max_length``, and whether any was cut.
+
+    Too long an example loses the beginning of its prompt first (a quarter of ``max_length`` of it stays), then its end.
+    """
+    size = len(trained)
+    if size <= max_length:
+        return np.arange(size), False
+    lead = int(np.argmax(trained))  # tokens before the first trained one
+    drop = min(size - max_length, max(0, lead - max_length // 4))
+    kept = np.arange(drop, min(size, drop + max_length))
+    if drop and keep_first:
+        kept[0] = 0
+    return kept, True
+
+
+def bos_of(tokenizer: Tokenizer) -> int | None:
+    """The BOS token if this tokenizer begins every text with it."""
+    wrapped = tokenizer([""])["input_ids"][0]
+    return tokenizer.bos_token_id if wrapped and wrapped[0] == tokenizer.bos_token_id else None
+
+
+def halves(message: str) -> tuple[str, str, str]:
+    """``Expected A, found B; C.`` as a problem's three parts."""
+    expected, _, rest = message.removeprefix("Expected ").partition(", found")
+    found, _, remedy = rest.lstrip(": ").partition("; ")
+    return expected, found.rstrip("."), remedy[:1].upper() + remedy[1:]
+
+
+def _ends_with(text: str, tokens: TokenIds, tokenizer: Tokenizer) -> bool:
+    """Whether a text ends with EOS, white space behind it apart."""
+    written = bool(tokenizer.eos_token) and text.rstrip().endswith(str(tokenizer.eos_token))
+    return written and tokenizer.eos_token_id in tokens[-4:]
+
+
+def expect_fast(tokenizer: Tokenizer) -> None:
+    """Refuses a tokenizer that does not say which characters a token is of."""
+    if not getattr(tokenizer, "is_fast", True):
+        raise DataInvalid("Expected a fast tokenizer (tokenizer.json), found a slow one; convert the base's tokenizer.")
+
+
+def note_nothing_to_train(origin: str, log: ProblemLog) -> None:
+    """Notes a row of which nothing is left to learn."""
+    log.add(origin, "something to train on", "no token that this tokenizer knows", "Remove the row.")

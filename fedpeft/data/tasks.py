@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from fedpeft.config.model import Task
+from fedpeft.data.preference.rows import check_preference, check_wanted
 from fedpeft.data.records import ProblemLog, Record, Records
 from fedpeft.data.row_checks import (
     check_alpaca,
@@ -225,6 +226,9 @@ CHECKS: Mapping[Convention, Callable[[Record, str, ProblemLog], None]] = {
     Convention.TEXT_LABEL: check_text,
     Convention.WORDS_TAGS: check_words,
     Convention.SOURCE_TARGET: check_source,
+    Convention.PROMPT_CHOSEN_REJECTED: check_preference,
+    Convention.CHOSEN_REJECTED: check_preference,
+    Convention.PROMPT_COMPLETION_LABEL: check_wanted,
     Convention.MESSAGES: check_messages,
     Convention.PROMPT_COMPLETION: check_pair,
     Convention.ALPACA: check_alpaca,

@@ -13,6 +13,9 @@ class Convention(enum.Enum):
     TEXT_LABEL = "text+label"
     WORDS_TAGS = "words+tags"
     SOURCE_TARGET = "source+target"
+    PROMPT_CHOSEN_REJECTED = "prompt+chosen+rejected"
+    CHOSEN_REJECTED = "chosen+rejected"
+    PROMPT_COMPLETION_LABEL = "prompt+completion+label"
     MESSAGES = "messages"
     PROMPT_COMPLETION = "prompt+completion"
     ALPACA = "instruction/input/output"
@@ -25,8 +28,12 @@ class Convention(enum.Enum):
 
     @property
     def asked(self) -> tuple[str, ...]:
-        """Those that hold what a model is given; the others hold what it is to answer."""
-        return tuple(column for column in self.columns if column not in ("label", "tags", "target"))
+        """Those that hold what a model is given; the others hold what it is to answer.
+
+        Of answers whose prompt is what both begin with, both.
+        """
+        answers = ("label", "tags", "target", "chosen", "rejected")
+        return tuple(column for column in self.columns if column not in answers) or self.columns
 
 
 _COLUMNS: Mapping[Convention, tuple[str, ...]] = {
@@ -34,6 +41,9 @@ _COLUMNS: Mapping[Convention, tuple[str, ...]] = {
     Convention.TEXT_LABEL: ("text", "label"),
     Convention.WORDS_TAGS: ("words", "tags"),
     Convention.SOURCE_TARGET: ("source", "target"),
+    Convention.PROMPT_CHOSEN_REJECTED: ("prompt", "chosen", "rejected"),
+    Convention.CHOSEN_REJECTED: ("chosen", "rejected"),
+    Convention.PROMPT_COMPLETION_LABEL: ("prompt", "completion", "label"),
     Convention.MESSAGES: ("messages",),
     Convention.PROMPT_COMPLETION: ("prompt", "completion"),
     Convention.ALPACA: ("instruction", "output"),  # `input` is optional, row by row
@@ -42,6 +52,7 @@ _COLUMNS: Mapping[Convention, tuple[str, ...]] = {
 KNOWN_COLUMNS = (
     *("text", "text_pair", "label", "words", "tags", "source", "target"),
     *("prompt", "completion", "messages", "instruction", "input", "output", "person"),
+    *("chosen", "rejected"),
 )
 
 _PAIRS = (
@@ -98,7 +109,12 @@ def _first(there: Collection[str], ours: str, theirs: tuple[str, ...]) -> str | 
 
 _MISREAD: Mapping[Convention, tuple[tuple[str, str], ...]] = {
     Convention.TEXT: (("text_pair", "pairs are for classify and regression"),),
-    Convention.PROMPT_COMPLETION: (("label", "a label says which completions are wanted, and all would be learnt"),),
+    Convention.PROMPT_COMPLETION: (
+        (
+            "label",
+            'a label says which completions are wanted, and all would be learnt; task.kind = "preference" reads it',
+        ),
+    ),
     Convention.ALPACA: (("label", "a label says which outputs are wanted, and all would be learnt"),),
 }
 

@@ -33,6 +33,10 @@ class Target(enum.Enum):
     """One int64 label a token, -100 on special tokens and on the pieces of a word after its first; cross entropy."""
     NEXT_TOKEN = "the token that follows"  # noqa: S105 - no password
     """One int64 label a token, not shifted; cross entropy of each from the tokens before it."""
+    PREFERENCE = "the answer that is preferred"
+    """One row an example: the preferred answer behind its prompt, then the other one behind the same prompt; either may
+    be missing. One int64 label a token of an answer; the loss is of both answers' log-probabilities
+    (``fedpeft.tuning.preference``)."""
     TARGET_TEXT = "a text of its own"
     """Source and target in one row, one int64 label a token of the target; cross entropy of each from the source and
     the target's tokens before it."""
@@ -96,6 +100,11 @@ class TaskRecord:
     def from_a_source(self) -> bool:
         """Whether an example is a text to be read whole and one to be written: for encoder-decoders."""
         return self.target is Target.TARGET_TEXT
+
+    @property
+    def prefers(self) -> bool:
+        """Whether an example holds answers that are wanted or not, which are compared with the base's own liking."""
+        return self.target is Target.PREFERENCE
 
     @property
     def tags_words(self) -> bool:

@@ -7,7 +7,7 @@ windows of a few batches; inside a window examples are sorted by length, so that
 the batches are shuffled.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.data.encode import IGNORED, EncodedDataset
+from fedpeft.data.encode_texts import Preference
 from fedpeft.entropy import generator
 from fedpeft.errors import DataInvalid
 
@@ -47,6 +48,7 @@ class Batch:
         labels: (b,) class indices or numbers, (b, outputs) of 0 and 1, or (b, s) with ``IGNORED`` where nothing is
             learnt.
         segments: (b, s) int64, 1 on the tokens of a pair's second text; None without pairs.
+        preference: of examples that hold answers to be compared, with these examples' reference; None for other tasks.
     """
 
     indices: Indices
@@ -54,6 +56,7 @@ class Batch:
     attention_mask: Tensor | None
     labels: Tensor
     segments: Tensor | None = None
+    preference: Preference | None = None
 
 
 class BatchStream:
@@ -131,7 +134,7 @@ def lengths_of(examples: EncodedDataset) -> Indices:
 def predictions_of(examples: EncodedDataset, index: int) -> int:
     """How many predictions an example is scored on: one, its tagged words, or its labelled tokens after the first."""
     labels = examples.labels
-    if isinstance(labels, np.ndarray):
+    if isinstance(labels, np.ndarray) or examples.preference is not None:
         return 1
     return int((labels[index][0 if examples.of_tokens else 1 :] != IGNORED).sum())
 
@@ -151,7 +154,14 @@ def collate(examples: EncodedDataset, indices: Indices, *, pad_id: int, device: 
         attention_mask=None if mask.all() else torch.from_numpy(mask).to(device),
         labels=torch.from_numpy(padded_labels(examples, indices, len(indices), width)).to(device),
         segments=padded_segments(examples, indices, len(indices), width, device),
+        preference=_of(examples.preference, indices),
     )
+
+
+def _of(preference: Preference | None, indices: Indices) -> Preference | None:
+    if preference is None or preference.reference is None:
+        return preference
+    return replace(preference, reference=preference.reference[indices])
 
 
 def padded_segments(

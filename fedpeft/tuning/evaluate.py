@@ -15,10 +15,12 @@ from fedpeft.tasks import Measure
 from fedpeft.tuning.accelerator import products
 from fedpeft.tuning.batches import Batch, Indices, bucketed, collate, evaluation_stream, lengths_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
-from fedpeft.tuning.row_loss import right_rows, summed_loss
+from fedpeft.tuning.preference.losses import preference_losses, preferred_rows, rewards_of
+from fedpeft.tuning.preference.sides import sides_of
+from fedpeft.tuning.row_loss import right_rows, row_losses, summed_loss
 from fedpeft.tuning.split_forward import SplitForward
 
-__all__ = ["Evaluation", "evaluate", "evaluate_whole", "metrics_of"]
+__all__ = ["Evaluation", "evaluate", "evaluate_whole", "margins_of", "metrics_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,9 @@ def evaluate(
         with products(split.device):
             logits, labels = logits_of(split, batch, cache)
         own = None if weights is None else weights[indices]
+        if batch.preference is not None:
+            found.append(_compared(logits, labels, batch, split.pad_id, measure, own))
+            continue
         found.append(_measured(logits, labels, indices, measure, _owners(split, batch), own))
     return Evaluation.joined(found)
 
@@ -121,6 +126,9 @@ def evaluate_whole(
     found = [Evaluation(loss_sum=0.0, correct=0, examples=0)]
     for indices in batches:
         batch = collate(examples, indices, pad_id=pad or 0, device=next(model.parameters()).device)
+        if batch.preference is not None:
+            found.append(_compared(*_answer_rows(model, batch, pad or 0), batch, pad or 0, measure))
+            continue
         segments = {} if batch.segments is None else {"token_type_ids": batch.segments}
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **segments).logits.float()
         labels, owners = batch.labels, list(range(len(indices)))
@@ -132,6 +140,19 @@ def evaluate_whole(
             logits, labels = logits[chosen], labels[chosen]
         found.append(_measured(logits, labels, indices, measure, owners))
     return Evaluation.joined(found)
+
+
+@torch.no_grad()
+def margins_of(model: nn.Module, examples: EncodedDataset, *, batch_size: int) -> npt.NDArray[np.float32]:
+    """The reward of the preferred answer over the other one's, (n,), of examples to be compared with a reference."""
+    pad = getattr(model.config, "pad_token_id", None) or 0
+    found = np.zeros(len(examples), np.float32)
+    for indices in np.array_split(np.arange(len(examples), dtype=np.int64), -(-len(examples) // batch_size)):
+        batch = collate(examples, indices, pad_id=pad, device=next(model.parameters()).device)
+        logits, labels = _answer_rows(model, batch, pad)
+        rewards, _ = rewards_of(row_losses(logits, labels), sides_of(batch, pad_id=pad), batch)
+        found[indices] = (rewards[:, 0] - rewards[:, 1]).cpu().numpy()
+    return found
 
 
 def metrics_of(task: Task, score: Evaluation) -> dict[str, float]:
@@ -181,6 +202,37 @@ def _weighed(
         if len(own):
             lanes += weight * measure.tally(scores[own], truth[own], [0] * len(own))
     return lanes
+
+
+def _answer_rows(model: nn.Module, batch: Batch, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Logits and labels of the labelled tokens of a batch's answers."""
+    sides = sides_of(batch, pad_id=pad_id).batch
+    logits = model(input_ids=sides.input_ids, attention_mask=sides.attention_mask).logits[:, :-1]
+    chosen = sides.labels[:, 1:] != IGNORED
+    return logits[chosen], sides.labels[:, 1:][chosen]
+
+
+def _compared(
+    logits: Tensor,
+    labels: Tensor,
+    batch: Batch,
+    pad_id: int,
+    measure: Measure | None,
+    weights: npt.NDArray[np.float64] | None = None,
+) -> Evaluation:
+    """Of answers to be compared: the outputs are those of their labelled tokens."""
+    rewards, there = rewards_of(row_losses(logits, labels), sides_of(batch, pad_id=pad_id), batch)
+    examples, lanes = len(batch.indices), None
+    if measure is not None:
+        lanes = _weighed(measure, rewards.cpu().numpy(), there.cpu().numpy(), range(examples), weights)
+    return Evaluation(
+        loss_sum=float(preference_losses(rewards, there).sum()),
+        correct=int(preferred_rows(rewards, there).sum()),
+        examples=examples,
+        rows=examples,
+        lanes=lanes,
+        lane_weight=float(examples if weights is None else weights.sum()),
+    )
 
 
 def _owners(split: SplitForward, batch: Batch) -> Sequence[int]:

@@ -20,6 +20,8 @@ from fedpeft.tasks.form import MULTI, NUMBER, TAGS
 from fedpeft.tuning.batches import Batch, collate
 from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.per_sample_hooks import Hooked, NoBackEnd, micro_gradients
+from fedpeft.tuning.preference.losses import preference_losses, rewards_of
+from fedpeft.tuning.preference.sides import sides_of
 from fedpeft.tuning.row_loss import row_losses
 from fedpeft.tuning.slots import WIDTH, Shape, fixed_batch
 from fedpeft.tuning.split_forward import SplitForward
@@ -60,6 +62,8 @@ def example_losses(split: SplitForward, batch: Batch, cache: HiddenSource | None
     """
     logits, labels = logits_of(split, batch, cache)
     losses = row_losses(logits, labels)
+    if batch.preference is not None:
+        return preference_losses(*rewards_of(losses, sides_of(batch, pad_id=split.pad_id), batch))
     if not split.by_token:
         return losses
     labelled = split.aligned(batch.labels) != IGNORED  # (b, s)

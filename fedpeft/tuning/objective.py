@@ -10,7 +10,9 @@ from fedpeft.tuning.accelerator import products
 from fedpeft.tuning.batches import Batch, Indices, collate, predictions_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.malloc import returning_memory
-from fedpeft.tuning.row_loss import summed_loss
+from fedpeft.tuning.preference.losses import preference_losses, rewards_of
+from fedpeft.tuning.preference.sides import sides_of
+from fedpeft.tuning.row_loss import row_losses, summed_loss
 from fedpeft.tuning.split_forward import SplitForward
 from fedpeft.tuning.token_loss import output_withheld
 
@@ -69,9 +71,17 @@ class Objective:
         logits, labels = logits_of(self._split, batch, self._cache)
         if self._output is not None:
             if self._output.was_last(logits):
+                if batch.preference is not None:
+                    return self._preferred(self._output.losses(logits, labels), batch, count)
                 return self._output.loss(logits, labels, count=count)
             # This model does something to its logits: they must be made, now and from now on.
             self._output, self._split = None, SplitForward(self._union, checkpointing=self._checkpointing)
             logits, labels = logits_of(self._split, batch, self._cache)
+        if batch.preference is not None:
+            return self._preferred(row_losses(logits, labels), batch, count)
         shifted = logits if self._offset is None else logits.float() + self._offset
         return summed_loss(shifted, labels) / count
+
+    def _preferred(self, token_losses: Tensor, batch: Batch, count: int) -> Tensor:
+        sides = sides_of(batch, pad_id=self._split.pad_id)
+        return preference_losses(*rewards_of(token_losses, sides, batch)).sum() / count

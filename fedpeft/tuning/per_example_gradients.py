@@ -82,7 +82,9 @@ class GradientSource:
         self._examples, self._cache, self._most = examples, cache, most
         self._lengths = lengths_of(examples)
         self._parameters = list(trained.values())
-        trusted = trusted_shapes(union, blocks, self._views, trained, self._shapes())
+        trusted = None
+        if examples.preference is None:  # an example of two sequences has two rows in the model: the hooks count rows
+            trusted = trusted_shapes(union, blocks, self._views, trained, self._shapes())
         self._hooked = None if trusted is None else Hooked(union.model, trained)
         self.micro_shapes: frozenset[Shape] = frozenset() if trusted is None else self._shapes() - trusted
 

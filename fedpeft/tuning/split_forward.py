@@ -38,6 +38,7 @@ from fedpeft.methods.coda import picks_tokens
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tasks.form import SEQUENCE, TAGS
 from fedpeft.tuning.batches import Batch
+from fedpeft.tuning.preference.sides import joined, parted, sides_of
 from fedpeft.tuning.two_stacks import two_stacks
 
 __all__ = ["SplitForward"]
@@ -110,14 +111,18 @@ class SplitForward:
 
         Returns:
             Logits (n, outputs) and their labels: one row an example, or, by token, one a labelled token; with
-            ``every_position`` one a token, its label ``IGNORED`` where it has none.
+            ``every_position`` one a token, its label ``IGNORED`` where it has none. Of answers to be compared one a
+            labelled token of each answer (``fedpeft.tuning.preference.sides_of``).
         """
-        return self._run(self._whole, batch)
+        return self._run(self._whole, self._apart(batch))
 
     def logits_above(self, batch: Batch, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """As ``logits``, from the input of layer ``first_layer``, (b, s, hidden_size)."""
         if self._entry is None:
             raise ConfigInvalid(_NO_CUT)
+        if batch.preference is not None:
+            sides = sides_of(batch, pad_id=self.pad_id)
+            batch, hidden = sides.batch, parted(sides, hidden)
         self._entry.hidden = hidden
         try:
             return self._run(self._above, batch)
@@ -130,9 +135,15 @@ class SplitForward:
         if self._tap is None:
             raise ConfigInvalid(_NO_CUT)
         with contextlib.suppress(TapReached):
-            self._below(**self._inputs(batch))
-        hidden, self._tap.hidden = self._tap.hidden, None
-        return cast("Tensor", hidden)
+            self._below(**self._inputs(self._apart(batch)))
+        hidden, self._tap.hidden = cast("Tensor", self._tap.hidden), None
+        if batch.preference is None:
+            return hidden
+        return joined(sides_of(batch, pad_id=self.pad_id), hidden, batch.input_ids.shape[1])
+
+    def _apart(self, batch: Batch) -> Batch:
+        """The rows that the model is to see: of answers to be compared each one by itself."""
+        return batch if batch.preference is None else sides_of(batch, pad_id=self.pad_id).batch
 
     def _run(self, view: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         if self._two_stacks:

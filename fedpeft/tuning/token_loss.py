@@ -4,7 +4,7 @@ Logits are the widest thing a small language model computes: 1,024 labelled toke
 cross entropy makes two more tensors of that size. A frozen output matrix needs none of them kept: for some tokens at a
 time the logits are made, turned into the loss and into the gradient of the states below, and dropped.
 
-    loss = sum_t (logsumexp(W h_t + b) - (W h_t + b)[label_t]) / count,    dloss/dh_t = W^T (softmax - onehot) / count
+    loss_t = logsumexp(W h_t + b) - (W h_t + b)[label_t],    dloss_t/dh_t = W^T (softmax - onehot)
 
 Exact: the same sums, of which those over the vocabulary are in the same order. A packed matrix is unpacked once a step
 instead of twice.
@@ -60,17 +60,21 @@ class OutputMatrix(nn.Module):
             labels: (n,) int64, rows of the matrix.
             count: of the tokens of the whole step.
         """
-        total: Tensor = _TokenLoss.apply(states, self.output, labels, count)  # type: ignore[no-untyped-call]
-        return total
+        return self.losses(states, labels).sum() / count
+
+    def losses(self, states: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy of each token, (n,) float32; as ``loss``."""
+        each: Tensor = _TokenLosses.apply(states, self.output, labels)  # type: ignore[no-untyped-call]
+        return each
 
 
-class _TokenLoss(torch.autograd.Function):
+class _TokenLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, output: nn.Linear, labels: Tensor, count: int) -> Tensor:
+    def forward(ctx: Any, states: Tensor, output: nn.Linear, labels: Tensor) -> Tensor:
         weight, bias = output.weight, output.bias  # unpacked here, once
         rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
         gradient = torch.empty_like(states)
-        total = torch.zeros((), dtype=torch.float32, device=states.device)
+        losses = torch.empty(len(states), dtype=torch.float32, device=states.device)
         for start in range(0, len(states), rows):
             chunk = slice(start, start + rows)
             logits = functional.linear(states[chunk], weight, bias).float()  # (rows, vocabulary)
@@ -79,18 +83,17 @@ class _TokenLoss(torch.autograd.Function):
             # In place from here on: a second tensor of this size would be felt.
             powers = logits.sub_(largest).exp_()
             whole = powers.sum(dim=-1, keepdim=True)
-            total += (largest + whole.log() - own).sum()
+            losses[chunk] = (largest + whole.log() - own)[:, 0]
             probabilities = powers.div_(whole)
             probabilities.scatter_add_(1, labels[chunk, None], torch.full_like(own, -1.0))
             gradient[chunk] = probabilities.to(weight.dtype) @ weight
         ctx.save_for_backward(gradient)
-        ctx.count = count
-        return total / count
+        return losses
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * (gradients[0] / ctx.count), None, None, None
+        return gradient * gradients[0][:, None].to(gradient.dtype), None, None
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def test_every_problem_is_reported_at_once() -> None:
 def test_an_unknown_key_gets_the_nearest_known_one() -> None:
     (problem,) = found(VALID.replace("[task]", "[task]\nmax_lenght = 3"))
     assert problem == (
-        "run.toml: task.max_lenght: expected one of kind, labels, max_length, range, found an unknown key. "
+        "run.toml: task.max_lenght: expected one of kind, labels, max_length, beta, range, found an unknown key. "
         "Did you mean `max_length`?"
     )
 

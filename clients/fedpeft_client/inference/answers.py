@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.base.architecture import has_two_stacks
-from fedpeft.data import Record
+from fedpeft.data import Record, Records
 from fedpeft.data.prompts import answer_ends, conversation_tokens, question_tokens, usual_convention
 from fedpeft.data.rendering import TokenIds
 from fedpeft.data.row_checks import ROLES
 from fedpeft.data.tasks import Message
 from fedpeft.errors import DataInvalid
-from fedpeft.tasks import Convention
+from fedpeft.tasks import TASKS, Convention
 from fedpeft_client.inference.generation import Decoder, Sampling
 from fedpeft_client.inference.outputs import answered, has_one_class
 from fedpeft_client.inference.sources import SourceDecoder
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Answerer", "Choice", "Piece"]
 
 CLASS_BATCH = 32
+COMPARED = tuple(one for task in TASKS.values() if task.prefers for one in task.conventions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,7 @@ class Answerer:
         longest: tokens at which a text to classify is cut.
         convention: of the examples of a language model; None: as ``usual_convention``.
         choose_rows: see ``Decoder``.
+        margins: how far the preferred answer of each row is before the other one; None: the model compares no answers.
     """
 
     def __init__(
@@ -93,9 +95,12 @@ class Answerer:
         longest: int = 512,
         convention: Convention | None = None,
         choose_rows: Callable[[Sequence[int]], None] | None = None,
+        margins: Callable[[Records], Sequence[float]] | None = None,
     ) -> None:
         self._model, self.tokenizer, self.labels, self._longest = model, tokenizer, labels, longest
-        self.convention = convention or usual_convention(tokenizer)
+        if convention in COMPARED:  # its columns do not say whether a prompt is a text or a conversation
+            convention = None
+        self.convention, self.margins = convention or usual_convention(tokenizer), margins
         if has_two_stacks(model):  # whatever its examples' columns were called
             self.convention = Convention.SOURCE_TARGET
         self._choose_rows = choose_rows or (lambda rows: None)

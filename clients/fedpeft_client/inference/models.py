@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedpeft.adapter import AdapterState
-from fedpeft.base import ArtifactStore, BaseArtifact, default_store, facts_of, load_tokenizer
+from fedpeft.base import ArtifactStore, BaseArtifact, default_store, facts_of, load_model, load_tokenizer
 from fedpeft.config import RunConfig
 from fedpeft.config.task import Task
 from fedpeft.data import EncodedDataset, Records, encode, validate
@@ -21,9 +21,11 @@ from fedpeft.export.received import Received, load_received, read_received
 from fedpeft.export.whole_model import WholeModel, export_merged, probe_inputs
 from fedpeft.round.plan import learning_plan
 from fedpeft.tasks import TASKS, Convention
+from fedpeft.tasks.form import TEXT
 from fedpeft.tuning import Evaluation, evaluate
-from fedpeft.tuning.evaluate import evaluate_whole, metrics_of
+from fedpeft.tuning.evaluate import evaluate_whole, margins_of, metrics_of
 from fedpeft.tuning.lorahub import Mixture, find_mixture
+from fedpeft.tuning.preference.losses import with_reference
 from fedpeft_client.inference.answers import Answerer
 from fedpeft_client.inference.generation import Sampling
 from fedpeft_client.training.model_pool import ModelPool
@@ -176,7 +178,7 @@ class TrainedModel:
     def _encoded(self, records: Records) -> EncodedDataset:
         task = self._config.task
         validate(records, task)
-        return encode(records, task, task.outputs, self._tokenizer)
+        return _compared(encode(records, task, task.outputs, self._tokenizer), self._artifact)
 
     def answerer(self, convention: Convention | None = None) -> Answerer:
         """The model to ask.
@@ -192,7 +194,13 @@ class TrainedModel:
             labels=task.outputs if task.record.adds_head else (),
             longest=task.max_length,
             convention=convention,
+            margins=self.margins if task.record.prefers else None,
         )
+
+    def margins(self, records: Records) -> list[float]:
+        """Of rows with two answers: the reward of the chosen one over the rejected one's; above 0 it is preferred."""
+        found: list[float] = margins_of(self._union.model, self._encoded(records), batch_size=8).tolist()
+        return found
 
     def predict(self, texts: Sequence[str], convention: Convention | None = None) -> list[str]:
         """A class name for each text, or its greedy continuation of at most 64 tokens; see ``answerer``."""
@@ -202,8 +210,16 @@ class TrainedModel:
 class ReceivedModel:
     """A base that this device holds with an adapter that it fetched, ready to answer."""
 
-    def __init__(self, model: nn.Module, tokenizer: "PreTrainedTokenizerBase", about: Received, longest: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: "PreTrainedTokenizerBase",
+        about: Received,
+        longest: int,
+        artifact: BaseArtifact,
+    ) -> None:
         self._model, self._tokenizer, self._about, self._longest = model, tokenizer, about, longest
+        self._artifact = artifact
 
     @classmethod
     def load(cls, folder: Path, bases: Path) -> Self:
@@ -216,7 +232,7 @@ class ReceivedModel:
         about = read_received(folder)
         artifact = ArtifactStore(bases).get(about.base)
         longest = facts_of(artifact).model.positions or LONGEST
-        return cls(load_received(folder, artifact), load_tokenizer(artifact), about, min(longest, LONGEST))
+        return cls(load_received(folder, artifact), load_tokenizer(artifact), about, min(longest, LONGEST), artifact)
 
     def answerer(self, convention: Convention | None = None) -> Answerer:
         """As ``TrainedModel.answerer``; a text is cut to 512 tokens, or to what the base takes."""
@@ -239,7 +255,7 @@ class ReceivedModel:
         """Loss and accuracy on examples that this device holds."""
         task = self.task
         validate(records, task)
-        examples = encode(records, task, task.outputs, self._tokenizer)
+        examples = _compared(encode(records, task, task.outputs, self._tokenizer), self._artifact)
         return evaluate_whole(self._model, examples, batch_size=32, measure=task.measure)
 
     def metrics(self, score: Evaluation) -> dict[str, float]:
@@ -249,6 +265,13 @@ class ReceivedModel:
     def predict(self, texts: Sequence[str], convention: Convention | None = None) -> list[str]:
         """As ``TrainedModel.predict``."""
         return _predicted(self.answerer(convention), texts)
+
+
+def _compared(examples: EncodedDataset, artifact: BaseArtifact) -> EncodedDataset:
+    """Answers to be compared with what the base says of them; other examples as they are."""
+    if examples.preference is None:
+        return examples
+    return with_reference(examples, load_model(artifact, task=TEXT, labels=(), head_seed=0, residency="quantized"))
 
 
 def _predicted(asked: Answerer, texts: Sequence[str]) -> list[str]:

@@ -8,13 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.base.architecture import form_of
+from fedpeft.data import Record
 from fedpeft.data.encode_texts import first_pieces
+from fedpeft.data.targets import words_of
 from fedpeft.tasks.form import MULTI, NUMBER, SEQUENCE, SINGLE, TAGS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["Prediction", "answered", "has_one_class"]
+__all__ = ["Prediction", "answered", "has_one_class", "question_of"]
+
+
+TAB = "\t"
+"""Between the two texts of a pair."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +40,21 @@ def has_one_class(model: nn.Module) -> bool:
     """Whether the outputs are classes of a whole text, of which one is chosen."""
     config: PretrainedConfig = model.config
     return form_of(model) == SEQUENCE and config.problem_type in (None, "", SINGLE)
+
+
+def question_of(row: Record) -> str | None:
+    """What a row asks a model with outputs of its own, as ``answered`` takes it; None: nothing.
+
+    Example:
+        >>> question_of({"text": "a", "text_pair": "b"}), question_of({"words": ["a", "b"]})
+        ('a\\tb', 'a b')
+    """
+    if (words := words_of(row.get("words"))) is not None:
+        return " ".join(words)
+    text, pair = row.get("text"), row.get("text_pair")
+    if not isinstance(text, str):
+        return None
+    return text if not isinstance(pair, str) else f"{text.replace(TAB, ' ')}{TAB}{pair}"
 
 
 @torch.no_grad()
@@ -57,7 +78,7 @@ def answered(
         pairs: whether a tab stands between the two texts of a pair.
     """
     tags = form_of(model) == TAGS
-    first, tab, second = text.partition("\t")
+    first, tab, second = text.partition(TAB)
     texts = (" ".join(text.split()),) if tags else (first, second) if pairs and tab else (text,)
     encoding = tokenizer(*texts, truncation=True, max_length=longest, return_offsets_mapping=tags)
     given = {name: torch.tensor([encoding[name]]) for name in ("input_ids", "attention_mask")}

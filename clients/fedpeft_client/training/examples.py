@@ -14,6 +14,7 @@ from fedpeft.round.failures import cause_of
 from fedpeft.round.local import Effort
 from fedpeft.round.plan import LearningPlan
 from fedpeft.tuning import ActivationCache
+from fedpeft.tuning.preference.losses import with_reference
 from fedpeft_client.training.model_pool import ModelPool
 
 __all__ = ["Examples", "Prepared", "batch_seed", "cacheable_examples"]
@@ -151,6 +152,8 @@ class Examples:
 
     def _prepare(self, plan: LearningPlan) -> Prepared:
         (train, lost), (held_out, lost_too) = self._usable(plan)
+        if plan.task.record.prefers:
+            train, held_out = self._referenced(plan, train), self._referenced(plan, held_out)
         troubles = tuple(filter(None, (lost, lost_too)))
         batch = evaluation_batch(length=plan.task.max_length, vocabulary=self._pool.vocabulary(plan))
         if not self._pool.frozen_layers(plan):
@@ -158,6 +161,8 @@ class Examples:
                 train=train, held_out=held_out, train_cache=None, eval_cache=None, eval_batch=batch, troubles=troubles
             )
         private = plan.privacy is not None
+        # Answers to be compared have no fixed shape in which a neighbour changes nothing: under privacy none is cached.
+        cached = len(train) > 0 and not (private and plan.task.record.prefers)
         make_cache = ActivationCache.for_private_training if private else ActivationCache.for_training
         return Prepared(
             train=train,
@@ -168,7 +173,7 @@ class Examples:
                 seed=batch_seed(plan.seed, self._name),
                 max_bytes=self._cache_bytes,
             )
-            if len(train)
+            if cached
             else None,
             eval_cache=ActivationCache.for_evaluation(held_out, batch_size=batch, max_bytes=self._cache_bytes)
             if len(held_out)
@@ -176,6 +181,11 @@ class Examples:
             eval_batch=batch,
             troubles=troubles,
         )
+
+    def _referenced(self, plan: LearningPlan, examples: EncodedDataset) -> EncodedDataset:
+        """With what the base says of the answers: computed here, once for a run."""
+        with self._pool.plain_model(plan) as base:
+            return with_reference(examples, base, alone=plan.privacy is not None)
 
 
 def batch_seed(seed: int, client: str) -> int:

@@ -22,6 +22,8 @@ from fedpeft.planner import available_bytes
 from fedpeft.round.plan import LearningPlan
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fedpeft.methods import UnionAdapter
 
 __all__ = ["ModelPool", "Residency", "chosen_residency", "release_free_memory"]
@@ -69,6 +71,8 @@ class ModelPool:
         self._first: UnionAdapter | None = None
         self._tokenizer: Tokenizer | None = None
         self._artifact: BaseArtifact | None = None
+        self._plain: tuple[str, nn.Module] | None = None
+        self._plain_lock = threading.Lock()
 
     def spec(self, plan: LearningPlan) -> AdapterSpec:
         """The adapter that this plan makes on this machine's copy of the base.
@@ -107,6 +111,24 @@ class ModelPool:
         """Token ids are below this number."""
         config = self._ready(plan).model.config
         return int(config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
+
+    @contextmanager
+    def plain_model(self, plan: LearningPlan) -> "Iterator[nn.Module]":
+        """The plan's base without any adapter, for one caller at a time: packed, so that it takes hardly any memory."""
+        from fedpeft.tuning.accelerator import chosen_device
+
+        with self._plain_lock:
+            if self._plain is None or self._plain[0] != plan.base:
+                model = load_model(
+                    self._store.get(plan.base),
+                    task=plan.task.record.form,
+                    labels=plan.task.outputs,
+                    head_seed=0,
+                    problem_type=plan.task.record.problem_type,
+                    residency="quantized",
+                )
+                self._plain = plan.base, model.to(chosen_device(self._accelerator))
+            yield self._plain[1]
 
     @contextmanager
     def lend(self, plan: LearningPlan) -> "Iterator[UnionAdapter]":

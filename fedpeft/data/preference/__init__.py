@@ -1,0 +1,1 @@
+"""Answers that are preferred, or wanted: rows read and checked, and their tokens."""
