@@ -50,7 +50,7 @@ def main() -> None:
     for name, adapter in (METHODS | MORE).items():
         if adapter.model_fields_set & UNSUPPORTED.keys() or (quick and "lora" not in name):
             continue
-        rows[name] = _both(fresh(adapter, artifact), fresh(adapter, artifact), examples, 2 if quick else 5)
+        rows[name] = _both(fresh(adapter, artifact), fresh(adapter, artifact), examples, 2 if quick else 3)
         print(name, json.dumps(rows[name]), flush=True)
     found = {"ratio_max": max(row["ours_over_opacus"] for row in rows.values()), "methods": rows}
     if not quick:
