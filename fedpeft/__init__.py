@@ -5,7 +5,6 @@ loads nothing. Their types stand in ``__init__.pyi``.
 """
 
 import importlib
-from types import MappingProxyType
 
 __all__ = [
     "Adapter",
@@ -22,20 +21,18 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_MODULES = MappingProxyType(
-    {
-        "Adapter": "fedpeft.api.adapters",
-        "Callback": "fedpeft.api.callbacks",
-        "FedpeftError": "fedpeft.errors",
-        "Result": "fedpeft.api.result",
-        "RoundResult": "fedpeft.api.callbacks",
-        "StopRun": "fedpeft.api.callbacks",
-        "data_check": "fedpeft.api.data",
-        "load_adapter": "fedpeft.api.adapters",
-        "open_run": "fedpeft.api.result",
-        "simulate": "fedpeft.api.simulation",
-    }
-)
+_MODULES = {
+    "Adapter": "fedpeft.api.adapters",
+    "Callback": "fedpeft.api.callbacks",
+    "FedpeftError": "fedpeft.errors",
+    "Result": "fedpeft.api.result",
+    "RoundResult": "fedpeft.api.callbacks",
+    "StopRun": "fedpeft.api.callbacks",
+    "data_check": "fedpeft.api.data",
+    "load_adapter": "fedpeft.api.adapters",
+    "open_run": "fedpeft.api.result",
+    "simulate": "fedpeft.api.simulation",
+}
 """Where each name stands."""
 
 

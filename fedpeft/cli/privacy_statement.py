@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fedpeft.cli.options import json_option, say_json
+
 if TYPE_CHECKING:
     from fedpeft.secagg.primitives import IdentityKey
     from fedpeft_server.run.run_view import RunView
@@ -33,9 +35,11 @@ def issue(view: "RunView", target: Path, home: Path | None) -> None:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--key", help="The key that must have signed it, in hex, as its owner told you by another way.")
-def verify(file: Path, key: str | None) -> None:
+@json_option
+def verify(file: Path, key: str | None, as_json: bool) -> None:
     """Check that a privacy statement is as it was signed; exit code 6 if not."""
     from fedpeft.errors import IntegrityFailed
+    from fedpeft.terminal import printable
     from fedpeft_server.report.filed_statement import MAX_BYTES, read_filed
 
     with file.open("rb") as opened:
@@ -47,9 +51,12 @@ def verify(file: Path, key: str | None) -> None:
     if key is not None and key.strip().lower() != filed.public_key:
         raise IntegrityFailed(f"Expected a statement signed by {key}, found one signed by {filed.public_key}.")
     document = filed.document
+    if as_json:
+        say_json({"file": str(file), "key": filed.public_key, "statement": document})
+        return
     said = (f"{name} {document.get(name)}" for name in ("run", "unit", "epsilon", "delta"))
-    click.echo(f"{file}: {', '.join(said)}")
-    click.echo(f"signed by {document.get('signed by')}, key {filed.public_key}")
+    click.echo(f"{file}: {printable(', '.join(said))}")
+    click.echo(printable(f"signed by {document.get('signed by')}, key {filed.public_key}"))
     if key is None:
         click.echo("Whose key that is, no file can say: compare it with the one its owner told you, or give --key.")
 
