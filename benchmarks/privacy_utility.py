@@ -19,7 +19,6 @@ benchmarks/results/privacy_utility.json as soon as it is done, and not computed 
 """
 
 import argparse
-import csv
 import json
 import math
 import os
@@ -32,12 +31,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from private_training.federations import airlines, banking
 from private_training.top_layer import TopLayer, first_tokens
 from torch import Tensor
 
 from fedpeft.base import build, default_store, load_model, load_tokenizer
 from fedpeft.config.model import Adapter, Lora, Task
-from fedpeft.data import EncodedDataset, encode, load_records, split_holdout
+from fedpeft.data import EncodedDataset, encode
 from fedpeft.data.records import Records
 from fedpeft.entropy import generator, os_entropy
 from fedpeft.methods import UnionAdapter, attach
@@ -123,7 +123,7 @@ class Setting:
         self.name = name
         artifact = build(MINILM, quantize="int8", store=default_store())
         tokenizer = load_tokenizer(artifact)
-        rows, parts, test = _airlines() if name == "airlines" else _banking(folder)
+        rows, parts, test = airlines() if name == "airlines" else banking(folder)
         self.labels = tuple(sorted({row["label"] for row in rows}))
         task = Task(kind="classify", labels=self.labels, max_length=64)
         records = Records(rows=tuple(rows), origins=tuple(f"row {i}" for i in range(len(rows))))
@@ -150,32 +150,6 @@ class Setting:
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, first_tokens(self._union(METHODS["head + LoRA r8"]), self.examples).numpy())
         return torch.from_numpy(np.load(file))
-
-
-def _airlines() -> tuple[list[dict[str, str]], dict[str, Indices], Indices]:
-    records = load_records("builtin:airline-tweets", {})
-    by_airline: dict[str, list[int]] = {}
-    for place, row in enumerate(records.rows):
-        by_airline.setdefault(str(row["airline"]), []).append(place)
-    rows: list[dict[str, str]] = []
-    parts, test = {}, []
-    for name, places in sorted(by_airline.items()):
-        train, held = split_holdout(records.select(places), 0.2, seed=0)
-        parts[name] = np.arange(len(rows), len(rows) + len(train.rows))
-        rows += [{"text": str(row["text"]), "label": str(row["label"])} for row in train.rows]
-        test += range(len(rows), len(rows) + len(held.rows))
-        rows += [{"text": str(row["text"]), "label": str(row["label"])} for row in held.rows]
-    return rows, parts, np.array(test)
-
-
-def _banking(folder: Path) -> tuple[list[dict[str, str]], dict[str, Indices], Indices]:
-    rows, sizes = [], []
-    for part in ("train", "test"):
-        with (folder / "banking77" / f"{part}.csv").open(encoding="utf-8", newline="") as file:
-            rows += [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)]
-        sizes.append(len(rows))
-    dealt = generator(0, "four devices").permutation(sizes[0])
-    return rows, {f"device {i}": np.sort(dealt[i::4]) for i in range(4)}, np.arange(*sizes)
 
 
 def run_cell(setting: Setting, cell: Cell) -> float:

@@ -18,7 +18,6 @@ import resource
 import statistics
 import sys
 import time
-import tracemalloc
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,33 +26,28 @@ from pathlib import Path
 
 import numpy as np
 from secaggplus_peer import PeerCost, measure_secaggplus
+from secure_sum.floor import kernel_floor_fraction
+from secure_sum.memory import coordinator_peak_mb
+from secure_sum.rounds import make_round
 
 from fedpeft.entropy import os_entropy
 from fedpeft.ids import BlockId, ParticipantId
-from fedpeft.ring import SumRange
 from fedpeft.secagg import (
-    REPLIES,
     DevicePolicy,
     DeviceSession,
     Enrolled,
-    IdentityKey,
     MemoryLedger,
     Mode,
     Open,
-    Participant,
     Reply,
     Request,
     RoundOffer,
-    RoundSpec,
     Summed,
-    SummedBlock,
     close_stage,
     open_round,
     receive,
 )
-from fedpeft.secagg.masks import PIECE_BYTES, Mask, apply_masks
-from fedpeft.secagg.primitives import Secret, fastest_backend, stream
-from fedpeft.wire import decode, encode
+from fedpeft.wire import encode
 
 RESULTS = Path(__file__).parent / "results" / "secagg.json"
 CPU = time.thread_time
@@ -83,36 +77,6 @@ class Cost:
 def log(text: str) -> None:
     """Progress, on stderr."""
     print(text, file=sys.stderr, flush=True)
-
-
-def make_round(
-    devices: int, parameters: int, bits: int, mode: Mode
-) -> tuple[RoundSpec, IdentityKey, list[IdentityKey]]:
-    """Terms: one block of the given size, and the small block of counts that every round has."""
-    coordinator = IdentityKey.generate(os_entropy)
-    keys = [IdentityKey.generate(os_entropy) for _ in range(devices)]
-    spec = RoundSpec(
-        run_id="benchmark",
-        round_id=1,
-        attempt=1,
-        mode=mode,
-        participants=tuple(
-            Participant(participant_id=ParticipantId(i), device=f"d{i}", organisation=f"o{i}", identity=key.public)
-            for i, key in enumerate(keys, 1)
-        ),
-        blocks=(
-            SummedBlock(block_id=BlockId("adapter"), ranges=(SumRange(length=parameters, max_abs=0.5),), bits=bits),
-            SummedBlock(
-                block_id=BlockId("metrics"),
-                ranges=(SumRange(length=3, max_abs=10_000, exact=True), SumRange(length=1, max_abs=1e6)),
-            ),
-        ),
-        min_cohort=3,
-        corrupt_fraction=0.1,
-        dropout_fraction=0.1,
-        stage_deadline_s=60.0,
-    )
-    return spec, coordinator, keys
 
 
 def _collector_off() -> None:
@@ -225,87 +189,6 @@ def measure(
         worst_error_steps=float(np.abs(state.sums[BlockId("adapter")].values - expected).max() / step),
         wall_s=time.perf_counter() - begun,
     )
-
-
-def kernel_floor_fraction(parameters: int = 10**6, masks: int = 16, repeats: int = 15) -> dict[str, float]:
-    """The mask kernel against its floor: AES keystream plus addition, in the cache, on the same core, same moment."""
-    backend, words = fastest_backend(), np.zeros(parameters, np.uint32)
-    keys = [Mask(Secret(os.urandom(32)), add=bool(i % 2)) for i in range(masks)]
-    zeros, buffer = memoryview(bytes(PIECE_BYTES)), np.empty(PIECE_BYTES + 16, np.uint8)
-    out, mask_words = memoryview(buffer.data), buffer[:PIECE_BYTES].view(np.uint32)
-    piece, pieces = words[: PIECE_BYTES // 4], words.nbytes / PIECE_BYTES
-
-    def keystream() -> None:
-        fill = stream(keys[0].key.value, 0, backend)
-        for _ in range(int(pieces)):
-            fill(zeros, out)
-
-    def addition() -> None:
-        for _ in range(int(pieces)):
-            np.add(piece, mask_words, out=piece)
-
-    def timed(run: object) -> float:
-        start = CPU()
-        run()  # type: ignore[operator]
-        return CPU() - start
-
-    best = {"keystream": 9.0, "addition": 9.0, "kernel": 9.0}
-    for _ in range(repeats):
-        best["kernel"] = min(best["kernel"], timed(lambda: apply_masks(words, keys)) / masks)
-        best["keystream"] = min(best["keystream"], timed(keystream) * pieces / int(pieces))
-        best["addition"] = min(best["addition"], timed(addition) * pieces / int(pieces))
-    floor = best["keystream"] + best["addition"]
-    speed = {f"{name}_gb_s": words.nbytes / seconds / 1e9 for name, seconds in best.items()}
-    return {"fraction": floor / best["kernel"], "floor_gb_s": words.nbytes / floor / 1e9, "backend": backend, **speed}
-
-
-class Meter:
-    """Memory that the calls made through it allocate and keep, whatever happens in between."""
-
-    def __init__(self) -> None:
-        self.kept = self.peak = 0
-
-    def call(self, function: Callable[[], Open | Summed]) -> Open | Summed:
-        """Calls it and counts what it allocates at its highest, and keeps."""
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
-        result = function()
-        after, highest = tracemalloc.get_traced_memory()
-        self.peak = max(self.peak, self.kept + highest - before)
-        self.kept += after - before
-        return result
-
-
-def coordinator_peak_mb(devices: int, parameters: int) -> float:
-    """MiB the coordinator holds at its highest: decoding and adding every upload, unmasking, decoding the sum."""
-    spec, coordinator, keys = make_round(devices, parameters, 32, Mode.FULL)
-    policy = DevicePolicy(coordinator_key=coordinator.public)
-    sessions = {
-        ParticipantId(i): DeviceSession(
-            ledger=MemoryLedger(repeats=False),
-            identity=key,
-            enrolled=Enrolled(device=f"d{i}", organisation=f"o{i}"),
-            policy=policy,
-        )
-        for i, key in enumerate(keys, 1)
-    }
-    values = {BlockId("adapter"): np.zeros(parameters, np.float32), BlockId("metrics"): np.zeros(4, np.float32)}
-    owns, meter = frozenset(values), Meter()
-    tracemalloc.start()
-    state = meter.call(lambda: open_round(spec, identity=coordinator, entropy=os_entropy))
-    while isinstance(state, Open):
-        for member, request in state.requests.items():
-            if isinstance(request, RoundOffer):
-                upload = encode(sessions[member].begin(request, owns=owns, entropy=os_entropy))
-            else:
-                reply = sessions[member].answer("benchmark", request, inputs=lambda: values, rounding=os_entropy)
-                upload = encode(reply)
-            now = state
-            state = meter.call(lambda now=now, m=member, u=upload: receive(now, m, decode(u, REPLIES)))
-        now = state
-        state = meter.call(lambda now=now: close_stage(now))
-    tracemalloc.stop()
-    return meter.peak / 2**20
 
 
 def beside(ours: Cost, peer: PeerCost | None) -> dict[str, object]:
