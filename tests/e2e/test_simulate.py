@@ -1,9 +1,11 @@
 """`fedpeft simulate` as a user runs it: whole processes, real weights, real tweets, real signals."""
 
 import json
+import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -230,3 +232,21 @@ def test_flowers_ray_engine_gives_the_same_bytes(whole: tuple[Path, str], out: P
     pytest.importorskip("ray")
     finished(start("simulate", "run.toml", "--no-baselines", "--engine", "ray", "--out", out / "ray"))
     assert learnt(only_run(out / "ray")) == learnt(whole[0])
+
+
+@pytest.mark.slow
+def test_another_python_gives_the_same_bytes(whole: tuple[Path, str], out: Path, scenario: Path, home: Path) -> None:
+    """FEDPEFT_OTHER_PYTHON names the interpreter of an environment with fedpeft of another Python."""
+    other = os.environ.get("FEDPEFT_OTHER_PYTHON")
+    if not other:
+        pytest.skip("FEDPEFT_OTHER_PYTHON names no other Python with fedpeft")
+    mine = os.pathsep.join(
+        entry for entry in sys.path if entry and "site-packages" not in entry and "lib/" not in entry
+    )
+    known = {**os.environ, "PYTHONPATH": mine, "FEDPEFT_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    program = "import sys; from fedpeft.cli import main; print(sys.version_info[:2]); sys.exit(main())"
+    command = [other, "-c", program, "simulate", "run.toml", "--no-baselines", "--out", str(out / "other")]
+    done = subprocess.run(command, cwd=scenario, env=known, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(sys.version_info[:2]) not in done.stdout
+    assert learnt(only_run(out / "other")) == learnt(whole[0])
