@@ -22,7 +22,7 @@ Trained with fedpeft: the data stayed with its owners, the coordinator saw sums 
 - Base model: `{base}`{digest}
 - Adapter parameters: {parameters:,}
 - Blocks in the PEFT files ({peft_type}): {held}
-{classes}{lacks}{quantized}
+{task}{classes}{lacks}{quantized}
 ## Load it
 
 {export}```python
@@ -71,6 +71,16 @@ _MODELS: Mapping[Form, tuple[str, str]] = {
 """transformers' class, and the hub's name of what it does."""
 
 
+def _task(summary: ExportSummary) -> str:
+    """What it was trained on: how to write what it is asked with."""
+    if summary.task is None:
+        return ""
+    said = summary.task
+    columns = f", from the columns {said['convention']}" if said.get("convention") else ""
+    numbers = ", numbers from {:g} to {:g}".format(*said["range"]) if said.get("range") else ""
+    return f"- Task: {said['kind']}{columns}, {said['max_length']} tokens at most{numbers}\n"
+
+
 def _outputs(summary: ExportSummary) -> str:
     kind = _OUTPUTS.get(summary.problem_type, "Classes")
     return f"- {kind}, in the order of the logits: {', '.join(summary.labels)}\n" if summary.labels else ""
@@ -115,6 +125,7 @@ def model_card(summary: ExportSummary, *, task_type: str) -> str:
         parameters=summary.parameters,
         peft_type=summary.peft_type,
         held=", ".join(summary.peft_blocks),
+        task=_task(summary),
         classes=_outputs(summary),
         lacks=lacks,
         quantized=quantized,

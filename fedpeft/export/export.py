@@ -24,6 +24,7 @@ from fedpeft.base.source import TOKENIZER_FILES
 from fedpeft.catalogue import BY_NAME
 from fedpeft.catalogue.blocks import HEAD
 from fedpeft.config.model import Adapter
+from fedpeft.config.task import Task
 from fedpeft.errors import IntegrityFailed, SpecMismatch
 from fedpeft.export.card import model_card
 from fedpeft.export.peft_format import PeftForm, read_peft, to_peft
@@ -48,6 +49,8 @@ def export_peft(
     inputs: Mapping[str, Tensor] | None = None,
     whole_matrices: bool = False,
     from_run: float | None = None,
+    task: Task | None = None,
+    convention: str = "",
 ) -> ExportSummary:
     """Write ``union`` as it is now to ``directory`` and say what went where.
 
@@ -61,6 +64,8 @@ def export_peft(
         whole_matrices: where IA3 stands beside LoRA or biases, write the matrices that it scales whole, so that peft
             alone loads the adapter; larger files.
         from_run: how far ``union``'s logits are from those of the run's whole adapter, for an export of a part.
+        task: what it was trained on; None: the folder does not say.
+        convention: the columns of its examples, where they are known.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if artifact is not None:
@@ -100,6 +105,7 @@ def export_peft(
         union_max_logit_difference=_union_difference(union, directory, inputs) if whole else None,
         labels=class_names(union),
         problem_type=problem_of(union),
+        task=None if task is None else task.model_dump(mode="json", exclude={"labels"}) | {"convention": convention},
     )
     _write_json(directory / "inspect.json", asdict(summary))
     write_file(directory / "README.md", model_card(summary, task_type=str(settings["task_type"])).encode())

@@ -5,14 +5,17 @@ peft reads more from ``adapter_config.json`` than numbers: the name of a module 
 what fedpeft's own export writes; its tokenizer, whose chat template is a program, is not read: the base has one.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from pydantic import ValidationError
 from torch import nn
 
 from fedpeft.base import BaseArtifact, load_model
 from fedpeft.bounded_json import JsonRefused, JsonValue, loads
+from fedpeft.config.task import Task
 from fedpeft.errors import IntegrityFailed, SpecMismatch
 from fedpeft.tasks.form import FORM_OF, SINGLE, Form
 
@@ -43,6 +46,7 @@ class Received:
         labels: the classes in the order of the logits; empty for a language model.
         problem_type: transformers' name of a classifier's loss.
         base: digest of the base artifact that it belongs on.
+        task: what it was trained on; None: its files do not say.
         in_peft: whether the PEFT files are the whole adapter; else ``union.safetensors`` is.
     """
 
@@ -50,6 +54,7 @@ class Received:
     labels: tuple[str, ...]
     problem_type: str
     base: str
+    task: Task | None
     in_peft: bool
 
 
@@ -80,7 +85,25 @@ def read_received(folder: Path) -> Received:
             f"Expected a task_type of {', '.join(FORM_OF)} in {folder}/adapter_config.json, "
             f"found {settings.get('task_type')!r}."
         )
-    return Received(form=form, labels=tuple(map(str, labels)), problem_type=problem, base=base, in_peft=not lacks)
+    names = tuple(map(str, labels))
+    task = _task(folder, summary.get("task"), names, form)
+    return Received(form=form, labels=names, problem_type=problem, base=base, task=task, in_peft=not lacks)
+
+
+def _task(folder: Path, said: JsonValue, labels: tuple[str, ...], form: Form) -> Task | None:
+    """The task that inspect.json names, which has to be one of the model's form."""
+    if said is None:
+        return None
+    settings = {name: value for name, value in said.items() if name != "convention"} if isinstance(said, dict) else {}
+    try:
+        task = Task.model_validate_json(json.dumps(settings), strict=True)
+    except ValidationError as error:
+        raise IntegrityFailed(
+            f"Expected a [task] of run.toml in {folder}/inspect.json, found {error.error_count()} faults."
+        ) from error
+    if task.record.form != form or (task.record.a_number and labels not in ((), task.outputs)):
+        raise IntegrityFailed(f"Expected a task of this form of model in {folder}/inspect.json, found {task.kind}.")
+    return task.model_copy(update={"labels": labels if task.record.named_outputs else ()})
 
 
 def load_received(folder: Path, artifact: BaseArtifact) -> nn.Module:

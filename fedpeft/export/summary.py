@@ -1,6 +1,7 @@
 """What an exported adapter directory holds, as a record: ``inspect.json``."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from fedpeft.ids import BlockId
 
@@ -25,6 +26,8 @@ class ExportSummary:
         base_quantize: how the base that it was trained on stores its weights; ``none`` or empty: as published.
         labels: the outputs in the order of the logits; empty for a language model.
         problem_type: transformers' name of the loss; empty for a language model and for tags.
+        task: run.toml's [task] that it was trained on, without ``labels``, and ``convention``, the columns of its
+            examples as "prompt+completion" where they are known; None: not said.
         from_run_max_logit_difference: of what was exported from the whole adapter of its run; None: it is the whole.
     """
 
@@ -42,6 +45,7 @@ class ExportSummary:
     base_quantize: str = ""
     labels: tuple[str, ...] = ()
     problem_type: str = ""
+    task: dict[str, Any] | None = None
 
     @property
     def trained_on_quantized(self) -> bool:

@@ -33,7 +33,15 @@ def publisher(pool: ModelPool, plan: LearningPlan, run: RunDirectory, *, probe: 
             inputs = _inputs(pool, plan, probe) if slot == "final" else None
 
             def write(folder: Path) -> None:
-                export_peft(union, folder, base=base, artifact=pool.artifact(plan), inputs=inputs)
+                export_peft(
+                    union,
+                    folder,
+                    base=base,
+                    artifact=pool.artifact(plan),
+                    inputs=inputs,
+                    task=plan.task,
+                    convention=run.manifest.convention,
+                )
 
             run.publish_adapter(slot, write)
 

@@ -12,7 +12,7 @@ from fedpeft.adapter import AdapterState  # noqa: E402
 from fedpeft.base import BaseArtifact, build, load_model  # noqa: E402
 from fedpeft.catalogue import METHODS  # noqa: E402
 from fedpeft.config.adapter import Adapter  # noqa: E402
-from fedpeft.config.model import Lora  # noqa: E402
+from fedpeft.config.model import Lora, Task  # noqa: E402
 from fedpeft.errors import ConfigInvalid, IntegrityFailed, SpecMismatch  # noqa: E402
 from fedpeft.export import export_peft  # noqa: E402
 from fedpeft.export.received import SETTINGS, load_received, read_received  # noqa: E402
@@ -123,3 +123,48 @@ def test_json_beyond_limits_is_refused(folder: Path, content: str) -> None:
 def test_an_adapter_of_another_base_is_refused(folder: Path, bases: dict[str, BaseArtifact]) -> None:
     with pytest.raises(SpecMismatch, match=bases["llama"].digest):
         load_received(folder, bases["roberta"])
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Task(kind="preference", max_length=64, beta=0.25),
+        Task(kind="causal-lm", max_length=200),
+    ],
+)
+def test_what_it_was_trained_on_is_said_and_read(bases: dict[str, BaseArtifact], task: Task, tmp_path: Path) -> None:
+    union = trained(bases["llama"], Adapter(lora=Lora(rank=2)))
+    export_peft(union, tmp_path, base="x", artifact=bases["llama"], task=task, convention="prompt+completion")
+    assert read_received(tmp_path).task == task
+    card = (tmp_path / "README.md").read_text()
+    assert f"- Task: {task.kind}, from the columns prompt+completion, {task.max_length} tokens at most" in card
+
+
+def test_the_range_of_a_number_is_said_and_read(bases: dict[str, BaseArtifact], tmp_path: Path) -> None:
+    task = Task(kind="regression", range=(0.0, 5.0))
+    model = load_model(
+        bases["roberta"], task="classify", labels=task.outputs, head_seed=0, problem_type=task.record.problem_type
+    )
+    union = attach(model, Adapter(lora=Lora(rank=2)), seed=1)
+    export_peft(union, tmp_path, base="x", artifact=bases["roberta"], task=task)
+    assert read_received(tmp_path).task == task
+    assert "numbers from 0 to 5" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        [],
+        "causal-lm",
+        {},
+        {"kind": "classify"},
+        {"kind": "causal-lm", "max_length": 10**9},
+        {"kind": "causal-lm", "code": "x"},
+        {"kind": "preference", "beta": "0.1"},
+    ],
+)
+def test_a_task_that_is_none_or_of_another_form_is_refused(folder: Path, task: object) -> None:
+    path = folder / "inspect.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task": task}))
+    with pytest.raises(IntegrityFailed, match=r"inspect\.json"):
+        read_received(folder)

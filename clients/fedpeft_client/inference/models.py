@@ -138,6 +138,7 @@ class TrainedModel:
             inputs=inputs,
             whole_matrices=whole_matrices,
             from_run=None if part_of is None else self._difference(part_of, inputs),
+            task=self._config.task,
         )
 
     def export_merged(self, folder: Path) -> WholeModel:
@@ -241,8 +242,10 @@ class ReceivedModel:
 
     @property
     def task(self) -> Task:
-        """What it was trained for, as far as its files say: of a language model the columns decide."""
+        """What it was trained for; where its files do not say, the columns of a language model decide."""
         about = self._about
+        if about.task is not None:
+            return about.task.model_copy(update={"max_length": min(about.task.max_length, self._longest)})
         record = next(
             record
             for record in TASKS.values()
@@ -259,7 +262,7 @@ class ReceivedModel:
         return evaluate_whole(self._model, examples, batch_size=32, measure=task.measure)
 
     def metrics(self, score: Evaluation) -> dict[str, float]:
-        """As ``TrainedModel.metrics``; of numbers without correlations, whose range the files do not say."""
+        """As ``TrainedModel.metrics``; of numbers without correlations where the files do not say their range."""
         return metrics_of(self.task, score)
 
     def predict(self, texts: Sequence[str], convention: Convention | None = None) -> list[str]:

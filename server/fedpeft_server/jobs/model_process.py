@@ -188,6 +188,7 @@ class _ModelWorker:
             Path(folder.decode()),
             base=self._config.base.model,
             artifact=self._artifact,
+            task=self._config.task,
         )
         return b""
 
