@@ -136,7 +136,7 @@ def scale_of_losses(losses: Sequence[float]) -> float:
         >>> scale_of_losses([2.0, 1.9, 1.8, 1.9, 2.0, 3.0, 9.0]), scale_of_losses([1.0] * 7)
         (1.0, 1.0)
         >>> round(scale_of_losses([2.0, 1.9, 1.8, 1.7, 1.6, 1.7, 9.0]), 3)  # least near 9
-        2.759
+        3.0
     """
     if max(losses) - min(losses) < _FLAT:
         return 1.0
