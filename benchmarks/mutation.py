@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -153,9 +154,10 @@ def _sampled(mutants: Sequence[Mutant], count: int | None, seed: int) -> list[Mu
 
 
 def _test_files(folders: Sequence[str]) -> list[str]:
-    """Those without torch: it would be loaded for nothing."""
+    """Those without torch, which is loaded for nothing, and without processes of their own, which see no mutant."""
     files = sorted(chain.from_iterable((ROOT / folder).rglob("test_*.py") for folder in folders))
-    return [str(one.relative_to(ROOT)) for one in files if "\npytestmark = pytest.mark.torch" not in one.read_text()]
+    apart = re.compile(r"^pytestmark = .*\b(torch|e2e)\b", re.MULTILINE)
+    return [str(one.relative_to(ROOT)) for one in files if not apart.search(one.read_text())]
 
 
 def _digest(files: Sequence[str]) -> str:
