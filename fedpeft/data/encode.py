@@ -25,7 +25,6 @@ from fedpeft.data.encode_texts import (
     EncodedDataset,
     Special,
     encode_texts,
-    refused_by_tokenizer,
     whole_texts,
 )
 from fedpeft.data.people import owners_of
@@ -38,14 +37,14 @@ from fedpeft.data.rendering import (
     bos_of,
     expect_fast,
     fitted,
-    framed,
+    framed_texts,
     halves,
     note_nothing_to_train,
     rendered_rows,
 )
 from fedpeft.data.tasks import detect
 from fedpeft.data.whitespace import WhitespaceTokenizer
-from fedpeft.errors import DataInvalid, foreign
+from fedpeft.errors import DataInvalid
 
 __all__ = ["IGNORED", "EncodedDataset", "Measured", "bos_of", "encode", "measure"]
 
@@ -134,14 +133,8 @@ def measure(records: Records, task: Task, tokenizer: Tokenizer) -> Measured:
         return Measured(lengths=np.fromiter(words, dtype=np.int64, count=len(records)), refused=log)
     special, unknown, answers, trained = Special.of(tokenizer), 0, 0, 0
     lengths: list[int] = []
-    if task.record.adds_head or task.record.from_a_source:
-        source = task.record.from_a_source
-        for ids in whole_sources(records, tokenizer) if source else whole_texts(records, task, tokenizer):
-            lengths.append(len(ids))
-            unknown += special.knows_nothing_of(ids)
-        return Measured(lengths=np.array(lengths, dtype=np.int64), refused=log, unknown=unknown)
-    if task.record.prefers:
-        for ids in whole_preferences(records, tokenizer, log):
+    if (whole := _whole(records, task, tokenizer, log)) is not None:
+        for ids in whole:
             lengths.append(len(ids))
             unknown += special.knows_nothing_of(ids)
         return Measured(lengths=np.array(lengths, dtype=np.int64), refused=log, unknown=unknown)
@@ -162,6 +155,15 @@ def measure(records: Records, task: Task, tokenizer: Tokenizer) -> Measured:
     )
 
 
+def _whole(records: Records, task: Task, tokenizer: Tokenizer, log: ProblemLog) -> Iterator[TokenIds] | None:
+    """The tokens of each example, whatever their length; None: of a task that also counts answers."""
+    if task.record.adds_head:
+        return whole_texts(records, task, tokenizer)
+    if task.record.from_a_source:
+        return whole_sources(records, tokenizer)
+    return whole_preferences(records, tokenizer, log) if task.record.prefers else None
+
+
 def _tokenized(
     records: Records, task: Task, tokenizer: Tokenizer, bos: int | None, log: ProblemLog
 ) -> Iterator[tuple[str, Rendered, TokenIds, npt.NDArray[np.bool_]]]:
@@ -176,12 +178,6 @@ def _tokenized(
                 log.add(f"{origin}: {convention.value}", *halves(str(one)))
             else:
                 batch.append((origin, one))
-        if not batch:
-            continue
-        texts = [example.text for _, example in batch]
-        with foreign(refused_by_tokenizer):
-            encoding = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        for (origin, example), ids, offsets in zip(
-            batch, encoding["input_ids"], encoding["offset_mapping"], strict=True
-        ):
-            yield origin, example, *framed(example, ids, offsets, tokenizer, bos)
+        made_of = framed_texts([example for _, example in batch], tokenizer, bos)
+        for (origin, example), (tokens, trained) in zip(batch, made_of, strict=True):
+            yield origin, example, tokens, trained

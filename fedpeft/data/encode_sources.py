@@ -10,10 +10,10 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from fedpeft.data.encode_texts import IGNORED, EncodedDataset, Special, refused_by_tokenizer
+from fedpeft.data.encode_texts import IGNORED, EncodedDataset, Special
 from fedpeft.data.people import owners_of
 from fedpeft.data.records import Record, Records
-from fedpeft.data.rendering import TokenIds, Tokenizer
+from fedpeft.data.rendering import TokenIds, Tokenizer, refused_by_tokenizer
 from fedpeft.errors import foreign
 
 __all__ = ["encode_sources", "pair_of", "source_tokens", "target_tokens", "whole_sources"]

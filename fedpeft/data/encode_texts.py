@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fedpeft.config.task import Task
 from fedpeft.data.people import Owners, owners_of
 from fedpeft.data.records import ProblemLog, Record, Records
-from fedpeft.data.rendering import Encoding, TokenIds, Tokenizer
+from fedpeft.data.rendering import Encoding, TokenIds, Tokenizer, refused_by_tokenizer
 from fedpeft.data.targets import targets_of, words_of
 from fedpeft.errors import DataInvalid, foreign
 
@@ -27,7 +27,6 @@ __all__ = [
     "Special",
     "encode_texts",
     "first_pieces",
-    "refused_by_tokenizer",
     "text_of",
     "whole_texts",
 ]
@@ -142,11 +141,6 @@ class Special:
         if self.unknown is None or self.unknown not in tokens:
             return False
         return bool(np.isin(tokens, np.append(self.others, self.unknown)).all())
-
-
-def refused_by_tokenizer(said: str) -> DataInvalid:
-    """What a tokenizer's own exception becomes."""
-    return DataInvalid(f"Expected texts that the base's tokenizer takes, found: {said}.")
 
 
 def text_of(row: Record, task: Task) -> str:

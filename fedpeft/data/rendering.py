@@ -5,7 +5,7 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -28,9 +28,10 @@ __all__ = [
     "bos_of",
     "expect_fast",
     "fitted",
-    "framed",
+    "framed_texts",
     "halves",
     "note_nothing_to_train",
+    "refused_by_tokenizer",
     "render",
     "rendered_rows",
     "templated",
@@ -218,7 +219,29 @@ def _render_plain_turns(turns: Sequence[Message], eos: str, context: int) -> Ren
     return Rendered(text=text, trained=tuple(trained), eos=False, answers=len(trained))
 
 
-def framed(
+def framed_texts(
+    examples: Sequence[Rendered], tokenizer: Tokenizer, bos: int | None
+) -> Iterator[tuple[TokenIds, npt.NDArray[np.bool_]]]:
+    """Each example's tokens with BOS and EOS, and which of them are trained on.
+
+    Raises:
+        DataInvalid: the tokenizer refuses one of the texts.
+    """
+    if not examples:
+        return
+    with foreign(refused_by_tokenizer):
+        texts = [example.text for example in examples]
+        encoding = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    for example, ids, offsets in zip(examples, encoding["input_ids"], encoding["offset_mapping"], strict=True):
+        yield _framed(example, ids, offsets, tokenizer, bos)
+
+
+def refused_by_tokenizer(said: str) -> DataInvalid:
+    """What a tokenizer's own exception becomes."""
+    return DataInvalid(f"Expected texts that the base's tokenizer takes, found: {said}.")
+
+
+def _framed(
     example: Rendered, ids: list[object], offsets: list[object], tokenizer: Tokenizer, bos: int | None
 ) -> tuple[TokenIds, npt.NDArray[np.bool_]]:
     """The tokens with BOS and EOS where they are missing, and which are trained on."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.config.task import Task
-from fedpeft.data.encode_texts import IGNORED, EncodedDataset, Preference, Special, refused_by_tokenizer
+from fedpeft.data.encode_texts import IGNORED, EncodedDataset, Preference, Special
 from fedpeft.data.people import owners_of
 from fedpeft.data.preference.rows import sides_of
 from fedpeft.data.records import ProblemLog, Records
@@ -24,12 +24,12 @@ from fedpeft.data.rendering import (
     bos_of,
     expect_fast,
     fitted,
-    framed,
+    framed_texts,
     halves,
     note_nothing_to_train,
     rendered_rows,
 )
-from fedpeft.errors import DataInvalid, foreign
+from fedpeft.errors import DataInvalid
 
 __all__ = ["encode_preferences", "whole_preferences"]
 
@@ -125,19 +125,12 @@ def _examples(records: Records, tokenizer: Tokenizer, log: ProblemLog) -> Iterat
 def _framed(
     rendered: list[Rendered | DataInvalid], tokenizer: Tokenizer, bos: int | None
 ) -> Iterator[Framed | DataInvalid]:
-    texts = [one.text for one in rendered if isinstance(one, Rendered)]
-    if not texts:
-        yield from (one for one in rendered if isinstance(one, DataInvalid))
-        return
-    with foreign(refused_by_tokenizer):
-        encoding = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    tokens = iter(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))
+    made = framed_texts([one for one in rendered if isinstance(one, Rendered)], tokenizer, bos)
     for one in rendered:
         if isinstance(one, DataInvalid):
             yield one
             continue
-        ids, offsets = next(tokens)
-        found, trained = framed(one, ids, offsets, tokenizer, bos)
+        found, trained = next(made)
         # The first token of a text is told by nothing before it: it has no probability.
         trained[:1] = False
         yield found, trained, one.bos and bos is not None
