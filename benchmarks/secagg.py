@@ -28,15 +28,12 @@ import numpy as np
 from secaggplus_peer import PeerCost, measure_secaggplus
 from secure_sum.floor import kernel_floor_fraction
 from secure_sum.memory import coordinator_peak_mb
-from secure_sum.rounds import make_round
+from secure_sum.rounds import make_round, sessions_of
 
 from fedpeft.entropy import os_entropy
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.secagg import (
     DevicePolicy,
-    DeviceSession,
-    Enrolled,
-    MemoryLedger,
     Mode,
     Open,
     Reply,
@@ -116,15 +113,7 @@ def measure(
     """One whole round, every device real; ``workers`` devices at a time."""
     spec, coordinator, keys = make_round(devices, parameters, bits, mode)
     policy = DevicePolicy(coordinator_key=coordinator.public, allow_fast=True)
-    sessions = {
-        ParticipantId(i): DeviceSession(
-            ledger=MemoryLedger(repeats=False),
-            identity=key,
-            enrolled=Enrolled(device=f"d{i}", organisation=f"o{i}"),
-            policy=policy,
-        )
-        for i, key in enumerate(keys, 1)
-    }
+    sessions = sessions_of(keys, policy)
     rng = np.random.default_rng(0)
     vectors = [rng.normal(0, 0.05, parameters).astype(np.float32) for _ in range(4)]
     counts = np.array([100, 90, 80, 12.5], np.float32)

@@ -28,7 +28,8 @@ import numpy as np
 import psutil
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "e2e" / "toy"))
+for folder in (ROOT / "tests" / "e2e" / "toy", ROOT / "tests" / "attacks"):
+    sys.path.insert(0, str(folder))
 RESULTS = ROOT / "benchmarks" / "results" / "deployment_fleet.json"
 PARAMETERS = 74_498
 """Of the airline demo's adapter, about."""
@@ -81,6 +82,7 @@ def rounds_of(folder: Path, devices: int, rounds: int) -> dict[str, Any]:
     names = [f"ward-{number}" for number in range(devices)]
     os.environ["TOY_DEVICES"], os.environ["TOY_WIDTH"] = ",".join(names), str(PARAMETERS)
     from federation import ToyFederation
+    from strangers import peak_mb
 
     folder.mkdir()
     federation = ToyFederation(folder)
@@ -123,12 +125,6 @@ def cpu_s(process: psutil.Process) -> float:
     """CPU seconds of a process and its children."""
     times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
     return float(sum(one.user + one.system for one in times))
-
-
-def peak_mb(pid: int) -> float:
-    """A process's largest resident set so far, MiB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def main() -> None:

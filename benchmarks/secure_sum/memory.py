@@ -4,16 +4,13 @@ import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
-from secure_sum.rounds import make_round
+from secure_sum.rounds import make_round, sessions_of
 
 from fedpeft.entropy import os_entropy
-from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.ids import BlockId
 from fedpeft.secagg import (
     REPLIES,
     DevicePolicy,
-    DeviceSession,
-    Enrolled,
-    MemoryLedger,
     Mode,
     Open,
     RoundOffer,
@@ -48,15 +45,7 @@ def coordinator_peak_mb(devices: int, parameters: int) -> float:
     """MiB the coordinator holds at its highest: decoding and adding every upload, unmasking, decoding the sum."""
     spec, coordinator, keys = make_round(devices, parameters, 32, Mode.FULL)
     policy = DevicePolicy(coordinator_key=coordinator.public)
-    sessions = {
-        ParticipantId(i): DeviceSession(
-            ledger=MemoryLedger(repeats=False),
-            identity=key,
-            enrolled=Enrolled(device=f"d{i}", organisation=f"o{i}"),
-            policy=policy,
-        )
-        for i, key in enumerate(keys, 1)
-    }
+    sessions = sessions_of(keys, policy)
     values = {BlockId("adapter"): np.zeros(parameters, np.float32), BlockId("metrics"): np.zeros(4, np.float32)}
     owns, meter = frozenset(values), Meter()
     tracemalloc.start()

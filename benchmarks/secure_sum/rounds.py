@@ -1,17 +1,23 @@
 """Rounds to measure: terms, the coordinator's key and the devices'."""
 
+from collections.abc import Sequence
+
 from fedpeft.entropy import os_entropy
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.ring import SumRange
 from fedpeft.secagg import (
+    DevicePolicy,
+    DeviceSession,
+    Enrolled,
     IdentityKey,
+    MemoryLedger,
     Mode,
     Participant,
     RoundSpec,
     SummedBlock,
 )
 
-__all__ = ["make_round"]
+__all__ = ["make_round", "sessions_of"]
 
 
 def make_round(
@@ -42,3 +48,16 @@ def make_round(
         stage_deadline_s=60.0,
     )
     return spec, coordinator, keys
+
+
+def sessions_of(keys: Sequence[IdentityKey], policy: DevicePolicy) -> dict[ParticipantId, DeviceSession]:
+    """Each device of the round, of an organisation of its own."""
+    return {
+        ParticipantId(i): DeviceSession(
+            ledger=MemoryLedger(repeats=False),
+            identity=key,
+            enrolled=Enrolled(device=f"d{i}", organisation=f"o{i}"),
+            policy=policy,
+        )
+        for i, key in enumerate(keys, 1)
+    }

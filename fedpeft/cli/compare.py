@@ -41,14 +41,14 @@ def compare(runs: tuple[Path, ...], as_json: bool) -> None:
 
 def _figures(view: "RunView") -> dict[str, Any]:
     """What a run came to: of the state that it keeps, as far as it was measured."""
-    from fedpeft_server.run.verdict import best_row
+    from fedpeft_server.run.verdict import best_row, rounds_done
 
-    best = best_row(view.rounds, view.config().rounds)
-    trained = [row for row in view.rounds if row.train_loss is not None or row.evaluators == 0]
+    rounds = view.config().rounds
+    best = best_row(view.rounds, rounds)
     measured = {} if best is None else {"loss": best.loss, "accuracy": best.accuracy, **best.metrics}
     return {
         "state": view.state,
-        "rounds": len(trained) or len(view.rounds),
+        "rounds": rounds_done(view.rounds, rounds),
         **{name: value for name, value in measured.items() if value is not None},
         "up_mb": sum(row.bytes_up for row in view.rounds) / 1e6,
         "down_mb": sum(row.bytes_down for row in view.rounds) / 1e6,

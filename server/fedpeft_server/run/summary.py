@@ -6,6 +6,7 @@ from fedpeft_server.run.privacy_statements import privacy_lines
 from fedpeft_server.run.records import Comparison, Summary
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.run_view import read_run
+from fedpeft_server.run.verdict import rounds_done
 
 __all__ = ["summary_of"]
 
@@ -23,7 +24,7 @@ def summary_of(
     return Summary(
         outcome=outcome,
         reason=reason,
-        rounds=sum(row.round <= run.config.rounds.count for row in rows),
+        rounds=rounds_done(rows, run.config.rounds),
         seconds=sum(row.seconds for row in rows),
         bytes_up=sum(row.bytes_up for row in rows),
         bytes_down=sum(row.bytes_down for row in rows),

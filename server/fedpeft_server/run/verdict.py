@@ -16,7 +16,16 @@ from fedpeft.round.rates.search import scale_of_losses
 from fedpeft.tasks.measure import told
 from fedpeft_server.run.records import Comparison, RoundMetrics
 
-__all__ = ["best_row", "comparison_facts", "is_done", "kept_round", "learning_rate_scale", "new_warnings", "verdict"]
+__all__ = [
+    "best_row",
+    "comparison_facts",
+    "is_done",
+    "kept_round",
+    "learning_rate_scale",
+    "new_warnings",
+    "rounds_done",
+    "verdict",
+]
 
 _LOSS_MARGIN, _ACCURACY_MARGIN = 0.02, 0.01
 """An earlier state is kept if it is better than the last by more than this share of the loss, or this much accuracy:
@@ -48,6 +57,11 @@ def kept_round(rows: Sequence[RoundMetrics], rounds: Rounds) -> RoundId | None:
     last = _evaluated(rows)[-1]
     is_of_the_last_state = last.round > rounds.count
     return None if is_of_the_last_state and not _beats(best, last, rounds) else RoundId(best.round - 1)
+
+
+def rounds_done(rows: Sequence[RoundMetrics], rounds: Rounds) -> int:
+    """How many rounds are committed; the row that only evaluates the last state is none."""
+    return sum(row.round <= rounds.count for row in rows)
 
 
 def is_done(rows: Sequence[RoundMetrics], rounds: Rounds) -> bool:

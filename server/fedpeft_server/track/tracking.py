@@ -4,7 +4,7 @@ metrics.jsonl is the truth: when a run goes on, each tracker begins anew with ev
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self, cast
@@ -56,12 +56,11 @@ class Tracking:
     def __init__(self, config: RunConfig, run: RunDirectory, note: Callable[[str], None]) -> None:
         self._run, self._note = run, note
         self._trackers: dict[str, Tracker] = {}
-        facts = flat(config.model_dump(mode="json"))
         for name in config.track.to:
             with self._surviving(name):
                 if name not in OWN_TRACKERS:
                     run.record("track.plugin", detail={"tracker": name, "source": plugins("tracker")[name].source})
-                self._trackers[name] = _made(name, run.path / "track" / name, run.manifest.run_id, facts)
+                self._trackers[name] = _made(name, run.path / "track" / name, run.manifest.run_id, config)
                 for row in run.rounds:
                     self._trackers[name].round(row.round, numbers_of(row))
 
@@ -98,8 +97,9 @@ class Tracking:
             self._note(f"the tracker {name} failed and is told no more: {why}")
 
 
-def _made(name: str, folder: Path, run_id: str, facts: Mapping[str, str]) -> Tracker:
+def _made(name: str, folder: Path, run_id: str, config: RunConfig) -> Tracker:
     folder.mkdir(parents=True, exist_ok=True)
+    facts = flat(config.model_dump(mode="json"))
     if name in OWN_TRACKERS:  # each loads its library
         from fedpeft_server.track.backends import MAKERS
 
