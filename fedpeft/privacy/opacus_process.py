@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 
 from fedpeft.errors import RunFailed
@@ -82,5 +83,6 @@ class OpacusProcess:
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+            with suppress(OSError):  # a part of a question may still be in the buffer, and nobody to read it
+                if pipe is not None:
+                    pipe.close()

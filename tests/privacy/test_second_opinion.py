@@ -26,7 +26,7 @@ from fedpeft.privacy import (
 )
 from fedpeft.privacy.composition import OURS
 from fedpeft.privacy.opacus_accounting import Steps, figures
-from fedpeft.privacy.opacus_process import OpacusProcess
+from fedpeft.privacy.opacus_process import NoAnswer, OpacusProcess
 
 
 def steps(z: float, q: float, count: int, unit: str = "example") -> SampledRelease:
@@ -183,6 +183,21 @@ def test_without_any_answer_nothing_is_promised_and_the_next_question_is_asked_a
         assert opinions(release, 1e-5).charged == math.inf
         assert exceeds(release, 1e6, 1e-5)
     assert opinions(release, 1e-5).charged < 1.0
+
+
+def test_a_process_that_ends_before_it_reads_the_question_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    process = OpacusProcess()
+    start = process._start
+
+    def start_and_wait() -> None:
+        start()
+        assert process._process is not None
+        process._process.wait()
+
+    monkeypatch.setattr(process, "_start", start_and_wait)
+    with pytest.raises(NoAnswer, match="Opacus's process failed"):
+        process.ask([steps(1.7, 0.05, 33)], 1e-5, 1.0)
 
 
 def test_two_runs_in_one_ledger_cost_what_both_together_do(tmp_path: Path) -> None:
