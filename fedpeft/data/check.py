@@ -15,7 +15,7 @@ from fedpeft.data.encode import Measured, measure
 from fedpeft.data.encode_sources import pair_of
 from fedpeft.data.encode_texts import text_of
 from fedpeft.data.formats import Loaded
-from fedpeft.data.holdout import content_ranks, split_indices
+from fedpeft.data.holdout import Contents, content_ranks, contents_of, split_indices
 from fedpeft.data.people import PERSON, People, note_nobodys, people_in
 from fedpeft.data.preference.rows import Side, sides_of
 from fedpeft.data.records import MAX_PROBLEMS, Numbers, Record, Records
@@ -169,9 +169,8 @@ def check_loaded(
     measured = measure(good, task, tokens)
     classify = task.record.one_class
     names_read = {**loaded.aliases, **(column_map or {})}
-    ranks = content_ranks(good, seed)
-    train, held_out = split_indices(good, ranks, holdout)
-    distinct, content = np.unique(ranks, return_inverse=True)
+    contents = contents_of(content_ranks(good, seed))
+    train, held_out = split_indices(good, contents, holdout)
     labels = _labels(good, task)
     unused = unused_columns((*records.columns(), *loaded.unused), convention, names_read)
     return DataReport(
@@ -181,15 +180,15 @@ def check_loaded(
         examples=len(records),
         usable=len(good) - measured.refused.count,
         empties=sum(_has_empty(records[i], convention) for i in findings.bad_rows),
-        duplicates=len(good) - len(distinct),
-        contradictions=_contradictions(good, content) if classify else 0,
+        duplicates=len(good) - contents.count,
+        contradictions=_contradictions(good, contents) if classify else 0,
         labels=labels,
         rendered=_examples(good, task, convention, tokens),
         lengths=_lengths(measured, task, name, approximate=tokenizer is None),
         split=Split(
             train=len(train),
             held_out=len(held_out),
-            shared=_shared(content, train, held_out),
+            shared=_shared(contents, train, held_out),
         ),
         problem_count=findings.log.count + measured.refused.count,
         problems=(*findings.log.problems, *measured.refused.problems)[:MAX_PROBLEMS],
@@ -212,34 +211,45 @@ def _labels(records: Records, task: Task) -> dict[str, int]:
         counted = Counter(name for row in records.rows for name in names_in(row, task.record.target))
         return dict(sorted(counted.items()))
     found: Counter[tuple[type, object]] = Counter()
-    for window in records.windows("label"):
-        found.update(zip(map(type, window), window, strict=True))  # by type too: True is equal to 1
     counts: Counter[str] = Counter()
+    for window in records.windows("label"):
+        if set(map(type, window)) == {str}:
+            counts.update(window)  # type: ignore[arg-type]
+        else:
+            found.update(zip(map(type, window), window, strict=True))  # by type too: True is equal to 1
+    found.update({(str, text): count for text, count in counts.items()})
+    names: Counter[str] = Counter()
     for (_, value), count in found.items():
-        counts[str(label_name(value))] += count
-    return dict(sorted(counts.items()))
+        names[str(label_name(value))] += count
+    return dict(sorted(names.items()))
 
 
-def _contradictions(records: Records, content: npt.NDArray[np.intp]) -> int:
-    """How many contents (numbered from 0, shape (n,)) occur with different labels."""
+def _contradictions(records: Records, contents: Contents) -> int:
+    """How many contents occur with different labels."""
     codes: Numbers[str | None] = Numbers()
-    labels = np.empty(len(records), np.intp)
+    of_text: dict[object, int] = {}
+    labels = np.empty(len(records), np.int32)
     begin = 0
     for window in records.windows("label"):
-        all_texts = set(map(type, window)) == {str}
-        names = window if all_texts else [label_name(value) for value in window]
-        labels[begin : begin + len(window)] = list(map(codes.__getitem__, names))  # type: ignore[arg-type]
+        if set(map(type, window)) == {str}:
+            of_text.update({text: codes[label_name(text)] for text in set(window) - of_text.keys()})
+            labels[begin : begin + len(window)] = list(map(of_text.__getitem__, window))
+        else:
+            labels[begin : begin + len(window)] = [codes[label_name(value)] for value in window]
         begin += len(window)
-    pairs = np.unique(content * max(1, len(codes)) + labels)  # (distinct pairs,)
-    return int((np.bincount(pairs // max(1, len(codes))) > 1).sum()) if pairs.size else 0
+    one = np.empty(contents.count, np.int32)
+    one[contents.of] = labels  # of several the last
+    differ = np.zeros(contents.count, np.bool_)
+    differ[contents.of[labels != one[contents.of]]] = True
+    return int(np.count_nonzero(differ))
 
 
-def _shared(content: npt.NDArray[np.intp], train: npt.NDArray[np.intp], held_out: npt.NDArray[np.intp]) -> int:
+def _shared(contents: Contents, train: npt.NDArray[np.intp], held_out: npt.NDArray[np.intp]) -> int:
     """How many contents occur on both sides."""
-    there = np.zeros((2, int(content.max(initial=-1)) + 1), dtype=np.bool_)
-    there[0, content[train]] = True
-    there[1, content[held_out]] = True
-    return int(there.all(axis=0).sum())
+    there = np.zeros((2, contents.count), dtype=np.bool_)
+    there[0, contents.of[train]] = True
+    there[1, contents.of[held_out]] = True
+    return int(np.count_nonzero(there.all(axis=0)))
 
 
 def _has_empty(row: Record, convention: Convention) -> bool:

@@ -16,9 +16,10 @@ from pathlib import Path
 from fedpeft.data import arrow_files, builtin, text_files
 from fedpeft.data.arrow_files import ColumnChoice
 from fedpeft.data.choosing import LeftOut, choose, split_of_word
+from fedpeft.data.delimited import csv_batches
 from fedpeft.data.memory import Rows, is_memory
 from fedpeft.data.opening import plain_suffix
-from fedpeft.data.packed import PackedColumn, PackedOrigins, PackedRows
+from fedpeft.data.packed import LineNumbers, PackedColumn, PackedOrigins, PackedRows
 from fedpeft.data.records import BATCH_ROWS, MISSING, Batch, ProblemLog, Record, Records
 from fedpeft.files import expanded
 from fedpeft.tasks import KNOWN_COLUMNS
@@ -45,8 +46,8 @@ READERS: Mapping[str, Reader] = {
     ".jsonl": _json_batches,
     ".ndjson": _json_batches,
     ".json": _json_batches,
-    ".csv": lambda path, log, _: text_files.csv_batches(path, log),
-    ".tsv": lambda path, log, _: text_files.csv_batches(path, log, delimiter="\t"),
+    ".csv": lambda path, log, _: csv_batches(path, log),
+    ".tsv": lambda path, log, _: csv_batches(path, log, delimiter="\t"),
     ".parquet": lambda path, log, choice: _batches(arrow_files.read_parquet(path, log, choice), choice),
     ".arrow": lambda path, log, choice: _batches(arrow_files.read_arrow(path, log, choice), choice),
     ".feather": lambda path, log, choice: _batches(arrow_files.read_arrow(path, log, choice), choice),
@@ -199,7 +200,7 @@ class _Collector:
     """Rows of all files as they come, packed column by column."""
 
     columns: dict[str, PackedColumn] = field(default_factory=dict)
-    lines: "array[int]" = field(default_factory=lambda: array("Q"))
+    lines: LineNumbers = field(default_factory=LineNumbers)
 
     def add(self, batch: Batch, choice: ColumnChoice) -> None:
         done, rows = len(self.lines), len(batch.lines)

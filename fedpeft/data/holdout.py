@@ -17,8 +17,9 @@ decides of every example by its own hash.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
 from json.encoder import encode_basestring
 
 import numpy as np
@@ -29,12 +30,27 @@ from fedpeft.data.tasks import detect
 from fedpeft.errors import DataInvalid
 from fedpeft.tasks import Convention
 
-__all__ = ["content_ranks", "split_each", "split_holdout", "split_indices"]
+__all__ = ["Contents", "content_ranks", "contents_of", "split_each", "split_holdout", "split_indices"]
+
+PIECE = 2**16
 
 Ranks = npt.NDArray[np.uint64]
 """A number a record: the first 64 bits of a hash of its content and the seed. Equal contents have equal ranks."""
 
 Indices = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """Which records have the same content.
+
+    Args:
+        of: a number a record, shape (n,), int32: the place of its content among the distinct ones, ascending by rank.
+        count: distinct contents.
+    """
+
+    of: npt.NDArray[np.int32]
+    count: int
 
 
 def split_holdout(records: Records, holdout: float, seed: int) -> tuple[Records, Records]:
@@ -51,7 +67,7 @@ def split_holdout(records: Records, holdout: float, seed: int) -> tuple[Records,
     Raises:
         DataInvalid: ``holdout`` is out of range.
     """
-    train, held_out = split_indices(records, content_ranks(records, seed), _share(holdout))
+    train, held_out = split_indices(records, contents_of(content_ranks(records, seed)), _share(holdout))
     return records.select(train.tolist()), records.select(held_out.tolist())
 
 
@@ -84,29 +100,43 @@ def content_ranks(records: Records, seed: int) -> Ranks:
         convention = None
     begun = f"fedpeft/1 holdout {seed} ".encode()
     if convention is Convention.TEXT_LABEL:  # the same key as ``content_key`` makes, without a row in between
-        parts = (_ranked(begun, map(_text_key, window)) for window in records.windows("text"))
+        parts = (_ranked(begun, _text_keys(window)) for window in records.windows("text"))
     else:
         rows = iter(records.rows)
         windows = iter(lambda: list(islice(rows, BATCH_ROWS)), [])
-        parts = (_ranked(begun, (content_key(row, convention) for row in window)) for window in windows)
+        parts = (_ranked(begun, (_bytes(content_key(row, convention)) for row in window)) for window in windows)
     return np.concatenate([np.zeros(0, np.uint64), *parts])
 
 
-def _ranked(begun: bytes, keys: Iterable[str]) -> Ranks:
+def _ranked(begun: bytes, keys: Iterable[bytes]) -> Ranks:
     """The ranks of a few keys: the first 64 bits of each one's hash."""
     sha256 = hashlib.sha256
-    # JSON may hold half a surrogate pair; it must not stop the split (``validate`` names such rows).
-    digests = b"".join([sha256(begun + key.encode("utf-8", "surrogatepass")).digest() for key in keys])
+    digests = b"".join([sha256(begun + key).digest() for key in keys])
     return np.frombuffer(digests, dtype=">u8")[::4].astype(np.uint64)
 
 
-def split_indices(records: Records, ranks: Ranks, holdout: float) -> tuple[Indices, Indices]:
+def _bytes(key: str) -> bytes:
+    # JSON may hold half a surrogate pair; it must not stop the split (``validate`` names such rows).
+    return key.encode("utf-8", "surrogatepass")
+
+
+def contents_of(ranks: Ranks) -> Contents:
+    """Which records have equal ranks."""
+    order = np.argsort(ranks, kind="stable")  # (n,)
+    ascending = ranks[order]
+    begins = np.ones(len(ranks), np.bool_)  # where another content begins
+    np.not_equal(ascending[1:], ascending[:-1], out=begins[1:])
+    del ascending
+    of = np.empty(len(ranks), np.int32)
+    of[order] = np.cumsum(begins, dtype=np.int32) - 1
+    return Contents(of=of, count=int(np.count_nonzero(begins)))
+
+
+def split_indices(records: Records, contents: Contents, holdout: float) -> tuple[Indices, Indices]:
     """The indices of both sides, ascending; see ``split_holdout``."""
     if not len(records):
         return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    # Distinct contents, ascending by rank, and which of them each record has.
-    distinct, content = np.unique(ranks, return_inverse=True)
-    held = _held_out(_classes(records, content, len(distinct)), holdout)[content]  # (n,)
+    held = _held_out(_classes(records, contents), holdout)[contents.of]  # (n,)
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
@@ -133,38 +163,69 @@ def _plain(value: object) -> object:
     return value
 
 
-def _text_key(text: object) -> str:
+def _text_key(text: object) -> bytes:
     if type(text) is str:
-        return f'{{"text": {encode_basestring(" ".join(text.casefold().split()))}}}'
-    return _CANONICAL({"text": _plain(text)})
+        return _bytes(f'{{"text": {encode_basestring(" ".join(text.casefold().split()))}}}')
+    return _bytes(_CANONICAL({"text": _plain(text)}))
 
 
-def _classes(records: Records, content: Indices, distinct: int) -> Indices:
+_ONE_CASE = bytes(
+    ord(" ") if chr(code).isspace() else ord(chr(code).casefold()) if code < 128 else code for code in range(256)
+)
+_ESCAPED = bytes(code for code in range(1, 32) if not chr(code).isspace())
+"""Control characters that are no white space: JSON writes them as escapes. NUL is the mark between texts."""
+
+
+def _text_keys(texts: Sequence[object]) -> list[bytes]:
+    """As ``_text_key`` of each; those in ASCII all at once."""
+    usual = [type(text) is str and text.isascii() and "\0" not in text for text in texts]
+    joined = "\0".join([text for text, plain in zip(texts, usual, strict=True) if plain]).encode()  # type: ignore[misc]
+    if len(joined.translate(None, _ESCAPED)) < len(joined) or not any(usual):
+        return [_text_key(text) for text in texts]
+    joined = joined.translate(_ONE_CASE)
+    while b"  " in joined:
+        joined = joined.replace(b"  ", b" ")
+    joined = joined.replace(b"\0 ", b"\0").replace(b" \0", b"\0").strip(b" ")
+    joined = joined.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+    quick = iter((b'{"text": "' + joined.replace(b"\0", b'"}\0{"text": "') + b'"}').split(b"\0"))
+    return [next(quick) if plain else _text_key(text) for text, plain in zip(texts, usual, strict=True)]
+
+
+def _classes(records: Records, contents: Contents) -> npt.NDArray[np.int32]:
     """Each distinct content's class, as a number: the first by name where duplicates disagree."""
     codes: Numbers[str] = Numbers()
     if "label" in records.columns():
-        names = map(str, records.values("label"))
-        members = np.fromiter(map(codes.__getitem__, names), dtype=np.intp, count=len(records))
+        windows = (map(codes.__getitem__, map(str, window)) for window in records.windows("label"))
+        members = np.fromiter(chain.from_iterable(windows), np.int32, len(records))
     else:
-        members = np.full(len(records), codes[""], np.intp)
-    by_name = np.empty(len(codes), np.intp)
+        members = np.full(len(records), codes[""], np.int32)
+    by_name = np.empty(len(codes), np.int32)
     by_name[[codes[name] for name in sorted(codes)]] = np.arange(len(codes))
-    classes = np.full(distinct, len(codes), dtype=np.intp)
-    np.minimum.at(classes, content, by_name[members])
+    classes = np.full(contents.count, len(codes), np.int32)
+    np.minimum.at(classes, contents.of, by_name[members])
     return classes
 
 
-def _held_out(classes: Indices, holdout: float) -> npt.NDArray[np.bool_]:
-    """Which contents to hold out, shape (distinct,); ``classes`` are ascending by rank."""
+def _held_out(classes: npt.NDArray[np.int32], holdout: float) -> npt.NDArray[np.bool_]:
+    """Which contents to hold out, shape (distinct,); ``classes`` are ascending by rank.
+
+    Those with the first positions, by rank where positions are equal.
+    """
     sizes = np.bincount(classes)
     grouped = np.argsort(classes, kind="stable")  # class by class, ascending by rank within
-    within = np.arange(len(classes)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    begins = np.cumsum(sizes) - sizes  # (classes,)
     position = np.empty(len(classes))
-    position[grouped] = (within + 0.5) / np.repeat(sizes, sizes)
-    order = np.argsort(position, kind="stable")  # by rank where positions are equal
-    wanted = min(max(round(holdout * len(order)), 1), max(len(order) - 1, 0))
+    for start in range(0, len(classes), PIECE):  # piece by piece: a few numbers a content are much of a large file
+        some = grouped[start : start + PIECE]
+        within = np.arange(start, start + len(some)) - begins[classes[some]]
+        position[some] = (within + 0.5) / sizes[classes[some]]
+    del grouped
+    wanted = min(max(round(holdout * len(classes)), 1), max(len(classes) - 1, 0))
     held = np.zeros(len(classes), dtype=np.bool_)
-    held[order[:wanted]] = True
+    if wanted:
+        last = np.partition(position, wanted - 1)[wanted - 1]
+        np.less(position, last, out=held)
+        held[np.flatnonzero(position == last)[: wanted - int(np.count_nonzero(held))]] = True
     return held
 
 

@@ -1,7 +1,7 @@
 """Rows of a file in few bytes: every column is one run of UTF-8, beyond a size on the disk and not in memory.
 
 A row as a Python dictionary takes five times its text. Here a column's values lie one behind the other with their
-ends in an array, and a dictionary is made of a row only while somebody looks at it. What outgrows
+sizes in an array, and a dictionary is made of a row only while somebody looks at it. What outgrows
 ``MEMORY_BYTES`` a column goes to a nameless temporary file, private to this process and gone with it.
 
 Invariant: ``PackedColumn`` gives back what it was given; a value missing in a row stays missing.
@@ -16,12 +16,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import BinaryIO, overload
 
-from fedpeft.data.records import MISSING, WINDOW, Record, Subsettable, Table
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["MEMORY_BYTES", "PackedColumn", "PackedOrigins", "PackedRows"]
+from fedpeft.data.records import MISSING, WINDOW, Record, Subsettable, Table, Texts
+
+__all__ = ["MEMORY_BYTES", "LineNumbers", "PackedColumn", "PackedOrigins", "PackedRows"]
 
 MEMORY_BYTES = 32 * 2**20
 """Of one column: more goes to a temporary file."""
+
+STEP = 64
+"""Rows between two whose place is kept; the others' is added up from sizes."""
 
 TEXT, ABSENT, JSON, OBJECT = range(4)
 
@@ -31,17 +37,22 @@ class PackedColumn:
 
     def __init__(self) -> None:
         self._kinds = bytearray()
-        self._ends = array("Q", [0])
+        self._sizes = array("I")
+        self._places = array("Q")  # where row 0, STEP, 2 STEP ... begins
+        self._end = 0
         self._memory = bytearray()
         self._file: BinaryIO | None = None
         self._filed = 0  # bytes in the file; what lies in memory begins there
         self._objects: dict[int, object] = {}
 
-    def extend(self, values: Sequence[object]) -> None:
+    def extend(self, values: Sequence[object] | Texts) -> None:
         """Add values: texts, what JSON can say, ``MISSING``; other objects are kept as they are."""
+        if isinstance(values, Texts):
+            self._append(bytes(len(values)), values.sizes, values.content)
+            return
         if set(map(type, values)) <= {str} and (text := "".join(values)).isascii():  # type: ignore[arg-type]
             # The usual case: one character a byte, so lengths need no encoding.
-            self._append(bytes(len(values)), map(len, values), text.encode("ascii"))  # type: ignore[arg-type]
+            self._append(bytes(len(values)), _sizes(map(len, values)), text.encode("ascii"))  # type: ignore[arg-type]
             return
         start = len(self._kinds)
         parts: list[bytes] = []
@@ -54,13 +65,15 @@ class PackedColumn:
                 parts.append(b"")
             else:
                 parts.append(self._packed(value, start + offset))
-        self._append(b"", map(len, parts), b"".join(parts))
+        self._append(b"", _sizes(map(len, parts)), b"".join(parts))
 
-    def _append(self, kinds: bytes, sizes: Iterable[int], content: bytes) -> None:
-        ends = accumulate(sizes, initial=self._ends[-1])
-        next(ends)
+    def _append(self, kinds: bytes, sizes: npt.NDArray[np.uint32], content: bytes) -> None:
+        before = len(self._sizes)
+        begins = self._end + np.cumsum(sizes, dtype=np.uint64) - sizes
+        self._places.frombytes(begins[-before % STEP :: STEP].astype(np.uint64).tobytes())
+        self._sizes.frombytes(sizes.tobytes())
         self._kinds += kinds
-        self._ends.extend(ends)
+        self._end += len(content)
         self._memory += content
         if len(self._memory) > MEMORY_BYTES:
             self._spill()
@@ -96,12 +109,19 @@ class PackedColumn:
         return len(self._kinds)
 
     def __getitem__(self, index: int) -> object:
-        return self._value(index, self._bytes(self._ends[index], self._ends[index + 1]))
+        row = range(len(self))[index]
+        begin = self._begin(row)
+        return self._value(row, self._bytes(begin, begin + self._sizes[row]))
+
+    def _begin(self, row: int) -> int:
+        return self._places[row // STEP] + sum(self._sizes[row - row % STEP : row])
 
     def window(self, start: int, stop: int) -> list[object]:
         """The values from ``start`` up to ``stop``: one read, however many."""
-        ends = self._ends[start : stop + 1].tolist()
-        base = ends[0]
+        if start >= stop:
+            return []
+        base = self._begin(start)
+        ends = list(accumulate(self._sizes[start:stop], initial=base))
         block = self._bytes(base, ends[-1])
         spans = pairwise(ends)
         if block.isascii() and not any(self._kinds[start:stop]):  # all text: one character a byte
@@ -134,6 +154,44 @@ class PackedColumn:
                 raise OSError(f"Expected {inside - start} bytes of a temporary file, found {len(read)}.")
             read += part
         return read + bytes(self._memory[: max(0, stop - self._filed)])
+
+
+def _sizes(sizes: Iterable[int]) -> npt.NDArray[np.uint32]:
+    return np.array(list(sizes), np.uint32)
+
+
+class LineNumbers(Sequence[int]):
+    """Numbers that mostly follow each other, as runs; appended to while a file is read, then only looked at."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._firsts = array("Q")  # index of each run's first number
+        self._numbers = array("Q")
+
+    def extend(self, numbers: Sequence[int] | npt.NDArray[np.intp]) -> None:
+        """Add numbers."""
+        added = np.asarray(numbers, np.uint64)
+        if not added.size:
+            return
+        follows = added[1:] == added[:-1] + 1  # a run over the end of a batch is two
+        firsts = np.concatenate([[0], np.flatnonzero(~follows) + 1])
+        self._firsts.frombytes((firsts + self._count).astype(np.uint64).tobytes())
+        self._numbers.frombytes(added[firsts].tobytes())
+        self._count += added.size
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[int]: ...
+    def __getitem__(self, index: int | slice) -> int | Sequence[int]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(self._count)[index]]
+        row = range(self._count)[index]
+        run = bisect_right(self._firsts, row) - 1
+        return self._numbers[run] + row - self._firsts[run]
 
 
 class PackedRows(Table):

@@ -11,6 +11,9 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar, overload
 
+import numpy as np
+import numpy.typing as npt
+
 from fedpeft.errors import DataInvalid, Problem
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "Records",
     "Subsettable",
     "Table",
+    "Texts",
 ]
 
 WINDOW = 512
@@ -41,6 +45,28 @@ BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """Texts of one column, one behind the other, without an object for each.
+
+    Args:
+        content: all of them in UTF-8.
+        sizes: bytes of each, shape (n,).
+    """
+
+    content: bytes
+    sizes: npt.NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[str]:
+        begin = 0
+        for size in self.sizes.tolist():
+            yield self.content[begin : begin + size].decode("utf-8")
+            begin += size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Rows that follow each other in a file, by column.
 
@@ -49,8 +75,8 @@ class Batch:
         columns: name -> a value for each row; ``MISSING`` where a row lacks it.
     """
 
-    lines: Sequence[int]
-    columns: Mapping[str, Sequence[object]]
+    lines: Sequence[int] | npt.NDArray[np.intp]
+    columns: Mapping[str, Sequence[object] | Texts]
 
 
 MISSING: Final = object()

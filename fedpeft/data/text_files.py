@@ -1,27 +1,21 @@
-"""JSONL, JSON and CSV readers: strict UTF-8, every bad line named, nothing guessed.
+"""JSONL and JSON readers, and the lines of any text file: strict UTF-8, every bad line named, nothing guessed.
 
 A reader yields ``(line number, row)`` and notes what it could not read in the ``ProblemLog``; it goes on
 after a bad line so that one run finds them all.
 """
 
-import csv
 import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
 
 from fedpeft import bounded_json
 from fedpeft.bounded_json import JsonLimits, JsonRefused
 from fedpeft.data.opening import BROKEN, mislabelled, opened, plain_suffix, sort_of, wide_encoding
-from fedpeft.data.records import BATCH_ROWS, Batch, ProblemLog
+from fedpeft.data.records import ProblemLog
 
-if TYPE_CHECKING:
-    import _csv
-
-__all__ = ["MAX_LINE_BYTES", "csv_batches", "read_json", "read_jsonl"]
+__all__ = ["BLOCK_BYTES", "MAX_LINE_BYTES", "Block", "blocks", "decoded", "read_json", "read_jsonl"]
 
 BOM = b"\xef\xbb\xbf"
 BLOCK_BYTES = 2**18
@@ -115,105 +109,27 @@ def _is_object(line: bytes) -> bool:
         return not (line.strip().endswith((b"{", b"[", b",")) and "end too early" in str(error))
 
 
-def csv_batches(path: Path, log: ProblemLog, *, delimiter: str = ",") -> Iterator[Batch]:
-    """RFC 4180 with a header line, a few thousand rows at a time, by column.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Whole lines that follow each other in a file.
 
-    Values stay strings; a row with another number of fields is a problem. Columns may be separated by semicolons, tabs
-    or bars instead, if the header has no comma. A nameless column, such as the index that pandas writes, cannot be
-    asked for and is left out.
+    Args:
+        content: their bytes, line ends included; nothing says yet that they are UTF-8.
+        before: lines of the file before them.
     """
-    lines = chain.from_iterable(_blocks(path, log))
-    before, first, delimiter = _first_line(lines, delimiter)
-    if first is None:
-        return
-    reader = csv.reader(chain((first,), lines), delimiter=delimiter, strict=True)
-    header = _header(path, reader, log, before + 1)
-    if not any(header):
-        return
-    rows = _csv_rows(path, reader, len(header), before, log)
-    while some := list(islice(rows, BATCH_ROWS)):
-        numbers, fields = zip(*some, strict=True)
-        columns = zip(*fields, strict=True)
-        yield Batch(lines=numbers, columns={name: column for name, column in zip(header, columns, strict=True) if name})
 
-
-def _first_line(lines: Iterator[str], delimiter: str) -> tuple[int, str | None, str]:
-    """How many lines stand before the header, the header's line, and what separates its names.
-
-    Before it may stand blank lines, and Excel's ``sep=;``.
-    """
-    before, said = 0, ""
-    for line in lines:
-        mark = re.fullmatch(r'"?sep=(.)"?\s*', line, re.IGNORECASE | re.DOTALL)
-        if line.strip() and not (mark and not said):
-            return before, line, said or _delimiter(line, delimiter)
-        said = mark.group(1) if mark else said
-        before += 1
-    return before, None, delimiter
-
-
-def _csv_rows(
-    path: Path, reader: "_csv.Reader", width: int, before: int, log: ProblemLog
-) -> Iterator[tuple[int, list[str]]]:
-    """Each row's first line and its fields; a row that is none, or has another width, is noted and left out."""
-    begin = before + reader.line_num + 1
-    while True:
-        try:
-            for fields in reader:
-                if len(fields) == width:
-                    yield begin, fields
-                elif fields:  # a blank line is not a row
-                    found = f"{len(fields)}"
-                    log.add(f"{path}:{begin}", f"{width} fields as in the header", found, "Check the quotes.")
-                begin = before + reader.line_num + 1
-            return
-        except csv.Error as error:
-            log.add(f"{path}:{begin}", "a CSV row", str(error), _csv_remedy(str(error)))
-            begin = before + reader.line_num + 1
-
-
-def _delimiter(header: str, expected: str) -> str:
-    """What separates the names of a header: the expected mark where it occurs, else the most frequent of the others."""
-    if expected in header:
-        return expected
-    return max((mark for mark in ";\t|," if mark in header), key=header.count, default=expected)
-
-
-def _csv_remedy(reason: str) -> str:
-    if "field limit" in reason or "field larger" in reason:
-        return "Use JSONL or Parquet for such long texts."
-    return 'Check the quotes: one inside a quoted field is written twice, "".'
-
-
-def _header(path: Path, reader: Iterator[list[str]], log: ProblemLog, line: int) -> Sequence[str]:
-    """The column names, the nameless as empty; or an empty list after noting why there are none."""
-    try:
-        header = [name.strip() for name in next(reader, [])]
-    except csv.Error as error:
-        log.add(f"{path}:{line}", "a CSV header", str(error), _csv_remedy(str(error)))
-        return []
-    named = [name for name in header if name]
-    if len(set(named)) < len(named):
-        twice = sorted({name for name in named if named.count(name) > 1})
-        found = f"{', '.join(map(repr, twice))} twice"
-        log.add(f"{path}:{line}", "distinct column names", found, "Rename or remove one.")
-        return []
-    if header and not named:
-        log.add(f"{path}:{line}", "column names in the first line", "none", "Write a header such as text,label.")
-        return []
-    if header and header[0].startswith("#"):
-        log.add(f"{path}:{line}", "column names in the first line", "a comment", "Remove the lines before the header.")
-        return []
-    return header
+    content: bytes
+    before: int
 
 
 def _lines(path: Path, log: ProblemLog) -> Iterator[tuple[int, str]]:
     """Lines with their numbers."""
-    return enumerate(chain.from_iterable(_blocks(path, log)), 1)
+    for block in blocks(path, log):
+        yield from enumerate(decoded(path, block, log), block.before + 1)
 
 
-def _blocks(path: Path, log: ProblemLog) -> Iterator[Sequence[str]]:
-    """All lines, decoded, many at a time; one that is not UTF-8 is noted and goes on with replacement marks."""
+def blocks(path: Path, log: ProblemLog) -> Iterator[Block]:
+    """All lines of a text file, many at a time, up to one that is too long; the byte order mark is not among them."""
     number = 0  # lines given so far
     try:
         with opened(path) as file:
@@ -227,9 +143,9 @@ def _blocks(path: Path, log: ProblemLog) -> Iterator[Sequence[str]]:
                 whole = rest + more
                 end = whole.rfind(b"\n") + 1 if more else len(whole)
                 rest = whole[end:]
-                lines, too_long = _decoded(path, whole[:end], number, log)
-                number += len(lines)
-                yield lines
+                content, too_long = _up_to_a_long_line(whole[:end])
+                yield Block(content=content, before=number)
+                number += content.count(b"\n")
                 if too_long or len(rest) > MAX_LINE_BYTES:
                     found = "a longer one"
                     log.add(f"{path}:{number + 1}", f"a line of at most {MAX_LINE_BYTES} bytes", found)
@@ -241,19 +157,26 @@ def _blocks(path: Path, log: ProblemLog) -> Iterator[Sequence[str]]:
         log.add(f"{path}:{number + 1}", expected, reason, remedy or "Fetch or make it again.")
 
 
-def _decoded(path: Path, block: bytes, before: int, log: ProblemLog) -> tuple[list[str], bool]:
-    """The lines of a block, up to one beyond the limit, and whether there is such a one."""
-    if len(block) <= MAX_LINE_BYTES and b"\0" not in block:
+def _up_to_a_long_line(content: bytes) -> tuple[bytes, bool]:
+    """The lines before one beyond the limit, and whether there is such a one."""
+    if len(content) > MAX_LINE_BYTES:
+        begin = 0
+        for line in io.BytesIO(content):
+            if len(line) > MAX_LINE_BYTES:
+                return content[:begin], True
+            begin += len(line)
+    return content, False
+
+
+def decoded(path: Path, block: Block, log: ProblemLog) -> list[str]:
+    """A block's lines; one that is not UTF-8 is noted and goes on with replacement marks."""
+    if b"\0" not in block.content:
         try:
-            return list(io.StringIO(block.decode("utf-8"), newline="\n")), False
+            return list(io.StringIO(block.content.decode("utf-8"), newline="\n"))
         except UnicodeDecodeError:
             pass  # line by line, to name it
-    lines: list[str] = []
-    for line in io.BytesIO(block):
-        if len(line) > MAX_LINE_BYTES:
-            return lines, True
-        lines.append(_text(line, f"{path}:{before + len(lines) + 1}", log))
-    return lines, False
+    lines = enumerate(io.BytesIO(block.content), block.before + 1)
+    return [_text(line, f"{path}:{number}", log) for number, line in lines]
 
 
 def _is_text(path: Path, first: bytes, log: ProblemLog) -> bool:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.data import Records, split_each, split_holdout
-from fedpeft.data.holdout import content_ranks
+from fedpeft.data.holdout import _text_key, _text_keys, content_ranks
 from fedpeft.errors import DataInvalid
 
 labelled = st.lists(
@@ -116,6 +116,14 @@ def test_duplicates_that_differ_in_case_space_or_label_fall_on_one_side() -> Non
         train, held = split_holdout(Records.of(rows + numbered(3)), 0.5, seed)
         sizes = {sum(str(row["text"]).strip().lower() == "same" for row in side) for side in (train, held)}
         assert sizes == {0, 6}
+
+
+ANY_TEXT = st.text(st.sampled_from('aB  "\\/\t\n\0\1\x1c\x7f\x85éİß\u3000\ud800'), max_size=8)
+
+
+@given(st.lists(ANY_TEXT | st.text("aB \"'\\\n", max_size=8) | st.none() | st.integers(), max_size=12))
+def test_texts_have_the_same_keys_together_as_alone(values: list[object]) -> None:
+    assert _text_keys(values) == [_text_key(value) for value in values]
 
 
 def test_content_of_pairs_is_both_halves_and_of_alpaca_all_three() -> None:

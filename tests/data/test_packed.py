@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.data import packed
-from fedpeft.data.packed import PackedColumn, PackedOrigins, PackedRows
+from fedpeft.data.packed import LineNumbers, PackedColumn, PackedOrigins, PackedRows
 from fedpeft.data.records import MISSING, Records
 
 TEXTS = st.text()
@@ -56,6 +56,24 @@ def test_an_origin_names_its_file_and_line() -> None:
     origins = PackedOrigins([("a", 0), ("b", 2), ("empty", 4), ("c", 4)], [1, 3, 2, 9, 5], range(5))
     assert list(origins) == ["a:1", "a:3", "b:2", "b:9", "c:5"]
     assert list(origins.select([4, 0])) == ["c:5", "a:1"]
+
+
+@given(st.lists(st.lists(st.integers(0, 9) | st.just(2**40), max_size=9), max_size=9))
+def test_line_numbers_are_those_that_were_added(batches: list[list[int]]) -> None:
+    numbers = LineNumbers()
+    for batch in batches:
+        numbers.extend(batch)
+    expected = [number for batch in batches for number in batch]
+    assert [numbers[i] for i in range(len(numbers))] == expected
+    assert numbers[2:5] == expected[2:5]
+
+
+def test_lines_that_follow_each_other_cost_nothing_each() -> None:
+    numbers = LineNumbers()
+    for start in range(0, 100_000, 1000):
+        numbers.extend(range(start, start + 1000))
+    assert numbers[99_999] == 99_999
+    assert len(numbers._firsts) == 100
 
 
 def test_records_over_packed_rows_select_without_unpacking() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.data import text_files
+from fedpeft.data.delimited import csv_batches
 from fedpeft.data.records import ProblemLog
 
 
@@ -25,7 +26,7 @@ def write(path: Path, content: bytes | str) -> Path:
 
 def csv_rows(path: Path, log: ProblemLog) -> Iterator[text_files.Row]:
     """Line and row, as ``read_json`` gives them."""
-    for batch in text_files.csv_batches(path, log):
+    for batch in csv_batches(path, log):
         names = tuple(batch.columns)
         for number, *fields in zip(batch.lines, *batch.columns.values(), strict=True):
             yield number, dict(zip(names, fields, strict=True))
