@@ -15,10 +15,10 @@ from fedpeft.data.encode import Measured, measure
 from fedpeft.data.encode_sources import pair_of
 from fedpeft.data.encode_texts import text_of
 from fedpeft.data.formats import Loaded
-from fedpeft.data.holdout import Contents, content_ranks, contents_of, split_indices
+from fedpeft.data.holdout import Contents, content_ranks, contents_of, contradictions, split_indices
 from fedpeft.data.people import PERSON, People, note_nobodys, people_in
 from fedpeft.data.preference.rows import Side, sides_of
-from fedpeft.data.records import MAX_PROBLEMS, Numbers, Record, Records
+from fedpeft.data.records import MAX_PROBLEMS, Record, Records
 from fedpeft.data.remarks import (
     answer_remark,
     label_remarks,
@@ -181,7 +181,7 @@ def check_loaded(
         usable=len(good) - measured.refused.count,
         empties=sum(_has_empty(records[i], convention) for i in findings.bad_rows),
         duplicates=len(good) - contents.count,
-        contradictions=_contradictions(good, contents) if classify else 0,
+        contradictions=contradictions(good, contents) if classify else 0,
         labels=labels,
         rendered=_examples(good, task, convention, tokens),
         lengths=_lengths(measured, task, name, approximate=tokenizer is None),
@@ -222,26 +222,6 @@ def _labels(records: Records, task: Task) -> dict[str, int]:
     for (_, value), count in found.items():
         names[str(label_name(value))] += count
     return dict(sorted(names.items()))
-
-
-def _contradictions(records: Records, contents: Contents) -> int:
-    """How many contents occur with different labels."""
-    codes: Numbers[str | None] = Numbers()
-    of_text: dict[object, int] = {}
-    labels = np.empty(len(records), np.int32)
-    begin = 0
-    for window in records.windows("label"):
-        if set(map(type, window)) == {str}:
-            of_text.update({text: codes[label_name(text)] for text in set(window) - of_text.keys()})
-            labels[begin : begin + len(window)] = list(map(of_text.__getitem__, window))
-        else:
-            labels[begin : begin + len(window)] = [codes[label_name(value)] for value in window]
-        begin += len(window)
-    one = np.empty(contents.count, np.int32)
-    one[contents.of] = labels  # of several the last
-    differ = np.zeros(contents.count, np.bool_)
-    differ[contents.of[labels != one[contents.of]]] = True
-    return int(np.count_nonzero(differ))
 
 
 def _shared(contents: Contents, train: npt.NDArray[np.intp], held_out: npt.NDArray[np.intp]) -> int:

@@ -26,11 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.data.records import BATCH_ROWS, Numbers, Record, Records
+from fedpeft.data.targets import label_name
 from fedpeft.data.tasks import detect
 from fedpeft.errors import DataInvalid
 from fedpeft.tasks import Convention
 
-__all__ = ["Contents", "content_ranks", "contents_of", "split_each", "split_holdout", "split_indices"]
+__all__ = ["Contents", "content_ranks", "contents_of", "contradictions", "split_each", "split_holdout", "split_indices"]
 
 PIECE = 2**16
 
@@ -138,6 +139,26 @@ def split_indices(records: Records, contents: Contents, holdout: float) -> tuple
         return np.zeros(0, np.intp), np.zeros(0, np.intp)
     held = _held_out(_classes(records, contents), holdout)[contents.of]  # (n,)
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def contradictions(records: Records, contents: Contents) -> int:
+    """How many contents occur with different labels."""
+    codes: Numbers[str | None] = Numbers()
+    of_text: dict[object, int] = {}
+    labels = np.empty(len(records), np.int32)
+    begin = 0
+    for window in records.windows("label"):
+        if set(map(type, window)) == {str}:
+            of_text.update({text: codes[label_name(text)] for text in set(window) - of_text.keys()})
+            labels[begin : begin + len(window)] = list(map(of_text.__getitem__, window))
+        else:
+            labels[begin : begin + len(window)] = [codes[label_name(value)] for value in window]
+        begin += len(window)
+    one = np.empty(contents.count, np.int32)
+    one[contents.of] = labels  # of several the last
+    differ = np.zeros(contents.count, np.bool_)
+    differ[contents.of[labels != one[contents.of]]] = True
+    return int(np.count_nonzero(differ))
 
 
 def content_key(row: Record, convention: Convention | None) -> str:
