@@ -1,6 +1,7 @@
 """pydantic's findings in this project's words: where, what was expected, what was found, what to do."""
 
 import difflib
+import functools
 import json
 import types
 import typing
@@ -150,7 +151,7 @@ def _unknown(location: Location) -> Fault:
     section, name = section_of(location[:-1]), str(location[-1])
     keys = list(section.model_fields) if section else []
     near = difflib.get_close_matches(name, keys, n=1)
-    elsewhere = [key for key in _every_key() if key.rsplit(".", 1)[-1] == name]
+    elsewhere = _keys_by_last_name().get(name, ())
     if near:
         remedy = f"Did you mean `{near[0]}`?"
     elif elsewhere:
@@ -160,6 +161,15 @@ def _unknown(location: Location) -> Fault:
     return Fault(
         location=location, expected=f"one of {', '.join(keys)}", found="an unknown key", remedy=remedy, kind="unknown"
     )
+
+
+@functools.cache
+def _keys_by_last_name() -> dict[str, list[str]]:
+    """Every key there is, by what stands after its last dot: walked once, however many keys are unknown."""
+    found: dict[str, list[str]] = {}
+    for key in _every_key():
+        found.setdefault(key.rsplit(".", 1)[-1], []).append(key)
+    return found
 
 
 def _every_key(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:

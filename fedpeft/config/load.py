@@ -9,7 +9,7 @@ import copy
 import json
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import date, time
 from pathlib import Path
 
@@ -97,11 +97,12 @@ def parse(text: str, *, source: str, overrides: Sequence[str] = (), simulation: 
     repaired = _repair(document, faults)
     config = _typed(repaired)
     if config is not None:
-        broken = [_field(fault.location) for fault in faults]
+        broken = {_field(fault.location) for fault in faults}
+        holders = {one[:depth] for one in broken for depth in range(len(one) + 1)}
         for finding in check(config, simulation=simulation):
             read = [_location(key) for key in (finding.reads or (finding.key,))]
             read += [_location(finding.key)] if "." in finding.key else []
-            if not any(_covered(one, broken) or _covered(bad, [one]) for one in read for bad in broken):
+            if not any(one in holders or _covered(one, broken) for one in read):
                 location = _location(finding.key)
                 problems.append(problem(location, finding.expected, finding.found, finding.remedy))
     if problems or config is None:
@@ -230,6 +231,6 @@ def _location(key: str) -> Location:
     return tuple(name or int(index) for name, index in parts)
 
 
-def _covered(location: Location, by: Sequence[Location]) -> bool:
+def _covered(location: Location, by: Collection[Location]) -> bool:
     """Whether one of ``by`` is the location or holds it."""
-    return any(location[: len(one)] == one for one in by)
+    return any(location[:depth] in by for depth in range(len(location) + 1))

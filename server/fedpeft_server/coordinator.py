@@ -8,7 +8,6 @@ is committed is there again after the next `up`.
 import json
 import logging
 import threading
-from dataclasses import replace
 from socket import socket
 from typing import Protocol
 
@@ -30,7 +29,7 @@ from fedpeft_server.enrolment.certificate_authority import Authority, renew_serv
 from fedpeft_server.enrolment.registry import Registry, open_registry
 from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.jobs.disk_space import DiskFull, expect_room, is_full, room_needed
-from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
+from fedpeft_server.jobs.job_queue import Job, JobQueue
 from fedpeft_server.jobs.job_runner import Interrupted, JobContext, JobRunner
 from fedpeft_server.service.connection_limits import ConnectionTimeouts
 from fedpeft_server.service.fleet_gateway import FleetGateway
@@ -146,22 +145,21 @@ class Coordinator:
         )
         engine = JobRunner(site)
         while not self._stopping.is_set():
-            job = self.queue.next()
-            if job is None:
-                self._stopping.wait(LOOK_S)
-                continue
+            job: Job | None = None
             try:
-                job = replace(job, state=JobState.RUNNING)
-                self.queue.put(job)
+                job = self.queue.begin()
+                if job is None:
+                    self._stopping.wait(LOOK_S)
+                    continue
                 engine.work(job)
             except (DiskFull, OSError) as error:
                 if isinstance(error, OSError) and not is_full(error):
                     raise
                 self._wait_for_room(job, error)
 
-    def _wait_for_room(self, job: Job, error: DiskFull | OSError) -> None:
+    def _wait_for_room(self, job: Job | None, error: DiskFull | OSError) -> None:
         """Returns when there is room again."""
-        run = self._home.runs / self.queue.job(str(job.number)).run if job.run else None
+        run = self._home.runs / self.queue.job(str(job.number)).run if job and job.run else None
         self._trouble = f"{error}"
         _log.error("%s", error)
         while self._trouble:

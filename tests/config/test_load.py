@@ -1,5 +1,7 @@
 """Every mistake in a run.toml is reported, all of them at once, with the key, what was expected and found."""
 
+import cProfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -166,3 +168,32 @@ def test_no_text_at_all_ends_in_anything_but_a_configuration_or_its_problems(tex
 )
 def test_no_override_ends_in_anything_but_a_configuration_or_its_problems(key: str, value: str) -> None:
     found(VALID, f"{key}={value}")
+
+
+LATE_WARMUP = VALID + "[train]\nwarmup_rounds = 99\n"
+"""With a fault across fields too: what is told of it depends on the other faults."""
+MANY = {
+    "unknown keys": lambda count: "\n".join(f"k{number} = 1" for number in range(count)) + LATE_WARMUP,
+    "unknown keys of a section": lambda count: LATE_WARMUP.replace(
+        "[base]", "\n".join(f"k{number} = 1" for number in range(count)) + "\n[base]"
+    ),
+    "unknown tables": lambda count: LATE_WARMUP + "\n".join(f"[k{number}]\na = 1" for number in range(count)),
+    "wrong entries of a list": lambda count: LATE_WARMUP.replace("[task]", f"[task]\nlabels = [{'1, ' * count}]"),
+    "wrong entries of a list of tables": lambda count: LATE_WARMUP + "[[device]]\nrnak = 1\n" * count,
+    "dates": lambda count: LATE_WARMUP.replace("[task]", f"[task]\nlabels = [{'1979-05-27, ' * count}]"),
+}
+
+
+@pytest.mark.parametrize("of", MANY.values(), ids=MANY.keys())
+def test_what_refusing_many_mistakes_costs_grows_no_faster_than_they_do(of: Callable[[int], str]) -> None:
+    def cost(count: int) -> int:
+        """Function calls: the same on every machine."""
+        profile = cProfile.Profile()
+        profile.enable()
+        problems = found(of(count))
+        profile.disable()
+        assert len(problems) >= count
+        return sum(entry.callcount for entry in profile.getstats())
+
+    cost(1)  # what is computed once a process
+    assert cost(400) < 4.4 * cost(100)

@@ -96,6 +96,20 @@ def test_every_pod_has_a_network_policy_for_both_directions():
     assert all(set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"} for policy in policies)
 
 
+def test_administration_is_published_to_nobody_but_the_machine_itself_or_labelled_pods():
+    (compose,) = documents(COMPOSE[0])
+    published = [str(port) for port in compose["services"]["coordinator"]["ports"] if str(port).endswith(":8446")]
+    assert published == ["127.0.0.1:8446:8446"]
+    kinds = [each for each in documents(KUBERNETES[0]) if each["kind"] in ("Service", "NetworkPolicy")]
+    services = {each["metadata"]["name"]: each["spec"] for each in kinds if each["kind"] == "Service"}
+    assert 8446 not in [port["port"] for port in services["coordinator"]["ports"]]
+    assert services["coordinator-admin"]["type"] == "ClusterIP"
+    (policy,) = [each["spec"] for each in kinds if each["kind"] == "NetworkPolicy"]
+    open_to = {port["port"]: rule.get("from") for rule in policy["ingress"] for port in rule["ports"]}
+    assert {port for port, sources in open_to.items() if sources is None} == {8443, 8444, 8445}
+    assert open_to[8446] == [{"podSelector": {"matchLabels": {"fedpeft-admin": "true"}}}]
+
+
 def test_there_is_one_coordinator():
     (stateful,) = [each for each in documents(KUBERNETES[0]) if each["kind"] == "StatefulSet"]
     assert stateful["spec"]["replicas"] == 1

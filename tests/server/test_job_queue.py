@@ -1,5 +1,6 @@
 """The queue of submitted runs."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,14 +56,70 @@ def test_what_was_running_goes_on_before_what_waits(queue: JobQueue) -> None:
     assert queue.next() is None
 
 
-def test_a_wish_to_stop_waits_for_the_coordinator_and_is_taken_away_when_granted(queue: JobQueue) -> None:
-    job = replace(queue.submit(RUN, source="a"), state=JobState.RUNNING)
-    queue.put(job)
+def running(queue: JobQueue) -> Job:
+    queue.submit(RUN, source="a")
+    job = queue.begin()
+    assert job is not None
+    assert job.state is JobState.RUNNING
+    return job
+
+
+def test_a_wish_to_stop_waits_for_the_coordinator_and_goes_with_the_run(queue: JobQueue) -> None:
+    job = running(queue)
     assert not queue.wants_stop(job)
     queue.stop(job)
     assert JobQueue(queue.path).wants_stop(job)
-    queue.granted(job)
+    queue.end(replace(job, state=JobState.STOPPED))
     assert not queue.wants_stop(job)
+
+
+def test_a_wish_to_stop_outlives_a_coordinator_that_goes_down_before_it_heard(queue: JobQueue) -> None:
+    job = running(queue)
+    queue.stop(job)
+    queue.end(job)  # SIGTERM came first: it is still running, and goes on with the next `up`
+    assert queue.wants_stop(job)
+
+
+def test_a_stop_that_came_too_late_does_not_stop_the_resumed_run(queue: JobQueue) -> None:
+    job = running(queue)
+    queue.stop(job)
+    queue.end(replace(job, state=JobState.FAILED, reason="for another reason, a moment before"))
+    queue.resume(job)
+    again = queue.begin()
+    assert again is not None
+    assert not queue.wants_stop(again)
+
+
+def test_stop_and_start_at_once_end_in_a_stopped_run_or_in_a_running_one_with_the_wish(tmp_path: Path) -> None:
+    for number in range(30):
+        queue = JobQueue(tmp_path / f"queue-{number}")
+        job, begun = queue.submit(RUN, source="a"), list[Job | None]()
+        line = threading.Barrier(2)
+
+        def start(queue: JobQueue = queue, begun: list[Job | None] = begun, line: threading.Barrier = line) -> None:
+            line.wait()
+            begun.append(JobQueue(queue.path).begin())
+
+        coordinator = threading.Thread(target=start)
+        coordinator.start()
+        line.wait()
+        stopped = queue.stop(job)
+        coordinator.join()
+        (taken,) = begun
+        assert queue.job("1") == (stopped if taken is None else taken)
+        assert (taken is None) == (stopped.state is JobState.STOPPED)
+        assert queue.wants_stop(job) == (taken is not None)
+
+
+def test_a_decision_is_about_the_run_as_it_is_now_and_not_as_it_was_read(queue: JobQueue) -> None:
+    waiting = queue.submit(RUN, source="a")
+    begun = queue.begin()
+    assert queue.stop(waiting) == begun  # it was waiting when the command read it
+    assert queue.wants_stop(waiting)
+    queue.end(replace(waiting, state=JobState.FINISHED))
+    for decide in (queue.stop, queue.resume):
+        with pytest.raises(ConfigInvalid, match="finished"):
+            decide(waiting)
 
 
 def test_a_stopped_run_is_resumed_with_its_directory_and_a_finished_one_is_not(queue: JobQueue) -> None:

@@ -7,6 +7,7 @@
     HOME/queue/0001.stop   a wish to stop it; taken away when it is granted
 
 Submitting works while the coordinator is down; it begins when it is up. Numbers ascend and are never used again.
+Whoever changes where a run stands reads it and writes it in one turn, since commands and the coordinator meet here.
 """
 
 import json
@@ -16,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 
 from fedpeft.config.load import parse
+from fedpeft.directory_lock import short_turn
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
 from fedpeft.files import write_file
 
@@ -101,6 +103,15 @@ class JobQueue:
         waiting = [job for job in self.jobs() if job.state in (JobState.RUNNING, JobState.QUEUED)]
         return min(waiting, key=lambda job: (job.state is not JobState.RUNNING, job.number), default=None)
 
+    def begin(self) -> Job | None:
+        """Takes what ``next`` names: it is running from now on. None when there is nothing to do."""
+        with short_turn(self.path):
+            job = self.next()
+            if job is not None:
+                job = replace(job, state=JobState.RUNNING)
+                self.put(job)
+            return job
+
     def text(self, job: Job) -> str:
         """Its run.toml."""
         return self._file(job.number, "toml").read_text(encoding="utf-8")
@@ -111,34 +122,56 @@ class JobQueue:
         write_file(self._file(job.number, "json"), json.dumps(content).encode())
 
     def stop(self, job: Job) -> Job:
-        """Wishes a running job stopped; stops a queued one."""
-        if job.state is JobState.QUEUED:
-            job = replace(job, state=JobState.STOPPED, reason="stopped before it began")
+        """Wishes a running job stopped; stops a queued one. Returns where it stands now.
+
+        Raises:
+            ConfigInvalid: it neither waits nor runs any more.
+        """
+        with short_turn(self.path):
+            job = self._now(job)
+            if job.state is JobState.QUEUED:
+                job = replace(job, state=JobState.STOPPED, reason="stopped before it began")
+                self.put(job)
+            elif job.state is JobState.RUNNING:
+                write_file(self._file(job.number, "stop"), b"")
+            else:
+                raise ConfigInvalid(f"Expected a run that waits or runs, found run {job.number} {job.state.value}.")
+            return job
+
+    def end(self, job: Job) -> None:
+        """Makes durable how a job that ran ended; a wish to stop it that came too late goes with it.
+
+        Args:
+            job: ``RUNNING`` if it only pauses until the next ``up``; a wish to stop it stays then.
+        """
+        with short_turn(self.path):
             self.put(job)
-        elif job.state is JobState.RUNNING:
-            write_file(self._file(job.number, "stop"), b"")
-        else:
-            raise ConfigInvalid(f"Expected a run that waits or runs, found run {job.number} {job.state.value}.")
-        return job
+            if job.state is not JobState.RUNNING:
+                self._file(job.number, "stop").unlink(missing_ok=True)
 
     def resume(self, job: Job) -> Job:
-        """Puts a stopped or failed job into the queue again; it goes on from its last commit."""
-        if job.state not in (JobState.STOPPED, JobState.FAILED):
-            raise ConfigInvalid(f"Expected a stopped or failed run, found run {job.number} {job.state.value}.")
-        job = replace(job, state=JobState.QUEUED, reason="")
-        self.put(job)
-        return job
+        """Puts a stopped or failed job into the queue again; it goes on from its last commit.
+
+        Raises:
+            ConfigInvalid: it is neither.
+        """
+        with short_turn(self.path):
+            job = self._now(job)
+            if job.state not in (JobState.STOPPED, JobState.FAILED):
+                raise ConfigInvalid(f"Expected a stopped or failed run, found run {job.number} {job.state.value}.")
+            job = replace(job, state=JobState.QUEUED, reason="")
+            self.put(job)
+            return job
 
     def wants_stop(self, job: Job) -> bool:
         """Whether somebody wishes it stopped."""
         return self._file(job.number, "stop").exists()
 
-    def granted(self, job: Job) -> None:
-        """The wish was heard."""
-        self._file(job.number, "stop").unlink(missing_ok=True)
-
     def _file(self, number: int, kind: str) -> Path:
         return self.path / f"{number:04d}.{kind}"
+
+    def _now(self, job: Job) -> Job:
+        return self._read(self._file(job.number, "json"))
 
     def _read(self, path: Path) -> Job:
         try:

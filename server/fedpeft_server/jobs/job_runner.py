@@ -111,7 +111,6 @@ class JobRunner:
             job = replace(job, state=JobState.FINISHED, reason="")
         except Interrupted as end:
             job = replace(self._current(job), state=JobState(end.state), reason="")
-            site.queue.granted(job)
         except DiskFull:
             raise
         except (FedpeftError, OSError) as error:
@@ -124,7 +123,7 @@ class JobRunner:
             model_process.close()
         detail = {"state": job.state.value, "reason": job.reason}
         site.audit.append(AuditEvent.RUN_ENDED, actor="coordinator", subject=job.run or job.name, detail=detail)
-        site.queue.put(job)
+        site.queue.end(job)
         site.tell(f"run {job.number} {job.state.value} {job.reason}".rstrip())
         return job
 
