@@ -11,8 +11,8 @@ VIEWER = {
 }  # fmt: skip
 SUBMITTER = VIEWER | {"runs.submit", "runs.stop", "runs.resume", "runs.adapter", "runs.file"}
 ADMIN = SUBMITTER | {
-    "devices.approve", "devices.deny", "devices.revoke", "devices.delete", "join-tokens.list", "join-tokens.create",
-    "join-tokens.revoke", "access-tokens.list", "access-tokens.revoke",
+    "devices.approve", "devices.deny", "devices.revoke", "devices.rename", "devices.delete", "join-tokens.list",
+    "join-tokens.create", "join-tokens.revoke", "access-tokens.list", "access-tokens.revoke",
 }  # fmt: skip
 MAY = {"": set(), "viewer": VIEWER, "submitter": SUBMITTER, "admin": ADMIN}
 NOBODY = {"access-tokens.create"}
@@ -68,9 +68,12 @@ def test_what_is_changed_is_in_the_audit_log_under_the_name_of_who_changed_it(fr
         assert admin.post(f"/v1/join-tokens/{made.json()['id']}/revoke").status_code == 200
         assert admin.post("/v1/devices/ward-a/deny", json={"reason": "unknown"}).status_code == 200
         assert admin.post("/v1/devices/ward-b/revoke", json={"reason": "lost"}).status_code == 200
+        renamed = admin.post("/v1/devices/ward-a/rename", json={"label": "Ward A, third floor"})
+        assert renamed.json()["label"] == "Ward A, third floor"
         assert admin.post("/v1/devices/ward-a/delete").status_code == 200
     audited = fresh.audited()
-    assert [event for event, _, _ in audited] == ["token-created", "token-revoked", "denied", "revoked", "deleted"]
+    events = [event for event, _, _ in audited]
+    assert events == ["token-created", "token-revoked", "denied", "revoked", "renamed", "deleted"]
     assert all(actor.startswith("dr.who (token ") and "127.0.0.1" in actor for _, actor, _ in audited)
     assert made.json()["token"] not in fresh.site.home.audit.read_text()
 

@@ -171,6 +171,31 @@ def test_an_operator_approves_many_and_forgets_who_ended(
     capsys.readouterr()
 
 
+def test_an_operator_renames_a_device_and_the_label_ends_with_its_key(
+    coordinator: Coordinator, device: Join, capsys: pytest.CaptureFixture
+) -> None:
+    def says(*words: str) -> tuple[int, str]:
+        code = main(["coordinator", "clients", *words, "--home", str(coordinator.home.path)])
+        told = capsys.readouterr()
+        return code, told.out + told.err
+
+    token = coordinator.token(uses=3, auto=True)
+    for name in ("label-a", "label-b"):
+        applied(coordinator, device, token, name)
+    assert says("rename", "label-a", "  Ward A,   third floor ") == (0, "label-a is called Ward A, third floor\n")
+    assert "Ward A, third floor (label-a)" in says("ls")[1]
+    assert coordinator.registry.find("label-a") is not None, "among devices it has the name that they signed for"
+    for taken in ("ward a, THIRD floor", "Label-A"):
+        code, told = says("rename", "label-b", taken)
+        assert (code, "label-a is" in told) == (3, True)
+    assert says("rename", "label-b", "x" * 65)[0] == 3
+    assert says("rename", "nobody", "x")[0] == 4
+    coordinator.admission.revoke("label-a", "gone")
+    coordinator.admission.delete("label-a")
+    assert says("rename", "label-b", "Ward A, third floor")[0] == 0, "the label is free again"
+    assert says("rename", "label-b", "") == (0, "label-b is called label-b\n")
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "works"),
     [

@@ -1,4 +1,4 @@
-"""`fedpeft coordinator clients`: who may take part: list, approve, deny, revoke, forget."""
+"""`fedpeft coordinator clients`: who may take part: list, approve, deny, revoke, rename, forget."""
 
 from typing import Any, TextIO
 
@@ -93,6 +93,22 @@ def approve_all(file: TextIO, target: Target) -> int:
 
 @clients.command()
 @click.argument("name")
+@click.argument("label")
+@target_options
+def rename(name: str, label: str, target: Target) -> None:
+    """Call the device NAME something else here: LABEL stands before its name in lists; "" takes it away.
+
+    Devices have signed for each other's names, so among them it keeps the one that it enrolled under.
+    """
+    from fedpeft.terminal import printable
+
+    with asking(target) as coordinator:
+        device = coordinator.ask("devices.rename", device=name, label=label)
+    click.echo(f"{name} is called {printable(device['label'] or name)}")
+
+
+@clients.command()
+@click.argument("name")
 @target_options
 def delete(name: str, target: Target) -> None:
     """Forget the device NAME, which was denied, revoked, or left; its keys are never accepted again."""
@@ -155,4 +171,5 @@ def _line(device: Any) -> str:
         ended = device["status"] == "expired"
         until = f"  certificate {'ended' if ended else 'until'} {device['certificate_until'][:10]}"
     about = f"{device['organisation']:<24} {device['hardware']}"
-    return printable(f"{device['name']:<24} {device['status']:<8} {about}{until}")
+    called = f"{device['label']} ({device['name']})" if device.get("label") else device["name"]
+    return printable(f"{called:<24} {device['status']:<8} {about}{until}")

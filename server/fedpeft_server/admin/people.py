@@ -11,11 +11,12 @@ from fedpeft_server.enrolment.audit_log import AuditEvent
 from fedpeft_server.enrolment.certificate_authority import Authority, certificate_expiry
 from fedpeft_server.enrolment.issue import issue
 from fedpeft_server.enrolment.join_tokens import Tokens
+from fedpeft_server.enrolment.labels import Labels
 from fedpeft_server.enrolment.registry import EnrolledDevice, Status
 
 __all__ = [
     "access_tokens", "approve", "audit", "create_access_token", "create_join_token", "delete", "deny", "device",
-    "devices", "join_tokens", "revoke", "revoke_access_token", "revoke_join_token",
+    "devices", "join_tokens", "rename", "revoke", "revoke_access_token", "revoke_join_token",
 ]  # fmt: skip
 
 DAY_S = 86400
@@ -24,13 +25,13 @@ AUDIT_LINES = 500
 
 def devices(site: Administered, asked: Asked) -> object:
     """Every device."""
-    online = _online(site)
-    return [_view(site, one, online, asked.role) for one in site.registry.devices()]
+    online, labels = _online(site), Labels(site.registry).all()
+    return [_view(site, one, online, labels, asked.role) for one in site.registry.devices()]
 
 
 def device(site: Administered, asked: Asked) -> object:
     """One device."""
-    return _view(site, _device(site, asked), _online(site), asked.role)
+    return _view(site, _device(site, asked), _online(site), Labels(site.registry).all(), asked.role)
 
 
 def approve(site: Administered, asked: Asked) -> object:
@@ -48,6 +49,14 @@ def deny(site: Administered, asked: Asked) -> object:
 def revoke(site: Administered, asked: Asked) -> object:
     """Put a device out, from its next request on; it is told why."""
     site.admission.revoke(_device(site, asked).name, asked.text("reason"), actor=asked.by)
+    return device(site, asked)
+
+
+def rename(site: Administered, asked: Asked) -> object:
+    """Call a device something else, for operators; among devices it keeps the name that it enrolled under."""
+    named, label = _device(site, asked), asked.text("label")
+    Labels(site.registry).put(named, label)
+    site.audit.append(AuditEvent.RENAMED, actor=asked.by, subject=named.name, detail={"label": label})
     return device(site, asked)
 
 
@@ -139,7 +148,10 @@ def _online(site: Administered) -> Mapping[str, bool] | None:
     return {str(one["name"]): bool(one["online"]) for one in listed if isinstance(one, dict)}
 
 
-def _view(site: Administered, one: EnrolledDevice, online: Mapping[str, bool] | None, role: Role) -> dict[str, object]:
+def _view(
+    site: Administered, one: EnrolledDevice, online: Mapping[str, bool] | None, labels: Mapping[bytes, str], role: Role
+) -> dict[str, object]:
     ended = bool(one.certificate) and certificate_expiry(one.certificate) <= site.clock.utc()
     status = "expired" if ended and one.status is Status.ACTIVE else one.status.value
-    return device_view(one, status=status, online=None if online is None else online.get(one.name, False), role=role)
+    reached = None if online is None else online.get(one.name, False)
+    return device_view(one, label=labels.get(one.identity, ""), status=status, online=reached, role=role)

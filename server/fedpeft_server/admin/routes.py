@@ -13,6 +13,7 @@ from fedpeft_server.admin import people, runs
 from fedpeft_server.admin.access import Role
 from fedpeft_server.admin.administered import Administered
 from fedpeft_server.admin.asked import Asked, Field
+from fedpeft_server.enrolment.labels import LABEL_CHARACTERS
 
 __all__ = ["CONFIG_CHARACTERS", "OPERATIONS", "Operation", "named"]
 
@@ -92,6 +93,10 @@ OPERATIONS = (
     Operation(
         name="devices.revoke", method="POST", path="/v1/devices/{device}/revoke", role=A, does=people.revoke,
         fields=_REASON,
+    ),
+    Operation(
+        name="devices.rename", method="POST", path="/v1/devices/{device}/rename", role=A, does=people.rename,
+        fields={"label": Field(required=True, most=LABEL_CHARACTERS, about="Empty: by its own name again.")},
     ),
     Operation(name="devices.delete", method="POST", path="/v1/devices/{device}/delete", role=A, does=people.delete),
     Operation(name="join-tokens.list", method="GET", path="/v1/join-tokens", role=A, does=people.join_tokens),

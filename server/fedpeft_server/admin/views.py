@@ -51,18 +51,19 @@ def event_view(event: EventRecord) -> View:
     }  # fmt: skip
 
 
-def device_view(device: EnrolledDevice, *, status: str, online: bool | None, role: Role) -> View:
+def device_view(device: EnrolledDevice, *, label: str, status: str, online: bool | None, role: Role) -> View:
     """One device.
 
     Args:
         device: as the registry has it.
+        label: what operators call it; empty: by its name.
         status: its status, in a word.
         online: whether the coordinator reaches it; None when no coordinator is up to know.
         role: who looks; the code that a waiting device shows is for those who may approve it.
     """
     until = certificate_expiry(device.certificate).isoformat(timespec="minutes") if device.certificate else None
     return {
-        "name": device.name, "organisation": device.organisation, "status": status, "online": online,
+        "name": device.name, "label": label, "organisation": device.organisation, "status": status, "online": online,
         "since": device.since, "code": device.code if role >= Role.ADMIN else None, "reason": device.reason,
         "hardware": _hardware(device.profile), "certificate_until": until, "serial": device.serial,
         "identity": device.identity.hex(), "node_key_sha256": hashlib.sha256(device.node_key).hexdigest(),

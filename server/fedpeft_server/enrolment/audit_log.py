@@ -43,6 +43,7 @@ class AuditEvent(Enum):
     REVOKED = "revoked"
     LEFT = "left"
     DELETED = "deleted"
+    RENAMED = "renamed"
     COORDINATOR_STARTED = "coordinator-started"
     COORDINATOR_STOPPED = "coordinator-stopped"
     RUN_SUBMITTED = "run-submitted"

@@ -257,7 +257,7 @@ function deviceRows(found) {
   devicesShown = JSON.stringify(found);
   show("device-rows", ...found.map((device) => {
     const state = device.online ? make("span", { class: "good" }, `${device.status}, online`) : device.status;
-    return make("tr", {}, make("th", { scope: "row" }, device.name), cell("Status", state, device.reason ? ` ${device.reason}` : ""), cell("Organisation", device.organisation),
+    return make("tr", {}, make("th", { scope: "row" }, device.label ? `${device.label} (${device.name})` : device.name), cell("Status", state, device.reason ? ` ${device.reason}` : ""), cell("Organisation", device.organisation),
       cell("Hardware", device.hardware), cell("Certificate until", (device.certificate_until || "–").slice(0, 10)), cell("Do", ...(may("admin") ? deciding(device) : [])));
   }));
   if (!found.length) show("device-rows", make("tr", {}, make("td", { colspan: "6" }, "No device has joined yet.")));

@@ -1,0 +1,47 @@
+"""What operators call a device beside the name that it enrolled under (docs/adr/0039-labels.md).
+
+Devices sign for each other's names, and refuse a known key under another one: a name is for good. A label stays on the
+coordinator, goes by the device's key, and ends with it.
+"""
+
+from collections.abc import Mapping
+
+from fedpeft.errors import ConfigInvalid
+from fedpeft_server.enrolment.registry import EnrolledDevice, Registry
+
+__all__ = ["LABEL_CHARACTERS", "Labels"]
+
+LABEL_CHARACTERS = 64
+
+
+class Labels:
+    """The labels in a registry. Thread-safe as far as the registry is."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def all(self) -> Mapping[bytes, str]:
+        """Identity key -> label, of the devices that have one."""
+        rows = self._registry.rows("SELECT identity, label FROM labels")
+        return {identity: str(label) for identity, label in rows if isinstance(identity, bytes)}
+
+    def put(self, device: EnrolledDevice, label: str) -> None:
+        """Calls the device so from now on; an empty label takes the one that it has away.
+
+        Raises:
+            ConfigInvalid: it is too long, or another device has it as its name or label.
+        """
+        label = " ".join(label.split())
+        if len(label) > LABEL_CHARACTERS:
+            raise ConfigInvalid(f"Expected at most {LABEL_CHARACTERS} characters, found {len(label)}.")
+        with self._registry.change() as db:
+            labels = self.all()
+            for other in self._registry.devices() if label else ():
+                taken = {other.name.casefold(), labels.get(other.identity, "").casefold()}
+                if other.identity != device.identity and label.casefold() in taken:
+                    raise ConfigInvalid(
+                        f"Expected what no other device is called, found that {other.name} is; see `clients ls`."
+                    )
+            db.execute("DELETE FROM labels WHERE identity = ?", (device.identity,))
+            if label:
+                db.execute("INSERT INTO labels VALUES (?, ?)", (device.identity, label))
