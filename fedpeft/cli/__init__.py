@@ -28,11 +28,11 @@ COMMANDS = {
     "init": "Write a run.toml for your own data.",
     "simulate": "Run a whole federation on this machine.",
     "local": "Run a coordinator and its devices as processes on this machine.",
-    "coordinator": "Run a coordinator: its devices, its runs.",
-    "client": "Run a device of a federation.",
-    "adapter": "Inspect, try and evaluate a trained adapter.",
-    "base": "Build, list and verify base-model artifacts.",
-    "data": "Look at a data set before training on it.",
+    "coordinator": "Run a coordinator: enrol devices, submit runs.",
+    "client": "Run a device: join a federation, approve runs, fetch adapters.",
+    "adapter": "Inspect, query, evaluate, serve and export a trained adapter.",
+    "base": "Build, list and verify base models.",
+    "data": "Check a data set before training on it.",
     "methods": "List the PEFT methods and plan what a device trains.",
     "privacy": "Plan a privacy budget, and report what a run has spent.",
     "config": "Validate and explain run.toml.",
@@ -132,7 +132,7 @@ def _common(field: str) -> Callable[[click.Context, click.Parameter, bool], None
 @click.option("--no-color", is_flag=True, expose_value=False, is_eager=True, callback=_common("no_color"), hidden=True)
 @click.version_option(__version__, prog_name="fedpeft")
 def cli() -> None:
-    """Fine-tune one language model across people who may not share their data.
+    """Fine-tune one language model together with others, without sharing data.
 
     \b
     Start here:

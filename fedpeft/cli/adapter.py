@@ -27,18 +27,22 @@ __all__ = ["command"]
 def command() -> None:
     """Inspect, try and evaluate a trained adapter.
 
-    Every command takes of a RUN the state that adapters/final holds: the best one that was evaluated, by
-    rounds.metric, or the last one; of a run that has not ended, what it would hold if the run ended now.
+    Of a RUN, every command uses the state in adapters/final: the best evaluated one by rounds.metric, or else
+    the last one. While a run goes on, that is what adapters/final would hold if it ended now.
     """
 
 
 @command.command()
 @click.argument("folder", metavar="ADAPTER", type=AdapterPath())
-@click.option("--original", metavar="MODEL", help="Compare on the original weights: what the base was built from.")
-@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+@click.option("--original", metavar="MODEL", help="Compare with the original weights, from which the base was built.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
+)
 @json_option
 def inspect(folder: Path, original: str | None, store: Path | None, as_json: bool) -> None:
-    """Say what ADAPTER holds, and how to load it: an exported folder, or a run, whose adapters/final is meant.
+    """Show what an adapter contains and how to load it. ADAPTER is an exported folder, or a run.
 
     \b
     Examples:
@@ -58,22 +62,30 @@ def inspect(folder: Path, original: str | None, store: Path | None, as_json: boo
 
 @command.command()
 @run_argument
-@click.option("--rank", type=click.IntRange(1), help="Cut LoRA and DyLoRA to this rank, for devices that run no more.")
+@click.option("--rank", type=click.IntRange(1), help="Truncate LoRA and DyLoRA to this rank, for smaller devices.")
 @click.option(
-    "--method", "methods", multiple=True, metavar="NAME", help="Keep this method; the head stays. Repeatable."
+    "--method", "methods", multiple=True, metavar="NAME", help="Export only this method and the head. Repeatable."
 )
-@click.option("--whole-matrices", is_flag=True, help="Fold IA3 beside LoRA into whole matrices: peft alone loads it.")
-@click.option("--full", is_flag=True, help="Write base and adapter as one model that transformers alone loads.")
+@click.option(
+    "--whole-matrices",
+    is_flag=True,
+    help="Fold IA3 and LoRA into whole matrices, so that peft loads it without fedpeft.",
+)
+@click.option("--full", is_flag=True, help="Merge base and adapter into one model for transformers.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["peft", "gguf"]),
     default="peft",
     show_default=True,
-    help="gguf: OUT/adapter.gguf, which llama.cpp loads beside the base.",
+    help="gguf: write OUT/adapter.gguf for llama.cpp's --lora.",
 )
-@click.option("--out", type=OutFolder(), required=True, help="Where to write it.")
-@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+@click.option("--out", type=OutFolder(), required=True, help="Folder to write to.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
+)
 def export(
     run: Path,
     rank: int | None,
@@ -84,7 +96,7 @@ def export(
     out: Path,
     store: Path | None,
 ) -> None:
-    """Write the adapter of RUN again: for a class of devices, whole for peft, for llama.cpp, or as a whole model.
+    """Export the adapter of RUN. For smaller devices, for peft, for llama.cpp, or merged with the base.
 
     \b
     Examples:
@@ -116,14 +128,18 @@ def export(
 @command.command()
 @run_argument
 @with_prediction_options
-@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
+)
 def predict(
     *, run: Path, written_as: str | None, max_tokens: int, temperature: float, top_p: float, seed: int,
     store: Path | None, **what: Any,
 ) -> None:  # fmt: skip
-    """Apply the adapter of RUN to TEXTS or to the rows of a file: a class each, or an answer each.
+    """Predict for TEXTS or the rows of a file. Prints one class or answer per text.
 
-    A language model is asked as it was trained: through the base's chat template after training on messages.
+    A language model gets its prompts in the form it was trained on, e.g. through the base's chat template.
 
     \b
     Examples:
@@ -139,12 +155,16 @@ def predict(
 @command.command()
 @run_argument
 @with_how
-@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
+)
 def chat(
     *, run: Path, written_as: str | None, max_tokens: int, temperature: float, top_p: float, seed: int,
     store: Path | None,
 ) -> None:  # fmt: skip
-    """Talk with the language model of RUN: questions on standard input, answers as they come."""
+    """Chat with the language model of RUN. Questions from standard input, answers streamed."""
     from fedpeft.cli.asking import chat as converse
     from fedpeft_client.inference import Sampling
 
@@ -155,9 +175,13 @@ def chat(
 @command.command("eval")
 @run_argument
 @with_evaluation_options
-@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
+)
 def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | None, as_json: bool) -> None:
-    """Measure the adapter of RUN on other examples of its task.
+    """Evaluate the adapter of RUN on other examples of its task.
 
     \b
     Example:

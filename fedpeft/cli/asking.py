@@ -37,33 +37,33 @@ def with_how(command: Command) -> Command:
     ``seed``.
     """
     for option in (
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is drawn."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed for sampling."),
         click.option(
             "--top-p",
             type=FiniteFloat(0, 1, min_open=True),
             default=1.0,
             show_default=True,
-            help="Draw among the likeliest words with this share.",
+            help="Nucleus sampling: draw from the most likely tokens of this total probability.",
         ),
         click.option(
             "--temperature",
             type=FiniteFloat(0, 10),
             default=0.0,
             show_default=True,
-            help="0: the likeliest word each time.",
+            help="Sampling temperature; 0: always the most likely token.",
         ),
         click.option(
             "--max-tokens",
             type=click.IntRange(1, 8192),
             default=64,
             show_default=True,
-            help="Of an answer of a language model.",
+            help="Longest answer of a language model, in tokens.",
         ),
         click.option(
             "--as",
             "written_as",
             type=click.Choice(CONVENTIONS),
-            help="How a language model's examples were written. Default: as the run's were.",
+            help="Prompt form of a language model. Default: the form the run was trained on.",
         ),
     ):
         command = option(command)
@@ -74,7 +74,9 @@ def with_prediction_options(command: Command) -> Command:
     """TEXTS or ``--file``; the command gets ``texts``, ``file``, ``column_map``, ``probabilities`` and ``as_json``."""
     for option in (
         json_option,
-        click.option("--probabilities", is_flag=True, help="Of each class as well, for a classifier."),
+        click.option(
+            "--probabilities", is_flag=True, help="For a classifier: also print the probability of each class."
+        ),
         map_option,
         click.option(
             "--file",
@@ -100,7 +102,9 @@ def with_evaluation_options(command: Command) -> Command:
     for option in (
         json_option,
         map_option,
-        click.option("--data", metavar="FILE", callback=chosen, help="A file, a data set directory or builtin:NAME."),
+        click.option(
+            "--data", metavar="FILE", callback=chosen, help="Examples: a file, a data set directory or builtin:NAME."
+        ),
         click.argument("positional", metavar="[DATA]", required=False, is_eager=True),
     ):
         command = option(command)

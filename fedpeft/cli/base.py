@@ -20,13 +20,13 @@ _store_option = click.option(
     "--store",
     type=click.Path(path_type=Path, file_okay=False),
     default=None,
-    help="Artifact store. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
+    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
 )
 _home_option = click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),
     default=None,
-    help="A coordinator's home: its store is meant.",
+    help="Use the store of this coordinator's home.",
 )
 
 
@@ -44,9 +44,9 @@ def store_option(function: Callable[..., None]) -> Callable[..., None]:
     return choose
 
 
-@click.group(name="base", short_help="The frozen base model: build once, list, verify, clean.")
+@click.group(name="base", short_help="Build, list and verify base models.")
 def command() -> None:
-    """The frozen base model, shipped once and named by its content."""
+    """The frozen base model: quantized once, named by its digest, sent to each device once."""
 
 
 @command.command()
@@ -56,12 +56,12 @@ def command() -> None:
     type=click.Choice(["none", "int8", "nf4", "int4-g32"]),
     default="int8",
     show_default=True,
-    help="How the weights are stored.",
+    help="Quantization of the weights.",
 )
 @store_option
 @json_option
 def build(model: str, quantize: str, store: Path | None, as_json: bool) -> None:
-    """Make an artifact of MODEL, or find it when it is made already.
+    """Build MODEL into a base and print its digest. Does nothing if it is in the store already.
 
     MODEL is a directory with safetensors, a .gguf file, pypi:PACKAGE, hub:ORG/NAME@<40 hex digits>, or the
     digest of an artifact. Nothing in it is ever run.
@@ -172,18 +172,18 @@ def _methods(artifact: "BaseArtifact", *, attention: bool) -> list[str]:
 
 @command.command()
 @click.argument("digest")
-@click.option("--out", type=OutFolder(), required=True, help="A new or empty folder.")
+@click.option("--out", type=OutFolder(), required=True, help="Folder to write to; it must be new or empty.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["transformers", "gguf"]),
     default="transformers",
     show_default=True,
-    help="gguf: OUT/base.gguf in float32, for llama.cpp.",
+    help="gguf: write OUT/base.gguf in float32, for llama.cpp.",
 )
 @store_option
 def export(digest: str, out: Path, form: str, store: Path | None) -> None:
-    """Write the artifact DIGEST as a folder for transformers: float32 weights, config and tokenizer.
+    """Export a base as a folder for transformers. Float32 weights, config and tokenizer.
 
     An adapter's `base_model_name_or_path` may then name that folder. The weights are those that devices train
     against, quantization included.
@@ -211,10 +211,10 @@ def export(digest: str, out: Path, form: str, store: Path | None) -> None:
 @run_argument
 @store_option
 def merge(run: Path, store: Path | None) -> None:
-    """Put the QA-LoRA adapter of RUN into its int4-g32 base: another base of the store, quantized as the old one.
+    """Merge a QA-LoRA adapter into its int4-g32 base. The result is a new base in the store.
 
-    The codes and scales of the weights stay; their minima take the change (Xu et al. 2024). Of the run the state that
-    adapters/final holds is used. The command prints the new base's digest, which run.toml takes as base.model.
+    No weight is quantized anew: codes and scales stay, the minima change (Xu et al. 2024). Uses the state in
+    adapters/final. Prints the digest of the new base, to be used as base.model in run.toml.
 
     \b
     Example:
@@ -232,7 +232,7 @@ def merge(run: Path, store: Path | None) -> None:
 @store_option
 @json_option
 def list_artifacts(store: Path | None, as_json: bool) -> None:
-    """List the artifacts of the store: digest, size, scheme, architecture, origin."""
+    """List the bases in the store. Digest, size, quantization, architecture, origin."""
     from fedpeft.base import ArtifactStore, default_store
 
     found = ArtifactStore(store or default_store())
@@ -254,7 +254,7 @@ def list_artifacts(store: Path | None, as_json: bool) -> None:
 @store_option
 @json_option
 def verify(digest: str | None, store: Path | None, as_json: bool) -> None:
-    """Read every byte of one artifact, or of all, and name the chunks that are not as the manifest says."""
+    """Check every byte of one base, or of all. Lists the chunks that differ from the manifest."""
     from fedpeft.base import ArtifactStore, default_store
 
     sound = ArtifactStore(store or default_store()).verify(digest)
@@ -266,10 +266,10 @@ def verify(digest: str | None, store: Path | None, as_json: bool) -> None:
 
 
 @command.command()
-@click.option("--keep", multiple=True, metavar="DIGEST", help="Remove every artifact but these.")
+@click.option("--keep", multiple=True, metavar="DIGEST", help="Remove every base except these. Repeatable.")
 @store_option
 def gc(keep: tuple[str, ...], store: Path | None) -> None:
-    """Remove broken artifacts and unfinished builds; with --keep, every other artifact too."""
+    """Remove damaged bases and unfinished builds. With --keep, also every base not named."""
     from fedpeft.base import ArtifactStore, default_store
 
     removed = ArtifactStore(store or default_store()).gc(frozenset(keep) if keep else None)

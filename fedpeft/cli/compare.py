@@ -17,7 +17,7 @@ __all__ = ["compare"]
 @click.argument("runs", type=RunPath(), nargs=-1, required=True, metavar="RUN RUN...")
 @json_option
 def compare(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Compare runs: a column each for the kept state's metrics, bytes and time, and the settings that differ.
+    """Compare runs side by side. Metrics of the kept state, bytes, time, and the settings that differ.
 
     \b
     Example:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _file = click.argument("file", type=click.Path(path_type=Path))
-_set = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change one key; may be repeated.")
-_deployment = click.option("--deployment", is_flag=True, help="Check for real devices: a simulation allows more.")
+_set = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override one key. Repeatable.")
+_deployment = click.option(
+    "--deployment", is_flag=True, help="Check as for a deployment, which allows less than a simulation."
+)
 
 
 @click.group(short_help="Validate and explain run.toml.")
@@ -30,7 +32,7 @@ def command() -> None:
 @_deployment
 @json_option
 def validate(file: Path, overrides: tuple[str, ...], deployment: bool, as_json: bool) -> None:
-    """Report every problem of FILE at once; exit code 3 if there is one."""
+    """Report all problems of FILE at once. Exits with 3 if there are any."""
     from fedpeft.config import config_digest, load
 
     config = load(file, overrides, simulation=not deployment)
@@ -56,7 +58,7 @@ def _expect_base_fits(config: "RunConfig") -> None:
 @_set
 @_deployment
 def show(file: Path, overrides: tuple[str, ...], deployment: bool) -> None:
-    """Print FILE with every default written out, as resolved.toml will hold it."""
+    """Print FILE with every default filled in. A run writes the same to resolved.toml."""
     from fedpeft.config import load, resolved
 
     click.echo(resolved(load(file, overrides, simulation=not deployment)), nl=False)
@@ -71,9 +73,9 @@ def schema() -> None:
 
 
 @command.command()
-@click.option("--deployed", is_flag=True, help="For real devices: without what their own site.toml says.")
+@click.option("--deployed", is_flag=True, help="For a deployment: leave out what each device's site.toml decides.")
 def template(deployed: bool) -> None:
-    """Print a run.toml with every key, its default and what it does."""
+    """Print a run.toml with every key, its default and its meaning."""
     from fedpeft.config.schema import template as commented
 
     click.echo(_without_devices(commented()) if deployed else commented(), nl=False)

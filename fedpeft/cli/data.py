@@ -25,15 +25,17 @@ PROGRESS_ROWS = 50_000
 
 @click.group("data")
 def command() -> None:
-    """Look at a data set before training on it."""
+    """Check a data set before training on it."""
 
 
 @command.command("check")
 @click.argument("source")
 @map_option
-@click.option("--task", "kind", type=TaskKind(), help="Default: what the columns say.")
+@click.option("--task", "kind", type=TaskKind(), help="Task. Default: detected from the columns.")
 @model_option("Count this base model's tokens, and check that it fits; without it, words.")
-@click.option("--max-length", type=click.IntRange(8, 8192), help="Tokens an example may have; default: run.toml's.")
+@click.option(
+    "--max-length", type=click.IntRange(8, 8192), help="Longest example, in tokens. Default: run.toml's default."
+)
 @click.option("--holdout", type=FiniteFloat(0, 1, min_open=True, max_open=True), default=0.2, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the held-out split.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", hidden=True)
@@ -42,11 +44,11 @@ def check_command(
     *, source: str, column_map: dict[str, str], kind: str | None, model: str | None, max_length: int | None,
     holdout: float, seed: int, form: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Report the task, three examples, token lengths, labels, empties and duplicates of SOURCE.
+    """Check a data set before training. Reports the task, examples, lengths, labels, empty rows, duplicates.
 
     SOURCE is a JSONL, CSV or Parquet file, a pattern in quotes, a Hugging Face dataset directory,
-    builtin:airline-tweets or builtin:stdlib-docstrings. Rows that cannot be used are listed, and the exit
-    code is then 3.
+    builtin:airline-tweets or builtin:stdlib-docstrings. Unusable rows are listed; the exit code is
+    then 3.
 
     \b
     Examples:

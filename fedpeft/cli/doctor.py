@@ -11,11 +11,15 @@ __all__ = ["command"]
 
 
 @click.command(short_help="Check a coordinator's or a device's set-up.")
-@click.option("--role", type=click.Choice(["coordinator", "client"]), required=True, help="Whose home this is.")
-@click.option("--home", type=click.Path(path_type=Path, file_okay=False), help="Default: as the role's commands.")
+@click.option("--role", type=click.Choice(["coordinator", "client"]), required=True, help="Which side to check.")
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The home to check. Default: the default home of the role.",
+)
 @json_option
 def command(role: str, home: Path | None, as_json: bool) -> int:
-    """Check everything that a coordinator or a device needs; changes nothing.
+    """Check the set-up of a coordinator or a device. Changes nothing.
 
     Exits with the code of the first check that failed: 3 settings, 4 enrolment, 5 network, 6 integrity, 8 machine.
     """

@@ -25,13 +25,13 @@ PATIENCE = 4
 @click.option("--data", required=True, help="A CSV, JSONL or Parquet file, a folder of them, or builtin:NAME.")
 @model_option("A model's folder or another name that `fedpeft base build` takes; for classes default: MiniLM.")
 @map_option
-@click.option("--column", help="The column whose values are the clients; without it, equal random shares.")
+@click.option("--column", help="Make each value of this column one client. Default: equal random shares.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("run.toml"), show_default=True)
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def command(
     *, data: str, model: str | None, column_map: dict[str, str], column: str | None, out: Path, force: bool
 ) -> None:
-    """Write a run.toml for DATA and MODEL that `fedpeft simulate` runs as it is.
+    """Write a short run.toml for your data and model, ready for `fedpeft simulate`.
 
     \b
     Examples:

@@ -17,10 +17,18 @@ def command() -> None:
 
 @command.command()
 @click.argument("config", required=False, type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. rounds.count=3.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. rounds.count=3. Repeatable."
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True)
-@click.option("--resume", type=click.Path(path_type=Path, file_okay=False), help="Go on with a federation's folder.")
-@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+@click.option(
+    "--resume", type=click.Path(path_type=Path, file_okay=False), help="Continue an interrupted federation: its folder."
+)
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
+)
 @json_option
 def up(
     config: Path | None,
@@ -30,7 +38,7 @@ def up(
     store: Path | None,
     as_json: bool,
 ) -> None:
-    """Run CONFIG (a run.toml, or airlines or smollm) on a coordinator and one device a client.
+    """Run CONFIG on a coordinator and one device per client. Each is a process on this machine.
 
     Each is a process of its own: enrolled by token, over TLS, with the protocol of a deployment. They end with this
     command; everything they know stays in one folder below OUT.

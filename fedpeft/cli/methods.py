@@ -19,23 +19,27 @@ __all__ = ["command"]
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _LAYER_SHARES = (1, 2, 3, 6)  # all layers, the top half, third and sixth
 
-_base = click.option("--base", "model", metavar="MODEL", help="A base model or the digest of an artifact.")
-_store = click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+_base = click.option("--base", "model", metavar="MODEL", help="A base model, or the digest of one in the store.")
+_store = click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
+)
 _labels = click.option(
     "--labels",
     type=click.IntRange(0, 100_000),
     default=3,
     show_default=True,
-    help="Classes of the task; 0: a language model.",
+    help="Number of classes; 0: a language model.",
 )
 _COUNT, _BATCH = click.IntRange(1, 1_000_000), click.IntRange(1, 4096)
-_batch = click.option("--batch-size", type=_BATCH, default=32, show_default=True, help="Examples a step.")
-_length = click.option("--length", type=_COUNT, default=128, show_default=True, help="Tokens an example.")
+_batch = click.option("--batch-size", type=_BATCH, default=32, show_default=True, help="Examples per step.")
+_length = click.option("--length", type=_COUNT, default=128, show_default=True, help="Tokens per example.")
 
 
 def _format(command: Command) -> Command:
     """``--json``, or as before ``--format json``; the command gets ``form``."""
-    command = click.option("--json", "form", flag_value="json", help="Answer in JSON.")(command)
+    command = click.option("--json", "form", flag_value="json", help="Print JSON.")(command)
     return click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", hidden=True)(command)
 
 
@@ -56,9 +60,9 @@ class Quantity(click.ParamType):  # type: ignore[type-arg] # click 8.1 has no pa
         return float(found["number"]) * _SIZES[found["scale"].lower()]
 
 
-@click.group(short_help="The PEFT methods, their cost here, and what a device should train.")
+@click.group(short_help="List the PEFT methods, predict their cost, and choose what a device should train.")
 def command() -> None:
-    """The PEFT methods, their cost here, and what a device should train."""
+    """List the PEFT methods, predict their cost, and choose what a device should train."""
 
 
 @command.command("ls")
@@ -69,7 +73,7 @@ def command() -> None:
 @_store
 @_format
 def list_(model: str | None, labels: int, batch_size: int, length: int, store: Path | None, form: str) -> None:
-    """List the methods; with --base also what each costs on this machine (predicted)."""
+    """List the methods. With --base, also predict what each costs on this machine."""
     from dataclasses import asdict
 
     from fedpeft.catalogue import ROWS
@@ -106,16 +110,24 @@ def list_(model: str | None, labels: int, batch_size: int, length: int, store: P
 
 @command.command("plan")
 @_base
-@click.option("--ram", type=Quantity("a size such as 2GiB", "b?"), metavar="SIZE", help="Memory, e.g. 2GiB.")
-@click.option("--uplink", type=Quantity("a rate such as 10Mbit", "bit(/s|ps)?"), metavar="RATE", help="E.g. 10Mbit.")
 @click.option(
-    "--deadline", type=Quantity("a time such as 60s", "s"), default="1800s", show_default=True, help="To train a round."
+    "--ram", type=Quantity("a size such as 2GiB", "b?"), metavar="SIZE", help="Memory of the device, e.g. 2GiB."
 )
-@click.option("--steps", type=_COUNT, default=12, show_default=True, help="Local steps a round.")
+@click.option(
+    "--uplink", type=Quantity("a rate such as 10Mbit", "bit(/s|ps)?"), metavar="RATE", help="Upload rate, e.g. 10Mbit."
+)
+@click.option(
+    "--deadline",
+    type=Quantity("a time such as 60s", "s"),
+    default="1800s",
+    show_default=True,
+    help="Time to train one round.",
+)
+@click.option("--steps", type=_COUNT, default=12, show_default=True, help="Local steps per round.")
 @_labels
 @_batch
 @_length
-@click.option("--measure", is_flag=True, help="Train one step here first, and predict from it.")
+@click.option("--measure", is_flag=True, help="Train one step on this machine first, and scale the prediction to it.")
 @_store
 @_format
 def plan_(
@@ -131,7 +143,7 @@ def plan_(
     store: Path | None,
     form: str,
 ) -> None:
-    """Choose what a device with these limits should train, and say why.
+    """Choose what a device should train. Explains the choice.
 
     \b
     Examples:

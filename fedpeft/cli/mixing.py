@@ -31,8 +31,12 @@ __all__ = ["hub", "merge", "summary_of"]
 @click.option("--seed", default=0, show_default=True, help="Of dare.")
 @click.option("--data", metavar="FILE", help="Measure each adapter and what becomes of them on these examples.")
 @map_option
-@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
-@click.option("--out", type=OutFolder(), required=True, help="Where to write it.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
+)
+@click.option("--out", type=OutFolder(), required=True, help="Folder to write to.")
 @json_option
 def merge(
     *,
@@ -48,7 +52,7 @@ def merge(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Make one adapter of several ADAPTERS (exported folders, or runs), and measure what that does.
+    """Merge several adapters into one. ADAPTERS are exported folders, or runs.
 
     \b
     Examples:
@@ -75,14 +79,18 @@ def merge(
 @click.option("--data", required=True, help="A few examples of the new task: a file, a directory or builtin:NAME.")
 @map_option
 @click.option("--tries", type=click.IntRange(1), default=60, show_default=True, help="Mixtures to evaluate.")
-@click.option("--out", type=OutFolder(), required=True, help="Where to write it.")
-@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+@click.option("--out", type=OutFolder(), required=True, help="Folder to write to.")
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
+)
 @json_option
 def hub(
     *, runs: tuple[Path, ...], data: str, column_map: dict[str, str], tries: int, out: Path, store: Path | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Find the mixture of RUNS' adapters that suits a new task (LoRAHub): no gradient, a few examples.
+    """Mix RUNS' adapters for a new task (LoRAHub). Needs a few examples and no gradients.
 
     The runs must have one configuration and one run.seed. Of each the state that adapters/final holds is mixed.
     """

@@ -144,7 +144,7 @@ def map_option(command: Command) -> Command:
         multiple=True,
         metavar="OURS=THEIRS,...",
         callback=lambda _context, _parameter, pairs: parse_map(pairs),
-        help="Our column = yours: text=note,label=diagnosis. May be repeated.",
+        help="Map fedpeft's column names to yours: text=note,label=diagnosis. Repeatable.",
     )(command)
 
 
@@ -170,7 +170,7 @@ class OutFolder(click.Path):
 
 def json_option(command: Command) -> Command:
     """``--json``: the answer as JSON; the command gets ``as_json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 def say_json(answer: object) -> None:
@@ -187,9 +187,9 @@ def with_common_options(command: click.Command) -> click.Command:
             with_common_options(inner)
     elif not any(option.name == "quiet" for option in command.params):
         command.params += [
-            _common(("-q", "--quiet"), "quiet", "Results, warnings and errors alone, no progress."),
-            _common(("-v", "--verbose"), "verbose", "More of what goes on, and where an error came from."),
-            _common(("--no-color",), "no_color", "No colours; NO_COLOR=1 does the same."),
+            _common(("-q", "--quiet"), "quiet", "Print only results, warnings and errors."),
+            _common(("-v", "--verbose"), "verbose", "Print more detail, and the traceback of an error."),
+            _common(("--no-color",), "no_color", "Print without colours, as NO_COLOR=1 does."),
         ]
     return command
 

@@ -25,16 +25,16 @@ command.add_command(verify)
 @click.option(
     "--statement",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write a document to file: FILE.html, FILE.json or text; all three say the same.",
+    help="Also write a signed statement to FILE: .html, .json or any other name for text. The content is the same.",
 )
 @click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Whose key signs the statement: a coordinator's or a device's home. Default: the home that RUN lies in.",
+    help="Home (a coordinator's or a device's) whose key signs the statement. Default: the home that contains RUN.",
 )
 @json_option
 def report(run: Path, statement: Path | None, home: Path | None, as_json: bool) -> None:
-    """Say what RUN has spent, and what that means."""
+    """Show the privacy budget that RUN has spent, and what it means."""
     from fedpeft_server.run.privacy_statements import privacy_lines
     from fedpeft_server.run.run_view import read_run
 
@@ -62,11 +62,13 @@ def report(run: Path, statement: Path | None, home: Path | None, as_json: bool) 
 @command.command()
 @click.argument("target", metavar="RUN|CONFIG", type=click.Path(path_type=Path, exists=True))
 @click.option("--canaries", type=click.IntRange(min=20, max=5000), default=500, show_default=True)
-@click.option("--examples", type=click.IntRange(min=2), help="For a CONFIG by device: examples, or people, of one.")
+@click.option(
+    "--examples", type=click.IntRange(min=2), help="For a CONFIG with unit example or person: how many one device has."
+)
 def audit(target: Path, canaries: int, examples: int | None) -> None:
-    """Attack the noise of RUN or CONFIG with canaries, and compare what leaks with what is claimed.
+    """Attack the released sums with canaries. Compares the leakage found with the claimed epsilon.
 
-    A bound above the claim refutes this build (exit code 1); one below proves nothing.
+    A lower bound above the claim shows a bug (exit code 1). A bound below the claim proves nothing.
     """
     from fedpeft.config import load
     from fedpeft.entropy import os_entropy

@@ -27,23 +27,53 @@ LARGE_BATCH = 1024
 
 @click.command()
 @click.option("--unit", type=click.Choice(["client", "example", "person"]), default="client", show_default=True)
-@click.option("--epsilon", type=FiniteFloat(min=0, min_open=True), required=True, help="The budget of a whole run.")
-@click.option("--delta", type=FiniteFloat(0, 1, min_open=True, max_open=True), help="Default: N^-1.1.")
-@click.option("--rounds", type=click.IntRange(min=1), required=True, help="Rounds to train.")
-@click.option("--clients", type=click.IntRange(3, 10_000_000), required=True, help="Clients asked in each round.")
-@click.option("--parameters", type=click.IntRange(min=1), multiple=True, help="Trained parameters; may be repeated.")
-@click.option("--min-cohort", type=click.IntRange(min=3), help="secagg.min_cohort. Default: 4 of 5 clients.")
-@click.option("--colluders", type=click.IntRange(min=0), default=1, show_default=True, help="Devices not trusted.")
+@click.option("--epsilon", type=FiniteFloat(min=0, min_open=True), required=True, help="Epsilon of the whole run.")
+@click.option(
+    "--delta",
+    type=FiniteFloat(0, 1, min_open=True, max_open=True),
+    help="Delta. Default: N^-1.1, N: clients, or the upper end of the size class of examples or people.",
+)
+@click.option("--rounds", type=click.IntRange(min=1), required=True, help="Number of rounds.")
+@click.option("--clients", type=click.IntRange(3, 10_000_000), required=True, help="Clients per round.")
+@click.option(
+    "--parameters", type=click.IntRange(min=1), multiple=True, help="Number of trained parameters to judge. Repeatable."
+)
+@click.option(
+    "--min-cohort", type=click.IntRange(min=3), help="secagg.min_cohort. Default: four fifths of the clients."
+)
+@click.option(
+    "--colluders",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Devices that may collude with the coordinator.",
+)
 @click.option("--bits", type=click.Choice(["16", "32"]), default="32", show_default=True, help="secagg.bits.")
 @click.option(
-    "--examples", type=click.IntRange(2, 1_000_000_000), help="For example: how many the smallest device has."
+    "--examples", type=click.IntRange(2, 1_000_000_000), help="With --unit example: examples on the smallest device."
 )
 @click.option(
-    "--people", type=click.IntRange(2, 1_000_000_000), help="For person: of how many the smallest device has."
+    "--people", type=click.IntRange(2, 1_000_000_000), help="With --unit person: people on the smallest device."
 )
-@click.option("--per-person", type=click.IntRange(1, 4096), default=8, show_default=True, help="For person: examples.")
-@click.option("--local-steps", type=click.IntRange(min=1), default=1, show_default=True, help="By device: a round.")
-@click.option("--batch", type=click.IntRange(1, 4096), help="By device: train.batch_size. Default: 1024, or all.")
+@click.option(
+    "--per-person",
+    type=click.IntRange(1, 4096),
+    default=8,
+    show_default=True,
+    help="With --unit person: examples per person and step.",
+)
+@click.option(
+    "--local-steps",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="With unit example or person: local steps per round.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 4096),
+    help="With unit example or person: train.batch_size. Default: 1024, or all.",
+)
 def plan(
     unit: str,
     epsilon: float,
@@ -60,7 +90,7 @@ def plan(
     local_steps: int,
     batch: int | None,
 ) -> None:
-    """Find the noise for a budget, what signal it leaves to each method, and which method to take.
+    """Find the noise that a privacy budget needs. Also says which method still learns under it.
 
     \b
     Examples:

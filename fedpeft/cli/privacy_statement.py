@@ -34,10 +34,10 @@ def issue(view: "RunView", target: Path, home: Path | None) -> None:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--key", help="The key that must have signed it, in hex, as its owner told you by another way.")
+@click.option("--key", help="Public key of the signer in hex, which you got from its owner over another channel.")
 @json_option
 def verify(file: Path, key: str | None, as_json: bool) -> None:
-    """Check that a privacy statement is as it was signed; exit code 6 if not."""
+    """Verify a signed privacy statement. Exits with 6 if signature and content do not match."""
     from fedpeft.errors import IntegrityFailed
     from fedpeft.terminal import printable
     from fedpeft_server.report.filed_statement import MAX_BYTES, read_filed

@@ -84,7 +84,7 @@ def _run_json(path: Path) -> dict[str, object]:
 @run_argument
 @json_option
 def show(run: Path, as_json: bool) -> None:
-    """Show how RUN went, one line a round, and which devices fail."""
+    """Show RUN, one line per round, and which devices fail."""
     from dataclasses import asdict
 
     from fedpeft.tasks.measure import told
@@ -125,7 +125,7 @@ def show(run: Path, as_json: bool) -> None:
 @command.command()
 @run_argument
 def report(run: Path) -> None:
-    """Write RUN/report.html anew and print where it is."""
+    """Write RUN/report.html again and print its path."""
     from fedpeft_server.report.page import write_report
 
     click.echo(write_report(run))
@@ -135,7 +135,7 @@ def report(run: Path) -> None:
 @run_argument
 @json_option
 def verify(run: Path, as_json: bool) -> None:
-    """Check every digest that RUN recorded; exit code 6 if one does not hold."""
+    """Check every digest that RUN recorded. Exits with 6 if one does not match."""
     from fedpeft.errors import IntegrityFailed
     from fedpeft_server.run.run_view import verify_run
 

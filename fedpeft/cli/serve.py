@@ -52,23 +52,44 @@ class RunSource:
 
 @click.command()
 @click.argument("runs", metavar="[NAME=]RUN...", nargs=-1, required=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Another one needs a token.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; any other than loopback needs --token-file.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0: any free port.",
+)
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="A file with the token that requests must show as `Authorization: Bearer`.",
+    help="File with the token that requests must send as `Authorization: Bearer`.",
 )
-@click.option("--waiting", type=click.IntRange(1, 10_000), default=256, show_default=True, help="Texts that may wait.")
-@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+@click.option(
+    "--waiting",
+    type=click.IntRange(1, 10_000),
+    default=256,
+    show_default=True,
+    help="Longest queue, in texts; more are answered 503.",
+)
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
+)
 def serve(
     runs: tuple[str, ...], host: str, port: int, token_file: Path | None, waiting: int, store: Path | None
 ) -> None:
-    """Serve the adapters of RUNS over HTTP, with the routes of OpenAI's API and /classify.
+    """Serve the adapters of RUNS over HTTP. Routes: OpenAI-compatible ones, and /classify.
 
-    Requests name a run as their model; runs on one base share batches. Of a run the state that adapters/final holds is
-    served, of one that has not ended the best evaluated so far: a better one is taken on within seconds. Ends on Ctrl-C
-    or SIGTERM, after the answers that are under way.
+    A request's `model` is the name of a run; runs on one base share batches. Serves the state in adapters/final;
+    while a run goes on, the best state so far, replaced within seconds by a better one. Ctrl-C or SIGTERM ends
+    the server after the answers in progress.
 
     \b
     Examples:

@@ -17,7 +17,9 @@ __all__ = ["command"]
 
 @click.command("simulate")
 @click.argument("config", required=False, type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, e.g. rounds.count=3.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. rounds.count=3. Repeatable."
+)
 @model_option("Override base.model.")
 @click.option("--data", help="Override data.source.")
 @map_option
@@ -25,9 +27,18 @@ __all__ = ["command"]
 @click.option("--seed", type=int, help="Override run.seed.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="Override performance.engine.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True)
-@click.option("--resume", type=RunPath(), help="Go on with a killed run: its directory, its name, or latest.")
-@click.option("--baselines/--no-baselines", default=True, show_default=True, help="Also train alone and centralised.")
-@click.option("--store", type=click.Path(path_type=Path, file_okay=False), help="Where base artifacts lie.")
+@click.option("--resume", type=RunPath(), help="Continue an interrupted run: its directory, its name, or latest.")
+@click.option(
+    "--baselines/--no-baselines",
+    default=True,
+    show_default=True,
+    help="Also train each client alone, and all data in one place, to compare.",
+)
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
+)
 @json_option
 def command(
     config: Path | None,
@@ -44,7 +55,7 @@ def command(
     store: Path | None,
     as_json: bool,
 ) -> None:
-    """Run the federation that CONFIG (a run.toml, or airlines or smollm) describes; nothing leaves this machine.
+    """Simulate the federation in CONFIG on this machine: a run.toml, or the examples airlines and smollm.
 
     \b
     Examples:

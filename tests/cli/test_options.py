@@ -119,6 +119,25 @@ WITHOUT_JSON = {
 """Commands, or groups of them, that print no facts for programs, and why."""
 
 
+def groups(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, click.Group]]:
+    """Every command with commands below it, with its words."""
+    if not isinstance(command, click.Group):
+        return []
+    context = click.Context(command)
+    parts = [(name, command.get_command(context, name)) for name in command.list_commands(context)]
+    return [(" ".join(path), command)] + [
+        found for name, part in parts if part for found in groups(part, (*path, name))
+    ]
+
+
+def test_every_list_of_commands_says_what_each_does_on_one_line_of_a_narrow_terminal() -> None:
+    import fedpeft.cli as shell
+
+    for name, group in groups(shell.cli):
+        text = group.get_help(click.Context(group, info_name=f"fedpeft {name}".strip(), terminal_width=80))
+        assert [line for line in text.splitlines() if line.endswith("...") and not line.startswith("Usage")] == [], name
+
+
 def test_every_command_that_prints_facts_prints_them_as_json_too() -> None:
     import fedpeft.cli as shell
 

@@ -9,7 +9,7 @@ __all__ = ["command"]
 
 @click.group(name="client", short_help="Run a device of a federation.")
 def command() -> None:
-    """Run a device: it trains on its own examples, which stay on it, under the rules in its site.toml."""
+    """Run a device: it trains on its own examples, which never leave it, under the rules in its site.toml."""
 
 
 for part in (

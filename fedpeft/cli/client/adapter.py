@@ -25,14 +25,14 @@ __all__ = ["adapter"]
 
 @click.group(short_help="List, fetch and use the trained adapters.")
 def adapter() -> None:
-    """List, fetch and use the adapters of the runs that this device took part in."""
+    """List, fetch and use the trained adapters of runs that this device took part in."""
 
 
 @adapter.command("ls")
 @device_home_option
 @json_option
 def list_(home: Path | None, as_json: bool) -> None:
-    """List the adapters that the coordinator has for this device, newest run first."""
+    """List the adapters that this device may fetch, newest run first."""
     where = device_home(home)
     entries = _listed(where)
     if as_json:
@@ -53,7 +53,7 @@ def list_(home: Path | None, as_json: bool) -> None:
 @click.argument("run")
 @device_home_option
 def pull(run: str, home: Path | None) -> None:
-    """Fetch the adapter of RUN (a name that `ls` prints, or `latest`), checked by its digests."""
+    """Fetch the adapter of RUN and check its digests. RUN is a name from `ls`, or `latest`."""
     from fedpeft_client.connection.fetch_adapter import fetch_adapter
     from fedpeft_client.connection.grpc_client import Link
 
@@ -73,7 +73,7 @@ def predict(
     *, run: str, written_as: str | None, max_tokens: int, temperature: float, top_p: float, seed: int,
     home: Path | None, **what: Any,
 ) -> None:  # fmt: skip
-    """Apply the fetched adapter of RUN to TEXTS or to the rows of a file. Asks nobody."""
+    """Predict for TEXTS or the rows of a file. Works offline, with the fetched adapter of RUN."""
     from fedpeft.tasks import Convention
     from fedpeft_client.inference import Sampling
 
@@ -89,7 +89,7 @@ def chat(
     *, run: str, written_as: str | None, max_tokens: int, temperature: float, top_p: float, seed: int,
     home: Path | None,
 ) -> None:  # fmt: skip
-    """Talk with the fetched language model of RUN. Asks nobody."""
+    """Chat with the fetched language model of RUN. Works offline."""
     from fedpeft.cli.asking import chat as converse
     from fedpeft.tasks import Convention
     from fedpeft_client.inference import Sampling
@@ -103,7 +103,7 @@ def chat(
 @with_evaluation_options
 @device_home_option
 def evaluate(run: str, data: str, column_map: dict[str, str], home: Path | None, as_json: bool) -> None:
-    """Measure the fetched adapter of RUN on examples that this device holds. Tells nobody."""
+    """Evaluate a fetched adapter on local examples. Works offline; the result stays here."""
     from fedpeft.data import load_records
 
     model = _received(home, run)

@@ -13,13 +13,13 @@ __all__ = ["directory"]
 
 @click.command()
 @device_home_option
-@click.option("--confirm", is_flag=True, help="Say that every device met so far belongs here.")
-@click.option("--forget", metavar="DEVICE", help="Forget one device, e.g. one that was enrolled anew.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.option("--confirm", is_flag=True, help="Confirm that every device met so far is genuine.")
+@click.option("--forget", metavar="DEVICE", help="Forget one device, e.g. because it enrolled again with new keys.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def directory(home: Path | None, confirm: bool, forget: str | None, as_json: bool) -> None:
-    """List the devices met in rounds, with a fingerprint to compare with another site by telephone.
+    """List the other devices met in rounds. Compare the fingerprint with other sites, e.g. by telephone.
 
-    What happens to a round whose devices contradict it, or are new, says policy.directory in site.toml.
+    policy.directory in site.toml decides about rounds with new devices, or with changed keys.
     """
     from fedpeft.errors import ResourceMissing
     from fedpeft.terminal import printable

@@ -19,13 +19,25 @@ __all__ = ["join"]
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Reads the token from a file: it then is in no process list and no shell history.",
+    help="Read the token from a file, to keep it out of process lists and shell history.",
 )
 @device_home_option
-@click.option("--name", default=None, help="The device's name in the federation. Default: this machine's.")
-@click.option("--organisation", default="", help="Who is responsible for it. Default: as the token says, or the name.")
-@click.option("--data", type=click.Path(path_type=Path, exists=True), help="Its examples; written into site.toml.")
-@click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Where bases are kept; may be shared.")
+@click.option("--name", default=None, help="The device's name in the federation. Default: the host name.")
+@click.option(
+    "--organisation",
+    default="",
+    help="Organisation responsible for the device. Default: the token's, else the device's name.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True),
+    help="The device's examples; the path is written into site.toml.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for base models; devices on one machine may share it.",
+)
 @click.option(
     "--wait", "wait_s", type=FiniteFloat(min=0), default=600.0, show_default=True, help="Seconds to wait for approval."
 )
@@ -39,7 +51,7 @@ def join(
     cache: Path | None,
     wait_s: float,
 ) -> None:
-    """Join a federation with the TOKEN that its operator gave you.
+    """Join a federation with the TOKEN from its operator.
 
     Without TOKEN it goes on waiting for an approval that was asked for before. Keys are made here and stay here.
     """

@@ -11,10 +11,10 @@ __all__ = ["leave"]
 
 @click.command()
 @device_home_option
-@click.option("--reason", default="", help="The operator is told.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--reason", default="", help="Shown to the operator.")
+@click.option("--yes", is_flag=True, help="Do not prompt.")
 def leave(home: Path | None, reason: str, yes: bool) -> None:
-    """Leave the federation for good: the coordinator is told, the keys are removed, site.toml and bases stay."""
+    """Leave the federation for good. Tells the coordinator, deletes the keys, keeps site.toml and bases."""
     from fedpeft.directory_lock import holder
     from fedpeft_client.enrolment.membership import leave as leave_federation
 

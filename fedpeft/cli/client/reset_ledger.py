@@ -12,7 +12,7 @@ __all__ = ["reset_ledger"]
 @click.command(name="reset-ledger")
 @device_home_option
 def reset_ledger(home: Path | None) -> None:
-    """After a loss of this device's ledger: begin a new one, and sit out one round of each run."""
+    """Start a new ledger after the old one was lost. The device sits out one round of each run."""
     from fedpeft_client.process.reset import reset_ledger as reset
 
     lost = reset(device_home(home))

@@ -12,7 +12,7 @@ __all__ = ["rotate_key"]
 @click.command(name="rotate-key")
 @device_home_option
 def rotate_key(home: Path | None) -> None:
-    """Replace the device's key and certificate by new ones; the old key is not accepted any more."""
+    """Replace the device's key and certificate. The old key is no longer accepted."""
     from fedpeft.directory_lock import holder
     from fedpeft_client.enrolment.membership import certificate_ends
     from fedpeft_client.enrolment.membership import rotate_key as rotate

@@ -18,7 +18,7 @@ __all__ = ["run"]
 @click.command()
 @device_home_option
 def run(home: Path | None) -> None:
-    """Take part in the federation's runs until SIGTERM; exits 4 with the reason when the device is revoked."""
+    """Take part in runs until SIGTERM. Exits with 4 and the reason if the device is revoked."""
     import signal
 
     from fedpeft.logs import log_to_stderr

@@ -21,16 +21,16 @@ DIGITS = 16
 
 @click.group(short_help="Approve or refuse runs; see what left this device.")
 def runs() -> None:
-    """See the runs that this device was asked to join, answer them, and see what left the device for each."""
+    """List the runs that invited this device, approve or refuse them, and see what left the device."""
 
 
 @runs.command()
 @device_home_option
 @json_option
 def pending(home: Path | None, as_json: bool) -> None:
-    """List the runs that wait for an answer: the plan of each, its data, and what would leave this device.
+    """List the runs that wait for your approval. Shows plan, data used, and what would leave this device.
 
-    Runs wait where site.toml says policy.approve = "ask"; meanwhile they go on without this device.
+    Runs need approval if site.toml has policy.approve = "ask". Until then they continue without this device.
     """
     waiting = [one.question for one in _kept(home).records() if one.waits and one.question]
     if as_json:
@@ -47,11 +47,16 @@ def pending(home: Path | None, as_json: bool) -> None:
 @runs.command()
 @click.argument("run")
 @device_home_option
-@click.option("--plan", metavar="DIGEST", default="", help="Approve this plan as `pending` shows it, without asking.")
+@click.option(
+    "--plan",
+    metavar="DIGEST",
+    default="",
+    help="Approve without a prompt, if the plan still has this digest (from `pending`).",
+)
 def approve(run: str, home: Path | None, plan: str) -> None:
-    """Let this device take part in RUN (a name that `pending` prints, or its beginning), under the plan shown.
+    """Approve RUN under the plan shown. RUN is a name from `pending`, or its beginning.
 
-    A run whose plan changes asks again.
+    If the plan changes, the run needs a new approval.
     """
     kept = _kept(home)
     record = _one(kept, run)
@@ -70,9 +75,9 @@ def approve(run: str, home: Path | None, plan: str) -> None:
 @runs.command()
 @click.argument("run")
 @device_home_option
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not prompt.")
 def refuse(run: str, home: Path | None, yes: bool) -> None:
-    """Keep this device out of RUN for good; a round that it has sent its input to is not undone."""
+    """Refuse RUN for good. Masked input that the device has already sent is not taken back."""
     kept = _kept(home)
     record = _one(kept, run)
     if not yes:
@@ -85,7 +90,7 @@ def refuse(run: str, home: Path | None, yes: bool) -> None:
 @device_home_option
 @json_option
 def list_(home: Path | None, as_json: bool) -> None:
-    """List every run that asked, oldest first, with the owner's answer and what has left this device for it."""
+    """List every run that invited this device. Shows your answer and what left the device, oldest first."""
     records = _kept(home).records()
     if as_json:
         from dataclasses import asdict

@@ -21,7 +21,7 @@ LITTLE_ROOM_BYTES = 64 << 20
 @device_home_option
 @json_option
 def status(home: Path | None, as_json: bool) -> None:
-    """Show who this device is, and ask the coordinator whether it still counts; exits 4 when it does not."""
+    """Show this device's identity and enrolment. Exits with 4 if the coordinator no longer accepts it."""
     from fedpeft_client.connection.grpc_client import Link
     from fedpeft_client.enrolment.join import pending
     from fedpeft_client.enrolment.membership import finish_rotation

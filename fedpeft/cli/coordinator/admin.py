@@ -15,17 +15,17 @@ __all__ = ["admin_token", "audit", "upgrade"]
 
 @click.group(name="admin-token")
 def admin_token() -> None:
-    """Make, list and revoke access tokens of the administration port (`admin_port` in coordinator.json)."""
+    """Create, list and revoke administration tokens. They need `admin_port` in coordinator.json."""
 
 
 @admin_token.command()
 @click.argument("name")
 @click.option("--role", type=click.Choice(["viewer", "submitter", "admin"]), default="viewer", show_default=True)
-@click.option("--ttl", default="30d", show_default=True, help="How long it is good, e.g. 12h, 30d; a year at most.")
+@click.option("--ttl", default="30d", show_default=True, help="Lifetime, e.g. 12h, 30d; at most a year.")
 @coordinator_home_option
 @json_option
 def create(name: str, role: str, ttl: str, home: Path | None, as_json: bool) -> None:
-    """Make a token for NAME, a person or a program, and print it. It is a secret: it is shown once."""
+    """Create an access token for NAME, a person or a program. The token is secret and shown once."""
     lasts_s = duration_s(ttl)
     with asking(Target(home, "", None)) as coordinator:
         made = coordinator.ask("access-tokens.create", name=name, role=role, ttl_s=lasts_s)
@@ -40,7 +40,7 @@ def create(name: str, role: str, ttl: str, home: Path | None, as_json: bool) -> 
 @target_options
 @json_option
 def list_tokens(target: Target, as_json: bool) -> None:
-    """List the tokens: role, name, end. Secrets are not kept, so they cannot be shown again."""
+    """List the access tokens: role, name, expiry. Secrets are not stored and cannot be shown again."""
     with asking(target) as coordinator:
         found = coordinator.ask("access-tokens.list")
     if as_json:
@@ -54,19 +54,21 @@ def list_tokens(target: Target, as_json: bool) -> None:
 @click.argument("token_id")
 @target_options
 def revoke(token_id: str, target: Target) -> None:
-    """Take TOKEN_ID back, from its next request on; browsers that signed in with it are out, too."""
+    """Revoke an access token, from its next request on. Browsers signed in with it are signed out."""
     with asking(target) as coordinator:
         coordinator.ask("access-tokens.revoke", id=token_id)
     click.echo(f"token {token_id} is good for nothing any more")
 
 
 @click.command()
-@click.option("--before", type=click.IntRange(0), default=None, help="Records before this number.")
-@click.option("--most", type=click.IntRange(1, 500), default=50, show_default=True, help="How many, the newest first.")
+@click.option("--before", type=click.IntRange(0), default=None, help="Show records before this number.")
+@click.option(
+    "--most", type=click.IntRange(1, 500), default=50, show_default=True, help="How many records to show, newest first."
+)
 @target_options
 @json_option
 def audit(before: int | None, most: int, target: Target, as_json: bool) -> None:
-    """Show the audit log: who did what and when."""
+    """Show the audit log: who did what, and when."""
     from fedpeft.terminal import printable
 
     with asking(target) as coordinator:
@@ -83,9 +85,9 @@ def audit(before: int | None, most: int, target: Target, as_json: bool) -> None:
 @click.command()
 @coordinator_home_option
 def upgrade(home: Path | None) -> None:
-    """Bring a home of an earlier version to this version's form; `up` does so too. Take a backup first.
+    """Upgrade a home of an earlier version. `up` does this too. Take a backup first.
 
-    A home of a later version is refused, with the version that it needs.
+    A home of a newer version is refused; the message names the version that it needs.
     """
     from fedpeft.clock import SystemClock
     from fedpeft.directory_lock import DirectoryLock

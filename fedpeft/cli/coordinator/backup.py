@@ -13,12 +13,14 @@ __all__ = ["backup", "restore"]
 @click.command()
 @click.argument("target", type=click.Path(path_type=Path))
 @coordinator_home_option
-@click.option("--no-bases", is_flag=True, help="Leave base models out; they are built again, by the same digests.")
+@click.option(
+    "--no-bases", is_flag=True, help="Leave base models out. `base build` makes them again, with the same digests."
+)
 @json_option
 def backup(target: Path, home: Path | None, no_bases: bool, as_json: bool) -> None:
-    """Write the home into TARGET: a new file, or a folder in which the file is named after the time.
+    """Back up the home. TARGET is a new file, or a folder, where the file is named by date and time.
 
-    The coordinator may run meanwhile. The file holds the federation's private keys: keep it as you keep those.
+    The coordinator may keep running. The file holds the federation's private keys: protect it like them.
     """
     from fedpeft.clock import SystemClock
     from fedpeft_server.backup.save import back_up
@@ -39,11 +41,11 @@ def backup(target: Path, home: Path | None, no_bases: bool, as_json: bool) -> No
 @click.option(
     "--nothing-since",
     is_flag=True,
-    help="You know that the coordinator has not been up since the backup was taken: its runs go on.",
+    help="Promise that the coordinator has not run since the backup was taken; then its runs may continue.",
 )
 @json_option
 def restore(archive: Path, home: Path | None, nothing_since: bool, as_json: bool) -> None:
-    """Make a home of ARCHIVE, which `backup` wrote. Nothing may be at --home yet.
+    """Restore a home from ARCHIVE, a file that `backup` wrote. --home must not exist yet.
 
     Its runs can be read and do not go on, its queued runs are held back, its join tokens are revoked: devices may have
     been in later rounds, and later decisions about devices are not in it.

@@ -37,7 +37,7 @@ def list_clients(target: Target, as_json: bool) -> None:
 @target_options
 @json_option
 def pending(target: Target, as_json: bool) -> None:
-    """List the devices that wait for approval, with the code that each must show."""
+    """List the devices that wait for approval. Each must tell you the code shown here."""
     from fedpeft.terminal import printable
 
     with asking(target) as coordinator:
@@ -57,10 +57,10 @@ def pending(target: Target, as_json: bool) -> None:
 
 @clients.command()
 @click.argument("name")
-@click.option("--code", required=True, help="What the device shows.")
+@click.option("--code", required=True, help="The code that the device's owner reads out to you.")
 @target_options
 def approve(name: str, code: str, target: Target) -> None:
-    """Admit the device NAME that shows CODE."""
+    """Approve the waiting device NAME, if its code matches."""
     from fedpeft.terminal import printable
 
     with asking(target) as coordinator:
@@ -72,7 +72,7 @@ def approve(name: str, code: str, target: Target) -> None:
 @click.argument("file", type=click.File())
 @target_options
 def approve_all(file: TextIO, target: Target) -> int:
-    """Admit the devices of FILE (`-`: standard input), one `NAME CODE` a line; says of each what became of it."""
+    """Approve many devices. FILE (`-`: standard input) has one `NAME CODE` per line."""
     from fedpeft.errors import FedpeftError
     from fedpeft.terminal import printable
 
@@ -111,7 +111,7 @@ def rename(name: str, label: str, target: Target) -> None:
 @click.argument("name")
 @target_options
 def delete(name: str, target: Target) -> None:
-    """Forget the device NAME, which was denied, revoked, or left; its keys are never accepted again."""
+    """Delete a denied, revoked or departed device. Its keys are never accepted again."""
     with asking(target) as coordinator:
         coordinator.ask("devices.delete", device=name)
     click.echo(f"{name} is forgotten")
@@ -119,10 +119,10 @@ def delete(name: str, target: Target) -> None:
 
 @clients.command()
 @click.argument("name")
-@click.option("--reason", default="", help="The device is told.")
+@click.option("--reason", default="", help="Shown to the device's owner.")
 @target_options
 def deny(name: str, reason: str, target: Target) -> None:
-    """Turn the waiting device NAME away."""
+    """Deny the waiting device NAME."""
     with asking(target) as coordinator:
         coordinator.ask("devices.deny", device=name, reason=reason)
     click.echo(f"{name} is turned away")
@@ -130,10 +130,10 @@ def deny(name: str, reason: str, target: Target) -> None:
 
 @clients.command()
 @click.argument("name")
-@click.option("--reason", default="", help="The device is told.")
+@click.option("--reason", default="", help="Shown to the device's owner.")
 @target_options
 def revoke(name: str, reason: str, target: Target) -> None:
-    """Put the device NAME out, from its next request on; its update of a round at work is dropped."""
+    """Revoke the device NAME, from its next request on. Its update in a running round is dropped."""
     with asking(target) as coordinator:
         coordinator.ask("devices.revoke", device=name, reason=reason)
     click.echo(f"{name} is out; its keys are never accepted again")
@@ -144,7 +144,7 @@ def revoke(name: str, reason: str, target: Target) -> None:
 @target_options
 @json_option
 def show(name: str, target: Target, as_json: bool) -> None:
-    """Show all that is known about the device NAME."""
+    """Show everything known about the device NAME."""
     from fedpeft.terminal import printable
 
     with asking(target) as coordinator:

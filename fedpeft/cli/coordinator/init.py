@@ -12,14 +12,20 @@ __all__ = ["init"]
 
 @click.command()
 @coordinator_home_option
-@click.option("--host", "hosts", multiple=True, required=True, help="Name or address that devices reach; repeatable.")
+@click.option(
+    "--host", "hosts", multiple=True, required=True, help="Host name or address that devices connect to. Repeatable."
+)
 @click.option("--bind", default="0.0.0.0", show_default=True, help="Address to listen on.")  # noqa: S104  see Settings
 @click.option("--fleet-port", type=click.IntRange(1, 65535), default=8443, show_default=True)
 @click.option("--service-port", type=click.IntRange(1, 65535), default=8444, show_default=True)
 @click.option("--enrol-port", type=click.IntRange(1, 65535), default=8445, show_default=True)
 @click.option("--metrics-port", type=click.IntRange(1, 65535), default=8447, show_default=True, help="Loopback.")
-@click.option("--admin-port", type=click.IntRange(0, 65535), default=0, help="Administration by HTTPS; 0: none.")
-@click.option("--admin-bind", default="127.0.0.1", show_default=True, help="Address that administration listens on.")
+@click.option(
+    "--admin-port", type=click.IntRange(0, 65535), default=0, help="Port for remote administration over HTTPS; 0: off."
+)
+@click.option(
+    "--admin-bind", default="127.0.0.1", show_default=True, help="Address to listen on for remote administration."
+)
 def init(
     home: Path | None,
     hosts: tuple[str, ...],
@@ -31,7 +37,7 @@ def init(
     admin_port: int,
     admin_bind: str,
 ) -> None:
-    """Make a coordinator's home: its certificate authority, its keys, its settings."""
+    """Create a coordinator's home. It holds the certificate authority, keys and settings."""
     from fedpeft.clock import SystemClock
     from fedpeft.entropy import os_entropy
     from fedpeft_server.enrolment.certificate_authority import initialise

@@ -15,7 +15,7 @@ __all__ = ["resume", "runs", "status", "stop", "submit"]
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @target_options
 def submit(config: Path, target: Target) -> None:
-    """Check CONFIG (a run.toml) and put it into the queue; it begins when the coordinator is up and free.
+    """Validate a run.toml and queue it. It starts when the coordinator is up and idle.
 
     [data] and [[device]] are not needed: what a device has and trains is its own site.toml's to say. A relative folder
     in base.model is meant from where this command runs; with --coordinator the base is named by its digest.
@@ -39,9 +39,9 @@ def submit(config: Path, target: Target) -> None:
 
 @click.command()
 @target_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(target: Target, as_json: bool) -> None:
-    """Show the coordinator, its devices, and every submitted run."""
+    """Show the coordinator, its devices and every submitted run."""
     import json
 
     from fedpeft.terminal import printable
@@ -67,7 +67,7 @@ def status(target: Target, as_json: bool) -> None:
 @click.argument("run")
 @target_options
 def stop(run: str, target: Target) -> None:
-    """Stop RUN (its number or run directory's name) after what it is doing; `resume` goes on from its last commit."""
+    """Stop RUN; `resume` continues it. RUN is its number, or the name of its run directory."""
     with asking(target) as coordinator:
         job = coordinator.ask("runs.stop", run=run)
     click.echo(f"run {job['number']}: {'stopped' if job['reason'] else 'asked to stop'}")
@@ -77,7 +77,7 @@ def stop(run: str, target: Target) -> None:
 @click.argument("run")
 @target_options
 def resume(run: str, target: Target) -> None:
-    """Put a stopped or failed RUN into the queue again; it goes on from its last committed round."""
+    """Queue a stopped or failed RUN again. It continues after its last committed round."""
     with asking(target) as coordinator:
         job = coordinator.ask("runs.resume", run=run)
     click.echo(f"run {job['number']} is queued again")
@@ -85,7 +85,7 @@ def resume(run: str, target: Target) -> None:
 
 @click.group()
 def runs() -> None:
-    """Look at submitted runs, and fetch what they learnt."""
+    """List and show submitted runs, and download their adapters."""
 
 
 @runs.command(name="ls")
@@ -107,7 +107,7 @@ def list_runs(target: Target, as_json: bool) -> None:
 @target_options
 @json_option
 def show(run: str, target: Target, as_json: bool) -> None:
-    """Show RUN round by round: loss, accuracy, devices, bytes, and what it promises of privacy."""
+    """Show RUN round by round. Loss, accuracy, devices, bytes, and the privacy statement."""
     from fedpeft.terminal import printable
 
     with asking(target) as coordinator:
@@ -131,10 +131,12 @@ def show(run: str, target: Target, as_json: bool) -> None:
 
 @runs.command()
 @click.argument("run")
-@click.option("--out", type=OutFolder(), required=True, help="A folder; files of the same names are replaced.")
+@click.option(
+    "--out", type=OutFolder(), required=True, help="Folder to write to. Files of the same name are overwritten."
+)
 @target_options
 def download(run: str, out: Path, target: Target) -> None:
-    """Fetch the adapter of RUN: the final one, else the best so far, else the latest."""
+    """Download the adapter of RUN. The final one, else the best so far, else the latest."""
     import shutil
 
     from fedpeft.errors import IntegrityFailed

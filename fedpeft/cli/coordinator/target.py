@@ -68,10 +68,10 @@ def target_options(command: Command) -> Command:
             "--token-file",
             type=click.Path(path_type=Path, dir_okay=False, exists=True),
             envvar="FEDPEFT_TOKEN_FILE",
-            help="The access token for --coordinator.",
+            help="File with the access token for --coordinator.",
         ),
         click.option(
-            "--coordinator", default="", metavar="URL", help="https://HOST:PORT of another machine's administration."
+            "--coordinator", default="", metavar="URL", help="Administer a remote coordinator: https://HOST:PORT."
         ),
         coordinator_home_option,
     ):

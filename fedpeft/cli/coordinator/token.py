@@ -14,18 +14,22 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @click.group()
 def token() -> None:
-    """Make, list and revoke join tokens, which devices are admitted by."""
+    """Create, list and revoke join tokens, which let devices enrol."""
 
 
 @token.command()
 @target_options
-@click.option("--ttl", default="24h", show_default=True, help="How long it is good, e.g. 30m, 24h, 7d.")
-@click.option("--uses", type=click.IntRange(1), default=1, show_default=True, help="How many devices it admits.")
-@click.option("--organisation", default="", help="Whose devices these are; cohorts are counted in organisations.")
-@click.option("--auto-approve", is_flag=True, help="Admit without approval: whoever has the token is in.")
+@click.option("--ttl", default="24h", show_default=True, help="Lifetime, e.g. 30m, 24h, 7d.")
+@click.option(
+    "--uses", type=click.IntRange(1), default=1, show_default=True, help="How many devices may enrol with it."
+)
+@click.option(
+    "--organisation", default="", help="Organisation that the devices belong to; min_cohort counts organisations."
+)
+@click.option("--auto-approve", is_flag=True, help="Enrol without approval: whoever has the token is in.")
 @json_option
 def create(target: Target, ttl: str, uses: int, organisation: str, auto_approve: bool, as_json: bool) -> None:
-    """Make a join token and print the command that uses it. The token is a secret: it is shown once."""
+    """Create a join token and print the command for the device. The token is secret and shown once."""
     lasts_s = duration_s(ttl)
     with asking(target) as coordinator:
         made = coordinator.ask(
@@ -42,7 +46,7 @@ def create(target: Target, ttl: str, uses: int, organisation: str, auto_approve:
 @target_options
 @json_option
 def list_tokens(target: Target, as_json: bool) -> None:
-    """List the tokens: uses, expiry, approval. Secrets are not kept, so they cannot be shown again."""
+    """List the join tokens: uses, expiry, approval. Secrets are not stored and cannot be shown again."""
     from fedpeft.terminal import printable
 
     with asking(target) as coordinator:
@@ -62,7 +66,7 @@ def list_tokens(target: Target, as_json: bool) -> None:
 @click.argument("token_id")
 @target_options
 def revoke_token(token_id: str, target: Target) -> None:
-    """Admit nobody else by TOKEN_ID; devices that it admitted stay."""
+    """Revoke a join token. Devices that enrolled with it stay enrolled."""
     with asking(target) as coordinator:
         coordinator.ask("join-tokens.revoke", id=token_id)
     click.echo(f"token {token_id} admits nobody else")

@@ -17,7 +17,7 @@ FIRST_TOKEN_S, FIRST_TOKEN_USES = 24 * 3600.0, 10
 @click.command()
 @coordinator_home_option
 def up(home: Path | None) -> None:
-    """Run the coordinator until SIGTERM: gateway, services, and the submitted runs one after the other."""
+    """Run the coordinator until SIGTERM. It serves the devices and works through the queue of runs."""
     import signal
 
     from fedpeft.logs import log_to_stderr
