@@ -1,223 +1,206 @@
 """Base models: how many of the zoo are taken, whether the base is what transformers loads, and what a build costs.
 
-    python benchmarks/models.py [--quick] [--billions 3.2] [--out FILE]
+    python benchmarks/models.py [--quick | --again] [--only NAME ...] [--billions 3.2] [--out FILE]
 
-Every row of `fedpeft/testing/zoo.json` is built from its files as published and compared with what
-`from_pretrained` computes; LoRA on it with plain peft, and the forward pass in stages with the whole one. Then
-random Llama checkpoints with a vocabulary of 256k are built in a process of their own, whose anonymous memory
-is read from /proc every 10 ms (pages of mapped files are the system's to take back); CPU seconds are the
-process's, its start included and named. Progress goes to stderr, one JSON object to stdout. Linux.
+Every row of ``fedpeft/testing/zoo.json`` is built from its files as published and compared with what
+``from_pretrained`` computes; LoRA on it, and on its experts, with plain peft; the forward pass in stages with the
+whole one. Each in a process of its own with limits of memory and time, so one crash is one row; a row is kept in
+FILE (``results/models.json``) as soon as it is there, and not measured again with the same versions but by ``--again``.
+``base_models/builds.py`` has the builds of large checkpoints. Linux.
 """
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
+import peft
 import torch
-from safetensors.torch import save_file
+import transformers
+from base_models.builds import measure_builds
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from fedpeft.base import BaseArtifact, build, load_model
 from fedpeft.config.model import Adapter, Lora
 from fedpeft.errors import FedpeftError
-from fedpeft.testing.zoo import NAMES, ROWS, logits_apart, save_model, save_tokenizer, transformers_model
+from fedpeft.testing.zoo import NAMES, ROWS, logits_apart, save_model, transformers_model
 from fedpeft.testing.zoo_methods import attached, peft_apart, stages_apart
 
-MIB = 2**20
-VOCABULARY = 256 * 1024
-NF4_CPU_S_A_BILLION_BEFORE = 44.9  # docs/adr/0017: of the build that read whole tensors and searched the 16 codes
-CHILD = "--build"
+OUT = Path(__file__).parent / "results" / "models.json"
+LIMIT_S, LIMIT_BYTES = 180, 6 * 2**30
+FIRST = 89  # rows that were the zoo when the bars were set, and ViT, which is none of ours
+LORA = Lora(rank=4)
+VERSIONS = {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__}
+BARS = {
+    "accepted_of_first_90": 84,
+    "accepted_of_peft": 33,
+    "silent_wrong": 0,
+    "lora_exact": "accepted",
+    "staged_exact": "accepted - 6",
+    "build_peak_mb": 900,
+    "nf4_cpu_ratio": 0.7,
+}
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Parse, measure what is not there yet, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="Every eighth model, small checkpoints, no CPU ratio.")
-    parser.add_argument("--billions", type=float, default=0.4, help="Parameters of the large checkpoint, in 10^9.")
-    parser.add_argument("--out", type=Path, help="Write the JSON here, too.")
-    parser.add_argument(CHILD, nargs=3, metavar=("MODEL", "SCHEME", "STORE"), help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="Every tenth model, small checkpoints, nothing kept.")
+    parser.add_argument("--again", action="store_true", help="Measure rows that FILE has already.")
+    parser.add_argument("--only", nargs="*", choices=NAMES, metavar="NAME", help="These rows, and no builds.")
+    parser.add_argument("--billions", type=float, help="Parameters of the large checkpoint, in 10^9; none: no builds.")
+    parser.add_argument("--out", type=Path, default=OUT, help="Where rows are kept.")
     options = parser.parse_args()
-    if options.build:
-        build_here(*options.build)
-        return
-    figures: dict[str, object] = {"quick": options.quick}
-    figures |= compare(NAMES[::8] if options.quick else NAMES)
-    figures |= measure_builds(0.06 if options.quick else options.billions)
-    text = json.dumps(figures, indent=2)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    torch.set_num_threads(1)
+    kept = {} if options.quick or not options.out.exists() else json.loads(options.out.read_text(encoding="utf-8"))
+    rows: dict[str, Any] = {name: row for name, row in kept.get("rows", {}).items() if name in ROWS}
+    builds: Mapping[str, Any] = kept.get("builds", {})
+    for name in options.only or (NAMES[::10] if options.quick else NAMES):
+        if options.again or rows.get(name, {}).get("versions") != VERSIONS:
+            rows[name] = apart(name) | {"versions": VERSIONS}
+            print(f"{name}: {rows[name]}", file=sys.stderr, flush=True)
+            if not options.quick:
+                write(options.out, rows, builds)
+    if (billions := 0.06 if options.quick else options.billions) and not options.only:
+        builds = measure_builds(billions)
+    if not options.quick:
+        write(options.out, rows, builds)
+    print(json.dumps(summary(rows, builds), indent=2))
 
 
-def compare(names: tuple[str, ...]) -> dict[str, object]:
-    """Build each model and compare it, for each task that it is offered for, with transformers' own."""
-    accepted, wrong, refused = [], {}, {}
-    lora_exact, staged_exact, whole_only = 0, 0, []
-    for name in names:
-        folder = Path(tempfile.mkdtemp())
-        try:
-            directory = save_model(name, folder / name)
-            artifact = build(str(directory), quantize="none", store=folder / "store")
-            for task, entry in artifact.manifest.tasks.items():
-                if task == "classify" and ROWS[name]["kind"] == "multimodal":
-                    continue  # transformers has no such class for the wrapper
-                labels = ("bad", "good") if task == "classify" else ()
-                model = load_model(artifact, task=task, labels=labels, head_seed=1)
-                head = {key: value for key, value in model.state_dict().items() if key in entry.head}
-                theirs = transformers_model(directory, task, head, model.config.pad_token_id)
-                apart, size = logits_apart(model, theirs, task)
-                if apart > 2e-5 * max(1.0, size):
-                    wrong[f"{name} {task}"] = apart
-            adapted, staged, cut = adapt(name, artifact, directory, folder)
-            lora_exact, staged_exact = lora_exact + adapted, staged_exact + staged
-            whole_only += [] if cut else [name]
-            accepted.append(name)
-        except FedpeftError as error:
-            refused[name] = str(error).splitlines()[0]
-        finally:
-            shutil.rmtree(folder)
-        note(f"{name}: {'refused' if name in refused else 'taken'}")
+def write(out: Path, rows: Mapping[str, Any], builds: Mapping[str, Any]) -> None:
+    """Keep what is there."""
+    content = summary(rows, builds) | {"builds": builds, "rows": {name: rows[name] for name in NAMES if name in rows}}
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def summary(rows: Mapping[str, Mapping[str, Any]], builds: Mapping[str, Any]) -> dict[str, Any]:
+    """Every bar by its key, and what misses it by name."""
+    taken = {name: row for name, row in rows.items() if row["accepted"]}
+    of_peft = [one for one in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING if one in CONFIG_MAPPING]
+    types = {ROWS[name]["model_type"] for name in taken}
+    bars = {key: builds[key] for key in ("build_peak_mb", "nf4_cpu_ratio") if key in builds}
     return {
-        "models": len(names),
-        "accepted": len(accepted),
-        "silent_wrong": len(wrong),
-        "lora_exact": lora_exact,
-        "staged_exact": staged_exact,
-        "whole_only": whole_only,
-        "wrong": wrong,
-        "refused": refused,
-        "kinds": sorted({str(ROWS[name]["kind"]) for name in names}),
+        "models": len(rows),
+        "accepted": len(taken),
+        "accepted_of_first_90": len([name for name in NAMES[:FIRST] if name in taken]),
+        "accepted_of_peft": len([one for one in of_peft if one in types]),
+        "peft": len(of_peft),
+        "silent_wrong": len([1 for row in taken.values() if row["wrong"]]),
+        "lora_exact": len([1 for row in taken.values() if row["lora_exact"]]),
+        "staged_exact": len([1 for row in taken.values() if row["staged_exact"] and row["cut"]]),
+        "experts_exact": len([1 for row in taken.values() if row["experts_exact"]]),
+        "with_experts": len([1 for row in taken.values() if row["experts_exact"] is not None]),
+        **bars,
+        "bars": BARS,
+        "not_accepted": {name: row["refused"] for name, row in rows.items() if name not in taken},
+        "wrong": {name: row["wrong"] for name, row in taken.items() if row["wrong"]},
+        "not_lora_exact": [name for name, row in taken.items() if not row["lora_exact"]],
+        "whole_only": [name for name, row in taken.items() if not row["cut"]],
+        "not_of_peft": [one for one in of_peft if one not in types],
     }
 
 
-def adapt(name: str, artifact: BaseArtifact, directory: Path, folder: Path) -> tuple[bool, bool, bool]:
-    """LoRA on a base: whether plain peft computes the same, whether the stages do, and whether they can be cut.
+def apart(name: str) -> dict[str, Any]:
+    """One row, in a process of its own; what ends the process is the row."""
+    context = multiprocessing.get_context("fork")  # everything is imported already
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_limited, args=(name, theirs))
+    started = time.monotonic()
+    process.start()
+    theirs.close()
+    found: dict[str, Any] | None = None
+    with contextlib.suppress(EOFError):
+        found = ours.recv() if ours.poll(LIMIT_S) else None
+    process.join(5)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    if found is None:
+        late = time.monotonic() - started >= LIMIT_S
+        found = _row(refused=f"no answer in {LIMIT_S} s" if late else f"ended with {process.exitcode}")
+    return found | {"seconds": round(time.monotonic() - started, 1)}
 
-    A multimodal wrapper's adapter has the names of its language model, which peft does not look for in the wrapper.
-    """
-    exact, staged, cut = [], [], []
-    for task in artifact.manifest.tasks:
-        if task == "classify" and ROWS[name]["kind"] == "multimodal":
-            continue
-        union = attached(artifact, task, Adapter.having(Lora(rank=4)))
-        if ROWS[name]["kind"] != "multimodal":
-            exact.append(peft_apart(union, directory, task, folder / task).exact)
-        layout = union.anatomy.layout
-        last = max(index for index in range(len(layout)) if layout.select(index, "auto"))
-        top = attached(artifact, task, Adapter.having(Lora(rank=4, layers=(last, len(layout) - 1))))
-        staged.append(stages_apart(top).exact)
-        cut.append(top.anatomy.cut > 0 or last == 0)
-    return bool(exact) and all(exact), all(staged), all(cut)
 
-
-def measure_builds(billions: float) -> dict[str, object]:
-    """nf4 builds of two checkpoints that differ in depth alone: peak memory; CPU a parameter from the difference."""
-    folder = Path(tempfile.mkdtemp())
+def _limited(name: str, answer: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_BYTES, LIMIT_BYTES))
     try:
-        rows = []
-        for share in (0.75, 1.0):
-            directory, parameters = write_llama(folder / f"llama-{share}", billions * share)
-            note(f"a checkpoint of {parameters / 1e9:.2f}e9 parameters is written")
-            rows.append((parameters, built_apart(directory, "nf4", folder / "store")))
-            shutil.rmtree(directory)
-        (small, first), (large, second) = rows
-        per_billion = (second["cpu_s"] - first["cpu_s"]) / (large - small) * 1e9
-        return (
-            {
-                "build_parameters": large,
-                "build_vocabulary": VOCABULARY,
-                "build_peak_mb": round(second["peak_anonymous_mb"]),
-                "build_peak_mb_at_three_quarters": round(first["peak_anonymous_mb"]),
-                "build_cpu_s": round(second["cpu_s"], 1),
-                "nf4_cpu_s_per_billion": round(per_billion, 1),
-                "nf4_cpu_ratio": round(per_billion / NF4_CPU_S_A_BILLION_BEFORE, 2),
-            }
-            if large > 1e8
-            else {"build_parameters": large, "build_peak_mb": round(second["peak_anonymous_mb"])}
-        )
+        answer.send(compare(name))
+    except MemoryError:
+        answer.send(_row(refused=f"more than {LIMIT_BYTES >> 30} GiB"))
+    except Exception as error:  # the crash is what is measured
+        answer.send(_row(refused=f"crash: {type(error).__name__}: {str(error)[:200]}"))
+
+
+def _row(**found: object) -> dict[str, Any]:
+    empty = {"accepted": False, "refused": "", "wrong": {}, "lora_exact": False, "staged_exact": False, "cut": False}
+    return {**empty, "experts_exact": None, **found}
+
+
+def compare(name: str) -> dict[str, Any]:
+    """Build one model and compare it, for each task that it is offered for, with transformers' own, and its LoRA."""
+    folder = Path(tempfile.mkdtemp())
+    wrong: dict[str, float] = {}
+    try:
+        directory = save_model(name, folder / name)
+        artifact = build(str(directory), quantize="none", store=folder / "store")
+        tasks = [
+            task
+            for task in artifact.manifest.tasks  # transformers has no classifier of the wrappers
+            if task != "classify" or ROWS[name]["kind"] != "multimodal"
+        ]
+        for task in tasks:
+            labels = ("bad", "good") if task == "classify" else ()
+            model = load_model(artifact, task=task, labels=labels, head_seed=1)
+            head = {key: model.state_dict()[key] for key in artifact.manifest.tasks[task].head}
+            theirs = transformers_model(directory, task, head, model.config.pad_token_id)  # type: ignore[union-attr, arg-type]
+            difference, size = logits_apart(model, theirs, task)
+            if difference > 2e-5 * max(1.0, size):
+                wrong[f"{task}: base"] = difference
+        adapted = [adapt(artifact, task, directory, folder, wrong) for task in tasks]
+        exact, staged, cut, experts = ([one[part] for one in adapted] for part in range(4))
+        on_experts = None if any(one is None for one in experts) else all(experts)
+        parts = {"lora_exact": all(exact), "staged_exact": all(staged), "cut": all(cut), "experts_exact": on_experts}
+        return _row(accepted=True, wrong=wrong, **parts)
+    except FedpeftError as error:
+        return _row(refused=str(error).splitlines()[0])
     finally:
         shutil.rmtree(folder)
 
 
-def write_llama(directory: Path, billions: float) -> tuple[Path, int]:
-    """A random bf16 Llama with tied embeddings, one shard a layer."""
-    hidden = 3072 if billions > 1 else 1024 if billions > 0.1 else 128
-    inner, heads = hidden * 8 // 3 // 64 * 64, hidden // 64
-    layer = {"q": (hidden, hidden), "k": (hidden // 2, hidden), "v": (hidden // 2, hidden), "o": (hidden, hidden)}
-    mlp = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
-    each = sum(a * b for a, b in (*layer.values(), *mlp.values())) + 2 * hidden
-    layers = max(1, round((billions * 1e9 - VOCABULARY * hidden) / each))
-    save_tokenizer(directory)
-    config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "intermediate_size": inner,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": heads // 2,
-        "vocab_size": VOCABULARY, "tie_word_embeddings": True, "max_position_embeddings": 2048, "head_dim": 64,
-    }  # fmt: skip
-    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    places: dict[str, str] = {}
+def adapt(
+    artifact: BaseArtifact, task: Any, directory: Path, folder: Path, wrong: dict[str, float]
+) -> tuple[bool, bool, bool, bool | None]:
+    """LoRA on a base: whether plain peft computes the same, whether the stages do, can be cut, and as LoRA on experts.
 
-    def save(file: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        tensors = {name: torch.randn(shape, dtype=torch.bfloat16) * 0.02 for name, shape in shapes.items()}
-        save_file(tensors, directory / file)
-        places.update(dict.fromkeys(shapes, file))
-
-    save("embed.safetensors", {"model.embed_tokens.weight": (VOCABULARY, hidden), "model.norm.weight": (hidden,)})
-    for number in range(layers):
-        stem = f"model.layers.{number}"
-        shapes: dict[str, tuple[int, ...]] = {
-            f"{stem}.self_attn.{key}_proj.weight": size for key, size in layer.items()
-        }
-        shapes |= {f"{stem}.mlp.{key}_proj.weight": size for key, size in mlp.items()}
-        shapes |= {f"{stem}.{norm}.weight": (hidden,) for norm in ("input_layernorm", "post_attention_layernorm")}
-        save(f"layer-{number:03}.safetensors", shapes)
-    index = json.dumps({"weight_map": places})
-    (directory / "model.safetensors.index.json").write_text(index, encoding="utf-8")
-    return directory, VOCABULARY * hidden + hidden + layers * each
-
-
-def built_apart(directory: Path, scheme: str, store: Path) -> dict[str, float]:
-    """Build in a process of its own."""
-    command = [sys.executable, __file__, CHILD, str(directory), scheme, str(store)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def build_here(model: str, scheme: str, store: str) -> None:
-    """Build, and print what it took."""
-    torch.set_num_threads(1)
-    peak, done = [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.is_set():
-            peak[0] = max(peak[0], anonymous_mb())
-            time.sleep(0.01)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    build(model, quantize=scheme, store=Path(store))
-    done.set()
-    watcher.join()
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps({"peak_anonymous_mb": peak[0], "cpu_s": used.ru_utime + used.ru_stime}))
-
-
-def anonymous_mb() -> float:
-    """Memory of this process that no file backs."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) / 1024
-    raise OSError("Expected RssAnon in /proc/self/status; this runs on Linux.")
-
-
-def note(text: str) -> None:
-    """Progress."""
-    print(text, file=sys.stderr, flush=True)
+    A multimodal wrapper's adapter has the names of its language model, which peft does not look for in the wrapper.
+    """
+    union = attached(artifact, task, Adapter.having(LORA))
+    found = peft_apart(union, directory, task, folder / task)
+    if not found.exact:
+        wrong[f"{task}: peft"] = found.difference
+    layout = union.anatomy.layout
+    last = max(index for index in range(len(layout)) if layout.select(index, "auto"))
+    top = attached(artifact, task, Adapter.having(Lora(rank=4, layers=(last, len(layout) - 1))))
+    staged = stages_apart(top)
+    if not staged.exact:
+        wrong[f"{task}: stages"] = staged.difference
+    experts = None
+    if any(layout.select(index, "experts") for index in range(len(layout))):
+        both = attached(artifact, task, Adapter.having(Lora(rank=4, targets=("auto", "experts"))))
+        experts = peft_apart(both, directory, task, folder / f"{task}-experts").exact
+    return found.exact, staged.exact, top.anatomy.cut > 0 or last == 0, experts
 
 
 if __name__ == "__main__":

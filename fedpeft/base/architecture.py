@@ -166,13 +166,18 @@ def places_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def may_be_missing(model: nn.Module, name: str) -> bool:
-    """Whether transformers computes this when a checkpoint lacks it: a buffer of indices, or one so declared."""
+    """Whether transformers computes this when a checkpoint lacks it: a buffer of indices, or a table so declared.
+
+    A table is a buffer, or a parameter that is never trained (Marian's positions).
+    """
     path, _, leaf = name.rpartition(".")
-    buffer = model.get_submodule(path)._buffers.get(leaf)
+    module = model.get_submodule(path)
+    tensor = module._buffers.get(leaf)
+    if tensor is not None and not tensor.is_floating_point():
+        return True
+    table = tensor is not None or not module.get_parameter(leaf).requires_grad
     declared = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
-    return buffer is not None and (
-        not buffer.is_floating_point() or any(re.search(pattern, name) for pattern in declared)
-    )
+    return table and any(re.search(pattern, name) for pattern in declared)
 
 
 @contextlib.contextmanager

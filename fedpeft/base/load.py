@@ -8,6 +8,7 @@ task's new head; only what no checkpoint holds is computed here.
 
 import math
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -81,23 +82,23 @@ def load_model(
     std = float(getattr(config, "initializer_range", 0.02) or 0.02)
     if residency == "quantized":
         _keep_packed(model, weights)
-    held = model.state_dict(keep_vars=True)
+    held, given = model.state_dict(keep_vars=True), {}
     for name, names in places_of(model).items():
-        tensor = held[name]
+        if name in head or name in weights or not may_be_missing(model, name):
+            given[name] = names
+    _compute_the_rest(model, {name for names in given.values() for name in names})
+    for name, names in given.items():
+        shape = tuple(held[name].shape)
         if name in head:
-            _assign(model, names, _initial(name, tuple(tensor.shape), std, head_seed))
+            _assign(model, names, _initial(name, shape, std, head_seed))
             continue
-        if name not in weights and may_be_missing(model, name):
-            continue
-        if name not in weights or weights[name].shape != tuple(tensor.shape):
-            raise IntegrityFailed(
-                f"Expected {name} {tuple(tensor.shape)} in {artifact.digest}, found none; build it again."
-            )
+        if name not in weights or weights[name].shape != shape:
+            raise IntegrityFailed(f"Expected {name} {shape} in {artifact.digest}, found none; build it again.")
         value = weights[name].unpack()
         if entries[name].encoding == "plain" and not all_plain:
             value = value.clone()  # a bias of a few bytes would keep the map of the whole file
         _assign(model, names, value)
-    _finish(model)
+    _freeze(model)
     if head:  # what the task adds, for whoever trains and exports it (fedpeft.grafting.anatomy)
         model.fedpeft_head = head  # type: ignore[assignment]
     return model
@@ -182,9 +183,6 @@ def _assign(model: nn.Module, names: tuple[str, ...], value: Tensor) -> None:
             module._parameters[leaf] = parameter
         else:
             module._buffers[leaf] = value
-    for tensor in (value, parameter):
-        if tensor is not None:
-            tensor._is_hf_initialized = True  # type: ignore[attr-defined] # or transformers would fill it
 
 
 def _initial(name: str, shape: tuple[int, ...], std: float, head_seed: int) -> Tensor:
@@ -195,18 +193,33 @@ def _initial(name: str, shape: tuple[int, ...], std: float, head_seed: int) -> T
     return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
 
 
-def _finish(model: nn.Module) -> None:
-    """Compute the buffers that no checkpoint holds (positions, rotary frequencies); freeze; check."""
+def _compute_the_rest(model: nn.Module, given: AbstractSet[str]) -> None:
+    """Let transformers compute what no checkpoint holds: rotary frequencies, positions, sinusoidal tables.
+
+    Before anything is given: its code also writes into what a checkpoint holds (Youtu's row of the padding token),
+    and what is on the meta device cannot be hurt.
+    """
+    for path, module in model.named_modules():
+        for leaf, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            name = f"{path}.{leaf}" if path else leaf
+            if name in given:
+                tensor._is_hf_initialized = True  # or it would be drawn, for nothing
+            elif tensor.is_meta:
+                filler = math.nan if tensor.is_floating_point() else -1
+                value = torch.full(tensor.shape, filler, dtype=tensor.dtype)
+                if leaf in module._parameters:
+                    module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+                else:
+                    module._buffers[leaf] = value
+    with torch.random.fork_rng(devices=[]):
+        model.initialize_weights()  # type: ignore[operator]
+
+
+def _freeze(model: nn.Module) -> None:
+    """Check that everything has a value; no gradients, no dropout."""
     for module in model.modules():
-        for leaf, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.is_meta:
-                filler = math.nan if buffer.is_floating_point() else -1
-                module._buffers[leaf] = torch.full(buffer.shape, filler, dtype=buffer.dtype)
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    with torch.random.fork_rng(devices=[]):
-        # transformers computes its buffers here and leaves what is marked as initialised.
-        model.initialize_weights()  # type: ignore[operator]
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta or (tensor.is_floating_point() and bool(torch.isnan(tensor).all()) and tensor.numel()):
             raise IntegrityFailed(

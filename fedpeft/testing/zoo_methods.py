@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedpeft.base import BaseArtifact, load_model
 from fedpeft.base.architecture import has_two_stacks, quiet_transformers, skeleton
@@ -72,18 +73,33 @@ def attached(artifact: BaseArtifact, task: TaskName, adapter: Adapter) -> UnionA
 
 
 def peft_apart(union: UnionAdapter, directory: Path, task: TaskName, folder: Path) -> Apart:
-    """Export, load with peft on what transformers loads from the published ``directory``, and compare."""
+    """Export, load with peft on what transformers loads from the published ``directory``, and compare.
+
+    Of a multimodal wrapper that is its language model: the adapter has that one's names.
+    """
     from peft import PeftModel
 
     summary = export_peft(union, folder, base=str(directory))
     if summary.peft_lacks:
         raise ValueError(f"Expected one PEFT directory for the adapter, found it without {summary.peft_lacks}.")
     with quiet_transformers():
-        plain = transformers_model(directory, task, {}, union.model.config.pad_token_id)  # type: ignore[union-attr, arg-type]
+        plain = _language_model(transformers_model(directory, task, {}, union.model.config.pad_token_id))  # type: ignore[union-attr, arg-type]
         inputs = _inputs(union.model, plain)
         base = _logits(plain, inputs, task)
         theirs = _logits(PeftModel.from_pretrained(plain, folder).eval(), inputs, task)
     return _apart(_logits(union.model, inputs, task), theirs, base)
+
+
+def _language_model(model: nn.Module) -> nn.Module:
+    """What transformers itself makes of a wrapper's text settings, with the wrapper's values; others as they are."""
+    config: Any = model.config
+    if config.get_text_config() is config:
+        return model
+    inner: nn.Module = AutoModelForCausalLM.from_config(config.get_text_config()).eval()
+    held = {key.replace("language_model.", ""): value for key, value in model.state_dict().items()}
+    held = {key if key.startswith("lm_head") else f"model.{key.removeprefix('model.')}": held[key] for key in held}
+    inner.load_state_dict({key: held[key] for key in inner.state_dict()})
+    return inner
 
 
 def stages_apart(union: UnionAdapter) -> Apart:

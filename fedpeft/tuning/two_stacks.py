@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fedpeft.data.encode import IGNORED
+from fedpeft.errors import ConfigInvalid
 from fedpeft.tuning.batches import Batch
 
-__all__ = ["TwoStacks", "two_stacks"]
+__all__ = ["TwoStacks", "shifted_right", "two_stacks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +58,33 @@ def two_stacks(model: nn.Module, batch: Batch, *, pad_id: int) -> TwoStacks:
     sources = [row[chosen] for row, chosen in zip(batch.input_ids, source, strict=True)]
     targets = [row[chosen] for row, chosen in zip(batch.labels, target, strict=True)]
     labels = pad_sequence(targets, batch_first=True, padding_value=IGNORED)
-    made: Any = model
     return TwoStacks(
         input_ids=pad_sequence(sources, batch_first=True, padding_value=pad_id),
         attention_mask=pad_sequence([torch.ones_like(row) for row in sources], batch_first=True),
-        decoder_input_ids=cast("Tensor", made.prepare_decoder_input_ids_from_labels(labels=labels)),
+        decoder_input_ids=shifted_right(model, labels),
         labels=labels,
     )
+
+
+def shifted_right(model: nn.Module, labels: Tensor) -> Tensor:
+    """Targets as the decoder reads them: each token one place later, behind the token that begins every target.
+
+    Args:
+        model: an encoder-decoder of transformers. Where its class has no rule of its own, the one that its forward
+            pass applies to labels.
+        labels: (b, t) int64, ``IGNORED`` behind the ends.
+
+    Raises:
+        ConfigInvalid: its config.json names no such token.
+    """
+    made: Any = model
+    if hasattr(made, "prepare_decoder_input_ids_from_labels"):
+        return cast("Tensor", made.prepare_decoder_input_ids_from_labels(labels=labels))
+    begin, pad = made.config.decoder_start_token_id, made.config.pad_token_id
+    if begin is None or pad is None:
+        raise ConfigInvalid(
+            f"Expected decoder_start_token_id and pad_token_id in the config.json of {type(model).__name__}, found "
+            f"{begin} and {pad}; add them, as generation_config.json has them."
+        )
+    shifted = nn.functional.pad(labels[:, :-1], (1, 0), value=int(begin))
+    return shifted.masked_fill(shifted == IGNORED, int(pad))

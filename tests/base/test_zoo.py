@@ -4,6 +4,7 @@ A tenth of the zoo runs in `make test`, all of it in `make slow`.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,32 +12,20 @@ import pytest
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from fedpeft.base import build, facts_of, load_model  # noqa: E402
+from fedpeft.base import BaseArtifact, build, facts_of, load_model  # noqa: E402
 from fedpeft.errors import ConfigInvalid  # noqa: E402
-from fedpeft.testing.zoo import NAMES, ROWS, logits_apart, save_model, transformers_model  # noqa: E402
+from fedpeft.testing.zoo import NAMES, ROWS, SAMPLE, logits_apart, save_model, transformers_model  # noqa: E402
 
 pytestmark = pytest.mark.torch
-SAMPLE = (
-    "bert",
-    "distilbert",
-    "gpt2",
-    "gpt_neox",
-    "llama",
-    "mixtral",
-    "gemma4_text",
-    "granitemoehybrid",
-    "xlnet",
-    "gemma3-vlm",
-)
-SERVED = [name for name in NAMES if ROWS[name]["kind"] != "s2s"]
-ZOO = [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in SERVED]
+EVERY = [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in NAMES]
+ZOO = [param for param in EVERY if ROWS[param.values[0]]["kind"] != "s2s"]
+Zoo = Callable[[str], tuple[Path, BaseArtifact]]
 CLASSES = ("bad", "good")
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_the_base_has_the_logits_of_transformers_own_from_pretrained(tmp_path: Path, name: str):
-    directory = save_model(name, tmp_path / name)
-    artifact = build(str(directory), quantize="none", store=tmp_path / "store")
+@pytest.mark.parametrize("name", EVERY)
+def test_the_base_has_the_logits_of_transformers_own_from_pretrained(zoo: Zoo, name: str):
+    directory, artifact = zoo(name)
     assert artifact.manifest.tasks
     for task, entry in artifact.manifest.tasks.items():
         if task == "classify" and ROWS[name]["kind"] == "multimodal":
@@ -66,8 +55,8 @@ def test_a_tensor_too_many_or_too_few_is_named_and_refused(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_a_text_of_all_positions_is_taken_and_one_beyond_a_table_of_them_is_not(tmp_path: Path, name: str):
-    artifact = build(str(save_model(name, tmp_path / name)), quantize="none", store=tmp_path / "store")
+def test_a_text_of_all_positions_is_taken_and_one_beyond_a_table_of_them_is_not(zoo: Zoo, name: str):
+    artifact = zoo(name)[1]
     facts, task = facts_of(artifact).model, next(iter(artifact.manifest.tasks))
     model = load_model(artifact, task=task, labels=CLASSES if task == "classify" else (), head_seed=1)
     if facts.positions is None or facts.positions > 512:

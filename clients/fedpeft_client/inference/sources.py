@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fedpeft.data.encode_sources import target_tokens
 from fedpeft.data.rendering import TokenIds
+from fedpeft.tuning.two_stacks import shifted_right
 from fedpeft_client.inference.generation import BATCH, Sampling, Token, TokenLoop
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class SourceDecoder(TokenLoop["_Sources"]):
         self.longest = getattr(base.config, "max_position_embeddings", None)
         empty = torch.from_numpy(target_tokens([""], tokenizer)[0].astype("int64"))[None]
         empty = empty if empty.numel() else torch.tensor([[0]])
-        self._begin = int(base.prepare_decoder_input_ids_from_labels(labels=empty)[0, 0])
+        self._begin = int(shifted_right(base, empty)[0, 0])
 
     @torch.no_grad()
     def generate(
