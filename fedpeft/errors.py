@@ -138,6 +138,10 @@ class NotYet(PolicyRefused):
     """The site may take part later; it may be asked again."""
 
 
+class RosterMissing(FedpeftError):
+    """Signed terms came without their roster, and it is not here; it can be asked for."""
+
+
 class OutsideHours(NotYet):
     """The site takes part at other hours of the day."""
 

@@ -5,6 +5,7 @@ Made by the agent from terms that the coordinator has signed; kept by ``fedpeft_
 
 from dataclasses import dataclass
 
+from fedpeft.errors import RosterMissing
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.signed_request import SignedRequest
 from fedpeft.round.work import plan_digest
@@ -58,8 +59,13 @@ def question_of(signed: SignedRequest, *, source: str, at: str, needs_yes: bool)
         source: the site's examples.
         at: now, UTC, ISO 8601.
         needs_yes: see ``Question``.
+
+    Raises:
+        RosterMissing: the terms came without their roster.
     """
     plan, terms = signed.plan, signed.terms
+    if not terms.participants:
+        raise RosterMissing(f"Expected the roster with which run {plan.run_id} began, found none here.")
     return Question(
         run_id=plan.run_id,
         at=at,

@@ -146,6 +146,11 @@ class SiteRuns:
                 "see `fedpeft client runs pending`."
             )
 
+    def has_asked(self, plan: LearningPlan, *, needs_yes: bool) -> bool:
+        """Whether what this plan asks for is kept already."""
+        known = self._read(plan.run_id, "question", _QUESTION)
+        return known is not None and (known.plan_sha256, known.needs_yes) == (digest_of(plan), needs_yes)
+
     def ask(self, question: Question) -> bool:
         """Keep what a run asks for; whether it is new. Of unanswered questions the oldest make room."""
         if (known := self._read(question.run_id, "question", _QUESTION)) is not None:

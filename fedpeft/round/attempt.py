@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
-from fedpeft.ids import NodeId, ParticipantId
+from fedpeft.ids import BlockId, NodeId, ParticipantId
 from fedpeft.round.events import Event, EventKind, Observer
 from fedpeft.round.messages import BlockPayload, Failure, FailureReason, FitRequest, Ready
 from fedpeft.round.pending import PendingRound
@@ -17,8 +18,29 @@ from fedpeft.wire import WireError, decode, encode
 
 __all__ = ["Attempt"]
 
-LACKS = (FailureReason.MISSING_STATE, FailureReason.MISSING_HISTORY)
+LACKS = (FailureReason.MISSING_STATE, FailureReason.MISSING_HISTORY, FailureReason.MISSING_ROSTER)
 """What a device says that needs to be given something again."""
+
+
+REQUESTS_KEPT = 8
+"""Of a round's different fit requests, as many at a time: most devices need the same, as large as the state."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Needs:
+    """What two devices have in common that are sent the same fit request.
+
+    Args:
+        offer: with the roster, or without.
+        after: the last round whose link they have.
+        blocks: of the state, those that they lack and are given.
+        sums: whether they are given the last round's sums.
+    """
+
+    offer: secagg.Request
+    after: int
+    blocks: tuple[BlockId, ...]
+    sums: bool
 
 
 class Attempt:
@@ -46,30 +68,35 @@ class Attempt:
         self._places = {member.node: place for place, member in self._members.items()}
         self.names = {place: member.profile.device for place, member in self._members.items()}
         self._asking: set[ParticipantId] = set()
+        self._requests: dict[_Needs, bytes] = {}
+        self._roster = b""
         parts = accounts or tuple(Traffic() for _ in members)
         self.traffic = dict(zip(self.names.values(), parts, strict=True))
 
     def fit(
         self, offers: Mapping[ParticipantId, secagg.Request], state: AdapterState, *, deadline_s: float
     ) -> Generator[tuple[ParticipantId, secagg.Reply | str]]:
-        """Stage 1; a device that lacks state or history that it was thought to have is asked once more for either."""
+        """Stage 1; who lacks state, history or roster that it was thought to have is asked once more for each."""
         asked = sorted(offers, key=self._turn) if self._task.target_cohort else list(offers)
         given: dict[ParticipantId, set[FailureReason]] = {place: set() for place in asked}
 
         def request(place: ParticipantId) -> bytes:
             return self._fit_request(place, offers[place], state)
 
-        while asked:
-            again: list[ParticipantId] = []
-            for place, reply in self._exchange(Stage.FIT, asked, request, deadline_s):
-                answer = self._decoded(reply, (Ready, Failure))
-                if isinstance(answer, Failure) and answer.reason in LACKS and answer.reason not in given[place]:
-                    given[place].add(answer.reason)  # each at most once: whoever lacks it then is out of this attempt
-                    self._forget(place, answer)
-                    again.append(place)
-                else:
-                    yield place, self._ready(place, answer, state)
-            asked = again
+        try:
+            while asked:
+                again: list[ParticipantId] = []
+                for place, reply in self._exchange(Stage.FIT, asked, request, deadline_s):
+                    answer = self._decoded(reply, (Ready, Failure))
+                    if isinstance(answer, Failure) and answer.reason in LACKS and answer.reason not in given[place]:
+                        given[place].add(answer.reason)  # each once at most: who lacks it then is out of this attempt
+                        self._forget(place, answer)
+                        again.append(place)
+                    else:
+                        yield place, self._ready(place, answer, state)
+                asked = again
+        finally:
+            self._requests.clear()
 
     def later(
         self, stage: Stage, requests: Mapping[ParticipantId, secagg.Request], *, deadline_s: float
@@ -127,26 +154,40 @@ class Attempt:
         if lacks.reason is FailureReason.MISSING_STATE:
             member.held.clear()
             self._asking.discard(place)
+        elif lacks.reason is FailureReason.MISSING_ROSTER:
+            member.known.roster = b""
         else:
             member.known.after = min(lacks.after, self._task.round_id - 1)
             self._asking.add(place)  # it may lack the sums, not the links
 
     def _fit_request(self, place: ParticipantId, offer: secagg.Request, state: AdapterState) -> bytes:
+        """The same bytes, in one place, for all devices that need the same: a state is as large as an update."""
         held, known, published = self._members[place].held, self._members[place].known, self._task.published
         follows = published is not None and {entry.block_id: entry.sha256 for entry in published.before} == held
-        lacking = tuple(
-            BlockPayload(block_id=block_id, values=state[block_id].astype("<f4", copy=False).tobytes())
-            for block_id in state
-            if held.get(block_id) != state.digests[block_id]
-        )
+        lacking = tuple(block_id for block_id in state if held.get(block_id) != state.digests[block_id])
+        if isinstance(offer, secagg.RoundOffer):
+            self._roster = offer.roster
+            offer = replace(offer, roster=b"" if known.roster == offer.roster else offer.roster)
+        needs = _Needs(offer, known.after, () if follows else lacking, follows or place in self._asking)
+        if needs not in self._requests:
+            if len(self._requests) == REQUESTS_KEPT:
+                self._requests.clear()
+            self._requests[needs] = self._encoded(needs, state)
+        return self._requests[needs]
+
+    def _encoded(self, needs: _Needs, state: AdapterState) -> bytes:
+        published = self._task.published
         request = FitRequest(
-            offer=encode(offer),
+            offer=encode(needs.offer),
             learning=self._task.plan.to_json(),
             work=encode(self._task.work(state)),
-            history=encode(self._task.past.since(known.after)),
-            payloads=() if follows else lacking,
+            history=encode(self._task.past.since(needs.after)),
+            payloads=tuple(
+                BlockPayload(block_id=block_id, values=state[block_id].astype("<f4", copy=False).tobytes())
+                for block_id in needs.blocks
+            ),
             controls=self._task.control_payloads(),
-            sums=published.sums if published is not None and (follows or place in self._asking) else (),
+            sums=published.sums if published is not None and needs.sums else (),
         )
         return encode(request)
 
@@ -155,6 +196,7 @@ class Attempt:
             return self._failed(place, Stage.FIT, answer)
         self._members[place].held.update(state.digests)
         self._members[place].known.after = self._task.round_id - 1
+        self._members[place].known.roster = self._roster
         self.traffic[self.names[place]].ready = True
         self.traffic[self.names[place]].statement = answer.privacy
         try:

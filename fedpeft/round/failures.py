@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedpeft.errors import FedpeftError, NotYet, ResourceMissing
+from fedpeft.errors import FedpeftError, NotYet, ResourceMissing, RosterMissing
 from fedpeft.round.messages import Failure, FailureReason
 
 __all__ = [
@@ -81,8 +81,11 @@ def trace_of(error: BaseException | None) -> str:
 def refusal_of(error: Exception) -> Failure:
     """What a device says of whatever kept it from taking part: one reason, unless a later request may find it willing.
 
-    That is said of a site's hours and of an owner who was not asked before; neither follows from examples.
+    That is said of a site's hours and of an owner who was not asked before, and of a roster that did not come with the
+    terms; none of it follows from examples.
     """
+    if isinstance(error, RosterMissing):
+        return Failure(reason=FailureReason.MISSING_ROSTER)
     return Failure(reason=FailureReason.LATER) if isinstance(error, NotYet) else REFUSED
 
 

@@ -31,6 +31,7 @@ class FailureReason(enum.Enum):
 
     MISSING_STATE = "missing-state"  # it lacks blocks that the coordinator thought it had
     MISSING_HISTORY = "missing-history"  # it lacks links from where it stands to this round
+    MISSING_ROSTER = "missing-roster"  # it does not hold the roster whose digest is in the terms
     REFUSED = "refused"  # the plan, its site's rules or its budgets do not allow the round
     LATER = "later"  # its site takes part at other hours, or its owner has not answered yet
     UNABLE = "unable"  # it could not train; said in runs without privacy only, where its site allows it
@@ -98,7 +99,8 @@ class FitRequest:
     all devices whose inputs can be summed.
 
     Args:
-        offer: the secure aggregation's encoded ``RoundOffer``: the signed terms of this round.
+        offer: the secure aggregation's encoded ``RoundOffer``: the signed terms of this round, with their roster unless
+            the device is thought to hold it from the round before.
         learning: the learning plan (``fedpeft.round.plan``), JSON.
         work: an encoded ``WorkTerms``.
         history: an encoded ``History``: the links that the device is thought to lack.

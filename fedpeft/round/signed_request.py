@@ -11,6 +11,7 @@ from fedpeft.errors import SpecMismatch
 from fedpeft.round.messages import FitRequest, WorkTerms
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.work import plan_digest, work_digest
+from fedpeft.secagg.offer import open_spec, open_terms, spec_of
 from fedpeft.secagg.primitives import is_signed
 from fedpeft.secagg.transcript import offer_context
 from fedpeft.wire import decode
@@ -57,6 +58,8 @@ def covered_by(terms: secagg.RoundSpec, request: FitRequest) -> SignedRequest:
 def read_signed(coordinator_key: bytes, request: FitRequest) -> SignedRequest:
     """What a request's terms cover, once its signature and digests are checked; for a process that does nothing else.
 
+    The terms are without participants where the request came without its roster: the process that takes part has it.
+
     Args:
         coordinator_key: Ed25519, from enrolment.
 
@@ -66,4 +69,5 @@ def read_signed(coordinator_key: bytes, request: FitRequest) -> SignedRequest:
     offer = decode(request.offer, secagg.RoundOffer)
     if not is_signed(coordinator_key, offer.signature, offer_context(offer)):
         raise SpecMismatch("Expected terms signed by the enrolled coordinator, found another key; nothing was fetched.")
-    return covered_by(decode(offer.spec, secagg.RoundSpec), request)
+    terms = open_spec(offer) if offer.roster else spec_of(open_terms(offer.spec))
+    return covered_by(terms, request)

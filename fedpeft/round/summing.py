@@ -6,6 +6,7 @@ from typing import Protocol, Self
 from fedpeft import secagg
 from fedpeft.entropy import Entropy
 from fedpeft.ids import ParticipantId
+from fedpeft.secagg.coordinator_state import Requests
 from fedpeft.secagg.primitives import Secret, is_signed
 from fedpeft.secagg.transcript import offer_context
 
@@ -86,7 +87,7 @@ class SecureSum:
     def requests(self) -> Mapping[ParticipantId, secagg.Request]:
         """See ``SumRound``."""
         waiting = self._state.waiting
-        return {member: request for member, request in self._state.requests.items() if member in waiting}
+        return Requests([one for one in self._state.requests if one in waiting], self._state.requests.__getitem__)
 
     @property
     def answered(self) -> int:

@@ -26,9 +26,15 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(slots=True)
 class KnownPast:
-    """The last round whose link a device is thought to have; 0: none."""
+    """What of a run's past a device is thought to have.
+
+    Args:
+        after: the last round whose link it has; 0: none.
+        roster: the encoded roster that it answered last; empty: none.
+    """
 
     after: int = 0
+    roster: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,6 @@ from fedpeft.secagg.coordinator_state import (
     Sharing,
     SignedTerms,
 )
-from fedpeft.secagg.device_share import advert_problem
 from fedpeft.secagg.messages import (
     Advertise,
     Agreement,
@@ -42,8 +41,9 @@ from fedpeft.secagg.messages import (
     RevealedShares,
     RoundOffer,
 )
+from fedpeft.secagg.offer import encode_spec
 from fedpeft.secagg.primitives import KEY_SIZE, AgreementKey, IdentityKey, Secret, is_authentic, is_signed
-from fedpeft.secagg.spec import RoundSpec, block_encoding, check_spec
+from fedpeft.secagg.spec import MAX_WEIGHT_CLASS, Participant, RoundSpec, block_encoding, check_spec
 from fedpeft.secagg.transcript import (
     STAGE_CONSIST,
     STAGE_MASK,
@@ -58,7 +58,6 @@ from fedpeft.secagg.transcript import (
     survivors_context,
 )
 from fedpeft.secagg.unmask import named_shares
-from fedpeft.wire import encode
 
 __all__ = ["close_stage", "open_round", "receive", "reject"]
 
@@ -93,7 +92,9 @@ def open_round(spec: RoundSpec, *, identity: IdentityKey, entropy: Entropy) -> O
     """
     check_spec(spec)
     seed = Secret(entropy(KEY_SIZE))
-    unsigned = RoundOffer(spec=encode(spec), coordinator_channel=AgreementKey(seed.value).public, signature=b"")
+    terms, roster = encode_spec(spec)
+    channel = AgreementKey(seed.value).public
+    unsigned = RoundOffer(spec=terms, roster=roster, coordinator_channel=channel, signature=b"")
     context = offer_context(unsigned)
     offer = replace(unsigned, signature=identity.sign(context))
     return Open(
@@ -170,11 +171,24 @@ def _check_advert(terms: SignedTerms, sender: ParticipantId, advert: Advertise) 
     declared = tuple(block.block_id for block in terms.spec.blocks if block.block_id in set(advert.blocks))
     if declared != advert.blocks or not declared:
         raise _Bad(Reason.BLOCK_NOT_DECLARED, f"Expected blocks of the terms in order, found {advert.blocks}.")
-    problem = advert_problem(
-        advert, advert_digest(advert), declared, terms.context, terms.spec.participants[sender - 1]
-    )
+    problem = _advert_problem(advert, terms.spec.participants[sender - 1])
     if problem is not None:
         raise _Bad(Reason.BAD_SIGNATURE, f"Expected a valid advert; {problem}.")
+
+
+def _advert_problem(advert: Advertise, peer: Participant) -> str | None:
+    """What is wrong with an advert of these terms, in words; None if it is whole and signed by this participant."""
+    if any(len(key) != KEY_SIZE for key in (advert.channel_key, advert.mask_key, *advert.commitments)):
+        return "it holds malformed keys"
+    if len(advert.commitments) != len(advert.blocks):
+        return "it commits to other seeds than those of its blocks"
+    if (advert.device, advert.organisation) != (peer.device, peer.organisation):
+        return "it names another device or organisation than the roster"
+    if not 0 <= advert.weight_class <= MAX_WEIGHT_CLASS:
+        return "it declares a weight class that does not exist"
+    if not is_signed(peer.identity, advert.signature, advert_digest(advert)):
+        return "it is not signed by the identity on the roster"
+    return None
 
 
 def _check_ciphertexts(members: Members, sender: ParticipantId, reply: EncryptedShares) -> None:

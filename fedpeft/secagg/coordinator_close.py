@@ -16,6 +16,7 @@ from fedpeft.secagg.coordinator_state import (
     Open,
     Progress,
     Rejection,
+    Requests,
     Revealing,
     Sharing,
     aborted,
@@ -32,7 +33,14 @@ from fedpeft.secagg.messages import (
 from fedpeft.secagg.primitives import AgreementKey, Secret, hkdf
 from fedpeft.secagg.roster import Roster, pack_members, read_roster
 from fedpeft.secagg.spec import Mode, block_encoding
-from fedpeft.secagg.transcript import advert_digest, id_bytes, sharers_context, survivors_context
+from fedpeft.secagg.transcript import (
+    NeighbourKeys,
+    advert_digest,
+    advert_tree,
+    path_in,
+    sharers_context,
+    survivors_context,
+)
 from fedpeft.secagg.unmask import unmask
 
 __all__ = ["close", "reply_key"]
@@ -69,30 +77,34 @@ def _to_sharing(state: Open, fitting: Fitting) -> CoordinatorState:
     if not reply_keys:
         return aborted(state, Reason.TOO_FEW_DEVICES, "No device advertised.", restartable=True)
     members = list(reply_keys)
+    tree = advert_tree([advert_digest(fitting.adverts[member]) for member in members])
     request = ShareRequest(
         context=terms.context,
-        members=b"".join(map(id_bytes, members)),
-        digests=b"".join(advert_digest(fitting.adverts[member]) for member in members),
+        members=pack_members(reply_keys, [peer.participant_id for peer in spec.participants]),
+        root=tree[-1][0],
         classes=bytes(fitting.adverts[member].weight_class for member in members),
         owners=tuple(
             pack_members({m for m in members if block.block_id in fitting.adverts[m].blocks}, members)
             for block in spec.blocks
         ),
-        adverts=(),
+        neighbours=b"",
+        path=b"",
     )
     roster = read_roster(terms.offer, request)
     if isinstance(roster, str):
         return aborted(state, Reason.TOO_FEW_DEVICES, roster, restartable=True)
 
     def for_member(member: ParticipantId) -> ShareRequest:
-        needed = set(roster.sharing_neighbours(member)).union(
-            *(roster.masking_neighbours(member, block) for block in roster.owned_by(member))
+        around = roster.neighbours_of(member)
+        return replace(
+            request,
+            neighbours=b"".join(keys[peer] for peer in around),
+            path=path_in(tree, [roster.place[peer] for peer in (member, *around)]),
         )
-        adverts: tuple[Advertise, ...] = tuple(fitting.adverts[m] for m in sorted(needed))
-        return replace(request, adverts=adverts)
 
+    keys = {member: NeighbourKeys.of(fitting.adverts[member]).pack() for member in members}
     known = Members(roster=roster, request=request, adverts=fitting.adverts, reply_keys=reply_keys)
-    return _next(state, {member: for_member(member) for member in members}, Sharing(members=known))
+    return _next(state, Requests(members, for_member), Sharing(members=known))
 
 
 def reply_key(channel: AgreementKey, advert: Advertise, context: bytes) -> Secret | None:

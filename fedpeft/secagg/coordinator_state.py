@@ -7,7 +7,7 @@ later stages need. The accumulators of ``Masking`` are added to in place: a stat
 again.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +31,7 @@ __all__ = [
     "Open",
     "Progress",
     "Rejection",
+    "Requests",
     "Revealing",
     "ShareName",
     "Sharing",
@@ -85,7 +86,7 @@ class Members:
 
     Args:
         roster: the members and how they are joined.
-        request: the ``ShareRequest`` that all of them got, without adverts.
+        request: the ``ShareRequest`` that all of them got, without their neighbours' keys.
         adverts: each member's.
         reply_keys: authenticate each member's replies.
     """
@@ -161,6 +162,32 @@ STAGE_NAMES: Mapping[type, str] = {
     Agreeing: "consist",
     Revealing: "reveal",
 }
+
+
+class Requests(Mapping[ParticipantId, Request]):
+    """What to ask whom, each made when it is looked up: those of a stage never lie in memory all at once.
+
+    Args:
+        members: whom to ask, in order.
+        make: the request of one of them, the same whenever it is called.
+    """
+
+    def __init__(self, members: Collection[ParticipantId], make: Callable[[ParticipantId], Request]) -> None:
+        self._members, self._make = dict.fromkeys(members), make
+
+    def __getitem__(self, member: ParticipantId) -> Request:
+        if member not in self._members:
+            raise KeyError(member)
+        return self._make(member)
+
+    def __iter__(self) -> Iterator[ParticipantId]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, member: object) -> bool:
+        return member in self._members
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

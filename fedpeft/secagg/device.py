@@ -20,7 +20,6 @@ from fedpeft.errors import ConfigInvalid
 from fedpeft.ids import SIZELESS, BlockId, ParticipantId, SizeClass
 from fedpeft.secagg.device_mask import Inputs, mask
 from fedpeft.secagg.device_reveal import consist, reveal
-from fedpeft.secagg.device_secrets import Violation, secret_keys
 from fedpeft.secagg.device_share import share
 from fedpeft.secagg.device_state import (
     Advertised,
@@ -33,6 +32,8 @@ from fedpeft.secagg.device_state import (
     Masked,
     Participation,
     Shared,
+    Violation,
+    secret_keys,
 )
 from fedpeft.secagg.messages import (
     Advertise,
@@ -46,9 +47,9 @@ from fedpeft.secagg.messages import (
     RoundOffer,
     ShareRequest,
 )
+from fedpeft.secagg.offer import open_spec, open_terms
 from fedpeft.secagg.policy import DevicePolicy, Enrolled, policy_objection
 from fedpeft.secagg.primitives import KEY_SIZE, IdentityKey, Secret, is_signed
-from fedpeft.secagg.roster import open_spec
 from fedpeft.secagg.spec import Mode, RoundSpec, check_spec
 from fedpeft.secagg.transcript import (
     advert_digest,
@@ -207,8 +208,10 @@ def _accepted(
     context = offer_context(offer)
     if not is_signed(policy.coordinator_key, offer.signature, context):
         raise Violation(Reason.BAD_SIGNATURE, "Expected terms signed by the enrolled coordinator, found another key.")
+    if not offer.roster:
+        raise Violation(Reason.MISSING_ROSTER, "Expected the roster of these terms, found none here.")
     try:
-        spec = open_spec(offer.spec)
+        spec = open_spec(offer)
         check_spec(spec)
     except (WireError, ConfigInvalid) as error:
         raise Violation(Reason.BAD_TERMS, str(error)) from error
@@ -267,7 +270,7 @@ def _repeat(state: DeviceState, request: Request) -> DeviceStep:
 
 
 def _mode(participation: Participation) -> Mode:
-    return open_spec(participation.offer.spec).mode
+    return open_terms(participation.offer.spec).mode
 
 
 def _same_context(found: bytes, expected: bytes) -> None:

@@ -9,10 +9,19 @@ from fedpeft.entropy import Entropy
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.privacy import noisy_words
 from fedpeft.ring import InputRefused
-from fedpeft.secagg.device_secrets import RoundKeys, Violation, agree, reply_key, roster_of, secret_keys
-from fedpeft.secagg.device_state import Masked, Participation, Shared
+from fedpeft.secagg.device_state import (
+    Masked,
+    Participation,
+    RoundKeys,
+    Shared,
+    Violation,
+    agree,
+    reply_key,
+    roster_of,
+    secret_keys,
+)
 from fedpeft.secagg.masks import Mask, apply_masks, noise_bytes, rounding_bits
-from fedpeft.secagg.messages import Advertise, MaskedInput, MaskRequest, Reason
+from fedpeft.secagg.messages import MaskedInput, MaskRequest, Reason
 from fedpeft.secagg.primitives import KEY_SIZE, IdentityKey, Secret, authenticate, open_sealed
 from fedpeft.secagg.roster import Roster, members_of
 from fedpeft.secagg.shamir import SHARE_SIZE, share_value
@@ -62,7 +71,6 @@ def mask(
         reply_key=Secret(key),
         asked=fingerprint(request),
         roster=state.roster,
-        peers=state.peers,
         sharers=request.sharers,
         held_shares=held,
         reply=MaskedInput(
@@ -153,7 +161,10 @@ def _masks(
     state: Shared, roster: Roster, sharers: frozenset[ParticipantId], keys: RoundKeys
 ) -> dict[BlockId, list[Mask]]:
     """For each own block: the self mask, and one pair mask for each masking neighbour that shared."""
-    me, peers = state.participation.me, {advert.participant_id: advert for advert in state.peers}
+    me, packed = state.participation.me, state.mask_keys
+    mask_keys = {
+        peer: packed[KEY_SIZE * place : KEY_SIZE * (place + 1)] for place, peer in enumerate(roster.neighbours_of(me))
+    }
     edges: dict[ParticipantId, bytes] = {}
     masks: dict[BlockId, list[Mask]] = {}
     for index, seed in zip(roster.owned_by(me), keys.self_seeds, strict=True):
@@ -161,11 +172,10 @@ def _masks(
         masks[block] = [Mask(Secret(self_stream(seed.value, roster.context, block)), add=True)]
         for peer in sharers.intersection(roster.masking_neighbours(me, index)):
             if peer not in edges:
-                edges[peer] = _edge(keys, peers[peer], roster)
+                edges[peer] = _edge(keys, mask_keys[peer], roster)
             masks[block].append(Mask(Secret(pair_stream(edges[peer], block)), add=me < peer))
     return masks
 
 
-def _edge(keys: RoundKeys, peer: Advertise, roster: Roster) -> bytes:
-    shared = agree(keys.mask, peer.mask_key)
-    return edge_secret(shared, roster.context, keys.mask.public, peer.mask_key)
+def _edge(keys: RoundKeys, other: bytes, roster: Roster) -> bytes:
+    return edge_secret(agree(keys.mask, other), roster.context, keys.mask.public, other)

@@ -8,8 +8,7 @@ import numpy as np
 from fedpeft.ids import BlockId, ParticipantId, SizeClass
 from fedpeft.secagg.cohort import cohort_problem, quorum
 from fedpeft.secagg.device_mask import subset_with_us
-from fedpeft.secagg.device_secrets import Violation, roster_of
-from fedpeft.secagg.device_state import Agreed, Closed, Masked
+from fedpeft.secagg.device_state import Agreed, Closed, Masked, Violation, roster_of
 from fedpeft.secagg.messages import Agreement, ConsistRequest, Reason, RevealedShares, RevealRequest
 from fedpeft.secagg.primitives import SIGNATURE_SIZE, IdentityKey, authenticate, is_signed
 from fedpeft.secagg.roster import Roster, members_of
@@ -34,7 +33,6 @@ def consist(state: Masked, request: ConsistRequest, identity: IdentityKey) -> Ag
         reply_key=state.reply_key,
         asked=context,
         roster=state.roster,
-        peers=state.peers,
         sharers=state.sharers,
         survivors=request.survivors,
         held_shares=state.held_shares,

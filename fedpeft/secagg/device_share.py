@@ -2,33 +2,33 @@
 
 from dataclasses import replace
 
-from fedpeft.ids import BlockId, ParticipantId
-from fedpeft.secagg.device_secrets import Violation, agree, reply_key, roster_of, secret_keys
-from fedpeft.secagg.device_state import Advertised, Shared
-from fedpeft.secagg.messages import Advertise, EncryptedShares, Reason, ShareRequest
-from fedpeft.secagg.primitives import KEY_SIZE, Secret, authenticate, expand, is_signed, prf, seal
+from fedpeft.ids import ParticipantId
+from fedpeft.secagg.device_state import Advertised, Shared, Violation, agree, reply_key, roster_of, secret_keys
+from fedpeft.secagg.messages import EncryptedShares, Reason, ShareRequest
+from fedpeft.secagg.primitives import Secret, authenticate, expand, is_signed, prf, seal
 from fedpeft.secagg.roster import Roster
 from fedpeft.secagg.shamir import COEFFICIENT_BYTES, split
-from fedpeft.secagg.spec import MAX_WEIGHT_CLASS, Participant
 from fedpeft.secagg.transcript import (
     STAGE_SHARE,
+    NeighbourKeys,
     advert_digest,
     associated_data,
     channel_secret,
     encryption_key,
     encryption_nonce,
     id_bytes,
+    root_of,
 )
 
-__all__ = ["advert_problem", "share"]
+__all__ = ["share"]
 
 
 def share(state: Advertised, request: ShareRequest) -> Shared:
     """Checks the roster, then seals a share of every secret for every sharing neighbour."""
     participation, roster = state.participation, roster_of(state.participation, request)
-    peers = _checked_peers(state, request, roster)
-    keys, holders = secret_keys(state.root, participation), roster.sharing_neighbours(participation.me)
-    secrets = [keys.mask_seed.value, *(seed.value for seed in keys.self_seeds)]
+    peers = _checked_neighbours(state, request, roster)
+    own, holders = secret_keys(state.root, participation), roster.sharing_neighbours(participation.me)
+    secrets = [own.mask_seed.value, *(seed.value for seed in own.self_seeds)]
     size = COEFFICIENT_BYTES * (roster.degree.threshold - 1)
     coefficients = [
         expand(prf(state.root.value, "coefficients", roster.context + id_bytes(index)), size)
@@ -37,7 +37,7 @@ def share(state: Advertised, request: ShareRequest) -> Shared:
     shares = split(secrets, roster.degree.threshold, holders, coefficients)
     ciphertexts, channels = [], []
     for index, holder in enumerate(holders):
-        channel = channel_secret(agree(keys.channel, peers[holder].channel_key), roster.context)
+        channel = channel_secret(agree(own.channel, peers[holder].channel_key), roster.context)
         ciphertexts.append(
             seal(
                 encryption_key(channel),
@@ -48,72 +48,39 @@ def share(state: Advertised, request: ShareRequest) -> Shared:
         )
         channels.append(channel)
     sealed = b"".join(ciphertexts)
-    tag = authenticate(reply_key(keys.channel, participation), STAGE_SHARE, [roster.context, sealed])
+    tag = authenticate(reply_key(own.channel, participation), STAGE_SHARE, [roster.context, sealed])
     return Shared(
         participation=participation,
         root=state.root,
         asked=roster.context,
-        roster=replace(request, adverts=()),
-        peers=request.adverts,
+        roster=replace(request, neighbours=b"", path=b""),
+        mask_keys=b"".join(keys.mask_key for keys in peers.values()),
         channels=Secret(b"".join(channels)),
         reply=EncryptedShares(context=roster.context, ciphertexts=sealed, tag=tag),
     )
 
 
-def advert_problem(
-    advert: Advertise, found: bytes, blocks: tuple[BlockId, ...], context: bytes, peer: Participant
-) -> str | None:
-    """What is wrong with an advert, in words; None if it is whole and signed by the device on the roster.
-
-    Args:
-        advert: what a device, or the coordinator in its name, sent.
-        found: its digest.
-        blocks: the blocks that it must declare.
-        context: of the offer.
-        peer: the sender's row of the roster.
-    """
-    keys = (advert.channel_key, advert.mask_key, *advert.commitments)
-    if advert.context != context or any(len(key) != KEY_SIZE for key in keys):
-        return "it belongs to another attempt or holds malformed keys"
-    if not blocks or advert.blocks != blocks or len(advert.commitments) != len(blocks):
-        return "it declares other blocks"
-    if (advert.device, advert.organisation) != (peer.device, peer.organisation):
-        return "it names another device or organisation than the roster"
-    if not 0 <= advert.weight_class <= MAX_WEIGHT_CLASS:
-        return "it declares a weight class that does not exist"
-    if not is_signed(peer.identity, advert.signature, found):
-        return "it is not signed by the identity on the roster"
-    return None
-
-
-def _checked_peers(state: Advertised, request: ShareRequest, roster: Roster) -> dict[ParticipantId, Advertise]:
-    """The adverts, every signature checked: of all neighbours at least; ourselves as we advertised."""
+def _checked_neighbours(state: Advertised, request: ShareRequest, roster: Roster) -> dict[ParticipantId, NeighbourKeys]:
+    """The neighbours' keys, ascending: each signed, and all of them, with our own as we advertised it, in one tree."""
     me, blocks = state.participation.me, roster.spec.blocks
-    if me not in roster.place or roster.digests[roster.place[me]] != advert_digest(state.reply):
-        raise Violation(Reason.BAD_ROSTER, "Expected our own advert on the roster, found none or another one.")
-    owned = {member: roster.owned_by(member) for member in (me, *(a.participant_id for a in request.adverts))}
+    if me not in roster.place:
+        raise Violation(Reason.BAD_ROSTER, "Expected our own advert on the roster, found none.")
     if roster.classes[roster.place[me]] != state.reply.weight_class:
         raise Violation(Reason.BAD_ROSTER, "Expected the weight class that we declared, found another.")
-    if tuple(blocks[index].block_id for index in owned[me]) != state.participation.owns:
+    if tuple(blocks[index].block_id for index in roster.owned_by(me)) != state.participation.owns:
         raise Violation(Reason.BAD_ROSTER, "Expected us to own what we declared, found other blocks.")
-    peers: dict[ParticipantId, Advertise] = {}
-    for advert in request.adverts:
-        peer = advert.participant_id
-        if peer == me or peer in peers or peer not in roster.place:
-            raise Violation(Reason.BAD_ROSTER, f"Expected each member's advert at most once, found {peer} wrongly.")
-        found = advert_digest(advert)
-        if found != roster.digests[roster.place[peer]]:
-            raise Violation(Reason.BAD_ROSTER, f"Expected the advert of {peer} that the roster lists, found another.")
-        if advert.weight_class != roster.classes[roster.place[peer]]:
-            raise Violation(Reason.BAD_ROSTER, f"Expected the weight class that {peer} declared, found another.")
-        declared = tuple(blocks[index].block_id for index in owned[peer])
-        problem = advert_problem(
-            advert, found, declared, state.participation.context, roster.spec.participants[peer - 1]
-        )
-        if problem is not None:
-            raise Violation(Reason.BAD_ROSTER, f"Expected a valid advert of {peer}; {problem}.")
-        peers[peer] = advert
-    needed = {*roster.sharing_neighbours(me)}.union(*(roster.masking_neighbours(me, block) for block in owned[me]))
-    if not needed <= peers.keys():
-        raise Violation(Reason.BAD_ROSTER, f"Expected the adverts of all {len(needed)} neighbours, found fewer.")
+    around, size = roster.neighbours_of(me), NeighbourKeys.SIZE
+    if len(request.neighbours) != size * len(around):
+        raise Violation(Reason.BAD_ROSTER, f"Expected the keys of all {len(around)} neighbours, found another number.")
+    peers = {
+        peer: NeighbourKeys.unpack(request.neighbours[size * place : size * (place + 1)])
+        for place, peer in enumerate(around)
+    }
+    digests = {peer: roster.listed(peer, keys) for peer, keys in peers.items()}
+    leaves = {roster.place[peer]: digest for peer, digest in {**digests, me: advert_digest(state.reply)}.items()}
+    if root_of(leaves, len(roster.members), request.path) != roster.root:
+        raise Violation(Reason.BAD_ROSTER, "Expected our own advert and our neighbours' on the roster, found others.")
+    for peer, keys in peers.items():
+        if not is_signed(roster.spec.participants[peer - 1].identity, keys.signature, digests[peer]):
+            raise Violation(Reason.BAD_ROSTER, f"Expected an advert signed by the identity of {peer}, found another.")
     return peers

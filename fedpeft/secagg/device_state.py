@@ -1,4 +1,5 @@
-"""What a device remembers between two messages: one frozen dataclass a state (docs/protocol.md, "Device").
+"""What a device remembers between two messages, one frozen dataclass a state, and what it derives from that
+(docs/protocol.md, "Device").
 
     Advertised -> Shared -> Masked -> [Agreed] -> Closed        any violation -> Failed
 
@@ -20,8 +21,9 @@ from fedpeft.secagg.messages import (
     RoundOffer,
     ShareRequest,
 )
-from fedpeft.secagg.primitives import Secret
-from fedpeft.secagg.roster import open_spec
+from fedpeft.secagg.offer import open_terms
+from fedpeft.secagg.primitives import AgreementKey, Secret, hkdf
+from fedpeft.secagg.roster import Roster, read_roster
 from fedpeft.wire import decode, encode, message
 
 __all__ = [
@@ -34,10 +36,16 @@ __all__ = [
     "HighWaterMark",
     "Masked",
     "Participation",
+    "RoundKeys",
     "Shared",
+    "Violation",
+    "agree",
     "dump_state",
     "load_state",
     "mark_of",
+    "reply_key",
+    "roster_of",
+    "secret_keys",
 ]
 
 
@@ -81,8 +89,8 @@ class Shared:
         participation: see ``Participation``.
         root: the seed of every secret of this attempt.
         asked: context of the roster, which also identifies the request.
-        roster: the request without its adverts.
-        peers: the adverts whose signatures were verified, ascending.
+        roster: the request that named the members, without their keys.
+        mask_keys: of each neighbour, verified, 32 bytes each, ascending.
         channels: one 32-byte secret for each sharing neighbour, ascending.
         reply: the ciphertexts.
     """
@@ -91,7 +99,7 @@ class Shared:
     root: Secret
     asked: bytes
     roster: ShareRequest
-    peers: tuple[Advertise, ...]
+    mask_keys: bytes
     channels: Secret
     reply: EncryptedShares
 
@@ -106,7 +114,6 @@ class Masked:
         reply_key: authenticates the next reply.
         asked: identifies the request answered.
         roster: the request that named the members.
-        peers: verified adverts.
         sharers: U2, a bitmap.
         held_shares: of each sharing neighbour in U2, decrypted, ascending; empty where it could not be.
         reply: the masked vectors.
@@ -116,7 +123,6 @@ class Masked:
     reply_key: Secret
     asked: bytes
     roster: ShareRequest
-    peers: tuple[Advertise, ...]
     sharers: bytes
     held_shares: tuple[Secret, ...]
     reply: MaskedInput
@@ -131,7 +137,6 @@ class Agreed:
     reply_key: Secret
     asked: bytes
     roster: ShareRequest
-    peers: tuple[Advertise, ...]
     sharers: bytes
     survivors: bytes
     held_shares: tuple[Secret, ...]
@@ -214,7 +219,7 @@ def mark_of(state: DeviceState, before: HighWaterMark | None) -> HighWaterMark |
     """
     if state.participation is None:
         return before
-    spec = open_spec(state.participation.offer.spec)
+    spec = open_terms(state.participation.offer.spec)
     signed = state.asked if isinstance(state, Agreed | Closed) else b""
     over = bool(signed) or (isinstance(state, Masked) and spec.noise is not None)
     here = HighWaterMark(round_id=spec.round_id, attempt=spec.attempt, agreed=over, signed=signed, history=spec.history)
@@ -223,3 +228,55 @@ def mark_of(state: DeviceState, before: HighWaterMark | None) -> HighWaterMark |
     if (here.round_id, here.attempt) < (before.round_id, before.attempt):
         return before
     return replace(here, agreed=here.agreed or before.agreed, signed=here.signed or before.signed)
+
+
+class Violation(Exception):
+    """A broken rule, on its way to becoming a ``Refusal``; never leaves this package."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True, slots=True)
+class RoundKeys:
+    """A device's secrets of one attempt, all derived from its root."""
+
+    channel: AgreementKey
+    mask: AgreementKey
+    mask_seed: Secret
+    self_seeds: tuple[Secret, ...]
+
+
+def secret_keys(root: Secret, participation: Participation) -> RoundKeys:
+    """Derives them; the same root gives the same keys, so a restart loses nothing."""
+    mask_seed = hkdf(root.value, participation.context, "mask-key")
+    return RoundKeys(
+        channel=AgreementKey(hkdf(root.value, participation.context, "channel-key")),
+        mask=AgreementKey(mask_seed),
+        mask_seed=Secret(mask_seed),
+        self_seeds=tuple(
+            Secret(hkdf(root.value, participation.context, "self-mask", block.encode())) for block in participation.owns
+        ),
+    )
+
+
+def agree(key: AgreementKey, peer_public: bytes) -> bytes:
+    """The shared secret with a peer; a low-order point is a violation."""
+    shared = key.agree(peer_public)
+    if shared is None:
+        raise Violation(Reason.BAD_ROSTER, "Expected a valid X25519 key, found a low-order point.")
+    return shared
+
+
+def reply_key(channel: AgreementKey, participation: Participation) -> bytes:
+    """The key with which this device authenticates its replies to the coordinator."""
+    return hkdf(agree(channel, participation.offer.coordinator_channel), participation.context, "reply")
+
+
+def roster_of(participation: Participation, request: ShareRequest) -> Roster:
+    """The roster a request describes; anything wrong with it is a violation."""
+    roster = read_roster(participation.offer, request)
+    if isinstance(roster, str):
+        raise Violation(Reason.BAD_ROSTER, roster)
+    return roster

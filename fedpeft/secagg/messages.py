@@ -1,8 +1,9 @@
 """The messages of the secure sum, in the order in which they travel (docs/protocol.md, "Messages").
 
 Requests go from the coordinator to one device, replies come back; each stage is one request and one reply.
-Bitmaps have one bit a member of the round's ``ShareRequest.members``, most significant bit first; lists that
-carry no ids are in ascending order of participant id, or of the blocks in the ``RoundSpec``.
+Bitmaps have one bit a member of the round, most significant bit first; ``ShareRequest.members``, which says who these
+are, has one a participant of the terms. Lists that carry no ids are in ascending order of participant id, or of the
+blocks in the ``RoundSpec``.
 """
 
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Reason(Enum):
     EQUIVOCATION = "equivocation"  # a second, different request (or reply) for a stage already answered
     LATE = "late"
     MALFORMED = "malformed"
+    MISSING_ROSTER = "missing-roster"  # terms came without their roster, and this device does not have it
     NOT_ON_ROSTER = "not-on-roster"
     OUT_OF_ORDER = "out-of-order"
     OUT_OF_RANGE = "out-of-range"  # an opened sum that no honest inputs make: a device is suspected, none can be named
@@ -64,12 +66,14 @@ class RoundOffer:
     """FIT: the signed terms.
 
     Args:
-        spec: an encoded ``RoundSpec``; signed and hashed as these bytes.
+        spec: encoded ``RoundTerms``; signed and hashed as these bytes.
+        roster: the encoded ``RosterRows`` whose digest the terms hold; empty: the receiver is thought to have them.
         coordinator_channel: the coordinator's X25519 public key of this attempt; devices authenticate replies with it.
         signature: Ed25519 by the coordinator's enrolment key over the context.
     """
 
     spec: bytes
+    roster: bytes
     coordinator_channel: bytes
     signature: bytes
 
@@ -111,19 +115,21 @@ class ShareRequest:
 
     Args:
         context: of the offer.
-        members: participant ids that advertised, ascending, 4 bytes each, big-endian.
-        digests: SHA-256 of each member's ``Advertise``, 32 bytes each.
+        members: those of the terms that advertised (U1), a bitmap.
+        root: of the tree over the digests of the members' adverts, 32 bytes.
         classes: each member's weight class, one byte each.
         owners: for each block of the spec, the bitmap of the members that own it.
-        adverts: of the receiver's neighbours in both graphs, ascending.
+        neighbours: of each of the receiver's neighbours in both graphs, ascending, 160 bytes (``NeighbourKeys``).
+        path: what is missing between their digests, the receiver's own one and the root, 32 bytes each.
     """
 
     context: bytes
     members: bytes
-    digests: bytes
+    root: bytes
     classes: bytes
     owners: tuple[bytes, ...]
-    adverts: tuple[Advertise, ...]
+    neighbours: bytes
+    path: bytes
 
 
 @message(0x0305)

@@ -1,13 +1,12 @@
 """Who is in a round, as one ``ShareRequest`` says it: the same object, from the same bytes, on every side.
 
-Invariants checked on construction: members ascending and on the spec's roster, one digest each, one owner bitmap a
-block with no bit outside. What only a device can check (signatures, its own entry) is in ``device.py``.
+Invariants checked on construction: members on the spec's roster, one class each, one owner bitmap a block, no bit of a
+bitmap outside. What only a device can check (signatures, its own entry) is in ``device.py``.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import pairwise
 
 import numpy as np
 
@@ -22,13 +21,13 @@ from fedpeft.secagg.graph import (
     sharing_degree,
 )
 from fedpeft.secagg.messages import RoundOffer, ShareRequest
+from fedpeft.secagg.offer import open_spec
 from fedpeft.secagg.primitives import TAG_SIZE
 from fedpeft.secagg.shamir import SHARE_SIZE
-from fedpeft.secagg.spec import RoundSpec
-from fedpeft.secagg.transcript import roster_context
-from fedpeft.wire import decode
+from fedpeft.secagg.spec import DIGEST_SIZE, RoundSpec
+from fedpeft.secagg.transcript import NeighbourKeys, listed_digest, roster_context
 
-__all__ = ["Roster", "members_of", "open_spec", "pack_members", "read_roster"]
+__all__ = ["Roster", "members_of", "pack_members", "read_roster"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,18 +36,20 @@ class Roster:
 
     Args:
         spec: the terms.
+        offer: their context.
         context: hash of the roster.
         members: U1, ascending.
-        digests: of each member's ``Advertise``.
+        root: of the tree over the digests of the members' adverts.
         classes: each member's weight class.
         owners: for each block of the spec, its owners, ascending.
         degree: of the sharing graph.
     """
 
     spec: RoundSpec
+    offer: bytes
     context: bytes
     members: tuple[ParticipantId, ...]
-    digests: tuple[bytes, ...]
+    root: bytes
     classes: tuple[SizeClass, ...]
     owners: tuple[tuple[ParticipantId, ...], ...]
     degree: Degree
@@ -101,6 +102,18 @@ class Roster:
             return tuple(owner for owner in self.owners[block] if owner != member)
         return self._neighbours(member, block)
 
+    def neighbours_of(self, member: ParticipantId) -> tuple[ParticipantId, ...]:
+        """Whom a member is joined to in any graph, ascending: whose keys it needs."""
+        masking = (self.masking_neighbours(member, block) for block in self.owned_by(member))
+        return tuple(sorted(set(self.sharing_neighbours(member)).union(*masking)))
+
+    def listed(self, member: ParticipantId, keys: NeighbourKeys) -> bytes:
+        """The digest of the advert with these keys that the terms and this roster allow a member."""
+        row = self.spec.participants[member - 1]
+        blocks = [self.spec.blocks[index].block_id for index in self.owned_by(member)]
+        weight_class = self.classes[self.place[member]]
+        return listed_digest(self.offer, member, row.device, row.organisation, weight_class, blocks, keys)
+
     def _neighbours(self, member: ParticipantId, block: int | None) -> tuple[ParticipantId, ...]:
         """On the circle of all members, or of a block's owners; remembered, because every stage asks again."""
         if (member, block) not in self._known:
@@ -137,28 +150,19 @@ class Roster:
         return bool((beside[alive == 1] >= degree.threshold).all())
 
 
-@lru_cache(maxsize=8)
-def open_spec(spec: bytes) -> RoundSpec:
-    """The terms in an offer; decoded once a process. Raises WireError."""
-    return decode(spec, RoundSpec)
-
-
 def read_roster(offer: RoundOffer, request: ShareRequest) -> Roster | str:
     """The roster of a request, or what is wrong with it in words."""
-    return _read(offer.spec, replace(request, adverts=()))
+    return _read(offer, replace(request, neighbours=b"", path=b""))
 
 
 @lru_cache(maxsize=8)
-def _read(spec_bytes: bytes, request: ShareRequest) -> Roster | str:
-    members, digests, classes, owners = request.members, request.digests, request.classes, request.owners
-    spec = open_spec(spec_bytes)
-    ids = [ParticipantId(int(member)) for member in np.frombuffer(members, ">u4")] if len(members) % 4 == 0 else []
-    if not ids or any(a >= b for a, b in pairwise(ids)):
-        return "Expected members ascending, each once, 4 bytes each; found another list."
-    if ids[0] < 1 or ids[-1] > len(spec.participants):
-        return f"Expected members 1..{len(spec.participants)}, found {ids[0]}..{ids[-1]}."
-    if len(digests) != 32 * len(ids) or len(classes) != len(ids) or len(owners) != len(spec.blocks):
-        return "Expected a 32-byte digest and a class per member, and a bitmap per block; found another number."
+def _read(offer: RoundOffer, request: ShareRequest) -> Roster | str:
+    spec, classes, owners = open_spec(offer), request.classes, request.owners
+    ids = members_of(request.members, [peer.participant_id for peer in spec.participants])
+    if not ids:
+        return f"Expected a bitmap of members over {len(spec.participants)} devices, found another or an empty one."
+    if len(request.root) != DIGEST_SIZE or len(classes) != len(ids) or len(owners) != len(spec.blocks):
+        return "Expected a root of 32 bytes, a class per member and a bitmap per block; found another number."
     owner_lists = [members_of(bitmap, ids) for bitmap in owners]
     degree = sharing_degree(len(ids), spec.corrupt_fraction, spec.dropout_fraction)
     if degree is None:
@@ -168,9 +172,10 @@ def _read(spec_bytes: bytes, request: ShareRequest) -> Roster | str:
         return f"Expected bitmaps over {len(ids)} members with zero padding, found another length or padding."
     roster = Roster(
         spec=spec,
+        offer=request.context,
         context=roster_context(request),
-        members=tuple(ids),
-        digests=tuple(digests[i : i + 32] for i in range(0, len(digests), 32)),
+        members=ids,
+        root=request.root,
         classes=tuple(map(SizeClass, classes)),
         owners=tuple(found),
         degree=degree,

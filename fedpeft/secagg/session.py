@@ -14,12 +14,21 @@ from fedpeft.secagg.cohort import colluders
 from fedpeft.secagg.device import answer, begin, examine
 from fedpeft.secagg.device_mask import Inputs
 from fedpeft.secagg.device_reveal import AgreedSum, agreed_sum
-from fedpeft.secagg.device_state import Advertised, Agreed, DeviceStep, Failed, HighWaterMark, Masked, Shared
+from fedpeft.secagg.device_state import (
+    Advertised,
+    Agreed,
+    DeviceState,
+    DeviceStep,
+    Failed,
+    HighWaterMark,
+    Masked,
+    Shared,
+)
 from fedpeft.secagg.ledger import Ledger
 from fedpeft.secagg.messages import MaskRequest, Reason, Refusal, Reply, Request, RoundOffer
+from fedpeft.secagg.offer import one_copy, open_spec, open_terms, roster_digest
 from fedpeft.secagg.policy import DevicePolicy, Directory, Enrolled
 from fedpeft.secagg.primitives import IdentityKey
-from fedpeft.secagg.roster import open_spec
 from fedpeft.secagg.spec import RoundSpec
 from fedpeft.secagg.transcript import offer_context
 from fedpeft.wire import WireError
@@ -61,11 +70,12 @@ class DeviceSession:
         The offer that is being answered passes again; nothing is kept.
         """
         try:
-            run_id = open_spec(offer.spec).run_id
+            run_id = open_terms(offer.spec).run_id
         except WireError as error:
             return Refusal(reason=Reason.MALFORMED, detail=str(error))
         with self._lock:
             state, mark = self._ledger.load(run_id), self._ledger.mark(run_id)
+        offer = _whole(offer, state)
         again = (
             state is not None
             and state.participation is not None
@@ -101,11 +111,12 @@ class DeviceSession:
             weight_class: of its public size, 0..63; declared in the signed advert.
         """
         try:
-            run_id = open_spec(offer.spec).run_id
+            run_id = open_terms(offer.spec).run_id
         except WireError as error:
             return Refusal(reason=Reason.MALFORMED, detail=str(error))
         with self._lock:
             state = self._ledger.load(run_id)
+            offer = _whole(offer, state)
             if (
                 state is not None
                 and state.participation is not None
@@ -126,7 +137,7 @@ class DeviceSession:
                 step = _with_directory(step, step.state, self._directory)
             if isinstance(step.state, Advertised):
                 if self._ledger.barrier and self._ledger.mark(run_id) is None:
-                    return self._sit_out(open_spec(offer.spec))
+                    return self._sit_out(open_spec(offer))
                 self._ledger.save(run_id, step.state)
             return step.reply
 
@@ -178,13 +189,20 @@ class DeviceSession:
         )
 
 
+def _whole(offer: RoundOffer, state: DeviceState | None) -> RoundOffer:
+    """The offer with its roster: that which came with it, or that of the run's last round here, if it is the same."""
+    held = state.participation.offer.roster if state is not None and state.participation is not None else b""
+    known = not offer.roster and roster_digest(held) == open_terms(offer.spec).roster
+    return replace(offer, roster=one_copy(held if known else offer.roster))
+
+
 def _with_directory(step: DeviceStep, state: Advertised, directory: Directory) -> DeviceStep:
     """The step after the site's directory was asked: only now, since by now the terms are known to be signed.
 
     Devices that the site has not confirmed count as colluders beside those of the terms: a roster filled up with
     invented devices then opens nothing.
     """
-    spec = open_spec(state.participation.offer.spec)
+    spec = open_spec(state.participation.offer)
     judged = directory.admit(spec.participants)
     if isinstance(judged, str):
         refusal = Refusal(reason=Reason.POLICY, detail=judged)

@@ -17,7 +17,6 @@ from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.privacy import Mechanism, NoiseTerms, decode_sum
 from fedpeft.ring import BlockEncoding, RingParams, SumRange
-from fedpeft.wire import message
 
 __all__ = [
     "MAX_WEIGHT_CLASS",
@@ -92,10 +91,9 @@ class SummedBlock:
         return sum(part.length for part in self.ranges)
 
 
-@message(0x0301)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundSpec:
-    """The terms of one attempt at one secure sum.
+    """The terms of one attempt at one secure sum; they are signed as ``RoundTerms`` (``offer.py``).
 
     Args:
         run_id: the run; with ``round_id`` and ``attempt`` it names this attempt, once and for all.

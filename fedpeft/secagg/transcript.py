@@ -4,9 +4,11 @@ Each context hashes the one before it, so a key, ciphertext, signature or tag ma
 any other: offer -> roster -> sharers (U2) -> survivors (U3).
 """
 
-from typing import assert_never
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self, assert_never
 
-from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.ids import BlockId, ParticipantId, SizeClass
 from fedpeft.secagg.messages import (
     Advertise,
     ConsistRequest,
@@ -16,14 +18,16 @@ from fedpeft.secagg.messages import (
     RoundOffer,
     ShareRequest,
 )
-from fedpeft.secagg.primitives import digest, hkdf, prf
+from fedpeft.secagg.primitives import KEY_SIZE, SIGNATURE_SIZE, digest, hkdf, prf
 
 __all__ = [
     "STAGE_CONSIST",
     "STAGE_MASK",
     "STAGE_REVEAL",
     "STAGE_SHARE",
+    "NeighbourKeys",
     "advert_digest",
+    "advert_tree",
     "agreement_digest",
     "associated_data",
     "channel_secret",
@@ -33,9 +37,12 @@ __all__ = [
     "encryption_nonce",
     "fingerprint",
     "id_bytes",
+    "listed_digest",
     "masked_digest",
     "offer_context",
     "pair_stream",
+    "path_in",
+    "root_of",
     "roster_context",
     "self_stream",
     "sharers_context",
@@ -56,26 +63,134 @@ def offer_context(offer: RoundOffer) -> bytes:
     return digest("offer", offer.spec, offer.coordinator_channel)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeighbourKeys:
+    """What of an advert its neighbours cannot know: all else is in the terms and the roster.
+
+    Args:
+        channel_key, mask_key: its X25519 public keys.
+        commitments: the digest of all its commitments, which only the coordinator opens.
+        signature: over the advert's digest.
+    """
+
+    SIZE = 3 * KEY_SIZE + SIGNATURE_SIZE
+
+    channel_key: bytes
+    mask_key: bytes
+    commitments: bytes
+    signature: bytes
+
+    @classmethod
+    def of(cls, advert: Advertise) -> Self:
+        """Those of an advert."""
+        return cls(
+            channel_key=advert.channel_key,
+            mask_key=advert.mask_key,
+            commitments=digest("commitments", *advert.commitments),
+            signature=advert.signature,
+        )
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Self:
+        """From ``SIZE`` bytes."""
+        channel, mask, commitments = (packed[KEY_SIZE * part : KEY_SIZE * (part + 1)] for part in range(3))
+        return cls(channel_key=channel, mask_key=mask, commitments=commitments, signature=packed[3 * KEY_SIZE :])
+
+    def pack(self) -> bytes:
+        """As they travel, ``SIZE`` bytes."""
+        return self.channel_key + self.mask_key + self.commitments + self.signature
+
+
 def advert_digest(advert: Advertise) -> bytes:
-    """What the identity signs, and what the roster lists."""
+    """What the identity signs, and what the roster's tree has as this member's leaf."""
+    return listed_digest(
+        advert.context,
+        advert.participant_id,
+        advert.device,
+        advert.organisation,
+        advert.weight_class,
+        advert.blocks,
+        NeighbourKeys.of(advert),
+    )
+
+
+def listed_digest(
+    offer: bytes,
+    member: ParticipantId,
+    device: str,
+    organisation: str,
+    weight_class: SizeClass,
+    blocks: Sequence[BlockId],
+    keys: NeighbourKeys,
+) -> bytes:
+    """``advert_digest`` of the advert that has these keys, if it says the rest as the terms and the roster do."""
     return digest(
         "advertise",
-        advert.context,
-        id_bytes(advert.participant_id),
-        advert.device.encode(),
-        advert.organisation.encode(),
-        id_bytes(advert.weight_class),
-        *(block.encode() for block in advert.blocks),
+        offer,
+        id_bytes(member),
+        device.encode(),
+        organisation.encode(),
+        id_bytes(weight_class),
+        *(block.encode() for block in blocks),
         b"keys",
-        advert.channel_key,
-        advert.mask_key,
-        *advert.commitments,
+        keys.channel_key,
+        keys.mask_key,
+        keys.commitments,
     )
+
+
+def advert_tree(leaves: Sequence[bytes]) -> list[list[bytes]]:
+    """The levels of the tree over the adverts' digests, from the leaves to the root (docs/protocol.md, "Contexts").
+
+    The last of an odd level goes up as it is.
+    """
+    levels = [list(leaves)]
+    while len(levels[-1]) > 1:
+        below = levels[-1]
+        above = [digest("node", *pair) for pair in zip(below[::2], below[1::2], strict=False)]
+        levels.append(above if len(below) % 2 == 0 else [*above, below[-1]])
+    return levels
+
+
+def path_in(levels: Sequence[Sequence[bytes]], places: Collection[int]) -> bytes:
+    """What somebody who knows the leaves at these places lacks to compute the root: level by level, ascending."""
+    path, here = [], set(places)
+    for level in levels[:-1]:
+        path += [level[place ^ 1] for place in sorted(here) if place ^ 1 not in here and place ^ 1 < len(level)]
+        here = {place // 2 for place in here}
+    return b"".join(path)
+
+
+def root_of(known: Mapping[int, bytes], leaves: int, path: bytes) -> bytes | None:
+    """The root of the tree that has these leaves at these places; None if the path is not exactly what is missing.
+
+    Args:
+        known: place -> leaf; at least one.
+        leaves: how many the tree has.
+        path: see ``path_in``.
+    """
+    level, size, at = dict(known), leaves, 0
+    while size > 1:
+        above: dict[int, bytes] = {}
+        for place in sorted(level):
+            beside = place ^ 1
+            if beside >= size:
+                above[place // 2] = level[place]
+            elif beside not in level:
+                other = path[at : at + KEY_SIZE]
+                at += KEY_SIZE
+                above[place // 2] = digest(
+                    "node", *((level[place], other) if place < beside else (other, level[place]))
+                )
+            elif place < beside:
+                above[place // 2] = digest("node", level[place], level[beside])
+        level, size = above, (size + 1) // 2
+    return level[0] if at == len(path) else None
 
 
 def roster_context(request: ShareRequest) -> bytes:
     """Binds who is in, with which keys and weights, owning which blocks."""
-    return digest("roster", request.context, request.members, request.digests, request.classes, *request.owners)
+    return digest("roster", request.context, request.members, request.root, request.classes, *request.owners)
 
 
 def sharers_context(roster: bytes, sharers: bytes) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fedpeft.round import messages as round_messages
-from fedpeft.secagg import messages, spec
+from fedpeft.secagg import messages, offer
 
 __all__ = ["BEGIN", "END", "message_tables", "written_into"]
 
@@ -41,7 +41,7 @@ def written_into(text: str) -> str:
 def _roots() -> Iterator[tuple[type, str]]:
     from fedpeft.wire.codec import tag_of
 
-    for module in (round_messages, spec, messages):
+    for module in (round_messages, offer, messages):
         for name in vars(module):
             kind = getattr(module, name)
             if isinstance(kind, type) and kind.__module__ == module.__name__ and is_dataclass(kind):

@@ -29,7 +29,7 @@ __all__ = ["OtherVersion", "WireError", "decode", "encode", "message", "tag_of"]
 T = TypeVar("T")
 
 MAGIC = b"FP"
-VERSION = 2
+VERSION = 3
 HEADER = struct.Struct(">2sBHQ")
 U64, U32, F64 = struct.Struct(">Q"), struct.Struct(">I"), struct.Struct(">d")
 

@@ -6,6 +6,7 @@ this path.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,9 @@ from fedpeft.entropy import Entropy
 from fedpeft.ids import SIZELESS, BlockId, ParticipantId, SizeClass
 from fedpeft.round.linking import MEASURED
 from fedpeft.secagg.masks import rounding_bits
+from fedpeft.secagg.offer import encode_spec, one_copy, open_spec, open_terms, roster_digest
 from fedpeft.secagg.primitives import Secret, digest
 from fedpeft.secagg.spec import block_encoding
-from fedpeft.wire import decode, encode
 
 __all__ = ["PlainSession", "PlainSum"]
 
@@ -37,12 +38,19 @@ class PlainSession:
     def __init__(self, coordinator: bytes) -> None:
         self.coordinator = coordinator
         self._spec: secagg.RoundSpec | None = None
+        self._roster = b""
         self._owns: frozenset[BlockId] = frozenset()
         self._marks: dict[str, secagg.HighWaterMark] = {}
 
     def examine(self, offer: secagg.RoundOffer) -> secagg.RoundSpec | secagg.Refusal:
         """The terms, which nobody signs."""
-        return decode(offer.spec, secagg.RoundSpec)
+        if not offer.roster and roster_digest(self._roster) != open_terms(offer.spec).roster:
+            return secagg.Refusal(reason=secagg.Reason.MISSING_ROSTER, detail="no roster")
+        return self._opened(offer)
+
+    def _opened(self, offer: secagg.RoundOffer) -> secagg.RoundSpec:
+        self._roster = one_copy(offer.roster or self._roster)
+        return open_spec(replace(offer, roster=self._roster))
 
     def mark(self, run_id: str) -> secagg.HighWaterMark | None:
         """The last attempt; nobody signs survivors here."""
@@ -60,7 +68,7 @@ class PlainSession:
         weight_class: SizeClass = SIZELESS,
     ) -> secagg.Reply:
         """Declare the owned blocks; the keys are empty."""
-        self._spec, self._owns = decode(offer.spec, secagg.RoundSpec), owns
+        self._spec, self._owns = self._opened(offer), owns
         self._marks[self._spec.run_id] = secagg.HighWaterMark(
             round_id=self._spec.round_id, attempt=self._spec.attempt, agreed=False, history=self._spec.history
         )
@@ -126,9 +134,10 @@ class PlainSum:
         self._words = {block.block_id: block_encoding(spec, block).zeros() for block in spec.blocks}
         self._rejected: dict[ParticipantId, secagg.Rejection] = {}
         self.stage = "fit"
+        terms, roster = encode_spec(spec)
         self.requests: Mapping[ParticipantId, secagg.Request] = dict.fromkeys(
             (person.participant_id for person in spec.participants),
-            secagg.RoundOffer(spec=encode(spec), coordinator_channel=NOTHING, signature=NOTHING),
+            secagg.RoundOffer(spec=terms, roster=roster, coordinator_channel=NOTHING, signature=NOTHING),
         )
 
     @property

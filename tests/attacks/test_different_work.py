@@ -19,7 +19,7 @@ from fedpeft.round.transport import Stage
 from fedpeft.round.work import state_digest, work_digest
 from fedpeft.secagg.primitives import digest
 from fedpeft.secagg.roster import pack_members
-from fedpeft.secagg.transcript import advert_digest, offer_context
+from fedpeft.secagg.transcript import NeighbourKeys, advert_digest, advert_tree, offer_context
 from fedpeft.testing.different_work import Lie, lied_to
 from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, fit_request, toy_past, toy_task, toy_terms
 from fedpeft.testing.trainers import LinearTrainer, toy_plan, toy_spec, toy_state
@@ -108,11 +108,12 @@ def test_different_work_gives_no_common_sum_even_if_each_device_has_it_signed(re
     members = tuple(ParticipantId(place) for place in range(1, DEVICES + 1))
     roster = secagg.ShareRequest(
         context=context,
-        members=b"".join(member.to_bytes(4, "big") for member in members),
-        digests=b"".join(map(advert_digest, adverts)),
+        members=pack_members(set(members), members),
+        root=advert_tree(list(map(advert_digest, adverts)))[-1][0],
         classes=bytes(len(members)),
         owners=tuple(pack_members(set(members), members) for _ in toy_terms(fleet.members(), PLAN, STATE).blocks),
-        adverts=tuple(adverts[1:]),
+        neighbours=b"".join(NeighbourKeys.of(advert).pack() for advert in adverts[1:]),
+        path=b"",
     )
     refusal = decode(fleet.devices[VICTIM].handle(Stage.SHARE, encode(roster)), (*secagg.REPLIES, Failure))
     assert isinstance(refusal, secagg.Refusal)

@@ -9,13 +9,14 @@ import pytest
 
 from fedpeft.cli import main
 from fedpeft.config.model import Train
-from fedpeft.errors import ApprovalPending, IntegrityFailed, PolicyRefused, ResourceMissing
+from fedpeft.errors import ApprovalPending, IntegrityFailed, PolicyRefused, ResourceMissing, RosterMissing
 from fedpeft.privacy import ExampleStatement
 from fedpeft.round.failures import REFUSED, refusal_of
 from fedpeft.round.messages import Failure, FailureReason, Ready
 from fedpeft.round.plan import ExampleTerms, LearningPlan
 from fedpeft.round.signed_request import SignedRequest, read_signed
 from fedpeft.round.transport import Stage
+from fedpeft.secagg import RoundOffer
 from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import enrol, exact_terms, fit_request, toy_past, toy_task
 from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
@@ -181,6 +182,33 @@ def test_a_damaged_answer_is_no_answer_but_an_error(runs: SiteRuns, signed: Sign
     path.write_text(path.read_text()[:-20])
     with pytest.raises(IntegrityFailed, match="decision"):
         runs.expect_approved(PLAN, ask=False)
+
+
+def test_a_run_is_asked_about_with_its_roster_and_goes_on_without(runs: SiteRuns, signed: SignedRequest) -> None:
+    """The question says how many organisations there are: where that cannot be seen, nothing is asked."""
+    bare = replace(signed, terms=replace(signed.terms, participants=()))
+    with pytest.raises(RosterMissing) as missing:
+        watch(runs).expect_approved(bare)
+    assert refusal_of(missing.value).reason is FailureReason.MISSING_ROSTER
+    assert runs.record(PLAN.run_id).question is None
+    with pytest.raises(ApprovalPending):
+        watch(runs).expect_approved(signed)
+    approve(runs)
+    watch(runs).expect_approved(bare)
+    with pytest.raises(RosterMissing):
+        watch(runs).expect_approved(replace(bare, plan=CHANGED))
+    with pytest.raises(RosterMissing):
+        watch(runs, "rules").expect_approved(bare)
+
+
+def test_a_request_without_its_roster_is_read_without_participants() -> None:
+    fleet = enrol({f"d{i}": GivenTrainer(SPEC, {}) for i in range(4)})
+    request = fit_request(fleet, PLAN, toy_state(SPEC))
+    whole = read_signed(fleet.coordinator.public, request)
+    bare = encode(replace(decode(request.offer, RoundOffer), roster=b""))
+    read = read_signed(fleet.coordinator.public, replace(request, offer=bare))
+    assert len(whole.terms.participants) == 4
+    assert read == replace(whole, terms=replace(whole.terms, participants=()))
 
 
 def test_what_leaves_is_counted_once_a_round_and_refusals_are_not(runs: SiteRuns, signed: SignedRequest) -> None:

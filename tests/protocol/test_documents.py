@@ -40,4 +40,4 @@ def test_the_protocol_lists_every_field_of_every_message() -> None:
     """`python -m fedpeft.testing.message_tables` writes them."""
     text = (ROOT / "docs/protocol.md").read_text()
     assert written_into(text) == text
-    assert "`spec` bytes; `coordinator_channel` bytes; `signature` bytes" in text
+    assert "`spec` bytes; `roster` bytes; `coordinator_channel` bytes; `signature` bytes" in text

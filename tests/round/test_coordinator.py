@@ -19,7 +19,7 @@ from fedpeft.config.task import Task
 from fedpeft.ids import BlockId, NodeId, ParticipantId
 from fedpeft.round.coordinator import resume_round, run_round
 from fedpeft.round.events import Event, EventKind
-from fedpeft.round.messages import Failure, FailureReason, Ready
+from fedpeft.round.messages import Failure, FailureReason, FitRequest, Ready
 from fedpeft.round.metrics import METRICS, TASK_METRICS, TRAIN_LOSS, measured_in
 from fedpeft.round.pending import Note, PendingRound, StageClosed
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
@@ -28,7 +28,7 @@ from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, toy_past, toy_task
 from fedpeft.testing.network import Fault, FaultyTransport, InMemoryTransport
 from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
-from fedpeft.wire import encode
+from fedpeft.wire import decode, encode
 
 TASK = Task(kind="classify", labels=("no", "yes"))
 
@@ -238,6 +238,68 @@ def test_blocks_travel_once_while_they_do_not_change() -> None:
     for name in attempt.fleet.trainers:
         saved = first.traffic[name].bytes_down - second.traffic[name].bytes_down + len(one) - len(none)
         assert saved >= whole
+
+
+def rosters_sent(attempt: Attempt, round_id: int) -> dict[NodeId, list[bool]]:
+    """Of each device whether each fit request of a round came to it with the roster."""
+    sent: dict[NodeId, list[bool]] = {node: [] for node in NODES}
+    devices = dict(attempt.transport.devices)
+
+    def listening(node: NodeId):  # type: ignore[no-untyped-def]
+        def handle(stage: Stage, payload: bytes) -> bytes:
+            if stage is Stage.FIT:
+                offer = decode(decode(payload, FitRequest).offer, secagg.RoundOffer)
+                sent[node].append(bool(offer.roster))
+            return devices[node](stage, payload)
+
+        return handle
+
+    attempt.transport.devices.update({node: listening(node) for node in NODES})
+    assert head_sum(attempt.run(round_id=round_id)) == without()
+    attempt.transport.devices.update(devices)
+    return sent
+
+
+def test_the_roster_travels_once_while_it_does_not_change() -> None:
+    """Who has lost it, or is not thought to have it, is given it: a coordinator that was restarted gives it to all."""
+    attempt = Attempt()
+    everybody = lambda came: {node: [came] for node in NODES}  # noqa: E731
+    assert rosters_sent(attempt, 1) == everybody(True)
+    assert rosters_sent(attempt, 2) == everybody(False)
+    attempt.members[2].known.roster = b""
+    assert rosters_sent(attempt, 3) == {**everybody(False), NODES[2]: [True]}
+    attempt.fleet.ledgers[attempt.fleet.names[NODES[1]]].dumped.clear()
+    assert rosters_sent(attempt, 4) == {**everybody(False), NODES[1]: [False, True]}
+
+
+def test_a_device_that_never_has_the_roster_is_asked_only_twice_and_tells_no_trouble() -> None:
+    attempt = Attempt()
+    missing = encode(Failure(reason=FailureReason.MISSING_ROSTER))
+    attempt.transport.devices[NODES[1]] = lambda stage, payload: missing
+    assert head_sum(attempt.run()) == without(1)
+    assert [nodes for stage, nodes in attempt.transport.asked if stage is Stage.FIT] == [tuple(NODES), (NODES[1],)]
+
+
+def test_devices_that_need_the_same_are_sent_the_same_bytes() -> None:
+    """Not equal ones: a state is as large as an update, and a round may ask thousands."""
+    attempt = Attempt()
+    sent: list[bytes] = []
+    exchange = attempt.transport.exchange
+
+    def kept(stage, requests, *, deadline_s):  # type: ignore[no-untyped-def]
+        if stage is Stage.FIT:
+            sent.extend(requests[node] for node in requests)
+        return exchange(stage, requests, deadline_s=deadline_s)
+
+    attempt.transport.exchange = kept  # type: ignore[method-assign]
+    attempt.run()
+    assert len(sent) == N
+    assert len({id(payload) for payload in sent}) == 1
+    sent.clear()
+    attempt.members[0].held.clear()
+    attempt.run(round_id=2)
+    assert len({id(payload) for payload in sent}) == 2
+    assert sent[0] != sent[1] == sent[2]
 
 
 def test_a_device_whose_answer_was_lost_gets_the_state_again() -> None:

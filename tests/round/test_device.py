@@ -442,7 +442,7 @@ def test_a_delta_is_weighted_by_its_capped_size_class(examples: int, weight: flo
 
 
 STRAY: list[Callable[[], object]] = [
-    lambda: secagg.ShareRequest(context=b"", members=b"", digests=b"", classes=b"", owners=(), adverts=()),
+    lambda: secagg.ShareRequest(context=b"", members=b"", root=b"", classes=b"", owners=(), neighbours=b"", path=b""),
     lambda: secagg.MaskRequest(context=b"", sharers=b"", ciphertexts=()),
     lambda: secagg.ConsistRequest(context=b"", survivors=b""),
     lambda: secagg.RevealRequest(context=b"", survivors=b"", signers=b"", signatures=b"", masked=b""),

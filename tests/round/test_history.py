@@ -14,6 +14,7 @@ from fedpeft.round.messages import Failure, FailureReason, FitRequest, History, 
 from fedpeft.round.task import RoundTask
 from fedpeft.round.transport import Stage
 from fedpeft.round.work import plan_digest, state_digest
+from fedpeft.secagg.offer import open_terms
 from fedpeft.testing.fleet import DictStore, ToyFleet, enrol, exact_terms, fit_request, toy_past, toy_task
 from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
 from fedpeft.wire import WireError, decode, encode
@@ -129,9 +130,7 @@ def test_a_fork_is_refused_and_both_sides_are_kept_for_the_site(fleet: ToyFleet)
     assert kept is not None
     assert kept.own.links == past.links
     assert kept.theirs == longer.links
-    ours, theirs = (
-        decode(decode(offer, secagg.RoundOffer).spec, secagg.RoundSpec) for offer in (kept.own.offer, kept.offer)
-    )
+    ours, theirs = (open_terms(decode(offer, secagg.RoundOffer).spec) for offer in (kept.own.offer, kept.offer))
     assert (ours.history, theirs.history) == (past.head, longer.head), "the coordinator's signature is over both"
     assert isinstance(answer(fleet, request_of(fleet, burnt(4), after=3)), Ready), "the true run goes on"
 

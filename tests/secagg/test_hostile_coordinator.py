@@ -43,13 +43,14 @@ from fedpeft.secagg.cohort import cohort_problem, quorum
 from fedpeft.secagg.coordinator_close import _witnesses
 from fedpeft.secagg.coordinator_state import Agreeing
 from fedpeft.secagg.graph import Degree
+from fedpeft.secagg.offer import RosterRows, encode_spec, open_terms, roster_digest
 from fedpeft.secagg.primitives import AgreementKey
 from fedpeft.secagg.roster import Roster, pack_members
 from fedpeft.secagg.shamir import SHARE_SIZE
-from fedpeft.secagg.transcript import advert_digest, offer_context, roster_context
+from fedpeft.secagg.transcript import NeighbourKeys, advert_digest, advert_tree, offer_context, roster_context
 from fedpeft.testing.secagg import Op, Round, run_round
 from fedpeft.testing.secagg_fleet import Fleet, make_fleet, make_spec
-from fedpeft.wire import encode
+from fedpeft.wire import WireError, encode
 
 ONE = ParticipantId(1)
 EVERYBODY = tuple(ParticipantId(i) for i in range(1, 8))
@@ -91,7 +92,7 @@ def test_changed_terms_are_refused() -> None:
     a = a_round()
     offer = a.open().requests[ONE]
     weaker = replace(a.spec, min_cohort=4)
-    for changed in (replace(offer, spec=encode(weaker)), replace(offer, coordinator_channel=bytes(32))):
+    for changed in (replace(offer, spec=encode_spec(weaker)[0]), replace(offer, coordinator_channel=bytes(32))):
         refused(a.ask(ONE, changed), Reason.BAD_SIGNATURE)
 
 
@@ -193,35 +194,88 @@ def test_terms_that_contradict_themselves_are_refused_even_if_signed(change: dic
     refused(step.reply, Reason.BAD_TERMS)
 
 
-@pytest.mark.parametrize("roster", ["two", "gap", "device-twice", "key-twice", "short-key"])
+@pytest.mark.parametrize("roster", ["two", "device-twice", "key-twice"])
 def test_a_roster_that_contradicts_itself_is_refused(roster: str) -> None:
     fleet = make_fleet(5)
     people = list(make_spec(fleet).participants)
     match roster:
         case "two":
             people = people[:2]
-        case "gap":
-            people[4] = replace(people[4], participant_id=ParticipantId(9))
         case "device-twice":
             people[4] = replace(people[4], device=people[3].device)
         case "key-twice":
             people[4] = replace(people[4], identity=people[3].identity)
-        case "short-key":
-            people[4] = replace(people[4], identity=b"short")
-    offer = _sign_anything(fleet, make_spec(fleet, participants=tuple(people)))
-    step = begin(
+    refused(begun(fleet, _sign_anything(fleet, make_spec(fleet, participants=tuple(people)))), Reason.BAD_TERMS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identities": bytes(32 * 4)},
+        {"identities": bytes(32 * 5 - 1)},
+        {"lengths": bytes(4 * 4)},
+        {"lengths": bytes(4 * 5 - 1)},
+        {"lengths": b"\0\0\0\1" * 5},
+        {"names": b""},
+        {"names": b"\xff" * 5},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_rows_that_are_no_roster_are_refused_even_if_their_digest_is_signed(change: dict) -> None:
+    """Five devices, whose names and organisations are a letter each, but for the organisations: those are empty."""
+    fleet = make_fleet(5)
+    identities = b"".join(key.public for key in fleet.identities)
+    good = RosterRows(identities=identities, lengths=b"\0\1\0\0" * 5, names=b"abcde")
+    terms = open_terms(encode_spec(make_spec(fleet))[0])
+
+    def reason(rows: bytes) -> Reason:
+        signed = encode(replace(terms, roster=roster_digest(rows)))
+        return begun(fleet, signed_offer(fleet, signed, rows)).reason
+
+    assert reason(encode(good)) is Reason.BAD_ROSTER, "it can be read, and names this device otherwise"
+    assert reason(encode(replace(good, **change))) is Reason.BAD_TERMS
+    assert reason(encode(good) + b"x") is Reason.BAD_TERMS
+
+
+@pytest.mark.parametrize(
+    "change", [{"participant_id": ParticipantId(9)}, {"identity": b"short"}, {"device": "n" * 65_536}], ids=str
+)
+def test_terms_whose_roster_cannot_be_written_are_not_opened(change: dict) -> None:
+    fleet = make_fleet(5)
+    spec = make_spec(fleet)
+    with pytest.raises(WireError):
+        encode_spec(replace(spec, participants=(*spec.participants[:4], replace(spec.participants[4], **change))))
+
+
+def test_another_roster_than_the_signed_one_is_refused_and_none_is_asked_for() -> None:
+    fleet = make_fleet(7)
+    offer = Round(fleet=fleet, spec=make_spec(fleet)).open().requests[ONE]
+    other = encode_spec(make_spec(make_fleet(7, seed=1)))[1]
+    refused(begun(fleet, replace(offer, roster=other)), Reason.BAD_TERMS)
+    refused(begun(fleet, replace(offer, roster=b"")), Reason.MISSING_ROSTER)
+    stranger = replace(fleet, coordinator=make_fleet(7, seed=1).coordinator)
+    forged = Round(fleet=stranger, spec=make_spec(fleet)).open().requests[ONE]
+    refused(begun(fleet, replace(forged, roster=b"")), Reason.BAD_SIGNATURE)
+
+
+def begun(fleet: Fleet, offer: RoundOffer) -> object:
+    return begin(
         offer,
         owns=frozenset({BlockId("b")}),
         identity=fleet.identities[0],
         enrolled=fleet.enrolled(ONE),
         policy=fleet.policy,
         entropy=os_entropy,
-    )
-    refused(step.reply, Reason.BAD_TERMS)
+    ).reply
 
 
-def _sign_anything(fleet: Fleet, spec: RoundSpec):
-    unsigned = RoundOffer(spec=encode(spec), coordinator_channel=AgreementKey(b"c" * 32).public, signature=b"")
+def _sign_anything(fleet: Fleet, spec: RoundSpec) -> RoundOffer:
+    return signed_offer(fleet, *encode_spec(spec))
+
+
+def signed_offer(fleet: Fleet, terms: bytes, roster: bytes) -> RoundOffer:
+    channel = AgreementKey(b"c" * 32).public
+    unsigned = RoundOffer(spec=terms, roster=roster, coordinator_channel=channel, signature=b"")
     return replace(unsigned, signature=fleet.coordinator.sign(offer_context(unsigned)))
 
 
@@ -233,48 +287,91 @@ def share_request() -> tuple[Round, ShareRequest]:
     return a, a.reach("share").requests[ONE]
 
 
-def with_advert(request: ShareRequest, index: int, advert: Advertise, relist: bool = True) -> ShareRequest:
-    """The request with one advert replaced, and its digest on the roster too."""
-    digests = bytearray(request.digests)
-    if relist:
-        at = 32 * (advert.participant_id - 1)
-        digests[at : at + 32] = advert_digest(advert)
-    adverts = (*request.adverts[:index], advert, *request.adverts[index + 1 :])
-    return replace(request, digests=bytes(digests), adverts=adverts)
+def adverts_of(a: Round) -> dict[ParticipantId, Advertise]:
+    """What the devices advertised, as the coordinator has them."""
+    return {member: a.fleet.ledgers[member].load("run").reply for member in EVERYBODY}
 
 
-@pytest.mark.parametrize("field", ["channel_key", "mask_key", "commitments", "blocks", "context"])
+def with_advert(
+    a: Round, request: ShareRequest, advert: Advertise, relist: bool = True, signed: bool = False
+) -> ShareRequest:
+    """The request to device 1 with one advert replaced, in the tree too; signed by its device, who colludes."""
+    if signed:
+        advert = replace(advert, signature=a.fleet.identities[advert.participant_id - 1].sign(advert_digest(advert)))
+    listed = adverts_of(a) | {advert.participant_id: advert}
+    keys = b"".join(NeighbourKeys.of(listed[member]).pack() for member in EVERYBODY[1:])
+    root = advert_tree([advert_digest(listed[member]) for member in EVERYBODY])[-1][0]
+    return replace(request, neighbours=keys, root=root if relist else request.root)
+
+
+def test_an_honest_advert_put_in_again_changes_nothing() -> None:
+    """The request that the tests below change is the coordinator's own."""
+    a, request = share_request()
+    assert with_advert(a, request, adverts_of(a)[ParticipantId(4)], signed=True) == request
+    assert not isinstance(a.ask(ONE, request), Refusal)
+
+
+@pytest.mark.parametrize("field", ["channel_key", "mask_key", "commitments", "signature"])
 @pytest.mark.parametrize("relist", [True, False])
 def test_swapped_keys_of_a_peer_are_refused(field: str, relist: bool) -> None:
     a, request = share_request()
     mine = AgreementKey(b"mine" * 8).public
-    value = {
-        "channel_key": mine,
-        "mask_key": mine,
-        "commitments": (bytes(32),),
-        "blocks": (BlockId("x"),),
-        "context": bytes(32),
-    }[field]
-    forged = replace(request.adverts[2], **{field: value})
-    refused(a.ask(ONE, with_advert(request, 2, forged, relist)), Reason.BAD_ROSTER)
+    value = {"channel_key": mine, "mask_key": mine, "commitments": (bytes(32),), "signature": bytes(64)}[field]
+    forged = replace(adverts_of(a)[ParticipantId(4)], **{field: value})
+    refused(a.ask(ONE, with_advert(a, request, forged, relist)), Reason.BAD_ROSTER)
+
+
+def test_keys_that_their_device_signed_but_the_root_does_not_hold_are_refused() -> None:
+    """A colluder may have signed two adverts: everybody is to see the one that the roster's context binds."""
+    a, request = share_request()
+    second = replace(adverts_of(a)[ParticipantId(4)], mask_key=AgreementKey(b"mine" * 8).public)
+    assert not isinstance(
+        Round(fleet=a.fleet, spec=a.spec).ask(ONE, with_advert(a, request, second, relist=True, signed=True)), Refusal
+    )
+    b, request = share_request()
+    refused(b.ask(ONE, with_advert(b, request, second, relist=False, signed=True)), Reason.BAD_ROSTER)
+
+
+def test_a_root_that_does_not_hold_our_own_advert_is_refused() -> None:
+    a, request = share_request()
+    mine = replace(adverts_of(a)[ONE], mask_key=AgreementKey(b"mine" * 8).public)
+    root = with_advert(a, request, mine, signed=True).root
+    refused(a.ask(ONE, replace(request, root=root)), Reason.BAD_ROSTER)
 
 
 @pytest.mark.parametrize(
-    "change", ["missing-neighbour", "twice", "ourselves-out", "not-owners", "padding", "order", "short"]
+    "change",
+    [
+        "missing-neighbour",
+        "one-more",
+        "swapped",
+        "ourselves-out",
+        "nobody",
+        "not-owners",
+        "padding",
+        "strangers",
+        "more-members",
+        "short-root",
+        "few-classes",
+        "longer-path",
+    ],
 )
 def test_a_roster_that_leaves_out_or_makes_up_is_refused(change: str) -> None:
     a, request = share_request()
     members, owners = request.members, request.owners[0]
     bad = {
-        "missing-neighbour": replace(request, adverts=request.adverts[1:]),
-        "twice": replace(request, adverts=(request.adverts[0], *request.adverts)),
-        "ourselves-out": replace(
-            request, members=members[4:], digests=request.digests[32:], classes=bytes(6), owners=(b"\xfc",)
-        ),
+        "missing-neighbour": replace(request, neighbours=request.neighbours[NeighbourKeys.SIZE :]),
+        "one-more": replace(request, neighbours=request.neighbours + bytes(NeighbourKeys.SIZE)),
+        "swapped": replace(request, neighbours=request.neighbours[160:320] + request.neighbours[:160]),
+        "ourselves-out": replace(request, members=b"\x7e", classes=bytes(6), owners=(b"\xfc",)),
+        "nobody": replace(request, members=b"\0", classes=b"", owners=(b"",)),
         "not-owners": replace(request, owners=(bytes([owners[0] & 0x7F]),)),
         "padding": replace(request, owners=(bytes([owners[0] | 1]),)),
-        "order": replace(request, members=members[4:8] + members[:4] + members[8:]),
-        "short": replace(request, digests=request.digests[:-1]),
+        "strangers": replace(request, members=bytes([members[0] | 1])),
+        "more-members": replace(request, members=members + b"\0"),
+        "short-root": replace(request, root=request.root[:-1]),
+        "few-classes": replace(request, classes=request.classes[:-1]),
+        "longer-path": replace(request, path=bytes(32)),
     }[change]
     refused(a.ask(ONE, bad), Reason.BAD_ROSTER)
 
@@ -304,11 +401,11 @@ def test_devices_that_were_shown_different_rosters_cannot_open_each_others_ciphe
     request = state.requests[ONE]
     shorter = replace(
         request,
-        members=request.members[:-4],
-        digests=request.digests[:-32],
+        members=pack_members(EVERYBODY[:6], EVERYBODY),
+        root=advert_tree([advert_digest(adverts_of(a)[member]) for member in EVERYBODY[:6]])[-1][0],
         classes=request.classes[:-1],
         owners=(pack_members(EVERYBODY[:6], EVERYBODY[:6]),),
-        adverts=request.adverts[:-1],
+        neighbours=request.neighbours[: -NeighbourKeys.SIZE],
     )
     reply = a.ask(ONE, shorter)
     assert not isinstance(reply, Refusal)
@@ -589,9 +686,8 @@ def test_a_relabelled_organisation_is_refused() -> None:
 def test_an_advert_that_differs_from_its_row_of_the_roster_is_refused(changed: dict) -> None:
     """A colluder that signs what the coordinator wishes is still held to its row by everybody else."""
     a, request = share_request()
-    advert = replace(request.adverts[0], **changed)
-    signed = replace(advert, signature=a.fleet.identities[advert.participant_id - 1].sign(advert_digest(advert)))
-    refused(a.ask(ONE, with_advert(request, 0, signed)), Reason.BAD_ROSTER)
+    advert = replace(adverts_of(a)[ParticipantId(2)], **changed)
+    refused(a.ask(ONE, with_advert(a, request, advert, signed=True)), Reason.BAD_ROSTER)
 
 
 def test_a_weight_class_that_its_device_did_not_declare_is_refused() -> None:
@@ -618,9 +714,10 @@ def test_a_block_with_too_few_masking_neighbours_stays_masked() -> None:
     spec = make_spec(make_fleet(3), corrupt_fraction=0.1, dropout_fraction=0.1)
     roster = Roster(
         spec=spec,
+        offer=bytes(32),
         context=bytes(32),
         members=members,
-        digests=(),
+        root=bytes(32),
         classes=(0,) * 200,
         owners=(members,),
         degree=Degree(36, 21),
@@ -639,9 +736,10 @@ def test_a_block_that_nobody_can_open_does_not_draw_everybody_into_the_witnesses
     fleet = make_fleet(200)
     roster = Roster(
         spec=make_spec(fleet, corrupt_fraction=0.1, dropout_fraction=0.1),
+        offer=bytes(32),
         context=bytes(32),
         members=members,
-        digests=(),
+        root=bytes(32),
         classes=(0,) * 200,
         owners=(members[:100], members),
         degree=Degree(36, 21),

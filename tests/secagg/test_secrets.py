@@ -8,8 +8,7 @@ import pytest
 from fedpeft.entropy import seeded_entropy
 from fedpeft.ids import ParticipantId
 from fedpeft.secagg import Open, Summed
-from fedpeft.secagg.device_secrets import secret_keys
-from fedpeft.secagg.device_state import Advertised, Closed
+from fedpeft.secagg.device_state import Advertised, Closed, secret_keys
 from fedpeft.testing.secagg import STAGES, Round
 from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 

@@ -8,11 +8,13 @@ from fedpeft.entropy import os_entropy
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.secagg import (
     Aborted,
+    Advertise,
     DeviceSession,
     MemoryLedger,
     Open,
     Reason,
     Refusal,
+    Reply,
     RoundOffer,
     Summed,
     close_stage,
@@ -42,7 +44,9 @@ def test_an_offer_that_is_refused_leaves_the_open_round_as_it_was() -> None:
 def test_an_offer_that_is_no_offer_is_malformed() -> None:
     fleet = make_fleet(5)
     reply = fleet.sessions[ONE].begin(
-        RoundOffer(spec=b"nonsense", coordinator_channel=bytes(32), signature=bytes(64)), owns=OWNS, entropy=os_entropy
+        RoundOffer(spec=b"nonsense", roster=b"", coordinator_channel=bytes(32), signature=bytes(64)),
+        owns=OWNS,
+        entropy=os_entropy,
     )
     assert isinstance(reply, Refusal)
     assert reply.reason is Reason.MALFORMED
@@ -74,7 +78,7 @@ def test_the_roster_is_in_ascending_order_whatever_the_order_of_the_adverts() ->
     assert isinstance(state, Open)
     for member, request in state.requests.items():
         assert isinstance(request, ShareRequest)
-        assert np.frombuffer(request.members, ">u4").tolist() == [1, 2, 3, 4, 5]
+        assert request.members == b"\xf8"
         answer = fleet.sessions[member].answer("run", request)
         assert isinstance(answer, EncryptedShares), answer
 
@@ -125,3 +129,41 @@ def test_a_session_needs_nothing_but_ledger_identity_and_policy() -> None:
     )
     offer = Round(fleet=fleet, spec=make_spec(fleet)).open().requests[ONE]
     assert not isinstance(session.begin(offer, owns=OWNS, entropy=os_entropy), Refusal)
+
+
+def test_a_roster_that_the_device_holds_need_not_come_again() -> None:
+    """From the run's last round, however that ended here; in another run, or after another roster, it must."""
+    fleet = make_fleet(5)
+    session = fleet.sessions[ONE]
+
+    def answered(whole: bool = False, **changes: object) -> Reply:
+        offer = Round(fleet=fleet, spec=make_spec(fleet, **changes)).open().requests[ONE]
+        assert isinstance(offer, RoundOffer)
+        offer = offer if whole else replace(offer, roster=b"")
+        examined = session.examine(offer)
+        reply = session.begin(offer, owns=OWNS, entropy=os_entropy)
+        assert isinstance(examined, Refusal) == isinstance(reply, Refusal)
+        return reply
+
+    def is_missing(reply: Reply) -> bool:
+        return isinstance(reply, Refusal) and reply.reason is Reason.MISSING_ROSTER
+
+    assert is_missing(answered())
+    assert isinstance(answered(whole=True), Advertise)
+    assert isinstance(answered(round_id=2), Advertise)
+    fleet.restart(ONE)
+    session = fleet.sessions[ONE]
+    assert isinstance(answered(round_id=3), Advertise), "a restarted device has it in its ledger"
+    assert is_missing(answered(run_id="another"))
+    fewer = make_spec(fleet).participants[:4]
+    assert is_missing(answered(round_id=4, participants=fewer))
+    assert isinstance(answered(round_id=4, participants=fewer, whole=True), Advertise)
+    assert is_missing(answered(round_id=5))
+
+
+def test_a_repeated_offer_is_the_same_with_its_roster_and_without() -> None:
+    fleet = make_fleet(5)
+    offer = Round(fleet=fleet, spec=make_spec(fleet)).open().requests[ONE]
+    assert isinstance(offer, RoundOffer)
+    first = fleet.sessions[ONE].begin(offer, owns=OWNS, entropy=os_entropy)
+    assert fleet.sessions[ONE].begin(replace(offer, roster=b""), owns=OWNS, entropy=os_entropy) == first

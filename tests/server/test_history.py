@@ -14,6 +14,7 @@ from fedpeft.round.history import BURNT, Past
 from fedpeft.round.messages import Failure, FailureReason, FitRequest, Link
 from fedpeft.round.transport import Stage
 from fedpeft.round.work import state_digest
+from fedpeft.secagg.offer import open_terms
 from fedpeft.testing.network import CoordinatorKilled, Fault
 from fedpeft.wire import decode, encode
 from fedpeft_server.run.run_view import read_run
@@ -32,7 +33,7 @@ def signed_histories(world: World) -> dict[int, set[bytes]]:
         def listening(stage: Stage, payload: bytes, handle=handle) -> bytes:  # type: ignore[no-untyped-def]
             if stage is Stage.FIT:
                 offer = decode(decode(payload, FitRequest).offer, secagg.RoundOffer)
-                terms = decode(offer.spec, secagg.RoundSpec)
+                terms = open_terms(offer.spec)
                 seen.setdefault(terms.round_id, set()).add(terms.history)
             return handle(stage, payload)
 

@@ -263,6 +263,18 @@ def verify_round(path):
 
     offer = asked["RoundOffer", 1]
     context = digest("offer", unhex(offer["spec"]), unhex(offer["coordinator_channel"]))
+    names = [p[kind].encode() for p in spec["participants"] for kind in ("device", "organisation")]
+    fields = [
+        b"".join(unhex(p["identity"]) for p in spec["participants"]),
+        b"".join(len(name).to_bytes(2, "big") for name in names),
+        b"".join(names),
+    ]
+    rows = framed(*fields)
+    rows = b"FP" + bytes([3]) + 0x030D.to_bytes(2, "big") + len(rows).to_bytes(8, "big") + rows
+    check(unhex(offer["roster"]) == rows, "the roster's rows are the participants'")
+    run = spec["run_id"].encode()
+    at = 13 + 8 + len(run) + 16 + 8 + len(spec["mode"]) + 8  # header, run, round and attempt, mode, a length
+    check(unhex(offer["spec"])[at : at + 32] == digest("participants", rows), "the terms hold the roster's digest")
     check(
         ed_verifies(unhex(document["coordinator_public"]), unhex(offer["signature"]), context),
         "the terms are signed by the coordinator",
@@ -290,7 +302,7 @@ def verify_round(path):
             b"keys",
             d.channel_public,
             d.mask_public,
-            *commitments,
+            digest("commitments", *commitments),
         )
         check(
             (unhex(advert["channel_key"]), unhex(advert["mask_key"]), [unhex(c) for c in advert["commitments"]])
@@ -300,11 +312,25 @@ def verify_round(path):
         check(ed_verifies(identities[n], unhex(advert["signature"]), digests[n]), f"device {n}: its advert is signed")
 
     request = asked["ShareRequest", 1]
-    check(unhex(request["digests"]) == b"".join(digests.values()), "the roster lists the digests of the adverts")
+    leaves = list(digests.values())
+    while len(leaves) > 1:
+        odd = leaves[len(leaves) // 2 * 2 :]
+        leaves = [digest("node", *leaves[i : i + 2]) for i in range(0, len(leaves) - 1, 2)] + odd
+    check([unhex(request["root"])] == leaves, "the roster has the root of the tree over the digests of the adverts")
+    check(unhex(request["members"]) == bytes([256 - 2 ** (8 - count)]), "and all members")
+    for n in devices:
+        keys = b""
+        for m, peer in devices.items():
+            advert = said["RoundOffer", m]
+            committed = digest("commitments", *map(unhex, advert["commitments"]))
+            if m != n:
+                keys += peer.channel_public + peer.mask_public + committed + unhex(advert["signature"])
+        shown = asked["ShareRequest", n]
+        check((unhex(shown["neighbours"]), shown["path"]) == (keys, ""), f"device {n} is shown its neighbours' keys")
     classes = bytes(said["RoundOffer", n]["weight_class"] for n in devices)
     check(unhex(request["classes"]) == classes, "and their weight classes")
     roster = digest(
-        "roster", context, unhex(request["members"]), unhex(request["digests"]), classes, *map(unhex, request["owners"])
+        "roster", context, unhex(request["members"]), unhex(request["root"]), classes, *map(unhex, request["owners"])
     )
     channels, edges = {}, {}
     for n, d in devices.items():

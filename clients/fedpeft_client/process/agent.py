@@ -14,7 +14,7 @@ from typing import Protocol
 from fedpeft.child import Child, ChildDied
 from fedpeft.clock import Clock, SystemClock
 from fedpeft.directory_lock import DirectoryLock, short_turn
-from fedpeft.errors import ApprovalPending, FedpeftError, NotEnrolled
+from fedpeft.errors import ApprovalPending, FedpeftError, NotEnrolled, RosterMissing
 from fedpeft.flower import NodeContext, client_app
 from fedpeft.flower.fleet import Fleet
 from fedpeft.flower.fleet_client import FleetTarget
@@ -192,7 +192,7 @@ class Agent:
         if stage is Stage.FIT:
             try:
                 self._prepare(decode(payload, FitRequest))
-            except ApprovalPending as error:  # no trouble: the owner was told when it was asked
+            except (ApprovalPending, RosterMissing) as error:  # no trouble: the owner was told, or will be asked
                 return encode(refusal_of(error))
             except (FedpeftError, OSError) as error:
                 return self._refused(stage, error)

@@ -42,11 +42,13 @@ class RunWatch:
         Raises:
             PolicyRefused: the owner refused the run.
             ApprovalPending: the owner is asked, and has not answered.
+            RosterMissing: the run is new here, and its terms came without the roster that the question speaks of.
         """
-        now = self._clock.utc().isoformat(timespec="seconds")
         asks = self._site.policy.approve == "ask"
-        if self._runs.ask(question_of(signed, source=self._site.data.source, at=now, needs_yes=asks)) and asks:
-            _log.warning("run %s waits for your yes: see `fedpeft client runs pending`", signed.plan.run_id)
+        if signed.terms.participants or not self._runs.has_asked(signed.plan, needs_yes=asks):
+            now = self._clock.utc().isoformat(timespec="seconds")
+            if self._runs.ask(question_of(signed, source=self._site.data.source, at=now, needs_yes=asks)) and asks:
+                _log.warning("run %s waits for your yes: see `fedpeft client runs pending`", signed.plan.run_id)
         self._runs.expect_approved(signed.plan, ask=asks)
         self._runs.begin(signed.terms.run_id, signed.terms.round_id)
 

@@ -35,6 +35,7 @@ from fedpeft.round.signed_request import covered_by
 from fedpeft.round.size_class import declared_class
 from fedpeft.round.start import expect_start
 from fedpeft.round.transport import Stage
+from fedpeft.secagg.offer import open_terms
 from fedpeft.secagg.spec import mechanism
 from fedpeft.wire import OtherVersion, WireError, decode, encode
 
@@ -130,6 +131,8 @@ class Device:
         offer = decode(request.offer, secagg.RoundOffer)
         terms = self._session.examine(offer)
         if isinstance(terms, secagg.Refusal):
+            if terms.reason is secagg.Reason.MISSING_ROSTER:
+                return Failure(reason=FailureReason.MISSING_ROSTER)  # no trouble: it will come with the roster
             return self._objected(request.offer, terms)
         signed = covered_by(terms, request)
         pin = follow(
@@ -224,7 +227,7 @@ class Device:
         """To this device's own operator; nobody else hears of it."""
         trace = trace_of(sys.exception())
         try:
-            terms = decode(decode(offer, secagg.RoundOffer).spec, secagg.RoundSpec)
+            terms = open_terms(decode(offer, secagg.RoundOffer).spec)
             self._tell(Trouble(run_id=terms.run_id, round_id=terms.round_id, cause=cause, trace=trace))
         except WireError:
             self._tell(Trouble(run_id="", round_id=0, cause=cause, trace=trace))
