@@ -212,7 +212,8 @@ def expect_folder(path: Path) -> None:
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
         raise ResourceMissing(
-            f"Expected a folder at {str(path)[:200]} to write to, found: {reason}; name another, or mend that one."
+            f"Expected a folder at {str(path)[:200]} to write to, found: {reason}; name another folder, or fix "
+            "that one."
         ) from error
     finally:
         for folder in reversed(made):

@@ -40,11 +40,15 @@ def check_device(home: DeviceHome, clock: Clock) -> tuple[CheckResult, ...]:
                 authority=home.ca_certificate.read_bytes(),
             )
         except OSError as error:
-            raise NotEnrolled(f"Expected keys in {home.keys}, found {error.strerror}; join anew.") from error
+            raise NotEnrolled(
+                f"Expected keys in {home.keys}, found {error.strerror}; join again with a new token."
+            ) from error
         left = certificate_ends(home) - clock.utc()
         if not fits or left.total_seconds() <= 0:
             found = "expired" if fits else "for another key"
-            raise NotEnrolled(f"Expected a valid certificate, found one that is {found}; ask for a token, join anew.")
+            raise NotEnrolled(
+                f"Expected a valid certificate, found one that is {found}; ask for a token and join again."
+            )
         return f"valid for {left.days} days; renewed by itself when 10 are left"
 
     def coordinator() -> str:

@@ -139,7 +139,8 @@ class DeviceHome:
             return Enrolment(**content)
         except ValueError as error:
             raise IntegrityFailed(
-                f"Expected {self.enrolment_file} as enrolment wrote it, found {error}; restore it, or join anew."
+                f"Expected {self.enrolment_file} as enrolment wrote it, found {error}; restore it, or join "
+                "again with a new token."
             ) from error
 
     def write_enrolment(self, enrolment: Enrolment) -> None:
@@ -158,5 +159,6 @@ class DeviceHome:
             return IdentityKey.from_bytes(self.identity_seed.read_bytes())
         except OSError as error:
             raise NotEnrolled(
-                f"Expected the device's identity in {self.identity_seed}, found {error.strerror}; join anew."
+                f"Expected the device's identity in {self.identity_seed}, found {error.strerror}; join again "
+                "with a new token."
             ) from error

@@ -233,10 +233,10 @@ class Site(Section):
         """
         policy = self.policy
         if policy.allow_bases and plan.base not in policy.allow_bases:
-            raise PolicyRefused(f"Expected a base of policy.allow_bases, found {plan.base[:19]}.")
+            raise PolicyRefused(f"Expected a base that policy.allow_bases lists, found {plan.base[:19]}.")
         if plan.start and plan.start not in policy.allow_starts:
             raise PolicyRefused(
-                f"Expected a run that begins anew or with one of policy.allow_starts, found {plan.start}."
+                f"Expected a run that starts from the base, or from a state in policy.allow_starts, found {plan.start}."
             )
         offered = methods_of(plan.adapter)
         if policy.allow_methods and offered and not self.trained(offered):

@@ -142,7 +142,7 @@ class SiteRuns:
             raise PolicyRefused(f"Expected a run that this site has not refused, found {plan.run_id}.")
         if ask and (decision is None or decision.plan_sha256 != digest_of(plan)):
             raise ApprovalPending(
-                f"Expected the owner's yes to {plan.run_id}, found none to this plan; "
+                f"Expected the owner's approval of {plan.run_id}, found none for this plan; "
                 "see `fedpeft client runs pending`."
             )
 

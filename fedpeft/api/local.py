@@ -80,6 +80,6 @@ def local_up(
             screen.clients(federation.trains(), loaded.rounds.count)
             run = follow(federation, screen)
         except (FedpeftError, KeyboardInterrupt):
-            screen.note(f"go on with:  {shlex.join(['fedpeft', 'local', 'up', '--resume', str(federation.path)])}")
+            screen.note(f"continue with:  {shlex.join(['fedpeft', 'local', 'up', '--resume', str(federation.path)])}")
             raise
     return LocalRun(folder=federation.path, clients=federation.clients, result=open_run(run))

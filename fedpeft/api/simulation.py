@@ -130,7 +130,9 @@ def _placed(config: RunConfig, out: Path) -> RunConfig:
 
 def _expect_as_it_was(config: object, changes: Sequence[str]) -> None:
     if config is not None or changes:
-        raise ConfigInvalid("A run is resumed as it was started; start a new one to change its config.")
+        raise ConfigInvalid(
+            "A run is resumed with the configuration that it started with; to change settings, start a new run."
+        )
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def _open_safetensors(root: Path) -> Checkpoint:
                     "start from the unquantized weights."
                 )
             if name in tensors:
-                raise ConfigInvalid(f"Expected {name} in one file of {root}, found it in two; remove the one too many.")
+                raise ConfigInvalid(f"Expected {name} in one file of {root}, found it in two; remove one of them.")
             shape = tuple(part.get_shape())
             tensors[name] = RowTensor(shape, dtype, _reader(file, name, shape))
     return Checkpoint(config=clean_config(read_json(root / CONFIG_FILE)), tensors=tensors)

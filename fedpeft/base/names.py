@@ -83,7 +83,7 @@ def match(model: nn.Module, tensors: Mapping[str, RowTensor]) -> Match:
             group.members.setdefault(pattern, []).append(name)
         elif place in plain:
             raise ConfigInvalid(
-                f"Expected one tensor for {place}, found {plain[place]} and {name}; remove the one that is not meant."
+                f"Expected one tensor for {place}, found {plain[place]} and {name}; remove the wrong one."
             )
         else:
             plain[place] = name

@@ -144,7 +144,7 @@ def weight_files(root: Path) -> tuple[Path, ...]:
     """
     if (root / INDEX).is_file() and (root / SINGLE).is_file():
         raise ConfigInvalid(
-            f"Expected {SINGLE} or {INDEX} in {root}, found both, which may be two models; remove the one that is old."
+            f"Expected {SINGLE} or {INDEX} in {root}, found both, which may be two models; remove the outdated one."
         )
     if (root / INDEX).is_file():
         weight_map = read_json(root / INDEX).get("weight_map")

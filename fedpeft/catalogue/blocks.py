@@ -76,7 +76,7 @@ def blocks_for(spec: AdapterSpec, *, methods: Sequence[str], rank: int | None, h
     if not problems and not chosen:
         problems.append(Problem(where="methods", expected="at least one block to train", found="none"))
     if problems:
-        raise ConfigInvalid("This device cannot train what it is asked to.", problems=problems)
+        raise ConfigInvalid("This device cannot train the methods that it is configured for.", problems=problems)
     return chosen
 
 

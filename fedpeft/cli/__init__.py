@@ -220,7 +220,7 @@ def _failed(error: Exception, given: Sequence[str]) -> int:
         return ResourceMissing.exit_code
     if isinstance(error, OSError) and _is_of_this_machine(error, given):
         where = f" at {error.filename}" if error.filename else ""
-        _say(f"error: The operating system refused this{where}: {error.strerror}; mend that and run it again.")
+        _say(f"error: The operating system refused this{where}: {error.strerror}; fix that and run it again.")
         return ResourceMissing.exit_code
     import traceback
 

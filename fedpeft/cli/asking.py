@@ -179,7 +179,7 @@ def chat(asked: "Answerer", how: "Sampling") -> None:
     from fedpeft.tasks import Convention
 
     if asked.labels:
-        raise ConfigInvalid("Expected a language model, found one that classifies; use predict.")
+        raise ConfigInvalid("Expected a language model, found a classifier; use `predict`.")
     remembers = asked.convention is Convention.MESSAGES
     how_long = "/new begins anew" if remembers else "it was not trained on conversations: each question stands alone"
     click.echo(f"asked as {asked.convention.value}; {how_long}; an empty line or Ctrl-D ends", err=True)

@@ -246,7 +246,7 @@ def list_artifacts(store: Path | None, as_json: bool) -> None:
             f"{artifact.digest}  {size}  {manifest.quantize:8}  {manifest.model_type:10}  {manifest.source.origin}"
         )
     if not found.ls():
-        click.echo(f"No artifacts in {found.path}; make one with `fedpeft base build MODEL`.", err=True)
+        click.echo(f"No bases in {found.path}; make one with `fedpeft base build MODEL`.", err=True)
 
 
 @command.command()

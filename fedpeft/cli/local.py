@@ -56,7 +56,9 @@ def up(
     if (config is None) == (resume is None):
         raise click.UsageError("Expected either a CONFIG file or --resume FOLDER.")
     if resume is not None and overrides:
-        raise click.UsageError("A run is resumed as it was started; start a new one to change its config.")
+        raise click.UsageError(
+            "A run is resumed with the configuration that it started with; to change settings, start a new run."
+        )
     console = Console(stderr=as_json)
     with LiveScreen(console, quiet=verbosity().quiet) as screen:
         done = local_up(config, overrides=overrides, out=out, resume=resume, store=store, screen=screen)

@@ -160,7 +160,7 @@ def _for_clients(
         )
     click.echo(_clip_advice(bit, adaptive=privacy.clip == "adaptive"))
     click.echo("")
-    click.echo(f"signal to noise of a round at best, n / (z sqrt d){where}:")
+    click.echo(f"best signal-to-noise ratio per round, n / (z sqrt d){where}:")
     ratios = {name: signal_to_noise(clients, made.noise_multiplier, size) for name, size in sizes.items()}
     _show(ratios, sizes, learns=1.0, drowns=LEARNS)
     click.echo(_client_advice(ratios))
@@ -227,7 +227,10 @@ def _by_device(
     _show(ratios, sizes, learns=STEP_LEARNS, drowns=STEP_DROWNS)
     first = next(iter(ratios))
     if ratios[first] < STEP_DROWNS:
-        click.echo(f"recommended: none of these. All drown: more {many} a device, fewer steps, or a larger epsilon.")
+        click.echo(
+            f"recommended: none of these. The noise hides all of them: more {many} per device, fewer "
+            "steps, or a larger epsilon."
+        )
     else:
         click.echo(
             f"recommended: {first}, with batches as large as these: far ahead of every adapter on BANKING77, about "
@@ -244,7 +247,7 @@ def _by_device(
 
 def _show(ratios: Mapping[str, float], sizes: Mapping[str, int], *, learns: float, drowns: float) -> None:
     for name, size in sizes.items():
-        verdict = "learns" if ratios[name] >= learns else "noisy" if ratios[name] >= drowns else "drowns"
+        verdict = "learns" if ratios[name] >= learns else "noisy" if ratios[name] >= drowns else "too noisy"
         click.echo(f"  {name:<34} d = {size:>9,}   {ratios[name]:8.3f}   {verdict}")
     click.echo("")
 
@@ -257,8 +260,8 @@ def _clip_advice(bit: float, *, adaptive: bool) -> str:
             f"{bit:.2f} on the share within it"
         )
     return (
-        f"clip norm: fixed, for an adaptive one would follow noise alone ({bit:.2f} on the share within it); take the "
-        "median norm of a client's update on public data"
+        f"clip norm: fixed, because an adaptive one would only follow noise ({bit:.2f} on the share within it); take "
+        "the median norm of a client's update on public data"
     )
 
 
@@ -270,7 +273,8 @@ def _client_advice(ratios: Mapping[str, float]) -> str:
     if good:
         return f"recommended: {good[-1]}; always compare with training the head only"
     return (
-        "recommended: none of these. All drown: ask more clients, run fewer rounds, or allow a larger epsilon. "
-        "Below a few hundred clients a client-level promise is expensive for anything but the smallest method; "
+        "recommended: none of these. The noise hides all of them: use more clients, fewer rounds, or a "
+        "larger epsilon. "
+        "Below a few hundred clients client-level privacy is expensive for anything but the smallest method; "
         "--unit example promises less, to each example, and costs less."
     )

@@ -143,6 +143,6 @@ def verify(run: Path, as_json: bool) -> None:
     if as_json:
         say_json({"run": str(run), "sound": not problems, "problems": [str(problem) for problem in problems]})
     if problems:
-        raise IntegrityFailed(f"{run}: expected a run as it was recorded.", problems=problems)
+        raise IntegrityFailed(f"{run}: expected the files that the run recorded, found others.", problems=problems)
     if not as_json:
         click.echo(f"{run}: every digest holds")

@@ -74,7 +74,9 @@ def command(
     ]
     changed += [f"data.map.{ours}={json.dumps(theirs)}" for ours, theirs in column_map.items()]
     if resume is not None and (changed or overrides):
-        raise click.UsageError("A run is resumed as it was started; start a new one to change its config.")
+        raise click.UsageError(
+            "A run is resumed with the configuration that it started with; to change settings, start a new run."
+        )
     result = _run(config, [*overrides, *changed], out, resume, baselines, store, as_json)
     if as_json:
         answer = result.as_dict()

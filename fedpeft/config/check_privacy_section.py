@@ -185,6 +185,6 @@ def _budget(config: RunConfig) -> Iterator[Finding]:
         yield Finding(
             key="privacy.delta",
             reads=("data.partition", "device"),
-            expected=f"{limit}{hint}: a larger one allows to publish somebody",
+            expected=f"{limit}{hint}: a larger one would allow publishing one of them in full",
             found=f"{privacy.delta:g}",
         )

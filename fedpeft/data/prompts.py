@@ -67,7 +67,9 @@ def conversation_tokens(turns: Sequence[Message], tokenizer: Tokenizer) -> Token
         ConfigInvalid: the chat template takes without end.
     """
     if not turns or turns[-1]["role"] == "assistant":
-        raise DataInvalid("Expected a conversation that ends with a question, found none or an answer at its end.")
+        raise DataInvalid(
+            "Expected a conversation that ends with a turn of the user, found none, or an answer at its end."
+        )
     if unknown := [turn["role"] for turn in turns if turn["role"] not in ROLES]:
         raise DataInvalid(f"Expected turns of the roles {', '.join(ROLES)}, found {unknown[0]!r:.40}.")
     if not tokenizer.chat_template:
@@ -120,5 +122,5 @@ def _begun(text: str, tokenizer: Tokenizer) -> TokenIds:
 
 def _nonempty(ids: TokenIds) -> TokenIds:
     if not len(ids):
-        raise DataInvalid("Expected a question, found an empty text; nothing can follow it.")
+        raise DataInvalid("Expected a prompt, found an empty text.")
     return ids

@@ -166,5 +166,5 @@ def _status(tunnel: socket.socket, proxy: Proxy) -> int:
         head += byte
     words = head.split(b"\r\n", 1)[0].split()
     if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit() or len(words[1]) != 3:
-        raise ProxyRefused(f"expected an HTTP proxy at {proxy}, found a peer that answers otherwise")
+        raise ProxyRefused(f"expected an HTTP proxy at {proxy}, found a server that does not answer like one")
     return int(words[1])

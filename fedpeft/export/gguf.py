@@ -209,7 +209,7 @@ def _cut(cutter: Any) -> str:
     if kinds == ["Split", "ByteLevel"] and "(?i:'s|'t|'re|'ve|'m|'ll|'d)" in patterns[0]:
         return "llama-bpe" if r"\p{N}{1,3}" in patterns[0] else "qwen2"
     raise ConfigInvalid(
-        f"Expected a way to cut texts that llama.cpp has under a name known here, found {', '.join(map(str, kinds))}; "
+        f"Expected a pre-tokenizer for which llama.cpp has a name, found {', '.join(map(str, kinds))}; "
         "use llama.cpp's convert_hf_to_gguf.py on the folder that `fedpeft base export` writes."
     )
 

@@ -271,8 +271,8 @@ class Fleet:
         self._unknown += 1
         if self._unknown >= UNKNOWN_ATTEMPTS:
             raise NotEnrolled(
-                "the coordinator does not know this device's key: it was replaced, or the coordinator's registry is of "
-                "before this device joined"
+                "the coordinator does not know this device's key: it was replaced, or the coordinator's registry is "
+                "older than this device's enrolment"
             )
 
     def _tell(self, line: str) -> None:

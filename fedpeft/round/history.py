@@ -184,7 +184,8 @@ def _expect(expected: bytes, found: bytes, round_id: int, theirs: tuple[Link, ..
     if expected != found:
         raise Forked(
             f"Expected one history of this run, found two up to round {round_id}: {expected.hex()[:16]} and "
-            f"{found.hex()[:16]}. Its coordinator tells different devices different things, or was put back.",
+            f"{found.hex()[:16]}. The coordinator tells different devices different things, or was restored from a "
+            "backup.",
             theirs,
         )
 

@@ -86,8 +86,8 @@ def load_round(dumped: bytes, *, where: str) -> PendingRound:
         return decode(dumped, PendingRound)
     except WireError as error:
         raise IntegrityFailed(
-            f"{where}: {error} The survivors of this round are fixed, and no other sum of it may be made: let the "
-            "version of fedpeft that began it end it, then go on with this one."
+            f"{where}: {error} The survivors of this round are fixed, and no other sum of it may be made: "
+            "finish the round with the version of fedpeft that began it, then continue with this one."
         ) from error
 
 

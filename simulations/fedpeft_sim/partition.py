@@ -177,7 +177,7 @@ def _synthetic(records: Records, how: Partition, seed: int) -> dict[str, list[in
             }
     except ValueError as error:
         raise DataInvalid(
-            f"Expected records enough for clients={how.clients} by {how.by}, found {len(records)}: {error}"
+            f"Expected enough records for clients={how.clients} by {how.by}, found {len(records)}: {error}"
         ) from error
 
 

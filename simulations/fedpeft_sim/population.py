@@ -159,7 +159,7 @@ def expect_enough(population: Population) -> None:
         if number > there
     ]
     if problems:
-        raise ConfigInvalid("The run asks for more clients than there are; nothing was started.", problems=problems)
+        raise ConfigInvalid("The run needs more clients than the data has; nothing was started.", problems=problems)
 
 
 def _remarks(loaded: Loaded, findings: Findings, config: RunConfig) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def prepare(
     if data is not None and config.performance.engine == "ray":
         raise ConfigInvalid(
             'Expected performance.engine = "local" for data from Python, found "ray", whose processes read files; '
-            "write the data to one."
+            "write the data to a file."
         )
     expect_trackers(config.track.to)
     population = populate(config, data)
@@ -76,7 +76,7 @@ def prepare(
     if len(population.clients) < secagg.MIN_COHORT_FLOOR:
         raise ConfigInvalid(
             f"Expected {secagg.MIN_COHORT_FLOOR} clients or more, found {len(population.clients)}; "
-            "with two, each learns the other's update from the sum."
+            "with two, each could compute the other's update from the sum."
         )
     expect_enough(population)
     config = population.config
@@ -158,7 +158,7 @@ def simulate(
             run.write_summary(summary_of(run, "interrupted" if interrupted else "failed", reason))
             with suppress(FedpeftError, OSError):
                 write_report(run.path)
-            screen.note(f"go on with:  {shlex.join(['fedpeft', 'simulate', '--resume', str(run.path)])}")
+            screen.note(f"continue with:  {shlex.join(['fedpeft', 'simulate', '--resume', str(run.path)])}")
             raise
         full_bytes = full_parameter_bytes(
             plan, simulation.pool, rounds=simulation.config.rounds.count, clients=len(simulation.population.clients)

@@ -46,7 +46,7 @@ def test_who_is_not_enrolled_or_was_put_out_hears_what_to_do(tmp_path: Path):
 def test_a_damaged_enrolment_is_refused(text: str, tmp_path: Path):
     home = DeviceHome(tmp_path)
     home.enrolment_file.write_text(text)
-    with pytest.raises(IntegrityFailed, match="join anew"):
+    with pytest.raises(IntegrityFailed, match="join again"):
         home.last_enrolment()
 
 

@@ -50,7 +50,7 @@ MISTAKES: list[tuple[Sequence[str], int, str]] = [
     (["run.toml", "--model", "pypi:no-such-package"], 8, "no-such-package"),
     (["run.toml", "--resume", "."], 2, "either"),
     (["--resume", "."], 3, "resolved.toml"),
-    (["--resume", ".", "--rounds", "9"], 2, "resumed as it was started"),
+    (["--resume", ".", "--rounds", "9"], 2, "resumed with the configuration"),
 ]
 
 

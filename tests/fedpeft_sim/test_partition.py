@@ -42,7 +42,7 @@ def test_each_value_of_a_column_is_a_client(values: list[object]) -> None:
 def test_every_record_goes_to_exactly_one_client_in_its_order(by: Synthetic, n: int, clients: int, seed: int) -> None:
     how = Partition(by=by, clients=min(clients, n), alpha=0.3)
     if by == "shards" and -(-n // -(-n // (2 * how.clients))) < how.clients:  # fewer shards than clients
-        with pytest.raises(DataInvalid, match="records enough"):
+        with pytest.raises(DataInvalid, match="enough records"):
             partition(records(n), how, seed)
         return
     found = partition(records(n), how, seed)

@@ -76,7 +76,11 @@ def test_a_device_finds_its_own_noise_for_the_whole_run() -> None:
 
 @pytest.mark.parametrize(
     ("change", "found"),
-    [({"delta": 0.02}, "allows to publish"), ({"noise_multiplier": 0.1}, "at least"), ({"epsilon": 1e-9}, "reaches")],
+    [
+        ({"delta": 0.02}, "would allow publishing"),
+        ({"noise_multiplier": 0.1}, "at least"),
+        ({"epsilon": 1e-9}, "reaches"),
+    ],
 )
 def test_a_plan_that_keeps_no_promise_is_refused_with_the_nearest_that_does(change: dict, found: str) -> None:
     plan = PLAN.model_copy(update={"privacy": TERMS.model_copy(update=change)})

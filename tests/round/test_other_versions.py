@@ -148,5 +148,5 @@ def test_a_ledger_of_another_version_says_so_and_what_to_do(tmp_path, monkeypatc
 def test_a_pending_round_of_another_version_is_left_to_that_version() -> None:
     pending = PendingRound(round_id=4, attempt=1, members=(), accounts=(), summing=Secret(b"sum"))
     assert load_round(encode(pending), where="run/pending") == pending
-    with pytest.raises(IntegrityFailed, match=r"run/pending: .*another version's.*let the version"):
+    with pytest.raises(IntegrityFailed, match=r"run/pending: .*another version's.*finish the round with the version"):
         load_round(of_another_version(encode(pending)), where="run/pending")

@@ -99,7 +99,7 @@ def _three(out: str) -> tuple[str, str, str]:
 
 def test_a_classifier_does_not_chat(classifier: Path, classes: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adapter", "chat", str(classifier), "--store", str(classes.store)]) == 3
-    assert "use predict" in capsys.readouterr().err
+    assert "use `predict`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["classify", "causal-lm"])

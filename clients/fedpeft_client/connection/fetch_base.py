@@ -218,7 +218,7 @@ class _Partial:
         view = memoryview(piece)
         if len(view) > self.entry.size_bytes - self.size:
             raise IntegrityFailed(
-                f"Expected {self.entry.size_bytes} bytes of {self.entry.name}, found more; the source is not honest."
+                f"Expected {self.entry.size_bytes} bytes of {self.entry.name}, found more; do not trust this source."
             )
         while view:
             part = view[: self._left_in_chunk()]

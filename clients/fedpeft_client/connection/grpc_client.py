@@ -88,7 +88,8 @@ class Link:
             certificate = home.device_certificate.read_bytes()
         except OSError as error:
             raise NotEnrolled(
-                f"Expected the keys of {enrolment.device} in {home.keys}, found {error.strerror}; join anew."
+                f"Expected the keys of {enrolment.device} in {home.keys}, found {error.strerror}; join again "
+                "with a new token."
             ) from error
         proxy = proxy_of(home, enrolment.host)
         return cls(enrolment.service_target, authority=authority, key=key, certificate=certificate, proxy=proxy)

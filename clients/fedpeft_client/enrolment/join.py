@@ -168,7 +168,10 @@ def _show(code: str, home: DeviceHome, token: JoinToken, on_waiting: Callable[[s
     """Shows the short code, from this device's own keys: one that the coordinator made up would prove nothing."""
     own = short_code(token.ca_fingerprint, public_key(home.device_key.read_bytes()), home.identity().public)
     if code != own:
-        raise IntegrityFailed(f"Expected the code {own} of this device's own keys, found {code}; do not go on.")
+        raise IntegrityFailed(
+            f"Expected the code {own} of this device's own keys, found {code}; somebody may be in "
+            "between: do not continue."
+        )
     on_waiting(own)
 
 

@@ -78,7 +78,9 @@ def _key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise IntegrityFailed("Expected the device's key as fedpeft made it, found another file; join anew.") from error
+        raise IntegrityFailed(
+            "Expected the device's key as fedpeft made it, found another file; join again with a new token."
+        ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise IntegrityFailed("Expected an elliptic-curve key, found another kind; join anew.")
+        raise IntegrityFailed("Expected an elliptic-curve key, found another kind; join again with a new token.")
     return key

@@ -248,12 +248,12 @@ class Answerer:
 
     def _expect_words(self) -> Decoder | SourceDecoder:
         if self.decoder is None:
-            raise DataInvalid("Expected a language model, found one that classifies; ask for classes.")
+            raise DataInvalid("Expected a language model, found a classifier; ask for classes.")
         return self.decoder
 
     def _expect_labels(self) -> None:
         if not self.labels:
-            raise DataInvalid("Expected a model with classes, found a language model; ask for an answer.")
+            raise DataInvalid("Expected a classifier, found a language model; ask for an answer.")
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         width = max(len(row) for row in rows)

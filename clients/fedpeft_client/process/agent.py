@@ -241,4 +241,6 @@ def _target(home: DeviceHome) -> FleetTarget:
                 proxy=proxy_of(home, enrolment.host),
             )
     except OSError as error:
-        raise NotEnrolled(f"Expected keys in {home.keys}, found {error.strerror}; join anew.") from error
+        raise NotEnrolled(
+            f"Expected keys in {home.keys}, found {error.strerror}; join again with a new token."
+        ) from error

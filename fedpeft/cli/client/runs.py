@@ -61,9 +61,14 @@ def approve(run: str, home: Path | None, plan: str) -> None:
     kept = _kept(home)
     record = _one(kept, run)
     if record.question is None:
-        raise click.UsageError(f"Expected a run that has asked, found that {run} has not.")
+        raise click.UsageError(
+            f"Expected a run that has invited this device, found none named {run}; see `fedpeft client runs ls`."
+        )
     if 0 < len(plan) < 8:
-        raise click.BadParameter("Expected 8 digits of the plan's digest or more.", param_hint="--plan")
+        raise click.BadParameter(
+            "Expected --plan with at least 8 digits of the plan's digest; `fedpeft client runs pending` shows it.",
+            param_hint="--plan",
+        )
     if not plan:
         _show(record.question)
         click.confirm("Take part, under this plan?", abort=True)

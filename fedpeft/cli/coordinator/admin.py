@@ -32,7 +32,7 @@ def create(name: str, role: str, ttl: str, home: Path | None, as_json: bool) -> 
     if as_json:
         say_json(made)
         return
-    click.echo(f"token {made['id']}: {role} {name}, good for {ttl}:", err=True)
+    click.echo(f"token {made['id']}: {role} {name}, valid for {ttl}:", err=True)
     click.echo(made["token"])
 
 
@@ -57,7 +57,7 @@ def revoke(token_id: str, target: Target) -> None:
     """Revoke an access token, from its next request on. Browsers signed in with it are signed out."""
     with asking(target) as coordinator:
         coordinator.ask("access-tokens.revoke", id=token_id)
-    click.echo(f"token {token_id} is good for nothing any more")
+    click.echo(f"token {token_id} is revoked")
 
 
 @click.command()

@@ -32,7 +32,7 @@ def backup(target: Path, home: Path | None, no_bases: bool, as_json: bool) -> No
     click.echo(f"{path}: {len(made.files)} files, {path.stat().st_size / 2**20:.1f} MiB, mode 0600")
     click.echo(f"  audit log up to {made.audit_head}")
     if made.running:
-        click.echo("  the coordinator ran: runs in it can be read after a restore, and do not go on")
+        click.echo("  the coordinator was running: after a restore, its runs can be read but do not continue")
 
 
 @click.command()
@@ -61,6 +61,6 @@ def restore(archive: Path, home: Path | None, nothing_since: bool, as_json: bool
         return
     click.echo(f"{where}: as it was on {printable(made.at)}, audit log up to {made.audit_head[:16]}")
     if ended:
-        click.echo(f"  {ended} runs that had not finished do not go on; see `fedpeft coordinator status`")
-    click.echo("  join tokens are revoked; devices revoked or admitted since are as they were then: see")
+        click.echo(f"  {ended} unfinished runs do not continue; see `fedpeft coordinator status`")
+    click.echo("  join tokens are revoked; decisions about devices made since the backup are undone: see")
     click.echo("  `fedpeft coordinator clients ls`, and revoke again before `fedpeft coordinator up`")

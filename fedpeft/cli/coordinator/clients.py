@@ -52,7 +52,7 @@ def pending(target: Target, as_json: bool) -> None:
     if waiting:
         click.echo("compare the code with the device's owner, then: clients approve NAME --code CODE", err=True)
     else:
-        click.echo("nobody waits", err=True)
+        click.echo("no device waits for approval", err=True)
 
 
 @clients.command()
@@ -65,7 +65,7 @@ def approve(name: str, code: str, target: Target) -> None:
 
     with asking(target) as coordinator:
         device = coordinator.ask("devices.approve", device=name, code=code)
-    click.echo(f"{name} of {printable(device['organisation'])} is in; it goes on by itself")
+    click.echo(f"{name} of {printable(device['organisation'])} is approved; the device continues by itself")
 
 
 @clients.command(name="approve-all")
@@ -84,7 +84,7 @@ def approve_all(file: TextIO, target: Target) -> int:
             name, _, code = line.strip().partition(" ")
             try:
                 device = coordinator.ask("devices.approve", device=name, code=code)
-                click.echo(f"{printable(name)} of {printable(device['organisation'])} is in")
+                click.echo(f"{printable(name)} of {printable(device['organisation'])} is approved")
             except FedpeftError as error:
                 failed = error.exit_code
                 click.echo(f"{printable(name)}: {printable(str(error))}", err=True)
@@ -114,7 +114,7 @@ def delete(name: str, target: Target) -> None:
     """Delete a denied, revoked or departed device. Its keys are never accepted again."""
     with asking(target) as coordinator:
         coordinator.ask("devices.delete", device=name)
-    click.echo(f"{name} is forgotten")
+    click.echo(f"{name} is deleted")
 
 
 @clients.command()
@@ -125,7 +125,7 @@ def deny(name: str, reason: str, target: Target) -> None:
     """Deny the waiting device NAME."""
     with asking(target) as coordinator:
         coordinator.ask("devices.deny", device=name, reason=reason)
-    click.echo(f"{name} is turned away")
+    click.echo(f"{name} is denied")
 
 
 @clients.command()
@@ -136,7 +136,7 @@ def revoke(name: str, reason: str, target: Target) -> None:
     """Revoke the device NAME, from its next request on. Its update in a running round is dropped."""
     with asking(target) as coordinator:
         coordinator.ask("devices.revoke", device=name, reason=reason)
-    click.echo(f"{name} is out; its keys are never accepted again")
+    click.echo(f"{name} is revoked; its keys are never accepted again")
 
 
 @clients.command()

@@ -55,7 +55,7 @@ def init(
         admin_bind=admin_bind,
     )
     authority = initialise(where, settings, clock=SystemClock(), entropy=os_entropy)
-    click.echo(f"coordinator made in {where.path}")
+    click.echo(f"coordinator created in {where.path}")
     click.echo(f"  authority sha256  {authority.fingerprint.hex()}")
     click.echo(f"  devices reach     {hosts[0]} on ports {fleet_port}, {service_port}, {enrol_port}: open these three")
     place = quoted("--home", where.path)

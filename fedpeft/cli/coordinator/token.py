@@ -38,7 +38,7 @@ def create(target: Target, ttl: str, uses: int, organisation: str, auto_approve:
     if as_json:
         say_json(made)
         return
-    click.echo(f"token {made['id']}, for {uses} device(s), good for {ttl}:", err=True)
+    click.echo(f"token {made['id']}, for {uses} device(s), valid for {ttl}:", err=True)
     click.echo(f"fedpeft client join {made['token']}")
 
 
@@ -69,7 +69,7 @@ def revoke_token(token_id: str, target: Target) -> None:
     """Revoke a join token. Devices that enrolled with it stay enrolled."""
     with asking(target) as coordinator:
         coordinator.ask("join-tokens.revoke", id=token_id)
-    click.echo(f"token {token_id} admits nobody else")
+    click.echo(f"token {token_id} is revoked; it admits no further device")
 
 
 def duration_s(text: str) -> int:

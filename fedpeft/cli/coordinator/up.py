@@ -44,10 +44,10 @@ def up(home: Path | None) -> None:
         else:
             # Only to begin with, and nobody is in without approval: a service's output ends in a log.
             token = issue(where, coordinator.registry, ttl_s=FIRST_TOKEN_S, uses=FIRST_TOKEN_USES).to_text()
-            click.echo(f"  join a device with (good for {FIRST_TOKEN_USES} devices today; you approve each):")
+            click.echo(f"  join a device with (valid today, for {FIRST_TOKEN_USES} devices; you approve each):")
             click.echo(f"    fedpeft client join {token} --data FILE")
         click.echo(f"  start a run with:   fedpeft coordinator submit run.toml {quoted('--home', where.path)}")
         coordinator.work()
-        click.echo(f"stopped; a round at work had {DRAIN_S:.0f} s to finish, and every committed one is kept")
+        click.echo(f"stopped; a running round had {DRAIN_S:.0f} s to finish, and every committed round is kept")
     finally:
         coordinator.close()

@@ -32,6 +32,6 @@ def pinned(store: DeviceStore, run_id: str) -> RunPin | None:
     if store.read(run_key(run_id)) is not None and (pin is None or pin.forms != FORMS):
         raise SpecMismatch(
             f"Expected run {run_id} to have begun on this device under this version of fedpeft, found the records of "
-            "another version. Go on with that version here, or ask the operator for a new run."
+            "another version. Continue with that version here, or ask the operator for a new run."
         )
     return pin

@@ -156,8 +156,12 @@ def _operation(method: str, path: str) -> tuple[Operation, Mapping[str, str]]:
         if operation.method == method:
             return operation, parts
     if found:
-        raise Refusal(405, "Expected another method.", {"allow": ", ".join(one.method for one, _ in found)})
-    raise Refusal(404, "Expected a path of /openapi.json.")
+        raise Refusal(
+            405,
+            "Expected a method that /openapi.json lists for this path.",
+            {"allow": ", ".join(one.method for one, _ in found)},
+        )
+    raise Refusal(404, "Expected a path that /openapi.json lists.")
 
 
 def _query(scope: Scope, operation: Operation) -> dict[str, object]:
@@ -165,7 +169,7 @@ def _query(scope: Scope, operation: Operation) -> dict[str, object]:
         text = scope["query_string"].decode("ascii")
         pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, max_num_fields=16) if text else []
     except (UnicodeDecodeError, ValueError) as error:
-        raise Refusal(400, "Expected a plain query.") from error
+        raise Refusal(400, "Expected a query of the form name=value.") from error
     if len({name for name, _ in pairs}) < len(pairs):
         raise Refusal(400, "Expected each name of the query once.")
     whole = {name for name, one in operation.fields.items() if one.kind == "integer"}
@@ -175,7 +179,7 @@ def _query(scope: Scope, operation: Operation) -> dict[str, object]:
 def _object(body: bytes, scope: Scope) -> dict[str, object]:
     kind = (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
     if body and kind != b"application/json":
-        raise Refusal(415, "Expected application/json.")
+        raise Refusal(415, "Expected a body of type application/json.")
     try:
         found = bounded_json.loads(body or b"{}", _BODY)
     except ValueError as error:

@@ -119,10 +119,12 @@ class Callers:
             self._refused.count(address)
             await asyncio.to_thread(self._refused.record)
             if not self._strangers.allows(address):
-                raise Refusal(429, "Expected fewer requests without a good access token.", {"retry-after": "5"})
-            raise Refusal(401, "Expected a good access token.", {"www-authenticate": "Bearer"})
+                raise Refusal(
+                    429, "Too many requests without a valid access token; wait and try again.", {"retry-after": "5"}
+                )
+            raise Refusal(401, "Expected a valid access token.", {"www-authenticate": "Bearer"})
         if not self._holders.allows(token.token_id):
-            raise Refusal(429, "Expected fewer requests; wait a little.", {"retry-after": "1"})
+            raise Refusal(429, "Too many requests; wait and try again.", {"retry-after": "1"})
         return Caller(token=token, session=session, address=address)
 
 

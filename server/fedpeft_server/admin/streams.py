@@ -33,7 +33,7 @@ class Places:
             Refusal: there is none.
         """
         if self._taken[token_id] >= STREAMS_OF_A_TOKEN or self._taken.total() >= STREAMS:
-            raise Refusal(429, "Expected fewer open streams and downloads; close one.", {"retry-after": "5"})
+            raise Refusal(429, "Too many open streams and downloads; close one.", {"retry-after": "5"})
         self._taken[token_id] += 1
         try:
             yield

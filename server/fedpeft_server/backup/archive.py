@@ -124,11 +124,15 @@ def unpacked(archive: Path, staging: Path) -> Backup:
                     continue
                 digests[entry.name] = _written(content, staging.joinpath(*parts))
     except (tarfile.TarError, EOFError) as error:
-        raise IntegrityFailed(f"Expected a backup in {archive}, found {error}; it is none, or cut off.") from error
+        raise IntegrityFailed(
+            f"Expected a backup in {archive}, found {error}; the file is not a backup, or is truncated."
+        ) from error
     except OSError as error:
         raise ResourceMissing(f"Expected to unpack {archive}, found: {error}.") from error
     if not record:
-        raise IntegrityFailed(f"Expected {RECORD} at the end of {archive}, found none: it is no backup, or cut off.")
+        raise IntegrityFailed(
+            f"Expected {RECORD} at the end of {archive}, found none: the file is not a backup, or is truncated."
+        )
     found = Backup.from_json(record)
     if found.schema > SCHEMA:
         raise IntegrityFailed(

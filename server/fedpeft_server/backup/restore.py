@@ -48,8 +48,8 @@ def restore(archive: Path, where: Path, *, clock: Clock, nothing_since: bool = F
         record = unpacked(archive, staging)
         if nothing_since and record.running:
             raise DataInvalid(
-                "Expected a backup of a coordinator that was down, found one that ran while it was taken: its rounds "
-                "went on. Restore without --nothing-since; its runs are then readable and do not go on."
+                "Expected a backup of a coordinator that was down, found one that ran while it was taken: later "
+                "rounds may exist. Restore without --nothing-since; its runs can then be read, but do not continue."
             )
         home = CoordinatorHome(staging)
         home.settings()

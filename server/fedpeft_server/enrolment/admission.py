@@ -168,7 +168,9 @@ class Admission:
     def admit(self, certificate: bytes) -> EnrolledDevice | Refused:
         """The active device that a client certificate (PEM, of a finished TLS handshake) speaks for, or why not."""
         if certificate_expiry(certificate) <= self._clock.utc():
-            return Refused(reason=RefusalReason.EXPIRED, detail="the device's certificate has expired; join anew")
+            return Refused(
+                reason=RefusalReason.EXPIRED, detail="the device's certificate has expired; join again with a new token"
+            )
         node_key = node_key_of(certificate)
         device = self._registry.by_node_key(node_key) or self._registry.take_successor(node_key)
         if device is None:

@@ -40,7 +40,7 @@ class Labels:
                 taken = {other.name.casefold(), labels.get(other.identity, "").casefold()}
                 if other.identity != device.identity and label.casefold() in taken:
                     raise ConfigInvalid(
-                        f"Expected what no other device is called, found that {other.name} is; see `clients ls`."
+                        f"Expected a label that no other device has, found it on {other.name}; see `clients ls`."
                     )
             db.execute("DELETE FROM labels WHERE identity = ?", (device.identity,))
             if label:

@@ -49,7 +49,7 @@ def expect_room(folder: Path, need_bytes: int) -> None:
     if free < need_bytes:
         raise DiskFull(
             f"Expected {need_bytes / 2**20:.1f} MiB free in {folder} for the next round, found {free / 2**20:.1f} MiB; "
-            "make room: every committed round stands, and the run goes on by itself."
+            "make room: every committed round is kept, and the run continues by itself."
         )
     probe = folder / f".room-{os.getpid()}"
     try:
@@ -62,7 +62,7 @@ def expect_room(folder: Path, need_bytes: int) -> None:
             raise
         raise DiskFull(
             f"Expected to write {folder}, found {error.strerror}; make room: every committed round stands, and the run "
-            "goes on by itself."
+            "continues by itself."
         ) from error
     finally:
         probe.unlink(missing_ok=True)

@@ -116,7 +116,7 @@ class JobRunner:
         except (FedpeftError, OSError) as error:
             if isinstance(error, OSError) and is_full(error):
                 expected = f"Expected room for run {job.number} in {site.home.path}, found: {error.strerror}"
-                remedy = "make room: every committed round stands, and the run goes on by itself"
+                remedy = "make room: every committed round is kept, and the run continues by itself"
                 raise DiskFull(f"{expected}; {remedy}.") from error
             job = replace(self._current(job), state=JobState.FAILED, reason=str(error))
         finally:

@@ -135,7 +135,7 @@ class NoisePlan:
                 where="run.toml: privacy.clip",
                 expected=f"at least {devices * noise / MOST_BIT_NOISE:.0f} devices a round for an adaptive clip at "
                 f"noise multiplier {z:g}",
-                found=f"{devices}, whose bits would drown: noise of {noise:.2f} on a share in [0, 1]",
+                found=f"{devices}, whose bits the noise would hide: noise of {noise:.2f} on a share in [0, 1]",
                 remedy='Set privacy.clip = "fixed", or allow a larger epsilon.',
             )
             raise ConfigInvalid("The clip norm cannot follow the devices' norms.", problems=[problem])
@@ -148,10 +148,10 @@ class NoisePlan:
                 where="run.toml: privacy.metrics",
                 expected=f"at least {devices * blur / MOST_METRIC_NOISE:.0f} devices a round for noised metrics at "
                 f"noise multiplier {z:g}",
-                found=f"{devices}, whose accuracy would drown: noise of {blur:.2f} on a number in [0, 1]",
+                found=f"{devices}, whose accuracy the noise would hide: noise of {blur:.2f} on a number in [0, 1]",
                 remedy='Set privacy.metrics = "suppressed", or allow a larger epsilon.',
             )
-            raise ConfigInvalid("The metrics would say nothing.", problems=[problem])
+            raise ConfigInvalid("The noise would hide the metrics.", problems=[problem])
         return made
 
     def statement(self, made: Sequence[Charge] | None = None) -> Statement:

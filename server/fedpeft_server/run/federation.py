@@ -114,7 +114,7 @@ class Federation:
                 raise QuorumMissed(
                     f"Expected a sum in one of the last {progress.burnt} rounds, found them all burnt: devices "
                     f"vanished after they had sent their inputs. Everything up to round {progress.done} is committed; "
-                    f"mend the devices and resume {self._run.path}."
+                    f"fix the devices, then resume {self._run.path}."
                 )
             if why := self._after_round(self._run.rounds[-1]):
                 self._run.record("run.stopped", round_id=RoundId(progress.done), detail={"reason": why})
@@ -167,7 +167,7 @@ class Federation:
         reasons = "; ".join(why)
         raise QuorumMissed(
             f"Round {round_id} was aborted {len(why)} times ({reasons}). Everything up to round {progress.done} is "
-            f"committed; mend the devices and resume {self._run.path}."
+            f"committed; fix the devices, then resume {self._run.path}."
         )
 
     def _go_on(self, kept: Kept, progress: Progress) -> Progress:

@@ -147,8 +147,8 @@ class RunDirectory:
             if (path / RESTORED).exists():
                 raise IntegrityFailed(
                     f"Expected a run whose last round is known, found {path} restored from a backup: later rounds may "
-                    "have been summed, and what they cost in privacy is in no ledger. It is read, not continued; start "
-                    "a new run."
+                    "have been summed, and what they cost in privacy is in no ledger. It can be read, but not "
+                    "continued; start a new run."
                 )
             expect_attempts(path, run.manifest)
             run._recover()
