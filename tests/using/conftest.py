@@ -59,13 +59,15 @@ class Runs:
         from fedpeft.methods import attach
         from fedpeft_server.run.run_directory import RunDirectory
 
-        classes = self.kind == "classify"
-        named = f"labels = {list(labels)}".replace("'", '"') if classes else ""
+        own = f"labels = {list(labels)}".replace("'", '"')
+        named = {"causal-lm": "", "regression": "range = [0, 5]"}.get(self.kind, own)
         text = CONFIG.format(kind=self.kind, labels=named, methods=methods, rounds=count)
         config = parse(text, source="run.toml", simulation=True).model_copy(update={"directory": folder})
         artifact = ArtifactStore(self.store).get(self.digest)
         head = derive_seed(config.run.seed, "head")
-        model = load_model(artifact, task=config.task.kind, labels=config.task.labels, head_seed=head)
+        record, outputs = config.task.record, config.task.outputs
+        problem = record.problem_type or "single_label_classification"
+        model = load_model(artifact, task=record.form, labels=outputs, head_seed=head, problem_type=problem)
         union = attach(model, config.adapter, seed=config.run.seed)
         start, draw = union.initial_state(), np.random.Generator(np.random.Philox(seed))
         with RunDirectory.create(

@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,12 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 from fedpeft.cli.serve import RunSource  # noqa: E402
 from fedpeft.errors import ConfigInvalid  # noqa: E402
+from fedpeft.tasks import Convention  # noqa: E402
 from fedpeft_client.inference import Sampling, TrainedModel  # noqa: E402
+from fedpeft_client.inference.outputs import question_of  # noqa: E402
 from fedpeft_client.serving.engine import Engine, Job, Question  # noqa: E402
 from fedpeft_client.serving.lanes import Shelf  # noqa: E402
+from fedpeft_client.serving.requests import RequestRefused, classify_of  # noqa: E402
 from fedpeft_client.serving.server import serve  # noqa: E402
 from fedpeft_server.run.run_view import last_state, read_run  # noqa: E402
 from tests.using.conftest import Runs, commit  # noqa: E402
@@ -112,6 +116,14 @@ def started(arguments: list[str], store: Path) -> Server:
     line = process.stdout.readline()
     assert "serves" in line
     return Server(line.split("/v1 ")[0], process)
+
+
+@contextmanager
+def ended(server: Server) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        server.process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -251,12 +263,76 @@ def test_classes_and_vectors_of_two_runs_with_other_classes(judges: list[Path], 
                     assert one["label"] == expected.label
                     np.testing.assert_allclose(one["probs"], list(expected.probabilities.values()), atol=1e-5)
                 vectors = client.post("/v1/embeddings", json={"model": name, "input": texts}).json()["data"]
-                (whole, *_rest) = [states for _, states, _ in alone(run, classes).answerer().states(texts[:1])]
+                ((_, whole),) = alone(run, classes).answerer().states([(texts[0],)])
                 np.testing.assert_allclose(vectors[0]["embedding"], whole[0].mean(dim=0), atol=1e-4)
             refused = client.post("/v1/chat/completions", json={"model": "a", "messages": TURNS})
             assert "classifies" in refused.json()["error"]["message"]
     finally:
         found.process.kill()
+
+
+@pytest.fixture(scope="module")
+def assessors(classes: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """On one base: classes of texts and of pairs, sets of labels, numbers, tags."""
+    folder = tmp_path_factory.mktemp("assessors")
+    made = {
+        "classes": classes.make(folder, seed=1, convention="text+label"),
+        "pairs": classes.make(folder, seed=2, labels=("no", "yes"), convention="text+text_pair+label"),
+    }
+    for name, kind, labels, convention in (
+        ("labels", "multi-label", ("heart", "lung", "skin"), "text+label"),
+        ("numbers", "regression", (), "text+text_pair+label"),
+        ("tags", "token-classify", ("O", "B-X"), "words+tags"),
+    ):
+        runs = replace(classes, kind=kind)
+        made[name] = runs.make(folder, seed=len(made) + 3, labels=labels, convention=convention)
+    return made
+
+
+def test_every_task_with_outputs_of_its_own_is_served_as_it_is_predicted(
+    assessors: dict[str, Path], classes: Runs
+) -> None:
+    """A number, a set of labels and tags are no class, and a pair is no text."""
+    server = started([f"{name}={run}" for name, run in assessors.items()], classes.store)
+    single = ["the flight was late again", "great"]
+    pair = [{"text": "the flight was late", "text_pair": "we waited"}, {"text": "great", "text_pair": "bad"}]
+    words = [{"words": ["the", "flight", "was", "late"]}, {"words": ["great"]}]
+    with ended(server), httpx.Client(base_url=server.url, timeout=60) as client:
+        for name, run in assessors.items():
+            asked = pair if name in {"pairs", "numbers"} else words if name == "tags" else single
+            answer = client.post("/classify", json={"model": name, "input": asked}).json()
+            rows = [one if isinstance(one, dict) else {"text": one} for one in asked]
+            view = read_run(run)
+            convention = Convention(view.manifest.convention)
+            expected = alone(run, classes).answerer(convention).classify([question_of(row) or "" for row in rows])
+            for found, one in zip(answer["data"], expected, strict=True):
+                if name == "numbers":
+                    assert found.keys() == {"index", "value"}
+                    assert found["value"] == pytest.approx(one.value, abs=1e-4)
+                elif name == "tags":
+                    assert list(zip(found["words"], found["tags"], strict=True)) == list(one.tags)
+                else:
+                    assert found["classes"] == list(one.probabilities)
+                    np.testing.assert_allclose(found["probs"], list(one.probabilities.values()), atol=1e-5)
+                    assert found.get("label") == (None if name == "labels" else one.label)
+                    assert found.get("labels") == (list(one.labels) if name == "labels" else None)
+            other = single[0] if name in {"pairs", "numbers"} else pair[0]
+            refused = client.post("/classify", json={"model": name, "input": [asked[0], other]})
+            assert refused.status_code == 400, "what it was not trained on is refused, not read as something else"
+            assert "was trained on" in refused.json()["error"]["message"]
+        listed = {one["id"]: (one["task"], one["classes"]) for one in client.get("/v1/models").json()["data"]}
+    assert listed["numbers"] == ("regression", [])
+    assert listed["tags"] == ("token-classify", ["O", "B-X"])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{}, {"text": ""}, {"text": "a", "text_pair": " "}, {"text_pair": "a"}, {"words": []}, {"words": ["a b"]},
+     {"words": "a"}, {"text": "a", "label": "x"}, {"text": 1}, 1, None, ["a", "b"]],
+)  # fmt: skip
+def test_an_input_that_is_no_text_pair_or_words_is_refused(row: object) -> None:
+    with pytest.raises(RequestRefused, match="text_pair"):
+        classify_of(json.dumps({"input": [row]}).encode())
 
 
 def test_an_address_that_others_reach_needs_a_token() -> None:

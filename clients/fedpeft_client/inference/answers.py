@@ -14,31 +14,18 @@ from fedpeft.data.rendering import TokenIds
 from fedpeft.data.row_checks import ROLES
 from fedpeft.data.tasks import Message
 from fedpeft.errors import DataInvalid
-from fedpeft.tasks import TASKS, Convention
+from fedpeft.tasks import TASKS, Convention, Target
+from fedpeft_client.inference.encoding import Encoded, encoded
 from fedpeft_client.inference.generation import Decoder, Sampling
-from fedpeft_client.inference.outputs import answered, has_one_class
+from fedpeft_client.inference.outputs import Choice, answer_of, target_of, texts_of
 from fedpeft_client.inference.sources import SourceDecoder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["Answer", "Answerer", "Choice", "Piece"]
+__all__ = ["Answer", "Answerer", "Piece"]
 
-CLASS_BATCH = 32
 COMPARED = tuple(one for task in TASKS.values() if task.prefers for one in task.conventions)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """A class for a text.
-
-    Args:
-        label: the likeliest.
-        probabilities: by class, in the order of the logits; they sum to 1.
-    """
-
-    label: str
-    probabilities: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,58 +97,50 @@ class Answerer:
         elif not labels:
             self.decoder = Decoder(model, self._ends(self.convention), choose_rows)
 
-    def classify(self, texts: Sequence[str]) -> list[Choice]:
-        """A class for each text; batches of 32, alike in length. Of other tasks what they answer (``answered``).
-
-        Raises:
-            DataInvalid: the model has no classes.
-        """
-        self._expect_labels()
-        pairs = self.convention is Convention.TEXT_PAIR_LABEL
-        if pairs or not has_one_class(self._model):
-            model, longest, told = self._model, self._longest, list[Choice]()
-            for row, text in enumerate(texts):
-                self._choose_rows([row])
-                said = answered(model, self.tokenizer, text, self.labels, longest, pairs=pairs)
-                told.append(Choice(label=said.words, probabilities=said.probabilities))
-            return told
-        found: list[Choice | None] = [None] * len(texts)
-        for rows, logits in self.logits(texts):
-            for row, shares in zip(rows, torch.softmax(logits, dim=-1).tolist(), strict=True):
-                known = dict(zip(self.labels, shares, strict=True))
-                found[row] = Choice(label=max(known, key=known.__getitem__), probabilities=known)
-        return [one for one in found if one is not None]
-
-    @torch.no_grad()
-    def logits(self, texts: Sequence[str], longest: Sequence[int] = ()) -> Iterator[tuple[list[int], Tensor]]:
-        """Rows of ``texts`` and their float32 logits (n, classes), batch by batch.
+    def classify(self, questions: Sequence[str]) -> list[Choice]:
+        """An answer to each question; batches of 32, alike in length.
 
         Args:
-            texts: to classify.
-            longest: tokens at which each is cut; empty: as the model's.
+            questions: texts; two of them with a tab between after training on pairs (``outputs.texts_of``).
+
+        Raises:
+            DataInvalid: the model has no outputs of its own, or a question is none for it.
         """
-        for rows, tokens, mask in self._batches(texts, longest):
-            yield rows, self._model(input_ids=tokens, attention_mask=mask).logits.float()
+        self._expect_labels()
+        target, pairs = target_of(self._model), self.convention is Convention.TEXT_PAIR_LABEL
+        texts = [texts_of(question, target, pairs=pairs) for question in questions]
+        found: dict[int, Choice] = {}
+        for some, logits in self.logits(texts):
+            for i, row in enumerate(some.rows):
+                found[row] = answer_of(logits[i], target, self.labels, some.texts[i][0], some.offsets[i])
+        return [found[row] for row in range(len(texts))]
 
     @torch.no_grad()
-    def states(self, texts: Sequence[str], longest: Sequence[int] = ()) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """As ``logits``: the last layer's states (n, s, h), and which are of tokens (n, s)."""
-        for rows, tokens, mask in self._batches(texts, longest):
-            output = self._model(input_ids=tokens, attention_mask=mask, output_hidden_states=True)
-            yield rows, output.hidden_states[-1].float(), mask
+    def logits(self, texts: Sequence[tuple[str, ...]], longest: Sequence[int] = ()) -> Iterator[tuple[Encoded, Tensor]]:
+        """Float32 logits (n, outputs), of tags (n, s, outputs), batch by batch.
 
-    def _batches(self, texts: Sequence[str], longest: Sequence[int]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        Args:
+            texts: one text each, or the two of a pair.
+            longest: tokens at which each is cut; empty: as the model's.
+        """
+        for some in self._batches(texts, longest, offsets=target_of(self._model) is Target.TAGS):
+            yield some, self._model(**some.inputs).logits.float()
+
+    @torch.no_grad()
+    def states(self, texts: Sequence[tuple[str, ...]], longest: Sequence[int] = ()) -> Iterator[tuple[Encoded, Tensor]]:
+        """As ``logits``: the last layer's states (n, s, h)."""
+        for some in self._batches(texts, longest):
+            output = self._model(**some.inputs, output_hidden_states=True)
+            yield some, output.hidden_states[-1].float()
+
+    def _batches(
+        self, texts: Sequence[tuple[str, ...]], longest: Sequence[int], *, offsets: bool = False
+    ) -> Iterator[Encoded]:
+        config: PretrainedConfig = self._model.config
         cut = longest or [self._longest] * len(texts)
-        ids: list[list[int]] = [
-            self.tokenizer([text], truncation=True, max_length=length)["input_ids"][0]
-            for text, length in zip(texts, cut, strict=True)
-        ]
-        order = sorted(range(len(texts)), key=lambda row: len(ids[row]))
-        for start in range(0, len(order), CLASS_BATCH):
-            rows = order[start : start + CLASS_BATCH]
-            tokens, mask = self._padded([ids[row] for row in rows])
-            self._choose_rows(rows)
-            yield rows, tokens, mask
+        for some in encoded(texts, self.tokenizer, config, cut, offsets=offsets):
+            self._choose_rows(some.rows)
+            yield some
 
     def tokens_of(self, row: Record) -> TokenIds:
         """The question that a row of a data file asks, without the answer that it may have.
@@ -254,13 +233,6 @@ class Answerer:
     def _expect_labels(self) -> None:
         if not self.labels:
             raise DataInvalid("Expected a classifier, found a language model; ask for an answer.")
-
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        width = max(len(row) for row in rows)
-        pad = getattr(self._model.config, "pad_token_id", None) or 0  # as in training (fedpeft.tuning.batches)
-        tokens = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], dtype=torch.int64)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], dtype=torch.int64)
-        return tokens, mask
 
 
 def turns_of(value: object) -> tuple[Message, ...]:

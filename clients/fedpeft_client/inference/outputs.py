@@ -1,4 +1,4 @@
-"""What a model with outputs of its own answers to a text: a class, a number, some labels, or a tag for each word."""
+"""What a model with outputs of its own answers to a text: a class, some labels, a number, or a tag for each word."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,39 +11,51 @@ from fedpeft.base.architecture import form_of
 from fedpeft.data import Record
 from fedpeft.data.encode_texts import first_pieces
 from fedpeft.data.targets import words_of
-from fedpeft.tasks.form import MULTI, NUMBER, SEQUENCE, SINGLE, TAGS
+from fedpeft.errors import DataInvalid
+from fedpeft.tasks import Target
+from fedpeft.tasks.form import MULTI, NUMBER, TAGS
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig
 
-__all__ = ["Prediction", "answered", "has_one_class", "question_of"]
-
+__all__ = ["Choice", "Offsets", "answer_of", "question_of", "target_of", "texts_of"]
 
 TAB = "\t"
 """Between the two texts of a pair."""
+Offsets = Sequence[tuple[int, int]]
+"""Of each token: where it begins and ends in the text; special tokens are empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
+class Choice:
     """An answer.
 
     Args:
-        words: ``urgent``, ``3.4``, ``heart;lung`` (empty: none), or ``word/TAG`` for each word.
-        probabilities: of each class, or of each label by itself; empty for numbers and tags.
+        label: in words: ``urgent``, ``3.4``, ``heart;lung`` (empty: none), or ``word/TAG`` for each word.
+        probabilities: of each class, in the order of the logits, which sum to 1; or of each label by itself; empty for
+            numbers and tags.
+        labels: of any number of labels those that apply.
+        value: of a number.
+        tags: of each word in turn; None for a word that was cut off.
     """
 
-    words: str
+    label: str
     probabilities: dict[str, float]
+    labels: tuple[str, ...] = ()
+    value: float | None = None
+    tags: tuple[tuple[str, str | None], ...] = ()
 
 
-def has_one_class(model: nn.Module) -> bool:
-    """Whether the outputs are classes of a whole text, of which one is chosen."""
+def target_of(model: nn.Module) -> Target:
+    """What a sequence or token classifier of transformers answers: its class and its config say so."""
     config: PretrainedConfig = model.config
-    return form_of(model) == SEQUENCE and config.problem_type in (None, "", SINGLE)
+    if form_of(model) == TAGS:
+        return Target.TAGS
+    return {NUMBER: Target.VALUE, MULTI: Target.CLASSES}.get(config.problem_type or "", Target.CLASS)
 
 
 def question_of(row: Record) -> str | None:
-    """What a row asks a model with outputs of its own, as ``answered`` takes it; None: nothing.
+    """What a row asks a model with outputs of its own, as ``texts_of`` takes it; None: nothing.
 
     Example:
         >>> question_of({"text": "a", "text_pair": "b"}), question_of({"words": ["a", "b"]})
@@ -57,48 +69,58 @@ def question_of(row: Record) -> str | None:
     return text if not isinstance(pair, str) else f"{text.replace(TAB, ' ')}{TAB}{pair}"
 
 
-@torch.no_grad()
-def answered(
-    model: nn.Module,
-    tokenizer: "PreTrainedTokenizerBase",
-    text: str,
-    outputs: Sequence[str],
-    longest: int,
-    *,
-    pairs: bool,
-) -> Prediction:
-    """What the model says of a text.
+def texts_of(question: str, target: Target, *, pairs: bool) -> tuple[str, ...]:
+    """A question as the tokenizer takes it: one text or the two of a pair; words with one space between them.
 
     Args:
-        model: a sequence or token classifier.
-        tokenizer: the base's.
-        text: what is asked; words between spaces where words are tagged.
-        outputs: their names in order.
-        longest: tokens to which it is cut.
+        question: words between spaces where words are tagged.
+        target: of the model.
         pairs: whether a tab stands between the two texts of a pair.
+
+    Raises:
+        DataInvalid: one text for a model of pairs.
     """
-    tags = form_of(model) == TAGS
-    first, tab, second = text.partition(TAB)
-    texts = (" ".join(text.split()),) if tags else (first, second) if pairs and tab else (text,)
-    encoding = tokenizer(*texts, truncation=True, max_length=longest, return_offsets_mapping=tags)
-    given = {name: torch.tensor([encoding[name]]) for name in ("input_ids", "attention_mask")}
-    config: PretrainedConfig = model.config
-    if len(texts) > 1 and int(getattr(config, "type_vocab_size", 0) or 0) > 1 and "token_type_ids" in encoding:
-        given["token_type_ids"] = torch.tensor([encoding["token_type_ids"]])
-    logits: Tensor = model(**given).logits[0].float()
-    if tags:
-        return Prediction(words=_tagged(text.split(), encoding["offset_mapping"], logits, outputs), probabilities={})
-    if config.problem_type == NUMBER:
-        return Prediction(words=f"{float(logits[0]):.4g}", probabilities={})
-    if config.problem_type == MULTI:
-        shares = dict(zip(outputs, torch.sigmoid(logits).tolist(), strict=True))
-        return Prediction(words=";".join(name for name, share in shares.items() if share > 0.5), probabilities=shares)
-    shares = dict(zip(outputs, torch.softmax(logits, dim=-1).tolist(), strict=True))
-    return Prediction(words=max(shares, key=shares.__getitem__), probabilities=shares)
+    if target is Target.TAGS:
+        return (" ".join(question.split()),)
+    if not pairs:
+        return (question,)
+    first, tab, second = question.partition(TAB)
+    if not tab:
+        raise DataInvalid(
+            f"Expected a pair of texts, which this model was trained on, found one: {question!r:.60}; give the second "
+            "as the column text_pair, or behind a tab."
+        )
+    return first, second
 
 
-def _tagged(words: Sequence[str], offsets: Sequence[tuple[int, int]], logits: Tensor, outputs: Sequence[str]) -> str:
+def answer_of(logits: Tensor, target: Target, outputs: Sequence[str], text: str = "", offsets: Offsets = ()) -> Choice:
+    """The answer to one question.
+
+    Args:
+        logits: (outputs,) float32; where words are tagged (tokens, outputs).
+        target: what the outputs say.
+        outputs: their names in order.
+        text: where words are tagged, as the tokenizer took it.
+        offsets: where words are tagged, of its tokens.
+    """
+    match target:
+        case Target.TAGS:
+            return _tagged(text.split(), offsets, logits, outputs)
+        case Target.VALUE:
+            return Choice(label=f"{float(logits[0]):.4g}", probabilities={}, value=float(logits[0]))
+        case Target.CLASSES:
+            shares = dict(zip(outputs, torch.sigmoid(logits).tolist(), strict=True))
+            there = tuple(name for name, share in shares.items() if share > 0.5)
+            return Choice(label=";".join(there), probabilities=shares, labels=there)
+        case _:
+            shares = dict(zip(outputs, torch.softmax(logits, dim=-1).tolist(), strict=True))
+            return Choice(label=max(shares, key=shares.__getitem__), probabilities=shares)
+
+
+def _tagged(words: Sequence[str], offsets: Offsets, logits: Tensor, outputs: Sequence[str]) -> Choice:
     """Each word with the tag of its first piece; words behind the longest text have none."""
     places = first_pieces([len(word) for word in words], offsets)
     chosen = logits.argmax(-1).tolist()
-    return " ".join(f"{word}/{outputs[chosen[places[i]]]}" if i in places else word for i, word in enumerate(words))
+    tags = tuple((word, outputs[chosen[places[i]]] if i in places else None) for i, word in enumerate(words))
+    told = " ".join(word if tag is None else f"{word}/{tag}" for word, tag in tags)
+    return Choice(label=told, probabilities={}, tags=tags)

@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from fedpeft.clock import Clock, SystemClock
 from fedpeft.data import Record
 from fedpeft.data.prompts import conversation_tokens, question_tokens
 from fedpeft.errors import DataInvalid, FedpeftError, ResourceMissing
 from fedpeft.tasks import Convention
 from fedpeft_client.inference import Answerer, Choice, Piece, Sampling
+from fedpeft_client.inference.outputs import answer_of
 
 if TYPE_CHECKING:
     from fedpeft_client.serving.lanes import Lane, Served, Shelf
@@ -71,14 +70,14 @@ class Job:
 
     Args:
         served: the adapter.
-        work: a question, or a text to classify or embed.
+        work: a question; or what to classify or embed: a text, or the two of a pair.
         kind: which of the three.
         deliver: takes outcomes, from the engine's thread; the last is None or an error.
         deadline_s: on the engine's monotonic clock.
     """
 
     served: "Served"
-    work: Question | str
+    work: Question | tuple[str, ...]
     kind: str
     deliver: Callable[[Outcome], None]
     deadline_s: float
@@ -248,18 +247,23 @@ def _tokens(asked: Answerer, job: Job) -> Any:
 
 def _classified(lane: "Lane", jobs: list[Job]) -> Iterator[tuple[Job, Choice]]:
     lane.begin([job.served.place for job in jobs])
-    texts, longest = [str(job.work) for job in jobs], [job.served.longest for job in jobs]
-    for rows, logits in lane.asked.logits(texts, longest):
-        for row, line in zip(rows, logits, strict=True):
-            labels = jobs[row].served.labels
-            shares = dict(zip(labels, torch.softmax(line[: len(labels)], dim=-1).tolist(), strict=True))
-            yield jobs[row], Choice(label=max(shares, key=shares.__getitem__), probabilities=shares)
+    for some, logits in lane.asked.logits([_texts(job) for job in jobs], [job.served.longest for job in jobs]):
+        for i, row in enumerate(some.rows):
+            served = jobs[row].served
+            line = logits[i][..., : len(served.outputs)]  # the batch is as wide as its widest head
+            yield jobs[row], answer_of(line, served.target, served.outputs, some.texts[i][0], some.offsets[i])
 
 
 def _embedded(lane: "Lane", jobs: list[Job]) -> Iterator[tuple[Job, Embedded]]:
     lane.begin([job.served.place for job in jobs])
-    texts, longest = [str(job.work) for job in jobs], [job.served.longest for job in jobs]
-    for rows, states, mask in lane.asked.states(texts, longest):
+    for some, states in lane.asked.states([_texts(job) for job in jobs], [job.served.longest for job in jobs]):
+        mask = some.inputs["attention_mask"]
         means = (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)  # (b, s, h) -> (b, h)
-        for row, values, tokens in zip(rows, means.tolist(), mask.sum(dim=1).tolist(), strict=True):
+        for row, values, tokens in zip(some.rows, means.tolist(), mask.sum(dim=1).tolist(), strict=True):
             yield jobs[row], Embedded(values=values, tokens=tokens)
+
+
+def _texts(job: Job) -> tuple[str, ...]:
+    if isinstance(job.work, Question):
+        raise TypeError("Expected texts, found a question.")
+    return job.work

@@ -24,11 +24,20 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from fedpeft.entropy import os_entropy
-from fedpeft.errors import ConfigInvalid, DataInvalid, FedpeftError
+from fedpeft.errors import ConfigInvalid, FedpeftError
 from fedpeft_client.inference import Choice, Piece
-from fedpeft_client.serving.engine import Busy, Embedded, Engine, Job, Outcome, Question
+from fedpeft_client.serving.choices import as_json, asked_texts
+from fedpeft_client.serving.engine import Embedded, Engine, Job, Outcome, Question
+from fedpeft_client.serving.failures import HANDLERS, error_body
 from fedpeft_client.serving.lanes import Served, expect_served
-from fedpeft_client.serving.requests import GenerationRequest, RequestRefused, chat_of, completions_of, texts_of
+from fedpeft_client.serving.requests import (
+    GenerationRequest,
+    RequestRefused,
+    chat_of,
+    classify_of,
+    completions_of,
+    embeddings_of,
+)
 
 __all__ = ["Limits", "application"]
 
@@ -70,7 +79,7 @@ def application(engine: Engine, *, token: str | None = None, limits: Limits | No
             Route("/v1/classify", routes.classify, methods=["POST"]),
         ],
         middleware=[] if token else [Middleware(TrustedHostMiddleware, allowed_hosts=list(LOCAL_HOSTS))],
-        exception_handlers={HTTPException: _http_error, FedpeftError: _refusal, Exception: _failure},
+        exception_handlers=HANDLERS,
     )
 
 
@@ -86,7 +95,14 @@ class _Routes:
         """The adapters by name."""
         self._admit(request)
         listed = [
-            {"id": one.name, "object": "model", "created": 0, "owned_by": "fedpeft", "classes": list(one.labels)}
+            {
+                "id": one.name,
+                "object": "model",
+                "created": 0,
+                "owned_by": "fedpeft",
+                "task": one.task.name,
+                "classes": list(one.outputs) if one.task.named_outputs else [],
+            }
             for one in self._engine.shelf.served.values()
         ]
         return JSONResponse({"object": "list", "data": listed})
@@ -102,28 +118,25 @@ class _Routes:
         return await self._answered(request, words, "chat.completion", "chatcmpl", _as_turn)
 
     async def classify(self, request: Request) -> Response:
-        """A class for each text, with all probabilities."""
-        asked = await self._parsed(request, texts_of)
+        """What a model with outputs of its own says of each text, pair of texts or list of words."""
+        asked = await self._parsed(request, classify_of)
         served = self._served(asked.model)
-        if not served.labels:
+        if not served.outputs:
             raise RequestRefused(f"Expected a model with classes, found {served.name}, a language model.", "model")
+        works = [asked_texts(served, row) for row in asked.rows]
         data = []
-        async for row, one in self._outcomes(request, served, asked.texts, "class"):
+        async for row, one in self._outcomes(request, served, works, "class"):
             if isinstance(one, Choice):
-                probs = [one.probabilities[label] for label in served.labels]
-                data.append(
-                    {"index": row, "label": one.label, "probs": probs, "classes": list(served.labels),
-                     "num_classes": len(probs)}
-                )  # fmt: skip
+                data.append({"index": row, **as_json(served, one)})
         data.sort(key=lambda entry: int(str(entry["index"])))
         return JSONResponse({"id": _name("cls"), "object": "list", "model": served.name, "data": data})
 
     async def embeddings(self, request: Request) -> Response:
         """A vector for each text: the mean of the last layer over its tokens."""
-        asked = await self._parsed(request, texts_of)
+        asked = await self._parsed(request, embeddings_of)
         served = self._served(asked.model)
         data, tokens = [], 0
-        async for row, one in self._outcomes(request, served, asked.texts, "embed"):
+        async for row, one in self._outcomes(request, served, [(text,) for text in asked.texts], "embed"):
             if isinstance(one, Embedded):
                 tokens += one.tokens
                 packed = base64.b64encode(np.asarray(one.values, "<f4").tobytes()).decode()
@@ -141,7 +154,7 @@ class _Routes:
         form: "Callable[[str, bool], dict[str, Any]]",
     ) -> Response:
         served = self._served(words.model)
-        if served.labels:
+        if served.outputs:
             raise RequestRefused(f"Expected a language model, found {served.name}, which classifies.", "model")
         head = {"id": _name(prefix), "object": kind, "created": _now(self._engine), "model": served.name}
         outcomes = self._outcomes(request, served, words.questions, "ask")
@@ -162,7 +175,7 @@ class _Routes:
         )
 
     async def _outcomes(
-        self, request: Request, served: Served, works: Sequence[Question | str], kind: str
+        self, request: Request, served: Served, works: Sequence[Question | tuple[str, ...]], kind: str
     ) -> AsyncIterator[tuple[int, Outcome]]:
         """What the engine delivers for these rows, until each is complete.
 
@@ -254,7 +267,7 @@ async def _events(
         if words.usage:
             yield f"data: {json.dumps({**head, 'choices': [], 'usage': _usage(asked, made)})}\n\n"
     except FedpeftError as refused:  # the status has gone out already
-        yield f"data: {json.dumps(_error(str(refused), 'server_error'))}\n\n"
+        yield f"data: {json.dumps(error_body(str(refused), 'server_error'))}\n\n"
     yield "data: [DONE]\n\n"
 
 
@@ -287,32 +300,3 @@ def _name(prefix: str) -> str:
 
 def _now(engine: Engine) -> int:
     return int(engine.clock.utc().timestamp())
-
-
-def _error(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-async def _refusal(_request: Request, refused: Exception) -> Response:
-    if isinstance(refused, Busy):
-        body = _error(str(refused), "server_error", code="busy")
-        return JSONResponse(body, status_code=503, headers={"Retry-After": "1"})
-    if isinstance(refused, RequestRefused | DataInvalid | ConfigInvalid):
-        return JSONResponse(
-            _error(str(refused), "invalid_request_error", getattr(refused, "param", None)), status_code=400
-        )
-    return JSONResponse(_error(str(refused), "server_error"), status_code=500)
-
-
-async def _http_error(_request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    codes = {401: "invalid_api_key", 404: "not_found"}
-    message = error.detail if isinstance(error, HTTPException) else "The server failed."
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-    return JSONResponse(
-        _error(message, "invalid_request_error", code=codes.get(status)), status_code=status, headers=headers
-    )
-
-
-async def _failure(_request: Request, _error_: Exception) -> Response:
-    return JSONResponse(_error("The server failed on this request; see its log.", "server_error"), status_code=500)

@@ -16,7 +16,8 @@ from fedpeft.adapter import AdapterState
 from fedpeft.base import load_model
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigInvalid, FedpeftError
-from fedpeft.tasks import Convention
+from fedpeft.tasks import Convention, Target, TaskRecord
+from fedpeft.tasks.form import SINGLE
 from fedpeft_client.inference import Answerer, TrainedModel
 from fedpeft_client.serving.rows import RowAdapters, factors_of
 
@@ -69,18 +70,30 @@ class Served:
         version: of the source.
         lane: where it runs.
         place: in the lane.
-        labels: the classes; empty for a language model.
+        task: what it was trained for.
+        outputs: their names; empty for a language model.
         longest: tokens at which a text to classify is cut.
-        convention: how a language model is asked.
+        convention: how it is asked.
     """
 
     name: str
     version: str
     lane: "Lane"
     place: int
-    labels: tuple[str, ...]
+    task: TaskRecord
+    outputs: tuple[str, ...]
     longest: int
     convention: Convention
+
+    @property
+    def target(self) -> Target:
+        """What its outputs say."""
+        return self.task.target
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it was trained on pairs of texts."""
+        return self.convention is Convention.TEXT_PAIR_LABEL
 
 
 class Lane:
@@ -101,10 +114,11 @@ class Lane:
         """A lane on the base of ``model``, without any adapter yet."""
         task = model.config.task
         # Every adapter brings its own head, so this one's values do not matter.
-        base = load_model(model.artifact, task=task.record.form, labels=task.labels, head_seed=0)
-        labels = task.labels if task.record.adds_head else ()
+        kind = task.record.problem_type or SINGLE
+        base = load_model(model.artifact, task=task.record.form, labels=task.outputs, head_seed=0, problem_type=kind)
+        outputs = task.outputs if task.record.adds_head else ()
         return cls(
-            lambda lane: Answerer(base, model.tokenizer, labels=labels, choose_rows=lane.choose), RowAdapters(base)
+            lambda lane: Answerer(base, model.tokenizer, labels=outputs, choose_rows=lane.choose), RowAdapters(base)
         )
 
     def begin(self, places: Sequence[int]) -> None:
@@ -151,7 +165,8 @@ class Shelf:
             version=version,
             lane=lane,
             place=place,
-            labels=own.labels,
+            task=task.record,
+            outputs=own.labels,
             longest=task.max_length,
             convention=own.convention,
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedpeft.bounded_json import JsonLimits, JsonRefused, JsonValue, loads
+from fedpeft.data import Record
 from fedpeft.data.row_checks import ROLES
 from fedpeft.errors import FedpeftError
 from fedpeft_client.inference import Sampling
@@ -16,12 +17,14 @@ from fedpeft_client.serving.engine import Question
 __all__ = [
     "MOST_TEXTS",
     "MOST_TOKENS",
+    "ClassifyRequest",
     "GenerationRequest",
     "RequestRefused",
     "TextsRequest",
     "chat_of",
+    "classify_of",
     "completions_of",
-    "texts_of",
+    "embeddings_of",
 ]
 
 MOST_TEXTS, MOST_TOKENS, MOST_STOPS = 64, 4096, 4
@@ -41,6 +44,7 @@ _FREE: Mapping[str, tuple[JsonValue, ...]] = {
     "dimensions": (None,),
 }
 """Settings that are not followed -> the values at which they say nothing."""
+_ROW_FORMS = (("text",), ("text", "text_pair"), ("text_pair", "text"), ("words",))
 
 
 class RequestRefused(FedpeftError):
@@ -75,7 +79,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextsRequest:
-    """Texts to classify or embed.
+    """Texts to embed.
 
     Args:
         model: its name; empty: the only one.
@@ -86,6 +90,19 @@ class TextsRequest:
     model: str
     texts: tuple[str, ...]
     base64: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifyRequest:
+    """What is asked of a model with outputs of its own.
+
+    Args:
+        model: its name; empty: the only one.
+        rows: one result each: ``text``, ``text`` and ``text_pair``, or ``words``, as in a data file.
+    """
+
+    model: str
+    rows: tuple[Record, ...]
 
 
 def completions_of(body: bytes) -> GenerationRequest:
@@ -112,13 +129,45 @@ def chat_of(body: bytes) -> GenerationRequest:
     return _words(content, (Question(row={"messages": messages}, how=_sampling(content), stop=_stop(content)),))
 
 
-def texts_of(body: bytes) -> TextsRequest:
-    """A body of /v1/embeddings or /classify; as ``completions_of``."""
+def embeddings_of(body: bytes) -> TextsRequest:
+    """A body of /v1/embeddings; as ``completions_of``."""
     content = _object(body)
     form = content.get("encoding_format", "float")
     if form not in ("float", "base64"):
         raise RequestRefused(f"Expected encoding_format float or base64, found {form!r:.40}.", "encoding_format")
     return TextsRequest(model=_name(content), texts=_strings(content, "input"), base64=form == "base64")
+
+
+def classify_of(body: bytes) -> ClassifyRequest:
+    """A body of /classify; as ``completions_of``."""
+    content = _object(body)
+    value = content.get("input")
+    listed = value if isinstance(value, list) else [value]
+    if not 1 <= len(listed) <= MOST_TEXTS:
+        raise RequestRefused(f"Expected input as a text or a list of 1 to {MOST_TEXTS}, found {len(listed)}.", "input")
+    return ClassifyRequest(model=_name(content), rows=tuple(map(_row, listed)))
+
+
+def _row(value: JsonValue) -> Record:
+    row = {"text": value} if isinstance(value, str) else value
+    if not isinstance(row, dict) or tuple(row) not in _ROW_FORMS or not all(map(_is_asked, row, row.values())):
+        raise RequestRefused(
+            "Expected each input as a text, {text, text_pair} or {words: [...]}, none of them empty, "
+            f"found {value!r:.60}.",
+            "input",
+        )
+    return dict(row)
+
+
+def _is_asked(column: str, value: JsonValue) -> bool:
+    """A text that says something; of words each a word."""
+    if column == "words":
+        return (
+            isinstance(value, list)
+            and bool(value)
+            and all(isinstance(word, str) and len(word.split()) == 1 for word in value)
+        )
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _object(body: bytes) -> dict[str, JsonValue]:
