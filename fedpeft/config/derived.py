@@ -14,6 +14,7 @@ __all__ = [
     "largest_cohort",
     "method_names",
     "suggested_delta",
+    "usual_bits",
     "value_bits",
     "wanted_devices",
     "with_head_start",
@@ -115,6 +116,23 @@ def suggested_delta(clients: int) -> float:
         0.0005012
     """
     return float(clients**-1.1)
+
+
+def usual_bits(secagg: SecureAggregation, cohort: int) -> int:
+    """Ring width of one lane of a usual block, whose deltas the learning rates bound; for estimates of bytes.
+
+    Args:
+        secagg: "auto" takes 16 where that leaves 255 levels either side of zero to each of ``cohort`` devices
+            (``fedpeft.round.ring_range``).
+        cohort: devices that are asked.
+
+    Example:
+        >>> usual_bits(SecureAggregation(), 128), usual_bits(SecureAggregation(), 129)
+        (16, 32)
+    """
+    if secagg.bits != "auto":
+        return secagg.bits
+    return 16 if (2**16 - 1) // (2 * max(1, cohort)) >= 255 else 32
 
 
 def value_bits(secagg: SecureAggregation, cohort: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from fedpeft.base import BaseArtifact
 from fedpeft.config import RunConfig
-from fedpeft.config.derived import invited_devices
+from fedpeft.config.derived import invited_devices, usual_bits
 from fedpeft.config.model import Device
 from fedpeft.errors import ConfigInvalid
 from fedpeft.planner import REFERENCE, BaseShape, CapacityPlan, DeviceLimits, Menu, Workload, menu_of, plan, shape_of
@@ -67,11 +67,12 @@ def _plan(
         fit_deadline_s=config.rounds.fit_deadline_s,
         upload_deadline_s=config.rounds.stage_deadline_s,
     )
+    asked = invited_devices(config.rounds, cohort)
     menu = Menu(
         shape=shape,
         workloads=menu_of(shape, config.adapter, like),
-        bits=config.secagg.noise_bits,
-        cohort=invited_devices(config.rounds, cohort),
+        bits=usual_bits(config.secagg, asked),
+        cohort=asked,
     )
     try:
         return plan(profile, limits, menu)
