@@ -9,6 +9,9 @@ from fedpeft.config.model import Rounds, RunConfig, SecureAggregation
 
 __all__ = [
     "MIN_VALUE_BITS",
+    "NARROW",
+    "WIDE",
+    "fits_narrow_ring",
     "invited_devices",
     "known_clients",
     "largest_cohort",
@@ -24,6 +27,8 @@ __all__ = [
 _ROUNDS_FOR_MEANS = 4
 _REFRESH, _ROUNDS_FOR_REFRESH = 3, 6
 """What `head_refresh = "auto"` is where class means are taken: measured in docs/adr/0035-measured-rates.md."""
+WIDE, NARROW = 32, 16
+NARROW_LEVELS = 255
 MIN_VALUE_BITS = 8
 """Bits one summand must keep: with fewer, rounding is coarser than max_abs / 127, worse than int8 gradients."""
 
@@ -122,8 +127,7 @@ def usual_bits(secagg: SecureAggregation, cohort: int) -> int:
     """Ring width of one lane of a usual block, whose deltas the learning rates bound; for estimates of bytes.
 
     Args:
-        secagg: "auto" takes 16 where that leaves 255 levels either side of zero to each of ``cohort`` devices
-            (``fedpeft.round.ring_range``).
+        secagg: of "auto" what ``fedpeft.round.ring_range`` takes for such a block.
         cohort: devices that are asked.
 
     Example:
@@ -132,7 +136,15 @@ def usual_bits(secagg: SecureAggregation, cohort: int) -> int:
     """
     if secagg.bits != "auto":
         return secagg.bits
-    return 16 if (2**16 - 1) // (2 * max(1, cohort)) >= 255 else 32
+    return NARROW if fits_narrow_ring(cohort) else WIDE
+
+
+def fits_narrow_ring(devices: int) -> bool:
+    """Whether a ring of 16 bits leaves each of so many summands 255 levels either side of zero: up to 128 devices.
+
+    With fewer a step of the ring is coarser than that of int8 gradients.
+    """
+    return 2 * max(1, devices) * NARROW_LEVELS <= 2**NARROW - 1
 
 
 def value_bits(secagg: SecureAggregation, cohort: int) -> int:

@@ -19,9 +19,9 @@ from fedpeft.aggregate.gradient_start import sketches
 from fedpeft.aggregate.head_start import HEAD_BLOCK, measures_head
 from fedpeft.aggregate.rules import STEPS
 from fedpeft.catalogue import BY_NAME
+from fedpeft.config.derived import NARROW, WIDE, fits_narrow_ring
 from fedpeft.config.rules import RULES
 from fedpeft.ids import BlockId
-from fedpeft.ring import RingParams
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.round.rates import learning_rates
 from fedpeft.round.rates.search import MOST, follows_search, local_steps
@@ -40,10 +40,6 @@ FIRST_DECAY, SECOND_DECAY = 0.9, 0.999
 """AdamW's, of the means of gradients and of their squares, as ``fedpeft.tuning`` trains."""
 
 FLOOR = 2.0**-24
-
-WIDE, NARROW = 32, 16
-NARROW_LEVELS = 255
-"""Either side of zero: with fewer a step of the ring is coarser than that of int8 gradients; at most 128 devices."""
 
 TOLERANCE = 1e-9
 """Powers and cosines differ in the last bit between C libraries; ranges are powers of two."""
@@ -77,8 +73,7 @@ def ring_range(
     if terms.bits != "auto":
         return RingRange(max_abs=max_abs, bits=terms.bits)
     known = bound is not None and max_abs <= bound
-    fits = known and RingParams(bits=NARROW, addends=devices).levels >= NARROW_LEVELS
-    return RingRange(max_abs=max_abs, bits=NARROW if fits else WIDE)
+    return RingRange(max_abs=max_abs, bits=NARROW if known and fits_narrow_ring(devices) else WIDE)
 
 
 def unbounded_range(plan: LearningPlan) -> float:

@@ -96,7 +96,7 @@ def approve_all(file: TextIO, target: Target) -> int:
 @click.argument("label")
 @target_options
 def rename(name: str, label: str, target: Target) -> None:
-    """Call the device NAME something else here: LABEL stands before its name in lists; "" takes it away.
+    """Give the device NAME a label for lists; "" removes it.
 
     Devices have signed for each other's names, so among them it keeps the one that it enrolled under.
     """
