@@ -144,7 +144,7 @@ def fits_narrow_ring(devices: int) -> bool:
 
     With fewer a step of the ring is coarser than that of int8 gradients.
     """
-    return 2 * max(1, devices) * NARROW_LEVELS <= 2**NARROW - 1
+    return 2 * max(1, devices) * NARROW_LEVELS <= (1 << NARROW) - 1
 
 
 def value_bits(secagg: SecureAggregation, cohort: int) -> int:
