@@ -32,7 +32,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 demo: install ## The airline tweets: six devices, eight rounds, a report.
-	$(BIN)/fedpeft simulate simulations/scenarios/airlines.toml
+	$(BIN)/fedpeft simulate simulations/scenarios/airlines.toml --baselines
 
 base-smollm: install ## Fetch SmolLM2 for the language-model scenarios.
 	$(BIN)/python simulations/scenarios/fetch_smollm.py

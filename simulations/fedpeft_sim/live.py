@@ -10,8 +10,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fedpeft.clock import Clock, SystemClock
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.transport import Stage
+from fedpeft_sim.duration import Remaining, span
 
 __all__ = ["LiveScreen"]
 
@@ -39,13 +41,15 @@ class LiveScreen:
     Args:
         console: where to.
         quiet: no table and no progress; what failed is still said.
+        clock: how long rounds take, and so how long the rest will.
     """
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        self._console, self._quiet = console, quiet
+    def __init__(self, console: Console, *, quiet: bool = False, clock: Clock | None = None) -> None:
+        self._console, self._quiet, self._clock = console, quiet, clock or SystemClock()
         self._rounds, self._methods = 0, dict[str, str]()
+        self._remaining = Remaining(0)
         self._rows = dict[str, _Row]()
-        self._title, self._history = "starting", list[str]()
+        self._title, self._left, self._history = "starting", "", list[str]()
         self._live: Live | None = None
         self._last_shown: dict[str, int] = {}
 
@@ -65,6 +69,7 @@ class LiveScreen:
             rounds: how many there will be.
         """
         self._rounds, self._methods = rounds, dict(methods)
+        self._remaining = Remaining(rounds)
         self._rows = dict.fromkeys(methods, _Row())
         if self._console.is_terminal and methods and not self._quiet:
             self._live = Live(console=self._console, refresh_per_second=4, transient=False)
@@ -107,11 +112,13 @@ class LiveScreen:
             case EventKind.ABORTED | EventKind.BURNT:
                 self.note(f"{number} {event.kind.value}: {event.detail}")
             case EventKind.COMMITTED:
+                left = self._remaining.ended(event.round_id, self._clock.monotonic_s())
                 line = f"{number} committed: {event.detail}"
                 self._title = f"{number} committed"
+                self._left = "" if left is None else f"; about {span(left)} left"
                 self._history.append(line)
                 if not self._live and not self._quiet:
-                    self.note(line)
+                    self.note(line + self._left)
             case _:
                 pass
         self._draw()
@@ -140,7 +147,7 @@ class LiveScreen:
     def _draw(self) -> None:
         if not self._live:
             return
-        table = Table(title=Text(self._title), title_justify="left", title_style="bold")
+        table = Table(title=Text(self._title + self._left), title_justify="left", title_style="bold")
         for name, justify in (("client", "left"), ("trains", "left"), ("state", "left")):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for name in ("up", "down", "seconds"):

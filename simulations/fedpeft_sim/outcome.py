@@ -50,7 +50,10 @@ def show_outcome(console: Console, run: Path) -> None:
     console.print(line, highlight=False, markup=False)
     console.print(f"adapter  {run / 'adapters' / 'final'}", highlight=False, markup=False, soft_wrap=True)
     console.print("next:", highlight=False, markup=False)
+    compare = shlex.join(["fedpeft", "simulate", "--resume", str(run), "--baselines"])
+    compared = _any_has(summary, "centralised")
     for command in (
+        *(() if compared else (f"{compare}  # beside training alone, and on all data in one place",)),
         shlex.join(["fedpeft", "runs", "show", str(run)]),
         shlex.join(["fedpeft", "adapter", "inspect", str(run / "adapters" / "final")]),
         f"see {shlex.quote(str(run / 'report.html'))} in a browser",
@@ -63,17 +66,23 @@ def _table(summary: Summary) -> Table:
     unit = {"perplexity": "tokens", "entity_f1": "words"}.get(summary.metric, "examples")
     better = ", lower is better" if perplexities else ""
     title = f"{summary.metric.capitalize().replace('_', ' ')} on held-out {unit}{better}"
-    caption = f"alone: trained on its own examples; tested on its own, and on everybody's held-out {unit}"
+    columns = {field: name for field, name in _COLUMNS.items() if _any_has(summary, field)}
+    alone = f"alone: trained on its own examples; tested on its own, and on everybody's held-out {unit}"
+    caption = alone if "alone" in columns else None
     table = Table(
         title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left", pad_edge=False
     )
     table.add_column("client")
-    for column in (unit, *_COLUMNS.values()):
+    for column in (unit, *columns.values()):
         table.add_column(column, justify="right")
     for row in summary.comparison:
-        values = [getattr(row, field) for field in _COLUMNS]
+        values = [getattr(row, field) for field in columns]
         cells = ["" if one is None else f"{one:.4g}" if perplexities else f"{100 * one:.1f} %" for one in values]
-        if row.client == "all":
+        if row.client == "all" and "alone" in columns:
             cells[0] = ""  # nobody's own
         table.add_row(Text(row.client), str(row.examples), *cells, style="bold" if row.client == "all" else "")
     return table
+
+
+def _any_has(summary: Summary, field: str) -> bool:
+    return any(getattr(row, field) is not None for row in summary.comparison)

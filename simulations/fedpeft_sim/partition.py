@@ -14,7 +14,7 @@ import math
 import re
 import unicodedata
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,46 +135,49 @@ def _expect_apart(groups: Mapping[str, list[int]], owners: Owners, how: Partitio
 
 
 def _synthetic(records: Records, how: Partition, seed: int) -> dict[str, list[int]]:
-    """Row numbers of each client, from Flower's partitioners over (row, label) in a seeded random order."""
+    """Row numbers of each client, cut from a seeded random order: equal shares, or by Flower's partitioners."""
     if not 1 <= how.clients <= len(records):
         raise DataInvalid(f"Expected 1 <= data.partition.clients={how.clients} <= {len(records)} records.")
+    # Partitioners cut consecutive rows: the order they see has to be random, whatever the file's is.
+    order = generator(seed, "partition order").permutation(len(records)).tolist()
+    if how.by == "iid":
+        # As Flower's IidPartitioner does it, which would first import four seconds of plotting.
+        return _named([rows.tolist() for rows in np.array_split(order, how.clients)])
+    return _named(_by_label(records, how, order, derive_seed(seed, "partition draw")))
+
+
+def _named(shares: Sequence[list[int]]) -> dict[str, list[int]]:
+    width = len(str(len(shares)))
+    return {f"client-{number:0{width}}": rows for number, rows in enumerate(shares, 1)}
+
+
+def _by_label(records: Records, how: Partition, order: list[int], draw: int) -> list[list[int]]:
+    """Row numbers of each client, from Flower's partitioners over (row, label)."""
     try:
         import datasets
-        from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, ShardPartitioner
+        from flwr_datasets.partitioner import DirichletPartitioner, ShardPartitioner
     except ImportError as error:
         raise ResourceMissing(
             f"Expected the package flwr-datasets for data.partition.by={how.by!r}, found none; "
             "pip install 'fedpeft[demo]'."
         ) from error
-    # Flower's partitioners cut consecutive rows: the order they see has to be random, whatever the file's is.
-    order = generator(seed, "partition order").permutation(len(records)).tolist()
-    draw = derive_seed(seed, "partition draw")
-    columns: dict[str, list[int] | list[str]] = {"row": order}
-    if how.by == "iid":
-        partitioner = IidPartitioner(num_partitions=how.clients)
+    labels = _labels(records, how.column or "label")
+    if how.by == "dirichlet":
+        partitioner = DirichletPartitioner(
+            num_partitions=how.clients, partition_by="label", alpha=how.alpha, min_partition_size=0,
+            self_balancing=False, shuffle=False, seed=draw,
+        )  # fmt: skip
     else:
-        labels = _labels(records, how.column or "label")
-        columns["label"] = [labels[i] for i in order]
-        if how.by == "dirichlet":
-            partitioner = DirichletPartitioner(
-                num_partitions=how.clients, partition_by="label", alpha=how.alpha, min_partition_size=0,
-                self_balancing=False, shuffle=False, seed=draw,
-            )  # fmt: skip
-        else:
-            shards = how.clients * how.shards_per_client
-            partitioner = ShardPartitioner(
-                num_partitions=how.clients, partition_by="label", shard_size=-(-len(records) // shards),
-                keep_incomplete_shard=True, shuffle=False, seed=draw,
-            )  # fmt: skip
-    partitioner.dataset = datasets.Dataset.from_dict(columns)
-    width = len(str(how.clients))
+        shards = how.clients * how.shards_per_client
+        partitioner = ShardPartitioner(
+            num_partitions=how.clients, partition_by="label", shard_size=-(-len(records) // shards),
+            keep_incomplete_shard=True, shuffle=False, seed=draw,
+        )  # fmt: skip
+    partitioner.dataset = datasets.Dataset.from_dict({"row": order, "label": [labels[i] for i in order]})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # datasets calls an older pyarrow
-            return {
-                f"client-{i + 1:0{width}}": [int(row) for row in partitioner.load_partition(i)["row"]]
-                for i in range(how.clients)
-            }
+            return [[int(row) for row in partitioner.load_partition(i)["row"]] for i in range(how.clients)]
     except ValueError as error:
         raise DataInvalid(
             f"Expected enough records for clients={how.clients} by {how.by}, found {len(records)}: {error}"

@@ -181,7 +181,7 @@ def _lone_classes(clients: Mapping[str, Records], config: RunConfig) -> tuple[st
     """Says so where most clients hold one class alone: each then unlearns what the others teach."""
     if not config.task.record.one_class or len(config.task.labels) < 2:
         return ()
-    lone = [name for name, own in clients.items() if len({label_name(row.get("label")) for row in own}) == 1]
+    lone = [name for name, own in clients.items() if len(set(map(label_name, own.values("label")))) == 1]
     if 2 * len(lone) <= len(clients):
         return ()
     named = ", ".join(lone[:4]) + (", ..." if len(lone) > 4 else "")

@@ -6,22 +6,23 @@ Same config and same seed give the same final adapter, byte for byte, on every e
 """
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from fedpeft import secagg
-from fedpeft.base import ArtifactStore, build, default_store
+from fedpeft.base import ArtifactStore, BaseArtifact, build, default_store
 from fedpeft.base.fit import expect_fit
 from fedpeft.config import RunConfig
 from fedpeft.data.memory import Rows
 from fedpeft.errors import ConfigInvalid, FedpeftError
 from fedpeft.export.earlier_runs import with_sources
-from fedpeft.round.plan import learning_plan
+from fedpeft.round.plan import LearningPlan, learning_plan
 from fedpeft.round.rates import rates_told
 from fedpeft.round.start import named_start
+from fedpeft_client.training.examples import Examples
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_server.report.page import write_report
 from fedpeft_server.run.committing import AfterRound, go_on
@@ -31,14 +32,18 @@ from fedpeft_server.run.verdict import learning_rate_scale
 from fedpeft_server.track import Tracking, expect_trackers
 from fedpeft_sim.baselines import Baselines, held_out_scores, run_baselines
 from fedpeft_sim.devices import encode_all, examples_of
+from fedpeft_sim.duration import expected_s, span
 from fedpeft_sim.engines import federate, workers_of
 from fedpeft_sim.planning import plan_devices
-from fedpeft_sim.population import expect_enough, populate
+from fedpeft_sim.population import Population, expect_enough, populate
 from fedpeft_sim.private import expect_affordable
 from fedpeft_sim.simulation import Screen, Simulation
 from fedpeft_sim.summary import compare, full_parameter_bytes
 
 __all__ = ["prepare", "simulate"]
+
+LONG_S = 300.0
+"""From here on a person is told how to make it shorter."""
 
 
 def prepare(
@@ -107,6 +112,7 @@ def prepare(
     examples = examples_of(population, pool)
     for remark in encode_all(examples, plan):
         screen.note(f"note: {remark}")
+    screen.note(_foretold(population, artifact, examples, plan))
     return Simulation(
         population=population,
         artifact=artifact,
@@ -182,6 +188,20 @@ def simulate(
         run.write_summary(summary_of(run, "finished", full_bytes=full_bytes, comparison=comparison))
         write_report(run.path)
         return run.path
+
+
+def _foretold(
+    population: Population, artifact: BaseArtifact, examples: Mapping[str, Examples], plan: LearningPlan
+) -> str:
+    """How long it will take, in a sentence."""
+    config, workers = population.config, workers_of(population.config)
+    rounds = f"{config.rounds.count} rounds of {len(population.clients)} clients, {workers} at once"
+    try:
+        expected = expected_s(population, artifact, examples, plan, workers=workers)
+    except ConfigInvalid:  # a shape that the planner does not know: the first two rounds tell
+        return rounds
+    shorter = "; fewer: --rounds N; lighter: --set adapter.layers=2" if expected > LONG_S else ""
+    return f"{rounds}: about {span(expected)}, if the cores are free{shorter}"
 
 
 def _directory(simulation: Simulation, source: str, command: Sequence[str], resume: Path | None) -> RunDirectory:

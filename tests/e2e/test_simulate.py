@@ -59,7 +59,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(out: Path, start: Start) -> tuple[Path, str]:
     """One run to its end, with baselines: its directory and what it said."""
-    text = finished(start("simulate", "run.toml", "--out", out / "whole"))
+    text = finished(start("simulate", "run.toml", "--baselines", "--out", out / "whole"))
     return only_run(out / "whole"), text
 
 

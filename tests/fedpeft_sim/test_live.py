@@ -8,6 +8,8 @@ from rich.console import Console
 from fedpeft.ids import RoundId
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.transport import Stage
+from fedpeft.testing.clock import FakeClock
+from fedpeft_sim.duration import span
 from fedpeft_sim.live import DOING, LiveScreen
 
 
@@ -42,6 +44,30 @@ def test_a_plain_output_gets_one_line_a_committed_round() -> None:
         "round 1/2 committed: loss 0.5000; 2 of 2 devices",
         "final evaluation committed: loss 0.4000",
     ]
+
+
+def test_a_round_that_ends_says_how_long_the_others_will_take() -> None:
+    clock, out = FakeClock(), io.StringIO()
+    screen = LiveScreen(Console(file=out, width=120, color_system=None), clock=clock)
+    screen.clients({"united": "lora"}, rounds=5)
+    for number in range(1, 7):
+        clock.advance(400 if number == 1 else 50)  # the first fills caches: it tells nothing of the others
+        screen.observe(event(EventKind.COMMITTED, number, detail="loss"))
+    assert out.getvalue().splitlines() == [
+        "round 1/5 committed: loss",
+        "round 2/5 committed: loss; about 2 min left",
+        "round 3/5 committed: loss; about 2 min left",
+        "round 4/5 committed: loss; about 50 s left",
+        "round 5/5 committed: loss",
+        "final evaluation committed: loss",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (99.4, "99 s"), (150, "2 min"), (3570, "1 h 00 min"), (5000, "1 h 23 min")]
+)
+def test_a_time_is_said_as_a_person_would(seconds: float, said: str) -> None:
+    assert span(seconds) == said
 
 
 def test_failures_and_aborted_rounds_are_told_everywhere() -> None:

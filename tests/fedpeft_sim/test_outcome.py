@@ -52,14 +52,29 @@ def said(run: Path, *, width: int = 200) -> str:
 FINISHED = {"outcome": "finished", "rounds": 8, "seconds": 90.0, "bytes_up": 2_000_000, "bytes_down": 3_000_000}
 
 
-def test_the_end_names_the_bytes_the_adapter_and_three_commands(tmp_path: Path) -> None:
+def test_the_end_names_the_bytes_the_adapter_and_commands_to_go_on_with(tmp_path: Path) -> None:
     run = ended(tmp_path, **FINISHED, bytes_full_parameters=10_000_000_000)
     lines = said(run).splitlines()
     assert lines[0] == (
         "5.0 MB moved in 8 rounds (90 s); a federation of every parameter would have moved 10.00 GB, 2000 times as much"
     )
     assert f"{run / 'adapters' / 'final'}" in lines[1]
-    assert len([line for line in lines if line.startswith("  ")]) == 3
+    assert len([line for line in lines if line.startswith("  ")]) == 4
+
+
+def test_without_baselines_the_table_has_no_empty_columns_and_the_command_for_them_is_told(tmp_path: Path) -> None:
+    row = Comparison(client="all", examples=40, alone=None, federated=0.5, centralised=None)
+    run = ended(tmp_path, **FINISHED, comparison=(row,))
+    text = said(run)
+    assert "50.0 %" in text
+    assert "alone:" not in text
+    assert "centralised" not in text
+    assert f"fedpeft simulate --resume {run} --baselines" in text
+
+
+def test_with_baselines_nothing_asks_for_them(tmp_path: Path) -> None:
+    row = Comparison(client="all", examples=40, alone=None, federated=0.5, centralised=0.6)
+    assert "--baselines" not in said(ended(tmp_path, **FINISHED, comparison=(row,)))
 
 
 @pytest.mark.parametrize("name", ["virgin-america", "Acme [eu]", "[/b]"])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fedpeft.config.model import Partition
 from fedpeft.data import Records
+from fedpeft.entropy import generator
 from fedpeft.errors import DataInvalid, ResourceMissing
 from fedpeft_sim.partition import client_name, partition
 
@@ -170,4 +171,22 @@ def test_a_number_of_clients_that_cannot_be_is_refused(clients: int) -> None:
 def test_without_flwr_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", None)
     with pytest.raises(ResourceMissing, match=r"fedpeft\[demo\]"):
-        partition(records(3), Partition(by="iid", clients=2), 0)
+        partition(records(3), Partition(by="dirichlet", clients=2), 0)
+
+
+@pytest.mark.parametrize(("count", "clients"), [(3, 3), (7, 2), (100, 7), (101, 6), (12, 1)])
+def test_equal_shares_are_those_that_flowers_partitioner_cuts(count: int, clients: int) -> None:
+    import datasets
+    from flwr_datasets.partitioner import IidPartitioner
+
+    order = generator(5, "partition order").permutation(count).tolist()
+    flowers = IidPartitioner(num_partitions=clients)
+    flowers.dataset = datasets.Dataset.from_dict({"row": order})
+    found = partition(records(count), Partition(by="iid", clients=clients), 5).clients
+    shares = [sorted(flowers.load_partition(i)["row"]) for i in range(clients)]
+    assert [numbers(own) for own in found.values()] == shares
+
+
+def test_equal_shares_need_none_of_flowers_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flwr_datasets", None)
+    assert len(partition(records(6), Partition(by="iid", clients=2), 0).clients) == 2

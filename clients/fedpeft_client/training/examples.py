@@ -118,6 +118,13 @@ class Examples:
             self._encoded = _encoding_key(plan), (train, held_out)
             return train, held_out
 
+    def mean_length(self, plan: LearningPlan) -> float:
+        """Tokens that an example has on average, of those that ``encoded`` made; else as many as it may have."""
+        if self._encoded is None:
+            return plan.task.max_length
+        sizes = [len(ids) for side in self._encoded[1] for ids in side.input_ids]
+        return sum(sizes) / len(sizes) if sizes else plan.task.max_length
+
     def prepared(self, plan: LearningPlan) -> Prepared:
         """They under this plan: encoded on first use, kept until another run, base or task asks."""
         key = f"{plan.run_id} {plan.base} {plan.task.model_dump_json()} {plan.privacy is None}"

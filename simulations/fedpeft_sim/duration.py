@@ -1,0 +1,99 @@
+"""How long a simulation takes: foretold from the planner's costs at this machine's speed; then measured.
+
+The planner's stated error is of one step on one core. That as many cores are free as clients train at once is assumed
+here besides, so a person is told "about", and every round that ends corrects it.
+"""
+
+from collections.abc import Mapping
+
+from fedpeft.base import BaseArtifact
+from fedpeft.config import RunConfig
+from fedpeft.planner import Workload, estimate, probe, shape_of
+from fedpeft.round.plan import LearningPlan
+from fedpeft_client.training.examples import Examples, cacheable_examples
+from fedpeft_sim.population import Client, Population
+
+__all__ = ["Remaining", "expected_s", "span"]
+
+
+SAMPLE = 8
+"""Clients whose time is predicted, at 0.05 s each; the others are taken to be like them."""
+
+
+def span(seconds: float) -> str:
+    """A time as a person says it: 8 s, 40 s, 3 min, 1 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Remaining:
+    """How long the rounds that are left will take, by those that are done.
+
+    Args:
+        rounds: how many there are.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        self._rounds, self._ends = rounds, list[float]()
+
+    def ended(self, round_id: int, now_s: float) -> float | None:
+        """A round ended; returns the seconds that the others will take, None before there is a whole round to go by.
+
+        The first round that is seen also fills caches, and a resumed run begins within: it only starts the clock.
+        """
+        self._ends.append(now_s)
+        if len(self._ends) < 2 or round_id >= self._rounds:
+            return None
+        return (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1) * (self._rounds - round_id)
+
+
+def expected_s(
+    population: Population,
+    artifact: BaseArtifact,
+    examples: Mapping[str, Examples],
+    plan: LearningPlan,
+    *,
+    workers: int,
+) -> float:
+    """Seconds that the rounds and the final evaluation will take, about.
+
+    Args:
+        population: the clients, with what each trains.
+        artifact: the base.
+        examples: client name -> its examples, encoded.
+        plan: what is learnt.
+        workers: clients that train at once.
+
+    Raises:
+        ConfigInvalid: the planner does not know the shape of such a base.
+    """
+    config, shape, profile = population.config, shape_of(artifact), probe()
+    limit, steps = config.rounds.eval_examples, config.train.local_steps
+    times: list[float] = []
+    for client in population.clients[:SAMPLE]:
+        held_out = len(client.held_out)
+        length = max(1, round(examples[client.name].mean_length(plan)))
+        work = _workload(config, client, length, shape.hidden, evaluated=min(held_out, limit or held_out))
+        a_round = estimate(shape, work, profile)
+        last = estimate(shape, _workload(config, client, length, shape.hidden, evaluated=held_out), profile)
+        times.append(config.rounds.count * a_round.round_s + last.round_s - steps * last.step_s)
+    return max(sum(times) / len(times) * len(population.clients) / workers, *times)
+
+
+def _workload(config: RunConfig, client: Client, length: int, hidden: int, *, evaluated: int) -> Workload:
+    capacity = client.capacity
+    return Workload(
+        adapter=config.adapter,
+        methods=capacity.methods,
+        rank=capacity.rank,
+        head=capacity.head,
+        checkpointing=capacity.checkpointing,
+        classes=len(config.task.outputs),
+        batch_size=config.train.batch_size,
+        length=length,
+        local_steps=config.train.local_steps,
+        eval_examples=evaluated,
+        cached_examples=min(cacheable_examples(length, hidden, config.performance.cache_mb), len(client.train)),
+    )
