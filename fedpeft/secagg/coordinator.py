@@ -114,7 +114,7 @@ def receive(state: CoordinatorState, sender: ParticipantId, reply: Reply) -> Coo
         sender: who the transport says it is from.
         reply: decoded from the wire; call ``reject`` if it could not be decoded.
     """
-    if not isinstance(state, Open) or sender not in state.waiting:
+    if not isinstance(state, Open) or not state.waits_for(sender):
         return state  # an ended round, a stranger, a duplicate, or one that is out already
     if isinstance(reply, Refusal):
         return reject(state, sender, reply.reason, f"refused: {reply.detail}")
@@ -129,7 +129,7 @@ def receive(state: CoordinatorState, sender: ParticipantId, reply: Reply) -> Coo
 
 def reject(state: CoordinatorState, sender: ParticipantId, reason: Reason, detail: str) -> CoordinatorState:
     """Puts a device out of the round; one that has answered this stage already stays in."""
-    if not isinstance(state, Open) or sender not in state.waiting:
+    if not isinstance(state, Open) or not state.waits_for(sender):
         return state
     return replace(state, rejected={**state.rejected, sender: Rejection(reason=reason, detail=detail)})
 

@@ -213,6 +213,10 @@ class Open:
         """fit, share, mask, consist or reveal."""
         return STAGE_NAMES[type(self.progress)]
 
+    def waits_for(self, member: ParticipantId) -> bool:
+        """Whether this one was asked and has neither answered nor dropped out."""
+        return member in self.requests and member not in self.answered and member not in self.rejected
+
     @property
     def waiting(self) -> frozenset[ParticipantId]:
         """Who was asked and has neither answered nor dropped out; when it is empty the stage can be closed."""

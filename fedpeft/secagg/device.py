@@ -47,10 +47,10 @@ from fedpeft.secagg.messages import (
     RoundOffer,
     ShareRequest,
 )
-from fedpeft.secagg.offer import open_spec, open_terms
+from fedpeft.secagg.offer import open_checked, open_terms
 from fedpeft.secagg.policy import DevicePolicy, Enrolled, policy_objection
 from fedpeft.secagg.primitives import KEY_SIZE, IdentityKey, Secret, is_signed
-from fedpeft.secagg.spec import Mode, RoundSpec, check_spec
+from fedpeft.secagg.spec import Mode, RoundSpec
 from fedpeft.secagg.transcript import (
     advert_digest,
     commitment,
@@ -211,8 +211,7 @@ def _accepted(
     if not offer.roster:
         raise Violation(Reason.MISSING_ROSTER, "Expected the roster of these terms, found none here.")
     try:
-        spec = open_spec(offer)
-        check_spec(spec)
+        spec = open_checked(offer)
     except (WireError, ConfigInvalid) as error:
         raise Violation(Reason.BAD_TERMS, str(error)) from error
     objection = policy_objection(policy, spec)

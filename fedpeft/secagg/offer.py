@@ -14,7 +14,7 @@ from fedpeft.ids import ParticipantId
 from fedpeft.privacy import NoiseTerms
 from fedpeft.secagg.messages import RoundOffer
 from fedpeft.secagg.primitives import KEY_SIZE, digest
-from fedpeft.secagg.spec import Mode, Participant, RoundSpec, SummedBlock
+from fedpeft.secagg.spec import Mode, Participant, RoundSpec, SummedBlock, check_spec
 from fedpeft.wire import WireError, decode, encode, message
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "RoundTerms",
     "encode_spec",
     "one_copy",
+    "open_checked",
     "open_spec",
     "open_terms",
     "roster_digest",
@@ -149,6 +150,23 @@ def _opened(spec: bytes, roster: bytes) -> RoundSpec:
     if roster_digest(roster) != terms.roster:
         raise WireError("Expected the roster whose digest is in the signed terms, found another.")
     return spec_of(terms, _participants(decode(roster, RosterRows)))
+
+
+def open_checked(offer: RoundOffer) -> RoundSpec:
+    """``open_spec`` of terms that ``check_spec`` finds nothing against; checked once a process.
+
+    Raises:
+        WireError: see ``open_spec``.
+        ConfigInvalid: see ``check_spec``.
+    """
+    return _checked(offer.spec, offer.roster)
+
+
+@lru_cache(maxsize=8)
+def _checked(spec: bytes, roster: bytes) -> RoundSpec:
+    opened = _opened(spec, roster)
+    check_spec(opened)
+    return opened
 
 
 @lru_cache(maxsize=8)

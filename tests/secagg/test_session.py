@@ -23,6 +23,7 @@ from fedpeft.secagg import (
 from fedpeft.secagg.messages import EncryptedShares, ShareRequest
 from fedpeft.testing.secagg import Round
 from fedpeft.testing.secagg_fleet import make_fleet, make_spec
+from fedpeft.wire import encode
 
 ONE = ParticipantId(1)
 OWNS = frozenset({BlockId("b")})
@@ -167,3 +168,24 @@ def test_a_repeated_offer_is_the_same_with_its_roster_and_without() -> None:
     assert isinstance(offer, RoundOffer)
     first = fleet.sessions[ONE].begin(offer, owns=OWNS, entropy=os_entropy)
     assert fleet.sessions[ONE].begin(replace(offer, roster=b""), owns=OWNS, entropy=os_entropy) == first
+
+
+def test_what_a_device_is_sent_does_not_hold_every_member() -> None:
+    """FIT and SHARE of 200 devices, of whom 78 are neighbours: 160 bytes each, a path, and a few bytes a member."""
+    fleet = make_fleet(200)
+    state = Round(fleet=fleet, spec=make_spec(fleet)).open()
+    offer = state.requests[ONE]
+    assert isinstance(offer, RoundOffer)
+    for member in state.requests:
+        state = receive(state, member, fleet.sessions[member].begin(offer, owns=OWNS, entropy=os_entropy))
+    state = close_stage(state)
+    assert isinstance(state, Open)
+    share = state.requests[ONE]
+    assert isinstance(share, ShareRequest)
+    around = state.progress.members.roster.neighbours_of(ONE)  # type: ignore[union-attr]
+    assert len(share.neighbours) == 160 * len(around) < 160 * 100
+    assert len(share.path) < 32 * 100
+    assert len(encode(share)) - len(share.neighbours) - len(share.path) < 2 * 200
+    assert len(offer.roster) < 60 * 200
+    assert len(encode(replace(offer, roster=b""))) < 600
+    assert isinstance(fleet.sessions[ONE].answer("run", share), EncryptedShares)
