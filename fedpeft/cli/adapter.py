@@ -28,7 +28,8 @@ def command() -> None:
     """Inspect, try and evaluate a trained adapter.
 
     Of a RUN, every command uses the state in adapters/final: the best evaluated one by rounds.metric, or else
-    the last one. While a run goes on, that is what adapters/final would hold if it ended now.
+    the last one. While a run goes on, that is what adapters/final would hold if it ended now; inspect and merge
+    need a finished run.
     """
 
 

@@ -143,6 +143,6 @@ def summary_of(folder: Path) -> "dict[str, Any]":
     except (OSError, ValueError) as error:
         raise DataInvalid(
             f"Expected an adapter exported by fedpeft in {folder}, found no inspect.json that can be read ({error}); "
-            "name a run, its adapters/final, or what `fedpeft adapter export` wrote."
+            "name a run that has finished, or a folder that `fedpeft adapter export` wrote."
         ) from error
     return summary

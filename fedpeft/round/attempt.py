@@ -113,7 +113,7 @@ class Attempt:
                 yield place, cast("secagg.Reply", answer)
 
     def pending(self, summing: SumRound) -> PendingRound:
-        """This round from here on, for a keeper."""
+        """This round from here on, for a ``PendingStore``."""
         return PendingRound(
             round_id=self._task.round_id,
             attempt=self._task.attempt,

@@ -14,7 +14,7 @@ from fedpeft.config.model import Rounds
 from fedpeft.entropy import Entropy
 from fedpeft.round.attempt import Attempt
 from fedpeft.round.events import Observer
-from fedpeft.round.pending import Heard, Keeper, Note, PendingRound, StageClosed
+from fedpeft.round.pending import Heard, Note, PendingRound, PendingStore, StageClosed
 from fedpeft.round.summing import OpenSum, SecureSum, SumRound
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
 from fedpeft.round.terms import participants_of, round_terms
@@ -34,10 +34,10 @@ class _KeepNothing:
     """For a sum that nobody needs after this process: tests, and measurements."""
 
     def keep(self, pending: PendingRound) -> None:
-        """See ``Keeper``."""
+        """See ``PendingStore``."""
 
     def note(self, note: Note) -> None:
-        """See ``Keeper``."""
+        """See ``PendingStore``."""
 
 
 def run_round(
@@ -51,7 +51,7 @@ def run_round(
     entropy: Entropy,
     observe: Observer,
     open_sum: OpenSum = SecureSum,
-    keeper: Keeper | None = None,
+    store: PendingStore | None = None,
 ) -> RoundOutcome:
     """Run one attempt at one round with these members, to its sum or its reason.
 
@@ -65,7 +65,7 @@ def run_round(
         entropy: for the round's keys.
         observe: told of every transition.
         open_sum: the secure sum; another one only to measure what it costs (simulation).
-        keeper: makes the round durable before the devices hear of its survivors; what it raises, e.g. that the privacy
+        store: makes the round durable before the devices hear of its survivors; what it raises, e.g. that the privacy
             budget is spent, ends the attempt with the sum still masked. None: nothing outlives this process, and no
             other attempt at the round may follow.
     """
@@ -82,7 +82,7 @@ def run_round(
         noise=task.noise,
     )
     summing = open_sum(spec, identity, entropy)
-    keeper = keeper or _KeepNothing()
+    store = store or _KeepNothing()
     end: secagg.Summed | secagg.Aborted | None = None
     masked = False
     while end is None and summing.stage not in OPENING:
@@ -110,8 +110,8 @@ def run_round(
     if end is not None:
         # Under noise a device masks once a round (ADR 0024): another attempt would find nobody.
         return attempt.outcome(end, is_final=masked and task.noise is not None)
-    keeper.keep(attempt.pending(summing))
-    return attempt.outcome(_opened(summing, attempt, rounds, keeper), is_final=True)
+    store.keep(attempt.pending(summing))
+    return attempt.outcome(_opened(summing, attempt, rounds, store), is_final=True)
 
 
 def resume_round(
@@ -123,15 +123,15 @@ def resume_round(
     *,
     rounds: Rounds,
     observe: Observer,
-    keeper: Keeper,
+    store: PendingStore,
 ) -> RoundOutcome:
     """Go on with a round whose survivors were fixed when the coordinator died: the same questions, no others.
 
     Args:
-        pending, notes: what a keeper kept.
+        pending, notes: what a store holds.
         task: as ``run_round`` was given it.
         members: the kept ones in their order, each where it can be reached now, or ``NOWHERE``.
-        transport, rounds, observe, keeper: see ``run_round``.
+        transport, rounds, observe, store: see ``run_round``.
     """
     attempt = Attempt(task, members, transport, observe, accounts=pending.accounts)
     summing = SecureSum.resumed(pending.summing)
@@ -143,11 +143,11 @@ def resume_round(
             case StageClosed():
                 end = summing.close_stage()
     if end is None:
-        end = _opened(summing, attempt, rounds, keeper)
+        end = _opened(summing, attempt, rounds, store)
     return attempt.outcome(end, is_final=True)
 
 
-def _opened(summing: SumRound, attempt: Attempt, rounds: Rounds, keeper: Keeper) -> secagg.Summed | secagg.Aborted:
+def _opened(summing: SumRound, attempt: Attempt, rounds: Rounds, store: PendingStore) -> secagg.Summed | secagg.Aborted:
     """CONSIST and REVEAL, each asked twice at most: there is no other attempt, so a lost reply is asked for again."""
     end: secagg.Summed | secagg.Aborted | None = None
     while end is None:
@@ -157,11 +157,11 @@ def _opened(summing: SumRound, attempt: Attempt, rounds: Rounds, keeper: Keeper)
                 Stage(f"train.{stage}"), summing.requests, deadline_s=rounds.stage_deadline_s
             ):
                 if not isinstance(reply, str):  # a failure is silence here: the device may be back in a moment
-                    keeper.note(Heard(sender=sender, reply=encode(reply)))
+                    store.note(Heard(sender=sender, reply=encode(reply)))
                     summing.receive(sender, reply)
             end = summing.close_stage()
             if not isinstance(end, secagg.Aborted):
-                keeper.note(StageClosed(stage=stage))
+                store.note(StageClosed(stage=stage))
                 break
             if not summing.requests:
                 break  # everybody has answered: asking again changes nothing

@@ -96,7 +96,7 @@ def noise_of(terms: ExampleTerms, batch_size: int, declared: SizeClass, paramete
 
 
 class ExamplePrivacy:
-    """The keeper of one device's promise.
+    """Holds one device's promise.
 
     Args:
         ledger: opens the device's ledger, over its whole life; its budget is the site's. None: the device has none,

@@ -15,7 +15,7 @@ from fedpeft.round.task import Traffic
 from fedpeft.secagg.primitives import Secret
 from fedpeft.wire import WireError, decode, encode, message
 
-__all__ = ["Heard", "Keeper", "Note", "PendingRound", "StageClosed", "dump_note", "load_note", "load_round"]
+__all__ = ["Heard", "Note", "PendingRound", "PendingStore", "StageClosed", "dump_note", "load_note", "load_round"]
 
 
 @message(0x0190, kept=True)
@@ -57,7 +57,7 @@ class StageClosed:
 Note = Heard | StageClosed
 
 
-class Keeper(Protocol):
+class PendingStore(Protocol):
     """Where a round in its last stages outlives the coordinator's process."""
 
     def keep(self, pending: PendingRound) -> None:

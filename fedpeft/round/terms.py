@@ -3,7 +3,7 @@
 Pure, and the same on both sides: the coordinator proposes what ``round_terms`` gives, and a device refuses any other
 terms than those it computes itself (``expect_terms``). What no plan decides, the roster, the attempt, the deadline and
 the noise's numbers, is checked by the secure aggregation and by ``fedpeft.round.noise``; the history by
-``fedpeft.round.held``.
+``fedpeft.round.run_memory``.
 """
 
 from collections.abc import Sequence

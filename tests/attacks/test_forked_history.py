@@ -15,9 +15,9 @@ from fedpeft.adapter import AdapterState
 from fedpeft.config.model import Aggregate, Rounds
 from fedpeft.ids import BlockId
 from fedpeft.round.coordinator import run_round
-from fedpeft.round.held import fork_seen
 from fedpeft.round.history import Past
 from fedpeft.round.linking import burnt_link, link_of
+from fedpeft.round.run_memory import fork_seen
 from fedpeft.round.task import Member, RoundOutcome
 from fedpeft.round.work import state_digest
 from fedpeft.testing.clock import FakeClock

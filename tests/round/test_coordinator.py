@@ -513,18 +513,18 @@ def test_no_request_lies_in_memory_before_it_is_sent() -> None:
 
 
 class Notebook:
-    """A keeper whose notes a test reads."""
+    """A store whose notes a test reads."""
 
     def __init__(self) -> None:
         self.kept: list[PendingRound] = []
         self.notes: list[Note] = []
 
     def keep(self, pending: PendingRound) -> None:
-        """See ``Keeper``."""
+        """See ``PendingStore``."""
         self.kept.append(pending)
 
     def note(self, note: Note) -> None:
-        """See ``Keeper``."""
+        """See ``PendingStore``."""
         self.notes.append(note)
 
 
@@ -543,7 +543,7 @@ def test_a_coordinator_that_died_after_a_stage_has_its_end_in_its_notes(crash_af
         identity=attempt.fleet.coordinator,
         entropy=attempt.fleet.entropy,
         observe=lambda event: None,
-        keeper=notebook,
+        store=notebook,
     )
     ends = [note.stage for note in notebook.notes if isinstance(note, StageClosed)]
     assert ends == ["consist", "reveal"]
@@ -557,7 +557,7 @@ def test_a_coordinator_that_died_after_a_stage_has_its_end_in_its_notes(crash_af
         attempt.transport,
         rounds=rounds,
         observe=lambda event: None,
-        keeper=Notebook(),
+        store=Notebook(),
     )
     assert isinstance(first.result, secagg.Summed)
     assert isinstance(again.result, secagg.Summed)

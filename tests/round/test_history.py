@@ -8,9 +8,9 @@ import pytest
 from fedpeft import secagg
 from fedpeft.config.model import Aggregate
 from fedpeft.ids import NodeId
-from fedpeft.round.held import LINKS_KEPT, fork_seen
 from fedpeft.round.history import BURNT, LARGEST_LINK, Past, genesis, linked, read_history
 from fedpeft.round.messages import Failure, FailureReason, FitRequest, History, Link, Ready
+from fedpeft.round.run_memory import LINKS_KEPT, fork_seen
 from fedpeft.round.task import RoundTask
 from fedpeft.round.transport import Stage
 from fedpeft.round.work import plan_digest, state_digest

@@ -176,7 +176,7 @@ def _gone(record: "RunRecord") -> str:
 
 def _fork(where: "DeviceHome", run_id: str) -> str | None:
     """Of a run whose coordinator has told this device two histories: both are kept, signed."""
-    from fedpeft.round.held import fork_seen
+    from fedpeft.round.run_memory import fork_seen
     from fedpeft_client.training.device_stores import FileStore
 
     if not where.state.is_dir() or (fork := fork_seen(FileStore(where.state), run_id)) is None:

@@ -27,10 +27,10 @@ from fedpeft.round.device.draws import expanded, lasting_draws
 from fedpeft.round.device.records import KeptResult, OpenRound, kept
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
 from fedpeft.round.failures import REFUSED, UNABLE, Tell, Trouble, cause_of, log_trouble, refusal_of, trace_of
-from fedpeft.round.held import advance, earlier_heads, follow, held_digests, known_links, receive
 from fedpeft.round.history import MissingLinks
 from fedpeft.round.local import DeviceStore, Effort, Identity, SumSession, Trainer
 from fedpeft.round.messages import Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
+from fedpeft.round.run_memory import advance, earlier_heads, follow, held_digests, known_links, receive
 from fedpeft.round.signed_request import covered_by
 from fedpeft.round.size_class import declared_class
 from fedpeft.round.start import expect_start

@@ -30,8 +30,8 @@ from fedpeft.wire import encode
 from fedpeft_server.privacy.client_level import ClientPrivacy
 from fedpeft_server.run.aggregation import Aggregation, Individuals
 from fedpeft_server.run.committing import AfterRound, Committing, Progress, Publish, go_on
-from fedpeft_server.run.keeper import RoundKeeper
 from fedpeft_server.run.pending import Kept
+from fedpeft_server.run.pending_store import ChargingPendingStore
 from fedpeft_server.run.privacy_statements import hear_statements
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.selection import Selection
@@ -185,8 +185,8 @@ class Federation:
         task = self._task(round_id, pending.attempt, progress, members, len(members), noise=kept_sum.spec.noise)
         self._expect_same(kept_sum, task, progress)
         self._tell(EventKind.ROUND_STARTED, round_id, f"attempt {pending.attempt} goes on: its survivors were fixed")
-        keeper = self._keeper(task, members)
-        keeper.charge()  # unless it was
+        store = self._pending_store(task, members)
+        store.charge()  # unless it was
         outcome = resume_round(
             pending,
             [load_note(note) for note in kept.notes],
@@ -195,7 +195,7 @@ class Federation:
             self._transport,
             rounds=self._config.rounds,
             observe=self._observe,
-            keeper=keeper,
+            store=store,
         )
         hear_statements(self._run, round_id, outcome, needed=0)  # what was stated before the coordinator died
         return self._ended(task, progress, outcome, members, started)
@@ -288,12 +288,12 @@ class Federation:
             entropy=self._entropy,
             observe=self._observe,
             open_sum=self._open_sum,
-            keeper=self._keeper(task, members),
+            store=self._pending_store(task, members),
         )
 
-    def _keeper(self, task: RoundTask, members: Sequence[Member]) -> RoundKeeper:
+    def _pending_store(self, task: RoundTask, members: Sequence[Member]) -> ChargingPendingStore:
         label = f"{self._plan.run_id} round {task.round_id}"  # whatever the attempt: one sum a round is opened
-        return RoundKeeper(self._run, task.round_id, self._privacy, label=label, devices=len(members))
+        return ChargingPendingStore(self._run, task.round_id, self._privacy, label=label, devices=len(members))
 
     def _observe(self, event: Event) -> None:
         """Record, then show."""

@@ -11,11 +11,11 @@ from fedpeft.wire import encode
 from fedpeft_server.privacy.client_level import ClientPrivacy
 from fedpeft_server.run.run_directory import RunDirectory
 
-__all__ = ["RoundKeeper"]
+__all__ = ["ChargingPendingStore"]
 
 
-class RoundKeeper:
-    """Implements ``fedpeft.round.pending.Keeper``.
+class ChargingPendingStore:
+    """Implements ``fedpeft.round.pending.PendingStore``.
 
     Args:
         run: the run directory.
@@ -32,12 +32,12 @@ class RoundKeeper:
         self._label, self._devices = label, devices
 
     def keep(self, pending: PendingRound) -> None:
-        """See ``Keeper``."""
+        """See ``PendingStore``."""
         self._run.pending.keep(self._round_id, encode(pending))
         self.charge()
 
     def note(self, note: Note) -> None:
-        """See ``Keeper``."""
+        """See ``PendingStore``."""
         self._run.pending.note(dump_note(note), is_durable=isinstance(note, StageClosed))
 
     def charge(self) -> None:
