@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # The CPU or the CUDA build of torch: whichever index this names wins (see README, "Choosing torch").
 TORCH ?= torch==2.13.0
-# One worker a core, one thread a worker. A file's tests stay together, they share models; in their order, so that the
-# few slow ones of whole processes do not come last.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+# One worker a core and one more, for whole processes wait for each other; one thread a worker. A file's tests stay
+# together, they share models; in their order, so that the few slow ones of whole processes do not come last.
+WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export FLWR_TELEMETRY_ENABLED := 0
+# Some containers set it: then every process that a test starts would compile all of fedpeft anew.
+unexport PYTHONDONTWRITEBYTECODE
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
 .PHONY: help install install-dev demo test lint unit slow explore mutate e2e faults base-smollm docs site clean

@@ -1,5 +1,6 @@
-"""What all tests share: how Hypothesis chooses its examples, and the models of the zoo, each built once."""
+"""What all tests share: Hypothesis and the collector settled, who goes first, the models of the zoo built once."""
 
+import gc
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -36,3 +37,38 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], tuple[Path
         return directory, build(str(directory), quantize="none", store=folder / "store")
 
     return made
+
+
+LONG = (
+    "e2e/test_simulate.py",
+    "e2e/test_local_up.py",
+    "e2e/test_disk_full.py",
+    "e2e/test_deployment.py",
+    "e2e/test_backup.py",
+    "attacks/test_strangers.py",
+    "attacks/test_owners.py",
+    "e2e/test_kill_nine.py",
+    "attacks/test_limits.py",
+    "e2e/test_proxies.py",
+    "e2e/test_private.py",
+    "catalogue/test_contract.py",
+)
+"""Files that take longest, first: whoever begins one of them last, the others wait for (pytest-xdist's loadfile)."""
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Nothing is thrown away while eight thousand tests and the libraries that they import are put together."""
+    gc.disable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``LONG`` goes first; all else stays in its order."""
+    root = Path(__file__).parent
+    place = {root / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """They stay to the end: the collector need not look at them again and again."""
+    gc.freeze()
+    gc.enable()

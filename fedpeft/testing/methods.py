@@ -1,7 +1,9 @@
 """One small configuration of each method that changes matrices, gains or biases, with what its paper says it holds."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from torch import nn
@@ -121,4 +123,9 @@ def sizes_of(build: Callable[..., nn.Module]) -> Sizes:
 
 def on_base(build: Callable[..., nn.Module], encoding: Encoding) -> nn.Module:
     """The tiny model dense (``plain``), or with its linear layers packed."""
-    return build() if encoding == "plain" else pack(build(), encoding)
+    return build() if encoding == "plain" else deepcopy(_packed(build, encoding))
+
+
+@lru_cache(maxsize=8)
+def _packed(build: Callable[..., nn.Module], encoding: Encoding) -> nn.Module:
+    return pack(build(), encoding)

@@ -1,6 +1,8 @@
 """Tiny transformers and data sets for tests: seconds become milliseconds, every code path stays."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,16 @@ VOCABULARY = 120
 
 def tiny_bert(*, layers: int = 3, classes: int = 3, seed: int = 0, vocabulary: int = VOCABULARY) -> nn.Module:
     """A BERT classifier of width 32 without dropout; its weights depend on ``seed`` only."""
+    return deepcopy(_bert(layers, classes, seed, vocabulary))
+
+
+def tiny_llama(*, layers: int = 3, seed: int = 0) -> nn.Module:
+    """A Llama language model of width 32 with grouped queries; its weights depend on ``seed`` only."""
+    return deepcopy(_llama(layers, seed))
+
+
+@lru_cache(maxsize=16)
+def _bert(layers: int, classes: int, seed: int, vocabulary: int) -> nn.Module:
     config = BertConfig(
         vocab_size=vocabulary,
         hidden_size=32,
@@ -32,8 +44,8 @@ def tiny_bert(*, layers: int = 3, classes: int = 3, seed: int = 0, vocabulary: i
     return _drawn(BertForSequenceClassification(config), seed)
 
 
-def tiny_llama(*, layers: int = 3, seed: int = 0) -> nn.Module:
-    """A Llama language model of width 32 with grouped queries; its weights depend on ``seed`` only."""
+@lru_cache(maxsize=16)
+def _llama(layers: int, seed: int) -> nn.Module:
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,

@@ -90,12 +90,12 @@ def flooded(federation: ToyFederation, count: int) -> list[Refused | FedpeftErro
 
 def test_a_flood_from_the_devices_own_address_does_not_hold_up_a_round(federation: ToyFederation) -> None:
     federation.admit(NAMES)
-    calm = federation.finished(federation.submit(rounds=4))
+    calm = federation.finished(federation.submit(rounds=3))
     with Flood(federation) as flood:
         end = time.monotonic() + 4.0
         while flood.sent < 80 and time.monotonic() < end:  # beyond the budget of the address
             time.sleep(0.05)
-        job = federation.finished(federation.submit(rounds=4))
+        job = federation.finished(federation.submit(rounds=3))
     assert job.state.value == "finished", job.reason
     assert flood.sent > 80
 
@@ -119,7 +119,7 @@ def test_refused_applications_write_nothing_and_keep_no_joining_device_out(feder
 
 
 def test_who_was_refused_is_in_the_audit_log_when_the_coordinator_ends(tmp_path: Path) -> None:
-    federation = ToyFederation(tmp_path)
+    federation = ToyFederation(tmp_path, forked=True)
     try:
         coordinator = federation.up()
         flooded(federation, 5)

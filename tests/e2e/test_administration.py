@@ -36,7 +36,7 @@ NAMES = ("ward-a", "ward-b", "ward-c")
 @pytest.fixture
 def federation(tmp_path: Path):
     """A coordinator that is up with an administration port, and no device."""
-    made = ToyFederation(tmp_path)
+    made = ToyFederation(tmp_path, forked=True)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         made.settings = replace(made.settings, admin_port=probe.getsockname()[1])
     made.home.write_settings(made.settings)

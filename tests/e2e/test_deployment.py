@@ -88,7 +88,7 @@ def test_a_coordinator_killed_in_a_round_goes_on_and_counts_nobody_twice(federat
     before = len(federation.rows(job))
     federation.kill("coordinator")
     hold.unlink()
-    process = federation.up()
+    process = federation.up(forked=False)
     # The bar is 15 s from its start. CPU seconds, because the machine that runs the tests may have other work.
     used = psutil.Process(process.pid).cpu_times()
     assert used.user + used.system < 15.0
@@ -154,7 +154,7 @@ def test_a_device_at_rest_is_small_and_takes_part_in_the_next_run(federation: To
     home = DeviceHome(federation.path / "ward-d")
     federation.kill("ward-d")
     home.site.write_text(Site(data=SiteData(source="none.jsonl"), limits=SiteLimits(rest_after_s=1.0)).to_toml())
-    agent = psutil.Process(federation.device("ward-d").pid)
+    agent = psutil.Process(federation.device("ward-d", forked=False).pid)
     assert federation.finished(federation.submit(rounds=1)).state.value == "finished"
     federation.until(lambda: not agent.children(), "the training process to rest")
     assert agent.memory_info().rss <= 120 * 2**20

@@ -5,12 +5,15 @@ closed or caught. The next process finds what is on the disk.
 """
 
 import json
+import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "toy"))
+from forked import Forked
 
 pytestmark = pytest.mark.e2e
 LIFE = Path(__file__).parent / "toy" / "one_life.py"
@@ -18,11 +21,12 @@ LIFE = Path(__file__).parent / "toy" / "one_life.py"
 
 def live(where: Path, fatal: int) -> tuple[int, list[dict[str, object]]]:
     """One process; its exit code, and every sum that this and the lives before it saw."""
-    process = subprocess.run([sys.executable, LIFE, where, str(fatal)], capture_output=True, text=True, check=False)
-    assert process.returncode in (0, -signal.SIGKILL), process.stderr
+    process = Forked(LIFE, where, fatal, environment=os.environ, log=where / "log.txt")
+    status = process.wait(120)
+    assert status in (0, -signal.SIGKILL), (where / "log.txt").read_text()
     seen = where / "sums.jsonl"
     lines = seen.read_text().splitlines() if seen.exists() else []
-    return process.returncode, [json.loads(line) for line in lines]
+    return status, [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize("fatal", range(1, 24, 2))

@@ -31,7 +31,7 @@ partition = {{ by = "iid", clients = 3 }}
 local_steps = 1
 batch_size = 8
 [rounds]
-count = 3
+count = 2
 """
 
 
@@ -90,7 +90,7 @@ def test_a_local_federation_of_processes_trains_the_simulations_adapter(
 def test_ctrl_c_ends_every_process_and_the_run_goes_on_from_its_folder(
     scenario: Path, simulated: fedpeft.Result
 ) -> None:
-    process = started(scenario, "run.toml", "--out", "interrupted", "--set", "rounds.count=3")
+    process = started(scenario, "run.toml", "--out", "interrupted", "--set", "rounds.count=2")
     while not list((scenario / "interrupted").glob("*/coordinator/runs/*/checkpoints/r0001")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)

@@ -23,7 +23,7 @@ NAMES = ("ward-a", "ward-b", "ward-c", "ward-d")
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ToyFederation, FaultProxy]]:
     """Four devices, the first behind the proxy."""
-    made = ToyFederation(tmp_path_factory.mktemp("network"))
+    made = ToyFederation(tmp_path_factory.mktemp("network"), forked=True)
     proxy = FaultProxy(made.settings.fleet_port)
     try:
         made.up()

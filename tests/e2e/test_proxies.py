@@ -39,7 +39,9 @@ class ProxyProcess:
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyFederation]:
     """A coordinator on all addresses of both families."""
-    made = ToyFederation(tmp_path_factory.mktemp("federation"), hosts=(NAME, "localhost", "::1"), bind="::")
+    made = ToyFederation(
+        tmp_path_factory.mktemp("federation"), hosts=(NAME, "localhost", "::1"), bind="::", forked=True
+    )
     made.up()
     yield made
     made.close()

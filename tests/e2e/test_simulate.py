@@ -1,5 +1,7 @@
 """`fedpeft simulate` as a user runs it: whole processes, real weights, real tweets, real signals."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fedpeft.cli import main
 from fedpeft_server.run.run_view import RunView, read_run, verify_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.torch, pytest.mark.timeout(640)]
@@ -57,10 +60,16 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(out: Path, start: Start) -> tuple[Path, str]:
-    """One run to its end, with baselines: its directory and what it said."""
-    text = finished(start("simulate", "run.toml", "--baselines", "--out", out / "whole"))
-    return only_run(out / "whole"), text
+def whole(out: Path, scenario: Path, home: Path) -> tuple[Path, str]:
+    """One run to its end in this process, with baselines: its directory and what it said."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.chdir(scenario)
+        patch.setenv("FEDPEFT_HOME", str(home))
+        patch.setenv("COLUMNS", "200")
+        patch.setattr(sys, "argv", ["fedpeft", "simulate", "run.toml", "--baselines", "--out", str(out / "whole")])
+        assert main() == 0
+    return only_run(out / "whole"), said.getvalue()
 
 
 def view_of(whole: tuple[Path, str]) -> RunView:
@@ -200,7 +209,7 @@ def in_round(folder: Path, round_id: int, process: subprocess.Popen[str]) -> Pat
 
 
 def test_a_run_interrupted_and_killed_and_resumed_ends_as_if_nothing_had_happened(
-    whole: tuple[Path, str], out: Path, start: Start
+    whole: tuple[Path, str], out: Path, start: Start, run_command: Command
 ) -> None:
     folder = out / "broken"
     process = start("simulate", "run.toml", "--no-baselines", "--out", folder)
@@ -222,16 +231,24 @@ def test_a_run_interrupted_and_killed_and_resumed_ends_as_if_nothing_had_happene
     committed = len(read_run(run).rounds)
     assert 2 <= committed < 5
 
-    finished(start("simulate", "--resume", run, "--no-baselines"))
+    code, told, err = run_command("simulate", "--resume", run, "--no-baselines")
+    assert code == 0, told + err
     assert learnt(run) == learnt(whole[0])
     assert verify_run(run) == ()
     assert [row.round for row in read_run(run).rounds] == [1, 2, 3, 4, 5]
 
 
-def test_flowers_ray_engine_gives_the_same_bytes(whole: tuple[Path, str], out: Path, start: Start) -> None:
+def test_flowers_ray_engine_gives_the_same_bytes(out: Path, scenario: Path, start: Start, run_command: Command) -> None:
+    """Two rounds on a tiny base: what Ray carries and starts does not depend on the weights."""
+    from fedpeft.testing.models import save_tiny, tiny_bert
+
     pytest.importorskip("ray")
-    finished(start("simulate", "run.toml", "--no-baselines", "--engine", "ray", "--out", out / "ray"))
-    assert learnt(only_run(out / "ray")) == learnt(whole[0])
+    save_tiny(tiny_bert(layers=1), scenario / "tiny-ray")
+    options = ("--no-baselines", "--model", "./tiny-ray", "--rounds", "2", "--set", "performance.workers=1")
+    code, told, err = run_command("simulate", "run.toml", *options, "--out", out / "local")
+    assert code == 0, told + err
+    finished(start("simulate", "run.toml", *options, "--engine", "ray", "--out", out / "ray"))
+    assert learnt(only_run(out / "ray")) == learnt(only_run(out / "local"))
 
 
 @pytest.mark.slow
