@@ -75,7 +75,9 @@ def with_prediction_options(command: Command) -> Command:
     for option in (
         json_option,
         click.option(
-            "--probabilities", is_flag=True, help="For a classifier: also print the probability of each class."
+            "--probabilities",
+            is_flag=True,
+            help="For a classifier: also print probabilities; with --file or --json, of every class.",
         ),
         map_option,
         click.option(
