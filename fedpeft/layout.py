@@ -8,13 +8,13 @@ Who reads it: ``fedpeft.grafting.anatomy`` with a model's modules, ``fedpeft.pla
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.fused_rows import FUSED, Rows
-from fedpeft.target_names import ALL_LINEAR, AUTO, SLOTS, is_pattern
+from fedpeft.target_names import ALL_LINEAR, AUTO, EXPERTS, SLOTS, is_pattern
 
 __all__ = ["Layer", "Layout", "Port", "Rows", "layout_of"]
 
@@ -73,6 +73,11 @@ NOT_LINEAR = re.compile(
     r"embed|relative_attention_bias|norm$|(^|\.)altup\.|(^|\.)(modality_)?router$|(mlp|moe|feed_forward)\.gate$|dt_proj$"
     r"|(mixer|mamba)\.out_proj$"
 )
+# Tensors of three dimensions, (experts, d_out, d_in); of these model types (experts, d_in, d_out).
+EXPERT = re.compile(r"(.+\.)?experts\.(gate_up_proj|up_proj|down_proj)")
+TURNED_EXPERTS = frozenset({"gpt_oss"})
+NO_EXPERTS = frozenset({"llama4_text"})
+"""Model types whose experts are computed in a way of their own: neither packed nor a target."""
 LAYER = re.compile(r"(?P<stem>(?:[^.]*[^.\d][^.]*\.)+)(?P<index>\d+(?:\.\d+)*)\.(?P<rest>.+)")
 
 
@@ -84,11 +89,13 @@ class Port:
         path: of the module, inside a layer.
         rows: of the module's output; None: all.
         transposed: the module stores (d_in, d_out), as Conv1D does.
+        expert: ``path`` names a tensor of several experts' matrices, and this is one of them; None: it names a module.
     """
 
     path: str
     rows: Rows | None = None
     transposed: bool = False
+    expert: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,20 +106,31 @@ class Layer:
         matrices: (d_out, d_in) of every linear module, in the model's order.
         slots: the matrices that have a short name; a slot with none is not there.
         transposed: whether its modules store (d_in, d_out).
+        experts: how many there are and (d_out, d_in) of each, of every tensor that holds experts' matrices.
     """
 
     matrices: Mapping[str, Shape]
     slots: Mapping[str, tuple[Port, ...]]
     transposed: bool = False
+    experts: Mapping[str, tuple[int, Shape]] = field(default_factory=dict)
 
     def shape(self, port: Port) -> Shape:
         """(d_out, d_in) of one of its matrices."""
+        if port.expert is not None:
+            return self.experts[port.path][1]
         out, width = self.matrices[port.path]
         return (out if port.rows is None else port.rows.count(out)), width
 
     def module(self, path: str) -> Port:
         """A linear module as a whole."""
         return Port(path=path, transposed=self.transposed)
+
+    def experts_in(self, target: str) -> tuple[Port, ...]:
+        """Every expert's matrices that a target names: ``experts``, or the end of a tensor's path from there on."""
+        named = [
+            path for path in self.experts if target == EXPERTS or (EXPERT.fullmatch(target) and _ends_in(path, target))
+        ]
+        return tuple(Port(path=path, expert=index) for path in named for index in range(self.experts[path][0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +168,7 @@ class Layout:
 
         Args:
             index: of the layer.
-            target: a slot; ``auto``, ``all-linear``; the end of a module's path, as peft takes it
+            target: a slot; ``auto``, ``all-linear``, ``experts``; the end of a module's path, as peft takes it
                 (``query_key_value``); or a regular expression of its whole path.
         """
         layer = self.layers[index]
@@ -158,6 +176,8 @@ class Layout:
             return layer.slots[target]
         if target == AUTO:
             return self.selected(index, self.usual)
+        if experts := layer.experts_in(target):
+            return experts
         if target == ALL_LINEAR:
             return tuple(layer.module(path) for path in layer.matrices)
         if is_pattern(target):
@@ -183,7 +203,8 @@ def layout_of(weights: Mapping[str, tuple[int, ...]], config: Mapping[str, Any])
     """The layers of a model.
 
     Args:
-        weights: shapes of its weights by name, as stored, without ``.weight``; those of two dimensions count.
+        weights: shapes of its weights by name, as stored, without ``.weight``; those of two dimensions count, and
+            those of three that hold the matrices of experts.
         config: its config.json: the model type, how many heads.
 
     Raises:
@@ -191,8 +212,14 @@ def layout_of(weights: Mapping[str, tuple[int, ...]], config: Mapping[str, Any])
     """
     model_type = str(config.get("model_type"))
     stacks: dict[str, dict[str, dict[str, Shape]]] = {}
+    experts: dict[str, dict[str, tuple[int, Shape]]] = {}
     turned = model_type in TURNED
     for name, shape in weights.items():
+        if len(shape) == 3 and (found := LAYER.fullmatch(name)) is not None and EXPERT.fullmatch(found["rest"]):
+            if model_type not in NO_EXPERTS:
+                pair = (shape[2], shape[1]) if model_type in TURNED_EXPERTS else (shape[1], shape[2])
+                experts.setdefault(found["stem"] + found["index"], {})[found["rest"]] = (shape[0], pair)
+            continue
         if len(shape) != 2 or (found := LAYER.fullmatch(name)) is None or NOT_LINEAR.search(found["rest"]):
             continue
         layers = stacks.setdefault(found["stem"], {})
@@ -204,7 +231,10 @@ def layout_of(weights: Mapping[str, tuple[int, ...]], config: Mapping[str, Any])
             problems=[Problem(where="base.model", expected="layers.0, layers.1, ...", found=_some(weights))],
         )
     made = {
-        stem: {path: _layer(modules, config, turned) for path, modules in layers.items()}
+        stem: {
+            path: _layer(modules, config, turned, MappingProxyType(experts.get(path, {})))
+            for path, modules in layers.items()
+        }
         for stem, layers in stacks.items()
     }
     best = max(made, key=lambda stem: _weight(made[stem].values()))
@@ -228,7 +258,12 @@ def _weight(layers: Iterable[Layer]) -> tuple[int, int]:
     return sum(len(layer.slots) for layer in every), sum(len(layer.matrices) for layer in every)
 
 
-def _layer(modules: Mapping[str, Shape], config: Mapping[str, Any], turned: bool) -> Layer:
+def _layer(
+    modules: Mapping[str, Shape],
+    config: Mapping[str, Any],
+    turned: bool,
+    experts: Mapping[str, tuple[int, Shape]],
+) -> Layer:
     slots: dict[str, list[Port]] = {}
     for path, (out, _) in modules.items():
         slot = next((slot for slot, ends in PLAIN.items() if any(_ends_in(path, end) for end in ends)), None)
@@ -239,7 +274,12 @@ def _layer(modules: Mapping[str, Shape], config: Mapping[str, Any], turned: bool
         for part, rows in ({} if split is None else split(out, config)).items():
             slots.setdefault(part, []).append(Port(path=path, rows=rows, transposed=turned))
     ordered = {slot: tuple(slots[slot]) for slot in SLOTS if slot in slots}
-    return Layer(matrices=MappingProxyType(dict(modules)), slots=MappingProxyType(ordered), transposed=turned)
+    return Layer(
+        matrices=MappingProxyType(dict(modules)),
+        slots=MappingProxyType(ordered),
+        transposed=turned,
+        experts=experts,
+    )
 
 
 def _named(layer: Layer, named: Mapping[str, str]) -> Layer:

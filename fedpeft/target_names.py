@@ -6,7 +6,7 @@ some. Without repeated groups and with few open repetitions it cannot.
 
 import re
 
-__all__ = ["ALL_LINEAR", "AUTO", "SLOTS", "is_pattern", "pattern_fault"]
+__all__ = ["ALL_LINEAR", "AUTO", "EXPERTS", "SLOTS", "is_pattern", "pattern_fault"]
 
 SLOTS = ("q", "k", "v", "o", "up", "down", "gate")
 """The field's short names of a layer's matrices."""
@@ -14,6 +14,9 @@ AUTO = "auto"
 """As peft does for the architecture: q and v, or the matrix that holds them; all where there is no attention."""
 ALL_LINEAR = "all-linear"
 """Every linear module of the layers."""
+
+EXPERTS = "experts"
+"""The matrices of a mixture's experts, all of them; never its router."""
 
 LONGEST, MOST_OPEN = 200, 3
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedpeft.base.architecture import may_be_missing, places_of, quiet_transformers, read_config, skeleton, tags_words
 from fedpeft.base.artifact import WEIGHTS_FILE, BaseArtifact, TaskName
+from fedpeft.base.experts import PackedExperts, expert_tensors, experts_of, own_products
 from fedpeft.base.quantize import parts_of
 from fedpeft.base.residency import PackedWeight, QuantizedEmbedding, QuantizedLinear
 from fedpeft.base.source import CONFIG_FILE, read_json
@@ -80,6 +81,7 @@ def load_model(
     weights, entries = packed_weights(artifact), artifact.manifest.tensors
     all_plain = artifact.manifest.quantize == "none"
     std = float(getattr(config, "initializer_range", 0.02) or 0.02)
+    own_products(model)
     if residency == "quantized":
         _keep_packed(model, weights)
     held, given = model.state_dict(keep_vars=True), {}
@@ -156,7 +158,7 @@ def packed_weights(artifact: BaseArtifact) -> dict[str, PackedWeight]:
 
 
 def _keep_packed(model: nn.Module, weights: Mapping[str, PackedWeight]) -> None:
-    """Replace plain linear layers and embeddings by packed ones, tied ones included. Subclasses stay dense."""
+    """Replace plain linear layers, embeddings and experts by packed ones, tied ones included. Subclasses stay dense."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}  # tied parameters: the first name
     for path, module in list(model.named_modules()):
         if type(module) not in (nn.Linear, nn.Embedding):
@@ -171,6 +173,12 @@ def _keep_packed(model: nn.Module, weights: Mapping[str, PackedWeight]) -> None:
             replacement = QuantizedEmbedding(packed, module.padding_idx)
         replacement._is_hf_initialized = True  # type: ignore[assignment] # or transformers would fill its weight
         model.set_submodule(path, replacement)
+    for path, module in experts_of(model):
+        for name in expert_tensors(module):
+            if (packed := weights.get(f"{path}.{name}")) is not None:
+                del module._parameters[name]
+                module.add_module(name, PackedExperts(packed))
+        module._is_hf_initialized = True  # type: ignore[assignment]
 
 
 def _assign(model: nn.Module, names: tuple[str, ...], value: Tensor) -> None:

@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 
 from fedpeft.base.architecture import clean_config, may_be_missing, on_meta, places_of, read_config, skeleton, tasks_of
 from fedpeft.base.artifact import TaskName
+from fedpeft.base.experts import expert_tensors, experts_of
 from fedpeft.base.facts import ModelFacts, model_facts
 from fedpeft.base.manifest import TaskEntry
 from fedpeft.base.multimodal import language_model
@@ -196,6 +197,8 @@ def _roles(model: nn.Module) -> dict[str, Role]:
             roles[f"{path}.weight"] = "embedding"
         elif isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
             roles[f"{path}.weight"] = "linear"
+    for path, module in experts_of(model):
+        roles |= dict.fromkeys((f"{path}.{name}" for name in expert_tensors(module)), "linear")
     return roles
 
 

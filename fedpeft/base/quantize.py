@@ -19,9 +19,10 @@ int4-g32    ``int4`` two codes a byte, low first; ``scale`` and ``min`` f16, one
             for 32 columns of a row: value = code * scale + min
 ==========  ============================================================================  ==============
 
-Linear matrices follow the scheme; embeddings, also those that serve as output layer, are int8 under
-``int8`` and int8-g32 under the 4-bit schemes (SmolLM2: rows with one scale raise the perplexity by 0.4 %,
-groups by nothing); biases, norms and others stay plain. Groups never cross rows: a matrix whose columns are
+Linear matrices follow the scheme, and those of experts, which lie one below the other and are read one by one;
+embeddings, also those that serve as output layer, are int8 under ``int8`` and int8-g32 under the 4-bit schemes
+(SmolLM2: rows with one scale raise the perplexity by 0.4 %, groups by nothing); biases, norms and others stay plain.
+Groups never cross rows: a matrix whose columns are
 no multiple of 32 is int8 instead.
 """
 
@@ -45,7 +46,7 @@ from fedpeft.base.four_bits import (
     nf4_slabs,
     quantize_int4,
 )
-from fedpeft.base.tensors import RowTensor, row_slabs
+from fedpeft.base.tensors import RowTensor, matrix_rows, row_slabs
 from fedpeft.errors import ConfigInvalid
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "Scheme",
     "choose_encoding",
     "dequantize",
+    "dequantize_matrix",
     "dequantize_rows",
     "parts_of",
     "quantize",
@@ -81,17 +83,21 @@ class PartSpec:
 
 
 def choose_encoding(scheme: Scheme, role: Role, shape: tuple[int, ...]) -> Encoding:
-    """How a tensor of this role is stored under ``scheme``."""
-    if scheme == "none" or role == "other" or len(shape) != 2 or 0 in shape:
+    """How a tensor of this role is stored under ``scheme``; of three dimensions, the matrices of experts."""
+    if scheme == "none" or role == "other" or len(shape) not in (2, 3) or 0 in shape:
         return "plain"
-    if scheme == "int8" or ((role == "embedding" or scheme == "int4-g32") and shape[1] % GROUP):
+    if scheme == "int8" or ((role == "embedding" or scheme == "int4-g32") and shape[-1] % GROUP):
         return "int8"
+    if scheme == "nf4" and len(shape) == 3 and shape[1] * shape[2] % NF4_BLOCK:
+        return "int8"  # a block would hold weights of two experts, and one alone could not be read
     return "int8-g32" if role == "embedding" else scheme
 
 
 def parts_of(encoding: Encoding, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[PartSpec, ...]:
     """The stored tensors of a weight: known before it is quantized, so that the file can be laid out first."""
     size = math.prod(shape)
+    if encoding != "plain":
+        shape = _flat(shape)
     match encoding:
         case "plain":
             return (PartSpec("value", torch.float32 if dtype == torch.float64 else dtype, shape),)
@@ -121,7 +127,7 @@ def quantize(weight: Tensor, encoding: Encoding) -> dict[str, Tensor]:
     """Pack one weight that is in memory.
 
     Args:
-        weight: any float dtype; two dimensions unless ``plain``; ``plain`` takes integers, too.
+        weight: any float dtype; two or three dimensions unless ``plain``; ``plain`` takes integers, too.
 
     Returns:
         The parts that ``parts_of`` lists, contiguous.
@@ -143,6 +149,8 @@ def quantize_rows(weight: RowTensor, encoding: Encoding) -> Iterator[dict[str, T
     Every encoding is local to rows but nf4, whose second quantization needs the mean of all blocks' absmax: that
     is kept, one number for 64 weights, and comes last. The bytes do not depend on where the slabs are cut.
     """
+    if encoding != "plain" and len(weight.shape) == 3:
+        weight = matrix_rows(weight)
     if encoding == "nf4":
         yield from nf4_slabs(weight)
         return
@@ -161,6 +169,8 @@ def quantize_rows(weight: RowTensor, encoding: Encoding) -> Iterator[dict[str, T
 
 def dequantize(parts: Mapping[str, Tensor], encoding: Encoding, shape: tuple[int, ...]) -> Tensor:
     """The weight as a fresh contiguous float32 tensor (``plain`` f32: the stored tensor itself, not a copy)."""
+    if encoding != "plain" and len(shape) == 3:
+        return dequantize(parts, encoding, _flat(shape)).view(shape)
     match encoding:
         case "plain":
             value = parts["value"]
@@ -175,11 +185,7 @@ def dequantize(parts: Mapping[str, Tensor], encoding: Encoding, shape: tuple[int
             absmax = absmax_map().to(parts["absmax"].device)[parts["absmax"].int()]
             absmax = in_blocks(absmax, ABSMAX_BLOCK).mul_(parts["absmax2"].unsqueeze(1)).view(-1)[: absmax.numel()]
             absmax = absmax.add_(parts["offset"])
-            pairs = torch.index_select(
-                nf4_pairs().to(parts["nf4"].device), 0, parts["nf4"].int()
-            )  # (ceil(n/2),) -> (ceil(n/2), 2)
-            blocks = in_blocks(pairs.view(-1), NF4_BLOCK).mul_(absmax.unsqueeze(1))
-            return blocks.view(-1)[: math.prod(shape)].view(shape)
+            return _nf4_blocks(parts["nf4"], absmax)[: math.prod(shape)].view(shape)
         case "int4-g32":
             codes = torch.index_select(
                 int4_pairs().to(parts["int4"].device), 0, parts["int4"].view(-1).int()
@@ -187,6 +193,22 @@ def dequantize(parts: Mapping[str, Tensor], encoding: Encoding, shape: tuple[int
             groups = codes.view(shape[0], shape[1] // GROUP, GROUP)
             groups = groups.mul_(parts["scale"].float().unsqueeze(2)).add_(parts["min"].float().unsqueeze(2))
             return groups.view(shape)
+
+
+def dequantize_matrix(parts: Mapping[str, Tensor], encoding: Encoding, shape: tuple[int, ...], index: int) -> Tensor:
+    """One matrix of a tensor of three dimensions: what ``dequantize`` would give at ``index``, bit for bit."""
+    _, rows, columns = shape
+    if encoding == "plain":
+        return dequantize({"value": parts["value"][index]}, encoding, (rows, columns))
+    if encoding != "nf4":
+        own = {part: value[index * rows : (index + 1) * rows] for part, value in parts.items()}
+        return dequantize(own, encoding, (rows, columns))
+    size = rows * columns
+    first, last = index * size // NF4_BLOCK, (index + 1) * size // NF4_BLOCK  # whole blocks: see ``choose_encoding``
+    absmax = absmax_map().to(parts["absmax"].device)[parts["absmax"][first:last].int()]
+    outer = torch.arange(first, last, device=absmax.device) // ABSMAX_BLOCK
+    absmax = absmax.mul_(parts["absmax2"][outer]).add_(parts["offset"])
+    return _nf4_blocks(parts["nf4"][index * size // 2 : (index + 1) * size // 2], absmax).view(rows, columns)
 
 
 def dequantize_rows(parts: Mapping[str, Tensor], encoding: Encoding, rows: Tensor) -> Tensor:
@@ -198,6 +220,17 @@ def dequantize_rows(parts: Mapping[str, Tensor], encoding: Encoding, rows: Tenso
     if encoding == "int8-g32":
         return _scale_groups(parts["int8"][rows], parts["scale"][rows])
     raise ValueError(f"Expected an encoding of embeddings, found {encoding}.")
+
+
+def _nf4_blocks(codes: Tensor, absmax: Tensor) -> Tensor:
+    """Flat: the codes of whole blocks, each by its block's absmax."""
+    pairs = torch.index_select(nf4_pairs().to(codes.device), 0, codes.int())  # (ceil(n/2),) -> (ceil(n/2), 2)
+    return in_blocks(pairs.view(-1), NF4_BLOCK).mul_(absmax.unsqueeze(1)).view(-1)
+
+
+def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The rows of all matrices, one below the other."""
+    return (math.prod(shape[:-1]), shape[-1])
 
 
 def _quantize_int8(weight: Tensor) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedpeft.base.quantize import Encoding, dequantize, dequantize_rows
 
-__all__ = ["PackedWeight", "QuantizedEmbedding", "QuantizedLinear"]
+__all__ = ["PackedLayer", "PackedWeight", "QuantizedEmbedding", "QuantizedLinear", "packed_linear"]
 
 
 class PackedWeight:
@@ -63,7 +63,13 @@ class _PackedLinear(torch.autograd.Function):
         return x, None, bias
 
 
-class _Packed(nn.Module):
+def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+    """(..., d_in) -> (..., d_out), the weight unpacked in forward and again in backward."""
+    result: Tensor = _PackedLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+class PackedLayer(nn.Module):
     """A layer whose ``weight`` unpacks at each access. It is no parameter: to be read, never trained or assigned."""
 
     packed: PackedWeight
@@ -79,7 +85,7 @@ class _Packed(nn.Module):
         return self.packed.unpack()
 
 
-class QuantizedLinear(_Packed, nn.Linear):  # type: ignore[override]
+class QuantizedLinear(PackedLayer, nn.Linear):  # type: ignore[override]
     """``nn.Linear`` over a packed weight; a subclass so that code which looks for linear layers finds it."""
 
     def __init__(self, packed: PackedWeight, bias: nn.Parameter | None) -> None:
@@ -90,11 +96,10 @@ class QuantizedLinear(_Packed, nn.Linear):  # type: ignore[override]
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's name
         """(..., in_features) -> (..., out_features)."""
-        result: Tensor = _PackedLinear.apply(input, self.packed, self.bias)  # type: ignore[no-untyped-call]
-        return result
+        return packed_linear(input, self.packed, self.bias)
 
 
-class QuantizedEmbedding(_Packed, nn.Embedding):  # type: ignore[override]
+class QuantizedEmbedding(PackedLayer, nn.Embedding):  # type: ignore[override]
     """``nn.Embedding`` over a packed table: only the rows looked up are unpacked."""
 
     def __init__(self, packed: PackedWeight, padding_idx: int | None) -> None:

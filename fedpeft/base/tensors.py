@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["SLAB_ELEMENTS", "RowTensor", "equal", "row_slabs"]
+__all__ = ["SLAB_ELEMENTS", "RowTensor", "equal", "matrix_rows", "row_slabs"]
 
 # A quarter of a million: 1 MiB in float32. The quantizers pass over a slab several times, in the processor's cache.
 SLAB_ELEMENTS = 2**18
@@ -66,3 +66,29 @@ def equal(one: RowTensor, other: RowTensor) -> bool:
     if one.shape != other.shape:
         return False
     return all(torch.equal(one.read(*rows).float(), other.read(*rows).float()) for rows in row_slabs(one.shape))
+
+
+def matrix_rows(stack: RowTensor) -> RowTensor:
+    """A tensor of three dimensions as the rows of its matrices, one matrix in memory at a time.
+
+    >>> rows = matrix_rows(RowTensor.of(torch.arange(12).view(2, 3, 2)))
+    >>> rows.shape, rows.read(2, 4).tolist()
+    ((6, 2), [[4, 5], [6, 7]])
+    """
+    count, each, columns = stack.shape
+    last: dict[int, Tensor] = {}
+
+    def matrix(index: int) -> Tensor:
+        if index not in last:
+            last.clear()
+            last[index] = stack.read(index, index + 1)[0]
+        return last[index]
+
+    def read(start: int, stop: int) -> Tensor:
+        pieces = [
+            matrix(index)[max(start - index * each, 0) : min(stop - index * each, each)]
+            for index in range(start // each, (stop - 1) // each + 1)
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    return RowTensor((count * each, columns), stack.dtype, read)

@@ -41,6 +41,7 @@ class BaseShape:
         vocabulary: rows of the token embedding.
         passes: how often a token goes through each layer (ALBERT: more than once).
         experts: coordinates of expert matrices of a layer that a token goes through.
+        experts_a_token: how many of a layer's experts a token goes through.
         parameters: of the whole base, tied ones once.
         packed_bytes: of the weights as the artifact stores them.
         head_once, head_a_class: coordinates of the class head: those that the number of classes does not change,
@@ -62,6 +63,7 @@ class BaseShape:
     vocabulary: int
     passes: int = 1
     experts: int = 0
+    experts_a_token: int = 0
     parameters: int
     packed_bytes: int
     head_once: int
@@ -86,6 +88,11 @@ class BaseShape:
     def matrices(self, targets: Iterable[str]) -> list[tuple[int, int]]:
         """(d_out, d_in) of these."""
         return [self.layout.layers[self.at].shape(port) for port in self.ports(targets)]
+
+    def passed(self, targets: Iterable[str]) -> list[tuple[int, int]]:
+        """(d_out, d_in) of those that one token goes through: of experts a few."""
+        ports = (one for one in self.ports(targets) if one.expert is None or one.expert < self.experts_a_token)
+        return [self.layout.layers[self.at].shape(port) for port in ports]
 
     def has(self, *slots: str) -> bool:
         """Whether this layer has all these matrices by their short names."""

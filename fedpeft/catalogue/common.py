@@ -42,8 +42,8 @@ BETWEEN = "Between D and U."
 DROPOUT = "Share of the narrow network's units that a training step leaves out, drawn anew for each."
 TARGETS = (
     "Attention (q, k, v, o) and the MLP (up, down, gate), mapped to the model's own names; `auto`: as peft does, q and "
-    "v or the matrix that holds them; `all-linear`; the end of a module's path (`query_key_value`); or a regular "
-    "expression of all of it."
+    "v or the matrix that holds them; `all-linear`; `experts`: those of a mixture, its router never; the end of a "
+    "module's path (`query_key_value`); or a regular expression of all of it."
 )
 SCALE = "The factor of B A, the same for every device."
 PICKED = "The matrices whose weights may be picked."

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from fedpeft.catalogue.base_shape import BaseShape
-from fedpeft.catalogue.common import TARGETS, of_every_token, present, widths
+from fedpeft.catalogue.common import TARGETS, of_every_token, widths
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
@@ -88,16 +88,16 @@ def scale_of(lora: Lora) -> float:
 
 def footprint(shape: BaseShape, settings: Lora) -> Footprint:
     """Tiers of A (frozen) and B; keeps A x, (r,), of every target."""
-    rank, targets = settings.rank, present(shape, settings.targets)
+    rank, passed = settings.rank, shape.passed(settings.targets)
     rows, columns = widths(shape, settings.targets)
     tiers = lora_tiers(settings)
     ranks = {end: end - start for start, end in zip((0, *tiers), tiers, strict=False)}
     return Footprint(
         blocks={BlockId(f"lora.B.t{end}"): own * rows for end, own in ranks.items()},
         frozen={BlockId(f"lora.A.t{end}"): own * columns for end, own in ranks.items()},
-        saved=rank * len(targets),
+        saved=rank * len(passed),
         saved_first_token=rank * len(of_every_token(shape, settings.targets)),
-        flops=2 * rank * (rows + columns),
+        flops=2 * rank * sum(out + width for out, width in passed),
     )
 
 

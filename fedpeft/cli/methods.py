@@ -74,22 +74,24 @@ def command() -> None:
 @_format
 def list_(model: str | None, labels: int, batch_size: int, length: int, store: Path | None, form: str) -> None:
     """List the methods. With --base, also predict what each costs on this machine."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from fedpeft.catalogue import ROWS
     from fedpeft.catalogue.compositions import COMPOSITIONS
     from fedpeft.planner import estimate, probe
 
     costs: dict[str, Estimate] = {}
+    packed: dict[str, Estimate] = {}
     if model is not None:
         shape, profile = _shape(_artifact(model, store)), probe()
         for name, workload in _each_method(shape, labels, batch_size, length).items():
             costs[name] = estimate(shape, workload, profile)
+            packed[name] = estimate(shape, replace(workload, residency="quantized"), profile)
     if form == "json":
-        rows = {
-            name: asdict(row) | ({"predicted": _cost_json(costs[name])} if name in costs else {})
-            for name, row in ROWS.items()
+        both = {
+            name: {"predicted": _cost_json(costs[name]), "predicted_packed": _cost_json(packed[name])} for name in costs
         }
+        rows = {name: asdict(row) | both.get(name, {}) for name, row in ROWS.items()}
         click.echo(json.dumps(rows, indent=2))
         return
     for name, row in ROWS.items():
@@ -100,6 +102,10 @@ def list_(model: str | None, labels: int, batch_size: int, length: int, store: P
         click.echo(f"  export {row.export}; runs in {', '.join(row.served_by) or 'fedpeft'}")
         if name in costs:
             click.echo(f"  predicted {_cost_text(costs[name])}")
+            click.echo(
+                f"  with the base kept packed {packed[name].peak_bytes / 2**20:.0f} MiB at the peak, "
+                f"{packed[name].step_s:.2f} s a step"
+            )
         elif model is not None:
             click.echo("  not on this base or task")
     click.echo("\nCompositions:")

@@ -111,6 +111,11 @@ def merge_adapters(
 def _merge_lora(
     sources: Sequence[Exported], weights: Sequence[float], rule: Rule, *, density: float, rank: int | None, seed: int
 ) -> tuple[Arrays, dict[str, object]]:
+    if any(source.settings.get("target_parameters") for source in sources):
+        raise ConfigInvalid(
+            "Expected adapters of linear modules, found LoRA on a mixture's experts, whose factors lie side by side in "
+            "one tensor; fold each into a base of its own: `fedpeft adapter export --full`."
+        )
     factors = [_factors(source) for source in sources]
     draw = generator(seed, "dare")
     found: dict[str, LowRank] = {}

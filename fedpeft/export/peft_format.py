@@ -2,9 +2,9 @@
 
 One PEFT directory holds one of these, exactly:
 
-- ``LORA``: every low-rank change at its full rank (``peft_matrix``), biases (``bias="all"``) and the class head
-  (``modules_to_save``). Without one in the union, one matrix gets a rank-1 LoRA of zeros, since peft has
-  no form for biases or a head alone.
+- ``LORA``: every low-rank change at its full rank (``peft_matrix``, of experts ``peft_experts``), biases
+  (``bias="all"``) and the class head (``modules_to_save``). Without one in the union, one matrix gets a rank-1 LoRA of
+  zeros, since peft has no form for biases or a head alone.
 - ``LORA`` with ``use_dora``: DoRA, biases and the class head.
 - the own form of a method (``VERA``, ``LOHA``, ``LOKR``: ``OWN_FORMS``) or ``IA3``, and the class head.
 - ``LN_TUNING``: the tuned norms and the class head.
@@ -35,6 +35,7 @@ from fedpeft.export.peft_matrix import (
 )
 from fedpeft.export.peft_prompt import PROMPT_TYPES, prompt_form, read_prompts
 from fedpeft.export.peft_whole import put_whole, take_whole
+from fedpeft.grafting.expert_views import expert_place
 from fedpeft.grafting.graft import GRAFTS, grafts_of
 from fedpeft.grafting.own_form import PREFIX, Arrays, as_array
 from fedpeft.grafting.rows import is_turned, place_of, width_of
@@ -168,6 +169,8 @@ def _can_be_held(model: nn.Module, method: str) -> bool:
     places = [place_of(model, path.rpartition(f".{GRAFTS}")[0]) for path in hosts]
     if method in {DORA, *LOW_RANK} and any(_taken_for_experts(model, path) for path, _ in places):
         return False
+    if any(expert_place(path) is not None for path, _ in places):
+        return method in LOW_RANK
     if method not in {DORA, *OWN_FORMS}:
         return True
     on_turned = method not in OWN_FORMS or OWN_FORMS[method].on_turned

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedpeft.catalogue.blocks import LORA
+from fedpeft.export.peft_experts import expert_factors, read_expert, target_parameters
+from fedpeft.grafting.expert_views import expert_place
 from fedpeft.grafting.graft import GRAFTS, grafts_of
 from fedpeft.grafting.own_form import PREFIX, Arrays, Held, as_array
 from fedpeft.grafting.rows import place_of, width_of
@@ -58,11 +60,17 @@ def lora_form(
     else:
         factors, scale = _together(model, methods), 1.0
     rank = max(down.shape[0] for down, _ in factors.values())
-    for path, (down, up) in factors.items():
-        missing = rank - down.shape[0]
-        tensors[f"{PREFIX}{path}.lora_A.weight"] = as_array(functional.pad(down, (0, 0, 0, missing)))
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = as_array(functional.pad(up, (0, missing)))
-    return _lora_settings(sorted(factors), rank, scale)
+    factors = {
+        path: (functional.pad(down, (0, 0, 0, rank - down.shape[0])), functional.pad(up, (0, rank - up.shape[1])))
+        for path, (down, up) in factors.items()
+    }
+    modules = {path: pair for path, pair in factors.items() if expert_place(path) is None}
+    for path, (down, up) in (modules | expert_factors(model, factors)).items():
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = as_array(down)
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = as_array(up)
+    settings = _lora_settings(sorted(modules), rank, scale)
+    parameters = target_parameters(factors)
+    return settings | {"target_parameters": parameters} if parameters else settings
 
 
 def dora_form(model: nn.Module, tensors: Arrays) -> dict[str, object]:
@@ -79,10 +87,14 @@ def dora_form(model: nn.Module, tensors: Arrays) -> dict[str, object]:
 def read_lora(model: nn.Module, held: Held, settings: Mapping[str, object]) -> None:
     """Replace the model's low-rank parts by plain LoRA with the factors of ``lora_form``; the model is a replica."""
     scale = float(str(settings["lora_alpha"])) / int(str(settings["r"]))
-    for path in {path for kind in LOW_RANK.values() for path in grafts_of(model, kind)}:
-        real, rows = place_of(model, path)
-        down, up = held[f"{real}.lora_A.weight"], held[f"{real}.lora_B.weight"]
-        up = up if rows is None else up[rows]
+    paths = {path for kind in LOW_RANK.values() for path in grafts_of(model, kind)}
+    for path in paths:
+        if (found := read_expert(model, held, path, paths)) is None:
+            real, rows = place_of(model, path)
+            down, up = held[f"{real}.lora_A.weight"], held[f"{real}.lora_B.weight"]
+            up = up if rows is None else up[rows]
+        else:
+            down, up = found
         part = LoraPart(down, up.shape[0], (down.shape[0],), scale)
         part.set_factors(down, up)
         grafts = model.get_submodule(f"{path}.{GRAFTS}")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedpeft.base import BaseArtifact, load_model
 from fedpeft.base.architecture import form_of, quiet_transformers
+from fedpeft.grafting.expert_views import ExpertView
 from fedpeft.methods.union import UnionAdapter
 
 __all__ = ["agrees", "peft_apart", "problem_of"]
@@ -45,7 +46,8 @@ def peft_apart(
         task=form,
         labels=labels,
         head_seed=_ANOTHER_HEAD,
-        residency="quantized",
+        # peft changes experts' matrices as parameters, which a packed base does not have.
+        residency="dense" if any(isinstance(one, ExpertView) for one in union.model.modules()) else "quantized",
         problem_type=problem_of(union),
     )
     try:

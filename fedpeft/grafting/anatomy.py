@@ -10,9 +10,11 @@ from typing import Any, cast
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from fedpeft.base.experts import expert_tensors, experts_of
 from fedpeft.errors import ConfigInvalid, Problem
+from fedpeft.grafting.expert_views import view_expert
 from fedpeft.grafting.rows import is_turned, view_rows
-from fedpeft.layout import Layout, Port, layout_of
+from fedpeft.layout import TURNED_EXPERTS, Layout, Port, layout_of
 from fedpeft.target_names import AUTO, SLOTS
 
 __all__ = ["Anatomy", "dissect"]
@@ -104,7 +106,8 @@ class Anatomy:
     def target_modules(self, targets: Iterable[str], *, wanted_by: str) -> Iterator[tuple[str, nn.Module]]:
         """Path and module of every target in the chosen layers, target by target from the input up, each once.
 
-        Rows of a wider matrix are a module of their own (``fedpeft.grafting.rows``).
+        Rows of a wider matrix are a module of their own (``fedpeft.grafting.rows``), and so is one expert's matrix
+        (``fedpeft.grafting.expert_views``).
 
         Raises:
             ConfigInvalid: see ``ports``.
@@ -112,6 +115,11 @@ class Anatomy:
         named = (name for target in targets for name in (self.layout.usual if target == AUTO else (target,)))
         for index, port in dict.fromkeys(one for name in named for one in self.ports(name, wanted_by=wanted_by)):
             path = f"{self.layout.paths[index]}.{port.path}"
+            if port.expert is not None:
+                experts, _, tensor = path.rpartition(".")
+                one = view_expert(self.model.get_submodule(experts), tensor, port.expert)
+                yield f"{experts}.fedpeft_experts.{tensor}.{port.expert}", one
+                continue
             host = self.model.get_submodule(path)
             if port.rows is None:
                 yield path, host
@@ -139,7 +147,8 @@ class Anatomy:
         modules = sorted({path for layer in self.layout.layers for path in layer.matrices})
         listed = ", ".join(modules[:24]) + (f" and {len(modules) - 24} more" if len(modules) > 24 else "")
         named = f'[adapter.slots] {target} = "{modules[0]}"' if target in SLOTS else f'targets = ["{modules[0]}"]'
-        choices = ", ".join((*self.layout.slots, "auto", "all-linear"))
+        experts = ("experts",) if any(layer.experts for layer in self.layout.layers) else ()
+        choices = ", ".join((*self.layout.slots, "auto", "all-linear", *experts))
         problem = Problem(
             where=f"{wanted_by}: target {target!r}",
             expected=f"one of {choices}, or one of the layers' modules: {listed}",
@@ -198,8 +207,10 @@ def _is_causal(config: Any) -> bool:
 
 
 def _weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of the linear modules, packed or not, as their checkpoint has them."""
-    found = {}
+    """Shapes of the linear modules and of experts, packed or not, as their checkpoint has them."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path, module in experts_of(model):
+        found |= {f"{path}.{name}": shape for name, shape in expert_tensors(module).items()}
     for path, module in model.named_modules():
         if ".fedpeft" in path:
             continue
@@ -212,6 +223,11 @@ def _weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _check_turned(model: nn.Module, layout: Layout) -> None:
     """Refuses a model whose modules do not store what the layout says."""
+    for path, module in experts_of(model):
+        if bool(module.is_transposed) != (layout.model_type in TURNED_EXPERTS):
+            raise ConfigInvalid(
+                f"Expected the experts of {layout.model_type} the other way round in {path}; report this architecture."
+            )
     for path, layer in zip(layout.paths, layout.layers, strict=True):
         for name in layer.matrices:
             if is_turned(model.get_submodule(f"{path}.{name}")) != layer.transposed:

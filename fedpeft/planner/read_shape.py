@@ -45,7 +45,11 @@ def shape_from(
     head: tuple[int, int] = (0, 0),
 ) -> BaseShape:
     """As ``shape_of``, from the names and shapes of all tensors, config.json, and the size of the class head."""
-    weights = {name.removesuffix(".weight"): shape for name, shape in tensors.items() if name.endswith(".weight")}
+    weights = {
+        name.removesuffix(".weight"): shape
+        for name, shape in tensors.items()
+        if name.endswith(".weight") or len(shape) == 3
+    }
     layout, name = layout_of(weights, config), str(config.get("model_type"))
     hidden = _hidden(layout, config)
     coordinates, inner = _experts(tensors, config, hidden)
@@ -64,6 +68,7 @@ def shape_from(
         vocabulary=max((shape[0] for tensor, shape in tensors.items() if _is_embedding(tensor, shape)), default=1),
         passes=max(1, declared // len(layout)),
         experts=coordinates // len(layout),
+        experts_a_token=_chosen_experts(config),
         parameters=parameters,
         packed_bytes=packed_bytes,
         head_once=head[0],
@@ -86,9 +91,13 @@ def _widest(layout: Layout, slot: str) -> int:
     return max(sum(layer.shape(port)[0] for port in layer.slots.get(slot, ())) for layer in layout.layers)
 
 
+def _chosen_experts(config: Mapping[str, Any]) -> int:
+    return _first(config, "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k") or 2
+
+
 def _experts(tensors: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], hidden: int) -> tuple[int, int]:
     """Coordinates of expert matrices that a token goes through, all layers together, and the width of one layer's."""
-    chosen = _first(config, "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k") or 2
+    chosen = _chosen_experts(config)
     found = {name: shape for name, shape in tensors.items() if len(shape) == 3 and "experts" in name}
     active = sum(min(chosen, experts) * rows * columns for experts, rows, columns in found.values())
     down = [(experts, rows * columns) for name, (experts, rows, columns) in found.items() if "down" in name]

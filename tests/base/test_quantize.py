@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from fedpeft.base.four_bits import NF4_CODES, _midpoints, _nearest_nf4, absmax_map  # noqa: E402
-from fedpeft.base.quantize import choose_encoding, dequantize, dequantize_rows, parts_of, quantize  # noqa: E402
+from fedpeft.base.quantize import choose_encoding, dequantize, dequantize_matrix, dequantize_rows, parts_of, quantize  # noqa: E402
 from fedpeft.errors import ConfigInvalid  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -239,10 +239,26 @@ def test_weights_beyond_float16_are_refused_by_encodings_that_scale_in_float16(e
         ("int4-g32", "linear", (64, 70), "int8"),
         ("int4-g32", "other", (64,), "plain"),
         ("nf4", "other", (8, 64, 64), "plain"),
+        ("nf4", "linear", (8, 64, 48), "nf4"),
+        ("nf4", "linear", (8, 3, 40), "int8"),
+        ("int4-g32", "linear", (8, 3, 64), "int4-g32"),
     ],
 )
 def test_roles_choose_the_encoding(scheme: str, role: str, shape: tuple[int, ...], encoding: str):
     assert choose_encoding(scheme, role, shape) == encoding
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("shape", [(3, 4, 32), (5, 66, 64), (2, 700, 96)])  # small, across absmax blocks and slabs
+def test_one_experts_matrix_is_read_from_all_of_them_to_the_bit(encoding: str, shape: tuple[int, int, int]):
+    stack = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    parts = quantize(stack, encoding)
+    whole = dequantize(parts, encoding, shape)
+    assert whole.shape == stack.shape
+    for index in range(shape[0]):
+        assert torch.equal(dequantize_matrix(parts, encoding, shape, index), whole[index])
+        if encoding != "nf4":  # whose second scale spans experts
+            assert torch.equal(dequantize(quantize(stack[index], encoding), encoding, shape[1:]), whole[index])
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -37,6 +37,8 @@ def test_ls_with_a_base_predicts_what_each_method_costs_here():
     assert rows["lora"]["predicted"]["trained"] == 36_864
     assert rows["bitfit"]["predicted"]["trained"] == 25_344
     assert rows["lora"]["predicted"]["peak_bytes"] > 400 * 2**20
+    assert rows["lora"]["predicted_packed"]["base_bytes"] < rows["lora"]["predicted"]["base_bytes"] / 2
+    assert "with the base kept packed" in run("ls", "--base", MODEL)
     assert "36,864 parameters" in run("ls", "--base", MODEL)
     assert "not on this base or task" in run("ls", "--base", MODEL, "--labels", "0")  # no head on a language model
 

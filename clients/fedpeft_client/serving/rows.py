@@ -52,6 +52,7 @@ def factors_of(union: "UnionAdapter") -> Factors | None:
         not complete
         or settings["peft_type"] != "LORA"
         or settings.get("use_dora")
+        or settings.get("target_parameters")  # tokens of different rows meet in one expert
         or settings.get("bias") != "none"
         or not all(any(path == one or path.startswith(f"{one}.") for path in heads) for one in whole)
     ):
