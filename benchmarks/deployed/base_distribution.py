@@ -2,9 +2,11 @@
 
     python benchmarks/deployed/base_distribution.py [--quick]
 
-Servers and clients are processes of their own on loopback, with TLS; both clients check every 8 MiB chunk and write
-the file. The peer is what Flower 1.41 serves with (FastAPI, uvicorn, starlette's FileResponse with Range) read by what
-its clients read with (httpx). Also: a client is killed halfway and goes on, and asks again when it has everything.
+Servers and clients are processes of their own on loopback, with TLS; both clients check every 8 MiB chunk, write the
+file and make it durable. CPU seconds are of client and server together: unlike the wall's they hardly depend on what
+else the machine does. The peer is what Flower 1.41 serves with (FastAPI, uvicorn, starlette's FileResponse with Range)
+read by what its clients read with (httpx). Also: a client is killed halfway and goes on, and asks again when it has
+everything.
 Progress goes to stderr, one JSON object to stdout; `benchmarks/deployment.py` calls ``measure``.
 """
 
@@ -19,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from fedpeft.base.artifact import describe_file
 from fedpeft.base.manifest import CHUNK_BYTES, Manifest, SourceEntry, digest_of
@@ -56,28 +60,30 @@ def measure(folder: Path, *, quick: bool) -> dict[str, float]:
     server = spawn("--serve-grpc", home.path)
     try:
         enrol(home, device)
-        before_mb, times, https_times = peak_mb(server.pid), [], []
+        before_mb, ours, peers = peak_mb(server.pid), [], []
         for repeat in range(1 if quick else 3):
-            times.append(timed("--fetch", device.path, digest, folder / f"cache{repeat}"))
-            say(f"gRPC   {size / MIB:.0f} MiB in {times[-1]:.2f} s")
+            ours.append(timed(server, "--fetch", device.path, digest, folder / f"cache{repeat}"))
+            say(f"gRPC   {size / MIB:.0f} MiB in {ours[-1]}")
             web = spawn("--serve-https", home.path)
             try:
-                https_times.append(timed("--get", home.path, digest, folder / f"got{repeat}"))
+                peers.append(timed(web, "--get", home.path, digest, folder / f"got{repeat}"))
                 https_mb = peak_mb(web.pid)
             finally:
                 stop(web)
-            say(f"HTTPS  {size / MIB:.0f} MiB in {https_times[-1]:.2f} s")
+            say(f"HTTPS  {size / MIB:.0f} MiB in {peers[-1]}")
         grew_mb = peak_mb(server.pid) - before_mb
         rejoin = fetch(device, digest, folder / "cache0")
         resent, had = cut(device, digest, folder / "cut", size, server)
         say(f"killed with {had / MIB:.1f} MiB on disk; resent {resent / MIB:.2f} MiB")
     finally:
         stop(server)
-    grpc_s, https_s = sorted(times)[len(times) // 2], sorted(https_times)[len(times) // 2]
+    grpc_s, https_s = median(one.wall_s for one in ours), median(one.wall_s for one in peers)
     return {
         "base_bytes": size,
         "grpc_s": grpc_s,
         "https_s": https_s,
+        "grpc_cpu_s": median(one.cpu_s for one in ours),
+        "https_cpu_s": median(one.cpu_s for one in peers),
         "base_speedup_vs_https": https_s / grpc_s,
         "grpc_server_rss_growth_mb": grew_mb,
         "https_server_peak_mb": https_mb,
@@ -187,6 +193,8 @@ def get(home: CoordinatorHome, digest: str, target: Path) -> None:
             if hashlib.sha256(chunk).hexdigest() != entry["chunks"][number]:
                 raise SystemExit("HTTPS gave other bytes")
             file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def serve_grpc(home: CoordinatorHome) -> None:
@@ -258,10 +266,29 @@ def sent_bytes(server: subprocess.Popen[str]) -> int:
     return int(server.stdout.readline())
 
 
-def timed(*arguments: object) -> float:
-    """Seconds of a client process's transfer, its start not counted."""
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One transfer: seconds on the wall, and CPU seconds of client and server together."""
+
+    wall_s: float
+    cpu_s: float
+
+    def __str__(self) -> str:
+        return f"{self.wall_s:.2f} s, {self.cpu_s:.2f} CPU-s"
+
+
+def timed(server: subprocess.Popen[str], *arguments: object) -> Transfer:
+    """A client process's transfer, its start not counted, and what it cost that server."""
+    before = cpu_s(server.pid)
     command = [sys.executable, __file__, *(str(argument) for argument in arguments)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return Transfer(float(said[-2]), float(said[-1]) + cpu_s(server.pid) - before)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process so far, user's and system's."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_mb(pid: int) -> float:
@@ -282,20 +309,20 @@ def main() -> None:
     for role, count in (("--serve-grpc", 1), ("--serve-https", 1), ("--fetch", 3), ("--get", 3)):
         parser.add_argument(role, nargs=count)
     chosen = parser.parse_args()
-    started = time.monotonic()
+    started, spent = time.monotonic(), time.process_time()
     if chosen.serve_grpc:
         serve_grpc(CoordinatorHome(Path(chosen.serve_grpc[0])))
     elif chosen.serve_https:
         serve_https(CoordinatorHome(Path(chosen.serve_https[0])))
     elif chosen.fetch:
         fetch(DeviceHome(Path(chosen.fetch[0])), chosen.fetch[1], Path(chosen.fetch[2]))
-        print(time.monotonic() - started)
+        print(time.monotonic() - started, time.process_time() - spent)
     elif chosen.get:
         import httpx  # noqa: F401  its import is no part of the transfer
 
-        started = time.monotonic()
+        started, spent = time.monotonic(), time.process_time()
         get(CoordinatorHome(Path(chosen.get[0])), chosen.get[1], Path(chosen.get[2]))
-        print(time.monotonic() - started)
+        print(time.monotonic() - started, time.process_time() - spent)
     else:
         with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
             figures = measure(Path(folder), quick=chosen.quick)

@@ -56,6 +56,14 @@ def link(path: Path) -> None:
     path.symlink_to("elsewhere")
 
 
+def write_by_another_name(path: Path) -> None:
+    """Other bytes through a hard link: the name that is looked at was not touched."""
+    elsewhere = path.parent.parent / "elsewhere"
+    elsewhere.hardlink_to(path)
+    tamper(elsewhere)
+    elsewhere.unlink()
+
+
 def plan(store):
     from fedpeft.config.model import Adapter, Aggregate, BitFit, SecureAggregation, Task, Train
     from fedpeft.round.plan import LearningPlan, PlannedRounds
@@ -75,7 +83,7 @@ def plan(store):
     )
 
 
-@pytest.mark.parametrize("change", [tamper, link])
+@pytest.mark.parametrize("change", [tamper, link, write_by_another_name])
 def test_a_device_trains_on_no_base_that_changed_before_it_started(store, change) -> None:
     from fedpeft_client.training.model_pool import ModelPool
 
@@ -84,13 +92,14 @@ def test_a_device_trains_on_no_base_that_changed_before_it_started(store, change
         ModelPool(store).spec(plan(store))
 
 
-def test_a_device_trains_on_no_base_that_changed_while_it_is_at_work(store) -> None:
+@pytest.mark.parametrize("change", [tamper, write_by_another_name])
+def test_a_device_trains_on_no_base_that_changed_while_it_is_at_work(store, change) -> None:
     from fedpeft_client.training.model_pool import ModelPool
 
     pool = ModelPool(store)
     with pool.lend(plan(store)):
         pass
-    tamper(weights(store))
+    change(weights(store))
     with pytest.raises(IntegrityFailed), pool.lend(plan(store)):
         pass
     with pytest.raises(IntegrityFailed):

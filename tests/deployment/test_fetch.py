@@ -1,5 +1,6 @@
 """Fetching a base over loopback: whole, interrupted, wrong, hostile."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from fedpeft.base import ArtifactStore
 from fedpeft.base.artifact import describe_file
 from fedpeft.base.manifest import CHUNK_BYTES, FileEntry, Manifest, SourceEntry, digest_of
+from fedpeft.deployment.rpc import PIECE_BYTES
 from fedpeft.errors import IntegrityFailed, NotEnrolled, ResourceMissing
 from fedpeft_client.connection.base_cache import BaseCache
 from fedpeft_client.connection.fetch_base import FetchProgress, fetch_base
@@ -137,7 +139,8 @@ def test_a_wrong_chunk_alone_is_fetched_again(base: str, link: Link, tmp_path: P
     seen: list[FetchProgress] = []
     faulty = Faulty(link, corrupt={CHUNK_BYTES + 5: 1})
     fetch_base(faulty, base, tmp_path, progress=seen.append, pause=no_pause).verify()
-    assert SIZE + 2 < seen[-1].received_bytes <= SIZE + 2 + CHUNK_BYTES
+    in_flight = 4 * PIECE_BYTES  # received before the chunk was found to be wrong
+    assert SIZE + 2 < seen[-1].received_bytes <= SIZE + 2 + CHUNK_BYTES + in_flight
     assert ("model.safetensors", CHUNK_BYTES) in faulty.asked
 
 
@@ -195,6 +198,52 @@ def test_another_manifest_than_the_digest_names_is_refused(base: str, link: Link
         fetch_base(Liar(link), base, tmp_path, pause=no_pause)
 
 
+def test_a_link_that_is_put_in_place_while_a_base_arrives_is_neither_written_to_nor_named(
+    base: str, link: Link, tmp_path: Path
+):
+    elsewhere, cache = tmp_path / "elsewhere", tmp_path / "cache"
+    elsewhere.mkdir()
+
+    def swap(progress: FetchProgress) -> None:
+        (staging,) = cache.glob(".staging-fetch-*")
+        if not staging.is_symlink() and progress.done_bytes > CHUNK_BYTES:
+            staging.rename(tmp_path / "moved")
+            staging.symlink_to(elsewhere, target_is_directory=True)
+
+    with pytest.raises(IntegrityFailed, match="another in its place"):
+        fetch_base(link, base, cache, progress=swap, pause=no_pause)
+    assert list(elsewhere.iterdir()) == []
+    assert [path.name for path in cache.iterdir() if path.name.startswith("sha256")] == []
+
+
+def test_a_staging_directory_of_another_user_is_not_used(
+    base: str, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / f".staging-fetch-{base.removeprefix('sha256:')}").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(IntegrityFailed, match="this user's own"):
+        fetch_base(link, base, tmp_path, pause=no_pause)
+
+
+def test_a_disk_that_fills_while_a_base_arrives_is_named_and_the_next_fetch_goes_on(
+    base: str, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = os.pwrite
+
+    def full(descriptor: int, piece: bytes, offset: int) -> int:
+        if offset > CHUNK_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, piece, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(ResourceMissing, match="No space left"):
+        fetch_base(link, base, tmp_path, pause=no_pause)
+    monkeypatch.setattr(os, "pwrite", real)
+    seen: list[FetchProgress] = []
+    fetch_base(link, base, tmp_path, progress=seen.append, pause=no_pause).verify()
+    assert seen[-1].received_bytes <= SIZE + 2 - CHUNK_BYTES
+
+
 @pytest.mark.parametrize("digest", ["", "sha256:xyz", "sha256:../../../../etc/passwd", "sha256:" + "0" * 63 + "/"])
 def test_a_digest_that_is_none_is_refused(digest: str, link: Link, tmp_path: Path):
     with pytest.raises(IntegrityFailed):
@@ -207,6 +256,11 @@ def test_links_in_the_staging_directory_are_not_followed(base: str, link: Link, 
     staging = tmp_path / "cache" / f".staging-fetch-{base.removeprefix('sha256:')}"
     staging.mkdir(parents=True)
     (staging / "config.json").symlink_to(victim)
+    with pytest.raises(IntegrityFailed, match="link"):
+        fetch_base(link, base, tmp_path / "cache", pause=no_pause)
+    assert victim.read_text() == "precious"
+    (staging / "config.json").unlink()
+    (staging / "config.json").hardlink_to(victim)  # no link to follow: the file itself, by another name
     with pytest.raises(IntegrityFailed, match="link"):
         fetch_base(link, base, tmp_path / "cache", pause=no_pause)
     assert victim.read_text() == "precious"

@@ -6,8 +6,8 @@ checked again when a fetch goes on; the base gets its name in one rename at the 
 take turns: the second one finds the base. Nothing is written outside the staging directory, and no link is followed.
 """
 
+import errno
 import fcntl
-import hashlib
 import os
 import re
 import stat
@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpeft.base.artifact import MANIFEST_FILE, BaseArtifact
-from fedpeft.base.manifest import CHUNK_BYTES, FileEntry, Manifest, parse_manifest
+from fedpeft.base.manifest import FileEntry, Manifest, parse_manifest
 from fedpeft.base.store import STAGING, ArtifactStore
 from fedpeft.errors import IntegrityFailed, ResourceMissing
 from fedpeft.files import sync, write_file
 from fedpeft_client.connection.base_cache import BaseCache
+from fedpeft_client.connection.checked_file import ChunkWriter, Partial
 from fedpeft_client.connection.grpc_client import Link, Unreachable
 
 __all__ = ["FetchProgress", "fetch_base"]
@@ -119,11 +120,15 @@ class _Fetch:
     def run(self, manifest: bytes) -> BaseArtifact:
         """Fetches what is missing, then gives the base its name."""
         self._staging.mkdir(exist_ok=True, mode=0o700)
-        if not stat.S_ISDIR(self._staging.lstat().st_mode):
-            raise IntegrityFailed(f"Expected a directory {self._staging}, found something else; remove it.")
+        folder = self._own_folder()
         try:
             for entry in self._manifest.files:
-                self._fetch_file(entry)
+                self._fetch_file(entry, folder)
+            if not os.path.samestat(os.fstat(folder), self._staging.lstat()):
+                raise IntegrityFailed(
+                    f"Expected {self._staging} to stay where it is, found another in its place; see who else writes "
+                    f"to {self._cache}."
+                )
             write_file(self._staging / MANIFEST_FILE, manifest)
             names = {entry.name for entry in self._manifest.files} | {MANIFEST_FILE}
             for path in self._staging.iterdir():
@@ -142,21 +147,40 @@ class _Fetch:
                 f"Expected to write {self._staging}, found {error.strerror}; make room, then run it again: "
                 "it goes on where it stopped."
             ) from error
+        finally:
+            os.close(folder)
         return ArtifactStore(self._cache).get(self._digest)
 
-    def _fetch_file(self, entry: FileEntry) -> None:
-        # Safe: the manifest was parsed, so the name is a plain one, and a link is not followed.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    def _own_folder(self) -> int:
+        """The staging directory, opened: what is put in its place later is not written to."""
         try:
-            descriptor = os.open(self._staging / entry.name, flags, 0o600)
+            folder = os.open(self._staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            if (self._staging / entry.name).is_symlink():
-                raise IntegrityFailed(
-                    f"Expected a file {entry.name} in {self._staging}, found a link; remove it."
-                ) from error
+            raise IntegrityFailed(f"Expected a directory {self._staging}, found something else; remove it.") from error
+        if (owner := os.fstat(folder).st_uid) != os.geteuid():
+            os.close(folder)
+            raise IntegrityFailed(
+                f"Expected {self._staging} to be this user's own, found it user {owner}'s, who can change it; "
+                "remove it."
+            )
+        return folder
+
+    def _fetch_file(self, entry: FileEntry, folder: int) -> None:
+        # Safe: the manifest was parsed, so the name is a plain one, and no link is followed or written through.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        linked = IntegrityFailed(f"Expected a file {entry.name} in {self._staging}, found a link; remove it.")
+        try:
+            descriptor = os.open(entry.name, flags, 0o600, dir_fd=folder)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise linked from error
             raise
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode) or about.st_nlink != 1:  # by another name it is somebody else's file
+            os.close(descriptor)
+            raise linked
         with os.fdopen(descriptor, "r+b", buffering=0) as file:
-            partial = _Partial(entry, file.fileno())
+            partial = Partial(entry, file.fileno())
             self._done += partial.size
             bad: dict[int, int] = {}
             silent = 0
@@ -172,79 +196,30 @@ class _Fetch:
                             f"{_BAD_MAX} times; the coordinator's copy is damaged: `fedpeft base verify` there."
                         )
 
-    def _stream_into(self, partial: "_Partial", silent: int) -> int | None:
+    def _stream_into(self, partial: Partial, silent: int) -> int | None:
         """One connection's worth of a file; the number of a chunk that was wrong, if one was."""
+        before = self._done - partial.size
+        writer = ChunkWriter(partial)
         try:
-            for piece in self._link.chunks(self._digest, partial.entry.name, partial.size):
-                self._received += len(piece)
-                grown = partial.size
-                wrong = partial.append(piece)
-                self._done += partial.size - grown
-                self._progress(
-                    FetchProgress(done_bytes=self._done, total_bytes=self._total, received_bytes=self._received)
-                )
-                if wrong is not None:
-                    return wrong
-            if partial.size < partial.entry.size_bytes:
+            with writer:
+                for piece in self._link.chunks(self._digest, partial.entry.name, partial.size):
+                    self._received += len(piece)
+                    writer.put(piece)
+                    self._tell(before + partial.size)
+                    if writer.wrong is not None:
+                        break
+            if writer.wrong is None and partial.size < partial.entry.size_bytes:
                 raise Unreachable(f"Expected all of {partial.entry.name}, found the stream ended early; try again.")
         except Unreachable:
             if silent + 1 >= _TRIES:
                 raise
             self._pause(min(8.0, 0.25 * 2**silent))
-        return None
+        self._tell(before + partial.size)
+        return writer.wrong
 
-
-class _Partial:
-    """A file that grows by checked chunks; what lies after the last whole chunk is being checked.
-
-    Args:
-        entry: what it will be.
-        descriptor: the open file; what is in it already is checked here, and cut at the first wrong chunk.
-    """
-
-    def __init__(self, entry: FileEntry, descriptor: int) -> None:
-        self.entry, self._descriptor = entry, descriptor
-        self._hash = hashlib.sha256()
-        here = min(os.fstat(descriptor).st_size, entry.size_bytes)
-        self.size = 0
-        while self.size < here:
-            piece = os.pread(descriptor, min(1 << 20, here - self.size, self._left_in_chunk()), self.size)
-            if self._take(piece) is not None:
-                break
-        os.ftruncate(descriptor, self.size)
-
-    def append(self, piece: bytes) -> int | None:
-        """Writes bytes that came; the number of the chunk that they made wrong, which is then cut off again."""
-        view = memoryview(piece)
-        if len(view) > self.entry.size_bytes - self.size:
-            raise IntegrityFailed(
-                f"Expected {self.entry.size_bytes} bytes of {self.entry.name}, found more; do not trust this source."
-            )
-        while view:
-            part = view[: self._left_in_chunk()]
-            os.pwrite(self._descriptor, part, self.size)
-            if (wrong := self._take(part)) is not None:
-                os.ftruncate(self._descriptor, self.size)
-                return wrong
-            view = view[len(part) :]
-        return None
-
-    def _left_in_chunk(self) -> int:
-        return min(CHUNK_BYTES - self.size % CHUNK_BYTES, self.entry.size_bytes - self.size)
-
-    def _take(self, part: bytes | memoryview) -> int | None:
-        """Counts bytes that lie in the file; at the end of a chunk, goes back to its start if it is wrong."""
-        number = self.size // CHUNK_BYTES
-        self._hash.update(part)
-        self.size += len(part)
-        if self.size % CHUNK_BYTES and self.size < self.entry.size_bytes:
-            return None
-        wrong = self._hash.hexdigest() != self.entry.chunks[number]
-        self._hash = hashlib.sha256()
-        if wrong:
-            self.size = number * CHUNK_BYTES
-            return number
-        return None
+    def _tell(self, done: int) -> None:
+        self._done = done
+        self._progress(FetchProgress(done_bytes=done, total_bytes=self._total, received_bytes=self._received))
 
 
 def _whole(cache: Path, digest: str) -> BaseArtifact | None:
