@@ -158,9 +158,7 @@ def say(line: str) -> None:
 
 def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
     """Everything, in an empty folder."""
-    import base_distribution
-    import stock_flower
-    from deployed import demo
+    from deployed import base_distribution, demo, stock_flower
 
     devices, rounds = (4, 3) if quick else (8, 12)
     ours = overhead(folder / "ours", devices=devices, rounds=rounds, parameters=PARAMETERS, crowd=0, quick=quick)

@@ -5,12 +5,12 @@
 Servers and clients are processes of their own on loopback, with TLS; both clients check every 8 MiB chunk, write the
 file and make it durable. CPU seconds are of client and server together: unlike the wall's they hardly depend on what
 else the machine does. The peer is what Flower 1.41 serves with (FastAPI, uvicorn, starlette's FileResponse with Range)
-read by what its clients read with (httpx). Also: a client is killed halfway and goes on, and asks again when it has
-everything.
+read by what its clients read with (httpx). Also: a client is killed halfway, goes on, and asks again at the end.
 Progress goes to stderr, one JSON object to stdout; `benchmarks/deployment.py` calls ``measure``.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -21,9 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+
+import psutil
 
 from fedpeft.base.artifact import describe_file
 from fedpeft.base.manifest import CHUNK_BYTES, Manifest, SourceEntry, digest_of
@@ -63,27 +64,27 @@ def measure(folder: Path, *, quick: bool) -> dict[str, float]:
         before_mb, ours, peers = peak_mb(server.pid), [], []
         for repeat in range(1 if quick else 3):
             ours.append(timed(server, "--fetch", device.path, digest, folder / f"cache{repeat}"))
-            say(f"gRPC   {size / MIB:.0f} MiB in {ours[-1]}")
+            say(f"gRPC   {size / MIB:.0f} MiB in {ours[-1][0]:.2f} s, {ours[-1][1]:.2f} s of CPU")
             web = spawn("--serve-https", home.path)
             try:
                 peers.append(timed(web, "--get", home.path, digest, folder / f"got{repeat}"))
                 https_mb = peak_mb(web.pid)
             finally:
                 stop(web)
-            say(f"HTTPS  {size / MIB:.0f} MiB in {peers[-1]}")
+            say(f"HTTPS  {size / MIB:.0f} MiB in {peers[-1][0]:.2f} s, {peers[-1][1]:.2f} s of CPU")
         grew_mb = peak_mb(server.pid) - before_mb
         rejoin = fetch(device, digest, folder / "cache0")
         resent, had = cut(device, digest, folder / "cut", size, server)
         say(f"killed with {had / MIB:.1f} MiB on disk; resent {resent / MIB:.2f} MiB")
     finally:
         stop(server)
-    grpc_s, https_s = median(one.wall_s for one in ours), median(one.wall_s for one in peers)
+    (grpc_s, grpc_cpu_s), (https_s, https_cpu_s) = (map(median, zip(*each, strict=True)) for each in (ours, peers))
     return {
         "base_bytes": size,
         "grpc_s": grpc_s,
         "https_s": https_s,
-        "grpc_cpu_s": median(one.cpu_s for one in ours),
-        "https_cpu_s": median(one.cpu_s for one in peers),
+        "grpc_cpu_s": grpc_cpu_s,
+        "https_cpu_s": https_cpu_s,
         "base_speedup_vs_https": https_s / grpc_s,
         "grpc_server_rss_growth_mb": grew_mb,
         "https_server_peak_mb": https_mb,
@@ -266,29 +267,17 @@ def sent_bytes(server: subprocess.Popen[str]) -> int:
     return int(server.stdout.readline())
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """One transfer: seconds on the wall, and CPU seconds of client and server together."""
-
-    wall_s: float
-    cpu_s: float
-
-    def __str__(self) -> str:
-        return f"{self.wall_s:.2f} s, {self.cpu_s:.2f} CPU-s"
-
-
-def timed(server: subprocess.Popen[str], *arguments: object) -> Transfer:
-    """A client process's transfer, its start not counted, and what it cost that server."""
+def timed(server: subprocess.Popen[str], *arguments: object) -> tuple[float, float]:
+    """A client process's transfer, its start not counted: seconds, and CPU seconds of it and that server."""
     before = cpu_s(server.pid)
     command = [sys.executable, __file__, *(str(argument) for argument in arguments)]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    return Transfer(float(said[-2]), float(said[-1]) + cpu_s(server.pid) - before)
+    return float(said[-2]), float(said[-1]) + cpu_s(server.pid) - before
 
 
 def cpu_s(pid: int) -> float:
     """CPU seconds of a process so far, user's and system's."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(psutil.Process(pid).cpu_times()[:2])
 
 
 def peak_mb(pid: int) -> float:
@@ -297,9 +286,7 @@ def peak_mb(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def say(line: str) -> None:
-    """Progress, for people."""
-    print(line, file=sys.stderr, flush=True)
+say = functools.partial(print, file=sys.stderr, flush=True)
 
 
 def main() -> None:
