@@ -100,14 +100,8 @@ def prepare(folder: Path, size: int) -> tuple[CoordinatorHome, str]:
     fleet, service, enrolment, metrics = (one.getsockname()[1] for one in sockets)
     for one in sockets:
         one.close()
-    settings = Settings(
-        hosts=("127.0.0.1",),
-        bind="127.0.0.1",
-        fleet_port=fleet,
-        service_port=service,
-        enrol_port=enrolment,
-        metrics_port=metrics,
-    )
+    ports = {"fleet_port": fleet, "service_port": service, "enrol_port": enrolment, "metrics_port": metrics}
+    settings = Settings(hosts=("127.0.0.1",), bind="127.0.0.1", **ports)
     initialise(home, settings, clock=SystemClock(), entropy=os_entropy)
     new = home.bases / "new"
     new.mkdir()
