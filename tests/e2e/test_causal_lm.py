@@ -118,12 +118,12 @@ RULES = {
     "nested with A-rounds and momentum": (
         *BOTH, "aggregate.a_round_every=2", "aggregate.server_optimizer=\"momentum\"", "aggregate.server_beta1=0.3"
     ),
-    "fedit": (*BOTH, "aggregate.rule=\"fedit\""),
     "flexlora": (*BOTH, *OFF, "aggregate.rule=\"flexlora\""),
     "scaffold": ("train.scaffold=true", "train.optimizer=\"sgd\"", "train.learning_rate=0.5"),
     "fedsa": (*BOTH, "aggregate.rule=\"fedsa\""),
 }  # fmt: skip
 SLOW = {
+    "fedit": (*BOTH, "aggregate.rule=\"fedit\""),
     **{name: (*BOTH, f"aggregate.rule=\"{name}\"") for name in ("hetlora", "rbla", "rolora", "lora-a2", "fedrot")},
     **{name: (f"aggregate.rule=\"{name}\"",) for name in ("ffa", "fedsvd")},
     **{

@@ -54,7 +54,14 @@ def plan_of(blocks, *, steps=12, rate=0.02, **changes):
     return plan_for(blocks, steps=steps, rate=rate, **changes)
 
 
-@pytest.mark.parametrize("case", CASES)
+HERE_ALONE = ("lora", "rank-stabilized lora", "houlsby", "head", "all together", "decoder lora", "decoder together")
+"""In `make test`; the others, each a method by itself, in `make slow`: tests/methods/test_every_method.py and
+test_additive.py train every method in fewer steps and ask the same of it."""
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in HERE_ALONE else pytest.mark.slow) for case in CASES]
+)
 def test_the_loss_falls_and_exactly_the_trained_parameters_move(case):
     build, adapter = CASES[case]
     union, examples = attach(build(), adapter, seed=0), examples_for(build)
