@@ -10,12 +10,24 @@ from fedpeft.planner.sizes import markdown_sizes
 from fedpeft.testing.shapes import DECODER, MINILM
 
 HERE = Path(__file__).parent
+PLUGIN = HERE.parent / "tests" / "plugin"
+
+
+def listing(name: str) -> Callable[[], str]:
+    """A file of the example package, as a block of code."""
+    kind = {".py": "python", ".toml": ""}[Path(name).suffix]
+    return lambda: f"```{kind}\n{(PLUGIN / name).read_text(encoding='utf-8')}```"
+
+
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "methods.md": {
         "methods": markdown,
         "sizes": lambda: markdown_sizes({"MiniLM-L6": (MINILM, 3), "SmolLM2-135M": (DECODER, 0)}),
         "compositions": markdown_compositions,
-    }
+    },
+    "plugins.md": {
+        name: listing(f"fedpeft_lab/{name}.py") for name in ("gains", "gains_torch", "signs", "signs_step", "fasttext")
+    },
 }
 """Document -> marker -> what stands between ``<!-- MARKER: make docs -->`` and ``<!-- end of MARKER -->``."""
 

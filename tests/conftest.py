@@ -1,6 +1,9 @@
-"""What all tests share: Hypothesis and the collector settled, who goes first, the models of the zoo built once."""
+"""What all tests share: Hypothesis and the collector settled, who goes first, the zoo and a plug-in's package made once."""
 
 import gc
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -37,6 +40,16 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> "Callable[[str], tuple[Path
         return directory, build(str(directory), quantize="none", store=folder / "store")
 
     return made
+
+
+@pytest.fixture(scope="session")
+def plugin_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which pip has installed ``tests/plugin``; put it on PYTHONPATH of a process that needs it."""
+    folder, copy = tmp_path_factory.mktemp("installed"), tmp_path_factory.mktemp("source") / "plugin"
+    shutil.copytree(Path(__file__).parent / "plugin", copy, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    command = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", folder, copy]
+    subprocess.run([sys.executable, "-m", *map(str, command)], check=True, capture_output=True)
+    return folder
 
 
 LONG = (

@@ -6,6 +6,7 @@ here, and its traits in ``fedpeft.config.rules``.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -19,8 +20,10 @@ from fedpeft.aggregate.products import fedex, flexlora, flora, lora_fair
 from fedpeft.aggregate.robust import Update, robust_mean
 from fedpeft.aggregate.sums import RoundSums
 from fedpeft.config.model import Aggregate
-from fedpeft.config.rules import RuleName, factors_of
+from fedpeft.config.rules import RULE_PLUGINS, factors_of
+from fedpeft.errors import RunFailed, foreign
 from fedpeft.ids import BlockId
+from fedpeft.plugins import named
 
 __all__ = ["STEPS", "Steps", "proposal", "robust_proposal", "rule_weight", "settled"]
 
@@ -58,7 +61,24 @@ def _settle_nested(aggregate: Aggregate, state: AdapterState, round_id: int, see
     return state if now == following else normalise_factors(state, frozen="A" if "B" in following else "B")
 
 
-STEPS: Mapping[RuleName, Steps] = MappingProxyType(
+def _by_plugin(name: str, state: AdapterState, sums: RoundSums) -> AdapterState:
+    """The step of another package's rule.
+
+    Raises:
+        RunFailed: it failed, or made no finite state of this adapter.
+    """
+    step = named(RULE_PLUGINS[name].step)
+    with foreign(lambda said: RunFailed(f"The rule {name} failed: {said}.")):
+        made = step(state, sums)
+    if not isinstance(made, AdapterState) or made.spec != state.spec:
+        found = f"{type(made).__name__}" if not isinstance(made, AdapterState) else "one of another adapter"
+        raise RunFailed(f"Expected the rule {name} to make a state of the run's adapter, found {found}.")
+    if not all(np.isfinite(vector).all() for vector in made.vectors.values()):
+        raise RunFailed(f"Expected finite values after the step of the rule {name}; the state was not changed.")
+    return made
+
+
+STEPS: Mapping[str, Steps] = MappingProxyType(
     {
         "nested": Steps(step=mean, settle=_settle_nested),
         "fedit": Steps(step=zero_padded),
@@ -74,6 +94,7 @@ STEPS: Mapping[RuleName, Steps] = MappingProxyType(
         "flexlora": Steps(step=flexlora),
         "lora-fair": Steps(step=lora_fair),
         "fedrot": Steps(step=zero_padded, before_sum=rotated),
+        **{name: Steps(step=partial(_by_plugin, name)) for name in RULE_PLUGINS},
     }
 )
 

@@ -71,8 +71,8 @@ def simulate(
         loaded = _placed(loaded, Path(out))
     else:
         _expect_as_it_was(config, [*lines(overrides), *(changes if rows is None else ())])
-        loaded, text = configured(previous / "resolved.toml")
-        loaded = loaded.model_copy(update={"directory": previous.parent})
+        begun = open_run(previous).view
+        loaded, text = begun.config(), begun.resolved
     for folder in (out,) if store is None else (out, store):
         expect_folder(Path(folder))
     named = previous or (config if isinstance(config, str | Path) else "in memory")

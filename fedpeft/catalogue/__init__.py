@@ -37,11 +37,13 @@ from fedpeft.catalogue import (
     unipelt,
     vera,
 )
-from fedpeft.catalogue.method import AnyMethod, Export, Method, MethodRow
+from fedpeft.catalogue.method import AnyMethod, Export, Method, MethodPlugin, MethodRow
+from fedpeft.catalogue.section import Section
+from fedpeft.plugins import loaded, plugins
 
-__all__ = ["BY_NAME", "METHODS", "ROWS", "TIERED", "AnyMethod", "Export", "Method", "MethodRow"]
+__all__ = ["BY_NAME", "METHODS", "PLUGINS", "ROWS", "TAKEN", "TIERED", "AnyMethod", "Export", "Method", "MethodRow"]
 
-METHODS: tuple[AnyMethod, ...] = (
+_OWN: tuple[AnyMethod, ...] = (
     lora.METHOD,
     dora.METHOD,
     adalora.METHOD,
@@ -71,6 +73,23 @@ METHODS: tuple[AnyMethod, ...] = (
 )
 """In the order in which they apply to one module: what changes its matrix, then the bias, then the gain, then the
 bottleneck. The order is part of every adapter's digest: a new method goes where it applies."""
+
+TAKEN = frozenset(
+    {"declared", "dtype", "having", "head", "head_learning_rate", "head_refresh", "head_start", "layers"}
+    | {"lowest_layer", "measuring_rounds", "of", "refresh_every", "sketches", "slots"}
+    | {name for name in dir(Section) if not name.startswith("_")}
+    | {method.name for method in _OWN}
+)
+"""What no other package's method may be called: it would be another attribute of [adapter]."""
+
+PLUGINS: Mapping[str, MethodPlugin] = loaded("method", MethodPlugin, taken=TAKEN)
+"""Methods of other packages, by name."""
+
+METHODS: tuple[AnyMethod, ...] = (
+    *_OWN,
+    *(plugin.method(name, plugins("method")[name].source) for name, plugin in PLUGINS.items()),
+)
+"""All methods: fedpeft's own, then those of plug-ins by name."""
 
 BY_NAME: Mapping[str, AnyMethod] = MappingProxyType({method.name: method for method in METHODS})
 

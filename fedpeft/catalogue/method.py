@@ -12,7 +12,7 @@ from fedpeft.catalogue.rates import Placed
 from fedpeft.catalogue.section import Section
 from fedpeft.ids import BlockId
 
-__all__ = ["BOTH", "NO_EXPORT", "AnyMethod", "Export", "Method", "MethodRow", "TrainingRounds"]
+__all__ = ["BOTH", "NO_EXPORT", "AnyMethod", "Export", "Method", "MethodPlugin", "MethodRow", "TrainingRounds"]
 
 S = TypeVar("S", bound=Section)
 Kind = Literal["encoder", "decoder"]
@@ -117,6 +117,51 @@ class Method(Generic[S]):
     picks_tokens: bool = False
     made_of_runs: bool = False
     counts_rounds: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodPlugin:
+    """A method of another package (docs/plugins.md).
+
+    Args:
+        section: its settings, [adapter.NAME], NAME being that of the entry point; each has a default.
+        footprint: as of ``Method``; it names every block that ``attach`` makes.
+        attach: ``module:function`` from (anatomy, settings, seed) to blocks (``fedpeft.grafting``); imported where
+            models are.
+        title, formula, paper: as of ``MethodRow``.
+        rate, switchable: as of ``Method``.
+    """
+
+    section: type[Section]
+    footprint: Callable[[BaseShape, Any], Footprint]
+    attach: str
+    title: str
+    formula: str
+    paper: str = "a plug-in"
+    rate: Callable[[Any, Placed], float] | None = None
+    switchable: bool = True
+
+    def method(self, name: str, source: str) -> "Method[Any]":
+        """Its record under this name, of this package and version."""
+        return Method(
+            name=name,
+            section=self.section,
+            example=self.section(),
+            footprint=self.footprint,
+            row=MethodRow(
+                title=self.title,
+                formula=self.formula,
+                paper=self.paper,
+                attaches=f"as {source} says",
+                summed="the parameters themselves",
+                example_dp="refused: nobody has shown that its parts keep examples apart",
+                export="union.safetensors, for fedpeft alone",
+                served_by=("fedpeft",),
+            ),
+            rate=self.rate,
+            switchable=self.switchable,
+            measures=True,
+        )
 
 
 AnyMethod = Method[Any]

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import Field, create_model
+from pydantic import Field, SerializerFunctionWrapHandler, create_model, model_serializer
 
-from fedpeft.catalogue import METHODS, AnyMethod
+from fedpeft.catalogue import METHODS, PLUGINS, AnyMethod
 from fedpeft.catalogue.lora import Lora
 from fedpeft.catalogue.section import Section
 
@@ -61,6 +61,12 @@ class Adapter(_WithMethods):
     head_learning_rate: float | None = Field(
         default=None, gt=0, description="Overrides train.learning_rate for the head."
     )
+
+    @model_serializer(mode="wrap")
+    def _without_absent_plugins(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """A plan reads the same wherever it is written: what is installed there and not used leaves no trace."""
+        written: dict[str, object] = serialize(self)
+        return {key: value for key, value in written.items() if value is not None or key not in PLUGINS}
 
     def of(self, section: type[S]) -> S | None:
         """The settings of the method whose section this is; None: the run does not have it."""

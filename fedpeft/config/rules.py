@@ -8,26 +8,22 @@ Formulas and published numbers: docs/aggregation.md.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-__all__ = ["RULES", "Factor", "RuleName", "RuleTraits", "Unit", "factors_of", "rules_that"]
+from fedpeft.plugins import loaded
 
-RuleName = Literal[
-    "nested",
-    "fedit",
-    "hetlora",
-    "rbla",
-    "ffa",
-    "rolora",
-    "lora-a2",
-    "fedsa",
-    "fedsvd",
-    "fedex",
-    "flora",
-    "flexlora",
-    "lora-fair",
-    "fedrot",
+__all__ = [
+    "RULES",
+    "RULE_PLUGINS",
+    "Factor",
+    "RuleName",
+    "RulePlugin",
+    "RuleTraits",
+    "Unit",
+    "factors_of",
+    "rules_that",
 ]
+
 Factor = Literal["A", "B"]
 Unit = Literal["client", "example", "person"]
 """Of differential privacy."""
@@ -75,9 +71,45 @@ class RuleTraits:
     elementwise: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RulePlugin:
+    """A rule of another package (docs/plugins.md): post-processing of a round's sums, and nothing on a device.
+
+    No promise of privacy is proved for it.
+
+    Args:
+        step: ``module:function`` from the state (``AdapterState``) and a round's sums (``RoundSums``) to the next
+            state; imported where a state is made.
+        source: who published it.
+        trains, truncated, owner_weights, refactors, any_adapter, elementwise: as of ``RuleTraits``.
+    """
+
+    step: str
+    source: str = "a plug-in"
+    trains: Literal["B", "both", "alternate"] = "both"
+    truncated: bool = False
+    owner_weights: bool = False
+    refactors: bool = False
+    any_adapter: bool = True
+    elementwise: bool = False
+
+    @property
+    def traits(self) -> RuleTraits:
+        """What it needs."""
+        return RuleTraits(
+            source=self.source,
+            trains=self.trains,
+            truncated=self.truncated,
+            owner_weights=self.owner_weights,
+            refactors=self.refactors,
+            any_adapter=self.any_adapter,
+            elementwise=self.elementwise,
+        )
+
+
 _PRODUCTS = "it needs each device's product B A, and a sum of A's and of B's does not determine the sum of products"
 
-RULES: Mapping[RuleName, RuleTraits] = MappingProxyType(
+_OWN: Mapping[str, RuleTraits] = MappingProxyType(
     {
         "nested": RuleTraits(
             source="docs/design.md, section 3",
@@ -130,7 +162,21 @@ RULES: Mapping[RuleName, RuleTraits] = MappingProxyType(
 )
 
 
-def rules_that(has: Callable[[RuleTraits], object]) -> tuple[RuleName, ...]:
+RULE_PLUGINS: Mapping[str, RulePlugin] = loaded("rule", RulePlugin, taken=_OWN)
+"""Rules of other packages, by name."""
+
+RULES: Mapping[str, RuleTraits] = MappingProxyType(
+    {**_OWN, **{name: plugin.traits for name, plugin in RULE_PLUGINS.items()}}
+)
+"""All rules, by name."""
+
+if TYPE_CHECKING:
+    RuleName: TypeAlias = str
+else:
+    RuleName = Literal[tuple(RULES)]
+
+
+def rules_that(has: Callable[[RuleTraits], object]) -> tuple[str, ...]:
     """The rules with a trait, by name.
 
     Example:
@@ -140,7 +186,7 @@ def rules_that(has: Callable[[RuleTraits], object]) -> tuple[RuleName, ...]:
     return tuple(sorted(name for name, traits in RULES.items() if has(traits)))
 
 
-def factors_of(rule: RuleName, round_id: int, *, a_round_every: int = 0) -> frozenset[Factor]:
+def factors_of(rule: str, round_id: int, *, a_round_every: int = 0) -> frozenset[Factor]:
     """LoRA's factors that round ``round_id`` (from 1) trains.
 
     Args:

@@ -15,12 +15,15 @@ from fedpeft.data import arrow_files
 from fedpeft.data.opening import plain_suffix
 from fedpeft.data.records import ProblemLog
 from fedpeft.errors import DataInvalid, foreign
+from fedpeft.plugins import plugins
 
-__all__ = ["KINDS", "LeftOut", "choose", "split_of_word"]
+__all__ = ["KINDS", "OWN_KINDS", "LeftOut", "choose", "split_of_word"]
 
 EXISTING = "a file, folder or pattern that exists"
 
-KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
+OWN_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
+KINDS = (*OWN_KINDS, *(kind for name in plugins("format") if (kind := f".{name}") not in OWN_KINDS))
+"""Ends of the names of files that can be read: fedpeft's own, then those of plug-ins."""
 SPLIT_WORDS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val", "validate"),

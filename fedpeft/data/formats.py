@@ -15,10 +15,11 @@ from pathlib import Path
 
 from fedpeft.data import arrow_files, builtin, text_files
 from fedpeft.data.arrow_files import ColumnChoice
-from fedpeft.data.choosing import LeftOut, choose, split_of_word
+from fedpeft.data.choosing import KINDS, OWN_KINDS, LeftOut, choose, split_of_word
 from fedpeft.data.delimited import csv_batches
 from fedpeft.data.memory import Rows, is_memory
 from fedpeft.data.opening import plain_suffix
+from fedpeft.data.other_formats import read_by_plugin
 from fedpeft.data.packed import LineNumbers, PackedColumn, PackedOrigins, PackedRows
 from fedpeft.data.records import BATCH_ROWS, MISSING, Batch, ProblemLog, Record, Records
 from fedpeft.files import expanded
@@ -42,6 +43,10 @@ def _json_batches(path: Path, log: ProblemLog, choice: ColumnChoice) -> Iterator
     return _batches(text_files.read_json(path, log), choice)
 
 
+def _others_batches(path: Path, log: ProblemLog, choice: ColumnChoice) -> Iterator[Batch]:
+    return _batches(read_by_plugin(path, log), choice)
+
+
 READERS: Mapping[str, Reader] = {
     ".jsonl": _json_batches,
     ".ndjson": _json_batches,
@@ -51,6 +56,7 @@ READERS: Mapping[str, Reader] = {
     ".parquet": lambda path, log, choice: _batches(arrow_files.read_parquet(path, log, choice), choice),
     ".arrow": lambda path, log, choice: _batches(arrow_files.read_arrow(path, log, choice), choice),
     ".feather": lambda path, log, choice: _batches(arrow_files.read_arrow(path, log, choice), choice),
+    **{kind: _others_batches for kind in KINDS if kind not in OWN_KINDS},
     "": lambda path, log, choice: _batches(arrow_files.read_saved_dataset(path, log, choice), choice),
 }
 

@@ -10,6 +10,7 @@ To add a method: its record in ``fedpeft.catalogue``, its file here with an ``at
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec, TensorSpec, flatten, unflatten
+from fedpeft.catalogue import PLUGINS
 from fedpeft.catalogue.blocks import HEAD
 from fedpeft.config.model import Adapter
 from fedpeft.errors import ConfigInvalid, SpecMismatch
@@ -45,6 +47,7 @@ from fedpeft.methods.llama_adapter import attach_llama_adapter
 from fedpeft.methods.loha import attach_loha
 from fedpeft.methods.lokr import attach_lokr
 from fedpeft.methods.lora import attach_lora
+from fedpeft.methods.plugin import attach_plugin
 from fedpeft.methods.prefix import attach_p_tuning_v2, attach_prefix
 from fedpeft.methods.prompt import attach_p_tuning, attach_prompt
 from fedpeft.methods.qalora import attach_qalora
@@ -85,6 +88,7 @@ ATTACH: Mapping[str, Attach] = MappingProxyType(
         "llama_adapter": attach_llama_adapter,
         "unipelt": attach_unipelt,
         "coda": attach_coda,
+        **{name: partial(attach_plugin, name) for name in PLUGINS},
         "head": attach_head,
     }
 )

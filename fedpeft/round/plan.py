@@ -8,7 +8,7 @@ code or paths from the coordinator.
 from math import cos, pi
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from fedpeft.config.model import (
     Adapter,
@@ -21,7 +21,9 @@ from fedpeft.config.model import (
     Task,
     Train,
 )
+from fedpeft.config.plugins_used import learning_plugins
 from fedpeft.errors import SpecMismatch
+from fedpeft.plugins import expect_installed
 
 __all__ = [
     "MAX_STATE",
@@ -77,6 +79,7 @@ class LearningPlan(Section):
     adapter that ``adapter`` makes on that base with ``seed``. ``secagg`` and ``client_privacy`` are the run's sections
     that every round's terms follow from; the latter with its noise multiplier, and only under client-level privacy.
     ``start`` is the digest of the state of round 1, where that is not what the plan makes on the base.
+    ``plugins`` are those that the run's methods and rule come from, with package and version: a device has the same.
     """
 
     run_id: str
@@ -93,6 +96,12 @@ class LearningPlan(Section):
     client_privacy: Privacy | None = None
     max_state: float = Field(default=MAX_STATE, gt=0)
     start: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    plugins: dict[str, str] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_no_plugins(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        written: dict[str, object] = serialize(self)
+        return written if self.plugins else {key: value for key, value in written.items() if key != "plugins"}
 
     def to_json(self) -> str:
         """Strict JSON, one encoding: fields in order of declaration."""
@@ -105,14 +114,33 @@ class LearningPlan(Section):
         Raises:
             SpecMismatch: not a plan that this version of fedpeft knows, or another spelling of one: a plan is known
                 by the digest of its text.
+            ResourceMissing: it needs a plug-in that is not installed here; names it.
         """
         try:
             plan = cls.model_validate_json(text)
         except ValidationError as error:
+            _expect_plugins(text)  # the likelier cause, where there are some
             raise SpecMismatch(f"Expected a learning plan of this version of fedpeft: {error}") from error
         if plan.to_json() != text:
             raise SpecMismatch("Expected the one spelling of a learning plan, found another; update fedpeft.")
+        expect_installed(plan.plugins)
+        if plan.plugins != learning_plugins(plan.adapter, plan.aggregate):
+            raise SpecMismatch("Expected a plan that names the plug-ins of its methods and rule, found others.")
         return plan
+
+
+class _Needs(BaseModel):
+    """What is read of a plan that cannot be read."""
+
+    plugins: dict[str, str] = Field(default_factory=dict)
+
+
+def _expect_plugins(text: str) -> None:
+    try:
+        needs = _Needs.model_validate_json(text)
+    except ValidationError:
+        return
+    expect_installed(needs.plugins)
 
 
 def learning_plan(config: RunConfig, *, run_id: str, base: str, adapter_spec: str) -> LearningPlan:
@@ -130,6 +158,7 @@ def learning_plan(config: RunConfig, *, run_id: str, base: str, adapter_spec: st
         secagg=config.secagg,
         privacy=example_terms(config),
         client_privacy=config.privacy if config.privacy.unit == "client" else None,
+        plugins=learning_plugins(config.adapter, config.aggregate),
     )
 
 

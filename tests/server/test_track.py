@@ -18,7 +18,6 @@ from fedpeft_server.run.records import RoundMetrics
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.track import Tracking, expect_trackers
 
-PLUGIN = Path(__file__).parents[1] / "plugin"
 SOURCE = """
 [run]
 name = "small"
@@ -164,29 +163,13 @@ def test_an_unknown_tracker_is_refused_with_those_that_there_are() -> None:
     assert "tensorbored" in str(refused.value)
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which pip has installed the laboratory's package."""
-    folder = tmp_path_factory.mktemp("installed")
-    copy = tmp_path_factory.mktemp("source") / "plugin"
-    copy.mkdir()
-    for path in PLUGIN.rglob("*.*"):
-        if path.is_file() and "__pycache__" not in path.parts:
-            target = copy / path.relative_to(PLUGIN)
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(path.read_bytes())
-    command = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", folder, copy]
-    subprocess.run([sys.executable, "-m", *map(str, command)], check=True, capture_output=True)
-    return folder
-
-
-def test_a_plug_in_tracks_and_one_that_fails_ends_neither_run_nor_the_others(installed: Path, tmp_path: Path) -> None:
+def test_a_plug_in_tracks_and_one_that_fails_ends_neither_run_nor_the_others(plugin_lab: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); from test_track import tracked\n"
         "run, said = tracked(Path(sys.argv[1]), 'fragile', 'csv')\n"
         "print(run); print(*said, sep='\\n')"
     )
-    known = os.pathsep.join([str(installed), *(entry for entry in sys.path if entry)])
+    known = os.pathsep.join([str(plugin_lab), *(entry for entry in sys.path if entry)])
     command = [sys.executable, "-c", program, str(tmp_path), str(Path(__file__).parent)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": known}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

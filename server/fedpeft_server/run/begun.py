@@ -7,6 +7,7 @@ from fedpeft.adapter import AdapterSpec
 from fedpeft.errors import IntegrityFailed, Problem
 from fedpeft.files import write_file
 from fedpeft.ids import RoundId
+from fedpeft.plugins import expect_installed
 from fedpeft_server.run.records import RunManifest
 
 __all__ = ["expect_attempts", "expect_same", "keep_terms", "read_attempts", "write_attempts"]
@@ -19,6 +20,7 @@ def expect_same(
     run: Path, manifest: RunManifest, *, adapter: AdapterSpec, base_digest: str, data_digest: str = ""
 ) -> None:
     """See ``RunDirectory.expect``."""
+    expect_installed(manifest.plugins, kinds=("method", "rule", "format"))
     pairs = {
         "base": (manifest.base_digest, base_digest),
         "adapter": (manifest.adapter_digest, adapter.digest),

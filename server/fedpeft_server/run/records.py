@@ -57,6 +57,7 @@ class RunManifest:
         source_digest: of ``run.toml``.
         data_digest: of the clients' examples in a simulation; empty where devices hold them.
         convention: the columns of those examples, such as ``messages``; empty where devices hold them.
+        plugins: what other packages had in it, such as ``method gains``, each with its package and version.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -74,6 +75,7 @@ class RunManifest:
     source_digest: str
     data_digest: str = ""
     convention: str = ""
+    plugins: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

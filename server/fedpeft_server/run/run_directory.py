@@ -45,7 +45,7 @@ from fedpeft_server.run.run_view import (
     read_run,
 )
 from fedpeft_server.run.verdict import best_row
-from fedpeft_server.run.versions import installed_versions
+from fedpeft_server.run.versions import installed_versions, plugins_used
 
 __all__ = ["RESTORED", "AdapterSlot", "Commit", "RunDirectory"]
 
@@ -120,6 +120,7 @@ class RunDirectory:
             source_digest=file_digest(source.encode()),
             data_digest=data_digest,
             convention=convention,
+            plugins=plugins_used(config),
         )
         lock = DirectoryLock(path)
         (path / "checkpoints").mkdir()
@@ -167,6 +168,7 @@ class RunDirectory:
 
         Raises:
             IntegrityFailed: naming both digests of whatever differs.
+            ResourceMissing: a plug-in that it began with is not here, or in another version.
         """
         expect_same(self.path, self.manifest, adapter=adapter, base_digest=base_digest, data_digest=data_digest)
 

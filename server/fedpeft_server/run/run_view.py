@@ -10,7 +10,8 @@ from pathlib import Path
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.config import RunConfig, parse
 from fedpeft.directory_lock import holder
-from fedpeft.errors import DataInvalid, FedpeftError, IntegrityFailed, Problem
+from fedpeft.errors import ConfigInvalid, DataInvalid, FedpeftError, IntegrityFailed, Problem
+from fedpeft.plugins import expect_installed
 from fedpeft_server.run.journal import Journal
 from fedpeft_server.run.records import EventRecord, RoundMetrics, RunManifest, Summary, from_json
 from fedpeft_server.run.verdict import kept_round
@@ -68,6 +69,7 @@ class RunView:
 
         Raises:
             IntegrityFailed: resolved.toml was changed.
+            ResourceMissing: it needs a plug-in that is not here.
         """
         found = file_digest(self.resolved.encode())
         if found != self.manifest.config_digest:
@@ -75,7 +77,11 @@ class RunView:
                 f"{self.path / 'resolved.toml'}: expected {self.manifest.config_digest}, found {found}; "
                 "a run keeps its configuration: restore the file, or start a new run with the changed one."
             )
-        config = parse(self.resolved, source=str(self.path / "resolved.toml"), simulation=True)
+        try:
+            config = parse(self.resolved, source=str(self.path / "resolved.toml"), simulation=True)
+        except ConfigInvalid:
+            expect_installed(self.manifest.plugins)  # the likelier cause, where there are some
+            raise
         return config.model_copy(update={"directory": self.path.parent})
 
 

@@ -1,9 +1,16 @@
-"""What a run is made with: the versions of the packages that decide its numbers."""
+"""What a run is made with: the versions of the packages that decide its numbers, and the plug-ins that it uses."""
 
 import importlib.metadata
 import platform
 
-__all__ = ["installed_versions"]
+from fedpeft.config import RunConfig
+from fedpeft.config.plugins_used import learning_plugins
+from fedpeft.data.choosing import OWN_KINDS, choose
+from fedpeft.data.opening import plain_suffix
+from fedpeft.data.records import ProblemLog
+from fedpeft.plugins import plugins
+
+__all__ = ["installed_versions", "plugins_used"]
 
 _PACKAGES = ("fedpeft", "flwr", "torch", "transformers", "peft", "numpy", "cryptography", "safetensors")
 
@@ -17,3 +24,13 @@ def installed_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "absent"
     return versions
+
+
+def plugins_used(config: RunConfig) -> dict[str, str]:
+    """``method gains`` -> ``fedpeft-lab 0.3``: those of its methods, rule and trackers, and of data on this machine."""
+    files, _ = choose(config.data.source, ProblemLog())
+    kinds = {plain_suffix(file) for file in files} - {*OWN_KINDS}
+    formats = [plugins("format")[name] for kind in sorted(kinds) if (name := kind.removeprefix("."))]
+    trackers = [plugins("tracker")[name] for name in config.track.to if name in plugins("tracker")]
+    others = {plugin.key: plugin.source for plugin in (*formats, *trackers)}
+    return learning_plugins(config.adapter, config.aggregate) | others
