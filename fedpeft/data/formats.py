@@ -17,9 +17,8 @@ from fedpeft.data import arrow_files, builtin, text_files
 from fedpeft.data.arrow_files import ColumnChoice
 from fedpeft.data.choosing import KINDS, OWN_KINDS, LeftOut, choose, split_of_word
 from fedpeft.data.delimited import csv_batches
-from fedpeft.data.memory import Rows, is_memory
+from fedpeft.data.memory import Rows, is_memory, read_by_plugin
 from fedpeft.data.opening import plain_suffix
-from fedpeft.data.other_formats import read_by_plugin
 from fedpeft.data.packed import LineNumbers, PackedColumn, PackedOrigins, PackedRows
 from fedpeft.data.records import BATCH_ROWS, MISSING, Batch, ProblemLog, Record, Records
 from fedpeft.files import expanded

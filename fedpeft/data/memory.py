@@ -1,17 +1,21 @@
 """Examples that a program holds, as rows: lists of dictionaries, data frames, ``datasets.Dataset``, any iterable.
 
-They take the same way as the rows of a file (``fedpeft.data.formats``), so the same checks, the same digest and the
-same split apply. Libraries are recognised by what their objects can do; none is imported.
+They take the same way as the rows of a file (``fedpeft.data.formats``): the same checks, the same digest, the same
+split. Libraries are recognised by what their objects can do; none is imported. Files of a format that another
+package reads (docs/plugins.md) take it too.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
+from fedpeft.data.opening import opened, plain_suffix
 from fedpeft.data.records import ProblemLog, Record
-from fedpeft.errors import DataInvalid
+from fedpeft.errors import DataInvalid, foreign
+from fedpeft.plugins import Plugin, plugins
 
-__all__ = ["MEMORY", "Rows", "is_memory", "rows_of"]
+__all__ = ["MEMORY", "Rows", "is_memory", "read_by_plugin", "rows_of"]
 
 MEMORY = "memory:"
 """Beginning of ``data.source`` of a run whose data came from a program."""
@@ -84,6 +88,15 @@ def rows_of(data: object, name: str = MEMORY + "data") -> Rows:
     raise DataInvalid(f"Expected {SAID}, found {type(data).__name__}.")
 
 
+def read_by_plugin(path: Path, log: ProblemLog) -> Iterator[tuple[int, Record]]:
+    """Row numbers from 1 and rows; what is no row, and what the plug-in could not read, is noted in ``log``."""
+    plugin = plugins("format")[plain_suffix(path).removeprefix(".")]
+    try:
+        yield from Rows(_read(path, plugin), name=str(path)).numbered(log)
+    except DataInvalid as error:
+        log.add(str(path), f"a file that {plugin.source} reads", str(error), "Mend the file, or the plug-in.")
+
+
 def _with_class_names(dataset: Any) -> Iterator[Mapping[str, object]]:
     names = {
         column: tuple(feature.names)
@@ -108,3 +121,9 @@ def _plain(value: object) -> object:
     if value != value:  # NaN is the one value that is not itself  # noqa: PLR0124
         return None
     return None if type(value).__name__ in ("NAType", "NaTType") else value
+
+
+def _read(path: Path, plugin: Plugin) -> Iterator[object]:
+    """What the plug-in makes of the file's bytes, decompressed; whatever it raises is said of the file."""
+    with foreign(DataInvalid), opened(path) as file:
+        yield from cast("Iterable[object]", plugin.entry.load()(file))
