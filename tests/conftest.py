@@ -1,4 +1,4 @@
-"""What all tests share: Hypothesis and the collector settled, who goes first, the zoo and a plug-in's package made once."""
+"""What all tests share: Hypothesis and the collector settled, who goes first, what is made once for many."""
 
 import gc
 import shutil
