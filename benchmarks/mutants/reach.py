@@ -19,6 +19,8 @@ from mutants.session import Session
 
 TOO_SLOW = 10.0
 """A test that takes more CPU seconds than this under coverage is not used."""
+WAITS_TOO_LONG = 60.0
+"""Nor one that takes this long in all: it waits for another process, in which nothing is changed."""
 
 
 class TooSlow(BaseException):
@@ -86,6 +88,7 @@ def record(session: Session, root: Path, paths: Sequence[str], folder: Path, fil
         kept = _place(folder, file)
         if kept.exists() and json.loads(kept.read_text())["digest"] == digest:
             continue
+        print(f"recording {file}", flush=True)
         child = os.fork()
         if child == 0:
             try:
@@ -119,6 +122,7 @@ def _recorded(session: Session, root: Path, paths: Sequence[str], file: str, cac
             one.cache_clear()  # the next test reaches the body again
         session.now(name)
         signal.setitimer(signal.ITIMER_PROF, TOO_SLOW)
+        signal.setitimer(signal.ITIMER_REAL, WAITS_TOO_LONG)
 
     def over(signum: int, frame: object) -> None:
         slow.append(last[0])
@@ -133,10 +137,12 @@ def _recorded(session: Session, root: Path, paths: Sequence[str], file: str, cac
 
     names = [name for name in session.items if name.partition("::")[0] == file]
     signal.signal(signal.SIGPROF, over)
+    signal.signal(signal.SIGALRM, over)
     with _covered(seen), session.watched_by(seen.switch_context):
         session.run(names, failed, each)
         each("")
     signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
     users = defaultdict(list)
     for name in names:
         for argname, definitions in session.items[name]._fixtureinfo.name2fixturedefs.items():  # type: ignore[attr-defined]

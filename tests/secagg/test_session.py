@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from fedpeft.entropy import os_entropy
 from fedpeft.ids import BlockId, ParticipantId
@@ -20,8 +21,10 @@ from fedpeft.secagg import (
     close_stage,
     receive,
 )
+from fedpeft.secagg.graph import sharing_degree
 from fedpeft.secagg.messages import EncryptedShares, ShareRequest
-from fedpeft.testing.secagg import Round
+from fedpeft.secagg.spec import Mode
+from fedpeft.testing.secagg import Op, Round
 from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 from fedpeft.wire import encode
 
@@ -89,6 +92,45 @@ def test_a_round_that_nobody_joins_is_aborted_and_may_be_tried_again() -> None:
     end = close_stage(Round(fleet=fleet, spec=make_spec(fleet)).open())
     assert isinstance(end, Aborted)
     assert (end.reason, end.restartable) == (Reason.TOO_FEW_DEVICES, True)
+
+
+def test_fewer_than_the_stated_fractions_need_abort_the_round_and_it_may_be_tried_again() -> None:
+    fleet = make_fleet(5)
+    absent = [Op(kind="drop", stage="fit", member=ParticipantId(i), request=True) for i in (2, 3, 4, 5)]
+    end = Round(fleet=fleet, spec=make_spec(fleet), ops=absent).run()
+    assert isinstance(end, Aborted)
+    assert (end.reason, end.restartable) == (Reason.TOO_FEW_DEVICES, True)
+
+
+def test_a_share_request_lists_the_adverts_of_a_devices_neighbours_in_ascending_order() -> None:
+    fleet, members = make_fleet(40), [1, 8, 16, 33, 40]  # as a set they come out in another order
+    absent = [
+        Op(kind="drop", stage="fit", member=ParticipantId(i), request=True) for i in range(1, 41) if i not in members
+    ]
+    state = Round(fleet=fleet, spec=make_spec(fleet), ops=absent).reach("share")
+    assert list(state.requests) == members
+    for member, request in state.requests.items():
+        assert isinstance(request, ShareRequest)
+        assert [advert.participant_id for advert in request.adverts] == [i for i in members if i != member]
+
+
+@pytest.mark.parametrize(("stage", "mode"), [("share", Mode.FULL), ("share", Mode.FAST), ("mask", Mode.FAST)])
+def test_a_secret_needs_more_devices_than_its_threshold_in_every_stage(stage: str, mode: Mode) -> None:
+    """With as many as the threshold, nobody but the owner's peers would be left to rebuild its secret."""
+    degree = sharing_degree(9, 0.1, 0.4)
+    assert degree is not None
+    threshold = degree.threshold
+    for found in (threshold, threshold + 1):
+        silent = [Op(kind="drop", stage=stage, member=ParticipantId(i), request=True) for i in range(found + 1, 10)]
+        fleet = make_fleet(9)
+        spec = make_spec(fleet, mode=mode, corrupt_fraction=0.1, dropout_fraction=0.4)
+        a = Round(fleet=fleet, spec=spec, ops=silent)
+        state = a.finish_stage(a.reach(stage))
+        if found > threshold:
+            assert isinstance(state, Open), state
+        else:
+            assert isinstance(state, Aborted)
+            assert (state.reason, state.restartable) == (Reason.TOO_FEW_DEVICES, True)
 
 
 def test_inputs_are_asked_for_once_and_only_when_they_are_needed() -> None:
