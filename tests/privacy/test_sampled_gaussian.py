@@ -105,6 +105,7 @@ def test_nothing_costs_nothing_and_more_steps_cost_more() -> None:
     assert sampled_epsilon([], 1e-5) == 0.0
     costs = [sampled_epsilon([(release(1.0, 0.1, steps), 1)], 1e-5) for steps in (1, 10, 100)]
     assert costs == sorted(costs)
+    assert 0.0 <= sampled_epsilon([(release(1000.0, 0.01, 1), 1)], 0.1) < 1e-6
 
 
 def test_the_calibrated_noise_fits_and_a_little_less_does_not() -> None:

@@ -1,13 +1,17 @@
 """A sum whose survivors are fixed, dumped and loaded: the same questions, the same sum, and nothing else accepted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from fedpeft.errors import FedpeftError
+from fedpeft.errors import FedpeftError, IntegrityFailed
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.secagg import Mode, Open, Summed, SummedBlock, SumRange, close_stage, dump_pending, load_pending
+from fedpeft.secagg.pending import _PendingSum
 from fedpeft.testing.secagg import Op, Round
 from fedpeft.testing.secagg_fleet import make_fleet, make_spec
+from fedpeft.wire import decode, encode
 
 B, C = BlockId("b"), BlockId("c")
 N = 11
@@ -89,3 +93,20 @@ def test_a_pending_sum_shows_no_secret() -> None:
     _, state = opening(Mode.FULL)
     assert state.terms.channel_seed.value.hex() not in repr(state)
     assert str(state.terms.channel_seed.value) not in repr(load_pending(dump_pending(state)))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"survivors": b""},
+        {"survivors": b"\xff\xff"},
+        {"adverts": ()},
+        {"sums": (b"", b"")},
+        {"sums": (bytes(4 * N),)},
+    ],
+)
+def test_parts_that_contradict_each_other_are_refused(changed: dict[str, object]) -> None:
+    _, state = opening(Mode.FULL)
+    kept = decode(dump_pending(state), _PendingSum)
+    with pytest.raises(IntegrityFailed, match="an advert a member and a sum a block"):
+        load_pending(encode(replace(kept, **changed)))  # type: ignore[arg-type]

@@ -82,6 +82,12 @@ def test_bytes_that_decode_are_the_one_encoding_of_what_they_decode_to(sample: S
     assert encode(decoded) == bytes(payload)
 
 
+def test_a_text_that_is_no_utf_8_is_refused() -> None:
+    sample = Sample(number=1, flag=True, ratio=0.5, text="abc", blob=b"", colour=Colour.RED, inner=(), maybe=None)
+    with pytest.raises(WireError, match="Expected UTF-8"):
+        decode(encode(sample).replace(b"abc", b"a\xffc"), Sample)
+
+
 def test_another_message_is_refused_by_name() -> None:
     with pytest.raises(WireError, match="Expected Sample, found Other"):
         decode(encode(Other(number=1)), Sample)
