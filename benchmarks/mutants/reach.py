@@ -19,6 +19,7 @@ from mutants.session import Session
 
 TOO_SLOW = 10.0
 """A test that takes more CPU seconds than this under coverage is not used."""
+SLOW = 0.5
 WAITS_TOO_LONG = 60.0
 """Nor one that takes this long in all: it waits for another process, in which nothing is changed."""
 
@@ -61,9 +62,11 @@ class Reach:
             for one in lines.values()
             for name in one
         }
-        # The module's own tests first: they are likeliest to notice.
+        # The module's own tests first, which are likeliest to notice; slow ones last, or they leave no time for others.
         own = "tests/{}/test_{}::".format(*Path(mutant.path).parts[-2:])
-        return sorted(found, key=lambda name: (not name.startswith(own), self.seconds[name], name))
+        return sorted(
+            found, key=lambda name: (self.seconds[name] > SLOW, not name.startswith(own), self.seconds[name], name)
+        )
 
     def files_of(self, path: str) -> set[str]:
         """The test files that reach this module."""
