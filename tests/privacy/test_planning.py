@@ -64,6 +64,8 @@ def test_a_statement_says_whether_metrics_were_collected() -> None:
         consistent=True,
     )
     assert "none are collected" in str(plain)
+    assert "quantile" not in str(plain)
+    assert "at first; it follows the 0.5 quantile of the clients' norms" in str(replace(plain, clip_quantile=0.5))
     noised = str(replace(plain, noised_metrics=True))
     assert "none are collected" not in noised
     assert "mean accuracy and losses of each round, under the same noise" in noised

@@ -126,6 +126,7 @@ def test_no_smaller_degree_would_do(owners: int, corrupt: float, dropout: float)
 )
 @example(owners=500, corrupt=0.005, dropout=0.0, blocks=1)  # as low as the fewest colluders go
 @example(owners=1000, corrupt=0.0, dropout=0.0, blocks=1)
+@example(owners=133, corrupt=0.13, dropout=0.1, blocks=1)  # the largest degree that a circle of so many has
 def test_masking_takes_the_least_degree_and_threshold_that_are_safe_and_live(
     owners: int, corrupt: float, dropout: float, blocks: int
 ) -> None:
@@ -143,6 +144,14 @@ def test_masking_takes_the_least_degree_and_threshold_that_are_safe_and_live(
 
     expected = next((Degree(k, least(k)) for k in range(4, (owners - 1) // 2 + 1, 2) if live(k, least(k))), None)
     assert masking_degree(owners, owners, corrupt, dropout, blocks) == expected
+
+
+@pytest.mark.parametrize("count", range(2, 9))
+def test_a_degree_that_reaches_all_joins_everybody_to_everybody(count: int) -> None:
+    order = circle(b"seed", range(1, count + 1))
+    for member in order:
+        others = tuple(sorted(set(order) - {member}))
+        assert neighbours(order, member, count - 1) == neighbours(order, member, count + 5) == others
 
 
 def test_a_block_owned_by_few_of_many_is_masked_by_all_its_owners() -> None:

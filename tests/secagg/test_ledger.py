@@ -224,3 +224,16 @@ def test_a_memory_ledger_may_forget_vectors_that_need_no_repeat() -> None:
     forgetting.save("run", masked)
     assert keeping.load("run") == masked
     assert forgetting.load("run").reply.vectors == ()
+
+
+def test_a_ledger_in_memory_keeps_the_mark_of_what_was_answered_last() -> None:
+    fleet, ledger = make_fleet(5), MemoryLedger()
+    fleet.sessions[ONE] = DeviceSession(
+        ledger=ledger, identity=fleet.identities[0], enrolled=fleet.enrolled(ONE), policy=fleet.policy
+    )
+    assert ledger.mark("run") is None
+    for attempt in (1, 2):
+        Round(fleet=fleet, spec=make_spec(fleet, attempt=attempt)).reach("share")
+        mark = ledger.mark("run")
+        assert mark is not None
+        assert (mark.round_id, mark.attempt) == (1, attempt)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedpeft.secagg.masks as kernel
-from fedpeft.secagg.masks import Mask, apply_masks, rounding_bits
+from fedpeft.secagg.masks import Mask, apply_masks, noise_bytes, rounding_bits
 from fedpeft.secagg.primitives import Secret, expand
 
 DTYPES = st.sampled_from(["<u1", "<u2", "<u4", "<u8"])
@@ -55,6 +55,18 @@ def test_a_mask_is_plain_aes_ctr_cut_into_segments() -> None:
     assert words[:10].tobytes() == first[:40]
     second = modes.CTR((1).to_bytes(12, "big") + b"\0\0\0\2")
     assert words[-10:].tobytes() == Cipher(algorithms.AES(b"k" * 32), second).encryptor().update(bytes(40))
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 64, 65, 1000])
+def test_noise_is_drawn_from_plain_aes_ctr_and_each_byte_once(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte that stays zero, or comes twice, would be noise that is not there."""
+    monkeypatch.setattr(kernel, "PIECE_BYTES", 64)
+    kernel._zeros.cache_clear()
+    draw = noise_bytes(b"k" * 32)
+    plain = Cipher(algorithms.AES(b"k" * 32), modes.CTR(bytes(12) + b"\0\0\0\2")).encryptor().update(bytes(size + 64))
+    assert draw(size) == plain[:size]
+    assert draw(16) == plain[size : size + 16] or size % 16, "the next draw goes on where this one ended"
+    kernel._zeros.cache_clear()
 
 
 def test_the_order_of_masks_does_not_matter() -> None:

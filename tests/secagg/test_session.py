@@ -22,7 +22,7 @@ from fedpeft.secagg import (
     receive,
 )
 from fedpeft.secagg.graph import sharing_degree
-from fedpeft.secagg.messages import EncryptedShares, ShareRequest
+from fedpeft.secagg.messages import EncryptedShares, RevealRequest, ShareRequest
 from fedpeft.secagg.spec import Mode
 from fedpeft.testing.secagg import Op, Round
 from fedpeft.testing.secagg_fleet import make_fleet, make_spec
@@ -131,6 +131,14 @@ def test_a_secret_needs_more_devices_than_its_threshold_in_every_stage(stage: st
         else:
             assert isinstance(state, Aborted)
             assert (state.reason, state.restartable) == (Reason.TOO_FEW_DEVICES, True)
+
+
+def test_without_the_consistency_round_nobody_has_signed_anything_to_show() -> None:
+    fleet = make_fleet(5)
+    state = Round(fleet=fleet, spec=make_spec(fleet, mode=Mode.FAST)).reach("reveal")
+    for request in state.requests.values():
+        assert isinstance(request, RevealRequest)
+        assert (request.signers, request.signatures, request.masked) == (b"", b"", b"")
 
 
 def test_inputs_are_asked_for_once_and_only_when_they_are_needed() -> None:
