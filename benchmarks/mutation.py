@@ -57,7 +57,7 @@ PYTEST = (
     "--hypothesis-profile=mutation",
 )
 APART = tuple(f"fedpeft/privacy/opacus_accounting.py::{name}:" for name in ("_main", "_without_torch"))
-"""What runs in a process of its own alone, where no mutant reaches: not judged. Tests that start that process hold it."""
+"""What runs in a process of its own alone, where no mutant reaches: not judged; tests start it."""
 BAR = 0.95
 Verdict = dict[str, Any]
 
