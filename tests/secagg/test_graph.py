@@ -127,6 +127,7 @@ def test_no_smaller_degree_would_do(owners: int, corrupt: float, dropout: float)
 @example(owners=500, corrupt=0.005, dropout=0.0, blocks=1)  # as low as the fewest colluders go
 @example(owners=1000, corrupt=0.0, dropout=0.0, blocks=1)
 @example(owners=133, corrupt=0.13, dropout=0.1, blocks=1)  # the largest degree that a circle of so many has
+@example(owners=132, corrupt=0.13, dropout=0.1, blocks=1)  # one more would do, and is no less than a half
 def test_masking_takes_the_least_degree_and_threshold_that_are_safe_and_live(
     owners: int, corrupt: float, dropout: float, blocks: int
 ) -> None:
