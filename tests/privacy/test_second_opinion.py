@@ -111,22 +111,33 @@ def _with_ours(sampled: Sampled) -> Callable[..., float]:
 
 
 @pytest.mark.parametrize(
-    ("ours", "prv", "rdp", "failure", "charged"),
+    ("ours", "prv", "rdp", "failure", "charged", "said"),
     [
-        (2.0, 2.1, 2.5, "", 2.1),
-        (2.0, 1.0, 2.5, "", 2.0),  # a second opinion is never a discount
-        (2.0, None, 2.5, "overflow", 2.0),
-        (2.0, None, 1.9, "overflow", 2.0),
-        (0.2, None, 2.5, "overflow", 2.5),  # ours is not what the Renyi bound makes plausible
-        (2.0, None, None, "Opacus's process failed", math.inf),
-        (2.0, None, None, second_opinion.NOT_GAUSSIAN, 2.0),
-        (0.0, None, None, "", 0.0),
+        (2.0, 2.1, 2.5, "", 2.1, "the larger of the first two is charged"),
+        (2.0, 1.0, 2.5, "", 2.0, "the larger of the first two is charged"),  # a second opinion is never a discount
+        (2.0, None, 2.5, "overflow", 2.0, "; ours is charged"),
+        (2.0, None, 1.9, "overflow", 2.0, "; ours is charged"),
+        # Ours is not what the Renyi bound makes plausible.
+        (0.2, None, 2.5, "overflow", 2.5, "; the Renyi bound, twice ours, is charged"),
+        (
+            2.0,
+            None,
+            None,
+            "Opacus's process failed",
+            math.inf,
+            "; nothing, for want of a second accountant, is charged",
+        ),
+        (2.0, None, None, second_opinion.NOT_GAUSSIAN, 2.0, "; ours is charged"),
+        (0.0, None, None, "", 0.0, "there was nothing to ask Opacus"),
     ],
 )
-def test_what_is_charged(ours: float, prv: float | None, rdp: float | None, failure: str, charged: float) -> None:
+def test_what_is_charged(
+    ours: float, prv: float | None, rdp: float | None, failure: str, charged: float, said: str
+) -> None:
     found = Opinions(ours=ours, prv=prv, rdp=rdp, failure=failure)
     assert found.charged == charged
     assert failure in found.line()
+    assert found.line().endswith(said)
 
 
 @pytest.mark.parametrize(

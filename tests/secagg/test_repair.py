@@ -51,6 +51,12 @@ def test_too_many_wrong_shares_give_none_rather_than_a_guess() -> None:
     assert repair(given_shares, 4, is_right) is None
 
 
+def test_shares_of_a_number_that_is_no_secret_of_32_bytes_give_none() -> None:
+    """A dealer may share any element of the field; a few of them do not fit into 32 bytes."""
+    for number in (1 << 256, PRIME - 1):
+        assert repair(dict.fromkeys(range(1, 7), number), 4, lambda _: True) is None
+
+
 def test_fewer_shares_than_the_threshold_give_none() -> None:
     assert repair({1: 5, 2: 6}, 3, lambda _: True) is None
 
