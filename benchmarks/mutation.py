@@ -45,7 +45,8 @@ EQUIVALENT = Path(__file__).with_name("mutation_equivalent.toml")
 RESULTS = Path(__file__).parent / "results" / "mutation.json"
 PACKAGES = ("secagg", "ring", "wire", "privacy", "round")
 FOLDERS = tuple(
-    f"tests/{name}" for name in ("ring", "wire", "secagg", "round", "privacy", "protocol", "vectors", "attacks")
+    f"tests/{name}"
+    for name in ("ring", "wire", "secagg", "round", "privacy", "protocol", "vectors", "attacks", "server", "aggregate")
 )
 PYTEST = (
     *(
