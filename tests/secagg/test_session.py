@@ -21,9 +21,11 @@ from fedpeft.secagg import (
     close_stage,
     receive,
 )
+from fedpeft.secagg.coordinator_state import Sharing
 from fedpeft.secagg.graph import sharing_degree
 from fedpeft.secagg.messages import EncryptedShares, RevealRequest, ShareRequest
 from fedpeft.secagg.spec import Mode
+from fedpeft.secagg.transcript import NeighbourKeys
 from fedpeft.testing.secagg import Op, Round
 from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 from fedpeft.wire import encode
@@ -102,16 +104,21 @@ def test_fewer_than_the_stated_fractions_need_abort_the_round_and_it_may_be_trie
     assert (end.reason, end.restartable) == (Reason.TOO_FEW_DEVICES, True)
 
 
-def test_a_share_request_lists_the_adverts_of_a_devices_neighbours_in_ascending_order() -> None:
+def test_a_share_request_lists_the_keys_of_a_devices_neighbours_in_ascending_order() -> None:
     fleet, members = make_fleet(40), [1, 8, 16, 33, 40]  # as a set they come out in another order
     absent = [
         Op(kind="drop", stage="fit", member=ParticipantId(i), request=True) for i in range(1, 41) if i not in members
     ]
     state = Round(fleet=fleet, spec=make_spec(fleet), ops=absent).reach("share")
     assert list(state.requests) == members
+    assert isinstance(state.progress, Sharing)
+    keys = {member: NeighbourKeys.of(advert).pack() for member, advert in state.progress.members.adverts.items()}
     for member, request in state.requests.items():
         assert isinstance(request, ShareRequest)
-        assert [advert.participant_id for advert in request.adverts] == [i for i in members if i != member]
+        others = [ParticipantId(i) for i in members if i != member]
+        assert request.neighbours == b"".join(
+            NeighbourKeys.of(state.progress.members.adverts[i]).pack() for i in others
+        )
 
 
 @pytest.mark.parametrize(("stage", "mode"), [("share", Mode.FULL), ("share", Mode.FAST), ("mask", Mode.FAST)])
