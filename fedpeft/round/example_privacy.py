@@ -62,8 +62,8 @@ def noise_of(terms: ExampleTerms, batch_size: int, declared: SizeClass, paramete
     if terms.delta * examples > 1:
         problem = Problem(
             where="privacy.delta",
-            expected=f"at most 1 / {examples} {many} ({examples**-1.1:.2g} is usual): a larger one allows to publish "
-            "somebody",
+            expected=f"at most 1 / {examples} {many} ({examples**-1.1:.2g} is usual): a larger one would allow "
+            "publishing one of them in full",
             found=f"{terms.delta:g}",
         )
         raise ConfigInvalid(f"The delta is too large for this device's {many}.", problems=[problem])

@@ -77,7 +77,7 @@ def test_a_device_finds_its_own_noise_for_the_whole_run() -> None:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"delta": 0.02}, "would allow publishing"),
+        ({"delta": 0.02}, "publishing one of them in full"),
         ({"noise_multiplier": 0.1}, "at least"),
         ({"epsilon": 1e-9}, "reaches"),
     ],
