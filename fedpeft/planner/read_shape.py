@@ -68,7 +68,7 @@ def shape_from(
         vocabulary=max((shape[0] for tensor, shape in tensors.items() if _is_embedding(tensor, shape)), default=1),
         passes=max(1, declared // len(layout)),
         experts=coordinates // len(layout),
-        experts_a_token=_chosen_experts(config),
+        experts_a_token=_chosen_experts(config) if coordinates else 0,
         parameters=parameters,
         packed_bytes=packed_bytes,
         head_once=head[0],
