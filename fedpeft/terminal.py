@@ -5,7 +5,7 @@ import unicodedata
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-__all__ = ["Verbosity", "printable", "set_verbosity", "verbosity"]
+__all__ = ["Verbosity", "counted", "printable", "set_verbosity", "verbosity"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,16 @@ def verbosity() -> Verbosity:
 def set_verbosity(**fields: bool) -> None:
     """Change what this process shows; without fields back to the default."""
     _current.set(dataclasses.replace(_current.get(), **fields) if fields else DEFAULT)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "round"), counted(12, "round")
+        ('1 round', '12 rounds')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:

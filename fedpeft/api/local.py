@@ -12,6 +12,7 @@ from fedpeft.clock import SystemClock
 from fedpeft.data.formats import located
 from fedpeft.errors import FedpeftError
 from fedpeft.files import expect_folder
+from fedpeft.terminal import counted
 
 __all__ = ["LocalRun", "local_up"]
 
@@ -66,7 +67,7 @@ def local_up(
         loaded, _ = configured(config or "", overrides)
         data = loaded.data.model_copy(update={"source": located(loaded.data.source)})
         expect_folder(out)
-        screen.loading(f"config {config}; {len(overrides)} overrides; provisioning")
+        screen.loading(f"config {config}; {counted(len(overrides), 'override')}; provisioning")
         loaded = loaded.model_copy(update={"directory": out, "data": data})
         population, federation, base = provision(loaded, screen, store=store)
         loaded = population.config

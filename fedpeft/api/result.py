@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpeft.api.run_path import run_directory
 from fedpeft.errors import ResourceMissing
+from fedpeft.terminal import counted
 from fedpeft_server.run.records import RoundMetrics, Summary
 from fedpeft_server.run.run_view import RunView, read_run
 
@@ -91,7 +92,7 @@ class Result:
     def __repr__(self) -> str:
         last = self.view.rounds[-1] if self.view.rounds else None
         score = "" if last is None or last.loss is None else f", loss {last.loss:.4f}"
-        return f"<fedpeft run {self.path.name}: {self.state}, {len(self.view.rounds)} rounds{score}>"
+        return f"<fedpeft run {self.path.name}: {self.state}, {counted(len(self.view.rounds), 'round')}{score}>"
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -15,6 +15,7 @@ from fedpeft.data.formats import located
 from fedpeft.data.memory import MEMORY, Rows, rows_of
 from fedpeft.errors import ConfigInvalid
 from fedpeft.files import expect_folder
+from fedpeft.terminal import counted
 
 __all__ = ["CLIENT", "simulate"]
 
@@ -77,7 +78,7 @@ def simulate(
         expect_folder(Path(folder))
     named = previous or (config if isinstance(config, str | Path) else "in memory")
     with shown(progress) as screen, _threads_kept():
-        screen.loading(f"config {named}; {len(lines(overrides))} overrides; loading")
+        screen.loading(f"config {named}; {counted(len(lines(overrides)), 'override')}; loading")
         simulation = prepare(
             loaded,
             screen,

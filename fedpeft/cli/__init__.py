@@ -167,11 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as mistake:
         mistake.show()
         return mistake.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        return _end_at_once_on_the_next_interrupt()
     except _Terminated:
         _say("terminated")
         return EXIT_TERMINATED
+    except (KeyboardInterrupt, click.Abort):
+        return _end_at_once_on_the_next_interrupt()
     except BrokenPipeError:
         # Whatever is still buffered has no reader: without this Python complains once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -201,8 +201,8 @@ def _end_at_once_on_the_next_interrupt() -> int:
     return EXIT_INTERRUPTED
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived; unwinds like KeyboardInterrupt, so that files and locks are closed."""
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM arrived; whatever keeps its work on Ctrl-C and says how to go on does so here too."""
 
 
 def _failed(error: Exception, given: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ import click
 from fedpeft.cli.options import json_option, run_argument, say_json
 from fedpeft.cli.privacy_plan import plan
 from fedpeft.cli.privacy_statement import verify
+from fedpeft.terminal import counted
 
 __all__ = ["command"]
 
@@ -50,7 +51,7 @@ def report(run: Path, statement: Path | None, home: Path | None, as_json: bool) 
         facts = {"unit": privacy.unit, "epsilon": privacy.epsilon, "delta": privacy.delta, "spent": spent}
         say_json({"run": str(run), "rounds": len(view.rounds), **facts})
         return
-    click.echo(f"{view.manifest.run_id}: {len(view.rounds)} rounds committed")
+    click.echo(f"{view.manifest.run_id}: {counted(len(view.rounds), 'round')} committed")
     if privacy.unit == "none":
         click.echo("no differential privacy; whoever has the adapter may learn from it")
         return

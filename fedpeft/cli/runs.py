@@ -7,6 +7,7 @@ import click
 
 from fedpeft.cli.compare import compare
 from fedpeft.cli.options import json_option, quoted, run_argument, say_json
+from fedpeft.terminal import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +101,7 @@ def show(run: Path, as_json: bool) -> None:
         say_json({**facts, "config": view.manifest.config_digest, "rows": rows, "summary": summary})
         return
     writer = f" (process {view.writer})" if view.writer else ""
-    click.echo(f"{view.manifest.run_id}: {view.state}{writer}, {len(view.rounds)} rounds committed")
+    click.echo(f"{view.manifest.run_id}: {view.state}{writer}, {counted(len(view.rounds), 'round')} committed")
     click.echo(f"base {view.manifest.base_digest}, config {view.manifest.config_digest}")
     for row in view.rounds:
         if row.burnt:
@@ -119,7 +120,9 @@ def show(run: Path, as_json: bool) -> None:
         click.echo(f"fails       {one.client}: {one.reason}, {times} since {one.since} (round {one.round_id})")
     for fact in verdict(view.rounds, view.config()):
         click.echo(fact)
-    click.echo(f"next: {quoted('fedpeft', 'runs', 'report', run)}")
+    resumes = view.state == "interrupted" and "simulate" in view.manifest.command
+    following = ("simulate", "--resume", str(run)) if resumes else ("runs", "report", str(run))
+    click.echo(f"next: {quoted('fedpeft', *following)}")
 
 
 @command.command()

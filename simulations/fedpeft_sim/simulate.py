@@ -22,6 +22,7 @@ from fedpeft.export.earlier_runs import with_sources
 from fedpeft.round.plan import LearningPlan, learning_plan
 from fedpeft.round.rates import rates_told
 from fedpeft.round.start import named_start
+from fedpeft.terminal import counted
 from fedpeft_client.training.examples import Examples
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_server.report.page import write_report
@@ -195,7 +196,9 @@ def _foretold(
 ) -> str:
     """How long it will take, in a sentence."""
     config, workers = population.config, workers_of(population.config)
-    rounds = f"{config.rounds.count} rounds of {len(population.clients)} clients, {workers} at once"
+    rounds = (
+        f"{counted(config.rounds.count, 'round')} of {counted(len(population.clients), 'client')}, {workers} at once"
+    )
     try:
         expected = expected_s(population, artifact, examples, plan, workers=workers)
     except ConfigInvalid:  # a shape that the planner does not know: the first two rounds tell

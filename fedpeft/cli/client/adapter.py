@@ -14,6 +14,7 @@ from fedpeft.cli.asking import (
 )
 from fedpeft.cli.homes import device_home, device_home_option
 from fedpeft.cli.options import json_option, say_json
+from fedpeft.terminal import counted
 
 if TYPE_CHECKING:
     from fedpeft.deployment.messages import AdapterEntry
@@ -44,7 +45,7 @@ def list_(home: Path | None, as_json: bool) -> None:
         return
     for one in entries:
         here = "  here" if _folder(where, one.run_id).is_dir() else ""
-        click.echo(f"{one.run_id}  {one.slot} after {one.rounds} rounds  {_size(one) / 2**20:.1f} MiB{here}")
+        click.echo(f"{one.run_id}  {one.slot} after {counted(one.rounds, 'round')}  {_size(one) / 2**20:.1f} MiB{here}")
     if not entries:
         click.echo("none: adapters go to devices that were in a run's sums; ask the coordinator's operator", err=True)
 
@@ -62,7 +63,7 @@ def pull(run: str, home: Path | None) -> None:
     folder = _folder(where, entry.run_id)
     with Link.of_home(where) as link:
         fetched = fetch_adapter(link, entry, folder)
-    click.echo(f"{folder}: {entry.slot} after {entry.rounds} rounds, {fetched or 'no'} bytes fetched")
+    click.echo(f"{folder}: {entry.slot} after {counted(entry.rounds, 'round')}, {fetched or 'no'} bytes fetched")
 
 
 @adapter.command()

@@ -7,6 +7,7 @@ import click
 
 from fedpeft.cli.homes import device_home, device_home_option
 from fedpeft.cli.options import json_option, say_json
+from fedpeft.terminal import counted, printable
 
 if TYPE_CHECKING:
     from fedpeft_client.home import DeviceHome
@@ -132,7 +133,6 @@ def _one(kept: "SiteRuns", run: str) -> "RunRecord":
 
 
 def _show(question: "Question") -> None:
-    from fedpeft.terminal import printable
 
     million = question.parameters / 1e6
     lines = {
@@ -140,7 +140,7 @@ def _show(question: "Question") -> None:
         "plan": question.plan_sha256[:DIGITS],
         "base": printable(question.base),
         "task": f"{question.task}, by {', '.join(question.methods) or 'the head alone'}",
-        "work": f"{question.rounds} rounds of {question.local_steps} steps",
+        "work": f"{counted(question.rounds, 'round')} of {counted(question.local_steps, 'step')}",
         "data used": f"{question.source} (stays here)",
         "would leave": (
             f"a masked vector of up to {million:.3g} million numbers a round, sums of loss and accuracy in the same "
@@ -169,7 +169,7 @@ def _gone(record: "RunRecord") -> str:
         return "nothing has left"
     loss = "" if left.epsilon is None else f"; an example lost epsilon {left.epsilon:.4g} at delta {left.delta:g}"
     return (
-        f"{left.rounds} rounds, {left.bytes_up / 1e6:.2f} MB up, {left.bytes_down / 1e6:.2f} MB down, "
+        f"{counted(left.rounds, 'round')}, {left.bytes_up / 1e6:.2f} MB up, {left.bytes_down / 1e6:.2f} MB down, "
         f"{left.first} to {left.last}{loss}"
     )
 
@@ -188,7 +188,6 @@ def _fork(where: "DeviceHome", run_id: str) -> str | None:
 
 
 def _shown(run_id: str) -> str:
-    from fedpeft.terminal import printable
 
     return printable(run_id)
 
