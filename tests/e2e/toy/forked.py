@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from multiprocessing import forkserver, get_context
 from pathlib import Path
+from unittest.mock import patch
 
 __all__ = ["Forked"]
 
@@ -84,15 +85,10 @@ class Forked:
 def _ready() -> None:
     """The one that is forked is there, with the modules that it loads."""
     SERVER.set_forkserver_preload(list(PRELOADED))
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(TOY), *(entry for entry in sys.path if entry)])
-    try:
+    path = os.pathsep.join([str(TOY), *(entry for entry in sys.path if entry)])
+    # gRPC reads it when it is imported, and in a process of ours ``log_to_stderr`` has set it by then.
+    with patch.dict(os.environ, {"PYTHONPATH": path, "GRPC_VERBOSITY": "NONE"}):
         forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
 
 
 def _begin(line: tuple[str, ...], environment: Mapping[str, str], log: str) -> None:
