@@ -13,6 +13,7 @@ from fedpeft.catalogue.finding import Finding
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow, TrainingRounds
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import MEASURES
 from fedpeft.catalogue.section import TargetName
 from fedpeft.ids import BlockId
 
@@ -126,6 +127,7 @@ METHOD = Method(
         export="PEFT LoRA of the highest rank, l in B",
         served_by=("peft", "vLLM", "llama.cpp"),
     ),
+    opacus=MEASURES,
     export=Export(peft_type="LORA", alone=BOTH),
     measures=True,
     counts_rounds=True,

@@ -19,6 +19,7 @@ from fedpeft.catalogue.common import (
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import RIGHT
 from fedpeft.catalogue.rates import per_matrix
 
 __all__ = ["METHOD", "Bottleneck"]
@@ -60,5 +61,6 @@ METHOD = Method(
         export=OWN_FILE,
         served_by=(),
     ),
+    opacus=RIGHT,
     rate=per_matrix(encoder=0.06, decoder=0.06),
 )

@@ -7,6 +7,7 @@ from fedpeft.catalogue.common import BETWEEN, MEAN, OWN_FILE, WIDTH, Activation,
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import NO_EXAMPLES
 
 __all__ = ["METHOD", "Coda"]
 
@@ -42,6 +43,7 @@ METHOD = Method(
         export=OWN_FILE,
         served_by=(),
     ),
+    opacus=NO_EXAMPLES,
     picks_tokens=True,
     switchable=False,
 )

@@ -7,6 +7,7 @@ from fedpeft.catalogue.common import BETWEEN, MEAN, OWN_FILE, PLACES, SHARED_FAC
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import SHARED
 
 __all__ = ["METHOD", "Compacter"]
 
@@ -46,4 +47,5 @@ METHOD = Method(
         export=OWN_FILE,
         served_by=(),
     ),
+    opacus=SHARED,
 )

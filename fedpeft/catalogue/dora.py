@@ -7,6 +7,7 @@ from fedpeft.catalogue.common import SCALE, TARGETS, of_every_token, present, wi
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import RIGHT
 from fedpeft.catalogue.section import TargetName
 from fedpeft.ids import BlockId
 
@@ -50,5 +51,6 @@ METHOD = Method(
         export="PEFT LoRA with use_dora; beside another low-rank method in union.safetensors only",
         served_by=("peft",),
     ),
+    opacus=RIGHT,
     export=Export(peft_type="LORA", alone=BOTH, more="use_dora"),
 )

@@ -7,6 +7,7 @@ from fedpeft.catalogue.common import SCALE, TARGETS, of_every_token, present, wi
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import MEASURES
 from fedpeft.catalogue.rates import Placed, low_rank
 from fedpeft.catalogue.section import TargetName
 from fedpeft.ids import BlockId
@@ -54,6 +55,7 @@ METHOD = Method(
         export="PEFT LoRA; its first k ranks are the adapter of rank k",
         served_by=("peft", "vLLM", "llama.cpp"),
     ),
+    opacus=MEASURES,
     export=Export(peft_type="LORA", alone=BOTH),
     measures=True,
     rate=rate,

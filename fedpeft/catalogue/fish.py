@@ -12,6 +12,7 @@ from fedpeft.catalogue.finding import Finding
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import Method, MethodRow, TrainingRounds
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import MEASURES
 from fedpeft.catalogue.section import TargetName
 from fedpeft.errors import RunFailed
 from fedpeft.ids import BlockId
@@ -105,6 +106,7 @@ METHOD = Method(
         export="union.safetensors only",
         served_by=(),
     ),
+    opacus=MEASURES,
     measures=True,
     due=due,
     between_rounds=pick_weights,

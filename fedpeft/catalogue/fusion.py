@@ -9,6 +9,7 @@ from fedpeft.catalogue.common import MEAN, OUTER, OWN_FILE, Activation, network
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import UNMEASURED
 from fedpeft.ids import BlockId
 
 __all__ = ["METHOD", "Fusion"]
@@ -53,5 +54,6 @@ METHOD = Method(
         export=OWN_FILE,
         served_by=(),
     ),
+    opacus=UNMEASURED,
     made_of_runs=True,
 )

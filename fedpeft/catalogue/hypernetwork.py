@@ -16,6 +16,7 @@ from fedpeft.catalogue.common import (
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import SHARED
 from fedpeft.ids import BlockId
 
 __all__ = ["METHOD", "Hypernetwork"]
@@ -59,4 +60,5 @@ METHOD = Method(
         export=OWN_FILE,
         served_by=(),
     ),
+    opacus=SHARED,
 )

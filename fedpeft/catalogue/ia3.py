@@ -4,6 +4,7 @@ from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import RIGHT
 from fedpeft.catalogue.rates import per_matrix
 from fedpeft.ids import BlockId
 
@@ -36,6 +37,7 @@ METHOD = Method(
         export="PEFT IA3; beside LoRA or BitFit in union.safetensors only",
         served_by=("peft",),
     ),
+    opacus=RIGHT,
     export=Export(peft_type="IA3", alone=BOTH),
     rate=per_matrix(encoder=0.26, decoder=0.3),
 )

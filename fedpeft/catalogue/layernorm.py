@@ -4,6 +4,7 @@ from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import RIGHT
 from fedpeft.ids import BlockId
 
 __all__ = ["METHOD", "LayerNorm"]
@@ -34,5 +35,6 @@ METHOD = Method(
         export="PEFT LN_TUNING; beside another method in modules_to_save",
         served_by=("peft",),
     ),
+    opacus=RIGHT,
     export=Export(peft_type="LN_TUNING", alone=BOTH),
 )

@@ -7,6 +7,7 @@ from fedpeft.catalogue.common import MEAN, SHARED_PARAMETER
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import NO_EXAMPLES
 from fedpeft.ids import BlockId
 
 __all__ = ["METHOD", "LlamaAdapter"]
@@ -44,5 +45,6 @@ METHOD = Method(
         export="PEFT ADAPTION_PROMPT when alone on a decoder; else union.safetensors",
         served_by=("peft",),
     ),
+    opacus=NO_EXAMPLES,
     export=Export(peft_type="ADAPTION_PROMPT", alone=("decoder",)),
 )

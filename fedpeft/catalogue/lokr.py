@@ -11,6 +11,7 @@ from fedpeft.catalogue.common import MEAN, TARGETS, inputs_of, of_every_token, p
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import UNMEASURED
 from fedpeft.catalogue.section import TargetName
 from fedpeft.ids import BlockId
 
@@ -94,5 +95,6 @@ METHOD = Method(
         export="PEFT LOKR; beside another method of matrices or biases in union.safetensors only",
         served_by=("peft",),
     ),
+    opacus=UNMEASURED,
     export=Export(peft_type="LOKR", alone=BOTH),
 )

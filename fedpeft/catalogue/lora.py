@@ -10,6 +10,7 @@ from fedpeft.catalogue.common import TARGETS, of_every_token, widths
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import RIGHT
 from fedpeft.catalogue.rates import Placed, both_factors, low_rank
 from fedpeft.catalogue.section import TargetName
 from fedpeft.ids import BlockId
@@ -127,6 +128,7 @@ METHOD = Method(
         export="PEFT LoRA of the full rank",
         served_by=("peft", "vLLM", "llama.cpp"),
     ),
+    opacus=RIGHT,
     export=Export(peft_type="LORA", alone=BOTH),
     due=due,
     tiers=lora_tiers,

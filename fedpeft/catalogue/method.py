@@ -8,6 +8,7 @@ from fedpeft.adapter import AdapterState
 from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.catalogue.finding import Finding
 from fedpeft.catalogue.footprint import Footprint
+from fedpeft.catalogue.opacus import NOT_COMPARED, Opacus
 from fedpeft.catalogue.rates import Placed
 from fedpeft.catalogue.section import Section
 from fedpeft.ids import BlockId
@@ -91,6 +92,7 @@ class Method(Generic[S]):
             round; None: the mean itself. Pure.
         findings: what is impossible in a run of so many rounds.
         switchable: whether some values, those of its start among them, leave the base as it was.
+        opacus: whether Opacus takes its private steps (``privacy.engine``).
         measures: its parts draw, score or mask in a step (``fedpeft.grafting.step_hooks``): no DP-SGD.
         at_input: it sits below the lowest layer, so nothing can be cached.
         picks_tokens: the layer computes some tokens only, and the last one must be shown all.
@@ -111,6 +113,7 @@ class Method(Generic[S]):
     findings: Callable[[S, TrainingRounds], Iterator[Finding]] | None = None
     tiers: Callable[[S], tuple[int, ...]] | None = None
     rate: Callable[[S, Placed], float] | None = None
+    opacus: Opacus = NOT_COMPARED
     switchable: bool = True
     measures: bool = False
     at_input: bool = False

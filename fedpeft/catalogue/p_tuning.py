@@ -7,6 +7,7 @@ from fedpeft.catalogue.common import MEAN, SHARED_PARAMETER
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import InputSection
+from fedpeft.catalogue.opacus import NO_EXAMPLES
 from fedpeft.ids import BlockId
 
 __all__ = ["METHOD", "PTuning"]
@@ -40,6 +41,7 @@ METHOD = Method(
         export="PEFT PROMPT_TUNING of the encoder's result when alone; else union.safetensors",
         served_by=("peft",),
     ),
+    opacus=NO_EXAMPLES,
     export=Export(peft_type="PROMPT_TUNING", alone=BOTH),
     at_input=True,
     switchable=False,

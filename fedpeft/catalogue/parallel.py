@@ -17,6 +17,7 @@ from fedpeft.catalogue.common import (
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import UNMEASURED
 
 __all__ = ["METHOD", "Parallel"]
 
@@ -52,4 +53,5 @@ METHOD = Method(
         export=OWN_FILE,
         served_by=(),
     ),
+    opacus=UNMEASURED,
 )

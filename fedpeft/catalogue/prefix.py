@@ -7,6 +7,7 @@ from fedpeft.catalogue.common import MEAN, SHARED_PARAMETER
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import NO_EXAMPLES
 from fedpeft.ids import BlockId
 
 __all__ = ["METHOD", "Prefix"]
@@ -48,6 +49,7 @@ METHOD = Method(
         export="PEFT PREFIX_TUNING when alone on all layers of a decoder; else union.safetensors",
         served_by=("peft",),
     ),
+    opacus=NO_EXAMPLES,
     export=Export(peft_type="PREFIX_TUNING", alone=("decoder",)),
     switchable=False,
 )

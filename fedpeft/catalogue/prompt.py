@@ -9,6 +9,7 @@ from fedpeft.catalogue.common import MEAN, SHARED_PARAMETER
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import InputSection
+from fedpeft.catalogue.opacus import NO_EXAMPLES
 from fedpeft.ids import BlockId
 
 __all__ = ["METHOD", "Prompt"]
@@ -43,6 +44,7 @@ METHOD = Method(
         export="PEFT PROMPT_TUNING when alone; else union.safetensors",
         served_by=("peft",),
     ),
+    opacus=NO_EXAMPLES,
     export=Export(peft_type="PROMPT_TUNING", alone=BOTH),
     at_input=True,
     switchable=False,

@@ -7,6 +7,7 @@ from fedpeft.catalogue.common import SCALE, TARGETS, of_every_token, present, wi
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import UNMEASURED
 from fedpeft.catalogue.section import TargetName
 from fedpeft.ids import BlockId
 
@@ -50,5 +51,6 @@ METHOD = Method(
         export="PEFT LoRA with A's columns repeated",
         served_by=("peft", "vLLM", "llama.cpp"),
     ),
+    opacus=UNMEASURED,
     export=Export(peft_type="LORA", alone=BOTH),
 )

@@ -10,6 +10,7 @@ from fedpeft.catalogue.finding import Finding
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow, TrainingRounds
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import UNMEASURED
 from fedpeft.catalogue.rates import Placed, low_rank
 from fedpeft.catalogue.section import TargetName
 from fedpeft.ids import BlockId
@@ -82,6 +83,7 @@ METHOD = Method(
         export="PEFT LoRA of rank n r",
         served_by=("peft", "vLLM", "llama.cpp"),
     ),
+    opacus=UNMEASURED,
     export=Export(peft_type="LORA", alone=BOTH),
     counts_rounds=True,
     due=due,

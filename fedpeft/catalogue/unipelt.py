@@ -7,6 +7,7 @@ from fedpeft.catalogue.common import BETWEEN, MEAN, OWN_FILE, SHARED_FACTORS, WI
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import NO_EXAMPLES
 from fedpeft.ids import BlockId
 
 __all__ = ["METHOD", "Unipelt"]
@@ -55,5 +56,6 @@ METHOD = Method(
         export=OWN_FILE,
         served_by=(),
     ),
+    opacus=NO_EXAMPLES,
     switchable=False,
 )

@@ -7,6 +7,7 @@ from fedpeft.catalogue.common import TARGETS, of_every_token, present, widths
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
+from fedpeft.catalogue.opacus import RIGHT
 from fedpeft.catalogue.section import TargetName
 from fedpeft.ids import BlockId
 
@@ -49,5 +50,6 @@ METHOD = Method(
         export="PEFT VERA with its projections; beside a low-rank method in union.safetensors only",
         served_by=("peft",),
     ),
+    opacus=RIGHT,
     export=Export(peft_type="VERA", alone=BOTH),
 )

@@ -46,6 +46,7 @@ def privacy_findings(config: RunConfig) -> Iterator[Finding]:
         )
     yield from _idle_options(privacy)
     yield from _person(config)
+    yield from _engine(config)
     if privacy.unit == "none":
         return
     if privacy.unit in ("example", "person"):
@@ -96,6 +97,32 @@ def _idle_options(privacy: Privacy) -> Iterator[Finding]:
                 found=f"{value:g}",
                 remedy='Set privacy.clip = "adaptive", or leave it out.',
             )
+
+
+def _engine(config: RunConfig) -> Iterator[Finding]:
+    """Opacus is asked for what it has, and only where gradients of single examples are taken."""
+    privacy = config.privacy
+    if privacy.unit not in ("example", "person"):
+        if privacy.engine != "auto":
+            yield Finding(
+                key="privacy.engine",
+                reads=("privacy.unit",),
+                expected='none of it unless privacy.unit = "example" or "person"',
+                found=f'"{privacy.engine}"',
+                remedy="Leave it out: no gradients of single examples are taken.",
+            )
+        return
+    if privacy.engine != "opacus":
+        return
+    for method in [method for method, _ in config.adapter.declared() if not method.opacus.able and not method.measures]:
+        yield Finding(
+            key="privacy.engine",
+            reads=(f"adapter.{method.name}",),
+            expected=f'"auto" or "fedpeft" with {method.name}: Opacus has no gradients of single examples of it, for '
+            f"{method.opacus.why_not}",
+            found='"opacus"',
+            remedy="Leave privacy.engine out.",
+        )
 
 
 def _person(config: RunConfig) -> Iterator[Finding]:

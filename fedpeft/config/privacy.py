@@ -72,3 +72,8 @@ class Privacy(Section):
     colluders: int = Field(
         default=1, ge=0, description="Devices that may tell the coordinator their noise; the others' shares suffice."
     )
+    engine: Literal["auto", "opacus", "fedpeft"] = Field(
+        default="auto",
+        description="For `example` and `person`: whose hooks have the gradients of single examples. `auto`: Opacus's, "
+        "where it has those of all methods and nothing was measured against it, else fedpeft's (docs/privacy.md).",
+    )

@@ -1,5 +1,6 @@
 """An epsilon with everything without which it means nothing. Whoever prints one prints this."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -88,12 +89,14 @@ class ExampleStatement:
     """What one device promises each of its training examples, or people, in one run. Follows from counts alone.
 
     Args:
-        epsilon, delta: the promise, by our accountant; see ``opinions`` for what is charged.
+        epsilon, delta: the promise: what is charged, the larger of ``ours`` and ``prv``.
         noise_multiplier: z, of every step.
         l2_clip_norm: C, of the gradient of every unit.
         sampling_rate: q, with which a step takes each unit.
         steps: charged, those of repeated and lost rounds included.
         examples_per_person: people are hidden, and a step looks at so many examples of each at most; 0: examples are.
+        ours: by our accountant; None: ``epsilon`` is, and nobody else was asked (records of before Opacus was).
+        prv: by Opacus's; None: it gave none.
     """
 
     epsilon: float
@@ -103,14 +106,29 @@ class ExampleStatement:
     sampling_rate: float
     steps: int
     examples_per_person: int = 0
+    ours: float | None = None
+    prv: float | None = None
 
     @property
     def unit(self) -> Literal["example", "person"]:
         """What is hidden."""
         return "person" if self.examples_per_person else "example"
 
+    @property
+    def possible(self) -> bool:
+        """Whether a device can mean it: finite numbers within their ranges. Whoever hears one checks this first."""
+        figures = [one for one in (self.epsilon, self.ours, self.prv) if one is not None]
+        scales = (self.noise_multiplier, self.l2_clip_norm)
+        return (
+            all(math.isfinite(one) and one >= 0 for one in figures)
+            and all(math.isfinite(one) and one > 0 for one in scales)
+            and 0 < self.delta < 1
+            and 0 < self.sampling_rate <= 1
+            and self.steps >= 1
+        )
+
     def opinions(self) -> Opinions:
-        """What each accountant says about these steps; ours is what the device states, if that is more."""
+        """What each accountant says about these steps, asked anew; what the device states counts where it is more."""
         steps = SampledRelease(
             noise_multiplier=self.noise_multiplier,
             sampling_rate=self.sampling_rate,
@@ -119,7 +137,10 @@ class ExampleStatement:
             unit=self.unit,
         )
         found = opinions([steps], self.delta)
-        return replace(found, ours=max(found.ours, self.epsilon))
+        ours = max(found.ours, self.epsilon if self.ours is None else self.ours)
+        prv = max((one for one in (found.prv, self.prv) if one is not None), default=None)
+        found = replace(found, ours=ours, prv=prv)
+        return found if found.charged >= self.epsilon else replace(found, ours=self.epsilon)
 
     def lines(self) -> tuple[str, ...]:
         """What to print, one fact a line."""

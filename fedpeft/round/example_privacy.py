@@ -116,10 +116,11 @@ class ExamplePrivacy:
         terms = _terms(plan)
         with self._ledger() as ledger:
             after = (*ledger.charged_by(_of(plan)), cost)
-            if exceeds(after, terms.epsilon, terms.delta):
+            spent = opinions(after, terms.delta).charged  # what ``statement`` will say: asked before it costs anything
+            if spent > terms.epsilon:
                 raise BudgetExhausted(
                     f"Expected another round within epsilon={terms.epsilon:g} at delta={terms.delta:g} of this run, "
-                    f"found {opinions(after, terms.delta).charged:.4g} after it; lost rounds count."
+                    f"found {spent:.4g} after it; lost rounds count."
                 )
             if ledger.would_exceed(cost):
                 limit = ledger.budget
@@ -137,17 +138,19 @@ class ExamplePrivacy:
         """What this device's examples have lost in this run so far."""
         terms = _terms(plan)
         with self._ledger() as ledger:
-            chosen = _of(plan)
-            charged = ledger.charged_by(chosen)
-            return ExampleStatement(
-                epsilon=ledger.spent_by(chosen, terms.delta),
-                delta=terms.delta,
-                noise_multiplier=cost.noise_multiplier,
-                sampling_rate=cost.sampling_rate,
-                l2_clip_norm=terms.l2_clip_norm,
-                steps=sum(release.steps for release in charged if isinstance(release, SampledRelease)),
-                examples_per_person=terms.examples_per_person if terms.unit == "person" else 0,
-            )
+            charged = ledger.charged_by(_of(plan))
+        found = opinions(charged, terms.delta)
+        return ExampleStatement(
+            epsilon=found.charged,
+            delta=terms.delta,
+            noise_multiplier=cost.noise_multiplier,
+            sampling_rate=cost.sampling_rate,
+            l2_clip_norm=terms.l2_clip_norm,
+            steps=sum(release.steps for release in charged if isinstance(release, SampledRelease)),
+            examples_per_person=terms.examples_per_person if terms.unit == "person" else 0,
+            ours=found.ours,
+            prv=found.prv,
+        )
 
     def _ledger(self) -> PrivacyLedger:
         if self._open is None:

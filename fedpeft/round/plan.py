@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
+from fedpeft.catalogue.opacus import Engine
 from fedpeft.config.model import (
     Adapter,
     Aggregate,
@@ -22,6 +23,7 @@ from fedpeft.config.model import (
     Train,
 )
 from fedpeft.config.plugins_used import learning_plugins
+from fedpeft.config.private_engine import engine_of
 from fedpeft.errors import SpecMismatch
 from fedpeft.plugins import expect_installed
 
@@ -53,6 +55,7 @@ class ExampleTerms(Section):
         unit: one training example, or one person of one device; which column names people is the site's to say.
         examples_per_person: for people: a step looks at so many examples of each at most.
         persons: for people: that none is on two devices, as the plan declares and each site must.
+        engine: whose hooks have the gradients of single examples; their rounding can differ, so it is agreed.
     """
 
     epsilon: float
@@ -63,6 +66,7 @@ class ExampleTerms(Section):
     unit: Literal["example", "person"] = "example"
     examples_per_person: int = Field(default=1, ge=1, le=4096)
     persons: Literal["undeclared", "do-not-cross"] = "undeclared"
+    engine: Engine = "fedpeft"
 
 
 class PlannedRounds(Section):
@@ -177,6 +181,7 @@ def example_terms(config: RunConfig) -> ExampleTerms | None:
         unit="person" if people else "example",
         examples_per_person=privacy.examples_per_person if people else 1,
         persons="do-not-cross" if people and privacy.persons == "do-not-cross" else "undeclared",
+        engine=engine_of(config.adapter, privacy.engine),
     )
 
 

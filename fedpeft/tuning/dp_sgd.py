@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fedpeft.catalogue.opacus import Engine
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import ConfigInvalid, DataInvalid
@@ -52,6 +53,7 @@ def train_privately(
     cache: HiddenSource | None = None,
     expected_batch: float | None = None,
     examples_per_person: int | None = None,
+    engine: Engine = "fedpeft",
     entropy: Entropy = os_entropy,
 ) -> PrivateOutcome:
     """Train the plan's blocks in place.
@@ -66,6 +68,7 @@ def train_privately(
             not; None: the expected batch.
         examples_per_person: a step takes people (``examples.owners``), and looks at so many examples of each at most;
             None: it takes examples.
+        engine: whose hooks have the gradients, where they prove right.
         entropy: for samples and noise; the operating system's but in tests.
 
     Raises:
@@ -99,6 +102,7 @@ def train_privately(
         most=plan.micro_batch or plan.batch_size,
         cache=cache,
         checkpointing=plan.checkpointing,
+        engine=engine,
     )
     optimizer = make_optimizer({block_id: list(own.values()) for block_id, own in blocks.items()}, plan)
     start = {block_id: [parameter.detach().clone() for parameter in own.values()] for block_id, own in blocks.items()}

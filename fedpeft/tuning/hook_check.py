@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.base.architecture import form_of
+from fedpeft.catalogue.opacus import Engine
 from fedpeft.data.encode import IGNORED, EncodedDataset
 from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
@@ -19,17 +20,18 @@ from fedpeft.methods.union import UnionAdapter
 from fedpeft.tasks.form import MULTI, NUMBER, TAGS
 from fedpeft.tuning.batches import Batch, collate
 from fedpeft.tuning.cache import HiddenSource, logits_of
-from fedpeft.tuning.per_sample_hooks import Hooked, NoBackEnd, micro_gradients
+from fedpeft.tuning.opacus_hooks import OpacusHooked
+from fedpeft.tuning.per_sample_hooks import Hooked, NoBackEnd, PerExample, micro_gradients
 from fedpeft.tuning.preference.losses import preference_losses, rewards_of
 from fedpeft.tuning.preference.sides import sides_of
 from fedpeft.tuning.row_loss import row_losses
 from fedpeft.tuning.slots import WIDTH, Shape, fixed_batch
 from fedpeft.tuning.split_forward import SplitForward
 
-__all__ = ["Views", "example_losses", "hooked_gradients", "trusted_shapes"]
+__all__ = ["Views", "example_losses", "hooked_gradients", "hooks_of", "trusted_shapes"]
 
 TOLERANCE = 1e-4
-"""Largest difference between the back ends, relative to the norm of the example's gradient."""
+"""Largest difference between hooks and micro loop, relative to the norm of the example's gradient."""
 
 STATE_SHAPE = Shape(width=24, full=False, slots=4)
 """In which each state is checked: small, for its cost comes with every round."""
@@ -45,7 +47,7 @@ class _Known:
     shapes: dict[Shape, bool]
 
 
-_known: "WeakKeyDictionary[UnionAdapter, dict[frozenset[BlockId], _Known]]" = WeakKeyDictionary()
+_known: "WeakKeyDictionary[UnionAdapter, dict[tuple[Engine, frozenset[BlockId]], _Known]]" = WeakKeyDictionary()
 
 
 class Views(NamedTuple):
@@ -74,7 +76,16 @@ def example_losses(split: SplitForward, batch: Batch, cache: HiddenSource | None
     return torch.zeros(len(counts), device=losses.device).index_add(0, row, losses) / counts.clamp(min=1)
 
 
-def hooked_gradients(hooked: Hooked, split: SplitForward, batch: Batch, cache: HiddenSource | None) -> list[Tensor]:
+def hooks_of(engine: Engine, model: nn.Module, trained: Mapping[str, nn.Parameter]) -> PerExample:
+    """The hooks of an engine.
+
+    Raises:
+        NoBackEnd: it cannot have the gradients of these parameters.
+    """
+    return OpacusHooked(model, trained) if engine == "opacus" else Hooked(model, trained)
+
+
+def hooked_gradients(hooked: PerExample, split: SplitForward, batch: Batch, cache: HiddenSource | None) -> list[Tensor]:
     """Each row's gradient of each trained parameter, by hooks."""
     with hooked.listening():
         losses = example_losses(split, batch, cache)
@@ -82,34 +93,41 @@ def hooked_gradients(hooked: Hooked, split: SplitForward, batch: Batch, cache: H
             raise NoBackEnd(f"Expected one loss an example, found {tuple(losses.shape)}.")
         if not losses.requires_grad:
             raise NoBackEnd("Expected a loss that depends on what is trained, found one that does not.")
-        torch.autograd.backward([losses.sum()])
+        hooked.backward(losses.sum())
         return hooked.take(len(batch.input_ids))
 
 
 def trusted_shapes(
+    engine: Engine,
     union: UnionAdapter,
     blocks: frozenset[BlockId],
     views: Views,
     trained: Mapping[str, nn.Parameter],
     shapes: frozenset[Shape],
 ) -> frozenset[Shape] | None:
-    """Of these shapes, those in which the hooks may be used at the adapter's values; None: they may not at all."""
-    every = _known.setdefault(union, {})
-    if blocks not in every:
+    """Of these shapes, those in which an engine's hooks may be used at the adapter's values; None: in none."""
+    every, key = _known.setdefault(union, {}), (engine, blocks)
+    if key not in every:
         with _away_from_the_start(trained):
-            every[blocks] = _Known(agrees=_agrees(union, views, trained), shapes={})
-    known = every[blocks]
-    if not known.agrees or not _holds(union, views, STATE_SHAPE, trained, exact=True):
+            every[key] = _Known(agrees=_agrees(engine, union, views, trained), shapes={})
+    known = every[key]
+    if not known.agrees or not _holds(engine, union, views, STATE_SHAPE, trained, exact=True):
         return None
     new = sorted(shapes - known.shapes.keys())
     if new:
         with _away_from_the_start(trained):
-            known.shapes |= {shape: _holds(union, views, shape, trained, exact=False) for shape in new}
+            known.shapes |= {shape: _holds(engine, union, views, shape, trained, exact=False) for shape in new}
     return frozenset(shape for shape in shapes if known.shapes[shape])
 
 
 def _holds(
-    union: UnionAdapter, views: Views, shape: Shape, trained: Mapping[str, nn.Parameter], *, exact: bool
+    engine: Engine,
+    union: UnionAdapter,
+    views: Views,
+    shape: Shape,
+    trained: Mapping[str, nn.Parameter],
+    *,
+    exact: bool,
 ) -> bool:
     """Whether two made-up examples have the same gradients in all slots of this shape, and those of the micro loop.
 
@@ -117,11 +135,11 @@ def _holds(
     they change places. With ``exact``, for which every round pays, they do not, and the first is compared with the
     micro loop.
     """
-    split, hooked = views.fixed, Hooked(union.model, trained)
+    split = views.fixed
     length = min(shape.length, split.longest)
     pair = _made_up(union, [length, length if shape.full else max(1, length - WIDTH // 2)])
     try:
-        seen: list[Tensor | None] = [None, None]
+        hooked, seen = hooks_of(engine, union.model, trained), list[Tensor | None]([None, None])
         for first in range(1 if exact else min(2, shape.slots)):
             placed = (np.arange(shape.slots) + first) % 2
             batch = fixed_batch(pair, placed, shape, pad_id=split.pad_id, device=split.device)
@@ -156,13 +174,13 @@ def _away_from_the_start(trained: Mapping[str, nn.Parameter]) -> Iterator[None]:
                 parameter.copy_(value)
 
 
-def _agrees(union: UnionAdapter, views: Views, trained: Mapping[str, nn.Parameter]) -> bool:
-    """Whether both back ends give the same gradients of three made-up examples."""
+def _agrees(engine: Engine, union: UnionAdapter, views: Views, trained: Mapping[str, nn.Parameter]) -> bool:
+    """Whether an engine and the micro loop give the same gradients of three made-up examples."""
     parameters = list(trained.values())
     try:
         examples = _made_up(union, [5, 9, 12])
         everyone = collate(examples, np.arange(3), pad_id=views.fixed.pad_id, device=views.fixed.device)
-        rows = _flat(hooked_gradients(Hooked(union.model, trained), views.fixed, everyone, None))
+        rows = _flat(hooked_gradients(hooks_of(engine, union.model, trained), views.fixed, everyone, None))
         return all(_close(rows[index], _alone(views.alone, examples, index, parameters)) for index in range(3))
     except _FAILURES:
         return False

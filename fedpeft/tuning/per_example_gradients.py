@@ -1,9 +1,10 @@
-"""Where the gradient of each example comes from: hooks, if they prove right, else the micro loop.
+"""Where the gradient of each example comes from: an engine's hooks, if they prove right, else the micro loop.
 
 What DP-SGD's proof needs is not that a gradient is right, but that it is the example's own: a neighbour that comes or
 goes must not change it by a bit, or the clipped sum moves by more than C. The micro loop has it by construction. The
 hooks have it because a private step computes in fixed shapes (``fedpeft.tuning.slots``), where an example's slot and
-what the other slots hold change nothing. Fails closed; the micro loop is exact and slower:
+what the other slots hold change nothing. One check stands before Opacus's hooks and ours. Fails closed; the micro loop
+is exact and slower:
 
 - hooks that differ from the micro loop on three made-up examples, at values where no gradient vanishes by
   construction, are not used;
@@ -24,6 +25,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedpeft.catalogue.opacus import Engine
 from fedpeft.data.encode import EncodedDataset
 from fedpeft.errors import ConfigInvalid
 from fedpeft.grafting.step_hooks import SteppedPart
@@ -32,8 +34,8 @@ from fedpeft.methods.lora import LoraPart
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tuning.batches import Batch, Indices, collate, lengths_of
 from fedpeft.tuning.cache import HiddenSource
-from fedpeft.tuning.hook_check import Views, example_losses, hooked_gradients, trusted_shapes
-from fedpeft.tuning.per_sample_hooks import Hooked, NoBackEnd, micro_gradients
+from fedpeft.tuning.hook_check import Views, example_losses, hooked_gradients, hooks_of, trusted_shapes
+from fedpeft.tuning.per_sample_hooks import micro_gradients
 from fedpeft.tuning.slots import Shape, fixed_batch, pieces, shape_of
 from fedpeft.tuning.split_forward import SplitForward
 
@@ -41,7 +43,8 @@ __all__ = ["BackEnd", "GradientSource", "refuse_mixing"]
 
 _log = logging.getLogger(__name__)
 
-BackEnd = Literal["hooks", "micro"]
+BackEnd = Literal["opacus", "hooks", "micro"]
+"""Opacus's hooks, our own, or one example at a time."""
 
 
 class GradientSource:
@@ -55,6 +58,7 @@ class GradientSource:
         cache: of these examples (``ActivationCache.for_private_training``).
         most: examples that may be in memory at once.
         checkpointing: see ``SplitForward``.
+        engine: whose hooks.
 
     Attributes:
         micro_shapes: shapes that are not trusted here.
@@ -74,7 +78,9 @@ class GradientSource:
         most: int,
         cache: HiddenSource | None = None,
         checkpointing: bool = False,
+        engine: Engine = "fedpeft",
     ) -> None:
+        self._engine = engine
         self._views = Views(
             fixed=SplitForward(union, checkpointing=checkpointing, every_position=True),
             alone=SplitForward(union, checkpointing=checkpointing),
@@ -84,14 +90,16 @@ class GradientSource:
         self._parameters = list(trained.values())
         trusted = None
         if examples.preference is None:  # an example of two sequences has two rows in the model: the hooks count rows
-            trusted = trusted_shapes(union, blocks, self._views, trained, self._shapes())
-        self._hooked = None if trusted is None else Hooked(union.model, trained)
+            trusted = trusted_shapes(engine, union, blocks, self._views, trained, self._shapes())
+        self._hooked = None if trusted is None else hooks_of(engine, union.model, trained)
         self.micro_shapes: frozenset[Shape] = frozenset() if trusted is None else self._shapes() - trusted
 
     @property
     def back_end(self) -> BackEnd:
         """Where gradients come from; "micro" as soon as one of the data's shapes needs it."""
-        return "micro" if self._hooked is None or self.micro_shapes else "hooks"
+        if self._hooked is None or self.micro_shapes:
+            return "micro"
+        return "opacus" if self._engine == "opacus" else "hooks"
 
     def gradients(self, indices: Indices) -> Iterator[list[Tensor]]:
         """As ``of``, without saying whose."""
@@ -174,6 +182,3 @@ def refuse_mixing(model: nn.Module) -> None:
                 f"Expected methods that learn by gradients alone, found {type(module).__name__} at {path}: what it "
                 "measures or prunes in a step would be a release without noise. Take its method out of the run."
             )
-
-
-_FAILURES = (NoBackEnd, RuntimeError, NotImplementedError, TypeError, ValueError, IndexError, KeyError)

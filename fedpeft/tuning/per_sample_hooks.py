@@ -1,4 +1,4 @@
-"""The gradient of each example on its own, for DP-SGD (Abadi et al. 2016): two back ends that must agree.
+"""The gradient of each example on its own, for DP-SGD (Abadi et al. 2016): our own hooks, and the definition.
 
 - ``Hooked``: one forward and one backward pass for the whole batch. Every module that owns trained parameters keeps
   what it needs in the forward pass, and turns the gradient of its output into one gradient an example. Closed forms
@@ -12,9 +12,9 @@ parameters themselves require no gradient under the hooks, so their summed gradi
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from fedpeft.methods.bitfit import BiasPart
 from fedpeft.methods.ia3 import InputGain, OutputGain
 from fedpeft.methods.layernorm import NormPart
 
-__all__ = ["RULES", "Hooked", "NoBackEnd", "any_module", "micro_gradients"]
+__all__ = ["RULES", "Hooked", "NoBackEnd", "PerExample", "any_module", "micro_gradients", "owner_paths"]
 
 Gradients = dict[str, Tensor]
 """By the parameter's name within its module, (b, *shape)."""
@@ -56,6 +56,19 @@ class _Bare(nn.Module):
 
 class NoBackEnd(RunFailed):
     """The hooks cannot give the gradient of each example for these parameters."""
+
+
+class PerExample(Protocol):
+    """One pass for all examples of a batch: ``Hooked``, or ``fedpeft.tuning.opacus_hooks.OpacusHooked``."""
+
+    def listening(self) -> AbstractContextManager[None]:
+        """Within it, a forward pass and ``backward`` leave the gradients for ``take``."""
+
+    def backward(self, loss: Tensor) -> None:
+        """From the sum of the examples' losses."""
+
+    def take(self, examples: int) -> list[Tensor]:
+        """The gradients of the last backward pass, each (b, *shape)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +111,10 @@ class Hooked:
             for parameter, required in zip(self._trained, before, strict=True):
                 parameter.requires_grad_(required)
             self._found.clear()
+
+    def backward(self, loss: Tensor) -> None:
+        """One backward pass."""
+        torch.autograd.backward([loss])
 
     def take(self, examples: int) -> list[Tensor]:
         """The gradients of the last backward pass, each (b, *shape).
@@ -150,18 +167,27 @@ def micro_gradients(loss: Tensor, trained: Sequence[nn.Parameter]) -> list[Tenso
     ]
 
 
-def _owners(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> list[_Owner]:
+def owner_paths(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> dict[str, dict[str, int]]:
+    """The paths of the called modules that own trained parameters, each with theirs: name within it -> place in all.
+
+    Raises:
+        NoBackEnd: a parameter does not belong to the model.
+    """
     modules = dict(model.named_modules())
     found: dict[str, dict[str, int]] = {}
-    places = {name: place for place, name in enumerate(trained)}
-    for name, place in places.items():
+    for place, name in enumerate(trained):
         path = name.rpartition(".")[0]
         while path in modules and type(modules[path]) in _CONTAINERS:
             path = path.rpartition(".")[0]
         if path not in modules:
             raise NoBackEnd(f"Expected {name} in the model, found no such module.")
         found.setdefault(path, {})[name[len(path) + 1 :]] = place
-    return [_Owner(modules[path], local) for path, local in found.items()]
+    return found
+
+
+def _owners(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> list[_Owner]:
+    modules = dict(model.named_modules())
+    return [_Owner(modules[path], local) for path, local in owner_paths(model, trained).items()]
 
 
 def _tokens(x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """A statement to file: complete, the same in three forms, and changed by nobody unnoticed."""
 
 import json
+import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from fedpeft.config import parse
 from fedpeft.errors import IntegrityFailed
 from fedpeft.ids import RoundId
 from fedpeft.privacy import Budget, ExampleStatement, PrivacyLedger, Release, opinions
+from fedpeft.round.task import RoundOutcome, Traffic
+from fedpeft.secagg.coordinator_state import Aborted, Reason
 from fedpeft.secagg.primitives import IdentityKey
 from fedpeft.testing.runs import toy_run
 from fedpeft.testing.trainers import toy_spec
@@ -26,9 +29,9 @@ from fedpeft_server.report.filed_statement import (
     file_statement,
     read_filed,
 )
-from fedpeft_server.run.privacy_statements import STATED
+from fedpeft_server.run.privacy_statements import STATED, detail_of, engine_lines, hear_statements, stated
 from fedpeft_server.run.run_directory import RunDirectory
-from fedpeft_server.run.run_view import read_run
+from fedpeft_server.run.run_view import file_digest, read_run
 
 SPEC: AdapterSpec = toy_spec({"head": 4})
 BY_PERSON = """[privacy]
@@ -63,7 +66,7 @@ def by_people(where: Path) -> Path:
     path = started(where, BY_PERSON)
     with RunDirectory.open(path) as run:
         for name in ("north", "south"):
-            run.record(STATED, round_id=RoundId(1), client=name, detail=asdict(SAID))
+            run.record(STATED, round_id=RoundId(1), client=name, detail=detail_of(SAID))
     return path
 
 
@@ -94,6 +97,43 @@ def test_a_statement_says_what_an_epsilon_needs_and_no_more_of_a_site_than_it_st
     for fact in ("one person of one device", "adversary:", "not covered:", "neighbouring runs", "north", "south"):
         assert fact in text
     assert {key for site in filed.document["sites"] for key in site} == {"site", "epsilon", "steps", "people"}
+
+
+def test_a_run_made_before_there_was_a_choice_of_engine_does_not_claim_opacus(tmp_path: Path) -> None:
+    view = read_run(by_people(tmp_path))
+    assert "Opacus's hooks" in engine_lines(view)[0]
+    old = view.resolved.replace('engine = "auto"\n', "")
+    assert old != view.resolved
+    made = replace(view, resolved=old, manifest=replace(view.manifest, config_digest=file_digest(old.encode())))
+    assert "fedpeft's own hooks" in engine_lines(made)[0]
+
+
+def test_a_record_of_before_devices_told_both_figures_is_read_as_ours(tmp_path: Path) -> None:
+    path = started(tmp_path, BY_PERSON)
+    told = replace(SAID, ours=0.4, prv=0.5)
+    with RunDirectory.open(path) as run:
+        run.record(STATED, round_id=RoundId(1), client="north", detail=detail_of(SAID))
+        run.record(STATED, round_id=RoundId(1), client="south", detail=detail_of(told))
+    assert stated(read_run(path)) == {"north": SAID, "south": told}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epsilon": math.inf}, {"prv": math.nan}, {"ours": -1.0}, {"noise_multiplier": 0.0}, {"delta": 1.0}, {"steps": 0}],
+)
+def test_a_statement_that_no_device_can_mean_is_none_and_leaves_the_run_readable(
+    change: dict[str, float], tmp_path: Path
+) -> None:
+    path = started(tmp_path, BY_PERSON)
+    outcome = RoundOutcome(
+        result=Aborted(reason=Reason.BAD_TERMS, detail="", blamed=frozenset(), restartable=True, rejected={}),
+        traffic={"north": Traffic(statement=replace(SAID, **change)), "south": Traffic(statement=SAID)},
+        participants={},
+        is_final=True,
+    )
+    with RunDirectory.open(path) as run:
+        hear_statements(run, RoundId(1), outcome, needed=0)
+    assert stated(read_run(path)) == {"south": SAID}
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -3,7 +3,9 @@
 import pytest
 
 from fedpeft.config import RunConfig, parse
+from fedpeft.config.private_engine import engine_line
 from fedpeft.errors import ConfigInvalid
+from fedpeft.round.plan import example_terms
 from fedpeft.testing.runs import toy_run
 
 VALID = toy_run(
@@ -40,6 +42,7 @@ def test_the_valid_file_is_valid() -> None:
         ('privacy.unit="none"', "privacy.epsilon", "nothing is promised now"),
         ('privacy.unit="person"', "privacy.persons", "k devices is promised k epsilon"),
         ("privacy.examples_per_person=3", "privacy.examples_per_person", 'unless privacy.unit = "person"'),
+        ('privacy.engine="opacus"', "privacy.engine", 'unless privacy.unit = "example" or "person"'),
         ('privacy.column="patient"', "privacy.column", 'unless privacy.unit = "person"'),
         ("privacy.epsilon=0.0", "privacy.epsilon", "a number > 0"),
         ("privacy.delta=1.0", "privacy.delta", "a number < 1"),
@@ -101,3 +104,15 @@ def test_an_adaptive_clip_is_for_clients_and_its_options_are_for_it() -> None:
         with pytest.raises(ConfigInvalid) as refused:
             load(*overrides)
         assert any(problem.where.endswith(key) for problem in refused.value.problems), refused.value
+
+
+def test_opacus_is_the_engine_where_nothing_was_measured_against_it_and_is_not_asked_for_what_it_lacks() -> None:
+    example = ('privacy.unit="example"', "adapter.lora={}")
+    assert example_terms(load(*example)).engine == "opacus"
+    assert example_terms(load(*example, 'privacy.engine="fedpeft"')).engine == "fedpeft"
+    with_prompt = (*example, "adapter.prompt={}", 'adapter.layers="all"')
+    config = load(*with_prompt)
+    assert example_terms(config).engine == "fedpeft"
+    assert "prompt: its parameters are no module's" in engine_line(config.adapter, config.privacy.engine)
+    with pytest.raises(ConfigInvalid, match="Opacus has no gradients of single examples of it"):
+        load(*with_prompt, 'privacy.engine="opacus"')

@@ -87,7 +87,9 @@ def test_dp_sgd_on_every_device_is_said_charged_and_resumed(run_command: Callabl
     assert len(ledgers) == 6
     assert all(len(ledger.read_text().splitlines()) == 2 for ledger in ledgers)
     assert (home / "privacy" / view.manifest.run_id / "united").exists()
-    assert "one training example of one device" in (run / "report.html").read_text()
+    report = (run / "report.html").read_text()
+    assert "one training example of one device" in report
+    assert "by Opacus&#39;s hooks (privacy.engine = auto" in report
 
 
 def test_a_ring_too_narrow_for_the_noise_is_refused_before_anything_is_written(
@@ -150,14 +152,21 @@ def test_people_are_hidden_whole_and_nothing_names_them(
         'privacy.column="traveller"',
         'privacy.persons="do-not-cross"',
         "privacy.examples_per_person=2",
+        'privacy.engine="fedpeft"',
         "privacy.epsilon=8.0",
         "privacy.delta=0.05",
     ]
     chosen = [word for setting in settings for word in ("--set", setting)]
     code, out, err = run_command("simulate", "run.toml", *TINY, "--out", tmp_path / "runs", *chosen)
     assert code == 0, out + err
-    for fact in ("one person of one device", "mean gradient of at most 2 of a person's examples", "delta 0.05"):
+    for fact in (
+        "one person of one device",
+        "mean gradient of at most 2 of a person's examples",
+        "delta 0.05",
+        "by fedpeft's own hooks",
+    ):
         assert fact in out
+    assert "by fedpeft's own hooks (privacy.engine = fedpeft)" in out
     (run,) = (tmp_path / "runs").iterdir()
     lines = [line for ledger in (run / "privacy" / "devices").iterdir() for line in ledger.read_text().splitlines()]
     assert len(lines) == 6

@@ -251,3 +251,14 @@ def test_a_statement_prints_every_figure_and_charges_the_largest() -> None:
     lines = said.lines()
     assert lines[0] == f"epsilon {found.charged:.4g} at delta 1e-05"
     assert any(f"{found.ours:.4g} by ours" in line and f"{found.prv:.4g} by Opacus's PRV" in line for line in lines)
+
+
+def test_a_device_that_states_more_than_its_numbers_cost_is_taken_at_its_word() -> None:
+    numbers = {"delta": 1e-5, "noise_multiplier": 1.0, "sampling_rate": 0.1, "l2_clip_norm": 1.0, "steps": 100}
+    asked = ExampleStatement(epsilon=1.0, **numbers).opinions()
+    assert ExampleStatement(epsilon=20.0, **numbers).opinions().charged == 20.0, "a record of before both were told"
+    assert ExampleStatement(epsilon=20.0, ours=19.0, prv=20.0, **numbers).opinions().prv == 20.0
+    assert ExampleStatement(epsilon=20.0, ours=1.0, prv=1.0, **numbers).opinions().charged == 20.0
+    assert ExampleStatement(epsilon=math.inf, ours=1.0, **numbers).opinions().charged == math.inf
+    same = ExampleStatement(epsilon=asked.charged, ours=asked.ours, prv=asked.prv, **numbers)
+    assert same.opinions() == asked

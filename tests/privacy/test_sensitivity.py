@@ -8,11 +8,13 @@ factors, 1e3).
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from fedpeft.catalogue.opacus import Engine
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Dora, Ia3, LayerNorm, Lora, Vera
 from fedpeft.data import EncodedDataset
 from fedpeft.methods import attach
@@ -51,16 +53,18 @@ def unequal(seed: int) -> EncodedDataset:
     return EncodedDataset(input_ids=ids, labels=draw.integers(0, 3, len(ids)).astype(np.int64), truncated=0)
 
 
-def source_of(union, trained, examples: EncodedDataset, *, most: int = 32, cache=None) -> GradientSource:
+def source_of(
+    union, trained, examples: EncodedDataset, *, most: int = 32, cache=None, engine: Engine = "fedpeft"
+) -> GradientSource:
     blocks = frozenset(block.block_id for block in union.spec.blocks if block.trainable)
-    return GradientSource(union, blocks, trained, examples, most=most, cache=cache)
+    return GradientSource(union, blocks, trained, examples, most=most, cache=cache, engine=engine)
 
 
-def whole_sum(union, trained, examples: EncodedDataset) -> np.ndarray:
+def whole_sum(union, trained, examples: EncodedDataset, engine: Engine = "fedpeft") -> np.ndarray:
     """What a step releases of all these examples, without its noise, in steps of the grid."""
     size = sum(parameter.numel() for parameter in trained.values())
     total = torch.zeros(size, dtype=torch.float64)
-    for part in source_of(union, trained, examples, most=2).gradients(np.arange(len(examples))):
+    for part in source_of(union, trained, examples, most=2, engine=engine).gradients(np.arange(len(examples))):
         total += clipped_sum(part, NOISE.bound(size), NOISE.grid)
     return total.numpy()
 
@@ -76,22 +80,27 @@ def without(examples: EncodedDataset, index: int) -> EncodedDataset:
 
 
 @pytest.mark.parametrize(
-    ("case", "scale"),
+    ("case", "scale", "engine"),
     [
-        *((case, 1e3) for case in CASES),
+        *((case, 1e3, "fedpeft") for case in CASES),
         *(
-            pytest.param(case, 1e18, marks=() if case in ("lora both", "bottleneck") else pytest.mark.slow)
+            pytest.param(case, 1e18, "fedpeft", marks=() if case in ("lora both", "bottleneck") else pytest.mark.slow)
             for case in CASES
         ),
-        *((case, 1.0) for case in ("lora both", "dora")),
+        *((case, 1.0, engine) for case in ("lora both", "dora") for engine in get_args(Engine)),
+        *((case, 1e3, "opacus") for case in ("lora both", "bottleneck")),
     ],
 )
-def test_one_example_more_or_less_moves_the_sum_by_at_most_the_clip_norm(case: str, scale: float) -> None:
+def test_one_example_more_or_less_moves_the_sum_by_at_most_the_clip_norm(
+    case: str, scale: float, engine: Engine
+) -> None:
     union, examples = attach(tiny_bert(), CASES[case], seed=0), unequal(1)
     trained = hostile(union, scale)
-    whole = whole_sum(union, trained, examples)
+    whole = whole_sum(union, trained, examples, engine)
     moves = [
-        np.linalg.norm(whole - whole_sum(union, trained, without(examples, index))) * NOISE.grid / NOISE.l2_clip_norm
+        np.linalg.norm(whole - whole_sum(union, trained, without(examples, index), engine))
+        * NOISE.grid
+        / NOISE.l2_clip_norm
         for index in range(EXAMPLES)
     ]
     # Sums are whole numbers and differ by one example's; 1e-9 is what the norm here rounds.
@@ -101,16 +110,16 @@ def test_one_example_more_or_less_moves_the_sum_by_at_most_the_clip_norm(case: s
 
 
 @pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
-@pytest.mark.parametrize("scale", [1.0, 1e3])
+@pytest.mark.parametrize(("scale", "engine"), [(1.0, "fedpeft"), (1e3, "fedpeft"), (1e3, "opacus")])
 def test_no_neighbour_changes_a_bit_of_an_example_s_gradient(
-    build, scale: float, monkeypatch: pytest.MonkeyPatch
+    build, scale: float, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alone, among all, in drawn company and order: through the hooks, also where they would not be used."""
     monkeypatch.setattr(hook_check, "_close", lambda found, exact: True)
     examples = class_examples(24) if build is tiny_bert else token_examples(24)
     union = attach(build(), CASES["lora both"], seed=0)
-    source = source_of(union, hostile(union, scale), examples, most=8)
-    assert source.back_end == "hooks"
+    source = source_of(union, hostile(union, scale), examples, most=8, engine=engine)
+    assert source.back_end == {"fedpeft": "hooks", "opacus": "opacus"}[engine]
     lengths = np.array([len(row) for row in examples.input_ids])
     rows: dict[int, torch.Tensor] = {}
     draw = np.random.default_rng(3)
@@ -121,7 +130,8 @@ def test_no_neighbour_changes_a_bit_of_an_example_s_gradient(
             assert torch.equal(rows.setdefault(index, row), row)
 
 
-def test_an_example_that_raises_changes_no_bit_of_its_neighbours() -> None:
+@pytest.mark.parametrize("engine", get_args(Engine))
+def test_an_example_that_raises_changes_no_bit_of_its_neighbours(engine: Engine) -> None:
     """A token that the model does not know: its batch fails, and the others are tried alone in the same shape."""
     good = unequal(1)
     bad = EncodedDataset(
@@ -129,7 +139,7 @@ def test_an_example_that_raises_changes_no_bit_of_its_neighbours() -> None:
     )
     union = attach(tiny_bert(), CASES["lora both"], seed=0)
     trained = hostile(union, 1.0)
-    assert np.array_equal(whole_sum(union, trained, good), whole_sum(union, trained, bad))
+    assert np.array_equal(whole_sum(union, trained, good, engine), whole_sum(union, trained, bad, engine))
 
 
 def test_a_cached_activation_does_not_depend_on_other_examples() -> None:
@@ -142,13 +152,14 @@ def test_a_cached_activation_does_not_depend_on_other_examples() -> None:
         assert torch.equal(mine, theirs)
 
 
-def test_a_mean_over_the_batch_would_be_noticed() -> None:
+@pytest.mark.parametrize("engine", get_args(Engine))
+def test_a_mean_over_the_batch_would_be_noticed(engine: Engine) -> None:
     """Seeded bug: a module that subtracts its batch's mean is not trusted with any shape."""
     union, examples = attach(tiny_bert(), CASES["bitfit"], seed=0), class_examples(12)
     trained = hostile(union, 0.1)
     layer = union.anatomy.layer(1)
     layer.register_forward_hook(lambda module, inputs, output: output - 1e-3 * output.mean(0, keepdim=True))
-    assert source_of(union, trained, examples).back_end == "micro"
+    assert source_of(union, trained, examples, engine=engine).back_end == "micro"
 
 
 def test_a_state_at_which_the_hooks_are_not_the_gradient_goes_through_the_micro_loop() -> None:

@@ -97,6 +97,11 @@ def test_every_round_is_charged_before_its_reply_and_stated_in_it(tmp_path: Path
         assert answer.privacy is not None
         assert answer.privacy.steps == 4 * round_id
     assert 0.95 * 3.0 < answer.privacy.epsilon <= 3.0
+    stated = answer.privacy
+    assert stated.ours is not None
+    assert stated.prv is not None
+    assert stated.epsilon == max(stated.ours, stated.prv), "the larger is what counts, and both are told"
+    assert stated.prv != stated.ours, "two programs"
 
 
 def test_a_repeated_offer_and_another_attempt_release_and_cost_nothing_new(tmp_path: Path) -> None:

@@ -259,9 +259,11 @@ class TorchTrainer:
     ) -> tuple[float, int]:
         """Loss summed over the examples seen, and their number; both zero where a loss would be a release."""
         noise = self._noise(plan)
-        if noise is not None:  # nothing but the steps themselves is private: the device has refused the rest
+        if (
+            noise is not None and plan.privacy is not None
+        ):  # nothing but the steps themselves is private: the device has refused the rest
             expected = noise.sampling_rate * 2.0 ** self.size_class(plan)
-            people = plan.privacy is not None and plan.privacy.unit == "person"
+            people = plan.privacy.unit == "person"
             train_privately(
                 union,
                 examples.train,
@@ -269,7 +271,8 @@ class TorchTrainer:
                 noise,
                 cache=examples.train_cache,
                 expected_batch=expected,
-                examples_per_person=plan.privacy.examples_per_person if people and plan.privacy else None,
+                examples_per_person=plan.privacy.examples_per_person if people else None,
+                engine=plan.privacy.engine,
             )
             return 0.0, 0
         outcome = train(

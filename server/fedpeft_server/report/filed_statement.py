@@ -23,7 +23,7 @@ from fedpeft.bounded_json import JsonRefused, JsonValue, loads
 from fedpeft.errors import IntegrityFailed
 from fedpeft.privacy import ExampleStatement, Opinions, Statement
 from fedpeft.secagg.primitives import IdentityKey, digest, is_signed
-from fedpeft_server.run.privacy_statements import client_statement, stated, warnings_of
+from fedpeft_server.run.privacy_statements import client_statement, engine_lines, stated, warnings_of
 from fedpeft_server.run.run_view import RunView
 
 __all__ = ["Filed", "as_html", "as_json", "as_text", "document_of", "file_statement", "read_filed"]
@@ -87,7 +87,7 @@ def document_of(view: RunView, *, signer: str = "") -> Document:
         "epsilon": _number(found.charged),
         "delta": said.delta,
         "accountants": _accountants(found),
-        "promise": [*warnings_of(view), *said.lines()],
+        "promise": [*warnings_of(view), *said.lines(), *engine_lines(view)],
         "sites": [_site(name, one) for name, one in sorted(statements.items())],
     }
 

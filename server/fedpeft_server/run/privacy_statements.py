@@ -1,9 +1,12 @@
 """What a run has promised, as its records tell: heard from devices, or read from the coordinator's own ledger."""
 
+import logging
+import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 
 from fedpeft.config import RunConfig
+from fedpeft.config.private_engine import engine_line
 from fedpeft.errors import BudgetExhausted, IntegrityFailed
 from fedpeft.ids import RoundId
 from fedpeft.privacy import ExampleStatement, Release, SampledRelease, Statement, exceeds, read_ledger
@@ -18,6 +21,8 @@ __all__ = [
     "STATED",
     "client_noise",
     "client_statement",
+    "detail_of",
+    "engine_lines",
     "hear_statements",
     "privacy_lines",
     "spent",
@@ -26,22 +31,29 @@ __all__ = [
     "warnings_of",
 ]
 
+_log = logging.getLogger(__name__)
+
 TYPICAL_PARAMETERS = 100_000
 """For a plan without a model; they change epsilon in the sixth digit."""
 
 STATED = "privacy.stated"
 """The event that holds a device's statement."""
 
+LATER = {"examples_per_person", "ours", "prv"}
+"""What older records of one do not have."""
+
 
 def hear_statements(run: RunDirectory, round_id: RoundId, outcome: RoundOutcome, *, needed: int) -> None:
-    """Record what each device states about its examples.
+    """Record what each device states about its examples; what none can mean is as if it had stated nothing.
 
     Raises:
         BudgetExhausted: so many devices have spent the run's budget that no round can have ``needed`` of them.
     """
     for name, account in outcome.traffic.items():
-        if account.statement is not None:
-            run.record(STATED, round_id=round_id, client=name, detail=asdict(account.statement))
+        if account.statement is not None and not account.statement.possible:
+            _log.warning("%s stated a loss of privacy that is none; round %d counts as not covered", name, round_id)
+        elif account.statement is not None:
+            run.record(STATED, round_id=round_id, client=name, detail=detail_of(account.statement))
     refused = [name for name, one in outcome.traffic.items() if one.failure == FailureReason.REFUSED.value]
     if len(outcome.traffic) - len(refused) >= needed:
         return
@@ -53,6 +65,11 @@ def hear_statements(run: RunDirectory, round_id: RoundId, outcome: RoundOutcome,
             f"{', '.join(out_of_budget)}; the rounds committed so far stand. Lost rounds count: what was trained in "
             "them has left its device, or may have."
         )
+
+
+def detail_of(statement: ExampleStatement) -> dict[str, float | int]:
+    """A statement as the event's detail; what nobody found is left out."""
+    return {name: value for name, value in asdict(statement).items() if value is not None}
 
 
 def spent(config: RunConfig, statements: Mapping[str, ExampleStatement], names: Collection[str]) -> tuple[str, ...]:
@@ -88,7 +105,7 @@ def stated(view: RunView) -> dict[str, ExampleStatement]:
     for event in view.events:
         if event.kind == STATED:
             names = {field.name for field in fields(ExampleStatement)}
-            if not names - {"examples_per_person"} <= set(event.detail) <= names:
+            if not names - LATER <= set(event.detail) <= names:
                 raise IntegrityFailed(f"Expected a device's privacy statement, found {sorted(event.detail)}.")
             found[event.client] = ExampleStatement(**event.detail)  # type: ignore[arg-type]
     return found
@@ -124,8 +141,19 @@ def _example_lines(view: RunView) -> tuple[str, ...]:
         f"{name} {charged[name]:.4g} (z {one.noise_multiplier:g}, q {one.sampling_rate:.3g}, {one.steps} steps)"
         for name, one in sorted(statements.items(), key=lambda item: (-charged[item[0]], item[0]))
     )
-    lines = (*worst.lines(), f"each device's epsilon, as it states it: {'; '.join(parts)}; the largest is above")
+    each = f"each device's epsilon, as it states it: {'; '.join(parts)}; the largest is above"
+    lines = (*worst.lines(), *engine_lines(view), each)
     return (*warnings_of(view), *lines)
+
+
+def engine_lines(view: RunView) -> tuple[str, ...]:
+    """Whose hooks had the gradients that were clipped; nothing where no single examples' were taken."""
+    config = view.config()
+    if config.privacy.unit not in ("example", "person"):
+        return ()
+    if "engine" not in tomllib.loads(view.resolved)["privacy"]:
+        return ("gradients of single examples: by fedpeft's own hooks; this run began before there was another choice",)
+    return (engine_line(config.adapter, config.privacy.engine),)
 
 
 def unstated(view: RunView) -> dict[str, tuple[int, ...]]:
