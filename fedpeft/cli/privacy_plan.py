@@ -6,7 +6,8 @@ from typing import Literal
 
 import click
 
-from fedpeft.cli.options import FiniteFloat
+from fedpeft.cli.options import FiniteFloat, json_option
+from fedpeft.cli.privacy_planned import Planned
 
 __all__ = ["plan"]
 
@@ -74,6 +75,7 @@ LARGE_BATCH = 1024
     type=click.IntRange(1, 4096),
     help="With unit example or person: train.batch_size. Default: 1024, or all.",
 )
+@json_option
 def plan(
     unit: str,
     epsilon: float,
@@ -89,6 +91,7 @@ def plan(
     per_person: int,
     local_steps: int,
     batch: int | None,
+    as_json: bool,
 ) -> None:
     """Find the noise that a privacy budget needs. Also says which method still learns under it.
 
@@ -107,10 +110,13 @@ def plan(
         if units is None:
             raise click.UsageError(f"Expected {option} with --unit {unit}: the noise follows from how many.")
         each = None if unit == "example" else per_person
-        _by_device(epsilon, delta, rounds * local_steps, clients, units, batch, sizes, where, each)
-        click.echo(f"local_steps = {local_steps}\n[rounds]\ncount = {rounds}")
-        return
-    _for_clients(epsilon, delta, rounds, clients, sizes, where, min_cohort, colluders, bits)
+        made = _by_device(epsilon, delta, (rounds, local_steps), clients, units, batch, sizes, where, each)
+    else:
+        made = _for_clients(epsilon, delta, rounds, clients, sizes, where, min_cohort, colluders, bits)
+    if as_json:
+        made.say_json()
+    else:
+        made.say()
 
 
 def _for_clients(
@@ -123,7 +129,7 @@ def _for_clients(
     min_cohort: int | None,
     colluders: int,
     bits: str,
-) -> None:
+) -> Planned:
     from fedpeft.config.derived import suggested_delta
     from fedpeft.config.model import Privacy, SecureAggregation
     from fedpeft.errors import ConfigInvalid, Problem
@@ -149,49 +155,58 @@ def _for_clients(
         privacy = privacy.model_copy(update={"clip": "adaptive"})
         made = NoisePlan.of(privacy, secagg, rounds=rounds, parameters=largest + 1)
     made.mechanism(clients)  # refuses a ring that is too narrow
-    for line in made.statement().lines():
-        click.echo(line)
-    most = expected_noise(clients, threshold, colluders)
-    click.echo(f"with all {clients} clients present a sum holds {most:.2f} times that noise; a higher threshold less")
+    statement, most = made.statement(), expected_noise(clients, threshold, colluders)
+    remarks = [f"with all {clients} clients present a sum holds {most:.2f} times that noise; a higher threshold less"]
     if delta > LARGE_DELTA:
-        click.echo(
+        remarks.append(
             f"delta {delta:.3g} is large: it would allow to publish one client in {1 / delta:.0f} outright; with so "
             "few clients the promise is weak whatever epsilon says"
         )
-    click.echo(_clip_advice(bit, adaptive=privacy.clip == "adaptive"))
-    click.echo("")
-    click.echo(f"best signal-to-noise ratio per round, n / (z sqrt d){where}:")
     ratios = {name: signal_to_noise(clients, made.noise_multiplier, size) for name, size in sizes.items()}
-    _show(ratios, sizes, learns=1.0, drowns=LEARNS)
-    click.echo(_client_advice(ratios))
-    click.echo("")
-    click.echo("[privacy]")
-    click.echo(f'unit = "client"\nepsilon = {epsilon:g}\ndelta = {delta:.3g}\ncolluders = {colluders}')
-    click.echo(f'clip = "{privacy.clip}"\nl2_clip_norm = 1.0')
-    click.echo(f'[aggregate]\nweight = "uniform"\n[secagg]\nmin_cohort = {threshold}')
-    click.echo(f"[rounds]\nmin_devices = {threshold}\ncount = {rounds}")
+    recommended, advice = _client_advice(ratios)
+    return Planned(
+        facts={
+            "unit": "client", "epsilon": statement.epsilon, "delta": delta, "noise_multiplier": made.noise_multiplier,
+            "rounds": rounds,
+        },
+        promise=statement.lines(),
+        remarks=(*remarks, _clip_advice(bit, adaptive=privacy.clip == "adaptive")),
+        about=f"best signal-to-noise ratio per round, n / (z sqrt d){where}",
+        signals=ratios,
+        sizes=sizes,
+        learns=1.0,
+        drowns=LEARNS,
+        recommended=recommended,
+        advice=(advice,),
+        config=(
+            f'[privacy]\nunit = "client"\nepsilon = {epsilon:g}\ndelta = {delta:.3g}\ncolluders = {colluders}\n'
+            f'clip = "{privacy.clip}"\nl2_clip_norm = 1.0\n[aggregate]\nweight = "uniform"\n'
+            f"[secagg]\nmin_cohort = {threshold}\n[rounds]\nmin_devices = {threshold}\ncount = {rounds}"
+        ),
+    )  # fmt: skip
 
 
 def _by_device(
     epsilon: float,
     delta: float | None,
-    steps: int,
+    length: tuple[int, int],
     devices: int,
     units: int,
     batch: int | None,
     sizes: Mapping[str, int],
     where: str,
     per_person: int | None,
-) -> None:
-    """By examples, or by people of whom a step looks at ``per_person`` examples."""
+) -> Planned:
+    """By examples, or by people of whom a step looks at ``per_person`` examples; ``length``: rounds, steps in each."""
     from fedpeft.config.derived import suggested_delta
+    from fedpeft.config.private_engine import engines_line
     from fedpeft.privacy import ExampleStatement, SampledRelease, sampled_epsilon, step_signal_to_noise
     from fedpeft.round.example_privacy import noise_of
     from fedpeft.round.plan import ExampleTerms
     from fedpeft.round.size_class import size_class, upper_end
 
     unit: Literal["example", "person"] = "example" if per_person is None else "person"
-    many = "examples" if per_person is None else "people"
+    many, steps = "examples" if per_person is None else "people", length[0] * length[1]
     declared = size_class(units)  # all that noise may follow from: the size to a factor of two
     delta = suggested_delta(math.ceil(upper_end(declared))) if delta is None else delta
     batch = min(LARGE_BATCH, units) if batch is None else batch
@@ -216,40 +231,50 @@ def _by_device(
         steps=steps,
         examples_per_person=per_person or 0,
     )
-    for line in statement.lines():
-        click.echo(line)
-    click.echo("")
-    click.echo(
-        f"signal to noise of a step at best, devices together, q N sqrt(n) / (z sqrt d), for {devices} devices of "
-        f"{units} {many}{where}:"
-    )
     ratios = {name: step_signal_to_noise(rate * units, z, size, devices=devices) for name, size in sizes.items()}
-    _show(ratios, sizes, learns=STEP_LEARNS, drowns=STEP_DROWNS)
+    recommended, advice = _device_advice(ratios, many, batch, units)
+    people = "" if per_person is None else f'persons = "do-not-cross"\nexamples_per_person = {per_person}\n'
+    return Planned(
+        facts={
+            "unit": unit, "epsilon": statement.opinions().charged, "delta": delta, "noise_multiplier": z,
+            "sampling_rate": rate, "steps": steps,
+        },
+        promise=(*statement.lines(), engines_line()),
+        remarks=(),
+        about=f"signal to noise of a step at best, devices together, q N sqrt(n) / (z sqrt d), for {devices} devices "
+        f"of {units} {many}{where}",
+        signals=ratios,
+        sizes=sizes,
+        learns=STEP_LEARNS,
+        drowns=STEP_DROWNS,
+        recommended=recommended,
+        advice=advice,
+        config=(
+            f'[privacy]\nunit = "{unit}"\n{people}epsilon = {epsilon:g}\ndelta = {delta:.3g}\nl2_clip_norm = 1.0\n'
+            f'[aggregate]\nserver_optimizer = "momentum"\n'
+            f'[train]\noptimizer = "sgd"\nbatch_size = {batch}\ndecay = "cosine"\nlocal_steps = {length[1]}\n'
+            f"[rounds]\ncount = {length[0]}"
+        ),
+    )  # fmt: skip
+
+
+def _device_advice(
+    ratios: Mapping[str, float], many: str, batch: int, units: int
+) -> tuple[str | None, tuple[str, ...]]:
+    """The head, or nothing."""
     first = next(iter(ratios))
     if ratios[first] < STEP_DROWNS:
-        click.echo(
+        return None, (
             f"recommended: none of these. The noise hides all of them: more {many} per device, fewer "
-            "steps, or a larger epsilon."
+            "steps, or a larger epsilon.",
         )
-    else:
-        click.echo(
-            f"recommended: {first}, with batches as large as these: far ahead of every adapter on BANKING77, about "
-            "level with the best on the airlines, and what the head reads is computed once (docs/privacy.md)"
-        )
-        if batch < (larger := min(LARGE_BATCH, units)):
-            click.echo(f"train.batch_size = {larger} leaves more signal for the same epsilon")
-    click.echo("")
-    people = "" if per_person is None else f'persons = "do-not-cross"\nexamples_per_person = {per_person}\n'
-    click.echo(f'[privacy]\nunit = "{unit}"\n{people}epsilon = {epsilon:g}\ndelta = {delta:.3g}\nl2_clip_norm = 1.0')
-    click.echo('[aggregate]\nserver_optimizer = "momentum"')
-    click.echo(f'[train]\noptimizer = "sgd"\nbatch_size = {batch}\ndecay = "cosine"')
-
-
-def _show(ratios: Mapping[str, float], sizes: Mapping[str, int], *, learns: float, drowns: float) -> None:
-    for name, size in sizes.items():
-        verdict = "learns" if ratios[name] >= learns else "noisy" if ratios[name] >= drowns else "too noisy"
-        click.echo(f"  {name:<34} d = {size:>9,}   {ratios[name]:8.3f}   {verdict}")
-    click.echo("")
+    line = (
+        f"recommended: {first}, with batches as large as these: far ahead of every adapter on BANKING77, about "
+        "level with the best on the airlines, and what the head reads is computed once (docs/privacy.md)"
+    )
+    if batch < (larger := min(LARGE_BATCH, units)):
+        return first, (line, f"train.batch_size = {larger} leaves more signal for the same epsilon")
+    return first, (line,)
 
 
 def _clip_advice(bit: float, *, adaptive: bool) -> str:
@@ -265,14 +290,14 @@ def _clip_advice(bit: float, *, adaptive: bool) -> str:
     )
 
 
-def _client_advice(ratios: Mapping[str, float]) -> str:
-    """The largest method that still learns."""
+def _client_advice(ratios: Mapping[str, float]) -> tuple[str | None, str]:
+    """The largest method that still learns, or None; and what to say."""
     good = [name for name, ratio in ratios.items() if ratio >= 1] or [
         name for name, ratio in ratios.items() if ratio >= LEARNS
     ]
     if good:
-        return f"recommended: {good[-1]}; always compare with training the head only"
-    return (
+        return good[-1], f"recommended: {good[-1]}; always compare with training the head only"
+    return None, (
         "recommended: none of these. The noise hides all of them: use more clients, fewer rounds, or a "
         "larger epsilon. "
         "Below a few hundred clients client-level privacy is expensive for anything but the smallest method; "

@@ -90,8 +90,6 @@ WITHOUT_JSON = {
     "config show": "prints TOML",
     "config schema": "prints JSON already",
     "config template": "prints TOML",
-    "privacy plan": "prints sentences and TOML to paste",
-    "privacy audit": "says whether the claim was refuted by its exit code",
     "runs report": "writes a page",
     "client join": "an exchange with a person",
     "client run": "runs until it is stopped",

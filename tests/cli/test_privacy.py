@@ -1,7 +1,7 @@
 """`fedpeft privacy`: the plan for a budget, and what a run has spent."""
 
+import json
 import tomllib
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from fedpeft.config import parse
 from fedpeft.ids import RoundId
 from fedpeft.privacy import Budget, ExampleStatement, PrivacyLedger, Release, epsilon, opinions
 from fedpeft.testing.trainers import toy_spec
-from fedpeft_server.run.privacy_statements import STATED, unstated
+from fedpeft_server.run.privacy_statements import STATED, detail_of, unstated
 from fedpeft_server.run.records import ClientRound, RoundMetrics
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.run_view import read_run
@@ -51,6 +51,35 @@ def test_a_plan_gives_noise_signal_and_a_configuration_that_loads(capsys: pytest
     assert tomllib.loads(made)["secagg"]["min_cohort"] == 40
     assert tomllib.loads(made)["privacy"]["l2_clip_norm"] == 1.0
     assert "one client in 74 outright" in out
+
+
+@pytest.mark.parametrize("unit", ["", "--unit example --examples 2000", "--unit person --people 800"])
+def test_a_plan_as_json_holds_what_the_text_says(unit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["privacy", "plan", "--epsilon", "8", "--rounds", "20", "--clients", "50", *unit.split()]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert main([*command, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["unit"] == (unit.split()[1] if unit else "client")
+    assert text.startswith(f"epsilon {said['epsilon']:.4g} at delta {said['delta']:g}\n")
+    assert f"noise multiplier {said['noise_multiplier']:g}" in text
+    assert all(f"{line}\n" in text for line in [*said["promise"], *said["advice"]])
+    assert text.endswith(f"\n{said['config']}\n")
+    tomllib.loads(said["config"])
+    for row in said["signals"]:
+        assert any(
+            line.split()
+            == [
+                *row["name"].split(),
+                "d",
+                "=",
+                f"{row['parameters']:,}",
+                f"{row['signal_to_noise']:.3f}",
+                row["verdict"],
+            ]
+            for line in text.splitlines()
+        )
+    assert f"recommended: {said['recommended'] or 'none of these'}" in text
 
 
 @pytest.mark.parametrize(("clients", "clip"), [("3", "fixed"), ("2000", "adaptive")])
@@ -198,7 +227,7 @@ def test_a_report_names_the_devices_that_were_summed_and_stated_nothing(
     )
     with RunDirectory.open(path) as run:
         for name in ("a", "b"):
-            run.record(STATED, round_id=RoundId(1), client=name, detail=asdict(said))
+            run.record(STATED, round_id=RoundId(1), client=name, detail=detail_of(said))
         parts = {"methods": "lora", "bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
         clients = [ClientRound(client=name, state="summed", **parts) for name in ("a", "b", "d")]  # type: ignore[arg-type]
         clients.append(ClientRound(client="c", state="dropped", **parts))  # type: ignore[arg-type]
@@ -211,7 +240,7 @@ def test_a_report_names_the_devices_that_were_summed_and_stated_nothing(
     assert main(["privacy", "report", str(path)]) == 0
     assert "NOT COVERED: devices that were summed and stated nothing: d in rounds 1" in capsys.readouterr().out
     with RunDirectory.open(path) as run:
-        run.record(STATED, round_id=RoundId(1), client="d", detail=asdict(said))
+        run.record(STATED, round_id=RoundId(1), client="d", detail=detail_of(said))
     assert main(["privacy", "report", str(path)]) == 0
     assert "NOT COVERED" not in capsys.readouterr().out
 
@@ -268,6 +297,13 @@ def test_an_audit_of_a_configuration_says_claim_bound_and_saturation(
     ):
         assert fact in out
     assert "could not have refuted it" in out or "not refuted, which is no proof" in out
+    assert main(["privacy", "audit", config_file(tmp_path, PRIVATE), "--canaries", "60", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert f"claimed       epsilon {said['claimed']:.3f} at delta {said['delta']:g}" in out
+    assert f"saturation    epsilon {said['saturation']:.3f}" in out
+    assert said["could_have_been_refuted"] == (said["saturation"] >= said["claimed"])
+    assert said["lower_bound"] <= said["saturation"]
+    assert (said["unit"], said["canaries"], said["refuted"]) == ("client", 60, False)
 
 
 def test_an_audit_of_a_run_attacks_the_noise_that_its_ledger_holds(
@@ -301,8 +337,10 @@ def test_an_audit_that_refutes_the_claim_ends_with_exit_1(
     mechanism = import_module("fedpeft.privacy.mechanism")
     monkeypatch.setattr(mechanism, "discrete_gaussian", lambda sigma, size, entropy: np.zeros(size, np.int32))
     config = config_file(tmp_path, PRIVATE.replace("epsilon = 8.0", "epsilon = 1.0"))
-    assert main(["privacy", "audit", config, "--canaries", "300"]) == 1
-    assert "does not keep its promise" in capsys.readouterr().err
+    assert main(["privacy", "audit", config, "--canaries", "300", "--json"]) == 1
+    told = capsys.readouterr()
+    assert "does not keep its promise" in told.err
+    assert json.loads(told.out)["refuted"]
 
 
 def test_nothing_is_audited_where_nothing_is_claimed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
