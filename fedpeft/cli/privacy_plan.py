@@ -22,6 +22,10 @@ runs whose steps had less than 1 stayed near the start, and those above 3 came w
 LARGE_DELTA = 1e-3
 """From here on a plan says what delta alone allows."""
 
+NONE_LEARNS = (
+    "recommended: none of these. The noise hides all of them: more {many} per device, fewer steps, or a larger epsilon."
+)
+
 LARGE_BATCH = 1024
 """As measured there: the head alone with batches of some hundred to a thousand beats it with small ones."""
 
@@ -264,10 +268,7 @@ def _device_advice(
     """The head, or nothing."""
     first = next(iter(ratios))
     if ratios[first] < STEP_DROWNS:
-        return None, (
-            f"recommended: none of these. The noise hides all of them: more {many} per device, fewer "
-            "steps, or a larger epsilon.",
-        )
+        return None, (NONE_LEARNS.format(many=many),)
     line = (
         f"recommended: {first}, with batches as large as these: far ahead of every adapter on BANKING77, about "
         "level with the best on the airlines, and what the head reads is computed once (docs/privacy.md)"
