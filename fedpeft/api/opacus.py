@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from fedpeft.catalogue import METHODS
-from fedpeft.tuning.opacus_hooks import PARTS, register
+from fedpeft.tuning.opacus.hooks import PARTS, register
 
 __all__ = ["PARTS", "UNSUPPORTED", "register"]
 

@@ -20,7 +20,7 @@ from fedpeft.methods.union import UnionAdapter
 from fedpeft.tasks.form import MULTI, NUMBER, TAGS
 from fedpeft.tuning.batches import Batch, collate
 from fedpeft.tuning.cache import HiddenSource, logits_of
-from fedpeft.tuning.opacus_hooks import OpacusHooked
+from fedpeft.tuning.opacus.hooks import OpacusHooked
 from fedpeft.tuning.per_sample_hooks import Hooked, NoBackEnd, PerExample, micro_gradients
 from fedpeft.tuning.preference.losses import preference_losses, rewards_of
 from fedpeft.tuning.preference.sides import sides_of

@@ -59,7 +59,7 @@ class NoBackEnd(RunFailed):
 
 
 class PerExample(Protocol):
-    """One pass for all examples of a batch: ``Hooked``, or ``fedpeft.tuning.opacus_hooks.OpacusHooked``."""
+    """One pass for all examples of a batch: ``Hooked``, or ``fedpeft.tuning.opacus.hooks.OpacusHooked``."""
 
     def listening(self) -> AbstractContextManager[None]:
         """Within it, a forward pass and ``backward`` leave the gradients for ``take``."""

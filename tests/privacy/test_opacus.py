@@ -21,10 +21,11 @@ from fedpeft.methods import attach, due_blocks
 from fedpeft.methods.bitfit import BiasPart
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.testing.models import class_examples, tiny_bert, tiny_llama, token_examples
-from fedpeft.tuning import LocalPlan, NoiseScale, dp_sgd_mechanism, opacus_hooks, train_privately
+from fedpeft.tuning import LocalPlan, NoiseScale, dp_sgd_mechanism, train_privately
 from fedpeft.tuning.batches import collate
 from fedpeft.tuning.hook_check import example_losses, hooked_gradients
-from fedpeft.tuning.opacus_hooks import OpacusHooked
+from fedpeft.tuning.opacus import hooks as opacus_hooks
+from fedpeft.tuning.opacus.hooks import OpacusHooked
 from fedpeft.tuning.per_sample_hooks import RULES, NoBackEnd, micro_gradients
 from fedpeft.tuning.split_forward import SplitForward
 
