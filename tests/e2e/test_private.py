@@ -70,7 +70,7 @@ def test_dp_sgd_on_every_device_is_said_charged_and_resumed(run_command: Callabl
     chosen = [
         *EXAMPLES,
         'privacy.engine="opacus"',
-    ]  # auto would leave bitfit, which the toy run has, to fedpeft's hooks
+    ]  # auto leaves bitfit, which the toy run has, to ours
     settings = [word for setting in chosen for word in ("--set", setting)]
     code, out, err = run_command("simulate", "run.toml", *TINY, "--out", tmp_path / "runs", *settings)
     assert code == 0, out + err
