@@ -42,7 +42,7 @@ from fedpeft.round.coordinator import run_round
 from fedpeft.round.device.device import Device
 from fedpeft.round.local import Identity
 from fedpeft.round.transport import Stage
-from fedpeft.secagg.primitives import is_signed
+from fedpeft.secagg.primitives import forget_signatures
 from fedpeft.testing.fleet import enrol, toy_task
 from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
 from fedpeft.wire import encode
@@ -87,7 +87,7 @@ def secure_sum(members: int, parameters: int) -> dict[str, object]:
                 coordinator_s += CPU() - begun
                 if isinstance(request, secagg.RoundOffer) and number > 1:
                     request = replace(request, roster=b"")
-                is_signed.cache_clear()
+                forget_signatures()
                 begun = CPU()
                 reply = _answer(sessions[member], request, values)
                 device_s[member] += CPU() - begun

@@ -44,7 +44,7 @@ from fedpeft.secagg import (
     open_round,
     receive,
 )
-from fedpeft.secagg.primitives import is_signed
+from fedpeft.secagg.primitives import forget_signatures
 from fedpeft.wire import encode
 
 RESULTS = Path(__file__).parent / "results" / "secagg.json"
@@ -131,7 +131,7 @@ def measure(
 
     def ask(member: ParticipantId, request: Request, stage: str) -> Reply:
         values = {BlockId("adapter"): vectors[member % 4], BlockId("metrics"): counts}
-        is_signed.cache_clear()  # no real device shares its process with the others
+        forget_signatures()  # no real device shares its process with the others
         start = CPU()
         if isinstance(request, RoundOffer):
             reply = sessions[member].begin(request, owns=owns, entropy=os_entropy)

@@ -60,19 +60,20 @@ def simulate(
     Raises:
         FedpeftError: with the text that the command line shows; everything committed is kept.
     """
+    from fedpeft_server.run.verdict import rounds_done
     from fedpeft_sim.simulate import prepare
     from fedpeft_sim.simulate import simulate as run_simulation
 
     rows, changes = _data(data)
     previous = None if resume is None else run_directory(resume)
-    if previous is None:
+    begun = None if previous is None else open_run(previous).view
+    if begun is None:
         if config is None:
             raise ConfigInvalid("Expected a config, or a run to resume, found neither.")
         loaded, text = configured(config, [*lines(overrides), *changes])
         loaded = _placed(loaded, Path(out))
     else:
         _expect_as_it_was(config, [*lines(overrides), *(changes if rows is None else ())])
-        begun = open_run(previous).view
         loaded, text = begun.config(), begun.resolved
     for folder in (out,) if store is None else (out, store):
         expect_folder(Path(folder))
@@ -84,7 +85,8 @@ def simulate(
             screen,
             data=rows,
             store=None if store is None else Path(store),
-            base_digest=None if previous is None else open_run(previous).view.manifest.base_digest,
+            base_digest=None if begun is None else begun.manifest.base_digest,
+            done=0 if begun is None else rounds_done(begun.rounds, loaded.rounds),
         )
         rounds = simulation.config.rounds.count
         clients = simulation.population.clients

@@ -170,7 +170,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _Terminated:
         _say("terminated")
         return EXIT_TERMINATED
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as stop:
+        if isinstance(stop.__context__, _Terminated):  # at a question click makes an Abort of it
+            _say("terminated")
+            return EXIT_TERMINATED
         return _end_at_once_on_the_next_interrupt()
     except BrokenPipeError:
         # Whatever is still buffered has no reader: without this Python complains once more at exit.

@@ -5,7 +5,9 @@ Invariants: pure functions of the configuration; no default lives here.
 
 import math
 
+from fedpeft.config.aggregate import Aggregate
 from fedpeft.config.model import Rounds, RunConfig, SecureAggregation
+from fedpeft.config.rules import RULES
 
 __all__ = [
     "MIN_VALUE_BITS",
@@ -123,28 +125,26 @@ def suggested_delta(clients: int) -> float:
     return float(clients**-1.1)
 
 
-def usual_bits(secagg: SecureAggregation, cohort: int) -> int:
+def usual_bits(config: RunConfig, cohort: int) -> int:
     """Ring width of one lane of a usual block, whose deltas the learning rates bound; for estimates of bytes.
 
     Args:
-        secagg: of "auto" what ``fedpeft.round.ring_range`` takes for such a block.
+        config: of ``secagg.bits = "auto"`` what ``fedpeft.round.ring_range`` takes for such a block.
         cohort: devices that are asked.
-
-    Example:
-        >>> usual_bits(SecureAggregation(), 128), usual_bits(SecureAggregation(), 129)
-        (16, 32)
     """
-    if secagg.bits != "auto":
-        return secagg.bits
-    return NARROW if fits_narrow_ring(cohort) else WIDE
+    if config.secagg.bits != "auto":
+        return config.secagg.bits
+    return NARROW if fits_narrow_ring(config.aggregate, cohort) else WIDE
 
 
-def fits_narrow_ring(devices: int) -> bool:
+def fits_narrow_ring(aggregate: Aggregate, devices: int) -> bool:
     """Whether a ring of 16 bits leaves each of so many summands 255 levels either side of zero: up to 128 devices.
 
-    With fewer a step of the ring is coarser than that of int8 gradients.
+    With fewer a step of the ring is coarser than that of int8 gradients. A device that is weighed adds its delta times
+    its share, which may be any: of 1/512 not one level would be left. So this holds where all weigh the same.
     """
-    return 2 * max(1, devices) * NARROW_LEVELS <= (1 << NARROW) - 1
+    weighed = aggregate.weight != "uniform" or RULES[aggregate.rule].own_weight
+    return not weighed and 2 * max(1, devices) * NARROW_LEVELS <= (1 << NARROW) - 1
 
 
 def value_bits(secagg: SecureAggregation, cohort: int) -> int:

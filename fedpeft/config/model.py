@@ -227,7 +227,7 @@ class SecureAggregation(Section):
     bits: Literal["auto", 16, 32] = Field(
         default="auto",
         description="Ring width: 16 or 32 bits, 2 or 4 bytes per parameter on the way up. `auto`: 16 where the "
-        "learning rates bound a delta and at most 128 devices are asked, else 32.",
+        "learning rates bound a delta, all weigh the same and at most 128 devices are asked, else 32.",
     )
     max_abs: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         default="auto",

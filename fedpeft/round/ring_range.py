@@ -73,7 +73,7 @@ def ring_range(
     if terms.bits != "auto":
         return RingRange(max_abs=max_abs, bits=terms.bits)
     known = bound is not None and max_abs <= bound
-    return RingRange(max_abs=max_abs, bits=NARROW if known and fits_narrow_ring(devices) else WIDE)
+    return RingRange(max_abs=max_abs, bits=NARROW if known and fits_narrow_ring(plan.aggregate, devices) else WIDE)
 
 
 def unbounded_range(plan: LearningPlan) -> float:

@@ -14,7 +14,7 @@ from fedpeft.ids import ParticipantId
 from fedpeft.privacy import NoiseTerms
 from fedpeft.secagg.messages import RoundOffer
 from fedpeft.secagg.primitives import KEY_SIZE, digest
-from fedpeft.secagg.spec import Mode, Participant, RoundSpec, SummedBlock, check_spec
+from fedpeft.secagg.spec import MAX_PARTICIPANTS, Mode, Participant, RoundSpec, SummedBlock, check_spec
 from fedpeft.wire import WireError, decode, encode, message
 
 __all__ = [
@@ -113,6 +113,8 @@ def _participants(rows: RosterRows) -> tuple[Participant, ...]:
     lengths = np.frombuffer(rows.lengths, ">u2").tolist() if len(rows.lengths) % 4 == 0 else []
     if len(rows.identities) != KEY_SIZE * (len(lengths) // 2) or sum(lengths) != len(rows.names):
         raise WireError("Expected a key and two lengths a participant, and names of these lengths; found others.")
+    if len(lengths) > 2 * MAX_PARTICIPANTS:
+        raise WireError(f"Expected at most {MAX_PARTICIPANTS} participants, found {len(lengths) // 2}.")
     ends = np.cumsum([0, *lengths]).tolist()
     try:
         names = [rows.names[start:end].decode() for start, end in pairwise(ends)]

@@ -44,10 +44,11 @@ __all__ = [
 KEY_SIZE = 32
 TAG_SIZE = 16
 SIGNATURE_SIZE = 64
+DIGEST_SIZE = 32
 NONCE_SIZE = 12
 
 SIGNATURES_KEPT = 8192
-"""More than the adverts, masks and agreements of a round of 2,000 devices in one process; 2 MiB."""
+"""More than the adverts, masks and agreements of a round of 2,000 devices in one process; 3 MiB."""
 
 Backend = Literal["ctr", "gcm"]
 Keystream = Callable[[memoryview, memoryview], int]
@@ -95,17 +96,30 @@ class IdentityKey:
         return f"IdentityKey(public={self.public.hex()})"
 
 
-@lru_cache(maxsize=SIGNATURES_KEPT)
 def is_signed(public: bytes, signature: bytes, text: bytes) -> bool:
-    """Whether ``signature`` over ``text`` is by the Ed25519 key ``public``; a malformed key is a plain no.
+    """Whether ``signature`` over ``text`` is by the Ed25519 key ``public``; a malformed key or signature is a plain no.
 
-    Computed once a process: in a simulation every virtual device is shown the same agreements. All three are public.
+    Computed once a process for texts that are digests: in a simulation every virtual device is shown the same
+    agreements. All three are public. What is kept is of fixed size, whatever a peer sends.
     """
+    if len(public) != KEY_SIZE or len(signature) != SIGNATURE_SIZE:
+        return False
+    check = _verified if len(text) == DIGEST_SIZE else _verified.__wrapped__
+    return check(public, signature, text)
+
+
+@lru_cache(maxsize=SIGNATURES_KEPT)
+def _verified(public: bytes, signature: bytes, text: bytes) -> bool:
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, text)
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def forget_signatures() -> None:
+    """Drop what ``is_signed`` has kept: for measurements, since real devices share no process."""
+    _verified.cache_clear()
 
 
 class AgreementKey:

@@ -24,7 +24,7 @@ from fedpeft.secagg.messages import RoundOffer, ShareRequest
 from fedpeft.secagg.offer import open_spec
 from fedpeft.secagg.primitives import TAG_SIZE
 from fedpeft.secagg.shamir import SHARE_SIZE
-from fedpeft.secagg.spec import DIGEST_SIZE, RoundSpec
+from fedpeft.secagg.spec import DIGEST_SIZE, MAX_WEIGHT_CLASS, RoundSpec
 from fedpeft.secagg.transcript import NeighbourKeys, listed_digest, roster_context
 
 __all__ = ["Roster", "members_of", "pack_members", "read_roster"]
@@ -163,6 +163,8 @@ def _read(offer: RoundOffer, request: ShareRequest) -> Roster | str:
         return f"Expected a bitmap of members over {len(spec.participants)} devices, found another or an empty one."
     if len(request.root) != DIGEST_SIZE or len(classes) != len(ids) or len(owners) != len(spec.blocks):
         return "Expected a root of 32 bytes, a class per member and a bitmap per block; found another number."
+    if max(classes) > MAX_WEIGHT_CLASS:
+        return f"Expected weight classes up to {MAX_WEIGHT_CLASS}, found {max(classes)}."
     owner_lists = [members_of(bitmap, ids) for bitmap in owners]
     degree = sharing_degree(len(ids), spec.corrupt_fraction, spec.dropout_fraction)
     if degree is None:
@@ -170,6 +172,8 @@ def _read(offer: RoundOffer, request: ShareRequest) -> Roster | str:
     found = [owner_list for owner_list in owner_lists if owner_list is not None]
     if len(found) != len(owner_lists):
         return f"Expected bitmaps over {len(ids)} members with zero padding, found another length or padding."
+    if len(set().union(*found)) < len(ids):
+        return "Expected every member to own a block, found one that owns none."
     roster = Roster(
         spec=spec,
         offer=request.context,

@@ -28,7 +28,7 @@ from fedpeft.secagg.ledger import Ledger
 from fedpeft.secagg.messages import MaskRequest, Reason, Refusal, Reply, Request, RoundOffer
 from fedpeft.secagg.offer import one_copy, open_spec, open_terms, roster_digest
 from fedpeft.secagg.policy import DevicePolicy, Directory, Enrolled
-from fedpeft.secagg.primitives import IdentityKey
+from fedpeft.secagg.primitives import IdentityKey, is_signed
 from fedpeft.secagg.spec import RoundSpec
 from fedpeft.secagg.transcript import offer_context
 from fedpeft.wire import WireError
@@ -75,7 +75,7 @@ class DeviceSession:
             return Refusal(reason=Reason.MALFORMED, detail=str(error))
         with self._lock:
             state, mark = self._ledger.load(run_id), self._ledger.mark(run_id)
-        offer = _whole(offer, state)
+        offer = _whole(offer, state, self._policy.coordinator_key)
         again = (
             state is not None
             and state.participation is not None
@@ -116,7 +116,7 @@ class DeviceSession:
             return Refusal(reason=Reason.MALFORMED, detail=str(error))
         with self._lock:
             state = self._ledger.load(run_id)
-            offer = _whole(offer, state)
+            offer = _whole(offer, state, self._policy.coordinator_key)
             if (
                 state is not None
                 and state.participation is not None
@@ -189,11 +189,18 @@ class DeviceSession:
         )
 
 
-def _whole(offer: RoundOffer, state: DeviceState | None) -> RoundOffer:
-    """The offer with its roster: that which came with it, or that of the run's last round here, if it is the same."""
+def _whole(offer: RoundOffer, state: DeviceState | None, coordinator: bytes) -> RoundOffer:
+    """The offer with its roster: that which came with it, or that of the run's last round here, if it is the same.
+
+    Of all the devices of a process one copy is kept, of rows that the coordinator has signed for.
+    """
     held = state.participation.offer.roster if state is not None and state.participation is not None else b""
-    known = not offer.roster and roster_digest(held) == open_terms(offer.spec).roster
-    return replace(offer, roster=one_copy(held if known else offer.roster))
+    signed = open_terms(offer.spec).roster
+    if not offer.roster and roster_digest(held) == signed:
+        return replace(offer, roster=one_copy(held))
+    if roster_digest(offer.roster) == signed and is_signed(coordinator, offer.signature, offer_context(offer)):
+        return replace(offer, roster=one_copy(offer.roster))
+    return offer
 
 
 def _with_directory(step: DeviceStep, state: Advertised, directory: Directory) -> DeviceStep:

@@ -5,6 +5,7 @@ here besides, so a person is told "about", and every round that ends corrects it
 """
 
 from collections.abc import Mapping
+from statistics import mean
 
 from fedpeft.base import BaseArtifact
 from fedpeft.config import RunConfig
@@ -55,6 +56,8 @@ def expected_s(
     examples: Mapping[str, Examples],
     plan: LearningPlan,
     *,
+    rounds: int,
+    asked: int,
     workers: int,
 ) -> float:
     """Seconds that the rounds and the final evaluation will take, about.
@@ -64,6 +67,8 @@ def expected_s(
         artifact: the base.
         examples: client name -> its examples, encoded.
         plan: what is learnt.
+        rounds: that are still to be done.
+        asked: clients in each of them.
         workers: clients that train at once.
 
     Raises:
@@ -71,15 +76,18 @@ def expected_s(
     """
     config, shape, profile = population.config, shape_of(artifact), probe()
     limit, steps = config.rounds.eval_examples, config.train.local_steps
-    times: list[float] = []
+    lasting: list[float] = []  # of a round, by client
+    ending: list[float] = []  # of the final evaluation
     for client in population.clients[:SAMPLE]:
         held_out = len(client.held_out)
         length = max(1, round(examples[client.name].mean_length(plan)))
         work = _workload(config, client, length, shape.hidden, evaluated=min(held_out, limit or held_out))
         a_round = estimate(shape, work, profile)
         last = estimate(shape, _workload(config, client, length, shape.hidden, evaluated=held_out), profile)
-        times.append(config.rounds.count * a_round.round_s + last.round_s - steps * last.step_s)
-    return max(sum(times) / len(times) * len(population.clients) / workers, *times)
+        lasting.append(a_round.round_s)
+        ending.append(last.round_s - steps * last.step_s)
+    in_turn = rounds * mean(lasting) * asked + mean(ending) * len(population.clients)
+    return max(in_turn / workers, rounds * max(lasting) + max(ending))
 
 
 def _workload(config: RunConfig, client: Client, length: int, hidden: int, *, evaluated: int) -> Workload:

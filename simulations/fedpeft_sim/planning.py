@@ -71,7 +71,7 @@ def _plan(
     menu = Menu(
         shape=shape,
         workloads=menu_of(shape, config.adapter, like),
-        bits=usual_bits(config.secagg, asked),
+        bits=usual_bits(config, asked),
         cohort=asked,
     )
     try:

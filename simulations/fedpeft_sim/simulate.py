@@ -16,6 +16,7 @@ from fedpeft import secagg
 from fedpeft.base import ArtifactStore, BaseArtifact, build, default_store
 from fedpeft.base.fit import expect_fit
 from fedpeft.config import RunConfig
+from fedpeft.config.derived import invited_devices
 from fedpeft.data.memory import Rows
 from fedpeft.errors import ConfigInvalid, FedpeftError
 from fedpeft.export.earlier_runs import with_sources
@@ -54,6 +55,7 @@ def prepare(
     data: Rows | None = None,
     store: Path | None = None,
     base_digest: str | None = None,
+    done: int = 0,
 ) -> Simulation:
     """Load and check everything; nothing is written but the base artifact.
 
@@ -64,6 +66,7 @@ def prepare(
         store: where base artifacts lie; None: the user's store.
         base_digest: of the base that a resumed run began with: taken from the store if it is there, wherever
             ``base.model`` lay then.
+        done: rounds that a resumed run has committed.
 
     Raises:
         FedpeftError: the data, the base or the adapter is not what the config needs.
@@ -113,7 +116,8 @@ def prepare(
     examples = examples_of(population, pool)
     for remark in encode_all(examples, plan):
         screen.note(f"note: {remark}")
-    screen.note(_foretold(population, artifact, examples, plan))
+    if done < config.rounds.count:
+        screen.note(_foretold(population, artifact, examples, plan, rounds=config.rounds.count - done))
     return Simulation(
         population=population,
         artifact=artifact,
@@ -192,19 +196,23 @@ def simulate(
 
 
 def _foretold(
-    population: Population, artifact: BaseArtifact, examples: Mapping[str, Examples], plan: LearningPlan
+    population: Population,
+    artifact: BaseArtifact,
+    examples: Mapping[str, Examples],
+    plan: LearningPlan,
+    *,
+    rounds: int,
 ) -> str:
-    """How long it will take, in a sentence."""
+    """How long so many rounds will take, in a sentence."""
     config, workers = population.config, workers_of(population.config)
-    rounds = (
-        f"{counted(config.rounds.count, 'round')} of {counted(len(population.clients), 'client')}, {workers} at once"
-    )
+    asked = invited_devices(config.rounds, len(population.clients))
+    ahead = f"{counted(rounds, 'round')} of {counted(asked, 'client')}, {workers} at once"
     try:
-        expected = expected_s(population, artifact, examples, plan, workers=workers)
+        expected = expected_s(population, artifact, examples, plan, rounds=rounds, asked=asked, workers=workers)
     except ConfigInvalid:  # a shape that the planner does not know: the first two rounds tell
-        return rounds
+        return ahead
     shorter = "; fewer: --rounds N; lighter: --set adapter.layers=2" if expected > LONG_S else ""
-    return f"{rounds}: about {span(expected)}, if the cores are free{shorter}"
+    return f"{ahead}: about {span(expected)} without baselines, if the cores are free{shorter}"
 
 
 def _directory(simulation: Simulation, source: str, command: Sequence[str], resume: Path | None) -> RunDirectory:

@@ -171,6 +171,19 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_termination_at_a_question_ends_with_143(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asking() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("click.termui.visible_prompt_func", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+            click.confirm("sure?")
+
+    monkeypatch.setattr(fedpeft.cli.LazyGroup, "get_command", lambda *_: click.command()(asking))
+    assert main(["runs"]) == 143
+    assert "terminated" in capsys.readouterr().err
+
+
 def test_a_termination_ends_with_143_after_cleaning_up(tmp_path: Path) -> None:
     marker = tmp_path / "cleaned"
     code = f"""

@@ -226,6 +226,10 @@ def test_lines_before_the_header_that_say_nothing_are_skipped_and_counted(
     assert not log.count
 
 
+def test_a_line_that_names_no_separator_is_a_header(tmp_path: Path, log: ProblemLog) -> None:
+    assert list(csv_rows(write(tmp_path / "a.csv", "sep=\na\n"), log)) == [(2, {"sep=": "a"})]
+
+
 def test_a_comment_before_the_header_is_told_once(tmp_path: Path, log: ProblemLog) -> None:
     list(csv_rows(write(tmp_path / "a.csv", "# by me\ntext,label\n" + "a,x\n" * 9), log))
     (problem,) = log.problems

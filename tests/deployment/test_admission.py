@@ -185,10 +185,15 @@ def test_an_operator_renames_a_device_and_the_label_ends_with_its_key(
     assert says("rename", "label-a", "  Ward A,   third floor ") == (0, "label-a is called Ward A, third floor\n")
     assert "Ward A, third floor (label-a)" in says("ls")[1]
     assert coordinator.registry.find("label-a") is not None, "among devices it has the name that they signed for"
-    for taken in ("ward a, THIRD floor", "Label-A"):
+    for taken in ("ward a, THIRD floor", "WardA,third floor.", "Label-A"):
         code, told = says("rename", "label-b", taken)
-        assert (code, "label-a is" in told) == (3, True)
-    assert says("rename", "label-b", "x" * 65)[0] == 3
+        assert (code, "found it on label-a" in told) == (3, True)
+    for wrong in ("x" * 65, "a\u202eb", "a\u200bb", "a\x00b", "a\udcffb"):
+        assert says("rename", "label-b", wrong)[0] == 3
+    assert says("rename", "label-b", "newcomer")[0] == 0
+    with pytest.raises(NotEnrolled, match="operators call another device newcomer"):
+        applied(coordinator, device, token, "newcomer")
+    assert says("rename", "label-b", "")[0] == 0
     assert says("rename", "nobody", "x")[0] == 4
     coordinator.admission.revoke("label-a", "gone")
     coordinator.admission.delete("label-a")

@@ -135,6 +135,15 @@ def test_a_killed_process_goes_on_with_what_it_had_checked(base: str, link: Link
     assert seen[-1].received_bytes <= SIZE + 2 - CHUNK_BYTES + CHUNK_BYTES  # the torn chunk again, and no other
 
 
+def test_a_disk_that_takes_a_part_of_a_piece_gets_the_rest_of_it(
+    base: str, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A quota or a full disk takes what fits and refuses the next write; what was counted must lie in the file."""
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: write(fd, bytes(data)[: max(1, len(data) // 2)], offset))
+    fetch_base(link, base, tmp_path, progress=lambda _: None, pause=no_pause).verify()
+
+
 def test_a_wrong_chunk_alone_is_fetched_again(base: str, link: Link, tmp_path: Path):
     seen: list[FetchProgress] = []
     faulty = Faulty(link, corrupt={CHUNK_BYTES + 5: 1})

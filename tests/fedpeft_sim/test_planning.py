@@ -49,7 +49,7 @@ def test_devices_with_other_limits_train_other_blocks_and_each_says_why(tmp_path
         population(
             tmp_path,
             'clients = ["s1"]\nmethods = "auto"',
-            'clients = ["s2"]\nmethods = "auto"\nuplink_mbit = 0.003',
+            'clients = ["s2"]\nmethods = "auto"\nuplink_mbit = 0.004',
             'clients = ["s3"]\nmethods = "auto"\nhead = false',
             'clients = ["*"]\nmethods = ["lora"]\nrank = 4',
         ),

@@ -54,17 +54,19 @@ def factor_by_the_document(r: int, *, warmup: int, rounds: int, decay: str) -> f
     warmup=st.integers(0, 20),
     decay=st.sampled_from(["constant", "linear", "cosine"]),
     devices=st.integers(3, 300),
+    weight=st.sampled_from(["uniform", "examples"]),
 )
 def test_the_range_and_width_of_a_block_are_those_of_the_document(
-    rate: float, steps: int, round_id: int, warmup: int, decay: str, devices: int
+    rate: float, steps: int, round_id: int, warmup: int, decay: str, devices: int, weight: str
 ) -> None:
     plan = toy_plan(SPEC, secagg=SecureAggregation(bits="auto"))
+    plan = plan.model_copy(update={"aggregate": plan.aggregate.model_copy(update={"weight": weight})})
     changes = {"learning_rate": rate, "local_steps": steps, "warmup_rounds": warmup, "decay": decay}
     plan = plan.model_copy(update={"train": plan.train.model_copy(update=changes)})
     factor = factor_by_the_document(round_id, warmup=warmup, rounds=plan.rounds.count, decay=decay)
     found = ring_range(plan, SPEC, LORA, round_id=round_id, devices=devices)
     assert found.max_abs == range_by_the_document(rate=rate, steps=steps, factor=factor)
-    assert found.bits == (16 if (2**16 - 1) // (2 * devices) >= 255 else 32)
+    assert found.bits == (16 if weight == "uniform" and (2**16 - 1) // (2 * devices) >= 255 else 32)
 
 
 def test_buckets_are_drawn_as_the_document_says() -> None:

@@ -23,9 +23,11 @@ HEAD, LORA = BlockId("head"), BlockId("lora.B.t4")
 AUTO = SecureAggregation(bits="auto")
 
 
-def plan(secagg: SecureAggregation = AUTO, rule: str = "nested", **train: object) -> LearningPlan:
+def plan(
+    secagg: SecureAggregation = AUTO, rule: str = "nested", weight: str = "uniform", **train: object
+) -> LearningPlan:
     made = toy_plan(SPEC, secagg=secagg)
-    aggregate = made.aggregate.model_copy(update={"rule": rule})
+    aggregate = made.aggregate.model_copy(update={"rule": rule, "weight": weight})
     return made.model_copy(update={"train": made.train.model_copy(update=train), "aggregate": aggregate})
 
 
@@ -94,6 +96,11 @@ def test_a_method_that_writes_its_own_values_has_the_wide_ring() -> None:
 @pytest.mark.parametrize(("devices", "bits"), [(6, 16), (128, 16), (129, 32), (1000, 32)])
 def test_two_bytes_are_taken_where_a_value_keeps_eight_bits(devices: int, bits: int) -> None:
     assert ring_range(plan(), SPEC, LORA, round_id=1, devices=devices).bits == bits
+
+
+def test_a_device_that_is_weighed_has_the_wide_ring() -> None:
+    """Its delta times a share of 1/512 would be less than one level of the narrow one."""
+    assert ring_range(plan(weight="examples"), SPEC, LORA, round_id=1, devices=6).bits == 32
 
 
 @pytest.mark.parametrize("given_range", [0.25, 4.0])

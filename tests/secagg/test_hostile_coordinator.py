@@ -690,6 +690,19 @@ def test_an_advert_that_differs_from_its_row_of_the_roster_is_refused(changed: d
     refused(a.ask(ONE, with_advert(a, request, advert, signed=True)), Reason.BAD_ROSTER)
 
 
+@pytest.mark.parametrize("changed", [{"weight_class": 64}, {"blocks": (), "commitments": ()}])
+def test_a_member_with_a_class_that_does_not_exist_or_without_a_block_is_refused(changed: dict) -> None:
+    """Signed by a colluder and listed by the coordinator: it would count as a member and add nothing to any sum."""
+    a, request = share_request()
+    request = with_advert(a, request, replace(adverts_of(a)[ParticipantId(4)], **changed), signed=True)
+    classes = bytearray(request.classes)
+    classes[3] = changed.get("weight_class", classes[3])
+    owners = request.owners
+    if "blocks" in changed:
+        owners = tuple(pack_members(set(EVERYBODY) - {ParticipantId(4)}, EVERYBODY) for _ in owners)
+    refused(a.ask(ONE, replace(request, classes=bytes(classes), owners=owners)), Reason.BAD_ROSTER)
+
+
 def test_a_weight_class_that_its_device_did_not_declare_is_refused() -> None:
     for place in (0, 3):
         a, request = share_request()

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedpeft.secagg import primitives
 from fedpeft.secagg.primitives import (
     AgreementKey,
     IdentityKey,
@@ -16,6 +17,7 @@ from fedpeft.secagg.primitives import (
     digest,
     expand,
     fastest_backend,
+    forget_signatures,
     hkdf,
     is_authentic,
     is_signed,
@@ -136,3 +138,17 @@ def test_a_malformed_key_or_signature_is_a_plain_no() -> None:
 def test_the_back_end_is_chosen_once_and_is_one_of_two() -> None:
     assert fastest_backend() in ("ctr", "gcm")
     assert fastest_backend() is fastest_backend()
+
+
+@pytest.mark.parametrize(
+    ("public", "signature"), [(b"p" * 32, b"s" * 65), (b"p" * 33, b"s" * 64), (b"", b""), (b"p" * 32, bytes(1 << 20))]
+)
+def test_what_has_not_the_size_of_a_signature_is_a_no_and_is_not_kept(public: bytes, signature: bytes) -> None:
+    """A peer chooses how long these are; what is kept for the life of the process must not grow with them."""
+    forget_signatures()
+    assert not is_signed(public, signature, bytes(32))
+    key = IdentityKey.from_bytes(bytes(32))
+    assert is_signed(key.public, key.sign(b"a longer text, of a certificate"), b"a longer text, of a certificate")
+    assert primitives._verified.cache_info().currsize == 0
+    assert is_signed(key.public, key.sign(bytes(32)), bytes(32))
+    assert primitives._verified.cache_info().currsize == 1

@@ -90,6 +90,14 @@ def test_a_stop_that_came_too_late_does_not_stop_the_resumed_run(queue: JobQueue
     assert not queue.wants_stop(again)
 
 
+def test_a_wish_that_a_crash_left_beside_an_ended_run_does_not_stop_the_resumed_one(queue: JobQueue) -> None:
+    job = running(queue)
+    queue.stop(job)
+    queue.put(replace(job, state=JobState.STOPPED))  # killed before the wish was taken away
+    again = queue.resume(queue.job("1"))
+    assert not queue.wants_stop(again)
+
+
 def test_stop_and_start_at_once_end_in_a_stopped_run_or_in_a_running_one_with_the_wish(tmp_path: Path) -> None:
     for number in range(30):
         queue = JobQueue(tmp_path / f"queue-{number}")

@@ -295,7 +295,7 @@ def test_every_task_with_outputs_of_its_own_is_served_as_it_is_predicted(
     """A number, a set of labels and tags are no class, and a pair is no text."""
     server = started([f"{name}={run}" for name, run in assessors.items()], classes.store)
     single = ["the flight was late again", "great"]
-    pair = [{"text": "the flight was late", "text_pair": "we waited"}, {"text": "great", "text_pair": "bad"}]
+    pair = [{"text": "the flight\twas late", "text_pair": "we waited"}, {"text": "great", "text_pair": "bad"}]
     words = [{"words": ["the", "flight", "was", "late"]}, {"words": ["great"]}]
     with ended(server), httpx.Client(base_url=server.url, timeout=60) as client:
         for name, run in assessors.items():

@@ -49,7 +49,7 @@ class Partial:
             )
         while view:
             part = view[: self._left_in_chunk()]
-            os.pwrite(self._descriptor, part, self.size)
+            part = part[: os.pwrite(self._descriptor, part, self.size)]  # a full disk takes a part first
             if (wrong := self._take(part)) is not None:
                 os.ftruncate(self._descriptor, self.size)
                 return wrong

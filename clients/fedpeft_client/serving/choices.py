@@ -24,7 +24,9 @@ def asked_texts(served: Served, row: Record) -> tuple[str, ...]:
         raise RequestRefused(
             f"Expected {', '.join(wanted)}, which {served.name} was trained on, found {', '.join(row)}.", "input"
         )
-    return texts_of(question_of(row) or "", served.target, pairs=served.pairs)
+    if served.pairs:  # as they are: the command line's tab between them would change a text that holds one
+        return str(row["text"]), str(row["text_pair"])
+    return texts_of(question_of(row) or "", served.target, pairs=False)
 
 
 def as_json(served: Served, one: Choice) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _first_line(lines: Iterator[str], delimiter: str) -> tuple[str | None, str]:
     """
     said = ""
     for line in lines:
-        mark = re.fullmatch(r'"?sep=(.)"?\s*', line, re.IGNORECASE | re.DOTALL)
+        mark = re.fullmatch(r'"?sep=([^\r\n"])"?\s*', line, re.IGNORECASE)
         if line.strip() and not (mark and not said):
             return line, said or _delimiter(line, delimiter)
         said = mark.group(1) if mark else said

@@ -55,7 +55,7 @@ def revoke(site: Administered, asked: Asked) -> object:
 def rename(site: Administered, asked: Asked) -> object:
     """Call a device something else, for operators; among devices it keeps the name that it enrolled under."""
     named, label = _device(site, asked), asked.text("label")
-    Labels(site.registry).put(named, label)
+    label = Labels(site.registry).put(named, label)
     site.audit.append(AuditEvent.RENAMED, actor=asked.by, subject=named.name, detail={"label": label})
     return device(site, asked)
 

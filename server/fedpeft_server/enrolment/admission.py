@@ -17,6 +17,7 @@ from fedpeft_server.enrolment.applications import objection_to
 from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
 from fedpeft_server.enrolment.certificate_authority import Authority, certificate_expiry, node_key_of, request_key
 from fedpeft_server.enrolment.join_tokens import TokenRecord, Tokens
+from fedpeft_server.enrolment.labels import Labels
 from fedpeft_server.enrolment.refusals import RefusedStrangers
 from fedpeft_server.enrolment.registry import ENDED, EnrolledDevice, Registry, Status
 from fedpeft_server.home import CoordinatorHome
@@ -218,6 +219,9 @@ class Admission:
         holder = self._registry.same_name(application.device)
         if holder is not None and holder.name != application.device and holder.status not in ENDED:
             detail = f"another device is called {holder.name}, which looks the same; choose another with --name"
+            return self._refused(peer, application, RefusalReason.NAME_TAKEN, detail)
+        if Labels(self._registry).holder(application.device) is not None:
+            detail = f"operators call another device {application.device}; choose another with --name"
             return self._refused(peer, application, RefusalReason.NAME_TAKEN, detail)
         organisation = self._registry.organisation(token.organisation or application.organisation or application.device)
         holder = self._registry.find(application.device)

@@ -20,7 +20,7 @@ from fedpeft.errors import IntegrityFailed, NotEnrolled
 from fedpeft.files import PRIVATE
 from fedpeft.ids import NodeId
 
-__all__ = ["ENDED", "EnrolledDevice", "Registry", "Status", "open_registry"]
+__all__ = ["ENDED", "EnrolledDevice", "Registry", "Status", "alike", "open_registry"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
@@ -189,7 +189,7 @@ class Registry:
 
     def same_name(self, name: str) -> EnrolledDevice | None:
         """The device of that name, or of one that reads the same: upper and lower case and a last dot do not count."""
-        return next((one for one in self.devices() if _alike(one.name) == _alike(name)), self.find(name))
+        return next((one for one in self.devices() if alike(one.name) == alike(name)), self.find(name))
 
     def organisation(self, name: str) -> str:
         """How an organisation is written here: as the first device wrote it whose organisation reads the same.
@@ -197,7 +197,7 @@ class Registry:
         Cohorts are counted in organisations, so ``Clinic-A`` and ``clinic-a `` must not be two.
         """
         tidy = " ".join(name.split())
-        return next((one.organisation for one in self.devices() if _alike(one.organisation) == _alike(tidy)), tidy)
+        return next((one.organisation for one in self.devices() if alike(one.organisation) == alike(tidy)), tidy)
 
     def device(self, name: str) -> EnrolledDevice:
         """The device of that name, whatever its status.
@@ -275,7 +275,8 @@ class Registry:
         return tuple(_device(row) for row in rows)
 
 
-def _alike(name: str) -> str:
+def alike(name: str) -> str:
+    """The same for names that read the same: upper and lower case, white space and a last dot do not count."""
     return "".join(name.casefold().split()).rstrip(".")
 
 

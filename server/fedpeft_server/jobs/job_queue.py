@@ -160,6 +160,8 @@ class JobQueue:
             if job.state not in (JobState.STOPPED, JobState.FAILED):
                 raise ConfigInvalid(f"Expected a stopped or failed run, found run {job.number} {job.state.value}.")
             job = replace(job, state=JobState.QUEUED, reason="")
+            # A wish that a crash left beside a job that had ended would stop the resumed one at once.
+            self._file(job.number, "stop").unlink(missing_ok=True)
             self.put(job)
             return job
 
