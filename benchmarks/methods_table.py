@@ -22,7 +22,8 @@ Every method at its defaults and one rate after the same steps, none tuned (`pyt
 shared machine): the airline tweets on MiniLM-L6 int8 (40 steps of 8 examples) and docstrings on SmolLM2-135M (8 steps
 of 4). All train the class head too. Step is CPU time and memory the process's peak, both as shares of full
 fine-tuning's in the same run. 64.1 % is the share of the largest class: in 40 steps at one rate most methods have not
-left it, so this column tells cost more than merit. CoDA does not begin as the base: its routers must be learnt first.
+left it, so read the table for cost, not for accuracy. CoDA does not start as the identity: its routers must be
+learnt first.
 """
 _BASES = ("airlines", "docstrings")
 _SCORES = {"airlines": "accuracy", "docstrings": "perplexity"}

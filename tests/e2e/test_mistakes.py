@@ -49,7 +49,7 @@ MISTAKES: list[tuple[Sequence[str], int, str]] = [
     (["run.toml", "--model", "./no-such-model"], 3, "no-such-model"),
     (["run.toml", "--model", "pypi:no-such-package"], 8, "no-such-package"),
     (["run.toml", "--resume", "."], 2, "either"),
-    (["--resume", "."], 3, "resolved.toml"),
+    (["--resume", "."], 3, "manifest.json"),
     (["--resume", ".", "--rounds", "9"], 2, "resumed with the configuration"),
 ]
 
