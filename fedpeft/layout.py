@@ -73,9 +73,10 @@ NOT_LINEAR = re.compile(
     r"embed|relative_attention_bias|norm$|(^|\.)altup\.|(^|\.)(modality_)?router$|(mlp|moe|feed_forward)\.gate$|dt_proj$"
     r"|(mixer|mamba)\.out_proj$"
 )
-# Tensors of three dimensions, (experts, d_out, d_in); of these model types (experts, d_in, d_out).
+# Tensors of three dimensions, (experts, d_out, d_in); of these model types (experts, d_in, d_out), as their classes say
+# (``is_transposed``; a test compares them with all of transformers).
 EXPERT = re.compile(r"(.+\.)?experts\.(gate_up_proj|up_proj|down_proj)")
-TURNED_EXPERTS = frozenset({"gpt_oss"})
+TURNED_EXPERTS = frozenset({"gpt_oss", "aria_text", "openai_privacy_filter"})
 NO_EXPERTS = frozenset({"llama4_text"})
 """Model types whose experts are computed in a way of their own: neither packed nor a target."""
 LAYER = re.compile(r"(?P<stem>(?:[^.]*[^.\d][^.]*\.)+)(?P<index>\d+(?:\.\d+)*)\.(?P<rest>.+)")

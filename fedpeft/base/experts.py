@@ -7,7 +7,7 @@ packed do the same arithmetic: logits are equal to the bit.
 """
 
 from collections.abc import Iterator
-from types import MethodType
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -60,9 +60,13 @@ def expert_tensors(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def own_products(model: nn.Module) -> None:
-    """From now on the experts' products are made one expert at a time."""
+    """From now on the experts' products are made one expert at a time, in copies of the model as well.
+
+    By the class: a method bound to the module would go on computing with the original in every copy.
+    """
     for _, module in experts_of(model):
-        module.forward = MethodType(_forward, module)
+        if vars(type(module)).get("forward") is not _forward:
+            module.__class__ = _with_own_products(type(module))  # type: ignore[arg-type] # classes are hashable
 
 
 def plain_product(module: nn.Module, name: str, index: int, x: Tensor) -> Tensor:
@@ -81,6 +85,13 @@ def matrix_of(module: nn.Module, name: str, index: int) -> Tensor:
         return ExpertWeight(held.packed, index, turned=turned).unpack()
     matrix: Tensor = held[index]
     return matrix.t() if turned else matrix
+
+
+@cache
+def _with_own_products(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class with our forward pass, under its own name: transformers and peft look classes up by it."""
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), {"forward": _forward, **names})
 
 
 def _turned(module: nn.Module) -> bool:

@@ -31,6 +31,11 @@ class PackedWeight:
         """Itself: it never changes, so copies of a model share it."""
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """Where the packed parts are."""
+        return next(iter(self.parts.values())).device
+
     def to(self, device: torch.device) -> "PackedWeight":
         """The same weight on another device."""
         parts = {name: part.to(device) for name, part in self.parts.items()}

@@ -117,7 +117,7 @@ class Anatomy:
             path = f"{self.layout.paths[index]}.{port.path}"
             if port.expert is not None:
                 experts, _, tensor = path.rpartition(".")
-                one = view_expert(self.model.get_submodule(experts), tensor, port.expert)
+                one = view_expert(self._experts(experts), tensor, port.expert)
                 yield f"{experts}.fedpeft_experts.{tensor}.{port.expert}", one
                 continue
             host = self.model.get_submodule(path)
@@ -142,6 +142,16 @@ class Anatomy:
             stem = path.partition(".fedpeft")[0].rpartition(".")[0]
             found[path] = stem, path.removeprefix(f"{stem}."), host
         return found
+
+    def _experts(self, path: str) -> nn.Module:
+        """A set of experts; refused if its tensors are stored the other way round than the layout says."""
+        module, kind = self.model.get_submodule(path), self.layout.model_type
+        if bool(module.is_transposed) != (kind in TURNED_EXPERTS):
+            raise ConfigInvalid(
+                f"Expected the experts of {kind} the other way round in {path}; take the experts out of the targets "
+                "and report this architecture."
+            )
+        return module
 
     def _lacks(self, target: str, wanted_by: str) -> ConfigInvalid:
         modules = sorted({path for layer in self.layout.layers for path in layer.matrices})
@@ -223,11 +233,6 @@ def _weights(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _check_turned(model: nn.Module, layout: Layout) -> None:
     """Refuses a model whose modules do not store what the layout says."""
-    for path, module in experts_of(model):
-        if bool(module.is_transposed) != (layout.model_type in TURNED_EXPERTS):
-            raise ConfigInvalid(
-                f"Expected the experts of {layout.model_type} the other way round in {path}; report this architecture."
-            )
     for path, layer in zip(layout.paths, layout.layers, strict=True):
         for name in layer.matrices:
             if is_turned(model.get_submodule(f"{path}.{name}")) != layer.transposed:

@@ -47,19 +47,24 @@ class ExpertView(nn.Module):
         self.out_features, self.in_features = (other, one) if experts.is_transposed else (one, other)
 
     @property
+    def experts(self) -> nn.Module:
+        """The module that holds the matrix."""
+        return self._experts[0]
+
+    @property
     def weight(self) -> Tensor:
         """(d_out, d_in)."""
-        return matrix_of(self._experts[0], self._tensor, self._index)
+        return matrix_of(self.experts, self._tensor, self._index)
 
     @property
     def bias(self) -> Tensor | None:
         """(d_out,)."""
-        experts = self._experts[0]
-        return cast("Tensor", getattr(experts, f"{self._tensor}_bias"))[self._index] if experts.has_bias else None
+        held = self.experts.has_bias
+        return cast("Tensor", getattr(self.experts, f"{self._tensor}_bias"))[self._index] if held else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d_in) -> (n, d_out)."""
-        return plain_product(self._experts[0], self._tensor, self._index, x)
+        return plain_product(self.experts, self._tensor, self._index, x)
 
 
 def view_expert(experts: nn.Module, tensor: str, index: int) -> ExpertView:

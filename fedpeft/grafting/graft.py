@@ -5,13 +5,16 @@ input and output. Invariant: a hook reads only the module that it is handed, so 
 works on its own grafts.
 """
 
+from collections.abc import Iterable
 from itertools import chain
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from fedpeft.base.residency import PackedLayer, PackedWeight
 from fedpeft.errors import ConfigInvalid
+from fedpeft.grafting.expert_views import ExpertView
 
 __all__ = ["GRAFTS", "add_part", "device_of", "graft_input", "graft_output", "graft_residual", "grafts_of"]
 
@@ -55,9 +58,11 @@ def grafts_of(model: nn.Module, kind: type[Part]) -> dict[str, Part]:
 
 
 def device_of(host: nn.Module) -> torch.device:
-    """Where the host's tensors are; the CPU for a module without any."""
-    tensors = chain(host.parameters(), host.buffers())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+    """Where the host's tensors are, packed ones too, or those that it views; the CPU for a module without any."""
+    owner = host.experts if isinstance(host, ExpertView) else host
+    packed = (module.packed for module in owner.modules() if isinstance(module, PackedLayer))
+    found: Iterable[Tensor | PackedWeight] = chain(owner.parameters(), owner.buffers(), packed)
+    return next((one.device for one in found), torch.device("cpu"))
 
 
 def add_part(host: nn.Module, container: str, method: str, part: nn.Module) -> None:

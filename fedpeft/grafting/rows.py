@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedpeft.errors import ConfigInvalid
+from fedpeft.grafting.graft import device_of
 from fedpeft.layout import Rows
 
 __all__ = ["RowView", "is_turned", "place_of", "view_rows", "weight_of", "width_of"]
@@ -78,8 +79,8 @@ def view_rows(host: nn.Module, rows: Rows) -> RowView:
     views = cast("nn.ModuleDict", getattr(host, _VIEWS))
     name = f"{rows.start}_to_{rows.stop}_of_{rows.period}"
     if name not in views:
-        device = next((tensor.device for tensor in (*host.parameters(), *host.buffers())), torch.device("cpu"))
-        views[name] = RowView(host, torch.tensor(rows.indices(width_of(host, "out_features")), device=device))
+        rows_there = torch.tensor(rows.indices(width_of(host, "out_features")), device=device_of(host))
+        views[name] = RowView(host, rows_there)
     return cast("RowView", views[name])
 
 
