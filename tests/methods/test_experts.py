@@ -23,7 +23,9 @@ from fedpeft.export import export, export_peft  # noqa: E402
 from fedpeft.export.merge import merge_adapters, read_exported  # noqa: E402
 from fedpeft.grafting import anatomy  # noqa: E402
 from fedpeft.grafting.anatomy import dissect  # noqa: E402
+from fedpeft.grafting.expert_views import ExpertView  # noqa: E402
 from fedpeft.grafting.graft import device_of  # noqa: E402
+from fedpeft.grafting.rows import RowView  # noqa: E402
 from fedpeft.grafting.stand_ins import view_of  # noqa: E402
 from fedpeft.layout import TURNED_EXPERTS, layout_of  # noqa: E402
 from fedpeft.methods.lora import attach_lora  # noqa: E402
@@ -161,6 +163,7 @@ def test_a_view_computes_with_the_experts_adapters_that_it_was_given(zoo: Zoo):
     paths = [path for path, _ in union.model.named_modules() if path.endswith("fedpeft_experts")]
     view = view_of(union.model, {path: twin.model.get_submodule(path) for path in paths})
     assert torch.equal(logits(view), logits(twin.model))
+    assert not torch.allclose(logits(view), before, atol=1e-3)
     assert torch.equal(logits(union.model), before)
 
 
@@ -199,18 +202,25 @@ def test_an_export_of_experts_says_when_its_files_compute_something_else(
         assert wrong.peft_max_logit_difference > 1e-3
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_grafts_on_experts_are_where_the_experts_are(zoo: Zoo, tmp_path: Path, packed: bool):
-    model = model_on_meta("mixtral")
+@pytest.mark.parametrize(
+    ("name", "packed", "adapter"),
+    [
+        ("mixtral", False, ON_EXPERTS),
+        ("mixtral", True, ON_EXPERTS),
+        ("phi3", True, Adapter.having(Lora(rank=4, targets=("q",)))),
+    ],
+)
+def test_grafts_on_experts_and_on_rows_are_where_the_base_is(
+    zoo: Zoo, tmp_path: Path, name: str, packed: bool, adapter: Adapter
+):
+    model = model_on_meta(name)
     if packed:
-        artifact = build(str(zoo("mixtral")[0]), quantize="int8", store=tmp_path)
+        artifact = build(str(zoo(name)[0]), quantize="int8", store=tmp_path)
         model = load_model(artifact, task="causal-lm", head_seed=0, residency="quantized").to("meta")
-    parts = dissect(model, "all")
-    hosts = dict(parts.target_modules(("auto", "experts"), wanted_by="adapter.lora"))
-    assert any("fedpeft_experts" in path for path in hosts)
-    assert {device_of(host).type for host in hosts.values()} == {"meta"}
-    grafted = [parameter for block in attach_lora(parts, ON_EXPERTS, 0) for parameter in block.parameters]
+    grafted = [parameter for block in attach_lora(dissect(model, "all"), adapter, 0) for parameter in block.parameters]
     assert {parameter.device.type for parameter in grafted} == {"meta"}
+    views = {type(module): module for module in model.modules() if isinstance(module, (ExpertView, RowView))}
+    assert {device_of(view).type for view in views.values()} == {"meta"}
 
 
 def test_the_table_of_experts_that_are_stored_turned_is_that_of_transformers():
