@@ -47,7 +47,15 @@ from fedpeft.secagg.offer import RosterRows, encode_spec, open_terms, roster_dig
 from fedpeft.secagg.primitives import AgreementKey
 from fedpeft.secagg.roster import Roster, pack_members
 from fedpeft.secagg.shamir import SHARE_SIZE
-from fedpeft.secagg.transcript import NeighbourKeys, advert_digest, advert_tree, offer_context, roster_context
+from fedpeft.secagg.transcript import (
+    NeighbourKeys,
+    advert_digest,
+    advert_tree,
+    agreement_digest,
+    offer_context,
+    roster_context,
+    survivors_context,
+)
 from fedpeft.testing.secagg import Op, Round, run_round
 from fedpeft.testing.secagg_fleet import Fleet, make_fleet, make_spec
 from fedpeft.wire import WireError, encode
@@ -506,6 +514,29 @@ def test_a_device_signs_one_survivor_set_a_round() -> None:
     request = a.reach("consist").requests[ONE]
     assert agreed(a.ask(ONE, request))
     refused(a.ask(ONE, consist(a, EVERYBODY[:6], request.context)), Reason.EQUIVOCATION)
+
+
+def test_a_device_reveals_for_no_other_survivor_set_than_it_signed_whoever_signed_that_one() -> None:
+    """Six colluders are quorum enough: what they signed is still not what this device did."""
+    a = a_round()
+    state = a.reach("consist")
+    request = state.requests[ONE]
+    assert agreed(a.ask(ONE, request))
+    survivors = pack_members(EVERYBODY[:6], EVERYBODY)
+    context = survivors_context(request.context, survivors)
+    signed = [a.fleet.identities[member - 1].sign(agreement_digest(context, member)) for member in EVERYBODY[:6]]
+    order = RevealRequest(
+        context=request.context, survivors=survivors, signers=survivors, signatures=b"".join(signed), masked=b""
+    )
+    refused(a.ask(ONE, order), Reason.EQUIVOCATION)
+
+
+@pytest.mark.parametrize("bitmap", [b"", b"\xfe\x00", b"\xff"])
+def test_a_bitmap_of_another_length_or_with_padding_is_refused_in_every_stage(bitmap: bytes) -> None:
+    a = a_round()
+    refused(a.ask(ONE, replace(a.reach("mask").requests[ONE], sharers=bitmap)), Reason.BAD_LENGTH)
+    b = a_round()
+    refused(b.ask(ONE, replace(b.reach("consist").requests[ONE], survivors=bitmap)), Reason.BAD_LENGTH)
 
 
 def test_a_survivor_that_masked_for_another_sharer_set_is_not_unmasked() -> None:
