@@ -82,19 +82,24 @@ def plugins(kind: Kind) -> Mapping[str, Plugin]:
     return MappingProxyType({name: plugin for name, plugin in found.items() if name not in doubled})
 
 
-def loaded(kind: Kind, form: type[T], *, taken: Collection[str]) -> Mapping[str, T]:
+def loaded(
+    kind: Kind, form: type[T], *, taken: Collection[str], check: Callable[[T], None] | None = None
+) -> Mapping[str, T]:
     """The records of all plug-ins of a kind, imported now; what is none or fails is left out with a warning.
 
     Args:
         kind: which.
         form: what each must be.
         taken: names that are fedpeft's own.
+        check: raises whatever is wrong with a record.
     """
     found: dict[str, T] = {}
     for name, plugin in plugins(kind).items():
         why = "the name is fedpeft's own" if name in taken else ""
         try:
             value: object = None if why else plugin.entry.load()
+            if check is not None and isinstance(value, form):
+                check(value)
         except Exception as error:  # another's code; without it everything else works
             why, value = f"{type(error).__name__}: {said_by(error)}", None
         if isinstance(value, form):

@@ -82,7 +82,15 @@ TAKEN = frozenset(
 )
 """What no other package's method may be called: it would be another attribute of [adapter]."""
 
-PLUGINS: Mapping[str, MethodPlugin] = loaded("method", MethodPlugin, taken=TAKEN)
+_sections = {method.section for method in _OWN}
+
+
+def _usable(plugin: MethodPlugin) -> None:
+    plugin.expect_usable(_sections)
+    _sections.add(plugin.section)  # nor may two plug-ins share one
+
+
+PLUGINS: Mapping[str, MethodPlugin] = loaded("method", MethodPlugin, taken=TAKEN, check=_usable)
 """Methods of other packages, by name."""
 
 METHODS: tuple[AnyMethod, ...] = (

@@ -1,6 +1,6 @@
 """One PEFT method as everything but torch knows it: one record, read by configuration, planner, schedule and docs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -8,6 +8,7 @@ from fedpeft.adapter import AdapterState
 from fedpeft.catalogue.base_shape import BaseShape
 from fedpeft.catalogue.finding import Finding
 from fedpeft.catalogue.footprint import Footprint
+from fedpeft.catalogue.method_section import MethodSection
 from fedpeft.catalogue.opacus import NOT_COMPARED, Opacus
 from fedpeft.catalogue.rates import Placed
 from fedpeft.catalogue.section import Section
@@ -127,7 +128,8 @@ class MethodPlugin:
     """A method of another package (docs/plugins.md).
 
     Args:
-        section: its settings, [adapter.NAME], NAME being that of the entry point; each has a default.
+        section: its settings, [adapter.NAME], NAME being that of the entry point; each has a default, and the class
+            is of this method alone.
         footprint: as of ``Method``; it names every block that ``attach`` makes.
         attach: ``module:function`` from (anatomy, settings, seed) to blocks (``fedpeft.grafting``); imported where
             models are.
@@ -135,7 +137,7 @@ class MethodPlugin:
         rate, switchable: as of ``Method``.
     """
 
-    section: type[Section]
+    section: type[MethodSection]
     footprint: Callable[[BaseShape, Any], Footprint]
     attach: str
     title: str
@@ -143,6 +145,26 @@ class MethodPlugin:
     paper: str = "a plug-in"
     rate: Callable[[Any, Placed], float] | None = None
     switchable: bool = True
+
+    def expect_usable(self, taken: Collection[type[Section]]) -> None:
+        """Returns if fedpeft can make a method of it; whatever type checkers would say is said here too.
+
+        Args:
+            taken: the settings of other methods: by its class a section is known to be of one.
+
+        Raises:
+            TypeError: a field is not what it must be.
+            ValueError: another method has this section, or (pydantic's) a setting has no default.
+        """
+        if not (isinstance(self.section, type) and issubclass(self.section, MethodSection)):
+            raise TypeError("expected a section that derives from MethodSection")
+        if self.section in taken:
+            raise ValueError(f"expected a section of its own, found {self.section.__name__}, which another method has")
+        if not callable(self.footprint) or not (self.rate is None or callable(self.rate)):
+            raise TypeError("expected functions as footprint and rate")
+        if not all(isinstance(text, str) for text in (self.attach, self.title, self.formula, self.paper)):
+            raise TypeError("expected texts as attach, title, formula and paper")
+        self.section()
 
     def method(self, name: str, source: str) -> "Method[Any]":
         """Its record under this name, of this package and version."""

@@ -52,8 +52,23 @@ def unproved(adapter: Adapter, train: Train, aggregate: Aggregate, unit: Unit) -
     if train.scaffold:
         why = "controls carry a device's own gradients from one round to the next, past clip and noise"
         yield _finding("train.scaffold", "false", why, "true", unit)
-    if unit == "client":
-        return
+    if unit != "client":
+        yield from _unproved_steps(adapter, train, unit)
+
+
+def _unproved_steps(adapter: Adapter, train: Train, unit: Unit) -> Iterator[Finding]:
+    """What would be in a step of DP-SGD beside the noisy sum of clipped gradients."""
+    if adapter.dtype != "float32":
+        yield _finding("adapter.dtype", '"float32"', "each gradient is clipped and noised in it", adapter.dtype, unit)
+    for method in sorted(method.name for method, _ in adapter.declared() if method.measures):
+        why = "what this one measures or prunes in a step would be a release without noise"
+        yield Finding(
+            key=f"adapter.{method}",
+            reads=("privacy.unit",),
+            expected=f'methods that learn by gradients alone under privacy.unit = "{unit}": {why}',
+            found=method,
+            remedy="Take it out of the run; lora, dora, bitfit or ia3 can take its place.",
+        )
     if train.label_calibration:
         why = "the shift follows from all of a device's labels, so an example's clipped gradient holds the others"
         yield _finding("train.label_calibration", "0", why, f"{train.label_calibration:g}", unit)

@@ -172,22 +172,6 @@ def _on_device(config: RunConfig) -> Iterator[Finding]:
             expected=f"no colluders under {unit}: each device adds all the noise for its own examples",
             found=str(privacy.colluders),
         )
-    if config.adapter.dtype != "float32":
-        yield Finding(
-            key="adapter.dtype",
-            reads=("privacy.unit",),
-            expected=f'"float32" under {unit}: each gradient is clipped and noised in it',
-            found=config.adapter.dtype,
-        )
-    for method in sorted(method.name for method, _ in config.adapter.declared() if method.measures):
-        yield Finding(
-            key=f"adapter.{method}",
-            reads=("privacy.unit",),
-            expected=f"methods that learn by gradients alone under {unit}: what this one measures or prunes in a step "
-            "would be a release without noise",
-            found=method,
-            remedy="Take it out of the run; lora, dora, bitfit or ia3 can take its place.",
-        )
 
 
 def _budget(config: RunConfig) -> Iterator[Finding]:

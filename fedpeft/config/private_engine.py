@@ -28,10 +28,18 @@ def why_not_opacus(adapter: Adapter) -> dict[str, str]:
     return {method.name: method.opacus.why_not for method, _ in adapter.declared() if method.opacus.why_not}
 
 
-def engine_line(adapter: Adapter, asked: Literal["auto"] | Engine) -> str:
-    """What a report and a statement say of it."""
-    engine, reasons = engine_of(adapter, asked), why_not_opacus(adapter)
+def engine_line(adapter: Adapter, asked: Literal["auto"] | Engine, *, recorded: Engine | None = None) -> str:
+    """What a report and a statement say of it.
+
+    Args:
+        adapter, asked: of the run.
+        recorded: that of the plan which the run began with; None: it has not begun.
+    """
+    today, reasons = engine_of(adapter, asked), why_not_opacus(adapter)
+    engine = recorded or today
     why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "nothing was measured against it"
+    if engine != today:
+        why = "as the version that began the run chose"
     chosen = f"privacy.engine = {asked}" + (f": {why}" if asked == "auto" else "")
     whose = "Opacus's hooks" if engine == "opacus" else "fedpeft's own hooks"
     return (

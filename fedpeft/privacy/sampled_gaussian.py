@@ -24,7 +24,14 @@ import numpy.typing as npt
 from fedpeft.privacy.calibration import least_noise
 from fedpeft.privacy.discrete_gaussian import RELATIVE_ERROR
 
-__all__ = ["NOISE_STEPS", "SAMPLED_ACCOUNTANT", "SampledRelease", "calibrate_sampled", "sampled_epsilon"]
+__all__ = [
+    "MAX_NOISE_MULTIPLIER",
+    "NOISE_STEPS",
+    "SAMPLED_ACCOUNTANT",
+    "SampledRelease",
+    "calibrate_sampled",
+    "sampled_epsilon",
+]
 
 SAMPLED_ACCOUNTANT = "privacy loss distribution of the Poisson-sampled Gaussian"
 
@@ -39,6 +46,9 @@ REACH = 9.0
 """Standard deviations of the noise within which a single step's loss is put on the grid; the rest counts as lost."""
 
 MAX_CELLS = 1 << 21
+
+MAX_WINDOW = 1 << 24
+"""Cells of the composed loss; what has more (so many steps of so little noise) is reported as infinite."""
 
 MAX_EPSILON = 300.0
 """Larger ones are reported as infinite."""
@@ -188,6 +198,8 @@ def _composed(counted: Sequence[tuple[SampledRelease, int]], delta: float, direc
     tail = delta * 1e-6
     lowest, highest = _window(losses, step, tail)
     size = 1 << max(highest - lowest, *(len(loss.p) for loss, _ in losses)).bit_length()
+    if size > MAX_WINDOW:
+        return math.inf
     spectrum = np.ones(size // 2 + 1, np.complex128)
     offset, survive = 0, 0.0
     for loss, count in losses:
@@ -216,14 +228,16 @@ def _step(counted: Sequence[tuple[SampledRelease, int]]) -> float:
 
 def _window(losses: Sequence[tuple[_Loss, int]], step: float, tail: float) -> tuple[int, int]:
     """Grid places between which all but ``tail`` of the sum's mass lies, on either side (Chernoff)."""
-    ends = []
+    ends, masses = [], []
+    for loss, count in losses:
+        there = np.flatnonzero(loss.p)  # a peak where nothing lies would let all the rest underflow
+        masses.append((loss.first + there, np.log(loss.p[there]), count))
     for sign in (1.0, -1.0):
         best = math.inf
         for order in np.geomspace(1e-2, 1e3, 40):
             total = 0.0
-            for loss, count in losses:
-                there = np.flatnonzero(loss.p)  # a peak where nothing lies would let all the rest underflow
-                values = sign * order * step * (loss.first + there) + np.log(loss.p[there])
+            for places, log_mass, count in masses:
+                values = sign * order * step * places + log_mass
                 peak = float(values.max())
                 total += count * (peak + math.log(float(np.exp(values - peak).sum())))
             best = min(best, (total - math.log(tail)) / order)

@@ -4,10 +4,22 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fedpeft.privacy.sampled_gaussian import SampledRelease
+from fedpeft.privacy.sampled_gaussian import MAX_NOISE_MULTIPLIER, SampledRelease
 from fedpeft.privacy.second_opinion import Opinions, opinions
 
 __all__ = ["ExampleStatement", "Statement"]
+
+MIN_NOISE_MULTIPLIER = 0.05
+"""A step with less noise, if it takes an example, promises it nothing."""
+
+MAX_STEPS = 2**34
+"""More than the longest run has: 100,000 rounds of 100,000 steps."""
+
+LEAST_DELTA = 1e-12
+"""Below it the accountant's rounding decides; it says infinite."""
+
+LEAST_RATE = 1e-10
+"""One example a step of a device that has the most, and a factor of four."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,15 +128,19 @@ class ExampleStatement:
 
     @property
     def possible(self) -> bool:
-        """Whether a device can mean it: finite numbers within their ranges. Whoever hears one checks this first."""
+        """Whether a device can mean it: finite numbers within their ranges. Whoever hears one checks this first.
+
+        Within them the accountants answer, in bounded time and memory:
+        tests/cli/test_privacy_statement.py::test_at_the_corners_of_what_may_be_heard_the_accountants_answer.
+        """
         figures = [one for one in (self.epsilon, self.ours, self.prv) if one is not None]
-        scales = (self.noise_multiplier, self.l2_clip_norm)
         return (
             all(math.isfinite(one) and one >= 0 for one in figures)
-            and all(math.isfinite(one) and one > 0 for one in scales)
-            and 0 < self.delta < 1
-            and 0 < self.sampling_rate <= 1
-            and self.steps >= 1
+            and MIN_NOISE_MULTIPLIER <= self.noise_multiplier <= MAX_NOISE_MULTIPLIER
+            and 0 < self.l2_clip_norm < math.inf
+            and LEAST_DELTA <= self.delta < 1
+            and LEAST_RATE <= self.sampling_rate <= 1
+            and 1 <= self.steps <= MAX_STEPS
         )
 
     def opinions(self) -> Opinions:

@@ -103,8 +103,11 @@ class LearningPlan(Section):
     plugins: dict[str, str] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
-    def _without_no_plugins(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+    def _without_what_means_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
         written: dict[str, object] = serialize(self)
+        noise = written["client_privacy"]
+        if isinstance(noise, dict):  # it takes no gradients of single examples
+            written["client_privacy"] = {key: value for key, value in noise.items() if key != "engine"}
         return written if self.plugins else {key: value for key, value in written.items() if key != "plugins"}
 
     def to_json(self) -> str:

@@ -36,7 +36,8 @@ TOLERANCE = 1e-4
 STATE_SHAPE = Shape(width=24, full=False, slots=4)
 """In which each state is checked: small, for its cost comes with every round."""
 
-_FAILURES = (NoBackEnd, RuntimeError, NotImplementedError, TypeError, ValueError, IndexError, KeyError)
+_FAILURES = (NoBackEnd, RuntimeError, TypeError, ValueError, LookupError, AttributeError, ImportError)
+"""AttributeError and ImportError are Opacus's: of a module that it takes for another, of a torch that it is not for."""
 
 
 @dataclass(slots=True)

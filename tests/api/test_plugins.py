@@ -43,6 +43,12 @@ rule = "signs"
 [track]
 to = ["csv"]
 """
+UNUSABLE = {
+    "needy": "ValidationError: 1 validation error for Needy",
+    "shadow": "ValueError: expected a section of its own, found Lora",
+    "twin": "ValueError: expected a section of its own, found Gains",
+    "bare": "TypeError: expected a section that derives from MethodSection",
+}
 USED = {
     "method gains": "fedpeft-lab 0.3",
     "rule signs": "fedpeft-lab 0.3",
@@ -70,6 +76,8 @@ def plugged(toys: Path, plugin_lab: Path, tmp_path_factory: pytest.TempPathFacto
     assert done.returncode == 0, done.stderr
     assert "the method broken of fedpeft-lab 0.3 is left out: ModuleNotFoundError" in done.stderr
     assert "the method lora of fedpeft-lab 0.3 is left out: the name is fedpeft's own" in done.stderr
+    for name, why in UNUSABLE.items():
+        assert f"the method {name} of fedpeft-lab 0.3 is left out: {why}" in done.stderr
     (run,) = (folder / "runs").iterdir()
     return run
 

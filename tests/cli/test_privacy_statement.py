@@ -2,11 +2,14 @@
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedpeft.adapter import AdapterSpec
 from fedpeft.cli import main
@@ -14,6 +17,7 @@ from fedpeft.config import parse
 from fedpeft.errors import IntegrityFailed
 from fedpeft.ids import RoundId
 from fedpeft.privacy import Budget, ExampleStatement, PrivacyLedger, Release, opinions
+from fedpeft.round.messages import FailureReason
 from fedpeft.round.task import RoundOutcome, Traffic
 from fedpeft.secagg.coordinator_state import Aborted, Reason
 from fedpeft.secagg.primitives import IdentityKey
@@ -29,7 +33,17 @@ from fedpeft_server.report.filed_statement import (
     file_statement,
     read_filed,
 )
-from fedpeft_server.run.privacy_statements import STATED, detail_of, engine_lines, hear_statements, stated
+from fedpeft_server.run.privacy_statements import (
+    NOT_COUNTED,
+    STATED,
+    detail_of,
+    engine_lines,
+    hear_statements,
+    misfit,
+    privacy_lines,
+    spent,
+    stated,
+)
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.run_view import file_digest, read_run
 
@@ -37,6 +51,7 @@ SPEC: AdapterSpec = toy_spec({"head": 4})
 BY_PERSON = """[privacy]
 unit = "person"
 persons = "do-not-cross"
+examples_per_person = 4
 epsilon = 8.0
 delta = 1e-3
 """
@@ -108,6 +123,24 @@ def test_a_run_made_before_there_was_a_choice_of_engine_does_not_claim_opacus(tm
     assert "fedpeft's own hooks" in engine_lines(made)[0]
 
 
+@pytest.mark.parametrize(("engine", "whose"), [("fedpeft", "fedpeft's own hooks"), ("opacus", "Opacus's hooks")])
+def test_a_report_says_whose_hooks_the_run_began_with_whatever_auto_means_today(
+    engine: str, whose: str, tmp_path: Path
+) -> None:
+    path = by_people(tmp_path)
+    (path / "terms.json").write_text(json.dumps({"plan": {"privacy": {"engine": engine}}, "first": ""}))
+    assert f"by {whose}" in engine_lines(read_run(path))[0]
+    assert ("as the version that began the run chose" in engine_lines(read_run(path))[0]) == (engine == "fedpeft")
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"plan": {"privacy": {"engine": "steam"}}}', '{"plan": {"privacy": [1]}}'])
+def test_a_plan_that_no_run_of_ours_wrote_is_named(text: str, tmp_path: Path) -> None:
+    path = by_people(tmp_path)
+    (path / "terms.json").write_text(text)
+    with pytest.raises(IntegrityFailed, match=r"terms\.json"):
+        engine_lines(read_run(path))
+
+
 def test_a_record_of_before_devices_told_both_figures_is_read_as_ours(tmp_path: Path) -> None:
     path = started(tmp_path, BY_PERSON)
     told = replace(SAID, ours=0.4, prv=0.5)
@@ -119,21 +152,68 @@ def test_a_record_of_before_devices_told_both_figures_is_read_as_ours(tmp_path: 
 
 @pytest.mark.parametrize(
     "change",
-    [{"epsilon": math.inf}, {"prv": math.nan}, {"ours": -1.0}, {"noise_multiplier": 0.0}, {"delta": 1.0}, {"steps": 0}],
-)
-def test_a_statement_that_no_device_can_mean_is_none_and_leaves_the_run_readable(
+    [
+        {"epsilon": math.inf}, {"prv": math.nan}, {"ours": -1.0}, {"noise_multiplier": 0.0}, {"delta": 1.0},
+        {"noise_multiplier": 1e-200}, {"noise_multiplier": 1e200}, {"noise_multiplier": 0.04, "steps": 2**40},
+        {"steps": 2**63}, {"steps": 0}, {"sampling_rate": 5e-324}, {"delta": 5e-324}, {"l2_clip_norm": math.nan},
+        {"delta": 0.99}, {"l2_clip_norm": 2.0}, {"examples_per_person": 0}, {"examples_per_person": 8},
+    ],
+)  # fmt: skip
+def test_a_statement_that_no_device_of_the_run_can_mean_counts_as_none_and_leaves_the_run_readable(
     change: dict[str, float], tmp_path: Path
 ) -> None:
     path = started(tmp_path, BY_PERSON)
     outcome = RoundOutcome(
         result=Aborted(reason=Reason.BAD_TERMS, detail="", blamed=frozenset(), restartable=True, rejected={}),
-        traffic={"north": Traffic(statement=replace(SAID, **change)), "south": Traffic(statement=SAID)},
+        traffic={
+            "north": Traffic(statement=replace(SAID, **change), failure=FailureReason.REFUSED.value),
+            "south": Traffic(statement=SAID, failure=FailureReason.REFUSED.value),
+        },
         participants={},
         is_final=True,
     )
     with RunDirectory.open(path) as run:
-        hear_statements(run, RoundId(1), outcome, needed=0)
-    assert stated(read_run(path)) == {"south": SAID}
+        if all(math.isfinite(value) for value in change.values()):  # an earlier version recorded it
+            run.record(STATED, round_id=RoundId(1), client="north", detail=detail_of(replace(SAID, **change)))
+        hear_statements(run, RoundId(1), outcome, needed=1)  # so it looks at who has budget left
+    view = read_run(path)
+    assert stated(view) == {"south": SAID}
+    assert [(event.client, event.round) for event in view.events if event.kind == NOT_COUNTED] == [("north", 1)]
+    assert any("south" in line and "north" not in line for line in privacy_lines(view))
+    assert document_of(view)["sites"][0]["site"] == "south"
+
+
+@given(
+    st.builds(
+        ExampleStatement,
+        epsilon=st.floats(),
+        delta=st.floats() | st.just(1e-3),
+        noise_multiplier=st.floats() | st.floats(1.0, 1e3),
+        l2_clip_norm=st.floats() | st.just(1.0),
+        sampling_rate=st.floats() | st.sampled_from([0.01, 1.0]),
+        steps=st.integers(0, 2**64 - 1) | st.integers(1, 1000),
+        examples_per_person=st.integers(0, 2**64 - 1) | st.just(4),
+        ours=st.none() | st.floats(),
+        prv=st.none() | st.floats(),
+    )
+)
+@settings(deadline=None, max_examples=40)
+def test_no_statement_that_is_counted_stops_the_coordinator(said: ExampleStatement) -> None:
+    text = toy_run(BY_PERSON.replace("8.0", "1e-9"), clients=50, name="filed")  # so small that Opacus is not asked
+    config = parse(text, source="t", simulation=True)
+    if not misfit(said, config.privacy):
+        assert spent(config, {"north": said}, ["north"]) == ("north",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 2**10, 2**34])
+@pytest.mark.parametrize(("z", "rate"), [(0.05, 1.0), (0.05, 0.5), (0.05, 1e-10), (1e4, 1.0), (1e4, 1e-10)])
+def test_at_the_corners_of_what_may_be_heard_the_accountants_answer(z: float, rate: float, steps: int) -> None:
+    said = replace(SAID, noise_multiplier=z, sampling_rate=rate, steps=steps)
+    assert said.possible
+    began = time.process_time()
+    assert said.opinions().charged >= 0
+    assert time.process_time() - began < 30
 
 
 @pytest.mark.parametrize("form", FORMS)

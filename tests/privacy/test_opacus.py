@@ -26,6 +26,7 @@ from fedpeft.tuning.batches import collate
 from fedpeft.tuning.hook_check import example_losses, hooked_gradients
 from fedpeft.tuning.opacus import hooks as opacus_hooks
 from fedpeft.tuning.opacus.hooks import OpacusHooked
+from fedpeft.tuning.per_example_gradients import GradientSource
 from fedpeft.tuning.per_sample_hooks import RULES, NoBackEnd, micro_gradients
 from fedpeft.tuning.split_forward import SplitForward
 
@@ -157,6 +158,22 @@ def test_what_else_requires_a_gradient_or_has_running_statistics_is_not_opacus_s
     norm = torch.nn.InstanceNorm1d(4, affine=True, track_running_stats=True)
     with pytest.raises(NoBackEnd, match="running statistics, found InstanceNorm1d"):
         OpacusHooked(torch.nn.ModuleDict({"norm": norm}), {f"norm.{name}": p for name, p in norm.named_parameters()})
+
+
+@pytest.mark.parametrize("failure", [AttributeError, ImportError, KeyError, RuntimeError])
+def test_whatever_opacus_fails_with_the_micro_loop_takes_over(
+    failure: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise failure("Opacus is for another torch")
+
+    union, trained = moved(tiny_bert, {"bitfit": {}})
+    monkeypatch.setattr("fedpeft.tuning.hook_check.OpacusHooked", fails)
+    source = GradientSource(
+        union, due_blocks(union.spec, union.adapter, 1), trained, class_examples(4), most=4, engine="opacus"
+    )
+    assert source.back_end == "micro"
+    assert all(any(part.any() for part in found) for found in source.gradients(np.arange(4)))
 
 
 def test_lora_with_both_factors_trained_has_them_too() -> None:

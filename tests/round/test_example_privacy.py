@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedpeft.catalogue import METHODS
+from fedpeft.catalogue.bitfit import BitFit
+from fedpeft.catalogue.footprint import Footprint
+from fedpeft.catalogue.method import MethodPlugin
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
 from fedpeft.ids import BlockId, NodeId
 from fedpeft.privacy import Budget, PrivacyLedger, sampled_epsilon
@@ -158,6 +162,8 @@ def test_a_device_without_a_ledger_takes_no_part(tmp_path: Path) -> None:
         ("aggregate", {"local": ("head",)}),
         ("aggregate", {"rule": "flora"}),
         ("aggregate", {"robust": "median"}),
+        ("adapter", {"dtype": "bfloat16"}),
+        *(("adapter", {method.name: method.example}) for method in METHODS if method.measures),
     ],
 )
 def test_a_device_refuses_what_is_not_proved_private_whatever_the_coordinator_checked(
@@ -168,7 +174,25 @@ def test_a_device_refuses_what_is_not_proved_private_whatever_the_coordinator_ch
     refused = site.fit(1, plan)
     assert isinstance(refused, Failure)
     assert refused.reason is FailureReason.REFUSED
+    assert "not proved" in site.told[-1]
     assert site.entries() == 0
+
+
+def test_a_device_refuses_the_method_of_a_plug_in_under_example_privacy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plug-in's record, in the place of a method of ours, since loading fedpeft made the sections."""
+    record = MethodPlugin(
+        section=BitFit, footprint=lambda *_: Footprint(blocks={}), attach="x:y", title="a plug-in", formula="x"
+    ).method("bitfit", "lab 0.3")
+    changed = tuple(record if method.name == "bitfit" else method for method in METHODS)
+    site = Site(tmp_path)
+    plan = PLAN.model_copy(update={"adapter": PLAN.adapter.model_copy(update={"bitfit": BitFit()})})
+    assert isinstance(site.fit(1, plan), Ready)
+    monkeypatch.setattr("fedpeft.config.adapter.METHODS", changed)
+    refused = Site(tmp_path / "other").fit(1, plan)
+    assert isinstance(refused, Failure)
+    assert refused.reason is FailureReason.REFUSED
 
 
 def test_an_old_copy_of_the_devices_ledger_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeft.config.model import Rounds, Train
+from fedpeft.config.model import Privacy, Rounds, Train
 from fedpeft.errors import SpecMismatch
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.testing.trainers import toy_plan, toy_spec
@@ -19,6 +19,14 @@ def test_a_plan_survives_its_json_byte_for_byte() -> None:
     again = LearningPlan.from_json(PLAN.to_json())
     assert again == PLAN
     assert again.to_json() == PLAN.to_json()
+
+
+def test_a_plan_by_clients_does_not_say_whose_hooks_take_gradients_of_examples() -> None:
+    plan = PLAN.model_copy(update={"client_privacy": Privacy(unit="client", epsilon=1.0, delta=0.01)})
+    assert '"engine"' not in plan.to_json()
+    assert LearningPlan.from_json(plan.to_json()) == plan
+    with pytest.raises(SpecMismatch, match="one spelling"):
+        LearningPlan.from_json(plan.to_json().replace('"unit":"client"', '"unit":"client","engine":"auto"'))
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import cast, get_args
 
 from fedpeft.adapter import AdapterSpec
+from fedpeft.catalogue.opacus import Engine
 from fedpeft.errors import IntegrityFailed, Problem
 from fedpeft.files import write_file
 from fedpeft.ids import RoundId
 from fedpeft.plugins import expect_installed
 from fedpeft_server.run.records import RunManifest
 
-__all__ = ["expect_attempts", "expect_same", "keep_terms", "read_attempts", "write_attempts"]
+__all__ = ["expect_attempts", "expect_same", "keep_terms", "read_attempts", "recorded_engine", "write_attempts"]
 
 ATTEMPTS = "attempts.json"
 TERMS = "terms.json"
@@ -73,6 +75,25 @@ def keep_terms(run: Path, plan: str, first: str, *, begun: bool) -> None:
             "the versions and files named in manifest.json, or start a new run.",
             problems=problems,
         )
+
+
+def recorded_engine(run: Path) -> Engine | None:
+    """``privacy.engine`` of the plan that the run began with; None: it has not begun, or its plan says none.
+
+    Raises:
+        IntegrityFailed: the plan is none that this version knows.
+    """
+    if not (run / TERMS).exists():
+        return None
+    try:
+        found = (json.loads((run / TERMS).read_bytes())["plan"]["privacy"] or {}).get("engine")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityFailed(
+            f"Expected {run / TERMS} as this run wrote it, found another; restore it from a copy."
+        ) from error
+    if found not in (None, *get_args(Engine)):
+        raise IntegrityFailed(f"Expected an engine that this version knows in {run / TERMS}, found {found!r}.")
+    return cast("Engine | None", found)
 
 
 def expect_attempts(run: Path, manifest: RunManifest) -> None:

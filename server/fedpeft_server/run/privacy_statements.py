@@ -2,10 +2,11 @@
 
 import logging
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, fields
 
 from fedpeft.config import RunConfig
+from fedpeft.config.privacy import Privacy
 from fedpeft.config.private_engine import engine_line
 from fedpeft.errors import BudgetExhausted, IntegrityFailed
 from fedpeft.ids import RoundId
@@ -14,10 +15,13 @@ from fedpeft.round.messages import FailureReason
 from fedpeft.round.task import RoundOutcome
 from fedpeft_server.privacy.client_level import LEDGER
 from fedpeft_server.privacy.noise_plan import NoisePlan
+from fedpeft_server.run.begun import recorded_engine
+from fedpeft_server.run.records import EventRecord
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.run_view import RunView, read_run
 
 __all__ = [
+    "NOT_COUNTED",
     "STATED",
     "client_noise",
     "client_statement",
@@ -39,20 +43,26 @@ TYPICAL_PARAMETERS = 100_000
 STATED = "privacy.stated"
 """The event that holds a device's statement."""
 
+NOT_COUNTED = "privacy.not-counted"
+"""The event that says why a statement counts as none."""
+
 LATER = {"examples_per_person", "ours", "prv"}
 """What older records of one do not have."""
 
 
 def hear_statements(run: RunDirectory, round_id: RoundId, outcome: RoundOutcome, *, needed: int) -> None:
-    """Record what each device states about its examples; what none can mean is as if it had stated nothing.
+    """Record what each device states about its examples; what none of this run can mean counts as nothing stated.
 
     Raises:
         BudgetExhausted: so many devices have spent the run's budget that no round can have ``needed`` of them.
     """
     for name, account in outcome.traffic.items():
-        if account.statement is not None and not account.statement.possible:
-            _log.warning("%s stated a loss of privacy that is none; round %d counts as not covered", name, round_id)
-        elif account.statement is not None:
+        if account.statement is None:
+            continue
+        if why := misfit(account.statement, run.config.privacy):
+            _log.warning("%s stated a loss of privacy with %s; round %d counts as not covered", name, why, round_id)
+            run.record(NOT_COUNTED, round_id=round_id, client=name, detail={"reason": why})
+        else:
             run.record(STATED, round_id=round_id, client=name, detail=detail_of(account.statement))
     refused = [name for name, one in outcome.traffic.items() if one.failure == FailureReason.REFUSED.value]
     if len(outcome.traffic) - len(refused) >= needed:
@@ -65,6 +75,22 @@ def hear_statements(run: RunDirectory, round_id: RoundId, outcome: RoundOutcome,
             f"{', '.join(out_of_budget)}; the rounds committed so far stand. Lost rounds count: what was trained in "
             "them has left its device, or may have."
         )
+
+
+def misfit(statement: ExampleStatement, privacy: Privacy) -> str:
+    """What of a statement no device that follows this plan can mean; empty: nothing."""
+    if not statement.possible:
+        return "numbers outside of their ranges"
+    planned: dict[str, str | float | None] = {
+        "unit": privacy.unit,
+        "delta": privacy.delta,
+        "l2_clip_norm": privacy.l2_clip_norm,
+        "examples_per_person": privacy.examples_per_person if privacy.unit == "person" else 0,
+    }
+    if privacy.noise_multiplier is not None:
+        planned["noise_multiplier"] = privacy.noise_multiplier
+    differs = [name for name, value in planned.items() if getattr(statement, name) != value]
+    return f"another {' and '.join(differs)} than the plan's" if differs else ""
 
 
 def detail_of(statement: ExampleStatement) -> dict[str, float | int]:
@@ -101,14 +127,21 @@ def stated(view: RunView) -> dict[str, ExampleStatement]:
     Raises:
         IntegrityFailed: a record is not a statement.
     """
-    found = {}
+    return {event.client: statement for event, statement in _counted(view)}
+
+
+def _counted(view: RunView) -> Iterator[tuple[EventRecord, ExampleStatement]]:
+    """What was stated; without what an earlier version recorded and this one would not."""
+    privacy = view.config().privacy
+    names = {field.name for field in fields(ExampleStatement)}
     for event in view.events:
-        if event.kind == STATED:
-            names = {field.name for field in fields(ExampleStatement)}
-            if not names - LATER <= set(event.detail) <= names:
-                raise IntegrityFailed(f"Expected a device's privacy statement, found {sorted(event.detail)}.")
-            found[event.client] = ExampleStatement(**event.detail)  # type: ignore[arg-type]
-    return found
+        if event.kind != STATED:
+            continue
+        if not names - LATER <= set(event.detail) <= names:
+            raise IntegrityFailed(f"Expected a device's privacy statement, found {sorted(event.detail)}.")
+        statement = ExampleStatement(**event.detail)  # type: ignore[arg-type]
+        if not misfit(statement, privacy):
+            yield event, statement
 
 
 def privacy_lines(view: RunView) -> tuple[str, ...]:
@@ -153,7 +186,7 @@ def engine_lines(view: RunView) -> tuple[str, ...]:
         return ()
     if "engine" not in tomllib.loads(view.resolved)["privacy"]:
         return ("gradients of single examples: by fedpeft's own hooks; this run began before there was another choice",)
-    return (engine_line(config.adapter, config.privacy.engine),)
+    return (engine_line(config.adapter, config.privacy.engine, recorded=recorded_engine(view.path)),)
 
 
 def unstated(view: RunView) -> dict[str, tuple[int, ...]]:
@@ -161,7 +194,7 @@ def unstated(view: RunView) -> dict[str, tuple[int, ...]]:
 
     Such a device may have trained without noise: what the others promise says nothing about it.
     """
-    said = {(event.client, event.round) for event in view.events if event.kind == STATED}
+    said = {(event.client, event.round) for event, _ in _counted(view)}
     trained = [row for row in view.rounds if row.round <= view.config().rounds.count and not row.burnt]
     found: dict[str, tuple[int, ...]] = {}
     for row in trained:
