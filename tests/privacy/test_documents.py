@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_guarantee_names_a_test_that_exists() -> None:
-    defined = "".join(file.read_text() for file in (ROOT / "tests" / "privacy").glob("test_*.py"))
+    defined = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     named = {
         name
         for file in (ROOT / "fedpeft" / "privacy").glob("*.py")
