@@ -13,7 +13,7 @@ from fedpeft.cli.asking import (
     with_prediction_options,
 )
 from fedpeft.cli.mixing import hub, merge, summary_of
-from fedpeft.cli.options import AdapterPath, OutFolder, json_option, run_argument, say_json
+from fedpeft.cli.options import AdapterPath, OutFolder, json_option, run_argument, say_json, store_option
 from fedpeft.cli.serve import serve
 
 if TYPE_CHECKING:
@@ -36,11 +36,7 @@ def command() -> None:
 @command.command()
 @click.argument("folder", metavar="ADAPTER", type=AdapterPath())
 @click.option("--original", metavar="MODEL", help="Compare with the original weights, from which the base was built.")
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
-)
+@store_option
 @json_option
 def inspect(folder: Path, original: str | None, store: Path | None, as_json: bool) -> None:
     """Show what an adapter contains and how to load it. ADAPTER is an exported folder, or a run.
@@ -82,11 +78,7 @@ def inspect(folder: Path, original: str | None, store: Path | None, as_json: boo
     help="gguf: write OUT/adapter.gguf for llama.cpp's --lora.",
 )
 @click.option("--out", type=OutFolder(), required=True, help="Folder to write to.")
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
-)
+@store_option
 def export(
     run: Path,
     rank: int | None,
@@ -129,11 +121,7 @@ def export(
 @command.command()
 @run_argument
 @with_prediction_options
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
-)
+@store_option
 def predict(
     *, run: Path, written_as: str | None, max_tokens: int, temperature: float, top_p: float, seed: int,
     store: Path | None, **what: Any,
@@ -156,11 +144,7 @@ def predict(
 @command.command()
 @run_argument
 @with_how
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
-)
+@store_option
 def chat(
     *, run: Path, written_as: str | None, max_tokens: int, temperature: float, top_p: float, seed: int,
     store: Path | None,
@@ -176,11 +160,7 @@ def chat(
 @command.command("eval")
 @run_argument
 @with_evaluation_options
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
-)
+@store_option
 def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | None, as_json: bool) -> None:
     """Evaluate the adapter of RUN on other examples of its task.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedpeft.cli.options import OutFolder, json_option, run_argument, say_json
+from fedpeft.cli.options import OutFolder, json_option, run_argument, say_json, store_option
 from fedpeft.terminal import verbosity
 
 if TYPE_CHECKING:
@@ -16,12 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_store_option = click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=None,
-    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
-)
 _home_option = click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),
@@ -30,10 +24,10 @@ _home_option = click.option(
 )
 
 
-def store_option(function: Callable[..., None]) -> Callable[..., None]:
+def store_or_home_option(function: Callable[..., None]) -> Callable[..., None]:
     """``--store`` or ``--home``; the command gets ``store``."""
 
-    @_store_option
+    @store_option
     @_home_option
     @functools.wraps(function)
     def choose(*arguments: object, store: Path | None, home: Path | None, **options: object) -> None:
@@ -58,7 +52,7 @@ def command() -> None:
     show_default=True,
     help="Quantization of the weights.",
 )
-@store_option
+@store_or_home_option
 @json_option
 def build(model: str, quantize: str, store: Path | None, as_json: bool) -> None:
     """Build MODEL into a base and print its digest. Does nothing if it is in the store already.
@@ -181,7 +175,7 @@ def _methods(artifact: "BaseArtifact", *, attention: bool) -> list[str]:
     show_default=True,
     help="gguf: write OUT/base.gguf in float32, for llama.cpp.",
 )
-@store_option
+@store_or_home_option
 def export(digest: str, out: Path, form: str, store: Path | None) -> None:
     """Export a base as a folder for transformers. Float32 weights, config and tokenizer.
 
@@ -209,7 +203,7 @@ def export(digest: str, out: Path, form: str, store: Path | None) -> None:
 
 @command.command()
 @run_argument
-@store_option
+@store_or_home_option
 def merge(run: Path, store: Path | None) -> None:
     """Merge a QA-LoRA adapter into its int4-g32 base. The result is a new base in the store.
 
@@ -229,7 +223,7 @@ def merge(run: Path, store: Path | None) -> None:
 
 
 @command.command(name="ls")
-@store_option
+@store_or_home_option
 @json_option
 def list_artifacts(store: Path | None, as_json: bool) -> None:
     """List the bases in the store. Digest, size, quantization, architecture, origin."""
@@ -251,7 +245,7 @@ def list_artifacts(store: Path | None, as_json: bool) -> None:
 
 @command.command()
 @click.argument("digest", required=False)
-@store_option
+@store_or_home_option
 @json_option
 def verify(digest: str | None, store: Path | None, as_json: bool) -> None:
     """Check every byte of one base, or of all. Lists the chunks that differ from the manifest."""
@@ -267,7 +261,7 @@ def verify(digest: str | None, store: Path | None, as_json: bool) -> None:
 
 @command.command()
 @click.option("--keep", multiple=True, metavar="DIGEST", help="Remove every base except these. Repeatable.")
-@store_option
+@store_or_home_option
 def gc(keep: tuple[str, ...], store: Path | None) -> None:
     """Remove damaged bases and unfinished builds. With --keep, also every base not named."""
     from fedpeft.base import ArtifactStore, default_store

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fedpeft.cli.options import json_option, quoted, say_json
+from fedpeft.cli.options import json_option, quoted, say_json, store_option
 from fedpeft.terminal import verbosity
 
 __all__ = ["command"]
@@ -24,11 +24,7 @@ def command() -> None:
 @click.option(
     "--resume", type=click.Path(path_type=Path, file_okay=False), help="Continue an interrupted federation: its folder."
 )
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
-)
+@store_option
 @json_option
 def up(
     config: Path | None,

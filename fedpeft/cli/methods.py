@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedpeft.cli.options import Command
+from fedpeft.cli.options import Command, store_option
 
 if TYPE_CHECKING:
     from fedpeft.base import BaseArtifact
@@ -20,11 +20,6 @@ _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 _LAYER_SHARES = (1, 2, 3, 6)  # all layers, the top half, third and sixth
 
 _base = click.option("--base", "model", metavar="MODEL", help="A base model, or the digest of one in the store.")
-_store = click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
-)
 _labels = click.option(
     "--labels",
     type=click.IntRange(0, 100_000),
@@ -70,7 +65,7 @@ def command() -> None:
 @_labels
 @_batch
 @_length
-@_store
+@store_option
 @_format
 def list_(model: str | None, labels: int, batch_size: int, length: int, store: Path | None, form: str) -> None:
     """List the methods. With --base, also predict what each costs on this machine."""
@@ -134,7 +129,7 @@ def list_(model: str | None, labels: int, batch_size: int, length: int, store: P
 @_batch
 @_length
 @click.option("--measure", is_flag=True, help="Train one step on this machine first, and scale the prediction to it.")
-@_store
+@store_option
 @_format
 def plan_(
     model: str | None,

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedpeft.cli.asking import told_metrics
-from fedpeft.cli.options import AdapterPath, FiniteFloat, OutFolder, RunPath, json_option, map_option, say_json
+from fedpeft.cli.options import (
+    AdapterPath,
+    FiniteFloat,
+    OutFolder,
+    RunPath,
+    json_option,
+    map_option,
+    say_json,
+    store_option,
+)
 
 if TYPE_CHECKING:
     from fedpeft.export.arithmetic import Rule
@@ -31,11 +40,7 @@ __all__ = ["hub", "merge", "summary_of"]
 @click.option("--seed", default=0, show_default=True, help="Of dare.")
 @click.option("--data", metavar="FILE", help="Measure each adapter and what becomes of them on these examples.")
 @map_option
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
-)
+@store_option
 @click.option("--out", type=OutFolder(), required=True, help="Folder to write to.")
 @json_option
 def merge(
@@ -80,11 +85,7 @@ def merge(
 @map_option
 @click.option("--tries", type=click.IntRange(1), default=60, show_default=True, help="Mixtures to evaluate.")
 @click.option("--out", type=OutFolder(), required=True, help="Folder to write to.")
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
-)
+@store_option
 @json_option
 def hub(
     *, runs: tuple[Path, ...], data: str, column_map: dict[str, str], tries: int, out: Path, store: Path | None,

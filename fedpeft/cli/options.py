@@ -29,6 +29,7 @@ __all__ = [
     "quoted",
     "run_argument",
     "say_json",
+    "store_option",
     "with_common_options",
 ]
 
@@ -166,6 +167,15 @@ class OutFolder(click.Path):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         expect_folder(path)
         return path
+
+
+def store_option(command: Command) -> Command:
+    """``--store``: where base artifacts lie; the command gets ``store``, a path or None for the user's own."""
+    return click.option(
+        "--store",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
+    )(command)
 
 
 def json_option(command: Command) -> Command:

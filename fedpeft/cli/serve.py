@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedpeft.cli.options import RunPath
+from fedpeft.cli.options import RunPath, store_option
 
 if TYPE_CHECKING:
     from fedpeft_client.serving.lanes import Snapshot
@@ -77,11 +77,7 @@ class RunSource:
     show_default=True,
     help="Longest queue, in texts; more are answered 503.",
 )
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
-)
+@store_option
 def serve(
     runs: tuple[str, ...], host: str, port: int, token_file: Path | None, waiting: int, store: Path | None
 ) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedpeft.cli.options import RunPath, json_option, map_option, model_option, say_json
+from fedpeft.cli.options import RunPath, json_option, map_option, model_option, say_json, store_option
 from fedpeft.terminal import verbosity
 
 if TYPE_CHECKING:
@@ -34,11 +34,7 @@ __all__ = ["command"]
     show_default=True,
     help="Also train each client alone, and all data in one place, to compare: three times the work.",
 )
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Store of base models. Default: $FEDPEFT_HOME/bases or ~/.cache/fedpeft/bases.",
-)
+@store_option
 @json_option
 def command(
     config: Path | None,
