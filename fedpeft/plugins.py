@@ -24,8 +24,6 @@ GROUPS: Mapping[Kind, str] = MappingProxyType(
 )
 """Kind -> group of entry points."""
 
-ALL: tuple[Kind, ...] = ("method", "rule", "format", "tracker")
-
 NAMES: Mapping[Kind, str] = MappingProxyType(
     {"method": "[a-z][a-z0-9_]{0,39}", "rule": "[a-z][a-z0-9_-]{0,39}", "format": "[a-z0-9]{1,15}",
      "tracker": "[a-z][a-z0-9_-]{0,39}"}
@@ -129,9 +127,7 @@ def named(reference: str) -> Callable[..., object]:
     return found
 
 
-def expect_installed(
-    needed: Mapping[str, str], *, kinds: Iterable[Kind] = ("method", "rule", "format", "tracker")
-) -> None:
+def expect_installed(needed: Mapping[str, str], *, kinds: Iterable[Kind] = tuple(GROUPS)) -> None:
     """Refuses work that needs a plug-in which this machine does not have, in the version that the run has.
 
     Args:

@@ -167,11 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as mistake:
         mistake.show()
         return mistake.exit_code
-    except _Terminated:
-        _say("terminated")
-        return EXIT_TERMINATED
     except (KeyboardInterrupt, click.Abort) as stop:
-        if isinstance(stop.__context__, _Terminated):  # at a question click makes an Abort of it
+        if isinstance(stop, _Terminated) or isinstance(stop.__context__, _Terminated):  # at a question it is an Abort
             _say("terminated")
             return EXIT_TERMINATED
         return _end_at_once_on_the_next_interrupt()

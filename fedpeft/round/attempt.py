@@ -69,7 +69,6 @@ class Attempt:
         self.names = {place: member.profile.device for place, member in self._members.items()}
         self._asking: set[ParticipantId] = set()
         self._requests: dict[_Needs, bytes] = {}
-        self._roster = b""
         parts = accounts or tuple(Traffic() for _ in members)
         self.traffic = dict(zip(self.names.values(), parts, strict=True))
 
@@ -93,7 +92,7 @@ class Attempt:
                         self._forget(place, answer)
                         again.append(place)
                     else:
-                        yield place, self._ready(place, answer, state)
+                        yield place, self._ready(place, answer, offers[place], state)
                 asked = again
         finally:
             self._requests.clear()
@@ -166,7 +165,6 @@ class Attempt:
         follows = published is not None and {entry.block_id: entry.sha256 for entry in published.before} == held
         lacking = tuple(block_id for block_id in state if held.get(block_id) != state.digests[block_id])
         if isinstance(offer, secagg.RoundOffer):
-            self._roster = offer.roster
             offer = replace(offer, roster=b"" if known.roster == offer.roster else offer.roster)
         needs = _Needs(offer, known.after, () if follows else lacking, follows or place in self._asking)
         if needs not in self._requests:
@@ -191,12 +189,15 @@ class Attempt:
         )
         return encode(request)
 
-    def _ready(self, place: ParticipantId, answer: object, state: AdapterState) -> secagg.Reply | str:
+    def _ready(
+        self, place: ParticipantId, answer: object, offer: secagg.Request, state: AdapterState
+    ) -> secagg.Reply | str:
         if not isinstance(answer, Ready):
             return self._failed(place, Stage.FIT, answer)
         self._members[place].held.update(state.digests)
         self._members[place].known.after = self._task.round_id - 1
-        self._members[place].known.roster = self._roster
+        if isinstance(offer, secagg.RoundOffer):
+            self._members[place].known.roster = offer.roster
         self.traffic[self.names[place]].ready = True
         self.traffic[self.names[place]].statement = answer.privacy
         try:

@@ -7,6 +7,7 @@ from an earlier round is the one that was signed, or it is not taken (docs/proto
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -99,14 +100,17 @@ def encode_spec(spec: RoundSpec) -> tuple[bytes, bytes]:
             names=b"".join(names),
         )
     )
-    same = {field.name: getattr(spec, field.name) for field in fields(RoundTerms) if field.name != "roster"}
-    return encode(RoundTerms(roster=roster_digest(rows), **same)), rows
+    return encode(RoundTerms(roster=roster_digest(rows), **_shared(spec))), rows
 
 
 def spec_of(terms: RoundTerms, participants: tuple[Participant, ...] = ()) -> RoundSpec:
     """The terms with these participants; without, for whoever looks at the rest alone."""
-    same = {field.name: getattr(terms, field.name) for field in fields(RoundTerms) if field.name != "roster"}
-    return RoundSpec(participants=participants, **same)
+    return RoundSpec(participants=participants, **_shared(terms))
+
+
+def _shared(terms: RoundSpec | RoundTerms) -> dict[str, Any]:
+    """What both forms of the terms hold alike."""
+    return {field.name: getattr(terms, field.name) for field in fields(RoundTerms) if field.name != "roster"}
 
 
 def _participants(rows: RosterRows) -> tuple[Participant, ...]:

@@ -104,17 +104,18 @@ def is_signed(public: bytes, signature: bytes, text: bytes) -> bool:
     """
     if len(public) != KEY_SIZE or len(signature) != SIGNATURE_SIZE:
         return False
-    check = _verified if len(text) == DIGEST_SIZE else _verified.__wrapped__
-    return check(public, signature, text)
+    return (_verified if len(text) == DIGEST_SIZE else _is_by)(public, signature, text)
 
 
-@lru_cache(maxsize=SIGNATURES_KEPT)
-def _verified(public: bytes, signature: bytes, text: bytes) -> bool:
+def _is_by(public: bytes, signature: bytes, text: bytes) -> bool:
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, text)
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+_verified = lru_cache(maxsize=SIGNATURES_KEPT)(_is_by)
 
 
 def forget_signatures() -> None:

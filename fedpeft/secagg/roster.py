@@ -22,9 +22,9 @@ from fedpeft.secagg.graph import (
 )
 from fedpeft.secagg.messages import RoundOffer, ShareRequest
 from fedpeft.secagg.offer import open_spec
-from fedpeft.secagg.primitives import TAG_SIZE
+from fedpeft.secagg.primitives import DIGEST_SIZE, TAG_SIZE
 from fedpeft.secagg.shamir import SHARE_SIZE
-from fedpeft.secagg.spec import DIGEST_SIZE, MAX_WEIGHT_CLASS, RoundSpec
+from fedpeft.secagg.spec import MAX_WEIGHT_CLASS, RoundSpec
 from fedpeft.secagg.transcript import NeighbourKeys, listed_digest, roster_context
 
 __all__ = ["Roster", "members_of", "pack_members", "read_roster"]

@@ -17,6 +17,7 @@ from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.privacy import Mechanism, NoiseTerms, decode_sum
 from fedpeft.ring import BlockEncoding, RingParams, SumRange
+from fedpeft.secagg.primitives import DIGEST_SIZE
 
 __all__ = [
     "MAX_WEIGHT_CLASS",
@@ -40,8 +41,6 @@ MAX_WEIGHT_CLASS = 63
 MAX_PARTICIPANTS = 1 << 20
 """Bounds the memory that a specification can ask a device for."""
 
-
-DIGEST_SIZE = 32
 
 NOT_BOUND = bytes(DIGEST_SIZE)
 """Terms of a sum that no work belongs to: tests and benchmarks of the sum alone."""

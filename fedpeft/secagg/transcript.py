@@ -18,7 +18,7 @@ from fedpeft.secagg.messages import (
     RoundOffer,
     ShareRequest,
 )
-from fedpeft.secagg.primitives import KEY_SIZE, SIGNATURE_SIZE, digest, hkdf, prf
+from fedpeft.secagg.primitives import DIGEST_SIZE, KEY_SIZE, SIGNATURE_SIZE, digest, hkdf, prf
 
 __all__ = [
     "STAGE_CONSIST",
@@ -177,8 +177,8 @@ def root_of(known: Mapping[int, bytes], leaves: int, path: bytes) -> bytes | Non
             if beside >= size:
                 above[place // 2] = level[place]
             elif beside not in level:
-                other = path[at : at + KEY_SIZE]
-                at += KEY_SIZE
+                other = path[at : at + DIGEST_SIZE]
+                at += DIGEST_SIZE
                 above[place // 2] = digest(
                     "node", *((level[place], other) if place < beside else (other, level[place]))
                 )

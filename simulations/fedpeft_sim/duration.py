@@ -5,14 +5,15 @@ here besides, so a person is told "about", and every round that ends corrects it
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from statistics import mean
 
 from fedpeft.base import BaseArtifact
-from fedpeft.config import RunConfig
-from fedpeft.planner import Workload, estimate, probe, shape_of
+from fedpeft.planner import estimate, probe, shape_of
 from fedpeft.round.plan import LearningPlan
-from fedpeft_client.training.examples import Examples, cacheable_examples
-from fedpeft_sim.population import Client, Population
+from fedpeft_client.training.examples import Examples
+from fedpeft_sim.planning import usual_workload
+from fedpeft_sim.population import Population
 
 __all__ = ["Remaining", "expected_s", "span"]
 
@@ -81,27 +82,17 @@ def expected_s(
     for client in population.clients[:SAMPLE]:
         held_out = len(client.held_out)
         length = max(1, round(examples[client.name].mean_length(plan)))
-        work = _workload(config, client, length, shape.hidden, evaluated=min(held_out, limit or held_out))
+        capacity, evaluated = client.capacity, min(held_out, limit or held_out)
+        work = replace(
+            usual_workload(config, shape, length=length, evaluated=evaluated, trained=len(client.train)),
+            methods=capacity.methods,
+            rank=capacity.rank,
+            head=capacity.head,
+            checkpointing=capacity.checkpointing,
+        )
         a_round = estimate(shape, work, profile)
-        last = estimate(shape, _workload(config, client, length, shape.hidden, evaluated=held_out), profile)
+        last = estimate(shape, replace(work, eval_examples=held_out), profile)
         lasting.append(a_round.round_s)
         ending.append(last.round_s - steps * last.step_s)
     in_turn = rounds * mean(lasting) * asked + mean(ending) * len(population.clients)
     return max(in_turn / workers, rounds * max(lasting) + max(ending))
-
-
-def _workload(config: RunConfig, client: Client, length: int, hidden: int, *, evaluated: int) -> Workload:
-    capacity = client.capacity
-    return Workload(
-        adapter=config.adapter,
-        methods=capacity.methods,
-        rank=capacity.rank,
-        head=capacity.head,
-        checkpointing=capacity.checkpointing,
-        classes=len(config.task.outputs),
-        batch_size=config.train.batch_size,
-        length=length,
-        local_steps=config.train.local_steps,
-        eval_examples=evaluated,
-        cached_examples=min(cacheable_examples(length, hidden, config.performance.cache_mb), len(client.train)),
-    )

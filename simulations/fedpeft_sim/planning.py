@@ -16,7 +16,7 @@ from fedpeft_client.training.choice import Capacity
 from fedpeft_client.training.examples import cacheable_examples
 from fedpeft_sim.population import Client, Population
 
-__all__ = ["plan_devices"]
+__all__ = ["plan_devices", "usual_workload"]
 
 
 def plan_devices(population: Population, artifact: BaseArtifact) -> Population:
@@ -45,21 +45,16 @@ def plan_devices(population: Population, artifact: BaseArtifact) -> Population:
 def _plan(
     config: RunConfig, shape: BaseShape, device: Device, members: list[Client], index: int, *, cohort: int
 ) -> CapacityPlan:
-    length = config.task.max_length
     held_out = max(len(client.held_out) for client in members)
-    like = Workload(
-        adapter=config.adapter,
-        methods=(),
-        head=device.head,
-        classes=len(config.task.outputs),
-        batch_size=config.train.batch_size,
-        length=length,
-        local_steps=config.train.local_steps,
-        eval_examples=min(held_out, config.rounds.eval_examples or held_out),
-        cached_examples=min(
-            cacheable_examples(length, shape.hidden, config.performance.cache_mb),
-            max(len(client.train) for client in members),
+    like = replace(
+        usual_workload(
+            config,
+            shape,
+            length=config.task.max_length,
+            evaluated=min(held_out, config.rounds.eval_examples or held_out),
+            trained=max(len(client.train) for client in members),
         ),
+        head=device.head,
     )
     profile = REFERENCE.lending(device.ram_mb)
     limits = DeviceLimits(
@@ -79,3 +74,23 @@ def _plan(
     except ConfigInvalid as refused:
         problems = [replace(problem, where=f"device[{index}]") for problem in refused.problems]
         raise ConfigInvalid('No method fits a device with methods = "auto".', problems=problems) from refused
+
+
+def usual_workload(config: RunConfig, shape: BaseShape, *, length: int, evaluated: int, trained: int) -> Workload:
+    """What a run asks of any of its devices; which methods one trains is still to be said.
+
+    Args:
+        length: tokens of an example.
+        evaluated: held-out examples a round.
+        trained: examples that may be cached.
+    """
+    return Workload(
+        adapter=config.adapter,
+        methods=(),
+        classes=len(config.task.outputs),
+        batch_size=config.train.batch_size,
+        length=length,
+        local_steps=config.train.local_steps,
+        eval_examples=evaluated,
+        cached_examples=min(cacheable_examples(length, shape.hidden, config.performance.cache_mb), trained),
+    )
