@@ -50,7 +50,11 @@ def tls(port: int, ca: Path, *, alpn: str = "http/1.1") -> ssl.SSLSocket:
 
 
 def pour(one: socket.socket, begin: bytes, unit: bytes, *, seconds: float) -> int:
-    """Send ``begin``, then ``unit`` for ever or until the other side ends it; how many bytes were taken."""
+    """Send ``begin``, then ``unit`` for ever or until the other side ends it; how many bytes were taken.
+
+    The own send buffer is kept small, so that little of what counts was taken by the kernel alone.
+    """
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
     sent, end = 0, time.monotonic() + seconds
     block = unit * max(1, 2**16 // len(unit))
     one.settimeout(1.0)

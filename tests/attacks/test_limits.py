@@ -20,6 +20,8 @@ pytestmark = pytest.mark.e2e
 
 REQUEST = b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\n"
 MAX_GROWN_MB = 16.0
+UNREAD_BYTES = 16 * 2**20
+"""More than the kernel's buffers hold (4 to 10 MB, by its settings); who reads on takes hundreds in 4 s."""
 HONEST_S = 1.0
 """The bar is 0.2 s on a machine of its own (benchmarks/deployment.py); here others work too."""
 
@@ -54,7 +56,7 @@ def test_headers_without_end_cost_neither_memory_nor_time(
     with Asking(partial(honest, federation)) as asking, connect(federation) as one:
         sent = pour(one, begin, unit, seconds=4.0)
     assert peak_mb(pid) - before < MAX_GROWN_MB
-    assert sent < 8 * 2**20, "it was read on after the limit"
+    assert sent < UNREAD_BYTES, "it was read on after the limit"
     assert asking.p99_s < HONEST_S
     assert not asking.failed
 
@@ -83,7 +85,7 @@ def test_lines_after_a_chunked_body_are_limited_too(federation: ToyFederation) -
             seconds=3.0,
         )
     assert peak_mb(pid) - before < MAX_GROWN_MB
-    assert sent < 8 * 2**20
+    assert sent < UNREAD_BYTES
 
 
 def test_headers_that_drip_are_cut_off_in_time(federation: ToyFederation) -> None:
