@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from heterogeneity_banking import BASE
+from unequal_clients.banking import BASE
 
 import fedpeft
 from fedpeft.data.docstrings import stdlib_docstrings
