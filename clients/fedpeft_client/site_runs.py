@@ -4,11 +4,12 @@
 
     HOME/runs/NAME/question.json   the plan as first asked for, and what of it would leave; written by the agent
     HOME/runs/NAME/decision.json   the owner's yes or no; written by `fedpeft client runs approve|refuse`
-    HOME/runs/NAME/left.json       rounds, bytes and privacy of what has left; written by the agent, before it leaves
-    HOME/runs/open.json            the run and the round at work; written by the agent
+    HOME/runs/NAME/left            rounds, bytes and privacy of what has left; written by the agent, before it leaves
+    HOME/runs/open                 the run and the round at work; written by the agent
 
 NAME is a hash of the run's id, which the coordinator chooses. Each file has one writer and is replaced whole, so agent,
-worker and the owner's commands need no lock among them.
+worker and the owner's commands need no lock among them. The last two are written in every exchange of a round
+(``fedpeft.kept_file``).
 
 Guarantees (tests/client/test_site_runs.py):
     - a yes holds for one plan: test_a_yes_holds_for_one_plan_and_a_changed_one_asks_again;
@@ -30,6 +31,7 @@ from fedpeft import bounded_json
 from fedpeft.clock import Clock
 from fedpeft.errors import ApprovalPending, IntegrityFailed, PolicyRefused, ResourceMissing
 from fedpeft.files import PRIVATE, write_file
+from fedpeft.kept_file import KeptFile
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.run_question import Question, digest_of
 
@@ -124,6 +126,7 @@ class SiteRuns:
 
     def __init__(self, folder: Path, clock: Clock) -> None:
         self._folder, self._clock = folder, clock
+        self._kept: dict[Path, KeptFile] = {}
 
     def expect_approved(self, plan: LearningPlan, *, ask: bool) -> None:
         """Returns when the owner has nothing against this plan.
@@ -199,16 +202,17 @@ class SiteRuns:
         """The round at work is this one: later requests do not name theirs, and this process may end meanwhile."""
         if self.begun() != (run_id, round_id):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_file(self._folder / "open.json", json.dumps([run_id, round_id]).encode(), mode=PRIVATE)
+            self._file(self._folder / "open").write(json.dumps([run_id, round_id]).encode())
 
     def begun(self) -> tuple[str, int]:
         """The run and the round at work; an empty name before the first."""
-        found = _parsed(self._folder / "open.json", _OPEN)
+        found = _parsed(self._file(self._folder / "open"), _OPEN)
         return ("", 0) if found is None else found
 
     def add(self, left: SentRecord) -> None:
         """Add to what has left for a run: rounds and bytes of ``left``, its newest round and loss of privacy."""
-        known = self._read(left.run_id, "left", _LEFT)
+        file = self._file(self._of(left.run_id) / "left")
+        known = _expected(file, _LEFT)
         now = self._now()
         if known is None:
             known = SentRecord(run_id=left.run_id, first=now, last=now)
@@ -223,23 +227,24 @@ class SiteRuns:
             epsilon=loss.epsilon,
             delta=loss.delta,
         )
-        self._write(left.run_id, "left", total)
+        self._made(left.run_id)
+        file.write(json.dumps(asdict(total)).encode())
 
     def record(self, run_id: str) -> RunRecord:
         """What is known of one run."""
         return RunRecord(
             question=self._read(run_id, "question", _QUESTION),
             decision=self._read(run_id, "decision", _DECISION),
-            left=self._read(run_id, "left", _LEFT),
+            left=_expected(self._file(self._of(run_id) / "left"), _LEFT),
         )
 
     def records(self) -> tuple[RunRecord, ...]:
         """All runs, by when they were first heard of; damaged files count as missing."""
         found = [
             RunRecord(
-                question=_parsed(folder / "question.json", _QUESTION),
-                decision=_parsed(folder / "decision.json", _DECISION),
-                left=_parsed(folder / "left.json", _LEFT),
+                question=_parsed(KeptFile(folder / "question.json"), _QUESTION),
+                decision=_parsed(KeptFile(folder / "decision.json"), _DECISION),
+                left=_parsed(KeptFile(folder / "left"), _LEFT),
             )
             for folder in self._folder.glob("[0-9a-f]*/")
         ]
@@ -254,28 +259,42 @@ class SiteRuns:
     def _of(self, run_id: str) -> Path:
         return self._folder / hashlib.sha256(run_id.encode()).hexdigest()[:32]
 
-    def _read(self, run_id: str, part: str, kind: TypeAdapter[T]) -> T | None:
-        path = self._of(run_id) / f"{part}.json"
-        if not path.exists():
-            return None
-        if (found := _parsed(path, kind)) is None:
-            raise IntegrityFailed(f"Expected {path} as it was written, found another; restore or remove it.")
-        return found
+    def _file(self, path: Path) -> KeptFile:
+        return self._kept.setdefault(path, KeptFile(path))
 
-    def _write(self, run_id: str, part: str, value: Question | Decision | SentRecord) -> None:
+    def _read(self, run_id: str, part: str, kind: TypeAdapter[T]) -> T | None:
+        return _expected(KeptFile(self._of(run_id) / f"{part}.json"), kind)
+
+    def _write(self, run_id: str, part: str, value: Question | Decision) -> None:
+        text = json.dumps(asdict(value), indent=2)
+        write_file(self._made(run_id) / f"{part}.json", f"{text}\n".encode(), mode=PRIVATE)
+
+    def _made(self, run_id: str) -> Path:
         folder = self._of(run_id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        text = json.dumps(asdict(value), indent=2)
-        write_file(folder / f"{part}.json", f"{text}\n".encode(), mode=PRIVATE)
+        return folder
 
     def _now(self) -> str:
         return self._clock.utc().isoformat(timespec="seconds")
 
 
-def _parsed(path: Path, kind: TypeAdapter[T]) -> T | None:
+def _expected(file: KeptFile, kind: TypeAdapter[T]) -> T | None:
+    """A file's content; None if it is missing.
+
+    Raises:
+        IntegrityFailed: it is damaged.
+    """
+    found = _parsed(file, kind)
+    if found is None and file.path.exists():
+        raise IntegrityFailed(f"Expected {file.path} as it was written, found another; restore or remove it.")
+    return found
+
+
+def _parsed(file: KeptFile, kind: TypeAdapter[T]) -> T | None:
     """A file's content; None if it is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):  # pydantic's and our own refusals are ValueErrors
-        return kind.validate_python(bounded_json.loads(path.read_bytes(), LONGEST))
+    with contextlib.suppress(OSError, ValueError, IntegrityFailed):  # pydantic's and our own refusals are ValueErrors
+        content = file.read()
+        return None if content is None else kind.validate_python(bounded_json.loads(content, LONGEST))
     return None
 
 

@@ -2,7 +2,7 @@
 
 A step is saved before its reply is sent; after a restart the same request gets the same reply. The file holds the
 attempt's secrets, so it is sealed with AES-256-GCM under a key derived from the device's identity, readable by its
-owner only, and replaced (never appended to) at every step: when a round closes, its root is gone. Another file, the
+owner only, and replaced at every step (``fedpeft.kept_file``): when a round closes, its root is gone. Another file, the
 marks, remembers how far the device has gone in every run it ever heard of, so that a state file put back from a backup
 is refused, and so that a lost ledger is noticed. Putting all of it back cannot be noticed by a process that starts
 afterwards; docs/threat-model.md says so.
@@ -15,12 +15,14 @@ from typing import Protocol, Self
 
 from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import IntegrityFailed
-from fedpeft.files import PRIVATE, write_file
+from fedpeft.kept_file import KeptFile
 from fedpeft.secagg.device_state import DeviceState, HighWaterMark, Masked, dump_state, load_state, mark_of
 from fedpeft.secagg.primitives import NONCE_SIZE, IdentityKey, digest, hkdf, open_sealed, seal
 from fedpeft.wire import OtherVersion, decode, encode, message
 
 __all__ = ["FileLedger", "Ledger", "MemoryLedger"]
+
+MARKS = "marks"
 
 
 class Ledger(Protocol):
@@ -136,8 +138,9 @@ class FileLedger:
         self._directory, self._entropy = directory, entropy
         self._key = hkdf(identity.secret_bytes(), b"", "ledger")
         self._latest: dict[str, int] = {}
+        self._files: dict[str, KeptFile] = {}
         self._lock = threading.Lock()
-        if new and not self._marks.exists():
+        if new and not (directory / MARKS).exists():
             self._begin(barrier=False)
         self._read_marks()
 
@@ -154,7 +157,7 @@ class FileLedger:
         ledger = cls.__new__(cls)
         ledger._directory, ledger._entropy = directory, entropy
         ledger._key = hkdf(identity.secret_bytes(), b"", "ledger")
-        ledger._latest, ledger._lock = {}, threading.Lock()
+        ledger._latest, ledger._files, ledger._lock = {}, {}, threading.Lock()
         ledger._begin(barrier=barrier)
         return ledger
 
@@ -166,7 +169,7 @@ class FileLedger:
     def load(self, run_id: str) -> DeviceState | None:
         """See ``Ledger``."""
         with self._lock:
-            sealed = _read(self._path(run_id))
+            sealed = self._file(_name(run_id)).read()
             if sealed is None:
                 return None
             sequence = int.from_bytes(sealed[:8], "big")
@@ -187,7 +190,7 @@ class FileLedger:
             nonce = self._entropy(NONCE_SIZE)
             sealed = seal(self._key, nonce, dump_state(state), self._bound(run_id, sequence))
             # State first: after a crash in between, the state is newer than the mark, and its reply never left.
-            write_file(self._path(run_id), sequence.to_bytes(8, "big") + nonce + sealed, mode=PRIVATE)
+            self._file(_name(run_id)).write(sequence.to_bytes(8, "big") + nonce + sealed)
             self._latest[run_id] = sequence
             self._write_mark(run_id, sequence, mark_of(state, _mark(run)))
 
@@ -201,9 +204,8 @@ class FileLedger:
         with self._lock:
             self._write_mark(run_id, self._latest.get(run_id, 0), mark)
 
-    @property
-    def _marks(self) -> Path:
-        return self._directory / "marks"
+    def _file(self, name: str) -> KeptFile:
+        return self._files.setdefault(name, KeptFile(self._directory / name))
 
     def _begin(self, *, barrier: bool) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -212,7 +214,7 @@ class FileLedger:
         self._write_marks(_Marks(barrier=barrier))
 
     def _read_marks(self) -> _Marks:
-        sealed = _read(self._marks)
+        sealed = self._file(MARKS).read()
         if sealed is None:
             raise IntegrityFailed(self._text("the ledger that was made at enrolment, found none"))
         text = open_sealed(self._key, sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], self._bound("", 0))
@@ -226,7 +228,7 @@ class FileLedger:
     def _write_marks(self, marks: _Marks) -> None:
         nonce = self._entropy(NONCE_SIZE)
         sealed = seal(self._key, nonce, encode(marks), self._bound("", 0))
-        write_file(self._marks, nonce + sealed, mode=PRIVATE)
+        self._file(MARKS).write(nonce + sealed)
 
     def _run(self, run_id: str) -> _Run | None:
         return next((run for run in self._read_marks().runs if run.run_id == run_id), None)
@@ -246,9 +248,6 @@ class FileLedger:
         others = tuple(known for known in marks.runs if known.run_id != run_id)
         self._write_marks(replace(marks, runs=(*others, run)))
 
-    def _path(self, run_id: str) -> Path:
-        return self._directory / f"{digest('ledger-file', run_id.encode()).hex()[:32]}.state"
-
     def _bound(self, run_id: str, sequence: int) -> bytes:
         return digest("ledger", run_id.encode(), sequence.to_bytes(8, "big"))
 
@@ -267,8 +266,5 @@ def _mark(run: _Run | None) -> HighWaterMark | None:
     )
 
 
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
+def _name(run_id: str) -> str:
+    return f"{digest('ledger-file', run_id.encode()).hex()[:32]}.state"

@@ -37,7 +37,7 @@ def test_a_write_that_fails_leaves_the_old_value_and_no_rest(tmp_path: Path, mon
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fdatasync", full)
     with pytest.raises(OSError, match="No space"):
         store.write("held", b"new")
     monkeypatch.undo()

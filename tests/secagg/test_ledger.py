@@ -141,7 +141,7 @@ def test_a_crash_while_writing_leaves_the_old_state_whole(tmp_path: Path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", power_cut)
+        patch.setattr(os, "fdatasync", power_cut)
         with pytest.raises(KeyboardInterrupt):
             a.ask(ONE, request)
     again = FileLedger(tmp_path / "ledger", fleet.identities[0])
@@ -153,15 +153,17 @@ def test_a_crash_while_writing_leaves_the_old_state_whole(tmp_path: Path, monkey
 
 
 def test_the_state_is_on_disk_before_the_reply_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order of events: file synced, renamed, directory synced; only then does the session return."""
+    """State and mark are synced, each whole in a file that is new or in a half that was not in use."""
     fleet, ledger = with_files(tmp_path)
     offer = Round(fleet=fleet, spec=make_spec(fleet)).open().requests[ONE]
     events: list[str] = []
     fsync, rename = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (events.append("fsync"), fsync(handle))[1])
     monkeypatch.setattr(Path, "replace", lambda self, target: (events.append("rename"), rename(self, target))[1])
+    in_place = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda handle: (events.append("fdatasync"), in_place(handle))[1])
     fleet.sessions[ONE].begin(offer, owns=frozenset({BlockId("b")}), entropy=seeded_entropy(1))
-    assert events == ["fsync", "rename", "fsync"] * 2
+    assert events == ["fsync", "rename", "fsync", "fdatasync"], "a new state, and the marks that were there"
     assert isinstance(ledger.load("run"), Advertised)
 
 

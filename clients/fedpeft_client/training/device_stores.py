@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from fedpeft.files import PRIVATE, write_file
+from fedpeft.kept_file import KeptFile
 from fedpeft.privacy import Budget, PrivacyLedger, Protected
 
 __all__ = ["FileStore", "MemoryStore", "device_ledger"]
@@ -40,19 +40,20 @@ class MemoryStore:
 
 
 class FileStore:
-    """``DeviceStore`` in a directory of its own, mode 0700: one file a key, replaced atomically and synced."""
+    """``DeviceStore`` in a directory of its own, mode 0700: one file a key (``fedpeft.kept_file``)."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._files: dict[str, KeptFile] = {}
 
     def read(self, key: str) -> bytes | None:
         """See ``DeviceStore``."""
-        try:
-            return (self._directory / key).read_bytes()
-        except FileNotFoundError:
-            return None
+        return self._file(key).read()
 
     def write(self, key: str, value: bytes) -> None:
         """See ``DeviceStore``."""
-        write_file(self._directory / key, value, mode=PRIVATE)
+        self._file(key).write(value)
+
+    def _file(self, key: str) -> KeptFile:
+        return self._files.setdefault(key, KeptFile(self._directory / key))
