@@ -1,4 +1,4 @@
-"""The device's half of Flower's Fleet protocol: one long-lived connection, Flower's stock client, our ClientApp.
+"""The device's half of Flower's Fleet protocol: one long-lived connection, our ClientApp.
 
 Stock Flower starts a process for every message; here one process stays, and what it runs is the ClientApp that it is
 given: nothing that a coordinator sends is ever code (no FAB is asked for). Stock also ends itself by a signal when a
@@ -9,26 +9,32 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
-import httpx
 from flwr.app import Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
+    ActivateNodeResponse,
     DeactivateNodeRequest,
+    DeactivateNodeResponse,
     PullMessagesRequest,
+    PullMessagesResponse,
     PushMessagesRequest,
     PushMessagesResponse,
 )
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
+    ConfirmMessageReceivedResponse,
     ObjectTree,
     PullObjectRequest,
+    PullObjectResponse,
     PushObjectRequest,
+    PushObjectResponse,
 )
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import (
@@ -42,7 +48,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from fedpeft.clock import SystemClock
 from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid, NotEnrolled
-from fedpeft.flower.fleet_client import FleetTarget, fleet_client
+from fedpeft.flower.fleet_client import FleetClient, FleetTarget, RequestRefused, Unanswered
 from fedpeft.flower.records import is_inline
 from fedpeft.ids import NodeId
 
@@ -93,7 +99,6 @@ class Fleet:
         stopping: Callable[[], bool],
         refused: Callable[[], None] = lambda: None,
     ) -> None:
-        logging.getLogger("httpx").setLevel(logging.WARNING)
         logging.getLogger("flwr").setLevel(logging.WARNING)
         self._target = target
         self._connect(target())
@@ -118,14 +123,15 @@ class Fleet:
 
     def _connect(self, target: FleetTarget) -> None:
         self._reached, self._key = target, target.node_key
-        self._client, self._public = fleet_client(target)
+        self._client = FleetClient(target)
         self._node = Node(node_id=0)
 
     def _session(self, connected: Callable[[NodeId], None]) -> None:
         """Answer messages with one key until told to stop."""
         answer = self._retried(
-            lambda: self._client.ActivateNode(
-                ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_S)
+            lambda: self._client.ask(
+                ActivateNodeRequest(public_key=self._client.public_key, heartbeat_interval=HEARTBEAT_S),
+                ActivateNodeResponse,
             ),
             insist=True,
         )
@@ -140,8 +146,8 @@ class Fleet:
                 answered = self._once()
                 self._wait(answered)
         try:
-            self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
-        except (httpx.HTTPError, ValueError):
+            self._client.ask(DeactivateNodeRequest(node_id=self._node.node_id), DeactivateNodeResponse)
+        except (RequestRefused, Unanswered):
             _log.info("the coordinator was not told that this device leaves")
 
     def close(self) -> None:
@@ -150,7 +156,7 @@ class Fleet:
 
     def _once(self) -> bool:
         """Fetch and answer one message; False when there was none."""
-        found = self._retried(lambda: self._client.PullMessages(PullMessagesRequest(node=self._node)))
+        found = self._retried(lambda: self._client.ask(PullMessagesRequest(node=self._node), PullMessagesResponse))
         if found is None or not found.messages_list:
             return False
         arrived = message_from_proto(found.messages_list[0])
@@ -175,12 +181,12 @@ class Fleet:
         contents: dict[str, bytes] = {}
         for object_id in dict.fromkeys(node.object_id for node in iterate_object_tree(tree)):
             request = PullObjectRequest(node=self._node, run_id=run_id, object_id=object_id)
-            part = self._retried(lambda request=request: self._client.PullObject(request))  # type: ignore[misc]
+            part = self._retried(partial(self._client.ask, request, PullObjectResponse))
             if part is None or not part.object_available:
                 return None
             contents[object_id] = part.object_content
         confirm = ConfirmMessageReceivedRequest(node=self._node, run_id=run_id, message_object_id=root)
-        self._retried(lambda: self._client.ConfirmMessageReceived(confirm))
+        self._retried(lambda: self._client.ask(confirm, ConfirmMessageReceivedResponse))
         message = inflate_object_from_contents(root, contents)
         if not isinstance(message, Message):
             return None
@@ -205,7 +211,7 @@ class Fleet:
                     object_content=objects[object_id].deflate(),
                     session_id=told.session_id if told is not None else "",
                 )
-                self._retried(lambda part=part: self._client.PushObject(part))  # type: ignore[misc]
+                self._retried(partial(self._client.ask, part, PushObjectResponse))
 
     def _push(self, reply: Message, tree: ObjectTree) -> PushMessagesResponse | None:
         push = PushMessagesRequest(
@@ -214,7 +220,7 @@ class Fleet:
             message_object_trees=[tree],
             clientapp_runtime_list=[0.0],
         )
-        return self._retried(lambda: self._client.PushMessages(push))
+        return self._retried(lambda: self._client.ask(push, PushMessagesResponse))
 
     def _retried(self, call: Callable[[], T], *, insist: bool = False) -> T | None:
         """The answer; None when the coordinator will not take this request, or when we are to stop.
@@ -232,20 +238,20 @@ class Fleet:
                 answer = call()
                 self._unknown = 0
                 return answer
-            except httpx.HTTPStatusError as error:
-                status, path = error.response.status_code, error.request.url.path
+            except RequestRefused as error:
+                status = error.status
                 broken += status == BROKEN
-                self._heed(error.response)
+                self._heed(error)
                 if status not in RETRIED and insist:
                     raise ConfigInvalid(
-                        f"Expected a fedpeft coordinator of this version at {error.request.url}, found the answer "
+                        f"Expected a fedpeft coordinator of this version at {self._reached.address}, found the answer "
                         f"{status}; compare versions and ports with its operator."
                     ) from error
                 if status not in RETRIED or (broken == BROKEN_ATTEMPTS and not insist):
-                    _log.warning("the coordinator answered %s to %s", status, path)
+                    _log.warning("the coordinator answered %s to %s", status, error.path)
                     return None
-                self._tell(f"the coordinator answered {status} {error.response.text[:300]}".rstrip())
-            except httpx.TransportError as error:
+                self._tell(f"the coordinator answered {status} {error.text[:300]}".rstrip())
+            except Unanswered as error:
                 _log.info("no connection to the coordinator (%s); trying again in %.2f s", error, pause_s)
                 if trouble := self._reached.trouble:
                     self._tell(f"no way to the coordinator: {trouble}")
@@ -253,7 +259,7 @@ class Fleet:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return None
 
-    def _heed(self, refused: httpx.Response) -> None:
+    def _heed(self, refused: RequestRefused) -> None:
         """Returns when trying again may help.
 
         Raises:
@@ -263,7 +269,7 @@ class Fleet:
         reason = refused.headers.get(REFUSAL_HEADER)
         if reason == "revoked":
             raise NotEnrolled(refused.text)
-        if refused.status_code != UNKNOWN or reason is not None:
+        if refused.status != UNKNOWN or reason is not None:
             self._unknown = 0
             return
         if self._target().node_key != self._key:
@@ -292,14 +298,15 @@ class Fleet:
         def beat() -> None:
             while not done.wait(0.7 * HEARTBEAT_S):
                 try:
-                    self._client.SendNodeHeartbeat(
-                        SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
+                    self._client.ask(
+                        SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S),
+                        SendNodeHeartbeatResponse,
                     )
-                except httpx.HTTPStatusError as error:
-                    if error.response.headers.get(REFUSAL_HEADER) == "revoked":
-                        self._refused = NotEnrolled(error.response.text)
+                except RequestRefused as error:
+                    if error.headers.get(REFUSAL_HEADER) == "revoked":
+                        self._refused = NotEnrolled(error.text)
                         self._on_refusal()
-                except httpx.TransportError as error:
+                except Unanswered as error:
                     _log.info("heartbeat: %s", error)
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
