@@ -5,7 +5,7 @@ import unicodedata
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-__all__ = ["Verbosity", "counted", "printable", "set_verbosity", "verbosity"]
+__all__ = ["Verbosity", "counted", "printable", "set_verbosity", "span", "verbosity"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +41,29 @@ def counted(number: int, noun: str) -> str:
     """A number with its noun.
 
     Example:
-        >>> counted(1, "round"), counted(12, "round")
-        ('1 round', '12 rounds')
+        >>> counted(1, "round"), counted(1200, "round")
+        ('1 round', '1,200 rounds')
     """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def span(seconds: float, *, roughly: bool = False) -> str:
+    """A time as a person says it; ``roughly`` where it is foretold.
+
+    Example:
+        >>> span(3.14), span(125), span(11220)
+        ('3.1 s', '2 min 05 s', '3 h 07 min')
+        >>> span(3.14, roughly=True), span(150, roughly=True)
+        ('3 s', '2 min')
+    """
+    if roughly and seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if not roughly and seconds < 3600:
+        return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:

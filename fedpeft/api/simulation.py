@@ -60,10 +60,6 @@ def simulate(
     Raises:
         FedpeftError: with the text that the command line shows; everything committed is kept.
     """
-    from fedpeft_server.run.verdict import rounds_done
-    from fedpeft_sim.simulate import prepare
-    from fedpeft_sim.simulate import simulate as run_simulation
-
     rows, changes = _data(data)
     previous = None if resume is None else run_directory(resume)
     begun = None if previous is None else open_run(previous).view
@@ -77,6 +73,10 @@ def simulate(
         loaded, text = begun.config(), begun.resolved
     for folder in (out,) if store is None else (out, store):
         expect_folder(Path(folder))
+    from fedpeft_server.run.verdict import rounds_done  # torch from here on: what is wrong above is said without it
+    from fedpeft_sim.simulate import prepare
+    from fedpeft_sim.simulate import simulate as run_simulation
+
     named = previous or (config if isinstance(config, str | Path) else "in memory")
     with shown(progress) as screen, _threads_kept():
         screen.loading(f"config {named}; {counted(len(lines(overrides)), 'override')}; loading")

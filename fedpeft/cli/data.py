@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fedpeft.cli.options import FiniteFloat, TaskKind, json_option, map_option, model_option, say_json
-from fedpeft.terminal import verbosity
+from fedpeft.terminal import counted, verbosity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ def check_command(
 
         show(report, Console())
     if report.problem_count:
-        count = "1 problem" if report.problem_count == 1 else f"{report.problem_count:,} problems"
+        count = counted(report.problem_count, "problem")
         raise DataInvalid(f"Expected usable rows, found {count}.", problems=report.problems)
 
 

@@ -105,7 +105,6 @@ def _run(
 
     from fedpeft.api.simulation import simulate
     from fedpeft_sim.live import LiveScreen
-    from fedpeft_sim.outcome import show_outcome
 
     console = Console(stderr=as_json)  # one JSON value is all that goes to the standard output
     with LiveScreen(console, quiet=verbosity().quiet) as screen:
@@ -119,5 +118,7 @@ def _run(
             store=store,
             command=["fedpeft", *sys.argv[1:]],
         )
+    from fedpeft_sim.outcome import show_outcome
+
     show_outcome(console, result.path)
     return result

@@ -22,6 +22,7 @@ from fedpeft.config.model import RunConfig
 from fedpeft.config.overrides import MAX_DEPTH, apply_overrides
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.files import read_text
+from fedpeft.terminal import counted
 
 __all__ = ["load", "parse"]
 
@@ -106,7 +107,7 @@ def parse(text: str, *, source: str, overrides: Sequence[str] = (), simulation: 
                 location = _location(finding.key)
                 problems.append(problem(location, finding.expected, finding.found, finding.remedy))
     if problems or config is None:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        count = counted(len(problems), "problem")
         raise ConfigInvalid(f"Expected a valid configuration, found {count}; nothing was started.", problems=problems)
     return with_metric(with_head_start(config))
 

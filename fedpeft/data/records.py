@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft.errors import DataInvalid, Problem
+from fedpeft.terminal import counted
 
 __all__ = [
     "BATCH_ROWS",
@@ -210,6 +211,6 @@ class ProblemLog:
         """
         if not self.count:
             return
-        noun = "problem" if self.count == 1 else "problems"
         first = f" (the first {MAX_PROBLEMS} follow)" if self.count > MAX_PROBLEMS else ""
-        raise DataInvalid(f"Expected usable {subject}, found {self.count:,} {noun}{first}.", problems=self.problems)
+        found = f"{counted(self.count, 'problem')}{first}"
+        raise DataInvalid(f"Expected usable {subject}, found {found}.", problems=self.problems)

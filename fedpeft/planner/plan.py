@@ -20,6 +20,7 @@ from fedpeft.planner.cost import MEMORY_ERROR, TIME_ERROR, UNCALIBRATED, Calibra
 from fedpeft.planner.hardware import DeviceProfile
 from fedpeft.planner.placement import adapted_layers, present_methods
 from fedpeft.planner.workload import Workload
+from fedpeft.terminal import span
 
 __all__ = ["CapacityPlan", "DeviceLimits", "Menu", "Rejected", "menu_of", "plan"]
 
@@ -113,7 +114,7 @@ def plan(profile: DeviceProfile, limits: DeviceLimits, menu: Menu) -> CapacityPl
         problems=[
             Problem(
                 where="device limits",
-                expected=f"{_gib(_upper(cost))} of memory, {_span(cost.round_s * (1 + TIME_ERROR))} a round and "
+                expected=f"{_gib(_upper(cost))} of memory, {span(cost.round_s * (1 + TIME_ERROR))} a round and "
                 f"{_mb(cost.bytes_up)} up for {what}",
                 found=rejected[what].reason,
                 remedy="Raise the limit, lower train.batch_size or task.max_length, or leave the device out.",
@@ -196,10 +197,10 @@ def _misfit(profile: DeviceProfile, limits: DeviceLimits, workload: Workload, co
         return f"needs {_gib(_upper(cost))} of memory, {_gib(ram)} allowed"
     slowest = cost.round_s * (1 + TIME_ERROR)
     if slowest > limits.fit_deadline_s:
-        return f"needs up to {_span(slowest)} to train a round, {_span(limits.fit_deadline_s)} allowed"
+        return f"needs up to {span(slowest)} to train a round, {span(limits.fit_deadline_s)} allowed"
     upload = _upload_s(limits, cost)
     if upload > limits.upload_deadline_s:
-        return f"needs {_span(upload)} to upload {_mb(cost.bytes_up)}, {_span(limits.upload_deadline_s)} allowed"
+        return f"needs {span(upload)} to upload {_mb(cost.bytes_up)}, {span(limits.upload_deadline_s)} allowed"
     return ""
 
 
@@ -223,8 +224,8 @@ def _sentence(
     name = _name(shape, workload)
     base = "" if workload.residency == "dense" else " on the packed base"
     base += ", its layers computed again in the backward pass" if workload.checkpointing else ""
-    upload = f" ({_span(_upload_s(limits, cost))} of upload)" if limits.uplink_bits_s else ""
-    spent = f"{_gib(cost.peak_bytes)} of memory, {_span(cost.round_s)} and {_mb(cost.bytes_up)} up{upload} a round"
+    upload = f" ({span(_upload_s(limits, cost))} of upload)" if limits.uplink_bits_s else ""
+    spent = f"{_gib(cost.peak_bytes)} of memory, {span(cost.round_s)} and {_mb(cost.bytes_up)} up{upload} a round"
     others = [one for one in rejected if one.what != name]
     if others:
         why = f"{others[0].what} {others[0].reason}"
@@ -252,6 +253,3 @@ def _gib(size: float) -> str:
 def _mb(size: float) -> str:
     return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
-
-def _span(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

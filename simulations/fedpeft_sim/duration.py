@@ -1,7 +1,7 @@
-"""How long a simulation takes: foretold from the planner's costs at this machine's speed; then measured.
+"""How long a simulation takes, foretold from the planner's costs at this machine's speed.
 
 The planner's stated error is of one step on one core. That as many cores are free as clients train at once is assumed
-here besides, so a person is told "about", and every round that ends corrects it.
+here besides, so a person is told "about", and every round that ends corrects it (``fedpeft_sim.remaining``).
 """
 
 from collections.abc import Mapping
@@ -15,40 +15,10 @@ from fedpeft_client.training.examples import Examples
 from fedpeft_sim.planning import usual_workload
 from fedpeft_sim.population import Population
 
-__all__ = ["Remaining", "expected_s", "span"]
-
+__all__ = ["expected_s"]
 
 SAMPLE = 8
 """Clients whose time is predicted, at 0.05 s each; the others are taken to be like them."""
-
-
-def span(seconds: float) -> str:
-    """A time as a person says it: 8 s, 40 s, 3 min, 1 h 20 min."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-class Remaining:
-    """How long the rounds that are left will take, by those that are done.
-
-    Args:
-        rounds: how many there are.
-    """
-
-    def __init__(self, rounds: int) -> None:
-        self._rounds, self._ends = rounds, list[float]()
-
-    def ended(self, round_id: int, now_s: float) -> float | None:
-        """A round ended; returns the seconds that the others will take, None before there is a whole round to go by.
-
-        The first round that is seen also fills caches, and a resumed run begins within: it only starts the clock.
-        """
-        self._ends.append(now_s)
-        if len(self._ends) < 2 or round_id >= self._rounds:
-            return None
-        return (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1) * (self._rounds - round_id)
 
 
 def expected_s(

@@ -13,7 +13,8 @@ from rich.text import Text
 from fedpeft.clock import Clock, SystemClock
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.transport import Stage
-from fedpeft_sim.duration import Remaining, span
+from fedpeft.terminal import span
+from fedpeft_sim.remaining import Remaining
 
 __all__ = ["LiveScreen"]
 
@@ -115,7 +116,7 @@ class LiveScreen:
                 left = self._remaining.ended(event.round_id, self._clock.monotonic_s())
                 line = f"{number} committed: {event.detail}"
                 self._title = f"{number} committed"
-                self._left = "" if left is None else f"; about {span(left)} left"
+                self._left = "" if left is None else f"; about {span(left, roughly=True)} left"
                 self._history.append(line)
                 if not self._live and not self._quiet:
                     self.note(line + self._left)

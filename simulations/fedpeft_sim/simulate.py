@@ -23,7 +23,7 @@ from fedpeft.export.earlier_runs import with_sources
 from fedpeft.round.plan import LearningPlan, learning_plan
 from fedpeft.round.rates import rates_told
 from fedpeft.round.start import named_start
-from fedpeft.terminal import counted
+from fedpeft.terminal import counted, span
 from fedpeft_client.training.examples import Examples
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_server.report.page import write_report
@@ -34,7 +34,7 @@ from fedpeft_server.run.verdict import learning_rate_scale
 from fedpeft_server.track import Tracking, expect_trackers
 from fedpeft_sim.baselines import Baselines, held_out_scores, run_baselines
 from fedpeft_sim.devices import encode_all, examples_of
-from fedpeft_sim.duration import expected_s, span
+from fedpeft_sim.duration import expected_s
 from fedpeft_sim.engines import federate, workers_of
 from fedpeft_sim.planning import plan_devices
 from fedpeft_sim.population import Population, expect_enough, populate
@@ -212,7 +212,7 @@ def _foretold(
     except ConfigInvalid:  # a shape that the planner does not know: the first two rounds tell
         return ahead
     shorter = "; fewer: --rounds N; lighter: --set adapter.layers=2" if expected > LONG_S else ""
-    return f"{ahead}: about {span(expected)} without baselines, if the cores are free{shorter}"
+    return f"{ahead}: about {span(expected, roughly=True)} without baselines, if the cores are free{shorter}"
 
 
 def _directory(simulation: Simulation, source: str, command: Sequence[str], resume: Path | None) -> RunDirectory:

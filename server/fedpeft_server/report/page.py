@@ -14,6 +14,7 @@ from pathlib import Path
 from fedpeft.config import RunConfig
 from fedpeft.config.model import Rounds
 from fedpeft.files import write_file
+from fedpeft.terminal import span
 from fedpeft_server.report.charts import Series, dot_strip, line_chart
 from fedpeft_server.run.privacy_statements import privacy_lines
 from fedpeft_server.run.records import ClientRound, Comparison, RoundMetrics
@@ -62,7 +63,7 @@ def render(view: RunView) -> str:
     )
     perplexities = view.summary is not None and view.summary.metric == "perplexity"
     environment.filters.update(score=_perplexity if perplexities else _share)
-    environment.filters.update(size=_size, span=_span, share=_share, number=_number, count=_count)
+    environment.filters.update(size=_size, span=span, share=_share, number=_number, count=_count)
     config = view.config()
     parts = [part for row in view.rounds for part in row.clients]
     return environment.get_template("report.html").render(
@@ -268,14 +269,6 @@ def _size(value: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} TB"
-
-
-def _span(seconds: float) -> str:
-    """A duration: 3.1 s, 2 min 05 s, 3 h 07 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _share(value: float | None) -> str:
