@@ -188,8 +188,9 @@ def foreign(refusal: Callable[[str], FedpeftError]) -> Iterator[None]:
 
 
 def said_by(error: BaseException, *, limit: int = 200) -> str:
-    """An exception's first line, or its class where it says nothing; at most ``limit`` characters, all printable."""
+    """An exception's first sentence, its class where it says nothing; at most ``limit`` characters, all printable."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
+    text = " ".join(lines[:2]) if text.endswith(":") else text  # "Validation error for field 'x':", and then what it is
     text = "".join(mark if mark.isprintable() else " " for mark in text).rstrip(".")
     return text if len(text) <= limit else text[: limit - 3] + "..."

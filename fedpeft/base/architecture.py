@@ -8,11 +8,11 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -31,7 +31,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from fedpeft.base.artifact import TaskName
-from fedpeft.errors import ConfigInvalid
+from fedpeft.errors import ConfigInvalid, foreign
 from fedpeft.tasks.form import SEQ2SEQ, SEQUENCE, TAGS, TEXT
 
 __all__ = [
@@ -55,6 +55,8 @@ _AUTO: Mapping[TaskName, Any] = {
     SEQ2SEQ: AutoModelForSeq2SeqLM,
 }
 
+MOST_MODULES = 4096
+"""Layers, or experts of a layer: several times what any published model has."""
 VOLATILE = ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
@@ -67,7 +69,7 @@ def read_config(content: Mapping[str, Any]) -> PretrainedConfig:
     """transformers' config object, with every kind of dropout off.
 
     Raises:
-        ConfigInvalid: transformers has no such architecture.
+        ConfigInvalid: transformers has no such architecture, or does not take these settings for it.
     """
     model_type = content.get("model_type")
     options = {key: _number(value) for key, value in content.items()}
@@ -83,14 +85,28 @@ def read_config(content: Mapping[str, Any]) -> PretrainedConfig:
             f"Expected a model_type that transformers {transformers.__version__} knows, found {model_type!r}; "
             "use another model."
         )
-    try:
+    _expect_within_reason(content)
+    with foreign(partial(_refused_by_transformers, model_type=model_type)):
         config: PretrainedConfig = CONFIG_MAPPING[str(model_type)].from_dict(options)
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise ConfigInvalid(
-            f"Expected a config.json that transformers {transformers.__version__} takes for {model_type}, "
-            f"found {error}; correct config.json."
-        ) from error
     return config
+
+
+def _refused_by_transformers(said: str, model_type: object) -> ConfigInvalid:
+    return ConfigInvalid(
+        f"Expected a config.json of which transformers {transformers.__version__} makes a {model_type} model, "
+        f"found: {said}; correct config.json, or fetch it again."
+    )
+
+
+def _expect_within_reason(content: Mapping[str, Any]) -> None:
+    """Refuses numbers of modules that would be made one by one for hours, before any weight is looked at."""
+    for key, value in content.items():
+        if re.search(r"(layers?|blocks|experts)$", str(key)) and isinstance(value, int) and value > MOST_MODULES:
+            raise ConfigInvalid(
+                f"Expected {key} of {MOST_MODULES:,} or fewer in config.json, found {value:.3g}; correct config.json."
+            )
+        if isinstance(value, Mapping):
+            _expect_within_reason(value)
 
 
 def _number(value: Any) -> Any:
@@ -105,7 +121,7 @@ def _number(value: Any) -> Any:
 
 def skeleton(config: PretrainedConfig, task: TaskName) -> nn.Module:
     """The model of ``task`` on the meta device: structure and names, no weights. Leaves every RNG as it was."""
-    return on_meta(lambda: _AUTO[task].from_config(config, dtype=torch.float32))
+    return on_meta(config, lambda known: _AUTO[task].from_config(known, dtype=torch.float32))
 
 
 def form_of(model: nn.Module) -> TaskName:
@@ -128,10 +144,19 @@ def has_two_stacks(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
-def on_meta(make: Callable[[], object]) -> nn.Module:
-    """The module that ``make`` returns, without memory for its tensors."""
-    with quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model = make()
+def on_meta(config: PretrainedConfig, make: Callable[[PretrainedConfig], object]) -> nn.Module:
+    """The module that ``make`` returns, without memory for its tensors.
+
+    Args:
+        config: that others wrote.
+        make: one of transformers' constructors.
+
+    Raises:
+        ConfigInvalid: no model can be made of that configuration.
+    """
+    refusal = partial(_refused_by_transformers, model_type=config.model_type)
+    with quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device("meta"), foreign(refusal):
+        model = make(config)
     if not isinstance(model, nn.Module):
         raise TypeError(f"Expected a torch module, found {type(model).__name__}.")
     return model

@@ -43,7 +43,7 @@ def language_model(
             f"Expected a language model that transformers runs alone inside {config.model_type}, found "
             f"{text.model_type}; use a checkpoint of a language model."
         )
-    wrapper = on_meta(lambda: getattr(transformers, _class_name(config, content))(config))
+    wrapper = on_meta(config, getattr(transformers, _class_name(config, content)))
     found = match(wrapper, tensors)
     inner = str(getattr(transformers, _first(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type])).base_model_prefix)
     prefix = _path_of(wrapper, text.model_type)

@@ -245,7 +245,7 @@ def _left_out(
     for name in dict.fromkeys(_classes(config, content)):
         if not rest - heads:
             break
-        model = on_meta(lambda name=name: getattr(transformers, name)(config))  # type: ignore[misc]
+        model = on_meta(config, getattr(transformers, name))
         heads |= rest - set(match(model, {key: tensors[key] for key in rest}).unused)
     if strange := sorted(rest - heads):
         classes = " or ".join(type(one.model).__name__ for one in served.values())

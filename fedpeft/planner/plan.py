@@ -252,4 +252,3 @@ def _gib(size: float) -> str:
 
 def _mb(size: float) -> str:
     return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
-

@@ -1,20 +1,27 @@
 """Building: the same bytes every time, found at once the second time, refused when the model does not fit."""
 
+import contextlib
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from torch import nn  # noqa: E402
 
 from fedpeft.base import SCHEMES, ArtifactStore, build  # noqa: E402
+from fedpeft.base.architecture import read_config, skeleton  # noqa: E402
 from fedpeft.base.quantize import PartSpec  # noqa: E402
 from fedpeft.base.writer import write_safetensors  # noqa: E402
 from fedpeft.errors import ConfigInvalid, ResourceMissing  # noqa: E402
+from fedpeft.tasks.form import SEQUENCE, TEXT  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -172,6 +179,36 @@ def test_architectures_that_are_not_served_are_refused(tmp_path: Path, tiny_bert
     config = json.loads((copy / "config.json").read_text()) | change
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigInvalid, match=str(change["model_type"])):
+        build(str(copy), quantize="int8", store=tmp_path / "s")
+
+
+ODD = st.sampled_from([None, -1, 0, 3, 10**12, 0.5, math.nan, True, "x", "", [], [1], {}, {"rope_type": "x"}])
+
+
+@given(data=st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_config_json_that_lies_in_any_one_place_is_refused_in_our_words(
+    tiny_bert: Path, tiny_llama: Path, data: st.DataObject
+):
+    """transformers and torch raise ZeroDivisionError, KeyError, RuntimeError and more on it."""
+    model, task = data.draw(st.sampled_from([(tiny_bert, SEQUENCE), (tiny_llama, TEXT)]))
+    content = json.loads((model / "config.json").read_text())
+    key = data.draw(st.sampled_from([*sorted(content), "rope_scaling", "head_dim", "id2label", "quantization_config"]))
+    with contextlib.suppress(ConfigInvalid):
+        assert isinstance(skeleton(read_config({**content, key: data.draw(ODD)}), task), nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_attention_heads", 0), ("hidden_size", -1), ("hidden_act", "wobble"), ("num_hidden_layers", 10**9)],
+)
+def test_a_config_json_of_which_no_model_can_be_made_is_refused(
+    tmp_path: Path, tiny_bert: Path, key: str, value: object
+):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_bert, copy)
+    (copy / "config.json").write_text(json.dumps(json.loads((copy / "config.json").read_text()) | {key: value}))
+    with pytest.raises(ConfigInvalid, match=r"config\.json"):
         build(str(copy), quantize="int8", store=tmp_path / "s")
 
 
