@@ -181,6 +181,7 @@ def _render_messages(turns: Sequence[Message], tokenizer: Tokenizer, context: in
         return _render_plain_turns(turns, tokenizer.eos_token or "", context)
     text = templated(turns, tokenizer)
     trained: list[tuple[int, int]] = []
+    lost = False
     for i, turn in enumerate(turns):
         if turn["role"] != "assistant" or i < context:
             continue
@@ -188,7 +189,14 @@ def _render_messages(turns: Sequence[Message], tokenizer: Tokenizer, context: in
         upto = templated(turns[: i + 1], tokenizer)
         # Some templates rewrite earlier turns (dropping old reasoning, say): such a turn is context, not a target.
         if text.startswith(upto) and upto.startswith(before):
-            trained.append((len(before), len(upto)))
+            last_word = turn["content"].split()[-1:]  # a template may trim an answer, or leave out reasoning before it
+            lost = bool(last_word) and last_word[0] not in text[len(before) : len(upto)]
+            trained += [] if lost else [(len(before), len(upto))]
+    if lost and not trained:
+        raise DataInvalid(
+            "Expected a chat template that writes what the assistant says, found one that leaves it out; use a base "
+            "with another template, or render the text yourself and use the columns prompt and completion."
+        )
     if not trained:
         raise DataInvalid(
             "Expected a chat template that writes a conversation's beginning the same whatever follows, found one "

@@ -52,6 +52,8 @@ class CharacterTokenizer:
             turns = [
                 {**turn, "content": "..."} if turn["role"] == "assistant" else turn for turn in turns[:-1]
             ] + turns[-1:]
+        if self.chat_template == "asks":  # made for prompts: what the assistant says is not in it
+            turns = [{**turn, "content": "" if turn["role"] == "assistant" else turn["content"]} for turn in turns]
         if self.chat_template == "counts":  # the beginning depends on what follows
             return f"{len(turns)}:" + "".join(turn["content"] for turn in turns)
         text = "".join(f"<{turn['role']}>{turn['content']}|" for turn in turns)
@@ -111,6 +113,11 @@ def test_a_template_whose_beginning_depends_on_the_end_is_refused() -> None:
     turns = [{"role": "assistant", "content": "a"}, {"role": "user", "content": "u"}]
     with pytest.raises(DataInvalid, match="prompt and completion"):
         one({"messages": turns}, CharacterTokenizer(template="counts"))
+
+
+def test_a_template_that_leaves_the_answers_out_is_refused() -> None:
+    with pytest.raises(DataInvalid, match="what the assistant says"):
+        one({"messages": CONVERSATION}, CharacterTokenizer(template="asks"))
 
 
 def test_a_conversation_may_begin_with_the_assistant() -> None:
