@@ -2,12 +2,14 @@
 
     make mutate                      every mutant that has no verdict yet, or survived older tests: hours
     make mutate SAMPLE=200 SEED=1    a sample, in proportion to each module's mutants: minutes
-    python benchmarks/mutation.py [--sample N --seed S] [--only TEXT ...] [--tests PATH ...] [--again] [--report]
+    python benchmarks/mutation.py [--sample N --seed S] [--only TEXT ...] [--tests PATH ...] [--again] [--survivors]
+        [--report]
 
 Verdicts are kept in ``.mutation/`` as they come; a later call goes on where the last one stopped. A verdict holds
 until the function changes, a survivor's until any test does. ``--report`` runs nothing, ``--only`` takes mutants whose
-key holds the text, ``--again`` forgets theirs, ``--tests`` uses these folders of tests alone. First it is recorded,
-once for each test file, which tests reach which lines.
+key holds the text, ``--again`` forgets theirs, ``--survivors`` judges nothing but what has survived so far,
+``--tests`` uses these folders of tests alone. First it is recorded, once for each test file, which tests reach which
+lines.
 
 Survivors that are the same program are explained in benchmarks/mutation_equivalent.toml. The last line is JSON, kept
 in benchmarks/results/mutation.json. What changes: ``mutants/operators.py``. Why own code: ``docs/adr/0022-proof.md``.
@@ -59,6 +61,7 @@ PYTEST = (
 )
 APART = tuple(f"fedpeft/privacy/opacus_accounting.py::{name}:" for name in ("_main", "_without_torch"))
 """What runs in a process of its own alone, where no mutant reaches: not judged; tests start it."""
+ALIVE = frozenset({"survived", "uncovered"})
 BAR = 0.95
 Verdict = dict[str, Any]
 
@@ -70,6 +73,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--survivors", action="store_true", help="judge again what lives, and nothing new")
     parser.add_argument("--tests", action="append", help="default: " + " ".join(FOLDERS))
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--record", action="store_true", help="stop when it is noted which tests reach which lines")
@@ -82,13 +86,15 @@ def main() -> None:
     files = _test_files(arguments.tests or FOLDERS)
     book = Book(KEPT / "verdicts.jsonl", _digest(files))
     pending = [one for one in chosen if arguments.again or not book.holds(one)]
+    if arguments.survivors:
+        pending = [one for one in pending if book.status(one) in ALIVE and one.key not in _explained()]
     if not arguments.report and pending:
         _judge([] if arguments.record else pending, book, files)
     result = _summed(chosen, book, whole=not arguments.only)
     if not arguments.only and not arguments.record:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     for one in chosen:
-        if book.status(one) in {"survived", "uncovered"} and one.key not in _explained():
+        if book.status(one) in ALIVE and one.key not in _explained():
             print(f"{book.status(one)}: {one.path}:{one.line}: {one.key.partition('::')[2]}")
     print(json.dumps({key: value for key, value in result.items() if key != "survivors"}))
 
@@ -254,7 +260,7 @@ def _summed(chosen: Iterable[Mutant], book: Book, *, whole: bool) -> dict[str, A
         status = book.status(one)
         if status != "killed" and one.key in explained:
             status = "equivalent"
-        elif status in {"survived", "uncovered"}:
+        elif status in ALIVE:
             survivors[one.key] = status
         counts[Path(one.path).parts[1]][status] += 1
     total = sum(counts.values(), Counter[str]())

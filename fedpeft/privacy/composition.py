@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedpeft.privacy.accountant import Release, epsilon
-from fedpeft.privacy.sampled_gaussian import SampledRelease, sampled_epsilon
+from fedpeft.privacy.sampled_gaussian import MAX_EPSILON, SampledRelease, sampled_epsilon
 
 __all__ = ["OURS", "Accountant", "Charge", "Protected", "total_epsilon"]
 
@@ -86,7 +86,7 @@ def _twice(single: Callable[[float], float], delta: float) -> float:
     part = delta / 2
     for _ in range(40):
         found = single(part)
-        if not found < math.inf:
+        if not found < MAX_EPSILON:  # whose power no part of delta pays for, nor a float64 holds
             return math.inf
         if part * (1 + math.exp(found)) <= delta:
             return 2 * found

@@ -103,8 +103,9 @@ def _trim(left: Polynomial, right: Polynomial) -> Polynomial:
     return total
 
 
-def _scaled(polynomial: Polynomial, factor: int) -> Polynomial:
-    return [value * factor % PRIME for value in polynomial]
+def _scaled(polynomial: Polynomial, factor: int) -> list[int]:
+    """Not reduced yet: for ``_trim``, which does."""
+    return [value * factor for value in polynomial]
 
 
 def _subtract(left: Polynomial, right: Polynomial) -> Polynomial:

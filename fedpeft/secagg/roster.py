@@ -94,13 +94,14 @@ class Roster:
         if self.degree.neighbours == len(self.members) - 1:
             place = self.place[member]
             return self.members[:place] + self.members[place + 1 :]
-        return self._neighbours(member, None)
+        return self._neighbours(member, None, self.degree)
 
     def masking_neighbours(self, member: ParticipantId, block: int) -> tuple[ParticipantId, ...]:
         """With whom this owner masks a block; ascending."""
-        if self.masking_degree(block) is None:
+        degree = self.masking_degree(block)
+        if degree is None:
             return tuple(owner for owner in self.owners[block] if owner != member)
-        return self._neighbours(member, block)
+        return self._neighbours(member, block, degree)
 
     def neighbours_of(self, member: ParticipantId) -> tuple[ParticipantId, ...]:
         """Whom a member is joined to in any graph, ascending: whose keys it needs."""
@@ -114,14 +115,11 @@ class Roster:
         weight_class = self.classes[self.place[member]]
         return listed_digest(self.offer, member, row.device, row.organisation, weight_class, blocks, keys)
 
-    def _neighbours(self, member: ParticipantId, block: int | None) -> tuple[ParticipantId, ...]:
+    def _neighbours(self, member: ParticipantId, block: int | None, degree: Degree) -> tuple[ParticipantId, ...]:
         """On the circle of all members, or of a block's owners; remembered, because every stage asks again."""
         if (member, block) not in self._known:
-            circle, degree = self._circle, self.degree.neighbours
-            if block is not None:
-                masking = self.masking_degree(block)
-                circle, degree = self._block_circles[block], masking.neighbours if masking else 0
-            others = neighbours(circle, member, degree)
+            circle = self._circle if block is None else self._block_circles[block]
+            others = neighbours(circle, member, degree.neighbours)
             self._known[member, block] = tuple(ParticipantId(other) for other in others)
         return self._known[member, block]
 

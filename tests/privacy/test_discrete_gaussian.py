@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from fedpeft.entropy import Entropy, os_entropy, seeded_entropy
+from fedpeft.privacy import Release
 from fedpeft.privacy.discrete_gaussian import (
     FLOAT_ERROR,
     MAX_SIGMA,
     RECTANGLE_BITS,
     UNDECIDED,
     _columns,
+    _guide,
     _keep,
     _keep_exactly,
     _propose,
@@ -187,12 +189,24 @@ def test_sixty_digits_decide_what_floats_cannot(monkeypatch: pytest.MonkeyPatch)
     assert np.array_equal(floats, digits)
     assert 0.3 < floats.mean() < 1
     monkeypatch.undo()
-    at, x = 40, int(table.column[40]) + 8000
-    chance = float(kept_shares(table, at)[8000])
-    leading = int(chance * 2**64)
     assert FLOAT_ERROR < 2.0**-40
-    assert _keep_exactly(table, at, x, leading - (1 << 24), bytes)
-    assert not _keep_exactly(table, at, x, leading + (1 << 24), bytes)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("offset", [0, 100, 8000])
+def test_sixty_digits_keep_a_place_up_to_its_probability_and_no_further(mirrored: bool, offset: int) -> None:
+    """In a column of either half; its most probable place, nearest to 0, up to 1."""
+    table = _table(1e6)
+    at = 40 + mirrored * len(table.column) // 2
+    place = offset if not mirrored else (1 << table.shift) - 1 - offset
+    x = int(table.column[at]) + place
+    assert x > 0 or (mirrored and x < 0)
+    chance = float(kept_shares(table, at)[place])
+    bound = int(chance * 2**64)
+    assert _keep_exactly(table, at, x, bound - (1 << 24), bytes)
+    assert (chance == 1.0) == (offset == 0)
+    if offset:
+        assert not _keep_exactly(table, at, x, bound + (1 << 24), bytes)
 
 
 def test_the_operating_system_never_gives_the_same_noise_twice() -> None:
@@ -217,3 +231,21 @@ def test_a_million_draws_cost_less_than_the_bar() -> None:
     start = time.process_time()
     discrete_gaussian(1e6, 1_000_000, os_entropy)
     assert time.process_time() - start < 0.2
+
+
+@pytest.mark.parametrize("low", [0, 1, 1 << 40, (1 << 48) - 1])
+@pytest.mark.parametrize("bucket", [0, 1, 2, 777, (1 << 16) - 1])
+def test_the_guide_decides_no_bucket_that_a_threshold_lies_in_or_on_the_edge_of(bucket: int, low: int) -> None:
+    """There the lower 64 bits may decide; all others it decides, and as a search would."""
+    threshold = (bucket << 48) + low
+    high = np.array([threshold], np.uint64)
+    guide = _guide(high)
+    assert guide[bucket] == UNDECIDED
+    assert np.count_nonzero(guide == UNDECIDED) == 1
+    assert (guide[:bucket] == 0).all()
+    assert (guide[bucket + 1 :] == 1).all()
+
+
+def test_the_stated_error_of_a_probability_is_what_the_accountants_count_with() -> None:
+    release = Release(noise_multiplier=1.0, shares=3, share_sigma=1e5, parameters=1000, devices=7)
+    assert release.rounding == 7 * 1000 * 2.0**-50

@@ -5,6 +5,7 @@ That they are right is for other tests, which compare with dp-accounting, Opacus
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from fedpeft.privacy import Budget, Release, calibrate, epsilon, gaussian
 from fedpeft.privacy.adaptive import CLIP_BIT, bit_noise, bit_vector, bit_weight, next_clip_norm
 from fedpeft.privacy.audit import coin_flips, lower_bound, saturation, verdict
 from fedpeft.privacy.calibration import least_noise
-from fedpeft.privacy.composition import total_epsilon
+from fedpeft.privacy.composition import _twice, total_epsilon
 from fedpeft.privacy.gaussian import _scaled_erfc, gaussian_delta, gaussian_epsilon
 from fedpeft.privacy.noised_metrics import metric_lanes, metric_noise, metric_weight, read_lanes
 from fedpeft.privacy.planning import SIZES, expected_noise, signal_to_noise, step_signal_to_noise
@@ -304,3 +305,36 @@ def test_coins_are_the_bits_of_the_entropy(count: int) -> None:
 
     assert coin_flips(count, entropy).tolist() == [bool(int(bit)) for bit in "1010010100001111"[:count]]
     assert asked == [1 if count <= 8 else 2]
+
+
+@pytest.mark.parametrize("s", [0.05, 0.3, 1.0, 2.5])
+@pytest.mark.parametrize("delta", [1e-6, 1e-2])
+def test_two_neighbours_in_a_row_share_a_delta_that_suffices_for_both(s: float, delta: float) -> None:
+    """(2 epsilon, (1 + e^epsilon) delta'): delta' is looked for from a half of delta downwards, by halves at least."""
+    asked: list[float] = []
+
+    def single(part: float) -> float:
+        asked.append(part)
+        return gaussian_epsilon(s, part)
+
+    found = _twice(single, delta)
+    assert asked[0] == delta / 2
+    assert all(later <= earlier / 2 for earlier, later in pairwise(asked))
+    assert found == 2 * gaussian_epsilon(s, asked[-1])
+    assert asked[-1] * (1 + math.exp(found / 2)) <= delta
+
+
+@pytest.mark.parametrize("single", [300.0, 709.0, 710.0, 1e6, math.inf, math.nan])
+def test_where_one_neighbour_has_no_epsilon_or_an_enormous_one_two_have_none(single: float) -> None:
+    """Nor does a power that no float holds end the accountant."""
+    assert _twice(lambda part: single, 1e-5) == math.inf
+    assert _twice(lambda part: 30.0 - math.log(part), 1e-5) == math.inf, "no part of delta suffices"
+
+
+def test_of_few_coordinates_the_divergence_grows_by_what_a_sum_differs_at_most() -> None:
+    """The first of two bounds: order (s^2 / 2 + tau d), where tau d is small beside s."""
+    release = sums(0.1, 2, 0.5, 1, 2)
+    tau = 10 * math.exp(-2 * math.pi**2 * 0.25 / 2)
+    assert release.tau == pytest.approx(tau, rel=CLOSE)
+    orders = np.array([1.5, 4.0, 64.0])
+    assert release.rdp(orders) == pytest.approx(orders * (50 + tau), rel=1e-10)

@@ -234,6 +234,19 @@ def test_a_journal_is_at_most_one_charge_ahead_of_its_witness(tmp_path: Path, ah
             opened(tmp_path)
 
 
+@pytest.mark.parametrize("count", ["x", "-1", "", "1"])
+def test_a_witness_counts_charges_from_none_on(tmp_path: Path, count: str) -> None:
+    """Whatever digest stands beside another count than that of the journal, here of nothing charged yet."""
+    opened(tmp_path).close()
+    (tmp_path / "elsewhere").mkdir(exist_ok=True)
+    witness = tmp_path / "elsewhere" / "witness"
+    witness.write_text("0 " + 64 * "0" + "\n")
+    opened(tmp_path).close()
+    witness.write_text(count + " " + 64 * "0" + "\n")
+    with pytest.raises(IntegrityFailed, match="older or another copy"):
+        opened(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "x\n", "-1 abc\n", "2\n", "3 abc\n", "9 abc\n"])
 def test_a_witness_that_saw_something_else_is_believed(tmp_path: Path, text: str) -> None:
     charged(tmp_path, 3)

@@ -343,3 +343,28 @@ def test_the_norm_is_that_of_all_pieces_and_all_blocks(place: int) -> None:
     vector[1] = 0.2
     with pytest.raises(InputRefused, match=r"found a norm of 1\.01"):
         noisy_words({BLOCK: vector, **other}, made, seeded_entropy(3, "pieces"))
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_a_sum_that_would_just_reach_the_rings_half_gets_the_next_coarser_grid(bits: int) -> None:
+    many = {"devices": 200, "threshold": 150, "bits": bits, "parameters": 1}
+    made = sized(**many)
+    step = made.terms.step
+    largest = made.devices * made.terms.sensitivity + 8 * math.sqrt(made.devices) * made.share_sigma * step
+    least = 2.0 ** (bits - 1) * step / largest
+    assert sized(l2_clip_norm=0.999 * least, **many).terms.step == step
+    assert sized(l2_clip_norm=least, **many).terms.step == 2 * step
+
+
+@pytest.mark.parametrize("spare", [-1, 1])
+def test_a_norm_may_come_as_near_to_its_bound_as_its_own_rounding(spare: int) -> None:
+    """2^-32 of it: 2^20 squares are summed in float64. What is refused for it would not have been too long by much."""
+    bound = 3 * (1 + 2.0**-32) + spare * 2.0**-50
+    terms = NoiseTerms(l2_clip_norm=bound, noise_multiplier=8.0, colluders=0, step=1.0)
+    mechanism = Mechanism(terms=terms, devices=4, threshold=4, bits=32, parameters=1)
+    vectors = {BLOCK: np.array([3.0], np.float32)}
+    if spare < 0:
+        with pytest.raises(InputRefused, match="clipped"):
+            noisy_words(vectors, mechanism, seeded_entropy(0, "near"))
+    else:
+        assert len(noisy_words(vectors, mechanism, seeded_entropy(0, "near"))[BLOCK]) == 1

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from fedpeft.privacy import SampledRelease, calibrate_sampled, epsilon, sampled_epsilon, total_epsilon
 from fedpeft.privacy.accountant import Release
+from fedpeft.privacy.sampled_gaussian import _loss_at, _step
 
 # noise multiplier, sampling rate, steps, delta
 CASES = [
@@ -159,3 +161,24 @@ def test_epsilon_of_people_is_within_a_thousandth_of_dp_accounting_and_never_und
     )
     ours = sampled_epsilon([(replace(release(z, q, steps), unit="person"), 1)], delta)
     assert below <= ours <= above + 1e-3
+
+
+@pytest.mark.parametrize("x", [-9.0, 0.0, 0.5, 1.0, 7.0])
+@pytest.mark.parametrize(("z", "q"), [(1.0, 0.1), (0.3, 0.9), (5.0, 1.0)])
+def test_a_loss_is_the_logarithm_of_the_densities_ratio(x: float, z: float, q: float) -> None:
+    zero, one = norm.logpdf(x, 0, z), norm.logpdf(x, 1, z)
+    mixed = np.logaddexp(zero + (math.log1p(-q) if q < 1 else -math.inf), one + math.log(q))
+    assert _loss_at(x, z, q) == pytest.approx(mixed - zero, abs=1e-9)
+
+
+def test_a_fine_step_beside_a_coarse_one_makes_no_grid_larger_than_its_bound() -> None:
+    """The step is that of the finest loss, unless the widest would then have more than two million cells."""
+    wide, fine = release(0.05, 1.0, 1), release(10.0, 1e-3, 1)
+    for counted in ([(wide, 1), (fine, 1)], [(fine, 1), (wide, 1)]):
+        step = _step(counted)
+        assert 2 * _loss_at(1 + 9 * 0.05, 0.05, 1.0) / step <= 1 << 21
+        assert step > 10 * _step([(fine, 1)])
+
+
+def test_a_release_that_a_delta_pays_for_alone_has_no_epsilon() -> None:
+    assert sampled_epsilon([(release(1e4, 1e-4, 1), 1)], 0.9) == pytest.approx(0.0, abs=1e-9)

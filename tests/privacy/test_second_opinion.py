@@ -17,6 +17,7 @@ from fedpeft.privacy import (
     PrivacyLedger,
     Release,
     SampledRelease,
+    Statement,
     calibrate_by_both,
     calibrate_sampled,
     exceeds,
@@ -24,7 +25,7 @@ from fedpeft.privacy import (
     second_opinion,
     total_epsilon,
 )
-from fedpeft.privacy.composition import OURS
+from fedpeft.privacy.composition import OURS, Protected
 from fedpeft.privacy.opacus_accounting import Steps, figures
 from fedpeft.privacy.opacus_process import NoAnswer, OpacusProcess
 
@@ -262,3 +263,77 @@ def test_a_device_that_states_more_than_its_numbers_cost_is_taken_at_its_word() 
     assert ExampleStatement(epsilon=math.inf, ours=1.0, **numbers).opinions().charged == math.inf
     same = ExampleStatement(epsilon=asked.charged, ours=asked.ours, prv=asked.prv, **numbers)
     assert same.opinions() == asked
+
+
+def test_a_grid_that_no_gaussian_lies_behind_is_ours_alone_to_judge() -> None:
+    """Its rounding takes all of the noise there is: Opacus could only be asked about something else."""
+    rough = Release(noise_multiplier=20.0, shares=2, share_sigma=0.9, parameters=1, devices=2)
+    assert math.isfinite(total_epsilon([rough], 1e-3))
+    found = opinions([rough], 1e-3)
+    assert (found.prv, found.rdp, found.failure) == (None, None, second_opinion.NOT_GAUSSIAN)
+    assert found.charged == found.ours
+
+
+def test_steps_that_were_not_taken_are_not_asked_about() -> None:
+    kept, none = steps(1.0, 0.1, 5), steps(2.0, 0.1, 0)
+    assert second_opinion._sampled([(kept, 2), (none, 3)]) == (
+        Steps(noise_multiplier=1.0, sampling_rate=0.1, count=10),
+    )
+
+
+@pytest.mark.parametrize(
+    ("charges", "unit"),
+    [
+        ([steps(1.0, 0.1, 5), sums(1.0)], None),
+        ([sums(1.0), steps(1.0, 0.1, 5, "person")], "client"),
+        ([steps(1.0, 0.1, 5), steps(1.0, 0.1, 5, "person")], None),
+        ([steps(1.0, 0.1, 5)], "person"),
+        ([sums(1.0)], "example"),
+    ],
+)
+def test_releases_that_add_up_otherwise_are_no_part_of_one_history(charges: list[Charge], unit: Protected) -> None:
+    """What one kind of releases was allowed says nothing about several kinds, nor about another unit inside."""
+    assert second_opinion._steps_of(charges, unit) is None
+    alone = charges[:1]
+    own = "client" if isinstance(alone[0], Release) else alone[0].unit
+    assert second_opinion._steps_of(alone, own) == second_opinion._steps_of(alone, None) != ()
+
+
+POSSIBLE = {"epsilon": 1.0, "delta": 1e-5, "noise_multiplier": 1.0, "sampling_rate": 0.1, "l2_clip_norm": 1.0}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"epsilon": math.inf}, {"epsilon": -1e-9}, {"ours": math.nan}, {"prv": -1.0},
+        {"noise_multiplier": 0.049}, {"noise_multiplier": 1.01e4}, {"noise_multiplier": math.nan},
+        {"l2_clip_norm": 0.0}, {"l2_clip_norm": -1.0}, {"l2_clip_norm": math.inf}, {"l2_clip_norm": math.nan},
+        {"delta": 0.9e-12}, {"delta": 1.0}, {"sampling_rate": 0.9e-10}, {"sampling_rate": 1.01},
+        {"steps": 0}, {"steps": 2**34 + 1},
+    ],
+)  # fmt: skip
+def test_a_statement_with_one_figure_out_of_its_range_is_impossible(changed: dict[str, float]) -> None:
+    assert ExampleStatement(**POSSIBLE, steps=1).possible
+    assert not ExampleStatement(**{**POSSIBLE, "steps": 1, **changed}).possible  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "edge",
+    [
+        {"epsilon": 0.0}, {"ours": 0.0, "prv": 0.0}, {"noise_multiplier": 0.05}, {"noise_multiplier": 1e4},
+        {"delta": 1e-12}, {"sampling_rate": 1e-10}, {"sampling_rate": 1.0}, {"steps": 2**34},
+    ],
+)  # fmt: skip
+def test_a_statement_at_the_edge_of_a_range_is_possible(edge: dict[str, float]) -> None:
+    assert ExampleStatement(**{**POSSIBLE, "steps": 1, **edge}).possible  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quantile", [None, 0.5])
+def test_a_statement_about_clients_says_how_the_clip_norm_moves(quantile: float | None) -> None:
+    said = Statement(
+        opinions=Opinions(ours=1.0, prv=1.0, rdp=1.1), delta=1e-5, noise_multiplier=2.0, l2_clip_norm=0.25, rounds=3,
+        threshold=5, colluders=1, consistent=True, clip_quantile=quantile,
+    )  # fmt: skip
+    (line,) = (line for line in said.lines() if "clip norm" in line)
+    assert line.startswith("noise multiplier 2, L2 clip norm 0.25 over the whole contribution of a client")
+    assert ("it follows the 0.5 quantile of the clients' norms" in line) == (quantile is not None)

@@ -12,6 +12,7 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterState
 from fedpeft.errors import ConfigInvalid, DataInvalid, PolicyRefused, ResourceMissing
 from fedpeft.ids import BlockId, NodeId
+from fedpeft.round.device.pins import pinned
 from fedpeft.round.device.records import HeldBlocks, KeptResult, OpenRound
 from fedpeft.round.local import LocalResult
 from fedpeft.round.messages import (
@@ -129,6 +130,20 @@ def test_a_device_holds_a_run_to_the_learning_rate_that_it_measured(fleet: ToyFl
         assert isinstance(fit(fleet, request), Ready)
     else:
         assert "2 times the table's" in failed(fleet, request).detail
+
+
+def test_a_round_that_has_no_learning_rate_makes_no_device_forget_the_one_that_was_measured(fleet: ToyFleet) -> None:
+    """An evaluation here; a round that measures the head anew as well, after which others train."""
+    train = PLAN.train.model_copy(update={"learning_rate": "measured"})
+    plan = PLAN.model_copy(update={"train": train})
+    scaled = replace(toy_task(plan, round_id=3, state=STATE), scale=2.0)
+    assert isinstance(fit(fleet, fit_request(fleet, plan, STATE, task=scaled)), Ready)
+    resting = replace(toy_task(plan, train=False, state=STATE), scale=2.0)
+    assert resting.work(STATE).learning_rate_scale == 0.0
+    assert isinstance(fit(fleet, fit_request(fleet, plan, STATE, task=resting)), Ready)
+    pin = pinned(fleet.stores["d0"], plan.run_id)
+    assert pin is not None
+    assert (pin.round_id, pin.scale) == (resting.round_id, 2.0)
 
 
 def test_a_device_without_the_state_says_so_and_then_takes_all_of_it(fleet: ToyFleet) -> None:

@@ -17,12 +17,13 @@ from fedpeft.catalogue.method import MethodPlugin
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
 from fedpeft.ids import BlockId, NodeId
 from fedpeft.privacy import Budget, PrivacyLedger, sampled_epsilon
+from fedpeft.round import example_privacy
 from fedpeft.round.device.records import OpenRound
-from fedpeft.round.example_privacy import ExamplePrivacy, round_cost
+from fedpeft.round.example_privacy import ExamplePrivacy, noise_of, round_cost
 from fedpeft.round.messages import Failure, FailureReason, Ready
 from fedpeft.round.metrics import TRAIN_LOSS
 from fedpeft.round.plan import ExampleTerms, LearningPlan
-from fedpeft.round.size_class import lower_end, size_class
+from fedpeft.round.size_class import lower_end, size_class, upper_end
 from fedpeft.round.transport import Stage
 from fedpeft.testing.fleet import ToyFleet, enrol, fit_request, toy_task
 from fedpeft.testing.runs import toy_run
@@ -90,6 +91,22 @@ def test_a_plan_that_keeps_no_promise_is_refused_with_the_nearest_that_does(chan
     plan = PLAN.model_copy(update={"privacy": TERMS.model_copy(update=change)})
     with pytest.raises(ConfigInvalid, match=found):
         round_cost(plan, declared=7, parameters=10**6)
+
+
+@pytest.mark.parametrize("declared", [7, 14])
+def test_a_delta_that_would_pay_for_publishing_one_of_the_examples_is_refused(
+    declared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the most that a class can have, for its size is all that is told: up to one of so many, and no further."""
+    monkeypatch.setattr(example_privacy, "calibrate_by_both", lambda *_: 1.0)  # how much noise is not the question
+    most = math.ceil(upper_end(declared)) - 1
+    for delta, right in ((0.9999 / most, True), (1.0001 / most, False)):
+        terms = TERMS.model_copy(update={"delta": delta})
+        if right:
+            assert noise_of(terms, 8, declared, 10)[0] == 1.0
+        else:
+            with pytest.raises(ConfigInvalid, match="delta is too large"):
+                noise_of(terms, 8, declared, 10)
 
 
 def test_every_round_is_charged_before_its_reply_and_stated_in_it(tmp_path: Path) -> None:

@@ -8,14 +8,27 @@ import pytest
 from fedpeft import secagg
 from fedpeft.config.model import Aggregate
 from fedpeft.ids import NodeId
+from fedpeft.round.device.pins import run_key
+from fedpeft.round.device.records import SeenLinks
 from fedpeft.round.history import BURNT, LARGEST_LINK, Past, genesis, linked, read_history
+from fedpeft.round.linking import burnt_link
 from fedpeft.round.messages import Failure, FailureReason, FitRequest, History, Link, Ready
-from fedpeft.round.run_memory import LINKS_KEPT, fork_seen
+from fedpeft.round.run_memory import LINKS_KEPT, earlier_heads, fork_seen, known_links
 from fedpeft.round.task import RoundTask
 from fedpeft.round.transport import Stage
 from fedpeft.round.work import plan_digest, state_digest
 from fedpeft.secagg.offer import open_terms
-from fedpeft.testing.fleet import DictStore, ToyFleet, enrol, exact_terms, fit_request, toy_past, toy_task
+from fedpeft.testing.fleet import (
+    CLIENT_PRIVACY,
+    DictStore,
+    ToyFleet,
+    enrol,
+    exact_terms,
+    fit_request,
+    toy_noise,
+    toy_past,
+    toy_task,
+)
 from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
 from fedpeft.wire import WireError, decode, encode
 
@@ -91,6 +104,54 @@ def test_a_device_follows_a_run_link_by_link(fleet: ToyFleet) -> None:
     for done in range(5):
         assert isinstance(answer(fleet, request_of(fleet, burnt(done), after=max(0, done - 1))), Ready)
         fleet.restart(NODE)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [(0, 0), (1, 0), (2, 1), (3, 2), (4, 3)],  # (rounds that are over, links after which), one by one
+        [(4, 0)],  # all at once
+        [(1, 0), (4, 1)],  # after a gap
+        [(2, 0), (4, 0), (4, 0)],  # from the beginning again
+        [(0, 0), (0, 0), (3, 0), (4, 2)],
+    ],
+)
+def test_a_device_remembers_every_past_that_it_was_led_through_once(
+    fleet: ToyFleet, told: list[tuple[int, int]]
+) -> None:
+    """What it kept of any round of this run it finds again by the digest of that round's past, and by no other."""
+    assert earlier_heads(fleet.stores["d0"], PLAN.run_id) == frozenset()
+    for attempt, (done, after) in enumerate(told, 1):
+        assert isinstance(answer(fleet, request_of(fleet, burnt(done), after=after, attempt=attempt)), Ready)
+        fleet.restart(NODE)
+    assert earlier_heads(fleet.stores["d0"], PLAN.run_id) == {burnt(done).head for done in range(5)}
+    seen = decode(fleet.stores["d0"].values[run_key(PLAN.run_id, "links")], SeenLinks)
+    assert len(seen.heads) == 5 * 32, "each of them once"
+    assert seen.links == burnt(4).links
+
+
+def test_a_device_asks_for_links_from_where_its_own_memory_ends(fleet: ToyFleet) -> None:
+    """Not from where its ledger's ends alone: that knows a digest, and no link."""
+    store, ledger = fleet.stores["d0"], fleet.ledgers["d0"]
+    assert known_links(store, PLAN.run_id, None) == 0
+    assert isinstance(answer(fleet, request_of(fleet, burnt(3))), Ready)
+    mark = ledger.mark(PLAN.run_id)
+    assert mark is not None
+    assert known_links(store, PLAN.run_id, mark) == 3
+    assert known_links(store, PLAN.run_id, None) == 0
+    assert known_links(store, "another", mark) == 0
+    assert known_links(DictStore(), PLAN.run_id, mark) == 0
+    assert known_links(store, PLAN.run_id, replace(mark, history=b"")) == 0
+
+
+def test_a_burnt_round_leaves_a_link_without_a_number_of_a_sum() -> None:
+    task = toy_task(PLAN, round_id=2, attempt=3, state=STATE)
+    assert burnt_link(task, state=LEFT, devices=5, population=7) == Link(
+        round_id=2, attempt=3, state=LEFT, outcome=BURNT, sums=BURNT, devices=5, population=7,
+        survivors=b"", weight=0, owners=b"", weights=b"", clip=0.0,
+    )  # fmt: skip
+    noised = replace(task, noise=toy_noise(PLAN.model_copy(update={"client_privacy": CLIENT_PRIVACY}), devices=5))
+    assert burnt_link(noised, state=LEFT, devices=5, population=7).clip == 1.0
 
 
 def test_a_late_joiner_takes_the_links_from_the_beginning_and_from_nowhere_else(fleet: ToyFleet) -> None:

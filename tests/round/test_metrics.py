@@ -18,7 +18,9 @@ from fedpeft.round.metrics import (
     METRIC_BITS,
     METRIC_RANGES,
     METRICS,
+    NOTHING_MEASURED,
     TRAIN_LOSS,
+    Measured,
     evaluation_vector,
     measured_in,
     rounded_accuracy,
@@ -144,3 +146,10 @@ def test_an_absent_block_is_no_block(tmp_path: object) -> None:
     """A device without held-out examples says so by not owning the block: its zeros would be an accuracy."""
     assert METRICS not in lanes(96, train=True, held_out=0)
     assert BlockId("train-loss") in lanes(96, train=True, held_out=0)
+
+
+def test_a_round_that_measures_nothing_has_no_evaluator_and_no_mean() -> None:
+    assert (
+        Measured(evaluators=0, loss=None, accuracy=None, train_loss=None, metrics={}, rate_losses=())
+        == NOTHING_MEASURED
+    )

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedpeft.config import parse
 from fedpeft.config.model import Privacy, Rounds, Train
 from fedpeft.errors import SpecMismatch
-from fedpeft.round.plan import LearningPlan, learning_rate_factor
+from fedpeft.round.plan import LearningPlan, example_terms, learning_rate_factor
+from fedpeft.testing.runs import toy_run
 from fedpeft.testing.trainers import toy_plan, toy_spec
 
 PLAN = toy_plan(toy_spec({"head": 4}))
@@ -50,6 +52,28 @@ def test_a_plan_with_anything_else_in_it_is_refused(change: dict[str, object]) -
 def test_what_is_no_plan_at_all_is_refused(text: str) -> None:
     with pytest.raises(SpecMismatch):
         LearningPlan.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "unit", "each"),
+    [
+        ({"unit": "example", "epsilon": 2.0, "delta": 1e-3}, "example", 1),
+        ({"unit": "person", "epsilon": 2.0, "delta": 1e-3, "examples_per_person": 7}, "person", 7),
+        ({"unit": "client", "epsilon": 2.0, "delta": 1e-3}, None, 0),
+        ({"unit": "none"}, None, 0),
+    ],
+)
+def test_a_plan_that_hides_examples_or_people_says_how_many_of_each_a_step_looks_at(
+    privacy: dict[str, object], unit: str | None, each: int
+) -> None:
+    config = parse(toy_run("", clients=3), source="run.toml", simulation=True)
+    found = example_terms(config.model_copy(update={"privacy": Privacy.model_validate(privacy)}))
+    if unit is None:
+        assert found is None
+        return
+    assert found is not None
+    assert (found.unit, found.examples_per_person, found.epsilon, found.delta) == (unit, each, 2.0, 1e-3)
+    assert found.steps == config.rounds.count * config.train.local_steps
 
 
 def factors(count: int, **train: object) -> list[float]:

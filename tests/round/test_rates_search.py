@@ -30,9 +30,10 @@ from fedpeft.round.rates.search import (
     why_not_measured,
 )
 from fedpeft.round.ring_range import largest_delta
-from fedpeft.round.terms import round_terms
+from fedpeft.round.terms import participants_of, round_terms
 from fedpeft.round.work import accept_work, work_terms
-from fedpeft.testing.trainers import toy_plan, toy_spec, toy_state
+from fedpeft.testing.fleet import enrol
+from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
 
 SPEC = toy_spec({"head": 4, "lora.B.t4": 6})
 HEAD, LORA = BlockId("head"), BlockId("lora.B.t4")
@@ -189,3 +190,20 @@ def test_a_device_takes_no_scale_in_a_run_that_does_not_measure() -> None:
     work = replace(work_terms(plan, SPEC, 5, state=bytes(32)), learning_rate_scale=2.0)
     with pytest.raises(SpecMismatch, match="learning_rate_scale"):
         accept_work(plan, SPEC, 5, work, bucket=0, controls=())
+
+
+def test_the_probes_of_the_rate_stand_before_the_loss_of_training_and_behind_all_metrics() -> None:
+    """The order of lanes is part of what is signed: another coordinator must come to the same."""
+    spec = round_terms(
+        PLAN,
+        SPEC,
+        participants_of(enrol({f"d{i}": GivenTrainer(SPEC, {}) for i in range(3)}).members()),
+        work_terms(PLAN, SPEC, 2, state=b""),
+        round_id=2,
+        attempt=1,
+        stage_deadline_s=1.0,
+        history=b"",
+    )
+    own = {block.block_id for block in SPEC.blocks}
+    lanes = [block.block_id for block in spec.blocks if block.block_id not in own]
+    assert lanes == ["metrics", "task-metrics", "rate-probes", "train-loss"]

@@ -15,7 +15,16 @@ from fedpeft.config.model import Rounds
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId, NodeId
 from fedpeft.round.local import Trainer
-from fedpeft.round.messages import Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready, WorkTerms
+from fedpeft.round.messages import (
+    BlockPayload,
+    Failure,
+    FailureReason,
+    FitRequest,
+    Profile,
+    ProfileRequest,
+    Ready,
+    WorkTerms,
+)
 from fedpeft.round.plan import LearningPlan, PlannedRounds
 from fedpeft.round.signed_request import read_signed
 from fedpeft.round.transport import Stage
@@ -308,3 +317,26 @@ def test_the_rounds_section_has_nothing_that_the_plan_lacks_and_a_device_needs()
     own |= {"fit_deadline_s", "stage_deadline_s", "gather_deadline_s", "metric", "patience"}
     own |= {"evaluation_deadline_s"}
     assert set(Rounds.model_fields) == own | set(PlannedRounds.model_fields)
+
+
+@pytest.mark.parametrize(
+    "controls",
+    [
+        [("head", bytes(12))],
+        [("head", bytes(20))],
+        [("head", b"")],
+        [("elsewhere", bytes(16))],
+        [("head", bytes(16)), ("head", bytes(16))],
+        [("head", np.array([0, 0, np.nan, 0], "<f4").tobytes())],
+        [("head", np.array([0, 0, 0, np.inf], "<f4").tobytes())],
+    ],
+)
+def test_controls_are_one_finite_vector_a_block_of_its_length(controls: list[tuple[str, bytes]]) -> None:
+    payloads = tuple(BlockPayload(block_id=BlockId(name), values=values) for name, values in controls)
+    work = work_terms(SCAFFOLD, SPEC, 2, state=bytes(32), controls=payloads)
+    with pytest.raises(SpecMismatch, match=r"control (for a block|of head)"):
+        accept_work(SCAFFOLD, SPEC, 2, work, bucket=0, controls=payloads)
+    good = (BlockPayload(block_id=BlockId("head"), values=np.arange(4, dtype="<f4").tobytes()),)
+    work = work_terms(SCAFFOLD, SPEC, 2, state=bytes(32), controls=good)
+    found = accept_work(SCAFFOLD, SPEC, 2, work, bucket=0, controls=good).controls
+    assert {name: vector.tolist() for name, vector in found.items()} == {"head": [0.0, 1.0, 2.0, 3.0]}

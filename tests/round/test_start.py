@@ -38,6 +38,14 @@ def test_a_crafted_first_state_is_refused_in_every_block(block: BlockId) -> None
         assert not taken(STATE.replace({block: moved}))
 
 
+@pytest.mark.parametrize(("apart", "near"), [(0.9 * 2.0**-17, True), (1.1 * 2.0**-17, False), (-1.1 * 2.0**-17, False)])
+def test_a_state_is_near_up_to_two_to_the_minus_17_of_its_largest_value(apart: float, near: bool) -> None:
+    largest = float(np.abs(STATE[HEAD]).max())
+    moved = STATE[HEAD].astype(np.float64)
+    moved[np.abs(moved).argmin()] += apart * largest
+    assert taken(STATE.replace({HEAD: moved.astype(np.float32)})) == near
+
+
 def test_the_last_bits_of_another_lapack_are_taken() -> None:
     near = STATE.replace({HEAD: (STATE[HEAD] * np.float32(1 + NEAR / 2)).astype(np.float32)})
     assert near.digests != STATE.digests

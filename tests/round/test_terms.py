@@ -6,9 +6,13 @@ import pytest
 
 from fedpeft import secagg
 from fedpeft.config.model import SecureAggregation
+from fedpeft.entropy import seeded_entropy
+from fedpeft.ids import NodeId
 from fedpeft.ring import SumRange
 from fedpeft.round.metrics import METRIC_BITS, METRIC_RANGES, TRAIN_LOSS_RANGES
+from fedpeft.round.summing import SecureSum
 from fedpeft.round.task import Member, RoundTask
+from fedpeft.round.transport import Requests
 from fedpeft.testing.fleet import enrol, toy_task, toy_terms
 from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
 
@@ -75,3 +79,24 @@ def test_another_attempt_is_the_same_run_to_the_devices() -> None:
     """By its name a device knows in which rounds it has signed; it must not change when a coordinator restarts."""
     task = toy_task(PLAN)
     assert {terms_of(task=replace(task, attempt=attempt)).run_id for attempt in (1, 2, 3)} == {PLAN.run_id}
+
+
+def test_a_sum_knows_by_whom_its_terms_were_signed_after_a_restart_too() -> None:
+    """A coordinator goes on with a sum of its own only: no device would answer about another's."""
+    own, other = (secagg.IdentityKey.generate(seeded_entropy(seed, "coordinators")) for seed in (1, 2))
+    opened = SecureSum(terms_of(), own, seeded_entropy(3, "sum"))
+    assert opened.signed_by(own.public)
+    assert not opened.signed_by(other.public)
+
+
+def test_what_is_sent_is_made_when_it_is_looked_up_and_for_nobody_else() -> None:
+    made: list[int] = []
+    requests = Requests([NodeId(3), NodeId(1)], lambda node: made.append(node) or bytes([node]))
+    assert (len(requests), list(requests)) == (2, [3, 1])
+    assert [node in requests for node in (NodeId(1), NodeId(2), NodeId(3), "1")] == [True, False, True, False]
+    assert made == []
+    assert requests[NodeId(3)] == b"\3"
+    assert requests.get(NodeId(2)) is None
+    with pytest.raises(KeyError):
+        requests[NodeId(2)]
+    assert made == [3]

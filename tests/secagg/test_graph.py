@@ -117,6 +117,23 @@ def test_no_smaller_degree_would_do(owners: int, corrupt: float, dropout: float)
         assert not live, (k, safe)
 
 
+@pytest.mark.parametrize(
+    ("members", "colluding", "gone", "expected"),
+    [
+        (130, 64, 63, Degree(128, 65)),  # the largest degree that a circle of so many has: all but one
+        (130, 64, 64, Degree(129, 97)),  # one more gone, and none is left but all with all
+        (131, 64, 63, Degree(128, 65)),
+        (131, 64, 65, Degree(130, 98)),
+        (200, 0, 196, Degree(198, 2)),
+    ],
+)
+def test_sharing_with_all_but_one_is_taken_where_nothing_less_would_do(
+    members: int, colluding: int, gone: int, expected: Degree
+) -> None:
+    """So many collude and drop out that only numbers decide: one honest share beside theirs must always remain."""
+    assert sharing_degree(members, colluding / members, gone / members) == expected
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     owners=st.integers(129, 200),

@@ -42,10 +42,10 @@ from fedpeft.secagg import (
 from fedpeft.secagg.cohort import cohort_problem, quorum
 from fedpeft.secagg.coordinator_close import _witnesses
 from fedpeft.secagg.coordinator_state import Agreeing
-from fedpeft.secagg.graph import Degree
+from fedpeft.secagg.graph import MOST_NEIGHBOURS, Degree
 from fedpeft.secagg.offer import RosterRows, encode_spec, open_terms, roster_digest
 from fedpeft.secagg.primitives import AgreementKey
-from fedpeft.secagg.roster import Roster, pack_members
+from fedpeft.secagg.roster import Roster, pack_members, read_roster
 from fedpeft.secagg.shamir import SHARE_SIZE
 from fedpeft.secagg.transcript import (
     NeighbourKeys,
@@ -797,3 +797,68 @@ def test_a_block_that_nobody_can_open_does_not_draw_everybody_into_the_witnesses
     assert cohort_problem(roster, 0, signers, witnesses) is None
     assert cohort_problem(roster, 1, signers, signers) is not None
     assert len(witnesses) == quorum(roster) < len(signers)
+
+
+def test_no_more_witnesses_are_shown_than_a_quorum_and_the_cohort_of_every_block() -> None:
+    """Each signature shown is a signature that every device must check: owners of the small block, then anybody."""
+    members = tuple(ParticipantId(i) for i in range(1, 201))
+    roster = Roster(
+        spec=make_spec(make_fleet(200), corrupt_fraction=0.1, dropout_fraction=0.1),
+        offer=bytes(32),
+        context=bytes(32),
+        members=members,
+        root=bytes(32),
+        classes=(0,) * 200,
+        owners=(members[-30:], members),
+        degree=Degree(36, 21),
+    )
+    agreeing = Agreeing(
+        masked=None,  # type: ignore[arg-type]
+        survivors=frozenset(members),
+        bitmap=b"",
+        signatures=dict.fromkeys(members, b""),
+    )
+    witnesses = _witnesses(roster, agreeing)
+    assert len(witnesses) == quorum(roster)
+    assert all(cohort_problem(roster, block, members, witnesses) is None for block in (0, 1))
+    assert len(witnesses.intersection(members[-30:])) < 30, "as many of the small block's owners as its cohort needs"
+
+
+@pytest.mark.parametrize("owners", [MOST_NEIGHBOURS, MOST_NEIGHBOURS + 1])
+def test_a_block_that_more_devices_mask_with_each_other_than_one_can_is_refused(owners: int) -> None:
+    """So many colluders that no circle is safe: all owners mask with all. A device must not work for minutes."""
+    rows = [
+        Participant(
+            participant_id=ParticipantId(i),
+            device=f"d{i}",
+            organisation=f"o{i}",
+            identity=i.to_bytes(2, "big") + bytes(30),
+        )
+        for i in range(1, MOST_NEIGHBOURS + 2)
+    ]
+    block = SummedBlock(block_id=BlockId("b"), ranges=(SumRange(length=9, max_abs=1.0, exact=True),))
+    rest = replace(block, block_id=BlockId("rest"))
+    spec = make_spec(
+        make_fleet(3), (block, rest), participants=tuple(rows), corrupt_fraction=0.45, dropout_fraction=0.4
+    )
+    terms, roster = encode_spec(spec)
+    offer = RoundOffer(spec=terms, roster=roster, coordinator_channel=bytes(32), signature=b"")
+    members = [row.participant_id for row in rows]
+    first, last = (pack_members(part, members) for part in (members[:owners], members[-10:]))
+    request = ShareRequest(
+        context=bytes(32),
+        members=pack_members(members, members),
+        root=bytes(32),
+        classes=bytes(len(members)),
+        owners=(first, last),
+        neighbours=b"",
+        path=b"",
+    )
+    found = read_roster(offer, request)
+    if owners > MOST_NEIGHBOURS:
+        assert isinstance(found, str)
+        assert f"at most {MOST_NEIGHBOURS} owners" in found
+        assert f"found {owners} of b;" in found
+    else:
+        assert isinstance(found, Roster), found
+        assert found.masking_degree(0) is None

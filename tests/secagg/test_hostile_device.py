@@ -339,6 +339,15 @@ def test_another_number_of_shares_puts_their_sender_out(change: str) -> None:
 # Any stage
 
 
+@pytest.mark.parametrize("stage", ["share", "mask", "consist", "reveal"])
+def test_a_reply_that_is_not_authenticated_with_its_senders_key_puts_its_sender_out(stage: str) -> None:
+    """However right the rest of it is, its signatures too."""
+    outcome = play(a_round(), stage, lambda a, reply: replace(reply, tag=bytes(len(reply.tag))))
+    assert isinstance(outcome, Summed), outcome
+    assert outcome.rejected[BAD].reason is Reason.BAD_SIGNATURE
+    assert "authenticated" in outcome.rejected[BAD].detail
+
+
 def test_a_reply_of_a_later_stage_puts_its_sender_out_and_one_of_an_earlier_is_ignored() -> None:
     a = a_round()
     state = a.open()

@@ -167,6 +167,30 @@ def test_the_state_is_on_disk_before_the_reply_leaves(tmp_path: Path, monkeypatc
     assert isinstance(ledger.load("run"), Advertised)
 
 
+def test_states_are_numbered_from_one_without_a_gap_over_restarts_and_rounds_sat_out(tmp_path: Path) -> None:
+    """What a state put back is known by."""
+    fleet, ledger = with_files(tmp_path)
+    Round(fleet=fleet, spec=make_spec(fleet)).reach("share")
+    state = ledger.load("run")
+    assert state is not None
+
+    def number() -> int:
+        (file,) = (tmp_path / "ledger").glob("*.state")
+        return int.from_bytes(file.read_bytes()[:8], "big")
+
+    assert number() == 1
+    ledger.save("run", state)
+    assert number() == 2
+    again = FileLedger(tmp_path / "ledger", fleet.identities[0])
+    again.save("run", state)
+    assert number() == 3
+    mark = again.mark("run")
+    assert mark is not None
+    again.sit_out("run", mark)
+    again.save("run", state)
+    assert number() == 4
+
+
 def process(fleet: Fleet, ledger: FileLedger) -> None:
     """The first device's next process, with this ledger."""
     fleet.sessions[ONE] = DeviceSession(

@@ -17,11 +17,13 @@ from fedpeft.secagg import (
     Refusal,
     Reply,
     RoundOffer,
+    RoundSpec,
     Summed,
     close_stage,
     receive,
 )
 from fedpeft.secagg.coordinator_state import Sharing
+from fedpeft.secagg.device_state import Failed
 from fedpeft.secagg.graph import sharing_degree
 from fedpeft.secagg.messages import EncryptedShares, RevealRequest, ShareRequest
 from fedpeft.secagg.spec import Mode
@@ -215,6 +217,19 @@ def test_a_roster_that_the_device_holds_need_not_come_again() -> None:
     assert is_missing(answered(round_id=4, participants=fewer))
     assert isinstance(answered(round_id=4, participants=fewer, whole=True), Advertise)
     assert is_missing(answered(round_id=5))
+
+
+def test_a_round_that_failed_before_its_terms_were_known_leaves_a_device_ready_for_the_next() -> None:
+    """Nothing is held of it: neither a roster nor terms to answer again."""
+    fleet = make_fleet(5)
+    fleet.ledgers[ONE].save("run", Failed(participation=None, reason=Reason.POLICY, detail="not today"))
+    offer = Round(fleet=fleet, spec=make_spec(fleet)).open().requests[ONE]
+    assert isinstance(offer, RoundOffer)
+    assert isinstance(fleet.sessions[ONE].examine(offer), RoundSpec)
+    bare = fleet.sessions[ONE].begin(replace(offer, roster=b""), owns=OWNS, entropy=os_entropy)
+    assert isinstance(bare, Refusal)
+    assert bare.reason is Reason.MISSING_ROSTER
+    assert isinstance(fleet.sessions[ONE].begin(offer, owns=OWNS, entropy=os_entropy), Advertise)
 
 
 def test_a_repeated_offer_is_the_same_with_its_roster_and_without() -> None:

@@ -112,6 +112,14 @@ def test_a_threshold_or_holder_that_makes_no_sense_is_refused(threshold: int, ho
         split([bytes(32)], threshold, holders, [bytes(COEFFICIENT_BYTES * max(threshold - 1, 0))])
 
 
+@pytest.mark.parametrize("sizes", [[], [2], [2, 2, 2], [2, 1], [1, 2], [2, 3], [0, 0]])
+def test_other_coefficients_than_one_text_a_secret_of_the_right_length_are_refused(sizes: list[int]) -> None:
+    """Too few of them would leave a polynomial of a lower degree: fewer shares than the threshold would rebuild it."""
+    coefficients = [bytes(COEFFICIENT_BYTES * size) for size in sizes]
+    with pytest.raises(FedpeftError, match="Expected 2 times 96 coefficient bytes"):
+        split([bytes(32)] * 2, 3, [1, 2, 3, 4], coefficients)
+
+
 def test_a_share_outside_the_field_or_of_another_length_is_none() -> None:
     assert share_value((PRIME - 1).to_bytes(33, "big")) == PRIME - 1
     assert share_value(PRIME.to_bytes(33, "big")) is None
