@@ -53,10 +53,20 @@ class FleetTransport:
                 seen = link.arrivals
                 for message_id, reply in link.claim(waiting.keys()):
                     node = waiting.pop(message_id)
+                    seconds = clock.monotonic_s() - started
                     if reply is None:
                         yield self._lost(node, sizes[node], started, "the reply is no message")
+                    elif isinstance(reply, bytes):
+                        yield Reply(
+                            node=node,
+                            payload=reply,
+                            error="",
+                            seconds=seconds,
+                            bytes_down=sizes[node],
+                            bytes_up=len(reply),
+                        )
                     else:
-                        yield reply_of(reply, node, sizes[node], clock.monotonic_s() - started)
+                        yield reply_of(reply, node, sizes[node], seconds)
                 if clock.monotonic_s() - looked >= LOOK_S:
                     looked, here = clock.monotonic_s(), set(link.online())
                     for message_id in [one for one, node in waiting.items() if node not in here]:

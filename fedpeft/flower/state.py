@@ -26,7 +26,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
 
 from fedpeft.flower.objects import FleetObjects
-from fedpeft.flower.records import from_record, is_inline, to_record
+from fedpeft.flower.records import from_record, is_inline
 
 __all__ = ["DELIVERIES", "FleetState"]
 
@@ -61,8 +61,10 @@ class FleetState(InMemoryLinkState):
             self._due.setdefault(message.metadata.dst_node_id, {})[message.metadata.message_id] = 0
         return True
 
-    def claim(self, message_ids: Collection[str]) -> list[tuple[str, Message | None]]:
-        """The replies to these messages that have come whole, each once; None for what is no message at all."""
+    def claim(self, message_ids: Collection[str]) -> list[tuple[str, Message | bytes | None]]:
+        """The replies to these messages that have come whole, each once: a message, the payload that one had in it, or
+        None for what is no message at all.
+        """
         with self.lock:
             ready = [one for one in self._whole if one in message_ids]
             for one in ready:
@@ -177,14 +179,13 @@ class FleetState(InMemoryLinkState):
             self._cleanup_push_session(session, cleanup_messages=False)
         self._contents.delete(reply_id)
 
-    def _with_content(self, reply: Message) -> Message | None:
+    def _with_content(self, reply: Message) -> Message | bytes | None:
         reply_id = reply.metadata.message_id
         if reply.has_error():
             return reply
         kept = self._contents.take(reply_id)
         if kept is not None:
-            reply.content = to_record(kept)
-            return reply
+            return kept
         try:
             tree = self._contents.get_object_tree(reply_id)
             contents = {part.object_id: self._contents.get(part.object_id) or b"" for part in iterate_object_tree(tree)}

@@ -115,8 +115,8 @@ class SuperLink:
             self._wake(node)
         return ids
 
-    def claim(self, message_ids: Collection[str]) -> list[tuple[str, Message | None]]:
-        """The replies to these messages that have come, each once; None for what is no message at all."""
+    def claim(self, message_ids: Collection[str]) -> list[tuple[str, Message | bytes | None]]:
+        """The replies to these messages that have come, each once; see ``FleetState.claim``."""
         return self._state.claim(message_ids)
 
     def forget(self, message_ids: Collection[str]) -> None:

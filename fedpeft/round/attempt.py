@@ -90,6 +90,7 @@ class Attempt:
                     if isinstance(answer, Failure) and answer.reason in LACKS and answer.reason not in given[place]:
                         given[place].add(answer.reason)  # each once at most: who lacks it then is out of this attempt
                         self._forget(place, answer)
+                        self._tell(EventKind.LACKED, Stage.FIT, place, detail=answer.reason.value)
                         again.append(place)
                     else:
                         yield place, self._ready(place, answer, offers[place], state)

@@ -16,6 +16,7 @@ class EventKind(enum.Enum):
     ROUND_STARTED = "round-started"
     ASKED = "asked"
     ANSWERED = "answered"
+    LACKED = "lacked"  # it was to have state, history or roster and does not: it is sent them, and asked again
     FAILED = "failed"
     STAGE_CLOSED = "stage-closed"
     SUMMED = "summed"

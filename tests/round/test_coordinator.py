@@ -278,6 +278,8 @@ def test_a_device_that_never_has_the_roster_is_asked_only_twice_and_tells_no_tro
     attempt.transport.devices[NODES[1]] = lambda stage, payload: missing
     assert head_sum(attempt.run()) == without(1)
     assert [nodes for stage, nodes in attempt.transport.asked if stage is Stage.FIT] == [tuple(NODES), (NODES[1],)]
+    lacked = [(event.stage, event.detail) for event in attempt.events if event.kind is EventKind.LACKED]
+    assert lacked == [(Stage.FIT, "missing-roster")], "why a device is asked again can be read in events.jsonl"
 
 
 def test_devices_that_need_the_same_are_sent_the_same_bytes() -> None:

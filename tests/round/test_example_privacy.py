@@ -133,6 +133,16 @@ def test_a_repeated_offer_and_another_attempt_release_and_cost_nothing_new(tmp_p
     assert site.entries() == 1
 
 
+def test_another_attempt_at_the_round_that_spent_the_budget_costs_nothing_and_is_taken_part_in(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    for round_id in (1, 2, 3):
+        site.fit(round_id)
+    assert isinstance(site.fit(3, attempt=2), Ready), "it is paid for, though nothing is left"
+    assert site.entries() == 3
+    site.fleet.stores["a"].values.clear()
+    assert isinstance(site.fit(3, attempt=3), Failure), "what was trained is lost, and cannot be made again"
+
+
 def test_a_training_that_is_lost_and_repeated_is_charged_again(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.fit(1)

@@ -160,9 +160,9 @@ class Device:
         if noise is not None:
             expect_affordable(noise, self._budget)
         cost = self._trainer.cost(plan) if work.train else None
-        if cost is not None:
-            self._examples.afford(plan, cost)
         result = opened.result if opened is not None and opened.work_sha256 == _same_work(terms) else None
+        if cost is not None and result is None:  # what was trained for an earlier attempt is paid for
+            self._examples.afford(plan, cost)
         # What was trained in an earlier attempt stands, though the device may train something else by now.
         blocks = self._trainer.trains(plan) if result is None else {part.block_id for part in result.deltas}
         owns = owned_sums(terms, work, blocks, evaluates=self._trainer.evaluates(plan))

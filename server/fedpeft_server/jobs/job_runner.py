@@ -20,7 +20,7 @@ from fedpeft.ids import RoundId
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.plan import learning_plan
 from fedpeft.round.rates import rates_told
-from fedpeft.round.transport import Transport
+from fedpeft.round.transport import Stage, Transport
 from fedpeft_server.enrolment.active_devices import ActiveDevices
 from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
 from fedpeft_server.home import CoordinatorHome
@@ -97,6 +97,7 @@ class JobRunner:
 
     def __init__(self, site: JobContext) -> None:
         self._site = site
+        self._asked: tuple[RoundId, Stage | None] | None = None
 
     def work(self, job: Job) -> Job:
         """Run a job to its end; returns where it stands then.
@@ -252,10 +253,12 @@ class JobRunner:
         meters.count("bytes_up_total", event.bytes_up)
         meters.count("bytes_down_total", event.bytes_down)
         match event.kind:
-            case EventKind.ASKED:
-                site.tell(
-                    f"{where}: waiting for {event.device} in {event.stage.value if event.stage else ''}, {event.detail}"
-                )
+            case EventKind.ASKED if (event.round_id, event.stage) != self._asked:  # a line a stage, not a device
+                self._asked = event.round_id, event.stage
+                stage = event.stage.value if event.stage else ""
+                site.tell(f"{where}: asking {event.device} and the others for {stage}, {event.detail}")
+            case EventKind.LACKED:
+                site.tell(f"{where}: {event.device} says {event.detail}: it is sent that, and asked again")
             case EventKind.FAILED:
                 site.tell(f"{where}: {event.device} failed: {event.detail}")
             case EventKind.COMMITTED | EventKind.ABORTED | EventKind.BURNT:

@@ -19,6 +19,7 @@ HEADER_BYTES = 16 * 1024
 """Of a request's line and headers together; a device's are under 1 KiB."""
 HEADERS = 64
 URL_BYTES = 2048
+JOINED_BYTES = 64 * 1024
 LINGERING = 64
 LINGER_S = 1.0
 """From the last answer to the end of the connection, so that the answer arrives; the peer may end it before."""
@@ -158,6 +159,20 @@ class _Ending:
 
     def __init__(self, inner: asyncio.Transport, ending: dict[asyncio.Transport, asyncio.TimerHandle]) -> None:
         self._inner, self._ending, self._closed = inner, ending, False
+        self._held: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """See ``asyncio.Transport``; headers and body go out as one record of TLS and one call of the system."""
+        if not self._held:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._held.append(data)
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        small = sum(map(len, held)) < JOINED_BYTES
+        for part in [b"".join(held)] if small else held:
+            if part and not self._inner.is_closing():
+                self._inner.write(part)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
@@ -169,6 +184,7 @@ class _Ending:
     def close(self) -> None:
         """See ``asyncio.Transport``; what was written is on its way."""
         if not self.is_closing():
+            self._flush()
             self._closed = True
             self._inner.pause_reading()
             loop = asyncio.get_running_loop()
