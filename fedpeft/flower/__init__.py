@@ -8,12 +8,17 @@ protocol, in process) and ``fleet`` (the device's half); they are imported by th
 
 Facts of Flower that this relies on are held by tests/test_flower.py and tests/flower.
 """
+# ruff: noqa: E402 - what Flower is not to load must be said before it is imported
 
 import os
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
+
+from fedpeft.flower.deferred import defer_sql
+
+defer_sql()
 
 from fedpeft.flower.app import NodeContext, client_app
 from fedpeft.flower.grid import GridTransport, LocalGrid
