@@ -1,11 +1,13 @@
 """Text that others wrote, made safe to print: a terminal acts on what a log only holds."""
 
 import dataclasses
+import shlex
 import unicodedata
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["Verbosity", "counted", "printable", "set_verbosity", "span", "verbosity"]
+__all__ = ["Verbosity", "counted", "printable", "quoted", "set_verbosity", "span", "verbosity"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,16 @@ def span(seconds: float, *, roughly: bool = False) -> str:
         return f"{round(seconds) // 60} min {round(seconds) % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def quoted(*words: object) -> str:
+    """A command line that can be pasted into a shell, whatever its words hold; a path is no option, whatever its name.
+
+    Example:
+        >>> quoted("fedpeft", "runs", "show", Path("my runs/a")), quoted("cat", Path("-a"))
+        ("fedpeft runs show 'my runs/a'", 'cat ./-a')
+    """
+    return shlex.join(f"./{word}" if isinstance(word, Path) and str(word)[:1] == "-" else str(word) for word in words)
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:

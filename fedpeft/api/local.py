@@ -1,6 +1,5 @@
 """`fedpeft local up`: provision, start, run, end."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from fedpeft.clock import SystemClock
 from fedpeft.data.formats import located
 from fedpeft.errors import FedpeftError
 from fedpeft.files import expect_folder
-from fedpeft.terminal import counted
+from fedpeft.terminal import counted, quoted
 
 __all__ = ["LocalRun", "local_up"]
 
@@ -81,6 +80,6 @@ def local_up(
             screen.clients(federation.trains(), loaded.rounds.count)
             run = follow(federation, screen)
         except (FedpeftError, KeyboardInterrupt):
-            screen.note(f"continue with:  {shlex.join(['fedpeft', 'local', 'up', '--resume', str(federation.path)])}")
+            screen.note(f"continue with:  {quoted('fedpeft', 'local', 'up', '--resume', federation.path)}")
             raise
     return LocalRun(folder=federation.path, clients=federation.clients, result=open_run(run))

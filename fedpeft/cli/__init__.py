@@ -9,6 +9,7 @@ at once; every way out of ``main`` has the exit code of docs/design.md, section 
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -154,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(cli, {}, "fedpeft", COMPLETE, instruction)
+    _settle_streams()
     _reset_verbosity()
     given = list(sys.argv[1:] if arguments is None else arguments)
     previous = _on_terminate(_raise_terminated)
@@ -181,6 +183,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         _on_terminate(previous)
     return code if isinstance(code, int) else EXIT_OK
+
+
+def _settle_streams() -> None:
+    """Writing fails for want of room or of a reader, never for a character that the terminal's encoding does not have.
+
+    Nor where whoever started this closed a stream, as `>&-` and some services do.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _reset_verbosity() -> None:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedpeft.cli.options import map_option, model_option, quoted
+from fedpeft.cli.options import map_option, model_option
+from fedpeft.terminal import quoted
 
 if TYPE_CHECKING:
     from fedpeft.data import Records

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from fedpeft.cli.options import json_option, quoted, say_json, store_option
-from fedpeft.terminal import verbosity
+from fedpeft.cli.options import json_option, say_json, store_option
+from fedpeft.terminal import quoted, verbosity
 
 __all__ = ["command"]
 

@@ -5,7 +5,6 @@ An option that means one thing is made here once, so that it is spelled, parsed 
 
 import math
 import os
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +25,6 @@ __all__ = [
     "map_option",
     "model_option",
     "parse_map",
-    "quoted",
     "run_argument",
     "say_json",
     "store_option",
@@ -244,13 +242,3 @@ def parse_map(pairs: tuple[str, ...]) -> dict[str, str]:
             raise click.BadParameter(f"Expected {ours!r} once, found it twice.", param_hint="--map")
         parsed[ours] = theirs
     return parsed
-
-
-def quoted(*words: object) -> str:
-    """A command line that can be pasted into a shell, whatever its words hold.
-
-    Example:
-        >>> quoted("fedpeft", "runs", "show", Path("my runs/a"))
-        "fedpeft runs show 'my runs/a'"
-    """
-    return shlex.join(str(word) for word in words)

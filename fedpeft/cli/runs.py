@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from fedpeft.cli.compare import compare
-from fedpeft.cli.options import json_option, quoted, run_argument, say_json
-from fedpeft.terminal import counted
+from fedpeft.cli.options import json_option, run_argument, say_json
+from fedpeft.terminal import counted, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

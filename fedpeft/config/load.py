@@ -120,7 +120,13 @@ def _expect_within_reason(document: dict[str, object], source: str) -> None:
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 problem = Problem(where=source, expected="whole numbers of 64 bits", found="a larger one")
                 raise ConfigInvalid("The configuration is not TOML.", problems=[problem])
-        tables = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+            if isinstance(value, str) and (spoilt := re.search("[\ud800-\udfff]", value)):  # of a file's name, say
+                found = f"{value!r}, whose character {spoilt.start() + 1} is none"
+                problem = Problem(where=source, expected="text of UTF-8", found=found, remedy="Rename what it names.")
+                raise ConfigInvalid("The configuration is not TOML.", problems=[problem])
+        tables = [
+            [*one, *one.values()] if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
+        ]
         level = [inner for table in tables for inner in table]
         if not level:
             return

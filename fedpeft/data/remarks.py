@@ -94,9 +94,10 @@ def twin_remarks(files: Sequence[str]) -> list[str]:
 def text_remarks(records: Records, convention: Convention) -> list[str]:
     """Of texts: those that look like a missing value."""
     columns = [column for column in convention.asked if column != "messages"]
-    windows = chain.from_iterable(records.windows(column) for column in columns)
-    short = (text for window in windows for text in window if isinstance(text, str) and len(text) < LONGEST)
-    empty = Counter(filter(means_missing, short))
+    empty: Counter[str] = Counter()
+    for window in chain.from_iterable(records.windows(column) for column in columns):
+        short = [text for text in window if isinstance(text, str) and len(text) < LONGEST]
+        empty.update(filter(means_missing, short))
     if not empty:
         return []
     listed = _listed(f"{text} ({count:,})" for text, count in sorted(empty.items()))

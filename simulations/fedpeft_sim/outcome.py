@@ -1,12 +1,12 @@
 """How a run ended, for a person: the comparison, the bytes, where things are, what to do next."""
 
-import shlex
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedpeft.terminal import quoted
 from fedpeft_server.run.records import Summary
 from fedpeft_server.run.run_view import read_run
 from fedpeft_server.run.verdict import comparison_facts, verdict
@@ -50,13 +50,13 @@ def show_outcome(console: Console, run: Path) -> None:
     console.print(line, highlight=False, markup=False)
     console.print(f"adapter  {run / 'adapters' / 'final'}", highlight=False, markup=False, soft_wrap=True)
     console.print("next:", highlight=False, markup=False)
-    compare = shlex.join(["fedpeft", "simulate", "--resume", str(run), "--baselines"])
+    compare = quoted("fedpeft", "simulate", "--resume", run, "--baselines")
     compared = _any_has(summary, "centralised")
     for command in (
         *(() if compared else (f"{compare}  # beside training alone, and on all data in one place",)),
-        shlex.join(["fedpeft", "runs", "show", str(run)]),
-        shlex.join(["fedpeft", "adapter", "inspect", str(run / "adapters" / "final")]),
-        f"see {shlex.quote(str(run / 'report.html'))} in a browser",
+        quoted("fedpeft", "runs", "show", run),
+        quoted("fedpeft", "adapter", "inspect", run / "adapters" / "final"),
+        f"see {quoted(run / 'report.html')} in a browser",
     ):
         console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
 

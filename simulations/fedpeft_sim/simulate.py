@@ -5,7 +5,6 @@ made (or reopened), the federation runs on the chosen engine, the baselines foll
 Same config and same seed give the same final adapter, byte for byte, on every engine.
 """
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from fedpeft.export.earlier_runs import with_sources
 from fedpeft.round.plan import LearningPlan, learning_plan
 from fedpeft.round.rates import rates_told
 from fedpeft.round.start import named_start
-from fedpeft.terminal import counted, span
+from fedpeft.terminal import counted, quoted, span
 from fedpeft_client.training.examples import Examples
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_server.report.page import write_report
@@ -169,7 +168,7 @@ def simulate(
             run.write_summary(summary_of(run, "interrupted" if interrupted else "failed", reason))
             with suppress(FedpeftError, OSError):
                 write_report(run.path)
-            screen.note(f"continue with:  {shlex.join(['fedpeft', 'simulate', '--resume', str(run.path)])}")
+            screen.note(f"continue with:  {quoted('fedpeft', 'simulate', '--resume', run.path)}")
             raise
         full_bytes = full_parameter_bytes(
             plan, simulation.pool, rounds=simulation.config.rounds.count, clients=len(simulation.population.clients)

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.cli import main
-from fedpeft.cli.options import AdapterPath, FiniteFloat, RunPath, map_option, parse_map, quoted
+from fedpeft.cli.options import AdapterPath, FiniteFloat, RunPath, map_option, parse_map
 from fedpeft.errors import DataInvalid
+from fedpeft.terminal import quoted
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ through ``main`` where only the answer is.
 """
 
 import importlib
+import io
 import os
 import pkgutil
 import re
@@ -54,6 +55,40 @@ def ends_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
 
     monkeypatch.setattr(fedpeft.cli.LazyGroup, "get_command", lambda *_: failing)
     return main(["runs"])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "utf-8"])
+def test_a_character_that_the_terminal_does_not_have_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """A bar of a report, a text of the data, the bytes of a file's name that are no UTF-8."""
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, encoding))
+
+    @click.command()
+    def speaking() -> None:
+        sys.stdout.write("24 \u2588 caf\xe9 \u201cnote\udcff.csv\u201d end\n")
+
+    monkeypatch.setattr(fedpeft.cli.LazyGroup, "get_command", lambda *_: speaking)
+    assert main(["runs"]) == 0
+    assert screen.getvalue().rstrip().endswith(b"end")
+
+
+@pytest.mark.parametrize("closed", [("stdout",), ("stderr",), ("stdout", "stderr")])
+def test_a_stream_that_whoever_started_it_closed_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, closed: tuple[str, ...]
+) -> None:
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+
+    @click.command()
+    def speaking() -> None:
+        sys.stdout.write("said")
+        if not sys.stderr.isatty():
+            raise DataInvalid("no")
+
+    monkeypatch.setattr(fedpeft.cli.LazyGroup, "get_command", lambda *_: speaking)
+    assert main(["runs"]) == DataInvalid.exit_code
 
 
 @pytest.mark.parametrize("option", ["--help", "--version", "-h"])

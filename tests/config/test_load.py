@@ -62,6 +62,13 @@ def test_every_problem_is_reported_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("text", ['source = "x\udcff.jsonl"', '"so\udcffrce" = "x.jsonl"'])
+def test_half_a_character_is_named_whether_in_a_key_or_in_a_value(text: str) -> None:
+    """As a file's name has it whose bytes are no UTF-8: `fedpeft init` hands it on."""
+    (problem,) = found(VALID.replace('source = "x.jsonl"', text))
+    assert "expected text of UTF-8, found" in problem
+
+
 def test_an_unknown_key_gets_the_nearest_known_one() -> None:
     (problem,) = found(VALID.replace("[task]", "[task]\nmax_lenght = 3"))
     assert problem == (

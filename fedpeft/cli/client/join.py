@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from fedpeft.cli.homes import device_home, device_home_option
-from fedpeft.cli.options import FiniteFloat, quoted
+from fedpeft.cli.options import FiniteFloat
+from fedpeft.terminal import quoted
 
 if TYPE_CHECKING:
     from fedpeft_client.home import DeviceHome

@@ -5,7 +5,8 @@ from typing import Any, TextIO
 import click
 
 from fedpeft.cli.coordinator.target import Target, asking, target_options
-from fedpeft.cli.options import json_option, quoted, say_json
+from fedpeft.cli.options import json_option, say_json
+from fedpeft.terminal import quoted
 
 __all__ = ["clients"]
 

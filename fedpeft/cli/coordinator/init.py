@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from fedpeft.cli.homes import coordinator_home, coordinator_home_option
-from fedpeft.cli.options import quoted
+from fedpeft.terminal import quoted
 
 __all__ = ["init"]
 

@@ -6,7 +6,7 @@ import click
 
 from fedpeft.cli.coordinator.opened import made_home
 from fedpeft.cli.homes import coordinator_home_option
-from fedpeft.cli.options import quoted
+from fedpeft.terminal import quoted
 
 __all__ = ["up"]
 
