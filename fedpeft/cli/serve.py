@@ -9,7 +9,7 @@ import click
 from fedpeft.cli.options import RunPath, store_option
 
 if TYPE_CHECKING:
-    from fedpeft_client.serving.lanes import Snapshot
+    from fedpeft_client.serving.registry import Snapshot
 
 __all__ = ["RunSource", "serve"]
 
@@ -37,7 +37,7 @@ class RunSource:
         """The state that ``adapters/final`` holds, or would hold if the run ended now."""
         from fedpeft.api.kept import state_of
         from fedpeft.tasks import Convention
-        from fedpeft_client.serving.lanes import Snapshot
+        from fedpeft_client.serving.registry import Snapshot
         from fedpeft_server.run.run_view import read_run
 
         view = read_run(self.path)

@@ -14,7 +14,7 @@ from fedpeft.config.model import Rounds
 from fedpeft.entropy import Entropy
 from fedpeft.round.attempt import Attempt
 from fedpeft.round.events import Observer
-from fedpeft.round.pending import Heard, Note, PendingRound, PendingStore, StageClosed
+from fedpeft.round.pending import Note, PendingRound, PendingStore, ReceivedReply, StageClosed
 from fedpeft.round.summing import OpenSum, SecureSum, SumRound
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
 from fedpeft.round.terms import participants_of, round_terms
@@ -138,7 +138,7 @@ def resume_round(
     end: secagg.Summed | secagg.Aborted | None = None
     for note in notes:
         match note:
-            case Heard():
+            case ReceivedReply():
                 summing.receive(note.sender, cast("secagg.Reply", decode(note.reply, secagg.REPLIES)))
             case StageClosed():
                 end = summing.close_stage()
@@ -157,7 +157,7 @@ def _opened(summing: SumRound, attempt: Attempt, rounds: Rounds, store: PendingS
                 Stage(f"train.{stage}"), summing.requests, deadline_s=rounds.stage_deadline_s
             ):
                 if not isinstance(reply, str):  # a failure is silence here: the device may be back in a moment
-                    store.note(Heard(sender=sender, reply=encode(reply)))
+                    store.note(ReceivedReply(sender=sender, reply=encode(reply)))
                     summing.receive(sender, reply)
             end = summing.close_stage()
             if not isinstance(end, secagg.Aborted):

@@ -15,7 +15,16 @@ from fedpeft.round.task import Traffic
 from fedpeft.secagg.primitives import Secret
 from fedpeft.wire import WireError, decode, encode, message
 
-__all__ = ["Heard", "Note", "PendingRound", "PendingStore", "StageClosed", "dump_note", "load_note", "load_round"]
+__all__ = [
+    "Note",
+    "PendingRound",
+    "PendingStore",
+    "ReceivedReply",
+    "StageClosed",
+    "dump_note",
+    "load_note",
+    "load_round",
+]
 
 
 @message(0x0190, kept=True)
@@ -39,7 +48,7 @@ class PendingRound:
 
 @message(0x0191, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
+class ReceivedReply:
     """A reply to CONSIST or REVEAL, encoded as it came."""
 
     sender: ParticipantId
@@ -54,7 +63,7 @@ class StageClosed:
     stage: str
 
 
-Note = Heard | StageClosed
+Note = ReceivedReply | StageClosed
 
 
 class PendingStore(Protocol):
@@ -102,7 +111,7 @@ def load_note(dumped: bytes) -> Note:
     Raises:
         WireError: anything else.
     """
-    note = decode(dumped, (Heard, StageClosed))
+    note = decode(dumped, (ReceivedReply, StageClosed))
     if not isinstance(note, Note):
         raise TypeError(f"Expected a note, found {type(note).__name__}.")
     return note

@@ -57,19 +57,19 @@ def fit(fleet: ToyFleet, request: FitRequest) -> Ready | Failure:
 
 
 @dataclass(frozen=True)
-class Heard:
+class Refusal:
     """What left a device that failed, and what is in its own log."""
 
     reason: FailureReason
     detail: str
 
 
-def failed(fleet: ToyFleet, request: FitRequest) -> Heard:
+def failed(fleet: ToyFleet, request: FitRequest) -> Refusal:
     told: list[str] = []
     fleet.devices[NODE]._tell = lambda trouble: told.append(trouble.cause)
     reply = fit(fleet, request)
     assert isinstance(reply, Failure), "the device took part"
-    return Heard(reason=reply.reason, detail=" ".join(told))
+    return Refusal(reason=reply.reason, detail=" ".join(told))
 
 
 def opened(fleet: ToyFleet) -> OpenRound:

@@ -46,19 +46,19 @@ def toy_fleet() -> ToyFleet:
 
 
 @dataclass(frozen=True)
-class Heard:
+class Refusal:
     """What left a device that failed, and what is in its own log."""
 
     reason: FailureReason
     detail: str
 
 
-def answer(fleet: ToyFleet, payload: bytes) -> Ready | Heard:
+def answer(fleet: ToyFleet, payload: bytes) -> Ready | Refusal:
     told: list[str] = []
     fleet.devices[NODE]._tell = lambda trouble: told.append(trouble.cause)
     reply = decode(fleet.devices[NODE].handle(Stage.FIT, payload), (Ready, Failure))
     assert isinstance(reply, Ready | Failure)
-    return Heard(reason=reply.reason, detail=" ".join(told)) if isinstance(reply, Failure) else reply
+    return Refusal(reason=reply.reason, detail=" ".join(told)) if isinstance(reply, Failure) else reply
 
 
 def trained(fleet: ToyFleet) -> list[Work]:
@@ -119,7 +119,7 @@ def test_one_changed_byte_of_any_input_is_refused(whole: tuple[ToyFleet, bytes],
     except WireError:
         pass
     else:
-        assert isinstance(reply, Heard)
+        assert isinstance(reply, Refusal)
     assert len(trained(fleet)) == before
 
 
@@ -144,7 +144,7 @@ def test_every_field_of_the_work_is_changed_below() -> None:
 def test_work_that_does_not_follow_from_the_plan_is_refused_though_it_is_signed(field: str) -> None:
     fleet = toy_fleet()
     reply = answer(fleet, signed(fleet, PLAN, **{field: CHANGED[field]}))
-    assert isinstance(reply, Heard)
+    assert isinstance(reply, Refusal)
     assert trained(fleet) == []
     assert isinstance(answer(fleet, signed(fleet, PLAN)), Ready), "unchanged, the same request is taken"
 
@@ -153,7 +153,7 @@ def test_work_that_does_not_follow_from_the_plan_is_refused_though_it_is_signed(
 def test_a_learning_rate_factor_outside_its_range_is_refused(factor: float) -> None:
     fleet = toy_fleet()
     reply = answer(fleet, signed(fleet, PLAN, learning_rate_factor=factor))
-    assert isinstance(reply, Heard)
+    assert isinstance(reply, Refusal)
     assert "learning_rate_factor" in reply.detail
 
 
@@ -166,7 +166,7 @@ def test_a_cosine_that_another_library_rounds_otherwise_is_taken_as_it_was_sent(
     )
     assert trained(fleet)[0].learning_rate_factor == np.nextafter(ours, 1.0)
     reply = answer(toy_fleet(), signed(toy_fleet(), cosine, 7, learning_rate_factor=ours + 1e-9))
-    assert isinstance(reply, Heard)
+    assert isinstance(reply, Refusal)
 
 
 @pytest.mark.parametrize("round_id", [0, 102, 10**6])
@@ -174,7 +174,7 @@ def test_a_round_that_the_plan_does_not_have_is_refused(round_id: int) -> None:
     fleet = toy_fleet()
     terms = toy_terms(fleet.members(), PLAN, STATE, round_id=round_id)
     reply = answer(fleet, encode(fit_request(fleet, PLAN, STATE, terms=terms)))
-    assert isinstance(reply, Heard)
+    assert isinstance(reply, Refusal)
     assert trained(fleet) == []
 
 
@@ -204,7 +204,7 @@ def test_terms_that_the_plan_does_not_give_are_refused(field: str) -> None:
     fleet = toy_fleet()
     terms = toy_terms(fleet.members(), PLAN, STATE, **{field: TERMS[field]})
     reply = answer(fleet, encode(fit_request(fleet, PLAN, STATE, terms=terms)))
-    assert isinstance(reply, Heard)
+    assert isinstance(reply, Refusal)
     assert reply.reason is FailureReason.REFUSED
     assert trained(fleet) == []
 
@@ -216,7 +216,7 @@ def test_a_narrower_clipping_range_or_ring_than_the_plan_says_is_refused() -> No
     for block in (replace(honest.blocks[0], ranges=narrow), replace(honest.blocks[0], bits=16)):
         terms = replace(honest, blocks=(block, *honest.blocks[1:]))
         reply = answer(fleet, encode(fit_request(fleet, PLAN, STATE, terms=terms)))
-        assert isinstance(reply, Heard)
+        assert isinstance(reply, Refusal)
         assert "blocks" in reply.detail
 
 
@@ -240,7 +240,7 @@ def test_a_device_refuses_a_plan_that_changed_within_a_run(plan: LearningPlan) -
     assert isinstance(answer(fleet, encode(fit_request(fleet, PLAN, STATE))), Ready)
     fleet.restart(NODE)
     reply = answer(fleet, encode(fit_request(fleet, plan, STATE, task=toy_task(plan, round_id=2))))
-    assert isinstance(reply, Heard)
+    assert isinstance(reply, Refusal)
     assert "began" in reply.detail
     assert len(trained(fleet)) == 1
 
@@ -266,7 +266,7 @@ def test_nothing_is_built_for_terms_that_another_key_signed() -> None:
     fleet = enrol({"d0": Untouchable(SPEC, {}), **good})
     forged = replace(fleet, coordinator=enrol(good, seed=1).coordinator)
     reply = answer(fleet, encode(fit_request(forged, PLAN, STATE)))
-    assert isinstance(reply, Heard)
+    assert isinstance(reply, Refusal)
     assert "bad-signature" in reply.detail
     assert fleet.stores["d0"].values == {}
 

@@ -24,7 +24,7 @@ from fedpeft.tasks import Convention  # noqa: E402
 from fedpeft_client.inference import Sampling, TrainedModel  # noqa: E402
 from fedpeft_client.inference.outputs import question_of  # noqa: E402
 from fedpeft_client.serving.engine import Engine, Job, Question  # noqa: E402
-from fedpeft_client.serving.lanes import Shelf  # noqa: E402
+from fedpeft_client.serving.registry import AdapterRegistry  # noqa: E402
 from fedpeft_client.serving.requests import RequestRefused, classify_of  # noqa: E402
 from fedpeft_client.serving.server import serve  # noqa: E402
 from fedpeft_server.run.run_view import last_state, read_run  # noqa: E402
@@ -61,12 +61,12 @@ def alone(run: Path, runs: Runs) -> TrainedModel:
 
 
 def test_rows_of_eight_adapters_in_one_batch_answer_as_each_alone(talkers: list[Path], language: Runs) -> None:
-    shelf = Shelf(language.store)
+    registry = AdapterRegistry(language.store)
     for number, run in enumerate(talkers):
-        shelf.prepare(RunSource(f"m{number}", run))()
-    lanes = {served.lane for served in shelf.served.values()}
-    assert len(lanes) == 2, "the eight share, the ninth cannot"
-    engine = Engine(shelf)
+        registry.prepare(RunSource(f"m{number}", run))()
+    models = {served.batched for served in registry.served.values()}
+    assert len(models) == 2, "the eight share, the ninth cannot"
+    engine = Engine(registry)
     answers: dict[str, str] = {}
 
     def deliver(name: str) -> object:
@@ -83,7 +83,7 @@ def test_rows_of_eight_adapters_in_one_batch_answer_as_each_alone(talkers: list[
                 served=served, work=Question(row={"messages": TURNS}, how=how), kind="ask",
                 deliver=deliver(name), deadline_s=1e12,
             )
-            for name, served in shelf.served.items()
+            for name, served in registry.served.items()
         ]
     )  # fmt: skip
     deadline = time.monotonic() + 60

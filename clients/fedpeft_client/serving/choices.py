@@ -6,7 +6,7 @@ from fedpeft.data import Record
 from fedpeft.tasks import Target
 from fedpeft_client.inference import Choice
 from fedpeft_client.inference.outputs import question_of, texts_of
-from fedpeft_client.serving.lanes import Served
+from fedpeft_client.serving.registry import Served
 from fedpeft_client.serving.requests import RequestRefused
 
 __all__ = ["as_json", "asked_texts"]

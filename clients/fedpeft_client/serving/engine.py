@@ -1,6 +1,6 @@
-"""One thread that computes: it takes what waits for one lane, up to a batch, and hands answers back as they come.
+"""One thread that computes: it takes what waits for one model, up to a batch, and hands answers back as they come.
 
-Requests of several adapters of a lane are rows of one batch. What waits is bounded; what nobody waits for any more is
+Requests of several adapters on a model are rows of one batch. What waits is bounded; what nobody waits for any more is
 left out, also in the middle of its answer.
 """
 
@@ -21,7 +21,7 @@ from fedpeft_client.inference import Answerer, Choice, Piece, Sampling
 from fedpeft_client.inference.outputs import answer_of
 
 if TYPE_CHECKING:
-    from fedpeft_client.serving.lanes import Lane, Served, Shelf
+    from fedpeft_client.serving.registry import AdapterRegistry, BatchedModel, Served
 
 __all__ = ["Busy", "Embedded", "Engine", "Job", "Question"]
 
@@ -89,13 +89,13 @@ class Engine:
     """See the module. Close it.
 
     Args:
-        shelf: what is served.
+        registry: what is served.
         waiting: at most so many rows wait.
         clock: for deadlines.
     """
 
-    def __init__(self, shelf: "Shelf", *, waiting: int = 256, clock: Clock | None = None) -> None:
-        self.shelf = shelf
+    def __init__(self, registry: "AdapterRegistry", *, waiting: int = 256, clock: Clock | None = None) -> None:
+        self.registry = registry
         self.clock = clock or SystemClock()
         self._waiting: deque[Job] = deque()
         self._most = waiting
@@ -155,7 +155,7 @@ class Engine:
                 self._compute(jobs)
 
     def _next(self) -> list[Job]:
-        """Rows of one lane and kind, the oldest first."""
+        """Rows of one model and kind, the oldest first."""
         with self._changed:
             if len(self._waiting) < ROWS_AT_ONCE:
                 self._changed.wait(GATHER_S)
@@ -168,22 +168,22 @@ class Engine:
                     _finish(job, Busy("Expected an answer in time, found too many requests before it; try again."))
                     continue
                 first = first or job
-                alike = (job.served.lane, job.kind) == (first.served.lane, first.kind)
+                alike = (job.served.batched, job.kind) == (first.served.batched, first.kind)
                 (taken if alike and len(taken) < ROWS_AT_ONCE else left).append(job)
             self._waiting = left
             return taken
 
     def _compute(self, jobs: list[Job]) -> None:
-        lane = jobs[0].served.lane
+        model = jobs[0].served.batched
         try:
             match jobs[0].kind:
                 case "ask":
-                    self._ask(lane, jobs)
+                    self._ask(model, jobs)
                 case "class":
-                    for job, choice in _classified(lane, jobs):
+                    for job, choice in _classified(model, jobs):
                         job.deliver(choice)
                 case _:
-                    for job, vector in _embedded(lane, jobs):
+                    for job, vector in _embedded(model, jobs):
                         job.deliver(vector)
         except FedpeftError as refused:
             for job in jobs:
@@ -195,14 +195,14 @@ class Engine:
         for job in jobs:
             _finish(job, None)
 
-    def _ask(self, lane: "Lane", jobs: list[Job]) -> None:
+    def _ask(self, model: "BatchedModel", jobs: list[Job]) -> None:
         asked, good = [], []
         for job in jobs:
             if not isinstance(job.work, Question):
                 raise TypeError(f"Expected a question, found {type(job.work).__name__}.")
             try:
-                tokens = _tokens(lane.asked, job)
-                lane.asked.expect_room(tokens)
+                tokens = _tokens(model.asked, job)
+                model.asked.expect_room(tokens)
             except FedpeftError as refused:
                 _finish(job, refused)
                 continue
@@ -212,10 +212,10 @@ class Engine:
         def is_wanted(row: int) -> bool:
             return good[row].wanted and good[row].deadline_s >= self.clock.monotonic_s()
 
-        lane.begin([job.served.place for job in good])
+        model.begin([job.served.place for job in good])
         questions, how = [tokens for tokens, _ in asked], [work.how for _, work in asked]
         stop = [work.stop for _, work in asked]
-        for piece in lane.asked.stream(questions, how, stop=stop, is_wanted=is_wanted):
+        for piece in model.asked.stream(questions, how, stop=stop, is_wanted=is_wanted):
             good[piece.row].deliver(piece)
 
 
@@ -245,18 +245,18 @@ def _tokens(asked: Answerer, job: Job) -> Any:
     return question_tokens(turns[0]["content"], convention, tokenizer)
 
 
-def _classified(lane: "Lane", jobs: list[Job]) -> Iterator[tuple[Job, Choice]]:
-    lane.begin([job.served.place for job in jobs])
-    for some, logits in lane.asked.logits([_texts(job) for job in jobs], [job.served.longest for job in jobs]):
+def _classified(model: "BatchedModel", jobs: list[Job]) -> Iterator[tuple[Job, Choice]]:
+    model.begin([job.served.place for job in jobs])
+    for some, logits in model.asked.logits([_texts(job) for job in jobs], [job.served.longest for job in jobs]):
         for i, row in enumerate(some.rows):
             served = jobs[row].served
             line = logits[i][..., : len(served.outputs)]  # the batch is as wide as its widest head
             yield jobs[row], answer_of(line, served.target, served.outputs, some.texts[i][0], some.offsets[i])
 
 
-def _embedded(lane: "Lane", jobs: list[Job]) -> Iterator[tuple[Job, Embedded]]:
-    lane.begin([job.served.place for job in jobs])
-    for some, states in lane.asked.states([_texts(job) for job in jobs], [job.served.longest for job in jobs]):
+def _embedded(model: "BatchedModel", jobs: list[Job]) -> Iterator[tuple[Job, Embedded]]:
+    model.begin([job.served.place for job in jobs])
+    for some, states in model.asked.states([_texts(job) for job in jobs], [job.served.longest for job in jobs]):
         mask = some.inputs["attention_mask"]
         means = (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)  # (b, s, h) -> (b, h)
         for row, values, tokens in zip(some.rows, means.tolist(), mask.sum(dim=1).tolist(), strict=True):

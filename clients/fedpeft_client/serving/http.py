@@ -29,7 +29,7 @@ from fedpeft_client.inference import Choice, Piece
 from fedpeft_client.serving.choices import as_json, asked_texts
 from fedpeft_client.serving.engine import Embedded, Engine, Job, Outcome, Question
 from fedpeft_client.serving.failures import HANDLERS, error_body
-from fedpeft_client.serving.lanes import Served, expect_served
+from fedpeft_client.serving.registry import Served, expect_served
 from fedpeft_client.serving.requests import (
     GenerationRequest,
     RequestRefused,
@@ -103,7 +103,7 @@ class _Routes:
                 "task": one.task.name,
                 "classes": list(one.outputs) if one.task.named_outputs else [],
             }
-            for one in self._engine.shelf.served.values()
+            for one in self._engine.registry.served.values()
         ]
         return JSONResponse({"object": "list", "data": listed})
 
@@ -218,7 +218,7 @@ class _Routes:
 
     def _served(self, name: str) -> Served:
         try:
-            return expect_served(self._engine.shelf, name)
+            return expect_served(self._engine.registry, name)
         except ConfigInvalid as unknown:
             raise HTTPException(404, str(unknown)) from unknown
 

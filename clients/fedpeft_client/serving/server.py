@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedpeft.errors import ConfigInvalid, FedpeftError, ResourceMissing
 from fedpeft_client.serving.engine import Engine
-from fedpeft_client.serving.lanes import Shelf, Source
+from fedpeft_client.serving.registry import AdapterRegistry, Source
 
 if TYPE_CHECKING:
     import uvicorn
@@ -66,10 +66,10 @@ def serve(
         raise ResourceMissing(
             f"Expected starlette and uvicorn to serve, found no {missing.name}; pip install 'fedpeft[serve]'."
         ) from missing
-    shelf = Shelf(store)
+    registry = AdapterRegistry(store)
     for source in sources:
-        shelf.prepare(source)()  # no engine runs yet
-    engine = Engine(shelf, waiting=waiting)
+        registry.prepare(source)()  # no engine runs yet
+    engine = Engine(registry, waiting=waiting)
     config = uvicorn.Config(
         application(engine, token=token),
         host=host,
@@ -82,7 +82,7 @@ def serve(
         h11_max_incomplete_event_size=1 << 15,
     )
     try:
-        asyncio.run(_until_told(uvicorn.Server(config), engine, shelf, sources, ready))
+        asyncio.run(_until_told(uvicorn.Server(config), engine, registry, sources, ready))
     except SystemExit as refused:  # uvicorn's answer to a port that is taken
         raise ResourceMissing(f"Expected {host}:{port} to be free, found it taken; use --port.") from refused
     finally:
@@ -90,7 +90,11 @@ def serve(
 
 
 async def _until_told(
-    server: "uvicorn.Server", engine: Engine, shelf: Shelf, sources: Sequence[Source], ready: Callable[[str], None]
+    server: "uvicorn.Server",
+    engine: Engine,
+    registry: AdapterRegistry,
+    sources: Sequence[Source],
+    ready: Callable[[str], None],
 ) -> None:
     def end() -> None:
         server.should_exit = True
@@ -98,7 +102,7 @@ async def _until_told(
     # uvicorn would raise the signal anew when it is done: to end as told is no failure.
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, end)
-    watching = asyncio.create_task(_watch(engine, shelf, sources))
+    watching = asyncio.create_task(_watch(engine, registry, sources))
     serving = asyncio.create_task(server._serve())
     while not server.started and not serving.done():
         await asyncio.sleep(0.02)
@@ -114,9 +118,9 @@ async def _until_told(
             await watching
 
 
-async def _watch(engine: Engine, shelf: Shelf, sources: Sequence[Source]) -> None:
+async def _watch(engine: Engine, registry: AdapterRegistry, sources: Sequence[Source]) -> None:
     """Take on what a run has committed since; what cannot be read leaves the earlier state in service."""
-    seen = {source.name: shelf.served[source.name].version for source in sources}
+    seen = {source.name: registry.served[source.name].version for source in sources}
     while True:
         await asyncio.sleep(LOOK_S)
         for source in sources:
@@ -126,7 +130,7 @@ async def _watch(engine: Engine, shelf: Shelf, sources: Sequence[Source]) -> Non
                     continue
                 seen[source.name] = version
                 try:
-                    put = await asyncio.to_thread(shelf.prepare, source)
+                    put = await asyncio.to_thread(registry.prepare, source)
                 except FedpeftError as refused:
                     _LOG.warning("%s stays as it was: %s", source.name, refused)
                     continue

@@ -1,4 +1,4 @@
-"""The adapters that are served: those of one base that can share a batch in one lane, any other in a lane of its own.
+"""The adapters that are served: those of one base that can share a batch on one model, any other on its own model.
 
 Whether an adapter can share is tried: beside another one in a batch it must give the logits that it gives alone.
 """
@@ -21,7 +21,7 @@ from fedpeft.tasks.form import SINGLE
 from fedpeft_client.inference import Answerer, TrainedModel
 from fedpeft_client.serving.rows import RowAdapters, factors_of
 
-__all__ = ["Lane", "Served", "Shelf", "Snapshot", "Source", "expect_served"]
+__all__ = ["AdapterRegistry", "BatchedModel", "Served", "Snapshot", "Source", "expect_served"]
 
 _LOG = logging.getLogger(__name__)
 _CLOSE = 1e-3  # of the largest logit
@@ -68,8 +68,8 @@ class Served:
     Args:
         name: of requests.
         version: of the source.
-        lane: where it runs.
-        place: in the lane.
+        batched: the model that it runs on.
+        place: its number among that model's adapters.
         task: what it was trained for.
         outputs: their names; empty for a language model.
         longest: tokens at which a text to classify is cut.
@@ -78,7 +78,7 @@ class Served:
 
     name: str
     version: str
-    lane: "Lane"
+    batched: "BatchedModel"
     place: int
     task: TaskRecord
     outputs: tuple[str, ...]
@@ -96,29 +96,30 @@ class Served:
         return self.convention is Convention.TEXT_PAIR_LABEL
 
 
-class Lane:
+class BatchedModel:
     """One model whose rows may belong to several adapters. Used by the engine's thread alone.
 
     Args:
-        asked: makes what is asked, of the lane whose ``choose`` it is to call.
+        asked: makes what is asked, of the model whose ``choose`` it is to call.
         rows: None: one adapter for all rows.
     """
 
-    def __init__(self, asked: "Callable[[Lane], Answerer]", rows: RowAdapters | None) -> None:
+    def __init__(self, asked: "Callable[[BatchedModel], Answerer]", rows: RowAdapters | None) -> None:
         self.rows = rows
         self._places: list[int] = [0]
         self.asked = asked(self)
 
     @classmethod
-    def shared(cls, model: TrainedModel) -> "Lane":
-        """A lane on the base of ``model``, without any adapter yet."""
+    def shared(cls, model: TrainedModel) -> "BatchedModel":
+        """On the base of ``model``, without any adapter yet."""
         task = model.config.task
         # Every adapter brings its own head, so this one's values do not matter.
         kind = task.record.problem_type or SINGLE
         base = load_model(model.artifact, task=task.record.form, labels=task.outputs, head_seed=0, problem_type=kind)
         outputs = task.outputs if task.record.adds_head else ()
         return cls(
-            lambda lane: Answerer(base, model.tokenizer, labels=outputs, choose_rows=lane.choose), RowAdapters(base)
+            lambda batched: Answerer(base, model.tokenizer, labels=outputs, choose_rows=batched.choose),
+            RowAdapters(base),
         )
 
     def begin(self, places: Sequence[int]) -> None:
@@ -131,7 +132,7 @@ class Lane:
             self.rows.choose([self._places[row] if row < len(self._places) else self._places[0] for row in rows])
 
 
-class Shelf:
+class AdapterRegistry:
     """All served adapters by name; replaced whole entries only, so that readers need no lock.
 
     Args:
@@ -140,7 +141,7 @@ class Shelf:
 
     def __init__(self, store: Path | None) -> None:
         self._store = store
-        self._shared: dict[tuple[str, str], Lane] = {}
+        self._shared: dict[tuple[str, str], BatchedModel] = {}
         self.served: dict[str, Served] = {}
 
     def prepare(self, source: Source) -> "Callable[[], Served]":
@@ -157,13 +158,13 @@ class Shelf:
     def _put(self, name: str, version: str, model: TrainedModel, convention: Convention | None) -> Served:
         task, before = model.config.task, self.served.get(name)
         own = model.answerer(convention)
-        lane, place = self._placed(model, before)
-        if lane is None:
-            lane, place = Lane(lambda _: own, None), 0
+        batched, place = self._placed(model, before)
+        if batched is None:
+            batched, place = BatchedModel(lambda _: own, None), 0
         self.served[name] = Served(
             name=name,
             version=version,
-            lane=lane,
+            batched=batched,
             place=place,
             task=task.record,
             outputs=own.labels,
@@ -172,39 +173,41 @@ class Shelf:
         )
         return self.served[name]
 
-    def _placed(self, model: TrainedModel, before: Served | None) -> tuple[Lane | None, int]:
-        """The shared lane and the adapter's place in it; no lane: it cannot share."""
+    def _placed(self, model: TrainedModel, before: Served | None) -> tuple[BatchedModel | None, int]:
+        """The shared model and the adapter's place on it; None: it cannot share."""
         factors = factors_of(model.union)
         if factors is None:
             return None, 0
         key = (model.artifact.digest, model.config.task.record.form)
-        lane = self._shared.get(key) or Lane.shared(model)
-        if lane.rows is None:
+        batched = self._shared.get(key) or BatchedModel.shared(model)
+        if batched.rows is None:
             return None, 0
         try:
-            place = lane.rows.put(factors, before.place if before is not None and before.lane is lane else None)
-            if not _gives_the_same(lane, place, model):
+            place = batched.rows.put(
+                factors, before.place if before is not None and before.batched is batched else None
+            )
+            if not _gives_the_same(batched, place, model):
                 return None, 0
         except (FedpeftError, RuntimeError, ValueError, IndexError) as error:
             _LOG.info("this adapter is served alone: %s", error)
             return None, 0
-        self._shared[key] = lane
-        return lane, place
+        self._shared[key] = batched
+        return batched, place
 
 
 @torch.no_grad()
-def _gives_the_same(lane: Lane, place: int, model: TrainedModel) -> bool:
+def _gives_the_same(batched: BatchedModel, place: int, model: TrainedModel) -> bool:
     """Whether the adapter's logits beside another one's are those of its own model."""
     inputs = model.probe_inputs()
     size = len(inputs["input_ids"])
     expected = _logits(model.union.model, inputs)
     others = [0 if row % 2 and place else place for row in range(size)]
     for places in (others, [place] * size):
-        if lane.rows is None:
+        if batched.rows is None:
             return False
-        lane.rows.choose(places)
+        batched.rows.choose(places)
         mine = torch.tensor([one == place for one in places])
-        found = _logits(lane.rows.model, inputs)[mine][..., : expected.shape[-1]]
+        found = _logits(batched.rows.model, inputs)[mine][..., : expected.shape[-1]]
         if float((found - expected[mine]).abs().max()) > _CLOSE * max(1.0, float(expected.abs().max())):
             return False
     return True
@@ -215,14 +218,14 @@ def _logits(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return found
 
 
-def expect_served(shelf: Shelf, name: str) -> Served:
+def expect_served(registry: AdapterRegistry, name: str) -> Served:
     """The adapter of this name; without a name, the only one.
 
     Raises:
         ConfigInvalid: there is none.
     """
-    if not name and len(shelf.served) == 1:
-        return next(iter(shelf.served.values()))
-    if name not in shelf.served:
-        raise ConfigInvalid(f"Expected a model of {', '.join(sorted(shelf.served))}, found {name!r:.80}.")
-    return shelf.served[name]
+    if not name and len(registry.served) == 1:
+        return next(iter(registry.served.values()))
+    if name not in registry.served:
+        raise ConfigInvalid(f"Expected a model of {', '.join(sorted(registry.served))}, found {name!r:.80}.")
+    return registry.served[name]
