@@ -67,16 +67,25 @@ def test_the_adapted_model_starts_where_the_method_promises(build, method):
     assert found == (method in STARTS_AS_THE_BASE)
 
 
-# On int8 in `make slow`, but for one: what differs from nf4 is how a matrix is unpacked.
-ENCODED = [
-    pytest.param(method, encoding, marks=pytest.mark.slow if encoding == "int8" and method != "bottleneck" else ())
+# In `make test` one method on each base of each model, the others on a plain encoder and an nf4 decoder; the rest in
+# `make slow`: what differs between packed bases is how a matrix is unpacked.
+QUICK = ((tiny_bert, "plain"), (tiny_llama, "nf4"))
+PLACES = [
+    pytest.param(
+        build, method, encoding, marks=() if method == "bottleneck" or (build, encoding) in QUICK else pytest.mark.slow
+    )
+    for build in BUILDS.values()
     for method in METHODS
     for encoding in ("plain", "int8", "nf4")
 ]
+ON_ONE = [
+    pytest.param(build, method, marks=() if build is tiny_llama or method == "bottleneck" else pytest.mark.slow)
+    for build in BUILDS.values()
+    for method in METHODS
+]
 
 
-@pytest.mark.parametrize(("method", "encoding"), ENCODED)
-@BOTH
+@pytest.mark.parametrize(("build", "method", "encoding"), PLACES)
 def test_training_moves_every_trainable_parameter_and_no_frozen_one(build, method, encoding):
     union = attach(on_base(build, encoding), adapter_of(method), seed=0)
     before = {name: parameter.detach().clone() for name, parameter in union.model.named_parameters()}
@@ -89,8 +98,7 @@ def test_training_moves_every_trainable_parameter_and_no_frozen_one(build, metho
         assert torch.equal(parameter, before[name]) == (name not in own), name
 
 
-@EACH
-@BOTH
+@pytest.mark.parametrize(("build", "method"), ON_ONE)
 def test_evaluating_between_the_steps_changes_nothing(build, method):
     examples, states = examples_for(build, 24), []
     for evaluates in (True, False):

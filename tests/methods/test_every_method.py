@@ -8,7 +8,7 @@ from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import between_rounds
 from fedpeft.methods import attach, due_blocks
 from fedpeft.testing.methods import CASES, PAIRS, on_base, sizes_of
-from fedpeft.testing.models import class_examples, examples_for, tiny_bert
+from fedpeft.testing.models import class_examples, examples_for, tiny_bert, tiny_llama
 from fedpeft.testing.plans import plan_for
 from fedpeft.tuning import evaluate, train
 
@@ -40,10 +40,18 @@ def trained(union, examples, rounds=1, steps=STEPS, progress=None):
         union.load(between_rounds(union.state(), union.adapter, round_id))
 
 
-ON_INT8 = ("lora", "dora", "vera", "fish")
-"""In `make test`; the others on int8 in `make slow`: what differs from nf4 is how a matrix is unpacked."""
+EVERYWHERE = ("lora", "dora", "fish")
+"""In `make test` on each base of each model; the others there on a plain encoder and an nf4 decoder, and in `make slow`
+on the rest: what differs between packed bases is how a matrix is unpacked."""
+
+
+def is_quick(method: str, build: object, base: str) -> bool:
+    """Whether `make test` asks it."""
+    return method in EVERYWHERE or (build, base) in ((tiny_bert, "plain"), (tiny_llama, "nf4"))
+
+
 PLACES = [
-    pytest.param(method, build, base, marks=pytest.mark.slow if base == "int8" and method not in ON_INT8 else ())
+    pytest.param(method, build, base, marks=() if is_quick(method, build, base) else pytest.mark.slow)
     for method, build in PAIRS
     for base in ("plain", "int8", "nf4")
 ]
@@ -78,7 +86,13 @@ def test_it_has_as_many_trained_parameters_as_its_formula_says(method, build):
     assert found == CASES[method].size(sizes_of(build))
 
 
-@ON_MODELS
+@pytest.mark.parametrize(
+    ("method", "build"),
+    [
+        pytest.param(method, build, marks=() if build is tiny_bert or method in EVERYWHERE else pytest.mark.slow)
+        for method, build in PAIRS
+    ],
+)
 def test_an_evaluation_between_two_steps_changes_nothing(method, build):
     examples, states = examples_for(build, 24), []
     for watched in (False, True):  # on a packed base, where bitsandbytes stops training after one evaluation

@@ -45,11 +45,18 @@ RANK_ONE = {
 }  # on some processors the bits of a product with one column depend on the row: micro in those shapes
 
 
-INT8 = ("lora", "dora", "bottleneck")
-"""In `make test`; the others on int8 in `make slow`: what differs from nf4 is how a matrix is unpacked."""
+EVERYWHERE = ("lora", "dora", "bottleneck", "prompt")
+"""In `make test` on each base of each model; the others there on a plain encoder and on an nf4 decoder, so that every
+method meets both models, plain and packed matrices and both engines, and in `make slow` on the rest."""
+
+
+def is_quick(method: str, build: object, base: str) -> bool:
+    """Whether `make test` asks it."""
+    return method in EVERYWHERE or (build, base) in ((tiny_bert, "plain"), (tiny_llama, "nf4"))
+
 
 PLACES = [
-    pytest.param(method, build, base, marks=pytest.mark.slow if base == "int8" and method not in INT8 else ())
+    pytest.param(method, build, base, marks=() if is_quick(method, build, base) else pytest.mark.slow)
     for method in get_args(MethodName)
     for build in (tiny_bert, tiny_llama)
     for base in ("plain", "nf4", *(["int8"] if build is tiny_bert else []))
