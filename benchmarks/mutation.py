@@ -3,13 +3,13 @@
     make mutate                      every mutant that has no verdict yet, or survived older tests: hours
     make mutate SAMPLE=200 SEED=1    a sample, in proportion to each module's mutants: minutes
     python benchmarks/mutation.py [--sample N --seed S] [--only TEXT ...] [--tests PATH ...] [--again] [--survivors]
-        [--report]
+        [--by TEST ...] [--report]
 
 Verdicts are kept in ``.mutation/`` as they come; a later call goes on where the last one stopped. A verdict holds
 until the function changes, a survivor's until any test does. ``--report`` runs nothing, ``--only`` takes mutants whose
 key holds the text, ``--again`` forgets theirs, ``--survivors`` judges nothing but what has survived so far,
 ``--tests`` uses these folders of tests alone. First it is recorded, once for each test file, which tests reach which
-lines.
+lines; not for ``--by``, which asks tests that were just written, each by its name, and keeps what they notice.
 
 Survivors that are the same program are explained in benchmarks/mutation_equivalent.toml. The last line is JSON, kept
 in benchmarks/results/mutation.json. What changes: ``mutants/operators.py``. Why own code: ``docs/adr/0022-proof.md``.
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--survivors", action="store_true", help="judge again what lives, and nothing new")
+    parser.add_argument("--by", action="append", help="a test file or FILE::test, for the mutants of its package")
     parser.add_argument("--tests", action="append", help="default: " + " ".join(FOLDERS))
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--record", action="store_true", help="stop when it is noted which tests reach which lines")
@@ -88,7 +89,9 @@ def main() -> None:
     pending = [one for one in chosen if arguments.again or not book.holds(one)]
     if arguments.survivors:
         pending = [one for one in pending if book.status(one) in ALIVE and one.key not in _explained()]
-    if not arguments.report and pending:
+    if arguments.by:
+        _judge_by(pending, book, arguments.by)
+    elif not arguments.report and pending:
         _judge([] if arguments.record else pending, book, files)
     result = _summed(chosen, book, whole=not arguments.only)
     if not arguments.only and not arguments.record:
@@ -200,6 +203,19 @@ def _judge(pending: Sequence[Mutant], book: Book, files: Sequence[str]) -> None:
     code = pytest.main([*PYTEST, *files], plugins=[Session(work)])
     if code not in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
         raise SystemExit(f"pytest ended with {code}")
+    fresh.close()
+
+
+def _judge_by(pending: Sequence[Mutant], book: Book, tests: Sequence[str]) -> None:
+    """By these tests, in a fresh interpreter each: what they do not notice stays as it was."""
+    fresh, progress = Fresh(ROOT, PYTEST), Progress(len(pending))
+    for mutant in pending:
+        others = {package for package in PACKAGES if package != Path(mutant.path).parts[1]}
+        near = [test for test in tests if Path(test).parts[1] not in others]
+        verdict = fresh.judged(mutant, near, 60) if near else {"status": "survived"}
+        if verdict["status"] == "killed":
+            book.add(mutant, verdict)
+        progress.one(mutant, verdict)
     fresh.close()
 
 
