@@ -206,16 +206,34 @@ def _judge(pending: Sequence[Mutant], book: Book, files: Sequence[str]) -> None:
     fresh.close()
 
 
+class Asked(Reach):
+    """In place of recordings: these tests, for every mutant of their package; what else they reach nobody has noted."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.seconds = dict.fromkeys(names, 0.1)
+
+    def tests_of(self, mutant: Mutant) -> list[str]:
+        """Those that are not of another package, its module's own first."""
+        package, module = Path(mutant.path).parts[-2:]
+        near = [name for name in self.seconds if Path(name).parts[1] not in {*PACKAGES} - {package}]
+        return sorted(near, key=lambda name: not name.startswith(f"tests/{package}/test_{module}::"))
+
+
 def _judge_by(pending: Sequence[Mutant], book: Book, tests: Sequence[str]) -> None:
-    """By these tests, in a fresh interpreter each: what they do not notice stays as it was."""
+    """By these tests alone: what they do not notice stays as it was."""
     fresh, progress = Fresh(ROOT, PYTEST), Progress(len(pending))
-    for mutant in pending:
-        others = {package for package in PACKAGES if package != Path(mutant.path).parts[1]}
-        near = [test for test in tests if Path(test).parts[1] not in others]
-        verdict = fresh.judged(mutant, near, 60) if near else {"status": "survived"}
-        if verdict["status"] == "killed":
-            book.add(mutant, verdict)
-        progress.one(mutant, verdict)
+
+    def work(session: Session) -> None:
+        asked, functions = Asked(session.items), Functions(ROOT)
+        for mutant in pending:
+            verdict = judged(session, functions, ROOT, mutant, asked)
+            if verdict["status"] == "imported":
+                verdict = fresh.judged(mutant, asked.tests_of(mutant), 60)
+            if verdict["status"] == "killed":
+                book.add(mutant, verdict)
+            progress.one(mutant, verdict)
+
+    pytest.main([*PYTEST, *tests], plugins=[Session(work)])
     fresh.close()
 
 

@@ -9,6 +9,7 @@ import pytest
 from fedpeft.entropy import os_entropy, seeded_entropy
 from fedpeft.errors import IntegrityFailed
 from fedpeft.ids import BlockId, ParticipantId
+from fedpeft.kept_file import KeptFile
 from fedpeft.secagg import DeviceSession, FileLedger, HighWaterMark, IdentityKey, MemoryLedger, Reason, Refusal, Summed
 from fedpeft.secagg.device_state import Advertised, Closed, Masked
 from fedpeft.testing.secagg import Round
@@ -176,7 +177,9 @@ def test_states_are_numbered_from_one_without_a_gap_over_restarts_and_rounds_sat
 
     def number() -> int:
         (file,) = (tmp_path / "ledger").glob("*.state")
-        return int.from_bytes(file.read_bytes()[:8], "big")
+        sealed = KeptFile(file).read()
+        assert sealed is not None
+        return int.from_bytes(sealed[:8], "big")
 
     assert number() == 1
     ledger.save("run", state)
