@@ -8,15 +8,37 @@ from fedpeft.catalogue.compositions import markdown_compositions
 from fedpeft.catalogue.page import markdown
 from fedpeft.planner.sizes import markdown_sizes
 from fedpeft.testing.shapes import DECODER, MINILM
+from fedpeft_sim.live_view import SAID, ClientLine, LiveView, Standing, lines_of
 
 HERE = Path(__file__).parent
-PLUGIN = HERE.parent / "tests" / "plugin"
+TESTS = HERE.parent / "tests"
 
 
 def listing(name: str) -> Callable[[], str]:
-    """A file of the example package, as a block of code."""
+    """A file that the tests run, as a block of code."""
     kind = {".py": "python", ".toml": ""}[Path(name).suffix]
-    return lambda: f"```{kind}\n{(PLUGIN / name).read_text(encoding='utf-8')}```"
+    return lambda: f"```{kind}\n{(TESTS / name).read_text(encoding='utf-8')}```"
+
+
+def live(clients: int) -> Callable[[], str]:
+    """What a terminal of 80 by 24 shows of a round in which one client in fifty has failed and one in ten trains."""
+    lines = {}
+    for i in range(clients):
+        standing = Standing.FAILED if i % 50 == 4 else Standing.BUSY if i % 10 == 3 else Standing.WAITING
+        state = {Standing.FAILED: "failed: no answer within 120 s", Standing.BUSY: "training"}.get(
+            standing, SAID[standing]
+        )
+        lines[f"client-{i + 1}"] = ClientLine(standing, state, 25_000 * (standing is Standing.WAITING), 70_000, 1.5)
+    view = LiveView(
+        title=f"round 3/24: attempt 1: asking {clients} devices",
+        rounds=24,
+        rounds_done=2,
+        elapsed_s=95.0,
+        left_s=990.0,
+        clients=lines,
+        methods=dict.fromkeys(lines, "lora r4"),
+    )
+    return lambda: "```text\n" + "\n".join(row.rstrip() for row in lines_of(view, 80, 24).plain.split("\n")) + "\n```"
 
 
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
@@ -25,8 +47,11 @@ TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "sizes": lambda: markdown_sizes({"MiniLM-L6": (MINILM, 3), "SmolLM2-135M": (DECODER, 0)}),
         "compositions": markdown_compositions,
     },
+    "attach.md": {"script": listing("e2e/scripts/train_birds.py")},
+    "first-federation.md": {f"live-{clients}": live(clients) for clients in (6, 50, 500)},
     "plugins.md": {
-        name: listing(f"fedpeft_lab/{name}.py") for name in ("gains", "gains_torch", "signs", "signs_step", "fasttext")
+        name: listing(f"plugin/fedpeft_lab/{name}.py")
+        for name in ("gains", "gains_torch", "signs", "signs_step", "fasttext")
     },
 }
 """Document -> marker -> what stands between ``<!-- MARKER: make docs -->`` and ``<!-- end of MARKER -->``."""

@@ -14,10 +14,12 @@ __all__ = [
     "RoundResult",
     "StopRun",
     "__version__",
+    "attach",
     "data_check",
     "load_adapter",
     "open_run",
     "simulate",
+    "sweep",
 ]
 __version__ = "0.1.0"
 
@@ -28,10 +30,12 @@ _MODULES = {
     "Result": "fedpeft.api.result",
     "RoundResult": "fedpeft.api.callbacks",
     "StopRun": "fedpeft.api.callbacks",
+    "attach": "fedpeft.api.attached",
     "data_check": "fedpeft.api.data",
     "load_adapter": "fedpeft.api.adapters",
     "open_run": "fedpeft.api.result",
     "simulate": "fedpeft.api.simulation",
+    "sweep": "fedpeft.api.sweep",
 }
 """Where each name stands."""
 

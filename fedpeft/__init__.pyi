@@ -2,6 +2,7 @@
 
 from fedpeft.api.adapters import Adapter as Adapter
 from fedpeft.api.adapters import load_adapter as load_adapter
+from fedpeft.api.attached import attach as attach
 from fedpeft.api.callbacks import Callback as Callback
 from fedpeft.api.callbacks import RoundResult as RoundResult
 from fedpeft.api.callbacks import StopRun as StopRun
@@ -9,6 +10,7 @@ from fedpeft.api.data import data_check as data_check
 from fedpeft.api.result import Result as Result
 from fedpeft.api.result import open_run as open_run
 from fedpeft.api.simulation import simulate as simulate
+from fedpeft.api.sweep import sweep as sweep
 from fedpeft.errors import FedpeftError as FedpeftError
 
 __version__: str

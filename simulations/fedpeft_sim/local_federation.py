@@ -132,7 +132,7 @@ class LocalFederation:
         """Enrol a device by a token, unless it is, and start it."""
         home = DeviceHome(self.path / "devices" / name)
         if not home.is_enrolled:
-            self._enrol(home, name)
+            self.enrol(home, name)
         self._start(name, home.path)
 
     def until_online(self) -> None:
@@ -228,7 +228,8 @@ class LocalFederation:
         site = Site(data=data, limits=limits, policy=policy)
         write_file(DeviceHome(home).site, site.to_toml().encode())
 
-    def _enrol(self, home: DeviceHome, name: str) -> None:
+    def enrol(self, home: DeviceHome, name: str) -> None:
+        """Make a home that of an enrolled device, by a token of its own."""
         registry, settings = Registry(self.home.registry), self.home.settings()
         try:
             token = Tokens(registry, self._clock).create(

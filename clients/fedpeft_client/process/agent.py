@@ -30,6 +30,7 @@ from fedpeft.wire import decode, encode
 from fedpeft_client.connection.proxy import proxy_of
 from fedpeft_client.home import SCHEMA, DeviceHome
 from fedpeft_client.process.frames import HANDLE, framed
+from fedpeft_client.process.in_process import InProcess
 from fedpeft_client.process.run_watch import RunWatch
 from fedpeft_client.process.troubles import TroubleLog
 from fedpeft_client.site import Site
@@ -121,7 +122,8 @@ class Agent:
     Args:
         home: its home; enrolled.
         services: its connection to the coordinator's gRPC service; None: polling, and bases by hand.
-        worker: the module of the second process; another one only to test what is around it.
+        worker: the module of the second process, another one only to test what is around it; or what answers in
+            this process.
 
     Raises:
         NotEnrolled: it is not enrolled.
@@ -131,7 +133,11 @@ class Agent:
     """
 
     def __init__(
-        self, home: DeviceHome, services: Services | None = None, *, worker: str = "fedpeft_client.process.worker"
+        self,
+        home: DeviceHome,
+        services: Services | None = None,
+        *,
+        worker: str | InProcess = "fedpeft_client.process.worker",
     ) -> None:
         enrolment = home.enrolment()
         self._site = Site.load(home.site)
@@ -145,7 +151,7 @@ class Agent:
         self._services = services
         self._bell = WakeSignal(lambda: services is not None and services.is_streaming)
         self._stopping = threading.Event()
-        self._child = Child(worker, [str(home.path)])
+        self._child = Child(worker, [str(home.path)]) if isinstance(worker, str) else worker
         self._idle = IdleTimer(SystemClock(), self._site.limits.rest_after_s)
         self._fleet = Fleet(
             lambda: _target(home),

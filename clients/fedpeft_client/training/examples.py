@@ -67,6 +67,8 @@ class Examples:
         unusable: how many training examples there are besides, which teach nothing.
         people: how many people the training examples are of, these included; None: as ``train`` says.
         evaluates: whether the device says that it has held-out examples; None: as it has.
+        tokens: both sides, where a program has turned them into tokens already; then the records are none, and
+            ``unusable`` counts the training side.
 
     Attributes:
         count: training examples, whether they can be used or not.
@@ -84,8 +86,10 @@ class Examples:
         unusable: int = 0,
         people: int | None = None,
         evaluates: bool | None = None,
+        tokens: tuple[EncodedDataset, EncodedDataset] | None = None,
     ) -> None:
         self.count = len(train) + unusable
+        self._tokens = tokens
         self.evaluates = len(held_out) > 0 if evaluates is None else evaluates
         self._name, self._pool, self._cache_bytes = name, pool, cache_mb * MIB
         self._train, self._held_out = train, held_out
@@ -147,6 +151,9 @@ class Examples:
 
     def _usable(self, plan: LearningPlan) -> tuple[tuple[EncodedDataset, str], tuple[EncodedDataset, str]]:
         """Both sides as tokens, each with what was left out; as ``encoded`` left them if it was asked before."""
+        if self._tokens is not None:
+            expect_examples_fit(self._tokens, vocabulary=self._pool.embedding_rows(plan), where=self._name)
+            return (self._tokens[0], ""), (self._tokens[1], "")
         if self._encoded is not None and self._encoded[0] == _encoding_key(plan):
             train, held_out = self._encoded[1]
             return (train, ""), (held_out, "")

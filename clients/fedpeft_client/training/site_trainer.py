@@ -9,8 +9,19 @@ from dataclasses import dataclass, replace
 
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.base import ArtifactStore
+from fedpeft.base.source import CONFIG_FILE, read_json
 from fedpeft.clock import Clock
-from fedpeft.data import Records, count_people, fits, readable_records, split_each, split_holdout, split_people
+from fedpeft.data import (
+    EncodedDataset,
+    Records,
+    count_people,
+    fits,
+    nothing_encoded,
+    readable_records,
+    split_each,
+    split_holdout,
+    split_people,
+)
 from fedpeft.entropy import derive_seed
 from fedpeft.ids import SIZELESS, BlockId, SizeClass
 from fedpeft.privacy import SampledRelease
@@ -26,6 +37,7 @@ from fedpeft_client.site_runs import SiteRuns
 from fedpeft_client.training.capacity import CapacityPlanner, Sensors
 from fedpeft_client.training.examples import Examples
 from fedpeft_client.training.model_pool import ModelPool, Residency
+from fedpeft_client.training.script import Script
 from fedpeft_client.training.state_watch import StateWatch
 from fedpeft_client.training.trainer import TorchTrainer
 
@@ -62,6 +74,12 @@ class _Read:
     held_out: Records
     people: int | None = None
 
+    @classmethod
+    def nothing(cls) -> "_Read":
+        """As of a site whose examples are elsewhere."""
+        none = Records.of(())
+        return cls(records=none, train=none, held_out=none)
+
 
 class SiteTrainer:
     """Implements ``Trainer``; keeps the base, and the encoded examples of one run.
@@ -74,6 +92,8 @@ class SiteTrainer:
         memory: where it keeps local blocks and controls between rounds; None: in RAM.
         sensors: how the machine is asked what it has.
         runs: what the site's owner said of each run; None: nothing.
+        script: a program of the site's that has the examples and takes the steps; None: ``site.data``, and fedpeft's
+            own loop.
     """
 
     def __init__(
@@ -86,9 +106,10 @@ class SiteTrainer:
         memory: DeviceStore | None = None,
         sensors: Sensors = THIS_MACHINE,
         runs: SiteRuns | None = None,
+        script: Script | None = None,
     ) -> None:
         self._device, self._site, self._bases, self._clock = device, site, bases, clock
-        self._memory, self._sensors, self._runs = memory, sensors, runs
+        self._memory, self._sensors, self._runs, self._script = memory, sensors, runs, script
         self._pool = self._new_pool(site.limits.residency)
         self._trainer: tuple[str, CapacityPlanner, TorchTrainer] | None = None
         self._troubles: tuple[str, ...] = ()
@@ -107,6 +128,9 @@ class SiteTrainer:
         self._site.permit(plan, now=self._clock.utc().astimezone())
         if self._runs is not None:
             self._runs.expect_approved(plan, ask=self._site.policy.approve == "ask")
+        if self._script is not None:
+            self._script.expect(plan)
+            self._script.expect_base(read_json(self._bases.get(plan.base).path / CONFIG_FILE))
         planner, trainer = self._for(plan)  # before the base is loaded: the planner may say whether it stays packed
         trainer.change(planner.now())
         return self._pool.spec(plan)
@@ -144,9 +168,12 @@ class SiteTrainer:
         return self._trainer[1:]
 
     def _made(self, plan: LearningPlan) -> tuple[CapacityPlanner, TorchTrainer]:
-        read = self._read(plan)
+        tokens = None if self._script is None else self._tokens(self._script, plan)
+        read = self._read(plan) if tokens is None else _Read.nothing()
         records, train, held_out = read.records, read.train, read.held_out
         unusable = len(records) - len(train) - len(held_out)
+        if tokens is not None:
+            unusable = len(tokens[0])
         declared = self._pinned(plan, size_class(len(train) + unusable if read.people is None else read.people))
         # What fits the planner's choice is seen by everybody, so it is told of the class alone.
         each = 1 if read.people is None or plan.privacy is None else plan.privacy.examples_per_person
@@ -164,7 +191,8 @@ class SiteTrainer:
             cache_mb=self._site.limits.cache_mb,
             unusable=unusable,
             people=read.people,
-            evaluates=len(records) > 1 or declared > 0,
+            evaluates=len(records) > 1 or declared > 0 if tokens is None else len(tokens[1]) > 0,
+            tokens=tokens,
         )
         trainer = TorchTrainer(
             device=self._device,
@@ -174,8 +202,23 @@ class SiteTrainer:
             memory_use=self._site.limits,
             memory=self._memory,
             declared=declared,
+            script=self._script,
         )
         return planner, trainer
+
+    def _tokens(self, script: Script, plan: LearningPlan) -> tuple[EncodedDataset, EncodedDataset]:
+        """The program's examples; without any where they cannot be had, as ``_read``."""
+        none = nothing_encoded(plan.task)
+        try:
+            train, held_out = script.tokens(plan)
+        except Exception as error:
+            self._troubles = (cause_of(error),)
+            return none, none
+        least, found = self._site.policy.min_examples, len(train) + len(held_out)
+        self._troubles = ()
+        if found < least:
+            self._troubles = (f"Expected policy.min_examples={least} examples or more, found {found}.",)
+        return (none, none) if found < least else (train, held_out)
 
     def _pinned(self, plan: LearningPlan, found: SizeClass) -> SizeClass:
         """The size class of the whole run: that of the data when the run was first seen; 0 if the site hides it."""

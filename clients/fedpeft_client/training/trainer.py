@@ -20,6 +20,7 @@ from fedpeft.aggregate.rules import STEPS
 from fedpeft.catalogue import TIERED
 from fedpeft.config.performance import MemoryUse
 from fedpeft.config.rules import RULES
+from fedpeft.entropy import derive_seed
 from fedpeft.ids import BlockId, SizeClass
 from fedpeft.methods import blocks_for, due_blocks, round_of
 from fedpeft.privacy import SampledRelease
@@ -44,6 +45,7 @@ from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_client.training.rate_probe import losses_along
 from fedpeft_client.training.round_memory import RoundMemory
 from fedpeft_client.training.scaffold import correction, next_controls
+from fedpeft_client.training.script import Script
 
 if TYPE_CHECKING:
     from fedpeft.methods import UnionAdapter
@@ -68,6 +70,7 @@ class TorchTrainer:
         memory_use: how it saves memory.
         memory: where it keeps local blocks and controls between rounds; None: in RAM.
         declared: its size class; None: that of its training examples.
+        script: takes the steps of rounds that train; None: fedpeft's own loop does.
     """
 
     def __init__(
@@ -80,9 +83,10 @@ class TorchTrainer:
         memory_use: MemoryUse = PLAIN,
         memory: DeviceStore | None = None,
         declared: SizeClass | None = None,
+        script: Script | None = None,
     ) -> None:
         self._device, self._capacity, self._pool, self._examples = device, capacity, pool, examples
-        self._memory_use, self._declared = memory_use, declared
+        self._memory_use, self._declared, self._script = memory_use, declared, script
         self._memory = RoundMemory(memory or MemoryStore())
 
     @property
@@ -275,6 +279,9 @@ class TorchTrainer:
                 engine=plan.privacy.engine,
             )
             return 0.0, 0
+        if self._script is not None:
+            order = derive_seed(batch_seed(plan.seed, self._device), "script", first_step)
+            return self._script.take_steps(union, steps, seed=order)
         outcome = train(
             union,
             examples.train,
