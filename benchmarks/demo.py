@@ -78,6 +78,9 @@ def one_seed(seed: int, quick: bool, overrides: list[str], baselines: bool) -> d
         def note(self, text: str) -> None:
             print(f"  {text}", flush=True)
 
+        def hint(self, text: str) -> None:
+            self.note(text)
+
         def working(self, what: str, done: int, total: int) -> None:
             pass
 

@@ -145,6 +145,9 @@ class Quiet:
     def note(self, text: str) -> None:
         """Nothing."""
 
+    def hint(self, text: str) -> None:
+        """Nothing."""
+
     def working(self, what: str, done: int, total: int) -> None:
         """Nothing."""
 

@@ -110,6 +110,9 @@ def one_run(scenario: str, *overrides: str) -> dict[str, Any]:
         def note(self, text: str) -> None:
             pass
 
+        def hint(self, text: str) -> None:
+            self.note(text)
+
         def working(self, what: str, done: int, total: int) -> None:
             pass
 

@@ -80,6 +80,6 @@ def local_up(
             screen.clients(federation.trains(), loaded.rounds.count)
             run = follow(federation, screen)
         except (FedpeftError, KeyboardInterrupt):
-            screen.note(f"continue with:  {quoted('fedpeft', 'local', 'up', '--resume', federation.path)}")
+            screen.hint(f"continue with:  {quoted('fedpeft', 'local', 'up', '--resume', federation.path)}")
             raise
     return LocalRun(folder=federation.path, clients=federation.clients, result=open_run(run))

@@ -38,6 +38,9 @@ class NoProgress:
     def note(self, text: str) -> None:
         """See ``Screen``."""
 
+    def hint(self, text: str) -> None:
+        """See ``Screen``."""
+
     def working(self, what: str, done: int, total: int) -> None:
         """See ``Screen``."""
 
@@ -75,6 +78,10 @@ class TqdmScreen:
     def note(self, text: str) -> None:
         """See ``Screen``."""
         self._bar.write(text)
+
+    def hint(self, text: str) -> None:
+        """See ``Screen``."""
+        self.note(text)
 
     def working(self, what: str, done: int, total: int) -> None:
         """See ``Screen``."""

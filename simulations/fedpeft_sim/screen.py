@@ -18,6 +18,10 @@ class Screen(Protocol):
         """One line."""
         ...
 
+    def hint(self, text: str) -> None:
+        """What to do now; said last, when nothing else is shown any more."""
+        ...
+
     def working(self, what: str, done: int, total: int) -> None:
         """Progress of something long that is not a round."""
         ...

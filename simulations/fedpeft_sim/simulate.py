@@ -168,7 +168,7 @@ def simulate(
             run.write_summary(summary_of(run, "interrupted" if interrupted else "failed", reason))
             with suppress(FedpeftError, OSError):
                 write_report(run.path)
-            screen.note(f"continue with:  {quoted('fedpeft', 'simulate', '--resume', run.path)}")
+            screen.hint(f"continue with:  {quoted('fedpeft', 'simulate', '--resume', run.path)}")
             raise
         full_bytes = full_parameter_bytes(
             plan, simulation.pool, rounds=simulation.config.rounds.count, clients=len(simulation.population.clients)

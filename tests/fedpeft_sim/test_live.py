@@ -91,11 +91,42 @@ def test_long_work_is_told_in_quarters_on_a_plain_output() -> None:
 def test_a_terminal_shows_every_client_with_its_method_state_bytes_and_seconds() -> None:
     screen, out = screen_on(terminal=True)
     with screen:
+        for each in a_round()[:-1]:
+            screen.observe(each)
+        screen._live.refresh()  # type: ignore[union-attr]
+        screen.observe(a_round()[-1])
+    shown = out.getvalue()
+    for text in ("united", "jetblue", "lora r4", "waiting for others", "not asked yet", "2 kB", "70 kB", "1.5"):
+        assert text in shown, text
+    assert "round 1/2 committed: loss 0.5000; 2 of 2 devices\n" in shown
+
+
+def test_what_to_do_now_is_the_last_line_of_a_terminal() -> None:
+    screen, out = screen_on(terminal=True)
+    with screen:
+        screen.hint("continue with:  fedpeft simulate --resume x")
+        screen.note("interrupted")
+    assert out.getvalue().endswith("continue with:  fedpeft simulate --resume x\n")
+
+
+def test_a_terminal_shows_that_something_is_loaded_before_the_clients_are_known() -> None:
+    out = io.StringIO()
+    with LiveScreen(Console(file=out, force_terminal=True, width=80, color_system=None)) as screen:
+        screen.loading("config run.toml; loading")
+        screen.working("base", 40, 100)
+        screen._live.refresh()  # type: ignore[union-attr]
+    assert "base: 40 of 100" in out.getvalue()
+
+
+def test_a_quiet_terminal_shows_failures_alone() -> None:
+    out = io.StringIO()
+    with LiveScreen(Console(file=out, force_terminal=True, width=80, color_system=None), quiet=True) as screen:
+        screen.loading("config run.toml; loading")
+        screen.clients({"united": "lora"}, rounds=2)
         for each in a_round():
             screen.observe(each)
-    shown = out.getvalue()
-    for text in ("united", "jetblue", "lora r4", "waiting", "2 kB", "70 kB", "1.5", "round 1/2 committed"):
-        assert text in shown, text
+        screen.observe(event(EventKind.FAILED, stage=Stage.MASK, device="united", detail="no answer within 5 s"))
+    assert out.getvalue() == "round 1/2: united failed: no answer within 5 s\n"
 
 
 def test_every_stage_has_a_word_for_what_is_done() -> None:
