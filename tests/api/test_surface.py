@@ -1,6 +1,7 @@
 """The public names: light to import, typed, documented, and documented truly."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -58,3 +59,18 @@ def test_every_block_of_the_document_runs(toys: Path, tmp_path: Path, monkeypatc
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)  # noqa: S102
     assert len(blocks) >= 7
+
+
+@pytest.mark.torch
+@pytest.mark.e2e
+def test_every_cell_of_the_notebook_runs(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDPEFT_HOME", str(tmp_path / "home"))
+    (tmp_path / "my-model").symlink_to(toys / "my-model")
+    cells = json.loads((ROOT / "docs" / "tour.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert all(not cell.get("outputs") for cell in cells), "outputs are of somebody's machine"
+    names: dict[str, object] = {}
+    for number, cell in enumerate(code):
+        exec(compile(cell, f"cell {number}", "exec"), names)  # noqa: S102
+    assert len(code) == 6
