@@ -14,7 +14,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 unexport PYTHONDONTWRITEBYTECODE
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help install install-dev demo test lint unit slow explore mutate e2e faults base-smollm docs site clean
+.PHONY: help install install-dev demo test lint unit slow explore lock lowest newest mutate e2e faults base-smollm docs site clean
 .DEFAULT_GOAL := help
 
 help: ## What there is to make.
@@ -66,6 +66,20 @@ e2e: install-dev ## Whole runs, in processes of their own.
 
 faults: install-dev ## What goes wrong in a deployment, one after the other: the tests that docs/faults.md names.
 	$(BIN)/pytest -m 'slow or not slow' $$(grep -o 'tests/[a-zA-Z_/0-9]*\.py\(::[a-z_A-Z0-9]*\)\?' docs/faults.md | sort -u)
+
+lock: install-dev ## Write requirements.lock from pyproject.toml and constraints.txt, with hashes.
+	$(BIN)/uv pip compile pyproject.toml $(foreach extra,demo dev mlflow ray sentencepiece serve sweep tensorboard wandb,--extra $(extra)) \
+	  --constraint constraints.txt --generate-hashes --universal --python-version 3.11 --no-annotate \
+	  --custom-compile-command "make lock" --quiet -o requirements.lock > /dev/null
+
+newest: install-dev ## Whether Flower's newest release still has every name that fedpeft takes from it.
+	$(PIP) --no-deps --upgrade --target build/newest flwr
+	PYTHONPATH=build/newest $(BIN)/python tests/flower/imported_names.py
+
+lowest: ## The tests without models on the lowest versions that pyproject.toml allows.
+	$(BIN)/uv venv --clear --python 3.11 build/lowest
+	$(BIN)/uv pip install --quiet --python build/lowest --resolution lowest-direct --editable '.[dev,ray]'
+	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -m 'not slow and not gpu and not e2e and not torch'
 
 docs: install-dev ## Write the generated tables into docs/.
 	$(BIN)/python docs/tables.py
