@@ -17,7 +17,7 @@ from fedpeft.errors import ConfigInvalid
 from fedpeft.files import expect_folder
 from fedpeft.terminal import counted
 
-__all__ = ["CLIENT", "simulate"]
+__all__ = ["CLIENT", "given_data", "simulate"]
 
 CLIENT = "client"
 """Column that says whose a row is, where data comes as a dictionary of clients."""
@@ -60,7 +60,7 @@ def simulate(
     Raises:
         FedpeftError: with the text that the command line shows; everything committed is kept.
     """
-    rows, changes = _data(data)
+    rows, changes = given_data(data)
     previous = None if resume is None else run_directory(resume)
     begun = None if previous is None else open_run(previous).view
     if begun is None:
@@ -103,7 +103,7 @@ def simulate(
     return open_run(path)
 
 
-def _data(data: object) -> tuple[Rows | None, list[str]]:
+def given_data(data: object) -> tuple[Rows | None, list[str]]:
     """Rows in memory, if they are, and what the configuration says of the data instead."""
     if data is None:
         return None, []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedpeft.api.callbacks import RoundResult
 from fedpeft.api.configuration import Config, Overrides, configured, inline, lines
 from fedpeft.api.result import Result, open_run
-from fedpeft.api.simulation import simulate
+from fedpeft.api.simulation import given_data, simulate
 from fedpeft.api.sweep_result import Sweep, SweepTrial
 from fedpeft.api.sweep_space import Range, Space
 from fedpeft.config import resolved
@@ -86,10 +86,12 @@ def sweep(
     folder, lower = Path(out), metric == "loss" if maximise is None else not maximise
     if not vary:
         raise ConfigInvalid("Expected a key to vary, found none.")
-    base, _ = configured(config, lines(overrides))
+    data = list(data) if isinstance(data, Iterator) else data  # every trial reads it
+    always = [*lines(overrides), *given_data(data)[1]]
+    base, _ = configured(config, always)
     for key, space in vary.items():  # every end and value is looked at before the first trial
         for value in (space.low, space.high) if isinstance(space, Range) else space:
-            configured(config, [*lines(overrides), f"{key}={inline(value, key)}"])
+            configured(config, [*always, f"{key}={inline(value, key)}"])
     said = {
         "vary": {
             key: [space.low, space.high, space.log] if isinstance(space, Range) else list(space)

@@ -124,7 +124,9 @@ class LiveScreen:
                 self._done = max(self._done, min(event.round_id, self._rounds))
                 self._title = f"{number} committed"
                 if not self._quiet:
-                    left = "" if self._left_s is None or self._live else f"; about {span(self._left_s, roughly=True)} left"
+                    left = (
+                        "" if self._left_s is None or self._live else f"; about {span(self._left_s, roughly=True)} left"
+                    )
                     self.note(f"{number} committed: {event.detail}{left}")
             case _:
                 pass

@@ -28,7 +28,7 @@ def view_of(clients: int, **fields: object) -> LiveView:
 def test_a_terminal_of_80_by_24_shows_bar_counts_failed_and_busy_clients_and_how_many_more(clients: int) -> None:
     shown = lines_of(view_of(clients), 80, 24).plain.splitlines()
     assert len(shown) <= 20
-    assert "2 of 24 rounds, 95 s, about 16 min left" in shown[1]
+    assert "2 of 24 rounds, 1 min 35 s, about 16 min left" in shown[1]
     assert shown[2].startswith(f"{clients} clients: ")
     standing = [line.split()[3] for line in shown[4:] if line.startswith("client-")]
     kinds = ["failed", "training", "waiting"]
