@@ -8,7 +8,13 @@ TORCH ?= torch==2.13.0
 # One worker a core and one more, for whole processes wait for each other; one thread a worker. A file's tests stay
 # together, they share models; in their order, so that the few slow ones of whole processes do not come last.
 WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+  -o tmp_path_retention_policy=failed -o tmp_path_retention_count=1
+# Tests write where the system keeps files in memory, if 4 GB are free there: nearly all that fedpeft writes is synced,
+# and a disk makes every test wait for it. What is tested about disks brings file systems of its own.
+ifeq ($(shell df --output=avail /dev/shm 2>/dev/null | awk 'NR == 2 { print ($$1 > 4194304) }'),1)
+export PYTEST_DEBUG_TEMPROOT ?= /dev/shm
+endif
 export FLWR_TELEMETRY_ENABLED := 0
 # Some containers set it: then every process that a test starts would compile all of fedpeft anew.
 unexport PYTHONDONTWRITEBYTECODE

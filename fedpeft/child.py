@@ -6,7 +6,6 @@ Frames are ``multiprocessing.connection``'s ``send_bytes``: nothing is pickled.
 """
 
 import contextlib
-import ctypes
 import logging
 import os
 import signal
@@ -18,12 +17,13 @@ from multiprocessing.connection import Connection, Pipe
 
 from fedpeft import errors
 from fedpeft.errors import FedpeftError
+from fedpeft.fork_server import ForkedProcess, start_forked
 from fedpeft.logs import log_to_stderr
+from fedpeft.parent_death import die_with_parent
 
-__all__ = ["Child", "ChildDied", "answer_parent", "die_with_parent"]
+__all__ = ["Child", "ChildDied", "answer_parent"]
 
 _OK, _FAILED, _BUG = b"ok", b"failed", b"bug"
-_PR_SET_PDEATHSIG = 1
 _log = logging.getLogger(__name__)
 
 
@@ -51,7 +51,8 @@ class Child:
     """One child, started with the first request and again after it died. Thread-safe: requests wait for each other.
 
     Args:
-        module: run as ``python -m module ARGUMENTS``; it calls ``answer_parent``.
+        module: run as ``python -m module ARGUMENTS``, forked where there is a server for it (``fedpeft.fork_server``);
+            it calls ``answer_parent``.
         arguments: its command line.
         environment: added to ours.
     """
@@ -61,7 +62,7 @@ class Child:
     ) -> None:
         self._module, self._arguments, self._environment = module, tuple(arguments), dict(environment or {})
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | ForkedProcess | None = None
         self._line: Connection | None = None
         self._kills = 0
 
@@ -146,13 +147,15 @@ class Child:
             return self._line
         self._reap()
         ours, theirs = Pipe()
-        command = [sys.executable, "-m", self._module, str(theirs.fileno()), str(os.getpid()), *self._arguments]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **self._environment}
         with theirs:
-            self._process = subprocess.Popen(
-                command,
+            self._process = start_forked(
+                self._module, ["{0}", "{parent}", *self._arguments], environment=environment, passed=[theirs.fileno()]
+            ) or subprocess.Popen(
+                [sys.executable, "-m", self._module, str(theirs.fileno()), str(os.getpid()), *self._arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **self._environment},
+                env=environment,
                 start_new_session=True,  # Ctrl-C is for the parent, which ends the child in its own time
             )
         self._line = ours
@@ -205,11 +208,3 @@ def answer_parent(handlers: Callable[[Sequence[str]], Mapping[str, Callable[[byt
             verdict, answer = _BUG, f"{type(error).__name__}\n{type(error).__name__} in the child process".encode()
         line.send_bytes(verdict)
         line.send_bytes(answer)
-
-
-def die_with_parent(parent: int) -> None:
-    """Linux: the kernel kills us when the thread that started us ends; elsewhere the closed line does, later."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(0)

@@ -12,6 +12,7 @@ import pytest
 
 from fedpeft.child import Child, ChildDied
 from fedpeft.errors import FedpeftError, PolicyRefused
+from fedpeft.fork_server import ENVIRONMENT, ForkServer, can_fork
 
 CHILD = """
 import os, signal, sys
@@ -35,8 +36,19 @@ answer_parent(handlers)
 """
 
 
-@pytest.fixture
-def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with ForkServer(["fedpeft.child"], what="tests") as made:
+        yield made
+
+
+@pytest.fixture(
+    params=["interpreter", pytest.param("forked", marks=pytest.mark.skipif(not can_fork(), reason="Linux"))]
+)
+def child(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
+    """Of a new interpreter, and forked: one behaves as the other."""
+    if request.param == "forked":
+        monkeypatch.setenv(ENVIRONMENT, str(request.getfixturevalue("server").descriptor))
     (tmp_path / "a_child.py").write_text(CHILD)
     monkeypatch.syspath_prepend(str(tmp_path))
     made = Child("a_child", ["!"])
@@ -123,7 +135,10 @@ child = Child("a_child", ["!"])
 print(child.ask("pid").decode(), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, timeout=60, check=False)
+    inherited = [int(os.environ[ENVIRONMENT])] if ENVIRONMENT in os.environ else []
+    done = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, text=True, timeout=60, check=False, pass_fds=inherited
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     pid = int(done.stdout)
     for _ in range(100):

@@ -18,7 +18,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -43,6 +42,7 @@ from fedpeft_server.enrolment.registry import Registry
 from fedpeft_server.home import CoordinatorHome, Settings
 from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
 from fedpeft_sim.local_process import SEED_FILE
+from fedpeft_sim.local_start import LocalProcess, LocalStart
 from fedpeft_sim.population import Client, Population
 
 __all__ = ["LocalFederation"]
@@ -64,7 +64,8 @@ class LocalFederation:
     def __init__(self, path: Path, clients: tuple[str, ...]) -> None:
         self.path, self.clients = path, clients
         self.home = CoordinatorHome(path / COORDINATOR)
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, LocalProcess] = {}
+        self._starts: LocalStart | None = None
         self._clock = SystemClock()
 
     @classmethod
@@ -115,6 +116,7 @@ class LocalFederation:
 
     def start_coordinator(self) -> None:
         """Its process; ``until_ready`` waits for it."""
+        self._starts = LocalStart(self.path / "logs")
         self._start(COORDINATOR, self.home.path)
 
     def until_ready(self) -> None:
@@ -211,6 +213,9 @@ class LocalFederation:
                     process.kill()
                     process.wait()
         self._processes.clear()
+        if self._starts is not None:
+            self._starts.close()
+            self._starts = None
 
     def _lay_out(self, client: Client, config: RunConfig) -> None:
         home = self.path / "devices" / client.name
@@ -258,17 +263,9 @@ class LocalFederation:
 
     def _start(self, name: str, home: Path) -> None:
         role = COORDINATOR if name == COORDINATOR else "device"
-        command = [sys.executable, "-m", "fedpeft_sim.local_process", str(os.getpid()), role, str(home.absolute())]
-        path = os.pathsep.join(entry for entry in sys.path if entry)
-        with (self.path / "logs" / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "PYTHONPATH": path},
-                start_new_session=True,
-            )
+        if self._starts is None:
+            raise RuntimeError("Expected the coordinator to be started first.")
+        self._processes[name] = self._starts.start(name, role, home)
 
     def _queue(self) -> JobQueue:
         return JobQueue(self.home.path / "queue")

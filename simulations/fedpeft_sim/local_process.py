@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from fedpeft.child import die_with_parent
 from fedpeft.entropy import Entropy, seeded_entropy
 from fedpeft.errors import FedpeftError
 from fedpeft.logs import log_to_stderr
+from fedpeft.parent_death import die_with_parent
 
 __all__ = ["SEED_FILE", "begun_by_seed", "main"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "toy"))
-from forked import Forked
+from forked import forked
 
 pytestmark = pytest.mark.e2e
 LIFE = Path(__file__).parent / "toy" / "one_life.py"
@@ -21,7 +21,8 @@ LIFE = Path(__file__).parent / "toy" / "one_life.py"
 
 def live(where: Path, fatal: int) -> tuple[int, list[dict[str, object]]]:
     """One process; its exit code, and every sum that this and the lives before it saw."""
-    process = Forked(LIFE, where, fatal, environment=os.environ, log=where / "log.txt")
+    path = os.pathsep.join([str(LIFE.parent), *(entry for entry in sys.path if entry)])
+    process = forked(LIFE, where, fatal, environment={**os.environ, "PYTHONPATH": path}, log=where / "log.txt")
     status = process.wait(120)
     assert status in (0, -signal.SIGKILL), (where / "log.txt").read_text()
     seen = where / "sums.jsonl"

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from forked import Forked
 from safetensors.numpy import load
 from toy_spec import SPEC
 
 from fedpeft.clock import SystemClock
 from fedpeft.entropy import os_entropy
+from fedpeft.fork_server import ForkedProcess
 from fedpeft.planner import REFERENCE
 from fedpeft.testing.trainers import toy_state
 from fedpeft_client.enrolment.join import JoinOptions, join
@@ -32,7 +32,7 @@ from fedpeft_server.enrolment.registry import Registry
 from fedpeft_server.home import CoordinatorHome, Settings
 from fedpeft_server.jobs.job_queue import Job, JobQueue
 
-ToyProcess = subprocess.Popen[bytes] | Forked
+ToyProcess = subprocess.Popen[bytes] | ForkedProcess
 TOY = Path(__file__).parent
 PORTS = ("fleet_port", "service_port", "enrol_port", "metrics_port")
 RUN = """
@@ -164,7 +164,7 @@ class ToyFederation:
         environment, log = {**os.environ, "PYTHONPATH": path}, self.path / f"{name}.log"
         if self.forked if forked is None else forked:
             log.touch()
-            self.processes[name] = Forked(TOY / script, home, environment=environment, log=log)
+            self.processes[name] = forked(TOY / script, home, environment=environment, log=log)
             return self.processes[name]
         with log.open("ab") as file:
             command = [sys.executable, str(TOY / script), str(home)]

@@ -1,0 +1,309 @@
+"""Processes that are forked from one that has imported what they need, where many are started on one machine.
+
+Importing torch and transformers takes six CPU seconds and 300 MB; a federation of eight devices on one machine does it
+nine times. A fork server does it once, shares the memory, and forks. It runs one thread, which is what makes a fork
+safe, and has no address: whoever holds a descriptor of it, as its children do, may ask for a process. Linux only.
+
+A forked process has its own process id, session, descriptors and environment. Its keys come from the operating system,
+as everybody's do (``fedpeft.entropy``), so no two processes share a random state. It is killed when the process that
+asked for it or the server dies, as ``fedpeft.child.die_with_parent`` would have it.
+"""
+
+import atexit
+import errno
+import json
+import os
+import runpy
+import select
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Self
+
+from fedpeft.parent_death import die_with_parent
+
+__all__ = ["ENVIRONMENT", "ForkServer", "ForkedProcess", "can_fork", "start_forked"]
+
+ENVIRONMENT = "FEDPEFT_FORK_SERVER"
+"""Set in processes that may ask a fork server: the number of its descriptor."""
+
+MOST_BYTES = 1 << 17
+"""Of a request: a command line and an environment."""
+
+PASSED = 8
+"""Descriptors that a request may pass."""
+
+
+class ForkedProcess:
+    """A process that a fork server started, with what is used here of ``subprocess.Popen``.
+
+    Args:
+        pid: its process id.
+        line: on which the server tells its exit status; closing it ends the process.
+    """
+
+    def __init__(self, pid: int, line: socket.socket) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._line, self._handle, self._lock = line, os.pidfd_open(pid), threading.Lock()
+        weakref.finalize(self, os.close, self._handle)
+
+    def poll(self) -> int | None:
+        """Exit status; negative: the signal that ended it; None: it runs."""
+        return self._look(0.0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status once it has ended; ``subprocess.TimeoutExpired`` after so many seconds."""
+        status = self._look(timeout)
+        if status is None:
+            raise subprocess.TimeoutExpired("a forked process", timeout or 0.0)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Unless it has ended."""
+        if self.poll() is None:
+            try:
+                signal.pidfd_send_signal(self._handle, number)
+            except ProcessLookupError:
+                return  # it ended in this moment
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def _look(self, timeout: float | None) -> int | None:
+        if self.returncode is None:
+            events = select.poll()
+            events.register(self._line, select.POLLIN)
+            if events.poll(None if timeout is None else 1000 * timeout):
+                self._hear()
+        return self.returncode
+
+    def _hear(self) -> None:
+        with self._lock:
+            if self.returncode is None:
+                told = self._line.recv(16)
+                self.returncode = int(told) if told else -signal.SIGKILL  # the server died, and its children with it
+
+
+class ForkServer:
+    """Use it in a ``with``, or ``close`` it; whatever it started is killed then.
+
+    Args:
+        modules: what it imports before it forks. They must start no thread when they are imported.
+        what: for whoever lists processes; part of its command line, which those that it forks share.
+        output: descriptor of what it says itself, as of a module that cannot be imported.
+    """
+
+    def __init__(self, modules: Sequence[str], *, what: str, output: int = 2) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._asked = ours
+        command = [sys.executable, "-m", "fedpeft.fork_server", str(theirs.fileno()), str(ours.fileno())]
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        self._process = subprocess.Popen(
+            [*command, str(os.getpid()), what, *modules],
+            pass_fds=[theirs.fileno(), ours.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={"GRPC_VERBOSITY": "NONE", **os.environ, "PYTHONPATH": path},  # as ``fedpeft.logs`` has it
+            start_new_session=True,
+        )
+        theirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(
+        self, module: str, arguments: Sequence[str], *, environment: Mapping[str, str], output: int
+    ) -> ForkedProcess:
+        """``python -m module ARGUMENTS``; ``{parent}`` in an argument is its parent's process id. See ``_ask``."""
+        return _ask(self._asked, module, arguments, environment=environment, output=output)
+
+    @property
+    def descriptor(self) -> int:
+        """What ``ENVIRONMENT`` names in a process that inherits it."""
+        return self._asked.fileno()
+
+    def close(self) -> None:
+        """End the server, and with it what it started."""
+        self._asked.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def can_fork() -> bool:
+    """Whether this machine has what it takes."""
+    return sys.platform == "linux" and hasattr(os, "pidfd_open")
+
+
+def start_forked(
+    module: str, arguments: Sequence[str], *, environment: Mapping[str, str], passed: Sequence[int]
+) -> ForkedProcess | None:
+    """A process of the server that this process may ask; None: there is no server. See ``_ask``."""
+    if ENVIRONMENT not in os.environ:
+        return None
+    with socket.socket(fileno=os.dup(int(os.environ[ENVIRONMENT]))) as asked:
+        return _ask(asked, module, arguments, environment=environment, output=2, passed=passed)
+
+
+def _ask(
+    asked: socket.socket,
+    module: str,
+    arguments: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    output: int,
+    passed: Sequence[int] = (),
+) -> ForkedProcess:
+    """Have ``python -m module ARGUMENTS`` forked.
+
+    Args:
+        asked: the server.
+        arguments: ``{parent}`` stands for the parent's process id, ``{0}``, ``{1}`` for the passed descriptors.
+        environment: all of it.
+        output: descriptor of both output streams.
+        passed: further descriptors that the process gets.
+
+    Raises:
+        OSError: the server is gone.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    request = json.dumps({"module": module, "arguments": list(arguments), "environment": dict(environment)}).encode()
+    if len(request) > MOST_BYTES:
+        raise OSError(errno.E2BIG, f"Expected arguments and environment of {MOST_BYTES} bytes, found {len(request)}")
+    with theirs:
+        socket.send_fds(asked, [request], [theirs.fileno(), output, *passed])
+    pid = ours.recv(16)
+    if not pid:
+        raise ConnectionResetError("Expected a fork server, found that it has ended.")
+    return ForkedProcess(int(pid), ours)
+
+
+class _Server:
+    """The loop of the server's only thread.
+
+    Args:
+        asks: where requests come.
+        asked: the other end, which children get: they may ask, too.
+    """
+
+    def __init__(self, asks: socket.socket, asked: socket.socket) -> None:
+        self._asks, self._asked = asks, asked
+        self._events = selectors.DefaultSelector()
+        self._events.register(asks, selectors.EVENT_READ, self._request)
+
+    def serve(self) -> None:
+        """For ever: the parent kills it."""
+        while True:
+            for key, _ in self._events.select():
+                if key.fd in self._events.get_map():  # not closed by an event before
+                    key.data()
+
+    def _request(self) -> None:
+        text, descriptors, _, _ = socket.recv_fds(self._asks, MOST_BYTES, PASSED)
+        line = socket.socket(fileno=descriptors[0])
+        pid = os.fork()
+        if pid == 0:
+            _become(json.loads(text), descriptors[1], descriptors[2:], self._asked.fileno())
+        for descriptor in descriptors[1:]:
+            os.close(descriptor)
+        handle = os.pidfd_open(pid)
+        self._events.register(handle, selectors.EVENT_READ, partial(self._ended, pid, handle, line))
+        self._events.register(line, selectors.EVENT_READ, partial(self._abandoned, handle, line))
+        _tell(line, pid)
+
+    def _ended(self, pid: int, handle: int, line: socket.socket) -> None:
+        _, status = os.waitpid(pid, 0)
+        self._events.unregister(handle)
+        os.close(handle)
+        if line.fileno() >= 0:
+            self._events.unregister(line)
+            _tell(line, os.waitstatus_to_exitcode(status))
+            line.close()
+
+    def _abandoned(self, handle: int, line: socket.socket) -> None:
+        self._events.unregister(line)
+        line.close()
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+
+
+def _tell(line: socket.socket, number: int) -> None:
+    try:
+        line.send(str(number).encode())
+    except OSError:
+        return  # whoever asked is gone: the loop sees that next
+
+
+def _become(request: Mapping[str, object], output: int, passed: Sequence[int], asked: int) -> None:
+    """The forked process, to its end."""
+    status = 1
+    try:
+        server = os.getppid()
+        os.setsid()
+        die_with_parent(server)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        _close_all_but({0, 1, 2, asked, *passed})
+        environment = {str(key): str(value) for key, value in dict(request["environment"]).items()}  # type: ignore[call-overload]
+        os.environ.clear()
+        os.environ.update({**environment, ENVIRONMENT: str(asked)})
+        module = str(request["module"])
+        given: Sequence[str] = request["arguments"]  # type: ignore[assignment]
+        stand_for = {"{parent}": str(server), **{f"{{{place}}}": str(each) for place, each in enumerate(passed)}}
+        sys.argv = [module, *(stand_for.get(each, each) for each in given)]
+        sys.path[:0] = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p and p not in sys.path]
+        if "torch" in sys.modules and "OMP_NUM_THREADS" in environment:  # OpenMP read the server's when it was loaded
+            sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # it is imported already
+        runpy.run_module(module, run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]  # as an interpreter ends: threads, then exit functions
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+
+
+def _close_all_but(kept: set[int]) -> None:
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor not in kept:
+            try:
+                os.close(descriptor)
+            except OSError:
+                continue  # the one that listed the folder
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The server: both ends of its line, its parent's process id, what it is for, the modules."""
+    asks, asked, parent, _, *modules = arguments
+    die_with_parent(int(parent))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for module in modules:
+        import_module(module)
+    _Server(socket.socket(fileno=int(asks)), socket.socket(fileno=int(asked))).serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
