@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "toy"))
-from forked import forked
+from forked import start_toy
 
 pytestmark = pytest.mark.e2e
 LIFE = Path(__file__).parent / "toy" / "one_life.py"
@@ -22,7 +22,7 @@ LIFE = Path(__file__).parent / "toy" / "one_life.py"
 def live(where: Path, fatal: int) -> tuple[int, list[dict[str, object]]]:
     """One process; its exit code, and every sum that this and the lives before it saw."""
     path = os.pathsep.join([str(LIFE.parent), *(entry for entry in sys.path if entry)])
-    process = forked(LIFE, where, fatal, environment={**os.environ, "PYTHONPATH": path}, log=where / "log.txt")
+    process = start_toy(LIFE, where, fatal, environment={**os.environ, "PYTHONPATH": path}, log=where / "log.txt")
     status = process.wait(120)
     assert status in (0, -signal.SIGKILL), (where / "log.txt").read_text()
     seen = where / "sums.jsonl"

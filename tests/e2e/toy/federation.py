@@ -164,7 +164,7 @@ class ToyFederation:
         environment, log = {**os.environ, "PYTHONPATH": path}, self.path / f"{name}.log"
         if self.forked if forked is None else forked:
             log.touch()
-            self.processes[name] = forked(TOY / script, home, environment=environment, log=log)
+            self.processes[name] = start_toy(TOY / script, home, environment=environment, log=log)
             return self.processes[name]
         with log.open("ab") as file:
             command = [sys.executable, str(TOY / script), str(home)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedpeft.fork_server import ForkedProcess, ForkServer
 
-__all__ = ["forked"]
+__all__ = ["start_toy"]
 
 PRELOADED = (
     "fedpeft_server.coordinator",
@@ -30,7 +30,7 @@ def server() -> ForkServer:
     return ForkServer(PRELOADED, what="tests")
 
 
-def forked(script: Path, *arguments: object, environment: Mapping[str, str], log: Path) -> ForkedProcess:
+def start_toy(script: Path, *arguments: object, environment: Mapping[str, str], log: Path) -> ForkedProcess:
     """``python SCRIPT ARGUMENTS``, of a script in a folder on the environment's PYTHONPATH.
 
     Args:
