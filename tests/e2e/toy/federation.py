@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load
+from forked import start_toy
 from toy_spec import SPEC
 
 from fedpeft.clock import SystemClock
