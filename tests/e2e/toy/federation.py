@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load
 from forked import start_toy
+from safetensors.numpy import load
 from toy_spec import SPEC
 
 from fedpeft.clock import SystemClock
