@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
 
 from fedpeft.adapter import AdapterSpec, BlockSpec, TensorSpec
 from fedpeft.catalogue.base_shape import BaseShape
@@ -14,6 +16,8 @@ from fedpeft.ids import BlockId
 from fedpeft.target_names import is_pattern
 
 __all__ = ["Placed", "adapted_layers", "placed_methods", "present_methods", "spec_of"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +68,32 @@ class Placed:
         return found
 
 
-def placed_methods(shape: BaseShape, adapter: Adapter) -> dict[str, Placed]:
-    """The methods that this adapter has on this base, the head aside, and where."""
+class _Same(Generic[T]):
+    """An argument of a cache by which object it is: layouts are slow to compare, and a plan asks again."""
+
+    __slots__ = ("it",)
+
+    def __init__(self, it: T) -> None:
+        self.it = it
+
+    def __hash__(self) -> int:
+        return id(self.it)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.it is self.it
+
+
+def placed_methods(shape: BaseShape, adapter: Adapter) -> Mapping[str, Placed]:
+    """The methods that this adapter has on this base, the head aside, and where; the last pairs asked for are kept."""
+    return _kept(_Same(shape), _Same(adapter))
+
+
+@lru_cache(maxsize=256)
+def _kept(shape: _Same[BaseShape], adapter: _Same[Adapter]) -> Mapping[str, Placed]:
+    return MappingProxyType(_placed(shape.it, adapter.it))
+
+
+def _placed(shape: BaseShape, adapter: Adapter) -> dict[str, Placed]:
     lowest = 0 if adapter.layers == "all" else shape.layers - adapter.layers
     shape = replace(shape, layout=shape.layout.naming(adapter.slots or {}))
     if adapter.of(BitFit) is not None:
