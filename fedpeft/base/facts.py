@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["FACTS_FILE", "Facts", "TokenizerFacts", "facts_of", "model_facts", "write_facts"]
 
 FACTS_FILE = "facts.json"
-_CLASSES = 9973  # a prime
+_CLASSES = (3, 7)
 
 
 class HeadFacts(Entry):
@@ -106,18 +106,21 @@ def model_facts(model: "nn.Module", content: Mapping[str, Any], head: Collection
 
 
 def _head_facts(content: Mapping[str, Any], head: Collection[str]) -> HeadFacts:
-    """What a class costs, from a head for so many classes that no other side of a tensor is as long."""
+    """What a class costs, from the heads for two numbers of classes."""
     from fedpeft.base.architecture import read_config, skeleton
 
     if not head:
         return HeadFacts(once=0, a_class=0)
-    names = {str(number): str(number) for number in range(_CLASSES)}
-    labels = {"id2label": names, "label2id": {name: int(name) for name in names}}
-    model = skeleton(read_config({**content, **labels}), SEQUENCE)
-    sizes = [tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in head]
-    every = sum(math.prod(shape) for shape in sizes)
-    classes = sum(math.prod(shape) for shape in sizes if _CLASSES in shape)
-    return HeadFacts(once=every - classes, a_class=classes // _CLASSES)
+
+    def coordinates(classes: int) -> int:
+        names = {str(number): str(number) for number in range(classes)}
+        labels = {"id2label": names, "label2id": {name: int(name) for name in names}}
+        model = skeleton(read_config({**content, **labels}), SEQUENCE)
+        return sum(math.prod(tensor.shape) for name, tensor in model.state_dict().items() if name in head)
+
+    few, more = (coordinates(classes) for classes in _CLASSES)
+    a_class = (more - few) // (_CLASSES[1] - _CLASSES[0])
+    return HeadFacts(once=few - _CLASSES[0] * a_class, a_class=a_class)
 
 
 def _embedding_rows(model: "nn.Module") -> int | None:

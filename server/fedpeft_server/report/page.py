@@ -8,8 +8,10 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedpeft.config import RunConfig
 from fedpeft.config.model import Rounds
@@ -20,6 +22,9 @@ from fedpeft_server.run.privacy_statements import privacy_lines
 from fedpeft_server.run.records import ClientRound, Comparison, RoundMetrics
 from fedpeft_server.run.run_view import RunView, read_run
 from fedpeft_server.run.verdict import best_row, comparison_facts, kept_round, verdict
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 __all__ = ["render", "write_report"]
 
@@ -52,21 +57,10 @@ def write_report(path: Path) -> Path:
 
 def render(view: RunView) -> str:
     """The page of one run, as HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("fedpeft_server.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     perplexities = view.summary is not None and view.summary.metric == "perplexity"
-    environment.filters.update(score=_perplexity if perplexities else _share)
-    environment.filters.update(size=_size, span=span, share=_share, number=_number, count=_count)
     config = view.config()
     parts = [part for row in view.rounds for part in row.clients]
-    return environment.get_template("report.html").render(
+    return _template(perplexities).render(
         view=view,
         config=config,
         trained=sum(1 <= row.round <= config.rounds.count and not row.burnt for row in view.rounds),
@@ -86,6 +80,23 @@ def render(view: RunView) -> str:
         promise=privacy_lines(view),
         verdict=verdict(view.rounds, config),
     )
+
+
+@cache
+def _template(perplexities: bool) -> "Template":
+    """Compiled once a process; scores are perplexities or shares."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fedpeft_server.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(score=_perplexity if perplexities else _share)
+    environment.filters.update(size=_size, span=span, share=_share, number=_number, count=_count)
+    return environment.get_template("report.html")
 
 
 def _longest(config: RunConfig) -> str:
