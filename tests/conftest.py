@@ -65,6 +65,11 @@ LONG = (
     "e2e/test_proxies.py",
     "e2e/test_private.py",
     "catalogue/test_contract.py",
+    "privacy/test_per_example_gradients.py",
+    "server/test_federation.py",
+    "methods/test_every_method.py",
+    "tuning/test_train.py",
+    "using/test_serve.py",
 )
 """Files that take longest, first: whoever begins one of them last, the others wait for (pytest-xdist's loadfile)."""
 

@@ -3,14 +3,15 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from threading import Event
 
 import numpy as np
@@ -21,6 +22,7 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 from fedpeft.cli.serve import RunSource  # noqa: E402
 from fedpeft.errors import ConfigInvalid  # noqa: E402
+from fedpeft.fork_server import ForkedProcess, ForkServer  # noqa: E402
 from fedpeft.tasks import Convention  # noqa: E402
 from fedpeft_client.inference import Sampling, TrainedModel  # noqa: E402
 from fedpeft_client.inference.outputs import question_of  # noqa: E402
@@ -104,19 +106,28 @@ def test_rows_of_eight_adapters_in_one_batch_answer_as_each_alone(talkers: list[
 @dataclass
 class Server:
     url: str
-    process: subprocess.Popen[str]
+    process: ForkedProcess
+
+
+@cache
+def forks() -> ForkServer:
+    """Three servers are started here; torch is loaded once."""
+    modules = ("fedpeft.cli", "fedpeft.api.kept", "fedpeft_client.serving.server", "fedpeft_server.run.run_view")
+    return ForkServer(modules, what="tests")
 
 
 def started(arguments: list[str], store: Path) -> Server:
-    process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from fedpeft.cli import main; sys.exit(main())", "adapter", "serve",
-         *arguments, "--port", "0", "--store", str(store)],
-        stdout=subprocess.PIPE, text=True, env=os.environ,
-    )  # fmt: skip
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert "serves" in line
-    return Server(line.split("/v1 ")[0], process)
+    line = ["adapter", "serve", *arguments, "--port", "0", "--store", str(store)]
+    path = os.pathsep.join([str(Path(__file__).parent), *(entry for entry in sys.path if entry)])
+    with NamedTemporaryFile(dir=store.parent) as said:
+        process = forks().start("a_command", line, environment={**os.environ, "PYTHONPATH": path}, output=said.fileno())
+        end = time.monotonic() + 120
+        while " serves " not in (text := Path(said.name).read_text()):
+            assert process.poll() is None, text
+            assert time.monotonic() < end, text
+            time.sleep(0.02)
+    (first,) = (one for one in text.splitlines() if " serves " in one)
+    return Server(first.split("/v1 ")[0], process)
 
 
 @contextmanager
