@@ -10,9 +10,10 @@ TORCH ?= torch==2.13.0
 WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
   -o tmp_path_retention_policy=failed -o tmp_path_retention_count=1
-# Tests write where the system keeps files in memory, if 4 GB are free there: nearly all that fedpeft writes is synced,
-# and a disk makes every test wait for it. What is tested about disks brings file systems of its own.
-ifeq ($(shell df --output=avail /dev/shm 2>/dev/null | awk 'NR == 2 { print ($$1 > 4194304) }'),1)
+# Tests write where the system keeps files in memory, if 4 GB are free there and programs may lie there: nearly all that
+# fedpeft writes is synced, and a disk makes every test wait for it. What is tested about disks brings its own.
+MEMORY_FREE := $(shell df --output=avail /dev/shm 2>/dev/null | tail -n 1)
+ifeq ($(shell test "$(MEMORY_FREE)" -gt 4194304 2>/dev/null && ! grep -q ' /dev/shm .*noexec' /proc/mounts && echo yes),yes)
 export PYTEST_DEBUG_TEMPROOT ?= /dev/shm
 endif
 export FLWR_TELEMETRY_ENABLED := 0
