@@ -155,7 +155,7 @@ def test_the_bound_covers_a_mechanism_of_known_epsilon_and_is_not_trivial(epsilo
     Through ``verdict``, choice of threshold included. A bound above epsilon may come up once in 20.
     """
     draw = np.random.Generator(np.random.Philox(int(100 * epsilon + 1e4 * delta)))
-    trials, canaries, bounds = 150, 100, []
+    trials, canaries, bounds = 80, 100, []
     for _ in range(trials):
         present = draw.random(canaries) < 0.5
         truthful = draw.random(canaries) < np.exp(epsilon) / (1 + np.exp(epsilon))
