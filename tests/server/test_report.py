@@ -9,7 +9,10 @@ import pytest
 from fedpeft.adapter import AdapterSpec
 from fedpeft.config import parse
 from fedpeft.ids import RoundId
+from fedpeft.privacy import ExampleStatement
+from fedpeft_server.report import page as page_module
 from fedpeft_server.report.page import write_report
+from fedpeft_server.run.privacy_statements import STATED, detail_of
 from fedpeft_server.run.records import ClientRound, Comparison, RoundMetrics, Summary
 from fedpeft_server.run.run_directory import RunDirectory
 
@@ -245,3 +248,90 @@ def test_few_and_many_rounds_fit(tmp_path: Path, rounds: int) -> None:
     for number in range(1, rounds + 1):
         run.commit(RoundId(number), b"", {}, row(number, loss=1 / number))
     assert page_of(run).shown.count("Held-out loss") >= 1
+
+
+def test_above_a_hundred_clients_come_a_histogram_and_the_ten_worst_and_the_others_are_folded_away(
+    tmp_path: Path,
+) -> None:
+    for count in (99, 120):
+        run = create(tmp_path / str(count))
+        names = [f"site-{i}" for i in range(count)]
+        run.commit(RoundId(1), b"", {}, row(1, loss=0.5, clients=tuple(client(name) for name in names)))
+        rows = tuple(
+            Comparison(client=name, examples=8, alone=0.5, federated=0.2 + i / 200, centralised=None)
+            for i, name in enumerate(reversed(names))
+        )
+        every = Comparison(client="all", examples=900, alone=0.5, federated=0.01, centralised=0.8)
+        run.write_summary(
+            Summary(outcome="finished", rounds=1, seconds=1.0, bytes_up=1, bytes_down=1, comparison=(*rows, every))
+        )
+        shown = " ".join(page_of(run).shown.split())
+        assert ("The ten worst clients" in shown) == (count == 120)
+        assert (f"All {count} clients" in shown) == (count == 120)
+    worst = shown.split("The ten worst clients")[1].split("Every client")[0]
+    assert re.findall(r"site-(\d{3})", worst) == [str(number) for number in range(119, 109, -1)]
+
+
+def private(parent: Path, privacy: str) -> RunDirectory:
+    config = parse(SOURCE + privacy, source="run.toml", simulation=True).model_copy(update={"directory": parent})
+    return RunDirectory.create(
+        config,
+        source=SOURCE + privacy,
+        adapter=AdapterSpec(blocks=()),
+        base_digest="sha256:b",
+        command=("fedpeft", "simulate"),
+    )
+
+
+def test_a_private_run_shows_what_it_spent_by_round_and_says_that_losses_are_withheld(tmp_path: Path) -> None:
+    run = private(
+        tmp_path,
+        '[privacy]\nunit = "example"\nepsilon = 9.0\ndelta = 1e-5\nl2_clip_norm = 1.0\nnoise_multiplier = 1.0\n',
+    )
+    for number in (1, 2):
+        for name, q in (("a", 0.01), ("b", 0.05)):
+            statement = ExampleStatement(
+                epsilon=float(number) * q,
+                delta=1e-5,
+                noise_multiplier=1.0,
+                l2_clip_norm=1.0,
+                sampling_rate=q,
+                steps=8 * number,
+            )
+            run.record(STATED, round_id=RoundId(number), client=name, detail=detail_of(statement))
+        run.commit(RoundId(number), b"", {}, row(number, loss=None, clients=(client("a"), client("b"))))
+    text = write_report(run.path).read_text()
+    shown = " ".join(page_of(run).shown.split())
+    assert "Privacy spent" in shown
+    assert "Withheld: private" in shown
+    assert "Nothing was recorded" not in shown
+    tile = re.search(r"ε ([\d.]+)spent at delta 1e-05, of one example of the device with the largest", shown)
+    assert tile is not None
+    assert float(tile[1]) == pytest.approx(statement.opinions().charged, rel=0.01)
+    assert "round 1: 0.05" in text
+    assert "round 2: 0.1" in text
+
+
+def test_every_text_of_the_report_has_the_contrast_of_wcag_aa() -> None:
+    """4.5 to 1 on the page and on cards, by day and by night; lines of charts 3 to 1."""
+    style = (Path(page_module.__file__).parent / "report.html").read_text()
+    day, night = style.split("prefers-color-scheme: dark", 1)
+    themes = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)) for block in (day, night)]
+    for theme in themes:
+        for ground in ("page", "card"):
+            for text in ("ink", "soft", "faint", "good", "bad"):
+                assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
+            for line in ("series-1", "series-2"):
+                assert contrast(theme[line], theme[ground]) >= 4.5, (line, ground)
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2's contrast ratio of two colours."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -17,7 +17,10 @@ from fedpeft.config import RunConfig
 from fedpeft.config.model import Rounds
 from fedpeft.files import write_file
 from fedpeft.terminal import span
+from fedpeft_server.report.budget import Spent, spent_of
 from fedpeft_server.report.charts import Series, dot_strip, line_chart
+from fedpeft_server.report.formats import count, number, perplexity, share, short_share, size
+from fedpeft_server.report.many_clients import MANY, spread_of
 from fedpeft_server.run.privacy_statements import privacy_lines
 from fedpeft_server.run.records import ClientRound, Comparison, RoundMetrics
 from fedpeft_server.run.run_view import RunView, read_run
@@ -60,6 +63,8 @@ def render(view: RunView) -> str:
     perplexities = view.summary is not None and view.summary.metric == "perplexity"
     config = view.config()
     parts = [part for row in view.rounds for part in row.clients]
+    per_client = _tallies(parts, "client")
+    spent = spent_of(view)
     return _template(perplexities).render(
         view=view,
         config=config,
@@ -67,9 +72,13 @@ def render(view: RunView) -> str:
         command=shlex.join(view.manifest.command),
         final=_final(view.rounds, config.rounds),
         totals=_totals(view),
-        charts=_charts(view.rounds),
+        charts=[*_charts(view.rounds, withheld=_withheld(config)), *_budget_chart(spent)],
+        spent=spent,
+        withheld=_withheld(config),
+        many=MANY,
         comparison=_comparison(view),
-        per_client=_tallies(parts, "client"),
+        per_client=per_client,
+        most_lost=sorted((one for one in per_client if one.lost), key=lambda one: -one.lost)[:10],
         per_method=_by_upload(_tallies(parts, "methods")),
         lost=[(row.round, part) for row in view.rounds for part in row.clients if part.state != "summed"],
         rejected=_strangers(view.rounds),
@@ -94,8 +103,8 @@ def _template(perplexities: bool) -> "Template":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(score=_perplexity if perplexities else _share)
-    environment.filters.update(size=_size, span=span, share=_share, number=_number, count=_count)
+    environment.filters.update(score=perplexity if perplexities else share)
+    environment.filters.update(size=size, span=span, share=share, number=number, count=count)
     return environment.get_template("report.html")
 
 
@@ -137,7 +146,7 @@ def _totals(view: RunView) -> dict[str, float]:
     }
 
 
-def _charts(rows: Sequence[RoundMetrics]) -> list[dict[str, object]]:
+def _charts(rows: Sequence[RoundMetrics], *, withheld: bool) -> list[dict[str, object]]:
     up, down = accumulate(row.bytes_up for row in rows), accumulate(row.bytes_down for row in rows)
     # A row's evaluation is of the state that its round began with: the state after the round before.
     loss = Series(points=[(row.round - 1, row.loss) for row in rows])
@@ -154,24 +163,46 @@ def _charts(rows: Sequence[RoundMetrics]) -> list[dict[str, object]]:
         {
             "title": "Held-out loss",
             "note": "after each round; 0 is the state before training",
-            "svg": line_chart([loss], label="Held-out loss over the rounds", show=_number),
+            "svg": line_chart([loss], label="Held-out loss over the rounds", show=number),
+            "withheld": withheld,
             "legend": (),
         },
         *(_share_chart(name, series) for name, series in shares),
         {
             "title": "Bytes moved",
             "note": "cumulative, all devices",
-            "svg": line_chart([uploaded, downloaded], label="Cumulative bytes over the rounds", show=_size, zero=True),
+            "svg": line_chart([uploaded, downloaded], label="Cumulative bytes over the rounds", show=size, zero=True),
             "legend": ((1, "up"), (2, "down")),
         },
     ]
+
+
+def _budget_chart(spent: Spent | None) -> list[dict[str, object]]:
+    if spent is None:
+        return []
+    curve = Series(points=list(spent.by_round))
+    return [
+        {
+            "title": "Privacy spent",
+            "note": f"epsilon at delta {spent.delta:g}, of one {spent.unit}"
+            + ("" if spent.unit == "client" else "; of the device with the largest, as it states it"),
+            "svg": line_chart([curve], label="Epsilon over the rounds", show=number, zero=True),
+            "legend": (),
+        }
+    ]
+
+
+def _withheld(config: RunConfig) -> bool:
+    """Whether the run collects no loss and no accuracy, because they would be releases of their own."""
+    unit = config.privacy.unit
+    return unit in ("example", "person") or (unit == "client" and config.privacy.metrics != "noised")
 
 
 def _share_chart(name: str, series: Series) -> dict[str, object]:
     return {
         "title": f"Held-out {name.replace('_', ' ')}",
         "note": "after each round; 0 is the state before training",
-        "svg": line_chart([series], label=f"Held-out {name} over the rounds", show=_short_share, ceiling=1.0),
+        "svg": line_chart([series], label=f"Held-out {name} over the rounds", show=short_share, ceiling=1.0),
         "legend": (),
     }
 
@@ -186,13 +217,14 @@ def _comparison(view: RunView) -> dict[str, object] | None:
     low, high = min(values) - margin, max(values) + margin
     metric = "" if view.summary is None else view.summary.metric
     perplexities = metric == "perplexity"
-    show = _perplexity if perplexities else _share
+    show = perplexity if perplexities else share
     return {
         "rows": [(row, dot_strip(_marks(row), low=low, high=high, show=show)) for row in rows],
         "gap_closed": _gap_closed(rows, lower_is_better=perplexities),
         "low": low,
         "high": high,
         "unit": {"perplexity": "tokens", "entity_f1": "words"}.get(metric, "examples"),
+        "spread": spread_of(rows, lower_is_better=perplexities, show=show),
         "facts": comparison_facts(rows, lower_is_better=perplexities),
     }
 
@@ -271,34 +303,3 @@ def _promised(config: RunConfig) -> list[str]:
         "people have in common, nor how many there are.",
     }
     return [covered[config.privacy.unit]]
-
-
-def _size(value: float) -> str:
-    """Bytes in decimal units: 1.2 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value * 100:.1f} %"
-
-
-def _perplexity(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
-
-
-def _short_share(value: float) -> str:
-    """A share without a needless zero: 85 %, 83.4 %."""
-    return f"{value * 100:.1f}".removesuffix(".0") + " %"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _count(value: float) -> str:
-    """A whole number in groups of three, by thin spaces."""
-    return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
