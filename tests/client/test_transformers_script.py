@@ -11,7 +11,7 @@ from torch import nn
 
 from fedpeft.config.model import Adapter, Aggregate, Lora, SecureAggregation, Task, Train
 from fedpeft.data import EncodedDataset
-from fedpeft.errors import ConfigInvalid, PolicyRefused
+from fedpeft.errors import ConfigInvalid, PolicyRefused, RunFailed
 from fedpeft.methods import UnionAdapter, attach
 from fedpeft.round.plan import ExampleTerms, LearningPlan, PlannedRounds
 from fedpeft.testing.models import tiny_bert
@@ -181,3 +181,38 @@ def test_a_trainer_without_countable_examples_or_with_an_optimizer_of_its_model_
     trainer.train_dataset = iter(())
     with pytest.raises(ConfigInvalid, match="has a length"):
         TransformersScript(trainer, labels=None, recipe="run")
+
+
+def test_a_trainer_that_would_make_another_model_or_use_several_processors_is_refused(tmp_path: Path) -> None:
+    """With ``model_init`` a round would train a model that nobody sends, and the device's change would be zero."""
+    from fedpeft_client.training.transformers_script import TransformersScript
+
+    trainer = script_of(tmp_path)._trainer
+    trainer.args._n_gpu = 2
+    with pytest.raises(ConfigInvalid, match="2 GPUs"):
+        TransformersScript(trainer, labels=None, recipe="run")
+    trainer.args._n_gpu = 0
+    trainer.model_init = lambda: tiny_bert(layers=2, classes=2)
+    with pytest.raises(ConfigInvalid, match="model_init"):
+        TransformersScript(trainer, labels=None, recipe="run")
+    trainer.model_init = None
+    script, union = TransformersScript(trainer, labels=None, recipe="run"), grafted()
+    trainer.model_init = lambda: tiny_bert(layers=2, classes=2).requires_grad_(True)
+    with pytest.raises(RunFailed, match="made another one"):
+        script.take_steps(union, steps_of(union), seed=5)
+
+
+def test_a_script_that_evaluates_saves_and_stops_early_trains_its_rounds_all_the_same(tmp_path: Path) -> None:
+    from transformers import EarlyStoppingCallback
+
+    script, union = script_of(tmp_path), grafted()
+    args = script._trainer.args
+    args.eval_strategy = args.save_strategy = "steps"
+    args.eval_steps = args.save_steps = 1
+    args.eval_on_start = args.load_best_model_at_end = True
+    args.metric_for_best_model = "loss"
+    script._trainer.add_callback(EarlyStoppingCallback())
+    for seed in (5, 6):
+        assert script.take_steps(union, steps_of(union), seed=seed)[1] == 36
+    assert any(isinstance(one, EarlyStoppingCallback) for one in script._trainer.callback_handler.callbacks)
+    assert not list(tmp_path.rglob("checkpoint-*"))

@@ -46,6 +46,16 @@ class TransformersScript:
     def __init__(self, trainer: "Trainer", *, labels: Sequence[str] | None, recipe: Recipe) -> None:
         if not hasattr(trainer.train_dataset, "__len__"):
             raise ConfigInvalid("Expected a Trainer whose train_dataset has a length, found none or a stream.")
+        if getattr(trainer, "model_init", None) is not None:
+            raise ConfigInvalid(
+                "Expected a Trainer with a model, found one with model_init, which would make another model in each "
+                "round; pass model=... instead."
+            )
+        if trainer.args.world_size > 1 or trainer.args.n_gpu > 1:
+            raise ConfigInvalid(
+                f"Expected a Trainer on one processor, found {trainer.args.world_size} processes and "
+                f"{trainer.args.n_gpu} GPUs; set CUDA_VISIBLE_DEVICES to one, and start it without torchrun."
+            )
         if recipe == "script" and trainer.optimizer is not None:
             raise ConfigInvalid(
                 'Expected a Trainer that makes its own optimizer for recipe = "script", found one over the parameters '
@@ -95,7 +105,7 @@ class TransformersScript:
 
     def take_steps(self, union: UnionAdapter, plan: LocalPlan, *, seed: int) -> tuple[float, int]:
         """See ``Script``."""
-        from transformers import set_seed
+        from transformers import EarlyStoppingCallback, set_seed
 
         trainer = self._trainer
         union.train_only(plan.learning_rates.keys())
@@ -119,6 +129,7 @@ class TransformersScript:
         # The sampler takes its seed from here, and else one order for every round: that of the Trainer's making.
         trainer.accelerator.dataloader_config.data_seed = trainer.args.data_seed
         set_seed(trainer.args.seed)  # of what the script draws, such as masks
+        stopping = trainer.pop_callback(EarlyStoppingCallback)  # it insists on evaluations; the run has its patience
         counted = _Counted(trainer.training_step)
         trainer.training_step = counted
         try:
@@ -126,10 +137,14 @@ class TransformersScript:
                 outcome = trainer.train()
         finally:
             del trainer.training_step  # the class's own again
+            if stopping is not None:
+                trainer.add_callback(stopping)
             trainer.accelerator.unwrap_model(union.model, keep_fp32_wrapper=False)
             trainer.optimizer = trainer.lr_scheduler = None
             union.model.eval()
             union.train_only(())
+        if trainer.model is not union.model:
+            raise RunFailed("Expected the Trainer to train the federation's model, found that it made another one.")
         steps, loss = int(outcome.global_step), float(outcome.training_loss)
         if steps != plan.steps or not np.isfinite(loss):
             raise RunFailed(f"Expected {plan.steps} steps with a finite loss, found {steps} and {loss}.")
@@ -178,7 +193,7 @@ def _for_a_round(args: Any, plan: LocalPlan, seed: int, *, recipe: Recipe) -> An
     own = copy.copy(args)
     own.max_steps, own.seed, own.data_seed = plan.steps, seed % 2**32, seed % 2**32
     own.save_strategy = own.eval_strategy = "no"
-    own.load_best_model_at_end = own.push_to_hub = own.do_eval = own.gradient_checkpointing = False
+    own.load_best_model_at_end = own.push_to_hub = own.do_eval = own.eval_on_start = own.gradient_checkpointing = False
     if recipe == "run":
         own.max_grad_norm = plan.max_grad_norm
     return own
