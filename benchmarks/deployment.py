@@ -7,7 +7,8 @@ Coordinator and devices are processes on loopback with the real protocol (TLS, g
 secure sum, durable commits); training takes no time, so a round's seconds are its overhead. Stock Flower does FedAvg
 over an array of the same size in the same set-up, one exchange a round and neither TLS nor secure aggregation
 (`deployed/stock_flower.py`). The base is measured by `deployed/base_distribution.py`, a new user's first round by
-`deployed/demo.py`.
+`deployed/demo.py`, fleets of light devices by `deployed/fleet.py`, what an upload costs by `deployed/uploads.py`.
+`--only PART ...` measures these parts alone and keeps what the file has of the others.
 
 Progress goes to stderr, one JSON object on the last line of stdout, kept in benchmarks/results/deployment.json.
 """
@@ -22,9 +23,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 for folder in (ROOT / "tests" / "e2e" / "toy", ROOT / "benchmarks"):
@@ -38,7 +42,7 @@ IDLE_SOCKETS = 500
 
 
 def overhead(
-    folder: Path, *, devices: int, rounds: int, parameters: int, crowd: int, quick: bool = False
+    folder: Path, *, devices: int, rounds: int, parameters: int, crowd: int, quick: bool = False, attacked: bool = False
 ) -> dict[str, Any]:
     """Rounds that train nothing, with ``crowd`` more devices that only wait."""
     names = [f"ward-{number}" for number in range(devices)]
@@ -69,6 +73,7 @@ def overhead(
             raise SystemExit(f"the run ended {job.state.value}: {job.reason}")
         rows = federation.rows(job)[:-1]  # the last row only evaluates
         seconds = [row["seconds"] for row in rows]
+        resting = {} if crowd else at_rest(federation, names[0])
         say(f"{devices} devices, {parameters} parameters: {', '.join(f'{one:.2f}' for one in seconds)} s")
         found = {
             "seconds": seconds,
@@ -77,14 +82,33 @@ def overhead(
             "peak_mb": peak_mb(pid),
         }
         if not crowd:
-            found |= hostile(federation, pid)
-            found["attacks"] = floods.attacks(federation, quick=quick)
+            found |= resting | hostile(federation, pid)
+            found["attacks"] = floods.attacks(federation, quick=quick) if attacked else {}
         return found
     finally:
         if waiting is not None:
             waiting.kill()
             waiting.wait()
         federation.close()
+
+
+def at_rest(federation, name: str) -> dict[str, float]:
+    """A device that nothing was asked of for a while: its memory, and what the next run's first round waits for it."""
+    from fedpeft_client.home import DeviceHome
+    from fedpeft_client.site import Site, SiteData, SiteLimits
+
+    federation.kill(name)
+    limits = SiteLimits(rest_after_s=1.0)
+    home = DeviceHome(federation.path / name)
+    home.site.write_text(Site(data=SiteData(source="none.jsonl"), limits=limits).to_toml())
+    device = psutil.Process(federation.device(name).pid)
+    federation.until(lambda: name in federation.online(), "the device")
+    federation.finished(federation.submit(rounds=1))
+    federation.until(lambda: not device.children(), "the training process to rest")
+    found = {"device_at_rest_mb": rss_mb(device.pid)}
+    job = federation.finished(federation.submit(rounds=2))
+    first, second, *_ = federation.rows(job)
+    return found | {"device_wakes_s": first["seconds"] - second["seconds"]}
 
 
 def hostile(federation, pid: int) -> dict[str, float]:
@@ -156,51 +180,111 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
-    """Everything, in an empty folder."""
-    from deployed import base_distribution, demo, stock_flower
-
-    devices, rounds = (4, 3) if quick else (8, 12)
-    ours = overhead(folder / "ours", devices=devices, rounds=rounds, parameters=PARAMETERS, crowd=0, quick=quick)
-    found: dict[str, Any] = {
+def rounds(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """Rounds without training."""
+    devices, count = (4, 3) if quick else (8, 12)
+    ours = overhead(folder / "ours", devices=devices, rounds=count, parameters=PARAMETERS, crowd=0, quick=quick)
+    return {
         "round_overhead_p50_s": median(ours["seconds"]),
         "coordinator_peak_mb": ours["peak_mb"],
+        "device_at_rest_mb": ours["device_at_rest_mb"],
+        "device_wakes_s": ours["device_wakes_s"],
         "hostile_mb": ours["hostile_mb"],
         "readyz_under_idle_sockets_s": ours["readyz_s"],
-        **ours["attacks"],
         "devices": devices,
         "parameters": PARAMETERS,
         "rounds": {"ours": ours["seconds"]},
     }
-    if not quick:
-        (folder / "stock").mkdir()
-        stock = stock_flower.rounds(folder / "stock", devices=devices, count=5, size=PARAMETERS)
-        say(f"stock Flower: {', '.join(f'{one:.2f}' for one in stock)} s")
-        heavy = overhead(folder / "heavy", devices=devices, rounds=10, parameters=HEAVY, crowd=200)
-        found |= {
-            "stock_flower_p50_s": median(stock),
-            "loaded_peak_mb": heavy["peak_mb"],
-            "loaded_uploads_per_s": heavy["uploads_per_s"],
-        }
-        (folder / "demo").mkdir()
-        found["first_round_s"] = demo.first_round(folder / "demo")["first_round_s"]
-        found["rounds"] |= {"stock": stock, "loaded": heavy["seconds"]}
-    (folder / "base").mkdir()
-    return found | base_distribution.measure(folder / "base", quick=quick)
+
+
+def strangers(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """What strangers cost meanwhile; see `deployed/floods.py`."""
+    devices = 4 if quick else 8
+    found = overhead(
+        folder / "ours", devices=devices, rounds=2, parameters=PARAMETERS, crowd=0, quick=quick, attacked=True
+    )
+    return dict(found["attacks"])
+
+
+def stock(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """Stock Flower's rounds."""
+    from deployed import stock_flower
+
+    seconds = stock_flower.rounds(folder, devices=8, count=5, size=PARAMETERS)
+    say(f"stock Flower: {', '.join(f'{one:.2f}' for one in seconds)} s")
+    return {"stock_flower_p50_s": median(seconds), "rounds": {"stock": seconds}}
+
+
+def loaded(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """Uploads of 2 MiB, and 200 more devices that wait."""
+    heavy = overhead(folder / "heavy", devices=8, rounds=10, parameters=HEAVY, crowd=200)
+    return {
+        "loaded_peak_mb": heavy["peak_mb"],
+        "loaded_uploads_per_s": heavy["uploads_per_s"],
+        "rounds": {"loaded": heavy["seconds"]},
+    }
+
+
+def fleets(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """Light devices; see `deployed/fleet.py`."""
+    from deployed import fleet
+
+    found = fleet.measure((4, 8) if quick else (8, 30, 100, 200), rounds=3 if quick else 4)
+    return {"fleets": found["fleets"], "fleet_cpu_exponent": found["exponent"]}
+
+
+def uploads(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """See `deployed/uploads.py`."""
+    from deployed import uploads as sent
+
+    return sent.measure(folder, quick=quick)
+
+
+def first_round(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """See `deployed/demo.py`."""
+    from deployed import demo
+
+    return {"first_round_s": demo.first_round(folder)["first_round_s"]}
+
+
+def base(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """See `deployed/base_distribution.py`."""
+    from deployed import base_distribution
+
+    return base_distribution.measure(folder, quick=quick)
+
+
+PARTS = {part.__name__: part for part in (rounds, strangers, stock, loaded, fleets, uploads, first_round, base)}
+QUICK = ("rounds", "strangers", "uploads", "base")
+
+
+def measure(folder: Path, parts: Sequence[str], found: dict[str, Any], *, quick: bool) -> dict[str, Any]:
+    """These parts, each in an empty folder, in place of what was found of them before."""
+    load = dict(found.get("load", {}))
+    for name in parts:
+        (folder / name).mkdir()
+        new = PARTS[name](folder / name, quick=quick)
+        load[name] = round(os.getloadavg()[0], 1)
+        kept = found.get("rounds", {}) | new.get("rounds", {})
+        found = found | new | {"rounds": kept}
+    return found | {"load": load}
 
 
 def main() -> None:
     """One process of the benchmark, or the whole."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--crowd", nargs=3)
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--crowd", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.crowd:
         crowd(Path(chosen.crowd[0]), Path(chosen.crowd[1]), int(chosen.crowd[2]))
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    before = json.loads(RESULTS.read_text()) if chosen.only and not chosen.quick else {}
+    parts = chosen.only or (QUICK if chosen.quick else tuple(PARTS))
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), quick=chosen.quick)
+        figures = measure(Path(folder), parts, before, quick=chosen.quick)
     if not chosen.quick:
         RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures))

@@ -33,6 +33,9 @@ def honest(federation: ToyFederation) -> None:
         assert one.recv(4096).startswith(b"HTTP/1.1 4")
 
 
+PIPELINED = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
 def gateway(federation: ToyFederation) -> socket.socket:
     return tls(federation.settings.fleet_port, federation.home.ca_certificate)
 
@@ -44,8 +47,14 @@ def loopback(federation: ToyFederation) -> socket.socket:
 @pytest.mark.parametrize("connect", [gateway, loopback])
 @pytest.mark.parametrize(
     ("begin", "unit"),
-    [(REQUEST, b"X1: \r\n"), (REQUEST, b"X-Long: " + b"a" * 70_000), (b"POST /", b"a"), (b"", b"\r\n")],
-    ids=["header lines", "one header", "url", "empty lines"],
+    [
+        (REQUEST, b"X1: \r\n"),
+        (REQUEST, b"X-Long: " + b"a" * 70_000),
+        (b"POST /", b"a"),
+        (b"", b"\r\n"),
+        (b"", PIPELINED),
+    ],
+    ids=["header lines", "one header", "url", "empty lines", "requests behind one another"],
 )
 def test_headers_without_end_cost_neither_memory_nor_time(
     federation: ToyFederation, connect, begin: bytes, unit: bytes

@@ -2,7 +2,8 @@
 
 uvicorn's parser takes header lines and a URL of any length, and ``close`` of a TLS transport goes on reading until the
 peer closes too, for 30 s. So bytes are counted before they are parsed, and a connection that ends is not read any more
-and is gone a second later. A peer has ``ConnectionTimeouts.silence_s`` for the headers of a request, from its first
+and is gone a second later. So is one whose next
+request comes before its last is answered. A peer has ``ConnectionTimeouts.silence_s`` for the headers of a request, from its first
 byte on, however many requests it has had before.
 """
 
@@ -86,6 +87,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """See ``httptools.HttpRequestParser``."""
         if self._ended:
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cut()  # pipelined, which nobody of ours does: thousands of requests come in one read
             return
         self._in_headers = False
         self._cancel_limit()
