@@ -2,9 +2,9 @@
 
 uvicorn's parser takes header lines and a URL of any length, and ``close`` of a TLS transport goes on reading until the
 peer closes too, for 30 s. So bytes are counted before they are parsed, and a connection that ends is not read any more
-and is gone a second later. So is one whose next
-request comes before its last is answered. A peer has ``ConnectionTimeouts.silence_s`` for the headers of a request, from its first
-byte on, however many requests it has had before.
+and is gone a second later. One whose next request comes before its last is answered ends at once. A peer has
+``ConnectionTimeouts.silence_s`` for the headers of a request, from its first byte on, however many requests it has had
+before.
 """
 
 import asyncio
