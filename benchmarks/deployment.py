@@ -73,7 +73,6 @@ def overhead(
             raise SystemExit(f"the run ended {job.state.value}: {job.reason}")
         rows = federation.rows(job)[:-1]  # the last row only evaluates
         seconds = [row["seconds"] for row in rows]
-        resting = {} if crowd else at_rest(federation, names[0])
         say(f"{devices} devices, {parameters} parameters: {', '.join(f'{one:.2f}' for one in seconds)} s")
         found = {
             "seconds": seconds,
@@ -82,7 +81,7 @@ def overhead(
             "peak_mb": peak_mb(pid),
         }
         if not crowd:
-            found |= resting | hostile(federation, pid)
+            found |= hostile(federation, pid)
             found["attacks"] = floods.attacks(federation, quick=quick) if attacked else {}
         return found
     finally:
@@ -90,25 +89,6 @@ def overhead(
             waiting.kill()
             waiting.wait()
         federation.close()
-
-
-def at_rest(federation, name: str) -> dict[str, float]:
-    """A device that nothing was asked of for a while: its memory, and what the next run's first round waits for it."""
-    from fedpeft_client.home import DeviceHome
-    from fedpeft_client.site import Site, SiteData, SiteLimits
-
-    federation.kill(name)
-    limits = SiteLimits(rest_after_s=1.0)
-    home = DeviceHome(federation.path / name)
-    home.site.write_text(Site(data=SiteData(source="none.jsonl"), limits=limits).to_toml())
-    device = psutil.Process(federation.device(name).pid)
-    federation.until(lambda: name in federation.online(), "the device")
-    federation.finished(federation.submit(rounds=1))
-    federation.until(lambda: not device.children(), "the training process to rest")
-    found = {"device_at_rest_mb": rss_mb(device.pid)}
-    job = federation.finished(federation.submit(rounds=2))
-    first, second, *_ = federation.rows(job)
-    return found | {"device_wakes_s": first["seconds"] - second["seconds"]}
 
 
 def hostile(federation, pid: int) -> dict[str, float]:
@@ -187,14 +167,36 @@ def rounds(folder: Path, *, quick: bool) -> dict[str, Any]:
     return {
         "round_overhead_p50_s": median(ours["seconds"]),
         "coordinator_peak_mb": ours["peak_mb"],
-        "device_at_rest_mb": ours["device_at_rest_mb"],
-        "device_wakes_s": ours["device_wakes_s"],
         "hostile_mb": ours["hostile_mb"],
         "readyz_under_idle_sockets_s": ours["readyz_s"],
         "devices": devices,
         "parameters": PARAMETERS,
         "rounds": {"ours": ours["seconds"]},
     }
+
+
+def rest(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """A device that nothing was asked of for a while: its memory, and what the next run's first round waits for it."""
+    os.environ["TOY_DEVICES"], os.environ["TOY_WIDTH"] = "ward-0,ward-1,ward-2", str(PARAMETERS)
+    from federation import ToyFederation
+
+    from fedpeft_client.site import Site, SiteData, SiteLimits
+
+    federation = ToyFederation(folder)
+    try:
+        federation.up()
+        site = federation.enrol("ward-0").site
+        site.write_text(Site(data=SiteData(source="none.jsonl"), limits=SiteLimits(rest_after_s=1.0)).to_toml())
+        device = psutil.Process(federation.device("ward-0").pid)
+        federation.admit(["ward-1", "ward-2"])
+        federation.finished(federation.submit(rounds=1))
+        federation.until(lambda: not device.children(), "the training process to rest")
+        found = {"device_at_rest_mb": rss_mb(device.pid)}
+        job = federation.finished(federation.submit(rounds=2))
+        first, second, *_ = federation.rows(job)
+        return found | {"device_wakes_s": first["seconds"] - second["seconds"]}
+    finally:
+        federation.close()
 
 
 def strangers(folder: Path, *, quick: bool) -> dict[str, Any]:
@@ -254,8 +256,8 @@ def base(folder: Path, *, quick: bool) -> dict[str, Any]:
     return base_distribution.measure(folder, quick=quick)
 
 
-PARTS = {part.__name__: part for part in (rounds, strangers, stock, loaded, fleets, uploads, first_round, base)}
-QUICK = ("rounds", "strangers", "uploads", "base")
+PARTS = {part.__name__: part for part in (rounds, rest, strangers, stock, loaded, fleets, uploads, first_round, base)}
+QUICK = ("rounds", "rest", "strangers", "uploads", "base")
 
 
 def measure(folder: Path, parts: Sequence[str], found: dict[str, Any], *, quick: bool) -> dict[str, Any]:
