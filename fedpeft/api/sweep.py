@@ -217,7 +217,8 @@ def _simulated(
         there = open_run(out / begun)
         if there.state == "finished":
             return there
-        return simulate(resume=there.path, data=None if isinstance(data, str | Path) else data, progress=progress)
+        rows = None if isinstance(data, str | Path) else data
+        return simulate(resume=there.path, data=rows, store=store, progress=progress)
 
     def remember(result: RoundResult) -> None:
         if trial.user_attrs.get(RUN) is None:

@@ -61,7 +61,10 @@ class CutShort(NoProgress):
 
 @pytest.mark.torch
 @pytest.mark.e2e
-def test_a_sweep_that_was_cut_short_goes_on_with_its_trial_and_finds_the_best(toys: Path, tmp_path: Path) -> None:
+def test_a_sweep_that_was_cut_short_goes_on_with_its_trial_and_finds_the_best(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDPEFT_HOME", str(tmp_path / "home"))
     config, vary = small(toys), {"train.learning_rate": (1e-9, 0.02)}
     given = {"vary": vary, "out": tmp_path / "sweep", "store": toys / "store"}
     with pytest.raises(KeyboardInterrupt):
@@ -80,6 +83,7 @@ def test_a_sweep_that_was_cut_short_goes_on_with_its_trial_and_finds_the_best(to
     assert found.best is not None
     assert found.best.value == min(trial.value for trial in found.trials if trial.value is not None)
     assert found.result() == fedpeft.open_run(found.best.run or "")
+    assert not (tmp_path / "home").exists(), "bases are in the store that was given, in a resumed trial, too"
     with pytest.raises(ConfigInvalid, match="another metric"):
         fedpeft.sweep(config, birds(), trials=4, metric="accuracy", maximise=False, **given)  # type: ignore[arg-type]
 
