@@ -87,7 +87,9 @@ def _run_toml(
     from fedpeft.tasks import TASKS
 
     if model is None and not task.adds_head:
-        raise ConfigInvalid("Expected --model for a language model, found none; name a folder with its files.")
+        raise ConfigInvalid(
+            "Expected --model for a language model, found none; name a folder with its files, or a .gguf file."
+        )
     clients = min(CLIENTS, len(records) // EXAMPLES_A_CLIENT)
     if not column and clients < LEAST_CLIENTS:
         least = LEAST_CLIENTS * EXAMPLES_A_CLIENT

@@ -7,6 +7,7 @@ windows of a few batches; inside a window examples are sorted by length, so that
 the batches are shuffled.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "collate",
     "evaluation_stream",
     "lengths_of",
+    "padded",
     "padded_labels",
     "padded_segments",
     "predictions_of",
@@ -142,12 +144,8 @@ def predictions_of(examples: EncodedDataset, index: int) -> int:
 def collate(examples: EncodedDataset, indices: Indices, *, pad_id: int, device: torch.device) -> Batch:
     """Pad these examples to the longest of them, on the right."""
     rows = [examples.input_ids[i] for i in indices]
-    width = max(len(row) for row in rows)
-    input_ids = np.full((len(rows), width), pad_id, np.int64)
-    mask = np.zeros((len(rows), width), np.int64)
-    for line, row in enumerate(rows):
-        input_ids[line, : len(row)] = row
-        mask[line, : len(row)] = 1
+    input_ids, mask = padded(rows, pad_id), padded([np.ones(len(row), np.int64) for row in rows], 0)
+    width = input_ids.shape[1]
     return Batch(
         indices=indices,
         input_ids=torch.from_numpy(input_ids).to(device),
@@ -156,6 +154,24 @@ def collate(examples: EncodedDataset, indices: Indices, *, pad_id: int, device: 
         segments=padded_segments(examples, indices, len(indices), width, device),
         preference=_of(examples.preference, indices),
     )
+
+
+def padded(
+    rows: Sequence[npt.ArrayLike], fill: int, *, shape: tuple[int, int] | None = None, left: bool = False
+) -> npt.NDArray[np.int64]:
+    """Rows of unequal length as one array.
+
+    Args:
+        rows: whole numbers.
+        fill: what stands behind a row, and in rows that there are none for.
+        shape: of the array; None: as many as there are, of the longest's width.
+        left: the filling stands before a row.
+    """
+    found = [np.asarray(row, np.int64) for row in rows]
+    whole = np.full(shape or (len(found), max(map(len, found))), fill, np.int64)
+    for line, row in zip(whole, found, strict=False):
+        line[len(line) - len(row) if left else 0 :][: len(row)] = row
+    return whole
 
 
 def _of(preference: Preference | None, indices: Indices) -> Preference | None:
@@ -170,10 +186,8 @@ def padded_segments(
     """(rows, width), 0 on padding and in empty rows; None where no example has any."""
     if examples.segments is None:
         return None
-    padded = np.zeros((rows, width), np.int64)
-    for line, i in enumerate(indices):
-        padded[line, : len(examples.segments[i])] = examples.segments[i]
-    return torch.from_numpy(padded).to(device)
+    segments = padded([examples.segments[i] for i in indices], 0, shape=(rows, width))
+    return torch.from_numpy(segments).to(device)
 
 
 def padded_labels(
@@ -185,7 +199,4 @@ def padded_labels(
         whole = np.zeros((rows, *labels.shape[1:]), labels.dtype)
         whole[: len(indices)] = labels[indices]
         return whole
-    padded = np.full((rows, width), IGNORED, np.int64)
-    for line, i in enumerate(indices):
-        padded[line, : len(labels[i])] = labels[i]
-    return padded
+    return padded([labels[i] for i in indices], IGNORED, shape=(rows, width))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedpeft.data import IGNORED
 from fedpeft.errors import DataInvalid
 from fedpeft.testing.models import class_examples, token_examples
-from fedpeft.tuning.batches import BatchStream, collate, lengths_of
+from fedpeft.tuning.batches import BatchStream, collate, lengths_of, padded
 
 pytestmark = pytest.mark.torch
 
@@ -29,6 +29,15 @@ def test_every_epoch_takes_every_example_once_in_batches_no_larger_than_asked(le
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     assert len(batches) == stream.steps_per_epoch == -(-len(lengths) // batch_size)
     assert all(1 <= len(batch) <= batch_size for batch in batches)
+
+
+@pytest.mark.parametrize(("left", "expected"), [(False, [[1, 2, 3], [4, 9, 9]]), (True, [[1, 2, 3], [9, 9, 4]])])
+def test_rows_are_filled_up_to_the_longest_on_the_side_that_is_asked_for(left, expected):
+    assert padded([[1, 2, 3], [4]], 9, left=left).tolist() == expected
+
+
+def test_rows_that_there_are_none_for_are_filled_wholly():
+    assert padded([[1], []], 7, shape=(3, 2)).tolist() == [[1, 7], [7, 7], [7, 7]]
 
 
 def test_any_step_can_be_asked_for_without_the_ones_before():

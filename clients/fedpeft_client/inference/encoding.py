@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fedpeft.tuning.batches import padded
 from fedpeft_client.inference.outputs import Offsets
 
 if TYPE_CHECKING:
@@ -62,13 +63,11 @@ def encoded(
         rows = order[start : start + ROWS]
         some = [found[row] for row in rows]
         ids = [one["input_ids"] for one in some]
-        inputs = {"input_ids": _padded(ids, pad), "attention_mask": _padded([[1] * len(one) for one in ids], 0)}
+        inputs = {
+            "input_ids": torch.from_numpy(padded(ids, pad)),
+            "attention_mask": torch.from_numpy(padded([[1] * len(one) for one in ids], 0)),
+        }
         if has_segments and any(len(texts[row]) > 1 for row in rows) and "token_type_ids" in some[0]:
-            inputs["token_type_ids"] = _padded([one["token_type_ids"] for one in some], 0)
+            inputs["token_type_ids"] = torch.from_numpy(padded([one["token_type_ids"] for one in some], 0))
         spans = [one["offset_mapping"] if offsets else () for one in some]
         yield Encoded(rows=rows, inputs=inputs, texts=[texts[row] for row in rows], offsets=spans)
-
-
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], dtype=torch.int64)

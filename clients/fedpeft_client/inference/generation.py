@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedpeft.data.rendering import TokenIds
 from fedpeft.entropy import generator
+from fedpeft.tuning.batches import padded
 
 __all__ = ["BATCH", "Abilities", "Decoder", "Sampling", "Token", "TokenLoop"]
 
@@ -268,12 +269,9 @@ class _State:
 
 
 def _padded(questions: Sequence[TokenIds]) -> tuple[Tensor, Tensor]:
-    width = max(len(question) for question in questions)
-    ids, mask = np.zeros((len(questions), width), np.int64), np.zeros((len(questions), width), np.int64)
-    for line, question in enumerate(questions):
-        ids[line, width - len(question) :] = question
-        mask[line, width - len(question) :] = 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+    """On the left: what is written next follows every question."""
+    there = padded([np.ones(len(question), np.int64) for question in questions], 0, left=True)
+    return torch.from_numpy(padded(questions, 0, left=True)), torch.from_numpy(there)
 
 
 def _batches(lengths: Sequence[int], *, alike: bool) -> list[list[int]]:
