@@ -1,4 +1,4 @@
-"""No module needs itself: imports make no circle, at the top of a module or for types alone."""
+"""No module needs itself: imports make no circle, at the top of a module, inside a function or for types alone."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -22,19 +22,6 @@ def modules() -> dict[str, Path]:
 
 
 def needed(text: str, known: set[str]) -> set[str]:
-    """What a module imports when it is loaded or type-checked; not what a function imports when it is called."""
-    tree, found = ast.parse(text), set()
-    inside = {
-        id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in inside:
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (names & known) or ({node.module} & known)
-    return found
-
-
-def needed_when_called(text: str, known: set[str]) -> set[str]:
     """What a module imports anywhere, inside its functions too."""
     found = set()
     for node in ast.walk(ast.parse(text)):
@@ -50,30 +37,25 @@ def order(graph: dict[str, set[str]]) -> list[str]:
     return list(TopologicalSorter(graph).static_order())
 
 
+def test_the_modules_make_no_circle_and_an_import_inside_a_function_hides_none() -> None:
+    """A lazy import is for a heavy package: with all of them at the top of their modules there is no circle either."""
+    found = modules()
+    order({n: needed(path.read_text(encoding="utf-8"), set(found)) - {n} for n, path in found.items()})
+
+
 def test_a_circle_is_found() -> None:
     with pytest.raises(CycleError):
         order({"a": needed("from b import f", {"a", "b"}), "b": needed("if X:\n    from a import g", {"a", "b"})})
-
-
-def test_the_modules_make_no_circle() -> None:
-    found = modules()
-    order({name: needed(path.read_text(encoding="utf-8"), set(found)) - {name} for name, path in found.items()})
-
-
-def test_an_import_inside_a_function_hides_no_circle() -> None:
-    """A lazy import is for a heavy package: with all of them at the top of their modules there is no circle either."""
-    found = modules()
-    order({n: needed_when_called(path.read_text(encoding="utf-8"), set(found)) - {n} for n, path in found.items()})
 
 
 def test_a_circle_inside_functions_is_found() -> None:
     known = {"a", "b", "c"}
     texts = {"a": "def f():\n    from b import g", "b": "import c", "c": "def h():\n    import a"}
     with pytest.raises(CycleError):
-        order({name: needed_when_called(text, known) for name, text in texts.items()})
+        order({name: needed(text, known) for name, text in texts.items()})
 
 
 def test_the_benchmarks_make_no_circle() -> None:
     folder = ROOT / "benchmarks"
     found = {".".join(path.relative_to(folder).with_suffix("").parts): path for path in sorted(folder.rglob("*.py"))}
-    order({n: needed_when_called(path.read_text(encoding="utf-8"), set(found)) - {n} for n, path in found.items()})
+    order({n: needed(path.read_text(encoding="utf-8"), set(found)) - {n} for n, path in found.items()})
