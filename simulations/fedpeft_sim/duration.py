@@ -6,11 +6,10 @@ here besides, so a person is told "about", and every round that ends corrects it
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from statistics import mean
 
 from fedpeft.base import BaseArtifact
-from fedpeft.planner import DeviceProfile, estimate, probe, shape_of
+from fedpeft.planner import estimate, shape_of, this_machine
 from fedpeft.round.plan import LearningPlan
 from fedpeft_client.training.examples import Examples
 from fedpeft_sim.planning import usual_workload
@@ -20,12 +19,6 @@ __all__ = ["expected_s"]
 
 SAMPLE = 8
 """Clients whose time is predicted, at 0.05 s each; the others are taken to be like them."""
-
-
-@lru_cache(maxsize=1)
-def _this_machine() -> DeviceProfile:
-    """Its speed, measured once a process: that takes a quarter of a CPU second."""
-    return probe()
 
 
 def expected_s(
@@ -52,7 +45,7 @@ def expected_s(
     Raises:
         ConfigInvalid: the planner does not know the shape of such a base.
     """
-    config, shape, profile = population.config, shape_of(artifact), _this_machine()
+    config, shape, profile = population.config, shape_of(artifact), this_machine()
     limit, steps = config.rounds.eval_examples, config.train.local_steps
     lasting: list[float] = []  # of a round, by client
     ending: list[float] = []  # of the final evaluation

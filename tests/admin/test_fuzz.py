@@ -62,7 +62,7 @@ def test_the_document_is_one_and_describes_every_operation_that_there_is_from_af
 
 
 @pytest.mark.parametrize(("method", "path", "about"), ROUTES, ids=lambda one: one if isinstance(one, str) else "")
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_input_is_answered_by_a_failure(client, method: str, path: str, about: dict[str, Any], data) -> None:
     fields = about.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
