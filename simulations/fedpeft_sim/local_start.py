@@ -5,14 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fedpeft.fork_server import ForkedProcess, ForkServer, can_fork
+from fedpeft.fork_server import ENVIRONMENT, ForkedProcess, ForkServer, can_fork
 
 __all__ = ["LocalProcess", "LocalStart"]
 
 LocalProcess = subprocess.Popen[bytes] | ForkedProcess
-PROGRAM = "fedpeft_sim.local_process"
+PROGRAM, COORDINATOR = "fedpeft_sim.local_process", "coordinator"
 PRELOADED = (
-    "fedpeft_server.coordinator",
     "fedpeft_client.process.agent",
     "fedpeft_client.process.coordinator_services",
     "fedpeft_client.process.worker",
@@ -41,15 +40,18 @@ class LocalStart:
         arguments = (role, str(home.absolute()))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         with (self._logs / f"{name}.log").open("ab") as log:
-            if self._server is not None:
+            if self._server is not None and role != COORDINATOR:
                 given = ("{parent}", *arguments)
                 return self._server.start(PROGRAM, given, environment=environment, output=log.fileno())
+            # The coordinator loads no torch: it is up before the server has, and has its model process forked later.
+            inherited = [] if self._server is None else [self._server.descriptor]
             return subprocess.Popen(
                 [sys.executable, "-m", PROGRAM, str(os.getpid()), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env={**environment, **{ENVIRONMENT: str(descriptor) for descriptor in inherited}},
+                pass_fds=inherited,
                 start_new_session=True,
             )
 
