@@ -45,12 +45,13 @@ class LocalStart:
                 return self._server.start(PROGRAM, given, environment=environment, output=log.fileno())
             # The coordinator loads no torch: it is up before the server has, and has its model process forked later.
             inherited = [] if self._server is None else [self._server.descriptor]
+            asks = {ENVIRONMENT: str(inherited[0])} if inherited else {}
             return subprocess.Popen(
                 [sys.executable, "-m", PROGRAM, str(os.getpid()), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**environment, **{ENVIRONMENT: str(descriptor) for descriptor in inherited}},
+                env=environment | asks,
                 pass_fds=inherited,
                 start_new_session=True,
             )
