@@ -50,23 +50,26 @@ EVERYWHERE = ("lora", "dora", "bottleneck", "prompt")
 method meets both models, plain and packed matrices and both engines, and in `make slow` on the rest."""
 
 
-def is_quick(method: str, build: object, base: str) -> bool:
+def is_quick(method: str, build: object, base: str, engine: Engine) -> bool:
     """Whether `make test` asks it."""
-    return method in EVERYWHERE or (build, base) in ((tiny_bert, "plain"), (tiny_llama, "nf4"))
+    quick = {(tiny_bert, "plain", "fedpeft"), (tiny_bert, "plain", "opacus"), (tiny_llama, "nf4", "fedpeft")}
+    return method in EVERYWHERE or (build, base, engine) in quick
 
 
 PLACES = [
-    pytest.param(method, build, base, marks=() if is_quick(method, build, base) else pytest.mark.slow)
+    pytest.param(method, build, base, engine, marks=() if is_quick(method, build, base, engine) else pytest.mark.slow)
     for method in get_args(MethodName)
     for build in (tiny_bert, tiny_llama)
     for base in ("plain", "nf4", *(["int8"] if build is tiny_bert else []))
+    for engine in get_args(Engine)
     if (method, build) != ("bitfit", tiny_llama)  # it has no biases
+    and (build, base, engine) != (tiny_bert, "nf4", "opacus")  # int8 stands for both
 ]
 EXAMPLES = 3
 
 
-@pytest.mark.parametrize(("method", "build", "base"), PLACES)
-def test_what_is_clipped_are_the_gradients_of_single_examples_by_either_engine(method, build, base):
+@pytest.mark.parametrize(("method", "build", "base", "engine"), PLACES)
+def test_what_is_clipped_are_the_gradients_of_single_examples_by_either_engine(method, build, base, engine):
     examples = token_examples(EXAMPLES) if build is tiny_llama else class_examples(EXAMPLES)
     union = attach(on_base(build, base), Adapter.model_validate({method: SMALL.get(method, {})}), seed=0)
     if BY_NAME[method].measures:
@@ -88,18 +91,17 @@ def test_what_is_clipped_are_the_gradients_of_single_examples_by_either_engine(m
         own = micro_gradients(example_losses(plain, one, None)[0], list(trained.values()))
         exact.append(torch.cat([gradient.flatten() for gradient in own]))
         assert float(exact[-1].norm()) > 0
-    for engine in get_args(Engine) if (base, build) != ("nf4", tiny_bert) else ("fedpeft",):  # int8 stands for both
-        source = GradientSource(
-            union, blocks, trained, examples, most=EXAMPLES, checkpointing=base != "plain", engine=engine
-        )
-        able = method not in MICRO if engine == "fedpeft" else BY_NAME[method].opacus.able
-        if method in RANK_ONE and source.micro_shapes:
-            assert source.back_end == "micro"
-        else:
-            assert source.back_end == ({"fedpeft": "hooks", "opacus": "opacus"}[engine] if able else "micro")
-        for index in range(EXAMPLES):
-            (part,) = source.gradients(np.array([index]))
-            found = torch.cat([gradient.flatten(1) for gradient in part], 1)
-            assert len(found) == 1
-            assert float((found[0] - exact[index]).norm()) <= 1e-5 * float(exact[index].norm())
+    source = GradientSource(
+        union, blocks, trained, examples, most=EXAMPLES, checkpointing=base != "plain", engine=engine
+    )
+    able = method not in MICRO if engine == "fedpeft" else BY_NAME[method].opacus.able
+    if method in RANK_ONE and source.micro_shapes:
+        assert source.back_end == "micro"
+    else:
+        assert source.back_end == ({"fedpeft": "hooks", "opacus": "opacus"}[engine] if able else "micro")
+    for index in range(EXAMPLES):
+        (part,) = source.gradients(np.array([index]))
+        found = torch.cat([gradient.flatten(1) for gradient in part], 1)
+        assert len(found) == 1
+        assert float((found[0] - exact[index]).norm()) <= 1e-5 * float(exact[index].norm())
     assert all(parameter.grad is None for parameter in trained.values())
