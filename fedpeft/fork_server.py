@@ -34,7 +34,7 @@ from fedpeft.parent_death import die_with_parent
 __all__ = ["ENVIRONMENT", "ForkServer", "ForkedProcess", "can_fork", "start_forked"]
 
 ENVIRONMENT = "FEDPEFT_FORK_SERVER"
-"""Set in processes that may ask a fork server: the number of its descriptor."""
+"""Set in processes that may ask a fork server: the number of its descriptor, and of which socket it is one."""
 
 MOST_BYTES = 1 << 17
 """Of a request: a command line and an environment."""
@@ -138,8 +138,13 @@ class ForkServer:
 
     @property
     def descriptor(self) -> int:
-        """What ``ENVIRONMENT`` names in a process that inherits it."""
+        """For a process that is to ask, too: it inherits this, and ``environment``."""
         return self._asked.fileno()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """See ``descriptor``."""
+        return {ENVIRONMENT: _named(self.descriptor)}
 
     def close(self) -> None:
         """End the server, and with it what it started."""
@@ -157,10 +162,18 @@ def start_forked(
     module: str, arguments: Sequence[str], *, environment: Mapping[str, str], passed: Sequence[int]
 ) -> ForkedProcess | None:
     """A process of the server that this process may ask; None: there is no server. See ``_ask``."""
-    if ENVIRONMENT not in os.environ:
-        return None
-    with socket.socket(fileno=os.dup(int(os.environ[ENVIRONMENT]))) as asked:
+    number, _, _ = os.environ.get(ENVIRONMENT, "").partition(":")
+    if not number.isdecimal() or _named(int(number)) != os.environ[ENVIRONMENT]:
+        return None  # or a process inherited the environment and not the descriptor
+    with socket.socket(fileno=os.dup(int(number))) as asked:
         return _ask(asked, module, arguments, environment=environment, output=2, passed=passed)
+
+
+def _named(descriptor: int) -> str:
+    try:
+        return f"{descriptor}:{os.fstat(descriptor).st_ino}"
+    except OSError:
+        return ""
 
 
 def _ask(
@@ -263,7 +276,7 @@ def _become(request: Mapping[str, object], output: int, passed: Sequence[int], a
         _close_all_but({0, 1, 2, asked, *passed})
         environment = {str(key): str(value) for key, value in dict(request["environment"]).items()}  # type: ignore[call-overload]
         os.environ.clear()
-        os.environ.update({**environment, ENVIRONMENT: str(asked)})
+        os.environ.update({**environment, ENVIRONMENT: _named(asked)})
         module = str(request["module"])
         given: Sequence[str] = request["arguments"]  # type: ignore[assignment]
         stand_for = {"{parent}": str(server), **{f"{{{place}}}": str(each) for place, each in enumerate(passed)}}

@@ -48,7 +48,7 @@ def server() -> Iterator[ForkServer]:
 def child(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
     """Of a new interpreter, and forked: one behaves as the other."""
     if request.param == "forked":
-        monkeypatch.setenv(ENVIRONMENT, str(request.getfixturevalue("server").descriptor))
+        monkeypatch.setenv(ENVIRONMENT, request.getfixturevalue("server").environment[ENVIRONMENT])
     (tmp_path / "a_child.py").write_text(CHILD)
     monkeypatch.syspath_prepend(str(tmp_path))
     made = Child("a_child", ["!"])
@@ -135,7 +135,7 @@ child = Child("a_child", ["!"])
 print(child.ask("pid").decode(), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    inherited = [int(os.environ[ENVIRONMENT])] if ENVIRONMENT in os.environ else []
+    inherited = [int(os.environ[ENVIRONMENT].partition(":")[0])] if ENVIRONMENT in os.environ else []
     done = subprocess.run(
         [sys.executable, "-c", parent], capture_output=True, text=True, timeout=60, check=False, pass_fds=inherited
     )

@@ -4,13 +4,14 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fedpeft.fork_server import ENVIRONMENT, ForkedProcess, ForkServer, can_fork
+from fedpeft.fork_server import ENVIRONMENT, ForkedProcess, ForkServer, can_fork, start_forked
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="Linux")
 
@@ -59,7 +60,7 @@ def test_it_has_the_command_line_the_environment_and_the_descriptors_that_it_was
     told = json.loads(said.read_text())
     assert told["arguments"][2] == "{0} and {braces}"
     assert Path(f"/proc/{told['arguments'][1]}/cmdline").read_bytes().split(b"\0")[2] == b"fedpeft.fork_server"
-    inherited = int(told["environment"].pop(ENVIRONMENT))
+    inherited = int(told["environment"].pop(ENVIRONMENT).partition(":")[0])
     assert told["environment"] == {"PYTHONPATH": str(tmp_path), "COLOUR": "r\u00f6t"}
     assert told["descriptors"] == [0, 1, 2, inherited]
     assert told["session"]
@@ -91,6 +92,20 @@ def test_a_signal_ends_it_and_whoever_waits_too_briefly_is_told(server: ForkServ
         process.wait(0.01)
     process.terminate()
     assert process.wait(60) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("value", ["", "0", "x:1", "999999:1", "{other}:1"])
+def test_who_inherited_the_environment_and_not_the_descriptor_starts_an_interpreter(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """Its number may be a file or another socket by now."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monkeypatch.setenv(ENVIRONMENT, value.replace("{other}", str(ours.fileno())))
+        assert start_forked("a_program", (), environment={}, passed=()) is None
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
 
 
 def test_it_ends_with_its_server(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fedpeft.fork_server import ENVIRONMENT, ForkedProcess, ForkServer, can_fork
+from fedpeft.fork_server import ForkedProcess, ForkServer, can_fork
 
 __all__ = ["LocalProcess", "LocalStart"]
 
@@ -45,7 +45,7 @@ class LocalStart:
                 return self._server.start(PROGRAM, given, environment=environment, output=log.fileno())
             # The coordinator loads no torch: it is up before the server has, and has its model process forked later.
             inherited = [] if self._server is None else [self._server.descriptor]
-            asks = {ENVIRONMENT: str(inherited[0])} if inherited else {}
+            asks = {} if self._server is None else self._server.environment
             return subprocess.Popen(
                 [sys.executable, "-m", PROGRAM, str(os.getpid()), *arguments],
                 stdin=subprocess.DEVNULL,
