@@ -10,6 +10,7 @@ asked for it or the server dies, as ``fedpeft.child.die_with_parent`` would have
 """
 
 import atexit
+import contextlib
 import errno
 import json
 import os
@@ -258,10 +259,8 @@ class _Server:
 
 
 def _tell(line: socket.socket, number: int) -> None:
-    try:
+    with contextlib.suppress(OSError):  # whoever asked is gone: the loop sees that next
         line.send(str(number).encode())
-    except OSError:
-        return  # whoever asked is gone: the loop sees that next
 
 
 def _become(request: Mapping[str, object], output: int, passed: Sequence[int], asked: int) -> None:
@@ -302,10 +301,8 @@ def _become(request: Mapping[str, object], output: int, passed: Sequence[int], a
 def _close_all_but(kept: set[int]) -> None:
     for descriptor in map(int, os.listdir("/proc/self/fd")):
         if descriptor not in kept:
-            try:
+            with contextlib.suppress(OSError):  # the one that listed the folder
                 os.close(descriptor)
-            except OSError:
-                continue  # the one that listed the folder
 
 
 def main(arguments: Sequence[str]) -> None:
