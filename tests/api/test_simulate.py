@@ -65,10 +65,10 @@ def as_splits(rows: Rows) -> object:
 def test_every_form_of_the_same_rows_is_the_same_data(
     form: Callable[[Rows], object], finished: fedpeft.Result, toys: Path
 ) -> None:
-    from fedpeft.api.simulation import _data
+    from fedpeft.api.simulation import given_data
     from fedpeft_sim.population import populate
 
-    rows, changes = _data(form(birds()))
+    rows, changes = given_data(form(birds()))
     config = parse(read_run(finished.path).source, source="run.toml", overrides=changes, simulation=True)
     assert populate(config, rows).digest() == finished.view.manifest.data_digest
 
