@@ -3,15 +3,15 @@
     python benchmarks/gpu.py [--minutes 8] [--sizes 0.5 1.1 3 8] [--out FILE]
     python benchmarks/gpu.py --device cpu --sizes tiny      (a rehearsal where no GPU is)
 
-First the tests that want a GPU (``tests/tuning/test_accelerator.py``), then cells: a size times an arm, each in a process
-of its own, written to FILE as soon as it is there. What does not begin within --minutes is listed as not run, and so is an
-arm whose package (bitsandbytes) is missing.
+First the tests that want a GPU (``tests/tuning/test_accelerator.py``), then cells: a size times an arm, each in a
+process of its own, written to FILE as soon as it is there. What does not begin within --minutes is listed as not run,
+and so is an arm whose package (bitsandbytes) is missing.
 
 Arms: ``ours`` (base in float32, products in bfloat16: what ``performance.accelerator = "cuda"`` does), ``ours nf4``
-(``base.residency = "quantized"``), ``ours nf4 paged`` (``train.optimizer = "paged-adamw"``); ``peft`` (base in bfloat16),
-``peft nf4`` (bitsandbytes' Linear4bit). All: LoRA of rank 8 on q and v, 8 x 512 tokens a step, AdamW, gradients clipped.
-Times are medians by the clock with the device synchronised; memory is the allocator's peak after the model is loaded.
-The last line is JSON: ``tests``, ``cells``, ``ratios``, ``not_run``. Never run on a GPU so far.
+(``base.residency = "quantized"``), ``ours nf4 paged`` (``train.optimizer = "paged-adamw"``); ``peft`` (base in
+bfloat16), ``peft nf4`` (bitsandbytes' Linear4bit). All: LoRA of rank 8 on q and v, 8 x 512 tokens a step, AdamW,
+gradients clipped. Times are medians by the clock with the device synchronised; memory is the allocator's peak after
+the model is loaded. The last line is JSON: ``tests``, ``cells``, ``ratios``, ``not_run``. Never run on a GPU so far.
 """
 
 import argparse

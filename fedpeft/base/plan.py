@@ -112,15 +112,14 @@ def plan(content: Mapping[str, Any], tensors: Mapping[str, RowTensor]) -> Plan:
             problems=problems,
         )
     left_out = _left_out(config, content, served, tensors)
+    first = next(iter(served.values()))
     planned = {tensor.name: tensor for one in served.values() for tensor in one.tensors()}
     return Plan(
         config=content,
         tasks={task: one.entry() for task, one in served.items()},
         tensors=tuple(planned[name] for name in sorted(planned)),
         left_out=left_out,
-        facts=model_facts(
-            next(iter(served.values())).model, content, served[SEQUENCE].head() if SEQUENCE in served else ()
-        ),
+        facts=model_facts(first.model, content, first.task, served[SEQUENCE].head() if SEQUENCE in served else ()),
     )
 
 

@@ -1,7 +1,8 @@
 """A base model by its numbers: all that costs are computed from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from fedpeft.families import LayerWidths, family_named
 from fedpeft.layout import Layout, Port
@@ -47,6 +48,8 @@ class BaseShape:
         head_once, head_a_class: coordinates of the class head: those that the number of classes does not change,
             and those of one class.
         first_token_only: whether the classifier reads one token, so that the last layer computes little.
+        counted: floats that autograd keeps for a token in one layer at some lengths of text, ascending; empty: the
+            family's formula.
         at: the layer that is looked at, from 0.
         norm_biases_taken: whether they are another method's.
     """
@@ -69,6 +72,7 @@ class BaseShape:
     head_once: int
     head_a_class: int
     first_token_only: bool
+    counted: tuple[tuple[int, float], ...] = ()
     at: int = 0
     norm_biases_taken: bool = False
 
@@ -124,12 +128,27 @@ class BaseShape:
         """The base in float32."""
         return 4 * self.parameters
 
+    def kept_floats(self, length: int) -> float:
+        """Floats a token that autograd keeps of one layer, of a text of ``length`` tokens."""
+        if self.counted:
+            return self.passes * _between(self.counted, length)
+        return self.formula_floats
+
     @property
-    def kept_floats(self) -> int:
-        """Floats a token that autograd keeps of one layer."""
+    def formula_floats(self) -> int:
+        """What the family's formula says of that."""
         widths = LayerWidths(hidden=self.hidden, inner=self.inner, keys=self.key_width, heads=self.heads)
         return self.passes * family_named(self.family).kept_floats(widths)
 
     def head_parameters(self, classes: int) -> int:
         """Coordinates of the class head."""
         return self.head_once + self.head_a_class * classes
+
+
+def _between(points: Sequence[tuple[int, float]], length: int) -> float:
+    """Straight lines through the points, the first and the last value beyond their ends going on as they do there."""
+    if len(points) == 1:
+        return points[0][1]
+    pairs = list(pairwise(points))
+    (x0, y0), (x1, y1) = next((pair for pair in pairs if length <= pair[1][0]), pairs[-1])
+    return max(0.0, y0 + (y1 - y0) * (length - x0) / (x1 - x0))

@@ -24,14 +24,15 @@ def shape_of(artifact: BaseArtifact) -> BaseShape:
     Raises:
         ConfigInvalid: it has no numbered layers.
     """
-    manifest, head = artifact.manifest, facts_of(artifact).model.head
+    manifest, facts = artifact.manifest, facts_of(artifact).model
     return shape_from(
         {name: entry.shape for name, entry in manifest.tensors.items()},
         config=read_json(artifact.path / CONFIG_FILE),
         causal=TEXT in manifest.tasks,
         parameters=manifest.parameters,
         packed_bytes=next(file.size_bytes for file in manifest.files if file.name == "model.safetensors"),
-        head=(head.once, head.a_class),
+        head=(facts.head.once, facts.head.a_class),
+        counted=facts.kept_floats,
     )
 
 
@@ -43,8 +44,9 @@ def shape_from(
     parameters: int,
     packed_bytes: int,
     head: tuple[int, int] = (0, 0),
+    counted: tuple[tuple[int, float], ...] = (),
 ) -> BaseShape:
-    """As ``shape_of``, from the names and shapes of all tensors, config.json, and the size of the class head."""
+    """As ``shape_of``, from the names and shapes of all tensors, config.json, the class head's size, and counts."""
     weights = {
         name.removesuffix(".weight"): shape
         for name, shape in tensors.items()
@@ -74,6 +76,7 @@ def shape_from(
         head_once=head[0],
         head_a_class=head[1],
         first_token_only=name in FIRST_TOKEN_ONLY,
+        counted=counted,
     )
 
 

@@ -106,7 +106,7 @@ def kept_floats(shape: BaseShape, workload: Workload) -> tuple[float, float]:
     if not layers:
         return 0.0, 0.0
     full, last = (layers - 1, 1) if _first_token(shape, workload) else (layers, 0)
-    layer = shape.kept_floats
+    layer = shape.kept_floats(tokens_of(shape, workload))
     methods, tokens = 0.0, workload.at_once * tokens_of(shape, workload)
     placed = placed_methods(shape, workload.adapter)
     for method in workload.methods:
@@ -115,7 +115,7 @@ def kept_floats(shape: BaseShape, workload: Workload) -> tuple[float, float]:
         methods += one.saved + top * (one.last.saved_first_token - one.last.saved) + one.kept / tokens
     if workload.checkpointing:  # the inputs of all layers, and one layer at a time in full
         return float(layers * shape.hidden + layer), methods / layers
-    return float(full * layer + last * 2 * shape.key_width), float(methods)
+    return full * layer + last * 2 * shape.key_width, float(methods)
 
 
 def passes_of(shape: BaseShape, workload: Workload) -> tuple[int, int]:
