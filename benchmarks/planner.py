@@ -5,8 +5,8 @@
 The cost model (``fedpeft.planner``) is calibrated by one measured step of one configuration, then predicts all
 the others; memory is also predicted without calibration. Times are CPU seconds of one thread, the best of a
 few steps. The last line is JSON: ``memory_error_max``, ``time_error_max`` (relative, over the configurations that
-did not calibrate), ``memory_error_max_uncalibrated``, ``table``; and of ten architectures with random weights, packed and
-not, uncalibrated: ``architectures_memory_error_max``, ``architectures`` (``base_models/architectures.py``).
+did not calibrate), ``memory_error_max_uncalibrated``, ``table``; of ten architectures with random weights, packed
+and not, uncalibrated: ``architectures_memory_error_max``, ``architectures`` (``base_models/architectures.py``).
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main() -> None:
         from fedpeft_client.training.measure_step import measure_step
 
         name, residency, digest = arguments.one.strip("=").split(":", 2)
-        tell(measure_step(ArtifactStore(default_store()).find(digest), workload_of(name, residency)))
+        tell(measure_step(ArtifactStore(default_store()).get(digest), workload_of(name, residency)))
         return
     artifact = build(MODEL, quantize="int8", store=default_store())
     if arguments.one:
@@ -86,11 +86,11 @@ def main() -> None:
     known = measured_apart("")
     calibration = calibrate(shape, CALIBRATING, profile, known)
     print(f"{profile.to_json()}\n{calibration}")
-    table = []
+    table: list[dict[str, Any]] = []
     for name, one in (FULL if arguments.full else QUICK).items():
         measured = measured_apart(name)
         predicted, blind = estimate(shape, one, profile, calibration), estimate(shape, one, profile)
-        row = {
+        row: dict[str, Any] = {
             "configuration": name,
             "predicted_mib": predicted.peak_bytes / 2**20,
             "uncalibrated_mib": blind.peak_bytes / 2**20,
@@ -119,7 +119,7 @@ def main() -> None:
 
 def measured_architectures() -> dict[str, Any]:
     """Memory of each architecture, dense and packed, beside what the planner says of it without calibration."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in ARCHITECTURES:
         artifact = built_as(name, default_store())
         for residency in ("dense", "quantized"):

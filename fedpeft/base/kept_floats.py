@@ -7,7 +7,7 @@ the length, a scan in chunks is padded to one.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ def counted_floats(content: Mapping[str, Any], task: TaskName) -> tuple[tuple[in
         model = skeleton(config, task)
         shapes = {name.removesuffix(".weight"): tuple(value.shape) for name, value in model.state_dict().items()}
         paths = layout_of({name: shape for name, shape in shapes.items() if len(shape) > 1}, content).paths
-        _fill(model.eval())
+        _fill(_backbone(model.eval()))  # the output matrix is not computed with
         lengths = {min(length, positions_of(content)) for length in LENGTHS}
         with quiet_transformers():
             return tuple((length, _count(model, paths, length)) for length in sorted(lengths))
@@ -64,17 +64,26 @@ def _cut(content: Mapping[str, Any]) -> dict[str, Any]:
     return dict(content)
 
 
+def _backbone(model: nn.Module) -> nn.Module:
+    return cast("nn.Module", model.base_model)
+
+
 def _fill(model: nn.Module) -> None:
-    """Zeros in place of every tensor of a model on the meta device, of which each takes four bytes."""
+    """Zeros in place of every tensor on the meta device; each takes the memory of one number."""
     for module in model.modules():
-        for table in (module._parameters, module._buffers):
-            for name, tensor in table.items():
-                if tensor is None:
-                    continue
-                if tensor.dim() > 1 and tensor.numel() > WIDEST and not isinstance(module, nn.Embedding | nn.Linear):
-                    raise ValueError(f"{name} is too large to be computed with")
-                zero = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
-                table[name] = nn.Parameter(zero, requires_grad=False) if table is module._parameters else zero
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            copied = parameter.dim() > 1 and not isinstance(module, nn.Embedding)
+            if copied and parameter.numel() > WIDEST:
+                raise ValueError(f"{name} is too large to be computed with")
+            module._parameters[name] = nn.Parameter(_zeros_like(parameter), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else _zeros_like(buffer)
+
+
+def _zeros_like(tensor: Tensor) -> Tensor:
+    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
 
 
 def _count(model: nn.Module, paths: Sequence[str], length: int) -> float:
@@ -101,14 +110,13 @@ def _count(model: nn.Module, paths: Sequence[str], length: int) -> float:
 
     ids = torch.zeros(1, length, dtype=torch.long)
     inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if has_two_stacks(model) else {"use_cache": False})}
-    backbone = model.base_model
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     handles = [embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())]
     for layer in map(model.get_submodule, paths):
         handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
-            backbone(**inputs)  # type: ignore[operator]
+            _backbone(model)(**inputs)
     finally:
         for handle in handles:
             handle.remove()
