@@ -23,8 +23,8 @@ import sys
 import typing
 from collections.abc import Mapping
 
-from methods_table import RESULTS, lines_of
 from one_method.measure import measure, predicted_mb, table_rows
+from one_method.table import RESULTS, lines_of
 
 from fedpeft.config.model import MethodName
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 __all__ = ["BANKING", "DOCUMENT", "RESULTS", "lines_of", "lines_of_ranks", "with_tables"]
 
-RESULTS = Path(__file__).parent / "results" / "methods.json"
-BANKING = Path(__file__).parent / "results" / "banking77.json"
+RESULTS = Path(__file__).parents[1] / "results" / "methods.json"
+BANKING = Path(__file__).parents[1] / "results" / "banking77.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
 Measured = dict[str, typing.Any]
 _INTRODUCTION = """\
