@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fedpeft import secagg
-from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec
+from fedpeft.adapter import AdapterState
 from fedpeft.ids import BlockId, NodeId, ParticipantId, RoundId
 from fedpeft.privacy import ExampleStatement, NoiseTerms
 from fedpeft.round.history import Past
 from fedpeft.round.messages import BlockDigest, BlockPayload, Profile, WorkTerms
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
-from fedpeft.round.work import planned_blocks, state_digest, work_terms
+from fedpeft.round.work import state_digest, work_terms
 from fedpeft.wire import message
 
 __all__ = ["NOWHERE", "KnownPast", "Member", "PublishedSums", "RoundOutcome", "RoundTask", "Traffic", "each_once"]
@@ -101,11 +101,6 @@ class RoundTask:
     def learning_rate_factor(self) -> float:
         """The schedule's, in [0, 1]; 0 in an evaluation."""
         return learning_rate_factor(self.plan.train, self.plan.rounds, self.round_id) if self.train else 0.0
-
-    def trained(self, adapter: AdapterSpec) -> tuple[BlockSpec, ...]:
-        """The blocks that this round trains, in the specification's order; none in an evaluation."""
-        planned = planned_blocks(self.plan, adapter, self.round_id)
-        return tuple(adapter[block_id] for block_id in planned if self.blocks is None or block_id in self.blocks)
 
     def work(self, state: AdapterState) -> WorkTerms:
         """What every device is asked to compute from this state."""
