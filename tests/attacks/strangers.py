@@ -96,6 +96,16 @@ def idle_h2(port: int, ca: Path) -> socket.socket:
     return one
 
 
+def h2_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """One HTTP/2 frame (RFC 9113, section 4.1)."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def header_field(name: bytes, value: bytes) -> bytes:
+    """A literal field that no table keeps (RFC 7541, section 6.2.2); both shorter than 127 bytes."""
+    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
 def half_tls(port: int) -> socket.socket:
     """A connection that begins a TLS handshake and stops."""
     one = socket.create_connection(("127.0.0.1", port), 5.0)

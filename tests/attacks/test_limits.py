@@ -14,7 +14,21 @@ from functools import partial
 import psutil
 import pytest
 from federation import ToyFederation
-from strangers import Asking, answer, half_tls, held, idle_h2, peak_mb, pour, reset_peak, rss_mb, still_open, tls
+from strangers import (
+    Asking,
+    answer,
+    h2_frame,
+    half_tls,
+    header_field,
+    held,
+    idle_h2,
+    peak_mb,
+    pour,
+    reset_peak,
+    rss_mb,
+    still_open,
+    tls,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -80,6 +94,24 @@ def test_too_many_or_too_long_headers_are_answered_431(federation: ToyFederation
     with connect(federation) as one:
         one.sendall(REQUEST + headers + b"\r\n")
         assert answer(one).startswith(b"HTTP/1.1 431")
+
+
+@pytest.mark.parametrize("field", [header_field(b"x", b"y"), header_field(b"x-long", b"v" * 100)], ids=["tiny", "long"])
+def test_http2_headers_that_go_on_for_ever_cost_little_on_the_port_of_enrolment(
+    federation: ToyFederation, field: bytes
+) -> None:
+    pid, port = federation.processes["coordinator"].pid, federation.settings.enrol_port
+    begin = h2_frame(1, 0, 1, header_field(b":path", b"/x"))  # HEADERS without END_HEADERS
+    more = 20 * h2_frame(9, 0, 1, field * (8000 // len(field)))  # CONTINUATION
+    reset_peak(pid)
+    before = rss_mb(pid)
+    with Asking(partial(honest, federation)) as asking:
+        for _ in range(8):
+            with idle_h2(port, federation.home.ca_certificate) as one:
+                assert pour(one, begin, more, seconds=3.0) < UNREAD_BYTES, "it was read on after the limit"
+    assert peak_mb(pid) - before < MAX_GROWN_MB
+    assert asking.p99_s < HONEST_S
+    assert not asking.failed
 
 
 def test_lines_after_a_chunked_body_are_limited_too(federation: ToyFederation) -> None:

@@ -10,7 +10,7 @@ from grpc import aio
 from fedpeft.deployment.messages import RefusalReason, Refused
 from fedpeft.wire import WireError
 
-__all__ = ["Call", "abort", "address", "client_certificate", "refuse", "strict"]
+__all__ = ["Call", "abort", "address", "client_certificate", "port", "refuse", "strict"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +39,12 @@ def client_certificate(call: Call) -> bytes | None:
 def address(call: Call) -> str:
     """The peer without its port: ``ipv4:10.0.0.7:5123`` -> ``10.0.0.7``."""
     return call.peer().partition(":")[2].rpartition(":")[0] or call.peer()
+
+
+def port(call: Call) -> int:
+    """The port of the peer; 0 if it has none."""
+    last = call.peer().rpartition(":")[2]
+    return int(last) if last.isdecimal() else 0
 
 
 async def abort(call: Call, code: grpc.StatusCode, detail: str) -> NoReturn:

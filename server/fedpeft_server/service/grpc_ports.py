@@ -44,14 +44,20 @@ def server_credentials(home: CoordinatorHome, authority: bytes | None) -> grpc.S
     return grpc.dynamic_ssl_server_credentials(first, fetch, require_client_authentication=authority is not None)
 
 
-def bind_port(server: aio.Server, bind: str, port: int, credentials: grpc.ServerCredentials) -> None:
-    """Has a server listen with TLS. Raises ResourceMissing when the port is taken."""
+def bind_port(server: aio.Server, bind: str, port: int, credentials: grpc.ServerCredentials) -> int:
+    """Has a server listen with TLS on a port, 0: on any that is free; returns which.
+
+    Raises:
+        ResourceMissing: it is taken.
+    """
     where = f"[{bind}]:{port}" if ":" in bind else f"{bind}:{port}"
     taken = ResourceMissing(
         f"Expected port {port} of {bind} to be free, found it taken; stop who has it, or change coordinator.json."
     )
     try:
-        if server.add_secure_port(where, credentials) != port:
-            raise taken
+        found = int(server.add_secure_port(where, credentials))
     except RuntimeError as error:
         raise taken from error
+    if not found or port not in (0, found):
+        raise taken
+    return found

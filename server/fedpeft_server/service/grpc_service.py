@@ -10,6 +10,7 @@ Use: ``FleetService(...).start()``, then ``Wakeups.notify`` from the round engin
 import asyncio
 import contextlib
 import logging
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import BinaryIO
@@ -42,8 +43,10 @@ from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.service.adapter_files import AdapterFiles
 from fedpeft_server.service.base_files import BaseFiles
 from fedpeft_server.service.callers import Callers
-from fedpeft_server.service.grpc_calls import Call, abort, address, client_certificate, strict
+from fedpeft_server.service.counted_relay import CountedRelay
+from fedpeft_server.service.grpc_calls import Call, abort, address, client_certificate, port, strict
 from fedpeft_server.service.grpc_ports import bind_port, server_credentials
+from fedpeft_server.service.listener import take_port
 from fedpeft_server.service.wakeups import Wakeups
 
 __all__ = ["FleetService"]
@@ -73,6 +76,7 @@ class FleetService:
         self._adapters = AdapterFiles(home.runs, home.settings().adapters)
         self._callers = Callers(admission, clock)
         self._listeners: set[asyncio.Event] = set()
+        self._relay: CountedRelay | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stop = asyncio.Event()
@@ -110,14 +114,20 @@ class FleetService:
     async def _serve(self, report: Callable[[BaseException | None], None]) -> None:
         self._loop = asyncio.get_running_loop()
         servers: list[aio.Server] = []
+        taken: socket.socket | None = None
         try:
-            for port, options, credentials in self._ports():
-                server = aio.server(options=options)
-                server.add_generic_rpc_handlers((self._handlers(),))
-                servers.append(server)
-                bind_port(server, self._home.settings().bind, port, credentials)
-                await server.start()
+            settings = self._home.settings()
+            # Enrolment is open to all: whoever comes is counted before gRPC sees them.
+            taken = take_port(settings.bind, settings.enrol_port, "enrolment")
+            within = await self._listen(servers, rpc.ENROL_OPTIONS, "127.0.0.1", 0, None)
+            authority = self._home.ca_certificate.read_bytes()
+            options = rpc.service_options(len(self._registry.devices(Status.ACTIVE)))
+            await self._listen(servers, options, settings.bind, settings.service_port, authority)
+            self._relay = CountedRelay(taken, within)
+            await self._relay.start()
         except BaseException as error:
+            if taken is not None:
+                taken.close()
             report(error)
             return
         report(None)
@@ -126,19 +136,23 @@ class FleetService:
         watcher.cancel()
         for event in self._listeners:
             event.set()
+        await self._relay.stop()
         await asyncio.gather(*(server.stop(1.0) for server in servers))
 
-    def _ports(self) -> tuple[tuple[int, Options, grpc.ServerCredentials], ...]:
-        """Enrolment and the service for devices: each a server, because limits of connections are a server's."""
-        settings = self._home.settings()
-        authority = self._home.ca_certificate.read_bytes()
-        enrolled = len(self._registry.devices(Status.ACTIVE))
-        open_to_all = server_credentials(self._home, None)
-        devices_only = server_credentials(self._home, authority)
-        return (
-            (settings.enrol_port, rpc.ENROL_OPTIONS, open_to_all),
-            (settings.service_port, rpc.service_options(enrolled), devices_only),
-        )
+    async def _listen(
+        self, servers: list[aio.Server], options: Options, bind: str, port: int, authority: bytes | None
+    ) -> int:
+        """A server of one port, since limits of connections are a server's; returns the port.
+
+        Args:
+            authority: whose certificates a device must show; None: none.
+        """
+        server = aio.server(options=options)
+        server.add_generic_rpc_handlers((self._handlers(),))
+        servers.append(server)
+        bound = bind_port(server, bind, port, server_credentials(self._home, authority))
+        await server.start()
+        return bound
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         unary = {
@@ -162,7 +176,7 @@ class FleetService:
         return encode(Greeting(utc_s=self._clock.utc().timestamp(), version=__version__))
 
     async def _enrol(self, payload: bytes, call: Call) -> bytes:
-        peer, request = address(call), decode(payload, EnrolRequest)
+        peer, request = self._origin(call), decode(payload, EnrolRequest)
         token = self._admission.prover(request)
         if token is None:
             await self._callers.limit(self._callers.strangers, peer, call)
@@ -170,6 +184,11 @@ class FleetService:
             await self._callers.limit(self._callers.enrolling, token, call)
         # Off the loop: it signs, and waits for the disk.
         return encode(await asyncio.to_thread(self._admission.answer, request, peer=peer))
+
+    def _origin(self, call: Call) -> str:
+        """The address of whoever calls, also through the relay."""
+        through = self._relay.origin(port(call)) if self._relay is not None else ""
+        return through or address(call)
 
     async def _renew(self, payload: bytes, call: Call) -> bytes:
         device = await self._callers.device(call)
