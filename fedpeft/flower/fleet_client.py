@@ -189,7 +189,7 @@ class FleetClient:
         with self._lock:
             while self._idle:
                 line, since_s = self._idle.pop()
-                if self._clock.monotonic_s() - since_s < KEPT_S and not select.select([line], [], [], 0)[0]:
+                if self._clock.monotonic_s() - since_s < KEPT_S and _is_quiet(line):
                     return line
                 line.close()  # too old, or the gateway has ended it
         host, port = self._target.place
@@ -210,6 +210,15 @@ class FleetClient:
         line.close()
 
 
+def _is_quiet(line: ssl.SSLSocket) -> bool:
+    """Whether it is open and nothing has come on it since the last answer, decrypted or not."""
+    waiting = select.poll()  # select takes no descriptor above 1023
+    with suppress(OSError, ValueError):
+        waiting.register(line, select.POLLIN)
+        return not waiting.poll(0) and not line.pending()
+    return False
+
+
 def _answer(line: ssl.SSLSocket) -> tuple[int, dict[str, str], bytes, bool]:
     """Status, headers and body of an answer, and whether the connection may be used again.
 
@@ -224,20 +233,38 @@ def _answer(line: ssl.SSLSocket) -> tuple[int, dict[str, str], bytes, bool]:
         held += _some(line, HEAD_BYTES)
     first, *rest = held[:end].decode("latin-1").split("\r\n")
     version, _, status = first.partition(" ")
-    if not version.startswith("HTTP/1.") or not status[:3].isdigit():
+    code = status[:3]
+    if not version.startswith("HTTP/1.") or not (len(code) == 3 and code.isascii() and code.isdigit()):
         raise ValueError("expected an HTTP answer, found another")
-    headers = {name.strip().lower(): value.strip() for name, _, value in (entry.partition(":") for entry in rest)}
-    length = headers.get("content-length", "")
-    if not length.isdigit():  # of a listener that is ending, or of no gateway
-        return int(status[:3]), headers, b"", False
-    size = int(length)
-    if size > ANSWER_BYTES:
-        raise ValueError(f"expected an answer of at most {ANSWER_BYTES} bytes, found {size}")
+    fields = [(name.strip().lower(), value.strip()) for name, _, value in (entry.partition(":") for entry in rest)]
+    headers, size = dict(fields), _size(fields)
+    if size is None:
+        if code == "200":
+            raise ValueError("expected an answer that says its length once, found none that does")
+        return int(code), headers, b"", False  # of a listener that is ending, or of no gateway
     content = held[end + 4 :]
     while len(content) < size:
         content += _some(line, min(size - len(content), PIECE_BYTES))
-    kept = len(content) == size and headers.get("connection", "").lower() != "close"
-    return int(status[:3]), headers, bytes(content[:size]), kept
+    # What came behind the answer would be taken for the next one.
+    kept = len(content) == size and not line.pending() and headers.get("connection", "").lower() != "close"
+    return int(code), headers, bytes(content[:size]), kept
+
+
+def _size(fields: list[tuple[str, str]]) -> int | None:
+    """Of an answer's body, in bytes; None when its headers do not say it plainly: an empty body is a whole answer.
+
+    Raises:
+        ValueError: it is more than an answer may be.
+    """
+    lengths = [value for name, value in fields if name == "content-length"]
+    if len(lengths) != 1 or any(name == "transfer-encoding" for name, _ in fields):
+        return None
+    (length,) = lengths
+    if not (length.isascii() and length.isdigit()):
+        return None
+    if (size := int(length)) > ANSWER_BYTES:
+        raise ValueError(f"expected an answer of at most {ANSWER_BYTES} bytes, found {size}")
+    return size
 
 
 def _some(line: ssl.SSLSocket, most: int) -> bytes:

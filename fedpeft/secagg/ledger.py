@@ -15,6 +15,7 @@ from typing import Protocol, Self
 
 from fedpeft.entropy import Entropy, os_entropy
 from fedpeft.errors import IntegrityFailed
+from fedpeft.files import sync
 from fedpeft.kept_file import KeptFile
 from fedpeft.secagg.device_state import DeviceState, HighWaterMark, Masked, dump_state, load_state, mark_of
 from fedpeft.secagg.primitives import NONCE_SIZE, IdentityKey, digest, hkdf, open_sealed, seal
@@ -211,6 +212,7 @@ class FileLedger:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for state in self._directory.glob("*.state"):
             state.unlink()  # of a ledger before this one: nothing says how far it had gone
+        sync(self._directory)  # before marks that know of none of them: one that came back would be answered again
         self._write_marks(_Marks(barrier=barrier))
 
     def _read_marks(self) -> _Marks:

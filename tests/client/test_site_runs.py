@@ -240,6 +240,25 @@ def test_a_no_within_a_round_keeps_its_input_here(runs: SiteRuns, signed: Signed
     assert not seen.is_off(Stage.REVEAL), "its input has left: the others' sum needs its answer"
 
 
+@pytest.mark.parametrize("becomes", ["missing", "damaged", "unreadable"])
+def test_where_the_run_at_work_is_not_known_no_input_leaves(
+    runs: SiteRuns, signed: SignedRequest, home: DeviceHome, becomes: str
+) -> None:
+    """It may be one that its owner refused."""
+    watch(runs, "rules").expect_approved(signed)
+    runs.decide(PLAN.run_id, "refused", plan="", by="me")
+    opened = home.runs / "open"
+    content = opened.read_bytes()
+    opened.unlink()
+    if becomes == "damaged":
+        opened.write_bytes(content.replace(PLAN.run_id.encode(), b"!" * len(PLAN.run_id)))
+    elif becomes == "unreadable":
+        opened.mkdir()
+    seen = watch(SiteRuns(home.runs, FakeClock()), "rules")
+    assert seen.is_off(Stage.MASK)
+    assert not seen.is_off(Stage.REVEAL)
+
+
 def test_the_owner_sees_answers_and_reads_back_by_command(
     runs: SiteRuns, signed: SignedRequest, home: DeviceHome, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,14 +1,16 @@
 """What a device takes from whoever answers at its coordinator's address: no more than an answer may be."""
 
+import os
+import resource
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse, PullMessagesRequest, PullMessagesResponse
 
 from fedpeft.clock import SystemClock
 from fedpeft.entropy import os_entropy
@@ -79,10 +81,37 @@ def says(*answers: bytes) -> Callable[[ssl.SSLSocket], None]:
         b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (ANSWER_BYTES + 1),
         b"HTTP/1.1 200 OK\r\ncontent-length: 40\r\n\r\nshort",
         b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n\xff\xff\xff",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 0\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\n\r\n<p>maintenance</p>",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\ncontent-length: 9\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 0, 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: -0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: \xb2\r\n\r\n",
+        b"HTTP/1.1 \xb200 OK\r\ncontent-length: 0\r\n\r\n",
         b"SSH-2.0-OpenSSH_9\r\n\r\n",
         b"",
     ],
-    ids=["headers without end", "a body too long", "a body cut off", "no protobuf", "another protocol", "nothing"],
+    ids=[
+        "headers without end",
+        "a body too long",
+        "a body cut off",
+        "no protobuf",
+        "chunked",
+        "chunked, with a length",
+        "no length",
+        "cut off after its headers",
+        "two lengths",
+        "a length twice",
+        "a list of lengths",
+        "a signed length",
+        "no digit of ASCII",
+        "no status",
+        "another protocol",
+        "nothing",
+    ],
 )
 def test_an_answer_that_is_none_is_given_up(home: CoordinatorHome, answer: bytes) -> None:
     with client(home, says(answer)) as (one, _), pytest.raises(Unanswered):
@@ -100,6 +129,37 @@ def test_a_connection_is_kept_and_opened_anew_when_its_end_was_seen(home: Coordi
             line.recv(1)  # the coordinator has ended it
         pull(one)
         assert len(connections) == 2
+
+
+def test_bytes_behind_an_answer_are_not_taken_for_the_next(home: CoordinatorHome) -> None:
+    """Whether they came with its last bytes or apart from them."""
+
+    def answer(line: ssl.SSLSocket) -> None:
+        line.recv(2**16)
+        line.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n")
+        line.sendall(b"\x08\x01" + b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n\x08\x9a\x05")
+        line.recv(2**16)
+
+    with client(home, answer) as (one, connections):
+        found = [one.ask(ActivateNodeRequest(), ActivateNodeResponse).node_id for _ in range(2)]
+    assert (found, len(connections)) == ([1, 1], 2)
+
+
+def test_a_connection_is_kept_in_a_process_of_many_files(home: CoordinatorHome) -> None:
+    """``select`` takes no descriptor above 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("this machine allows no 2048 files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    with ExitStack() as opened:
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while opened.enter_context(Path(os.devnull).open("rb")).fileno() < 1024:
+            pass
+        one, connections = opened.enter_context(client(home, says(OK, OK)))
+        pull(one)
+        assert one._idle[0][0].fileno() > 1023
+        pull(one)
+        assert len(connections) == 1
 
 
 def test_a_refusal_brings_its_status_text_and_reason(home: CoordinatorHome) -> None:

@@ -58,16 +58,43 @@ def test_another_device_cannot_open_it(tmp_path: Path) -> None:
         FileLedger(tmp_path / "ledger", IdentityKey.generate(os_entropy))
 
 
-@pytest.mark.parametrize("place", [0, 8, 20, 100, -1])
+@pytest.mark.parametrize("place", [7, 8, 20, 100, -1], ids=["sequence", "nonce", "sealed", "later", "tag"])
 def test_a_changed_byte_is_noticed(tmp_path: Path, place: int) -> None:
+    """By the seal, whatever the file around it says: here it is written anew, as somebody who knows its form would.
+
+    The sequence becomes a later one, which nothing but the seal can tell from the true one.
+    """
     fleet, ledger = with_files(tmp_path)
     Round(fleet=fleet, spec=make_spec(fleet)).reach("share")
-    (file,) = (tmp_path / "ledger").glob("*.state")
-    content = bytearray(file.read_bytes())
-    content[place] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(IntegrityFailed):
+    (path,) = (tmp_path / "ledger").glob("*.state")
+    sealed = KeptFile(path).read()
+    assert sealed is not None
+    changed = bytearray(sealed)
+    changed[place] ^= 4
+    KeptFile(path).write(bytes(changed))
+    with pytest.raises(IntegrityFailed, match="sealed by this device"):
         ledger.load("run")
+
+
+def test_states_of_before_a_reset_are_gone_from_the_disk_before_its_marks_are_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may bring back what was removed from a directory that was not synced: nothing would refuse it."""
+    fleet, _ = with_files(tmp_path)
+    Round(fleet=fleet, spec=make_spec(fleet)).reach("reveal")
+    marks = tmp_path / "ledger" / "marks"
+    before, synced = KeptFile(marks).read(), []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            synced.append((list(marks.parent.glob("*.state")), KeptFile(marks).read()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    FileLedger.create(marks.parent, fleet.identities[0], barrier=True)
+    assert ([], before) in synced
+    assert KeptFile(marks).read() != before
 
 
 @pytest.mark.parametrize("restarted", [True, False])

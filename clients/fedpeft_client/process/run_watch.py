@@ -53,8 +53,19 @@ class RunWatch:
         self._runs.begin(signed.terms.run_id, signed.terms.round_id)
 
     def is_off(self, stage: Stage) -> bool:
-        """Whether the owner refused the run at work after its round began, and its input has not left yet."""
-        return stage is Stage.MASK and self._runs.is_refused(self._runs.begun()[0])
+        """Whether the owner refused the run at work after its round began, and its input has not left yet.
+
+        A run that is not known, because its file is gone or damaged, may be one that was refused: it is off too.
+
+        Raises:
+            IntegrityFailed: the owner's answer was damaged.
+        """
+        if stage is not Stage.MASK:
+            return False
+        run_id, _ = self._runs.begun()
+        if not run_id:
+            _log.warning("which run is at work is not known (HOME/runs/open): nothing leaves in this round")
+        return not run_id or self._runs.is_refused(run_id)
 
     def leaving(self, stage: Stage, request: bytes, answer: bytes) -> None:
         """Count an answer that is about to leave; refusals, which say nothing of this device, are not counted."""
