@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -28,11 +29,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
 )
 
 from fedpeft.base.artifact import TaskName
 from fedpeft.errors import ConfigInvalid, foreign
-from fedpeft.tasks.form import SEQ2SEQ, SEQUENCE, TAGS, TEXT
+from fedpeft.tasks.form import SEQ2SEQ, SEQUENCE, STATES, TAGS, TEXT
 
 __all__ = [
     "clean_config",
@@ -46,6 +48,7 @@ __all__ = [
     "skeleton",
     "tags_words",
     "tasks_of",
+    "values_of",
 ]
 
 _AUTO: Mapping[TaskName, Any] = {
@@ -53,7 +56,15 @@ _AUTO: Mapping[TaskName, Any] = {
     TAGS: AutoModelForTokenClassification,
     TEXT: AutoModelForCausalLM,
     SEQ2SEQ: AutoModelForSeq2SeqLM,
+    STATES: AutoModel,
 }
+
+_BARE = frozenset(
+    name
+    for names in MODEL_MAPPING_NAMES.values()
+    for name in ((names,) if isinstance(names, str) else names)
+    if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+)
 
 MOST_MODULES = 4096
 """Layers, or experts of a layer: several times what any published model has."""
@@ -121,7 +132,10 @@ def _number(value: Any) -> Any:
 
 def skeleton(config: PretrainedConfig, task: TaskName) -> nn.Module:
     """The model of ``task`` on the meta device: structure and names, no weights. Leaves every RNG as it was."""
-    return on_meta(config, lambda known: _AUTO[task].from_config(known, dtype=torch.float32))
+    model = on_meta(config, lambda known: _AUTO[task].from_config(known, dtype=torch.float32))
+    if task == STATES and "pooler" in model._modules:  # reads one token, and no task reads it
+        model._modules["pooler"] = None
+    return model
 
 
 def form_of(model: nn.Module) -> TaskName:
@@ -129,9 +143,17 @@ def form_of(model: nn.Module) -> TaskName:
     if has_two_stacks(model):
         return SEQ2SEQ
     name = type(model).__name__
+    if name in _BARE:
+        return STATES
     if name in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values():
         return TAGS
     return SEQUENCE if name in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values() else TEXT
+
+
+def values_of(output: Any) -> Tensor:
+    """What a model's forms give as its answer: the logits, or the last layer's states of one without a head."""
+    found: Tensor = output.logits if "logits" in output else output.last_hidden_state
+    return found
 
 
 def tags_words(config: PretrainedConfig) -> bool:

@@ -9,7 +9,7 @@ task's new head; only what no checkpoint holds is computed here.
 import math
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -24,10 +24,12 @@ from fedpeft.base.source import CONFIG_FILE, read_json
 from fedpeft.base.verified import verified
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
-from fedpeft.tasks.form import NUMBER, SEQ2SEQ, SEQUENCE, SINGLE, TAGS, TEXT, served
+from fedpeft.tasks.form import NUMBER, SEQUENCE, SINGLE, STATES, TAGS, served, without_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Value = TypeVar("Value")
 
 __all__ = ["load_model", "load_tokenizer", "packed_weights"]
 
@@ -52,7 +54,7 @@ def load_model(
         residency: ``dense`` unpacks every weight once; ``quantized`` keeps linear layers and embeddings packed.
 
     Returns:
-        A ``*ForSequenceClassification``, ``*ForTokenClassification`` or ``*ForCausalLM``.
+        A ``*ForSequenceClassification``, ``*ForTokenClassification``, ``*ForCausalLM`` or a bare ``*Model``.
 
     Raises:
         ConfigInvalid: the artifact cannot serve the task, or there are fewer than two labels.
@@ -66,7 +68,7 @@ def load_model(
         raise ConfigInvalid(
             f"Expected a base for task.kind={task}, found {artifact.model_type} for {able}; use another base.model."
         )
-    named, least = task not in (TEXT, SEQ2SEQ), 1 if problem_type == NUMBER else 2
+    named, least = not without_names(task), 1 if problem_type == NUMBER else 2
     if named and (len(labels) < least or len(set(labels)) < len(labels)):
         raise ConfigInvalid(f"Expected two or more distinct labels, found {labels}; correct task.labels.")
     if named:
@@ -78,7 +80,9 @@ def load_model(
     config = read_config(content)
     model = skeleton(config, task)
     head = _head_of(artifact, task, model)
-    weights, entries = packed_weights(artifact), artifact.manifest.tensors
+    weights, entries = packed_weights(artifact), dict(artifact.manifest.tensors)
+    if task == STATES:  # the base alone has its tensors under shorter names
+        weights, entries = _of_backbone(model, weights), _of_backbone(model, entries)
     all_plain = artifact.manifest.quantize == "none"
     std = float(getattr(config, "initializer_range", 0.02) or 0.02)
     own_products(model)
@@ -106,10 +110,18 @@ def load_model(
     return model
 
 
+def _of_backbone(model: nn.Module, named: Mapping[str, Value]) -> dict[str, Value]:
+    """What belongs to the backbone, by its names in there."""
+    prefix = f"{model.base_model_prefix}."
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+
+
 def _head_of(artifact: BaseArtifact, form: TaskName, model: nn.Module) -> tuple[str, ...]:
     """The parameters that the form adds: those that the manifest names, of ``TAGS`` all outside the backbone."""
     if (entry := artifact.manifest.tasks.get(form)) is not None:
         return tuple(entry.head)
+    if form == STATES:
+        return ()
     return tuple(name for name in places_of(model) if not name.startswith(f"{model.base_model_prefix}."))
 
 

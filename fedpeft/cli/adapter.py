@@ -101,6 +101,7 @@ def export(
     if form == "gguf" and (full or whole_matrices):
         raise click.UsageError("Expected --format gguf without --full and --whole-matrices, found both.")
     from fedpeft.api.kept import trained_model
+    from fedpeft_server.run.run_view import read_run
 
     whole = trained_model(run, store=store)
     part = whole.for_class(rank=rank, methods=methods or None, store=store) if rank or methods else None
@@ -114,7 +115,8 @@ def export(
             f"{out}: {written.architecture}, loaded anew: logits within {written.max_difference:.1e} of the adapter's"
         )
         return
-    (part or whole).export(out, whole_matrices=whole_matrices, part_of=whole if part else None)
+    convention = read_run(run).manifest.convention or ""
+    (part or whole).export(out, whole_matrices=whole_matrices, part_of=whole if part else None, convention=convention)
     _tell(out)
 
 

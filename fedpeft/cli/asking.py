@@ -180,8 +180,9 @@ def chat(asked: "Answerer", how: "Sampling") -> None:
     from fedpeft.errors import ConfigInvalid, DataInvalid
     from fedpeft.tasks import Convention
 
-    if asked.labels:
-        raise ConfigInvalid("Expected a language model, found a classifier; use `predict`.")
+    if asked.decoder is None:
+        found = "a model of vectors" if asked.embeds else "a classifier"
+        raise ConfigInvalid(f"Expected a language model, found {found}; use `predict`.")
     remembers = asked.convention is Convention.MESSAGES
     how_long = "/new begins anew" if remembers else "it was not trained on conversations: each question stands alone"
     click.echo(f"asked as {asked.convention.value}; {how_long}; an empty line or Ctrl-D ends", err=True)
@@ -218,11 +219,13 @@ def _answered(
     from fedpeft.errors import DataInvalid
     from fedpeft_client.inference.outputs import question_of
 
+    if asked.embeds:
+        return _vectors(asked, rows)
     if asked.labels:
         texts = [question_of(row) for row in rows]
         if None in texts:
             raise DataInvalid("Expected a column text in every row, found rows without; name yours by --map text=NOTE.")
-        choices = asked.classify([str(text) for text in texts])
+        choices = asked.classify([text for text in texts if text is not None])
         return [
             {"answer": one.label} | ({"probabilities": one.probabilities} if probabilities else {}) for one in choices
         ]
@@ -231,6 +234,26 @@ def _answered(
         return [{"answer": "chosen" if one > 0 else "rejected", "margin": one} for one in margins]
     answers = asked.answers([asked.tokens_of(row) for row in rows], [how] * len(rows))
     return [{"answer": one.text, "tokens": one.tokens, "complete": one.complete} for one in answers]
+
+
+def _vectors(asked: "Answerer", rows: "Sequence[Record]") -> list[dict[str, Any]]:
+    """Of a text its vector; of texts that belong together how close the others are to the first."""
+    from fedpeft.data.together.tokens import texts_together
+    from fedpeft.errors import DataInvalid
+
+    texts = [texts_together(row) if "anchor" in row else [row.get("text")] for row in rows]
+    if any(not isinstance(text, str) for some in texts for text in some):
+        raise DataInvalid("Expected a column text, or anchor and positive, in every row, found rows without.")
+    flat = [(str(text),) for some in texts for text in some]
+    found = {row: values for row, values, _ in asked.vectors(flat)}
+    answers, start = list[dict[str, Any]](), 0
+    for some in texts:
+        first, *others = (found[start + place] for place in range(len(some)))
+        start += len(some)
+        close = [sum(a * b for a, b in zip(first, other, strict=True)) for other in others]
+        answer = f"{close[0]:.4f}" if close else json.dumps(first)
+        answers.append({"answer": answer, **({"cosines": close} if close else {"vector": first})})
+    return answers
 
 
 def _rows(file: str, column_map: dict[str, str]) -> "Iterator[Record]":

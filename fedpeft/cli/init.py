@@ -86,7 +86,7 @@ def _run_toml(
     from fedpeft.errors import ConfigInvalid, DataInvalid
     from fedpeft.tasks import TASKS
 
-    if model is None and not task.adds_head:
+    if model is None and task.writes:
         raise ConfigInvalid(
             "Expected --model for a language model, found none; name a folder with its files, or a .gguf file."
         )

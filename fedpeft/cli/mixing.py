@@ -100,17 +100,18 @@ def hub(
     from fedpeft_server.run.run_view import read_run
 
     records = load_records(data, column_map)
+    convention = read_run(runs[0]).manifest.convention or ""
     model = trained_model(runs[0], store=store)
     found = model.mix([state_of(read_run(run), store=store) for run in runs], records, tries=tries)
     if as_json:
-        model.export(out)
+        model.export(out, convention=convention)
         weights = {str(run): weight for run, weight in zip(runs, found.weights, strict=True)}
         say_json({"folder": str(out), "loss": found.loss, "tries": found.tries, "weights": weights})
         return
     for run, weight, loss in zip(runs, found.weights, found.single_losses[1:], strict=True):
         click.echo(f"{weight:+.3f}  {run}  (alone: loss {loss:.4f})")
     click.echo(f"loss {found.loss:.4f} after {found.tries} tries; the untrained adapter {found.single_losses[0]:.4f}")
-    model.export(out)
+    model.export(out, convention=convention)
     click.echo(f"written to {out}")
 
 

@@ -77,11 +77,12 @@ def _sums(config: RunConfig) -> Iterator[Finding]:
             found=f'"{rule.rule}": {traits.individual}',
             remedy='Use rule = "nested", or secagg.mode = "off" in a simulation to compare.',
         )
-    if config.privacy.unit in ("example", "person") and config.task.record.from_a_source:
+    why = config.task.record.why_not_by_example
+    if config.privacy.unit in ("example", "person") and why:
         yield Finding(
             key="privacy.unit",
             reads=("task.kind",),
-            expected='"client" or "none" for an encoder-decoder, whose examples have no gradients of their own yet',
+            expected=f'"client" or "none" for {why}',
             found=f'"{config.privacy.unit}"',
         )
     if config.privacy.unit != "none":

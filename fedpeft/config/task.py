@@ -7,6 +7,8 @@ from fedpeft.tasks import TASKS, Kind, Measure, TaskRecord
 
 __all__ = ["Task"]
 
+TEXTS_TOGETHER = 3
+"""Texts of a triplet."""
 VALUE = "value"
 """What the one output of a regression is called."""
 
@@ -16,7 +18,7 @@ class Task(Section):
 
     kind: Kind = Field(
         description="A class for a text or a pair of texts, any number of labels, a number, a tag for each word; the "
-        "text that follows one; or which answer is preferred."
+        "text that follows one; which answer is preferred; or a vector for a text."
     )
     labels: tuple[str, ...] = Field(
         default=(),
@@ -30,6 +32,12 @@ class Task(Section):
         gt=0,
         le=10,
         description="For preference: how strongly the model is held to the base's own answers; larger holds it more.",
+    )
+    scale: float = Field(
+        default=20.0,
+        ge=1,
+        le=1000,
+        description="For embed: what cosines are multiplied by in front of the softmax (1 / temperature).",
     )
     range: tuple[float, float] | None = Field(
         default=None,
@@ -48,11 +56,22 @@ class Task(Section):
         return (VALUE,) if self.record.a_number else self.labels
 
     @property
+    def row_tokens(self) -> int:
+        """The most tokens of an example, all its texts together."""
+        return TEXTS_TOGETHER * self.max_length if self.record.contrasts else self.max_length
+
+    @property
     def measure(self) -> Measure | None:
         """What is summed beside loss and accuracy."""
         return self.record.measure(self.outputs, self.range)
 
     @property
     def loss_unit(self) -> float:
-        """What a loss is divided by before it is summed: for a number the square of half its range, else 1."""
+        """What a loss is divided by before it is summed: for a number the square of half its range, else 1.
+
+        Summed losses are cut at 8 (``fedpeft.privacy.LOSS_LIMIT``). One of embeddings is at most 2 scale and the
+        logarithm of the texts that are compared: 8 (1 + scale / 4) holds it for 2,980 texts.
+        """
+        if self.record.contrasts:
+            return 1.0 + self.scale / 4
         return 1.0 if self.range is None else ((self.range[1] - self.range[0]) / 2) ** 2

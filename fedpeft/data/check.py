@@ -32,6 +32,7 @@ from fedpeft.data.remarks import (
 from fedpeft.data.rendering import Rendered, Tokenizer, rendered_rows
 from fedpeft.data.targets import label_name, names_in, number_of
 from fedpeft.data.tasks import inspect
+from fedpeft.data.together.tokens import texts_together
 from fedpeft.data.whitespace import WhitespaceTokenizer
 from fedpeft.errors import DataInvalid, Problem
 from fedpeft.tasks import Convention, Kind
@@ -248,6 +249,9 @@ def _examples(records: Records, task: Task, convention: Convention, tokenizer: T
         if task.record.from_a_source:
             source, target = pair_of(row)
             parts = [Part(text=source, trained=False), Part(text=target, trained=True)]
+        elif task.record.contrasts:
+            texts = texts_together(row)
+            parts = [Part(text=f"{' | ' * (n > 0)}{text}", trained=n == 1) for n, text in enumerate(texts)]
         elif task.record.adds_head:
             parts = [Part(text=asked, trained=False) for asked in _asked(row, task)]
             parts.append(Part(text=_answer(row, task), trained=True))

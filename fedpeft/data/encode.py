@@ -4,11 +4,11 @@ causal-lm: ``prompt`` + ``completion`` and Alpaca train on the completion only, 
 assistant's turns only, ``text`` on everything; a label of -100 marks a token that is not trained on.
 Labels are not shifted: as in Hugging Face models, position i is predicted from the positions before i.
 seq2seq: source and target (``fedpeft.data.encode_sources``). preference: two answers
-(``fedpeft.data.preference.tokens``).
+(``fedpeft.data.preference.tokens``). embed: texts that belong together (``fedpeft.data.together.tokens``).
 The other tasks: the text or the pair as it is, and its target (``fedpeft.data.encode_texts``).
 
-Invariants: no example is longer than ``max_length``; each has at least one token to train on; examples
-keep their order, one for each record.
+Invariants: no example (of embed: no text) is longer than ``max_length``; each has at least one token to train on;
+examples keep their order, one for each record.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,6 +43,7 @@ from fedpeft.data.rendering import (
     rendered_rows,
 )
 from fedpeft.data.tasks import detect
+from fedpeft.data.together.tokens import encode_together, whole_together
 from fedpeft.data.whitespace import WhitespaceTokenizer
 from fedpeft.errors import DataInvalid
 
@@ -76,6 +77,8 @@ def encode(records: Records, task: Task, labels: Sequence[str], tokenizer: Token
         return encode_sources(records, task.max_length, tokenizer)
     if task.record.prefers:
         return encode_preferences(records, task, tokenizer)
+    if task.record.contrasts:
+        return encode_together(records, task, tokenizer)
     if not records:
         return EncodedDataset(input_ids=(), labels=(), truncated=0)
     expect_fast(tokenizer)
@@ -161,6 +164,8 @@ def _whole(records: Records, task: Task, tokenizer: Tokenizer, log: ProblemLog) 
         return whole_texts(records, task, tokenizer)
     if task.record.from_a_source:
         return whole_sources(records, tokenizer)
+    if task.record.contrasts:
+        return whole_together(records, tokenizer)
     return whole_preferences(records, tokenizer, log) if task.record.prefers else None
 
 

@@ -22,6 +22,7 @@ from fedpeft.errors import DataInvalid, foreign
 
 __all__ = [
     "IGNORED",
+    "Contrast",
     "EncodedDataset",
     "Preference",
     "Special",
@@ -65,6 +66,17 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """What the loss of texts that belong together needs beside their tokens.
+
+    Args:
+        scale: of cosines, in front of the softmax.
+    """
+
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedDataset:
     """Token ids and labels of one client's examples.
 
@@ -76,11 +88,13 @@ class EncodedDataset:
         unknown: how many hold no token but the unknown one, apart from special tokens.
         answers: assistant turns in them; 0 without conversations.
         segments: for each example which of a pair's texts a token is of, 0 or 1; None where the tokenizer does not say.
-            Of preferences: 1 on the tokens of the answer that is not preferred, and of its prompt.
+            Of preferences: 1 on the tokens of the answer that is not preferred, and of its prompt. Of texts that belong
+            together: 0 on the anchor, 1 on the positive one, 2 on the negative one.
         of_tokens: whether a token's label is its own, and not to be told from the tokens before it.
         context_answers: those of them that are not trained on, because the chat template rewrites earlier turns.
         owners: whose each is (``fedpeft.data.people``); None where the data names no people.
         preference: of examples that hold answers to be compared; None for other tasks.
+        contrast: of examples that hold texts that belong together; None for other tasks.
     """
 
     input_ids: tuple[TokenIds, ...]
@@ -93,6 +107,7 @@ class EncodedDataset:
     context_answers: int = 0
     owners: Owners | None = None
     preference: Preference | None = None
+    contrast: Contrast | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -119,6 +134,7 @@ class EncodedDataset:
             of_tokens=parts[0].of_tokens,
             owners=owners,
             preference=Preference.joined([part.preference for part in parts]),
+            contrast=parts[0].contrast,
         )
 
 

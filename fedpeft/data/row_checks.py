@@ -11,6 +11,7 @@ __all__ = [
     "check_source",
     "check_text",
     "check_texts",
+    "check_together",
     "check_words",
     "keys_not_read",
 ]
@@ -69,6 +70,17 @@ def check_source(row: Record, origin: str, log: ProblemLog) -> None:
     """``source`` and ``target``."""
     check_text(row, origin, log, "source")
     check_text(row, origin, log, "target")
+
+
+def check_together(row: Record, origin: str, log: ProblemLog) -> None:
+    """``anchor`` and ``positive``, and ``negative`` where there is one: another text than the positive one."""
+    columns = [column for column in ("anchor", "positive", "negative") if column != "negative" or column in row]
+    for column in columns:
+        check_text(row, origin, log, column)
+    if row.get("positive") == row.get("negative") and isinstance(row.get("positive"), str):
+        log.add(f"{origin}: negative", "another text than positive", "the same", "Remove the row or the column.")
+    elif row.get("positive") == row.get("anchor") and isinstance(row.get("positive"), str):
+        log.add(f"{origin}: positive", "another text than anchor", "the same", "Remove the row: it teaches nothing.")
 
 
 def check_alpaca(row: Record, origin: str, log: ProblemLog) -> None:

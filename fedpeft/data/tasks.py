@@ -20,6 +20,7 @@ from fedpeft.data.row_checks import (
     check_source,
     check_text,
     check_texts,
+    check_together,
     check_words,
     keys_not_read,
 )
@@ -225,6 +226,8 @@ CHECKS: Mapping[Convention, Callable[[Record, str, ProblemLog], None]] = {
     Convention.TEXT_PAIR_LABEL: check_texts,
     Convention.TEXT_LABEL: check_text,
     Convention.WORDS_TAGS: check_words,
+    Convention.ANCHOR_POSITIVE_NEGATIVE: check_together,
+    Convention.ANCHOR_POSITIVE: check_together,
     Convention.SOURCE_TARGET: check_source,
     Convention.PROMPT_CHOSEN_REJECTED: check_preference,
     Convention.CHOSEN_REJECTED: check_preference,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fedpeft.export.summary import ExportSummary
-from fedpeft.tasks.form import FORM_OF, MULTI, NUMBER, SEQ2SEQ, SEQUENCE, SINGLE, TAGS, TEXT, Form
+from fedpeft.tasks.form import FORM_OF, MULTI, NUMBER, SEQ2SEQ, SEQUENCE, SINGLE, STATES, TAGS, TEXT, Form
 
 __all__ = ["model_card"]
 
@@ -60,6 +60,22 @@ union = load_union(base, Path("<this directory>"))
 model = union.model"""
 
 
+_TOKENIZER = """
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("<this directory>")"""
+
+_VECTORS = """
+
+import torch
+
+inputs = tokenizer(["a text"], padding=True, truncation=True, max_length={longest}, return_tensors="pt")
+with torch.no_grad():
+    states = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state
+mask = inputs.attention_mask[..., None]
+vectors = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1))  # compare by their product"""
+
+
 _OUTPUTS = {NUMBER: "Numbers", MULTI: "Labels, each given where its logit is above 0"}
 
 _MODELS: Mapping[Form, tuple[str, str]] = {
@@ -67,6 +83,7 @@ _MODELS: Mapping[Form, tuple[str, str]] = {
     TAGS: ("AutoModelForTokenClassification", "token-classification"),
     TEXT: ("AutoModelForCausalLM", "text-generation"),
     SEQ2SEQ: ("AutoModelForSeq2SeqLM", "text2text-generation"),
+    STATES: ("AutoModel", "sentence-similarity"),
 }
 """transformers' class, and the hub's name of what it does."""
 
@@ -116,6 +133,9 @@ def model_card(summary: ExportSummary, *, task_type: str) -> str:
         names=_NAMES.format(names=list(summary.labels)) if summary.labels else "",
         labels=_labels(summary),
     )
+    if FORM_OF[task_type] == STATES:
+        cut = (summary.task or {}).get("max_length", 512)
+        code += ("" if not summary.peft_lacks else _TOKENIZER) + _VECTORS.format(longest=cut)
     export = _EXPORT.format(digest=summary.base_digest, folder=BASE_FOLDER)
     return _CARD.format(
         base_line=f"base_model: {summary.base}\n" if on_hub else "",

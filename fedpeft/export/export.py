@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save
 from torch import Tensor, nn
 
 from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.base.architecture import values_of
 from fedpeft.base.artifact import BaseArtifact
 from fedpeft.base.source import TOKENIZER_FILES
 from fedpeft.catalogue import BY_NAME
@@ -177,7 +178,7 @@ def _union_difference(union: UnionAdapter, directory: Path, inputs: Mapping[str,
 
 @torch.no_grad()
 def _difference(trained: UnionAdapter, again: UnionAdapter, inputs: Mapping[str, Tensor]) -> float:
-    return float((trained.model(**inputs).logits - again.model(**inputs).logits).abs().max())
+    return float((values_of(trained.model(**inputs)) - values_of(again.model(**inputs))).abs().max())
 
 
 def _public_name(base: str) -> tuple[str, str | None]:

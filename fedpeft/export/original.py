@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from fedpeft.base import BaseArtifact, load_model
-from fedpeft.base.architecture import has_two_stacks
+from fedpeft.base.architecture import has_two_stacks, values_of
 from fedpeft.base.source import read_json
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid
@@ -103,5 +103,4 @@ def _with_adapter(folder: Path, artifact: BaseArtifact, form: Form, labels: int)
 
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:
     target = {"decoder_input_ids": ids.flip(1)} if has_two_stacks(model) else {}
-    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), **target).logits
-    return logits
+    return values_of(model(input_ids=ids, attention_mask=torch.ones_like(ids), **target))

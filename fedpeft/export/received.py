@@ -17,6 +17,7 @@ from fedpeft.base import BaseArtifact, load_model
 from fedpeft.bounded_json import JsonRefused, JsonValue, loads
 from fedpeft.config.task import Task
 from fedpeft.errors import IntegrityFailed, SpecMismatch
+from fedpeft.tasks import Convention
 from fedpeft.tasks.form import FORM_OF, SINGLE, Form
 
 __all__ = ["SETTINGS", "Received", "load_received", "read_received"]
@@ -48,6 +49,8 @@ class Received:
         base: digest of the base artifact that it belongs on.
         task: what it was trained on; None: its files do not say.
         in_peft: whether the PEFT files are the whole adapter; else ``union.safetensors`` is.
+        convention: the columns of its examples: how a language model is asked, and whether texts come in pairs; None:
+            its files do not say.
     """
 
     form: Form
@@ -56,6 +59,7 @@ class Received:
     base: str
     task: Task | None
     in_peft: bool
+    convention: Convention | None = None
 
 
 def read_received(folder: Path) -> Received:
@@ -87,7 +91,27 @@ def read_received(folder: Path) -> Received:
         )
     names = tuple(map(str, labels))
     task = _task(folder, summary.get("task"), names, form)
-    return Received(form=form, labels=names, problem_type=problem, base=base, task=task, in_peft=not lacks)
+    convention = None if task is None else _convention(folder, summary.get("task"), task)
+    return Received(
+        form=form,
+        labels=names,
+        problem_type=problem,
+        base=base,
+        task=task,
+        in_peft=not lacks,
+        convention=convention,
+    )
+
+
+def _convention(folder: Path, said: JsonValue, task: Task) -> Convention | None:
+    """The columns that inspect.json names, which have to be some of the task's."""
+    name = said.get("convention") if isinstance(said, dict) else None
+    if not name:
+        return None
+    found = next((one for one in task.record.conventions if one.value == name), None)
+    if found is None:
+        raise IntegrityFailed(f"Expected columns of {task.kind} in {folder}/inspect.json, found {name!r:.40}.")
+    return found
 
 
 def _task(folder: Path, said: JsonValue, labels: tuple[str, ...], form: Form) -> Task | None:

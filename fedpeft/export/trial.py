@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.base import BaseArtifact, load_model
-from fedpeft.base.architecture import form_of, quiet_transformers
+from fedpeft.base.architecture import form_of, quiet_transformers, values_of
 from fedpeft.grafting.expert_views import ExpertView
 from fedpeft.methods.union import UnionAdapter
 
@@ -54,11 +54,11 @@ def peft_apart(
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = PeftModel.from_pretrained(base, directory).eval()
-            theirs = model(**{name: value.cpu() for name, value in inputs.items()}).logits
+            theirs = values_of(model(**{name: value.cpu() for name, value in inputs.items()}))
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, NotImplementedError) as error:
         _LOG.info("peft does not load this adapter: %s", error)
         return math.inf
-    ours: Tensor = union.model(**inputs).logits.cpu()
+    ours = values_of(union.model(**inputs)).cpu()
     if ours.shape != theirs.shape:
         return math.inf
     return float((ours.float() - theirs.float()).abs().max())
@@ -72,6 +72,6 @@ def problem_of(union: UnionAdapter) -> str:
 @torch.no_grad()
 def agrees(apart: float, union: UnionAdapter, inputs: Mapping[str, Tensor]) -> bool:
     """Whether a difference is one of rounding alone."""
-    logits: Tensor = union.model(**inputs).logits
+    logits = values_of(union.model(**inputs))
     rounded = union.adapter.dtype == "bfloat16" or logits.device.type != "cpu"
     return apart <= (ROUNDED if rounded else EXACT) * max(1.0, float(logits.abs().max()))

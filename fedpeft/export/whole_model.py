@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from fedpeft.base import BaseArtifact, load_model
-from fedpeft.base.architecture import form_of, quiet_transformers
+from fedpeft.base.architecture import form_of, quiet_transformers, values_of
 from fedpeft.base.artifact import TaskName
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
 from fedpeft.export.export import class_names, copy_tokenizer, export_peft
 from fedpeft.export.peft_prompt import PROMPT_TYPES
+from fedpeft.export.pooling_files import write_pooling
 from fedpeft.export.trial import problem_of
 from fedpeft.methods.union import UnionAdapter
-from fedpeft.tasks.form import SEQ2SEQ, SEQUENCE, Form
+from fedpeft.tasks.form import SEQ2SEQ, SEQUENCE, STATES, Form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,6 +84,7 @@ def export_merged(
     inputs: Mapping[str, Tensor],
     *,
     head_seed: int,
+    max_length: int,
 ) -> WholeModel:
     """Write the base with its adapter folded in: an ordinary model that knows its classes.
 
@@ -92,6 +94,7 @@ def export_merged(
         folder: empty or to be created.
         inputs: as in ``export_base``.
         head_seed: of the union's model: a new head may have layers that no block trains.
+        max_length: tokens of an example; of a model of vectors, what sentence-transformers cuts a text to.
 
     Raises:
         ConfigInvalid: the adapter is more than a change of weights, such as a prompt or a network of its own.
@@ -113,7 +116,10 @@ def export_merged(
             artifact, task=form_of(union.model), labels=labels, head_seed=head_seed, problem_type=problem_of(union)
         )
         merged = PeftModel.from_pretrained(base, scratch).eval().merge_and_unload()
-    return _write(merged, artifact, folder, expected=_output(union.model, inputs), inputs=inputs)
+    written = _write(merged, artifact, folder, expected=_output(union.model, inputs), inputs=inputs)
+    if form_of(union.model) == STATES:
+        write_pooling(folder, width=int(merged.config.hidden_size), longest=max_length)
+    return written
 
 
 def probe_inputs(tokenizer: "PreTrainedTokenizerBase", *, seed: int, forms: Collection[Form] = ()) -> dict[str, Tensor]:
@@ -149,9 +155,7 @@ def _write(
 
 
 def _output(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The logits, or the last layer's values of a model without a head."""
-    output = model(**inputs)
-    return cast("Tensor", output.logits if "logits" in output else output.last_hidden_state).float()
+    return values_of(model(**inputs)).float()
 
 
 def _refuse_full(folder: Path) -> None:

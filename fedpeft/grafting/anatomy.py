@@ -10,12 +10,14 @@ from typing import Any, cast
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from fedpeft.base.architecture import form_of
 from fedpeft.base.experts import expert_tensors, experts_of
 from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.grafting.expert_views import view_expert
 from fedpeft.grafting.rows import is_turned, view_rows
 from fedpeft.layout import TURNED_EXPERTS, Layout, Port, layout_of
 from fedpeft.target_names import AUTO, SLOTS
+from fedpeft.tasks.form import STATES
 
 __all__ = ["Anatomy", "dissect"]
 
@@ -200,7 +202,7 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
     Those that whoever loaded the base noted (``fedpeft.base.load``): a pooler that no checkpoint holds is among them.
     Else all that is outside of the backbone.
     """
-    if getattr(model, "get_output_embeddings", lambda: None)() is not None:
+    if form_of(model) == STATES or getattr(model, "get_output_embeddings", lambda: None)() is not None:
         return ()
     noted: tuple[str, ...] | None = getattr(model, "fedpeft_head", None)
     prefix = f"{model.base_model_prefix}."

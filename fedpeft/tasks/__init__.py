@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from fedpeft.tasks import causal_lm, classify, multi_label, preference, regression, seq2seq, token_classify
+from fedpeft.tasks import causal_lm, classify, embed, multi_label, preference, regression, seq2seq, token_classify
 from fedpeft.tasks.conventions import KNOWN_COLUMNS, READ_COLUMNS, Convention
 from fedpeft.tasks.measure import Measure
 from fedpeft.tasks.record import Target, TaskRecord
@@ -28,7 +28,7 @@ __all__ = [
     "task_of",
 ]
 
-Kind = Literal["classify", "causal-lm", "regression", "multi-label", "token-classify", "seq2seq", "preference"]
+Kind = Literal["classify", "causal-lm", "regression", "multi-label", "token-classify", "seq2seq", "preference", "embed"]
 
 TASKS: Mapping[str, TaskRecord] = MappingProxyType(
     {
@@ -41,12 +41,15 @@ TASKS: Mapping[str, TaskRecord] = MappingProxyType(
             token_classify.TASK,
             seq2seq.TASK,
             preference.TASK,
+            embed.TASK,
         )
     }
 )
 """By name, in the order in which columns are asked whose they are."""
 
-Metric = Literal["auto", "loss", "accuracy", "f1_macro", "f1_micro", "pearson", "spearman", "entity_f1", "margin"]
+Metric = Literal[
+    "auto", "loss", "accuracy", "f1_macro", "f1_micro", "pearson", "spearman", "entity_f1", "margin", "recall_at_1"
+]
 """What may choose the best state; ``auto``: the task's own."""
 
 METRICS = frozenset(metric for record in TASKS.values() for metric in record.metrics)

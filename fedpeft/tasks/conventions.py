@@ -12,6 +12,8 @@ class Convention(enum.Enum):
     TEXT_PAIR_LABEL = "text+text_pair+label"
     TEXT_LABEL = "text+label"
     WORDS_TAGS = "words+tags"
+    ANCHOR_POSITIVE_NEGATIVE = "anchor+positive+negative"
+    ANCHOR_POSITIVE = "anchor+positive"
     SOURCE_TARGET = "source+target"
     PROMPT_CHOSEN_REJECTED = "prompt+chosen+rejected"
     CHOSEN_REJECTED = "chosen+rejected"
@@ -40,6 +42,8 @@ _COLUMNS: Mapping[Convention, tuple[str, ...]] = {
     Convention.TEXT_PAIR_LABEL: ("text", "text_pair", "label"),
     Convention.TEXT_LABEL: ("text", "label"),
     Convention.WORDS_TAGS: ("words", "tags"),
+    Convention.ANCHOR_POSITIVE_NEGATIVE: ("anchor", "positive", "negative"),
+    Convention.ANCHOR_POSITIVE: ("anchor", "positive"),
     Convention.SOURCE_TARGET: ("source", "target"),
     Convention.PROMPT_CHOSEN_REJECTED: ("prompt", "chosen", "rejected"),
     Convention.CHOSEN_REJECTED: ("chosen", "rejected"),
@@ -52,7 +56,7 @@ _COLUMNS: Mapping[Convention, tuple[str, ...]] = {
 KNOWN_COLUMNS = (
     *("text", "text_pair", "label", "words", "tags", "source", "target"),
     *("prompt", "completion", "messages", "instruction", "input", "output", "person"),
-    *("chosen", "rejected"),
+    *("chosen", "rejected", "anchor", "positive", "negative"),
 )
 
 _PAIRS = (
@@ -68,10 +72,24 @@ _SOURCES = (
     ("dialogue", "summary"),
     ("meaning_representation", "human_reference"),
 )
+_TOGETHER = (
+    *(("anchor", "positive"), ("query", "positive"), ("query", "passage"), ("query", "answer")),
+    *(("sentence1", "sentence2"), ("question1", "question2")),
+)
+_APART = ("hard_negative",)
 _LABELS, _SCORES = ("labels",), ("score", "similarity")
 _WORDS, _TAGS = ("tokens",), ("ner_tags", "pos_tags", "labels")
 ALIASES = tuple(
-    dict.fromkeys((*(name for pair in (*_PAIRS, *_SOURCES) for name in pair), *_LABELS, *_SCORES, *_WORDS, *_TAGS))
+    dict.fromkeys(
+        (
+            *(name for pair in (*_PAIRS, *_SOURCES, *_TOGETHER[1:]) for name in pair),
+            *_APART,
+            *_LABELS,
+            *_SCORES,
+            *_WORDS,
+            *_TAGS,
+        )
+    )
 )
 """Names that published data sets use (GLUE, SNLI, SQuAD's kin, CoNLL)."""
 READ_COLUMNS = (*KNOWN_COLUMNS, *ALIASES)
@@ -97,10 +115,23 @@ def aliases_in(there: Collection[str]) -> dict[str, str]:
     pair = None if "text" in there else pair
     is_pair = pair is not None or {"text", "text_pair"} <= set(there)
     label = _first(there, "label", (*_LABELS, *(_SCORES if is_pair else ())))
+    if label is None and not {"text", "prompt", "label"} & set(there):
+        return _belonging(there)
     if label is None or not (is_pair or "text" in there):
         return {}
     found = {} if pair is None else {"text": pair[0], "text_pair": pair[1]}
     return found if label == "label" else {**found, "label": label}
+
+
+def _belonging(there: Collection[str]) -> dict[str, str]:
+    """Texts that belong together: pairs without a label, or with a text that does not belong to the first."""
+    pair = next((pair for pair in _TOGETHER if {*pair} <= {*there}), None)
+    if pair is None:
+        return {}
+    found = {"anchor": pair[0], "positive": pair[1]}
+    if (other := _first(there, "negative", _APART)) is not None:
+        found["negative"] = other
+    return {ours: theirs for ours, theirs in found.items() if ours != theirs}
 
 
 def _first(there: Collection[str], ours: str, theirs: tuple[str, ...]) -> str | None:
@@ -115,6 +146,8 @@ _MISREAD: Mapping[Convention, tuple[tuple[str, str], ...]] = {
             'a label says which completions are wanted, and all would be learnt; task.kind = "preference" reads it',
         ),
     ),
+    Convention.ANCHOR_POSITIVE: (("label", "a label says which texts belong together, and all would be taken to"),),
+    Convention.ANCHOR_POSITIVE_NEGATIVE: (("label", "a label says which texts belong together; it would not be read"),),
     Convention.ALPACA: (("label", "a label says which outputs are wanted, and all would be learnt"),),
 }
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedpeft.tasks.conventions import Convention
-from fedpeft.tasks.form import SEQ2SEQ, TEXT, Form
+from fedpeft.tasks.form import SEQ2SEQ, TEXT, Form, without_names
 from fedpeft.tasks.measure import Measure
 
 __all__ = ["Range", "Target", "TaskRecord", "no_measure"]
@@ -40,6 +40,9 @@ class Target(enum.Enum):
     TARGET_TEXT = "a text of its own"
     """Source and target in one row, one int64 label a token of the target; cross entropy of each from the source and
     the target's tokens before it."""
+    CLOSER = "texts that belong together"
+    """One row an example: an anchor, then what belongs to it, then, in triplets, what does not; the loss compares every
+    anchor of a batch with all its other texts (``fedpeft.tuning.contrast``)."""
 
 
 def no_measure(outputs: tuple[str, ...], scale: Range | None) -> Measure | None:
@@ -84,7 +87,24 @@ class TaskRecord:
     @property
     def adds_head(self) -> bool:
         """Whether the task adds parameters to the base: those that the class head's block trains."""
-        return self.form not in (TEXT, SEQ2SEQ)
+        return not without_names(self.form)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the outputs are over the vocabulary: the model answers in words."""
+        return self.form in (TEXT, SEQ2SEQ)
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether an example is several texts, whose vectors are compared with those of a whole batch."""
+        return self.target is Target.CLOSER
+
+    @property
+    def why_not_by_example(self) -> str:
+        """Why no example has a gradient of its own that could be clipped; empty: each has."""
+        if self.contrasts:
+            return "whose loss compares an example with all others of its batch"
+        return "an encoder-decoder, whose examples have no gradients of their own yet" if self.from_a_source else ""
 
     @property
     def one_class(self) -> bool:

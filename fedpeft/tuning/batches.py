@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedpeft.data.encode import IGNORED, EncodedDataset
-from fedpeft.data.encode_texts import Preference
+from fedpeft.data.encode_texts import Contrast, Preference
 from fedpeft.entropy import generator
 from fedpeft.errors import DataInvalid
 
@@ -59,6 +59,12 @@ class Batch:
     labels: Tensor
     segments: Tensor | None = None
     preference: Preference | None = None
+    contrast: Contrast | None = None
+
+    @property
+    def holds_several(self) -> bool:
+        """Whether a row is several texts, which a model sees one by one (``fedpeft.tuning.several.sides``)."""
+        return self.preference is not None or self.contrast is not None
 
 
 class BatchStream:
@@ -153,6 +159,7 @@ def collate(examples: EncodedDataset, indices: Indices, *, pad_id: int, device: 
         labels=torch.from_numpy(padded_labels(examples, indices, len(indices), width)).to(device),
         segments=padded_segments(examples, indices, len(indices), width, device),
         preference=_of(examples.preference, indices),
+        contrast=examples.contrast,
     )
 
 

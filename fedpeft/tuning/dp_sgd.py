@@ -24,6 +24,7 @@ from fedpeft.tuning.cache import HiddenSource
 from fedpeft.tuning.dp_sgd_mechanism import NoiseScale, noisy_sum
 from fedpeft.tuning.per_example_gradients import BackEnd, GradientSource, refuse_mixing
 from fedpeft.tuning.person_gradients import PersonGradients, people_of
+from fedpeft.tuning.several.contrast import refuse_alone
 from fedpeft.tuning.train import LocalPlan, make_optimizer
 
 __all__ = ["PrivateOutcome", "train_privately"]
@@ -73,7 +74,7 @@ def train_privately(
 
     Raises:
         DataInvalid: no examples (people), and no expected batch.
-        ConfigInvalid: a module mixes examples (BatchNorm), the noise does not fit its grid, or the plan asks for a
+        ConfigInvalid: a module or the loss mixes examples, the noise does not fit its grid, or the plan asks for a
             proximal term.
 
     Guarantees:
@@ -87,6 +88,7 @@ def train_privately(
     if plan.proximal_mu:
         raise ConfigInvalid(f"Expected private steps without a proximal term, found proximal_mu={plan.proximal_mu:g}.")
     refuse_mixing(union.model)
+    refuse_alone(examples)
     union.train_only(plan.learning_rates.keys())
     blocks = {
         block.block_id: union.parameters(block.block_id)

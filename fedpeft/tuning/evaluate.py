@@ -1,7 +1,6 @@
 """Held-out loss and accuracy. Changes nothing: no gradient, no module state, no random number."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,52 +14,15 @@ from fedpeft.tasks import Measure
 from fedpeft.tuning.accelerator import products
 from fedpeft.tuning.batches import Batch, Indices, bucketed, collate, evaluation_stream, lengths_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
+from fedpeft.tuning.evaluation import Evaluation
 from fedpeft.tuning.preference.losses import preference_losses, preferred_rows, rewards_of
-from fedpeft.tuning.preference.sides import sides_of
 from fedpeft.tuning.row_loss import right_rows, row_losses, summed_loss
+from fedpeft.tuning.several.pooling import mean_of_tokens
+from fedpeft.tuning.several.retrieval import retrieval
+from fedpeft.tuning.several.sides import sides_of
 from fedpeft.tuning.split_forward import SplitForward
 
 __all__ = ["Evaluation", "evaluate", "evaluate_whole", "margins_of", "metrics_of"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """Sums, so that evaluations of several devices add up.
-
-    Args:
-        loss_sum: cross entropy in nats, summed over the predictions.
-        correct: how many top-1 predictions are right.
-        examples: how many predictions: examples of a classifier, tagged words, labelled tokens of a language model.
-        rows: how many examples they are of.
-        lanes: what the examples add to the lanes of the task's measure, each times its weight, (lanes,); None without a
-            measure.
-        lane_weight: the weights of those examples together; each is 1 unless others were given.
-    """
-
-    loss_sum: float
-    correct: int
-    examples: int
-    rows: int = 0
-    lanes: npt.NDArray[np.float64] | None = None
-    lane_weight: float = 0.0
-
-    @classmethod
-    def joined(cls, parts: "Sequence[Evaluation]") -> "Evaluation":
-        """Of all these examples together."""
-        lanes = [part.lanes for part in parts if part.lanes is not None]
-        return cls(
-            loss_sum=sum(part.loss_sum for part in parts),
-            correct=sum(part.correct for part in parts),
-            examples=sum(part.examples for part in parts),
-            rows=sum(part.rows for part in parts),
-            lanes=np.sum(lanes, axis=0) if lanes else None,
-            lane_weight=sum(part.lane_weight for part in parts),
-        )
-
-    @property
-    def lane_means(self) -> npt.NDArray[np.float64] | None:
-        """Of each lane over the examples, (lanes,); None without a measure or examples."""
-        return None if self.lanes is None or self.lane_weight <= 0 else self.lanes / self.lane_weight
 
 
 @torch.no_grad()
@@ -89,6 +51,14 @@ def evaluate(
         DataInvalid: no examples.
     """
     split = SplitForward(union)
+    if examples.contrast is not None:
+
+        def vectors(indices: Indices) -> Tensor:
+            batch = collate(examples, indices, pad_id=split.pad_id, device=split.device)
+            with products(split.device):
+                return logits_of(split, batch, cache)[0]
+
+        return retrieval(examples, vectors, limit=limit, batch_size=batch_size, measure=measure, weights=weights)
     chosen = evaluation_stream(examples, batch_size=batch_size).order(0)[: limit or None]
     # Nothing is learnt from the order, so all of them are sorted by length together: hardly anything is padding.
     (batches,) = bucketed(chosen, lengths_of(examples), batch_size=batch_size, window=len(chosen))
@@ -121,6 +91,15 @@ def evaluate_whole(
         DataInvalid: no examples.
     """
     pad = getattr(model.config, "pad_token_id", None)
+    if examples.contrast is not None:
+
+        def vectors(indices: Indices) -> Tensor:
+            device = next(model.parameters()).device
+            some = sides_of(collate(examples, indices, pad_id=pad or 0, device=device), pad_id=pad or 0).batch
+            states = model(input_ids=some.input_ids, attention_mask=some.attention_mask).last_hidden_state
+            return mean_of_tokens(states, some.attention_mask)
+
+        return retrieval(examples, vectors, limit=0, batch_size=batch_size, measure=measure)
     order = evaluation_stream(examples, batch_size=batch_size).order(0)
     (batches,) = bucketed(order, lengths_of(examples), batch_size=batch_size, window=len(order))
     found = [Evaluation(loss_sum=0.0, correct=0, examples=0)]

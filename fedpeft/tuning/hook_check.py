@@ -23,8 +23,8 @@ from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.opacus.hooks import OpacusHooked
 from fedpeft.tuning.per_sample_hooks import Hooked, NoBackEnd, PerExample, micro_gradients
 from fedpeft.tuning.preference.losses import preference_losses, rewards_of
-from fedpeft.tuning.preference.sides import sides_of
 from fedpeft.tuning.row_loss import row_losses
+from fedpeft.tuning.several.sides import sides_of
 from fedpeft.tuning.slots import WIDTH, Shape, fixed_batch
 from fedpeft.tuning.split_forward import SplitForward
 

@@ -1,5 +1,7 @@
 """The loss of a step and its gradient: some examples at a time, a language model's without its logits."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,8 +13,9 @@ from fedpeft.tuning.batches import Batch, Indices, collate, predictions_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
 from fedpeft.tuning.malloc import returning_memory
 from fedpeft.tuning.preference.losses import preference_losses, rewards_of
-from fedpeft.tuning.preference.sides import sides_of
 from fedpeft.tuning.row_loss import row_losses, summed_loss
+from fedpeft.tuning.several.contrast import candidates_of, contrastive_losses, cosines
+from fedpeft.tuning.several.sides import sides_of
 from fedpeft.tuning.split_forward import SplitForward
 from fedpeft.tuning.token_loss import output_withheld
 
@@ -56,6 +59,8 @@ class Objective:
     def _backward(self, indices: Indices) -> float:
         micro, examples = self._micro_batch, self._examples
         pieces = np.array_split(indices, -(-len(indices) // micro)) if micro else [indices]
+        if examples.contrast is not None:
+            return self._contrasted(indices, pieces, examples.contrast.scale)
         count = sum(predictions_of(examples, int(i)) for i in indices)
         total = 0.0
         for piece in pieces:
@@ -65,6 +70,32 @@ class Objective:
             torch.autograd.backward([loss])
             total += loss.item()
         return total
+
+    def _contrasted(self, indices: Indices, pieces: Sequence[Indices], scale: float) -> float:
+        """Every anchor among all texts of the step, however few pass through the model at once.
+
+        Vectors first, then the loss's gradient by them, then each piece again with its part of that (Gao 2021): the
+        memory of one piece, the gradient of the whole step.
+        """
+        among = candidates_of(self._examples, indices)
+        if len(pieces) == 1:
+            loss = contrastive_losses(cosines(self._vectors(indices), among), scale).mean()
+            torch.autograd.backward([loss])
+            return loss.item()
+        with torch.no_grad():
+            parts = [self._vectors(piece) for piece in pieces]
+        whole = torch.cat(parts).requires_grad_()
+        loss = contrastive_losses(cosines(whole, among), scale).mean()
+        torch.autograd.backward([loss])
+        wanted = torch.zeros_like(whole) if whole.grad is None else whole.grad
+        for piece, gradient in zip(pieces, wanted.split([len(part) for part in parts]), strict=True):
+            torch.autograd.backward([self._vectors(piece)], [gradient])
+        return loss.item()
+
+    def _vectors(self, indices: Indices) -> Tensor:
+        batch = collate(self._examples, indices, pad_id=self._split.pad_id, device=self._split.device)
+        with products(self._split.device):
+            return logits_of(self._split, batch, self._cache)[0]
 
     def _share(self, batch: Batch, count: int) -> Tensor:
         """The batch's loss summed over its predictions, over ``count``."""

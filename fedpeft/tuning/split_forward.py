@@ -36,9 +36,10 @@ from fedpeft.grafting.stand_ins import (
 )
 from fedpeft.methods.coda import picks_tokens
 from fedpeft.methods.union import UnionAdapter
-from fedpeft.tasks.form import SEQUENCE, TAGS
+from fedpeft.tasks.form import SEQUENCE, STATES, TAGS
 from fedpeft.tuning.batches import Batch
-from fedpeft.tuning.preference.sides import joined, parted, sides_of
+from fedpeft.tuning.several.pooling import mean_of_tokens
+from fedpeft.tuning.several.sides import joined, parted, sides_of
 from fedpeft.tuning.two_stacks import two_stacks
 
 __all__ = ["SplitForward"]
@@ -79,7 +80,8 @@ class SplitForward:
             for path, layer in list(zip(paths, layers, strict=True))[anatomy.first_layer :]:
                 above[path] = Recomputed(above.get(path, layer))
         self._positions: LabelledOnly | None = None
-        if not anatomy.head:
+        self._is_bare = form_of(union.model) == STATES
+        if not anatomy.head and not self._is_bare:
             path, output = _output_matrix(union.model)
             self._positions = LabelledOnly(output)
             above[path] = self._positions
@@ -112,7 +114,7 @@ class SplitForward:
         Returns:
             Logits (n, outputs) and their labels: one row an example, or, by token, one a labelled token; with
             ``every_position`` one a token, its label ``IGNORED`` where it has none. Of answers to be compared one a
-            labelled token of each answer (``fedpeft.tuning.preference.sides_of``).
+            labelled token of each answer, of texts that belong together one a text: its vector.
         """
         return self._run(self._whole, self._apart(batch))
 
@@ -120,7 +122,7 @@ class SplitForward:
         """As ``logits``, from the input of layer ``first_layer``, (b, s, hidden_size)."""
         if self._entry is None:
             raise ConfigInvalid(_NO_CUT)
-        if batch.preference is not None:
+        if batch.holds_several:
             sides = sides_of(batch, pad_id=self.pad_id)
             batch, hidden = sides.batch, parted(sides, hidden)
         self._entry.hidden = hidden
@@ -137,18 +139,21 @@ class SplitForward:
         with contextlib.suppress(TapReached):
             self._below(**self._inputs(self._apart(batch)))
         hidden, self._tap.hidden = cast("Tensor", self._tap.hidden), None
-        if batch.preference is None:
+        if not batch.holds_several:
             return hidden
         return joined(sides_of(batch, pad_id=self.pad_id), hidden, batch.input_ids.shape[1])
 
     def _apart(self, batch: Batch) -> Batch:
-        """The rows that the model is to see: of answers to be compared each one by itself."""
-        return batch if batch.preference is None else sides_of(batch, pad_id=self.pad_id).batch
+        """The rows that the model is to see: of examples that hold several texts each one by itself."""
+        return sides_of(batch, pad_id=self.pad_id).batch if batch.holds_several else batch
 
     def _run(self, view: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         if self._two_stacks:
             return self._run_apart(view, batch)
         labels = self.aligned(batch.labels)
+        if self._is_bare:
+            states = cast("Tensor", view(**self._inputs(batch)).last_hidden_state)
+            return mean_of_tokens(states, batch.attention_mask), labels
         if not self.by_token:
             output = view(**self._inputs(batch))
             return cast("Tensor", output.logits), labels

@@ -50,7 +50,7 @@ def _plan(
         usual_workload(
             config,
             shape,
-            length=config.task.max_length,
+            length=config.task.row_tokens,
             evaluated=min(held_out, config.rounds.eval_examples or held_out),
             trained=max(len(client.train) for client in members),
         ),

@@ -23,6 +23,8 @@ EXAMPLES = {
     Convention.PROMPT_CHOSEN_REJECTED: {"prompt": "q", "chosen": "a", "rejected": "b"},
     Convention.CHOSEN_REJECTED: {"chosen": "q a", "rejected": "q b"},
     Convention.PROMPT_COMPLETION_LABEL: {"prompt": "q", "completion": "a", "label": True},
+    Convention.ANCHOR_POSITIVE_NEGATIVE: {"anchor": "q", "positive": "a", "negative": "b"},
+    Convention.ANCHOR_POSITIVE: {"anchor": "q", "positive": "a"},
     Convention.MESSAGES: {"messages": TURNS},
     Convention.PROMPT_COMPLETION: {"prompt": "q", "completion": "a"},
     Convention.ALPACA: {"instruction": "do", "input": "", "output": "done"},

@@ -22,7 +22,7 @@ from fedpeft.tuning.evaluate import evaluate_whole
 from fedpeft.tuning.objective import Objective
 from fedpeft.tuning.per_example_gradients import GradientSource
 from fedpeft.tuning.preference.losses import with_reference
-from fedpeft.tuning.preference.sides import joined, parted, sides_of
+from fedpeft.tuning.several.sides import joined, parted, sides_of
 
 pytestmark = pytest.mark.torch
 BETA = 0.7

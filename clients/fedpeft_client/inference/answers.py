@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fedpeft.base.architecture import has_two_stacks
+from fedpeft.base.architecture import form_of, has_two_stacks
 from fedpeft.data import Record, Records
 from fedpeft.data.prompts import answer_ends, conversation_tokens, question_tokens, usual_convention
 from fedpeft.data.rendering import TokenIds
@@ -15,9 +15,11 @@ from fedpeft.data.row_checks import ROLES
 from fedpeft.data.tasks import Message
 from fedpeft.errors import DataInvalid
 from fedpeft.tasks import TASKS, Convention, Target
+from fedpeft.tasks.form import STATES
+from fedpeft.tuning.several.pooling import mean_of_tokens, unit_length
 from fedpeft_client.inference.encoding import Encoded, encoded
 from fedpeft_client.inference.generation import Decoder, Sampling
-from fedpeft_client.inference.outputs import Choice, answer_of, target_of, texts_of
+from fedpeft_client.inference.outputs import Asked, Choice, answer_of, target_of, texts_of
 from fedpeft_client.inference.sources import SourceDecoder
 
 if TYPE_CHECKING:
@@ -68,7 +70,8 @@ class Answerer:
         tokenizer: the base's.
         labels: the classes; empty for a language model.
         longest: tokens at which a text to classify is cut.
-        convention: of the examples of a language model; None: as ``usual_convention``.
+        convention: of the examples that the model was trained on; None: not known, and a language model is asked as
+            ``usual_convention``.
         choose_rows: see ``Decoder``.
         margins: how far the preferred answer of each row is before the other one; None: the model compares no answers.
     """
@@ -85,6 +88,7 @@ class Answerer:
         margins: Callable[[Records], Sequence[float]] | None = None,
     ) -> None:
         self._model, self.tokenizer, self.labels, self._longest = model, tokenizer, labels, longest
+        self.pairs = None if convention is None else convention is Convention.TEXT_PAIR_LABEL
         if convention in COMPARED:  # its columns do not say whether a prompt is a text or a conversation
             convention = None
         self.convention, self.margins = convention or usual_convention(tokenizer), margins
@@ -94,21 +98,22 @@ class Answerer:
         self.decoder: Decoder | SourceDecoder | None = None
         if has_two_stacks(model):
             self.decoder = SourceDecoder(model, tokenizer, self._ends(self.convention), choose_rows)
-        elif not labels:
+        self.embeds = form_of(model) == STATES
+        if self.decoder is None and not labels and not self.embeds:
             self.decoder = Decoder(model, self._ends(self.convention), choose_rows)
 
-    def classify(self, questions: Sequence[str]) -> list[Choice]:
+    def classify(self, questions: Sequence[Asked]) -> list[Choice]:
         """An answer to each question; batches of 32, alike in length.
 
         Args:
-            questions: texts; two of them with a tab between after training on pairs (``outputs.texts_of``).
+            questions: texts, or pairs of them (``outputs.texts_of``).
 
         Raises:
             DataInvalid: the model has no outputs of its own, or a question is none for it.
         """
         self._expect_labels()
-        target, pairs = target_of(self._model), self.convention is Convention.TEXT_PAIR_LABEL
-        texts = [texts_of(question, target, pairs=pairs) for question in questions]
+        target = target_of(self._model)
+        texts = [texts_of(question, target, pairs=self.pairs) for question in questions]
         found: dict[int, Choice] = {}
         for some, logits in self.logits(texts):
             for i, row in enumerate(some.rows):
@@ -130,8 +135,27 @@ class Answerer:
     def states(self, texts: Sequence[tuple[str, ...]], longest: Sequence[int] = ()) -> Iterator[tuple[Encoded, Tensor]]:
         """As ``logits``: the last layer's states (n, s, h)."""
         for some in self._batches(texts, longest):
+            if self.embeds:
+                yield some, self._model(**some.inputs).last_hidden_state.float()
+                continue
+            if has_two_stacks(self._model):  # a text is read, none is written
+                yield some, self._model.get_encoder()(**some.inputs).last_hidden_state.float()  # type: ignore[operator]
+                continue
             output = self._model(**some.inputs, output_hidden_states=True)
             yield some, output.hidden_states[-1].float()
+
+    def vectors(
+        self, texts: Sequence[tuple[str, ...]], longest: Sequence[int] = ()
+    ) -> Iterator[tuple[int, list[float], int]]:
+        """Of each text its place, its vector and its tokens: the mean of the last layer's states over them.
+
+        Of a model that was trained to give vectors they have length 1, so that their products are cosines.
+        """
+        for some, states in self.states(texts, longest):
+            mask = some.inputs["attention_mask"]
+            means = mean_of_tokens(states, mask)
+            values = unit_length(means) if self.embeds else means
+            yield from zip(some.rows, values.tolist(), mask.sum(dim=1).tolist(), strict=True)
 
     def _batches(
         self, texts: Sequence[tuple[str, ...]], longest: Sequence[int], *, offsets: bool = False
@@ -227,12 +251,14 @@ class Answerer:
 
     def _expect_words(self) -> Decoder | SourceDecoder:
         if self.decoder is None:
-            raise DataInvalid("Expected a language model, found a classifier; ask for classes.")
+            found = "a model of vectors; ask for those" if self.embeds else "a classifier; ask for classes"
+            raise DataInvalid(f"Expected a language model, found {found}.")
         return self.decoder
 
     def _expect_labels(self) -> None:
         if not self.labels:
-            raise DataInvalid("Expected a classifier, found a language model; ask for an answer.")
+            found = "a model of vectors; ask for those" if self.embeds else "a language model; ask for an answer"
+            raise DataInvalid(f"Expected a classifier, found {found}.")
 
 
 def turns_of(value: object) -> tuple[Message, ...]:

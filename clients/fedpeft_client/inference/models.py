@@ -9,10 +9,12 @@ from torch import nn
 
 from fedpeft.adapter import AdapterState
 from fedpeft.base import ArtifactStore, BaseArtifact, default_store, facts_of, load_model, load_tokenizer
+from fedpeft.base.architecture import values_of
 from fedpeft.config import RunConfig
 from fedpeft.config.task import Task
 from fedpeft.data import EncodedDataset, Records, encode, validate
 from fedpeft.entropy import derive_seed, generator
+from fedpeft.errors import DataInvalid
 from fedpeft.export import ExportSummary, export_peft
 from fedpeft.export.device_class import class_adapter, class_state
 from fedpeft.export.gguf import write_gguf_adapter
@@ -120,7 +122,12 @@ class TrainedModel:
         return find_mixture(self._union, start, states, self._encoded(records), draw=draw, tries=tries)
 
     def export(
-        self, folder: Path, *, whole_matrices: bool = False, part_of: "TrainedModel | None" = None
+        self,
+        folder: Path,
+        *,
+        whole_matrices: bool = False,
+        part_of: "TrainedModel | None" = None,
+        convention: str = "",
     ) -> ExportSummary:
         """Write the adapter as it is now to ``folder``, compared with the model on a few sequences of random tokens.
 
@@ -128,6 +135,7 @@ class TrainedModel:
             folder: created if need be.
             whole_matrices: see ``export_peft``.
             part_of: the run's whole adapter, of which this is a part.
+            convention: the columns of the run's examples, where they are known.
         """
         inputs = self.probe_inputs()
         return export_peft(
@@ -139,13 +147,15 @@ class TrainedModel:
             whole_matrices=whole_matrices,
             from_run=None if part_of is None else self._difference(part_of, inputs),
             task=self._config.task,
+            convention=convention,
         )
 
     def export_merged(self, folder: Path) -> WholeModel:
         """Write base and adapter as one ordinary model (``fedpeft.export.whole_model.export_merged``)."""
         inputs = self.probe_inputs()
         head_seed = derive_seed(self._config.run.seed, "head")
-        return export_merged(self._union, self._artifact, folder, inputs, head_seed=head_seed)
+        longest = self._config.task.max_length
+        return export_merged(self._union, self._artifact, folder, inputs, head_seed=head_seed, max_length=longest)
 
     def export_gguf(self, path: Path) -> int:
         """Write the adapter for llama.cpp (``fedpeft.export.gguf.write_gguf_adapter``)."""
@@ -174,7 +184,8 @@ class TrainedModel:
 
     @torch.no_grad()
     def _difference(self, other: "TrainedModel", inputs: dict[str, torch.Tensor]) -> float:
-        return float((self._union.model(**inputs).logits - other._union.model(**inputs).logits).abs().max())
+        ours, theirs = (values_of(one._union.model(**inputs)) for one in (self, other))
+        return float((ours - theirs).abs().max())
 
     def _encoded(self, records: Records) -> EncodedDataset:
         task = self._config.task
@@ -236,9 +247,24 @@ class ReceivedModel:
         return cls(load_received(folder, artifact), load_tokenizer(artifact), about, min(longest, LONGEST), artifact)
 
     def answerer(self, convention: Convention | None = None) -> Answerer:
-        """As ``TrainedModel.answerer``; a text is cut to 512 tokens, or to what the base takes."""
-        labels = self._about.labels
-        return Answerer(self._model, self._tokenizer, labels=labels, longest=self._longest, convention=convention)
+        """As ``TrainedModel.answerer``; without ``convention`` as its files say.
+
+        A text is cut where the examples were; where the files do not say, at 512 tokens or what the base takes.
+        """
+        about = self._about
+        return Answerer(
+            self._model,
+            self._tokenizer,
+            labels=about.labels,
+            longest=self.task.max_length,
+            convention=convention or about.convention,
+            margins=self.margins if self.task.record.prefers else None,
+        )
+
+    def margins(self, records: Records) -> list[float]:
+        """As ``TrainedModel.margins``."""
+        found: list[float] = margins_of(self._model, self._encoded(records), batch_size=8).tolist()
+        return found
 
     @property
     def task(self) -> Task:
@@ -256,10 +282,12 @@ class ReceivedModel:
 
     def evaluate(self, records: Records) -> Evaluation:
         """Loss and accuracy on examples that this device holds."""
+        return evaluate_whole(self._model, self._encoded(records), batch_size=32, measure=self.task.measure)
+
+    def _encoded(self, records: Records) -> EncodedDataset:
         task = self.task
         validate(records, task)
-        examples = _compared(encode(records, task, task.outputs, self._tokenizer), self._artifact)
-        return evaluate_whole(self._model, examples, batch_size=32, measure=task.measure)
+        return _compared(encode(records, task, task.outputs, self._tokenizer), self._artifact)
 
     def metrics(self, score: Evaluation) -> dict[str, float]:
         """As ``TrainedModel.metrics``; of numbers without correlations where the files do not say their range."""
@@ -278,6 +306,10 @@ def _compared(examples: EncodedDataset, artifact: BaseArtifact) -> EncodedDatase
 
 
 def _predicted(asked: Answerer, texts: Sequence[str]) -> list[str]:
+    if asked.embeds:
+        raise DataInvalid(
+            "Expected texts to answer, found a model of vectors: ask `adapter predict` or /v1/embeddings."
+        )
     if asked.labels:
         return [choice.label for choice in asked.classify(texts)]
     questions = [asked.tokens_of({"text": text}) for text in texts]

@@ -18,8 +18,10 @@ from fedpeft.tasks.form import MULTI, NUMBER, TAGS
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-__all__ = ["Choice", "Offsets", "answer_of", "question_of", "target_of", "texts_of"]
+__all__ = ["Asked", "Choice", "Offsets", "answer_of", "question_of", "target_of", "texts_of"]
 
+Asked = str | tuple[str, str]
+"""A text, or the two of a pair."""
 TAB = "\t"
 """Between the two texts of a pair."""
 Offsets = Sequence[tuple[int, int]]
@@ -54,32 +56,38 @@ def target_of(model: nn.Module) -> Target:
     return {NUMBER: Target.VALUE, MULTI: Target.CLASSES}.get(config.problem_type or "", Target.CLASS)
 
 
-def question_of(row: Record) -> str | None:
+def question_of(row: Record) -> Asked | None:
     """What a row asks a model with outputs of its own, as ``texts_of`` takes it; None: nothing.
 
     Example:
         >>> question_of({"text": "a", "text_pair": "b"}), question_of({"words": ["a", "b"]})
-        ('a\\tb', 'a b')
+        (('a', 'b'), 'a b')
     """
     if (words := words_of(row.get("words"))) is not None:
         return " ".join(words)
     text, pair = row.get("text"), row.get("text_pair")
     if not isinstance(text, str):
         return None
-    return text if not isinstance(pair, str) else f"{text.replace(TAB, ' ')}{TAB}{pair}"
+    return (text, pair) if isinstance(pair, str) else text
 
 
-def texts_of(question: str, target: Target, *, pairs: bool) -> tuple[str, ...]:
+def texts_of(question: Asked, target: Target, *, pairs: bool | None) -> tuple[str, ...]:
     """A question as the tokenizer takes it: one text or the two of a pair; words with one space between them.
 
     Args:
-        question: words between spaces where words are tagged.
+        question: words between spaces where words are tagged; a pair as two texts, or with a tab between them.
         target: of the model.
-        pairs: whether a tab stands between the two texts of a pair.
+        pairs: whether it was trained on pairs; None: nothing says so, and only what comes as two texts is a pair.
 
     Raises:
-        DataInvalid: one text for a model of pairs.
+        DataInvalid: one text for a model of pairs, or two for a model of single texts or of words.
     """
+    if isinstance(question, tuple):
+        if target is Target.TAGS or pairs is False:
+            raise DataInvalid(
+                "Expected one text, as this model was trained on, found a pair; leave the column text_pair out."
+            )
+        return question
     if target is Target.TAGS:
         return (" ".join(question.split()),)
     if not pairs:

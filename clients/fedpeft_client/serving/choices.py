@@ -19,12 +19,13 @@ def asked_texts(served: Served, row: Record) -> tuple[str, ...]:
         RequestRefused: it asks something that the model was not trained on.
     """
     tags = served.target is Target.TAGS
-    wanted = ("words",) if tags else ("text", "text_pair") if served.pairs else ("text",)
+    is_pair = served.pairs or (served.pairs is None and "text_pair" in row)
+    wanted = ("words",) if tags else ("text", "text_pair") if is_pair else ("text",)
     if row.keys() != set(wanted) and not (tags and row.keys() == {"text"}):
         raise RequestRefused(
             f"Expected {', '.join(wanted)}, which {served.name} was trained on, found {', '.join(row)}.", "input"
         )
-    if served.pairs:  # as they are: the command line's tab between them would change a text that holds one
+    if is_pair and not tags:  # as they are: the command line's tab between them would change a text that holds one
         return str(row["text"]), str(row["text_pair"])
     return texts_of(question_of(row) or "", served.target, pairs=False)
 

@@ -54,7 +54,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
-    """A text as a vector: the mean of the last layer's states over its tokens."""
+    """A text as a vector (``Answerer.vectors``)."""
 
     values: list[float]
     tokens: int
@@ -256,11 +256,9 @@ def _classified(model: "BatchedModel", jobs: list[Job]) -> Iterator[tuple[Job, C
 
 def _embedded(model: "BatchedModel", jobs: list[Job]) -> Iterator[tuple[Job, Embedded]]:
     model.begin([job.served.place for job in jobs])
-    for some, states in model.asked.states([_texts(job) for job in jobs], [job.served.longest for job in jobs]):
-        mask = some.inputs["attention_mask"]
-        means = (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)  # (b, s, h) -> (b, h)
-        for row, values, tokens in zip(some.rows, means.tolist(), mask.sum(dim=1).tolist(), strict=True):
-            yield jobs[row], Embedded(values=values, tokens=tokens)
+    texts, longest = [_texts(job) for job in jobs], [job.served.longest for job in jobs]
+    for row, values, tokens in model.asked.vectors(texts, longest):
+        yield jobs[row], Embedded(values=values, tokens=tokens)
 
 
 def _texts(job: Job) -> tuple[str, ...]:

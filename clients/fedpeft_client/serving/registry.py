@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedpeft.adapter import AdapterState
 from fedpeft.base import load_model
+from fedpeft.base.architecture import values_of
 from fedpeft.config import RunConfig
 from fedpeft.errors import ConfigInvalid, FedpeftError
 from fedpeft.tasks import Convention, Target, TaskRecord
@@ -74,6 +75,7 @@ class Served:
         outputs: their names; empty for a language model.
         longest: tokens at which a text to classify is cut.
         convention: how it is asked.
+        pairs: whether it was trained on pairs of texts; None: nothing says so.
     """
 
     name: str
@@ -84,16 +86,12 @@ class Served:
     outputs: tuple[str, ...]
     longest: int
     convention: Convention
+    pairs: bool | None = None
 
     @property
     def target(self) -> Target:
         """What its outputs say."""
         return self.task.target
-
-    @property
-    def pairs(self) -> bool:
-        """Whether it was trained on pairs of texts."""
-        return self.convention is Convention.TEXT_PAIR_LABEL
 
 
 class BatchedModel:
@@ -170,6 +168,7 @@ class AdapterRegistry:
             outputs=own.labels,
             longest=task.max_length,
             convention=own.convention,
+            pairs=own.pairs,
         )
         return self.served[name]
 
@@ -214,8 +213,7 @@ def _gives_the_same(batched: BatchedModel, place: int, model: TrainedModel) -> b
 
 
 def _logits(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    found: Tensor = model(**inputs).logits.float()
-    return found
+    return values_of(model(**inputs)).float()
 
 
 def expect_served(registry: AdapterRegistry, name: str) -> Served:

@@ -131,11 +131,11 @@ def _menu(
         head=limits.head,
         classes=len(run.task.outputs),
         batch_size=run.train.batch_size,
-        length=run.task.max_length,
+        length=run.task.row_tokens,
         local_steps=run.train.local_steps,
         eval_examples=min(held_out, Rounds().eval_examples),
         micro_batch=limits.micro_batch,
-        cached_examples=min(cacheable_examples(run.task.max_length, shape.hidden, limits.cache_mb), train),
+        cached_examples=min(cacheable_examples(run.task.row_tokens, shape.hidden, limits.cache_mb), train),
     )
     workloads = tuple(
         choice

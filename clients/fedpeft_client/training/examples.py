@@ -125,9 +125,9 @@ class Examples:
     def mean_length(self, plan: LearningPlan) -> float:
         """Tokens that an example has on average, of those that ``encoded`` made; else as many as it may have."""
         if self._encoded is None:
-            return plan.task.max_length
+            return plan.task.row_tokens
         sizes = [len(ids) for side in self._encoded[1] for ids in side.input_ids]
-        return sum(sizes) / len(sizes) if sizes else plan.task.max_length
+        return sum(sizes) / len(sizes) if sizes else plan.task.row_tokens
 
     def prepared(self, plan: LearningPlan) -> Prepared:
         """They under this plan: encoded on first use, kept until another run, base or task asks."""
@@ -169,7 +169,7 @@ class Examples:
         if plan.task.record.prefers:
             train, held_out = self._referenced(plan, train), self._referenced(plan, held_out)
         troubles = tuple(filter(None, (lost, lost_too)))
-        batch = evaluation_batch(length=plan.task.max_length, vocabulary=self._pool.vocabulary(plan))
+        batch = evaluation_batch(length=plan.task.row_tokens, vocabulary=self._pool.vocabulary(plan))
         if not self._pool.frozen_layers(plan):
             return Prepared(
                 train=train, held_out=held_out, train_cache=None, eval_cache=None, eval_batch=batch, troubles=troubles

@@ -99,9 +99,9 @@ class ModelPool:
         return self._store.get(plan.base)
 
     def vocabulary(self, plan: LearningPlan) -> int:
-        """Rows of the language model's output; 0 for a classifier."""
+        """Rows of the language model's output; 0 for any other model."""
         model = self._ready(plan).model
-        return 0 if plan.task.record.adds_head else int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        return int(model.config.vocab_size) if plan.task.record.writes else 0  # type: ignore[union-attr, arg-type]
 
     def frozen_layers(self, plan: LearningPlan) -> int:
         """Layers below the lowest that this plan's adapter changes: what they make of an example is always the same."""

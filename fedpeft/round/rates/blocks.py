@@ -85,5 +85,5 @@ def _suited(plan: LearningPlan, block: BlockSpec) -> float:
     rule = BY_NAME[method].rate
     if rule is None:
         return UNMEASURED
-    placed = Placed(block=block, language_model=not plan.task.record.adds_head)
+    placed = Placed(block=block, language_model=plan.task.record.writes)
     return rule(getattr(plan.adapter, method), placed)

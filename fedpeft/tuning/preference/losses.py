@@ -28,8 +28,8 @@ from torch.nn import functional
 from fedpeft.data.encode import IGNORED, EncodedDataset
 from fedpeft.errors import RunFailed
 from fedpeft.tuning.batches import Batch, Indices, bucketed, collate, lengths_of
-from fedpeft.tuning.preference.sides import Sides, sides_of
 from fedpeft.tuning.row_loss import row_losses
+from fedpeft.tuning.several.sides import Sides, sides_of
 from fedpeft.tuning.token_loss import output_withheld
 
 __all__ = ["log_probabilities", "preference_losses", "preferred_rows", "rewards_of", "with_reference"]
