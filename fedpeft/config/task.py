@@ -37,7 +37,7 @@ class Task(Section):
         default=20.0,
         ge=1,
         le=1000,
-        description="For embed: what cosines are multiplied by in front of the softmax (1 / temperature).",
+        description="For embeddings: what cosines are multiplied by in front of the softmax (1 / temperature).",
     )
     range: tuple[float, float] | None = Field(
         default=None,

@@ -4,10 +4,10 @@ causal-lm: ``prompt`` + ``completion`` and Alpaca train on the completion only, 
 assistant's turns only, ``text`` on everything; a label of -100 marks a token that is not trained on.
 Labels are not shifted: as in Hugging Face models, position i is predicted from the positions before i.
 seq2seq: source and target (``fedpeft.data.encode_sources``). preference: two answers
-(``fedpeft.data.preference.tokens``). embed: texts that belong together (``fedpeft.data.together.tokens``).
+(``fedpeft.data.preference.tokens``). embeddings: texts that belong together (``fedpeft.data.together.tokens``).
 The other tasks: the text or the pair as it is, and its target (``fedpeft.data.encode_texts``).
 
-Invariants: no example (of embed: no text) is longer than ``max_length``; each has at least one token to train on;
+Invariants: no example (of embeddings: no text) is longer than ``max_length``; each has at least one token to train on;
 examples keep their order, one for each record.
 """
 

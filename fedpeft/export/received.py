@@ -91,7 +91,7 @@ def read_received(folder: Path) -> Received:
         )
     names = tuple(map(str, labels))
     task = _task(folder, summary.get("task"), names, form)
-    convention = None if task is None else _convention(folder, summary.get("task"), task)
+    convention = _convention(folder, summary.get("task"))
     return Received(
         form=form,
         labels=names,
@@ -103,14 +103,14 @@ def read_received(folder: Path) -> Received:
     )
 
 
-def _convention(folder: Path, said: JsonValue, task: Task) -> Convention | None:
-    """The columns that inspect.json names, which have to be some of the task's."""
+def _convention(folder: Path, said: JsonValue) -> Convention | None:
+    """The columns that inspect.json names."""
     name = said.get("convention") if isinstance(said, dict) else None
     if not name:
         return None
-    found = next((one for one in task.record.conventions if one.value == name), None)
+    found = next((one for one in Convention if one.value == name), None)
     if found is None:
-        raise IntegrityFailed(f"Expected columns of {task.kind} in {folder}/inspect.json, found {name!r:.40}.")
+        raise IntegrityFailed(f"Expected columns that fedpeft knows in {folder}/inspect.json, found {name!r:.40}.")
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from fedpeft.tasks import causal_lm, classify, embed, multi_label, preference, regression, seq2seq, token_classify
+from fedpeft.tasks import causal_lm, classify, embeddings, multi_label, preference, regression, seq2seq, token_classify
 from fedpeft.tasks.conventions import KNOWN_COLUMNS, READ_COLUMNS, Convention
 from fedpeft.tasks.measure import Measure
 from fedpeft.tasks.record import Target, TaskRecord
@@ -28,7 +28,9 @@ __all__ = [
     "task_of",
 ]
 
-Kind = Literal["classify", "causal-lm", "regression", "multi-label", "token-classify", "seq2seq", "preference", "embed"]
+Kind = Literal[
+    "classify", "causal-lm", "regression", "multi-label", "token-classify", "seq2seq", "preference", "embeddings"
+]
 
 TASKS: Mapping[str, TaskRecord] = MappingProxyType(
     {
@@ -41,7 +43,7 @@ TASKS: Mapping[str, TaskRecord] = MappingProxyType(
             token_classify.TASK,
             seq2seq.TASK,
             preference.TASK,
-            embed.TASK,
+            embeddings.TASK,
         )
     }
 )

@@ -34,7 +34,7 @@ class Convention(enum.Enum):
 
         Of answers whose prompt is what both begin with, both.
         """
-        answers = ("label", "tags", "target", "chosen", "rejected")
+        answers = ("label", "tags", "target", "chosen", "rejected", "positive", "negative")
         return tuple(column for column in self.columns if column not in answers) or self.columns
 
 

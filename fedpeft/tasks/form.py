@@ -25,7 +25,7 @@ __all__ = [
     "without_names",
 ]
 
-Form = Literal["classify", "causal-lm", "token-classify", "seq2seq", "embed"]
+Form = Literal["classify", "causal-lm", "token-classify", "seq2seq", "embeddings"]
 
 SEQUENCE: Final = "classify"
 """``*ForSequenceClassification``: one row of outputs a text."""
@@ -40,7 +40,7 @@ SEQ2SEQ: Final = "seq2seq"
 """``*ForConditionalGeneration``, an encoder and a decoder that attends to it: one row of outputs a target token, over
 the vocabulary; adds no parameter to the base."""
 
-STATES: Final = "embed"
+STATES: Final = "embeddings"
 """``AutoModel``, the base without a head: the last layer's states of each token."""
 
 PEFT_TASK_TYPES: Mapping[Form, str] = {

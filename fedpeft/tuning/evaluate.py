@@ -1,6 +1,7 @@
 """Held-out loss and accuracy. Changes nothing: no gradient, no module state, no random number."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +15,55 @@ from fedpeft.tasks import Measure
 from fedpeft.tuning.accelerator import products
 from fedpeft.tuning.batches import Batch, Indices, bucketed, collate, evaluation_stream, lengths_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
-from fedpeft.tuning.evaluation import Evaluation
 from fedpeft.tuning.preference.losses import preference_losses, preferred_rows, rewards_of
 from fedpeft.tuning.row_loss import right_rows, row_losses, summed_loss
+from fedpeft.tuning.several.contrast import contrastive_losses
 from fedpeft.tuning.several.pooling import mean_of_tokens
-from fedpeft.tuning.several.retrieval import retrieval
+from fedpeft.tuning.several.retrieval import cosines_by_group, nearest_of
 from fedpeft.tuning.several.sides import sides_of
 from fedpeft.tuning.split_forward import SplitForward
 
 __all__ = ["Evaluation", "evaluate", "evaluate_whole", "margins_of", "metrics_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Sums, so that evaluations of several devices add up.
+
+    Args:
+        loss_sum: cross entropy in nats, summed over the predictions.
+        correct: how many top-1 predictions are right.
+        examples: how many predictions: examples of a classifier, tagged words, labelled tokens of a language model.
+        rows: how many examples they are of.
+        lanes: what the examples add to the lanes of the task's measure, each times its weight, (lanes,); None without a
+            measure.
+        lane_weight: the weights of those examples together; each is 1 unless others were given.
+    """
+
+    loss_sum: float
+    correct: int
+    examples: int
+    rows: int = 0
+    lanes: npt.NDArray[np.float64] | None = None
+    lane_weight: float = 0.0
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Evaluation]") -> "Evaluation":
+        """Of all these examples together."""
+        lanes = [part.lanes for part in parts if part.lanes is not None]
+        return cls(
+            loss_sum=sum(part.loss_sum for part in parts),
+            correct=sum(part.correct for part in parts),
+            examples=sum(part.examples for part in parts),
+            rows=sum(part.rows for part in parts),
+            lanes=np.sum(lanes, axis=0) if lanes else None,
+            lane_weight=sum(part.lane_weight for part in parts),
+        )
+
+    @property
+    def lane_means(self) -> npt.NDArray[np.float64] | None:
+        """Of each lane over the examples, (lanes,); None without a measure or examples."""
+        return None if self.lanes is None or self.lane_weight <= 0 else self.lanes / self.lane_weight
 
 
 @torch.no_grad()
@@ -58,7 +99,7 @@ def evaluate(
             with products(split.device):
                 return logits_of(split, batch, cache)[0]
 
-        return retrieval(examples, vectors, limit=limit, batch_size=batch_size, measure=measure, weights=weights)
+        return _retrieved(examples, vectors, limit=limit, batch_size=batch_size, measure=measure, weights=weights)
     chosen = evaluation_stream(examples, batch_size=batch_size).order(0)[: limit or None]
     # Nothing is learnt from the order, so all of them are sorted by length together: hardly anything is padding.
     (batches,) = bucketed(chosen, lengths_of(examples), batch_size=batch_size, window=len(chosen))
@@ -99,7 +140,7 @@ def evaluate_whole(
             states = model(input_ids=some.input_ids, attention_mask=some.attention_mask).last_hidden_state
             return mean_of_tokens(states, some.attention_mask)
 
-        return retrieval(examples, vectors, limit=0, batch_size=batch_size, measure=measure)
+        return _retrieved(examples, vectors, limit=0, batch_size=batch_size, measure=measure)
     order = evaluation_stream(examples, batch_size=batch_size).order(0)
     (batches,) = bucketed(order, lengths_of(examples), batch_size=batch_size, window=len(order))
     found = [Evaluation(loss_sum=0.0, correct=0, examples=0)]
@@ -141,6 +182,35 @@ def metrics_of(task: Task, score: Evaluation) -> dict[str, float]:
         found["accuracy"] = score.correct / score.examples
     measure = task.measure
     return found if measure is None or score.lanes is None else found | measure.metrics(score.lanes)
+
+
+def _retrieved(
+    examples: EncodedDataset,
+    vectors: Callable[[Indices], Tensor],
+    *,
+    limit: int,
+    batch_size: int,
+    measure: Measure | None,
+    weights: npt.NDArray[np.float64] | None = None,
+) -> Evaluation:
+    """Of texts that belong together: each group's anchors among all its texts."""
+    parts = []
+    for group, scale, found in cosines_by_group(examples, vectors, limit=limit, batch_size=batch_size):
+        nearest, lanes = nearest_of(found).numpy(), None
+        if measure is not None:
+            own = None if weights is None else weights[group]
+            lanes = _weighed(measure, nearest, nearest, range(len(group)), own)
+        parts.append(
+            Evaluation(
+                loss_sum=float(contrastive_losses(found, scale).sum()),
+                correct=0,
+                examples=len(group),
+                rows=len(group),
+                lanes=lanes,
+                lane_weight=float(len(group) if weights is None else weights[group].sum()),
+            )
+        )
+    return Evaluation.joined(parts)
 
 
 def _measured(

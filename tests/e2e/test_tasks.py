@@ -29,7 +29,7 @@ ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
     "token-classify": lambda i: {"words": sentence(i).split(), "tags": ["O", "O", "B-animal", "O"]},
     "causal-lm": lambda i: {"prompt": "what runs", "completion": f" {sentence(i)}"},
     "preference": lambda i: {"prompt": f"what {sentence(i)}", "chosen": f" {sentence(i)}", "rejected": " a b c"},
-    "embed": lambda i: {"anchor": sentence(i), "positive": f"{sentence(i)} a", "negative": sentence(i + 1)},
+    "embeddings": lambda i: {"anchor": sentence(i), "positive": f"{sentence(i)} a", "negative": sentence(i + 1)},
 }
 ASKED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "classify": lambda one: one["answer"] in ("same", "other"),
@@ -40,7 +40,7 @@ ASKED: dict[str, Callable[[dict[str, Any]], bool]] = {
     "preference": lambda one: (
         one["answer"] in ("chosen", "rejected") and (one["margin"] > 0) == (one["answer"] == "chosen")
     ),
-    "embed": lambda one: len(one["cosines"]) == 2 and all(-1.001 < cosine < 1.001 for cosine in one["cosines"]),
+    "embeddings": lambda one: len(one["cosines"]) == 2 and all(-1.001 < cosine < 1.001 for cosine in one["cosines"]),
 }
 """What `predict` says of a row of the task."""
 

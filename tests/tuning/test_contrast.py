@@ -14,7 +14,7 @@ from fedpeft.data.encode_texts import Contrast
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid
 from fedpeft.methods import UnionAdapter, attach
-from fedpeft.tasks.embed import GROUP, Retrieval
+from fedpeft.tasks.embeddings import GROUP, Retrieval
 from fedpeft.testing.models import VOCABULARY
 from fedpeft.tuning import ActivationCache, LocalPlan, evaluate
 from fedpeft.tuning.dp_sgd import train_privately

@@ -60,7 +60,9 @@ class Runs:
         from fedpeft_server.run.run_directory import RunDirectory
 
         own = f"labels = {list(labels)}".replace("'", '"')
-        named = {"causal-lm": "", "embed": "", "preference": "", "regression": "range = [0, 5]"}.get(self.kind, own)
+        named = {"causal-lm": "", "embeddings": "", "preference": "", "regression": "range = [0, 5]"}.get(
+            self.kind, own
+        )
         text = CONFIG.format(kind=self.kind, labels=named, methods=methods, rounds=count)
         config = parse(text, source="run.toml", simulation=True).model_copy(update={"directory": folder})
         artifact = ArtifactStore(self.store).get(self.digest)

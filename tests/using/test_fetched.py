@@ -31,7 +31,7 @@ ASKED: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("regression", "text+label"): TEXTS,
     ("regression", "text+text_pair+label"): PAIRS,
     ("token-classify", "words+tags"): [{"words": ["a", "fox"]}, {"words": LONG.split()}],
-    ("embed", "anchor+positive"): [*TEXTS, {"anchor": "a fox", "positive": LONG}],
+    ("embeddings", "anchor+positive"): [*TEXTS, {"anchor": "a fox", "positive": LONG}],
     ("causal-lm", "messages"): [{"text": "a fox"}],
     ("causal-lm", "prompt+completion"): [{"prompt": "a fox"}],
     ("causal-lm", "instruction/input/output"): [{"instruction": "name it", "input": "a fox"}, {"text": "a fox"}],
@@ -82,12 +82,12 @@ def test_a_pair_is_no_text_with_a_tab_in_it(classes: Runs, tmp_path: Path) -> No
         paired.classify(["a fox"])
 
 
-def test_columns_of_another_task_are_refused(classes: Runs, tmp_path: Path) -> None:
+def test_unknown_columns_are_refused(classes: Runs, tmp_path: Path) -> None:
     run = classes.make(tmp_path, seed=3, methods="lora = {rank = 2}")
     trained_model(run, store=classes.store).export(tmp_path / "out", convention="text+label")
     file = tmp_path / "out/inspect.json"
     content = json.loads(file.read_text())
-    content["task"]["convention"] = "messages"
+    content["task"]["convention"] = "question+shrug"
     file.write_text(json.dumps(content))
-    with pytest.raises(IntegrityFailed, match="columns of classify"):
+    with pytest.raises(IntegrityFailed, match="columns that fedpeft knows"):
         read_received(tmp_path / "out")

@@ -29,7 +29,7 @@ TEXTS = ["the quick brown fox", "a", "one text that is far longer than what the 
 
 @pytest.fixture(scope="module")
 def vectors(classes: Runs) -> Runs:
-    return replace(classes, kind="embed")
+    return replace(classes, kind="embeddings")
 
 
 @pytest.fixture(scope="module")

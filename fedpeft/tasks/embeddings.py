@@ -47,7 +47,7 @@ def _measure(outputs: tuple[str, ...], scale: Range | None) -> Measure | None:
 
 
 TASK = TaskRecord(
-    name="embed",
+    name="embeddings",
     help="a vector for a text, close to those of texts that belong to it",
     form=STATES,
     conventions=(Convention.ANCHOR_POSITIVE_NEGATIVE, Convention.ANCHOR_POSITIVE),
