@@ -68,6 +68,7 @@ _BARE = frozenset(
 
 MOST_MODULES = 4096
 """Layers, or experts of a layer: several times what any published model has."""
+
 VOLATILE = ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 

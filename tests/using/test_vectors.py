@@ -19,7 +19,7 @@ from fedpeft.cli.serve import RunSource
 from fedpeft.export.whole_model import export_base, probe_inputs
 from fedpeft_client.inference import TrainedModel
 from fedpeft_client.serving.engine import Embedded, Engine, Job
-from fedpeft_client.serving.lanes import Shelf
+from fedpeft_client.serving.registry import AdapterRegistry
 from fedpeft_server.run.run_view import last_state, read_run
 from tests.using.conftest import Runs
 
@@ -63,10 +63,10 @@ def test_a_vector_is_the_same_in_a_batch_and_alone(model: TrainedModel, expected
 def test_the_server_gives_it_beside_another_adapter(
     run: Path, vectors: Runs, expected: np.ndarray, tmp_path: Path
 ) -> None:
-    shelf = Shelf(vectors.store)
+    shelf = AdapterRegistry(vectors.store)
     other = vectors.make(tmp_path, seed=2, convention="anchor+positive")
     served = [shelf.prepare(RunSource(name, path))() for name, path in (("one", run), ("other", other))]
-    assert served[0].lane is served[1].lane
+    assert served[0].batched is served[1].batched
     engine, found = Engine(shelf), dict[tuple[int, int], object]()
     done = []
     jobs = [

@@ -1,7 +1,7 @@
 """Held-out texts that belong together, compared in groups of a constant size.
 
-Loss and recall both depend on how many texts an anchor is compared with, so the groups (``fedpeft.tasks.embeddings.GROUP``)
-are always the same, whatever a machine computes at once.
+Loss and recall both depend on how many texts an anchor is compared with, so the groups
+(``fedpeft.tasks.embeddings.GROUP``) are always the same, whatever a machine computes at once.
 """
 
 from collections.abc import Callable, Iterator
