@@ -81,7 +81,7 @@ class TransformersScript:
         for what, is_wrong in wrong.items():
             if is_wrong:
                 raise PolicyRefused(f"Expected a run that an attached Trainer can train, found one with {what}.")
-        if plan.task.kind == "classify" and self._labels != tuple(plan.task.labels):
+        if plan.task.record.one_class and self._labels != tuple(plan.task.labels):
             raise PolicyRefused(
                 f"Expected the classes of the run, {_listed(plan.task.labels)}, in this order, found "
                 f"{_listed(self._labels)} in the script; give attach(trainer, labels=[...]) if names differ but the "
@@ -168,7 +168,7 @@ class TransformersScript:
             segments.append(np.asarray(batch.get("token_type_ids", np.zeros_like(shown)))[shown].astype(np.int32))
             one = np.asarray(batch["labels"], np.int64)
             labels.append(one if one.ndim == 0 else one[shown])
-        of_classes = plan.task.kind == "classify"
+        of_classes = plan.task.record.one_class
         return EncodedDataset(
             input_ids=tuple(ids),
             labels=np.array(labels, np.int64) if of_classes else tuple(labels),
