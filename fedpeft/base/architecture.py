@@ -140,10 +140,11 @@ def skeleton(config: PretrainedConfig, task: TaskName) -> nn.Module:
 
 
 def form_of(model: nn.Module) -> TaskName:
-    """Which form a model of transformers has: its class says so."""
+    """Which form a model of transformers has, by itself or wrapped by peft: its class says so."""
     if has_two_stacks(model):
         return SEQ2SEQ
-    name = type(model).__name__
+    wrapped = getattr(model, "get_base_model", None)  # peft's own class is named after none of them
+    name = type(model if wrapped is None else wrapped()).__name__
     if name in _BARE:
         return STATES
     if name in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values():

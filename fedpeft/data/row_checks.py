@@ -74,7 +74,9 @@ def check_source(row: Record, origin: str, log: ProblemLog) -> None:
 
 def check_together(row: Record, origin: str, log: ProblemLog) -> None:
     """``anchor`` and ``positive``, and ``negative`` where there is one: another text than the positive one."""
-    columns = [column for column in ("anchor", "positive", "negative") if column != "negative" or column in row]
+    columns = [
+        column for column in ("anchor", "positive", "negative") if column != "negative" or row.get(column) is not None
+    ]
     for column in columns:
         check_text(row, origin, log, column)
     if row.get("positive") == row.get("negative") and isinstance(row.get("positive"), str):

@@ -138,6 +138,10 @@ def _first(there: Collection[str], ours: str, theirs: tuple[str, ...]) -> str | 
     return next((name for name in (ours, *theirs) if name in there), None)
 
 
+_NOT_ALL = tuple(
+    (column, f"a {column} says how far texts belong together, and all would be taken to")
+    for column in ("label", *_LABELS, *_SCORES)
+)
 _MISREAD: Mapping[Convention, tuple[tuple[str, str], ...]] = {
     Convention.TEXT: (("text_pair", "pairs are for classify and regression"),),
     Convention.PROMPT_COMPLETION: (
@@ -146,8 +150,8 @@ _MISREAD: Mapping[Convention, tuple[tuple[str, str], ...]] = {
             'a label says which completions are wanted, and all would be learnt; task.kind = "preference" reads it',
         ),
     ),
-    Convention.ANCHOR_POSITIVE: (("label", "a label says which texts belong together, and all would be taken to"),),
-    Convention.ANCHOR_POSITIVE_NEGATIVE: (("label", "a label says which texts belong together; it would not be read"),),
+    Convention.ANCHOR_POSITIVE: _NOT_ALL,
+    Convention.ANCHOR_POSITIVE_NEGATIVE: _NOT_ALL,
     Convention.ALPACA: (("label", "a label says which outputs are wanted, and all would be learnt"),),
 }
 

@@ -88,7 +88,7 @@ class Objective:
         loss = contrastive_losses(cosines(whole, among), scale).mean()
         torch.autograd.backward([loss])
         wanted = torch.zeros_like(whole) if whole.grad is None else whole.grad
-        for piece, gradient in zip(pieces, wanted.split([len(part) for part in parts]), strict=True):
+        for piece, gradient in zip(pieces, torch.split(wanted, list(map(len, parts))), strict=True):
             torch.autograd.backward([self._vectors(piece)], [gradient])
         return loss.item()
 

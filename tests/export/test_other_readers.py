@@ -159,7 +159,7 @@ def test_a_merged_model_is_the_trained_one_for_transformers_alone(name: str, ada
     artifact = built(tmp_path, name)
     union = trained_on(artifact, adapter)
     folder = tmp_path / "whole"
-    written = export_merged(union, artifact, folder, INPUTS, head_seed=HEAD_SEED)
+    written = export_merged(union, artifact, folder, INPUTS, head_seed=HEAD_SEED, max_length=64)
     assert written.max_difference <= 1e-4
     kind = "text-generation" if name == "llama" else "text-classification"
     loaded = pipeline(kind, model=str(folder))  # model and tokenizer by the folder's name alone
@@ -172,14 +172,19 @@ def test_a_merged_model_is_the_trained_one_for_transformers_alone(name: str, ada
 def test_biases_fold_into_a_model_that_has_them(tmp_path: Path) -> None:
     artifact = built(tmp_path, "bert")
     union = trained_on(artifact, Adapter(bitfit=BitFit(), lora=Lora(rank=2)))
-    assert export_merged(union, artifact, tmp_path / "whole", INPUTS, head_seed=HEAD_SEED).max_difference <= 1e-4
+    assert (
+        export_merged(union, artifact, tmp_path / "whole", INPUTS, head_seed=HEAD_SEED, max_length=64).max_difference
+        <= 1e-4
+    )
 
 
 @pytest.mark.parametrize("adapter", [Adapter(bottleneck=Bottleneck(width=4)), Adapter(prompt=Prompt(length=3))])
 def test_an_adapter_that_is_no_change_of_weights_is_not_folded(adapter: Adapter, tmp_path: Path) -> None:
     artifact = built(tmp_path, "bert")
     with pytest.raises(ConfigInvalid, match="cannot be folded"):
-        export_merged(trained_on(artifact, adapter), artifact, tmp_path / "whole", INPUTS, head_seed=HEAD_SEED)
+        export_merged(
+            trained_on(artifact, adapter), artifact, tmp_path / "whole", INPUTS, head_seed=HEAD_SEED, max_length=64
+        )
 
 
 def test_a_folder_with_files_in_it_is_not_written_into(tmp_path: Path) -> None:

@@ -133,17 +133,18 @@ def test_what_passes_through_the_model_at_once_changes_nothing(micro: int, *, ca
 
 def test_a_text_that_is_no_negative_does_not_count_against_an_anchor() -> None:
     a, b, c, d = ([3, 4], [5, 6, 7], [8, 9], [10, 11])
-    examples = of_texts([[a, b], [a, c], [d, b], [b, a]])
-    among = candidates_of(examples, np.arange(4))
-    # Rows: anchors a, a, d, b; columns: b, c, b, a.
+    examples = of_texts([[a, b], [a, c], [d, b], [b, a, c], [a, b, c]])
+    among = candidates_of(examples, np.arange(5))
+    # Rows: anchors a, a, d, b, a; columns: the positives b, c, b, a, b, then the negatives c, c.
     expected = [
-        [False, True, True, True],  # c is another positive of a, b once more its own, a itself
-        [True, False, False, True],  # the b of the first row is a positive of this anchor; d's b is not known to be
-        [True, False, False, False],  # its own b stands in the first row too
-        [True, False, True, False],  # b itself
+        [False, True, True, True, True, True, True],  # c is another positive of a, b once more its own, a itself
+        [True, False, True, True, True, True, True],  # b belongs to a by the first row, whoever's row it stands in
+        [True, False, False, False, True, False, False],  # its own b stands in other rows too
+        [True, False, True, False, True, False, False],  # b itself
+        [True, True, True, True, False, True, True],  # its own negative belongs to a by the second row
     ]
     assert among.excluded.tolist() == expected
-    vectors = torch.randn(8, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    vectors = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
     losses = contrastive_losses(cosines(vectors, among), SCALE)
     losses.sum().backward()  # type: ignore[no-untyped-call]
     assert losses.isfinite().all()

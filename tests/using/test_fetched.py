@@ -34,7 +34,7 @@ ASKED: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("embeddings", "anchor+positive"): [*TEXTS, {"anchor": "a fox", "positive": LONG}],
     ("causal-lm", "messages"): [{"text": "a fox"}],
     ("causal-lm", "prompt+completion"): [{"prompt": "a fox"}],
-    ("causal-lm", "instruction/input/output"): [{"instruction": "name it", "input": "a fox"}, {"text": "a fox"}],
+    ("causal-lm", "instruction/input/output"): [{"instruction": "a fox"}, {"text": "a fox"}],
     ("causal-lm", "text"): [{"text": "a fox"}],
     ("preference", "prompt+chosen+rejected"): [{"prompt": "a fox", "chosen": " runs", "rejected": " is a dog"}],
 }
@@ -74,8 +74,12 @@ def test_a_pair_is_no_text_with_a_tab_in_it(classes: Runs, tmp_path: Path) -> No
     unknown, single = model.answerer(None), model.answerer(Convention.TEXT_LABEL)
     paired = model.answerer(Convention.TEXT_PAIR_LABEL)
     pair = ("a fox", "the dog")
-    assert unknown.classify([pair]) == paired.classify([pair, "a fox\tthe dog"])[:1] == paired.classify([pair])
-    assert unknown.classify(["a fox\tthe dog"]) == single.classify(["a fox\tthe dog"]) != paired.classify([pair])
+    tab = "a fox\tthe dog"
+    as_pairs = [paired.classify([pair]), paired.classify([tab]), unknown.classify([pair])]
+    as_texts = [single.classify([tab]), unknown.classify([tab])]
+    for found in (as_pairs, as_texts):
+        assert {tuple(one.probabilities.values()) for (one,) in found} == {tuple(found[0][0].probabilities.values())}
+    assert as_pairs[0] != as_texts[0]
     with pytest.raises(DataInvalid, match="found a pair"):
         single.classify([pair])
     with pytest.raises(DataInvalid, match="found one"):

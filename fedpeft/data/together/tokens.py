@@ -13,7 +13,7 @@ import numpy as np
 from fedpeft.config.task import Task
 from fedpeft.data.encode_texts import Contrast, EncodedDataset, Special
 from fedpeft.data.people import owners_of
-from fedpeft.data.records import Record, Records
+from fedpeft.data.records import ProblemLog, Record, Records
 from fedpeft.data.rendering import TokenIds, Tokenizer, refused_by_tokenizer
 from fedpeft.errors import foreign
 
@@ -29,17 +29,24 @@ def texts_together(row: Record) -> list[str]:
 
 
 def encode_together(records: Records, task: Task, tokenizer: Tokenizer) -> EncodedDataset:
-    """Tokenize validated records; the tokenizer itself truncates, so that its closing special tokens survive."""
+    """Tokenize validated records; the tokenizer itself truncates, so that its closing special tokens survive.
+
+    Raises:
+        DataInvalid: a text of which the tokenizer makes nothing: it would be told from no other.
+    """
     ids: list[TokenIds] = []
     segments: list[TokenIds] = []
     truncated = unknown = 0
-    special = Special.of(tokenizer)
-    whole = _tokens(records, tokenizer, None)
-    for texts, uncut in zip(_tokens(records, tokenizer, task.max_length), whole, strict=True):
+    special, log = Special.of(tokenizer), ProblemLog()
+    kept, whole = (_tokens(records, tokenizer, most) for most in (task.max_length, None))
+    for origin, texts, uncut in zip(records.origins, kept, whole, strict=True):
+        if not all(map(len, texts)):
+            log.add(origin, "texts of a token or more", "one of none", "Remove the row.")
         truncated += any(len(one) < len(other) for one, other in zip(texts, uncut, strict=True))
         ids.append(np.concatenate(texts).astype(np.int32))
         segments.append(np.repeat(np.arange(len(texts)), [len(text) for text in texts]).astype(np.int32))
         unknown += any(special.knows_nothing_of(text) for text in texts)
+    log.raise_if_any("texts")
     return EncodedDataset(
         input_ids=tuple(ids),
         labels=np.zeros(len(ids), np.int64),

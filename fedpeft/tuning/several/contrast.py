@@ -7,7 +7,7 @@ With unit vectors a_i, p_j, n_j of the anchors, positives and negatives of a bat
 InfoNCE (van den Oord 2018) with the other examples as negatives (Henderson 2017); sentence-transformers'
 ``MultipleNegativesRankingLoss`` (tests/tuning/test_contrast.py holds loss and gradients against it). Where that library
 asks for batches without duplicates, a text is left out of an anchor's sum here if it is no negative for it: the anchor
-itself, its own positive once more, or another positive of the same anchor.
+itself, or what any example of the batch says belongs to it.
 
 An example's loss depends on its batch, so there is no gradient of one example that could be clipped.
 """
@@ -48,12 +48,11 @@ def candidates_of(examples: EncodedDataset, indices: Indices) -> Candidates:
     with_negative = [i for i, row in enumerate(rows) if len(row) > 2]
     others = torch.cat([firsts + 1, firsts[with_negative] + 2])
     found = [row[1] for row in rows] + [rows[i][2] for i in with_negative]
-    excluded = torch.zeros(len(rows), len(found), dtype=torch.bool)
-    for i, (anchor, own, *_) in enumerate(rows):
-        for j, text in enumerate(found):
-            again = j < len(rows) and rows[j][0] == anchor
-            excluded[i, j] = j != i and (text in (anchor, own) or again)
-    return Candidates(firsts, others, excluded)
+    belongs: dict[bytes, set[bytes]] = {}
+    for anchor, own, *_ in rows:
+        belongs.setdefault(anchor, {anchor}).add(own)
+    excluded = [[j != i and text in belongs[row[0]] for j, text in enumerate(found)] for i, row in enumerate(rows)]
+    return Candidates(firsts, others, torch.tensor(excluded, dtype=torch.bool))
 
 
 def cosines(vectors: Tensor, among: Candidates) -> Tensor:
