@@ -24,7 +24,7 @@ class Deaf(WhitespaceTokenizer):
     """Makes nothing of some texts, as tokenizers do that normalize before they split."""
 
     def __call__(self, text: list[str], *more: object, **named: object) -> dict[str, list[list[object]]]:  # type: ignore[override]
-        return super().__call__([one.replace("\u200b", "") for one in text], *more, **named)  # type: ignore[arg-type]
+        return super().__call__([one.replace("\u200b", "") for one in text], *more, **named)
 
 
 def test_each_text_has_its_own_length_and_its_place_in_the_row() -> None:
