@@ -1,6 +1,7 @@
 """Texts that belong together as rows of tokens: what is read, what is refused, what is left out."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def rows(*some: Mapping[str, object]) -> Records:
 class Deaf(WhitespaceTokenizer):
     """Makes nothing of some texts, as tokenizers do that normalize before they split."""
 
-    def __call__(self, text: list[str], *more: object, **named: object) -> dict[str, list[list[object]]]:  # type: ignore[override]
+    def __call__(self, text: list[str], *more: Any, **named: Any) -> dict[str, list[list[object]]]:  # type: ignore[override]
         return super().__call__([one.replace("\u200b", "") for one in text], *more, **named)
 
 

@@ -1,7 +1,8 @@
-"""Held-out texts that belong together, compared in groups of a constant size.
+"""Held-out texts that belong together, compared in groups of about one size.
 
 Loss and recall both depend on how many texts an anchor is compared with, so the groups
-(``fedpeft.tasks.embeddings.GROUP``) are always the same, whatever a machine computes at once.
+(at most ``fedpeft.tasks.embeddings.GROUP``, and more than half of it where there are as many examples) depend on the
+number of examples alone, whatever a machine computes at once.
 """
 
 from collections.abc import Callable, Iterator
