@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +77,21 @@ def facts_of(artifact: BaseArtifact) -> Facts:
     content, tasks = json.loads((artifact.path / "config.json").read_text(encoding="utf-8")), artifact.manifest.tasks
     head = tasks[SEQUENCE].head if SEQUENCE in tasks else ()
     task = next(iter(tasks))
-    model = model_facts(skeleton(read_config(content), task), content, task, head)
-    return Facts(tokenizer=check_tokenizer(open_tokenizer(artifact.path), model.embedding_rows), model=model)
+    model = skeleton(read_config(content), task)
+    found = model_facts(model, content, task, head, counted=_agree(model, artifact))
+    facts = Facts(tokenizer=check_tokenizer(open_tokenizer(artifact.path), found.embedding_rows), model=found)
+    with suppress(OSError):  # a store that may not be written finds them again
+        write_facts(facts, artifact.path)
+    return facts
+
+
+def _agree(model: "nn.Module", artifact: BaseArtifact) -> bool:
+    """Whether the configuration is that of the weights: one that is not may be made to cost whoever runs it."""
+    known = artifact.manifest.tensors
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return all(shapes.get(name, entry.shape) == tuple(entry.shape) for name, entry in known.items()) and (
+        2 * len(known.keys() & shapes.keys()) >= len(shapes)
+    )
 
 
 def write_facts(facts: Facts, folder: Path) -> None:
@@ -86,7 +100,9 @@ def write_facts(facts: Facts, folder: Path) -> None:
     (folder / FACTS_FILE).write_text(content + "\n", encoding="ascii")
 
 
-def model_facts(model: "nn.Module", content: Mapping[str, Any], task: TaskName, head: Collection[str]) -> ModelFacts:
+def model_facts(
+    model: "nn.Module", content: Mapping[str, Any], task: TaskName, head: Collection[str], *, counted: bool = True
+) -> ModelFacts:
     """Read a model on the meta device.
 
     Args:
@@ -94,6 +110,7 @@ def model_facts(model: "nn.Module", content: Mapping[str, Any], task: TaskName, 
         content: its config.json.
         task: of the model.
         head: the parameters that the task of classification adds; empty: the base does not serve it.
+        counted: whether layers are run to count what they keep (``kept_floats``).
     """
     from torch import nn
 
@@ -111,7 +128,7 @@ def model_facts(model: "nn.Module", content: Mapping[str, Any], task: TaskName, 
         positions_are_rows=rows is not None,
         matrices=dict(sorted(leaves.items())),
         head=_head_facts(content, head),
-        kept_floats=counted_floats(content, task),
+        kept_floats=counted_floats(content, task) if counted else (),
     )
 
 

@@ -6,7 +6,9 @@ zero), and the storages that autograd keeps are added up, at a few lengths: atte
 the length, a scan in chunks is padded to one.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -15,16 +17,24 @@ from torch import Tensor, nn
 from fedpeft.base.architecture import has_two_stacks, quiet_transformers, read_config, skeleton
 from fedpeft.base.artifact import TaskName
 from fedpeft.base.fit import positions_of
-from fedpeft.errors import FedpeftError
+from fedpeft.errors import ConfigInvalid, FedpeftError, foreign
 from fedpeft.layout import layout_of
 
 __all__ = ["counted_floats"]
 
 SAME, MIXED = 2, 6
-"""Layers that are run: of those that are all alike, and where the configuration lists their kinds."""
-LENGTHS = (32, 128, 256)
+"""Layers of a stack that are run: of those that are all alike, and where the configuration lists their kinds."""
+LENGTHS = (32, 128, 256, 512)
 WIDEST = 2**27
 """Coordinates of a matrix that is computed with: copies of it may take half a gibibyte."""
+PRODUCTS, FLOATS, KEPT = 3e11, 2**25, 2**27
+"""What a count may cost, since whoever made the configuration may be nobody's friend: multiplications of all lengths
+together, floats of the widest activation, floats that are kept."""
+_COUNTS = (
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    *("num_decoder_layers", "encoder_layers", "decoder_layers"),
+)
+"""What configurations call the number of layers."""
 
 
 def counted_floats(content: Mapping[str, Any], task: TaskName) -> tuple[tuple[int, float], ...]:
@@ -35,33 +45,48 @@ def counted_floats(content: Mapping[str, Any], task: TaskName) -> tuple[tuple[in
         task: one that the base serves.
 
     Returns:
-        Ascending; empty where the layers cannot be run so (the caller has a formula).
+        By length, ascending, above zero; empty where the layers cannot be run so, or at too high a cost (the caller
+        has a formula).
     """
     try:
-        config = read_config(_cut(content))
-        config._experts_implementation = "eager"  # as a base is loaded
-        model = skeleton(config, task)
-        shapes = {name.removesuffix(".weight"): tuple(value.shape) for name, value in model.state_dict().items()}
-        paths = layout_of({name: shape for name, shape in shapes.items() if len(shape) > 1}, content).paths
-        _fill(_backbone(model.eval()))  # the output matrix is not computed with
-        lengths = {min(length, positions_of(content)) for length in LENGTHS}
-        with quiet_transformers():
-            return tuple((length, _count(model, paths, length)) for length in sorted(lengths))
-    except (FedpeftError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, ImportError):
-        return ()  # whatever an architecture's own code raises on a model that was never meant to compute
+        # The architecture's own code, on a model that was never meant to compute.
+        with quiet_transformers(), foreign(ConfigInvalid):
+            config = read_config(_cut(content))
+            config._experts_implementation = "eager"  # as a base is loaded
+            model = skeleton(config, task).eval()
+            shapes = {name.removesuffix(".weight"): tuple(value.shape) for name, value in model.state_dict().items()}
+            paths = layout_of({name: shape for name, shape in shapes.items() if len(shape) > 1}, content).paths
+            lengths = sorted({min(length, positions_of(content)) for length in LENGTHS})
+            bounded = _affordable(model, paths, lengths)
+            _fill(_backbone(model))  # the output matrix is not computed with
+            found = tuple((length, _count(model, paths, length)) for length in bounded)
+    except (FedpeftError, MemoryError):
+        return ()
+    return found if all(0 < each < math.inf for _, each in found) else ()
 
 
 def _cut(content: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with its first layers alone: whatever says how many there are, and lists of one entry each."""
-    for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
-        count = content.get(key)
-        if not isinstance(count, int):
-            continue
-        lists = {name: value for name, value in content.items() if isinstance(value, list) and len(value) == count}
+    counts = {key: content[key] for key in _COUNTS if isinstance(content.get(key), int)}
+    cut = dict(content)
+    for key, count in counts.items():
+        lists = {name: value for name, value in content.items() if isinstance(value, list) and len(value) == count > 0}
         alike = all(value.count(value[0]) == count for value in lists.values())
         run = min(count, SAME if alike else MIXED)
-        return {**content, **{name: value[:run] for name, value in lists.items()}, key: run}
-    return dict(content)
+        cut |= {**{name: value[:run] for name, value in lists.items()}, key: run}
+    return cut
+
+
+def _affordable(model: nn.Module, paths: Sequence[str], lengths: Sequence[int]) -> list[int]:
+    """The lengths that may be run, the shortest first."""
+    layers = [parameter for path in paths for parameter in model.get_submodule(path).parameters()]
+    coordinates, widest = sum(one.numel() for one in layers), max(max(one.shape) for one in layers if one.dim() > 1)
+    tokens = list(accumulate(lengths))
+    return [
+        length
+        for length, so_far in zip(lengths, tokens, strict=True)
+        if coordinates * so_far <= PRODUCTS and widest * length <= FLOATS
+    ]
 
 
 def _backbone(model: nn.Module) -> nn.Module:
@@ -98,6 +123,8 @@ def _count(model: nn.Module, paths: Sequence[str], length: int) -> float:
         alive.append(storage)
         if inside and storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes() // 4
+            if len(kept) % 16 == 0 and sum(kept.values()) > KEPT:
+                raise ConfigInvalid(f"Expected layers that keep {KEPT} floats at most, found more.")
         return tensor
 
     def enter(*_: object) -> None:
@@ -110,8 +137,11 @@ def _count(model: nn.Module, paths: Sequence[str], length: int) -> float:
 
     ids = torch.zeros(1, length, dtype=torch.long)
     inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if has_two_stacks(model) else {"use_cache": False})}
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    handles = [embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())]
+    handles = [
+        table.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+        for name, table in model.named_modules()
+        if isinstance(table, nn.Embedding) and not any(name.startswith(f"{path}.") for path in paths)
+    ]  # each stack has its own, tied or not
     for layer in map(model.get_submodule, paths):
         handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
     try:

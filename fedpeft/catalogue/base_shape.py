@@ -1,8 +1,9 @@
 """A base model by its numbers: all that costs are computed from."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate
 
 from fedpeft.families import LayerWidths, family_named
 from fedpeft.layout import Layout, Port
@@ -131,7 +132,7 @@ class BaseShape:
     def kept_floats(self, length: int) -> float:
         """Floats a token that autograd keeps of one layer, of a text of ``length`` tokens."""
         if self.counted:
-            return self.passes * _between(self.counted, length)
+            return self.passes * _for_a_token(self.counted, length)
         return self.formula_floats
 
     @property
@@ -145,10 +146,16 @@ class BaseShape:
         return self.head_once + self.head_a_class * classes
 
 
-def _between(points: Sequence[tuple[int, float]], length: int) -> float:
-    """Straight lines through the points, the first and the last value beyond their ends going on as they do there."""
+def _for_a_token(points: Sequence[tuple[int, float]], length: int) -> float:
+    """Straight lines through what whole texts keep, which never falls with their length, and on as the last one goes.
+
+    Not through what a token keeps: of a scan in chunks a text of any length keeps a chunk, so that a token of a long
+    text keeps little, and a line through two such points soon says nothing at all.
+    """
+    totals = list(accumulate((at * each for at, each in points), max))
+    lengths = [at for at, _ in points]
     if len(points) == 1:
         return points[0][1]
-    pairs = list(pairwise(points))
-    (x0, y0), (x1, y1) = next((pair for pair in pairs if length <= pair[1][0]), pairs[-1])
-    return max(0.0, y0 + (y1 - y0) * (length - x0) / (x1 - x0))
+    right = min(bisect_left(lengths, length, lo=1), len(points) - 1)
+    slope = (totals[right] - totals[right - 1]) / (lengths[right] - lengths[right - 1])
+    return max(1.0, totals[right] + slope * (length - lengths[right])) / max(1, length)

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedpeft.base import build, default_store
 from fedpeft.errors import ConfigInvalid
@@ -30,3 +32,19 @@ def test_heads_of_both_kinds_are_counted():
     assert MINILM.head_parameters(3) == 384 * 3 + 3
     assert replace(MINILM, head_once=384 * 385).head_parameters(3) == 384 * 385 + 384 * 3 + 3
     assert DECODER.head_parameters(3) == 576 * 3
+
+
+@given(
+    st.lists(st.tuples(st.integers(8, 600), st.floats(1.0, 1e6)), min_size=1, max_size=5, unique_by=lambda one: one[0]),
+    st.integers(1, 4096),
+)
+def test_a_longer_text_keeps_no_less_and_always_something(points: list[tuple[int, float]], length: int) -> None:
+    base = replace(MINILM, counted=tuple(sorted(points)))
+    whole, longer = (base.kept_floats(at) * at for at in (length, length + 1))
+    assert 0 < whole <= longer * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("length", [32, 100, 128, 300])
+def test_a_scan_in_chunks_keeps_a_chunk_of_any_text(length: int) -> None:
+    base = replace(MINILM, counted=tuple((at, 256_000 / at) for at in (32, 128, 256)))
+    assert base.kept_floats(length) * length == pytest.approx(256_000)
