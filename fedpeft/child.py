@@ -31,7 +31,7 @@ class ChildDied(Exception):
     """The child ended in the middle of a request.
 
     Args:
-        status: its exit status; negative: the signal that ended it.
+        status: its exit status; negative: the signal that ended it; None: it could not be started.
         overdue_s: how long it had; None: it ended by itself.
     """
 
@@ -43,7 +43,7 @@ class ChildDied(Exception):
             return
         killed = status is not None and status < 0
         how = f"was killed by {signal.Signals(-(status or 0)).name}" if killed else f"ended with status {status}"
-        super().__init__(f"the process {how}")
+        super().__init__(f"the process {how}" if status is not None else "the process could not be started")
         self.out_of_memory = status == -signal.SIGKILL
 
 
@@ -86,7 +86,10 @@ class Child:
         """
         kills = self._kills
         with self._lock:
-            line = self._started()
+            try:
+                line = self._started()
+            except OSError as error:
+                raise ChildDied(self._reap()) from error
             if self._kills != kills:  # it came while this request waited, or found no child that it could end
                 self._end()
                 raise ChildDied(self._reap())
@@ -149,9 +152,15 @@ class Child:
         ours, theirs = Pipe()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **self._environment}
         with theirs:
-            self._process = start_forked(
-                self._module, ["{0}", "{parent}", *self._arguments], environment=environment, passed=[theirs.fileno()]
-            ) or subprocess.Popen(
+            forked = None
+            with contextlib.suppress(OSError):  # the server has ended, or cannot fork
+                forked = start_forked(
+                    self._module,
+                    ["{0}", "{parent}", *self._arguments],
+                    environment=environment,
+                    passed=[theirs.fileno()],
+                )
+            self._process = forked or subprocess.Popen(
                 [sys.executable, "-m", self._module, str(theirs.fileno()), str(os.getpid()), *self._arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -5,43 +5,29 @@ nine times. A fork server does it once, shares the memory, and forks. It runs on
 safe, and has no address: whoever holds a descriptor of it, as its children do, may ask for a process. Linux only.
 
 A forked process has its own process id, session, descriptors and environment. Its keys come from the operating system,
-as everybody's do (``fedpeft.entropy``), so no two processes share a random state. It is killed when the process that
-asked for it or the server dies, as ``fedpeft.child.die_with_parent`` would have it.
+as everybody's do (``fedpeft.entropy``), and the generators of Python, numpy and torch are seeded anew, so no two
+processes share a random state. It is killed when the process that asked for it or the server dies, as
+``fedpeft.parent_death`` would have it. What the server itself does is ``fedpeft.fork_loop``.
 """
 
-import atexit
-import contextlib
 import errno
 import json
 import os
-import runpy
 import select
-import selectors
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import traceback
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib import import_module
 from typing import Self
 
+from fedpeft.fork_loop import ENVIRONMENT, MOST_BYTES, Server, named
 from fedpeft.parent_death import die_with_parent
 
 __all__ = ["ENVIRONMENT", "ForkServer", "ForkedProcess", "can_fork", "start_forked"]
-
-ENVIRONMENT = "FEDPEFT_FORK_SERVER"
-"""Set in processes that may ask a fork server: the number of its descriptor, and of which socket it is one."""
-
-MOST_BYTES = 1 << 17
-"""Of a request: a command line and an environment."""
-
-PASSED = 8
-"""Descriptors that a request may pass."""
 
 
 class ForkedProcess:
@@ -145,7 +131,7 @@ class ForkServer:
     @property
     def environment(self) -> dict[str, str]:
         """See ``descriptor``."""
-        return {ENVIRONMENT: _named(self.descriptor)}
+        return {ENVIRONMENT: named(self.descriptor)}
 
     def close(self) -> None:
         """End the server, and with it what it started."""
@@ -164,17 +150,10 @@ def start_forked(
 ) -> ForkedProcess | None:
     """A process of the server that this process may ask; None: there is no server. See ``_ask``."""
     number, _, _ = os.environ.get(ENVIRONMENT, "").partition(":")
-    if not number.isdecimal() or _named(int(number)) != os.environ[ENVIRONMENT]:
+    if not number.isdecimal() or named(int(number)) != os.environ[ENVIRONMENT]:
         return None  # or a process inherited the environment and not the descriptor
     with socket.socket(fileno=os.dup(int(number))) as asked:
         return _ask(asked, module, arguments, environment=environment, output=2, passed=passed)
-
-
-def _named(descriptor: int) -> str:
-    try:
-        return f"{descriptor}:{os.fstat(descriptor).st_ino}"
-    except OSError:
-        return ""
 
 
 def _ask(
@@ -196,7 +175,7 @@ def _ask(
         passed: further descriptors that the process gets.
 
     Raises:
-        OSError: the server is gone.
+        OSError: the server is gone, or it could not fork.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     request = json.dumps({"module": module, "arguments": list(arguments), "environment": dict(environment)}).encode()
@@ -206,103 +185,10 @@ def _ask(
         socket.send_fds(asked, [request], [theirs.fileno(), output, *passed])
     pid = ours.recv(16)
     if not pid:
-        raise ConnectionResetError("Expected a fork server, found that it has ended.")
+        raise ConnectionResetError(
+            "Expected a fork server with a process to give, found that it has ended or cannot fork."
+        )
     return ForkedProcess(int(pid), ours)
-
-
-class _Server:
-    """The loop of the server's only thread.
-
-    Args:
-        asks: where requests come.
-        asked: the other end, which children get: they may ask, too.
-    """
-
-    def __init__(self, asks: socket.socket, asked: socket.socket) -> None:
-        self._asks, self._asked = asks, asked
-        self._events = selectors.DefaultSelector()
-        self._events.register(asks, selectors.EVENT_READ, self._request)
-
-    def serve(self) -> None:
-        """For ever: the parent kills it."""
-        while True:
-            for key, _ in self._events.select():
-                if key.fd in self._events.get_map():  # not closed by an event before
-                    key.data()
-
-    def _request(self) -> None:
-        text, descriptors, _, _ = socket.recv_fds(self._asks, MOST_BYTES, PASSED)
-        line = socket.socket(fileno=descriptors[0])
-        pid = os.fork()
-        if pid == 0:
-            _become(json.loads(text), descriptors[1], descriptors[2:], self._asked.fileno())
-        for descriptor in descriptors[1:]:
-            os.close(descriptor)
-        handle = os.pidfd_open(pid)
-        self._events.register(handle, selectors.EVENT_READ, partial(self._ended, pid, handle, line))
-        self._events.register(line, selectors.EVENT_READ, partial(self._abandoned, handle, line))
-        _tell(line, pid)
-
-    def _ended(self, pid: int, handle: int, line: socket.socket) -> None:
-        _, status = os.waitpid(pid, 0)
-        self._events.unregister(handle)
-        os.close(handle)
-        if line.fileno() >= 0:
-            self._events.unregister(line)
-            _tell(line, os.waitstatus_to_exitcode(status))
-            line.close()
-
-    def _abandoned(self, handle: int, line: socket.socket) -> None:
-        self._events.unregister(line)
-        line.close()
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
-
-
-def _tell(line: socket.socket, number: int) -> None:
-    with contextlib.suppress(OSError):  # whoever asked is gone: the loop sees that next
-        line.send(str(number).encode())
-
-
-def _become(request: Mapping[str, object], output: int, passed: Sequence[int], asked: int) -> None:
-    """The forked process, to its end."""
-    status = 1
-    try:
-        server = os.getppid()
-        os.setsid()
-        die_with_parent(server)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        _close_all_but({0, 1, 2, asked, *passed})
-        environment = {str(key): str(value) for key, value in dict(request["environment"]).items()}  # type: ignore[call-overload]
-        os.environ.clear()
-        os.environ.update({**environment, ENVIRONMENT: _named(asked)})
-        module = str(request["module"])
-        given: Sequence[str] = request["arguments"]  # type: ignore[assignment]
-        stand_for = {"{parent}": str(server), **{f"{{{place}}}": str(each) for place, each in enumerate(passed)}}
-        sys.argv = [module, *(stand_for.get(each, each) for each in given)]
-        sys.path[:0] = [p for p in environment.get("PYTHONPATH", "").split(os.pathsep) if p and p not in sys.path]
-        if "torch" in sys.modules and "OMP_NUM_THREADS" in environment:  # OpenMP read the server's when it was loaded
-            sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
-        warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # it is imported already
-        runpy.run_module(module, run_name="__main__")
-        status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        threading._shutdown()  # type: ignore[attr-defined]  # as an interpreter ends: threads, then exit functions
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status)
-
-
-def _close_all_but(kept: set[int]) -> None:
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
-        if descriptor not in kept:
-            with contextlib.suppress(OSError):  # the one that listed the folder
-                os.close(descriptor)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -312,7 +198,7 @@ def main(arguments: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for module in modules:
         import_module(module)
-    _Server(socket.socket(fileno=int(asks)), socket.socket(fileno=int(asked))).serve()
+    Server(socket.socket(fileno=int(asks)), socket.socket(fileno=int(asked))).serve()
 
 
 if __name__ == "__main__":

@@ -150,3 +150,22 @@ os.kill(os.getpid(), signal.SIGKILL)
             return
         threading.Event().wait(0.05)
     raise AssertionError(f"child {pid} outlived its parent")
+
+
+@pytest.mark.skipif(not can_fork(), reason="Linux")
+def test_a_child_whose_fork_server_has_ended_is_an_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_child.py").write_text(CHILD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with ForkServer([], what="tests") as ended:
+        monkeypatch.setenv(ENVIRONMENT, ended.environment[ENVIRONMENT])
+        ended._process.kill()
+        ended._process.wait()
+        child = Child("a_child", ["!"])
+        assert child.ask("echo", b"alive") == b"alive!"
+        child.close()
+
+
+def test_a_child_that_cannot_be_started_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/interpreter")
+    with pytest.raises(ChildDied, match="could not be started"):
+        Child("a_child").ask("echo")
