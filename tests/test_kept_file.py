@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpeft.errors import IntegrityFailed
@@ -104,6 +104,91 @@ def test_a_changed_byte_of_the_content_is_noticed(tmp_path: Path) -> None:
         file.read()
     file.write(b"three")
     assert file.read() == b"three"
+
+
+def test_what_a_power_cut_left_of_an_earlier_content_goes_with_the_next_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The zeros over the long content never came to the disk, and all that is written afterwards is shorter."""
+    path, put = tmp_path / "state", os.pwrite
+    file = KeptFile(path)
+    file.write(b"first")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda handle, part, at: put(handle, part, at) if any(bytes(part)) else len(part))
+        file.write(b"the root " * 300)
+        file.write(b"x" * 3000)
+    assert b"the root" in path.read_bytes()
+    again = KeptFile(path)
+    again.write(b"closed")
+    assert b"the root" not in path.read_bytes()
+    assert KeptFile(path).read() == b"closed"
+
+
+def test_zeros_that_could_not_be_written_are_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, put = tmp_path / "state", os.pwrite
+    file = KeptFile(path)
+    file.write(b"the root " * 300)
+
+    def no_zeros(handle: int, part: memoryview, at: int) -> int:
+        if not any(bytes(part)):
+            raise OSError(5, "Input/output error")
+        return put(handle, part, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", no_zeros)
+        file.write(b"second")
+    assert b"the root" in path.read_bytes()
+    file.write(b"third")
+    assert b"the root" not in path.read_bytes()
+
+
+def test_a_damaged_header_is_noticed(tmp_path: Path) -> None:
+    """Each bit of what it says and some of what fills its block; and a sector that the disk has lost."""
+    path = tmp_path / "state"
+    for content in (b"d" * 32, b"e" * 9000):
+        file = KeptFile(path)
+        file.write(content)
+        file.write(content)  # in the second half, whose place the header tells
+        whole = path.read_bytes()
+        places = [(place, 1 << bit) for place in (*range(56), 56, 600, 4095) for bit in range(8)]
+        for place, bit in places:
+            with path.open("r+b") as damaged:
+                damaged.seek(place)
+                damaged.write(bytes([whole[place] ^ bit]))
+            with pytest.raises(IntegrityFailed, match="damaged"):
+                KeptFile(path).read()
+            with path.open("r+b") as mended:
+                mended.seek(place)
+                mended.write(whole[place : place + 1])
+        assert KeptFile(path).read() == content
+        for lost in (bytes(512), b"\xff" * 4096):
+            path.write_bytes(lost + whole[len(lost) :])
+            with pytest.raises(IntegrityFailed, match="damaged"):
+                KeptFile(path).read()
+        path.write_bytes(whole[:4000])
+        with pytest.raises(IntegrityFailed, match="damaged"):
+            KeptFile(path).read()
+        file.write(b"anew")
+        assert file.read() == b"anew"
+
+
+@settings(max_examples=30)
+@given(st.binary(max_size=100).filter(lambda part: not part.startswith(b"fedpeft")), st.sampled_from([1, 99, 999]))
+def test_any_whole_content_is_read_as_what_it_is(
+    tmp_path_factory: pytest.TempPathFactory, part: bytes, times: int
+) -> None:
+    path = tmp_path_factory.mktemp("kept") / "state"
+    path.write_bytes(part * times)
+    assert KeptFile(path).read() == part * times
+
+
+def test_a_file_that_others_may_read_is_the_owners_again(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    file = KeptFile(path)
+    file.write(b"one")
+    path.chmod(0o644)
+    file.write(b"two")
+    assert (stat.S_IMODE(path.stat().st_mode), file.read()) == (0o600, b"two")
 
 
 def test_a_copy_by_hard_link_keeps_what_it_had(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@
 
 NAME is a hash of the run's id, which the coordinator chooses. Each file has one writer and is replaced whole, so agent,
 worker and the owner's commands need no lock among them. The last two are written in every exchange of a round
-(``fedpeft.kept_file``).
+(``fedpeft.kept_file``); of a device of before them ``left.json`` is read until ``left`` is there.
 
 Guarantees (tests/client/test_site_runs.py):
     - a yes holds for one plan: test_a_yes_holds_for_one_plan_and_a_changed_one_asks_again;
@@ -114,6 +114,7 @@ class RunRecord:
 T = TypeVar("T")
 _QUESTION, _DECISION, _LEFT = TypeAdapter(Question), TypeAdapter(Decision), TypeAdapter(SentRecord)
 _OPEN = TypeAdapter(tuple[str, int])
+_LASTING = ("decision.json", "left", "left.json")
 
 
 class SiteRuns:
@@ -211,9 +212,7 @@ class SiteRuns:
 
     def add(self, left: SentRecord) -> None:
         """Add to what has left for a run: rounds and bytes of ``left``, its newest round and loss of privacy."""
-        file = self._file(self._of(left.run_id) / "left")
-        known = _expected(file, _LEFT)
-        now = self._now()
+        known, now = self._left(left.run_id), self._now()
         if known is None:
             known = SentRecord(run_id=left.run_id, first=now, last=now)
         loss = left if left.epsilon is not None else known
@@ -227,15 +226,14 @@ class SiteRuns:
             epsilon=loss.epsilon,
             delta=loss.delta,
         )
-        self._made(left.run_id)
-        file.write(json.dumps(asdict(total)).encode())
+        self._file(self._made(left.run_id) / "left").write(json.dumps(asdict(total)).encode())
 
     def record(self, run_id: str) -> RunRecord:
         """What is known of one run."""
         return RunRecord(
             question=self._read(run_id, "question", _QUESTION),
             decision=self._read(run_id, "decision", _DECISION),
-            left=_expected(self._file(self._of(run_id) / "left"), _LEFT),
+            left=self._left(run_id),
         )
 
     def records(self) -> tuple[RunRecord, ...]:
@@ -244,17 +242,33 @@ class SiteRuns:
             RunRecord(
                 question=_parsed(KeptFile(folder / "question.json"), _QUESTION),
                 decision=_parsed(KeptFile(folder / "decision.json"), _DECISION),
-                left=_parsed(KeptFile(folder / "left"), _LEFT),
+                left=_parsed(KeptFile(folder / "left"), _LEFT) or _parsed(KeptFile(folder / "left.json"), _LEFT),
             )
             for folder in self._folder.glob("[0-9a-f]*/")
         ]
         return tuple(sorted((one for one in found if one.run_id), key=_since))
 
     def _make_room(self) -> None:
-        """Forget the oldest questions without an answer, of runs for which nothing has left."""
-        idle = [one for one in self.records() if one.decision is None and one.left is None]
-        for record in idle[: max(0, len(idle) - UNANSWERED + 1)]:
-            shutil.rmtree(self._of(record.run_id), ignore_errors=True)
+        """Forget the oldest questions without an answer, of runs for which nothing has left.
+
+        A damaged answer is one, and a damaged account of what has left is too.
+        """
+        folders = [self._of(record.run_id) for record in self.records()]
+        idle = [one for one in folders if not any((one / part).exists() for part in _LASTING)]
+        for folder in idle[: max(0, len(idle) - UNANSWERED + 1)]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _left(self, run_id: str) -> SentRecord | None:
+        """What has left for a run; None: nothing.
+
+        Raises:
+            IntegrityFailed: its file is damaged, or of another run.
+        """
+        folder = self._of(run_id)
+        found = _expected(self._file(folder / "left"), _LEFT) or _expected(KeptFile(folder / "left.json"), _LEFT)
+        if found is not None and found.run_id != run_id:
+            raise IntegrityFailed(f"Expected in {folder} what has left for {run_id}, found it for {found.run_id}.")
+        return found
 
     def _of(self, run_id: str) -> Path:
         return self._folder / hashlib.sha256(run_id.encode()).hexdigest()[:32]
@@ -282,19 +296,21 @@ def _expected(file: KeptFile, kind: TypeAdapter[T]) -> T | None:
     """A file's content; None if it is missing.
 
     Raises:
-        IntegrityFailed: it is damaged.
+        IntegrityFailed: it is damaged, or cannot be read.
     """
-    found = _parsed(file, kind)
-    if found is None and file.path.exists():
-        raise IntegrityFailed(f"Expected {file.path} as it was written, found another; restore or remove it.")
-    return found
+    try:
+        content = file.read()
+        return None if content is None else kind.validate_python(bounded_json.loads(content, LONGEST))
+    except (OSError, ValueError, IntegrityFailed) as error:  # pydantic's and our own refusals are ValueErrors
+        raise IntegrityFailed(
+            f"Expected {file.path} as it was written, found another; restore or remove it."
+        ) from error
 
 
 def _parsed(file: KeptFile, kind: TypeAdapter[T]) -> T | None:
     """A file's content; None if it is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError, IntegrityFailed):  # pydantic's and our own refusals are ValueErrors
-        content = file.read()
-        return None if content is None else kind.validate_python(bounded_json.loads(content, LONGEST))
+    with contextlib.suppress(IntegrityFailed):
+        return _expected(file, kind)
     return None
 
 

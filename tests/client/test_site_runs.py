@@ -1,7 +1,7 @@
 """What a run asks of a device, its owner's answers, and what is said to have left."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
@@ -10,6 +10,7 @@ import pytest
 from fedpeft.cli import main
 from fedpeft.config.model import Train
 from fedpeft.errors import ApprovalPending, IntegrityFailed, PolicyRefused, ResourceMissing, RosterMissing
+from fedpeft.kept_file import KeptFile
 from fedpeft.privacy import ExampleStatement
 from fedpeft.round.failures import REFUSED, refusal_of
 from fedpeft.round.messages import Failure, FailureReason, Ready
@@ -21,6 +22,7 @@ from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import enrol, exact_terms, fit_request, toy_past, toy_task
 from fedpeft.testing.trainers import GivenTrainer, toy_plan, toy_spec, toy_state
 from fedpeft.wire import decode, encode
+from fedpeft_client import site_runs
 from fedpeft_client.home import DeviceHome, Enrolment
 from fedpeft_client.process.run_watch import RunWatch
 from fedpeft_client.run_question import _PROTECTED, question_of
@@ -257,6 +259,69 @@ def test_where_the_run_at_work_is_not_known_no_input_leaves(
     seen = watch(SiteRuns(home.runs, FakeClock()), "rules")
     assert seen.is_off(Stage.MASK)
     assert not seen.is_off(Stage.REVEAL)
+
+
+def test_what_had_left_before_an_update_goes_on_to_count(
+    runs: SiteRuns, signed: SignedRequest, home: DeviceHome
+) -> None:
+    """It was in ``left.json``, and its run is not forgotten for newer questions."""
+    before = SentRecord(
+        run_id="old", first=AT, last=AT, rounds=7, last_round=7, bytes_up=99, bytes_down=9, epsilon=3.2, delta=1e-5
+    )
+    runs.ask(asking(signed, run_id="old", at=""))
+    (folder,) = (path.parent for path in home.runs.glob("*/question.json"))
+    (folder / "left.json").write_text(json.dumps(asdict(before), indent=2) + "\n")
+    assert runs.record("old").left == before
+    assert [record.left for record in runs.records()] == [before]
+    runs.add(SentRecord(run_id="old", last_round=8, bytes_up=1, bytes_down=1))
+    left = runs.record("old").left
+    assert left is not None
+    assert (left.first, left.rounds, left.bytes_up, left.epsilon) == (AT, 8, 100, 3.2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", json.dumps({"run_id": "other"}), json.dumps({"run_id": "old", "rounds": 10**30})],
+    ids=["nothing", "no object", "a part", "of another run", "no count"],
+)
+def test_a_damaged_account_of_before_an_update_is_an_error(
+    runs: SiteRuns, signed: SignedRequest, home: DeviceHome, text: str
+) -> None:
+    runs.ask(asking(signed, run_id="old"))
+    (folder,) = (path.parent for path in home.runs.glob("*/question.json"))
+    (folder / "left.json").write_text(text)
+    with pytest.raises(IntegrityFailed):
+        runs.add(SentRecord(run_id="old", bytes_up=1))
+    assert not (folder / "left").exists()
+
+
+@pytest.mark.parametrize("part", ["decision.json", "left", "left.json"])
+def test_a_damaged_answer_or_account_is_not_removed_to_make_room(
+    runs: SiteRuns, signed: SignedRequest, home: DeviceHome, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_runs, "UNANSWERED", 2)
+    runs.ask(asking(signed, run_id="no", at=""))
+    (folder,) = (path.parent for path in home.runs.glob("*/question.json"))
+    (folder / part).write_text("{")
+    for number in range(4):
+        runs.ask(asking(signed, run_id=f"flood-{number}"))
+    assert (folder / part).exists()
+    assert len(list(home.runs.glob("*/question.json"))) == 3
+
+
+def test_a_no_that_comes_while_it_is_looked_for_is_no_damage(runs: SiteRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = KeptFile.read
+
+    def refused_meanwhile(file: KeptFile) -> bytes | None:
+        found = read(file)
+        if found is None and file.path.name == "decision.json":
+            monkeypatch.undo()
+            runs.decide("run", "refused", plan="", by="me")
+        return found
+
+    monkeypatch.setattr(KeptFile, "read", refused_meanwhile)
+    assert not runs.is_refused("run")
+    assert runs.is_refused("run")
 
 
 def test_the_owner_sees_answers_and_reads_back_by_command(
