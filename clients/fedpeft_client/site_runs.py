@@ -242,17 +242,14 @@ class SiteRuns:
             RunRecord(
                 question=_parsed(KeptFile(folder / "question.json"), _QUESTION),
                 decision=_parsed(KeptFile(folder / "decision.json"), _DECISION),
-                left=_parsed(KeptFile(folder / "left"), _LEFT) or _parsed(KeptFile(folder / "left.json"), _LEFT),
+                left=_parsed(KeptFile(_account(folder)), _LEFT),
             )
             for folder in self._folder.glob("[0-9a-f]*/")
         ]
         return tuple(sorted((one for one in found if one.run_id), key=_since))
 
     def _make_room(self) -> None:
-        """Forget the oldest questions without an answer, of runs for which nothing has left.
-
-        A damaged answer is one, and a damaged account of what has left is too.
-        """
+        """Forget the oldest questions of runs without an answer or an account of what has left, even a damaged one."""
         folders = [self._of(record.run_id) for record in self.records()]
         idle = [one for one in folders if not any((one / part).exists() for part in _LASTING)]
         for folder in idle[: max(0, len(idle) - UNANSWERED + 1)]:
@@ -265,7 +262,7 @@ class SiteRuns:
             IntegrityFailed: its file is damaged, or of another run.
         """
         folder = self._of(run_id)
-        found = _expected(self._file(folder / "left"), _LEFT) or _expected(KeptFile(folder / "left.json"), _LEFT)
+        found = _expected(self._file(_account(folder)), _LEFT)
         if found is not None and found.run_id != run_id:
             raise IntegrityFailed(f"Expected in {folder} what has left for {run_id}, found it for {found.run_id}.")
         return found
@@ -292,6 +289,11 @@ class SiteRuns:
         return self._clock.utc().isoformat(timespec="seconds")
 
 
+def _account(folder: Path) -> Path:
+    """Of what has left."""
+    return folder / ("left" if (folder / "left").exists() else "left.json")
+
+
 def _expected(file: KeptFile, kind: TypeAdapter[T]) -> T | None:
     """A file's content; None if it is missing.
 
@@ -302,9 +304,8 @@ def _expected(file: KeptFile, kind: TypeAdapter[T]) -> T | None:
         content = file.read()
         return None if content is None else kind.validate_python(bounded_json.loads(content, LONGEST))
     except (OSError, ValueError, IntegrityFailed) as error:  # pydantic's and our own refusals are ValueErrors
-        raise IntegrityFailed(
-            f"Expected {file.path} as it was written, found another; restore or remove it."
-        ) from error
+        told = f"Expected {file.path} as it was written, found another; restore or remove it."
+        raise IntegrityFailed(told) from error
 
 
 def _parsed(file: KeptFile, kind: TypeAdapter[T]) -> T | None:

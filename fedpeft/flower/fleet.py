@@ -255,6 +255,8 @@ class Fleet:
                 _log.info("no connection to the coordinator (%s); trying again in %.2f s", error, pause_s)
                 if trouble := self._reached.trouble:
                     self._tell(f"no way to the coordinator: {trouble}")
+                elif pause_s == LONGEST_PAUSE_S:  # for three seconds: longer than a lost connection takes
+                    self._tell(f"no answer from the coordinator at {self._reached.address} ({error}); trying again")
             self._sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         return None

@@ -277,6 +277,10 @@ def test_what_had_left_before_an_update_goes_on_to_count(
     left = runs.record("old").left
     assert left is not None
     assert (left.first, left.rounds, left.bytes_up, left.epsilon) == (AT, 8, 100, 3.2)
+    (folder / "left").write_text("{")
+    assert [record.left for record in runs.records()] == [None], "not the smaller counts of before"
+    with pytest.raises(IntegrityFailed):
+        runs.record("old")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a device takes from whoever answers at its coordinator's address: no more than an answer may be."""
 
+import logging
 import os
 import resource
 import socket
@@ -10,10 +11,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from flwr.clientapp import ClientApp
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse, PullMessagesRequest, PullMessagesResponse
 
 from fedpeft.clock import SystemClock
 from fedpeft.entropy import os_entropy
+from fedpeft.flower.fleet import Fleet
 from fedpeft.flower.fleet_client import ANSWER_BYTES, HEAD_BYTES, FleetClient, FleetTarget, RequestRefused, Unanswered
 from fedpeft_client.enrolment.keys import new_device_key
 from fedpeft_server.enrolment.certificate_authority import initialise
@@ -116,6 +119,25 @@ def says(*answers: bytes) -> Callable[[ssl.SSLSocket], None]:
 def test_an_answer_that_is_none_is_given_up(home: CoordinatorHome, answer: bytes) -> None:
     with client(home, says(answer)) as (one, _), pytest.raises(Unanswered):
         pull(one)
+
+
+def test_a_coordinator_whose_answers_cannot_be_read_is_warned_of_once(
+    home: CoordinatorHome, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the first, as a lost connection would make; and not for ever in lines that nobody sees."""
+    pauses: list[float] = []
+    with client(home, says(b"HTTP/1.1 200 OK\r\n\r\n")) as (one, _):
+        fleet = Fleet(lambda: one._target, ClientApp(), wait=lambda _: None, stopping=lambda: len(pauses) == 10)
+        monkeypatch.setattr(fleet, "_sleep", pauses.append)
+        with caplog.at_level(logging.INFO):
+            fleet.serve()
+        fleet.close()
+    levels = [record.levelno for record in caplog.records if "coordinator" in record.message]
+    assert levels.count(logging.WARNING) == 1
+    assert levels.index(logging.WARNING) > 5
+    (warned,) = (record.message for record in caplog.records if record.levelno == logging.WARNING)
+    assert one._target.address in warned
+    assert "length" in warned
 
 
 def test_a_connection_is_kept_and_opened_anew_when_its_end_was_seen(home: CoordinatorHome) -> None:
