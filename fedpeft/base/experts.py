@@ -32,6 +32,10 @@ class ExpertWeight(PackedWeight):
         matrix = dequantize_matrix(self.parts, self.encoding, self.shape, self._index)
         return matrix.t() if self._turned else matrix
 
+    def unpack_for_now(self) -> Tensor:
+        """See ``PackedWeight``; one expert's is small."""
+        return self.unpack()
+
 
 class PackedExperts(PackedLayer):
     """In the place of a parameter of three dimensions: its matrices, packed."""

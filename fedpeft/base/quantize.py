@@ -42,6 +42,7 @@ from fedpeft.base.four_bits import (
     finite,
     in_blocks,
     int4_pairs,
+    look_up,
     nf4_pairs,
     nf4_slabs,
     quantize_int4,
@@ -167,10 +168,16 @@ def quantize_rows(weight: RowTensor, encoding: Encoding) -> Iterator[dict[str, T
                 yield quantize_int4(slab.float())
 
 
-def dequantize(parts: Mapping[str, Tensor], encoding: Encoding, shape: tuple[int, ...]) -> Tensor:
-    """The weight as a fresh contiguous float32 tensor (``plain`` f32: the stored tensor itself, not a copy)."""
+def dequantize(
+    parts: Mapping[str, Tensor], encoding: Encoding, shape: tuple[int, ...], *, out: Tensor | None = None
+) -> Tensor:
+    """The weight as a contiguous float32 tensor, fresh or in ``out``; of ``plain`` f32 the stored tensor itself.
+
+    Args:
+        out: flat float32 memory for all values of whole blocks; four-bit encodings on a CPU use it, others do not.
+    """
     if encoding != "plain" and len(shape) == 3:
-        return dequantize(parts, encoding, _flat(shape)).view(shape)
+        return dequantize(parts, encoding, _flat(shape), out=out).view(shape)
     match encoding:
         case "plain":
             value = parts["value"]
@@ -185,11 +192,9 @@ def dequantize(parts: Mapping[str, Tensor], encoding: Encoding, shape: tuple[int
             absmax = absmax_map().to(parts["absmax"].device)[parts["absmax"].int()]
             absmax = in_blocks(absmax, ABSMAX_BLOCK).mul_(parts["absmax2"].unsqueeze(1)).view(-1)[: absmax.numel()]
             absmax = absmax.add_(parts["offset"])
-            return _nf4_blocks(parts["nf4"], absmax)[: math.prod(shape)].view(shape)
+            return _nf4_blocks(parts["nf4"], absmax, out)[: math.prod(shape)].view(shape)
         case "int4-g32":
-            codes = torch.index_select(
-                int4_pairs().to(parts["int4"].device), 0, parts["int4"].view(-1).int()
-            )  # (n/2,) -> (n/2, 2)
+            codes = look_up(int4_pairs(), parts["int4"].view(-1), out)  # (n/2,) -> (n/2, 2)
             groups = codes.view(shape[0], shape[1] // GROUP, GROUP)
             groups = groups.mul_(parts["scale"].float().unsqueeze(2)).add_(parts["min"].float().unsqueeze(2))
             return groups.view(shape)
@@ -222,9 +227,9 @@ def dequantize_rows(parts: Mapping[str, Tensor], encoding: Encoding, rows: Tenso
     raise ValueError(f"Expected an encoding of embeddings, found {encoding}.")
 
 
-def _nf4_blocks(codes: Tensor, absmax: Tensor) -> Tensor:
+def _nf4_blocks(codes: Tensor, absmax: Tensor, out: Tensor | None = None) -> Tensor:
     """Flat: the codes of whole blocks, each by its block's absmax."""
-    pairs = torch.index_select(nf4_pairs().to(codes.device), 0, codes.int())  # (ceil(n/2),) -> (ceil(n/2), 2)
+    pairs = look_up(nf4_pairs(), codes, out)  # (ceil(n/2),) -> (ceil(n/2), 2)
     return in_blocks(pairs.view(-1), NF4_BLOCK).mul_(absmax.unsqueeze(1)).view(-1)
 
 

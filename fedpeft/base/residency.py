@@ -5,15 +5,34 @@ Both passes of a linear layer unpack the weight anew and drop it, so autograd sa
 kernel are those of the dense layer, so logits are equal to the bit, on CPU and in float32.
 """
 
+import math
+import threading
 from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from fedpeft.base.four_bits import NF4_BLOCK
 from fedpeft.base.quantize import Encoding, dequantize, dequantize_rows
 
 __all__ = ["PackedLayer", "PackedWeight", "QuantizedEmbedding", "QuantizedLinear", "packed_linear"]
+
+
+_SCRATCH = threading.local()
+
+
+def _scratch(values: int) -> Tensor:
+    """Memory of this thread for so many values and a last block's padding.
+
+    A matrix of 46 MB in new memory takes the system longer to hand out, page by page, than it takes to unpack.
+    """
+    held: Tensor | None = getattr(_SCRATCH, "held", None)
+    if held is None or held.numel() < values + NF4_BLOCK:
+        _SCRATCH.held = None  # freed before the larger one is made
+        with torch.inference_mode(mode=False):
+            held = _SCRATCH.held = torch.empty(values + NF4_BLOCK)
+    return held
 
 
 class PackedWeight:
@@ -45,6 +64,10 @@ class PackedWeight:
         """The float32 weight, made anew."""
         return dequantize(self.parts, self.encoding, self.shape)
 
+    def unpack_for_now(self) -> Tensor:
+        """The float32 weight until this thread asks for the next one: a product needs it no longer."""
+        return dequantize(self.parts, self.encoding, self.shape, out=_scratch(math.prod(self.shape)))
+
     def rows(self, rows: Tensor) -> Tensor:
         """The float32 weight at these rows."""
         return dequantize_rows(self.parts, self.encoding, rows)
@@ -56,14 +79,14 @@ class _PackedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return nn.functional.linear(x, weight.unpack(), bias)
+        return nn.functional.linear(x, weight.unpack_for_now(), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         (gradient,) = gradients
         weight: PackedWeight = ctx.weight
         # Where products are in bfloat16 the gradient is, too; autograd widens what is returned.
-        x = gradient @ weight.unpack().to(gradient.dtype) if ctx.needs_input_grad[0] else None
+        x = gradient @ weight.unpack_for_now().to(gradient.dtype) if ctx.needs_input_grad[0] else None
         bias = gradient.reshape(-1, gradient.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
         return x, None, bias
 

@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from fedpeft.base.four_bits import NF4_CODES, _midpoints, _nearest_nf4, absmax_map  # noqa: E402
 from fedpeft.base.quantize import choose_encoding, dequantize, dequantize_matrix, dequantize_rows, parts_of, quantize  # noqa: E402
+from fedpeft.base.residency import PackedWeight, packed_linear  # noqa: E402
 from fedpeft.errors import ConfigInvalid  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -285,3 +286,18 @@ def test_the_nearest_nf4_code_is_the_one_that_a_search_finds_at_and_around_every
             near.append(step)
     values = torch.cat([*near, torch.linspace(-1, 1, 100_001)])
     assert torch.equal(_nearest_nf4(values), torch.bucketize(values, middles).to(torch.uint8))
+
+
+@pytest.mark.parametrize("encoding", ["nf4", "int4-g32", "int8"])
+def test_products_in_turn_are_those_of_the_whole_weights_whatever_was_unpacked_before(encoding):
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.randn(rows, columns, generator=draw) for rows, columns in ((96, 64), (7, 32), (160, 96), (5, 160))]
+    packed = [PackedWeight(quantize(one, encoding), encoding, tuple(one.shape)) for one in weights]
+    for one in (*packed, *reversed(packed)):
+        x = torch.randn(3, one.shape[1], generator=draw, requires_grad=True)
+        with torch.inference_mode():
+            packed_linear(x, one, None)
+        y = packed_linear(x, one, None)
+        assert torch.equal(y, torch.nn.functional.linear(x, one.unpack()))
+        y.sum().backward()
+        assert torch.equal(x.grad, torch.ones_like(y) @ one.unpack())
