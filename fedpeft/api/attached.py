@@ -46,7 +46,7 @@ class AttachedDevice:
         from fedpeft_client.process.coordinator_services import CoordinatorServices
         from fedpeft_client.process.in_process import InProcess
         from fedpeft_client.process.troubles import TroubleLog
-        from fedpeft_client.process.worker import device_of, handlers, owned
+        from fedpeft_client.process.worker import device_of, handlers, locked
         from fedpeft_client.site import Site
         from fedpeft_client.site_runs import SiteRuns
         from fedpeft_client.training.device_stores import FileStore
@@ -66,14 +66,15 @@ class AttachedDevice:
 
         home = DeviceHome(self._home)
         home.enrolment()
-        device = device_of(owned(home), trainer)
-        worker = InProcess(handlers(device, TroubleLog(home.troubles, SystemClock())))
-        agent = Agent(home, CoordinatorServices(home, SystemClock()), worker=worker)
-        try:
-            agent.run(lambda node: _log.info("%s is connected and waits for work", home.enrolment().device))
-        except NotEnrolled as ended:
-            mark_ended(home, str(ended))
-            raise
+        with locked(home):  # no longer than this call: a notebook interrupts it, and calls it again
+            device = device_of(home, trainer)
+            worker = InProcess(handlers(device, TroubleLog(home.troubles, SystemClock())))
+            agent = Agent(home, CoordinatorServices(home, SystemClock()), worker=worker)
+            try:
+                agent.run(lambda node: _log.info("%s is connected and waits for work", home.enrolment().device))
+            except NotEnrolled as ended:
+                mark_ended(home, str(ended))
+                raise
 
 
 def attach(

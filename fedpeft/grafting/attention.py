@@ -32,9 +32,18 @@ __all__ = [
 
 _PARTS = "fedpeft_attention"
 _NAME = "fedpeft"
-# Numbers that models hand on and that change nothing here: dropout is 0, positions are turned or in the mask already.
+# Numbers that models hand on and that change nothing here: dropout is 0, positions are turned or in the mask already,
+# and what a Trainer says of its batch is for the loss.
 _NO_CHANGE = frozenset(
-    {"dropout", "position_ids", "cache_position", "token_type_ids", "cu_seq_lens_q", "cu_seq_lens_k"}
+    {
+        "dropout",
+        "position_ids",
+        "cache_position",
+        "token_type_ids",
+        "cu_seq_lens_q",
+        "cu_seq_lens_k",
+        "num_items_in_batch",
+    }
 )
 
 

@@ -6,6 +6,7 @@ adapter however often it is asked.
 """
 
 from collections.abc import Sequence
+from inspect import getattr_static
 from typing import Self
 
 from torch import Tensor, nn
@@ -15,6 +16,12 @@ __all__ = ["SteppedPart"]
 
 class SteppedPart(nn.Module):
     """A part with a say in each training step; the methods do nothing unless a subclass says so."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether its hooks do something while it is trained; whoever calls none of them must not train it then."""
+        hooks = ("begin_step", "penalty", "after_backward", "finish")
+        return any(getattr_static(type(self), hook) is not vars(SteppedPart)[hook] for hook in hooks)
 
     def begin_step(self, seed: int, step: int) -> None:
         """Before the forward pass. Draws follow from ``seed`` (the device's) and ``step`` (of the run) alone."""

@@ -90,6 +90,11 @@ class LoraPart(SteppedPart):
             self.A[f"t{end}"].copy_(down[start:end])
             self.B[f"t{end}"].copy_(up[:, start:end])
 
+    @property
+    def acts(self) -> bool:
+        """See ``SteppedPart``: without dropout nothing is drawn."""
+        return self._dropout > 0
+
     def begin_step(self, seed: int, step: int) -> None:
         """Draw which inputs A sees, while this part is trained."""
         if self._dropout and any(tier.requires_grad for tier in self.B.values()):

@@ -1,9 +1,10 @@
 """Tiny transformers and data sets for tests: seconds become milliseconds, every code path stays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,7 +14,18 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from fedpeft.data.encode import IGNORED, EncodedDataset
 from fedpeft.entropy import generator
 
-__all__ = ["class_examples", "examples_for", "save_tiny", "tiny_bert", "tiny_llama", "token_examples"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = [
+    "class_examples",
+    "examples_for",
+    "save_tiny",
+    "tiny_bert",
+    "tiny_llama",
+    "tiny_tokenizer",
+    "token_examples",
+]
 
 VOCABULARY = 120
 
@@ -65,17 +77,22 @@ WORDS = ("red", "green", "blue", "cat", "dog", "bird", "runs", "sleeps", "sings"
 
 def save_tiny(model: nn.Module, folder: Path) -> None:
     """The model and a tokenizer of a few words, as ``save_pretrained`` writes them."""
+    model.save_pretrained(folder)  # type: ignore[operator]
+    tiny_tokenizer().save_pretrained(folder)
+
+
+def tiny_tokenizer(words: Sequence[str] = WORDS) -> "PreTrainedTokenizerFast":
+    """Four special tokens, and these words."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast
 
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    vocabulary = {word: index for index, word in enumerate([*special.values(), *WORDS])}
-    words = Tokenizer(WordLevel(vocabulary, unk_token=special["unk_token"]))
-    words.pre_tokenizer = Whitespace()
-    model.save_pretrained(folder)  # type: ignore[operator]
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    vocabulary = {word: index for index, word in enumerate([*special.values(), *words])}
+    of_words = Tokenizer(WordLevel(vocabulary, unk_token=special["unk_token"]))
+    of_words.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=of_words, **special)
 
 
 def class_examples(count: int = 48, *, classes: int = 3, seed: int = 0) -> EncodedDataset:

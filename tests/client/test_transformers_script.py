@@ -1,6 +1,6 @@
 """A transformers Trainer that takes a round's steps: fedpeft's own where the recipe is the same."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fedpeft.data import EncodedDataset
 from fedpeft.errors import ConfigInvalid, PolicyRefused, RunFailed
 from fedpeft.methods import UnionAdapter, attach
 from fedpeft.round.plan import ExampleTerms, LearningPlan, PlannedRounds
-from fedpeft.testing.models import tiny_bert
+from fedpeft.testing.models import WORDS, tiny_bert, tiny_tokenizer
 from fedpeft.tuning import LocalPlan, train
 
 pytestmark = pytest.mark.torch
@@ -35,7 +35,9 @@ def padded(rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     } | {"labels": torch.tensor([row["labels"] for row in rows])}
 
 
-def script_of(tmp_path: Path, *, batch: int = 12, names: Mapping[int, str] = NAMES, **more: Any) -> Any:
+def script_of(
+    tmp_path: Path, *, batch: int = 12, names: Mapping[int, str] = NAMES, bf16: bool = False, **more: Any
+) -> Any:
     from transformers import Trainer, TrainingArguments
 
     from fedpeft_client.training.transformers_script import TransformersScript
@@ -43,9 +45,21 @@ def script_of(tmp_path: Path, *, batch: int = 12, names: Mapping[int, str] = NAM
     model = tiny_bert(layers=2, classes=2)
     model.config.id2label = dict(names)
     args = TrainingArguments(
-        output_dir=str(tmp_path), per_device_train_batch_size=batch, report_to="none", use_cpu=True, disable_tqdm=True
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=batch,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        bf16=bf16,
     )
-    trainer = Trainer(model=model, args=args, train_dataset=ROWS, eval_dataset=ROWS[:4], data_collator=padded)
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=ROWS,
+        eval_dataset=ROWS[:4],
+        data_collator=padded,
+        processing_class=tiny_tokenizer(),
+    )
     return TransformersScript(trainer, **{"labels": None, "recipe": "run", **more})
 
 
@@ -144,6 +158,8 @@ REFUSED = {
     "train.proximal_mu": {"train": Train(proximal_mu=0.1)},
     "adapter.dtype": {"adapter": Adapter(lora=Lora(rank=4), dtype="bfloat16")},
     "adalora": {"adapter": Adapter.model_validate({"adalora": {}})},
+    "lora.dropout": {"adapter": Adapter(lora=Lora(rank=4, dropout=0.1))},
+    "parallel.dropout": {"adapter": Adapter.model_validate({"parallel": {"dropout": 0.1}})},
     "a, b, in this order, found b, a in the script": {"task": Task(kind="classify", labels=("b", "a"))},
 }
 
@@ -171,6 +187,36 @@ def test_another_base_than_the_scripts_model_is_refused(tmp_path: Path) -> None:
         script.expect_base({**config, "hidden_size": 999})
 
 
+def test_another_base_is_refused_whatever_its_architecture_calls_its_sizes(tmp_path: Path) -> None:
+    from transformers import DistilBertConfig, GPT2Config
+
+    script = script_of(tmp_path)
+    for config, key, value in (
+        (DistilBertConfig(), "dim", 384),
+        (DistilBertConfig(), "n_layers", 3),
+        (GPT2Config(), "n_embd", 384),
+        (GPT2Config(), "n_layer", 3),
+        (GPT2Config(), "vocab_size", 3),
+    ):
+        script._config = config.to_dict()
+        script.expect_base(config.to_dict())
+        script.expect_base(config.to_diff_dict())  # what is as always may be left out
+        with pytest.raises(PolicyRefused, match=str(value)):
+            script.expect_base({**config.to_dict(), key: value})
+
+
+def test_another_tokenizer_of_the_same_size_is_refused_by_its_tokens(tmp_path: Path) -> None:
+    from fedpeft_client.training.transformers_script import TransformersScript
+
+    script = script_of(tmp_path)
+    script.expect_vocabulary(tiny_tokenizer().get_vocab())
+    with pytest.raises(PolicyRefused, match="numbers 2 tokens otherwise, such as 'green', 'red'"):
+        script.expect_vocabulary(tiny_tokenizer(["green", "red", *WORDS[2:]]).get_vocab())
+    script._trainer.processing_class = None
+    with pytest.raises(ConfigInvalid, match="pass processing_class=tokenizer"):
+        TransformersScript(script._trainer, labels=None, recipe="run")
+
+
 def test_a_trainer_without_countable_examples_or_with_an_optimizer_of_its_model_is_refused(tmp_path: Path) -> None:
     from fedpeft_client.training.transformers_script import TransformersScript
 
@@ -178,6 +224,11 @@ def test_a_trainer_without_countable_examples_or_with_an_optimizer_of_its_model_
     trainer.optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
     with pytest.raises(ConfigInvalid, match="optimizer_cls_and_kwargs"):
         TransformersScript(trainer, labels=None, recipe="script")
+    for not_one in ({"birds": ROWS}, iter(ROWS)):
+        trainer.eval_dataset = not_one
+        with pytest.raises(ConfigInvalid, match="a dict or a stream"):
+            TransformersScript(trainer, labels=None, recipe="run")
+    trainer.eval_dataset = None
     trainer.train_dataset = iter(())
     with pytest.raises(ConfigInvalid, match="has a length"):
         TransformersScript(trainer, labels=None, recipe="run")
@@ -196,6 +247,10 @@ def test_a_trainer_that_would_make_another_model_or_use_several_processors_is_re
     with pytest.raises(ConfigInvalid, match="model_init"):
         TransformersScript(trainer, labels=None, recipe="run")
     trainer.model_init = None
+    trainer.args.auto_find_batch_size = True
+    with pytest.raises(ConfigInvalid, match="auto_find_batch_size"):
+        TransformersScript(trainer, labels=None, recipe="run")
+    trainer.args.auto_find_batch_size = False
     script, union = TransformersScript(trainer, labels=None, recipe="run"), grafted()
     trainer.model_init = lambda: tiny_bert(layers=2, classes=2).requires_grad_(True)
     with pytest.raises(RunFailed, match="made another one"):
@@ -216,3 +271,29 @@ def test_a_script_that_evaluates_saves_and_stops_early_trains_its_rounds_all_the
         assert script.take_steps(union, steps_of(union), seed=seed)[1] == 36
     assert any(isinstance(one, EarlyStoppingCallback) for one in script._trainer.callback_handler.callbacks)
     assert not list(tmp_path.rglob("checkpoint-*"))
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Iterator[Any]:
+    """A script in bfloat16; accelerate keeps the precision for the whole process."""
+    from accelerate.state import AcceleratorState
+
+    yield script_of(tmp_path, bf16=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_every_round_has_the_scripts_precision_and_evaluations_the_models(mixed: Any) -> None:
+    union, seen = grafted(), []
+    config = union.model.config.to_dict()
+    assert config["eos_token_id"] != tiny_tokenizer().eos_token_id
+    union.model.bert.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    ids = torch.tensor([[2, 5, 6, 3]])
+    for seed in (5, 6):
+        mixed.take_steps(union, steps_of(union), seed=seed)
+        assert seen == [True] * 3
+        with torch.no_grad():
+            assert union.model(input_ids=ids).logits.dtype == torch.float32
+            assert isinstance(union.model(input_ids=ids, return_dict=False), tuple)
+        assert seen[3:] == [False] * 2
+        seen.clear()
+        assert union.model.config.to_dict() == config, "fedpeft pads as the base says"

@@ -153,13 +153,17 @@ class Agent:
         self._stopping = threading.Event()
         self._child = Child(worker, [str(home.path)]) if isinstance(worker, str) else worker
         self._idle = IdleTimer(SystemClock(), self._site.limits.rest_after_s)
-        self._fleet = Fleet(
-            lambda: _target(home),
-            client_app(self._handle),
-            wait=self._wait,
-            stopping=self._stopping.is_set,
-            refused=self._child.kill,
-        )
+        try:
+            self._fleet = Fleet(
+                lambda: _target(home),
+                client_app(self._handle),
+                wait=self._wait,
+                stopping=self._stopping.is_set,
+                refused=self._child.kill,
+            )
+        except BaseException:
+            self._owner.release()  # a process that lives on, such as a notebook, tries again
+            raise
 
     def run(self, connected: Callable[[NodeId], None] = lambda node: None) -> None:
         """Work until ``stop``.

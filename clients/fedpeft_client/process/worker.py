@@ -27,7 +27,7 @@ from fedpeft_client.site import Site
 from fedpeft_client.site_runs import SiteRuns
 from fedpeft_client.training.device_stores import FileStore, device_ledger
 
-__all__ = ["begun", "device_of", "handlers", "owned", "policy_of", "site_trainer"]
+__all__ = ["begun", "device_of", "handlers", "locked", "owned", "policy_of", "site_trainer"]
 
 _held: list[DirectoryLock] = []
 
@@ -147,9 +147,18 @@ def owned(home: DeviceHome) -> DeviceHome:
     Raises:
         ResourceMissing: another process has it; two could answer one request under two sets of keys.
     """
-    home.state.mkdir(mode=0o700, exist_ok=True)
-    _held.append(DirectoryLock(home.state))
+    _held.append(locked(home))
     return home
+
+
+def locked(home: DeviceHome) -> DirectoryLock:
+    """The state is this process's alone until the lock is released.
+
+    Raises:
+        ResourceMissing: another process has it, or this one has.
+    """
+    home.state.mkdir(mode=0o700, exist_ok=True)
+    return DirectoryLock(home.state)
 
 
 def begun(

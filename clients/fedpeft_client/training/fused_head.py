@@ -21,7 +21,7 @@ __all__ = ["fused_head"]
 @contextmanager
 def fused_head(model: nn.Module) -> Iterator[None]:
     """Within it the model understands ``fused_lm_head=True``; all other calls are what they were."""
-    own = model.forward
+    own, before = model.forward, model.__dict__.get("forward")
 
     @wraps(own)  # a Trainer reads from the signature which columns of its data the model takes
     def forward(*args: Any, fused_lm_head: bool = False, **inputs: Any) -> Any:
@@ -37,7 +37,9 @@ def fused_head(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        del model.forward  # the class's own again
+        model.__dict__.pop("forward", None)
+        if before is not None:  # else the class's own is there again
+            model.forward = before
 
 
 def _of_tokens(logits: Tensor, labels: Tensor, aux_loss: Tensor | None) -> SimpleNamespace:

@@ -32,6 +32,21 @@ class Script(Protocol):
         """
         ...
 
+    def expect_vocabulary(self, vocabulary: Mapping[str, int]) -> None:
+        """Returns when the program's token ids mean what they mean to the base.
+
+        Args:
+            vocabulary: the number of each token of the base's tokenizer.
+
+        Raises:
+            PolicyRefused: the program's tokenizer is another one.
+        """
+        ...
+
+    def sizes(self) -> tuple[int, int]:
+        """How many training and held-out examples it has, whether they can be used or not."""
+        ...
+
     def tokens(self, plan: LearningPlan) -> tuple[EncodedDataset, EncodedDataset]:
         """Its training and held-out examples; may raise anything."""
         ...

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 
 from fedpeft.adapter import AdapterSpec, AdapterState
-from fedpeft.base import ArtifactStore
+from fedpeft.base import ArtifactStore, load_tokenizer
 from fedpeft.base.source import CONFIG_FILE, read_json
 from fedpeft.clock import Clock
 from fedpeft.data import (
@@ -113,6 +113,7 @@ class SiteTrainer:
         self._pool = self._new_pool(site.limits.residency)
         self._trainer: tuple[str, CapacityPlanner, TorchTrainer] | None = None
         self._troubles: tuple[str, ...] = ()
+        self._same_base = ""
         self._watch = StateWatch(site.policy.max_state_step)
 
     @property
@@ -130,7 +131,9 @@ class SiteTrainer:
             self._runs.expect_approved(plan, ask=self._site.policy.approve == "ask")
         if self._script is not None:
             self._script.expect(plan)
-            self._script.expect_base(read_json(self._bases.get(plan.base).path / CONFIG_FILE))
+            self._expect_base(self._script, plan.base)
+            if self._troubles:  # its examples may be there again
+                self._trainer = None
         planner, trainer = self._for(plan)  # before the base is loaded: the planner may say whether it stays packed
         trainer.change(planner.now())
         return self._pool.spec(plan)
@@ -161,6 +164,13 @@ class SiteTrainer:
         result = self._for(plan)[1].fit(plan, state, work, effort)
         return replace(result, troubles=(*self._troubles, *result.troubles))
 
+    def _expect_base(self, script: Script, digest: str) -> None:
+        if digest != self._same_base:
+            artifact = self._bases.get(digest)
+            script.expect_base(read_json(artifact.path / CONFIG_FILE))
+            script.expect_vocabulary(load_tokenizer(artifact).get_vocab())
+            self._same_base = digest
+
     def _for(self, plan: LearningPlan) -> tuple[CapacityPlanner, TorchTrainer]:
         key = plan.to_json()
         if self._trainer is None or self._trainer[0] != key:
@@ -168,12 +178,16 @@ class SiteTrainer:
         return self._trainer[1:]
 
     def _made(self, plan: LearningPlan) -> tuple[CapacityPlanner, TorchTrainer]:
-        tokens = None if self._script is None else self._tokens(self._script, plan)
+        script = self._script
+        tokens = None if script is None else self._tokens(script, plan)
         read = self._read(plan) if tokens is None else _Read.nothing()
         records, train, held_out = read.records, read.train, read.held_out
         unusable = len(records) - len(train) - len(held_out)
-        if tokens is not None:
-            unusable = len(tokens[0])
+        evaluates = None
+        if script is not None:
+            # What is said of the data does not depend on whether they could be used, as with records.
+            unusable, held_back = script.sizes()
+            evaluates = held_back > 0
         declared = self._pinned(plan, size_class(len(train) + unusable if read.people is None else read.people))
         # What fits the planner's choice is seen by everybody, so it is told of the class alone.
         each = 1 if read.people is None or plan.privacy is None else plan.privacy.examples_per_person
@@ -191,7 +205,7 @@ class SiteTrainer:
             cache_mb=self._site.limits.cache_mb,
             unusable=unusable,
             people=read.people,
-            evaluates=len(records) > 1 or declared > 0 if tokens is None else len(tokens[1]) > 0,
+            evaluates=len(records) > 1 or declared > 0 if evaluates is None else evaluates,
             tokens=tokens,
         )
         trainer = TorchTrainer(

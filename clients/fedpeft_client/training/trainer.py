@@ -21,6 +21,7 @@ from fedpeft.catalogue import TIERED
 from fedpeft.config.performance import MemoryUse
 from fedpeft.config.rules import RULES
 from fedpeft.entropy import derive_seed
+from fedpeft.errors import DataInvalid
 from fedpeft.ids import BlockId, SizeClass
 from fedpeft.methods import blocks_for, due_blocks, round_of
 from fedpeft.privacy import SampledRelease
@@ -55,7 +56,6 @@ __all__ = ["TorchTrainer"]
 Vector = npt.NDArray[np.float32]
 
 PLAIN = MemoryUse()
-
 NOTHING_EVALUATED = Evaluation(loss_sum=0.0, correct=0, examples=0)
 
 
@@ -263,9 +263,8 @@ class TorchTrainer:
     ) -> tuple[float, int]:
         """Loss summed over the examples seen, and their number; both zero where a loss would be a release."""
         noise = self._noise(plan)
-        if (
-            noise is not None and plan.privacy is not None
-        ):  # nothing but the steps themselves is private: the device has refused the rest
+        # Nothing but the steps themselves is private: the device has refused the rest.
+        if noise is not None and plan.privacy is not None:
             expected = noise.sampling_rate * 2.0 ** self.size_class(plan)
             people = plan.privacy.unit == "person"
             train_privately(
@@ -280,6 +279,8 @@ class TorchTrainer:
             )
             return 0.0, 0
         if self._script is not None:
+            if not len(examples.train):  # the script has them all the same, and would train on what is not permitted
+                raise DataInvalid("Expected at least one example that may be trained on, found none.")
             order = derive_seed(batch_seed(plan.seed, self._device), "script", first_step)
             return self._script.take_steps(union, steps, seed=order)
         outcome = train(

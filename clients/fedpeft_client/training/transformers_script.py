@@ -14,11 +14,13 @@ import torch
 
 from fedpeft.data import EncodedDataset
 from fedpeft.errors import ConfigInvalid, DataInvalid, PolicyRefused, RunFailed
+from fedpeft.grafting.step_hooks import SteppedPart
 from fedpeft.methods import UnionAdapter
 from fedpeft.round.plan import LearningPlan
 from fedpeft.tuning import LocalPlan
 from fedpeft.tuning.train import make_optimizer
 from fedpeft_client.training.fused_head import fused_head
+from fedpeft_client.training.lent_model import left_as_found
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -56,11 +58,23 @@ class TransformersScript:
                 f"Expected a Trainer on one processor, found {trainer.args.world_size} processes and "
                 f"{trainer.args.n_gpu} GPUs; set CUDA_VISIBLE_DEVICES to one, and start it without torchrun."
             )
+        if trainer.args.auto_find_batch_size:
+            raise ConfigInvalid(
+                "Expected a Trainer with a fixed batch size, found auto_find_batch_size, which would begin a round's "
+                "steps anew on a model that has moved; set it to False."
+            )
+        held_out = trainer.eval_dataset
+        if held_out is not None and (isinstance(held_out, dict) or not hasattr(held_out, "__len__")):
+            raise ConfigInvalid(
+                "Expected an eval_dataset that is one data set with a length, or None, found a dict or a stream; "
+                "pass the one that the federation is to hear of."
+            )
         if recipe == "script" and trainer.optimizer is not None:
             raise ConfigInvalid(
                 'Expected a Trainer that makes its own optimizer for recipe = "script", found one over the parameters '
                 "of another model; pass optimizer_cls_and_kwargs instead of optimizers."
             )
+        self._vocabulary = _vocabulary_of(trainer)
         self._trainer: Any = trainer
         self._config: Mapping[str, object] = trainer.model.config.to_dict()
         self._labels = _named(self._config) if labels is None else tuple(labels)
@@ -68,11 +82,14 @@ class TransformersScript:
 
     def expect(self, plan: LearningPlan) -> None:
         """See ``Script``."""
-        measuring = ", ".join(method.name for method, _ in plan.adapter.declared() if method.measures)
+        declared = plan.adapter.declared()
+        measuring = ", ".join(method.name for method, _ in declared if method.measures)
+        dropping = ", ".join(f"{method.name}.dropout" for method, own in declared if getattr(own, "dropout", 0.0) > 0)
         wrong = {
             "example-level privacy: nobody has shown that a Trainer's steps keep its promise": plan.privacy is not None,
             f"the task {plan.task.kind}: of tasks {' and '.join(TASKS)} are known here": plan.task.kind not in TASKS,
             f"{measuring}: it takes part in each step of fedpeft's own loop": measuring,
+            f"{dropping}, which fedpeft's own loop draws in each step": dropping,
             "train.scaffold, which changes gradients": plan.train.scaffold,
             "train.label_calibration, which changes the loss": plan.train.label_calibration > 0,
             "train.proximal_mu, which changes gradients": plan.train.proximal_mu > 0,
@@ -91,17 +108,31 @@ class TransformersScript:
     def expect_base(self, config: Mapping[str, object]) -> None:
         """See ``Script``."""
         for key in SAME:
-            if key in config and key in self._config and config[key] != self._config[key]:
-                raise PolicyRefused(
-                    f"Expected a run of the script's model with {key} = {self._config[key]}, found {config[key]}."
-                )
+            own, found = _setting(self._config, key), _setting(config, key)
+            if own != found:
+                raise PolicyRefused(f"Expected a run of the script's model with {key} = {own}, found {found}.")
+
+    def expect_vocabulary(self, vocabulary: Mapping[str, int]) -> None:
+        """See ``Script``."""
+        own = self._vocabulary
+        if own != dict(vocabulary):
+            other = sorted({token for token, _ in own.items() ^ vocabulary.items()})
+            raise PolicyRefused(
+                f"Expected a run whose base has the tokenizer of the script's Trainer, found one that numbers "
+                f"{len(other)} tokens otherwise, such as {_listed([repr(token) for token in other[:3]])}; load the "
+                "tokenizer of the federation's base."
+            )
+
+    def sizes(self) -> tuple[int, int]:
+        """See ``Script``."""
+        held_out = self._trainer.eval_dataset
+        return len(self._trainer.train_dataset), 0 if held_out is None else len(held_out)
 
     def tokens(self, plan: LearningPlan) -> tuple[EncodedDataset, EncodedDataset]:
         """See ``Script``: each row through the script's own collator."""
-        held_out = self._trainer.eval_dataset
-        return self._encoded(self._trainer.train_dataset, plan), self._encoded(
-            held_out if hasattr(held_out, "__len__") and not isinstance(held_out, dict) else (), plan
-        )
+        trainer = self._trainer
+        held_out = () if trainer.eval_dataset is None else trainer.eval_dataset
+        return self._encoded(trainer.train_dataset, plan), self._encoded(held_out, plan)
 
     def take_steps(self, union: UnionAdapter, plan: LocalPlan, *, seed: int) -> tuple[float, int]:
         """See ``Script``."""
@@ -109,6 +140,7 @@ class TransformersScript:
 
         trainer = self._trainer
         union.train_only(plan.learning_rates.keys())
+        _expect_no_hooks(union)
         trainer.args = _for_a_round(trainer.args, plan, seed, recipe=self._recipe)
         placed = next(union.model.parameters()).device.type
         if trainer.args.device.type != placed:
@@ -133,13 +165,12 @@ class TransformersScript:
         counted = _Counted(trainer.training_step)
         trainer.training_step = counted
         try:
-            with fused_head(union.model):
+            with left_as_found(union.model), fused_head(union.model):
                 outcome = trainer.train()
         finally:
             del trainer.training_step  # the class's own again
             if stopping is not None:
                 trainer.add_callback(stopping)
-            trainer.accelerator.unwrap_model(union.model, keep_fp32_wrapper=False)
             trainer.optimizer = trainer.lr_scheduler = None
             union.model.eval()
             union.train_only(())
@@ -186,6 +217,41 @@ class _Counted:
     def __call__(self, model: Any, inputs: Mapping[str, Any], *more: Any, **named: Any) -> Any:
         self.examples += len(inputs["input_ids"])
         return self._step(model, inputs, *more, **named)
+
+
+def _expect_no_hooks(union: UnionAdapter) -> None:
+    acting = {
+        type(part).__name__
+        for part in union.model.modules()
+        if isinstance(part, SteppedPart) and part.acts and any(own.requires_grad for own in part.parameters())
+    }
+    if acting:
+        raise RunFailed(
+            f"Expected an adapter that takes no part in the steps beyond its forward pass, found {', '.join(acting)}."
+        )
+
+
+def _vocabulary_of(trainer: Any) -> Mapping[str, int]:
+    """The number of each token in the script."""
+    processing = getattr(trainer, "processing_class", None)
+    tokenizer: Any = getattr(processing, "tokenizer", processing)  # of a processor for several kinds of input
+    if not hasattr(tokenizer, "get_vocab"):
+        raise ConfigInvalid(
+            "Expected a Trainer that knows its tokenizer, which is compared with that of each run's base, found none; "
+            "pass processing_class=tokenizer."
+        )
+    return dict(tokenizer.get_vocab())
+
+
+def _setting(config: Mapping[str, object], key: str) -> object:
+    """Of config.json, by its general name; architectures have names of their own, such as DistilBERT's dim."""
+    from transformers import CONFIG_MAPPING
+
+    kind = str(config.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        return config.get(key)
+    of_kind = CONFIG_MAPPING[kind]
+    return config.get(of_kind.attribute_map.get(key, key), config.get(key, getattr(of_kind(), key, None)))
 
 
 def _for_a_round(args: Any, plan: LocalPlan, seed: int, *, recipe: Recipe) -> Any:

@@ -28,6 +28,7 @@ trainer = Trainer(
     train_dataset=birds["train"],
     eval_dataset=birds["test"],
     data_collator=DataCollatorWithPadding(tokenizer),
+    processing_class=tokenizer,
 )
 
 import fedpeft  # noqa: E402
