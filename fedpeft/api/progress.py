@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from fedpeft.round.events import Event, EventKind
+from fedpeft.terminal import printable
 from fedpeft_sim.screen import Screen
 
 __all__ = ["NoProgress", "Progress", "TqdmScreen", "shown"]
@@ -67,7 +68,7 @@ class TqdmScreen:
         match event.kind:
             case EventKind.COMMITTED:
                 self._bar.update(min(event.round_id, self._bar.total or event.round_id) - self._bar.n)
-                self._bar.set_postfix_str(event.detail)
+                self._bar.set_postfix_str(printable(event.detail))
             case EventKind.FAILED:
                 self.note(f"round {event.round_id}: {event.device} failed: {event.detail}")
             case EventKind.ABORTED | EventKind.BURNT:
@@ -77,7 +78,7 @@ class TqdmScreen:
 
     def note(self, text: str) -> None:
         """See ``Screen``."""
-        self._bar.write(text)
+        self._bar.write(printable(text))
 
     def hint(self, text: str) -> None:
         """See ``Screen``."""

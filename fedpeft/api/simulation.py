@@ -17,7 +17,7 @@ from fedpeft.errors import ConfigInvalid
 from fedpeft.files import expect_folder
 from fedpeft.terminal import counted
 
-__all__ = ["CLIENT", "given_data", "simulate"]
+__all__ = ["CLIENT", "given_data", "placed", "simulate"]
 
 CLIENT = "client"
 """Column that says whose a row is, where data comes as a dictionary of clients."""
@@ -67,7 +67,7 @@ def simulate(
         if config is None:
             raise ConfigInvalid("Expected a config, or a run to resume, found neither.")
         loaded, text = configured(config, [*lines(overrides), *changes])
-        loaded = _placed(loaded, Path(out))
+        loaded = placed(loaded, Path(out))
     else:
         _expect_as_it_was(config, [*lines(overrides), *(changes if rows is None else ())])
         loaded, text = begun.config(), begun.resolved
@@ -125,7 +125,7 @@ def _owned(client: str, data: object) -> Iterator[object]:
         yield {**row, CLIENT: client} if isinstance(row, Mapping) else row
 
 
-def _placed(config: RunConfig, out: Path) -> RunConfig:
+def placed(config: RunConfig, out: Path) -> RunConfig:
     """The configuration with where its runs go, and its data named apart from the working directory."""
     data = config.data.model_copy(update={"source": located(config.data.source)})
     return config.model_copy(update={"directory": out, "data": data})

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from fedpeft.api.callbacks import RoundResult
 from fedpeft.api.configuration import Config, Overrides, configured, inline, lines
 from fedpeft.api.result import Result, open_run
-from fedpeft.api.simulation import given_data, simulate
+from fedpeft.api.simulation import given_data, placed, simulate
 from fedpeft.api.sweep_result import Sweep, SweepTrial
 from fedpeft.api.sweep_space import Range, Space
-from fedpeft.config import resolved
+from fedpeft.config import RunConfig, resolved
 from fedpeft.directory_lock import DirectoryLock
 from fedpeft.errors import (
     BudgetExhausted,
@@ -44,6 +44,8 @@ REASON = "reason"
 """Of a trial that failed: why."""
 RUNS = "runs"
 NAME = "fedpeft"
+OF_ITS_SETTINGS = (RunFailed, ConfigInvalid, DeadlineMissed, QuorumMissed, BudgetExhausted)
+"""Why a trial may fail where another one would not; any other error ends the sweep, too."""
 HOPELESS = 3
 """So many trials that all failed end the sweep: what is wrong is not among the varied keys."""
 
@@ -80,13 +82,15 @@ def sweep(
 
     Raises:
         ResourceMissing: Optuna is not installed, or another process works on this sweep.
-        ConfigInvalid: the folder holds another sweep, or a key or value is none of run.toml's.
+        ConfigInvalid: the folder holds another sweep or one of other data, a key or value is none of run.toml's, or
+            with a varied key trials would be held to different examples.
     """
     optuna = _optuna()
     folder, lower = Path(out), metric == "loss" if maximise is None else not maximise
     if not vary:
         raise ConfigInvalid("Expected a key to vary, found none.")
-    data = list(data) if isinstance(data, Iterator) else data  # every trial reads it
+    _expect_same_examples(vary)
+    data = _kept(data)
     always = [*lines(overrides), *given_data(data)[1]]
     base, _ = configured(config, always)
     for key, space in vary.items():  # every end and value is looked at before the first trial
@@ -100,6 +104,7 @@ def sweep(
         "metric": metric,
         "lower_is_better": lower,
         "config": resolved(base),
+        "data": _digest(placed(base, folder), data),
     }
     expect_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,12 +118,42 @@ def sweep(
                     result = _simulated(
                         trial, config, data, vary, lines(overrides), folder / RUNS, store=store, progress=progress
                     )
+                    if result.view.manifest.data_digest != said["data"]:
+                        raise ConfigInvalid("Expected the sweep's examples, found others: what is varied moves them.")
                     study.tell(trial, _measured(result, metric))
-                except (RunFailed, ConfigInvalid, DeadlineMissed, QuorumMissed, BudgetExhausted) as error:
+                except FedpeftError as error:
                     trial.set_user_attr(REASON, str(error))
                     study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                    if not isinstance(error, OF_ITS_SETTINGS):
+                        raise
                     _expect_any(study, error)
         return _seen(study, folder, metric, vary, lower=lower)
+
+
+def _expect_same_examples(vary: Mapping[str, Space]) -> None:
+    """Raises ConfigInvalid where trials would be held to different examples."""
+    moving = [key for key in vary if key == "run.seed" or key.partition(".")[0] == "data"]
+    if moving:
+        raise ConfigInvalid(
+            f"Expected keys that leave the held-out examples as they are, found {', '.join(moving)}: losses on "
+            "different examples do not say which trial is better; make a sweep of its own for each."
+        )
+
+
+def _kept(data: object) -> object:
+    """Every trial reads it."""
+    if isinstance(data, Iterator):
+        return list(data)
+    if type(data) is dict:
+        return {name: list(own) if isinstance(own, Iterator) else own for name, own in data.items()}
+    return data
+
+
+def _digest(config: RunConfig, data: object) -> str:
+    """As the manifest of each trial has it."""
+    from fedpeft_sim.population import populate
+
+    return populate(config, given_data(data)[0]).digest()
 
 
 def _optuna() -> Any:
@@ -248,9 +283,9 @@ def _measured(result: Result, metric: str) -> float:
     Raises:
         ConfigInvalid: the run has no such metric.
     """
-    from fedpeft_server.run.verdict import best_row
+    from fedpeft_server.run.verdict import kept_row
 
-    row = best_row(result.rounds, result.view.config().rounds)
+    row = kept_row(result.rounds, result.view.config().rounds)
     found = {} if row is None else {"loss": row.loss, "accuracy": row.accuracy, **row.metrics}
     value = found.get(metric)
     if value is None:

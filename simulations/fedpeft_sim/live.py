@@ -16,7 +16,7 @@ from rich.text import Text
 from fedpeft.clock import Clock, SystemClock
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.transport import Stage
-from fedpeft.terminal import span
+from fedpeft.terminal import printable, span
 from fedpeft_sim.live_view import SAID, ClientLine, LiveView, Standing, lines_of
 from fedpeft_sim.remaining import Remaining
 
@@ -88,8 +88,8 @@ class LiveScreen:
         self._hints.clear()
 
     def note(self, text: str) -> None:
-        """One line, above the view."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """One line, above the view; what a device or a coordinator said is written out."""
+        self._console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def hint(self, text: str) -> None:
         """One line that is said last."""

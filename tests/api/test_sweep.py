@@ -1,15 +1,18 @@
 """``fedpeft.sweep``: what is varied is what runs, a sweep goes on where it was, and never as another one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import fedpeft
 from fedpeft.api.progress import NoProgress
-from fedpeft.api.sweep_space import Range, space_of
+from fedpeft.api.sweep import _measured
+from fedpeft.api.sweep_space import Range, Space, space_of
 from fedpeft.cli import main
 from fedpeft.errors import ConfigInvalid, ResourceMissing
 from fedpeft.round.events import Event, EventKind
+from fedpeft_server.run.verdict import kept_row
 from tests.api.conftest import birds, small
 
 
@@ -40,7 +43,12 @@ def test_a_space_without_two_things_to_choose_from_is_refused(text: str) -> None
 
 def test_a_key_or_an_end_that_run_toml_does_not_take_is_refused_before_the_first_trial(tmp_path: Path) -> None:
     config = {"base": {"model": "m"}, "task": {"kind": "classify"}}
-    refused = {"learning_rat": {"train.learning_rat": (0.1, 0.2)}, "local_steps": {"train.local_steps": Range(-1, 4)}}
+    refused: dict[str, dict[str, Space]] = {
+        "learning_rat": {"train.learning_rat": (0.1, 0.2)},
+        "local_steps": {"train.local_steps": Range(-1, 4)},
+        "held-out examples as they are, found run.seed": {"run.seed": (1, 2)},
+        "as they are, found data.holdout": {"data.holdout": (0.2, 0.3)},
+    }
     for said, vary in {**refused, "a key to vary": {}}.items():
         with pytest.raises(ConfigInvalid, match=said):
             fedpeft.sweep(config, birds(), vary=vary, out=tmp_path / "sweep")
@@ -79,13 +87,36 @@ def test_a_sweep_that_was_cut_short_goes_on_with_its_trial_and_finds_the_best(
     for trial in found.trials:
         result = fedpeft.open_run(trial.run or "")
         assert result.view.config().train.learning_rate == trial.settings["train.learning_rate"]
-        assert trial.value == min(row["loss"] for row in result.metrics)
+        row = kept_row(result.rounds, result.view.config().rounds)
+        assert row is not None
+        assert trial.value == row.loss
     assert found.best is not None
     assert found.best.value == min(trial.value for trial in found.trials if trial.value is not None)
     assert found.result() == fedpeft.open_run(found.best.run or "")
     assert not (tmp_path / "home").exists(), "bases are in the store that was given, in a resumed trial, too"
     with pytest.raises(ConfigInvalid, match="another metric"):
         fedpeft.sweep(config, birds(), trials=4, metric="accuracy", maximise=False, **given)  # type: ignore[arg-type]
+    with pytest.raises(ConfigInvalid, match="another data"):
+        fedpeft.sweep(config, birds(59), trials=4, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.torch
+def test_a_trials_value_is_of_the_state_that_its_run_keeps(finished: fedpeft.Result) -> None:
+    """The last one unless an earlier one is better by a margin: never of a state that nobody can have."""
+    for losses, value in {(1.0, 0.6, 0.605): 0.605, (1.0, 0.5, 0.6): 0.5, (1.0, 0.8, 0.6): 0.6}.items():
+        rows = tuple(replace(row, loss=loss) for row, loss in zip(finished.rounds, losses, strict=True))
+        assert _measured(fedpeft.Result(replace(finished.view, rounds=rows)), "loss") == value
+
+
+@pytest.mark.torch
+def test_a_trial_that_cannot_run_is_over_and_not_handed_out_again(toys: Path, tmp_path: Path) -> None:
+    """What no setting would mend ends the sweep, and its trial with it."""
+    given = {"vary": {"train.local_steps": (1, 2)}, "out": tmp_path / "sweep", "store": tmp_path / "a-file"}
+    (tmp_path / "a-file").touch()
+    with pytest.raises(ResourceMissing, match="folder"):
+        fedpeft.sweep(small(toys), birds(), trials=1, **given)  # type: ignore[arg-type]
+    found = fedpeft.sweep(small(toys), birds(), trials=1, **given)  # type: ignore[arg-type]
+    assert [trial.state for trial in found.trials] == ["failed"]
 
 
 @pytest.mark.torch
@@ -109,4 +140,4 @@ def test_a_sweep_in_which_nothing_works_ends_with_the_reason(toys: Path, tmp_pat
 def test_without_optuna_a_sweep_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(ResourceMissing, match=r"fedpeft\[sweep\]"):
-        fedpeft.sweep({}, birds(), vary={"run.seed": (1, 2)}, out=tmp_path / "sweep")
+        fedpeft.sweep({}, birds(), vary={"train.local_steps": (1, 2)}, out=tmp_path / "sweep")

@@ -144,3 +144,17 @@ def test_a_clients_name_is_shown_as_it_is_and_never_read_as_markup(terminal: boo
         screen.observe(event(EventKind.ROUND_STARTED, 2, detail=f"asking {name}"))
         screen.working(name, 1, 2)
     assert name in out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_device_says_does_not_reach_the_terminal_as_a_command(terminal: bool) -> None:
+    screen, out = screen_on(terminal=terminal, names=("a\x1b[31mX",))
+    evil = "gone \x1b]0;title\x07 \x1b[2J\nround 1/2 committed"
+    for kind in (EventKind.ROUND_STARTED, EventKind.FAILED, EventKind.ABORTED, EventKind.COMMITTED):
+        screen.observe(event(kind, stage=Stage.FIT, device="a\x1b[31mX", detail=evil))
+    if screen._live:
+        screen._live.refresh()
+    screen.__exit__(None, None, None)
+    shown = out.getvalue()
+    assert "gone \\x1b]0;title\\x07 \\x1b[2J\\nround 1/2 committed" in shown
+    assert not any(command in shown for command in ("\x1b]", "\x07", "\x1b[2J", "\x1b[31m"))

@@ -9,12 +9,14 @@ import pytest
 from fedpeft.adapter import AdapterSpec
 from fedpeft.config import parse
 from fedpeft.ids import RoundId
-from fedpeft.privacy import ExampleStatement
+from fedpeft.privacy import Budget, ExampleStatement, PrivacyLedger, Release, opinions
 from fedpeft_server.report import page as page_module
+from fedpeft_server.report.budget import spent_of
 from fedpeft_server.report.page import write_report
-from fedpeft_server.run.privacy_statements import STATED, detail_of
+from fedpeft_server.run.privacy_statements import STATED, client_statement, detail_of
 from fedpeft_server.run.records import ClientRound, Comparison, RoundMetrics, Summary
 from fedpeft_server.run.run_directory import RunDirectory
+from fedpeft_server.run.run_view import read_run
 
 HOSTILE = "<script>alert('x')</script>\"&{{ 7 * 7 }}"
 SOURCE = """
@@ -310,6 +312,37 @@ def test_a_private_run_shows_what_it_spent_by_round_and_says_that_losses_are_wit
     assert float(tile[1]) == pytest.approx(statement.opinions().charged, rel=0.01)
     assert "round 1: 0.05" in text
     assert "round 2: 0.1" in text
+    assert "NOT COVERED" not in shown
+    run.commit(RoundId(3), b"", {}, row(3, loss=None, clients=(client("a"), client("c"))))
+    shown = " ".join(page_of(run).shown.split())
+    tile = re.search(r"of the device with the largest; NOT COVERED: (\d+) devices summed without a statement", shown)
+    assert tile is not None, "b said all it owed; a and c did not"
+    assert tile[1] == "2"
+
+
+def test_a_run_by_clients_has_one_figure_on_its_page_which_is_what_is_charged(tmp_path: Path) -> None:
+    run = private(
+        tmp_path,
+        '[aggregate]\nweight = "uniform"\n[secagg]\nmin_cohort = 3\n'
+        '[privacy]\nunit = "client"\nepsilon = 20.0\ndelta = 0.01\n',
+    )
+    made = [
+        Release(noise_multiplier=2.5, shares=shares, share_sigma=1e5, parameters=4, devices=50) for shares in (2, 3)
+    ]
+    with PrivacyLedger(
+        run.path / "privacy" / "ledger.jsonl", witness=tmp_path / "w", budget=Budget(epsilon=20.0, delta=0.01)
+    ) as ledger:
+        for place, release in enumerate(made):
+            ledger.charge(f"round {place + 1}", release)
+    run.commit(RoundId(1), b"", {}, row(1, loss=None))
+    view, text = read_run(run.path), write_report(run.path).read_text()
+    statement, spent = client_statement(view), spent_of(view)
+    assert statement is not None
+    assert spent is not None
+    assert spent.epsilon == statement.opinions.charged == opinions(made, 0.01).charged
+    assert spent.curve[-1] == (2, statement.opinions.ours)
+    assert "release 2: " in text
+    assert "Epsilon over the releases" in text
 
 
 def test_every_text_of_the_report_has_the_contrast_of_wcag_aa() -> None:

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from fedpeft.privacy import Release, epsilon, read_ledger
+from fedpeft.privacy import read_ledger
+from fedpeft.privacy.composition import total_epsilon
 from fedpeft_server.privacy.client_level import LEDGER
-from fedpeft_server.privacy.noise_plan import read_budget
-from fedpeft_server.run.privacy_statements import STATED, stated
+from fedpeft_server.run.privacy_statements import STATED, client_statement, stated, unstated
 from fedpeft_server.run.run_view import RunView
 
 __all__ = ["Spent", "spent_of"]
@@ -22,13 +22,17 @@ class Spent:
         epsilon: charged in the whole run; under privacy by examples or people that of the device with the largest.
         delta: at which.
         unit: ``client``, ``example`` or ``person``.
-        by_round: (round, epsilon) as it grew; as devices state it where it is theirs.
+        curve: (number, epsilon) as it grew: of releases by fedpeft's accountant, or of rounds as devices state it.
+        counted: what the curve's numbers count: ``release`` or ``round``.
+        uncovered: how many devices were summed and stated nothing: the epsilon holds for none of them.
     """
 
     epsilon: float
     delta: float
     unit: str
-    by_round: tuple[tuple[int, float], ...]
+    curve: tuple[tuple[int, float], ...]
+    counted: str
+    uncovered: int = 0
 
 
 def spent_of(view: RunView) -> Spent | None:
@@ -40,14 +44,14 @@ def spent_of(view: RunView) -> Spent | None:
 
 
 def _of_clients(view: RunView) -> Spent | None:
-    charged = [entry.release for entry in read_ledger(view.path / LEDGER)]
-    releases = [release for release in charged if isinstance(release, Release)]
-    if not releases:
+    said = client_statement(view)
+    if said is None:
         return None
-    delta, count = read_budget(view.config().privacy).delta, len(releases)
+    releases = [entry.release for entry in read_ledger(view.path / LEDGER)]
+    delta, count = said.delta, len(releases)
     counts = sorted({max(1, round(count * i / POINTS)) for i in range(1, POINTS + 1)})
-    curve = tuple((made, epsilon([(releases[0], made)], delta)) for made in counts)
-    return Spent(epsilon=curve[-1][1], delta=delta, unit="client", by_round=curve)
+    curve = tuple((made, total_epsilon(releases[:made], delta)) for made in counts)
+    return Spent(epsilon=said.epsilon, delta=said.delta, unit="client", curve=curve, counted="release")
 
 
 def _of_examples(view: RunView, unit: str) -> Spent | None:
@@ -64,5 +68,7 @@ def _of_examples(view: RunView, unit: str) -> Spent | None:
         epsilon=max(one.opinions().charged for one in set(last.values())),
         delta=next(iter(last.values())).delta,
         unit=unit,
-        by_round=tuple(sorted(by_round.items())),
+        curve=tuple(sorted(by_round.items())),
+        counted="round",
+        uncovered=len(unstated(view)),
     )

@@ -38,6 +38,7 @@ class Series:
     name: str = ""
     points: Sequence[tuple[int, float | None]]
     color: int = 1
+    place: str = "round"
 
 
 def line_chart(
@@ -148,7 +149,7 @@ def _curve(one: Series, kept: Sequence[tuple[int, float]], x_at: Place, y_at: Pl
             x=x_at(x),
             y=y_at(y),
             dot=dot.format(one.color, x_at(x), y_at(y), radius),
-            tip=f"{name}round {x}: {show(y)}",
+            tip=f"{name}{one.place} {x}: {show(y)}",
         )
         for x, y in kept
     ]

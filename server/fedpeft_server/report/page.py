@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpeft.config import RunConfig
-from fedpeft.config.model import Rounds
 from fedpeft.files import write_file
 from fedpeft.terminal import span
 from fedpeft_server.report.budget import Spent, spent_of
@@ -24,12 +23,14 @@ from fedpeft_server.report.many_clients import MANY, spread_of
 from fedpeft_server.run.privacy_statements import privacy_lines
 from fedpeft_server.run.records import ClientRound, Comparison, RoundMetrics
 from fedpeft_server.run.run_view import RunView, read_run
-from fedpeft_server.run.verdict import best_row, comparison_facts, kept_round, verdict
+from fedpeft_server.run.verdict import comparison_facts, kept_row, verdict
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 __all__ = ["render", "write_report"]
+
+BY_OURS = ", over the releases, by fedpeft's accountant; what is charged is the larger of two accountants' figures"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ def render(view: RunView) -> str:
         config=config,
         trained=sum(1 <= row.round <= config.rounds.count and not row.burnt for row in view.rounds),
         command=shlex.join(view.manifest.command),
-        final=_final(view.rounds, config.rounds),
+        final=kept_row(view.rounds, config.rounds),
         totals=_totals(view),
         charts=[*_charts(view.rounds, withheld=_withheld(config)), *_budget_chart(spent)],
         spent=spent,
@@ -112,13 +113,6 @@ def _longest(config: RunConfig) -> str:
     """How far a device can pull a coordinate, in words."""
     given = config.secagg.max_abs
     return "twice what the learning rates of a round add up to" if given == "auto" else f"{given:g}"
-
-
-def _final(rows: Sequence[RoundMetrics], rounds: Rounds) -> RoundMetrics | None:
-    """The row that evaluates the state which the run keeps."""
-    if kept_round(rows, rounds) is not None:
-        return best_row(rows, rounds)
-    return next((row for row in reversed(rows) if row.evaluators), None)
 
 
 def _strangers(rounds: Sequence[RoundMetrics]) -> list[tuple[int, str, str]]:
@@ -180,13 +174,13 @@ def _charts(rows: Sequence[RoundMetrics], *, withheld: bool) -> list[dict[str, o
 def _budget_chart(spent: Spent | None) -> list[dict[str, object]]:
     if spent is None:
         return []
-    curve = Series(points=list(spent.by_round))
+    curve = Series(points=list(spent.curve), place=spent.counted)
     return [
         {
             "title": "Privacy spent",
             "note": f"epsilon at delta {spent.delta:g}, of one {spent.unit}"
-            + ("" if spent.unit == "client" else "; of the device with the largest, as it states it"),
-            "svg": line_chart([curve], label="Epsilon over the rounds", show=number, zero=True),
+            + (BY_OURS if spent.unit == "client" else "; of the device with the largest, as it states it"),
+            "svg": line_chart([curve], label=f"Epsilon over the {spent.counted}s", show=number, zero=True),
             "legend": (),
         }
     ]

@@ -21,6 +21,7 @@ __all__ = [
     "comparison_facts",
     "is_done",
     "kept_round",
+    "kept_row",
     "learning_rate_scale",
     "new_warnings",
     "rounds_done",
@@ -57,6 +58,13 @@ def kept_round(rows: Sequence[RoundMetrics], rounds: Rounds) -> RoundId | None:
     last = _evaluated(rows)[-1]
     is_of_the_last_state = last.round > rounds.count
     return None if is_of_the_last_state and not _beats(best, last, rounds) else RoundId(best.round - 1)
+
+
+def kept_row(rows: Sequence[RoundMetrics], rounds: Rounds) -> RoundMetrics | None:
+    """The row that evaluates the state which the run keeps; None where nothing was evaluated."""
+    if kept_round(rows, rounds) is not None:
+        return best_row(rows, rounds)
+    return next((row for row in reversed(rows) if row.evaluators), None)
 
 
 def rounds_done(rows: Sequence[RoundMetrics], rounds: Rounds) -> int:
