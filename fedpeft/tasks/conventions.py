@@ -1,6 +1,7 @@
 """Column conventions (TRL's, and Alpaca's): which columns of a data set carry an example."""
 
 import enum
+import re
 from collections.abc import Collection, Mapping
 
 __all__ = ["ALIASES", "KNOWN_COLUMNS", "READ_COLUMNS", "Convention", "aliases_in", "misread"]
@@ -138,10 +139,8 @@ def _first(there: Collection[str], ours: str, theirs: tuple[str, ...]) -> str | 
     return next((name for name in (ours, *theirs) if name in there), None)
 
 
-_NOT_ALL = tuple(
-    (column, f"a {column} says how far texts belong together, and all would be taken to")
-    for column in ("label", *_LABELS, *_SCORES)
-)
+_HOW_FAR = re.compile(r"label|score|simil|relevan|duplicate|rating|grade|^is_|^target$|^class$", re.IGNORECASE)
+"""Names of columns that say how far two texts belong together: Quora's, MS MARCO's, STS's and their like."""
 _MISREAD: Mapping[Convention, tuple[tuple[str, str], ...]] = {
     Convention.TEXT: (("text_pair", "pairs are for classify and regression"),),
     Convention.PROMPT_COMPLETION: (
@@ -150,12 +149,14 @@ _MISREAD: Mapping[Convention, tuple[tuple[str, str], ...]] = {
             'a label says which completions are wanted, and all would be learnt; task.kind = "preference" reads it',
         ),
     ),
-    Convention.ANCHOR_POSITIVE: _NOT_ALL,
-    Convention.ANCHOR_POSITIVE_NEGATIVE: _NOT_ALL,
     Convention.ALPACA: (("label", "a label says which outputs are wanted, and all would be learnt"),),
 }
 
 
 def misread(convention: Convention, there: Collection[str]) -> tuple[str, str] | None:
     """A column that changes what an example means and that this convention does not read, and why that matters."""
+    if convention in (Convention.ANCHOR_POSITIVE, Convention.ANCHOR_POSITIVE_NEGATIVE):
+        column = next((name for name in sorted(there) if name in (*_LABELS, *_SCORES) or _HOW_FAR.search(name)), None)
+        if column is not None:
+            return column, f"a {column} says how far texts belong together, and all would be taken to"
     return next(((column, why) for column, why in _MISREAD.get(convention, ()) if column in there), None)

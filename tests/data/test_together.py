@@ -59,7 +59,13 @@ def test_a_text_without_tokens_is_refused_and_left_out_in_a_round() -> None:
     np.testing.assert_array_equal((found.segments or ())[0], [0, 1])
 
 
-@pytest.mark.parametrize("column", ["label", "labels", "score", "similarity"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        *("label", "labels", "score", "similarity", "similarity_score", "gold_label", "Rating"),
+        *("is_duplicate", "is_selected", "relevance"),  # Quora's, MS MARCO's
+    ],
+)
 def test_pairs_that_belong_together_more_or_less_are_refused(column: str) -> None:
     log = inspect(rows({"anchor": "a", "positive": "b", column: 0.1}), TASK).log
     with pytest.raises(DataInvalid, match=column):

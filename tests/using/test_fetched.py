@@ -67,6 +67,22 @@ def test_a_fetched_adapter_answers_as_its_run(
             assert other.get(name) == pytest.approx(one.get(name), abs=1e-5)
 
 
+@pytest.mark.parametrize(("positions", "cut_at"), [(None, 900), (2048, 900), (512, 512)])
+def test_a_text_is_cut_where_the_examples_were_also_beyond_512_tokens(
+    positions: int | None, cut_at: int, classes: Runs, tmp_path: Path
+) -> None:
+    run = classes.make(tmp_path, seed=3, convention="text+label", methods="lora = {rank = 2}")
+    trained_model(run, store=classes.store).export(tmp_path / "out", convention="text+label")
+    known = ReceivedModel.load(tmp_path / "out", classes.store)
+    about = known._about
+    assert about.task is not None
+    about = replace(about, task=about.task.model_copy(update={"max_length": 900}))
+    fetched = ReceivedModel(known._model, known._tokenizer, about, positions, known._artifact)
+    assert fetched.task.max_length == cut_at
+    undescribed = ReceivedModel(known._model, known._tokenizer, replace(about, task=None), positions, known._artifact)
+    assert undescribed.task.max_length == 512
+
+
 def test_a_pair_is_no_text_with_a_tab_in_it(classes: Runs, tmp_path: Path) -> None:
     """Where nothing says what the examples were (a deployed run), only what comes as two texts is a pair."""
     run = classes.make(tmp_path, seed=3, convention="text+label", methods="lora = {rank = 2}")

@@ -227,10 +227,10 @@ class ReceivedModel:
         model: nn.Module,
         tokenizer: "PreTrainedTokenizerBase",
         about: Received,
-        longest: int,
+        positions: int | None,
         artifact: BaseArtifact,
     ) -> None:
-        self._model, self._tokenizer, self._about, self._longest = model, tokenizer, about, longest
+        self._model, self._tokenizer, self._about, self._positions = model, tokenizer, about, positions
         self._artifact = artifact
 
     @classmethod
@@ -243,8 +243,8 @@ class ReceivedModel:
         """
         about = read_received(folder)
         artifact = ArtifactStore(bases).get(about.base)
-        longest = facts_of(artifact).model.positions or LONGEST
-        return cls(load_received(folder, artifact), load_tokenizer(artifact), about, min(longest, LONGEST), artifact)
+        positions = facts_of(artifact).model.positions
+        return cls(load_received(folder, artifact), load_tokenizer(artifact), about, positions, artifact)
 
     def answerer(self, convention: Convention | None = None) -> Answerer:
         """As ``TrainedModel.answerer``; without ``convention`` as its files say.
@@ -271,14 +271,17 @@ class ReceivedModel:
         """What it was trained for; where its files do not say, the columns of a language model decide."""
         about = self._about
         if about.task is not None:
-            return about.task.model_copy(update={"max_length": min(about.task.max_length, self._longest)})
+            return about.task.model_copy(update={"max_length": self._at_most(about.task.max_length)})
         record = next(
             record
             for record in TASKS.values()
             if record.form == about.form and record.problem_type in ("", about.problem_type)
         )
         named = about.labels if record.named_outputs else ()
-        return Task(kind=record.name, labels=named, max_length=self._longest)  # type: ignore[arg-type]
+        return Task(kind=record.name, labels=named, max_length=self._at_most(LONGEST))  # type: ignore[arg-type]
+
+    def _at_most(self, length: int) -> int:
+        return length if self._positions is None else min(length, self._positions)
 
     def evaluate(self, records: Records) -> Evaluation:
         """Loss and accuracy on examples that this device holds."""
