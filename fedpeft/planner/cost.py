@@ -54,6 +54,7 @@ TIME_ERROR = 0.2
 
 MIB = 2**20
 LOSS_CHUNK_BYTES = 16 * MIB  # tuning.token_loss.CHUNK_BYTES; a test holds the two together
+HEAD_COPIES = 1.5  # of an output matrix that is unpacked chunk after chunk: fitted, as what follows
 BEYOND_HEAP = 1.25  # fitted to GPT-2 and DeBERTa (benchmarks/planner.py --architectures)
 LAYER_S = 2.5e-3  # dispatch of one layer's operators in one pass, on a core of REFERENCE_RATE
 REFERENCE_RATE = 50e9
@@ -207,7 +208,7 @@ def _forward_bytes(shape: BaseShape, workload: Workload, batch_size: int) -> int
     tokens = batch_size * tokens_of(shape, workload)
     largest = shape.inner * shape.hidden
     if not workload.classes:
-        largest = max(largest, shape.vocabulary * shape.hidden)
+        largest = max(largest, round(HEAD_COPIES * shape.vocabulary * shape.hidden))
     unpacked = largest if workload.residency == "quantized" else 0
     return 4 * (tokens * (3 * shape.inner + 4 * shape.hidden) + unpacked)
 
