@@ -1,6 +1,6 @@
 """The tables of benchmarks/methods.py and banking77.py in Markdown, from what benchmarks/results holds.
 
-    python benchmarks/methods_table.py    # prints them, and puts them between their marks in docs/methods.md
+    python benchmarks/one_method/table.py   # prints them, and puts them between their marks in docs/methods.md
 
 Of methods.py one table has all methods on both bases, one what a packed base changes. Step and memory are shares of
 full fine-tuning's in the same run.
@@ -15,7 +15,7 @@ __all__ = ["BANKING", "DOCUMENT", "RESULTS", "lines_of", "lines_of_ranks", "with
 
 RESULTS = Path(__file__).parents[1] / "results" / "methods.json"
 BANKING = Path(__file__).parents[1] / "results" / "banking77.json"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "methods.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "methods.md"
 Measured = dict[str, typing.Any]
 _INTRODUCTION = """\
 Every method at its defaults and one rate after the same steps, none tuned (`python benchmarks/methods.py --full`, on a

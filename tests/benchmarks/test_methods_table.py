@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from methods_table import BANKING, DOCUMENT, RESULTS, lines_of, lines_of_ranks, with_tables
+from one_method.table import BANKING, DOCUMENT, RESULTS, lines_of, lines_of_ranks, with_tables
 
 TEXT = DOCUMENT.read_text(encoding="utf-8")
 
@@ -43,7 +43,7 @@ def test_ranks_stand_in_their_order_below_what_they_are_compared_with() -> None:
 
 
 def test_the_document_has_the_tables_and_ratios_that_were_measured() -> None:
-    assert with_tables(TEXT) == TEXT, "run benchmarks/methods_table.py"
+    assert with_tables(TEXT) == TEXT, "run benchmarks/one_method/table.py"
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     for lines in (lines_of(results["runs"]), lines_of_ranks(json.loads(BANKING.read_text(encoding="utf-8"))["runs"])):
         assert all(line in TEXT for line in lines)
