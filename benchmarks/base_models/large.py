@@ -12,8 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 __all__ = ["measure_large"]
 
@@ -106,31 +109,23 @@ workers = 1
     process = subprocess.Popen(
         command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
     )
-    peak = 0
+    peak, watched = 0, psutil.Process(process.pid)
     while process.poll() is None:
-        peak = max(peak, sum(resident_kib(pid) for pid in family(process.pid)))
+        peak = max(peak, resident_bytes(watched))
         time.sleep(0.05)
     if process.returncode:
         raise RuntimeError(f"fedpeft simulate ended with {process.returncode}")
-    return peak // 1024
+    return peak // 2**20
 
 
-def family(pid: int) -> list[int]:
-    """A process and all below it."""
-    try:
-        below = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    except OSError:
-        return []
-    return [pid, *(one for child in below for one in family(int(child)))]
-
-
-def resident_kib(pid: int) -> int:
-    """Of one process; 0 when it has gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS:")), 0)
+def resident_bytes(process: psutil.Process) -> int:
+    """Of a process and all below it; 0 for what has gone meanwhile."""
+    found = 0
+    with suppress(psutil.NoSuchProcess):
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                found += one.memory_info().rss
+    return found
 
 
 def save(folder: Path, shape: dict[str, int]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -36,38 +37,18 @@ class AttachedDevice:
             NotEnrolled: the device was revoked; says when and why.
             ResourceMissing: another process is this device already.
         """
-        import torch
-
-        from fedpeft.base import ArtifactStore
-        from fedpeft.round.local import Trainer as RoundTrainer
         from fedpeft_client.enrolment.membership import mark_ended
         from fedpeft_client.home import DeviceHome
         from fedpeft_client.process.agent import Agent
         from fedpeft_client.process.coordinator_services import CoordinatorServices
         from fedpeft_client.process.in_process import InProcess
         from fedpeft_client.process.troubles import TroubleLog
-        from fedpeft_client.process.worker import device_of, handlers, locked
-        from fedpeft_client.site import Site
-        from fedpeft_client.site_runs import SiteRuns
-        from fedpeft_client.training.device_stores import FileStore
-        from fedpeft_client.training.site_trainer import SiteTrainer
-
-        def trainer(home: DeviceHome, name: str, site: Site) -> RoundTrainer:
-            torch.set_num_threads(site.limits.threads)
-            return SiteTrainer(
-                device=name,
-                site=site,
-                bases=ArtifactStore(home.bases()),
-                clock=SystemClock(),
-                memory=FileStore(home.state),
-                runs=SiteRuns(home.runs, SystemClock()),
-                script=self._script,
-            )
+        from fedpeft_client.process.worker import device_of, handlers, locked, site_trainer
 
         home = DeviceHome(self._home)
         home.enrolment()
         with locked(home):  # no longer than this call: a notebook interrupts it, and calls it again
-            device = device_of(home, trainer)
+            device = device_of(home, partial(site_trainer, script=self._script))
             worker = InProcess(handlers(device, TroubleLog(home.troubles, SystemClock())))
             agent = Agent(home, CoordinatorServices(home, SystemClock()), worker=worker)
             try:

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AllowInfNan, Field, PositiveFloat, PositiveInt, ValidationError
 
 from fedpeft.base.artifact import BaseArtifact, TaskName
 from fedpeft.base.fact_entries import Entry, TokenizerFacts
@@ -45,7 +45,7 @@ class ModelFacts(Entry):
     positions_are_rows: bool = Field(description="Positions are rows of a table: a longer sequence fails.")
     matrices: dict[str, int] = Field(description="Linear matrices of the layers by the end of their name.")
     head: HeadFacts = Field(description="Of a classifier; zeros where the base serves none.")
-    kept_floats: tuple[tuple[int, float], ...] = Field(
+    kept_floats: tuple[tuple[PositiveInt, Annotated[PositiveFloat, AllowInfNan(allow_inf_nan=False)]], ...] = Field(
         default=(),
         description="What autograd keeps of a layer for a token, by the length of the text (``kept_floats``); empty: "
         "not known.",

@@ -32,7 +32,7 @@ def shape_of(artifact: BaseArtifact) -> BaseShape:
         parameters=manifest.parameters,
         packed_bytes=next(file.size_bytes for file in manifest.files if file.name == "model.safetensors"),
         head=(facts.head.once, facts.head.a_class),
-        counted=facts.kept_floats if all(each > 0 for _, each in facts.kept_floats) else (),
+        counted=facts.kept_floats,
     )
 
 

@@ -9,6 +9,7 @@ the disk before any answer leaves.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedpeft import secagg
 from fedpeft.child import answer_parent
@@ -26,6 +27,9 @@ from fedpeft_client.process.troubles import TroubleLog
 from fedpeft_client.site import Site
 from fedpeft_client.site_runs import SiteRuns
 from fedpeft_client.training.device_stores import FileStore, device_ledger
+
+if TYPE_CHECKING:
+    from fedpeft_client.training.script import Script
 
 __all__ = ["begun", "device_of", "handlers", "locked", "owned", "policy_of", "site_trainer"]
 
@@ -48,8 +52,8 @@ def policy_of(site: Site, coordinator_key: bytes) -> secagg.DevicePolicy:
     )
 
 
-def site_trainer(home: DeviceHome, name: str, site: Site) -> Trainer:
-    """The trainer of a real device."""
+def site_trainer(home: DeviceHome, name: str, site: Site, *, script: "Script | None" = None) -> Trainer:
+    """The trainer of a real device; with ``script`` one whose steps are made by a training script of its own."""
     import torch
 
     from fedpeft.base import ArtifactStore
@@ -63,6 +67,7 @@ def site_trainer(home: DeviceHome, name: str, site: Site) -> Trainer:
         clock=SystemClock(),
         memory=FileStore(home.state),  # this process ends between rounds
         runs=SiteRuns(home.runs, SystemClock()),
+        script=script,
     )
 
 
