@@ -14,6 +14,9 @@ from fedpeft.testing.secagg import Round
 from fedpeft.testing.secagg_fleet import make_fleet, make_spec
 
 LENGTH = 200_000
+# What these tests look for is an upload kept or copied. A worker process of pytest has other threads (a fork server's
+# reader, a logger), and what they allocate meanwhile, up to 150 kB seen, is counted too.
+HALF_AN_UPLOAD = LENGTH * 4 // 2
 
 
 def masking(devices: int) -> tuple[Round, Open]:
@@ -36,7 +39,7 @@ def test_the_coordinator_keeps_one_vector_a_block_however_many_devices_upload() 
         kept[devices] = tracemalloc.get_traced_memory()[0] - before
         tracemalloc.stop()
         assert state.answered == replies.keys()
-    assert max(kept.values()) < LENGTH * 4 / 10, "the accumulator was there before; nothing of an upload stays"
+    assert max(kept.values()) < HALF_AN_UPLOAD, "the accumulator was there before; nothing of an upload stays"
 
 
 def test_an_oversized_upload_is_refused_without_growing_anything() -> None:
@@ -49,8 +52,8 @@ def test_an_oversized_upload_is_refused_without_growing_anything() -> None:
     after, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert one in state.rejected
-    assert peak - before < 100_000
-    assert after - before < 100_000
+    assert peak - before < HALF_AN_UPLOAD
+    assert after - before < HALF_AN_UPLOAD
 
 
 def test_masking_calls_the_cipher_once_a_piece_and_mask() -> None:
