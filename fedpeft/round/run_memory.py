@@ -1,19 +1,15 @@
 """What a device remembers of its runs, from one round to the next: what each run is, and the state it last received."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate
 
-import numpy as np
-import numpy.typing as npt
-
-from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec
+from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.aggregate import ServerState
 from fedpeft.errors import SpecMismatch
-from fedpeft.ids import BlockId
 from fedpeft.round.device.agreed import expect_agreed
 from fedpeft.round.device.pins import FORMS, pinned, run_key
+from fedpeft.round.device.received import expect_only_head_moved, expect_range, measured_only, state_of
 from fedpeft.round.device.records import ForkSeen, HeldBlocks, RunPin, SeenLinks, kept
 from fedpeft.round.history import BURNT, Forked, KnownHistory, MissingLinks, followed, genesis, linked, read_history
 from fedpeft.round.linking import sums_digest
@@ -37,12 +33,8 @@ __all__ = [
     "receive",
 ]
 
-Vector = npt.NDArray[np.float32]
 HELD = "held-blocks"
 HEAD_SIZE = len(BURNT)
-
-LARGEST_PLACE = 2.0**24
-"""Up to here float32 holds every whole number: what FISH names a weight by, in a block that the coordinator writes."""
 
 NOTHING_OPENED = sums_digest({})
 """Of a round whose blocks all stayed masked: its link has no words to send, and its step is one without sums."""
@@ -169,15 +161,6 @@ def known_links(store: DeviceStore, run_id: str, mark: HighWaterMark | None) -> 
     return mark.round_id - 1 if whole and mark is not None and mark.history else 0
 
 
-def _check_range(block: BlockSpec, values: Vector, limit: float) -> None:
-    """Finite and within the plan's limit; whole numbers of a block that nobody trains may be as large as a place."""
-    sizes = np.abs(values)
-    if not block.trainable:
-        sizes = sizes[(sizes > LARGEST_PLACE) | (values != np.rint(values))]  # NaN is no whole number
-    if not (largest := float(sizes.max(initial=0.0))) <= limit:
-        raise SpecMismatch(f"{block.block_id}: expected finite values of at most {limit:g}, found {largest:g}.")
-
-
 def receive(
     store: DeviceStore, spec: AdapterSpec, signed: SignedRequest, request: FitRequest
 ) -> AdapterState | FailureReason:
@@ -195,7 +178,7 @@ def receive(
     held = held if held is not None and held.run_id == signed.plan.run_id else None
     round_id, memory = signed.terms.round_id, None
     if held is not None and _digest_of(held) == signed.work.state and _unmoved(store, held, round_id):
-        state, memory = _state_of(spec, signed, {part.block_id: part.values for part in held.blocks}), held.server
+        state, memory = state_of(spec, signed.plan, {part.block_id: part.values for part in held.blocks}), held.server
     elif held is not None and (link := _step_to_follow(store, spec, signed.plan, held, round_id)) is not None:
         if not request.sums and link.sums != NOTHING_OPENED:
             return FailureReason.MISSING_HISTORY
@@ -209,7 +192,11 @@ def receive(
         digests = {block_id: hashlib.sha256(blocks[block_id]).hexdigest() for block_id in names}
         if state_digest(digests) != signed.work.state:
             return FailureReason.MISSING_STATE
-        state = _state_of(spec, signed, blocks)
+        state = state_of(spec, signed.plan, blocks)
+        between = None if held is None else _links_from(store, held.run_id, held.round_id, round_id)
+        if held is not None and between is not None and measured_only(signed.plan, spec, between):
+            expect_only_head_moved({entry.block_id: entry.sha256 for entry in held.digests}, state)
+            memory = held.server  # no step along a gradient: moments and controls stay
         if round_id == 1 or not keeps_memory(signed.plan):
             memory = ServerState().to_safetensors()
     _expect_controls(signed, request, memory)
@@ -253,7 +240,7 @@ def _stepped(
     link: Link,
     sums: tuple[BlockPayload, ...],
 ) -> tuple[AdapterState, bytes]:
-    before = _state_of(spec, signed, {part.block_id: part.values for part in held.blocks})
+    before = state_of(spec, signed.plan, {part.block_id: part.values for part in held.blocks})
     factor = held.learning_rate_factor
     if held.round_id != link.round_id:  # burnt rounds lie between; the schedule went on
         factor = learning_rate_factor(signed.plan.train, signed.plan.rounds, link.round_id)
@@ -265,7 +252,7 @@ def _stepped(
             f"Expected the state that follows from the sums of round {link.round_id}, found another in the terms: "
             "its coordinator changed it, or computes otherwise."
         )
-    _expect_range(signed, state)
+    expect_range(signed.plan, state)
     return state, server.to_safetensors()
 
 
@@ -277,22 +264,6 @@ def _expect_controls(signed: SignedRequest, request: FitRequest, memory: bytes |
     payloads = [BlockPayload(block_id=name, values=own[name].astype("<f4").tobytes()) for name in sorted(own)]
     if controls_digest(payloads) != signed.work.controls:
         raise SpecMismatch("Expected the controls that follow from the sums so far, found others.")
-
-
-def _state_of(spec: AdapterSpec, signed: SignedRequest, blocks: Mapping[BlockId, bytes]) -> AdapterState:
-    vectors: dict[BlockId, Vector] = {}
-    for block in spec.blocks:
-        values = blocks[block.block_id]
-        if len(values) != 4 * block.size:
-            raise SpecMismatch(f"{block.block_id}: expected {4 * block.size} bytes, found {len(values)}.")
-        vectors[block.block_id] = np.frombuffer(values, "<f4").astype(np.float32)
-        _check_range(block, vectors[block.block_id], signed.plan.max_state)
-    return AdapterState(spec, vectors)
-
-
-def _expect_range(signed: SignedRequest, state: AdapterState) -> None:
-    for block in state.spec.blocks:
-        _check_range(block, state[block.block_id], signed.plan.max_state)
 
 
 def _hold(store: DeviceStore, signed: SignedRequest, state: AdapterState, memory: bytes | None) -> None:

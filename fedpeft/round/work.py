@@ -216,19 +216,19 @@ def accept_work(
         train=work.train,
         blocks=work.blocks,
         bucket=bucket,
-        controls=_control_vectors(controls, adapter),
+        controls=_control_vectors(controls, adapter, plan.max_state),
     )
 
 
-def _control_vectors(controls: Sequence[BlockPayload], adapter: AdapterSpec) -> dict[BlockId, Vector]:
+def _control_vectors(controls: Sequence[BlockPayload], adapter: AdapterSpec, limit: float) -> dict[BlockId, Vector]:
     sizes = {block.block_id: 4 * block.size for block in adapter.blocks}
     found: dict[BlockId, Vector] = {}
     for part in controls:
         if sizes.get(part.block_id) != len(part.values) or part.block_id in found:
             raise SpecMismatch(f"Expected one control for a block of the adapter, found {part.block_id} otherwise.")
         found[part.block_id] = np.frombuffer(part.values, "<f4").astype(np.float32)
-        if not np.isfinite(found[part.block_id]).all():
-            raise SpecMismatch(f"Expected a finite control of {part.block_id}, found NaN or infinity.")
+        if not (largest := float(np.abs(found[part.block_id]).max(initial=0.0))) <= limit:
+            raise SpecMismatch(f"Expected a finite control of {part.block_id} of at most {limit:g}, found {largest:g}.")
     return found
 
 

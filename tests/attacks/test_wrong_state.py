@@ -13,21 +13,24 @@ import pytest
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import ServerState
-from fedpeft.config.model import Rounds
+from fedpeft.config.model import Adapter, Lora, Rounds
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.round.coordinator import run_round
+from fedpeft.round.device.records import HeldBlocks
 from fedpeft.round.history import Past
 from fedpeft.round.linking import link_of, summed_blocks, sums_digest
 from fedpeft.round.messages import BlockDigest, BlockPayload
-from fedpeft.round.plan import LearningPlan
+from fedpeft.round.plan import MAX_STATE, LearningPlan
+from fedpeft.round.run_memory import HELD
 from fedpeft.round.task import PublishedSums, RoundOutcome
 from fedpeft.round.transition import next_state
 from fedpeft.round.work import state_digest
 from fedpeft.testing.clock import FakeClock
 from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, toy_past, toy_task
 from fedpeft.testing.network import InMemoryTransport
-from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
+from fedpeft.testing.trainers import FROZEN, GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
+from fedpeft.wire import decode
 
 N = 6
 SPEC = toy_spec({"head": N})
@@ -46,10 +49,10 @@ def fleet() -> ToyFleet:
 class Run:
     """A run of real devices; its coordinator says what it likes about the state after round 1."""
 
-    def __init__(self, fleet: ToyFleet, plan: LearningPlan = PLAN) -> None:
-        self.fleet, self.plan, self.members = fleet, plan, fleet.members()
-        self.begun = toy_past(plan, STATE, rounds=0)
-        self.first = self.asked(self.begun, STATE, None)
+    def __init__(self, fleet: ToyFleet, plan: LearningPlan = PLAN, state: AdapterState = STATE) -> None:
+        self.fleet, self.plan, self.members, self.state = fleet, plan, fleet.members(), state
+        self.begun = toy_past(plan, state, rounds=0)
+        self.first = self.asked(self.begun, state, None)
         assert isinstance(self.first.result, secagg.Summed)
         self.summed = self.first.result
 
@@ -74,7 +77,7 @@ class Run:
 
     def sums(self) -> PublishedSums:
         return PublishedSums(
-            before=tuple(BlockDigest(block_id=name, sha256=sha256) for name, sha256 in STATE.digests.items()),
+            before=tuple(BlockDigest(block_id=name, sha256=sha256) for name, sha256 in self.state.digests.items()),
             sums=tuple(
                 BlockPayload(block_id=name, values=block.words) for name, block in summed_blocks(self.summed).items()
             ),
@@ -151,3 +154,48 @@ def test_invented_sums_move_the_state_no_further_than_all_inputs_together_could(
     link = replace(run.after(STATE).links[0], sums=sums_digest({HEAD: most.values}))
     moved, _ = next_state(plan, STATE, ServerState(), link, (most,), learning_rate_factor=1.0)
     assert np.abs(moved[HEAD] - STATE[HEAD]).max() <= 0.25 * (1 + 1e-6)
+
+
+MEASURED = BlockId("head")
+TWO = toy_spec({"head": N, "lora.B.t4": N})
+MEANS = toy_plan(TWO, secagg=exact_terms(N)).model_copy(
+    update={"adapter": Adapter.having(Lora(rank=4), head_start="class-means", head_refresh=3)}
+)
+
+
+@pytest.mark.parametrize("optimizer", ["none", "momentum"])
+@pytest.mark.parametrize("crafted", ["", "lora.B.t4", FROZEN])
+def test_a_round_that_measures_the_head_is_no_chance_to_bring_in_a_crafted_adapter(
+    crafted: str, optimizer: str
+) -> None:
+    """The head of a refresh does not repeat to the bit, so it is the coordinator's word; nothing else is."""
+    trainers = {f"d{i}": GivenTrainer(TWO, {"head": one_hot(N, i), "lora.B.t4": one_hot(N, i)}) for i in range(N)}
+    aggregate = MEANS.aggregate.model_copy(update={"server_optimizer": optimizer})
+    run = Run(enrol(trainers), MEANS.model_copy(update={"aggregate": aggregate}), toy_state(TWO))
+    head = run.state.replace({MEASURED: np.full(N, 5.0, np.float32)})
+    told = head.replace({BlockId(crafted): np.full(head[BlockId(crafted)].size, 9.0, np.float32)}) if crafted else head
+    outcome = run.asked(run.after(told), told, None)
+    assert len(ready(outcome)) == (0 if crafted else N)
+
+
+def test_moments_outlast_a_round_that_measures_the_head_so_that_the_next_step_can_be_followed() -> None:
+    trainers = {f"d{i}": GivenTrainer(TWO, {"head": one_hot(N, i), "lora.B.t4": one_hot(N, i)}) for i in range(N)}
+    fleet = enrol(trainers)
+    run = Run(
+        fleet,
+        MEANS.model_copy(update={"aggregate": MEANS.aggregate.model_copy(update={"server_optimizer": "momentum"})}),
+        toy_state(TWO),
+    )
+    head = run.state.replace({MEASURED: np.full(N, 5.0, np.float32)})
+    assert len(ready(run.asked(run.after(head), head, None))) == N
+    for store in fleet.stores.values():
+        assert decode(store.values[HELD], HeldBlocks).server is not None
+
+
+def test_a_plan_cannot_lift_the_limit_of_a_states_values(fleet: ToyFleet) -> None:
+    largest = PLAN.model_copy(update={"max_state": 2 * MAX_STATE})
+    with pytest.raises(AssertionError):
+        Run(fleet, largest)
+    for trainer in fleet.trainers.values():
+        assert isinstance(trainer, GivenTrainer)
+        assert trainer.fitted == []

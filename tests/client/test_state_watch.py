@@ -53,6 +53,14 @@ def test_a_head_that_a_round_measured_may_be_anywhere_and_one_that_was_trained_m
         watch.expect_near(means, moved(2e3), 2 * steps)
 
 
+@pytest.mark.parametrize("size", [20.5, 1e4, np.inf, np.nan])
+def test_a_control_that_leads_further_than_training_goes_is_refused(size: float) -> None:
+    watch = StateWatch(20.0)
+    watch.expect_near(PLAN, moved(0.0), 0, {HEAD: np.full(40, 19.5, np.float32)})
+    with pytest.raises(PolicyRefused, match="Expected a control of head within"):
+        watch.expect_near(PLAN, moved(0.0), 5, {HEAD: np.full(40, size, np.float32)})
+
+
 def test_without_a_rule_any_state_is_taken() -> None:
     watch = StateWatch(None)
     for first_step, scale in enumerate((0.0, 1e30)):

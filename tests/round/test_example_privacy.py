@@ -151,6 +151,17 @@ def test_a_training_that_is_lost_and_repeated_is_charged_again(tmp_path: Path) -
     assert site.entries() == 2
 
 
+def test_a_round_of_another_run_in_between_buys_no_second_training_for_one_price(tmp_path: Path) -> None:
+    """One round is open at a time: who asks for another run's makes the device train this one anew."""
+    site = Site(tmp_path)
+    site.fit(1)
+    site.fit(1, PLAN.model_copy(update={"run_id": "another"}))
+    assert isinstance(site.fit(1, attempt=2), Ready)
+    with site.ledger() as ledger:
+        runs = [entry.label.partition(" ")[0] for entry in ledger.entries]
+    assert sorted(runs) == ["another", "toy-run", "toy-run"]
+
+
 def test_past_the_runs_budget_the_device_refuses_and_a_restart_resets_nothing(tmp_path: Path) -> None:
     site = Site(tmp_path)
     for round_id in (1, 2, 3):

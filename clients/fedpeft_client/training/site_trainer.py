@@ -160,7 +160,7 @@ class SiteTrainer:
 
     def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         """See ``Trainer``."""
-        self._watch.expect_near(plan, state, work.first_step)
+        self._watch.expect_near(plan, state, work.first_step, work.controls)
         result = self._for(plan)[1].fit(plan, state, work, effort)
         return replace(result, troubles=(*self._troubles, *result.troubles))
 

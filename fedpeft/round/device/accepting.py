@@ -14,6 +14,7 @@ from fedpeft.round.device.records import RunPin
 from fedpeft.round.messages import BlockPayload, FitRequest
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TASK_METRICS, TRAIN_LOSS, in_bucket
 from fedpeft.round.noise import expect_noise
+from fedpeft.round.plan import MAX_STATE
 from fedpeft.round.rates.search import RATE_PROBES, follows_search
 from fedpeft.round.signed_request import SignedRequest
 from fedpeft.round.terms import expect_terms
@@ -39,6 +40,8 @@ def accepted_work(
         ConfigInvalid: the plan asks for what nothing proves.
     """
     terms, plan = signed.terms, signed.plan
+    if plan.max_state > MAX_STATE:
+        raise SpecMismatch(f"Expected a plan with max_state <= {MAX_STATE:g}, found {plan.max_state:g}.")
     if spec.digest != plan.adapter_spec:
         raise SpecMismatch(f"Expected adapter {plan.adapter_spec[:12]}, built {spec.digest[:12]} on this device.")
     names = [person.device for person in terms.participants]
