@@ -132,11 +132,11 @@ def _recorded(session: Session, root: Path, paths: Sequence[str], file: str, cac
         raise TooSlow
 
     def failed(name: str) -> None:
-        if name not in slow and TooSlow.__name__ in session.reason:
-            slow.append(name)  # a fixture that it shares with a test that was interrupted
-        elif name not in slow:
-            print(f"Expected to pass before anything is changed: {name}.", flush=True)
-            os._exit(1)
+        if name in slow:
+            return
+        if TooSlow.__name__ not in session.reason:  # else it shares a fixture with a test that was interrupted
+            print(f"Expected to pass before anything is changed, and is not used: {name}.", flush=True)
+        slow.append(name)  # a busy machine leaves no time to some; without it only more can seem alive
 
     names = [name for name in session.items if name.partition("::")[0] == file]
     signal.signal(signal.SIGPROF, over)

@@ -78,7 +78,7 @@ class SitePolicy(Section):
     allow_bases: tuple[str, ...] = Field(default=(), description="Digests of bases (`sha256:...`); empty: any.")
     allow_methods: tuple[MethodName, ...] = Field(default=(), description="PEFT methods it trains; empty: any.")
     allow_fast: bool = Field(default=False, description="Whether the secure sum may drop its consistency round.")
-    min_cohort: int = Field(default=3, ge=3, description="Fewer organisations in a sum are refused.")
+    min_cohort: int = Field(default=3, ge=3, description="Runs that open sums of fewer organisations are refused.")
     min_examples: int = Field(default=1, ge=1, description="With fewer examples of its own it adds nothing.")
     declare_size: bool = Field(
         default=True,
@@ -94,13 +94,13 @@ class SitePolicy(Section):
     min_colluders: int = Field(
         default=0,
         ge=0,
-        description="Nothing is opened that the coordinator with so many devices could see through.",
+        description="Runs that the coordinator with so many devices could see through are refused.",
     )
     directory: Literal["follow", "confirm", "pinned", "off"] = Field(
         default="follow",
         description="Of devices met in rounds, names, organisations and keys may not change. New devices: follow: may "
-        "come; confirm: count as colluders until `fedpeft client directory --confirm`; pinned: are refused. off: all "
-        "as the coordinator says.",
+        "come; confirm: count as colluders until `fedpeft client directory --confirm`, and more than a run assumes are "
+        "refused; pinned: are refused. off: all as the coordinator says.",
     )
     max_state_step: float | None = Field(
         default=None,

@@ -5,6 +5,7 @@ from dataclasses import replace
 from fedpeft.ids import ParticipantId
 from fedpeft.secagg.device_state import Advertised, Shared, Violation, agree, reply_key, roster_of, secret_keys
 from fedpeft.secagg.messages import EncryptedShares, Reason, ShareRequest
+from fedpeft.secagg.policy import colluders_objection
 from fedpeft.secagg.primitives import Secret, authenticate, expand, is_signed, prf, seal
 from fedpeft.secagg.roster import Roster
 from fedpeft.secagg.shamir import COEFFICIENT_BYTES, split
@@ -26,6 +27,10 @@ __all__ = ["share"]
 def share(state: Advertised, request: ShareRequest) -> Shared:
     """Checks the roster, then seals a share of every secret for every sharing neighbour."""
     participation, roster = state.participation, roster_of(state.participation, request)
+    # The coordinator says who is there; of fewer members fewer are taken to collude, and nothing was dealt yet.
+    objection = colluders_objection(roster.spec, len(roster.members), participation.min_colluders)
+    if objection is not None:
+        raise Violation(Reason.POLICY, objection)
     peers = _checked_neighbours(state, request, roster)
     own, holders = secret_keys(state.root, participation), roster.sharing_neighbours(participation.me)
     secrets = [own.mask_seed.value, *(seed.value for seed in own.self_seeds)]

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from fedpeft.entropy import Entropy
 from fedpeft.ids import SIZELESS, BlockId, SizeClass
-from fedpeft.secagg.cohort import colluders
 from fedpeft.secagg.device import answer, begin, examine
 from fedpeft.secagg.device_mask import Inputs
 from fedpeft.secagg.device_reveal import AgreedSum, agreed_sum
@@ -27,7 +26,7 @@ from fedpeft.secagg.device_state import (
 from fedpeft.secagg.ledger import Ledger
 from fedpeft.secagg.messages import MaskRequest, Reason, Refusal, Reply, Request, RoundOffer
 from fedpeft.secagg.offer import one_copy, open_spec, open_terms, roster_digest
-from fedpeft.secagg.policy import DevicePolicy, Directory, Enrolled
+from fedpeft.secagg.policy import DevicePolicy, Directory, Enrolled, colluders_objection
 from fedpeft.secagg.primitives import IdentityKey, is_signed
 from fedpeft.secagg.spec import RoundSpec
 from fedpeft.secagg.transcript import offer_context
@@ -206,13 +205,14 @@ def _whole(offer: RoundOffer, state: DeviceState | None, coordinator: bytes) -> 
 def _with_directory(step: DeviceStep, state: Advertised, directory: Directory) -> DeviceStep:
     """The step after the site's directory was asked: only now, since by now the terms are known to be signed.
 
-    Devices that the site has not confirmed count as colluders beside those of the terms: a roster filled up with
-    invented devices then opens nothing.
+    Devices that the site has not confirmed count as colluders: terms that hold against fewer are refused, since a
+    roster filled up with invented devices opens whatever was sent.
     """
-    spec = open_spec(state.participation.offer)
+    participation, spec = state.participation, open_spec(state.participation.offer)
     judged = directory.admit(spec.participants)
-    if isinstance(judged, str):
-        refusal = Refusal(reason=Reason.POLICY, detail=judged)
-        return DeviceStep(Failed(participation=state.participation, reason=refusal.reason, detail=judged), refusal)
-    floor = max(state.participation.min_colluders, colluders(spec, len(spec.participants)) + judged if judged else 0)
-    return replace(step, state=replace(state, participation=replace(state.participation, min_colluders=floor)))
+    objection = judged if isinstance(judged, str) else colluders_objection(spec, len(spec.participants), judged)
+    if objection is not None or isinstance(judged, str):
+        refusal = Refusal(reason=Reason.POLICY, detail=objection or "")
+        return DeviceStep(Failed(participation=participation, reason=refusal.reason, detail=refusal.detail), refusal)
+    floor = max(participation.min_colluders, judged)
+    return replace(step, state=replace(state, participation=replace(participation, min_colluders=floor)))
