@@ -58,6 +58,16 @@ ATTACKS: Mapping[str, Callable[[bool], Finding]] = {
     ),
     "privacy_off_for_one": as_tested(REFUSED, "attacks/test_different_work.py", matching="privacy_cannot"),
     "tier_with_two_colluders": tier_with_two_colluders,
+    "lone_strict_site": as_tested(
+        "nothing: terms weaker than a site's own rules are refused before anything leaves",
+        "attacks/test_strict_site.py",
+    ),
+    "crafted_at_a_refresh": as_tested(
+        "refused: but for the head, a round that measures it leaves the state as it was",
+        "attacks/test_wrong_state.py",
+        matching="measures_the_head",
+    ),
+    "second_look": as_tested("nothing new: the same result, no second draw of noise", "attacks/test_second_look.py"),
     "imprint": as_tested(
         "not prevented without noise; a site may refuse the shapes", "client/test_site.py", matching="imprints"
     ),

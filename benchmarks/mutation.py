@@ -3,13 +3,14 @@
     make mutate                      every mutant that has no verdict yet, or survived older tests: hours
     make mutate SAMPLE=200 SEED=1    a sample, in proportion to each module's mutants: minutes
     python benchmarks/mutation.py [--sample N --seed S] [--only TEXT ...] [--tests PATH ...] [--again] [--survivors]
-        [--by TEST ...] [--report]
+        [--by TEST ...] [--as-recorded] [--report]
 
 Verdicts are kept in ``.mutation/`` as they come; a later call goes on where the last one stopped. A verdict holds
 until the function changes, a survivor's until any test does. ``--report`` runs nothing, ``--only`` takes mutants whose
 key holds the text, ``--again`` forgets theirs, ``--survivors`` judges nothing but what has survived so far,
 ``--tests`` uses these folders of tests alone. First it is recorded, once for each test file, which tests reach which
-lines; not for ``--by``, which asks tests that were just written, each by its name, and keeps what they notice.
+lines; not for ``--by``, which asks tests that were just written, each by its name, and keeps what they notice, nor with
+``--as-recorded``, which goes by what was recorded of a file before it changed: newer tests are not asked.
 
 Survivors that are the same program are explained in benchmarks/mutation_equivalent.toml. The last line is JSON, kept
 in benchmarks/results/mutation.json. What changes: ``mutants/operators.py``. Why own code: ``docs/adr/0022-proof.md``.
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--by", action="append", help="a test file or FILE::test, for the mutants of its package")
     parser.add_argument("--tests", action="append", help="default: " + " ".join(FOLDERS))
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--as-recorded", action="store_true", help="record nothing anew")
     parser.add_argument("--record", action="store_true", help="stop when it is noted which tests reach which lines")
     arguments = parser.parse_args()
     _copy_tree()
@@ -92,7 +94,7 @@ def main() -> None:
     if arguments.by:
         _judge_by(pending, book, arguments.by)
     elif not arguments.report and pending:
-        _judge([] if arguments.record else pending, book, files)
+        _judge([] if arguments.record else pending, book, files, as_recorded=arguments.as_recorded)
     result = _summed(chosen, book, whole=not arguments.only)
     if not arguments.only and not arguments.record:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
@@ -146,7 +148,7 @@ class Book:
 
 
 def _all_mutants() -> list[Mutant]:
-    files = chain.from_iterable(sorted((ROOT / "fedpeft" / package).glob("*.py")) for package in PACKAGES)
+    files = chain.from_iterable(sorted((ROOT / "fedpeft" / package).rglob("*.py")) for package in PACKAGES)
     found = (one for file in files for one in mutants_of(ROOT, str(file.relative_to(ROOT))))
     return [one for one in found if not one.key.startswith(APART)]
 
@@ -177,14 +179,15 @@ def _digest(files: Sequence[str]) -> str:
     return hashlib.sha256(b"".join((ROOT / file).read_bytes() for file in files)).hexdigest()[:16]
 
 
-def _judge(pending: Sequence[Mutant], book: Book, files: Sequence[str]) -> None:
+def _judge(pending: Sequence[Mutant], book: Book, files: Sequence[str], *, as_recorded: bool = False) -> None:
     """First what a forked copy can judge, then what needs a fresh interpreter."""
     paths = sorted({one.path for one in _all_mutants()})
     imported: list[Mutant] = []
     fresh = Fresh(ROOT, PYTEST)
 
     def work(session: Session) -> None:
-        record(session, ROOT, paths, KEPT / "reach", files)
+        if not as_recorded:
+            record(session, ROOT, paths, KEPT / "reach", files)
         reach = Reach(KEPT / "reach", files)
         functions = Functions(ROOT)
         progress = Progress(len(pending))
@@ -214,9 +217,8 @@ class Asked(Reach):
 
     def tests_of(self, mutant: Mutant) -> list[str]:
         """Those that are not of another package, its module's own first."""
-        package, module = Path(mutant.path).parts[-2:]
-        near = [name for name in self.seconds if Path(name).parts[1] not in {*PACKAGES} - {package}]
-        return sorted(near, key=lambda name: not name.startswith(f"tests/{package}/test_{module}::"))
+        near = [name for name in self.seconds if Path(name).parts[1] not in {*PACKAGES} - {mutant.package}]
+        return sorted(near, key=lambda name: not name.startswith(f"{mutant.own_tests}::"))
 
 
 def _judge_by(pending: Sequence[Mutant], book: Book, tests: Sequence[str]) -> None:
@@ -271,10 +273,11 @@ def _files_for(mutant: Mutant, reach: Reach) -> dict[str, float]:
     cost: dict[str, float] = defaultdict(float)
     for name, seconds in reach.seconds.items():
         cost[name.partition("::")[0]] += seconds
-    package, module = Path(mutant.path).parts[-2:]
     reached = reach.files_of(mutant.path)
-    near = [file for file in cost if file.startswith(f"tests/{package}/") or file in reached or "vectors" in file]
-    near.sort(key=lambda file: (file != f"tests/{package}/test_{module}", cost[file]))
+    near = [
+        file for file in cost if file.startswith(f"tests/{mutant.package}/") or file in reached or "vectors" in file
+    ]
+    near.sort(key=lambda file: (file != mutant.own_tests, cost[file]))
     sums = accumulate(map(cost.__getitem__, near))
     return {file: cost[file] for file, sum_ in zip(near, sums, strict=True) if sum_ <= MOST_SECONDS or file == near[0]}
 
@@ -296,7 +299,7 @@ def _summed(chosen: Iterable[Mutant], book: Book, *, whole: bool) -> dict[str, A
             status = "equivalent"
         elif status in ALIVE:
             survivors[one.key] = status
-        counts[Path(one.path).parts[1]][status] += 1
+        counts[one.package][status] += 1
     total = sum(counts.values(), Counter[str]())
     judged = total["killed"] + total["survived"] + total["uncovered"]
     return {

@@ -52,6 +52,16 @@ class Mutant:
     choice: int
     digest: str = field(repr=False)
 
+    @property
+    def package(self) -> str:
+        """Of ``fedpeft``, that its module is in."""
+        return Path(self.path).parts[1]
+
+    @property
+    def own_tests(self) -> str:
+        """The test file of its module, if there is one."""
+        return f"tests/{self.package}/test_{Path(self.path).name}"
+
 
 def mutants_of(root: Path, path: str) -> list[Mutant]:
     """All mutants of one module, in the order of its text."""

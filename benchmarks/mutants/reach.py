@@ -38,8 +38,10 @@ class Reach:
     def __init__(self, folder: Path, files: Sequence[str]) -> None:
         self.seconds: dict[str, float] = {}
         self._lines: dict[tuple[str, str], list[tuple[str, dict[str, list[str]]]]] = defaultdict(list)
-        for file in files:
-            found = json.loads(_place(folder, file).read_text())
+        for place in (_place(folder, file) for file in files):
+            if not place.exists():  # a new file, of which nothing is recorded
+                continue
+            found = json.loads(place.read_text())
             names = list(found["seconds"])
             self.seconds |= found["seconds"]
             for path, functions in found["reached"].items():
@@ -63,7 +65,7 @@ class Reach:
             for name in one
         }
         # The module's own tests first, which are likeliest to notice; slow ones last, or they leave no time for others.
-        own = "tests/{}/test_{}::".format(*Path(mutant.path).parts[-2:])
+        own = f"{mutant.own_tests}::"
         return sorted(
             found, key=lambda name: (self.seconds[name] > SLOW, not name.startswith(own), self.seconds[name], name)
         )

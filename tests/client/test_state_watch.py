@@ -1,5 +1,8 @@
 """A state that no training makes is not trained on."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -8,6 +11,7 @@ from fedpeft.config.model import Adapter, Lora
 from fedpeft.errors import PolicyRefused
 from fedpeft.ids import BlockId
 from fedpeft.testing.trainers import toy_plan, toy_spec, toy_state
+from fedpeft_client.training.device_stores import MemoryStore
 from fedpeft_client.training.state_watch import StateWatch
 
 SPEC = toy_spec({"head": 40})
@@ -21,47 +25,69 @@ def moved(by: float) -> AdapterState:
     return state.replace({HEAD: (state[HEAD] + np.float32(by)).astype(np.float32)})
 
 
+def watching(most: float | None = 20.0, store: MemoryStore | None = None) -> Callable[..., None]:
+    """A device's check, round by round, with what it keeps between them."""
+    return partial(StateWatch(most, store or MemoryStore()).expect_near, start=lambda: moved(0.0))
+
+
 def test_a_state_as_far_as_training_goes_is_taken_and_one_beyond_is_refused() -> None:
-    watch = StateWatch(20.0)
-    watch.expect_near(PLAN, moved(0.0), 0)
-    watch.expect_near(PLAN, moved(19.0 * RATE * 5), 5)
+    watch = watching()
+    watch(PLAN, moved(0.0), 0)
+    watch(PLAN, moved(19.0 * RATE * 5), 5)
     with pytest.raises(PolicyRefused, match="Expected head within"):
-        watch.expect_near(PLAN, moved(1e3), 10)
-    watch.expect_near(PLAN, moved(20.0 * RATE * 5), 10)
+        watch(PLAN, moved(1e3), 10)
+    watch(PLAN, moved(20.0 * RATE * 5), 10)
 
 
 def test_the_largest_state_of_all_is_refused() -> None:
-    watch = StateWatch(20.0)
-    watch.expect_near(PLAN, moved(0.0), 0)
+    watch = watching()
+    watch(PLAN, moved(0.0), 0)
     with pytest.raises(PolicyRefused):
-        watch.expect_near(PLAN, moved(3e38), 5)
+        watch(PLAN, moved(3e38), 5)
 
 
 def test_rounds_that_the_device_missed_count_and_another_run_begins_anew() -> None:
-    watch = StateWatch(20.0)
-    watch.expect_near(PLAN, moved(0.0), 0)
-    watch.expect_near(PLAN, moved(19.0 * RATE * 50), 50)
-    watch.expect_near(PLAN.model_copy(update={"run_id": "another"}), moved(1e6), 60)
+    watch = watching()
+    watch(PLAN, moved(0.0), 0)
+    watch(PLAN, moved(19.0 * RATE * 50), 50)
+    watch(PLAN.model_copy(update={"run_id": "another"}), moved(0.5), 60)
+
+
+def test_a_process_that_ended_between_two_rounds_compares_all_the_same() -> None:
+    """Else a coordinator would only have to wait until it has ended."""
+    store = MemoryStore()
+    watching(store=store)(PLAN, moved(0.0), 0)
+    with pytest.raises(PolicyRefused, match="Expected head within"):
+        watching(store=store)(PLAN, moved(21.0 * RATE * 5), 5)
+    watching(store=store)(PLAN, moved(19.0 * RATE * 5), 5)
+
+
+def test_a_device_that_joins_late_compares_with_what_the_run_began_with() -> None:
+    with pytest.raises(PolicyRefused, match="Expected head within"):
+        watching()(PLAN, moved(21.0 * RATE * 50), 50)
+    watching()(PLAN, moved(19.0 * RATE * 50), 50)
+    elsewhere = PLAN.model_copy(update={"start": "ab" * 32})
+    watching()(elsewhere, moved(1e6), 50)  # that state nobody else can make
 
 
 def test_a_head_that_a_round_measured_may_be_anywhere_and_one_that_was_trained_may_not() -> None:
     means = PLAN.model_copy(update={"adapter": Adapter.having(Lora(rank=4), head_start="class-means")})
-    watch, steps = StateWatch(20.0), PLAN.train.local_steps
-    watch.expect_near(means, moved(0.0), 0)
-    watch.expect_near(means, moved(1e3), steps)  # round 2 begins with the class means of round 1
+    watch, steps = watching(), PLAN.train.local_steps
+    watch(means, moved(0.0), 0)
+    watch(means, moved(1e3), steps)  # round 2 begins with the class means of round 1
     with pytest.raises(PolicyRefused, match="Expected head within"):
-        watch.expect_near(means, moved(2e3), 2 * steps)
+        watch(means, moved(2e3), 2 * steps)
 
 
 @pytest.mark.parametrize("size", [20.5, 1e4, np.inf, np.nan])
 def test_a_control_that_leads_further_than_training_goes_is_refused(size: float) -> None:
-    watch = StateWatch(20.0)
-    watch.expect_near(PLAN, moved(0.0), 0, {HEAD: np.full(40, 19.5, np.float32)})
+    watch = watching()
+    watch(PLAN, moved(0.0), 0, controls={HEAD: np.full(40, 19.5, np.float32)})
     with pytest.raises(PolicyRefused, match="Expected a control of head within"):
-        watch.expect_near(PLAN, moved(0.0), 5, {HEAD: np.full(40, size, np.float32)})
+        watch(PLAN, moved(0.0), 5, controls={HEAD: np.full(40, size, np.float32)})
 
 
 def test_without_a_rule_any_state_is_taken() -> None:
-    watch = StateWatch(None)
+    watch = watching(None)
     for first_step, scale in enumerate((0.0, 1e30)):
-        watch.expect_near(PLAN, moved(scale), first_step)
+        watch(PLAN, moved(scale), first_step)

@@ -6,6 +6,7 @@ before the base is loaded or an example is read.
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.base import ArtifactStore, load_tokenizer
@@ -35,6 +36,7 @@ from fedpeft.wire import encode, message
 from fedpeft_client.site import Site
 from fedpeft_client.site_runs import SiteRuns
 from fedpeft_client.training.capacity import CapacityPlanner, Sensors
+from fedpeft_client.training.device_stores import MemoryStore
 from fedpeft_client.training.examples import Examples
 from fedpeft_client.training.model_pool import ModelPool, Residency
 from fedpeft_client.training.script import Script
@@ -114,7 +116,7 @@ class SiteTrainer:
         self._trainer: tuple[str, CapacityPlanner, TorchTrainer] | None = None
         self._troubles: tuple[str, ...] = ()
         self._same_base = ""
-        self._watch = StateWatch(site.policy.max_state_step)
+        self._watch = StateWatch(site.policy.max_state_step, memory or MemoryStore())
 
     @property
     def methods(self) -> str:
@@ -160,7 +162,8 @@ class SiteTrainer:
 
     def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         """See ``Trainer``."""
-        self._watch.expect_near(plan, state, work.first_step, work.controls)
+        first = partial(self.first_state, plan)
+        self._watch.expect_near(plan, state, work.first_step, start=first, controls=work.controls)
         result = self._for(plan)[1].fit(plan, state, work, effort)
         return replace(result, troubles=(*self._troubles, *result.troubles))
 

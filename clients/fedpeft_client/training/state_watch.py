@@ -3,10 +3,12 @@
 Attacks through the state need one that training does not come to: scales at which rounding is amplified, or a module
 that imprints single examples. A device cannot know what the others sent, but it knows how far optimizers go in so many
 steps. What a round measures instead of training it (class means, a gradient start) is no step and is not compared. The
-last state is kept in memory alone: after a restart the first round is not compared.
+last state is kept durably, since training processes end between rounds; a device that joins late compares with what the
+run began with, as it makes that itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -16,14 +18,30 @@ from fedpeft.adapter import AdapterState
 from fedpeft.aggregate.schedule import measured_blocks, round_of
 from fedpeft.errors import PolicyRefused
 from fedpeft.ids import BlockId
+from fedpeft.round.device.records import kept
+from fedpeft.round.local import DeviceStore
+from fedpeft.round.messages import BlockPayload
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.rates import learning_rates
 from fedpeft.round.rates.search import MOST, follows_search
+from fedpeft.wire import encode, message
 
 __all__ = ["StateWatch"]
 
+KEY = "watched-state"
+
 Vector = npt.NDArray[np.float32]
 NO_CONTROLS: Mapping[BlockId, Vector] = MappingProxyType({})
+
+
+@message(0x018A, kept=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchedState:
+    """Store record: the state that this device trained on last, in which run, and how many steps came before."""
+
+    run_id: str
+    first_step: int
+    blocks: tuple[BlockPayload, ...]
 
 
 class StateWatch:
@@ -31,19 +49,26 @@ class StateWatch:
 
     Args:
         most: root mean square by which a block may move, in learning rates times local steps; None: by any.
+        store: where the last state lies; must outlive the process on a real device.
     """
 
-    def __init__(self, most: float | None) -> None:
-        self._most = most
-        self._last: tuple[str, int, AdapterState] | None = None
+    def __init__(self, most: float | None, store: DeviceStore) -> None:
+        self._most, self._store = most, store
 
     def expect_near(
-        self, plan: LearningPlan, state: AdapterState, first_step: int, controls: Mapping[BlockId, Vector] = NO_CONTROLS
+        self,
+        plan: LearningPlan,
+        state: AdapterState,
+        first_step: int,
+        *,
+        start: Callable[[], AdapterState],
+        controls: Mapping[BlockId, Vector] = NO_CONTROLS,
     ) -> None:
         """Returns if this state may follow the last one, and remembers it.
 
         Args:
             first_step: of the round that begins with it.
+            start: makes what the plan begins with.
             controls: SCAFFOLD's, each of which leads every step of the round as a gradient does: a crafted one makes
                 of any state a crafted one before the second step.
 
@@ -59,22 +84,33 @@ class StateWatch:
                     f"Expected a control of {block_id} within policy.max_state_step={self._most:g}, found {found:.3g}: "
                     "no training leads so far."
                 )
-        last = self._last
-        if last is not None and last[0] == plan.run_id and last[1] < first_step:
+        before, last = self._last(plan, state, start)
+        if last is not None and before < first_step:
             steps = plan.train.local_steps
-            rounds = range(round_of(last[1], steps), round_of(first_step, steps))
+            rounds = range(round_of(before, steps), round_of(first_step, steps))
             measured = frozenset[BlockId]().union(*(measured_blocks(state.spec, plan.adapter, one) for one in rounds))
             blocks = [block.block_id for block in state.spec.blocks if block.block_id not in measured]
             largest = MOST if any(follows_search(plan, state.spec, one) for one in rounds) else 0.0
             for block_id, rate in learning_rates(plan, state.spec, blocks, scale=largest).items():
-                moved = np.subtract(state[block_id], last[2][block_id], dtype=np.float64)
-                found = _root_mean_square(moved) / (rate * (first_step - last[1]))
+                moved = np.subtract(state[block_id], last[block_id], dtype=np.float64)
+                found = _root_mean_square(moved) / (rate * (first_step - before))
                 if not found <= self._most:
                     raise PolicyRefused(
                         f"Expected {block_id} within policy.max_state_step={self._most:g} learning rates a step of the "
                         f"state before, found {found:.3g}: no training goes so far."
                     )
-        self._last = plan.run_id, first_step, state
+        seen = tuple(BlockPayload(block_id=name, values=state[name].astype("<f4").tobytes()) for name in state)
+        self._store.write(KEY, encode(WatchedState(run_id=plan.run_id, first_step=first_step, blocks=seen)))
+
+    def _last(
+        self, plan: LearningPlan, state: AdapterState, start: Callable[[], AdapterState]
+    ) -> tuple[int, AdapterState | None]:
+        """After how many steps this device saw the run last, and in which state; None: nothing to compare with."""
+        found = kept(self._store, KEY, WatchedState)
+        if found is not None and found.run_id == plan.run_id:
+            vectors = {part.block_id: np.frombuffer(part.values, "<f4").astype(np.float32) for part in found.blocks}
+            return found.first_step, AdapterState(state.spec, vectors)
+        return 0, None if plan.start else start()
 
 
 def _root_mean_square(values: npt.NDArray[np.floating]) -> float:
