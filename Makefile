@@ -56,7 +56,7 @@ lint: install-dev ## ruff, mypy and the import contracts.
 unit: install-dev ## The tests that need no model: about a minute.
 	$(PYTEST) -m 'not slow and not gpu and not e2e and not torch'
 
-test: lint ## lint and the test suite; T=PATH: these tests alone.
+test: lint ## lint and the test suite; T=PATH: these tests alone; DRAW=2: other cases of those that are drawn.
 	$(PYTEST) $(T)
 
 slow: install-dev ## The tests marked slow.

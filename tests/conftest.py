@@ -1,11 +1,14 @@
 """What all tests share: Hypothesis and the collector settled, who goes first, what is made once for many."""
 
 import gc
+import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +27,10 @@ settings.register_profile(
     "mutation", derandomize=True, deadline=None, phases=(Phase.explicit, Phase.generate), report_multiple_bugs=False
 )
 settings.load_profile("repeatable")
+
+
+DRAW = os.environ.get("DRAW", "1")
+"""Which cases `make test` draws of a test marked ``drawn``: `make test DRAW=2` draws others, `make slow` the rest."""
 
 
 @pytest.fixture(scope="session")
@@ -79,8 +86,30 @@ def pytest_collection(session: pytest.Session) -> None:
     gc.disable()
 
 
+def leave_to_slow(items: list[pytest.Item]) -> None:
+    """Of a test's cases with equal arguments ``each``, all but ``count`` drawn ones become ``slow``.
+
+    Cases of one property, each of which can fail: a change that breaks it breaks it in some case of every draw.
+    ``whatever(case)``, if given, says of a case's arguments that it is asked in every draw.
+    """
+    groups: dict[object, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        mark = item.get_closest_marker("drawn")
+        if mark is not None and item.get_closest_marker("slow") is None:
+            given = getattr(item, "callspec").params  # noqa: B009 - a test function's, and every case is one
+            if not mark.kwargs.get("always", lambda **_: False)(**given):
+                name = item.nodeid.partition("[")[0]
+                groups[name, tuple(str(given[argument]) for argument in mark.kwargs.get("each", ()))].append(item)
+    for group in groups.values():
+        count = group[0].get_closest_marker("drawn").args[0]  # type: ignore[union-attr]
+        for item in sorted(group, key=lambda item: sha256(f"{DRAW} {item.nodeid}".encode()).digest())[count:]:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``LONG`` goes first; all else stays in its order."""
+    """``drawn`` cases are drawn; ``LONG`` goes first; all else stays in its order."""
+    leave_to_slow(items)
     root = Path(__file__).parent
     place = {root / name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path, len(place)))

@@ -6,7 +6,7 @@ by tests/attacks and benchmarks/attacks.py.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ __all__ = [
     "Loot",
     "Stage2",
     "ask_about_survivors",
+    "ask_to_open",
     "collect_inputs",
     "read_unchecked",
     "recover",
@@ -72,6 +73,10 @@ class Stage2:
     def block(self) -> int:
         """The place of the attacked block."""
         return [block.block_id for block in self.roster.spec.blocks].index(BLOCK)
+
+    def again(self) -> "Stage2":
+        """The same devices, where they are now, for another story: what one is told the other knows nothing of."""
+        return replace(self, round=replace(self.round, fleet=self.round.fleet.again(), replies={}, delayed=[]))
 
 
 @dataclass(kw_only=True)
@@ -154,11 +159,21 @@ def ask_about_survivors(stage: Stage2, told: Mapping[ParticipantId, Members], su
         told: the sharers that single devices are told of; everybody else is told the truth.
         survivors: who is said to have survived. All devices upload; who is not named here "vanished" afterwards.
     """
-    everybody, loot = frozenset(stage.roster.members), collect_inputs(stage, told)
+    return ask_to_open(stage, collect_inputs(stage, told), survivors)
+
+
+def ask_to_open(stage: Stage2, loot: Loot, survivors: Members) -> Loot:
+    """CONSIST and REVEAL for ``survivors``; see ``ask_about_survivors``.
+
+    Args:
+        loot: of ``collect_inputs``; who was told a story of its own is not asked any more. It gets the rest.
+    """
+    everybody = frozenset(stage.roster.members)
+    misled = frozenset(member for member, told in loot.told.items() if told != everybody)
     context = sharers_context(stage.roster.context, pack_members(everybody, stage.roster.members))
     bitmap = pack_members(survivors, stage.roster.members)
     question = ConsistRequest(context=context, survivors=bitmap)
-    replies = {member: stage.round.ask(member, question) for member in sorted(survivors - told.keys())}
+    replies = {member: stage.round.ask(member, question) for member in sorted(survivors - misled)}
     agreements = {member: reply.signature for member, reply in replies.items() if isinstance(reply, Agreement)}
     loot.agreed = len(agreements)
     for member in agreements:

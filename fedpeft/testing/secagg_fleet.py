@@ -45,6 +45,12 @@ class DumpingLedger(MemoryLedger):
         self.dumped[run_id] = dump_state(state)
         self._marks[run_id] = mark_of(state, self._marks.get(run_id))
 
+    def copy(self) -> "DumpingLedger":
+        """Another with the same content."""
+        other = DumpingLedger()
+        other.dumped, other._marks = dict(self.dumped), dict(self._marks)
+        return other
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
@@ -74,6 +80,14 @@ class Fleet:
         self.sessions[member] = DeviceSession(
             ledger=self.ledgers[member], identity=identity, enrolled=self.enrolled(member), policy=self.policy
         )
+
+    def again(self) -> "Fleet":
+        """The same devices in processes of their own, each with what its ledger holds now."""
+        ledgers = {member: ledger.copy() for member, ledger in self.ledgers.items()}
+        other = replace(self, sessions={}, ledgers=ledgers)
+        for member in ledgers:
+            other.restart(member)
+        return other
 
     def enrolled(self, member: ParticipantId) -> Enrolled:
         """What a device's enrolment says of it."""

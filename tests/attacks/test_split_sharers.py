@@ -62,9 +62,9 @@ def _hand_over(stage: Stage2, loot: Loot) -> None:
 
 
 def test_split_sharers_on_a_sparse_graph_open_nothing() -> None:
-    stage = until_masking(two_block_round(160, range(1, 161), corrupt_fraction=0.05, dropout_fraction=0.05))
+    stage = until_masking(two_block_round(132, range(1, 133), corrupt_fraction=0.05, dropout_fraction=0.05))
     around = frozenset(stage.roster.masking_neighbours(VICTIM, stage.block))
-    assert len(around) < 159, "a sparse graph"
+    assert len(around) < 131, "a sparse graph"
     sharing = stage.roster.sharing_neighbours(VICTIM)
     slack = len(sharing) - stage.roster.degree.threshold
     hidden = frozenset([*sorted(around.intersection(sharing))[:slack], *(around.difference(sharing))])

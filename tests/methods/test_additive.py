@@ -67,25 +67,14 @@ def test_the_adapted_model_starts_where_the_method_promises(build, method):
     assert found == (method in STARTS_AS_THE_BASE)
 
 
-# In `make test` one method on each base of each model, the others on a plain encoder and an nf4 decoder; the rest in
-# `make slow`: what differs between packed bases is how a matrix is unpacked.
-QUICK = ((tiny_bert, "plain"), (tiny_llama, "nf4"))
-PLACES = [
-    pytest.param(
-        build, method, encoding, marks=() if method == "bottleneck" or (build, encoding) in QUICK else pytest.mark.slow
-    )
-    for build in BUILDS.values()
-    for method in METHODS
-    for encoding in ("plain", "int8", "nf4")
-]
-ON_ONE = [
-    pytest.param(build, method, marks=() if build is tiny_llama or method == "bottleneck" else pytest.mark.slow)
-    for build in BUILDS.values()
-    for method in METHODS
-]
+ONE_A_METHOD = pytest.mark.drawn(1, each=("method",), always=lambda method, **_: method == "bottleneck")
+"""Models and bases differ in where a method is grafted and how a matrix is unpacked: one method sees them all."""
 
 
-@pytest.mark.parametrize(("build", "method", "encoding"), PLACES)
+@ONE_A_METHOD
+@EACH
+@BOTH
+@pytest.mark.parametrize("encoding", ["plain", "int8", "nf4"])
 def test_training_moves_every_trainable_parameter_and_no_frozen_one(build, method, encoding):
     union = attach(on_base(build, encoding), adapter_of(method), seed=0)
     before = {name: parameter.detach().clone() for name, parameter in union.model.named_parameters()}
@@ -98,7 +87,9 @@ def test_training_moves_every_trainable_parameter_and_no_frozen_one(build, metho
         assert torch.equal(parameter, before[name]) == (name not in own), name
 
 
-@pytest.mark.parametrize(("build", "method"), ON_ONE)
+@ONE_A_METHOD
+@EACH
+@BOTH
 def test_evaluating_between_the_steps_changes_nothing(build, method):
     examples, states = examples_for(build, 24), []
     for evaluates in (True, False):

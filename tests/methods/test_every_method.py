@@ -8,7 +8,7 @@ from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import between_rounds
 from fedpeft.methods import attach, due_blocks
 from fedpeft.testing.methods import CASES, PAIRS, on_base, sizes_of
-from fedpeft.testing.models import class_examples, examples_for, tiny_bert, tiny_llama
+from fedpeft.testing.models import class_examples, examples_for, tiny_bert
 from fedpeft.testing.plans import plan_for
 from fedpeft.tuning import evaluate, train
 
@@ -40,23 +40,12 @@ def trained(union, examples, rounds=1, steps=STEPS, progress=None):
         union.load(between_rounds(union.state(), union.adapter, round_id))
 
 
-EVERYWHERE = ("lora", "dora", "fish")
-"""In `make test` on each base of each model; the others there on a plain encoder and an nf4 decoder, and in `make slow`
-on the rest: what differs between packed bases is how a matrix is unpacked."""
+PLACES = [(method, build, base) for method, build in PAIRS for base in ("plain", "int8", "nf4")]
+ONE_A_METHOD = pytest.mark.drawn(1, each=("method",), always=lambda method, **_: method == "lora")
+"""Models and bases differ in where a method is grafted and how a matrix is unpacked: LoRA sees them all."""
 
 
-def is_quick(method: str, build: object, base: str) -> bool:
-    """Whether `make test` asks it."""
-    return method in EVERYWHERE or (build, base) in ((tiny_bert, "plain"), (tiny_llama, "nf4"))
-
-
-PLACES = [
-    pytest.param(method, build, base, marks=() if is_quick(method, build, base) else pytest.mark.slow)
-    for method, build in PAIRS
-    for base in ("plain", "int8", "nf4")
-]
-
-
+@ONE_A_METHOD
 @pytest.mark.parametrize(("method", "build", "base"), PLACES)
 def test_it_starts_as_the_base_and_training_moves_what_is_due_and_nothing_else(method, build, base):
     case, examples = CASES[method], examples_for(build, 24)
@@ -68,6 +57,7 @@ def test_it_starts_as_the_base_and_training_moves_what_is_due_and_nothing_else(m
     assert evaluate(union, examples, limit=0, batch_size=16).loss_sum < first
 
 
+@ONE_A_METHOD
 @ON_MODELS
 def test_bytes_bring_back_equal_logits(method, build):
     union = attach(build(), CASES[method].adapter, seed=0)
@@ -86,13 +76,8 @@ def test_it_has_as_many_trained_parameters_as_its_formula_says(method, build):
     assert found == CASES[method].size(sizes_of(build))
 
 
-@pytest.mark.parametrize(
-    ("method", "build"),
-    [
-        pytest.param(method, build, marks=() if build is tiny_bert or method in EVERYWHERE else pytest.mark.slow)
-        for method, build in PAIRS
-    ],
-)
+@ONE_A_METHOD
+@ON_MODELS
 def test_an_evaluation_between_two_steps_changes_nothing(method, build):
     examples, states = examples_for(build, 24), []
     for watched in (False, True):  # on a packed base, where bitsandbytes stops training after one evaluation

@@ -45,19 +45,8 @@ RANK_ONE = {
 }  # on some processors the bits of a product with one column depend on the row: micro in those shapes
 
 
-EVERYWHERE = ("lora", "dora", "bottleneck", "prompt")
-"""In `make test` on each base of each model; the others there on a plain encoder and on an nf4 decoder, so that every
-method meets both models, plain and packed matrices and both engines, and in `make slow` on the rest."""
-
-
-def is_quick(method: str, build: object, base: str, engine: Engine) -> bool:
-    """Whether `make test` asks it."""
-    quick = {(tiny_bert, "plain", "fedpeft"), (tiny_bert, "plain", "opacus"), (tiny_llama, "nf4", "fedpeft")}
-    return method in EVERYWHERE or (build, base, engine) in quick
-
-
 PLACES = [
-    pytest.param(method, build, base, engine, marks=() if is_quick(method, build, base, engine) else pytest.mark.slow)
+    (method, build, base, engine)
     for method in get_args(MethodName)
     for build in (tiny_bert, tiny_llama)
     for base in ("plain", "nf4", *(["int8"] if build is tiny_bert else []))
@@ -68,6 +57,7 @@ PLACES = [
 EXAMPLES = 3
 
 
+@pytest.mark.drawn(1, each=("method", "engine"), always=lambda method, **_: method == "lora")
 @pytest.mark.parametrize(("method", "build", "base", "engine"), PLACES)
 def test_what_is_clipped_are_the_gradients_of_single_examples_by_either_engine(method, build, base, engine):
     examples = token_examples(EXAMPLES) if build is tiny_llama else class_examples(EXAMPLES)

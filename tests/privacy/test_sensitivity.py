@@ -2,7 +2,7 @@
 
 The bound holds for each device and each step, so it is measured there: f(D) - f(D - e) for every example e, without
 noise, through the product's own gradients, clip and grid. A state of scale 1e3 or 1e18 amplifies what a matrix product
-rounds: through hooks in batches of whatever shape came, these seven examples moved the sum by 2.15 C (LoRA, both
+rounds: through hooks in batches of whatever shape came, these examples and two more moved the sum by 2.15 C (LoRA, both
 factors, 1e3).
 """
 
@@ -42,8 +42,7 @@ CASES = {
     "lora and bitfit": Adapter(lora=Lora(rank=4), bitfit=BitFit()),
 }
 NOISE = NoiseScale(l2_clip_norm=0.5, noise_multiplier=1.0, sampling_rate=1.0)
-EXAMPLES = 7
-LENGTHS = (1, 64, 20, 3, 33, 2, 9)
+LENGTHS = (1, 64, 20, 3, 2)
 """Unequal, so that whoever leaves changes the shape in which some neighbour would be computed."""
 
 
@@ -79,14 +78,12 @@ def without(examples: EncodedDataset, index: int) -> EncodedDataset:
     return some(examples, [i for i in range(len(examples)) if i != index])
 
 
+@pytest.mark.drawn(2, each=("scale", "engine"), always=lambda case, **_: case == "lora both")
 @pytest.mark.parametrize(
     ("case", "scale", "engine"),
     [
         *((case, 1e3, "fedpeft") for case in CASES),
-        *(
-            pytest.param(case, 1e18, "fedpeft", marks=() if case in ("lora both", "bottleneck") else pytest.mark.slow)
-            for case in CASES
-        ),
+        *((case, 1e18, "fedpeft") for case in CASES),
         *((case, 1.0, engine) for case in ("lora both", "dora") for engine in get_args(Engine)),
         *((case, 1e3, "opacus") for case in ("lora both", "bottleneck")),
     ],
@@ -101,7 +98,7 @@ def test_one_example_more_or_less_moves_the_sum_by_at_most_the_clip_norm(
         np.linalg.norm(whole - whole_sum(union, trained, without(examples, index), engine))
         * NOISE.grid
         / NOISE.l2_clip_norm
-        for index in range(EXAMPLES)
+        for index in range(len(LENGTHS))
     ]
     # Sums are whole numbers and differ by one example's; 1e-9 is what the norm here rounds.
     assert max(moves) <= 1 + 1e-9
@@ -116,14 +113,15 @@ def test_no_neighbour_changes_a_bit_of_an_example_s_gradient(
 ) -> None:
     """Alone, among all, in drawn company and order: through the hooks, also where they would not be used."""
     monkeypatch.setattr(hook_check, "_close", lambda found, exact: True)
-    examples = class_examples(24) if build is tiny_bert else token_examples(24)
+    count = 16
+    examples = class_examples(count) if build is tiny_bert else token_examples(count)
     union = attach(build(), CASES["lora both"], seed=0)
     source = source_of(union, hostile(union, scale), examples, most=8, engine=engine)
     assert source.back_end == {"fedpeft": "hooks", "opacus": "opacus"}[engine]
     lengths = np.array([len(row) for row in examples.input_ids])
     rows: dict[int, torch.Tensor] = {}
     draw = np.random.default_rng(3)
-    for sample in [np.arange(24), *(draw.permutation(24)[: draw.integers(1, 24)] for _ in range(5))]:
+    for sample in [np.arange(count), *(draw.permutation(count)[: draw.integers(1, count)] for _ in range(4))]:
         order = [int(i) for _, piece in pieces(sample, lengths, most=8, longest=64) for i in piece]
         found = torch.cat([torch.cat([g.flatten(1) for g in part], 1) for part in source.gradients(sample)])
         for index, row in zip(order, found, strict=True):

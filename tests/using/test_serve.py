@@ -1,15 +1,12 @@
 """`fedpeft adapter serve` in a process of its own, asked over HTTP: answers, streams, reloads, limits, its end."""
 
 import json
-import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from threading import Event
@@ -22,7 +19,7 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 from fedpeft.cli.serve import RunSource  # noqa: E402
 from fedpeft.errors import ConfigInvalid  # noqa: E402
-from fedpeft.fork_server import ForkedProcess, ForkServer  # noqa: E402
+from fedpeft.fork_server import ForkedProcess  # noqa: E402
 from fedpeft.tasks import Convention  # noqa: E402
 from fedpeft_client.inference import Sampling, TrainedModel  # noqa: E402
 from fedpeft_client.inference.outputs import question_of  # noqa: E402
@@ -31,6 +28,7 @@ from fedpeft_client.serving.registry import AdapterRegistry  # noqa: E402
 from fedpeft_client.serving.requests import RequestRefused, classify_of  # noqa: E402
 from fedpeft_client.serving.server import serve  # noqa: E402
 from fedpeft_server.run.run_view import last_state, read_run  # noqa: E402
+from tests.forked_commands import start_command  # noqa: E402
 from tests.using.conftest import Runs, commit  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.e2e]
@@ -109,18 +107,10 @@ class Server:
     process: ForkedProcess
 
 
-@cache
-def forks() -> ForkServer:
-    """Three servers are started here; torch is loaded once."""
-    modules = ("fedpeft.cli", "fedpeft.api.kept", "fedpeft_client.serving.server", "fedpeft_server.run.run_view")
-    return ForkServer(modules, what="tests")
-
-
 def started(arguments: list[str], store: Path) -> Server:
-    line = ["adapter", "serve", *arguments, "--port", "0", "--store", str(store)]
-    path = os.pathsep.join([str(Path(__file__).parent), *(entry for entry in sys.path if entry)])
+    line = ("adapter", "serve", *arguments, "--port", "0", "--store", store)
     with NamedTemporaryFile(dir=store.parent) as said:
-        process = forks().start("a_command", line, environment={**os.environ, "PYTHONPATH": path}, output=said.fileno())
+        process = start_command(*line, output=said.fileno())
         end = time.monotonic() + 120
         while " serves " not in (text := Path(said.name).read_text()):
             assert process.poll() is None, text
