@@ -4,7 +4,7 @@
 change. Here a file has two halves. A change goes into the half that is not in use, in one write and one sync of blocks
 that are there already; then the other half is overwritten with zeros, so that nothing of the earlier content stays.
 After a crash the file holds its old content or its new one, never a part: a half counts if the digest in its head is
-right, and of two such halves the later one. As before there is one writer a file; readers may come at any time.
+right, and of two such halves the later one. As before there is one writer per file; readers may come at any time.
 
 What a power cut left of an earlier content, because the zeros had not reached the disk, is overwritten by the next
 process's first write. Until then a later half that the disk itself damages gives way to the earlier one: whoever must

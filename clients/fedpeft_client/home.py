@@ -10,7 +10,7 @@
     HOME/keys/ca.crt          that authority, pinned by the join token
     HOME/join.token           only while the operator has not approved
     HOME/site.toml            the site's rules; the site's to edit, never the coordinator's
-    HOME/adapters/            trained adapters that were fetched, one folder a run
+    HOME/adapters/            trained adapters that were fetched, one folder per run
     HOME/bases/               base-model artifacts by content; `join --cache DIR` shares another directory
     HOME/troubles.jsonl       what went wrong here, with its cause; nobody else hears of it
     HOME/runs/                what each run asked for, what its owner said, and what left (SiteRuns)

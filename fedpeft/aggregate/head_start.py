@@ -65,7 +65,7 @@ def method_round(spec: AdapterSpec, adapter: Adapter, round_id: int) -> int:
 
 
 def classifier_of(head: BlockSpec) -> TensorSpec:
-    """The head's matrix with one row a class: its last one; there may be dense layers before it."""
+    """The head's matrix with one row per class: its last one; there may be dense layers before it."""
     return next(tensor for tensor in reversed(head.tensors) if len(tensor.shape) == 2)
 
 

@@ -33,7 +33,7 @@ def data_check(
         columns: our column name -> theirs, e.g. ``{"text": "note"}``.
         task: as in ``task.kind``; None: what the columns say.
         model: count this base's tokens, and check that it fits; None: words.
-        max_length: tokens an example may have; None: run.toml's default, or what the base takes.
+        max_length: tokens that an example may have; None: run.toml's default, or what the base takes.
         holdout: share to hold out.
         seed: of the held-out split.
         progress: told how many rows were read so far.

@@ -12,7 +12,7 @@ with them ``grad_sample`` stays None, which Opacus's optimizer refuses.
 
 ``strict=False`` is needed for DoRA and VeRA, whose frozen buffers Opacus takes for running statistics. Opacus
 leaves to whoever uses it what fedpeft's private steps do besides: Poisson sampling by the operating system's
-randomness, fixed shapes, a loss that is one number an example, noise on a grid, a ledger.
+randomness, fixed shapes, a loss that is one number per example, noise on a grid, a ledger.
 """
 
 from collections.abc import Mapping

@@ -140,7 +140,7 @@ def _expect_as_it_was(config: object, changes: Sequence[str]) -> None:
 
 @contextmanager
 def _threads_kept() -> Iterator[None]:
-    """A simulation computes on one thread a client; the program around it goes on as it was."""
+    """A simulation computes on one thread per client; the program around it goes on as it was."""
     import torch
 
     before = torch.get_num_threads()

@@ -5,10 +5,10 @@ Every encoding is elementwise arithmetic that IEEE 754 defines to the bit, maxim
 instruction set and thread count. Division and multiplication are never fused into one kernel.
 
 ==========  ============================================================================  ==============
-encoding    parts, beside the shape                                                       bits a weight
+encoding    parts, beside the shape                                                       bits per weight
 ==========  ============================================================================  ==============
 plain       ``value`` as the source has it (f32, f16, bf16)                               16 or 32
-int8        ``int8`` codes (shape), ``scale`` f32, one a row: absmax / 127                8 + 32/columns
+int8        ``int8`` codes (shape), ``scale`` f32, one per row: absmax / 127                8 + 32/columns
 int8-g32    ``int8`` codes (shape), ``scale`` f16, one for 32 columns of a row, rounded   8.5
             up; GGUF's Q8_0 comes through exactly
 nf4         ``nf4`` two codes a byte, high first (QLoRA, Dettmers 2023, section 3);       4.13

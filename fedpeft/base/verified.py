@@ -1,4 +1,4 @@
-"""An artifact is verified on use: every byte is hashed once a process, and once more whenever a file was touched.
+"""An artifact is verified on use: every byte is hashed once per process, and once more whenever a file was touched.
 
 A digest that was checked when the base arrived says nothing of the bytes that are read a month later: a disk rots, and
 a shared cache has other writers. What was hashed is remembered by device, inode, size and the times of modification and

@@ -99,7 +99,7 @@ def list_(model: str | None, labels: int, batch_size: int, length: int, store: P
             click.echo(f"  predicted {_cost_text(costs[name])}")
             click.echo(
                 f"  with the base kept packed {packed[name].peak_bytes / 2**20:.0f} MiB at the peak, "
-                f"{packed[name].step_s:.2f} s a step"
+                f"{packed[name].step_s:.2f} s per step"
             )
         elif model is not None:
             click.echo("  not on this base or task")
@@ -277,7 +277,7 @@ def _plan_json(chosen: "CapacityPlan", profile: "DeviceProfile", calibration: "C
 
 def _cost_text(cost: "Estimate") -> str:
     return (
-        f"{cost.trained:,} parameters, {cost.peak_bytes / 2**20:.0f} MiB at the peak, {cost.step_s:.2f} s a step; "
+        f"{cost.trained:,} parameters, {cost.peak_bytes / 2**20:.0f} MiB at the peak, {cost.step_s:.2f} s per step; "
         f"a round {cost.round_s:.0f} s, {cost.bytes_up / 1e3:.0f} kB up, {cost.bytes_down / 1e3:.0f} kB down"
     )
 

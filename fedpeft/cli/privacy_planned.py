@@ -16,7 +16,7 @@ class Planned:
 
     Args:
         facts: the promise's numbers.
-        promise: what belongs to it, one fact a line.
+        promise: what belongs to it, one fact per line.
         remarks: what follows the promise; empty for none.
         about: what the signals are.
         signals: of each size, by its name.

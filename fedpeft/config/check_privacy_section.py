@@ -56,7 +56,7 @@ def privacy_findings(config: RunConfig) -> Iterator[Finding]:
         yield Finding(
             key="aggregate.weight",
             reads=("privacy.unit",),
-            expected='"uniform" under privacy.unit = "client": the noise is sized for one clip norm a device',
+            expected='"uniform" under privacy.unit = "client": the noise is sized for one clip norm per device',
             found=f'"{config.aggregate.weight}"',
             remedy='Set aggregate.weight = "uniform".',
         )

@@ -42,4 +42,4 @@ class Performance(MemoryUse):
     engine: Literal["local", "ray"] = Field(
         default="local", description="In this process, or on Flower's Ray engine (needs the `ray` extra)."
     )
-    workers: int = Field(default=0, ge=0, le=1024, description="Virtual clients at once; 0: one a core.")
+    workers: int = Field(default=0, ge=0, le=1024, description="Virtual clients at once; 0: one per core.")

@@ -68,7 +68,7 @@ class TokenLengths:
         tokenizer: whose tokens; "words" when no base model was named.
         approximate: the counts are words, not tokens.
         percentiles: percent -> tokens; 100 is the longest.
-        max_length: tokens an example may have.
+        max_length: tokens that an example may have.
         truncated: examples longer than that.
     """
 

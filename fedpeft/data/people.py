@@ -38,7 +38,7 @@ PERSON = "person"
 NOBODY = 0
 
 Owners = npt.NDArray[np.uint64]
-"""A number a row, shape (n,): equal for rows of one person, ``NOBODY`` for a row without one."""
+"""A number per row, shape (n,): equal for rows of one person, ``NOBODY`` for a row without one."""
 
 PERCENTILES = (50, 90, 99, 100)
 

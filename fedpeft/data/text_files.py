@@ -77,7 +77,7 @@ def read_json(path: Path, log: ProblemLog) -> Iterator[Row]:
         found = f"one object with the keys {', '.join(list(value)[:8])}"
         lists = [key for key, inner in value.items() if isinstance(inner, list)]
         remedy = f"Take the list out, e.g. jq -c '.{lists[0]}[]' {path.name} > rows.jsonl." if lists else ""
-        log.add(str(path), "a JSON array of objects, or one object a line", found, remedy)
+        log.add(str(path), "a JSON array of objects, or one object per line", found, remedy)
         return
     for number, row in enumerate(value if isinstance(value, list) else (), 1):
         if isinstance(row, dict):

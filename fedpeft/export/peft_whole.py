@@ -1,7 +1,7 @@
 """IA3 beside LoRA in one PEFT directory: the matrices that a gain scales are written whole, as merging would have them.
 
 (1 + g) * ((W + s B A) x + b) is a linear map of x, so one matrix and one bias hold it exactly, with what LoRA and
-BitFit added there; diag(g) W has full rank, so no LoRA does. The price is d_out d_in values a matrix, which is why it
+BitFit added there; diag(g) W has full rank, so no LoRA does. The price is d_out d_in values per matrix, which is why it
 is asked for (``whole_matrices``) and not the rule. peft takes such modules from ``modules_to_save``.
 """
 

@@ -10,8 +10,8 @@ From round 2 on the k values of ``fish`` are trained and sent, nothing else.
 
 The exact gradient of one example costs no second pass: for a linear module it is the product of its inputs and its
 output's gradients over the tokens. Places are numbers of a matrix and of a weight in it; float32 holds them exactly
-up to 2^24 weights a matrix. A matrix that is used twice, as k and v beside ``llama_adapter``, adds the squares of both
-uses without their cross term: while the gate is zero, as when round 1 begins, there is none.
+up to 2^24 weights per matrix. A matrix that is used twice, as k and v beside ``llama_adapter``, adds the squares of
+both uses without their cross term: while the gate is zero, as when round 1 begins, there is none.
 """
 
 from collections.abc import Sequence

@@ -22,7 +22,7 @@ def attach_head(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, .
     """The classifier's parameters as one block; nothing on a language model.
 
     Raises:
-        ConfigInvalid: class means are asked for, and the head has no matrix with one row a class.
+        ConfigInvalid: class means are asked for, and the head has no matrix with one row per class.
     """
     if not adapter.head or not anatomy.head:
         return ()

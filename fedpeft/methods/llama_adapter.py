@@ -3,7 +3,7 @@
     mix(q, K, V) + g * softmax(q (W_k P)^T / sqrt(d)) (W_v P),    P (p, h), g (1,)
 
 The prompt P of a layer goes through the layer's own key and value matrices; it has no position. With g = 0 the model
-begins as the base (and P's gradient is zero in the first step). p h + 1 parameters a layer. The paper adapts the top
+begins as the base (and P's gradient is zero in the first step). p h + 1 parameters per layer. The paper adapts the top
 layers: ``adapter.layers``. The secure sum's mean is that of the parameters: g and P multiply.
 """
 

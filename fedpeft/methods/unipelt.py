@@ -3,7 +3,7 @@
     q, v:       W x + g_L(x) * scale * B A x
     attention:  softmax([g_P q K_p; q K]) [g_P V_p; V],  g_P of the query's token
     FFN:        y + g_A(y) * (U act(D y + d) + u)
-    g(x) = sigmoid(w x + b),  a number a token
+    g(x) = sigmoid(w x + b),  one number per token
 
 The paper averages a gate over the sentence; here it belongs to a token, since an average would show a decoder what
 follows, and depend on padding. Gates begin at one half, B and U at zero: but for the prefix the model begins as the

@@ -1,4 +1,4 @@
-"""What each method sends: coordinates and bytes a round on given bases, for docs/methods.md. Counted, not measured."""
+"""What each method sends per round: coordinates and bytes on given bases (docs/methods.md). Counted, not measured."""
 
 from collections.abc import Mapping
 

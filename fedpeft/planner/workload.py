@@ -38,9 +38,9 @@ class Workload:
         adapter: the run's; all of it is applied.
         methods, rank, head: what of it is trained (``blocks_for``).
         classes: of the task; 0 for a language model.
-        batch_size, length: examples a step, tokens an example with padding.
+        batch_size, length: examples per step, tokens per example with padding.
         local_steps: steps a round.
-        eval_examples: held-out examples a round.
+        eval_examples: held-out examples per round.
         residency: whether the base is unpacked once (``dense``) or at each use.
         cached_examples: whose activations below the first adapted layer are kept; 0: no cache.
         checkpointing: whether the layers that adapt are computed again in the backward pass.

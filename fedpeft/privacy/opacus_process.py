@@ -1,4 +1,4 @@
-"""The process that runs Opacus's accountants: one question and one answer a line.
+"""The process that runs Opacus's accountants: one question and one answer per line.
 
 It starts with the first question and ends by itself when nobody has asked for ``IDLE_S`` or whoever asked is gone, so
 a coordinator does not carry it for the months that it runs.

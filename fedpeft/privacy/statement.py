@@ -55,7 +55,7 @@ class Statement:
         return self.opinions.charged
 
     def lines(self) -> tuple[str, ...]:
-        """What to print, one fact a line."""
+        """What to print, one fact per line."""
         metrics = "metrics: none are collected; loss, accuracy and counts would be releases of their own"
         if self.noised_metrics:
             metrics = (
@@ -159,7 +159,7 @@ class ExampleStatement:
         return found if found.charged >= self.epsilon else replace(found, ours=self.epsilon)
 
     def lines(self) -> tuple[str, ...]:
-        """What to print, one fact a line."""
+        """What to print, one fact per line."""
         found = self.opinions()
         people = self.unit == "person"
         one, many = ("person", "people") if people else ("example", "examples")

@@ -147,7 +147,7 @@ class BlockEncoding:
 
         Args:
             vector: (P,) float32 or float64, finite. Exact ranges: whole numbers within their range.
-            bits: rounding randomness; 16 bits a coordinate that is not exact.
+            bits: rounding randomness; 16 bits per coordinate that is not exact.
 
         Returns:
             (words,) of the ring's word; each lane in [0, 2 * levels].

@@ -1,4 +1,4 @@
-"""The coordinator's exchanges of one attempt: who is where, what is sent to whom, what came back and what it took."""
+"""The coordinator's exchanges of one attempt: members and their nodes, requests, replies, and traffic."""
 
 import hashlib
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
@@ -75,7 +75,7 @@ class Attempt:
     def fit(
         self, offers: Mapping[ParticipantId, secagg.Request], state: AdapterState, *, deadline_s: float
     ) -> Generator[tuple[ParticipantId, secagg.Reply | str]]:
-        """Stage 1; who lacks state, history or roster that it was thought to have is asked once more for each."""
+        """Stage 1. A device that lacks the state, history or roster it was thought to have is asked once more."""
         asked = sorted(offers, key=self._turn) if self._task.target_cohort else list(offers)
         given: dict[ParticipantId, set[FailureReason]] = {place: set() for place in asked}
 
@@ -139,7 +139,7 @@ class Attempt:
         return hashlib.sha256(f"{self._task.plan.run_id} {self._task.round_id} {self.names[place]}".encode()).digest()
 
     def too_few(self, *, survivors: int, needed: int) -> secagg.Aborted:
-        """The end of a round that nothing of was opened."""
+        """The end of a round of which nothing was opened."""
         return secagg.Aborted(
             reason=secagg.Reason.TOO_FEW_DEVICES,
             detail=f"{survivors} devices finished, {needed} needed.",

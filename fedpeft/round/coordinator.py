@@ -108,7 +108,7 @@ def run_round(
         # A sum that the caller would not use must not be opened: beside the next attempt's it tells too much.
         end = attempt.too_few(survivors=len(summing.requests), needed=rounds.min_devices)
     if end is not None:
-        # Under noise a device masks once a round (ADR 0024): another attempt would find nobody.
+        # Under noise a device masks once per round (ADR 0024): another attempt would find nobody.
         return attempt.outcome(end, is_final=masked and task.noise is not None)
     store.keep(attempt.pending(summing))
     return attempt.outcome(_opened(summing, attempt, rounds, store), is_final=True)

@@ -1,4 +1,4 @@
-"""What a round tells whoever watches: one event a transition, for the live table, the log and the records."""
+"""What a round reports to its observers: one event per transition, for the live table, the log and the records."""
 
 import enum
 from collections.abc import Callable

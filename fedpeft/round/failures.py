@@ -1,7 +1,7 @@
 """What a device says about its troubles: as good as nothing. What it keeps about them: everything, on the device.
 
 A coordinator chooses the state and the task, so whatever it hears that follows from the examples is an answer to a
-question about them: "not finite", "no examples", "out of memory" each told one bit a round, under either privacy unit
+question about them: "not finite", "no examples", "out of memory" each told one bit per round, under either privacy unit
 (docs/adr/0012-silence-and-size-classes.md). So all refusals for one reason are the same bytes, and after a device has
 begun to touch its examples it is ready whatever happens to them: what it cannot train is zero in the sum, below the
 noise where there is noise. The cause goes to the device's own log, for whoever runs it.

@@ -1,4 +1,4 @@
-"""The history of a run: one link a round, chained by digests in the signed terms (docs/protocol.md, "History").
+"""The history of a run: one link per round, chained by digests in the signed terms (docs/protocol.md, "History").
 
     h_0 = H("genesis"; run id, plan, state of round 1, coordinator's key)      h_r = H("link"; h_{r-1}, encode(Link_r))
 
@@ -60,7 +60,7 @@ class Past:
 
     @classmethod
     def begun(cls, plan: LearningPlan, first: bytes, coordinator: bytes) -> "Past":
-        """Of a run before its first round; arguments as of ``genesis``."""
+        """The past of a run before its first round; arguments as of ``genesis``."""
         return cls(first=first, head=genesis(plan.run_id, plan_digest(plan.to_json()), first, coordinator))
 
     def then(self, link: Link) -> "Past":

@@ -70,7 +70,7 @@ class PendingStore(Protocol):
     """Where a round in its last stages outlives the coordinator's process."""
 
     def keep(self, pending: PendingRound) -> None:
-        """Durable when it returns; called once a round, before any device hears of the survivors.
+        """Durable when it returns; called once per round, before any device hears of the survivors.
 
         Raises:
             FedpeftError: the sum must not be opened, e.g. because the privacy budget is spent.

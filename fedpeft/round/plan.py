@@ -40,7 +40,7 @@ __all__ = [
 MAX_STATE = 1e4
 """Largest magnitude of a trained coordinate of a state: far above what training reaches, far below what makes a loss
 overflow. On the tiny models the largest start is 5 (diff pruning's gates, which are set to 10 when they close), and a
-coordinate moves by about one learning rate a step (benchmarks/state_sizes.py, which was not run on larger ones): ten
+coordinate moves by about one learning rate per step (benchmarks/state_sizes.py, which was not run on larger ones): ten
 thousand steps at 0.1 add a thousand."""
 
 

@@ -104,7 +104,7 @@ def largest_delta(plan: LearningPlan, adapter: AdapterSpec, block_id: BlockId, *
 
 @cache
 def adamw_reach(steps: int) -> float:
-    """How far AdamW leads in so many steps from a fresh start, at a rate of 1: at most, for any gradients.
+    """How far AdamW can move a coordinate in so many steps from fresh moments, at a rate of 1, for any gradients.
 
     Step t goes by |m| / sqrt(v), both means over the gradients so far with weights a_k and b_k that are known. By
     Cauchy and Schwarz it is at most sqrt(sum_k a_k^2 / b_k): 1.0 for one step, 1.04 for the tenth, 2.2 for the

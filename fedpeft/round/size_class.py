@@ -2,7 +2,7 @@
 
 An exact count in any sum is solved from the sums of cohorts that differ, by linear algebra, in about as many rounds as
 there are devices (docs/adr/0012-silence-and-size-classes.md). So no sum holds a count: a device declares the power of
-two nearest to its own once a run, in its signed advert, and every weight and denominator is made of those.
+two nearest to its own once per run, in its signed advert, and every weight and denominator is made of those.
 """
 
 import math

@@ -65,7 +65,7 @@ def round_terms(
     history: bytes,
     noise: NoiseTerms | None = None,
 ) -> secagg.RoundSpec:
-    """The terms for this roster: one summed block a block of the work, or one for each bucket.
+    """The terms for this roster: one summed block per block of the work, or one for each bucket.
 
     The run goes by one name over all its starts: a device that has signed a survivor set in a round signs no other
     (docs/adr/0011-one-sum-per-round.md). Each tensor has a clipping range, that of its block (``ring_range``);

@@ -178,7 +178,7 @@ def next_state(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Numbers:
-    """A link's, unpacked, possible and in the units that deltas were multiplied by."""
+    """The numbers of a link: unpacked, checked, and in the units that deltas were multiplied by."""
 
     survivors: tuple[int, ...]
     owners: tuple[int, ...]
@@ -239,7 +239,7 @@ def _decoded(plan: LearningPlan, adapter: AdapterSpec, link: Link, block_id: Blo
 
 
 def _updates(plan: LearningPlan, adapter: AdapterSpec, opened: Opened) -> list[Mapping[BlockId, Sum]]:
-    """Mean deltas to take a robust statistic of: one a bucket, or one a device where devices are seen."""
+    """Mean deltas to take a robust statistic of: one per bucket, or one per device where devices are seen."""
     if not plan.aggregate.buckets:
         if not opened.individuals:
             raise RunFailed("Expected buckets or single devices' deltas for a robust rule, found neither.")

@@ -1,4 +1,4 @@
-"""What a round needs of a network: send one request a node, hear replies as they come.
+"""What a round needs of a network: send one request per node, hear replies as they come.
 
 The round never sees Flower: ``fedpeft.flower.GridTransport`` is the implementation that runs, in the
 simulation as in the deployment; ``fedpeft.testing`` has faulty ones.
@@ -80,7 +80,7 @@ class Transport(Protocol):
         ...
 
     def exchange(self, stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
-        """Send every request and yield at most one reply a node, in order of arrival.
+        """Send every request and yield at most one reply per node, in order of arrival.
 
         Ends when every node has answered or has had ``deadline_s`` seconds for it. Real devices have them at once,
         from the call; virtual ones take turns on one machine, and each has them from when its turn begins.

@@ -5,7 +5,7 @@
 Pure and total: no clock, file, network or log; no reply raises. A reply that breaks the rules puts its sender out of
 the round with a reason and changes nothing else; duplicates and stragglers are ignored. The caller sends
 ``state.requests`` and calls ``close_stage`` at the stage's deadline or when ``state.waiting`` is empty. Memory: one
-accumulator a block, whatever the number of devices, and the small messages of one stage.
+accumulator per block, whatever the number of devices, and the small messages of one stage.
 """
 
 from collections.abc import Mapping

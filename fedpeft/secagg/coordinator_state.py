@@ -289,7 +289,7 @@ CoordinatorState = Open | Summed | Aborted
 def aborted(
     state: Open, reason: Reason, detail: str, *, blamed: Iterable[ParticipantId] = (), restartable: bool
 ) -> Aborted:
-    """The end of a round without a sum; whoever fell out is not asked again either."""
+    """The end of a round without a sum; devices that dropped out are not asked again either."""
     everyone = frozenset(blamed) | state.rejected.keys()
     return Aborted(
         reason=reason, detail=detail, blamed=everyone, restartable=restartable, rejected=dict(state.rejected)

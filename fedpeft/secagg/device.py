@@ -144,7 +144,7 @@ def answer(
         request: decoded from the wire.
         identity: the enrolled key.
         inputs: read for the first ``MaskRequest`` only: for each owned block its (P,) float32 vector.
-        rounding: read with ``inputs``: asked for 32 bytes a block to seed the stochastic rounding. May be seeded.
+        rounding: read with ``inputs``: asked for 32 bytes per block to seed the stochastic rounding. May be seeded.
         noise: asked for 32 bytes if the terms have noise, which they seed. The operating system's; a test may pass
             another, a run must not: two contributions under the same noise reveal their difference.
 

@@ -1,4 +1,4 @@
-"""What a device remembers between two messages, one frozen dataclass a state, and what it derives from that
+"""What a device remembers between two messages, one frozen dataclass per state, and what it derives from that
 (docs/protocol.md, "Device").
 
     Advertised -> Shared -> Masked -> [Agreed] -> Closed        any violation -> Failed

@@ -43,7 +43,7 @@ class Ledger(Protocol):
 
     @property
     def barrier(self) -> bool:
-        """Whether an earlier ledger was lost: the first round of a run that is heard of may have been signed for."""
+        """Whether an earlier ledger was lost: this device may have signed in the first round it hears of."""
         ...
 
     def sit_out(self, run_id: str, mark: HighWaterMark) -> None:

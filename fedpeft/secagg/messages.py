@@ -1,7 +1,7 @@
 """The messages of the secure sum, in the order in which they travel (docs/protocol.md, "Messages").
 
 Requests go from the coordinator to one device, replies come back; each stage is one request and one reply.
-Bitmaps have one bit a member of the round, most significant bit first; ``ShareRequest.members``, which says who these
+Bitmaps have one bit per member of the round, most significant bit first; ``ShareRequest.members``, which says who these
 are, has one a participant of the terms. Lists that carry no ids are in ascending order of participant id, or of the
 blocks in the ``RoundSpec``.
 """

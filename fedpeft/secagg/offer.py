@@ -1,4 +1,4 @@
-"""What is signed of a round's terms, and the roster beside it, which travels to those only who do not have it.
+"""The signed form of a round's terms, and its roster, which is sent only to devices that do not have it yet.
 
 The signature covers ``RoundTerms``, and these the digest of the roster's one encoding: so a roster that a device kept
 from an earlier round is the one that was signed, or it is not taken (docs/protocol.md, "Terms"; docs/adr/0042).
@@ -63,7 +63,7 @@ class RoundTerms:
 @message(0x030D)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RosterRows:
-    """The participants of a round, 1..n in order, without a byte that follows from the others.
+    """The participants of a round, 1..n in order, without what can be derived.
 
     Args:
         identities: Ed25519 public keys, 32 bytes each.
@@ -137,12 +137,12 @@ def _participants(rows: RosterRows) -> tuple[Participant, ...]:
 
 @lru_cache(maxsize=8)
 def open_terms(spec: bytes) -> RoundTerms:
-    """What is signed in an offer, without its roster; decoded once a process. Raises WireError."""
+    """What is signed in an offer, without its roster; decoded once per process. Raises WireError."""
     return decode(spec, RoundTerms)
 
 
 def open_spec(offer: RoundOffer) -> RoundSpec:
-    """The terms of an offer with its roster; decoded once a process.
+    """The terms of an offer with its roster; decoded once per process.
 
     Raises:
         WireError: not their encoding, or another roster than the terms hold the digest of, or none.
@@ -159,7 +159,7 @@ def _opened(spec: bytes, roster: bytes) -> RoundSpec:
 
 
 def open_checked(offer: RoundOffer) -> RoundSpec:
-    """``open_spec`` of terms that ``check_spec`` finds nothing against; checked once a process.
+    """``open_spec`` of terms that ``check_spec`` finds nothing against; checked once per process.
 
     Raises:
         WireError: see ``open_spec``.
@@ -177,5 +177,5 @@ def _checked(spec: bytes, roster: bytes) -> RoundSpec:
 
 @lru_cache(maxsize=8)
 def one_copy(rows: bytes) -> bytes:
-    """The same bytes, in one place for all the devices of a process: a roster is as long as a round is large."""
+    """The same bytes, stored once for all devices of a process: a roster grows with its round."""
     return rows

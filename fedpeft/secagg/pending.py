@@ -131,7 +131,7 @@ def load_pending(dumped: bytes) -> Open:
     survivors = members_of(kept.survivors, roster.members)
     sizes = [block_encoding(roster.spec, block).size_bytes for block in roster.spec.blocks]
     if survivors is None or len(kept.adverts) != len(roster.members) or [len(words) for words in kept.sums] != sizes:
-        raise IntegrityFailed("Expected a pending sum with an advert a member and a sum a block, found others.")
+        raise IntegrityFailed("Expected a pending sum with one advert per member and one sum per block, found others.")
     terms = SignedTerms(
         spec=roster.spec,
         offer=kept.offer,

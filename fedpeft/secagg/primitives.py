@@ -97,9 +97,9 @@ class IdentityKey:
 
 
 def is_signed(public: bytes, signature: bytes, text: bytes) -> bool:
-    """Whether ``signature`` over ``text`` is by the Ed25519 key ``public``; a malformed key or signature is a plain no.
+    """Whether ``signature`` over ``text`` is by the Ed25519 key ``public``; a malformed key or signature counts as no.
 
-    Computed once a process for texts that are digests: in a simulation every virtual device is shown the same
+    Computed once per process for texts that are digests: in a simulation every virtual device is shown the same
     agreements. All three are public. What is kept is of fixed size, whatever a peer sends.
     """
     if len(public) != KEY_SIZE or len(signature) != SIGNATURE_SIZE:
@@ -176,7 +176,7 @@ def expand(key: bytes, size: int) -> bytes:
 
 
 def seal(key: bytes, nonce: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
-    """AES-256-GCM of ``plaintext``, 16 bytes longer; ``nonce`` (12 bytes) at most once a key."""
+    """AES-256-GCM of ``plaintext``, 16 bytes longer; ``nonce`` (12 bytes) at most once per key."""
     return AESGCM(key).encrypt(nonce, plaintext, associated_data)
 
 
@@ -191,7 +191,7 @@ def open_sealed(key: bytes, nonce: bytes, ciphertext: bytes, associated_data: by
 
 
 def authenticate(key: bytes, stage: int, parts: Sequence[bytes]) -> bytes:
-    """A 16-byte AES-256-GMAC tag over the parts; at most one message a (key, stage).
+    """A 16-byte AES-256-GMAC tag over the parts; at most one message per (key, stage).
 
     GMAC because hashing 4 MB with SHA-256 would cost the coordinator more than adding it up.
     """

@@ -104,7 +104,7 @@ def _trim(left: Polynomial, right: Polynomial) -> Polynomial:
 
 
 def _scaled(polynomial: Polynomial, factor: int) -> list[int]:
-    """Not reduced yet: for ``_trim``, which does."""
+    """A multiple, not reduced modulo the prime yet: ``_trim`` does that."""
     return [value * factor for value in polynomial]
 
 

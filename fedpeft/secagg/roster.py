@@ -132,7 +132,7 @@ class Roster:
         return {m: tuple(i for i, owners in enumerate(self.owner_sets) if m in owners) for m in self.members}
 
     def ciphertext_size(self, dealer: ParticipantId) -> int:
-        """Bytes of each of a dealer's ciphertexts: its key's share and one a block it owns, sealed."""
+        """Bytes of each of a dealer's ciphertexts: its key's share and one per block it owns, sealed."""
         return SHARE_SIZE * (1 + len(self.owned_by(dealer))) + TAG_SIZE
 
     def enough_survive(self, block: int, survivors: Collection[ParticipantId]) -> bool:

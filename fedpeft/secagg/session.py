@@ -40,7 +40,7 @@ def _nothing() -> None:
 
 
 class DeviceSession:
-    """One device's secure sums, one round a run at a time.
+    """One device's secure sums, one round per run at a time.
 
     Args:
         ledger: its memory.
@@ -156,7 +156,7 @@ class DeviceSession:
             request: decoded from the wire.
             inputs: called only when the vectors are needed, once.
             rounding: seeds the stochastic rounding.
-            before_masking: called once an attempt, when the device is about to send its masked input, before anything
+            before_masking: called once per attempt, when the device is about to send its masked input, before anything
                 of that is remembered or sent. What it raises leaves everything as it was. From there on the others
                 can open the sum without this device: a quorum need not hold everybody.
         """

@@ -76,8 +76,8 @@ class SummedBlock:
 
     Args:
         block_id: unique in the round.
-        ranges: consecutive parts of the vector, usually one a tensor, each with its own clipping range.
-        bits: ring bits a coordinate, 8..64; 8, 16 and 32 travel unpadded, other widths as lanes of 64-bit words.
+        ranges: consecutive parts of the vector, usually one per tensor, each with its own clipping range.
+        bits: ring bits per coordinate, 8..64; 8, 16 and 32 travel unpadded, other widths as lanes of 64-bit words.
     """
 
     block_id: BlockId

@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 STAGE_SHARE, STAGE_MASK, STAGE_CONSIST, STAGE_REVEAL = 1, 2, 3, 4
-"""Nonces of the reply tags: one message a stage under one key."""
+"""Nonces of the reply tags: one message per stage under one key."""
 
 
 def id_bytes(participant: ParticipantId | int) -> bytes:
@@ -65,7 +65,7 @@ def offer_context(offer: RoundOffer) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeighbourKeys:
-    """What of an advert its neighbours cannot know: all else is in the terms and the roster.
+    """The part of an advert that neighbours cannot derive from the terms and the roster.
 
     Args:
         channel_key, mask_key: its X25519 public keys.

@@ -30,19 +30,19 @@ class Target(enum.Enum):
     CLASSES = "any number of labels"
     """float32 (n, outputs) of 0 and 1; binary cross entropy, the mean over the outputs."""
     TAGS = "a tag for each word"
-    """One int64 label a token, -100 on special tokens and on the pieces of a word after its first; cross entropy."""
+    """One int64 label per token, -100 on special tokens and on the pieces of a word after its first; cross entropy."""
     NEXT_TOKEN = "the token that follows"  # noqa: S105 - no password
-    """One int64 label a token, not shifted; cross entropy of each from the tokens before it."""
+    """One int64 label per token, not shifted; cross entropy of each from the tokens before it."""
     PREFERENCE = "the answer that is preferred"
-    """One row an example: the preferred answer behind its prompt, then the other one behind the same prompt; either may
-    be missing. One int64 label a token of an answer; the loss is of both answers' log-probabilities
+    """One row per example: the preferred answer behind its prompt, then the other one behind the same prompt; either
+    may be missing. One int64 label per token of an answer; the loss is of both answers' log-probabilities
     (``fedpeft.tuning.preference``)."""
     TARGET_TEXT = "a text of its own"
-    """Source and target in one row, one int64 label a token of the target; cross entropy of each from the source and
+    """Source and target in one row, one int64 label per token of the target; cross entropy of each from the source and
     the target's tokens before it."""
     CLOSER = "texts that belong together"
-    """One row an example: an anchor, then what belongs to it, then, in triplets, what does not; the loss compares every
-    anchor of a batch with all its other texts (``fedpeft.tuning.contrast``)."""
+    """One row per example: an anchor, then what belongs to it, then, in triplets, what does not; the loss compares
+    every anchor of a batch with all its other texts (``fedpeft.tuning.contrast``)."""
 
 
 def no_measure(outputs: tuple[str, ...], scale: Range | None) -> Measure | None:

@@ -72,7 +72,7 @@ class BatchStream:
 
     Args:
         lengths: tokens of each example, (n,).
-        batch_size: examples a batch; the last batches of an epoch may hold fewer.
+        batch_size: examples per batch; the last batches of an epoch may hold fewer.
         seed: fully determines the stream.
         window: batches that are sorted by length together. More pads less and mixes less.
 

@@ -25,7 +25,7 @@ __all__ = ["class_rows", "classifier_weight", "measure_class_means"]
 
 
 def classifier_weight(union: UnionAdapter) -> nn.Parameter:
-    """The matrix with one row a class, (classes, hidden)."""
+    """The matrix with one row per class, (classes, hidden)."""
     return union.parameters(HEAD_BLOCK)[classifier_of(union.spec[HEAD_BLOCK]).name]
 
 

@@ -83,7 +83,7 @@ def evaluate(
         union: the model with its adapter.
         examples: held-out examples.
         limit: how many to take, always the same ones, spread at random; 0 takes all.
-        batch_size: examples a batch.
+        batch_size: examples per batch.
         measure: of the task; None: loss and accuracy alone.
         weights: of each example in the measure's lanes, (n,), above 0; None: all are 1.
         cache: of these examples (``ActivationCache.for_evaluation``); without effect when every layer adapts.
@@ -125,7 +125,7 @@ def evaluate_whole(
     Args:
         model: a classifier, of texts or tokens, or a causal language model.
         examples: of its task.
-        batch_size: examples a batch.
+        batch_size: examples per batch.
         measure: of the task; None: loss and accuracy alone.
 
     Raises:

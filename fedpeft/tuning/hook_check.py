@@ -91,7 +91,7 @@ def hooked_gradients(hooked: PerExample, split: SplitForward, batch: Batch, cach
     with hooked.listening():
         losses = example_losses(split, batch, cache)
         if losses.shape != batch.input_ids.shape[:1]:
-            raise NoBackEnd(f"Expected one loss an example, found {tuple(losses.shape)}.")
+            raise NoBackEnd(f"Expected one loss per example, found {tuple(losses.shape)}.")
         if not losses.requires_grad:
             raise NoBackEnd("Expected a loss that depends on what is trained, found one that does not.")
         hooked.backward(losses.sum())

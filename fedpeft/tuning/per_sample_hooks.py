@@ -1,7 +1,7 @@
 """The gradient of each example on its own, for DP-SGD (Abadi et al. 2016): our own hooks, and the definition.
 
 - ``Hooked``: one forward and one backward pass for the whole batch. Every module that owns trained parameters keeps
-  what it needs in the forward pass, and turns the gradient of its output into one gradient an example. Closed forms
+  what it needs in the forward pass, and turns the gradient of its output into one gradient per example. Closed forms
   for linear layers, LoRA's B, biases, gains and norms (Goodfellow 2015; what Opacus does for the layers it knows);
   for any other module ``vmap`` of its vector-Jacobian product, example by example, the base left out.
 - ``micro_gradients``: the definition: one example at a time. Exact for whatever autograd can differentiate.

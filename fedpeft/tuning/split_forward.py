@@ -112,9 +112,9 @@ class SplitForward:
         """The whole forward pass.
 
         Returns:
-            Logits (n, outputs) and their labels: one row an example, or, by token, one a labelled token; with
-            ``every_position`` one a token, its label ``IGNORED`` where it has none. Of answers to be compared one a
-            labelled token of each answer, of texts that belong together one a text: its vector.
+            Logits (n, outputs) and their labels: one row per example, or, by token, one per labelled token; with
+            ``every_position`` one per token, its label ``IGNORED`` where it has none. Of answers to be compared one per
+            labelled token of each answer, of texts that belong together one per text: its vector.
         """
         return self._run(self._whole, self._apart(batch))
 

@@ -6,8 +6,8 @@ time the logits are made, turned into the loss and into the gradient of the stat
 
     loss_t = logsumexp(W h_t + b) - (W h_t + b)[label_t],    dloss_t/dh_t = W^T (softmax - onehot)
 
-Exact: the same sums, of which those over the vocabulary are in the same order. A packed matrix is unpacked once a step
-instead of twice.
+Exact: the same sums, of which those over the vocabulary are in the same order. A packed matrix is unpacked once
+per step instead of twice.
 """
 
 from collections.abc import Iterator

@@ -41,7 +41,7 @@ class LocalPlan:
 
     Args:
         steps: optimizer steps.
-        batch_size: examples a step.
+        batch_size: examples per step.
         optimizer: ``adamw`` or ``sgd``, without memory of the last round; ``paged-adamw``: with states of 8 bits in
             paged memory on CUDA, as ``adamw`` on a CPU.
         learning_rates: one for each block that is trained; the other blocks are applied and left alone.
@@ -181,7 +181,7 @@ def _corrections(
 
 
 def make_optimizer(trained: Mapping[BlockId, list[nn.Parameter]], plan: LocalPlan) -> torch.optim.Optimizer:
-    """A fresh optimizer: one group a block, at the block's own rate."""
+    """A fresh optimizer: one group per block, at the block's own rate."""
     groups = [{"params": parameters, "lr": plan.learning_rates[block_id]} for block_id, parameters in trained.items()]
     if plan.optimizer == "sgd":
         return torch.optim.SGD(groups, weight_decay=plan.weight_decay)

@@ -31,7 +31,7 @@ __all__ = ["federate", "workers_of"]
 
 
 def workers_of(config: RunConfig) -> int:
-    """How many virtual clients run at once: as configured, or one a core."""
+    """How many virtual clients run at once: as configured, or one per core."""
     return config.performance.workers or len(os.sched_getaffinity(0))
 
 

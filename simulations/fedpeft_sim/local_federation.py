@@ -1,6 +1,6 @@
 """`fedpeft local up`: a real federation on this machine, from the file that `fedpeft simulate` runs.
 
-A coordinator and one device a client, each a process of its own: provisioned, enrolled by token, over TLS, with the
+A coordinator and one device per client, each a process of its own: provisioned, enrolled by token, over TLS, with the
 protocol of a deployment. Everything lies in one folder and stays there, so that a federation that was ended goes on.
 
 ::

@@ -81,7 +81,7 @@ def usual_workload(config: RunConfig, shape: BaseShape, *, length: int, evaluate
 
     Args:
         length: tokens of an example.
-        evaluated: held-out examples a round.
+        evaluated: held-out examples per round.
         trained: examples that may be cached.
     """
     return Workload(

@@ -17,7 +17,7 @@ def full_parameter_bytes(plan: LearningPlan, pool: ModelPool, *, rounds: int, cl
 
 
 def compare(federated: Scores, baselines: Baselines | None, *, task: Task) -> tuple[Comparison, ...]:
-    """One row a client, and one for the union of all held-out examples.
+    """One row per client, and one for the union of all held-out examples.
 
     Args:
         federated: of the state that the run keeps.

@@ -70,6 +70,7 @@ def test_a_text_of_all_positions_is_taken_and_one_beyond_a_table_of_them_is_not(
                 model(input_ids=longer, attention_mask=torch.ones_like(longer))
 
 
+@pytest.mark.drawn(1, each=("name",))
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize("scheme", ["none", "nf4"])
 def test_a_tensor_that_is_not_finite_is_named_and_refused(tmp_path: Path, name: str, scheme: str):

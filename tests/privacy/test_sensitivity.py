@@ -106,6 +106,7 @@ def test_one_example_more_or_less_moves_the_sum_by_at_most_the_clip_norm(
         assert max(moves) > 0.9, "a state at which clipping is at work"
 
 
+@pytest.mark.drawn(1, each=("scale", "engine"))
 @pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
 @pytest.mark.parametrize(("scale", "engine"), [(1.0, "fedpeft"), (1e3, "fedpeft"), (1e3, "opacus")])
 def test_no_neighbour_changes_a_bit_of_an_example_s_gradient(

@@ -62,7 +62,7 @@ def the_sum_is_exact_or_there_is_none(schedule: tuple[int, Mode, list[int], list
 
 
 @pytest.mark.e2e
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(schedules())
 def test_schedules_of_failures_give_an_exact_sum_or_none(schedule: tuple) -> None:
     the_sum_is_exact_or_there_is_none(schedule)

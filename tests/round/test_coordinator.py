@@ -171,6 +171,7 @@ def test_repeated_and_reordered_messages_change_nothing(stage: Stage, kind: str)
     assert all(len(trainer.fitted) == 1 for trainer in attempt.fleet.trainers.values())
 
 
+@pytest.mark.drawn(1, each=("stage", "kind"))
 @pytest.mark.parametrize("stage", TRAINING)
 @pytest.mark.parametrize("at", [0.0, 0.2, 0.5, 0.99])
 @pytest.mark.parametrize("kind", ["corrupt-request", "corrupt-reply"])

@@ -73,7 +73,7 @@ BROKEN: dict[str, Fails] = {
     "no memory, as torch says it": raises(RuntimeError("DefaultCPUAllocator: can't allocate memory")),
     "no disk": raises(ResourceMissing("Expected 900 MiB free in /tmp, found less.")),
     "a file that cannot be read": raises(OSError(5, "Input/output error")),
-    "no gradient of each example": raises(RunFailed("Expected one loss an example, found (3, 2).")),
+    "no gradient of each example": raises(RunFailed("Expected one loss per example, found (3, 2).")),
     "a decomposition that does not converge": raises(np.linalg.LinAlgError("SVD did not converge")),
     "a bug": raises(KeyError("patient 7")),
     "a bug of another kind": raises(AssertionError("patient 7")),
@@ -154,6 +154,7 @@ def test_every_data_dependent_failure_gives_the_same_bytes(unit: Unit, name: str
     assert all(np.isfinite(vector).all() for vector in inputs(fleet).values())
 
 
+@pytest.mark.drawn(1, each=("name",))
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_device_that_failed_goes_through_the_whole_sum_with_zeros(unit: Unit, name: str) -> None:
     """The later stages refuse nothing either, and answer as those of a device that is well."""

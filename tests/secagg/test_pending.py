@@ -108,5 +108,5 @@ def test_a_pending_sum_shows_no_secret() -> None:
 def test_parts_that_contradict_each_other_are_refused(changed: dict[str, object]) -> None:
     _, state = opening(Mode.FULL)
     kept = decode(dump_pending(state), _PendingSum)
-    with pytest.raises(IntegrityFailed, match="an advert a member and a sum a block"):
+    with pytest.raises(IntegrityFailed, match="one advert per member and one sum per block"):
         load_pending(encode(replace(kept, **changed)))  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """What a device trains in a round: what its site names, or the most that fits it now.
 
 The planner is asked anew before every round, because memory that others take and a battery that runs low are no
-property of a run. How the base is held is decided once a run: to change it, the base would be loaded again.
+property of a run. How the base is held is decided once per run: to change it, the base would be loaded again.
 """
 
 import logging

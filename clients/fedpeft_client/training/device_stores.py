@@ -40,7 +40,7 @@ class MemoryStore:
 
 
 class FileStore:
-    """``DeviceStore`` in a directory of its own, mode 0700: one file a key (``fedpeft.kept_file``)."""
+    """``DeviceStore`` in a directory of its own, mode 0700: one file per key (``fedpeft.kept_file``)."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -1,4 +1,4 @@
-"""A client's examples as its trainer needs them: encoded once a task, with the caches of their activations.
+"""A client's examples as its trainer needs them: encoded once per task, with the caches of their activations.
 
 They are private: they stay in this process and in a nameless file of its own, and go with it.
 """

@@ -96,8 +96,8 @@ class StateWatch:
                 found = _root_mean_square(moved) / (rate * (first_step - before))
                 if not found <= self._most:
                     raise PolicyRefused(
-                        f"Expected {block_id} within policy.max_state_step={self._most:g} learning rates a step of the "
-                        f"state before, found {found:.3g}: no training goes so far."
+                        f"Expected {block_id} within policy.max_state_step={self._most:g} learning rates per step of "
+                        f"the state before, found {found:.3g}: no training goes so far."
                     )
         seen = tuple(BlockPayload(block_id=name, values=state[name].astype("<f4").tobytes()) for name in state)
         self._store.write(KEY, encode(WatchedState(run_id=plan.run_id, first_step=first_step, blocks=seen)))

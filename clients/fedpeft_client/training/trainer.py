@@ -1,6 +1,6 @@
 """The device's trainer: its examples, the methods that it can afford, and torch.
 
-Implements ``fedpeft.round.local.Trainer``. Examples are encoded once a task and never leave this object;
+Implements ``fedpeft.round.local.Trainer``. Examples are encoded once per task and never leave this object;
 what leaves is deltas and sums, for the secure aggregation.
 """
 

@@ -143,7 +143,7 @@ def _show(question: "Question") -> None:
         "work": f"{counted(question.rounds, 'round')} of {counted(question.local_steps, 'step')}",
         "data used": f"{question.source} (stays here)",
         "would leave": (
-            f"a masked vector of up to {million:.3g} million numbers a round, sums of loss and accuracy in the same "
+            f"a masked vector of up to {million:.3g} million numbers per round, sums of loss and accuracy in the same "
             "secure sum, and this device's name and size class"
         ),
         "secure sum": f"{question.secure_sum}; asked {question.devices} devices of {question.organisations}",

@@ -1,4 +1,4 @@
-"""Preferred and other answers -> one row of tokens an example; ``fedpeft.tuning.preference`` takes rows apart.
+"""Preferred and other answers -> one row of tokens per example; ``fedpeft.tuning.preference`` takes rows apart.
 
 Each answer stands behind its prompt as a language model's example does, rendered and framed like one, and only its own
 tokens are trained on. The preferred one comes first; ``segments`` is 1 on the other one. So everything that counts,

@@ -1,4 +1,4 @@
-"""Texts that belong together -> one row of tokens an example; ``fedpeft.tuning.several.sides`` takes rows apart.
+"""Texts that belong together -> one row of tokens per example; ``fedpeft.tuning.several.sides`` takes rows apart.
 
 Each text as the tokenizer writes it, with its special tokens, as it is when it is asked for a vector of its own: the
 anchor, the positive one, in triplets the negative one. ``segments`` says which is which. ``task.max_length`` is of each

@@ -1,6 +1,6 @@
 """What one device puts into the secure sum: weighted deltas and metrics, or clipped deltas and nothing else.
 
-``trained`` is called once a round, ``contribution`` once an attempt at it: what an attempt asks for otherwise, its
+``trained`` is called once per round, ``contribution`` once per attempt at it: what an attempt asks for otherwise, its
 buckets or its noise, is made from the same result, so that no second look at the examples can be had.
 """
 

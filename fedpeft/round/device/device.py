@@ -257,7 +257,7 @@ class Device:
         return replace(reply, detail="")  # its text may quote numbers
 
     def _pay(self, opened: OpenRound) -> None:
-        """Charge the site's budget for the round's sum, once a round: others can open what was sent without asking us.
+        """Charge the site's budget for the round's sum, once per round: others can open what was sent without us.
 
         Raises:
             BudgetExhausted: nothing was charged, and nothing is sent.

@@ -1,4 +1,4 @@
-"""What a device rolls its dice with when it measures: bytes that are drawn once and then last.
+"""The randomness of a device's measurements: bytes that are drawn once and kept.
 
 A number that does not move, such as the share of a class among the held-out examples, or the accuracy of a state that
 hardly changes, is solved for one device from sums over cohorts that differ. If it were rounded by fresh draws, the mean

@@ -41,7 +41,7 @@ class HeldBlocks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptResult:
-    """What training gave, as it was: any attempt at the round makes its inputs from this (``LocalResult``).
+    """The result of training, unchanged: every attempt at the round makes its inputs from it (``LocalResult``).
 
     Args:
         deltas: by their names in the adapter, float32 little-endian; neither weighted nor clipped.

@@ -25,7 +25,7 @@ class Sides:
     """The texts of a batch as sequences of their own, ordered by example and within one as in its row.
 
     Args:
-        batch: one row a text: (m, w). Labels are of its tokens, as a language model's; of examples without labels of
+        batch: one row per text: (m, w). Labels are of its tokens, as a language model's; of examples without labels of
             tokens 0, (m,).
         example: of each row, (m,).
         other: which of its example's texts a row is, (m,): 1 on an answer that is not preferred, else 0; of texts that

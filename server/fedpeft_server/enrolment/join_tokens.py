@@ -1,4 +1,4 @@
-"""Join tokens on the coordinator's side: made, listed, revoked, and spent: one use a device that is let in.
+"""Join tokens on the coordinator's side: made, listed, revoked, and spent: one use per admitted device.
 
 Kept is a key derived from the secret, not the secret: enough to check a proof. Whoever can read the registry can
 also make tokens; it is 0600 like the authority's key beside it.

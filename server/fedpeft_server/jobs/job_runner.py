@@ -253,7 +253,7 @@ class JobRunner:
         meters.count("bytes_up_total", event.bytes_up)
         meters.count("bytes_down_total", event.bytes_down)
         match event.kind:
-            case EventKind.ASKED if (event.round_id, event.stage) != self._asked:  # a line a stage, not a device
+            case EventKind.ASKED if (event.round_id, event.stage) != self._asked:  # a line per stage, not per device
                 self._asked = event.round_id, event.stage
                 stage = event.stage.value if event.stage else ""
                 site.tell(f"{where}: asking {event.device} and the others for {stage}, {event.detail}")

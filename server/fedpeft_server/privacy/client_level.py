@@ -1,6 +1,6 @@
 """Client-level privacy of one run, on the coordinator: the noise of a round, the ledger, what was spent.
 
-A charge is made once a round, before the devices hear whose sum it is, and stays made if the round is then burnt: the
+A charge is made once per round, before the devices hear whose sum it is, and stays made if the round is then burnt: the
 coordinator may have seen the sum. So a run that loses rounds late may end before its last one, with exit code 7, and is
 never resumed past its budget.
 """

@@ -94,7 +94,7 @@ def render(view: RunView) -> str:
 
 @cache
 def _template(perplexities: bool) -> "Template":
-    """Compiled once a process; scores are perplexities or shares."""
+    """Compiled once per process; scores are perplexities or shares."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

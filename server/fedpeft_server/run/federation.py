@@ -292,7 +292,7 @@ class Federation:
         )
 
     def _pending_store(self, task: RoundTask, members: Sequence[Member]) -> ChargingPendingStore:
-        label = f"{self._plan.run_id} round {task.round_id}"  # whatever the attempt: one sum a round is opened
+        label = f"{self._plan.run_id} round {task.round_id}"  # whatever the attempt: one sum per round is opened
         return ChargingPendingStore(self._run, task.round_id, self._privacy, label=label, devices=len(members))
 
     def _observe(self, event: Event) -> None:

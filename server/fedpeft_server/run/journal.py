@@ -74,7 +74,7 @@ def remove_folder(path: Path) -> None:
 
 
 class Journal:
-    """A file of JSON objects, one a line, only ever appended to.
+    """A file of JSON objects, one per line, only ever appended to.
 
     Args:
         path: the file; it need not exist.

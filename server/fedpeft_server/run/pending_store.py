@@ -21,7 +21,7 @@ class ChargingPendingStore:
         run: the run directory.
         round_id: the round.
         privacy: of a run under client-level privacy.
-        label: of the charge; one a round.
+        label: of the charge; one per round.
         devices: how many were asked; the noise follows from it.
     """
 

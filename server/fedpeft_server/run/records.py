@@ -1,4 +1,4 @@
-"""What a run directory records, typed: manifest, one row a round, one event a transition, one summary.
+"""What a run directory records, typed: manifest, one row per round, one event per transition, one summary.
 
 Each is one JSON object whose keys are the fields below. Reading is strict: an unknown key, a missing one
 or another type is refused, so a file of another version is never half understood. A change of the fields
@@ -129,7 +129,7 @@ class RoundMetrics:
         seconds: wall time of the round, since the coordinator's last start.
         skipped: block -> why it was not summed.
         rejected: client -> why it was not heard.
-        clients: one entry a device, where the coordinator may tell them apart.
+        clients: one entry per device, where the coordinator may tell them apart.
         checkpoint: file -> ``sha256:<hex>``; filled in by the commit.
         link: the round's link in the history of the run, encoded, hex (docs/protocol.md).
     """
@@ -218,8 +218,8 @@ class Summary:
         bytes_down: to all devices.
         bytes_full_parameters: what a federation of every parameter would have moved; None when unknown.
         metric: what the comparison's numbers are: the task's ``compared``.
-        comparison: one row a client and one for ``all``; empty when no baseline was run.
-        privacy: what the run promised and spent, one fact a line; empty without differential privacy.
+        comparison: one row per client and one for ``all``; empty when no baseline was run.
+        privacy: what the run promised and spent, one fact per line; empty without differential privacy.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT

@@ -3,7 +3,7 @@
     runs/20261122T001231Z-airlines-7f3a/
       run.toml  resolved.toml  adapter.json  manifest.json     written once, manifest last
       metrics.jsonl                                            one row a committed round
-      events.jsonl                                             one line a transition
+      events.jsonl                                             one line per transition
       terms.json                                               the plan and the first state, as devices know them
       attempts.json                                            the last attempt that was begun
       pending/                                                 the round that is being opened (``pending.py``)
@@ -111,7 +111,7 @@ class RunDirectory:
             run_id=run_id,
             created=now.isoformat(timespec="seconds"),
             command=tuple(command),
-            versions=installed_versions(),
+            versions=dict(installed_versions()),
             platform=platform.platform(),
             seeds={"run": config.run.seed},
             base_digest=base_digest,

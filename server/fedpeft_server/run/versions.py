@@ -2,6 +2,9 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
 
 from fedpeft.config import RunConfig
 from fedpeft.config.plugins_used import learning_plugins
@@ -15,15 +18,16 @@ __all__ = ["installed_versions", "plugins_used"]
 _PACKAGES = ("fedpeft", "flwr", "torch", "transformers", "peft", "numpy", "cryptography", "safetensors")
 
 
-def installed_versions() -> dict[str, str]:
-    """Package -> version as installed, or ``absent``; and ``python``."""
+@cache
+def installed_versions() -> Mapping[str, str]:
+    """Package -> version as installed when this process first asked, or ``absent``; and ``python``."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "absent"
-    return versions
+    return MappingProxyType(versions)
 
 
 def plugins_used(config: RunConfig) -> dict[str, str]:
