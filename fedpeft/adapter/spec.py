@@ -110,7 +110,7 @@ class AdapterSpec:
         """
         try:
             spec = cls(blocks=tuple(_block_from(entry) for entry in json.loads(text)["blocks"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise SpecMismatch(f"Expected the JSON of an adapter specification: {error!r}.") from error
         if spec.to_json() != text:
             raise SpecMismatch("Expected canonical JSON (sorted keys, no spaces, no other keys).")

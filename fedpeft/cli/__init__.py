@@ -214,6 +214,11 @@ def _end_at_once_on_the_next_interrupt() -> int:
     with suppress(ValueError):  # not the main thread: nobody interrupts it
         signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
     _say("interrupted")
+    if "ray" in sys.modules:  # its threads outlive an interrupted engine, and crash while Python takes itself apart
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(EXIT_INTERRUPTED)
     return EXIT_INTERRUPTED
 
 

@@ -135,16 +135,10 @@ def summary_of(folder: Path) -> "dict[str, Any]":
 
     Raises:
         DataInvalid: it is no export.
+        IntegrityFailed: what it wrote is damaged.
     """
-    import json
+    from dataclasses import asdict
 
-    from fedpeft.errors import DataInvalid
+    from fedpeft.export.summary import read_summary
 
-    try:
-        summary: dict[str, Any] = json.loads((folder / "inspect.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataInvalid(
-            f"Expected an adapter exported by fedpeft in {folder}, found no inspect.json that can be read ({error}); "
-            "name a run that has finished, or a folder that `fedpeft adapter export` wrote."
-        ) from error
-    return summary
+    return asdict(read_summary(folder))

@@ -30,7 +30,7 @@ command.add_command(compare)
 @json_option
 def list_(folder: Path, as_json: bool) -> None:
     """List the runs in FOLDER (default: runs), oldest first."""
-    from fedpeft.errors import IntegrityFailed
+    from fedpeft.errors import FedpeftError
     from fedpeft_server.run.run_view import list_runs, read_run
 
     paths = list_runs(folder)
@@ -41,7 +41,7 @@ def list_(folder: Path, as_json: bool) -> None:
     for path in paths:
         try:
             view = read_run(path)
-        except IntegrityFailed:
+        except (FedpeftError, OSError):  # one that cannot be read hides no other
             click.echo(f"{path.name:<{width}}  damaged      see `{quoted('fedpeft', 'runs', 'verify', path)}`")
             continue
         accuracy = _last_measured(view.rounds)
@@ -63,12 +63,12 @@ def _last_measured(rows: "Sequence[RoundMetrics]") -> str:
 
 def _run_json(path: Path) -> dict[str, object]:
     """What ``ls`` says of one run."""
-    from fedpeft.errors import IntegrityFailed
+    from fedpeft.errors import FedpeftError
     from fedpeft_server.run.run_view import read_run
 
     try:
         view = read_run(path)
-    except IntegrityFailed as error:
+    except (FedpeftError, OSError) as error:
         return {"run": path.name, "path": str(path), "state": "damaged", "error": str(error)}
     measured = [row for row in view.rounds if row.loss is not None]
     return {

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save
 
 from fedpeft.entropy import generator
-from fedpeft.errors import ConfigInvalid, DataInvalid, SpecMismatch
+from fedpeft.errors import ConfigInvalid, SpecMismatch, foreign
 from fedpeft.export.arithmetic import LowRank, Rule, combine
 from fedpeft.export.card import model_card
-from fedpeft.export.summary import ExportSummary
+from fedpeft.export.summary import ExportSummary, damaged, no_export, read_object, read_summary
 from fedpeft.files import write_file
 
 __all__ = ["Exported", "merge_adapters", "read_exported"]
@@ -54,20 +54,28 @@ def read_exported(folder: Path) -> Exported:
 
     Raises:
         DataInvalid: no adapter exported by fedpeft.
+        IntegrityFailed: a file of it is not as it was written.
     """
     final = folder / "adapters" / "final"
     place = final if final.is_dir() else folder
-    try:
-        settings = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
-        summary = json.loads((place / "inspect.json").read_text(encoding="utf-8"))
-        tensors = load_file(place / "adapter_model.safetensors")
-        whole = None
-        if (place / "union.json").exists():
-            content = (place / "union.json").read_text(encoding="utf-8")
-            whole = (load_file(place / "union.safetensors"), content)
-    except (OSError, ValueError) as error:
-        raise DataInvalid(f"Expected an adapter exported by fedpeft in {folder}: {error}.") from error
-    return Exported(folder=folder, settings=settings, tensors=tensors, summary=summary, whole=whole)
+    summary = read_summary(place)
+    settings = read_object(place / "adapter_config.json")
+    if absent := [name for name in ("peft_type", "task_type") if name not in settings]:
+        raise damaged(place / "adapter_config.json", f"no {absent[0]}")
+    tensors = _read_tensors(place / "adapter_model.safetensors")
+    whole = None
+    if (place / "union.json").exists():
+        content = (place / "union.json").read_text(encoding="utf-8", errors="replace")  # checked by whoever parses it
+        whole = (_read_tensors(place / "union.safetensors"), content)
+    return Exported(folder=folder, settings=settings, tensors=tensors, summary=asdict(summary), whole=whole)
+
+
+def _read_tensors(path: Path) -> Arrays:
+    if not path.exists():
+        raise no_export(path)
+    with foreign(lambda said: damaged(path, said)):
+        tensors: Arrays = load_file(path)
+    return tensors
 
 
 def merge_adapters(

@@ -1,11 +1,22 @@
-"""What an exported adapter directory holds, as a record: ``inspect.json``."""
+"""What an exported adapter directory holds, as a record: ``inspect.json``, written by the export and read back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from fedpeft.bounded_json import JsonLimits, JsonRefused, loads
+from fedpeft.errors import DataInvalid, FedpeftError, IntegrityFailed
 from fedpeft.ids import BlockId
 
-__all__ = ["ExportSummary"]
+__all__ = ["ExportSummary", "damaged", "no_export", "read_object", "read_summary"]
+
+SUMMARY = "inspect.json"
+LIMITS = JsonLimits(max_bytes=64 * 2**20)
+"""Of a file that an export wrote: the names of all blocks and matrices of a large model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +62,57 @@ class ExportSummary:
     def trained_on_quantized(self) -> bool:
         """Whether the weights that it was trained on are not those of the base as published."""
         return self.base_quantize not in ("", "none")
+
+
+def read_summary(folder: Path) -> ExportSummary:
+    """What an export wrote about itself.
+
+    Raises:
+        DataInvalid: ``folder`` is no export.
+        IntegrityFailed: its summary is not as an export writes it.
+    """
+    content = read_object(folder / SUMMARY)
+    try:
+        return _codec().validate_python(dict(content))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise damaged(folder / SUMMARY, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def read_object(path: Path) -> Mapping[str, Any]:
+    """A JSON object that an export wrote.
+
+    Raises:
+        DataInvalid: there is no such file, so its folder is no export.
+        IntegrityFailed: it holds something else.
+    """
+    if not path.exists():
+        raise no_export(path)
+    try:
+        content = loads(path.read_bytes(), LIMITS) if path.is_file() else None
+    except JsonRefused as error:
+        raise damaged(path, str(error)) from error
+    if not isinstance(content, dict):
+        raise damaged(path, "no JSON object")
+    return content
+
+
+def no_export(path: Path) -> FedpeftError:
+    """The refusal of a folder that lacks a file of every export."""
+    return DataInvalid(
+        f"Expected an adapter exported by fedpeft in {path.parent}, found no {path.name}; "
+        "name a run that has finished, or a folder that `fedpeft adapter export` wrote."
+    )
+
+
+def damaged(path: Path, found: str) -> FedpeftError:
+    """The refusal of a file of an export that is not as it was written."""
+    return IntegrityFailed(
+        f"Expected {path} as `fedpeft adapter export` wrote it, found {found}; "
+        "restore it from a copy, or export the run again."
+    )
+
+
+@cache
+def _codec() -> TypeAdapter[ExportSummary]:
+    return TypeAdapter(ExportSummary)

@@ -68,10 +68,20 @@ class GridTransport:
             deadline is the device's own: its time in the queue does not count, and requests that wait for it are not
             made yet.
         poll_s: longest pause between two polls; the first ones are shorter.
+        interrupted: set from another thread, it ends every exchange with KeyboardInterrupt.
     """
 
-    def __init__(self, grid: Grid, clock: Clock, *, at_once: int | None = None, poll_s: float = 0.05) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        clock: Clock,
+        *,
+        at_once: int | None = None,
+        poll_s: float = 0.05,
+        interrupted: threading.Event | None = None,
+    ) -> None:
         self._grid, self._clock, self._at_once, self._poll_s = grid, clock, at_once, poll_s
+        self._interrupted = interrupted or threading.Event()
 
     def nodes(self) -> Sequence[NodeId]:
         """See ``Transport``."""
@@ -81,10 +91,11 @@ class GridTransport:
         """See ``Transport``."""
         queue = iter(requests.items())
         sent: dict[str, _Sent] = {}
-        pause = threading.Event()
         wait_s = 0.001
         try:
             while True:
+                if self._interrupted.is_set():
+                    raise KeyboardInterrupt
                 self._send(queue, sent, stage, deadline_s)
                 if not sent:
                     return
@@ -97,7 +108,7 @@ class GridTransport:
                     self._give_up(late, sent, late=True)
                 wait_s = 0.001 if replies or late else min(2 * wait_s, self._poll_s)
                 if sent and not replies and not late:
-                    pause.wait(wait_s)
+                    self._interrupted.wait(wait_s)
         finally:  # the caller has enough
             self._give_up(list(sent), sent, late=False)
 

@@ -1,5 +1,8 @@
 """`fedpeft runs`, on runs of every state."""
 
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +11,9 @@ from fedpeft.adapter import AdapterSpec
 from fedpeft.cli import main
 from fedpeft.config import parse
 from fedpeft.config.schema import template
+from fedpeft.errors import IntegrityFailed
 from fedpeft.ids import RoundId
-from fedpeft_server.run.records import RoundMetrics
+from fedpeft_server.run.records import RoundMetrics, Summary
 from fedpeft_server.run.run_directory import RunDirectory
 
 
@@ -79,3 +83,73 @@ def test_what_is_no_run_ends_with_three(command: str, tmp_path: Path, capsys: py
     for path in (tmp_path, tmp_path / "absent"):
         assert main(["runs", command, str(path)]) == 3
     assert "Traceback" not in capsys.readouterr().err
+
+
+def _folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def _loop(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.name)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "no UTF-8": lambda path: path.write_bytes(path.read_bytes()[:9] + b"\xff" + path.read_bytes()[9:]),
+    "another value": lambda path: path.write_bytes(b"null\n"),
+    "a list": lambda path: path.write_bytes(b'[1, {"a": 2}]\n'),
+    "deep": lambda path: path.write_bytes(b"[" * 100_000 + b"\n"),
+    "numbers too large": lambda path: path.write_bytes(b'{"round": 1e999, "schema_version": %s}\n' % (b"9" * 30)),
+    "missing": lambda path: path.unlink(missing_ok=True),
+    "a folder": _folder,
+    "a link to itself": _loop,
+}
+FILES = ("manifest.json", "run.toml", "resolved.toml", "adapter.json", "metrics.jsonl", "events.jsonl", "summary.json")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_of_a_run_is_named_by_every_command_that_reads_it(
+    damage: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunDirectory.open(run) as begun:
+        begun.record("run.looked-at")
+        begun.write_summary(Summary(outcome="failed", rounds=1, seconds=1.0, bytes_up=1, bytes_down=1))
+    for name in FILES:
+        damaged = tmp_path / name / "damaged"
+        shutil.copytree(run, damaged)
+        DAMAGES[damage](damaged / name)
+        for command in (("show",), ("show", "--json"), ("compare", str(run)), ("report",), ("verify",)):
+            code = main(["runs", command[0], str(damaged), *command[1:]])
+            said = capsys.readouterr()
+            assert code in (0, 3, 6), (name, command, said)
+            assert "Traceback" not in said.err
+            assert code == 0 or name in said.err, (name, command, said)
+            assert "Errno" not in said.err
+
+
+def test_a_run_that_cannot_be_read_hides_no_other_in_the_list(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, damage in enumerate(DAMAGES.values()):
+        for name in ("manifest.json", "metrics.jsonl"):
+            shutil.copytree(run, other := run.with_name(f"{name}-{number}"))
+            damage(other / name)
+    for options in ((), ("--json",)):
+        assert main(["runs", "ls", str(run.parent), *options]) == 0
+        assert run.name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["empty", "zeros", "another value", "deep", "missing"])
+def test_a_run_whose_rows_are_lost_is_refused_and_keeps_its_checkpoints(damage: str, run: Path) -> None:
+    """Going on from no rows would take each checkpoint for one that a crash left before its row."""
+    with RunDirectory.open(run) as begun:
+        for number in (2, 3):
+            begun.begin_attempt(RoundId(number))
+            begun.commit(RoundId(number), b"state", {}, replace(begun.rounds[0], round=number))
+    DAMAGES[damage](run / "metrics.jsonl")
+    kept = sorted(run.glob("checkpoints/*/*"))
+    with pytest.raises(IntegrityFailed, match="rows"):
+        RunDirectory.open(run)
+    assert sorted(run.glob("checkpoints/*/*")) == kept

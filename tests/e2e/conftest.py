@@ -74,14 +74,16 @@ def scenario(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start(scenario: Path, home: Path) -> Start:
-    """`fedpeft ARGUMENTS` in the scenario's folder, started."""
+    """`fedpeft ARGUMENTS` in the scenario's folder, started; a job has a process group of its own, as in a shell."""
 
-    def starting(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    def starting(*arguments: str | Path, as_a_job: bool = False, **environment: str) -> subprocess.Popen[str]:
         path = os.pathsep.join(entry for entry in sys.path if entry)
         known = {**os.environ, "PYTHONPATH": path, "FEDPEFT_HOME": str(home), "COLUMNS": "200", **environment}
         pipe = subprocess.PIPE
         line = [*COMMAND, *map(str, arguments)]
-        return subprocess.Popen(line, cwd=scenario, env=known, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            line, cwd=scenario, env=known, stdout=pipe, stderr=pipe, text=True, start_new_session=as_a_job
+        )
 
     return starting
 

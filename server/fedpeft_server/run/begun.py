@@ -1,21 +1,25 @@
 """What a run has begun with its devices: the plan and first state that they know it by, and the last attempt."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from fedpeft.adapter import AdapterSpec
+from fedpeft.bounded_json import JsonLimits, loads
 from fedpeft.catalogue.opacus import Engine
 from fedpeft.errors import IntegrityFailed, Problem
 from fedpeft.files import write_file
 from fedpeft.ids import RoundId
 from fedpeft.plugins import expect_installed
-from fedpeft_server.run.records import RunManifest
+from fedpeft_server.run.records import RoundMetrics, RunManifest
 
 __all__ = ["expect_attempts", "expect_same", "keep_terms", "read_attempts", "recorded_engine", "write_attempts"]
 
 ATTEMPTS = "attempts.json"
 TERMS = "terms.json"
+LIMITS = JsonLimits(max_bytes=64 * 2**20)
+"""Of a plan with the names of very many classes."""
 
 
 def expect_same(
@@ -54,7 +58,7 @@ def keep_terms(run: Path, plan: str, first: str, *, begun: bool) -> None:
         write_file(path, json.dumps({"plan": json.loads(plan), "first": first}).encode())
         return
     try:
-        kept = json.loads(path.read_bytes())
+        kept = _read(path)
         sections, state = dict(kept["plan"]), str(kept["first"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityFailed(
@@ -86,7 +90,7 @@ def recorded_engine(run: Path) -> Engine | None:
     if not (run / TERMS).exists():
         return None
     try:
-        found = (json.loads((run / TERMS).read_bytes())["plan"]["privacy"] or {}).get("engine")
+        found = (_read(run / TERMS)["plan"]["privacy"] or {}).get("engine")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityFailed(
             f"Expected {run / TERMS} as this run wrote it, found another; restore it from a copy."
@@ -96,21 +100,36 @@ def recorded_engine(run: Path) -> Engine | None:
     return cast("Engine | None", found)
 
 
-def expect_attempts(run: Path, manifest: RunManifest) -> None:
-    """A run of an earlier version may have opened the sum of its next round already: nobody can tell."""
+def expect_attempts(run: Path, manifest: RunManifest, rounds: Sequence[RoundMetrics]) -> None:
+    """Refuses a run of which nobody can tell which sums it has opened.
+
+    Args:
+        run: the run directory.
+        manifest: where it came from: an earlier version kept no attempts.
+        rounds: every committed one, ascending; a round is begun when the one before is committed.
+
+    Raises:
+        IntegrityFailed: it kept no attempts, or they are ahead of its rounds.
+    """
     if not (run / ATTEMPTS).exists():
         version = manifest.versions.get("fedpeft", "that began it")
         raise IntegrityFailed(
             f"Expected {run / ATTEMPTS}, found none: this run was begun by an earlier version, which did not "
             f"keep its promises across a restart. Finish it with fedpeft {version}, or start a new run."
         )
-    read_attempts(run)
+    begun, _ = read_attempts(run)
+    last = rounds[-1].round if rounds else 0
+    if begun > last + 1:
+        raise IntegrityFailed(
+            f"Expected {run / 'metrics.jsonl'} with the round before {begun}, which this run has begun, found rounds "
+            f"to {last}: rows are lost; restore it from a copy, or start a new run."
+        )
 
 
 def read_attempts(run: Path) -> tuple[RoundId, int]:
     """The last round that was begun, and the last attempt at it."""
     try:
-        found = json.loads((run / ATTEMPTS).read_bytes())
+        found = _read(run / ATTEMPTS)
         return RoundId(int(found["round"])), int(found["attempt"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityFailed(
@@ -122,3 +141,8 @@ def read_attempts(run: Path) -> tuple[RoundId, int]:
 def write_attempts(run: Path, round_id: RoundId, attempt: int) -> None:
     """Keeps, durably, which attempt was begun last."""
     write_file(run / ATTEMPTS, json.dumps({"round": round_id, "attempt": attempt}).encode())
+
+
+def _read(path: Path) -> Any:
+    """The JSON that lies there; whatever else, an ``OSError`` or a ``ValueError``."""
+    return loads(path.read_bytes(), LIMITS)

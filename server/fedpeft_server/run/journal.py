@@ -115,6 +115,10 @@ class Journal:
 
     def _read(self) -> tuple[tuple[str, ...], int, int]:
         """The whole lines, how many bytes they take, and the file's size."""
+        if os.path.lexists(self.path) and not self.path.is_file():
+            raise IntegrityFailed(
+                f"Expected {self.path} as the run wrote it, found something that is no file; restore it from a copy."
+            )
         payload = self.path.read_bytes() if self.path.exists() else b""
         rows = payload.split(b"\n")
         last = len(rows) - 2  # the index of the last row that a newline ends
@@ -136,5 +140,5 @@ class Journal:
 def _is_object(row: bytes) -> bool:
     try:
         return isinstance(json.loads(row), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False

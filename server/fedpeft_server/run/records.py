@@ -260,7 +260,8 @@ def from_json(kind: type[T], text: str, *, where: str) -> T:
         place = ".".join(map(str, first["loc"])) or "the record"
         raise IntegrityFailed(
             f"{where}: expected a {kind.__name__} of schema version {SCHEMA_VERSION}; {place}: {first['msg']}. "
-            "Read it with the fedpeft version named in manifest.json."
+            "If it is damaged, restore it from a copy; if it is of another version, read it with the fedpeft version "
+            "named in manifest.json."
         ) from error
     return record
 

@@ -151,7 +151,7 @@ class RunDirectory:
                     "have been summed, and what they cost in privacy is in no ledger. It can be read, but not "
                     "continued; start a new run."
                 )
-            expect_attempts(path, run.manifest)
+            expect_attempts(path, run.manifest, view.rounds)
             run._recover()
         except BaseException:
             lock.release()

@@ -4,13 +4,15 @@ Safe beside a running writer: every file is replaced whole or appended to by who
 """
 
 import hashlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.config import RunConfig, parse
 from fedpeft.directory_lock import holder
-from fedpeft.errors import ConfigInvalid, DataInvalid, FedpeftError, IntegrityFailed, Problem
+from fedpeft.errors import ConfigInvalid, DataInvalid, FedpeftError, IntegrityFailed, Problem, SpecMismatch
 from fedpeft.plugins import expect_installed
 from fedpeft_server.run.journal import Journal
 from fedpeft_server.run.records import EventRecord, RoundMetrics, RunManifest, Summary, from_json
@@ -90,13 +92,16 @@ def read_run(path: Path) -> RunView:
 
     Raises:
         DataInvalid: this is no run directory.
-        IntegrityFailed: a record is not of this schema, or the rounds are not ascending.
+        IntegrityFailed: a record is not of this schema, the rounds are not ascending, or some of them are lost.
     """
     if not (path / "manifest.json").is_file():
         raise DataInvalid(
             f"Expected a run directory with a manifest.json, found none at {path}; see `fedpeft runs ls`."
         )
     metrics, events = path / "metrics.jsonl", path / "events.jsonl"
+    place = path / "summary.json"  # this and the checkpoints first: a writer adds rows meanwhile
+    summary = from_json(Summary, _text(place), where=str(place)) if os.path.lexists(place) else None
+    kept = _newest_checkpoint(path)
     rounds = tuple(
         from_json(RoundMetrics, line, where=f"{metrics}:{number}")
         for number, line in enumerate(Journal(metrics).lines(), 1)
@@ -104,7 +109,7 @@ def read_run(path: Path) -> RunView:
     numbers = [row.round for row in rounds]
     if numbers != sorted(set(numbers)):
         raise IntegrityFailed(f"{metrics}: expected ascending rounds, found {numbers}; restore it from a copy.")
-    summary = path / "summary.json"
+    _expect_rows(path, rounds, kept, summary)
     return RunView(
         path=path,
         manifest=from_json(RunManifest, _text(path / "manifest.json"), where=str(path / "manifest.json")),
@@ -115,7 +120,7 @@ def read_run(path: Path) -> RunView:
             from_json(EventRecord, line, where=f"{events}:{number}")
             for number, line in enumerate(Journal(events).lines(), 1)
         ),
-        summary=from_json(Summary, _text(summary), where=str(summary)) if summary.exists() else None,
+        summary=summary,
         writer=holder(path),
     )
 
@@ -171,7 +176,7 @@ def kept_state(view: RunView) -> AdapterState | None:
 def _state_of(view: RunView, row: RoundMetrics) -> AdapterState:
     if problems := checkpoint_problems(view.path, row):
         raise IntegrityFailed(f"Expected checkpoint {row.round} as committed, found another.", problems=problems)
-    spec = AdapterSpec.from_json(_text(view.path / "adapter.json"))
+    spec = _spec(view.path)
     payload = (checkpoint_folder(view.path, row.round) / GLOBAL_STATE).read_bytes()
     return AdapterState.from_safetensors(spec, payload)
 
@@ -185,7 +190,7 @@ def verify_run(path: Path) -> tuple[Problem, ...]:
     try:
         view = read_run(path)
         view.config()
-        adapter = AdapterSpec.from_json(_text(path / "adapter.json"))
+        adapter = _spec(path)
     except IntegrityFailed as error:
         return (_problem(path, error),)
     problems: list[Problem] = []
@@ -203,15 +208,50 @@ def verify_run(path: Path) -> tuple[Problem, ...]:
     return tuple(problems)
 
 
+def _spec(path: Path) -> AdapterSpec:
+    try:
+        return AdapterSpec.from_json(_text(path / "adapter.json"))
+    except SpecMismatch as error:
+        raise _damaged(path / "adapter.json", f"another text ({error})") from error
+
+
+def _expect_rows(path: Path, rounds: Sequence[RoundMetrics], kept: int, summary: Summary | None) -> None:
+    """Refuses a metrics.jsonl that has lost rows: a run that went on from there would remove what they committed.
+
+    Args:
+        kept: the newest round that had a checkpoint before the rows were read; 0: none. It may be one ahead of the
+            rows: a crash, or a writer at work, between the two.
+    """
+    last = rounds[-1].round if rounds else 0
+    if kept > last + 1 or (summary is not None and summary.rounds > len(rounds)):
+        at_least = max(kept - 1, 0 if summary is None else summary.rounds)
+        raise _damaged(path / "metrics.jsonl", f"{len(rounds)} whole rows where {at_least} or more were committed")
+
+
+def _newest_checkpoint(path: Path) -> int:
+    names = [folder.name[1:] for folder in (path / "checkpoints").glob("r*/")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
 def _problem(path: Path, error: FedpeftError) -> Problem:
     return Problem(where=str(path), expected="a run as it was recorded", found=str(error))
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, UnicodeDecodeError) as error:
-        raise IntegrityFailed(f"Expected {path} as the run wrote it, found {error}; restore it from a copy.") from error
+        return _bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise _damaged(path, f"no UTF-8 at byte {error.start}") from error
+
+
+def _bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise _damaged(path, "something that is no file" if path.exists() else "nothing")
+    return path.read_bytes()
+
+
+def _damaged(path: Path, found: str) -> IntegrityFailed:
+    return IntegrityFailed(f"Expected {path} as the run wrote it, found {found}; restore it from a copy.")
 
 
 def file_digest(payload: bytes) -> str:
