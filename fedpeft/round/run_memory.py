@@ -8,9 +8,10 @@ from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.aggregate import ServerState
 from fedpeft.errors import SpecMismatch
 from fedpeft.round.device.agreed import expect_agreed
-from fedpeft.round.device.pins import FORMS, pinned, run_key
+from fedpeft.round.device.held import held_state, hold
+from fedpeft.round.device.pins import FORMS, pinned
 from fedpeft.round.device.received import expect_only_head_moved, expect_range, measured_only, state_of
-from fedpeft.round.device.records import ForkSeen, HeldBlocks, RunPin, SeenLinks, kept
+from fedpeft.round.device.records import ForkSeen, HeldBlocks, RunPin, SeenLinks, kept, run_key
 from fedpeft.round.history import BURNT, Forked, KnownHistory, MissingLinks, followed, genesis, linked, read_history
 from fedpeft.round.linking import sums_digest
 from fedpeft.round.local import DeviceStore
@@ -23,7 +24,6 @@ from fedpeft.secagg import HighWaterMark
 from fedpeft.wire import encode
 
 __all__ = [
-    "HELD",
     "advance",
     "earlier_heads",
     "follow",
@@ -33,7 +33,6 @@ __all__ = [
     "receive",
 ]
 
-HELD = "held-blocks"
 HEAD_SIZE = len(BURNT)
 
 NOTHING_OPENED = sums_digest({})
@@ -151,8 +150,8 @@ def fork_seen(store: DeviceStore, run_id: str) -> ForkSeen | None:
 
 def held_digests(store: DeviceStore, run_id: str) -> tuple[BlockDigest, ...]:
     """The blocks of this run's state that are held here; all of it is public."""
-    held = kept(store, HELD, HeldBlocks)
-    return held.digests if held is not None and held.run_id == run_id else ()
+    held = held_state(store, run_id)
+    return () if held is None else held.digests
 
 
 def known_links(store: DeviceStore, run_id: str, mark: HighWaterMark | None) -> int:
@@ -174,8 +173,7 @@ def receive(
     Raises:
         SpecMismatch: it does not follow, or is no state of this adapter: of another length, not finite, out of range.
     """
-    held = kept(store, HELD, HeldBlocks)
-    held = held if held is not None and held.run_id == signed.plan.run_id else None
+    held = held_state(store, signed.plan.run_id)
     round_id, memory = signed.terms.round_id, None
     if held is not None and _digest_of(held) == signed.work.state and _unmoved(store, held, round_id):
         state, memory = state_of(spec, signed.plan, {part.block_id: part.values for part in held.blocks}), held.server
@@ -261,7 +259,7 @@ def _expect_controls(signed: SignedRequest, request: FitRequest, memory: bytes |
     if not signed.plan.train.scaffold or not signed.work.train or memory is None:
         return
     own = ServerState.from_safetensors(memory).control
-    payloads = [BlockPayload(block_id=name, values=own[name].astype("<f4").tobytes()) for name in sorted(own)]
+    payloads = [BlockPayload(block_id=name, values=own[name].astype("<f4").tobytes()) for name in own]
     if controls_digest(payloads) != signed.work.controls:
         raise SpecMismatch("Expected the controls that follow from the sums so far, found others.")
 
@@ -278,4 +276,4 @@ def _hold(store: DeviceStore, signed: SignedRequest, state: AdapterState, memory
         learning_rate_factor=signed.work.learning_rate_factor,
         server=memory,
     )
-    store.write(HELD, encode(record))
+    hold(store, record)

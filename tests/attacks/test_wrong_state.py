@@ -17,12 +17,12 @@ from fedpeft.config.model import Adapter, Lora, Rounds
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.round.coordinator import run_round
+from fedpeft.round.device.held import ASIDE, HELD, held_state
 from fedpeft.round.device.records import HeldBlocks
 from fedpeft.round.history import Past
 from fedpeft.round.linking import link_of, summed_blocks, sums_digest
 from fedpeft.round.messages import BlockDigest, BlockPayload
 from fedpeft.round.plan import MAX_STATE, LearningPlan
-from fedpeft.round.run_memory import HELD
 from fedpeft.round.task import PublishedSums, RoundOutcome
 from fedpeft.round.transition import next_state
 from fedpeft.round.work import state_digest
@@ -108,6 +108,34 @@ def test_an_injected_state_is_refused(fleet: ToyFleet, shown: str) -> None:
         assert isinstance(trainer, GivenTrainer)
         assert len(trainer.fitted) == 1, "no example was touched for it"
     assert isinstance(run.asked(run.after(HONEST), HONEST, run.sums(), attempt=2).result, secagg.Summed)
+
+
+def of_others(fleet: ToyFleet, count: int) -> None:
+    """Each device trains in the first round of so many other runs."""
+    for number in range(count):
+        Run(fleet, PLAN.model_copy(update={"run_id": f"other-{number}"}))
+
+
+def test_rounds_of_other_runs_in_between_make_no_device_forget_the_state_that_it_held(fleet: ToyFleet) -> None:
+    run = Run(fleet)
+    of_others(fleet, ASIDE)
+    assert ready(run.asked(run.after(CRAFTED), CRAFTED, run.sums())) == []
+    assert ready(run.asked(run.after(HONEST, weight=1), HONEST, run.sums(), attempt=2)) == [], "nor what it signed for"
+    assert len(ready(run.asked(run.after(HONEST), HONEST, run.sums(), attempt=3))) == N
+
+
+def test_a_device_holds_the_states_of_a_few_runs_and_no_more(fleet: ToyFleet) -> None:
+    Run(fleet)
+    of_others(fleet, ASIDE + 2)
+    for store in fleet.stores.values():
+        records = [decode(value, HeldBlocks) for key, value in store.values.items() if key.startswith("held")]
+        assert sum(bool(record.blocks) for record in records) == ASIDE + 1
+        assert held_state(store, PLAN.run_id) is None
+        assert held_state(store, "other-0") is None
+        for number in range(1, ASIDE + 2):
+            found = held_state(store, f"other-{number}")
+            assert found is not None
+            assert found.blocks
 
 
 def test_one_bit_of_a_state_is_enough_to_be_refused(fleet: ToyFleet) -> None:

@@ -4,6 +4,7 @@ Keys come from seeded entropy, noise from the operating system: bounds are wide 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from fedpeft.errors import ConfigInvalid
 from fedpeft.ids import BlockId, ParticipantId
 from fedpeft.privacy import NoiseTerms, clip, l2_norm, size_mechanism
 from fedpeft.ring import SumRange
-from fedpeft.secagg import Reason, Refusal, RoundSpec, Summed, SummedBlock, check_spec
+from fedpeft.secagg import DeviceSession, Participant, Reason, Refusal, RoundSpec, Summed, SummedBlock, check_spec
 from fedpeft.secagg.messages import MaskedInput, MaskRequest
 from fedpeft.secagg.spec import mechanism
 from fedpeft.testing.secagg import Op, Round
@@ -168,6 +169,27 @@ def test_a_site_refuses_weaker_noise_than_it_demands(policy: dict[str, float], w
     assert isinstance(reply, Refusal)
     assert reply.reason is Reason.POLICY
     assert words in reply.detail
+
+
+@pytest.mark.parametrize(("colluders", "taken"), [(1, False), (2, True)])
+def test_devices_that_a_site_has_not_confirmed_count_against_the_noise_too(colluders: int, taken: bool) -> None:
+    """The thresholds hold against two of seven; the noise must as well."""
+
+    class TwoStrangers:
+        def admit(self, roster: Sequence[Participant]) -> int | str:
+            return 2
+
+    fleet, one = make_fleet(7), ParticipantId(1)
+    fleet.sessions[one] = DeviceSession(
+        ledger=fleet.ledgers[one],
+        identity=fleet.identities[0],
+        enrolled=fleet.enrolled(one),
+        policy=fleet.policy,
+        directory=TwoStrangers(),
+    )
+    this = Round(fleet=fleet, spec=replace(noisy_spec(fleet, colluders=colluders), corrupt_fraction=0.28))
+    reply = this.ask(one, this.open().requests[one])
+    assert isinstance(reply, Refusal) is not taken, reply
 
 
 def test_a_site_that_demands_noise_refuses_terms_without() -> None:

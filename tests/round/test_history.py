@@ -8,8 +8,7 @@ import pytest
 from fedpeft import secagg
 from fedpeft.config.model import Aggregate
 from fedpeft.ids import NodeId
-from fedpeft.round.device.pins import run_key
-from fedpeft.round.device.records import SeenLinks
+from fedpeft.round.device.records import SeenLinks, run_key
 from fedpeft.round.history import BURNT, LARGEST_LINK, Past, genesis, linked, read_history
 from fedpeft.round.linking import burnt_link
 from fedpeft.round.messages import Failure, FailureReason, FitRequest, History, Link, Ready

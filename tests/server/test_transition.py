@@ -18,12 +18,12 @@ from fedpeft.config.rules import RULES, rules_that
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId, RoundId
 from fedpeft.ring import BlockEncoding, RingParams, SumRange
+from fedpeft.round.device.held import HELD
 from fedpeft.round.device.records import HeldBlocks
 from fedpeft.round.linking import sums_digest
 from fedpeft.round.messages import BlockPayload, FitRequest, Link
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.ring_range import ring_range
-from fedpeft.round.run_memory import HELD
 from fedpeft.round.transition import is_exact, next_state
 from fedpeft.round.transport import Stage
 from fedpeft.testing.network import CoordinatorKilled, Fault

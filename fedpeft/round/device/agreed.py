@@ -11,7 +11,7 @@ import numpy as np
 from fedpeft.config.rules import RULES
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId, ParticipantId, SizeClass
-from fedpeft.round.device.records import kept
+from fedpeft.round.device.records import kept, run_key
 from fedpeft.round.linking import MEASURED, packed, public_weights, survivors_in_buckets
 from fedpeft.round.local import DeviceStore
 from fedpeft.round.messages import Link
@@ -21,13 +21,13 @@ from fedpeft.wire import encode, message
 
 __all__ = ["AgreedRoster", "expect_agreed", "keep_agreed"]
 
-KEY = "agreed-roster"
+_KIND = "agreed"
 
 
 @message(0x0188, kept=True)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgreedRoster:
-    """Store record: the sum that this device signed for last.
+    """Store record: the sum of a run that this device signed for last.
 
     Args:
         run_id, round_id: of it.
@@ -63,11 +63,11 @@ def keep_agreed(store: DeviceStore, agreed: AgreedSum) -> None:
         blocks=tuple(blocks),
         owners=tuple(packed(sorted(agreed.owners[block_id]), ">u4") for block_id in blocks),
     )
-    store.write(KEY, encode(record))
+    store.write(run_key(spec.run_id, _KIND), encode(record))
 
 
 def expect_agreed(store: DeviceStore, plan: LearningPlan, link: Link, opened: tuple[BlockId, ...] = ()) -> None:
-    """Returns if a link is of another sum than this device signed for last, or has the numbers that it saw then.
+    """Returns if a link is of another sum than this device signed for last in the run, or has the numbers that it saw.
 
     Args:
         link: of any round.
@@ -76,8 +76,8 @@ def expect_agreed(store: DeviceStore, plan: LearningPlan, link: Link, opened: tu
     Raises:
         SpecMismatch: names the number that differs.
     """
-    agreed = kept(store, KEY, AgreedRoster)
-    if agreed is None or (agreed.run_id, agreed.round_id) != (plan.run_id, link.round_id):
+    agreed = kept(store, run_key(plan.run_id, _KIND), AgreedRoster)
+    if agreed is None or agreed.round_id != link.round_id:
         return
     if link.outcome != agreed.outcome:  # burnt: others did not sign
         return

@@ -4,21 +4,16 @@ import hashlib
 
 from fedpeft.errors import SpecMismatch
 from fedpeft.round.device.agreed import AgreedRoster
-from fedpeft.round.device.records import HeldBlocks, KeptBlocks, OpenRound, RunPin, SeenLinks, kept
+from fedpeft.round.device.records import HeldBlocks, KeptBlocks, OpenRound, RunPin, SeenLinks, kept, run_key
 from fedpeft.round.local import DeviceStore
 from fedpeft.wire import form_of
 
-__all__ = ["FORMS", "pinned", "run_key"]
+__all__ = ["FORMS", "pinned"]
 
 FORMS = hashlib.sha256(
     b"".join(map(form_of, (AgreedRoster, HeldBlocks, KeptBlocks, OpenRound, RunPin, SeenLinks)))
 ).digest()[:8]
 """Of all that a device keeps of a run; it goes on with no run of which it cannot read one of these."""
-
-
-def run_key(run_id: str, kind: str = "run") -> str:
-    """Where a store keeps a record of this run."""
-    return f"{kind}-{hashlib.sha256(run_id.encode()).hexdigest()[:32]}"
 
 
 def pinned(store: DeviceStore, run_id: str) -> RunPin | None:

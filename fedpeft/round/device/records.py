@@ -1,5 +1,6 @@
 """What a device keeps between two messages, and from one round to the next: records of its store."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,7 +12,18 @@ from fedpeft.round.local import DeviceStore, LocalResult
 from fedpeft.round.messages import BlockDigest, BlockPayload, Link
 from fedpeft.wire import OtherVersion, decode, message
 
-__all__ = ["DRAWS", "ForkSeen", "HeldBlocks", "KeptBlocks", "KeptResult", "OpenRound", "RunPin", "SeenLinks", "kept"]
+__all__ = [
+    "DRAWS",
+    "ForkSeen",
+    "HeldBlocks",
+    "KeptBlocks",
+    "KeptResult",
+    "OpenRound",
+    "RunPin",
+    "SeenLinks",
+    "kept",
+    "run_key",
+]
 
 R = TypeVar("R")
 Means = npt.NDArray[np.float64]
@@ -212,3 +224,8 @@ def kept(store: DeviceStore, key: str, kind: type[R]) -> R | None:
         return None if payload is None else decode(payload, kind)
     except OtherVersion:
         return None
+
+
+def run_key(run_id: str, kind: str = "run") -> str:
+    """Where a store keeps a record of this run."""
+    return f"{kind}-{hashlib.sha256(run_id.encode()).hexdigest()[:32]}"
