@@ -16,6 +16,7 @@ added to delta.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -101,7 +102,12 @@ def sampled_epsilon(releases: Iterable[tuple[SampledRelease, int]], delta: float
     if not counted:
         return 0.0
     slack = 2 * sum(count * release.parameters for release, count in counted) * (GRID_ERROR + RELATIVE_ERROR)
-    return max(_composed(counted, delta, direction) for direction in (_removing, _adding)) + slack
+    return _worse_direction(tuple(counted), delta) + slack
+
+
+@lru_cache(maxsize=1024)  # a statement, a budget and a report ask about the same steps again and again
+def _worse_direction(counted: tuple[tuple[SampledRelease, int], ...], delta: float) -> float:
+    return max(_composed(counted, delta, direction) for direction in (_removing, _adding))
 
 
 def calibrate_sampled(epsilon: float, delta: float, release: Callable[[float], SampledRelease]) -> float:
@@ -172,9 +178,10 @@ def _places(losses: Floats, z: float, q: float) -> Floats:
 def _masses(edges: Floats) -> Floats:
     """Of a standard normal: below the first edge, between each two, above the last; exact in both tails."""
     ends = np.concatenate([[-np.inf], edges, [np.inf]])
-    lower = np.array([math.erfc(-x / math.sqrt(2)) / 2 for x in ends])
-    upper = np.array([math.erfc(x / math.sqrt(2)) / 2 for x in ends])
-    found: Floats = np.where(ends[:-1] > 0, upper[:-1] - upper[1:], lower[1:] - lower[:-1])
+    beyond = np.array([math.erfc(abs(x) / math.sqrt(2)) / 2 for x in ends])  # each end's own tail
+    found: Floats = np.where(ends[:-1] > 0, beyond[:-1] - beyond[1:], beyond[1:] - beyond[:-1])
+    left = int(np.searchsorted(ends, 0.0, side="right")) - 1  # of the cell that zero lies in
+    found[left] = math.erfc(-ends[left + 1] / math.sqrt(2)) / 2 - beyond[left]
     return found
 
 

@@ -137,6 +137,7 @@ def test_a_base_with_such_a_template_is_not_built(name: str, tmp_path: Path, mon
     from fedpeft.base import build
     from fedpeft.testing.models import save_tiny, tiny_bert
 
+    monkeypatch.setattr("fedpeft.data.limited.TEMPLATE_S", 1.0)
     save_tiny(tiny_bert(), tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text(HOSTILE[name])
     with pytest.raises(ConfigInvalid, match="chat template"):

@@ -56,17 +56,29 @@ def test_every_round_has_a_link_and_the_terms_of_the_next_its_digest(tmp_path: P
     assert {mark.history for mark in marks if mark} == seen[4]
 
 
+def told(world: World) -> list[object]:
+    return [(link.round_id, link.state, link.sums, link.owners, link.weight) for link in links(world)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """Of a run that nobody killed."""
+    world = World(tmp_path_factory.mktemp("whole"))
+    world.train()
+    return told(world)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("what", ["latest", "commit 1", "commit 2", "commit 4"])
-def test_killed_at_any_commit_the_chain_is_that_of_a_run_that_was_not(tmp_path: Path, when: str, what: str) -> None:
-    whole, parts = World(tmp_path / "whole"), World(tmp_path / "parts")
-    whole.train()
+def test_killed_at_any_commit_the_chain_is_that_of_a_run_that_was_not(
+    tmp_path: Path, whole: list[object], when: str, what: str
+) -> None:
+    parts = World(tmp_path)
     with pytest.raises(CoordinatorKilled):
         parts.train(raising_at(when, what))
     parts.restart()
     parts.train()
-    told = [(link.round_id, link.state, link.sums, link.owners, link.weight) for link in links(whole)]
-    assert [(link.round_id, link.state, link.sums, link.owners, link.weight) for link in links(parts)] == told
+    assert told(parts) == whole
 
 
 def test_burnt_rounds_in_a_row_are_links_and_the_same_devices_go_on(tmp_path: Path) -> None:

@@ -143,5 +143,5 @@ class FederationMachine(RuleBasedStateMachine):
 
 TestFederationMachine = FederationMachine.TestCase
 TestFederationMachine.settings = settings(
-    max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=18, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -54,14 +54,9 @@ def plan_of(blocks, *, steps=12, rate=0.02, **changes):
     return plan_for(blocks, steps=steps, rate=rate, **changes)
 
 
-HERE_ALONE = ("lora", "rank-stabilized lora", "houlsby", "head", "all together", "decoder lora", "decoder together")
-"""In `make test`; the others, each a method by itself, in `make slow`: tests/methods/test_every_method.py and
-test_additive.py train every method in fewer steps and ask the same of it."""
-
-
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=() if case in HERE_ALONE else pytest.mark.slow) for case in CASES]
-)
+# tests/methods/test_every_method.py and test_additive.py train every method in fewer steps and ask the same of it.
+@pytest.mark.drawn(2, always=lambda case: case in ("all together", "decoder together"))
+@pytest.mark.parametrize("case", CASES)
 def test_the_loss_falls_and_exactly_the_trained_parameters_move(case):
     build, adapter = CASES[case]
     union, examples = attach(build(), adapter, seed=0), examples_for(build)
@@ -240,7 +235,7 @@ def test_two_replicas_in_two_threads_end_bit_identical_to_one_after_the_other(la
             cache = None
             if layers != "all":
                 cache = ActivationCache.for_training(examples, batch_size=8, seed=seed, max_bytes=1 << 20)
-            train(union, examples, plan_of(trainable(union), steps=25), seed=seed, cache=cache)
+            train(union, examples, plan_of(trainable(union), steps=12), seed=seed, cache=cache)
             result = evaluate(union, examples, limit=0, batch_size=8)
             return union.state().digests, result
 
