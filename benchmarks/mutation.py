@@ -90,8 +90,10 @@ def main() -> None:
     files = _test_files(arguments.tests or FOLDERS)
     book = Book(KEPT / "verdicts.jsonl", _digest(files))
     pending = [one for one in chosen if arguments.again or not book.holds(one)]
+    if arguments.survivors or arguments.by:
+        pending = [one for one in pending if one.key not in _explained()]
     if arguments.survivors:
-        pending = [one for one in pending if book.status(one) in ALIVE and one.key not in _explained()]
+        pending = [one for one in pending if book.status(one) in ALIVE]
     if arguments.by:
         _judge_by(pending, book, arguments.by)
     elif not arguments.report and pending:
@@ -276,9 +278,8 @@ def _files_for(mutant: Mutant, reach: Reach) -> dict[str, float]:
     for name, seconds in reach.seconds.items():
         cost[name.partition("::")[0]] += seconds
     reached = reach.files_of(mutant.path)
-    near = [
-        file for file in cost if file.startswith(f"tests/{mutant.package}/") or file in reached or "vectors" in file
-    ]
+    own = (f"tests/{mutant.package}/", "tests/vectors/")
+    near = [file for file in cost if file.startswith(own) or file in reached]
     near.sort(key=lambda file: (file != mutant.own_tests, cost[file]))
     sums = accumulate(map(cost.__getitem__, near))
     return {file: cost[file] for file, sum_ in zip(near, sums, strict=True) if sum_ <= MOST_SECONDS or file == near[0]}

@@ -243,3 +243,10 @@ def test_another_roster_gives_another_circle() -> None:
 def test_few_colluders_need_few_neighbours_and_a_whole_circle_of_them_alive() -> None:
     """One colluder among 129: four neighbours, of whom two hide a device, and of whom all must remain against walls."""
     assert masking_degree(129, 129, 0.005, 0.0, 1) == Degree(4, 4)
+
+
+@pytest.mark.parametrize("members", [129, 200, 1000])
+def test_no_single_share_is_a_secret_though_nobody_is_taken_to_collude(members: int) -> None:
+    degree = sharing_degree(members, 0.0, 0.1)
+    assert degree is not None
+    assert degree.threshold >= 2
