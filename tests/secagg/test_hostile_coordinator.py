@@ -227,6 +227,7 @@ def test_a_roster_that_contradicts_itself_is_refused(roster: str) -> None:
         {"lengths": b"\0\0\0\1" * 5},
         {"names": b""},
         {"names": b"\xff" * 5},
+        {"identities": b"".join(key.public for key in make_fleet(5).identities) + bytes(32)},
     ],
     ids=lambda change: next(iter(change)),
 )
