@@ -31,7 +31,11 @@ from fedpeft.config.model import MethodName
 LORA = {"lora": {"rank": 8, "tiers": [8]}}
 EVERY_MATRIX = {"lora": {"rank": 8, "tiers": [8], "targets": ["q", "k", "v", "o", "up", "down", "gate"]}}
 NF4 = {"residency": "quantized", "quantize": "nf4"}
-TIMING = {"trainer": {"what": "trainer", "steps": 6}, "cache": {"what": "cache"}}
+TIMING = {
+    "trainer": {"what": "trainer", "steps": 6},
+    "cache": {"what": "cache"},
+    "cached partly": {"what": "partly"},
+}
 MEMORY = {
     "memory full": {"adapter": None},
     "memory lora": {"adapter": LORA},
@@ -83,7 +87,12 @@ def main() -> None:
     if not asked.timing:
         wanted["trainer"] = TIMING["trainer"]
     if asked.bars or asked.full:
-        wanted |= {"build": {"what": "build"}, **memory, "cache": TIMING["cache"]}
+        wanted |= {
+            "build": {"what": "build"},
+            **memory,
+            "cache": TIMING["cache"],
+            "cached partly": TIMING["cached partly"],
+        }
     for name, settings in wanted.items():
         if name not in known:
             print(name, flush=True)
