@@ -7,8 +7,7 @@ request is refused; here a refusal is an exception with its reason, and everythi
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -26,7 +25,6 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
     PushMessagesResponse,
 )
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     ConfirmMessageReceivedResponse,
@@ -49,6 +47,7 @@ from fedpeft.clock import SystemClock
 from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid, NotEnrolled
 from fedpeft.flower.fleet_client import FleetClient, FleetTarget, RequestRefused, Unanswered
+from fedpeft.flower.heartbeat import HEARTBEAT_S, beating
 from fedpeft.flower.records import is_inline
 from fedpeft.ids import NodeId
 
@@ -66,9 +65,9 @@ BROKEN = 500
 """What Flower answers about a message of before its restart; the engine asks anew, so nothing is lost with it."""
 BROKEN_ATTEMPTS = 3
 
-HEARTBEAT_S = 20
-"""Promised to the coordinator; after two of them without a sign a device counts as gone."""
 LONGEST_PAUSE_S = 2.0
+HOLD_S = 4
+"""After an answer: for the next message of the same round, while others are at work still."""
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -84,8 +83,8 @@ class Fleet:
     Args:
         target: from enrolment; read again when the coordinator does not know the key: it may have been rotated.
         app: what answers every message.
-        wait: called before every look for a message, with whether one was just answered: returns when it may be time
-            for another.
+        wait: called when there was no message, with whether one was answered just before: returns when it may be time
+            for another look.
         stopping: whether to end.
         refused: told of a refusal that a heartbeat met while ``app`` was at work.
     """
@@ -139,12 +138,17 @@ class Fleet:
             return
         self._node = Node(node_id=answer.node_id)
         connected(NodeId(answer.node_id))
-        with self._beating():
+        with beating(self._client, self._node, self._refuse):
+            answered = False
             while not self._stopping():
                 if self._refused is not None:
                     raise self._refused
-                answered = self._once()
-                self._wait(answered)
+                # Within a round the next message is a moment away: the pull is held until it comes.
+                if self._once(hold_s=HOLD_S if answered else 0):
+                    answered = True
+                else:
+                    self._wait(answered)
+                    answered = False
         try:
             self._client.ask(DeactivateNodeRequest(node_id=self._node.node_id), DeactivateNodeResponse)
         except (RequestRefused, Unanswered):
@@ -154,9 +158,14 @@ class Fleet:
         """Close the connection."""
         self._client.close()
 
-    def _once(self) -> bool:
-        """Fetch and answer one message; False when there was none."""
-        found = self._retried(lambda: self._client.ask(PullMessagesRequest(node=self._node), PullMessagesResponse))
+    def let_go(self) -> None:
+        """End a request that only waits; from any thread, or a signal's handler."""
+        self._client.let_go()
+
+    def _once(self, *, hold_s: int) -> bool:
+        """Fetch and answer one message, for which the coordinator may wait so long; False when there was none."""
+        pull = PullMessagesRequest(node=self._node)
+        found = self._retried(lambda: self._client.ask(pull, PullMessagesResponse, hold_s=hold_s))
         if found is None or not found.messages_list:
             return False
         arrived = message_from_proto(found.messages_list[0])
@@ -292,29 +301,8 @@ class Fleet:
     def _sleep(self, seconds: float) -> None:
         threading.Event().wait(seconds)
 
-    @contextmanager
-    def _beating(self) -> Iterator[None]:
-        """Heartbeats from a thread of their own, because training takes longer than their patience."""
-        done = threading.Event()
-
-        def beat() -> None:
-            while not done.wait(0.7 * HEARTBEAT_S):
-                try:
-                    self._client.ask(
-                        SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S),
-                        SendNodeHeartbeatResponse,
-                    )
-                except RequestRefused as error:
-                    if error.headers.get(REFUSAL_HEADER) == "revoked":
-                        self._refused = NotEnrolled(error.text)
-                        self._on_refusal()
-                except Unanswered as error:
-                    _log.info("heartbeat: %s", error)
-
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+    def _refuse(self, error: RequestRefused) -> None:
+        """What a heartbeat met."""
+        if error.headers.get(REFUSAL_HEADER) == "revoked":
+            self._refused = NotEnrolled(error.text)
+            self._on_refusal()

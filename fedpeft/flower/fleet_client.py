@@ -45,10 +45,20 @@ from fedpeft.clock import SystemClock
 from fedpeft.deployment.proxy import Proxy, connected, proxy_trouble
 from fedpeft.errors import ConfigInvalid
 
-__all__ = ["FleetClient", "FleetTarget", "RequestRefused", "Unanswered"]
+__all__ = ["HOLD_HEADER", "FleetClient", "FleetTarget", "RequestRefused", "Unanswered"]
+
+HOLD_HEADER = b"fedpeft-hold"
+"""Of a pull: for how many seconds it may wait for a message before it is answered that there is none."""
 
 REQUEST_S = 10.0
 """Without a byte of the answer: well within the deadline of a stage, so that a lost answer costs no round."""
+STALLED_S = 30.0
+"""Without a byte of a large request that the coordinator takes: it may wait for room for it."""
+LARGE_BYTES = 64 * 1024
+LEAST_PER_S = 16 * 1024.0
+"""Of bytes that have left and are still on their way when the last one was sent; ``request_body`` asks as much."""
+UNSENT_BYTES = 256 * 1024
+"""That the system takes ahead of the network, so that what it has taken is about what has left."""
 KEPT_S = 70.0
 """An unused connection; the gateway closes it after 75 s."""
 HEAD_BYTES, ANSWER_BYTES = 16 * 1024, 16 * 2**20
@@ -136,13 +146,15 @@ class FleetClient:
         self._trust = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cadata=target.ca.decode("ascii"))
         self._idle: list[tuple[ssl.SSLSocket, float]] = []
         self._lock, self._clock = threading.Lock(), SystemClock()
+        self._held: ssl.SSLSocket | None = None
 
-    def ask(self, request: Message, answer: type[T]) -> T:
+    def ask(self, request: Message, answer: type[T], *, hold_s: int = 0) -> T:
         """The answer to one request.
 
         Args:
             request: of the Fleet protocol.
             answer: its type, for the checker of types.
+            hold_s: for so long a pull may wait for a message; well under ``REQUEST_S``. One at a time.
 
         Raises:
             RequestRefused: another status than 200.
@@ -153,12 +165,15 @@ class FleetClient:
         try:
             line = self._connection()
             try:
+                self._held = line if hold_s else self._held
                 with suppress(BrokenPipeError, ConnectionResetError):  # refused by its headers: the answer says why
-                    line.sendall(self._head(path, len(body)) + body)
+                    _send(line, self._head(path, len(body), hold_s) + body)
                 status, headers, content, kept = _answer(line)
             except BaseException:
                 line.close()
                 raise
+            finally:
+                self._held = None if hold_s else self._held
         except (OSError, ValueError) as error:
             raise Unanswered(str(error) or type(error).__name__) from error
         self._let_go(line, kept)
@@ -169,19 +184,27 @@ class FleetClient:
         except DecodeError as error:
             raise Unanswered("expected an answer of the Fleet protocol, found another") from error
 
+    def let_go(self) -> None:
+        """End a pull that is held, as if its connection had broken; from any thread, or a signal's handler."""
+        held = self._held
+        if held is not None:
+            with suppress(OSError):
+                socket.socket.shutdown(held, socket.SHUT_RDWR)  # not TLS's, whose state its reader has in use
+
     def close(self) -> None:
         """Let go of all connections."""
         with self._lock:
             while self._idle:
                 self._idle.pop()[0].close()
 
-    def _head(self, path: str, size: int) -> bytes:
+    def _head(self, path: str, size: int, hold_s: int) -> bytes:
         at = now().isoformat()
         signature = b64encode(sign_message(self._key, at.encode("ascii")))
+        hold = f"{HOLD_HEADER.decode('ascii')}: {hold_s}\r\n" if hold_s else ""
         return (
             f"POST {path} HTTP/1.1\r\nhost: {self._target.address}\r\ncontent-type: application/x-protobuf\r\n"
             f"content-length: {size}\r\n{FLEET_HTTP_PUBLIC_KEY_HEADER}: {self._signer.decode('ascii')}\r\n"
-            f"{TIMESTAMP_HEADER}: {at}\r\n{FLEET_HTTP_SIGNATURE_HEADER}: {signature.decode('ascii')}\r\n\r\n"
+            f"{TIMESTAMP_HEADER}: {at}\r\n{FLEET_HTTP_SIGNATURE_HEADER}: {signature.decode('ascii')}\r\n{hold}\r\n"
         ).encode("ascii")
 
     def _connection(self) -> ssl.SSLSocket:
@@ -197,6 +220,8 @@ class FleetClient:
         try:
             plain.settimeout(REQUEST_S)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
             return self._trust.wrap_socket(plain, server_hostname=host)
         except BaseException:
             plain.close()
@@ -217,6 +242,22 @@ def _is_quiet(line: ssl.SSLSocket) -> bool:
         waiting.register(line, select.POLLIN)
         return not waiting.poll(0) and not line.pending()
     return False
+
+
+def _send(line: ssl.SSLSocket, request: bytes) -> None:
+    """The whole request, however slow the way, as long as it goes on; and as much time for its answer as that needs.
+
+    Raises:
+        OSError: nothing of it was taken for too long, or the connection broke.
+    """
+    if len(request) < LARGE_BYTES:
+        line.settimeout(REQUEST_S)
+        line.sendall(request)
+        return
+    line.settimeout(STALLED_S)
+    for begin in range(0, len(request), LARGE_BYTES):  # the time is of each piece, and not of all of them
+        line.sendall(memoryview(request)[begin : begin + LARGE_BYTES])
+    line.settimeout(STALLED_S + min(len(request), 2 * UNSENT_BYTES) / LEAST_PER_S)
 
 
 def _answer(line: ssl.SSLSocket) -> tuple[int, dict[str, str], bytes, bool]:

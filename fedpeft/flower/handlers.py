@@ -41,6 +41,9 @@ ROUTES: Mapping[str, type[Message]] = {
 """Flower's Fleet routes that a device needs, and what each takes. Not among them: registering and unregistering nodes,
 which enrolment does, and fetching run descriptions and apps, because no device runs code that it was sent."""
 
+PARTS = 4096
+"""Of one answer: those of 20 GB. Each is a record in memory, whoever names it."""
+
 _PROTOBUF, _JSON = b"application/x-protobuf", b"application/json"
 _log = logging.getLogger(__name__)
 
@@ -84,6 +87,8 @@ class FleetHandlers:
                 return _error(401, "Invalid SuperNode authentication")
             if not self._is_of_this_run(request):
                 return _error(410, "The message is of before this coordinator's start.")
+            if isinstance(request, PushMessagesRequest) and not _has_few_parts(request):
+                return _error(413, f"Expected one answer of at most {PARTS} parts.")
             return Answer(status=200, kind=_PROTOBUF, body=self._answer(request).SerializeToString())
         except (DecodeError, IndexError):
             return _error(400, "Invalid protobuf payload")
@@ -135,6 +140,15 @@ class FleetHandlers:
             return all(message.metadata.run_id in self._state.run_ids for message in request.messages_list)
         run_id = getattr(request, "run_id", None)
         return run_id is None or run_id in self._state.run_ids
+
+
+def _has_few_parts(request: PushMessagesRequest) -> bool:
+    """Whether it is about one message, whose tree of objects is as small as an answer's."""
+    waiting, found = list(request.message_object_trees), 0
+    while waiting and found <= PARTS:
+        found += 1
+        waiting.extend(waiting.pop().children)
+    return found <= PARTS and max(len(request.messages_list), len(request.message_object_trees)) <= 1
 
 
 def _error(status: int, detail: str) -> Answer:

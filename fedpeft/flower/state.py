@@ -61,6 +61,11 @@ class FleetState(InMemoryLinkState):
             self._due.setdefault(message.metadata.dst_node_id, {})[message.metadata.message_id] = 0
         return True
 
+    def is_due(self, node_id: int) -> bool:
+        """Whether a message waits for this node that it may be handed."""
+        with self.lock:
+            return any(times < DELIVERIES for times in self._due.get(node_id, {}).values())
+
     def claim(self, message_ids: Collection[str]) -> list[tuple[str, Message | bytes | None]]:
         """The replies to these messages that have come whole, each once: a message, the payload that one had in it, or
         None for what is no message at all.

@@ -36,7 +36,7 @@ from fedpeft.flower.records import is_inline
 from fedpeft.flower.state import FleetState
 from fedpeft.ids import NodeId
 
-__all__ = ["SuperLink"]
+__all__ = ["SuperLink", "node_of"]
 
 TASK_HEARTBEAT_S = 20.0
 """Flower ends a run that has not been heard of for 60 s."""
@@ -75,7 +75,7 @@ class SuperLink:
         known = self._state.get_node_id_by_public_key(public_key)
         if known is not None:
             return NodeId(known)
-        state, node = self._state, _node_of(public_key)
+        state, node = self._state, node_of(public_key)
         with state.lock:
             if node in state.nodes:
                 raise RunFailed(f"Expected a key that was never expelled, found {name}'s; enrol it with a new one.")
@@ -93,6 +93,10 @@ class SuperLink:
         if node is not None:
             self._state.delete_node(NOOP_FLWR_AID, node)
             self._notify()
+
+    def is_due(self, node: NodeId) -> bool:
+        """Whether a message waits for this node."""
+        return self._state.is_due(node)
 
     def online(self) -> Sequence[NodeId]:
         """The nodes heard of within their heartbeat's patience, ascending."""
@@ -178,6 +182,6 @@ class SuperLink:
                 self._run_id, self._task_id = self._open_run()
 
 
-def _node_of(public_key: bytes) -> NodeId:
+def node_of(public_key: bytes) -> NodeId:
     """A node's id: 63 bits of its key's digest, so that it is the same after a restart."""
     return NodeId(int.from_bytes(hashlib.sha256(public_key).digest()[:8]) >> 1)

@@ -17,7 +17,7 @@ from fedpeft.clock import SystemClock
 from fedpeft.directory_lock import DirectoryLock
 from fedpeft.errors import FedpeftError
 from fedpeft.flower.exchange import FleetTransport
-from fedpeft.flower.superlink import SuperLink
+from fedpeft.flower.superlink import SuperLink, node_of
 from fedpeft.ids import NodeId
 from fedpeft_server.admin.access import Access
 from fedpeft_server.admin.administered import Administered
@@ -34,6 +34,7 @@ from fedpeft_server.jobs.job_runner import Interrupted, JobContext, JobRunner
 from fedpeft_server.service.connection_limits import ConnectionTimeouts
 from fedpeft_server.service.fleet_gateway import FleetGateway
 from fedpeft_server.service.grpc_service import FleetService
+from fedpeft_server.service.held_pulls import HeldPulls
 from fedpeft_server.service.listener import Listener, take_port
 from fedpeft_server.service.prometheus import Meters
 from fedpeft_server.service.wakeups import Wakeups
@@ -43,7 +44,7 @@ __all__ = ["DRAIN_S", "Coordinator"]
 DRAIN_S = 20.0
 """How long a round may go on after SIGTERM."""
 LOOK_S = 0.2
-ADMIN_PATIENCE = ConnectionTimeouts(silent=64, handshakes=16, kept=128)
+ADMIN_PATIENCE = ConnectionTimeouts(silent=64, handshakes=16, kept=128, kept_of_one=16)
 """Of the administration's port: people and scripts, not devices."""
 RENEWAL_LOOK_S = 6 * 3600.0
 ROOM_LOOK_S = 2.0
@@ -89,10 +90,18 @@ class Coordinator:
         home.runs.mkdir(mode=0o700, exist_ok=True)
         self.queue = JobQueue(home.path / "queue")
         self._link = SuperLink(home.objects, wake=self._ring)
-        self.members = ActiveDevices(self.registry, enrol=self._link.enrol, expel=self._link.expel, clock=self._clock)
+        self._held = HeldPulls(self._link.is_due)
+        self.members = ActiveDevices(self.registry, enrol=self._link.enrol, expel=self._expel, clock=self._clock)
         admission = Admission(home, self.registry, self.audit, self._clock)
         renew_server_certificate(home, Authority.of_home(home, self._clock), clock=self._clock)
-        gateway = FleetGateway(self._link.handlers, self.members.standing, clock=self._clock, meters=self.meters)
+        gateway = FleetGateway(
+            self._link.handlers,
+            self.members.standing,
+            clock=self._clock,
+            meters=self.meters,
+            node_of=node_of,
+            held=self._held,
+        )
         certificate, key = home.server_certificate, home.server_key
         self._public = [Listener(gateway, self._taken["fleet"], certificate=certificate, key=key)]
         self._api: AdminApi | None = None
@@ -178,6 +187,7 @@ class Coordinator:
         self._closed.set()
         if self._api is not None:
             self._api.close()
+        self._held.close()
         for listener in reversed(self._listeners):
             listener.stop()
         self._link.close()
@@ -237,7 +247,13 @@ class Coordinator:
             live=self._live,
         )
 
+    def _expel(self, key: bytes) -> None:
+        self._link.expel(key)
+        self._held.ring(node_of(key))  # to hear of it
+
     def _ring(self, node: NodeId) -> None:
+        if self._held.ring(node):
+            return
         device = self.members.device(node)
         if device is not None:
             self.wake.notify([device.name])

@@ -235,6 +235,40 @@ def test_a_report_is_a_download_and_no_page_of_this_coordinator(port: Port) -> N
     assert answer.headers["content-type"] == "application/octet-stream"
 
 
+def test_bodies_and_connections_of_one_token_are_few_and_others_are_served(port: Port) -> None:
+    token, size = port.token("submitter"), BODY_BYTES - 1
+    begun = head(token, "POST /v1/runs HTTP/1.1", f"content-length: {size}", "content-type: application/json")
+    lines = []
+    try:
+        for _ in range(24):
+            plain = socket.create_connection(("127.0.0.1", port.port), timeout=5)
+            line = port.trust().wrap_socket(plain, server_hostname="localhost")
+            lines.append(line)
+            line.sendall(begun + bytes(1000))
+        with port.client(port.token("submitter")) as client:
+            assert client.get("/v1/runs").status_code == 200
+            assert client.post("/v1/runs", json={"config": ""}).status_code == 422
+        end = time.monotonic() + 8.0  # a body is given up after 10 s
+        while len(open_ones := [line for line in lines if is_open(line)]) > 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        assert len(open_ones) <= 2
+    finally:
+        for line in lines:
+            line.close()
+
+
+def is_open(line: ssl.SSLSocket) -> bool:
+    line.settimeout(0.01)
+    try:
+        while line.recv(65536):
+            pass
+    except (TimeoutError, ssl.SSLWantReadError):
+        return True
+    except OSError:
+        pass
+    return False
+
+
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
 def test_old_tls_is_refused(port: Port, version: ssl.TLSVersion) -> None:
     context, refusals = port.trust(), (ssl.SSLError, ConnectionError)

@@ -1,4 +1,4 @@
-"""What strangers send to the port of enrolment is counted before gRPC sees it."""
+"""What comes to the ports of the gRPC service is counted before gRPC sees it."""
 
 import asyncio
 import contextlib
@@ -135,7 +135,7 @@ def test_a_peer_that_reads_nothing_holds_no_more_than_the_buffers() -> None:
             deaf = socket.create_connection(("127.0.0.1", port))
             deaf.sendall(b"a" * 100_000)
             await asyncio.sleep(1.5)
-            assert relay._open == {}
+            assert relay._unknown == {}
             deaf.close()
 
     run(body)
@@ -150,5 +150,66 @@ def test_ipv4_through_an_ipv6_socket_is_ipv4() -> None:
                 writer.write(b"a")
                 await reader.readexactly(1)
                 assert relay.origin(behind.ports[-1]) == host
+
+    run(body)
+
+
+def test_a_known_owners_connection_lasts_and_may_send_on_as_far_as_it_is_answered() -> None:
+    limits = RelayLimits(sent_bytes=100, life_s=0.2, owned_bytes=1000, answers_a_byte=1, more_per_s=0.0)
+
+    async def body() -> None:
+        async with relayed(limits) as (behind, relay, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"a" * 50)
+            await reader.readexactly(50)
+            relay.belongs_to(behind.ports[0], "ward-a")
+            for _ in range(20):  # each piece is answered with as many bytes
+                writer.write(b"a" * 900)
+                await reader.readexactly(900)
+                await asyncio.sleep(0.02)
+
+    run(body)
+
+
+def test_what_is_never_answered_takes_the_allowance_and_no_more() -> None:
+    limits = RelayLimits(owned_bytes=1000, answers_a_byte=10**9, more_per_s=0.0)
+
+    async def body() -> None:
+        async with relayed(limits) as (behind, relay, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"a")
+            await reader.readexactly(1)
+            relay.belongs_to(behind.ports[0], "ward-a")
+            with contextlib.suppress(OSError):
+                for _ in range(100):
+                    writer.write(b"a" * 90)
+                    await writer.drain()
+                    await asyncio.sleep(0.001)
+                while await reader.read(65536):
+                    pass
+            assert len(behind.heard[0]) <= 1001
+            assert relay._owned == {}
+
+    run(body)
+
+
+def test_one_owner_has_few_connections_and_takes_nobody_elses() -> None:
+    async def body() -> None:
+        async with relayed(RelayLimits(of_one=2)) as (behind, relay, port):
+
+            async def opened(owner: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"a")
+                await reader.readexactly(1)
+                relay.belongs_to(behind.ports[-1], owner)
+                return reader, writer
+
+            honest = await opened("ward-b")
+            crowd = [await opened("ward-a") for _ in range(5)]
+            ended = [await asyncio.wait_for(reader.read(), 5.0) for reader, _ in crowd[:3]]
+            assert ended == [b""] * 3
+            for reader, writer in (honest, *crowd[3:]):
+                writer.write(b"b")
+                assert await asyncio.wait_for(reader.readexactly(1), 5.0) == b"B"
 
     run(body)

@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fedpeft.flower.handlers import ROUTES, Answer
 from fedpeft.testing.clock import FakeClock
 from fedpeft_server.enrolment.active_devices import Standing
-from fedpeft_server.service.fleet_gateway import FleetGateway, GatewayLimits
+from fedpeft_server.service.fleet_gateway import LARGE_BYTES, FleetGateway, GatewayLimits
 from fedpeft_server.service.prometheus import Meters
+from fedpeft_server.service.request_body import BodyPace
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 PUBLIC = KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -198,8 +199,61 @@ def test_a_device_has_a_rate_of_its_own() -> None:
     assert fixture.send(fixture.signed())["status"] == 200
 
 
+def test_a_size_of_thousands_of_digits_and_a_time_beyond_all_calendars_are_refusals() -> None:
+    fixture = Fixture()
+    assert fixture.send(fixture.signed(), **{"content-length": b"9" * 5000})["status"] == 413
+    for at in ("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59.999999-23:59"):
+        assert fixture.send(fixture.signed(at=at))["status"] == 401
+
+
+def test_a_device_that_asks_too_often_is_refused_before_its_timestamps_are_kept() -> None:
+    fixture = Fixture(limits=GatewayLimits(device_burst=2, device_per_s=0.001))
+    assert [fixture.send(fixture.signed())["status"] for _ in range(50)] == [200] * 2 + [429] * 48
+    assert len(fixture.gateway._times._order) == 2
+
+
+def test_timestamps_are_forgotten_once_they_cannot_be_taken_any_more_and_not_before() -> None:
+    fixture = Fixture()
+    early = fixture.signed(offset_s=4.9)
+    assert fixture.send(early)["status"] == 200
+    fixture.clock.advance(60.0)
+    assert fixture.send(early)["status"] == 401, "still good, and was here"
+    fixture.clock.advance(10.0)
+    assert fixture.send(early)["status"] == 401, "too old"
+    fixture.send(fixture.signed())
+    assert len(fixture.gateway._times._order) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "statuses"), [(5, [408, 408, 429]), (LARGE_BYTES, [408, 429, 429])], ids=["small", "large"]
+)
+def test_a_device_has_few_requests_at_once_and_fewer_large_ones(size: int, statuses: list[int]) -> None:
+    fixture = Fixture(limits=GatewayLimits(device_requests=2, pace=BodyPace(silence_s=0.05)))
+    answered: list[int] = []
+
+    async def silent() -> dict:
+        await asyncio.sleep(10)
+        raise AssertionError
+
+    async def send(message: dict) -> None:
+        if "status" in message:
+            answered.append(message["status"])
+
+    async def ask() -> None:
+        headers = {**fixture.signed(), b"content-length": str(size).encode()}
+        scope = {"type": "http", "path": PULL, "method": "POST", "client": None, "headers": list(headers.items())}
+        await fixture.gateway(scope, silent, send)
+
+    async def main() -> None:
+        await asyncio.gather(*(ask() for _ in range(3)))
+
+    asyncio.run(main())
+    assert sorted(answered) == statuses
+    assert fixture.send(fixture.signed())["status"] == 200, "their places are free again"
+
+
 def test_a_body_that_does_not_come_is_not_waited_for_without_end() -> None:
-    fixture = Fixture(limits=GatewayLimits(body_s=0.02))
+    fixture = Fixture(limits=GatewayLimits(pace=BodyPace(silence_s=0.02)))
     headers = {**fixture.signed(), b"content-length": b"5"}
     scope = {"type": "http", "path": PULL, "method": "POST", "client": None, "headers": list(headers.items())}
     parts: list[dict] = []

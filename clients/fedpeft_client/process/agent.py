@@ -185,6 +185,7 @@ class Agent:
     def stop(self) -> None:
         """End soon; what is being trained is given up and trained again when the device is back."""
         self._stopping.set()
+        self._fleet.let_go()
         self._bell.ring()
         self._child.kill()
 
@@ -213,6 +214,8 @@ class Agent:
                 hours = self._site.limits.hours_at_most
                 answer = self._child.ask(HANDLE, framed(stage, payload), within_s=3600.0 * hours)
                 self._idle.answered(stage)
+                if self._watch.is_off(stage):  # refused while this was computed
+                    return encode(REFUSED)
                 self._watch.leaving(stage, payload, answer)
                 return answer
             except OSError as error:  # what cannot be written down does not leave

@@ -7,7 +7,7 @@ page's files, the OpenAPI document and signing in. Blocking work is on threads, 
 import asyncio
 import json
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -23,9 +23,17 @@ from fedpeft_server.admin.callers import Caller, Callers
 from fedpeft_server.admin.http import BODY_BYTES, Answer, Refusal, header, read_body, send
 from fedpeft_server.admin.openapi import document
 from fedpeft_server.admin.routes import OPERATIONS, Operation, named
-from fedpeft_server.admin.streams import Places, Watch
+from fedpeft_server.admin.streams import (
+    BODIES,
+    BODIES_OF_A_TOKEN,
+    STREAMS,
+    STREAMS_OF_A_TOKEN,
+    Places,
+    Watch,
+)
 from fedpeft_server.enrolment.audit_log import AuditEvent
 from fedpeft_server.rate_limit import RateLimit
+from fedpeft_server.service.http_connection import connection_of
 from fedpeft_server.service.prometheus import Meters
 
 __all__ = ["AdminApi"]
@@ -50,7 +58,9 @@ class AdminApi:
     def __init__(self, site: Administered, meters: Meters) -> None:
         self._site, self._meters, self._callers = site, meters, Callers(site)
         self._recorded = RateLimit(per_s=1 / 60, burst=10, clock=site.clock)
-        self._busy, self._places = asyncio.Semaphore(AT_ONCE), Places()
+        self._busy = asyncio.Semaphore(AT_ONCE)
+        self._places = Places(of_one=STREAMS_OF_A_TOKEN, total=STREAMS, what="open streams and downloads")
+        self._bodies = Places(of_one=BODIES_OF_A_TOKEN, total=BODIES, what="requests that are being sent")
         self._watch = Watch(lambda: named("status").does(site, Asked()), site.clock)
         self._document = Answer(body=json.dumps(document()).encode())
         self._files = {path: _file(PAGE / name) for path, name in FILES.items()}
@@ -95,6 +105,8 @@ class AdminApi:
             case "GET", "/v1/session" if self._callers.is_nobody(scope):
                 return Answer(body=b'{"name": null}')
         caller = await self._callers.caller(scope)
+        if (connection := connection_of(scope)) is not None:
+            connection.belongs_to(caller.token.token_id)
         match method, path:
             case "GET", "/v1/session":
                 return Answer(body=_told(caller))
@@ -105,7 +117,8 @@ class AdminApi:
                 return Answer(kind="text/event-stream", events=events, streamed_to=caller.token.token_id)
         operation, parts = _operation(method, path)
         await self._expect_role(operation, caller)
-        values = await _values(operation, parts, scope, receive)
+        with self._bodies.one(caller.token.token_id) if operation.method == "POST" else nullcontext():
+            values = await _values(operation, parts, scope, receive)
         return await self._done(operation, Asked(values=values, by=caller.by, role=caller.token.role), caller)
 
     async def _done(self, operation: Operation, asked: Asked, caller: Caller) -> Answer:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from fedpeft.clock import Clock
 from fedpeft_server.admin.http import Refusal
 
-__all__ = ["Places", "Watch"]
+__all__ = ["BODIES", "BODIES_OF_A_TOKEN", "STREAMS", "STREAMS_OF_A_TOKEN", "Places", "Watch"]
 
 LOOK_S = 1.0
 """Between two looks at what there is to show."""
@@ -17,12 +17,20 @@ LONGEST_S = 900.0
 """Then a stream ends, and a browser opens it again by itself."""
 STREAMS, STREAMS_OF_A_TOKEN = 24, 6
 """Open at once: of events and of downloads together."""
+BODIES, BODIES_OF_A_TOKEN = 8, 2
+"""On their way at once: a body may have 1 MiB and take 10 s."""
 
 
 class Places:
-    """How many streams there are and of whom. One event loop."""
+    """How much of a kind there is at once, and whose. One event loop.
 
-    def __init__(self) -> None:
+    Args:
+        of_one, total: of one token, and of all.
+        what: they are, for the refusal.
+    """
+
+    def __init__(self, *, of_one: int, total: int, what: str) -> None:
+        self._of_one, self._total, self._what = of_one, total, what
         self._taken: Counter[str] = Counter()
 
     @contextmanager
@@ -32,8 +40,8 @@ class Places:
         Raises:
             Refusal: there is none.
         """
-        if self._taken[token_id] >= STREAMS_OF_A_TOKEN or self._taken.total() >= STREAMS:
-            raise Refusal(429, "Too many open streams and downloads; close one.", {"retry-after": "5"})
+        if self._taken[token_id] >= self._of_one or self._taken.total() >= self._total:
+            raise Refusal(429, f"Too many {self._what}; end one.", {"retry-after": "5"})
         self._taken[token_id] += 1
         try:
             yield

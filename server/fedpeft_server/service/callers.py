@@ -1,5 +1,7 @@
 """Who calls the gRPC service: which device a certificate speaks for, how often it may call, how many streams it has."""
 
+from collections.abc import Callable
+
 import grpc
 
 from fedpeft.clock import Clock
@@ -24,13 +26,16 @@ class Callers:
     Args:
         admission: knows the certificates.
         clock: of the limits.
+        met: told whose a call is.
 
     Attributes:
         strangers, enrolling: the limits of whoever has no join token, by address, and of each token.
     """
 
-    def __init__(self, admission: Admission, clock: Clock) -> None:
-        self._admission = admission
+    def __init__(
+        self, admission: Admission, clock: Clock, *, met: Callable[[Call, str], None] = lambda call, device: None
+    ) -> None:
+        self._admission, self._met = admission, met
         self.strangers = RateLimit(per_s=_ENROL_PER_S, burst=_ENROL_BURST, clock=clock)
         self.enrolling = RateLimit(per_s=_ENROL_PER_S, burst=_ENROL_BURST, clock=clock)
         self._calling = RateLimit(per_s=_CALLS_PER_S, burst=_CALLS_BURST, clock=clock)
@@ -44,6 +49,7 @@ class Callers:
         answer = self._admission.admit(certificate)
         if isinstance(answer, Refused):
             await refuse(call, answer)
+        self._met(call, answer.name)
         if counted:
             await self.limit(self._calling, answer.name, call)
         return answer

@@ -15,13 +15,27 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-__all__ = ["ConnectionLimiter", "ConnectionTimeouts"]
+__all__ = ["ConnectionLimiter", "ConnectionTimeouts", "open_window"]
 
+UNKNOWN_WINDOW = 32 * 1024
+"""Bytes that a peer may have on the way who has not been let through: an event loop reads 256 KiB of them at once, into
+memory of that connection alone."""
 ACCEPTED_AT_ONCE = 64
 PAUSE_S = 0.5
 """Without file descriptors left; connections wait in the kernel meanwhile."""
 
 _log = logging.getLogger(__name__)
+
+
+def open_window(connection: socket.socket) -> None:
+    """Let this peer send as fast as the network takes it."""
+    _clamp(connection, 1 << 30)
+
+
+def _clamp(connection: socket.socket, window: int) -> None:
+    if hasattr(socket, "TCP_WINDOW_CLAMP"):
+        with suppress(OSError):  # it is gone
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, window)
 
 
 class ConnectionTimeouts:
@@ -33,6 +47,7 @@ class ConnectionTimeouts:
         silent: connections that have not said anything, and as many that have not asked for anything.
         handshakes: at once.
         kept: connections that have asked for something and stay, which are enrolled devices'.
+        kept_of_one: those of one device, or of one access token.
     """
 
     def __init__(
@@ -43,9 +58,10 @@ class ConnectionTimeouts:
         silent: int = 200,
         handshakes: int = 64,
         kept: int = 2048,
+        kept_of_one: int = 8,
     ) -> None:
         self.silence_s, self.handshake_s, self.silent, self.handshakes = silence_s, handshake_s, silent, handshakes
-        self.kept = kept
+        self.kept, self.kept_of_one = kept, kept_of_one
 
 
 class ConnectionLimiter:
@@ -72,6 +88,7 @@ class ConnectionLimiter:
         self._shaking: dict[asyncio.Task[None], None] = {}
         self._closed = False
         listening.setblocking(False)
+        _clamp(listening, UNKNOWN_WINDOW)  # what is accepted inherits it, before its first byte
         self._open()
 
     def close(self) -> None:

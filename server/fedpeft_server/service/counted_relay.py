@@ -1,8 +1,11 @@
-"""The public port of enrolment: bytes are counted before gRPC sees them.
+"""The public ports of the gRPC service: bytes are counted before gRPC sees them.
 
-gRPC keeps header fields that never end (HTTP/2 CONTINUATION): one connection of a stranger cost 43 to 105 MiB, and
-none of its options limits that. So what listens here hands bytes on to gRPC's own port on loopback, as they are (TLS
-ends there), and ends a connection that has sent more than an enrolment can be, or lasts longer.
+gRPC keeps header fields that never end (HTTP/2 CONTINUATION): one connection of a stranger cost 43 to 105 MiB, one of
+an enrolled device 100, and none of its options limits that. So what listens here hands bytes on to gRPC's own port on
+loopback, as they are (TLS ends there), and ends a connection that has sent more than it may, or lasts longer.
+
+Headers are never answered before they end. So a connection that may last has an allowance that what it is answered
+fills up again: a base fetched over it, or calls now and then, take any number of bytes; headers take the allowance.
 """
 
 import asyncio
@@ -10,26 +13,75 @@ import contextlib
 import socket
 from dataclasses import dataclass
 
-__all__ = ["CountedRelay", "RelayLimits"]
+__all__ = ["ENROL_LIMITS", "SERVICE_LIMITS", "CountedRelay", "RelayLimits"]
 
 PIECE = 16 * 1024
+ANSWER_PIECE = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayLimits:
-    """What one peer may cost who has not shown who they are.
+    """What one peer may cost.
 
     Args:
-        connections: at once; the oldest goes.
-        sent_bytes: of a connection, from the peer, TLS included: a few requests of ``rpc.REQUEST_MAX_BYTES``.
+        connections: of those whose owner is not known, at once; the oldest goes.
+        sent_bytes: of such a connection, from the peer, TLS included.
         silence_s: until the first byte; nothing is opened before.
-        life_s: of a connection; gRPC closes it in an orderly way before.
+        life_s: of such a connection; gRPC closes it in an orderly way before.
+        of_one: connections of one owner at once; the oldest goes.
+        owned_bytes: that a connection may send ahead of what it is answered, once its owner is known.
+        answers_a_byte: bytes of answers that give it one byte more.
+        more_per_s: bytes that each second gives it.
     """
 
     connections: int = 64
     sent_bytes: int = 128 * 1024
     silence_s: float = 10.0
     life_s: float = 75.0
+    of_one: int = 4
+    owned_bytes: int = 64 * 1024
+    answers_a_byte: int = 64
+    more_per_s: float = 16.0
+
+
+ENROL_LIMITS = RelayLimits()
+"""Nobody's connection is known there: it may send a few requests of ``rpc.REQUEST_MAX_BYTES``."""
+SERVICE_LIMITS = RelayLimits(sent_bytes=16 * 1024, life_s=30.0)
+"""A handshake with a certificate and the first call, which says whose connection it is, take 4 KiB."""
+
+
+class _Connection:
+    """One peer's.
+
+    Args:
+        task: relays it.
+        limits: before its owner is known, and after.
+        now_s: of the event loop.
+    """
+
+    def __init__(self, task: "asyncio.Task[None]", limits: RelayLimits, now_s: float) -> None:
+        self.task, self._limits, self.owner = task, limits, ""
+        self._left, self._since_s = float(limits.sent_bytes), now_s
+
+    def take_owner(self, owner: str) -> None:
+        """From now on it has an allowance of its own."""
+        self.owner, self._left = owner, float(self._limits.owned_bytes)
+
+    def may_send(self, size: int, now_s: float) -> bool:
+        """Whether so many bytes more are within its allowance; takes them."""
+        if self.owner:
+            self._fill((now_s - self._since_s) * self._limits.more_per_s)
+        self._since_s = now_s
+        self._left -= size
+        return self._left >= 0
+
+    def answered(self, size: int) -> None:
+        """So many bytes went back."""
+        if self.owner:
+            self._fill(size / self._limits.answers_a_byte)
+
+    def _fill(self, more: float) -> None:
+        self._left = min(self._limits.owned_bytes, self._left + more)
 
 
 class CountedRelay:
@@ -41,11 +93,13 @@ class CountedRelay:
         limits: of each.
     """
 
-    def __init__(self, listening: socket.socket, port: int, limits: RelayLimits | None = None) -> None:
-        self._listening, self._port, self._limits = listening, port, limits or RelayLimits()
-        self._open: dict[asyncio.Task[None], None] = {}
-        self._peers: dict[int, str] = {}
+    def __init__(self, listening: socket.socket, port: int, limits: RelayLimits = ENROL_LIMITS) -> None:
+        self._listening, self._port, self._limits = listening, port, limits
+        self._unknown: dict[_Connection, None] = {}
+        self._owned: dict[str, dict[_Connection, None]] = {}
+        self._peers: dict[int, tuple[str, _Connection]] = {}
         self._server: asyncio.Server | None = None
+        self._loop = asyncio.get_running_loop()
 
     async def start(self) -> None:
         """Returns once connections are taken."""
@@ -55,64 +109,98 @@ class CountedRelay:
         """Takes no more, and ends those that are open."""
         if self._server is not None:
             self._server.close()
-        for task in list(self._open):
+        tasks = [one.task for some in (self._unknown, *self._owned.values()) for one in some]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._open, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def origin(self, port: int) -> str:
         """The address of the peer whose bytes come from this port of 127.0.0.1; empty: nobody's."""
-        return self._peers.get(port, "")
+        return self._peers[port][0] if port in self._peers else ""
+
+    def belongs_to(self, port: int, owner: str) -> None:
+        """Who has shown to be the peer whose bytes come from this port."""
+        _, connection = self._peers.get(port, ("", None))
+        if connection is None or connection.owner == owner:
+            return
+        self._forget(connection)
+        connection.take_owner(owner)
+        theirs = self._owned.setdefault(owner, {})
+        theirs[connection] = None
+        self._bound(theirs, self._limits.of_one)
 
     async def _accept(self, peer: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("Expected to run in a task.")
-        self._open[task] = None
-        while len(self._open) > self._limits.connections:
-            oldest = next(iter(self._open))
-            del self._open[oldest]
-            oldest.cancel()
+        connection = _Connection(task, self._limits, self._loop.time())
+        self._unknown[connection] = None
+        self._bound(self._unknown, self._limits.connections)
         try:
-            with contextlib.suppress(OSError, TimeoutError):
-                await self._relay(peer, back)
+            # Cancelled when it is to end; asyncio would write that to the log as a failure.
+            with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
+                await self._relay(connection, peer, back)
         finally:
-            self._open.pop(task, None)
+            self._forget(connection)
             back.transport.abort()
 
-    async def _relay(self, peer: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+    def _bound(self, connections: dict[_Connection, None], most: int) -> None:
+        for oldest in list(connections)[: max(0, len(connections) - most)]:
+            self._forget(oldest)
+            oldest.task.cancel()
+
+    def _forget(self, connection: _Connection) -> None:
+        self._unknown.pop(connection, None)
+        theirs = self._owned.get(connection.owner, {})
+        theirs.pop(connection, None)
+        if not theirs:
+            self._owned.pop(connection.owner, None)
+
+    async def _relay(self, connection: _Connection, peer: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(self._limits.silence_s):
             first = await peer.read(PIECE)
         if not first:
             return
-        async with asyncio.timeout(self._limits.life_s):
-            answers, forward = await asyncio.open_connection("127.0.0.1", self._port, limit=PIECE)
-            port = int(forward.get_extra_info("sockname")[1])
-            self._peers[port] = _address(back)
-            sending = asyncio.create_task(self._send(first, peer, forward))
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as inner:
+            inner.setblocking(False)
+            inner.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(self._limits.silence_s):
+                await self._loop.sock_connect(inner, ("127.0.0.1", self._port))
+            port = int(inner.getsockname()[1])
+            self._peers[port] = (_address(back), connection)
+            ending = self._loop.call_later(self._limits.life_s, self._outlived, connection)
+            sending = asyncio.create_task(self._send(connection, first, peer, inner))
             try:
-                while piece := await answers.read(PIECE):
+                # From the socket itself: a base of gigabytes goes this way, and streams copy what they read twice.
+                while piece := await self._loop.sock_recv(inner, ANSWER_PIECE):
+                    connection.answered(len(piece))
                     back.write(piece)
                     await back.drain()
             finally:
+                ending.cancel()
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
-                forward.transport.abort()
                 del self._peers[port]
-            await _closed(back)
+        await _closed(back)
 
-    async def _send(self, first: bytes, peer: asyncio.StreamReader, forward: asyncio.StreamWriter) -> None:
-        left, piece = self._limits.sent_bytes, first
+    def _outlived(self, connection: _Connection) -> None:
+        if not connection.owner:
+            connection.task.cancel()
+
+    async def _send(
+        self, connection: _Connection, first: bytes, peer: asyncio.StreamReader, inner: socket.socket
+    ) -> None:
+        piece = first
         try:
-            while piece and (left := left - len(piece)) >= 0:
-                forward.write(piece)
-                await forward.drain()
+            while piece and connection.may_send(len(piece), self._loop.time()):
+                await self._loop.sock_sendall(inner, piece)
                 piece = await peer.read(PIECE)
+            if not piece:
+                inner.shutdown(socket.SHUT_WR)
+                return
         except OSError:
-            piece = b"it broke"
-        if piece:
-            forward.transport.abort()
-        else:
-            forward.write_eof()
+            pass
+        connection.task.cancel()
 
 
 async def _closed(back: asyncio.StreamWriter) -> None:

@@ -5,6 +5,7 @@ enrolled and not revoked, the signed timestamp is fresh and was never seen befor
 Flower itself reads a whole body of any size first and signs timestamps only (flwr 1.41), so what it
 leaves open is closed here. An enrolled key is looked up first, so that no stranger behind the same address can use up
 what a device may ask for; a stranger's request costs a look-up, and too many of them from one address are answered 429.
+A device that does not do as it should costs little too: requests, bodies and connections of one device are few.
 What gets through goes to Flower's handlers as bytes (docs/adr/0008).
 """
 
@@ -12,6 +13,7 @@ import asyncio
 import binascii
 from base64 import b64decode
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -22,10 +24,16 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from starlette.types import Receive, Scope, Send
 
 from fedpeft.clock import Clock
+from fedpeft.flower.fleet_client import HOLD_HEADER
 from fedpeft.flower.handlers import ROUTES, Answer
+from fedpeft.ids import NodeId
 from fedpeft_server.enrolment.active_devices import Standing
 from fedpeft_server.rate_limit import RateLimit
+from fedpeft_server.service.device_requests import AtOnce, SignedTimes
+from fedpeft_server.service.held_pulls import HeldPulls
+from fedpeft_server.service.http_connection import connection_of
 from fedpeft_server.service.prometheus import Meters
+from fedpeft_server.service.request_body import BodyPace, BodyRoom, read_body
 
 __all__ = ["FleetGateway", "GatewayLimits", "Handle"]
 
@@ -33,6 +41,8 @@ Handle = Callable[[str, bytes, bytes], Answer]
 """Route, key, body -> answer: ``fedpeft.flower.handlers``."""
 LARGE_BYTES = 256 * 1024
 """A body from here on is handled on a thread of its own, and few at once; smaller ones take less than a thread does."""
+
+SIZE_DIGITS = 19
 
 KEY_BYTES = 1024
 """A public key as it travels; a device's takes 240."""
@@ -54,20 +64,24 @@ class GatewayLimits:
 
     Args:
         body_bytes: of one request; one of Flower's 5 MB chunks and its frame fit.
-        body_s: for a whole body to arrive.
-        device_per_s, device_burst: requests of one device.
+        pace: at which a body must arrive.
+        device_per_s, device_burst: requests of one device; a round takes ten.
+        device_requests, device_large: of one device at once: requests, and those with a large body. An agent has a pull
+            and a heartbeat; the others are of connections that broke and were not yet heard of.
         stranger_per_s, stranger_burst: refused requests of one address; beyond that the answer is 429. No limit of
             enrolled devices: they may share the address.
-        large_bodies: bodies of ``LARGE_BYTES`` and more in memory at once; others wait.
+        large_bytes: of bodies of ``LARGE_BYTES`` and more in memory at once; others wait.
     """
 
-    body_bytes: int = 8 * 2**20
-    body_s: float = 60.0
-    device_per_s: float = 200.0
+    body_bytes: int = 6 * 2**20
+    pace: BodyPace = field(default_factory=BodyPace)
+    device_per_s: float = 100.0
     device_burst: int = 400
+    device_requests: int = 4
+    device_large: int = 1
     stranger_per_s: float = 10.0
     stranger_burst: int = 50
-    large_bodies: int = 8
+    large_bytes: int = 64 * 2**20
 
 
 @dataclass(slots=True)
@@ -79,6 +93,23 @@ class _Refused(Exception):
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judged:
+    """A request that may be read.
+
+    Args:
+        key: who signed it.
+        device: whose key that is.
+        size: of the body.
+        hold_s: for a message that may come, before it is answered.
+    """
+
+    key: bytes
+    device: str
+    size: int
+    hold_s: float
+
+
 class FleetGateway:
     """ASGI application.
 
@@ -87,6 +118,8 @@ class FleetGateway:
         standing: what enrolment knows of a public key (PEM, as the device sends it); None for a stranger's.
         clock: for timestamps and rates.
         meters: counts what was let through and what was not.
+        node_of: key -> node, for pulls that wait.
+        held: those pulls; None: none waits.
     """
 
     def __init__(
@@ -97,17 +130,20 @@ class FleetGateway:
         clock: Clock,
         meters: Meters,
         limits: GatewayLimits | None = None,
+        node_of: Callable[[bytes], NodeId] = lambda key: NodeId(0),
+        held: HeldPulls | None = None,
     ) -> None:
         self._handle, self._standing, self._clock, self._meters = handle, standing, clock, meters
-        self._limits = limits or GatewayLimits()
+        self._limits = allowed = limits or GatewayLimits()
+        self._node_of, self._held = node_of, held
         self._keys: dict[bytes, ec.EllipticCurvePublicKey] = {}
-        self._seen: dict[bytes, set[datetime]] = {}
+        self._times = SignedTimes(clock, (LATEST - EARLIEST).total_seconds() + 1.0)
         # What was signed for an earlier process of this coordinator is not known here, so it is not taken.
         self._since = clock.utc() + timedelta(seconds=-5)
-        allowed = self._limits
-        self._devices = RateLimit(per_s=allowed.device_per_s, burst=allowed.device_burst, clock=clock)
+        rate = RateLimit(per_s=allowed.device_per_s, burst=allowed.device_burst, clock=clock)
+        self._devices = AtOnce(requests=allowed.device_requests, large=allowed.device_large, rate=rate)
         self._strangers = RateLimit(per_s=allowed.stranger_per_s, burst=allowed.stranger_burst, clock=clock)
-        self._large = asyncio.Semaphore(self._limits.large_bodies)
+        self._room = BodyRoom(allowed.large_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -115,41 +151,60 @@ class FleetGateway:
             return
         address = (scope.get("client") or ("unknown", 0))[0]
         try:
-            key, size = self._judge(scope, address)
+            judged = self._judge(scope, address)
+            self._meters.count("gate_requests_total", route=scope["path"].rpartition("/")[2])
+            answer = await self._answer(judged, scope, receive)
         except _Refused as refused:
             self._meters.count("gate_refused_total", status=str(refused.status))
             await _refuse(send, refused)
             return
-        self._meters.count("gate_requests_total", route=scope["path"].rpartition("/")[2])
-        if size < LARGE_BYTES:
-            body = await self._read(receive, send, size)
-            answer = None if body is None else self._handle(scope["path"], key, body)
-        else:
-            async with self._large:
-                body = await self._read(receive, send, size)
-                answer = None if body is None else await asyncio.to_thread(self._handle, scope["path"], key, body)
         if answer is not None:
             await _send(send, answer, _HEADERS)
 
-    def _judge(self, scope: Scope, address: str) -> tuple[bytes, int]:
-        """Whose request it is, by key, and the size of the body that may be read."""
+    async def _answer(self, judged: _Judged, scope: Scope, receive: Receive) -> Answer | None:
+        """What Flower says; None when nobody listens any more."""
+        connection, large = connection_of(scope), judged.size >= LARGE_BYTES
+        if connection is not None:
+            connection.belongs_to(judged.device)
+        room = self._room.of(judged.size) if large else nullcontext()
+        with self._devices.one(judged.device, large=large):
+            async with room:
+                try:
+                    body = await read_body(receive, judged.size, self._limits.pace)
+                except TimeoutError as error:
+                    raise _Refused(408, "") from error
+                if body is None:
+                    return None
+                if large:
+                    return await asyncio.to_thread(self._handle, scope["path"], judged.key, body)
+            if judged.hold_s and self._held is not None:
+                await self._held.wait(self._node_of(judged.key), judged.hold_s)
+                if connection is not None and connection.is_gone:
+                    return None
+            return self._handle(scope["path"], judged.key, body)
+
+    def _judge(self, scope: Scope, address: str) -> _Judged:
+        """Whose request it is, and what of it may be read."""
         try:
             if scope["path"] not in ROUTES or scope["method"] != "POST":
                 raise _Refused(404, "")
             headers = _unique(scope["headers"])
-            key, standing = self._authenticate(headers)
+            key, at, standing = self._authenticate(headers)
             size = self._size(headers)
         except _Refused as refused:
             known = b"fedpeft-refusal" in refused.headers  # an enrolled device that is told what to do
             if not self._strangers.allows(address) and not known:
                 raise _Refused(429, "too many refused requests", {b"retry-after": b"5"}) from refused
             raise
-        if not self._devices.allows(standing.device):
+        if not self._devices.allows(standing.device, large=size >= LARGE_BYTES):
             raise _Refused(429, "too many requests", {b"retry-after": b"1"})
-        return key, size
+        if not self._times.is_first(key, at):  # every retry is freshly signed
+            raise _Refused(401, "")
+        hold_s = _hold_s(headers) if scope["path"].endswith("/pull-messages") else 0.0
+        return _Judged(key=key, device=standing.device, size=size, hold_s=hold_s)
 
-    def _authenticate(self, headers: Mapping[bytes, bytes]) -> tuple[bytes, Standing]:
-        """Whose request it is, if everything about it is in order."""
+    def _authenticate(self, headers: Mapping[bytes, bytes]) -> tuple[bytes, datetime, Standing]:
+        """Whose request it is and when it was signed, if everything about it is in order."""
         if len(headers.get(b"flwr-public-key", b"")) > KEY_BYTES:
             raise _Refused(401, "")
         try:
@@ -157,7 +212,7 @@ class FleetGateway:
             signature = b64decode(headers[b"flwr-signature"], validate=True)
             signed = headers[b"flwr-timestamp"]
             at = datetime.fromisoformat(signed.decode("ascii"))
-        except (KeyError, ValueError, binascii.Error) as error:
+        except (KeyError, ValueError, OverflowError, binascii.Error) as error:
             raise _Refused(401, "") from error
         standing = self._standing(public)
         if standing is None:
@@ -171,8 +226,7 @@ class FleetGateway:
         if not EARLIEST < offset < LATEST or at < self._since:
             text = f"this device's clock is {offset.total_seconds():+.1f} s off; set it by NTP"
             raise _Refused(401, text, {b"fedpeft-refusal": b"clock"})
-        self._first_time(public, at)
-        return public, standing
+        return public, at, standing
 
     def _verify(self, public: bytes, signature: bytes, signed: bytes) -> None:
         try:
@@ -185,38 +239,19 @@ class FleetGateway:
         except (InvalidSignature, UnsupportedAlgorithm, ValueError) as error:
             raise _Refused(401, "") from error
 
-    def _first_time(self, public: bytes, at: datetime) -> None:
-        """Every retry is freshly signed, so a timestamp that comes twice is a replay."""
-        seen = self._seen.setdefault(public, set())
-        if at in seen:
-            raise _Refused(401, "")
-        if len(seen) >= 4096:
-            earliest = self._clock.utc() + EARLIEST
-            seen.difference_update([old for old in seen if old <= earliest])
-        seen.add(at)
-
     def _size(self, headers: Mapping[bytes, bytes]) -> int:
         length = headers.get(b"content-length", b"")
         if not length.isdigit() or b"transfer-encoding" in headers:
             raise _Refused(411, "")
-        if int(length) > self._limits.body_bytes:
+        if len(length) > SIZE_DIGITS or int(length) > self._limits.body_bytes:
             raise _Refused(413, "")
         return int(length)
 
-    async def _read(self, receive: Receive, send: Send, size: int) -> bytes | None:
-        """The body; None when it did not come, and that was said where anybody listens."""
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self._limits.body_s):
-                while len(body) < size:
-                    part = await receive()
-                    if part["type"] == "http.disconnect":
-                        return None
-                    body += part.get("body", b"")
-        except TimeoutError:
-            await _refuse(send, _Refused(408, ""))
-            return None
-        return bytes(body)
+
+def _hold_s(headers: Mapping[bytes, bytes]) -> float:
+    """For how long a pull may be held, as the device says; 0 where it says nothing that makes sense."""
+    said = headers.get(HOLD_HEADER, b"")
+    return float(said) if said.isdigit() and len(said) <= 2 else 0.0
 
 
 def _unique(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -44,20 +44,15 @@ def server_credentials(home: CoordinatorHome, authority: bytes | None) -> grpc.S
     return grpc.dynamic_ssl_server_credentials(first, fetch, require_client_authentication=authority is not None)
 
 
-def bind_port(server: aio.Server, bind: str, port: int, credentials: grpc.ServerCredentials) -> int:
-    """Has a server listen with TLS on a port, 0: on any that is free; returns which.
+def bind_port(server: aio.Server, credentials: grpc.ServerCredentials) -> int:
+    """Has a server listen with TLS on a free port of loopback, behind its relay; returns which.
 
     Raises:
-        ResourceMissing: it is taken.
+        ResourceMissing: there is none.
     """
-    where = f"[{bind}]:{port}" if ":" in bind else f"{bind}:{port}"
-    taken = ResourceMissing(
-        f"Expected port {port} of {bind} to be free, found it taken; stop who has it, or change coordinator.json."
-    )
     try:
-        found = int(server.add_secure_port(where, credentials))
+        if found := int(server.add_secure_port("127.0.0.1:0", credentials)):
+            return found
     except RuntimeError as error:
-        raise taken from error
-    if not found or port not in (0, found):
-        raise taken
-    return found
+        raise ResourceMissing("Expected a free port on 127.0.0.1, found none.") from error
+    raise ResourceMissing("Expected a free port on 127.0.0.1, found none.")

@@ -10,7 +10,6 @@ Use: ``FleetService(...).start()``, then ``Wakeups.notify`` from the round engin
 import asyncio
 import contextlib
 import logging
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import BinaryIO
@@ -43,7 +42,7 @@ from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.service.adapter_files import AdapterFiles
 from fedpeft_server.service.base_files import BaseFiles
 from fedpeft_server.service.callers import Callers
-from fedpeft_server.service.counted_relay import CountedRelay
+from fedpeft_server.service.counted_relay import ENROL_LIMITS, SERVICE_LIMITS, CountedRelay, RelayLimits
 from fedpeft_server.service.grpc_calls import Call, abort, address, client_certificate, port, strict
 from fedpeft_server.service.grpc_ports import bind_port, server_credentials
 from fedpeft_server.service.listener import take_port
@@ -74,9 +73,9 @@ class FleetService:
         self._board, self._clock = board, clock
         self._shelf = BaseFiles(home.bases)
         self._adapters = AdapterFiles(home.runs, home.settings().adapters)
-        self._callers = Callers(admission, clock)
+        self._callers = Callers(admission, clock, met=self._met)
         self._listeners: set[asyncio.Event] = set()
-        self._relay: CountedRelay | None = None
+        self._relays: list[CountedRelay] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stop = asyncio.Event()
@@ -114,20 +113,17 @@ class FleetService:
     async def _serve(self, report: Callable[[BaseException | None], None]) -> None:
         self._loop = asyncio.get_running_loop()
         servers: list[aio.Server] = []
-        taken: socket.socket | None = None
         try:
             settings = self._home.settings()
-            # Enrolment is open to all: whoever comes is counted before gRPC sees them.
-            taken = take_port(settings.bind, settings.enrol_port, "enrolment")
-            within = await self._listen(servers, rpc.ENROL_OPTIONS, "127.0.0.1", 0, None)
+            # Whoever comes is counted before gRPC sees them.
+            port, limits = settings.enrol_port, ENROL_LIMITS
+            await self._listen(servers, rpc.ENROL_OPTIONS, "enrolment", port, None, limits)
             authority = self._home.ca_certificate.read_bytes()
             options = rpc.service_options(len(self._registry.devices(Status.ACTIVE)))
-            await self._listen(servers, options, settings.bind, settings.service_port, authority)
-            self._relay = CountedRelay(taken, within)
-            await self._relay.start()
+            port, limits = settings.service_port, SERVICE_LIMITS
+            await self._listen(servers, options, "gRPC service", port, authority, limits)
         except BaseException as error:
-            if taken is not None:
-                taken.close()
+            await asyncio.gather(*(relay.stop() for relay in self._relays))
             report(error)
             return
         report(None)
@@ -136,23 +132,36 @@ class FleetService:
         watcher.cancel()
         for event in self._listeners:
             event.set()
-        await self._relay.stop()
+        await asyncio.gather(*(relay.stop() for relay in self._relays))
         await asyncio.gather(*(server.stop(1.0) for server in servers))
 
     async def _listen(
-        self, servers: list[aio.Server], options: Options, bind: str, port: int, authority: bytes | None
-    ) -> int:
-        """A server of one port, since limits of connections are a server's; returns the port.
+        self,
+        servers: list[aio.Server],
+        options: Options,
+        what: str,
+        port: int,
+        authority: bytes | None,
+        limits: RelayLimits,
+    ) -> None:
+        """A server of one port, since limits of connections are a server's, behind a relay that counts.
 
         Args:
+            servers: appends it.
+            options: of gRPC.
+            what: it is for.
+            port: public.
             authority: whose certificates a device must show; None: none.
+            limits: of the relay.
         """
+        taken = take_port(self._home.settings().bind, port, what)
         server = aio.server(options=options)
         server.add_generic_rpc_handlers((self._handlers(),))
         servers.append(server)
-        bound = bind_port(server, bind, port, server_credentials(self._home, authority))
+        relay = CountedRelay(taken, bind_port(server, server_credentials(self._home, authority)), limits)
+        self._relays.append(relay)
         await server.start()
-        return bound
+        await relay.start()
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         unary = {
@@ -186,9 +195,12 @@ class FleetService:
         return encode(await asyncio.to_thread(self._admission.answer, request, peer=peer))
 
     def _origin(self, call: Call) -> str:
-        """The address of whoever calls, also through the relay."""
-        through = self._relay.origin(port(call)) if self._relay is not None else ""
-        return through or address(call)
+        """The address of whoever calls, behind the relay."""
+        return next(filter(None, (relay.origin(port(call)) for relay in self._relays)), "") or address(call)
+
+    def _met(self, call: Call, device: str) -> None:
+        for relay in self._relays:
+            relay.belongs_to(port(call), device)
 
     async def _renew(self, payload: bytes, call: Call) -> bytes:
         device = await self._callers.device(call)

@@ -10,21 +10,23 @@ before.
 import asyncio
 from typing import ClassVar
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fedpeft_server.service.connection_limits import ConnectionTimeouts
+from fedpeft_server.service.connection_limits import ConnectionTimeouts, open_window
 
-__all__ = ["HEADERS", "HEADER_BYTES", "URL_BYTES", "LimitedProtocol"]
+__all__ = ["HEADERS", "HEADER_BYTES", "URL_BYTES", "LimitedProtocol", "connection_of"]
 
 HEADER_BYTES = 16 * 1024
 """Of a request's line and headers together; a device's are under 1 KiB."""
 HEADERS = 64
 URL_BYTES = 2048
 JOINED_BYTES = 64 * 1024
-LINGERING = 64
+LINGERING = 16
 LINGER_S = 1.0
 """From the last answer to the end of the connection, so that the answer arrives; the peer may end it before."""
 
+_EXTENSION = "fedpeft.connection"
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n"
     b"cache-control: no-store\r\n\r\n"
@@ -37,19 +39,22 @@ class LimitedProtocol(HttpToolsProtocol):
     Attributes:
         unheard: connections of one listener that have not asked for anything yet, oldest first.
         kept: those that have, the one that asked longest ago first.
+        owned: those whose owner is known, by owner, the first one first.
         ending: transports that are closed and linger, oldest first.
         timeouts: how long and for how many.
     """
 
     unheard: ClassVar[dict["LimitedProtocol", None]]
     kept: ClassVar[dict["LimitedProtocol", None]]
+    owned: ClassVar[dict[str, dict["LimitedProtocol", None]]]
     ending: ClassVar[dict[asyncio.Transport, asyncio.TimerHandle]]
     timeouts: ClassVar[ConnectionTimeouts]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See ``asyncio.Protocol``."""
-        super().connection_made(_Ending(transport, self.ending))  # type: ignore[arg-type]
-        self._ended = False
+        self._transport = _Ending(transport, self.ending)
+        super().connection_made(self._transport)  # type: ignore[arg-type]
+        self._ended, self._owner = False, ""
         self._begin_headers()
         self._deadline: asyncio.TimerHandle | None = None
         self._limit_time()
@@ -97,6 +102,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.kept.pop(self, None)
         self.kept[self] = None
         _bound(self.kept, self.timeouts.kept)
+        self.scope["extensions"] = {_EXTENSION: self}  # type: ignore[dict-item]
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -115,6 +121,25 @@ class LimitedProtocol(HttpToolsProtocol):
         """See ``asyncio.Protocol``."""
         self._forget()
         super().connection_lost(exc)
+        self._transport.let_go()
+        if self.scope is not None:
+            self.scope.pop("extensions", None)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody would read an answer."""
+        return self._ended or self.transport.is_closing()
+
+    def belongs_to(self, owner: str) -> None:
+        """Who asks on this connection is known; of one owner's connections the oldest goes when there are too many."""
+        if self._owner == owner or self.is_gone:
+            return
+        self._disown()
+        self._owner = owner
+        open_window(self.transport.get_extra_info("socket"))
+        theirs = self.owned.setdefault(owner, {})
+        theirs[self] = None
+        _bound(theirs, self.timeouts.kept_of_one)
 
     def refuse_headers(self) -> None:
         """Answer 431, if nothing else is being answered, and end the connection."""
@@ -148,6 +173,19 @@ class LimitedProtocol(HttpToolsProtocol):
         self._cancel_limit()
         self.unheard.pop(self, None)
         self.kept.pop(self, None)
+        self._disown()
+
+    def _disown(self) -> None:
+        theirs = self.owned.get(self._owner, {})
+        theirs.pop(self, None)
+        if not theirs:
+            self.owned.pop(self._owner, None)
+
+
+def connection_of(scope: Scope) -> LimitedProtocol | None:
+    """The connection that a request came by; None where no listener of ours took it."""
+    found = scope.get("extensions", {}).get(_EXTENSION)
+    return found if isinstance(found, LimitedProtocol) else None
 
 
 def _bound(connections: dict[LimitedProtocol, None], most: int) -> None:
@@ -170,6 +208,11 @@ class _Ending:
         if not self._held:
             asyncio.get_running_loop().call_soon(self._flush)
         self._held.append(data)
+
+    def let_go(self) -> None:
+        """The connection is no more. TLS and protocol know each other by it, and both hold buffers until a collector
+        of circles comes by."""
+        self._inner = _GONE
 
     def _flush(self) -> None:
         held, self._held = self._held, []
@@ -206,3 +249,23 @@ class _Ending:
         """See ``asyncio.Transport``; not after ``close``."""
         if not self.is_closing():
             self._inner.resume_reading()
+
+
+class _Gone(asyncio.Transport):
+    """Of a connection that was lost."""
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        """See ``asyncio.BaseTransport``."""
+        return default
+
+    def is_closing(self) -> bool:
+        """See ``asyncio.BaseTransport``."""
+        return True
+
+    def _nothing(self, *_: object) -> None:
+        """There is nothing to do it to."""
+
+    write = close = abort = pause_reading = resume_reading = _nothing  # type: ignore[assignment]
+
+
+_GONE = _Gone()

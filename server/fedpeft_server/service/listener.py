@@ -66,7 +66,7 @@ class Listener:
         config = uvicorn.Config(
             app,
             interface="asgi3",  # uvicorn's guess takes a method for ASGI 2
-            http=type("Limited", (LimitedProtocol,), {"unheard": {}, "kept": {}, "ending": {}, "timeouts": timeouts}),
+            http=type("Limited", (LimitedProtocol,), _lists() | {"timeouts": timeouts}),
             ws="none",
             lifespan="off",
             access_log=False,
@@ -110,6 +110,11 @@ class Listener:
 
     def _run(self) -> None:
         self._server.run(sockets=[self._taken])
+
+
+def _lists() -> dict[str, object]:
+    """A listener's own connections, of every kind that ``LimitedProtocol`` tells apart."""
+    return {name: {} for name in ("unheard", "kept", "owned", "ending")}
 
 
 class _Server(uvicorn.Server):

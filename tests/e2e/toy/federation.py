@@ -204,7 +204,8 @@ class ToyFederation:
         """The committed rounds."""
         metrics = self.home.runs / self.queue.job(str(job.number)).run / "metrics.jsonl"
         text = metrics.read_text() if metrics.exists() else ""  # before the first commit
-        return [json.loads(line) for line in text.splitlines()]
+        whole, _, _ = text.rpartition("\n")  # the last line may be on its way
+        return [json.loads(line) for line in whole.splitlines()]
 
     def trained(self, job: Job) -> np.ndarray:
         """How far each device's coordinate moved over the run."""
