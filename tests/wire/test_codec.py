@@ -1,6 +1,8 @@
 """The codec: one encoding a message, and nothing else decodes."""
 
 import enum
+import math
+import struct
 from dataclasses import dataclass
 
 import pytest
@@ -107,6 +109,29 @@ def test_negative_numbers_and_nan_cannot_be_encoded() -> None:
     sample = Sample(number=0, flag=True, ratio=float("nan"), text="", blob=b"", colour=Colour.RED, inner=(), maybe=None)
     with pytest.raises(WireError, match="finite"):
         encode(sample)
+
+
+@pytest.mark.parametrize("hostile", [math.nan, -math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_no_message(hostile: float) -> None:
+    """A peer need not have encoded it with this codec; a comparison with NaN is false, so it would pass a limit."""
+    good = encode(Sample(number=0, flag=True, ratio=0.5, text="", blob=b"", colour=Colour.RED, inner=(), maybe=None))
+    assert good.count(struct.pack(">d", 0.5)) == 1
+    with pytest.raises(WireError, match="finite"):
+        decode(good.replace(struct.pack(">d", 0.5), struct.pack(">d", hostile)), Sample)
+
+
+def test_a_module_that_is_loaded_again_has_its_messages_as_before() -> None:
+    def loaded() -> type:
+        @message(0xFF03)
+        @dataclass(frozen=True, slots=True, kw_only=True)
+        class Again:
+            number: int
+
+        return Again
+
+    loaded()
+    made = loaded()
+    assert decode(encode(made(number=7)), made) == made(number=7)
 
 
 def test_a_tag_can_be_taken_once() -> None:
