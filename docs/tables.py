@@ -49,6 +49,10 @@ TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
     },
     "attach.md": {"script": listing("e2e/scripts/train_birds.py")},
     "first-federation.md": {f"live-{clients}": live(clients) for clients in (6, 50, 500)},
+    "tutorial-own-method.md": {
+        **{name: listing(f"plugin/fedpeft_lab/{name}.py") for name in ("gains", "gains_torch")},
+        "check_gains": listing("plugin/check_gains.py"),
+    },
     "plugins.md": {
         name: listing(f"plugin/fedpeft_lab/{name}.py")
         for name in ("gains", "gains_torch", "signs", "signs_step", "fasttext")

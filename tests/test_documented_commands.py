@@ -17,13 +17,14 @@ from pathlib import Path
 import click
 import pytest
 
+from fedpeft.api.configuration import inline
 from fedpeft.cli import cli, main
 from fedpeft.config import load
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PROMPT = re.compile(r"^(coordinator|device)\$\s+")
+PROMPT = re.compile(r"^(coordinator|device|laptop|north|south|west)\$\s+")
 
 ELSEWHERE = {
     "README.md: coordinator$ fedpeft coordinator init": "tests/e2e/test_deployment.py",
@@ -34,6 +35,9 @@ ELSEWHERE = {
     "docs/deployment.md: device$ fedpeft client adapter ls": "tests/deployment/test_adapters.py",
     "docs/operation.md: coordinator$ fedpeft coordinator submit": "tests/e2e/test_deployment.py",
     "docs/operation.md: device$ fedpeft client runs pending": "tests/client/test_site_runs.py",
+    "docs/tutorial-three-machines.md: ": "tests/tutorials/test_three_machines.py",
+    "docs/tutorial-private.md: ": "tests/tutorials/test_private.py",
+    "docs/tutorial-own-method.md: ": "tests/tutorials/test_own_method.py",
 }
 """Blocks of a coordinator and its devices, by how they begin, and the test that runs what they say in processes."""
 
@@ -112,7 +116,7 @@ def test_every_block_of_toml_is_a_part_of_a_valid_configuration(document: Path, 
     (tmp_path / "run.toml").write_text(MINIMAL)
     for language, block in blocks(document):
         if language == "toml":
-            overrides = [f"{key}={json.dumps(value)}" for key, value in _leaves(tomllib.loads(block))]
+            overrides = [f"{key}={inline(value, key)}" for key, value in _leaves(tomllib.loads(block))]
             assert load(tmp_path / "run.toml", overrides, simulation=True)
 
 

@@ -250,7 +250,7 @@ class AdapterEntry:
     Args:
         run_id: of which run.
         slot: ``final`` once the run has ended, before that ``best`` or ``latest``.
-        rounds: how many are committed.
+        rounds: how many are committed; the evaluation after the last is none.
         base: digest of the base artifact that it belongs on.
         files: all of them.
     """

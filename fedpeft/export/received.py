@@ -17,6 +17,7 @@ from fedpeft.base import BaseArtifact, load_model
 from fedpeft.bounded_json import JsonRefused, JsonValue, loads
 from fedpeft.config.task import Task
 from fedpeft.errors import IntegrityFailed, SpecMismatch
+from fedpeft.export.known_warnings import without_known_warnings
 from fedpeft.tasks import Convention
 from fedpeft.tasks.form import FORM_OF, SINGLE, Form
 
@@ -151,7 +152,8 @@ def load_received(folder: Path, artifact: BaseArtifact) -> nn.Module:
         return load_union(model, folder).model.eval()
     from peft import PeftModel
 
-    return cast("nn.Module", PeftModel.from_pretrained(model, folder)).eval()
+    with without_known_warnings():
+        return cast("nn.Module", PeftModel.from_pretrained(model, folder)).eval()
 
 
 def _read(path: Path) -> dict[str, JsonValue]:

@@ -20,6 +20,7 @@ from fedpeft.base.artifact import TaskName
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
 from fedpeft.export.export import class_names, copy_tokenizer, export_peft
+from fedpeft.export.known_warnings import without_known_warnings
 from fedpeft.export.peft_prompt import PROMPT_TYPES
 from fedpeft.export.pooling_files import write_pooling
 from fedpeft.export.trial import problem_of
@@ -115,7 +116,8 @@ def export_merged(
         base = load_model(
             artifact, task=form_of(union.model), labels=labels, head_seed=head_seed, problem_type=problem_of(union)
         )
-        merged = PeftModel.from_pretrained(base, scratch).eval().merge_and_unload()
+        with without_known_warnings():
+            merged = PeftModel.from_pretrained(base, scratch).eval().merge_and_unload()
     written = _write(merged, artifact, folder, expected=_output(union.model, inputs), inputs=inputs)
     if form_of(union.model) == STATES:
         write_pooling(folder, width=int(merged.config.hidden_size), longest=max_length)

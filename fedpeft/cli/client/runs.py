@@ -159,7 +159,7 @@ def _answer(record: "RunRecord") -> str:
     if record.waits and said is not None:
         return f"waits: its plan changed after your yes of {said.at}"
     if said is None:
-        return "no answer"
+        return "no answer" if record.left is None else "no answer was needed"
     return f"{said.answer} {said.at} by {said.by}"
 
 

@@ -14,6 +14,7 @@ from fedpeft.deployment.messages import AdapterEntry, AdapterFile
 from fedpeft.errors import FedpeftError
 from fedpeft_server.home import AdapterAccess
 from fedpeft_server.run.run_view import RunView, list_runs, read_run
+from fedpeft_server.run.verdict import rounds_done
 from fedpeft_server.service.base_files import open_at
 
 __all__ = ["AdapterFiles"]
@@ -77,7 +78,7 @@ class AdapterFiles:
                 return AdapterEntry(
                     run_id=view.path.name,
                     slot=slot,
-                    rounds=len(view.rounds),
+                    rounds=rounds_done(view.rounds, view.config().rounds),
                     base=view.manifest.base_digest,
                     files=tuple(self._file(folder / name) for name in names),
                 )
