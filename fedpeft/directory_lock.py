@@ -9,7 +9,7 @@ from typing import Self
 
 from fedpeft.errors import ResourceMissing
 
-__all__ = ["DirectoryLock", "holder", "short_turn"]
+__all__ = ["DirectoryLock", "holder", "in_use", "short_turn"]
 
 _NAME = "run.lock"
 
@@ -31,10 +31,7 @@ class DirectoryLock:
         except OSError as error:
             pid = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             os.close(self._descriptor)
-            raise ResourceMissing(
-                f"Expected no other process at {folder}, found process {pid} writing to it; "
-                "wait until it ends, or stop it."
-            ) from error
+            raise in_use(folder, pid) from error
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
@@ -50,6 +47,13 @@ class DirectoryLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def in_use(folder: Path, pid: str) -> ResourceMissing:
+    """The refusal of a directory to which another process writes."""
+    return ResourceMissing(
+        f"Expected no other process at {folder}, found process {pid} writing to it; wait until it ends, or stop it."
+    )
 
 
 def holder(folder: Path) -> str | None:

@@ -13,6 +13,7 @@ from fedpeft.api.run_path import run_directory
 from fedpeft.config import RunConfig
 from fedpeft.data.formats import located
 from fedpeft.data.memory import MEMORY, Rows, rows_of
+from fedpeft.directory_lock import in_use
 from fedpeft.errors import ConfigInvalid
 from fedpeft.files import expect_folder
 from fedpeft.terminal import counted
@@ -70,16 +71,21 @@ def simulate(
         loaded = placed(loaded, Path(out))
     else:
         _expect_as_it_was(config, [*lines(overrides), *(changes if rows is None else ())])
+        if begun.writer is not None:
+            raise in_use(begun.path, begun.writer)
         loaded, text = begun.config(), begun.resolved
     for folder in (out,) if store is None else (out, store):
         expect_folder(Path(folder))
     from fedpeft_server.run.verdict import rounds_done  # torch from here on: what is wrong above is said without it
+    from fedpeft_server.run.versions import changed_versions
     from fedpeft_sim.simulate import prepare
     from fedpeft_sim.simulate import simulate as run_simulation
 
     named = previous or (config if isinstance(config, str | Path) else "in memory")
     with shown(progress) as screen, _threads_kept():
         screen.loading(f"config {named}; {counted(len(lines(overrides)), 'override')}; loading")
+        if begun is not None and (others := changed_versions(begun.manifest.versions)):
+            screen.note(f"note: {others}")
         simulation = prepare(
             loaded,
             screen,

@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -159,7 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _settle_streams()
     _reset_verbosity()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    previous = _on_terminate(_raise_terminated)
+    pressed: list[int] = []  # Ctrl-C: a library that is being imported may make any exception of it
+    previous = _on(signal.SIGTERM, _raise_terminated)
+    listens = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if listens:
+        _on(signal.SIGINT, partial(_raise_interrupted, pressed))
     try:
         # Not cli.main(): it turns a closed pipe into exit code 1, which means a failed run here.
         with cli.make_context("fedpeft", list(given)) as context:
@@ -180,9 +185,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_PIPE_CLOSED
     except Exception as error:  # the shell's purpose: no exception leaves it
+        if pressed and not isinstance(error, FedpeftError):
+            return _end_at_once_on_the_next_interrupt()
         return _failed(error, given)
     finally:
-        _on_terminate(previous)
+        _on(signal.SIGTERM, previous)
+        if listens and not pressed:
+            _on(signal.SIGINT, signal.default_int_handler)
     return code if isinstance(code, int) else EXIT_OK
 
 
@@ -295,9 +304,14 @@ def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise _Terminated
 
 
-def _on_terminate(handler: object) -> object:
-    """Sets the SIGTERM handler where that is possible (the main thread) and returns the one before."""
+def _raise_interrupted(pressed: list[int], number: int, _frame: FrameType | None) -> NoReturn:
+    pressed.append(number)
+    raise KeyboardInterrupt
+
+
+def _on(number: signal.Signals, handler: object) -> object:
+    """Sets a signal's handler where that is possible (the main thread) and returns the one before."""
     try:
-        return signal.signal(signal.SIGTERM, handler)  # type: ignore[arg-type]
+        return signal.signal(number, handler)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None

@@ -9,7 +9,7 @@ import copy
 import json
 import re
 import tomllib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
 
@@ -80,10 +80,11 @@ def parse(text: str, *, source: str, overrides: Sequence[str] = (), simulation: 
     except (RecursionError, ValueError) as error:  # lists in lists, a number of thousands of digits
         unreasonable = Problem(where=source, expected="TOML within reason", found=str(error)[:80])
         raise ConfigInvalid("The configuration is not TOML.", problems=[unreasonable]) from error
+    written = _tables(document)
     problems, overridden = apply_overrides(document, overrides)
     _expect_within_reason(document, source)
     if simulation:
-        _complete(document)
+        _complete(document, written)
     else:
         _leave_to_devices(document)
     typed = _untyped(document)
@@ -137,18 +138,35 @@ def _expect_within_reason(document: dict[str, object], source: str) -> None:
 SIMULATED_CLIENTS = 5
 
 
-def _complete(document: dict[str, object]) -> None:
+def _complete(document: dict[str, object], written: Collection[str]) -> None:
     """Fills in what a short file for a simulation leaves out: a name, LoRA, equal shares, and that all train all.
 
-    Only tables that are not there at all; what is there and lacks a key stays for the checks to name.
+    Only in tables that are not in the file, whatever overrides put into them; what is there and lacks a key stays for
+    the checks to name.
+
+    Args:
+        document: with its overrides.
+        written: the tables of the file itself.
     """
-    document.setdefault("run", {"name": "run"})
+    run = document.setdefault("run", {})
+    if "run" not in written and isinstance(run, dict):
+        run.setdefault("name", "run")
     adapter = document.setdefault("adapter", {"lora": {}})
     methods = [key for key, value in adapter.items() if isinstance(value, dict)] if isinstance(adapter, dict) else []
     document.setdefault("device", [{"clients": ["*"], "methods": methods}])
     data = document.get("data")
-    if isinstance(data, dict):
-        data.setdefault("partition", {"by": "iid", "clients": SIMULATED_CLIENTS})
+    partition = data.setdefault("partition", {}) if isinstance(data, dict) else None
+    if "data.partition" not in written and isinstance(partition, dict):
+        by = partition.setdefault("by", "column" if "column" in partition else "iid")
+        if by == "iid":
+            partition.setdefault("clients", SIMULATED_CLIENTS)
+
+
+def _tables(document: Mapping[str, object]) -> set[str]:
+    """The tables of a document that ``_complete`` would make."""
+    data = document.get("data")
+    inside = {f"data.{key}" for key in data} if isinstance(data, dict) else set()
+    return {*document, *inside}
 
 
 def _leave_to_devices(document: dict[str, object]) -> None:

@@ -1,5 +1,6 @@
 """`fedpeft runs`, on runs of every state."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from fedpeft.errors import IntegrityFailed
 from fedpeft.ids import RoundId
 from fedpeft_server.run.records import RoundMetrics, Summary
 from fedpeft_server.run.run_directory import RunDirectory
+from fedpeft_server.run.versions import changed_versions, installed_versions
 
 
 @pytest.fixture
@@ -153,3 +155,18 @@ def test_a_run_whose_rows_are_lost_is_refused_and_keeps_its_checkpoints(damage: 
     with pytest.raises(IntegrityFailed, match="rows"):
         RunDirectory.open(run)
     assert sorted(run.glob("checkpoints/*/*")) == kept
+
+
+def test_a_run_at_which_another_process_is_at_work_is_not_resumed(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunDirectory.open(run):
+        assert main(["simulate", "--resume", str(run)]) == 8
+    assert f"process {os.getpid()} writing to it" in capsys.readouterr().err
+
+
+def test_versions_other_than_a_run_began_with_are_named() -> None:
+    assert changed_versions(installed_versions()) == ""
+    said = changed_versions({**installed_versions(), "torch": "1.0"})
+    assert f"torch 1.0, found {installed_versions()['torch']}" in said
+    assert said.count("found") == 1

@@ -14,6 +14,8 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -46,12 +48,14 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def ends_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
-    """The exit code of a command that raises ``error``."""
+def ends_with(monkeypatch: pytest.MonkeyPatch, error: BaseException | Callable[[], None]) -> int:
+    """The exit code of a command that raises ``error``, or does this."""
 
     @click.command()
     def failing() -> None:
-        raise error
+        if isinstance(error, BaseException):
+            raise error
+        error()
 
     monkeypatch.setattr(fedpeft.cli.LazyGroup, "get_command", lambda *_: failing)
     return main(["runs"])
@@ -204,6 +208,32 @@ def test_no_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert ends_with(monkeypatch, KeyboardInterrupt()) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_interrupt_of_which_an_import_makes_another_error_ends_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def importing() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None  # as extension modules do
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert ends_with(monkeypatch, importing) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_command_leaves_the_handlers_of_signals_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    assert main(["--help"]) == 0
+    assert ends_with(monkeypatch, KeyError("k")) == 70
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_a_termination_at_a_question_ends_with_143(

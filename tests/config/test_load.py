@@ -38,6 +38,34 @@ def found(text: str = VALID, *overrides: str, simulation: bool = True) -> list[s
     return []
 
 
+SHORT = """
+[base]
+model = "pypi:some-model"
+[task]
+kind = "classify"
+[data]
+source = "x.jsonl"
+"""
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("run.seed=1",),
+        ("run.name=mine",),
+        ("data.partition.clients=9",),
+        ("data.partition.column=ward",),
+        ("data.partition.by=column", "data.partition.column=ward"),
+        ("data.partition.by=iid",),
+        ("adapter.bitfit={}",),
+        ("adapter.lora.rank=2", "rounds.count=3"),
+    ],
+)
+def test_an_override_in_a_table_that_a_short_file_leaves_out_changes_its_default(overrides: tuple[str, ...]) -> None:
+    assert found(SHORT, *overrides) == []
+
+
 def test_a_valid_file_is_a_frozen_configuration(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text(VALID)

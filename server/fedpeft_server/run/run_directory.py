@@ -171,6 +171,7 @@ class RunDirectory:
             ResourceMissing: a plug-in that it began with is not here, or in another version.
         """
         expect_same(self.path, self.manifest, adapter=adapter, base_digest=base_digest, data_digest=data_digest)
+        write_file(self.path / "adapter.json", adapter.to_json().encode())  # the same, unless it was damaged
 
     def expect_terms(self, plan: str, first: str) -> None:
         """Keeps what devices hold the run to, durably, before its first round; later refuses anything else.

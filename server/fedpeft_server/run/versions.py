@@ -13,7 +13,7 @@ from fedpeft.data.opening import plain_suffix
 from fedpeft.data.records import ProblemLog
 from fedpeft.plugins import plugins
 
-__all__ = ["installed_versions", "plugins_used"]
+__all__ = ["changed_versions", "installed_versions", "plugins_used"]
 
 _PACKAGES = ("fedpeft", "flwr", "torch", "transformers", "peft", "numpy", "cryptography", "safetensors")
 
@@ -28,6 +28,19 @@ def installed_versions() -> Mapping[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "absent"
     return MappingProxyType(versions)
+
+
+def changed_versions(begun: Mapping[str, str]) -> str:
+    """What is installed in another version than a run began with, in a sentence; empty: nothing.
+
+    Args:
+        begun: package -> version, of its manifest.
+    """
+    now = installed_versions()
+    others = [f"{name} {was}, found {now[name]}" for name, was in begun.items() if now.get(name, was) != was]
+    if not others:
+        return ""
+    return f"expected what the run began with: {'; '.join(others)}; its numbers may differ from here on"
 
 
 def plugins_used(config: RunConfig) -> dict[str, str]:
