@@ -88,7 +88,8 @@ def _run_toml(
 
     if model is None and task.writes:
         raise ConfigInvalid(
-            "Expected --model for a language model, found none; name a folder with its files, or a .gguf file."
+            "Expected --model for a language model, found none; name a folder with its files, a .gguf file "
+            "or hub:ORG/NAME@REVISION. To try: `make base-smollm` fetches a small one to models/smollm2."
         )
     clients = min(CLIENTS, len(records) // EXAMPLES_A_CLIENT)
     if not column and clients < LEAST_CLIENTS:

@@ -97,7 +97,12 @@ def _run_engine(coordinator: ServerApp, app: ClientApp, devices: int, workers: i
     from flwr.simulation import run_simulation
 
     backend: dict[str, Any] = {
-        "init_args": {"num_cpus": workers, "include_dashboard": False, "log_to_driver": False},
+        "init_args": {
+            "num_cpus": workers,
+            "include_dashboard": False,
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,  # it warns that it leaves SIGTERM to us
+        },
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
     }
     logger = logging.getLogger("flwr")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -51,14 +52,17 @@ def test_ctrl_c_on_ray_ends_with_130_and_the_resume_command_and_leaves_nothing_a
         "ray",
     )
     process = start("simulate", "run.toml", *options, "--out", tmp_path / "runs", as_a_job=True)
-    run = after_a_round(tmp_path / "runs", process)
-    others = psutil.Process(process.pid).children(recursive=True)
-    assert any(other.name().startswith("ray::ClientApp") for other in others)
-
-    for press in range(presses):
-        time.sleep(0.3 * press)
-        os.killpg(process.pid, signal.SIGINT)
-    text, errors = process.communicate(timeout=A_WHILE_S)
+    try:
+        run = after_a_round(tmp_path / "runs", process)
+        others = psutil.Process(process.pid).children(recursive=True)
+        assert any(other.name().startswith("ray::ClientApp") for other in others)
+        for press in range(presses):
+            time.sleep(0.3 * press)
+            os.killpg(process.pid, signal.SIGINT)
+        text, errors = process.communicate(timeout=A_WHILE_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
     assert process.returncode == 130, text + errors
     assert "Traceback" not in text + errors
