@@ -75,7 +75,7 @@ faults: install-dev ## What goes wrong in a deployment, one after the other: the
 	$(BIN)/pytest -m 'slow or not slow' $$(grep -o 'tests/[a-zA-Z_/0-9]*\.py\(::[a-z_A-Z0-9]*\)\?' docs/faults.md | sort -u)
 
 lock: install-dev ## Write requirements.lock from pyproject.toml and constraints.txt, with hashes.
-	$(BIN)/uv pip compile pyproject.toml $(foreach extra,demo dev mlflow ray sentencepiece serve sweep tensorboard wandb,--extra $(extra)) \
+	$(BIN)/uv pip compile pyproject.toml $(foreach extra,demo dev harness mlflow ray sentencepiece serve sweep tensorboard wandb,--extra $(extra)) \
 	  --constraint constraints.txt --generate-hashes --universal --python-version 3.11 --no-annotate \
 	  --custom-compile-command "make lock" --quiet -o requirements.lock > /dev/null
 

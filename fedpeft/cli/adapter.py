@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedpeft.cli.asking import (
+    asked_as_trained,
     say_evaluation,
     say_predictions,
     with_evaluation_options,
     with_how,
     with_prediction_options,
 )
+from fedpeft.cli.harness import harness
 from fedpeft.cli.mixing import hub, merge, summary_of
 from fedpeft.cli.options import AdapterPath, OutFolder, json_option, run_argument, say_json, store_option
 from fedpeft.cli.serve import serve
 
 if TYPE_CHECKING:
     from fedpeft.export.original import Moved
-    from fedpeft_client.inference import Answerer
 
 __all__ = ["command"]
 
@@ -140,7 +141,7 @@ def predict(
     from fedpeft_client.inference import Sampling
 
     how = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    say_predictions(_asked(run, store, written_as), how, **what)
+    say_predictions(asked_as_trained(run, store, written_as), how, **what)
 
 
 @command.command()
@@ -156,7 +157,7 @@ def chat(
     from fedpeft_client.inference import Sampling
 
     how = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    converse(_asked(run, store, written_as), how)
+    converse(asked_as_trained(run, store, written_as), how)
 
 
 @command.command("eval")
@@ -178,17 +179,8 @@ def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | Non
     say_evaluation(str(run), model.metrics(score), score, unit=model.task.record.counted, as_json=as_json)
 
 
-for part in (merge, hub, serve):
+for part in (merge, hub, serve, harness):
     command.add_command(part)
-
-
-def _asked(run: Path, store: Path | None, written_as: str | None) -> "Answerer":
-    from fedpeft.api.kept import trained_model
-    from fedpeft.tasks import Convention
-    from fedpeft_server.run.run_view import read_run
-
-    known = written_as or read_run(run).manifest.convention
-    return trained_model(run, store=store).answerer(Convention(known) if known else None)
 
 
 def _tell(folder: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fedpeft_client.inference import Answerer, Sampling
 
 __all__ = [
+    "asked_as_trained",
     "chat",
     "say_evaluation",
     "say_predictions",
@@ -30,6 +31,16 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 ROWS_AT_ONCE = 64
 LONGEST_LINE = 1 << 20
 CONVENTIONS = ["messages", "prompt+completion", "instruction/input/output", "text"]
+
+
+def asked_as_trained(run: Path, store: Path | None, written_as: str | None = None) -> "Answerer":
+    """The model of a run, asked in the form that it was trained on, or in another (one of ``CONVENTIONS``)."""
+    from fedpeft.api.kept import trained_model
+    from fedpeft.tasks import Convention
+    from fedpeft_server.run.run_view import read_run
+
+    known = written_as or read_run(run).manifest.convention
+    return trained_model(run, store=store).answerer(Convention(known) if known else None)
 
 
 def with_how(command: Command) -> Command:

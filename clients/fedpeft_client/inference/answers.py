@@ -102,6 +102,11 @@ class Answerer:
         if self.decoder is None and not labels and not self.embeds:
             self.decoder = Decoder(model, self._ends(self.convention), choose_rows)
 
+    @property
+    def model(self) -> nn.Module:
+        """As given."""
+        return self._model
+
     def classify(self, questions: Sequence[Asked]) -> list[Choice]:
         """An answer to each question; batches of 32, alike in length.
 

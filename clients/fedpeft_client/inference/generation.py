@@ -147,6 +147,9 @@ class Decoder(TokenLoop["_State"]):
     Args:
         model: a causal language model.
         ends, choose_rows: see ``TokenLoop``.
+
+    Attributes:
+        vocabulary: how many tokens there are.
     """
 
     def __init__(
@@ -156,7 +159,7 @@ class Decoder(TokenLoop["_State"]):
         self._model = model
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
-        self._vocabulary = int(base.config.get_text_config().vocab_size)
+        self.vocabulary = int(base.config.get_text_config().vocab_size)
         self.longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)
         self._abilities: Abilities | None = None
 
@@ -209,7 +212,7 @@ class Decoder(TokenLoop["_State"]):
     @torch.no_grad()
     def _tried(self) -> Abilities:
         draw = generator(0, "abilities")
-        long, short = (draw.integers(0, self._vocabulary, size).astype(np.int32) for size in (9, 5))
+        long, short = (draw.integers(0, self.vocabulary, size).astype(np.int32) for size in (9, 5))
         self._choose_rows([0])
         alone = [self._whole(question) for question in (long, short)]
         return Abilities(
