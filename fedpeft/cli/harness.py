@@ -26,9 +26,9 @@ __all__ = ["harness"]
 @store_option
 @json_option
 def harness(run: Path, files: tuple[Path, ...], limit: int | None, store: Path | None, as_json: bool) -> None:
-    """Measure the language model of RUN on lm-eval tasks (needs the extra `harness`).
+    """Measure the language model of RUN on lm-eval tasks.
 
-    Prompts go through the base's chat template if the run was trained on conversations. Nothing is downloaded: the
+    Needs the extra `harness`. Prompts go through the base's chat template if the run was trained on conversations. Nothing is downloaded: the
     task file names local data. Python code that a task file names is run.
 
     \b
