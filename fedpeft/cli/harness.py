@@ -28,8 +28,8 @@ __all__ = ["harness"]
 def harness(run: Path, files: tuple[Path, ...], limit: int | None, store: Path | None, as_json: bool) -> None:
     """Measure the language model of RUN on lm-eval tasks.
 
-    Needs the extra `harness`. Prompts go through the base's chat template if the run was trained on conversations. Nothing is downloaded: the
-    task file names local data. Python code that a task file names is run.
+    Needs the extra `harness`. Prompts go through the base's chat template if the run was trained on conversations.
+    Nothing is downloaded: the task file names local data. Python code that a task file names is run.
 
     \b
     Examples:
