@@ -168,6 +168,7 @@ UNREADABLE = {
 }
 
 
+@pytest.mark.drawn(1, each=("kind",))
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_data_that_cannot_be_used_is_ready_with_nothing_to_add(ward: Ward, kind: str) -> None:
     plan = ward.plan()

@@ -121,8 +121,6 @@ RULES = {
     "flexlora": (*BOTH, *OFF, "aggregate.rule=\"flexlora\""),
     "scaffold": ("train.scaffold=true", "train.optimizer=\"sgd\"", "train.learning_rate=0.5"),
     "fedsa": (*BOTH, "aggregate.rule=\"fedsa\""),
-}  # fmt: skip
-SLOW = {
     "fedit": (*BOTH, "aggregate.rule=\"fedit\""),
     **{name: (*BOTH, f"aggregate.rule=\"{name}\"") for name in ("hetlora", "rbla", "rolora", "lora-a2", "fedrot")},
     **{name: (f"aggregate.rule=\"{name}\"",) for name in ("ffa", "fedsvd")},
@@ -195,9 +193,10 @@ def test_a_gradient_start_sums_a_in_round_one_then_trains_b_alone(out: Path, cap
     assert [any(state[name].any() for name in ups) for state in states] == [False, True, True]
 
 
-@pytest.mark.parametrize("name", [*RULES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.drawn(2)
+@pytest.mark.parametrize("name", RULES)
 def test_every_rule_learns(name: str, out: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    overrides = [word for setting in {**RULES, **SLOW}[name] for word in ("--set", setting)]
+    overrides = [word for setting in RULES[name] for word in ("--set", setting)]
     code = main(["simulate", "run.toml", "--no-baselines", "--out", str(out), *overrides])
     assert code == 0, "".join(capfd.readouterr())
     (run,) = out.iterdir()

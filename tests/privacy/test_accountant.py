@@ -55,6 +55,7 @@ def test_the_formula_is_the_integral_that_defines_it() -> None:
         assert gaussian_delta(s, eps) == pytest.approx(float(np.trapezoid(excess, x)), rel=1e-5)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(("z", "rounds"), [(1.0, 1), (4.722, 10), (10.56, 50), (0.5, 1), (20.0, 500), (2.852, 20)])
 def test_the_epsilon_is_that_of_dp_accounting_s_loss_distribution(z: float, rounds: int) -> None:
     """Its pessimistic discretisation is never below the exact epsilon; ours is above it by no more than rounding."""

@@ -91,6 +91,7 @@ def kept_shares(table: _Table, at: int) -> np.ndarray:
     return (weight / weight.max() - table.covered[at]) / (1 - table.covered[at])
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("sigma", [0.3, 4.0, 63.9, 128.0, 300.0, 1000.5, 5000.0])
 def test_rectangles_and_rest_together_are_the_distribution(sigma: float) -> None:
     """Every probability that the two parts make, from the tables alone, against the definition."""
