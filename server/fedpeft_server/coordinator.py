@@ -8,6 +8,10 @@ is committed is there again after the next `up`.
 import json
 import logging
 import threading
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from socket import socket
 from typing import Protocol
 
@@ -28,6 +32,7 @@ from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
 from fedpeft_server.enrolment.certificate_authority import Authority, renew_server_certificate
 from fedpeft_server.enrolment.registry import Registry, open_registry
 from fedpeft_server.home import CoordinatorHome
+from fedpeft_server.jobs.device_turns import DeviceTurns
 from fedpeft_server.jobs.disk_space import DiskFull, expect_room, is_full, room_needed
 from fedpeft_server.jobs.job_queue import Job, JobQueue
 from fedpeft_server.jobs.job_runner import Interrupted, JobContext, JobRunner
@@ -118,7 +123,8 @@ class Coordinator:
         self._ready, self._stopping, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="server-certificate", daemon=True)
         self._stop_at: float | None = None
-        self._now, self._trouble = "", ""
+        self._now: dict[int, str] = {}
+        self._trouble = ""
 
     def start(self) -> None:
         """Be reachable."""
@@ -135,7 +141,7 @@ class Coordinator:
         self._stopping.set()
 
     def work(self) -> None:
-        """Work through the queue until ``stop``.
+        """Work through the queue, on ``runs_at_once`` of it at a time, until ``stop``.
 
         Raises:
             DiskFull: the disk was full when it was told to stop.
@@ -149,22 +155,53 @@ class Coordinator:
             meters=self.meters,
             audit=self.audit,
             interrupted=self._interrupted,
-            tell=self._tell,
+            tell=_log.info,
+            turns=DeviceTurns(self._clock),
             model_process=self._model_process,
         )
-        engine = JobRunner(site)
-        while not self._stopping.is_set():
-            job: Job | None = None
+        at_work: dict[int, Future[None]] = {}
+        with ThreadPoolExecutor(self._settings.runs_at_once, thread_name_prefix="run") as threads:
             try:
-                job = self.queue.begin()
-                if job is None:
-                    self._stopping.wait(LOOK_S)
-                    continue
-                engine.work(job)
-            except (DiskFull, OSError) as error:
-                if isinstance(error, OSError) and not is_full(error):
-                    raise
-                self._wait_for_room(job, error)
+                while not self._stopping.is_set():
+                    for number in [number for number, future in at_work.items() if future.done()]:
+                        at_work.pop(number).result()
+                    job = self._begin(at_work) if len(at_work) < self._settings.runs_at_once else None
+                    if job is None:
+                        self._stopping.wait(LOOK_S)
+                    else:
+                        at_work[job.number] = threads.submit(self._work_on, job, site)
+            except BaseException:
+                self.stop()  # the other runs end after their round, and go on with the next `up`
+                raise
+        for future in at_work.values():
+            future.result()
+
+    def _begin(self, at_work: Collection[int]) -> Job | None:
+        try:
+            return self.queue.begin(worked_on=at_work)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._wait_for_room(None, error)
+            return None
+
+    def _work_on(self, job: Job, site: JobContext) -> None:
+        """A run to its end, or until the coordinator stops; on a thread of its own."""
+        told = replace(site, tell=partial(self._tell, job.number))
+        try:
+            while True:
+                try:
+                    JobRunner(told).work(job)
+                    return
+                except (DiskFull, OSError) as error:
+                    if isinstance(error, OSError) and not is_full(error):
+                        raise
+                    self._wait_for_room(job, error)
+                    if self._stopping.is_set():
+                        return
+                    job = self.queue.job(str(job.number))
+        finally:
+            self._now.pop(job.number, None)
 
     def _wait_for_room(self, job: Job | None, error: DiskFull | OSError) -> None:
         """Returns when there is room again."""
@@ -179,7 +216,7 @@ class Coordinator:
                 self._trouble = ""
             except DiskFull as still:
                 self._trouble = str(still)
-        self._tell("there is room on the disk again")
+        _log.info("there is room on the disk again")
 
     def close(self) -> None:
         """Stop listening and let go of everything."""
@@ -264,15 +301,15 @@ class Coordinator:
         if self.queue.wants_stop(job):
             raise Interrupted("stopped")
 
-    def _tell(self, text: str) -> None:
-        self._now = text
+    def _tell(self, number: int, text: str) -> None:
+        self._now[number] = text
         _log.info(text)
 
     def _live(self) -> dict[str, object]:
         """What only this process knows, for `fedpeft coordinator status` and for the administration."""
         present = {device.name for device in self.members.present(self._transport)}
         return {
-            "now": self._trouble or self._now,
+            "now": self._trouble or "; ".join(text for _, text in sorted(self._now.items())),
             "stopping": self._stopping.is_set(),
             "devices": [
                 {"name": device.name, "status": self.members.status(device), "online": device.name in present}

@@ -31,9 +31,10 @@ from fedpeft.secagg.primitives import IdentityKey
 
 __all__ = ["SCHEMA", "AdapterAccess", "CoordinatorHome", "Settings", "default_coordinator_home"]
 
-SCHEMA = 2
+SCHEMA = 3
 """Of the home's files; see ``fedpeft.home_schema`` and ``CoordinatorHome.upgrade``."""
 
+MOST_RUNS = 16
 AdapterAccess = Literal["participants", "enrolled", "nobody"]
 
 
@@ -51,6 +52,7 @@ class Settings:
         admin_bind: address of the administration port; other machines reach it only if it is not loopback.
         admin_port: HTTPS, the administration API and its page; 0: there is none.
         adapters: who may fetch a run's adapter: devices that were in its sums, every enrolled one, or nobody.
+        runs_at_once: so many runs are worked on at a time, in 1..16; each has a process with its base in memory.
     """
 
     hosts: tuple[str, ...]
@@ -62,6 +64,7 @@ class Settings:
     admin_bind: str = "127.0.0.1"
     admin_port: int = 0
     adapters: AdapterAccess = "participants"
+    runs_at_once: int = 2
 
     def __post_init__(self) -> None:
         ports = self.ports()
@@ -70,6 +73,8 @@ class Settings:
                 f"Expected a host and different ports in 1..65535, found hosts={list(self.hosts)} "
                 f"ports={list(ports)}; give others to `fedpeft coordinator init`."
             )
+        if not 1 <= self.runs_at_once <= MOST_RUNS:
+            raise ConfigInvalid(f"Expected runs_at_once in 1..{MOST_RUNS}, found {self.runs_at_once}.")
 
     def ports(self) -> tuple[int, ...]:
         """Fleet, service, enrolment, metrics, and administration where there is one."""
@@ -107,7 +112,7 @@ class Settings:
             raise ConfigInvalid(f"Expected coordinator.json as `init` writes it, found {error}.") from error
 
 
-_LATER = {"adapters": "participants", "admin_bind": "127.0.0.1", "admin_port": 0}
+_LATER = {"adapters": "participants", "admin_bind": "127.0.0.1", "admin_port": 0, "runs_at_once": 2}
 """Keys that ``init`` did not always write, and what a home without them meant."""
 
 
@@ -161,6 +166,7 @@ class CoordinatorHome:
         """Brings the files to the present form: the one they had, and the one they have. Its caller owns the home.
 
         From 1 to 2: coordinator.json names the administration port (none), which an earlier program would not take.
+        From 2 to 3: it says how many runs are worked on at once, and a submitted run has a priority and a group.
 
         Raises:
             ConfigInvalid: no coordinator was initialised here.

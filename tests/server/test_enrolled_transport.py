@@ -1,12 +1,10 @@
 """Waiting for devices: long enough for those who come back after a restart, never for one that is away for good."""
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
-from fedpeft.round.transport import Transport
 from fedpeft.testing.clock import FakeClock
-from fedpeft_server.enrolment.active_devices import ActiveDevices
-from fedpeft_server.jobs.enrolled_transport import gather
+from fedpeft_server.jobs.enrolled_transport import EnrolledTransport, gather
 
 
 @dataclass
@@ -18,8 +16,8 @@ class Ward:
     clock: FakeClock = field(default_factory=FakeClock)
     enrolled: int = 4
 
-    def present(self, transport: object) -> list[Any]:
-        found = [type("Device", (), {"name": f"ward-{number}"}) for number in range(self.here)]
+    def present(self) -> list[str]:
+        found = [f"ward-{number}" for number in range(self.here)]
         self.here = min(self.most, self.here + 1)
         self.clock.advance(1.0)
         return found
@@ -29,7 +27,7 @@ class Ward:
         told: list[str] = []
         begun = self.clock.monotonic_s()
         gather(
-            cast("ActiveDevices", self), cast("Transport", None),
+            cast("EnrolledTransport", self),
             needed=3, deadline_s=deadline_s, settled_s=begun + settled_s, clock=self.clock, tell=told.append,
         )  # fmt: skip
         return told, self.clock.monotonic_s() - begun

@@ -18,6 +18,7 @@ from fedpeft_server.enrolment.active_devices import ActiveDevices
 from fedpeft_server.enrolment.audit_log import AuditLog
 from fedpeft_server.enrolment.registry import EnrolledDevice, Registry, Status
 from fedpeft_server.home import CoordinatorHome
+from fedpeft_server.jobs.device_turns import DeviceTurns
 from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
 from fedpeft_server.jobs.job_runner import Interrupted, JobContext, JobRunner
 from fedpeft_server.service.prometheus import Meters
@@ -65,6 +66,7 @@ class Bench:
                 audit=self.audit,
                 interrupted=self._interrupted,
                 tell=self.told.append,
+                turns=DeviceTurns(self.clock),
                 model_process="toy_model_process",
             )
         )

@@ -1,4 +1,4 @@
-"""`fedpeft coordinator clients`: who may take part: list, approve, deny, revoke, rename, forget."""
+"""`fedpeft coordinator clients`: who may take part: list, approve, deny, revoke, rename, group, forget."""
 
 from typing import Any, TextIO
 
@@ -110,6 +110,20 @@ def rename(name: str, label: str, target: Target) -> None:
 
 @clients.command()
 @click.argument("name")
+@click.argument("group")
+@click.option("--remove", is_flag=True, help="Take it out of the group.")
+@target_options
+def group(name: str, group: str, remove: bool, target: Target) -> None:
+    """Put the device NAME into GROUP. `coordinator submit --group GROUP` asks only its devices."""
+    from fedpeft.terminal import printable
+
+    with asking(target) as coordinator:
+        device = coordinator.ask("devices.group", device=name, group=group, member=not remove)
+    click.echo(f"{name} is in: {printable(', '.join(device['groups']) or 'no group')}")
+
+
+@clients.command()
+@click.argument("name")
 @target_options
 def delete(name: str, target: Target) -> None:
     """Delete a denied, revoked or departed device. Its keys are never accepted again."""
@@ -171,6 +185,7 @@ def _line(device: Any) -> str:
     if device["certificate_until"]:
         ended = device["status"] == "expired"
         until = f"  certificate {'ended' if ended else 'until'} {device['certificate_until'][:10]}"
-    about = f"{device['organisation']:<24} {device['hardware']}"
+    groups = "".join(f"  [{name}]" for name in device.get("groups", ()))
+    about = f"{device['organisation']:<24} {device['hardware']}{groups}"
     called = f"{device['label']} ({device['name']})" if device.get("label") else device["name"]
     return printable(f"{called:<24} {device['status']:<8} {about}{until}")

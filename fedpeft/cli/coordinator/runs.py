@@ -1,4 +1,4 @@
-"""`fedpeft coordinator submit | status | stop | resume | runs`: the runs that the coordinator works through."""
+"""`fedpeft coordinator submit | status | stop | resume | runs`: the runs that the coordinator works on."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,14 @@ __all__ = ["resume", "runs", "status", "stop", "submit"]
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--priority", type=click.IntRange(-100, 100), default=0, help="The highest is served first. [default: 0]")
+@click.option("--group", default="", help="Ask only the devices in this group; see `clients group`.")
 @target_options
-def submit(config: Path, target: Target) -> None:
-    """Validate a run.toml and queue it. It starts when the coordinator is up and idle.
+def submit(config: Path, priority: int, group: str, target: Target) -> None:
+    """Validate a run.toml and queue it. It starts when the coordinator is up and has a place for it.
+
+    A coordinator works on two runs at once (runs_at_once in its coordinator.json). Runs that ask the same devices take
+    turns; the one with the higher priority goes first.
 
     [data] and [[device]] are not needed: what a device has and trains is its own site.toml's to say. A relative folder
     in base.model is meant from where this command runs; with --coordinator the base is named by its digest.
@@ -31,9 +36,12 @@ def submit(config: Path, target: Target) -> None:
         raise ConfigInvalid(f"{config}: {error}.") from error
     with asking(target) as coordinator:
         if isinstance(coordinator, LocalCoordinator):
-            job: Any = submit_here(coordinator.site, written, source=config, by="operator")
+            job: Any = submit_here(
+                coordinator.site, written, source=config, by="operator", priority=priority, group=group
+            )
         else:
-            job = coordinator.ask("runs.submit", config=written)
+            more = {"group": group} if group else {}
+            job = coordinator.ask("runs.submit", config=written, priority=priority, **more)
     click.echo(f"run {job['number']} ({job['name']}) is queued; see `fedpeft coordinator status`")
 
 
@@ -105,6 +113,27 @@ def list_runs(target: Target, as_json: bool) -> None:
 @runs.command()
 @click.argument("run")
 @target_options
+def clone(run: str, target: Target) -> None:
+    """Queue the run.toml of RUN again, as a new run with the same priority and group."""
+    with asking(target) as coordinator:
+        job = coordinator.ask("runs.clone", run=run)
+    click.echo(f"run {job['number']} ({job['name']}) is queued; see `fedpeft coordinator status`")
+
+
+@runs.command()
+@click.argument("run")
+@click.argument("priority", type=click.IntRange(-100, 100))
+@target_options
+def priority(run: str, priority: int, target: Target) -> None:
+    """Give RUN another priority, -100 to 100. A running one has it from its next round on."""
+    with asking(target) as coordinator:
+        job = coordinator.ask("runs.prefer", run=run, priority=priority)
+    click.echo(f"run {job['number']} has priority {job['priority']}")
+
+
+@runs.command()
+@click.argument("run")
+@target_options
 @json_option
 def show(run: str, target: Target, as_json: bool) -> None:
     """Show RUN round by round. Loss, accuracy, devices, bytes, and the privacy statement."""
@@ -163,6 +192,8 @@ def _say_run(job: Any) -> None:
     from fedpeft.terminal import printable
 
     lies = f"  {printable(str(job['run']))}" if job["run"] else ""
-    click.echo(f"run {job['number']:4}  {job['state']:8}  {printable(str(job['name']))}{lies}")
+    where = f"  group {printable(str(job['group']))}" if job["group"] else ""
+    first = f"  priority {job['priority']}" if job["priority"] else ""
+    click.echo(f"run {job['number']:4}  {job['state']:8}  {printable(str(job['name']))}{lies}{where}{first}")
     if job["reason"]:
         click.echo(f"          {printable(str(job['reason']), keep_lines=True)}")

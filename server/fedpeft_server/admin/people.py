@@ -1,6 +1,7 @@
 """Operations on who may take part and who may administer: devices, join tokens, access tokens, the audit log."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
 
 from fedpeft.entropy import os_entropy
 from fedpeft_server.admin.access import Role
@@ -9,6 +10,7 @@ from fedpeft_server.admin.asked import Asked, NotThere
 from fedpeft_server.admin.views import access_view, audit_view, device_view, join_token_view
 from fedpeft_server.enrolment.audit_log import AuditEvent
 from fedpeft_server.enrolment.certificate_authority import Authority, certificate_expiry
+from fedpeft_server.enrolment.groups import Groups
 from fedpeft_server.enrolment.issue import issue
 from fedpeft_server.enrolment.join_tokens import Tokens
 from fedpeft_server.enrolment.labels import Labels
@@ -16,7 +18,7 @@ from fedpeft_server.enrolment.registry import EnrolledDevice, Status
 
 __all__ = [
     "access_tokens", "approve", "audit", "create_access_token", "create_join_token", "delete", "deny", "device",
-    "devices", "join_tokens", "rename", "revoke", "revoke_access_token", "revoke_join_token",
+    "devices", "group", "join_tokens", "rename", "revoke", "revoke_access_token", "revoke_join_token",
 ]  # fmt: skip
 
 DAY_S = 86400
@@ -25,13 +27,13 @@ AUDIT_LINES = 500
 
 def devices(site: Administered, asked: Asked) -> object:
     """Every device."""
-    online, labels = _online(site), Labels(site.registry).all()
-    return [_view(site, one, online, labels, asked.role) for one in site.registry.devices()]
+    seen = _Seen.of(site)
+    return [seen.view(site, one, asked.role) for one in site.registry.devices()]
 
 
 def device(site: Administered, asked: Asked) -> object:
     """One device."""
-    return _view(site, _device(site, asked), _online(site), Labels(site.registry).all(), asked.role)
+    return _Seen.of(site).view(site, _device(site, asked), asked.role)
 
 
 def approve(site: Administered, asked: Asked) -> object:
@@ -57,6 +59,15 @@ def rename(site: Administered, asked: Asked) -> object:
     named, label = _device(site, asked), asked.text("label")
     label = Labels(site.registry).put(named, label)
     site.audit.append(AuditEvent.RENAMED, actor=asked.by, subject=named.name, detail={"label": label})
+    return device(site, asked)
+
+
+def group(site: Administered, asked: Asked) -> object:
+    """Put a device into a group, or take it out; a run may be submitted for one group."""
+    named, name, member = _device(site, asked), asked.text("group"), asked.flag("member")
+    Groups(site.registry).put(named, name, member=member)
+    detail: dict[str, str | int | float] = {"group": name, "member": int(member)}
+    site.audit.append(AuditEvent.GROUPED, actor=asked.by, subject=named.name, detail=detail)
     return device(site, asked)
 
 
@@ -148,10 +159,30 @@ def _online(site: Administered) -> Mapping[str, bool] | None:
     return {str(one["name"]): bool(one["online"]) for one in listed if isinstance(one, dict)}
 
 
-def _view(
-    site: Administered, one: EnrolledDevice, online: Mapping[str, bool] | None, labels: Mapping[bytes, str], role: Role
-) -> dict[str, object]:
-    ended = bool(one.certificate) and certificate_expiry(one.certificate) <= site.clock.utc()
-    status = "expired" if ended and one.status is Status.ACTIVE else one.status.value
-    reached = None if online is None else online.get(one.name, False)
-    return device_view(one, label=labels.get(one.identity, ""), status=status, online=reached, role=role)
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a device's row in the registry does not say.
+
+    Args:
+        online: name -> whether it is reached; None while no coordinator is up.
+        labels, groups: by identity key.
+    """
+
+    online: Mapping[str, bool] | None
+    labels: Mapping[bytes, str]
+    groups: Mapping[bytes, Set[str]]
+
+    @classmethod
+    def of(cls, site: Administered) -> "_Seen":
+        return cls(_online(site), Labels(site.registry).all(), Groups(site.registry).all())
+
+    def view(self, site: Administered, one: EnrolledDevice, role: Role) -> dict[str, object]:
+        ended = bool(one.certificate) and certificate_expiry(one.certificate) <= site.clock.utc()
+        return device_view(
+            one,
+            label=self.labels.get(one.identity, ""),
+            groups=self.groups.get(one.identity, frozenset()),
+            status="expired" if ended and one.status is Status.ACTIVE else one.status.value,
+            online=None if self.online is None else self.online.get(one.name, False),
+            role=role,
+        )

@@ -5,7 +5,7 @@ The command line calls an operation by its name, on this machine or, through its
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -13,7 +13,9 @@ from fedpeft_server.admin import people, runs
 from fedpeft_server.admin.access import Role
 from fedpeft_server.admin.administered import Administered
 from fedpeft_server.admin.asked import Asked, Field
+from fedpeft_server.enrolment.groups import GROUP_NAME
 from fedpeft_server.enrolment.labels import LABEL_CHARACTERS
+from fedpeft_server.jobs.job_queue import PRIORITIES
 
 __all__ = ["CONFIG_CHARACTERS", "OPERATIONS", "Operation", "named"]
 
@@ -66,6 +68,9 @@ class Operation:
 
 V, S, A = Role.VIEWER, Role.SUBMITTER, Role.ADMIN
 _REASON = {"reason": Field(about="The device is told.")}
+_PRIORITY = Field(
+    kind="integer", least=-PRIORITIES, most=PRIORITIES, about="Of the runs that wait, the highest is served first."
+)
 _TTL = Field(kind="integer", least=60, most=365 * people.DAY_S, about="Seconds that it is good for.")
 
 OPERATIONS = (
@@ -73,7 +78,16 @@ OPERATIONS = (
     Operation(name="runs.list", method="GET", path="/v1/runs", role=V, does=runs.runs),
     Operation(
         name="runs.submit", method="POST", path="/v1/runs", role=S, does=runs.submit, status=201,
-        fields={"config": Field(required=True, most=CONFIG_CHARACTERS, about="The run.toml.")},
+        fields={
+            "config": Field(required=True, most=CONFIG_CHARACTERS, about="The run.toml."),
+            "priority": _PRIORITY,
+            "group": Field(pattern=GROUP_NAME, about="Ask the devices of this group alone."),
+        },
+    ),
+    Operation(name="runs.clone", method="POST", path="/v1/runs/{run}/clone", role=S, does=runs.clone, status=201),
+    Operation(
+        name="runs.prefer", method="POST", path="/v1/runs/{run}/priority", role=S, does=runs.prefer,
+        fields={"priority": replace(_PRIORITY, required=True)},
     ),
     Operation(name="runs.show", method="GET", path="/v1/runs/{run}", role=V, does=runs.run),
     Operation(name="runs.stop", method="POST", path="/v1/runs/{run}/stop", role=S, does=runs.stop),
@@ -97,6 +111,13 @@ OPERATIONS = (
     Operation(
         name="devices.rename", method="POST", path="/v1/devices/{device}/rename", role=A, does=people.rename,
         fields={"label": Field(required=True, most=LABEL_CHARACTERS, about="Empty: by its own name again.")},
+    ),
+    Operation(
+        name="devices.group", method="POST", path="/v1/devices/{device}/groups", role=A, does=people.group,
+        fields={
+            "group": Field(required=True, pattern=GROUP_NAME),
+            "member": Field(required=True, kind="boolean", about="False: take it out."),
+        },
     ),
     Operation(name="devices.delete", method="POST", path="/v1/devices/{device}/delete", role=A, does=people.delete),
     Operation(name="join-tokens.list", method="GET", path="/v1/join-tokens", role=A, does=people.join_tokens),

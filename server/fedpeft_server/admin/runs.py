@@ -11,6 +11,7 @@ from fedpeft_server.admin.administered import Administered
 from fedpeft_server.admin.asked import Asked, Download, NotThere
 from fedpeft_server.admin.views import event_view, job_view, round_view
 from fedpeft_server.enrolment.audit_log import AuditEvent
+from fedpeft_server.enrolment.groups import Groups
 from fedpeft_server.jobs.job_queue import Job, JobState
 from fedpeft_server.jobs.submission import submission
 from fedpeft_server.run.privacy_statements import privacy_lines
@@ -18,7 +19,9 @@ from fedpeft_server.run.records import EventRecord, RoundMetrics, from_json
 from fedpeft_server.run.run_view import read_run
 from fedpeft_server.service.base_files import open_at
 
-__all__ = ["adapter", "adapter_file", "overview", "report", "resume", "run", "runs", "stop", "submit"]
+__all__ = [
+    "adapter", "adapter_file", "clone", "overview", "prefer", "report", "resume", "run", "runs", "stop", "submit",
+]  # fmt: skip
 
 SLOTS = ("final", "best", "latest")
 ROUNDS = 2000
@@ -30,16 +33,17 @@ RECENT = 24
 
 
 def overview(site: Administered, asked: Asked) -> object:
-    """The coordinator, its devices, its runs, and the last transitions of the one that runs."""
+    """The coordinator, its devices, its runs, and the last transitions of those that run."""
     jobs = site.queue.jobs()
     live = site.live()
-    running = next((job for job in jobs if job.state is JobState.RUNNING and job.run), None)
+    running = [job for job in jobs if job.state is JobState.RUNNING and job.run]
+    recent = [{**event, "run": job.number} for job in running for event in _recent(site, job)]
     return {
         "up": live is not None,
         "coordinator": live,
         "runs": [job_view(job) for job in jobs],
-        "recent": _recent(site, running) if running else [],
-        "committed": _committed(site, running) if running else 0,
+        "recent": sorted(recent, key=lambda event: str(event["at"]))[-RECENT:],
+        "committed": _committed(site, running[0]) if running else 0,
     }
 
 
@@ -68,7 +72,14 @@ def submit(site: Administered, asked: Asked) -> object:
             "Expected base.model as sha256:... of the coordinator's own store and no base.adapters: paths are the "
             "coordinator's machine's, and a run that names some is submitted there. See `fedpeft base ls` on it."
         )
-    return submit_here(site, text, source=site.home.path / "run.toml", by=asked.by)
+    return submit_here(
+        site,
+        text,
+        source=site.home.path / "run.toml",
+        by=asked.by,
+        priority=asked.number("priority", 0),
+        group=asked.text("group"),
+    )
 
 
 def _expect_small(text: str) -> None:
@@ -89,14 +100,40 @@ def _expect_small(text: str) -> None:
         raise ConfigInvalid(f"Expected at most {MOST_KEYS} keys in run.toml, found more.")
 
 
-def submit_here(site: Administered, text: str, *, source: Path, by: str) -> dict[str, object]:
+def submit_here(
+    site: Administered, text: str, *, source: Path, by: str, priority: int = 0, group: str = ""
+) -> dict[str, object]:
     """As ``submit``, by somebody on the coordinator's machine: the base may be a path.
 
     Raises:
-        ConfigInvalid, ResourceMissing: as ``submission``.
+        ConfigInvalid, ResourceMissing: as ``submission``; no device is in the group.
     """
-    job = site.queue.submit(submission(text, source=source, bases=site.home.bases), source=str(source))
-    site.audit.append(AuditEvent.RUN_SUBMITTED, actor=by, subject=job.name, detail={"number": job.number})
+    if group:
+        Groups(site.registry).expect(group)
+    written = submission(text, source=source, bases=site.home.bases)
+    return _queued(site, site.queue.submit(written, source=str(source), priority=priority, group=group), by)
+
+
+def clone(site: Administered, asked: Asked) -> object:
+    """Queue the run.toml of a run again, as a new run with the same priority and group."""
+    job = _job(site, asked)
+    if job.group:
+        Groups(site.registry).expect(job.group)
+    text, source = site.queue.text(job), f"run {job.number}"
+    return _queued(site, site.queue.submit(text, source=source, priority=job.priority, group=job.group), asked.by)
+
+
+def _queued(site: Administered, job: Job, by: str) -> dict[str, object]:
+    detail: dict[str, str | int | float] = {"number": job.number, "priority": job.priority, "group": job.group}
+    site.audit.append(AuditEvent.RUN_SUBMITTED, actor=by, subject=job.name, detail=detail)
+    return job_view(job)
+
+
+def prefer(site: Administered, asked: Asked) -> object:
+    """Give a run another priority; one that runs has it from its next round on."""
+    job = site.queue.prefer(_job(site, asked), asked.number("priority", 0))
+    detail: dict[str, str | int | float] = {"number": job.number, "priority": job.priority}
+    site.audit.append(AuditEvent.RUN_PREFERRED, actor=asked.by, subject=job.name, detail=detail)
     return job_view(job)
 
 
@@ -167,7 +204,7 @@ def _committed(site: Administered, job: Job) -> int:
     return from_json(RoundMetrics, rows[0].decode(), where=job.run).round if rows else 0
 
 
-def _recent(site: Administered, job: Job) -> Sequence[object]:
+def _recent(site: Administered, job: Job) -> Sequence[Mapping[str, object]]:
     path = site.home.runs / job.run / "events.jsonl"
     events = [from_json(EventRecord, line.decode(), where=job.run) for line in last_lines(path, 4 * RECENT)]
     return [event_view(event) for event in events if event.kind.startswith("round.")][-RECENT:]

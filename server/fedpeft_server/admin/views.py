@@ -4,7 +4,7 @@ Nothing of a round that is not in its metrics row, and no secret: no key, no tok
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import lru_cache
 
 from fedpeft.errors import IntegrityFailed
@@ -26,6 +26,7 @@ def job_view(job: Job) -> View:
     """One submitted run."""
     return {
         "number": job.number, "name": job.name, "state": job.state.value, "run": job.run, "reason": job.reason,
+        "priority": job.priority, "group": job.group,
     }  # fmt: skip
 
 
@@ -51,19 +52,23 @@ def event_view(event: EventRecord) -> View:
     }  # fmt: skip
 
 
-def device_view(device: EnrolledDevice, *, label: str, status: str, online: bool | None, role: Role) -> View:
+def device_view(
+    device: EnrolledDevice, *, label: str, groups: Set[str], status: str, online: bool | None, role: Role
+) -> View:
     """One device.
 
     Args:
         device: as the registry has it.
         label: what operators call it; empty: by its name.
+        groups: that it is in.
         status: its status, in a word.
         online: whether the coordinator reaches it; None when no coordinator is up to know.
         role: who looks; the code that a waiting device shows is for those who may approve it.
     """
     until = certificate_expiry(device.certificate).isoformat(timespec="minutes") if device.certificate else None
     return {
-        "name": device.name, "label": label, "organisation": device.organisation, "status": status, "online": online,
+        "name": device.name, "label": label, "groups": sorted(groups),
+        "organisation": device.organisation, "status": status, "online": online,
         "since": device.since, "code": device.code if role >= Role.ADMIN else None, "reason": device.reason,
         "hardware": _hardware(device.profile), "certificate_until": until, "serial": device.serial,
         "identity": device.identity.hex(), "node_key_sha256": hashlib.sha256(device.node_key).hexdigest(),

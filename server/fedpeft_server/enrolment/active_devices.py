@@ -5,7 +5,7 @@ change holds from the next request on. Flower is kept in step: active devices ha
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,6 +13,7 @@ from fedpeft.clock import Clock
 from fedpeft.ids import NodeId
 from fedpeft.round.transport import Transport
 from fedpeft_server.enrolment.certificate_authority import certificate_expiry
+from fedpeft_server.enrolment.groups import Groups
 from fedpeft_server.enrolment.registry import ENDED, EnrolledDevice, Registry, Status
 
 __all__ = ["ActiveDevices", "Standing"]
@@ -54,6 +55,7 @@ class ActiveDevices:
         self._revision = -1
         self._by_key: dict[bytes, EnrolledDevice] = {}
         self._by_node: dict[NodeId, EnrolledDevice] = {}
+        self._groups: Mapping[bytes, Set[str]] = {}
 
     def standing(self, node_key: bytes) -> Standing | None:
         """What the gateway asks."""
@@ -97,12 +99,16 @@ class ActiveDevices:
         found = (self.device(node) for node in transport.nodes())
         return sorted((device for device in found if device is not None), key=lambda device: device.name)
 
-    @property
-    def enrolled(self) -> int:
-        """How many devices are active, reachable or not."""
+    def nodes(self, group: str = "") -> Set[NodeId]:
+        """The active devices of a group, or all of them, reachable or not."""
         with self._lock:
             self._refresh()
-            return sum(self._ended(device) is None for device in self._by_node.values())
+            devices, groups = self._by_node.items(), self._groups
+        return {
+            node
+            for node, device in devices
+            if self._ended(device) is None and (not group or group in groups.get(device.identity, ()))
+        }
 
     def refresh(self) -> None:
         """Bring Flower in step without a question."""
@@ -124,5 +130,5 @@ class ActiveDevices:
                 nodes[node] = device
                 if device.node_id != node:
                     self._registry.set_node(device.name, node)
-        self._by_key, self._by_node = keys, nodes
+        self._by_key, self._by_node, self._groups = keys, nodes, Groups(self._registry).all()
         self._revision = self._registry.revision()

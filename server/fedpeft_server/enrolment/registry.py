@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS devices (
   since TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS retired_keys (key BLOB PRIMARY KEY) STRICT;
 CREATE TABLE IF NOT EXISTS labels (identity BLOB PRIMARY KEY, label TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS groups (identity BLOB NOT NULL, name TEXT NOT NULL, PRIMARY KEY (identity, name)) STRICT;
 CREATE TABLE IF NOT EXISTS tokens (
   token_id TEXT PRIMARY KEY, mac_key BLOB NOT NULL, expires_utc REAL NOT NULL, uses INTEGER NOT NULL,
   auto_approve INTEGER NOT NULL, organisation TEXT NOT NULL, revoked INTEGER NOT NULL) STRICT;
@@ -246,7 +247,8 @@ class Registry:
             keys = [(device.node_key,), (device.identity,)]
             db.executemany("INSERT OR IGNORE INTO retired_keys VALUES (?)", keys)
             db.execute("DELETE FROM successors WHERE name=?", (device.name,))
-            db.execute("DELETE FROM labels WHERE identity=?", (device.identity,))
+            for table in ("labels", "groups"):
+                db.execute(f"DELETE FROM {table} WHERE identity=?", (device.identity,))  # noqa: S608
             db.execute("DELETE FROM devices WHERE name=?", (device.name,))
 
     def put_successor(self, name: str, node_key: bytes, csr: bytes, serial: str, certificate: bytes) -> None:

@@ -1,7 +1,7 @@
-"""The devices of a deployment as the round engine sees them: enrolled ones only, and each as it was enrolled."""
+"""A deployment's devices as one run sees them: enrolled ones, as they were enrolled, when it is this run's turn."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 
 from fedpeft.clock import Clock
@@ -10,6 +10,7 @@ from fedpeft.round.messages import Profile
 from fedpeft.round.transport import Reply, Stage, Transport
 from fedpeft.wire import WireError, decode
 from fedpeft_server.enrolment.active_devices import ActiveDevices
+from fedpeft_server.jobs.device_turns import DeviceTurns
 
 __all__ = ["SETTLE_S", "EnrolledTransport", "gather"]
 
@@ -21,25 +22,66 @@ SETTLE_S = 5.0
 class EnrolledTransport:
     """``Transport`` that believes the registry rather than a device about who it is.
 
+    Between ``take`` and ``give_back`` it reaches the devices that it took; else none.
+
     Args:
         inner: the way to Flower's nodes.
         members: who is behind a node.
+        turns: with the runs that share these devices; the run has entered.
+        number: of the run.
+        group: the devices of this group alone; empty: all.
         interrupted: raises to end the run from inside a wait.
     """
 
-    def __init__(self, inner: Transport, members: ActiveDevices, interrupted: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        inner: Transport,
+        members: ActiveDevices,
+        turns: DeviceTurns,
+        *,
+        number: int,
+        group: str,
+        interrupted: Callable[[], None],
+    ) -> None:
         self._inner, self._members, self._interrupted = inner, members, interrupted
+        self._turns, self._number, self._group = turns, number, group
+        self._invited = False
+
+    def take(self, needed: Callable[[int], int], *, waits: Callable[[Sequence[int]], None]) -> None:
+        """Returns when it is this run's turn, with devices; see ``DeviceTurns.take``."""
+        self._invited = False
+        self._turns.take(self._number, self._reachable, needed, interrupted=self._interrupted, waits=waits)
+
+    def give_back(self) -> None:
+        """Leaves the devices to other runs."""
+        self._turns.give_back(self._number)
+
+    def present(self) -> Sequence[str]:
+        """Names of the run's devices that can be reached now, whoever has them."""
+        devices = (self._members.device(node) for node in self._reachable())
+        return sorted(device.name for device in devices if device is not None)
+
+    @property
+    def enrolled(self) -> int:
+        """How many devices the run has, reachable or not."""
+        return len(self._members.nodes(self._group))
 
     def nodes(self) -> Sequence[NodeId]:
         """See ``Transport``."""
         self._interrupted()
-        return [node for node in self._inner.nodes() if self._members.device(node) is not None]
+        return sorted(self._reachable() & self._turns.held(self._number))
 
     def exchange(self, stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
         """See ``Transport``; what a device sends after it was revoked is not passed on."""
+        if stage is not Stage.PROFILE and not self._invited:  # whom the round did not invite, another may
+            self._invited = True
+            self._turns.keep(self._number, requests.keys())
         for reply in self._inner.exchange(stage, requests, deadline_s=deadline_s):
             objection = self._objection(stage, reply)
             yield replace(reply, payload=None, error=objection) if objection else reply
+
+    def _reachable(self) -> Set[NodeId]:
+        return set(self._inner.nodes()) & self._members.nodes(self._group)
 
     def _objection(self, stage: Stage, reply: Reply) -> str:
         device = self._members.device(reply.node)
@@ -57,8 +99,7 @@ class EnrolledTransport:
 
 
 def gather(
-    members: ActiveDevices,
-    transport: Transport,
+    transport: EnrolledTransport,
     *,
     needed: int,
     deadline_s: float,
@@ -78,9 +119,9 @@ def gather(
     end = clock.monotonic_s() + deadline_s
     pause, told = threading.Event(), None
     while True:
-        present = [device.name for device in members.present(transport)]
+        present = transport.present()
         now_s = clock.monotonic_s()
-        settled = len(present) == members.enrolled or now_s >= settled_s
+        settled = len(present) == transport.enrolled or now_s >= settled_s
         if (len(present) >= needed and settled) or now_s >= end:
             return
         if present != told:

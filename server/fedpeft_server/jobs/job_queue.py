@@ -1,4 +1,4 @@
-"""Submitted runs: a directory that the command line writes to and the coordinator works through, one at a time.
+"""Submitted runs: a directory that the command line writes to and the coordinator works through.
 
 ::
 
@@ -12,6 +12,7 @@ Whoever changes where a run stands reads it and writes it in one turn, since com
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -21,7 +22,10 @@ from fedpeft.directory_lock import short_turn
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
 from fedpeft.files import write_file
 
-__all__ = ["Job", "JobQueue", "JobState"]
+__all__ = ["PRIORITIES", "Job", "JobQueue", "JobState"]
+
+
+PRIORITIES = 100
 
 
 class JobState(Enum):
@@ -44,6 +48,8 @@ class Job:
         state: where it stands.
         run: the name of its run directory; empty before it began.
         reason: why it failed or was stopped.
+        priority: of those that wait for a start, or for devices, the one with the highest goes first.
+        group: of the devices that it asks (``fedpeft_server.enrolment.groups``); empty: all.
     """
 
     number: int
@@ -51,6 +57,12 @@ class Job:
     state: JobState = JobState.QUEUED
     run: str = ""
     reason: str = ""
+    priority: int = 0
+    group: str = ""
+
+    def __post_init__(self) -> None:
+        if not -PRIORITIES <= self.priority <= PRIORITIES:
+            raise ConfigInvalid(f"Expected a priority in {-PRIORITIES}..{PRIORITIES}, found {self.priority}.")
 
 
 class JobQueue:
@@ -60,13 +72,17 @@ class JobQueue:
         self.path = path
         path.mkdir(mode=0o700, exist_ok=True)
 
-    def submit(self, text: str, *, source: str) -> Job:
+    def submit(self, text: str, *, source: str, priority: int = 0, group: str = "") -> Job:
         """Checks a run.toml and takes it.
+
+        Args:
+            priority, group: see ``Job``.
 
         Raises:
             ConfigInvalid: it is wrong, or not for a deployment; nothing was submitted.
         """
         config = parse(text, source=source)
+        job = Job(number=1, name=config.run.name, priority=priority, group=group)
         number = 1 + max((job.number for job in self.jobs()), default=0)
         while True:
             try:
@@ -75,7 +91,7 @@ class JobQueue:
             except FileExistsError:
                 number += 1
         write_file(self._file(number, "toml"), text.encode())
-        job = Job(number=number, name=config.run.name)
+        job = replace(job, number=number)
         self.put(job)
         return job
 
@@ -98,15 +114,22 @@ class JobQueue:
                 return job
         raise ConfigInvalid(f"Expected a submitted run, found none called {name!r}; see `fedpeft coordinator status`.")
 
-    def next(self) -> Job | None:
-        """What to do now: what was running when the coordinator went down, else the first in the queue."""
-        waiting = [job for job in self.jobs() if job.state in (JobState.RUNNING, JobState.QUEUED)]
-        return min(waiting, key=lambda job: (job.state is not JobState.RUNNING, job.number), default=None)
+    def next(self, *, worked_on: Collection[int] = ()) -> Job | None:
+        """What to begin now: what was running when the coordinator went down, else the first of the highest priority.
 
-    def begin(self) -> Job | None:
+        Args:
+            worked_on: numbers of runs that have begun.
+        """
+        open_states = (JobState.RUNNING, JobState.QUEUED)
+        waiting = [job for job in self.jobs() if job.state in open_states and job.number not in worked_on]
+        return min(
+            waiting, key=lambda job: (job.state is not JobState.RUNNING, -job.priority, job.number), default=None
+        )
+
+    def begin(self, *, worked_on: Collection[int] = ()) -> Job | None:
         """Takes what ``next`` names: it is running from now on. None when there is nothing to do."""
         with short_turn(self.path):
-            job = self.next()
+            job = self.next(worked_on=worked_on)
             if job is not None:
                 job = replace(job, state=JobState.RUNNING)
                 self.put(job)
@@ -165,6 +188,20 @@ class JobQueue:
             self.put(job)
             return job
 
+    def prefer(self, job: Job, priority: int) -> Job:
+        """Gives a run that waits or runs another priority; one that runs has it from its next round on.
+
+        Raises:
+            ConfigInvalid: no such priority, or the run has ended.
+        """
+        with short_turn(self.path):
+            job = self._now(job)
+            if job.state not in (JobState.QUEUED, JobState.RUNNING):
+                raise ConfigInvalid(f"Expected a run that waits or runs, found run {job.number} {job.state.value}.")
+            job = replace(job, priority=priority)
+            self.put(job)
+            return job
+
     def wants_stop(self, job: Job) -> bool:
         """Whether somebody wishes it stopped."""
         return self._file(job.number, "stop").exists()
@@ -179,5 +216,5 @@ class JobQueue:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             return Job(**{**content, "state": JobState(content["state"])})
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, ConfigInvalid) as error:
             raise IntegrityFailed(f"Expected a job in {path}, found {error}; remove it to drop the run.") from error

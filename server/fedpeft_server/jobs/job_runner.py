@@ -6,7 +6,7 @@ around them: the queue's bookkeeping, waiting for devices, stopping, the audit l
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,6 +14,7 @@ from typing import Literal
 from fedpeft import secagg
 from fedpeft.clock import Clock
 from fedpeft.config import RunConfig
+from fedpeft.config.derived import invited_devices
 from fedpeft.config.load import parse
 from fedpeft.errors import FedpeftError
 from fedpeft.ids import RoundId
@@ -25,6 +26,7 @@ from fedpeft_server.enrolment.active_devices import ActiveDevices
 from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
 from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.jobs.attempts import Attempts
+from fedpeft_server.jobs.device_turns import DeviceTurns
 from fedpeft_server.jobs.disk_space import DiskFull, expect_room, is_full, room_needed
 from fedpeft_server.jobs.enrolled_transport import SETTLE_S, EnrolledTransport, gather
 from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
@@ -77,6 +79,7 @@ class JobContext:
         audit: who did what.
         interrupted: raises ``Interrupted`` when this job is to end now.
         tell: what is being waited for, for a person.
+        turns: with the devices, among the runs that are worked on.
         model_process: the module of the second process.
     """
 
@@ -89,11 +92,12 @@ class JobContext:
     audit: AuditLog
     interrupted: Callable[[Job], None]
     tell: Callable[[str], None]
+    turns: DeviceTurns
     model_process: str
 
 
 class JobRunner:
-    """Works on one job at a time."""
+    """Works on one job."""
 
     def __init__(self, site: JobContext) -> None:
         self._site = site
@@ -108,8 +112,8 @@ class JobRunner:
         site = self._site
         model_process = ModelProcess(site.home.bases, site.model_process)
         try:
-            job = self._train(job, model_process)
-            job = replace(job, state=JobState.FINISHED, reason="")
+            self._train(job, model_process)
+            job = replace(self._current(job), state=JobState.FINISHED, reason="")
         except Interrupted as end:
             job = replace(self._current(job), state=JobState(end.state), reason="")
         except DiskFull:
@@ -131,7 +135,7 @@ class JobRunner:
     def _current(self, job: Job) -> Job:
         return self._site.queue.job(str(job.number))
 
-    def _train(self, job: Job, model_process: ModelProcess) -> Job:
+    def _train(self, job: Job, model_process: ModelProcess) -> None:
         site, text = self._site, self._site.queue.text(job)
         config = parse(text, source=f"run {job.number}").model_copy(update={"directory": site.home.runs})
         site.tell(f"run {job.number}: loading the base and making the first state")
@@ -140,10 +144,11 @@ class JobRunner:
         run = self._directory(job, config, text, drafted)
         resumed = bool(job.run)
         with run:
-            job = replace(job, state=JobState.RUNNING, run=run.path.name)
+            job = replace(self._current(job), state=JobState.RUNNING, run=run.path.name)
             site.queue.put(job)
             event = AuditEvent.RUN_RESUMED if resumed else AuditEvent.RUN_STARTED
             site.audit.append(event, actor="coordinator", subject=run.path.name, detail={"base": drafted.base})
+            site.turns.enter(job.number, job.priority)
             try:
                 self._rounds(job, config, run, drafted, model_process)
             except (FedpeftError, Interrupted) as error:
@@ -151,9 +156,10 @@ class JobRunner:
                 run.write_summary(summary_of(run, "interrupted" if stopped else "failed", str(error)))
                 self._report(run)
                 raise
+            finally:
+                site.turns.leave(job.number)
             run.write_summary(summary_of(run, "finished"))
             self._report(run)
-        return job
 
     def _directory(self, job: Job, config: RunConfig, text: str, drafted: RunStart) -> RunDirectory:
         if job.run:
@@ -182,7 +188,14 @@ class JobRunner:
         rates = rates_told(plan, drafted.initial.spec)
         run.record("learning.rates", detail={"rates": rates})
         site.tell(f"run {job.number}: {rates}")
-        transport = EnrolledTransport(site.transport, site.members, lambda: site.interrupted(job))
+        transport = EnrolledTransport(
+            site.transport,
+            site.members,
+            site.turns,
+            number=job.number,
+            group=job.group,
+            interrupted=lambda: site.interrupted(job),
+        )
         needed = max(config.rounds.min_devices, secagg.MIN_COHORT_FLOOR)
         publisher = Publisher(model_process, run)
         settled_s = site.clock.monotonic_s() + SETTLE_S
@@ -200,7 +213,6 @@ class JobRunner:
                 site.tell(f"run {job.number} round {round_id}: {text}")
 
             gather(
-                site.members,
                 transport,
                 needed=needed,
                 deadline_s=deadline_s,
@@ -208,6 +220,17 @@ class JobRunner:
                 clock=site.clock,
                 tell=tell,
             )
+            site.turns.prefer(job.number, self._current(job).priority)
+            whole = run.pending.read() is not None  # it goes on with those that it had
+            transport.take(
+                lambda there: there if whole else invited_devices(config.rounds, there),
+                waits=lambda runs: tell(f"waiting for devices that {_named(runs)} at work on"),
+            )
+
+        def observe(event: Event) -> None:
+            self._observe(job, attempts.seen(event))
+            if event.kind in _AUDITED:
+                transport.give_back()
 
         with self._private(config, drafted, run) as privacy, Tracking(config, run, site.tell) as tracking:
             federation = Federation(
@@ -217,7 +240,7 @@ class JobRunner:
                 transport,
                 identity=site.home.identity(),
                 clock=site.clock,
-                observe=lambda event: self._observe(job, attempts.seen(event)),
+                observe=observe,
                 publish=publisher,
                 privacy=privacy,
                 before_attempt=wait,
@@ -262,10 +285,17 @@ class JobRunner:
             case EventKind.FAILED:
                 site.tell(f"{where}: {event.device} failed: {event.detail}")
             case EventKind.COMMITTED | EventKind.ABORTED | EventKind.BURNT:
-                meters.gauge("round", event.round_id)
+                meters.gauge("round", event.round_id, run=str(job.number))
                 site.tell(f"{where}: {event.kind.value} {event.detail}")
                 name = _AUDITED[event.kind]
                 detail: dict[str, str | int | float] = {"round": event.round_id, "detail": event.detail}
                 site.audit.append(name, actor="coordinator", subject=job.run, detail=detail)
             case _:
                 pass
+
+
+def _named(runs: Sequence[int]) -> str:
+    """ "run 3 is", "runs 1, 3 are"; ones that are only ahead hold nothing yet."""
+    if not runs:
+        return "other runs are"
+    return f"run {runs[0]} is" if len(runs) == 1 else f"runs {', '.join(map(str, runs))} are"
