@@ -8,10 +8,6 @@ is committed is there again after the next `up`.
 import json
 import logging
 import threading
-from collections.abc import Collection
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from functools import partial
 from socket import socket
 from typing import Protocol
 
@@ -33,9 +29,9 @@ from fedpeft_server.enrolment.certificate_authority import Authority, renew_serv
 from fedpeft_server.enrolment.registry import Registry, open_registry
 from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.jobs.device_turns import DeviceTurns
-from fedpeft_server.jobs.disk_space import DiskFull, expect_room, is_full, room_needed
 from fedpeft_server.jobs.job_queue import Job, JobQueue
-from fedpeft_server.jobs.job_runner import Interrupted, JobContext, JobRunner
+from fedpeft_server.jobs.job_runner import Interrupted, JobContext
+from fedpeft_server.jobs.queue_worker import QueueWorker
 from fedpeft_server.service.connection_limits import ConnectionTimeouts
 from fedpeft_server.service.fleet_gateway import FleetGateway
 from fedpeft_server.service.grpc_service import FleetService
@@ -48,12 +44,9 @@ __all__ = ["DRAIN_S", "Coordinator"]
 
 DRAIN_S = 20.0
 """How long a round may go on after SIGTERM."""
-LOOK_S = 0.2
 ADMIN_PATIENCE = ConnectionTimeouts(silent=64, handshakes=16, kept=128, kept_of_one=16)
 """Of the administration's port: people and scripts, not devices."""
 RENEWAL_LOOK_S = 6 * 3600.0
-ROOM_LOOK_S = 2.0
-"""Between two looks whether a full disk has room again."""
 
 _log = logging.getLogger(__name__)
 
@@ -123,8 +116,7 @@ class Coordinator:
         self._ready, self._stopping, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._renewing = threading.Thread(target=self._renew, name="server-certificate", daemon=True)
         self._stop_at: float | None = None
-        self._now: dict[int, str] = {}
-        self._trouble = ""
+        self._worker = self._queue_worker()
 
     def start(self) -> None:
         """Be reachable."""
@@ -141,82 +133,12 @@ class Coordinator:
         self._stopping.set()
 
     def work(self) -> None:
-        """Work through the queue, on ``runs_at_once`` of it at a time, until ``stop``.
+        """Work through the queue until ``stop``.
 
         Raises:
             DiskFull: the disk was full when it was told to stop.
         """
-        site = JobContext(
-            home=self._home,
-            queue=self.queue,
-            members=self.members,
-            transport=self._transport,
-            clock=self._clock,
-            meters=self.meters,
-            audit=self.audit,
-            interrupted=self._interrupted,
-            tell=_log.info,
-            turns=DeviceTurns(self._clock),
-            model_process=self._model_process,
-        )
-        at_work: dict[int, Future[None]] = {}
-        with ThreadPoolExecutor(self._settings.runs_at_once, thread_name_prefix="run") as threads:
-            try:
-                while not self._stopping.is_set():
-                    for number in [number for number, future in at_work.items() if future.done()]:
-                        at_work.pop(number).result()
-                    job = self._begin(at_work) if len(at_work) < self._settings.runs_at_once else None
-                    if job is None:
-                        self._stopping.wait(LOOK_S)
-                    else:
-                        at_work[job.number] = threads.submit(self._work_on, job, site)
-            except BaseException:
-                self.stop()  # the other runs end after their round, and go on with the next `up`
-                raise
-        for future in at_work.values():
-            future.result()
-
-    def _begin(self, at_work: Collection[int]) -> Job | None:
-        try:
-            return self.queue.begin(worked_on=at_work)
-        except OSError as error:
-            if not is_full(error):
-                raise
-            self._wait_for_room(None, error)
-            return None
-
-    def _work_on(self, job: Job, site: JobContext) -> None:
-        """A run to its end, or until the coordinator stops; on a thread of its own."""
-        told = replace(site, tell=partial(self._tell, job.number))
-        try:
-            while True:
-                try:
-                    JobRunner(told).work(job)
-                    return
-                except (DiskFull, OSError) as error:
-                    if isinstance(error, OSError) and not is_full(error):
-                        raise
-                    self._wait_for_room(job, error)
-                    if self._stopping.is_set():
-                        return
-                    job = self.queue.job(str(job.number))
-        finally:
-            self._now.pop(job.number, None)
-
-    def _wait_for_room(self, job: Job | None, error: DiskFull | OSError) -> None:
-        """Returns when there is room again."""
-        run = self._home.runs / self.queue.job(str(job.number)).run if job and job.run else None
-        self._trouble = f"{error}"
-        _log.error("%s", error)
-        while self._trouble:
-            if self._stopping.wait(ROOM_LOOK_S):
-                raise DiskFull(self._trouble) from error
-            try:
-                expect_room(self._home.path, room_needed(run))
-                self._trouble = ""
-            except DiskFull as still:
-                self._trouble = str(still)
-        _log.info("there is room on the disk again")
+        self._worker.work()
 
     def close(self) -> None:
         """Stop listening and let go of everything."""
@@ -245,6 +167,22 @@ class Coordinator:
                     _log.info("the server's certificate was renewed")
             except (FedpeftError, OSError) as error:
                 _log.error("the server's certificate was not renewed: %s", error)
+
+    def _queue_worker(self) -> QueueWorker:
+        site = JobContext(
+            home=self._home,
+            queue=self.queue,
+            members=self.members,
+            transport=self._transport,
+            clock=self._clock,
+            meters=self.meters,
+            audit=self.audit,
+            interrupted=self._interrupted,
+            tell=_log.info,
+            turns=DeviceTurns(self._clock),
+            model_process=self._model_process,
+        )
+        return QueueWorker(site, at_once=self._settings.runs_at_once, stopping=self._stopping, stop=self.stop)
 
     def _opened(self) -> Registry:
         try:
@@ -301,15 +239,11 @@ class Coordinator:
         if self.queue.wants_stop(job):
             raise Interrupted("stopped")
 
-    def _tell(self, number: int, text: str) -> None:
-        self._now[number] = text
-        _log.info(text)
-
     def _live(self) -> dict[str, object]:
         """What only this process knows, for `fedpeft coordinator status` and for the administration."""
         present = {device.name for device in self.members.present(self._transport)}
         return {
-            "now": self._trouble or "; ".join(text for _, text in sorted(self._now.items())),
+            "now": self._worker.now,
             "stopping": self._stopping.is_set(),
             "devices": [
                 {"name": device.name, "status": self.members.status(device), "online": device.name in present}
@@ -326,8 +260,8 @@ class Coordinator:
             case "/livez":
                 text = "alive\n"
             case "/readyz":
-                ready = self._ready.is_set() and not self._stopping.is_set() and not self._trouble
-                status, text = (200, "ready\n") if ready else (503, f"not ready {self._trouble}".rstrip() + "\n")
+                ready = self._ready.is_set() and not self._stopping.is_set() and not self._worker.trouble
+                status, text = (200, "ready\n") if ready else (503, f"not ready {self._worker.trouble}".rstrip() + "\n")
             case "/metrics":
                 self.meters.gauge("devices_online", len(self.members.present(self._transport)))
                 text = self.meters.text()

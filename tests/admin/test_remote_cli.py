@@ -156,14 +156,14 @@ def test_a_home_of_before_is_brought_up_and_one_of_later_is_refused(run, tmp_pat
     home = CoordinatorHome(tmp_path / "fed")
     assert run("coordinator", "init", "--home", home.path, "--host", "localhost")[0] == 0
     kept = json.loads(home.settings_file.read_text())
-    for later in ("admin_bind", "admin_port"):
+    for later in ("admin_bind", "admin_port", "runs_at_once"):
         del kept[later]
     home.settings_file.write_text(json.dumps(kept))
     (home.path / "schema.json").unlink()
     code, printed = run("coordinator", "upgrade", "--home", home.path)
-    assert (code, "schema 2, was 1" in printed) == (0, True)
+    assert (code, "schema 3, was 1" in printed) == (0, True)
     assert json.loads(home.settings_file.read_text())["admin_port"] == 0
     assert "as it was" in run("coordinator", "upgrade", "--home", home.path)[1]
-    (home.path / "schema.json").write_text(json.dumps({"schema": 3, "fedpeft": "9.9.9"}))
+    (home.path / "schema.json").write_text(json.dumps({"schema": 4, "fedpeft": "9.9.9"}))
     code, printed = run("coordinator", "upgrade", "--home", home.path)
     assert (code, "Use 9.9.9 or later" in printed) == (6, True)

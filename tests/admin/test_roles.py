@@ -9,15 +9,17 @@ from fedpeft_server.enrolment.registry import Status
 VIEWER = {
     "status", "runs.list", "runs.show", "runs.report", "devices.list", "devices.show", "audit", "events",
 }  # fmt: skip
-SUBMITTER = VIEWER | {"runs.submit", "runs.stop", "runs.resume", "runs.adapter", "runs.file"}
+SUBMITTER = VIEWER | {
+    "runs.submit", "runs.clone", "runs.prefer", "runs.stop", "runs.resume", "runs.adapter", "runs.file",
+}  # fmt: skip
 ADMIN = SUBMITTER | {
-    "devices.approve", "devices.deny", "devices.revoke", "devices.rename", "devices.delete", "join-tokens.list",
-    "join-tokens.create", "join-tokens.revoke", "access-tokens.list", "access-tokens.revoke",
+    "devices.approve", "devices.deny", "devices.revoke", "devices.rename", "devices.group", "devices.delete",
+    "join-tokens.list", "join-tokens.create", "join-tokens.revoke", "access-tokens.list", "access-tokens.revoke",
 }  # fmt: skip
 MAY = {"": set(), "viewer": VIEWER, "submitter": SUBMITTER, "admin": ADMIN}
 NOBODY = {"access-tokens.create"}
 """From afar; on the coordinator's own machine its operator."""
-VALUES = {"config": "[run", "code": "AAAA", "name": "n"}
+VALUES = {"config": "[run", "code": "AAAA", "name": "n", "priority": 1, "member": True}
 
 
 def asked(client, operation: Operation):

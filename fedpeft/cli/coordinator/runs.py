@@ -114,7 +114,7 @@ def list_runs(target: Target, as_json: bool) -> None:
 @click.argument("run")
 @target_options
 def clone(run: str, target: Target) -> None:
-    """Queue the run.toml of RUN again, as a new run with the same priority and group."""
+    """Queue RUN again, as a new run. Its run.toml, priority and group are the same."""
     with asking(target) as coordinator:
         job = coordinator.ask("runs.clone", run=run)
     click.echo(f"run {job['number']} ({job['name']}) is queued; see `fedpeft coordinator status`")
