@@ -1,6 +1,7 @@
 """Merged directories: they load where their sources load, and compute what the rule says."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from peft import PeftModel
 
 from fedpeft.adapter import AdapterState
 from fedpeft.catalogue.parallel import Parallel
+from fedpeft.cli import main
 from fedpeft.cli.adapter import command
 from fedpeft.config.model import Adapter, Ia3, Lora
 from fedpeft.errors import ConfigInvalid, DataInvalid
@@ -109,3 +111,36 @@ def test_a_runs_final_adapter_is_found_in_the_run(tmp_path):
     assert read_exported(tmp_path).settings == json.loads(
         (tmp_path / "adapters" / "final" / "adapter_config.json").read_text()
     )
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "a list": lambda path: path.write_bytes(b"[1]"),
+    "nothing in it": lambda path: path.write_bytes(b"{}"),
+    "deep": lambda path: path.write_bytes(b"[" * 100_000),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+def test_a_damaged_file_of_an_export_is_named(tmp_path, capsys):
+    exported(tmp_path / "sound", LORA)
+    for name in ("adapter_config.json", "inspect.json", "adapter_model.safetensors"):
+        for number, damage in enumerate(DAMAGES.values()):
+            damaged = tmp_path / f"{number}-{name}"
+            shutil.copytree(tmp_path / "sound", damaged)
+            damage(damaged / name)
+            lines = [["merge", str(tmp_path / "sound"), str(damaged), "--out", str(tmp_path / "out")]]
+            lines += [["inspect", str(damaged)]] if name == "inspect.json" else []
+            for line in lines:
+                assert (name, number, main(["adapter", *line])) == (name, number, 6)
+                assert str(damaged / name) in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_export_is_said_to_be_none(tmp_path, capsys):
+    for line in (["merge", str(tmp_path), str(tmp_path), "--out", str(tmp_path / "out")], ["inspect", str(tmp_path)]):
+        assert main(["adapter", *line]) == 3
+        said = capsys.readouterr().err
+        assert "found no inspect.json" in said
+        assert "Errno" not in said
