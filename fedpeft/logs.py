@@ -33,7 +33,7 @@ class FewOfAKind(logging.Filter):
     """Lets a line of each kind through now and then, and with the next one says how many were not.
 
     Args:
-        most: in each period.
+        most: lines of a kind, and kinds, in each period.
         period_s: seconds.
         clock: monotonic.
     """
@@ -51,9 +51,10 @@ class FewOfAKind(logging.Filter):
             self._begun_s, self._said = now_s, {}
             if left_out:
                 record.msg, record.args = f"{record.getMessage()} (and {left_out} lines like the last ones)", None
-        self._said[kind] = self._said.get(kind, 0) + 1
-        if self._said[kind] <= self._most and len(self._said) <= self._most:
-            return True
+        if kind in self._said or len(self._said) < self._most:
+            self._said[kind] = self._said.get(kind, 0) + 1
+            if self._said[kind] <= self._most:
+                return True
         self._left_out += 1
         return False
 
