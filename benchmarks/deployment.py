@@ -7,7 +7,8 @@ Coordinator and devices are processes on loopback with the real protocol (TLS, g
 secure sum, durable commits); training takes no time, so a round's seconds are its overhead. Stock Flower does FedAvg
 over an array of the same size in the same set-up, one exchange a round and neither TLS nor secure aggregation
 (`deployed/stock_flower.py`). The base is measured by `deployed/base_distribution.py`, a new user's first round by
-`deployed/demo.py`, fleets of light devices by `deployed/fleet.py`, what an upload costs by `deployed/uploads.py`.
+`deployed/demo.py`, fleets of light devices by `deployed/fleet.py`, enrolled devices that attack by
+`deployed/insiders.py`, what an upload costs by `deployed/uploads.py`.
 `--only PART ...` measures these parts alone and keeps what the file has of the others.
 
 Progress goes to stderr, one JSON object on the last line of stdout, kept in benchmarks/results/deployment.json.
@@ -242,6 +243,13 @@ def uploads(folder: Path, *, quick: bool) -> dict[str, Any]:
     return sent.measure(folder, quick=quick)
 
 
+def insiders(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """See `deployed/insiders.py`."""
+    from deployed import insiders as attacking
+
+    return dict(attacking.measure(folder, quick=quick))
+
+
 def first_round(folder: Path, *, quick: bool) -> dict[str, Any]:
     """See `deployed/demo.py`."""
     from deployed import demo
@@ -256,7 +264,10 @@ def base(folder: Path, *, quick: bool) -> dict[str, Any]:
     return base_distribution.measure(folder, quick=quick)
 
 
-PARTS = {part.__name__: part for part in (rounds, rest, strangers, stock, loaded, fleets, uploads, first_round, base)}
+PARTS = {
+    part.__name__: part
+    for part in (rounds, rest, strangers, insiders, stock, loaded, fleets, uploads, first_round, base)
+}
 QUICK = ("rounds", "rest", "strangers", "uploads", "base")
 
 

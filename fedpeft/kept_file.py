@@ -91,7 +91,10 @@ class KeptFile:
                     return whole.read()
         finally:
             os.close(descriptor)
-        raise IntegrityFailed(f"Expected {self.path} as it was written, found it damaged; restore it.")
+        raise IntegrityFailed(
+            f"Expected {self.path} as it was written, found it damaged; restore it from a backup. "
+            "A device's ledger has another way: `fedpeft client reset-ledger`."
+        )
 
     def write(self, content: bytes) -> None:
         """Makes it hold exactly this, durably, or leaves it as it was; readable by the owner only.

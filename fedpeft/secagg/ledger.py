@@ -167,6 +167,18 @@ class FileLedger:
         """See ``Ledger``."""
         return self._read_marks().barrier
 
+    def expect_whole(self) -> None:
+        """Returns when every state in it can be read, of whatever run.
+
+        Raises:
+            IntegrityFailed: one cannot; says what to do.
+        """
+        for run in self._read_marks().runs:
+            self.load(run.run_id)
+        with self._lock:
+            for path in self._directory.glob("*.state"):
+                self._file(path.name).read()
+
     def load(self, run_id: str) -> DeviceState | None:
         """See ``Ledger``."""
         with self._lock:

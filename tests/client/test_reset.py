@@ -11,6 +11,7 @@ from fedpeft.directory_lock import DirectoryLock
 from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid, IntegrityFailed, NotEnrolled, ResourceMissing
 from fedpeft.secagg import FileLedger
+from fedpeft.secagg.ledger import HighWaterMark, _name
 from fedpeft_client.enrolment.keys import ensure_keys
 from fedpeft_client.home import DeviceHome, Enrolment
 from fedpeft_client.process.agent import Agent
@@ -56,6 +57,20 @@ def test_a_damaged_ledger_is_a_lost_one(home: DeviceHome, damage: bytes) -> None
     (home.ledger / "marks").write_bytes(damage)
     assert "reset-ledger" in reset_ledger(home)
     assert FileLedger(home.ledger, home.identity()).barrier
+
+
+@pytest.mark.parametrize("damage", [b"", b"too short", bytes(5000)])
+def test_a_run_whose_state_is_damaged_is_a_loss_that_can_be_reset(home: DeviceHome, damage: bytes) -> None:
+    """The marks alone were looked at, so the remedy that the message names answered "nothing to reset"."""
+    ledger = FileLedger.create(home.ledger, home.identity())
+    ledger.sit_out("tweets", HighWaterMark(round_id=3, attempt=1, agreed=False))
+    ledger._file(_name("tweets")).write(b"sealed by another")
+    if damage != b"":
+        (home.ledger / _name("tweets")).write_bytes(damage)
+    assert "reset-ledger" in reset_ledger(home)
+    assert FileLedger(home.ledger, home.identity()).barrier
+    with pytest.raises(ConfigInvalid, match="in order"):
+        reset_ledger(home)
 
 
 def test_a_ledger_in_order_is_not_reset(home: DeviceHome) -> None:

@@ -24,7 +24,7 @@ def reset_ledger(home: DeviceHome) -> str:
     home.enrolment()
     with DirectoryLock(home.path):
         try:
-            FileLedger(home.ledger, home.identity())
+            FileLedger(home.ledger, home.identity()).expect_whole()
         except IntegrityFailed as lost:
             home.state.mkdir(mode=0o700, exist_ok=True)
             FileLedger.create(home.ledger, home.identity(), barrier=True)
