@@ -1,5 +1,6 @@
 """``fedpeft.load_adapter``: a trained adapter on its base, ready to answer."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,11 @@ class Adapter:
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """A class name for each text, or its greedy continuation, asked as the run's examples were written."""
-        return self._model.predict([texts] if isinstance(texts, str) else list(texts), self._convention)
+        asked = [texts] if isinstance(texts, str) else list(texts)
+        for number, text in enumerate(asked):
+            if not isinstance(text, str):
+                raise DataInvalid(f"Expected texts, found {text!r:.40} at {number}.")
+        return self._model.predict(asked, self._convention)
 
     def evaluate(self, data: object, *, columns: dict[str, str] | None = None) -> dict[str, float]:
         """Every metric of the task on labelled examples, as `fedpeft adapter eval` prints them.
@@ -71,7 +76,7 @@ class Adapter:
         return self._model.tokenizer
 
 
-def load_adapter(path: str | Path, *, store: str | Path | None = None) -> Adapter:
+def load_adapter(path: str | os.PathLike[str], *, store: str | Path | None = None) -> Adapter:
     """The adapter that a run kept, on its base: the state that ``adapters/final`` holds.
 
     Args:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from fedpeft.errors import FedpeftError, RunFailed, said_by
+from fedpeft.errors import ConfigInvalid, FedpeftError, RunFailed, said_by
 from fedpeft_server.run.records import RoundMetrics
 
-__all__ = ["Callback", "Callbacks", "RoundResult", "StopRun", "after_rounds"]
+__all__ = ["Callback", "Callbacks", "RoundResult", "StopRun", "after_rounds", "expect_callbacks"]
 
 
 class StopRun(Exception):
@@ -90,6 +90,21 @@ class Callback(Protocol):
 
 
 Callbacks = Sequence[Callback | Callable[[RoundResult], Any]]
+
+
+def expect_callbacks(callbacks: Callbacks) -> None:
+    """Before anything runs.
+
+    Raises:
+        ConfigInvalid: it is no list, or one of them could not be called after a round.
+    """
+    if not isinstance(callbacks, Sequence) or isinstance(callbacks, str):
+        raise ConfigInvalid(f"Expected callbacks as a list, [f], found {callbacks!r:.60}.")
+    for one in callbacks:
+        if isinstance(one, type):
+            raise ConfigInvalid(f"Expected a callback, found the class {one.__name__}; make one: {one.__name__}().")
+        if not isinstance(one, Callback) and not callable(one):
+            raise ConfigInvalid(f"Expected a function or an object with on_round as a callback, found {one!r:.40}.")
 
 
 def after_rounds(callbacks: Callbacks, *, run: Path, rounds: int) -> Callable[[RoundMetrics], str]:

@@ -1,7 +1,7 @@
 """From what a program has, a file, a dictionary or a ``RunConfig``, to a checked configuration and its text."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fedpeft.config import RunConfig, load, parse, resolved
@@ -40,6 +40,8 @@ def configured(config: Config, overrides: Overrides = ()) -> tuple[RunConfig, st
         ConfigInvalid: with every problem found.
     """
     changes = lines(overrides)
+    if not isinstance(config, str | Path | Mapping | RunConfig):
+        raise ConfigInvalid(f"Expected a run.toml, a dictionary of what it holds or a RunConfig, found {config!r:.40}.")
     if isinstance(config, str | Path):
         path = bundled(Path(config))
         return load(path, changes, simulation=True), read_text(path)
@@ -52,8 +54,21 @@ def lines(overrides: Overrides) -> list[str]:
     if isinstance(overrides, str):
         return [overrides]
     if not isinstance(overrides, Mapping):
-        return list(overrides)
-    return [f"{key}={inline(value, key)}" for key, value in overrides.items()]
+        listed = list(overrides) if isinstance(overrides, Iterable) else [overrides]
+        if wrong := [one for one in listed if not isinstance(one, str)]:
+            expected = "{'rounds.count': 3} or ['rounds.count=3']"
+            raise ConfigInvalid(f"Expected overrides as {expected}, found {wrong[0]!r:.40}.")
+        return listed
+    return [f"{key}={inline(value, key)}" for key, value in _keys(overrides)]
+
+
+def _keys(overrides: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """``{"rounds": {"count": 3}}`` changes one key, too: it does not put the section's others back to their defaults."""
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and "." not in key:
+            yield from ((f"{key}.{name}", one) for name, one in value.items())
+        else:
+            yield key, value
 
 
 def _toml(document: Mapping[str, object]) -> str:
@@ -82,8 +97,8 @@ def inline(value: object, where: str) -> str:
         >>> inline({"by": "iid", "clients": 5}, "data.partition")
         '{by = "iid", clients = 5}'
     """
-    if hasattr(value, "item") and not isinstance(value, Mapping | list | tuple):  # a number of numpy's
-        value = value.item()
+    if hasattr(value, "tolist"):  # a number or an array of numpy's
+        value = value.tolist()
     match value:
         case bool():
             return str(value).lower()
@@ -93,7 +108,9 @@ def inline(value: object, where: str) -> str:
             return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
         case Mapping():
             return "{" + ", ".join(f"{_key(key)} = {inline(one, f'{where}.{key}')}" for key, one in value.items()) + "}"
-        case list() | tuple() | set() | frozenset():
+        case set() | frozenset():  # a set of texts has another order in each process
+            return inline(sorted(value, key=str), where)
+        case list() | tuple():
             return "[" + ", ".join(inline(one, f"{where}[{i}]") for i, one in enumerate(value)) + "]"
         case _:
             expected = "text, a number, a list or a dictionary"

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
+from fedpeft.errors import ConfigInvalid
 from fedpeft.round.events import Event, EventKind
 from fedpeft.terminal import printable
 from fedpeft_sim.screen import Screen
@@ -97,6 +98,8 @@ class TqdmScreen:
 @contextmanager
 def shown(progress: bool | Progress) -> Iterator[Progress]:
     """The screen that ``progress`` asks for: none, a bar, or the caller's own."""
+    if not isinstance(progress, bool | Progress):
+        raise ConfigInvalid(f"Expected True, False or a Progress as progress, found {progress!r:.40}.")
     if not isinstance(progress, bool):
         yield progress
     elif not progress:

@@ -1,5 +1,6 @@
 """A run directory as an object: rows, a data frame, the adapter, the model, the report."""
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,10 @@ class Result:
         write_report(self.path)
         return self.path / "report.html"
 
+    def __fspath__(self) -> str:
+        """So that whatever takes a run directory takes a result."""
+        return str(self.path)
+
     def __repr__(self) -> str:
         last = self.view.rounds[-1] if self.view.rounds else None
         score = "" if last is None or last.loss is None else f", loss {last.loss:.4f}"
@@ -117,7 +122,7 @@ class Result:
         }
 
 
-def open_run(path: str | Path) -> Result:
+def open_run(path: str | os.PathLike[str]) -> Result:
     """A run that was made before.
 
     Raises:

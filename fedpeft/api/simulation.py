@@ -1,11 +1,12 @@
 """``fedpeft.simulate``: a whole federation on this machine, as `fedpeft simulate` runs it."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from fedpeft.api.callbacks import Callbacks, after_rounds
+from fedpeft.api.callbacks import Callbacks, after_rounds, expect_callbacks
 from fedpeft.api.configuration import Config, Overrides, configured, inline, lines
 from fedpeft.api.progress import Progress, shown
 from fedpeft.api.result import Result, open_run
@@ -33,7 +34,7 @@ def simulate(
     callbacks: Callbacks = (),
     overrides: Overrides = (),
     out: str | Path = "runs",
-    resume: str | Path | None = None,
+    resume: str | os.PathLike[str] | None = None,
     baselines: bool = False,
     progress: bool | Progress = False,
     store: str | Path | None = None,
@@ -61,6 +62,7 @@ def simulate(
     Raises:
         FedpeftError: with the text that the command line shows; everything committed is kept.
     """
+    expect_callbacks(callbacks)
     rows, changes = given_data(data)
     previous = None if resume is None else run_directory(resume)
     begun = None if previous is None else open_run(previous).view

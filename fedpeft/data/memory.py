@@ -80,6 +80,9 @@ def rows_of(data: object, name: str = MEMORY + "data") -> Rows:
     if hasattr(data, "to_dict") and hasattr(data, "columns"):
         if hasattr(data, "iter_rows"):  # polars
             return Rows(known.iter_rows(named=True), name)
+        columns = [str(column) for column in known.columns]
+        if twice := sorted({column for column in columns if columns.count(column) > 1}):
+            raise DataInvalid(f"Expected each column once, found {', '.join(twice)} more than once; rename one.")
         return Rows(known.to_dict("records"), name)
     if hasattr(data, "to_pylist"):  # pyarrow.Table
         return Rows(known.to_pylist(), name)
