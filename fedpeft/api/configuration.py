@@ -63,7 +63,7 @@ def lines(overrides: Overrides) -> list[str]:
 
 
 def _keys(overrides: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """``{"rounds": {"count": 3}}`` changes one key, too: it does not put the section's others back to their defaults."""
+    """``{"rounds": {"count": 3}}`` changes one key, too: the others of its section stay."""
     for key, value in overrides.items():
         if isinstance(value, Mapping) and "." not in key:
             yield from ((f"{key}.{name}", one) for name, one in value.items())
