@@ -1,7 +1,7 @@
 """Pulls that wait for a message: within a round a device asks before there is anything, and is answered at once.
 
-A wake-up, the look that follows it, and their ways through two processes were a fourth of what an exchange costs both
-sides (docs/adr/0056). Between rounds a device waits on its wake-up stream instead, which costs nothing meanwhile.
+That saves each exchange a way over the network, from the wake-up to the look that follows it; the CPU time is the same
+(docs/adr/0056). Between rounds a device waits on its wake-up stream instead, which costs nothing meanwhile.
 """
 
 import asyncio
