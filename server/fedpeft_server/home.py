@@ -34,7 +34,8 @@ __all__ = ["SCHEMA", "AdapterAccess", "CoordinatorHome", "Settings", "default_co
 SCHEMA = 3
 """Of the home's files; see ``fedpeft.home_schema`` and ``CoordinatorHome.upgrade``."""
 
-MOST_RUNS = 16
+MOST_RUNS = 4
+"""A device keeps what it needs to check a state for so many runs (``fedpeft.round.device.held``)."""
 AdapterAccess = Literal["participants", "enrolled", "nobody"]
 
 
@@ -52,7 +53,7 @@ class Settings:
         admin_bind: address of the administration port; other machines reach it only if it is not loopback.
         admin_port: HTTPS, the administration API and its page; 0: there is none.
         adapters: who may fetch a run's adapter: devices that were in its sums, every enrolled one, or nobody.
-        runs_at_once: so many runs are worked on at a time, in 1..16; each has a process with its base in memory.
+        runs_at_once: so many runs are worked on at a time, in 1..4; each has a process with its base in memory.
     """
 
     hosts: tuple[str, ...]

@@ -187,3 +187,15 @@ def test_no_device_ever_works_for_two_and_every_run_comes_to_its_end(seed: int) 
         thread.join(30.0)
     assert not wrong
     assert sorted(done) == list(range(6))
+
+
+def test_a_run_that_takes_again_keeps_what_it_has_or_lets_go_of_all_so_that_no_two_wait_for_each_other() -> None:
+    turns = entered(0, 0)
+    few, rest = frozenset(sorted(FLEET)[:4]), frozenset(sorted(FLEET)[4:])
+    assert take(turns, 1, few) == few
+    assert take(turns, 2, rest) == rest
+    assert take(turns, 1, few, waits=refuse) == few  # another attempt at its round
+    with pytest.raises(MustWait):
+        take(turns, 1, FLEET, waits=refuse)
+    assert turns.held(1) == frozenset()
+    assert take(turns, 2, rest, waits=refuse) == rest

@@ -1,9 +1,10 @@
 """Which run may use which devices now: several runs share a fleet, and a device works for one at a time.
 
-A run takes the devices of one attempt at a round, and gives them back when that has ended. It waits until as many of
-those that it may ask are free as its round asks; a run that asks all of its devices waits for all of them, so that
-sharing never makes a round smaller. Runs that use other devices (groups, samples of a large fleet) work at the same
-time, and runs that use the same ones take turns.
+A run takes the devices of a round, and gives them back when that has ended; between two attempts at it the run keeps
+them, since a device that worked for another run meanwhile trains anew, and spends anew what privacy it has. It waits
+until as many of those that it may ask are free as its round asks; a run that asks all of its devices waits for all of
+them, so that sharing never makes a round smaller. Runs that use other devices (groups, samples of a large fleet) work
+at the same time, and runs that use the same ones take turns.
 
 Whoever waits is served by priority, then by how much of the fleet it has used, in steps of ``TURN_S``: for about that
 long a run keeps its devices round after round, because a device that goes from one run to another loads another model.
@@ -99,8 +100,10 @@ class DeviceTurns:
     ) -> None:
         """Returns once the run holds what is free of the devices that it may ask.
 
+        What it holds counts as free, and is given back if that is not enough.
+
         Args:
-            number: of a run that holds nothing.
+            number: which run.
             wanted: the devices that it may ask and that are reachable now; asked again at each look.
             needed: how many of so many it asks; no turn with fewer.
             interrupted: raises to end the wait.
@@ -115,9 +118,12 @@ class DeviceTurns:
                     run.wants, run.until_s = found, math.inf
                     free = found - self._taken(run)
                     if len(free) >= needed(len(found)):
+                        self._release(run)
                         run.held, run.since_s = free, self._clock.monotonic_s()
                         run.share = len(free) / max(len(found), 1)
                         return
+                    self._release(run)
+                    run.until_s = math.inf
                     holders = sorted(other.number for other in self._runs.values() if other.held)
                     if told:
                         self._changed.wait(LOOK_S)
@@ -140,17 +146,19 @@ class DeviceTurns:
     def give_back(self, number: int) -> None:
         """Gives back all that the run holds."""
         with self._changed:
-            run = self._runs[number]
-            if run.held is not None:
-                now_s = self._clock.monotonic_s()
-                run.used_s += (now_s - run.since_s) * run.share
-                run.held, run.until_s = None, now_s + COMES_BACK_S
-                self._changed.notify_all()
+            self._release(self._runs[number])
 
     def held(self, number: int) -> Set[NodeId]:
         """What the run holds."""
         with self._changed:
             return self._runs[number].held or frozenset()
+
+    def _release(self, run: _Run) -> None:
+        if run.held is not None:
+            now_s = self._clock.monotonic_s()
+            run.used_s += (now_s - run.since_s) * run.share
+            run.held, run.until_s = None, now_s + COMES_BACK_S
+            self._changed.notify_all()
 
     def _taken(self, run: _Run) -> Set[NodeId]:
         """What others hold, and what those who are ahead wait for."""

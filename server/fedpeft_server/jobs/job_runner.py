@@ -44,6 +44,8 @@ __all__ = ["Interrupted", "JobContext", "JobRunner"]
 
 LOOK_S = 0.2
 """Between two looks whether a run that waits is to end."""
+KEEPS_S = 60.0
+"""How long a run keeps its devices between two attempts at a round."""
 
 
 _AUDITED = {
@@ -203,7 +205,10 @@ class JobRunner:
 
         def wait(round_id: RoundId) -> None:
             site.interrupted(job)
-            self._back_off(job, attempts.before(round_id), round_id)
+            pause_s = attempts.before(round_id)
+            if pause_s > KEEPS_S or len(transport.present()) < needed:
+                transport.give_back()
+            self._back_off(job, pause_s, round_id)
             expect_room(run.path, room_needed(run.path))  # now, not when the devices have trained
             deadline_s = config.rounds.gather_deadline_s
 
@@ -229,7 +234,7 @@ class JobRunner:
 
         def observe(event: Event) -> None:
             self._observe(job, attempts.seen(event))
-            if event.kind in _AUDITED:
+            if event.kind in (EventKind.COMMITTED, EventKind.BURNT):
                 transport.give_back()
 
         with self._private(config, drafted, run) as privacy, Tracking(config, run, site.tell) as tracking:
