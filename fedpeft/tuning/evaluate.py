@@ -180,8 +180,8 @@ def metrics_of(task: Task, score: Evaluation) -> dict[str, float]:
     found = {"loss": score.loss_sum / score.examples}
     if task.record.accuracy:
         found["accuracy"] = score.correct / score.examples
-    measure = task.measure
-    return found if measure is None or score.lanes is None else found | measure.metrics(score.lanes)
+    measure, means = task.measure, score.lane_means  # a share, such as recall, is one of means and not of sums
+    return found if measure is None or means is None else found | measure.metrics(means)
 
 
 def _retrieved(

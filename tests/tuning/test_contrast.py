@@ -197,3 +197,13 @@ def test_private_steps_of_single_examples_are_refused() -> None:
     noise = NoiseScale(noise_multiplier=1.0, l2_clip_norm=1.0, sampling_rate=0.5)
     with pytest.raises(ConfigInvalid, match="whole batch"):
         train_privately(union, examples, plan, noise)
+
+
+def test_recall_of_an_evaluation_is_a_share_of_its_examples() -> None:
+    from fedpeft.config.task import Task
+    from fedpeft.tuning.evaluate import Evaluation, metrics_of
+
+    lanes = np.array([3.0, 2.0, 1.0])  # of four examples: found, and both cosines summed
+    some = Evaluation(loss_sum=4.0, correct=0, examples=4, lanes=lanes, lane_weight=4.0)
+    found = metrics_of(Task(kind="embeddings", max_length=16), Evaluation.joined([some, some]))
+    assert (found["recall_at_1"], found["cosine_own"]) == (0.75, 0.5)
