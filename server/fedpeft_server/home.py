@@ -35,7 +35,7 @@ SCHEMA = 3
 """Of the home's files; see ``fedpeft.home_schema`` and ``CoordinatorHome.upgrade``."""
 
 MOST_RUNS = 4
-"""A device keeps what it needs to check a state for so many runs (``fedpeft.round.device.held``)."""
+"""A device keeps what it needs to check a state for so many runs (``fedpeft.round.device.last_runs``)."""
 AdapterAccess = Literal["participants", "enrolled", "nobody"]
 
 

@@ -17,7 +17,8 @@ from fedpeft.config.model import Adapter, Lora, Rounds
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.round.coordinator import run_round
-from fedpeft.round.device.held import ASIDE, HELD, held_state
+from fedpeft.round.device.held import HELD, held_state
+from fedpeft.round.device.last_runs import ASIDE
 from fedpeft.round.device.records import HeldBlocks
 from fedpeft.round.history import Past
 from fedpeft.round.linking import link_of, summed_blocks, sums_digest

@@ -10,14 +10,26 @@ from fedpeft.adapter import AdapterState
 from fedpeft.config.model import Adapter, Lora
 from fedpeft.errors import PolicyRefused
 from fedpeft.ids import BlockId
+from fedpeft.round.device.last_runs import ASIDE
+from fedpeft.round.messages import BlockPayload
+from fedpeft.round.plan import LearningPlan
 from fedpeft.testing.trainers import toy_plan, toy_spec, toy_state
+from fedpeft.wire import encode
 from fedpeft_client.training.device_stores import MemoryStore
-from fedpeft_client.training.state_watch import StateWatch
+from fedpeft_client.training.state_watch import StateWatch, WatchedState
 
 SPEC = toy_spec({"head": 40})
 PLAN = toy_plan(SPEC)
 RATE = PLAN.train.learning_rate
 HEAD = BlockId("head")
+
+
+ELSEWHERE = PLAN.model_copy(update={"start": "ab" * 32})
+"""It begins with a state that this device cannot make."""
+
+
+def other(number: int) -> LearningPlan:
+    return PLAN.model_copy(update={"run_id": f"other-{number}"})
 
 
 def moved(by: float) -> AdapterState:
@@ -66,8 +78,35 @@ def test_a_device_that_joins_late_compares_with_what_the_run_began_with() -> Non
     with pytest.raises(PolicyRefused, match="Expected head within"):
         watching()(PLAN, moved(21.0 * RATE * 50), 50)
     watching()(PLAN, moved(19.0 * RATE * 50), 50)
-    elsewhere = PLAN.model_copy(update={"start": "ab" * 32})
-    watching()(elsewhere, moved(1e6), 50)  # that state nobody else can make
+    watching()(ELSEWHERE, moved(1e6), 50)
+
+
+@pytest.mark.parametrize("plan", [PLAN, ELSEWHERE], ids=["own start", "warm start"])
+@pytest.mark.parametrize("others", [1, ASIDE])
+def test_rounds_of_other_runs_in_between_leave_each_run_compared_with_its_own_last_state(
+    plan: LearningPlan, others: int
+) -> None:
+    """Else a run's first state is compared over all its steps, or nothing at all."""
+    store = MemoryStore()
+    for first_step in (0, 500):
+        watching(store=store)(plan, moved(0.0), first_step)
+        for number in range(others):
+            watching(store=store)(other(number), moved(1.0 * number * RATE), first_step + 5)
+    with pytest.raises(PolicyRefused, match="Expected head within"):
+        watching(store=store)(plan, moved(21.0 * RATE * 5), 505)
+    watching(store=store)(plan, moved(19.0 * RATE * 5), 505)
+    with pytest.raises(PolicyRefused, match="Expected head within"):
+        watching(store=store)(other(0), moved(21.0 * RATE * 5), 510)
+
+
+def test_what_a_version_of_one_run_at_a_time_kept_is_compared() -> None:
+    store = MemoryStore()
+    state = moved(0.0)
+    blocks = tuple(BlockPayload(block_id=name, values=state[name].astype("<f4").tobytes()) for name in state)
+    store.write("watched-state", encode(WatchedState(run_id=ELSEWHERE.run_id, first_step=500, blocks=blocks)))
+    watching(store=store)(other(0), moved(0.0), 5)
+    with pytest.raises(PolicyRefused, match="Expected head within"):
+        watching(store=store)(ELSEWHERE, moved(21.0 * RATE * 5), 505)
 
 
 def test_a_head_that_a_round_measured_may_be_anywhere_and_one_that_was_trained_may_not() -> None:

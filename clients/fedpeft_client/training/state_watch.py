@@ -3,8 +3,8 @@
 Attacks through the state need one that training does not come to: scales at which rounding is amplified, or a module
 that imprints single examples. A device cannot know what the others sent, but it knows how far optimizers go in so many
 steps. What a round measures instead of training it (class means, a gradient start) is no step and is not compared. The
-last state is kept durably, since training processes end between rounds; a device that joins late compares with what the
-run began with, as it makes that itself.
+last state is kept durably, since training processes end between rounds, and of each of the last runs, since rounds of
+others come in between; a device that joins late compares with what the run began with, as it makes that itself.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,17 +18,15 @@ from fedpeft.adapter import AdapterState
 from fedpeft.aggregate.schedule import measured_blocks, round_of
 from fedpeft.errors import PolicyRefused
 from fedpeft.ids import BlockId
-from fedpeft.round.device.records import kept
+from fedpeft.round.device.last_runs import LastRuns
 from fedpeft.round.local import DeviceStore
 from fedpeft.round.messages import BlockPayload
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.rates import learning_rates
 from fedpeft.round.rates.search import MOST, follows_search
-from fedpeft.wire import encode, message
+from fedpeft.wire import message
 
 __all__ = ["StateWatch"]
-
-KEY = "watched-state"
 
 Vector = npt.NDArray[np.float32]
 NO_CONTROLS: Mapping[BlockId, Vector] = MappingProxyType({})
@@ -44,12 +42,20 @@ class WatchedState:
     blocks: tuple[BlockPayload, ...]
 
 
+_RUNS = LastRuns(
+    at_hand="watched-state",
+    aside="watched",
+    index="watched-set-aside",
+    nothing=WatchedState(run_id="", first_step=0, blocks=()),
+)
+
+
 class StateWatch:
-    """Compares the states of one run.
+    """Compares the states of each run.
 
     Args:
         most: root mean square by which a block may move, in learning rates times local steps; None: by any.
-        store: where the last state lies; must outlive the process on a real device.
+        store: where the last states lie; must outlive the process on a real device.
     """
 
     def __init__(self, most: float | None, store: DeviceStore) -> None:
@@ -100,14 +106,14 @@ class StateWatch:
                         f"the state before, found {found:.3g}: no training goes so far."
                     )
         seen = tuple(BlockPayload(block_id=name, values=state[name].astype("<f4").tobytes()) for name in state)
-        self._store.write(KEY, encode(WatchedState(run_id=plan.run_id, first_step=first_step, blocks=seen)))
+        _RUNS.keep(self._store, WatchedState(run_id=plan.run_id, first_step=first_step, blocks=seen))
 
     def _last(
         self, plan: LearningPlan, state: AdapterState, start: Callable[[], AdapterState]
     ) -> tuple[int, AdapterState | None]:
         """After how many steps this device saw the run last, and in which state; None: nothing to compare with."""
-        found = kept(self._store, KEY, WatchedState)
-        if found is not None and found.run_id == plan.run_id:
+        found = _RUNS.of(self._store, plan.run_id)
+        if found is not None:
             vectors = {part.block_id: np.frombuffer(part.values, "<f4").astype(np.float32) for part in found.blocks}
             return found.first_step, AdapterState(state.spec, vectors)
         return 0, None if plan.start else start()
