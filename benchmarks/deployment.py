@@ -209,6 +209,14 @@ def strangers(folder: Path, *, quick: bool) -> dict[str, Any]:
     return dict(found["attacks"])
 
 
+def together(folder: Path, *, quick: bool) -> dict[str, Any]:
+    """Two runs at once; see `deployed/two_runs.py`."""
+    from deployed import two_runs
+
+    os.environ["TOY_WIDTH"] = str(PARAMETERS)
+    return two_runs.two_runs(folder, quick=quick)
+
+
 def stock(folder: Path, *, quick: bool) -> dict[str, Any]:
     """Stock Flower's rounds."""
     from deployed import stock_flower
@@ -266,7 +274,7 @@ def base(folder: Path, *, quick: bool) -> dict[str, Any]:
 
 PARTS = {
     part.__name__: part
-    for part in (rounds, rest, strangers, insiders, stock, loaded, fleets, uploads, first_round, base)
+    for part in (rounds, rest, strangers, insiders, together, stock, loaded, fleets, uploads, first_round, base)
 }
 QUICK = ("rounds", "rest", "strangers", "uploads", "base")
 
