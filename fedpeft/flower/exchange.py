@@ -31,6 +31,10 @@ class FleetTransport:
         """See ``Transport``."""
         return self._link.online()
 
+    def elsewhere(self) -> int:
+        """See ``Transport``."""
+        return 0
+
     def exchange(self, stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
         """See ``Transport``."""
         link, clock = self._link, self._clock

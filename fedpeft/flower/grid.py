@@ -87,6 +87,10 @@ class GridTransport:
         """See ``Transport``."""
         return sorted(NodeId(node) for node in self._grid.get_node_ids())
 
+    def elsewhere(self) -> int:
+        """See ``Transport``."""
+        return 0
+
     def exchange(self, stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
         """See ``Transport``."""
         queue = iter(requests.items())

@@ -79,6 +79,10 @@ class Transport(Protocol):
         """The nodes reachable now, ascending."""
         ...
 
+    def elsewhere(self) -> int:
+        """How many more could be reached that another run has now: the size of a round counts them."""
+        ...
+
     def exchange(self, stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
         """Send every request and yield at most one reply per node, in order of arrival.
 

@@ -78,6 +78,10 @@ class InMemoryTransport:
         """See ``Transport``."""
         return sorted(self.devices)
 
+    def elsewhere(self) -> int:
+        """See ``Transport``."""
+        return 0
+
     def exchange(self, stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
         """See ``Transport``."""
         self.asked.append((stage, tuple(requests)))

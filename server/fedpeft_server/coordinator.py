@@ -178,6 +178,7 @@ class Coordinator:
             meters=self.meters,
             audit=self.audit,
             interrupted=self._interrupted,
+            stopping=self._stopping.is_set,
             tell=_log.info,
             turns=DeviceTurns(self._clock),
             model_process=self._model_process,

@@ -33,8 +33,9 @@ def take(
     wanted: Set[NodeId] = FLEET,
     needed: Callable[[int], int] = all_of_them,
     waits: Callable[[Sequence[int]], None] = lambda runs: None,
+    priority: Callable[[], int] = lambda: 0,
 ) -> Set[NodeId]:
-    turns.take(number, lambda: wanted, needed, interrupted=lambda: None, waits=waits)
+    turns.take(number, lambda: wanted, needed, priority=priority, interrupted=lambda: None, waits=waits)
     return turns.held(number)
 
 
@@ -42,15 +43,15 @@ def refuse(runs: Sequence[int]) -> None:
     raise MustWait(runs)
 
 
-def entered(*priorities: int) -> DeviceTurns:
+def entered(runs: int) -> DeviceTurns:
     turns = DeviceTurns(FakeClock())
-    for number, priority in enumerate(priorities, start=1):
-        turns.enter(number, priority)
+    for number in range(1, runs + 1):
+        turns.enter(number, 0)
     return turns
 
 
 def test_two_runs_that_ask_everybody_take_turns() -> None:
-    turns = entered(0, 0)
+    turns = entered(2)
     assert take(turns, 1) == FLEET
     with pytest.raises(MustWait) as waiting:
         take(turns, 2, waits=refuse)
@@ -60,14 +61,14 @@ def test_two_runs_that_ask_everybody_take_turns() -> None:
 
 
 def test_runs_of_different_groups_work_at_once() -> None:
-    turns = entered(0, 0)
+    turns = entered(2)
     few = frozenset(sorted(FLEET)[:4])
     assert take(turns, 1, few) == few
     assert take(turns, 2, FLEET - few) == FLEET - few
 
 
 def test_a_run_that_asks_a_sample_leaves_the_others_to_another_once_it_has_drawn_it() -> None:
-    turns = entered(0, 0)
+    turns = entered(2)
     assert take(turns, 1, needed=lambda there: 3) == FLEET
     drawn = frozenset(sorted(FLEET)[:3])
     turns.keep(1, drawn)
@@ -78,7 +79,7 @@ def test_a_run_that_asks_a_sample_leaves_the_others_to_another_once_it_has_drawn
 
 
 def test_what_a_run_that_waits_wants_is_not_given_to_one_behind_it() -> None:
-    turns = entered(0, 0, 0)
+    turns = entered(3)
     few, rest = frozenset(sorted(FLEET)[:4]), frozenset(sorted(FLEET)[4:])
     take(turns, 1, few)
     waits = threading.Event()
@@ -93,14 +94,14 @@ def test_what_a_run_that_waits_wants_is_not_given_to_one_behind_it() -> None:
 
 
 def test_a_higher_priority_is_served_first_though_it_came_last() -> None:
-    turns = entered(0, 0, 5)
+    turns = entered(3)
     take(turns, 1)
     order, threads = list[int](), []
     for number in (2, 3):
         waits = threading.Event()
 
         def work(number: int = number, waits: threading.Event = waits) -> None:
-            take(turns, number, waits=lambda runs: waits.set())
+            take(turns, number, waits=lambda runs: waits.set(), priority=lambda: 5 * (number == 3))
             order.append(number)
             turns.leave(number)
 
@@ -113,14 +114,40 @@ def test_a_higher_priority_is_served_first_though_it_came_last() -> None:
     assert order == [3, 2]
 
 
-def test_a_run_whose_priority_was_raised_goes_before_the_one_that_it_waited_for() -> None:
-    turns = entered(0, 0)
+def test_a_priority_that_is_raised_while_the_run_waits_counts_at_once() -> None:
+    turns, priority, waits, has = entered(2), [0], threading.Event(), threading.Event()
     take(turns, 1)
-    turns.give_back(1)  # it comes back, and is ahead
+
+    def wait() -> None:
+        take(turns, 2, waits=lambda runs: waits.set(), priority=lambda: priority[0])
+        has.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert waits.wait(10.0)
+    turns.give_back(1)
+    assert take(turns, 1, waits=refuse) == FLEET  # it is ahead by its number
+    priority[0] = 1
+    threading.Event().wait(0.5)  # more than a look
+    turns.give_back(1)
     with pytest.raises(MustWait):
-        take(turns, 2, waits=refuse)
-    turns.prefer(2, 1)
-    assert take(turns, 2) == FLEET
+        take(turns, 1, waits=refuse)
+    assert has.wait(10.0)
+    thread.join(10.0)
+
+
+def test_a_round_whose_members_are_fixed_goes_before_every_other_run() -> None:
+    turns = entered(2)
+    turns.expect(2)
+    with pytest.raises(MustWait):
+        take(turns, 1, waits=refuse, priority=lambda: 100)
+    assert take(turns, 2, waits=refuse) == FLEET
+    turns.give_back(2)
+    assert take(turns, 1, waits=refuse) == FLEET
+    turns.give_back(1)
+    turns.expect(7)
+    turns.expect_no_more(7)
+    assert take(turns, 1, waits=refuse) == FLEET
 
 
 def test_two_runs_of_short_rounds_share_the_time_evenly_and_change_seldom() -> None:
@@ -189,13 +216,18 @@ def test_no_device_ever_works_for_two_and_every_run_comes_to_its_end(seed: int) 
     assert sorted(done) == list(range(6))
 
 
-def test_a_run_that_takes_again_keeps_what_it_has_or_lets_go_of_all_so_that_no_two_wait_for_each_other() -> None:
-    turns = entered(0, 0)
+def test_another_attempt_never_waits_so_that_no_two_runs_wait_for_each_other() -> None:
+    turns = entered(2)
     few, rest = frozenset(sorted(FLEET)[:4]), frozenset(sorted(FLEET)[4:])
     assert take(turns, 1, few) == few
     assert take(turns, 2, rest) == rest
-    assert take(turns, 1, few, waits=refuse) == few  # another attempt at its round
-    with pytest.raises(MustWait):
-        take(turns, 1, FLEET, waits=refuse)
-    assert turns.held(1) == frozenset()
-    assert take(turns, 2, rest, waits=refuse) == rest
+    assert take(turns, 1, FLEET, waits=refuse) == few
+    ahead = threading.Thread(target=take, args=(turns, 3, FLEET), kwargs={"priority": lambda: 5}, daemon=True)
+    turns.enter(3, 5)
+    ahead.start()
+    threading.Event().wait(0.3)
+    assert take(turns, 1, FLEET, waits=refuse) == few  # though one that is ahead waits for them
+    turns.leave(1)
+    turns.leave(2)
+    ahead.join(10.0)
+    assert turns.held(3) == FLEET

@@ -36,6 +36,7 @@ class Bench:
     path: Path
     stop: Callable[[Job], None] = lambda job: None
     told: list[str] = field(default_factory=list)
+    stopping: bool = False
 
     def __post_init__(self) -> None:
         self.home, self.clock = CoordinatorHome(self.path), FakeClock(step_s=5.0)
@@ -65,6 +66,7 @@ class Bench:
                 meters=Meters(),
                 audit=self.audit,
                 interrupted=self._interrupted,
+                stopping=lambda: self.stopping,
                 tell=self.told.append,
                 turns=DeviceTurns(self.clock),
                 model_process="toy_model_process",
@@ -137,6 +139,29 @@ def test_a_coordinator_that_goes_down_leaves_the_run_to_the_next_one(bench: Benc
     bench.stop = down
     assert bench.work().state is JobState.RUNNING
     assert bench.queue.next() is not None
+
+
+def test_no_round_begins_once_the_coordinator_goes_down(bench: Bench) -> None:
+    def after_one_round(job: Job) -> None:
+        bench.stopping = bool(job.run and bench.rows(job))
+
+    bench.stop = after_one_round
+    paused = bench.work()
+    assert paused.state is JobState.RUNNING
+    assert len(bench.rows(paused)) == 1
+
+
+def test_a_run_that_waits_for_devices_is_stopped_at_once(bench: Bench) -> None:
+    for name in DEVICES:
+        bench.registry.put(replace(bench.registry.device(name), status=Status.REVOKED, reason="lost"))
+
+    def when_it_waits(job: Job) -> None:
+        if any("devices are here" in line for line in bench.told):
+            raise Interrupted("stopped")
+
+    bench.stop = when_it_waits
+    assert bench.work().state is JobState.STOPPED
+    assert sum("devices are here" in line for line in bench.told) == 1
 
 
 def test_a_run_without_enough_devices_says_whom_it_waited_for_and_fails(bench: Bench) -> None:

@@ -32,9 +32,13 @@ class Asked:
     def __init__(self, devices: int, silent: Sequence[int] = (), slow: Mapping[int, float] | None = None) -> None:
         self._devices, self.silent, self._slow = devices, set(silent), dict(slow or {})
         self.waited_s = 0.0
+        self.others = 0
 
     def nodes(self) -> Sequence[NodeId]:
         return [NodeId(number) for number in range(self._devices)]
+
+    def elsewhere(self) -> int:
+        return self.others
 
     def exchange(self, stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
         assert stage is Stage.PROFILE
@@ -88,3 +92,15 @@ def test_silent_devices_are_asked_every_time_while_there_are_too_few_without_the
     for round_id in round_ids:
         assert len(names(made, round_id)) == 2
     assert transport.waited_s == pytest.approx(len(round_ids) * PROFILE_DEADLINE_S)
+
+
+def test_a_round_is_as_large_as_it_would_be_were_the_devices_that_another_run_has_free() -> None:
+    transport = Asked(10)
+    made = Selection(PLAN, Rounds(count=3, min_devices=3, fraction=0.5), transport, lambda *_, **__: None)
+    assert len(names(made, 1)) == 5
+    transport.others = 10
+    members, wanted = made.select(RoundId(2), ())
+    assert (len(members), wanted) == (10, 10)
+    transport.others = 30
+    members, wanted = made.select(RoundId(3), ())
+    assert (len(members), wanted) == (10, 10)

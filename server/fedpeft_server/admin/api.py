@@ -119,7 +119,9 @@ class AdminApi:
         await self._expect_role(operation, caller)
         with self._bodies.one(caller.token.token_id) if operation.method == "POST" else nullcontext():
             values = await _values(operation, parts, scope, receive)
-        return await self._done(operation, Asked(values=values, by=caller.by, role=caller.token.role), caller)
+        return await self._done(
+            operation, Asked(values=values, by=caller.by, role=caller.token.role, afar=True), caller
+        )
 
     async def _done(self, operation: Operation, asked: Asked, caller: Caller) -> Answer:
         async with self._busy:

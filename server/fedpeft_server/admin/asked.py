@@ -79,11 +79,13 @@ class Asked:
         values: what was given, checked.
         by: who asks, for the audit log.
         role: what they may do.
+        afar: whether they ask from another machine.
     """
 
     values: Mapping[str, Value] = field(default_factory=dict)
     by: str = "operator"
     role: Role = Role.ADMIN
+    afar: bool = False
 
     def text(self, name: str, default: str = "") -> str:
         """A string."""

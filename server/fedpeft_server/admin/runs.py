@@ -7,11 +7,13 @@ from pathlib import Path
 from fedpeft.config.load import parse
 from fedpeft.errors import ConfigInvalid, FedpeftError, said_by
 from fedpeft.files import last_lines
+from fedpeft.home_schema import schema_of
 from fedpeft_server.admin.administered import Administered
 from fedpeft_server.admin.asked import Asked, Download, NotThere
 from fedpeft_server.admin.views import event_view, job_view, round_view
 from fedpeft_server.enrolment.audit_log import AuditEvent
 from fedpeft_server.enrolment.groups import Groups
+from fedpeft_server.home import SCHEMA
 from fedpeft_server.jobs.job_queue import Job, JobState
 from fedpeft_server.jobs.submission import submission
 from fedpeft_server.run.privacy_statements import privacy_lines
@@ -62,6 +64,23 @@ def run(site: Administered, asked: Asked) -> object:
 def submit(site: Administered, asked: Asked) -> object:
     """Check a run.toml and queue it; its base is one of the coordinator's store, by digest."""
     text = asked.text("config")
+    _expect_own_store(text)
+    return submit_here(
+        site,
+        text,
+        source=site.home.path / "run.toml",
+        by=asked.by,
+        priority=asked.number("priority", 0),
+        group=asked.text("group"),
+    )
+
+
+def _expect_own_store(text: str) -> None:
+    """Refuses a run.toml from afar that names anything on this machine but a base by its digest.
+
+    Raises:
+        ConfigInvalid: it does, or is none.
+    """
     try:
         _expect_small(text)
         base = parse(text, source="run.toml").base
@@ -72,14 +91,6 @@ def submit(site: Administered, asked: Asked) -> object:
             "Expected base.model as sha256:... of the coordinator's own store and no base.adapters: paths are the "
             "coordinator's machine's, and a run that names some is submitted there. See `fedpeft base ls` on it."
         )
-    return submit_here(
-        site,
-        text,
-        source=site.home.path / "run.toml",
-        by=asked.by,
-        priority=asked.number("priority", 0),
-        group=asked.text("group"),
-    )
 
 
 def _expect_small(text: str) -> None:
@@ -110,23 +121,23 @@ def submit_here(
     """
     if group:
         Groups(site.registry).expect(group)
+    if (group or priority) and schema_of(site.home.path)[0] < SCHEMA:
+        raise ConfigInvalid("Expected a coordinator of this version for --priority and --group; start it anew first.")
     written = submission(text, source=source, bases=site.home.bases)
-    return _queued(site, site.queue.submit(written, source=str(source), priority=priority, group=group), by)
+    job = site.queue.submit(written, source=str(source), priority=priority, group=group)
+    detail: dict[str, str | int | float] = {"number": job.number, "priority": job.priority, "group": job.group}
+    site.audit.append(AuditEvent.RUN_SUBMITTED, actor=by, subject=job.name, detail=detail)
+    return job_view(job)
 
 
 def clone(site: Administered, asked: Asked) -> object:
     """Queue the run.toml of a run again, as a new run with the same priority and group."""
     job = _job(site, asked)
-    if job.group:
-        Groups(site.registry).expect(job.group)
-    text, source = site.queue.text(job), f"run {job.number}"
-    return _queued(site, site.queue.submit(text, source=source, priority=job.priority, group=job.group), asked.by)
-
-
-def _queued(site: Administered, job: Job, by: str) -> dict[str, object]:
-    detail: dict[str, str | int | float] = {"number": job.number, "priority": job.priority, "group": job.group}
-    site.audit.append(AuditEvent.RUN_SUBMITTED, actor=by, subject=job.name, detail=detail)
-    return job_view(job)
+    text = site.queue.text(job)
+    if asked.afar:
+        _expect_own_store(text)
+    source = site.home.path / f"run {job.number}"
+    return submit_here(site, text, source=source, by=asked.by, priority=job.priority, group=job.group)
 
 
 def prefer(site: Administered, asked: Asked) -> object:

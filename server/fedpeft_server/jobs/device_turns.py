@@ -6,9 +6,10 @@ until as many of those that it may ask are free as its round asks; a run that as
 them, so that sharing never makes a round smaller. Runs that use other devices (groups, samples of a large fleet) work
 at the same time, and runs that use the same ones take turns.
 
-Whoever waits is served by priority, then by how much of the fleet it has used, in steps of ``TURN_S``: for about that
-long a run keeps its devices round after round, because a device that goes from one run to another loads another model.
-What a run that waits and is ahead wants is not given to one behind it, so nobody waits for ever on the same priority.
+Whoever waits is served by priority, then by how long it has had devices, in steps of ``TURN_S``: for about that long a
+run keeps its place round after round, because a device that goes from one run to another loads another model. What a
+run that waits and is ahead wants is not given to one behind it, so nobody waits for ever on the same priority. A run
+that has a round to finish, whose members are fixed (``expect``), goes before all others: a device keeps one open round.
 """
 
 import math
@@ -22,7 +23,7 @@ from fedpeft.ids import NodeId
 __all__ = ["COMES_BACK_S", "TURN_S", "DeviceTurns"]
 
 TURN_S = 30.0
-"""Of the whole of a run's devices: how long it keeps them while another run of its priority waits."""
+"""How long a run has devices while another run of its priority waits for them."""
 COMES_BACK_S = 1.0
 """A run that has just given its devices back still counts as waiting: between two rounds it commits."""
 LOOK_S = 0.2
@@ -36,12 +37,11 @@ class _Run:
     Args:
         number: which.
         priority: higher ones are served first.
-        used_s: for how long it has had the devices that it wants; part of them for part of the time.
+        used_s: for how long it has had devices.
         wants: what it waits for.
         until_s: until when it is counted as waiting for that.
         held: what it has; None: nothing.
         since_s: when it took that.
-        share: of what it wanted, what it has.
     """
 
     number: int
@@ -51,7 +51,6 @@ class _Run:
     until_s: float = -math.inf
     held: Set[NodeId] | None = None
     since_s: float = 0.0
-    share: float = 1.0
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -70,18 +69,24 @@ class DeviceTurns:
         self._clock = clock
         self._changed = threading.Condition()
         self._runs: dict[int, _Run] = {}
+        self._expected = set[int]()
+
+    def expect(self, number: int) -> None:
+        """Nobody else takes devices until this run has taken them, or is not expected any more."""
+        with self._changed:
+            self._expected.add(number)
+
+    def expect_no_more(self, number: int) -> None:
+        """The run has taken its devices, or does not come."""
+        with self._changed:
+            self._expected.discard(number)
+            self._changed.notify_all()
 
     def enter(self, number: int, priority: int) -> None:
         """A run begins, or goes on. It has used as much as the one of its priority that used least."""
         with self._changed:
             used = [run.used_s for run in self._runs.values() if run.priority == priority]
             self._runs[number] = _Run(number, priority, min(used, default=0.0))
-
-    def prefer(self, number: int, priority: int) -> None:
-        """The priority of a run from its next turn on."""
-        with self._changed:
-            self._runs[number].priority = priority
-            self._changed.notify_all()
 
     def leave(self, number: int) -> None:
         """It has ended; what it held is free."""
@@ -95,17 +100,18 @@ class DeviceTurns:
         wanted: Callable[[], Set[NodeId]],
         needed: Callable[[int], int],
         *,
+        priority: Callable[[], int],
         interrupted: Callable[[], None],
         waits: Callable[[Sequence[int]], None],
     ) -> None:
         """Returns once the run holds what is free of the devices that it may ask.
 
-        What it holds counts as free, and is given back if that is not enough.
-
         Args:
-            number: which run.
+            number: which run. One that holds devices is at another attempt at its round: it never waits, and holds then
+                whatever no other run holds.
             wanted: the devices that it may ask and that are reachable now; asked again at each look.
             needed: how many of so many it asks; no turn with fewer.
+            priority: of the run now; asked again at each look.
             interrupted: raises to end the wait.
             waits: told once which runs have devices, if it has to wait.
         """
@@ -113,17 +119,11 @@ class DeviceTurns:
         try:
             while True:
                 interrupted()
-                found = wanted()  # not under the lock: it asks the registry
+                found, preferred = wanted(), priority()  # not under the lock: they ask the registry and the queue
                 with self._changed:
-                    run.wants, run.until_s = found, math.inf
-                    free = found - self._taken(run)
-                    if len(free) >= needed(len(found)):
-                        self._release(run)
-                        run.held, run.since_s = free, self._clock.monotonic_s()
-                        run.share = len(free) / max(len(found), 1)
+                    run.priority = preferred
+                    if self._has_turn(run, found, needed(len(found))):
                         return
-                    self._release(run)
-                    run.until_s = math.inf
                     holders = sorted(other.number for other in self._runs.values() if other.held)
                     if told:
                         self._changed.wait(LOOK_S)
@@ -138,37 +138,40 @@ class DeviceTurns:
         with self._changed:
             run = self._runs[number]
             if run.held is not None:
-                kept = run.held & nodes
-                run.share *= len(kept) / max(len(run.held), 1)
-                run.held = kept
+                run.held = run.held & nodes
                 self._changed.notify_all()
 
     def give_back(self, number: int) -> None:
         """Gives back all that the run holds."""
         with self._changed:
-            self._release(self._runs[number])
+            run = self._runs[number]
+            if run.held is not None:
+                now_s = self._clock.monotonic_s()
+                run.used_s += now_s - run.since_s
+                run.held, run.until_s = None, now_s + COMES_BACK_S
+                self._changed.notify_all()
 
     def held(self, number: int) -> Set[NodeId]:
         """What the run holds."""
         with self._changed:
             return self._runs[number].held or frozenset()
 
-    def _release(self, run: _Run) -> None:
+    def _has_turn(self, run: _Run, found: Set[NodeId], needed: int) -> bool:
+        """Whether the run has devices now; what it waits for is noted."""
+        others = [other for other in self._runs.values() if other is not run]
+        free = set(found).difference(*(other.held for other in others if other.held is not None))
         if run.held is not None:
-            now_s = self._clock.monotonic_s()
-            run.used_s += (now_s - run.since_s) * run.share
-            run.held, run.until_s = None, now_s + COMES_BACK_S
-            self._changed.notify_all()
-
-    def _taken(self, run: _Run) -> Set[NodeId]:
-        """What others hold, and what those who are ahead wait for."""
+            run.held = free
+            return True
+        run.wants, run.until_s = found, math.inf
         now_s = self._clock.monotonic_s()
-        taken = set[NodeId]()
-        for other in self._runs.values():
-            if other is run:
-                continue
-            if other.held is not None:
-                taken |= other.held
-            elif other.until_s >= now_s and other.order < run.order:
-                taken |= other.wants
-        return taken
+        if self._expected and run.number not in self._expected:
+            return False
+        if run.number not in self._expected:
+            ahead = (other for other in others if other.until_s >= now_s and other.order < run.order)
+            free = free.difference(*(other.wants for other in ahead))
+        if len(free) < needed:
+            return False
+        run.held, run.since_s = free, now_s
+        self._expected.discard(run.number)
+        return True

@@ -47,10 +47,17 @@ class EnrolledTransport:
         self._turns, self._number, self._group = turns, number, group
         self._invited = False
 
-    def take(self, needed: Callable[[int], int], *, waits: Callable[[Sequence[int]], None]) -> None:
+    def take(
+        self,
+        needed: Callable[[int], int],
+        *,
+        priority: Callable[[], int],
+        interrupted: Callable[[], None],
+        waits: Callable[[Sequence[int]], None],
+    ) -> None:
         """Returns when it is this run's turn, with devices; see ``DeviceTurns.take``."""
         self._invited = False
-        self._turns.take(self._number, self._reachable, needed, interrupted=self._interrupted, waits=waits)
+        self._turns.take(self._number, self._reachable, needed, priority=priority, interrupted=interrupted, waits=waits)
 
     def give_back(self) -> None:
         """Leaves the devices to other runs."""
@@ -70,6 +77,10 @@ class EnrolledTransport:
         """See ``Transport``."""
         self._interrupted()
         return sorted(self._reachable() & self._turns.held(self._number))
+
+    def elsewhere(self) -> int:
+        """See ``Transport``."""
+        return len(self._reachable() - self._turns.held(self._number))
 
     def exchange(self, stage: Stage, requests: Mapping[NodeId, bytes], *, deadline_s: float) -> Iterator[Reply]:
         """See ``Transport``; what a device sends after it was revoked is not passed on."""
@@ -105,6 +116,7 @@ def gather(
     deadline_s: float,
     settled_s: float,
     clock: Clock,
+    interrupted: Callable[[], None],
     tell: Callable[[str], None],
 ) -> None:
     """Returns once ``needed`` devices can be reached, or after ``deadline_s``; says whom it waits for.
@@ -114,11 +126,13 @@ def gather(
 
     Args:
         settled_s: on ``clock``: ``SETTLE_S`` after the run began or went on.
+        interrupted: raises to end the wait; asked at each look.
         tell: told whenever who is there has changed.
     """
     end = clock.monotonic_s() + deadline_s
     pause, told = threading.Event(), None
     while True:
+        interrupted()
         present = transport.present()
         now_s = clock.monotonic_s()
         settled = len(present) == transport.enrolled or now_s >= settled_s

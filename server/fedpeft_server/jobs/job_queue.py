@@ -139,9 +139,26 @@ class JobQueue:
         """Its run.toml."""
         return self._file(job.number, "toml").read_text(encoding="utf-8")
 
+    def current(self, job: Job) -> Job:
+        """The job as it is now.
+
+        Raises:
+            IntegrityFailed: its file was changed from outside.
+        """
+        return self._now(job)
+
+    def begun(self, job: Job, *, run: str) -> Job:
+        """Notes the run directory of a job that is worked on."""
+        with short_turn(self.path):
+            job = replace(self._now(job), state=JobState.RUNNING, run=run)
+            self.put(job)
+            return job
+
     def put(self, job: Job) -> None:
-        """Makes a job's state durable."""
-        content = {**asdict(job), "state": job.state.value}
+        """Makes a job's state durable; what is as ever is not written, for a coordinator of before that is still up."""
+        unusual = {name: value for name, value in (("priority", job.priority), ("group", job.group)) if value}
+        content = {name: value for name, value in asdict(job).items() if name not in ("priority", "group")}
+        content |= {"state": job.state.value, **unusual}
         write_file(self._file(job.number, "json"), json.dumps(content).encode())
 
     def stop(self, job: Job) -> Job:
@@ -165,10 +182,11 @@ class JobQueue:
         """Makes durable how a job that ran ended; a wish to stop it that came too late goes with it.
 
         Args:
-            job: ``RUNNING`` if it only pauses until the next ``up``; a wish to stop it stays then.
+            job: ``RUNNING`` if it only pauses until the next ``up``; a wish to stop it stays then. Its priority is the
+                one that it was given last.
         """
         with short_turn(self.path):
-            self.put(job)
+            self.put(replace(job, priority=self._now(job).priority))
             if job.state is not JobState.RUNNING:
                 self._file(job.number, "stop").unlink(missing_ok=True)
 

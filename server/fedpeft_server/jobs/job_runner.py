@@ -80,6 +80,7 @@ class JobContext:
         meters: for Prometheus.
         audit: who did what.
         interrupted: raises ``Interrupted`` when this job is to end now.
+        stopping: whether the coordinator goes down: no round begins any more.
         tell: what is being waited for, for a person.
         turns: with the devices, among the runs that are worked on.
         model_process: the module of the second process.
@@ -93,6 +94,7 @@ class JobContext:
     meters: Meters
     audit: AuditLog
     interrupted: Callable[[Job], None]
+    stopping: Callable[[], bool]
     tell: Callable[[str], None]
     turns: DeviceTurns
     model_process: str
@@ -115,9 +117,9 @@ class JobRunner:
         model_process = ModelProcess(site.home.bases, site.model_process)
         try:
             self._train(job, model_process)
-            job = replace(self._current(job), state=JobState.FINISHED, reason="")
+            job = replace(site.queue.current(job), state=JobState.FINISHED, reason="")
         except Interrupted as end:
-            job = replace(self._current(job), state=JobState(end.state), reason="")
+            job = replace(site.queue.current(job), state=JobState(end.state), reason="")
         except DiskFull:
             raise
         except (FedpeftError, OSError) as error:
@@ -125,7 +127,7 @@ class JobRunner:
                 expected = f"Expected room for run {job.number} in {site.home.path}, found: {error.strerror}"
                 remedy = "make room: every committed round is kept, and the run continues by itself"
                 raise DiskFull(f"{expected}; {remedy}.") from error
-            job = replace(self._current(job), state=JobState.FAILED, reason=str(error))
+            job = replace(site.queue.current(job), state=JobState.FAILED, reason=str(error))
         finally:
             model_process.close()
         detail = {"state": job.state.value, "reason": job.reason}
@@ -133,9 +135,6 @@ class JobRunner:
         site.queue.end(job)
         site.tell(f"run {job.number} {job.state.value} {job.reason}".rstrip())
         return job
-
-    def _current(self, job: Job) -> Job:
-        return self._site.queue.job(str(job.number))
 
     def _train(self, job: Job, model_process: ModelProcess) -> None:
         site, text = self._site, self._site.queue.text(job)
@@ -146,8 +145,7 @@ class JobRunner:
         run = self._directory(job, config, text, drafted)
         resumed = bool(job.run)
         with run:
-            job = replace(self._current(job), state=JobState.RUNNING, run=run.path.name)
-            site.queue.put(job)
+            job = site.queue.begun(job, run=run.path.name)
             event = AuditEvent.RUN_RESUMED if resumed else AuditEvent.RUN_STARTED
             site.audit.append(event, actor="coordinator", subject=run.path.name, detail={"base": drafted.base})
             site.turns.enter(job.number, job.priority)
@@ -204,11 +202,18 @@ class JobRunner:
         attempts = Attempts()
 
         def wait(round_id: RoundId) -> None:
-            site.interrupted(job)
+            whole = run.pending.read() is not None  # it goes on with those that it had, and is soon over
+
+            def interrupted() -> None:
+                site.interrupted(job)
+                if not whole and site.stopping():
+                    raise Interrupted("running")
+
+            interrupted()
             pause_s = attempts.before(round_id)
             if pause_s > KEEPS_S or len(transport.present()) < needed:
                 transport.give_back()
-            self._back_off(job, pause_s, round_id)
+            self._back_off(pause_s, f"run {job.number} round {round_id}", interrupted)
             expect_room(run.path, room_needed(run.path))  # now, not when the devices have trained
             deadline_s = config.rounds.gather_deadline_s
 
@@ -223,12 +228,13 @@ class JobRunner:
                 deadline_s=deadline_s,
                 settled_s=settled_s,
                 clock=site.clock,
+                interrupted=interrupted,
                 tell=tell,
             )
-            site.turns.prefer(job.number, self._current(job).priority)
-            whole = run.pending.read() is not None  # it goes on with those that it had
             transport.take(
                 lambda there: there if whole else invited_devices(config.rounds, there),
+                priority=lambda: site.queue.current(job).priority,
+                interrupted=interrupted,
                 waits=lambda runs: tell(f"waiting for devices that {_named(runs)} at work on"),
             )
 
@@ -256,14 +262,14 @@ class JobRunner:
             finally:
                 publisher.close()
 
-    def _back_off(self, job: Job, pause_s: float, round_id: RoundId) -> None:
+    def _back_off(self, pause_s: float, where: str, interrupted: Callable[[], None]) -> None:
         """Waits before another attempt: a device that has just failed would most likely fail again at once."""
         if not pause_s:
             return
-        self._site.tell(f"run {job.number} round {round_id}: trying again in {pause_s:.0f} s")
+        self._site.tell(f"{where}: trying again in {pause_s:.0f} s")
         end, pause = self._site.clock.monotonic_s() + pause_s, threading.Event()
         while self._site.clock.monotonic_s() < end:
-            self._site.interrupted(job)
+            interrupted()
             pause.wait(LOOK_S)
 
     def _private(self, config: RunConfig, drafted: RunStart, run: RunDirectory) -> ClientPrivacy | nullcontext[None]:

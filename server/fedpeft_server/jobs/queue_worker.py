@@ -8,8 +8,9 @@ from dataclasses import replace
 from functools import partial
 
 from fedpeft_server.jobs.disk_space import DiskFull, expect_room, is_full, room_needed
-from fedpeft_server.jobs.job_queue import Job
+from fedpeft_server.jobs.job_queue import Job, JobState
 from fedpeft_server.jobs.job_runner import JobContext, JobRunner
+from fedpeft_server.run.pending import is_pending
 
 __all__ = ["QueueWorker"]
 
@@ -34,13 +35,18 @@ class QueueWorker:
     def __init__(self, site: JobContext, *, at_once: int, stopping: threading.Event, stop: Callable[[], None]) -> None:
         self._site, self._at_once, self._stopping, self._stop = site, at_once, stopping, stop
         self._now: dict[int, str] = {}
-        self.trouble = ""
-        """Why nothing goes on; empty while it does."""
+        self._lacks: dict[int, str] = {}
+
+    @property
+    def trouble(self) -> str:
+        """What the disk has no room for; empty while it has."""
+        return next(iter(self._lacks.copy().values()), "")
 
     @property
     def now(self) -> str:
         """What is being done or waited for, run by run; empty while there is nothing to do."""
-        return self.trouble or "; ".join(text for _, text in sorted(self._now.copy().items()))
+        said = self._now.copy() | self._lacks.copy()
+        return "; ".join(text for _, text in sorted(said.items()))
 
     def work(self) -> None:
         """Returns once ``stopping`` is set and every run has paused or ended.
@@ -49,16 +55,21 @@ class QueueWorker:
             DiskFull: the disk was full when it was told to stop.
         """
         at_work: dict[int, Future[None]] = {}
-        with ThreadPoolExecutor(self._at_once, thread_name_prefix="run") as threads:
+        opened = [job for job in self._site.queue.jobs() if job.state is JobState.RUNNING and self._has_opened(job)]
+        for job in opened:
+            self._site.turns.expect(job.number)
+        with ThreadPoolExecutor(max(self._at_once, len(opened)), thread_name_prefix="run") as threads:
+            for job in opened:
+                at_work[job.number] = threads.submit(self._work_on, job)
             try:
                 while not self._stopping.is_set():
                     for number in [number for number, future in at_work.items() if future.done()]:
                         at_work.pop(number).result()
-                    job = self._begin(at_work) if len(at_work) < self._at_once else None
-                    if job is None:
+                    begun = self._begin(at_work) if len(at_work) < self._at_once else None
+                    if begun is None:
                         self._stopping.wait(LOOK_S)
                     else:
-                        at_work[job.number] = threads.submit(self._work_on, job)
+                        at_work[begun.number] = threads.submit(self._work_on, begun)
             except BaseException:
                 self._stop()  # the other runs end after their round, and go on with the next `up`
                 raise
@@ -85,10 +96,16 @@ class QueueWorker:
                 except (DiskFull, OSError) as error:
                     if isinstance(error, OSError) and not is_full(error):
                         raise
+                    if self._has_opened(job := self._site.queue.current(job)):
+                        self._site.turns.expect(job.number)
                     self._wait_for_room(job, error)
-                    job = self._site.queue.job(str(job.number))
         finally:
             self._now.pop(job.number, None)
+            self._site.turns.expect_no_more(job.number)
+
+    def _has_opened(self, job: Job) -> bool:
+        """Whether a round of the run was being opened when it was left: its devices keep only their last round."""
+        return bool(job.run) and is_pending(self._site.home.runs / job.run)
 
     def _tell(self, number: int, text: str) -> None:
         self._now[number] = text
@@ -96,16 +113,19 @@ class QueueWorker:
 
     def _wait_for_room(self, job: Job | None, error: DiskFull | OSError) -> None:
         """Returns when there is room again."""
-        home = self._site.home
-        run = home.runs / self._site.queue.job(str(job.number)).run if job and job.run else None
-        self.trouble = f"{error}"
+        home, number = self._site.home, job.number if job else 0
+        run = home.runs / job.run if job and job.run else None
+        self._lacks[number] = f"{error}"
         _log.error("%s", error)
-        while self.trouble:
-            if self._stopping.wait(ROOM_LOOK_S):
-                raise DiskFull(self.trouble) from error
-            try:
-                expect_room(home.path, room_needed(run))
-                self.trouble = ""
-            except DiskFull as still:
-                self.trouble = str(still)
+        try:
+            while True:
+                if self._stopping.wait(ROOM_LOOK_S):
+                    raise DiskFull(self._lacks[number]) from error
+                try:
+                    expect_room(home.path, room_needed(run))
+                    break
+                except DiskFull as still:
+                    self._lacks[number] = str(still)
+        finally:
+            del self._lacks[number]
         self._site.tell("there is room on the disk again")

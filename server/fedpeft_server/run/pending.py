@@ -19,7 +19,7 @@ from fedpeft.files import PRIVATE, sync, write_file
 from fedpeft.ids import RoundId
 from fedpeft_server.run import journal
 
-__all__ = ["Kept", "PendingFolder"]
+__all__ = ["Kept", "PendingFolder", "is_pending"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ class PendingFolder:
         Raises:
             IntegrityFailed: the notes are not what was written.
         """
-        files = sorted(self._folder.glob("r[0-9]*"))
+        files = _rounds(self._folder)
         if not files:
             return None
         self._notes.truncate_torn()
@@ -94,3 +94,12 @@ class PendingFolder:
 
     def _file(self, round_id: RoundId) -> Path:
         return self._folder / f"r{round_id:04d}"
+
+
+def is_pending(run: Path) -> bool:
+    """Whether a round of the run in this directory was being opened when it was left; reads nothing of it."""
+    return bool(_rounds(run / "pending"))
+
+
+def _rounds(folder: Path) -> list[Path]:
+    return sorted(folder.glob("r[0-9]*"))

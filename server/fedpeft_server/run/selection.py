@@ -46,11 +46,10 @@ class Selection:
     def select(self, round_id: RoundId, excluded: Collection[str]) -> tuple[list[Member], int]:
         """A seeded sample of those that are there, in order of their names, and how many of it make the round."""
         eligible = [member for member in each_once(self._present()) if member.profile.device not in excluded]
-        there = len(eligible)
-        chosen = generator(self._plan.seed, "select", round_id).choice(
-            there, invited_devices(self._rounds, there), False
-        )
-        return [eligible[index] for index in sorted(chosen)], wanted_devices(self._rounds, there)
+        here, there = len(eligible), len(eligible) + self._transport.elsewhere()
+        invited = min(here, invited_devices(self._rounds, there))
+        chosen = generator(self._plan.seed, "select", round_id).choice(here, invited, False)
+        return [eligible[index] for index in sorted(chosen)], min(here, wanted_devices(self._rounds, there))
 
     def found_again(self, profiles: Sequence[Profile]) -> list[Member]:
         """These devices in this order, each where it can be reached now, or ``NOWHERE``; known by their keys."""
