@@ -19,6 +19,7 @@ from fedpeft.errors import FedpeftError
 from fedpeft.flower.exchange import FleetTransport
 from fedpeft.flower.superlink import SuperLink, node_of
 from fedpeft.ids import NodeId
+from fedpeft.round.events import EventKind
 from fedpeft_server.admin.access import Access
 from fedpeft_server.admin.administered import Administered
 from fedpeft_server.admin.api import AdminApi
@@ -83,6 +84,8 @@ class Coordinator:
         home.upgrade()
         self._taken = self._ports()
         self.meters, self.wake = Meters(), Wakeups()
+        for kind in EventKind:  # a counter that begins at 1 has not grown, for an alert
+            self.meters.count("round_events_total", 0.0, kind=kind.value)
         self.audit = AuditLog(home.audit, self._clock)
         self.registry = self._opened()
         home.runs.mkdir(mode=0o700, exist_ok=True)

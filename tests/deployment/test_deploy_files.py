@@ -13,6 +13,7 @@ from click import Command, Group
 
 from fedpeft.cli.client import command as client
 from fedpeft.cli.coordinator import command as coordinator
+from fedpeft.round.events import EventKind
 
 ROOT = Path(__file__).parents[2]
 UNITS = (ROOT / "server/deploy/fedpeft-coordinator.service", ROOT / "clients/deploy/fedpeft-device.service")
@@ -125,3 +126,22 @@ def test_the_files_call_commands_and_options_that_exist():
             assert set(options) <= known, f"{path.name}: {role} {words}"
             called += 1
     assert called >= 10
+
+
+def test_alerts_watch_what_a_coordinator_tells_and_the_page_says_what_to_do_about_each():
+    (group,) = documents(ROOT / "server/deploy/alerts.yaml")[0]["groups"]
+    page = (ROOT / "docs/operation.md").read_text()
+    told = set()
+    for path in (ROOT / "server/fedpeft_server").rglob("*.py"):
+        told |= set(re.findall(r'\b(?:count|gauge)\(\s*"(\w+)"', path.read_text()))
+    kinds = {kind.value for kind in EventKind}
+    assert group["rules"]
+    for rule in group["rules"]:
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+        assert f"`{rule['alert']}`" in page
+        names = set(re.findall(r"fedpeft_(\w+)", rule["expr"]))
+        assert names <= told, rule["alert"]
+        assert names or "up{" in rule["expr"]
+        assert set(re.findall(r'kind="(\w+)"', rule["expr"])) <= kinds
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+        assert re.fullmatch(r"\d+[smhd]", rule.get("for", "1m"))
