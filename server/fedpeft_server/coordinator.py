@@ -91,7 +91,7 @@ class Coordinator:
         home.runs.mkdir(mode=0o700, exist_ok=True)
         self.queue = JobQueue(home.path / "queue")
         self._link = SuperLink(home.objects, wake=self._ring)
-        self._held = HeldPulls(self._link.is_due)
+        self._held = HeldPulls(self._link.is_due, missed=self._wake_up)
         self.members = ActiveDevices(self.registry, enrol=self._link.enrol, expel=self._expel, clock=self._clock)
         admission = Admission(home, self.registry, self.audit, self._clock)
         renew_server_certificate(home, Authority.of_home(home, self._clock), clock=self._clock)
@@ -231,8 +231,10 @@ class Coordinator:
         self._held.ring(node_of(key))  # to hear of it
 
     def _ring(self, node: NodeId) -> None:
-        if self._held.ring(node):
-            return
+        if not self._held.ring(node):
+            self._wake_up(node)
+
+    def _wake_up(self, node: NodeId) -> None:
         device = self.members.device(node)
         if device is not None:
             self.wake.notify([device.name])

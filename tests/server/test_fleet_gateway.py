@@ -1,6 +1,9 @@
 """The gateway: what gets through to Flower, and what is refused before a byte of a body is read."""
 
 import asyncio
+import socket
+import threading
+import time
 from base64 import b64encode
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,10 +13,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fedpeft.flower.fleet_client import HOLD_HEADER
 from fedpeft.flower.handlers import ROUTES, Answer
+from fedpeft.ids import NodeId
 from fedpeft.testing.clock import FakeClock
 from fedpeft_server.enrolment.active_devices import Standing
 from fedpeft_server.service.fleet_gateway import LARGE_BYTES, FleetGateway, GatewayLimits
+from fedpeft_server.service.held_pulls import LONGEST_S, HeldPulls
+from fedpeft_server.service.listener import Listener, take_port
 from fedpeft_server.service.prometheus import Meters
 from fedpeft_server.service.request_body import BodyPace
 
@@ -28,13 +35,19 @@ class Fixture:
 
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     standing: Standing | None = field(default_factory=lambda: Standing(device="ward-a"))
+    held: HeldPulls | None = None
 
     def __post_init__(self) -> None:
         self.clock, self.meters = FakeClock(), Meters()
         self.clock.advance(1000.0)
         self.passed: list[tuple[str, bytes]] = []
         self.gateway = FleetGateway(
-            self._inner, lambda key: self.standing, clock=self.clock, meters=self.meters, limits=self.limits
+            self._inner,
+            lambda key: self.standing,
+            clock=self.clock,
+            meters=self.meters,
+            limits=self.limits,
+            held=self.held,
         )
         self.read = 0
 
@@ -267,6 +280,33 @@ def test_a_body_that_does_not_come_is_not_waited_for_without_end() -> None:
 
     asyncio.run(fixture.gateway(scope, silent, send))
     assert parts[0]["status"] == 408
+    assert fixture.passed == []
+
+
+def test_a_pull_of_a_device_that_has_gone_is_not_answered_and_swallows_no_wake_up() -> None:
+    asked = threading.Event()
+
+    def is_due(node: NodeId) -> bool:
+        asked.set()
+        return False
+
+    held = HeldPulls(is_due)
+    fixture = Fixture(held=held)
+    taken = take_port("127.0.0.1", 0, "test")
+    listener = Listener(fixture.gateway, taken)
+    listener.start()
+    try:
+        with socket.create_connection(taken.getsockname(), timeout=5.0) as line:
+            headers = {b"host": b"h", b"content-length": b"5", HOLD_HEADER: b"5", **fixture.signed()}
+            head = b"".join(b"%b: %b\r\n" % header for header in headers.items())
+            line.sendall(b"POST %b HTTP/1.1\r\n%b\r\nhello" % (PULL.encode(), head))
+            assert asked.wait(5.0)
+        until = time.monotonic() + LONGEST_S - 2.0  # to ring would end the wait too
+        while held._held and time.monotonic() < until:
+            time.sleep(0.005)
+        assert not held.ring(NodeId(0)), "somebody is said to hold a pull whose connection is closed"
+    finally:
+        listener.stop()
     assert fixture.passed == []
 
 

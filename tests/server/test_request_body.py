@@ -86,3 +86,28 @@ def test_room_that_was_given_to_who_gave_up_in_that_moment_is_not_lost() -> None
         await asyncio.wait_for(take(), 5.0)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("order", ["free, then cancel", "cancel, then free"])
+def test_who_gives_up_in_the_moment_in_which_room_is_free_is_cancelled_and_nothing_else(order: str) -> None:
+    room = BodyRoom(10)
+
+    async def main() -> None:
+        async def take(size: int) -> None:
+            async with room.of(size):
+                pass
+
+        first = room.of(10)
+        await first.__aenter__()
+        waiting, behind = asyncio.create_task(take(5)), asyncio.create_task(take(10))
+        await asyncio.sleep(0)
+        if order == "cancel, then free":
+            waiting.cancel()
+        await first.__aexit__(None, None, None)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await asyncio.wait_for(behind, 5.0)
+        await asyncio.wait_for(take(10), 5.0)
+
+    asyncio.run(main())

@@ -31,7 +31,7 @@ from fedpeft_server.enrolment.active_devices import Standing
 from fedpeft_server.rate_limit import RateLimit
 from fedpeft_server.service.device_requests import AtOnce, SignedTimes
 from fedpeft_server.service.held_pulls import HeldPulls
-from fedpeft_server.service.http_connection import connection_of
+from fedpeft_server.service.http_connection import LimitedProtocol, connection_of
 from fedpeft_server.service.prometheus import Meters
 from fedpeft_server.service.request_body import BodyPace, BodyRoom, read_body
 
@@ -177,11 +177,15 @@ class FleetGateway:
                     return None
                 if large:
                     return await asyncio.to_thread(self._handle, scope["path"], judged.key, body)
-            if judged.hold_s and self._held is not None:
-                await self._held.wait(self._node_of(judged.key), judged.hold_s)
-                if connection is not None and connection.is_gone:
-                    return None
-            return self._handle(scope["path"], judged.key, body)
+            if await self._is_waited_out(judged, connection):
+                return self._handle(scope["path"], judged.key, body)
+            return None
+
+    async def _is_waited_out(self, judged: _Judged, connection: LimitedProtocol | None) -> bool:
+        """After the time for which a pull is held; whether anybody still listens."""
+        if self._held is None or not judged.hold_s:
+            return True
+        return await self._held.wait(self._node_of(judged.key), judged.hold_s, connection)
 
     def _judge(self, scope: Scope, address: str) -> _Judged:
         """Whose request it is, and what of it may be read."""

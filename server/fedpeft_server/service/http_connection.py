@@ -8,6 +8,8 @@ before.
 """
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 from starlette.types import Scope
@@ -55,6 +57,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._transport = _Ending(transport, self.ending)
         super().connection_made(self._transport)  # type: ignore[arg-type]
         self._ended, self._owner = False, ""
+        self._tell: Callable[[], None] | None = None
         self._begin_headers()
         self._deadline: asyncio.TimerHandle | None = None
         self._limit_time()
@@ -130,6 +133,21 @@ class LimitedProtocol(HttpToolsProtocol):
         """Whether nobody would read an answer."""
         return self._ended or self.transport.is_closing()
 
+    @contextmanager
+    def telling(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Within the block ``tell`` is called as soon as nobody would read an answer; one at a time.
+
+        Args:
+            tell: called once, in the event loop; at once where it is so already.
+        """
+        self._tell = tell
+        if self.is_gone:
+            self._say_gone()
+        try:
+            yield
+        finally:
+            self._tell = None
+
     def belongs_to(self, owner: str) -> None:
         """Who asks on this connection is known; of one owner's connections the oldest goes when there are too many."""
         if self._owner == owner or self.is_gone:
@@ -174,6 +192,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self.unheard.pop(self, None)
         self.kept.pop(self, None)
         self._disown()
+        self._say_gone()
+
+    def _say_gone(self) -> None:
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell()
 
     def _disown(self) -> None:
         theirs = self.owned.get(self._owner, {})

@@ -78,7 +78,7 @@ class BodyRoom:
             except BaseException:
                 if turn.done() and not turn.cancelled():
                     self._left += size  # it was given the room and does not take it
-                else:
+                elif entry in self._waiting:  # else ``_give`` came by between its cancellation and this line
                     self._waiting.remove(entry)
                 self._give()
                 raise
