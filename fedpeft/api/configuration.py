@@ -1,6 +1,7 @@
 """From what a program has, a file, a dictionary or a ``RunConfig``, to a checked configuration and its text."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,10 +13,12 @@ __all__ = ["SCENARIOS", "Config", "Overrides", "bundled", "configured", "inline"
 
 Config = str | Path | Mapping[str, object] | RunConfig
 Overrides = Sequence[str] | Mapping[str, object]
+"""Texts replace what they name, tables too; a dictionary changes the keys that it names alone, at any depth."""
 
 SCENARIOS = ("airlines", "smollm")
 """Configurations that come with the package, by name."""
 
+_PATH = re.compile(r"[A-Za-z0-9_.-]+")
 DICTIONARY = "config"
 """Stands for the file's name in problems of a dictionary."""
 
@@ -34,7 +37,7 @@ def configured(config: Config, overrides: Overrides = ()) -> tuple[RunConfig, st
 
     Args:
         config: a run.toml, the name of a bundled scenario, or what such a file holds.
-        overrides: ``"rounds.count=3"`` each, or ``{"rounds.count": 3}``.
+        overrides: ``"rounds.count=3"`` each, or ``{"rounds.count": 3}``, or ``{"rounds": {"count": 3}}``.
 
     Raises:
         ConfigInvalid: with every problem found.
@@ -62,13 +65,24 @@ def lines(overrides: Overrides) -> list[str]:
     return [f"{key}={inline(value, key)}" for key, value in _keys(overrides)]
 
 
-def _keys(overrides: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """``{"rounds": {"count": 3}}`` changes one key, too: the others of its section stay."""
-    for key, value in overrides.items():
-        if isinstance(value, Mapping) and "." not in key:
-            yield from ((f"{key}.{name}", one) for name, one in value.items())
-        else:
+def _keys(overrides: Mapping[str, object], within: str = "") -> Iterator[tuple[str, object]]:
+    """The single keys that a dictionary changes, however deep: the others of each of its tables stay.
+
+    Raises:
+        ConfigInvalid: a table names no key, or one that ``key.path=value`` has no way to write.
+    """
+    for name, value in overrides.items():
+        key = f"{within}{name}"
+        if not isinstance(value, Mapping):
             yield key, value
+        elif value and all(_PATH.fullmatch(str(one)) for one in value):
+            yield from _keys(value, f"{key}.")
+        else:
+            whole = f"{key}={inline(value, key)}"
+            raise ConfigInvalid(
+                f"Expected overrides of {key} to name its keys, of letters, digits, _ and -, found {value!r:.80}. The "
+                f"others of its keys stay; to replace all of them give it as text: overrides=[{whole!r:.120}]."
+            )
 
 
 def _toml(document: Mapping[str, object]) -> str:

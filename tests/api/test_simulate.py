@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,46 @@ def test_overrides_are_those_of_the_command_line() -> None:
     assert again.rounds == config.rounds
     with pytest.raises(fedpeft.FedpeftError, match=r"rounds\.count: expected text, a number"):
         configured("airlines", {"rounds.count": None})
+
+
+TABLES: dict[str, object] = {
+    "base": {"model": "m"},
+    "task": {"kind": "classify"},
+    "data": {"source": "x.jsonl", "partition": {"by": "dirichlet", "clients": 7, "alpha": 0.3}},
+    "rounds": {"count": 9, "fraction": 0.5},
+    "adapter": {"lora": {"rank": 8, "scale": 4.0, "dropout": 0.1}},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("rounds.count", 3), ("data.partition.clients", 9), ("adapter.lora.rank", 4), ("adapter.lora.targets", ["q"])],
+)
+@pytest.mark.parametrize("dots", list(product((True, False), repeat=2)))
+def test_an_override_changes_its_key_alone_however_its_path_is_written(
+    path: str, value: object, dots: tuple[bool, ...]
+) -> None:
+    """Else a table's other keys were back at their defaults, and nobody was told."""
+    from fedpeft.api.configuration import configured
+
+    nested = value
+    *outer, last = path.split(".")
+    for table, dotted in zip(reversed(outer), dots, strict=False):
+        nested, last = (nested, f"{table}.{last}") if dotted else ({last: nested}, table)
+    expected, _ = configured(TABLES, [f"{path}={json.dumps(value)}"])
+    assert configured(TABLES, {last: nested})[0] == expected != configured(TABLES)[0]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"adapter": {}}, {"adapter": {"lora": {}}}, {"data.map": {}}, {"base": {"adapters": {"a b": "runs/x"}}}],
+    ids=str,
+)
+def test_a_table_of_overrides_that_names_no_key_is_refused_with_how_to_replace_it(overrides: dict[str, object]) -> None:
+    from fedpeft.api.configuration import configured
+
+    with pytest.raises(fedpeft.FedpeftError, match="give it as text: overrides="):
+        configured(TABLES, overrides)
 
 
 def test_a_dictionary_reads_as_the_file_of_the_same_content(tmp_path: Path) -> None:

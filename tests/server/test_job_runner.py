@@ -1,5 +1,6 @@
 """A submitted run on the coordinator, with the real queue, registry, run directory and rounds; devices in memory."""
 
+import errno
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,8 +20,10 @@ from fedpeft_server.enrolment.audit_log import AuditLog
 from fedpeft_server.enrolment.registry import EnrolledDevice, Registry, Status
 from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.jobs.device_turns import DeviceTurns
+from fedpeft_server.jobs.disk_space import DiskFull
 from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
 from fedpeft_server.jobs.job_runner import Interrupted, JobContext, JobRunner
+from fedpeft_server.run import run_directory
 from fedpeft_server.service.prometheus import Meters
 
 TOY = Path(__file__).parent.parent / "e2e" / "toy"
@@ -83,6 +86,10 @@ class Bench:
     def _interrupted(self, job: Job) -> None:
         self.stop(job)
 
+    def interrupt_after_a_round(self, job: Job) -> None:
+        if job.run and self.rows(job):
+            raise Interrupted("stopped")
+
     def work(self, rounds: int = 2, least: int = 3) -> Job:
         return self.engine.work(
             self.queue.submit(RUN.format(base="0" * 64, rounds=rounds, least=least, more=""), source="x")
@@ -116,11 +123,7 @@ def test_a_deployed_run_says_the_rates_that_it_trains_with(bench: Bench) -> None
 
 
 def test_a_stopped_run_keeps_what_is_committed_and_goes_on_from_there(bench: Bench) -> None:
-    def after_one_round(job: Job) -> None:
-        if job.run and bench.rows(job):
-            raise Interrupted("stopped")
-
-    bench.stop = after_one_round
+    bench.stop = bench.interrupt_after_a_round
     stopped = bench.work()
     assert stopped.state is JobState.STOPPED
     assert len(bench.rows(stopped)) == 1
@@ -130,6 +133,26 @@ def test_a_stopped_run_keeps_what_is_committed_and_goes_on_from_there(bench: Ben
     assert (done.state, done.run) == (JobState.FINISHED, stopped.run)
     assert bench.rows(done)[0] == first
     assert len(bench.rows(done)) == 3
+
+
+def test_a_disk_that_is_full_as_a_run_goes_on_leaves_the_run_to_the_next_try(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock of a run that was opened and left was this process's for good: "held by another process", by itself."""
+    bench.stop = bench.interrupt_after_a_round
+    stopped = bench.work()
+    bench.stop = lambda job: None
+    kept = bench.home.runs / stopped.run / "adapter.json"
+    kept.write_bytes(b"{")
+
+    def full(path: Path, payload: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(run_directory, "write_file", full)
+        with pytest.raises(DiskFull, match="No space left"):  # which makes the coordinator wait for room
+            bench.engine.work(bench.queue.resume(stopped))
+    assert bench.engine.work(bench.queue.current(stopped)).state is JobState.FINISHED
 
 
 def test_a_coordinator_that_goes_down_leaves_the_run_to_the_next_one(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """Crash points of a commit: after each of them the run reopens at the last row and can go on."""
 
+import errno
 import json
 import os
 import subprocess
@@ -12,9 +13,11 @@ import pytest
 
 from fedpeft.adapter import AdapterSpec, BlockSpec, TensorSpec
 from fedpeft.config import parse
+from fedpeft.directory_lock import DirectoryLock
 from fedpeft.errors import DataInvalid, IntegrityFailed, ResourceMissing
 from fedpeft.ids import BlockId, RoundId
 from fedpeft.testing.runs import toy_run
+from fedpeft_server.run import run_directory
 from fedpeft_server.run.records import RoundMetrics, Summary
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_server.run.run_view import list_runs, read_run, verify_run
@@ -226,6 +229,29 @@ def test_another_base_or_adapter_is_refused(tmp_path: Path) -> None:
             run.expect(adapter=SPEC, base_digest="sha256:c")
         with pytest.raises(IntegrityFailed, match="adapter"):
             run.expect(adapter=AdapterSpec(blocks=()), base_digest="sha256:b")
+
+
+def test_going_on_writes_nothing_but_a_damaged_adapter_anew(tmp_path: Path) -> None:
+    """So a run goes on where a disk is full, and its files are as old as they are."""
+    with create(tmp_path) as run:
+        kept = run.path / "adapter.json"
+        before, text = kept.stat(), kept.read_bytes()
+        run.expect(adapter=SPEC, base_digest="sha256:b")
+        assert kept.stat() == before
+        kept.write_bytes(b"{")
+        run.expect(adapter=SPEC, base_digest="sha256:b")
+        assert kept.read_bytes() == text
+
+
+def test_a_run_that_could_not_be_begun_is_held_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, payload: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(run_directory, "write_file", full)
+    with pytest.raises(OSError, match="No space"):
+        create(tmp_path)
+    [path] = tmp_path.iterdir()
+    DirectoryLock(path).release()
 
 
 def test_other_examples_than_the_run_began_with_are_refused(tmp_path: Path) -> None:

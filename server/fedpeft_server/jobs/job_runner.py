@@ -164,7 +164,11 @@ class JobRunner:
     def _directory(self, job: Job, config: RunConfig, text: str, drafted: RunStart) -> RunDirectory:
         if job.run:
             run = RunDirectory.open(config.directory / job.run)
-            run.expect(adapter=drafted.initial.spec, base_digest=drafted.base)
+            try:
+                run.expect(adapter=drafted.initial.spec, base_digest=drafted.base)
+            except BaseException:
+                run.close()  # else this process keeps its lock, and no later try could open it
+                raise
             return run
         return RunDirectory.create(
             config,

@@ -38,12 +38,7 @@ from fedpeft_server.run.begun import expect_attempts, expect_same, keep_terms, r
 from fedpeft_server.run.checkpoints import Commit, read_commit, write_checkpoint
 from fedpeft_server.run.pending import PendingFolder
 from fedpeft_server.run.records import EventRecord, RoundMetrics, RunManifest, Summary, to_json
-from fedpeft_server.run.run_view import (
-    RunView,
-    checkpoint_folder,
-    file_digest,
-    read_run,
-)
+from fedpeft_server.run.run_view import RunView, checkpoint_folder, file_digest, read_run
 from fedpeft_server.run.verdict import best_row
 from fedpeft_server.run.versions import installed_versions, plugins_used
 
@@ -123,13 +118,17 @@ class RunDirectory:
             plugins=plugins_used(config),
         )
         lock = DirectoryLock(path)
-        (path / "checkpoints").mkdir()
-        (path / "adapters").mkdir()
-        write_file(path / "run.toml", source.encode())
-        write_file(path / "resolved.toml", resolved(config).encode())
-        write_file(path / "adapter.json", adapter.to_json().encode())
-        write_attempts(path, RoundId(0), 0)
-        write_file(path / "manifest.json", to_json(manifest).encode())
+        try:
+            (path / "checkpoints").mkdir()
+            (path / "adapters").mkdir()
+            write_file(path / "run.toml", source.encode())
+            write_file(path / "resolved.toml", resolved(config).encode())
+            write_file(path / "adapter.json", adapter.to_json().encode())
+            write_attempts(path, RoundId(0), 0)
+            write_file(path / "manifest.json", to_json(manifest).encode())
+        except BaseException:
+            lock.release()
+            raise
         return cls(path, config, manifest, lock, clock)
 
     @classmethod
@@ -171,7 +170,9 @@ class RunDirectory:
             ResourceMissing: a plug-in that it began with is not here, or in another version.
         """
         expect_same(self.path, self.manifest, adapter=adapter, base_digest=base_digest, data_digest=data_digest)
-        write_file(self.path / "adapter.json", adapter.to_json().encode())  # the same, unless it was damaged
+        kept, text = self.path / "adapter.json", adapter.to_json().encode()
+        if not kept.is_file() or kept.read_bytes() != text:  # damaged; else a full disk is no reason to stop here
+            write_file(kept, text)
 
     def expect_terms(self, plan: str, first: str) -> None:
         """Keeps what devices hold the run to, durably, before its first round; later refuses anything else.
