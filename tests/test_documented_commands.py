@@ -175,6 +175,7 @@ def test_the_readmes_block_on_own_data_runs(
             code = main([*words[1:], *SMALLER.get(words[1], [])])
             assert code == 0, (line, capfd.readouterr())
     assert list((tmp_path / "runs").glob("*/report.html"))
-    for line in "".join(block for _, block in blocks(USE) if kind == "csv").splitlines():
+    shown = "".join(block for _, block in blocks(USE) if kind == "csv").splitlines()
+    for line in (line for line in shown if line.startswith("fedpeft ")):
         code = main(shlex.split(line, comments=True)[1:])
         assert code == 0, (line, capfd.readouterr())

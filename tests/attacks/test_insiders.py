@@ -64,9 +64,13 @@ def grown_mb(federation: ToyFederation, honest: Insider, attack) -> float:
 
 
 @pytest.mark.parametrize(
-    ("count", "size", "left"), [(20, 6 * 2**20, 1), (60, 250 * 1024, 4)], ids=["large bodies", "small bodies"]
+    ("count", "size", "left", "most_mb"),
+    [(20, 6 * 2**20, 1, 32), (60, 250 * 1024, 4, MAX_GROWN_MB)],  # one body of 6 MiB is held, and copied as it grows
+    ids=["large bodies", "small bodies"],
 )
-def test_bodies_that_do_not_end_cost_little_and_hold_nobody_else_up(inside, count: int, size: int, left: int) -> None:
+def test_bodies_that_do_not_end_cost_little_and_hold_nobody_else_up(
+    inside, count: int, size: int, left: int, most_mb: int
+) -> None:
     federation, mallory, honest = inside
     lines = []
 
@@ -89,7 +93,7 @@ def test_bodies_that_do_not_end_cost_little_and_hold_nobody_else_up(inside, coun
         assert still_open(lines) <= left
 
     try:
-        assert grown_mb(federation, honest, attack) < MAX_GROWN_MB
+        assert grown_mb(federation, honest, attack) < most_mb
     finally:
         for line in lines:
             line.close()
