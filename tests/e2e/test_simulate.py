@@ -263,13 +263,11 @@ def test_a_run_interrupted_and_killed_and_resumed_ends_as_if_nothing_had_happene
     assert [row.round for row in read_run(run).rounds] == [1, 2, 3, 4, 5]
 
 
-def test_flowers_ray_engine_gives_the_same_bytes(
-    tiny: tuple[list[str | Path], Path], out: Path, run_command: Command
-) -> None:
+def test_flowers_ray_engine_gives_the_same_bytes(tiny: tuple[list[str | Path], Path], out: Path, start: Start) -> None:
+    """A process of its own: Ray signals the process that started it, and ends it with an interrupt (``fedpeft.cli``)."""
     pytest.importorskip("ray")
     line, run = tiny
-    code, told, err = run_command(*line, "--engine", "ray", "--set", "performance.workers=1", "--out", out / "ray")
-    assert code == 0, told + err
+    finished(start(*line, "--engine", "ray", "--set", "performance.workers=1", "--out", out / "ray"))
     assert learnt(only_run(out / "ray")) == learnt(run)
 
 
