@@ -264,7 +264,7 @@ def test_a_run_interrupted_and_killed_and_resumed_ends_as_if_nothing_had_happene
 
 
 def test_flowers_ray_engine_gives_the_same_bytes(tiny: tuple[list[str | Path], Path], out: Path, start: Start) -> None:
-    """A process of its own: Ray signals the process that started it, and ends it with an interrupt (``fedpeft.cli``)."""
+    """A process of its own: Ray signals the one that started it, and an interrupt ends that at once."""
     pytest.importorskip("ray")
     line, run = tiny
     finished(start(*line, "--engine", "ray", "--set", "performance.workers=1", "--out", out / "ray"))
