@@ -6,6 +6,7 @@ Every one of them says what was expected, what was found and what to do, and car
 its kind (docs/design.md, section 9). An exception outside this tree is a bug: exit 70, with a traceback.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ __all__ = [
     "RunFailed",
     "SpecMismatch",
     "foreign",
+    "interrupt_behind",
     "said_by",
 ]
 
@@ -169,6 +171,7 @@ def foreign(refusal: Callable[[str], FedpeftError]) -> Iterator[None]:
 
     Raises:
         FedpeftError: the refusal; errors of ours, a lack of memory and signals pass as they are.
+        KeyboardInterrupt: one of which the library made another error, as a library that is being imported does.
 
     Example:
         >>> with foreign(lambda said: DataInvalid(f"Expected a number, found {said}.")):
@@ -177,14 +180,36 @@ def foreign(refusal: Callable[[str], FedpeftError]) -> Iterator[None]:
             ...
         fedpeft.errors.DataInvalid: Expected a number, found invalid literal for int() with base 10: '--1'.
     """
+    outside = sys.exception()
     try:
         yield
     except (FedpeftError, MemoryError):
         raise
     except BaseException as error:
+        if interrupt := interrupt_behind(error, outside):
+            raise interrupt  # noqa: B904 (it has its own place in the chain)
         if not isinstance(error, Exception) and not type(error).__module__.startswith("pyo3"):
             raise  # a signal or an exit
         raise refusal(said_by(error)) from error
+
+
+def interrupt_behind(error: BaseException, outside: BaseException | None = None) -> KeyboardInterrupt | None:
+    """The interrupt that this exception is, was made of, or was raised while it was handled; None if there is none.
+
+    Args:
+        outside: what was being handled before; what led to that is no part of this.
+    """
+    waiting: list[BaseException | None] = [error]
+    seen = {id(outside)}
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        if isinstance(one, KeyboardInterrupt):
+            return one
+        seen.add(id(one))
+        waiting += [one.__context__, one.__cause__]
+    return None
 
 
 def said_by(error: BaseException, *, limit: int = 200) -> str:

@@ -7,7 +7,6 @@ Invariants: this module imports nothing but click and ``fedpeft.errors``, so tha
 at once; every way out of ``main`` has the exit code of docs/design.md, section 9; only a bug shows a traceback.
 """
 
-import errno
 import importlib
 import io
 import os
@@ -22,7 +21,15 @@ from typing import NoReturn
 import click
 
 from fedpeft import __version__
-from fedpeft.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, FedpeftError, ResourceMissing
+from fedpeft.errors import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_TERMINATED,
+    FedpeftError,
+    ResourceMissing,
+    interrupt_behind,
+)
 
 __all__ = ["COMMANDS", "EXIT_PIPE_CLOSED", "main"]
 
@@ -49,35 +56,6 @@ COMPLETE = "_FEDPEFT_COMPLETE"
 
 EXIT_PIPE_CLOSED = 141
 """128 + SIGPIPE: whoever read our output went away, as with `| head`."""
-
-_MACHINE_ERRNOS = frozenset(
-    {
-        errno.EACCES,
-        errno.EADDRINUSE,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EIO,
-        errno.EISDIR,
-        errno.ELOOP,
-        errno.EMFILE,
-        errno.ENAMETOOLONG,
-        errno.ENODEV,
-        errno.ENOENT,
-        errno.ENOMEM,
-        errno.ENOSPC,
-        errno.ENOTDIR,
-        errno.ENOTEMPTY,
-        errno.ENXIO,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ESTALE,
-        errno.EXDEV,
-    }
-)
-"""Operating-system errors that tell of this machine, not of a bug in fedpeft."""
-
-_PATH_ERRNOS = frozenset({errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY})
-"""Those of them that a bug makes as easily: they tell of this machine where the path is one that the user named."""
 
 
 class LazyGroup(click.Group):
@@ -160,11 +138,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _settle_streams()
     _reset_verbosity()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    pressed: list[int] = []  # Ctrl-C: a library that is being imported may make any exception of it
+    pressed: list[int] = []
+    listener = partial(_raise_interrupted, pressed)
     previous = _on(signal.SIGTERM, _raise_terminated)
     listens = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if listens:
-        _on(signal.SIGINT, partial(_raise_interrupted, pressed))
+        _on(signal.SIGINT, listener)
     try:
         # Not cli.main(): it turns a closed pipe into exit code 1, which means a failed run here.
         with cli.make_context("fedpeft", list(given)) as context:
@@ -185,12 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_PIPE_CLOSED
     except Exception as error:  # the shell's purpose: no exception leaves it
-        if pressed and not isinstance(error, FedpeftError):
-            return _end_at_once_on_the_next_interrupt()
-        return _failed(error, given)
+        return _failed(error, given) if isinstance(error, FedpeftError) else _stopped_or_failed(error, given, pressed)
     finally:
         _on(signal.SIGTERM, previous)
-        if listens and not pressed:
+        if listens and signal.getsignal(signal.SIGINT) is listener:
             _on(signal.SIGINT, signal.default_int_handler)
     return code if isinstance(code, int) else EXIT_OK
 
@@ -231,6 +208,25 @@ def _end_at_once_on_the_next_interrupt() -> int:
     return EXIT_INTERRUPTED
 
 
+def _stopped_or_failed(error: Exception, given: Sequence[str], pressed: Sequence[int]) -> int:
+    """The exit code of an error that may have been an interrupt: a library that is being imported makes any of it.
+
+    An interrupt that was swallowed makes no interrupt of a bug of later. Libraries in C raise ImportError alone, with
+    nothing behind it: that ends as an interrupt, and its traceback is shown all the same.
+    """
+    stopped = interrupt_behind(error)
+    if stopped is None and not (pressed and isinstance(error, ImportError)):
+        return _failed(error, given)
+    if isinstance(stopped, _Terminated):
+        _say("terminated")
+        return EXIT_TERMINATED
+    if stopped is None:
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    return _end_at_once_on_the_next_interrupt()
+
+
 class _Terminated(KeyboardInterrupt):
     """SIGTERM arrived; whatever keeps its work on Ctrl-C and says how to go on does so here too."""
 
@@ -248,7 +244,9 @@ def _failed(error: Exception, given: Sequence[str]) -> int:
     if isinstance(error, MemoryError):
         _say("error: Expected enough memory, found none left; use a smaller batch, model or number of workers.")
         return ResourceMissing.exit_code
-    if isinstance(error, OSError) and _is_of_this_machine(error, given):
+    from fedpeft.cli.machine_errors import is_of_this_machine
+
+    if isinstance(error, OSError) and is_of_this_machine(error, given):
         where = f" at {error.filename}" if error.filename else ""
         _say(f"error: The operating system refused this{where}: {error.strerror}; fix that and run it again.")
         return ResourceMissing.exit_code
@@ -260,28 +258,6 @@ def _failed(error: Exception, given: Sequence[str]) -> int:
         "Please report it with the traceback above and the command line."
     )
     return EXIT_BUG
-
-
-def _is_of_this_machine(error: OSError, given: Sequence[str]) -> bool:
-    """Whether an operating-system error tells of this machine, or of a path that the user named."""
-    if error.errno not in _PATH_ERRNOS:
-        return error.errno in _MACHINE_ERRNOS
-    if not isinstance(error.filename, str | bytes | os.PathLike):
-        return False
-    failed = os.path.abspath(os.fsdecode(error.filename))
-    words = [part for word in given for part in (word, word.partition("=")[2]) if part and not part.startswith("-")]
-    places = [os.environ.get(name, "") for name in ("FEDPEFT_HOME", "HOME", "TMPDIR")]
-    named = [os.path.abspath(word) for word in (*words, *places, "runs") if word and "\0" not in word]
-    beside = os.path.dirname(failed)  # a file is written as another one beside it, and then renamed
-    return any(
-        _inside(failed, place) or _inside(place, failed) or beside == os.path.dirname(place)
-        for place in named
-        if place != os.sep
-    )
-
-
-def _inside(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def _show_cause(error: FedpeftError) -> None:

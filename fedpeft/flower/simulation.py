@@ -48,6 +48,7 @@ def run_ray(app: ClientApp, main: Callable[[GridTransport], None], *, devices: i
         KeyboardInterrupt: as it came.
     """
     interrupted, ended = threading.Event(), threading.Event()
+    claimed = threading.Lock()  # by the engine as it begins, or by an interrupt before that: then it never does
     failures: list[BaseException] = []
 
     def coordinate(transport: GridTransport) -> None:
@@ -60,6 +61,8 @@ def run_ray(app: ClientApp, main: Callable[[GridTransport], None], *, devices: i
             ended.set()
 
     def engine() -> None:
+        if not claimed.acquire(blocking=False):
+            return
         try:
             coordinator = _server_app(coordinate, at_once=workers, interrupted=interrupted)
             _run_engine(coordinator, app, devices, workers)
@@ -69,12 +72,14 @@ def run_ray(app: ClientApp, main: Callable[[GridTransport], None], *, devices: i
             ended.set()
 
     thread = threading.Thread(target=engine, name="ray", daemon=True)  # and so are the threads that Flower starts
-    thread.start()
     try:
+        thread.start()  # returns when the thread is at work: an interrupt may come before
         while thread.is_alive():
             thread.join(WAIT_S)
     except KeyboardInterrupt:
         interrupted.set()
+        if claimed.acquire(blocking=False):
+            raise
         try:
             while not ended.wait(WAIT_S):
                 pass

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -226,6 +227,24 @@ def test_an_interrupt_of_which_an_import_makes_another_error_ends_with_130(
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_interrupt_that_was_swallowed_hides_no_bug_of_later(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def swallows() -> None:
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        raise KeyError("a bug much later")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert ends_with(monkeypatch, swallows) == 70
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "a bug much later" in capsys.readouterr().err
 
 
 def test_a_command_leaves_the_handlers_of_signals_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,44 @@ def test_the_first_ctrl_c_ends_the_exchange_and_waits_for_what_the_coordinator_d
     assert done == ["kept what was committed"]
 
 
+@pytest.mark.parametrize("started", [True, False], ids=["it works", "it has not begun"])
+def test_a_ctrl_c_while_the_engine_starts_waits_for_what_has_begun_alone(
+    started: bool, engine: Callable[[Coordinator], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``Thread.start`` waits for the thread, and an interrupt can end that wait, or come before there is a thread."""
+    ready, done = threading.Event(), list[str]()
+    engines, real = list[threading.Thread](), threading.Thread
+
+    class Interrupted(real):  # type: ignore[misc, valid-type]
+        def start(self) -> None:
+            if self.name != "ray":
+                super().start()
+                return
+            engines.append(self)
+            if started:
+                super().start()
+                assert ready.wait(30)
+            raise KeyboardInterrupt
+
+    def main(transport: GridTransport) -> None:
+        ready.set()
+        try:
+            list(transport.exchange(Stage.FIT, dict.fromkeys(transport.nodes(), b"x"), deadline_s=60))
+        finally:
+            time.sleep(0.2)
+            done.append("kept what was committed")
+
+    monkeypatch.setattr(threading, "Thread", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine(main)
+    assert done == ["kept what was committed"] * started
+    if not started:  # a thread that the system had made already finds that it is not to begin
+        real.start(engines[0])
+        engines[0].join(30)
+        assert not engines[0].is_alive()
+        assert not ready.is_set()
+
+
 def test_a_second_ctrl_c_waits_for_nothing(engine: Callable[[Coordinator], None], stuck: threading.Event) -> None:
     ready = threading.Event()
 
