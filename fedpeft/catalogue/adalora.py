@@ -133,5 +133,6 @@ METHOD = Method(
     counts_rounds=True,
     due=due,
     between_rounds=prune_triplets,
+    chooses=((BlockId("adalora.mask"), 1),),
     findings=findings,
 )

@@ -110,5 +110,6 @@ METHOD = Method(
     measures=True,
     due=due,
     between_rounds=pick_weights,
+    chooses=((BlockId("fish.places"), 1 << 24),),
     findings=findings,
 )

@@ -91,6 +91,7 @@ class Method(Generic[S]):
         due: whether a round trains a block, from settings, block and round (from 1); None: every round, every block.
         between_rounds: the state that the next round begins with, from the mean of a round, the settings and the
             round; None: the mean itself. Pure.
+        chooses: the frozen blocks that ``between_rounds`` fills in, with whole numbers from 0 to the one given.
         findings: what is impossible in a run of so many rounds.
         switchable: whether some values, those of its start among them, leave the base as it was.
         opacus: whether Opacus takes its private steps (``privacy.engine``).
@@ -111,6 +112,7 @@ class Method(Generic[S]):
     export: Export = NO_EXPORT
     due: Callable[[S, BlockId, int], bool] | None = None
     between_rounds: Callable[[AdapterState, S, int], AdapterState] | None = None
+    chooses: tuple[tuple[BlockId, int], ...] = ()
     findings: Callable[[S, TrainingRounds], Iterator[Finding]] | None = None
     tiers: Callable[[S], tuple[int, ...]] | None = None
     rate: Callable[[S, Placed], float] | None = None

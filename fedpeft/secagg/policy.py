@@ -95,5 +95,6 @@ def colluders_objection(spec: RoundSpec, members: int, least: int) -> str | None
         return None
     return (
         f"Expected terms that hold against {least} colluding devices, found {found} of {members}; raise "
-        "secagg.corrupt_fraction of the run (and privacy.colluders), or confirm the devices that this site knows."
+        "secagg.corrupt_fraction of the run (and privacy.colluders), leave out its rounds.over_select, which releases "
+        "devices before they count, or confirm the devices that this site knows."
     )

@@ -6,7 +6,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from fedpeft.adapter import AdapterState
+from fedpeft.adapter import AdapterSpec, AdapterState, BlockSpec, TensorSpec
+from fedpeft.catalogue import BY_NAME
+from fedpeft.catalogue.adalora import AdaLora
+from fedpeft.catalogue.fish import Fish
 from fedpeft.config.model import Adapter, Lora
 from fedpeft.errors import PolicyRefused
 from fedpeft.ids import BlockId
@@ -116,6 +119,40 @@ def test_a_head_that_a_round_measured_may_be_anywhere_and_one_that_was_trained_m
     watch(means, moved(1e3), steps)  # round 2 begins with the class means of round 1
     with pytest.raises(PolicyRefused, match="Expected head within"):
         watch(means, moved(2e3), 2 * steps)
+
+
+CHOSEN = [
+    (Fish(), "fish.places", [0, 3, 7, 389_376], [(1 << 24) + 2, -1, 0.5]),
+    (AdaLora(rank=4), "adalora.mask", [0, 1, 1, 0], [2, -1, 0.5]),
+]
+
+
+@pytest.mark.parametrize(("method", "name", "honest", "wrong"), CHOSEN, ids=["fish", "adalora"])
+def test_what_a_method_chooses_may_change_at_once_and_be_only_what_it_chooses(
+    method: AdaLora | Fish, name: str, honest: list[float], wrong: list[float]
+) -> None:
+    """Places are whole numbers up to 2^24, and as steps of a learning rate a site with the rule left every such run."""
+    block = BlockSpec(
+        block_id=BlockId(name),
+        method=name.split(".", maxsplit=1)[0],
+        tensors=(TensorSpec(name="w", shape=(4,)),),
+        trainable=False,
+    )
+    start = toy_state(AdapterSpec(blocks=(block, SPEC[HEAD]))).replace({block.block_id: np.zeros(4, np.float32)})
+    plan = PLAN.model_copy(update={"adapter": Adapter.having(method)})
+    steps = plan.train.local_steps
+    watch = partial(StateWatch(20.0, MemoryStore()).expect_near, plan, start=lambda: start)
+    watch(start, 0)
+    watch(start.replace({block.block_id: np.array(honest, np.float32)}), steps)
+    for value in wrong:
+        with pytest.raises(PolicyRefused, match=f"whole numbers from 0 to .* in {name}"):
+            watch(start.replace({block.block_id: np.array([value, 0, 0, 0], np.float32)}), 2 * steps)
+
+
+def test_every_frozen_block_that_a_method_fills_in_is_one_that_it_says_it_chooses() -> None:
+    said = {name for method in BY_NAME.values() for name, _ in method.chooses}
+    assert said == {name for _, name, *_ in CHOSEN}
+    assert all(method.between_rounds for method in BY_NAME.values() if method.chooses)
 
 
 @pytest.mark.parametrize("size", [20.5, 1e4, np.inf, np.nan])

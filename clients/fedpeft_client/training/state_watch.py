@@ -2,7 +2,8 @@
 
 Attacks through the state need one that training does not come to: scales at which rounding is amplified, or a module
 that imprints single examples. A device cannot know what the others sent, but it knows how far optimizers go in so many
-steps. What a round measures instead of training it (class means, a gradient start) is no step and is not compared. The
+steps. What a round measures instead of training it (class means, a gradient start) is no step and is not compared,
+nor is what a method chooses (FISH's places). The
 last state is kept durably, since training processes end between rounds, and of each of the last runs, since rounds of
 others come in between; a device that joins late compares with what the run began with, as it makes that itself.
 """
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate.schedule import measured_blocks, round_of
+from fedpeft.catalogue import BY_NAME
 from fedpeft.errors import PolicyRefused
 from fedpeft.ids import BlockId
 from fedpeft.round.device.last_runs import LastRuns
@@ -95,7 +97,8 @@ class StateWatch:
             steps = plan.train.local_steps
             rounds = range(round_of(before, steps), round_of(first_step, steps))
             measured = frozenset[BlockId]().union(*(measured_blocks(state.spec, plan.adapter, one) for one in rounds))
-            blocks = [block.block_id for block in state.spec.blocks if block.block_id not in measured]
+            chosen = _expect_chosen(state)
+            blocks = [block.block_id for block in state.spec.blocks if block.block_id not in measured | chosen]
             largest = MOST if any(follows_search(plan, state.spec, one) for one in rounds) else 0.0
             for block_id, rate in learning_rates(plan, state.spec, blocks, scale=largest).items():
                 moved = np.subtract(state[block_id], last[block_id], dtype=np.float64)
@@ -117,6 +120,23 @@ class StateWatch:
             vectors = {part.block_id: np.frombuffer(part.values, "<f4").astype(np.float32) for part in found.blocks}
             return found.first_step, AdapterState(state.spec, vectors)
         return 0, None if plan.start else start()
+
+
+def _expect_chosen(state: AdapterState) -> frozenset[BlockId]:
+    """The blocks that methods fill in with whole numbers, which go no way in steps: FISH's places, AdaLoRA's mask.
+
+    Raises:
+        PolicyRefused: one holds what its method never chooses; a mask of 100 would amplify as a scale does.
+    """
+    methods = {block.method for block in state.spec.blocks}
+    chosen = {name: most for one in methods & BY_NAME.keys() for name, most in BY_NAME[one].chooses if name in state}
+    for name, most in chosen.items():
+        values = state[name]
+        if not np.all((values >= 0) & (values <= most) & (values == np.rint(values))):
+            raise PolicyRefused(
+                f"Expected whole numbers from 0 to {most} in {name}, found others: no method chooses them."
+            )
+    return frozenset(chosen)
 
 
 def _root_mean_square(values: npt.NDArray[np.floating]) -> float:
