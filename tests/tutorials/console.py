@@ -1,8 +1,9 @@
 """A tutorial's blocks as they stand, typed on machines that are folders here, and what they print held against it.
 
 A line ``NAME$ fedpeft ...``, or ``python FILE``, is typed on the machine NAME: a folder of its own with a home of its
-own. The lines below it are what the document shows of its output: three dots stand for anything, a number for any
-number, and a join token or a code for the one that was printed, which later lines then mean. Every command is a
+own. The lines below it are what the document shows of its output: three dots stand for anything, and a join token or a
+code for the one that was printed, which later lines then mean. Numbers that neither the model nor the machine changes
+(``COUNTED``, and all that a command of ``PLANS`` prints) are the printed ones; any other stands for any number. Every command is a
 process, forked from one that has loaded torch. A command that runs on (``RUN_ON``) goes on beside the next ones once it
 has printed what is shown.
 """
@@ -31,6 +32,10 @@ LOOKS = "coordinator status"
 """A command that looks at what goes on is typed until it shows what the document shows."""
 RUN_ON = ("coordinator up", "client run", "client join")
 """Commands that may go on beside the next ones; ``join`` until whoever is asked has approved it."""
+PLANS = ("privacy plan", "data check", "init")
+"""Commands whose every number follows from what the document says."""
+COUNTED = r"\d+ of \d+ devices|devices \d+/\d+|\d+ devices online|at most epsilon [\d.]+|at delta [\d.]+\d|\bfor \d+ devices"
+"""Numbers that follow from the document in any command's output."""
 PRELOADED = (
     "fedpeft_server.coordinator",
     "fedpeft_server.run.federation",
@@ -70,15 +75,16 @@ def steps(document: Path) -> Iterator[Step]:
         yield from (Step(machine, command, tuple(shown)) for machine, command, shown in typed)
 
 
-def pattern(shown: tuple[str, ...]) -> re.Pattern[str]:
+def pattern(shown: tuple[str, ...], command: str = "") -> re.Pattern[str]:
     """What a command's output must match."""
-    lines = [r"(?:.*\n)*?" if line.strip() == "..." else _line(line) for line in shown]
+    exact = any(_is(command, name) for name in PLANS)
+    lines = [r"(?:.*\n)*?" if line.strip() == "..." else _line(line, exact=exact) for line in shown]
     return re.compile("".join(lines))
 
 
-def _line(line: str) -> str:
+def _line(line: str, *, exact: bool) -> str:
     said = ""
-    for part in re.split(rf"(\.\.\.|{RUN}|fp1\.[\w.-]+|\b{CODE}\b|\d[\d.,]*|\s+)", line.rstrip()):
+    for part in re.split(rf"(\.\.\.|{RUN}|{COUNTED}|fp1\.[\w.-]+|\b{CODE}\b|\d[\d.,]*|\s+)", line.rstrip()):
         if part == "...":
             said += ".*"
         elif re.fullmatch(RUN, part):
@@ -87,7 +93,7 @@ def _line(line: str) -> str:
             said += r"(fp1\.[\w-]+)"
         elif re.fullmatch(CODE, part):
             said += f"({CODE})"
-        elif re.match(r"\d", part):
+        elif re.match(r"\d", part) and not exact and not re.fullmatch(COUNTED, part):
             said += r"\d[\d.,]*"
         else:
             said += r"\s+" if part.isspace() else re.escape(part)
@@ -142,7 +148,7 @@ class Machines:
         """
         self.finish(step.machine)
         shown = tuple(self._here(line) for line in step.shown)
-        expected, end = pattern(shown), time.monotonic() + self.within_s
+        expected, end = pattern(shown, step.command), time.monotonic() + self.within_s
         while True:
             process, log = self._start(step)
             while process.poll() is None and time.monotonic() < end:
