@@ -57,7 +57,6 @@ def test_a_part_acts_by_overriding_a_hook_and_by_nothing_else() -> None:
     assert (Still().acts, Finishing().acts) == (False, True)
 
 
-@pytest.mark.drawn(8)
 @pytest.mark.parametrize("name", sorted(name for name, method in BY_NAME.items() if not method.measures))
 def test_every_other_method_is_trained_as_fedpefts_own_loop_does(script: Any, name: str) -> None:
     torch.set_num_threads(1)

@@ -193,7 +193,6 @@ def test_a_gradient_start_sums_a_in_round_one_then_trains_b_alone(out: Path, cap
     assert [any(state[name].any() for name in ups) for state in states] == [False, True, True]
 
 
-@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_learns(name: str, out: Path, capfd: pytest.CaptureFixture[str]) -> None:
     overrides = [word for setting in RULES[name] for word in ("--set", setting)]

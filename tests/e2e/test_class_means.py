@@ -91,7 +91,6 @@ methods = ["lora"]
     return run, out + err
 
 
-@pytest.mark.drawn(3)
 @pytest.mark.parametrize("case", OPTIONS)
 def test_the_first_round_measures_and_the_head_of_it_is_better_than_chance(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -111,7 +110,6 @@ def test_the_first_round_measures_and_the_head_of_it_is_better_than_chance(
     assert 1.0 < np.linalg.norm(head) < 500.0
 
 
-@pytest.mark.drawn(1)
 @pytest.mark.parametrize("case", ["nested with momentum", "flexlora needs LoRA's deltas"])
 def test_a_refresh_measures_the_head_again_and_never_trains_it(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -109,7 +109,6 @@ COMPLETE |= {
 }
 
 
-@pytest.mark.drawn(12)  # tests/catalogue/test_contract.py asks it of every method
 @pytest.mark.parametrize("case", COMPLETE)
 def test_peft_alone_gives_the_trained_models_logits(case, tmp_path):
     build, adapter = COMPLETE[case]

@@ -25,7 +25,7 @@ def adapter_of(method: str, dtype: str) -> Adapter:
     return Adapter.model_validate_json(json.dumps({method: SMALL.get(method, {}), "dtype": dtype}))
 
 
-@pytest.mark.drawn(12)  # an adapter is rounded in the same place whatever the method and whatever it is grafted on
+@pytest.mark.drawn(1, each=("method",), always=lambda method, **_: method == "bitfit")  # a decoder has no biases
 @pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
 @pytest.mark.parametrize("method", typing.get_args(MethodName))
 def test_every_method_trains_in_bfloat16_near_float32_on_a_packed_base(method, build):

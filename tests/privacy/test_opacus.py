@@ -99,7 +99,6 @@ def step_of(engine: Engine, method: str) -> tuple[str, np.ndarray]:
     return outcome.back_end, (torch.cat([p.detach().flatten() for p in trained.values()]) - before).numpy()
 
 
-@pytest.mark.drawn(4)  # that the gradients are equal is asked of every method: test_per_example_gradients.py
 @pytest.mark.parametrize("method", HERE)
 def test_a_private_step_is_the_same_by_either_engine(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 1e-5 of the clip norm: the same sample, clip and noise around gradients that differ by rounding."""
