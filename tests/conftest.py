@@ -97,8 +97,8 @@ def leave_to_slow(items: list[pytest.Item]) -> None:
     """Of a test's cases with equal arguments ``each``, all but ``count`` drawn ones become ``slow``.
 
     For cases that run the same code on different inputs. A fault in what only one case runs survives a draw without
-    that case, so an argument that chooses code (a method, a rule, an engine) belongs into ``each``, or the cases are not
-    drawn. ``always(**arguments)``, if given, says of a case that it is asked in every draw.
+    that case, so an argument that chooses code (a method, a rule, an engine) belongs into ``each``, or the cases are
+    not drawn. ``always(**arguments)``, if given, says of a case that it is asked in every draw.
     """
     groups: dict[object, list[pytest.Item]] = defaultdict(list)
     for item in items:

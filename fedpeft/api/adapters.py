@@ -1,7 +1,7 @@
 """``fedpeft.load_adapter``: a trained adapter on its base, ready to answer."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,16 @@ class Adapter:
         self._model, self._convention = model, convention
 
     def predict(self, texts: Sequence[str]) -> list[str]:
-        """A class name for each text, or its greedy continuation, asked as the run's examples were written."""
+        """A class name for each text, or its greedy continuation, asked as the run's examples were written.
+
+        Raises:
+            DataInvalid: these are no texts. A frame or mapping is refused, too: its texts are a column of it.
+        """
+        if isinstance(texts, Mapping) or hasattr(texts, "columns") or not isinstance(texts, Iterable):
+            raise DataInvalid(
+                f"Expected a list of texts, found {type(texts).__name__}; of rows or columns give the texts alone, as "
+                'rows["text"].'
+            )
         asked = [texts] if isinstance(texts, str) else list(texts)
         for number, text in enumerate(asked):
             if not isinstance(text, str):

@@ -1,5 +1,6 @@
 """What a program hears of a run: one ``RoundResult`` a round, and how it ends the run."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,11 @@ def expect_callbacks(callbacks: Callbacks) -> None:
             raise ConfigInvalid(f"Expected a callback, found the class {one.__name__}; make one: {one.__name__}().")
         if not isinstance(one, Callback) and not callable(one):
             raise ConfigInvalid(f"Expected a function or an object with on_round as a callback, found {one!r:.40}.")
+        called = one.on_round if isinstance(one, Callback) else one
+        if inspect.iscoroutinefunction(called) or inspect.iscoroutinefunction(getattr(called, "__call__", None)):  # noqa: B004
+            raise ConfigInvalid(
+                f"Expected a plain function as a callback, found the async one {one!r:.60}; nothing awaits it."
+            )
 
 
 def after_rounds(callbacks: Callbacks, *, run: Path, rounds: int) -> Callable[[RoundMetrics], str]:

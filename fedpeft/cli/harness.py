@@ -11,6 +11,28 @@ from fedpeft.cli.options import json_option, run_argument, say_json, store_optio
 __all__ = ["harness"]
 
 
+def expect_tasks(files: tuple[Path, ...]) -> None:
+    """Task files name local data and known metrics; no code of theirs is run yet.
+
+    Raises:
+        DataInvalid: one does not, or is no YAML.
+    """
+    import lm_eval.api.metrics  # noqa: F401 - fills the registry
+    from lm_eval.api.registry import METRIC_REGISTRY
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    from fedpeft.errors import DataInvalid
+    from fedpeft.tasks.harness_tasks import expect_local_data, expect_metrics
+
+    for file in files:
+        try:
+            config = load_yaml(file, resolve_func=False)
+        except Exception as error:  # yaml, files and lm-eval have no common exception
+            raise DataInvalid(f"Expected a task file, of {file} lm-eval said {error!s:.300}.") from error
+        expect_local_data(config, file=file)
+        expect_metrics(config, tuple(METRIC_REGISTRY), file=file)
+
+
 @click.command()
 @run_argument
 @click.option(
@@ -40,6 +62,7 @@ def harness(run: Path, files: tuple[Path, ...], limit: int | None, store: Path |
 
     if find_spec("lm_eval") is None:
         raise ResourceMissing("Expected the package lm-eval, found none; pip install 'fedpeft[harness]'.")
+    expect_tasks(files)
     from fedpeft_client.inference.harness import measure
 
     found = measure(asked_as_trained(run, store), files, limit=limit)

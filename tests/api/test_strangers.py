@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import functools
 import pickle  # noqa: TID251  a user's own
 import threading
 from collections.abc import Callable
@@ -28,6 +29,24 @@ class OnRound:
 
     def on_round(self, result: fedpeft.RoundResult) -> None:
         """Nothing."""
+
+
+class OnRoundLater:
+    """A callback that nothing awaits."""
+
+    async def on_round(self, result: fedpeft.RoundResult) -> None:
+        """Nothing."""
+
+
+class CalledLater:
+    """A function that nothing awaits."""
+
+    async def __call__(self, result: fedpeft.RoundResult) -> None:
+        """Nothing."""
+
+
+async def later(result: fedpeft.RoundResult) -> None:
+    """Nothing."""
 
 
 def frame(**columns: list[object]) -> object:
@@ -69,6 +88,19 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a function as callbacks": (lambda: fedpeft.simulate(CONFIG, birds(), callbacks=print), r"a list, \[f\]"),  # type: ignore[arg-type]
     "a class as a callback": (lambda: fedpeft.simulate(CONFIG, birds(), callbacks=[OnRound]), r"make one: OnRound\(\)"),
     "a number as a callback": (lambda: fedpeft.simulate(CONFIG, birds(), callbacks=[3]), "with on_round"),  # type: ignore[list-item]
+    "an async function as a callback": (lambda: fedpeft.simulate(CONFIG, birds(), callbacks=[later]), "nothing awaits"),
+    "a partial of an async function": (
+        lambda: fedpeft.simulate(CONFIG, birds(), callbacks=[functools.partial(later)]),
+        "nothing awaits",
+    ),
+    "an async method as a callback": (
+        lambda: fedpeft.simulate(CONFIG, birds(), callbacks=[OnRoundLater()]),
+        "nothing awaits",
+    ),
+    "an async object as a callback": (
+        lambda: fedpeft.simulate(CONFIG, birds(), callbacks=[CalledLater()]),
+        "nothing awaits",
+    ),
     "a word as progress": (lambda: fedpeft.simulate(CONFIG, birds(), progress="bar"), "as progress"),  # type: ignore[arg-type]
     "None as a run": (lambda: fedpeft.load_adapter(None), "Expected a run directory, found None"),  # type: ignore[arg-type]
     "latest as a run": (lambda: fedpeft.open_run("latest"), "found none at latest"),
@@ -125,6 +157,9 @@ def test_a_result_is_copied_pickled_and_taken_wherever_a_run_directory_is(finish
     )
     with pytest.raises(fedpeft.FedpeftError, match="Expected texts, found None at 1"):
         model.predict(["a", None])  # type: ignore[list-item]
+    for given in ({"text": "the red bird"}, {"text": ["the red bird"]}, 3, None, frame(text=["the red bird"])):
+        with pytest.raises(fedpeft.FedpeftError, match=r"Expected a list of texts, found \w+; .*rows\[\"text\"\]"):
+            model.predict(given)  # type: ignore[arg-type]
     with pytest.raises(fedpeft.FedpeftError, match="label"):
         model.evaluate([{"text": "the red bird"}])
 

@@ -3,9 +3,9 @@
 A line ``NAME$ fedpeft ...``, or ``python FILE``, is typed on the machine NAME: a folder of its own with a home of its
 own. The lines below it are what the document shows of its output: three dots stand for anything, and a join token or a
 code for the one that was printed, which later lines then mean. Numbers that neither the model nor the machine changes
-(``COUNTED``, and all that a command of ``PLANS`` prints) are the printed ones; any other stands for any number. Every command is a
-process, forked from one that has loaded torch. A command that runs on (``RUN_ON``) goes on beside the next ones once it
-has printed what is shown.
+(``COUNTED``, and all that a command of ``PLANS`` prints) are the printed ones; any other stands for any number. Every
+command is a process, forked from one that has loaded torch. A command that runs on (``RUN_ON``) goes on beside the next
+ones once it has printed what is shown.
 """
 
 import os
@@ -34,7 +34,9 @@ RUN_ON = ("coordinator up", "client run", "client join")
 """Commands that may go on beside the next ones; ``join`` until whoever is asked has approved it."""
 PLANS = ("privacy plan", "data check", "init")
 """Commands whose every number follows from what the document says."""
-COUNTED = r"\d+ of \d+ devices|devices \d+/\d+|\d+ devices online|at most epsilon [\d.]+|at delta [\d.]+\d|\bfor \d+ devices"
+COUNTED = (
+    r"\d+ of \d+ devices|devices \d+/\d+|\d+ devices online|at most epsilon [\d.]+|at delta [\d.]+\d|\bfor \d+ devices"
+)
 """Numbers that follow from the document in any command's output."""
 PRELOADED = (
     "fedpeft_server.coordinator",

@@ -12,6 +12,7 @@ import torch
 
 from fedpeft.cli import main
 from fedpeft.errors import DataInvalid
+from fedpeft.tasks.harness_tasks import expect_local_data, expect_metrics
 from fedpeft_client.inference import Answerer, TrainedModel
 from fedpeft_client.inference.likelihood import likelihoods
 from tests.using.conftest import Runs
@@ -51,6 +52,8 @@ doc_to_text: ""
 doc_to_target: "{{{{question}}}}"
 metric_list: [{{metric: word_perplexity}}]
 """
+
+LOCAL = "task: near\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +171,13 @@ def test_a_run_of_conversations_is_asked_through_its_chat_template(
         ("task: far\ndataset_path: some/dataset\ntest_split: test\n", "no hub is asked"),
         ("nothing: here\n", "lm-eval said"),
         ("- [", "lm-eval said"),
+        (f"{LOCAL}dataset_kwargs: {{data_files: {{test: [a.jsonl, 'https://h/b.jsonl']}}}}\n", "'https://h/b.jsonl'"),
+        (f"{LOCAL}dataset_kwargs: {{data_files: 'zip://a.jsonl::hf://b.zip'}}\n", "no request is sent"),
+        ("group: g\ntask: [{task: t, dataset_path: json, dataset_kwargs: {data_dir: 's3://b'}}]\n", "'s3://b'"),
+        (
+            f"{LOCAL}metric_list: [{{metric: acc}}, {{metric: acuracy, aggregation: mean}}]\n",
+            "found 'acuracy'; one of acc,",
+        ),
     ],
 )
 def test_a_task_of_a_hub_or_none_at_all_is_refused(
@@ -178,6 +188,24 @@ def test_a_task_of_a_hub_or_none_at_all_is_refused(
     arguments = [str(talker), "--tasks", str(tmp_path / "task.yaml"), "--store", str(language.store)]
     assert main(["adapter", "harness", *arguments]) == 3
     assert said in capsys.readouterr().err
+
+
+def test_addresses_and_unknown_metrics_are_found_wherever_they_stand(tmp_path: Path) -> None:
+    """Also where lm-eval is not installed."""
+    for value in ("http://h/a", {"test": "ftp://h/a"}, {"test": ["a", "s3://h/a"]}):
+        for config in ({"dataset_kwargs": {"data_files": value}}, {"task": [{"data_files": value}]}):
+            with pytest.raises(DataInvalid, match="no request is sent"):
+                expect_local_data(config, file=tmp_path)
+    expect_local_data({"doc_to_text": "see http://h/a", "dataset_kwargs": {"data_files": "a.jsonl"}}, file=tmp_path)
+    with pytest.raises(DataInvalid, match=r"found 'f2'; one of acc, f1\."):
+        expect_metrics({"task": [{"metric_list": [{"metric": "f2"}]}]}, ("f1", "acc"), file=tmp_path)
+    own: list[dict[str, object]] = [
+        {"metric": "/a/utils.mine"},
+        {"metric": "bleurt", "hf_evaluate": True},
+        {"metric": "acc"},
+    ]
+    expect_metrics({"metric_list": own}, ("acc",), file=tmp_path)
+    expect_metrics({"metric_list": [{"metric": "mine"}], "process_results": "/a/utils.f"}, ("acc",), file=tmp_path)
 
 
 def test_a_classifier_is_refused(
