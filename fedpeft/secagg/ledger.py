@@ -179,6 +179,31 @@ class FileLedger:
             for path in self._directory.glob("*.state"):
                 self._file(path.name).read()
 
+    def drop_damaged(self) -> tuple[str, ...]:
+        """Removes every known run's state that cannot be read, and counts the run's last round as signed.
+
+        What left the device is in the marks: a state that is newer than its mark has answered nothing.
+
+        Returns:
+            The runs.
+
+        Raises:
+            IntegrityFailed: the marks cannot be read, or a state of a run that they do not know.
+        """
+        dropped = []
+        for run in self._read_marks().runs:
+            try:
+                self.load(run.run_id)
+            except IntegrityFailed:
+                with self._lock:
+                    self._write_mark(run.run_id, run.sequence, replace(_known(run), agreed=True))
+                    self._files.pop(_name(run.run_id), None)
+                    (self._directory / _name(run.run_id)).unlink()
+                    sync(self._directory)
+                dropped.append(run.run_id)
+        self.expect_whole()
+        return tuple(dropped)
+
     def load(self, run_id: str) -> DeviceState | None:
         """See ``Ledger``."""
         with self._lock:
@@ -273,8 +298,10 @@ class FileLedger:
 
 
 def _mark(run: _Run | None) -> HighWaterMark | None:
-    if run is None:
-        return None
+    return None if run is None else _known(run)
+
+
+def _known(run: _Run) -> HighWaterMark:
     return HighWaterMark(
         round_id=run.round_id, attempt=run.attempt, agreed=run.agreed, signed=run.signed, history=run.history
     )

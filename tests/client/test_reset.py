@@ -67,10 +67,24 @@ def test_a_run_whose_state_is_damaged_is_a_loss_that_can_be_reset(home: DeviceHo
     ledger._file(_name("tweets")).write(b"sealed by another")
     if damage != b"":
         (home.ledger / _name("tweets")).write_bytes(damage)
+    other = HighWaterMark(round_id=40, attempt=1, agreed=False)
+    ledger.sit_out("notes", other)
     assert "reset-ledger" in reset_ledger(home)
-    assert FileLedger(home.ledger, home.identity()).barrier
+    again = FileLedger(home.ledger, home.identity())
+    assert again.mark("notes") == other, "what it knows of other runs stays"
+    assert again.mark("tweets") == HighWaterMark(round_id=3, attempt=1, agreed=True)
+    assert again.load("tweets") is None
+    assert not again.barrier
     with pytest.raises(ConfigInvalid, match="in order"):
         reset_ledger(home)
+
+
+def test_a_damaged_state_of_a_run_that_the_marks_do_not_know_is_a_lost_ledger(home: DeviceHome) -> None:
+    FileLedger.create(home.ledger, home.identity())._file(_name("tweets")).write(b"x" * 64)
+    path = home.ledger / _name("tweets")
+    path.write_bytes(path.read_bytes().replace(b"x", b"y"))
+    reset_ledger(home)
+    assert FileLedger(home.ledger, home.identity()).barrier
 
 
 def test_a_ledger_in_order_is_not_reset(home: DeviceHome) -> None:

@@ -17,4 +17,7 @@ def reset_ledger(home: Path | None) -> None:
 
     lost = reset(device_home(home))
     click.echo(f"was: {lost}")
-    click.echo("a new ledger: this device sits out the first round of each run that it hears of, and joins at the next")
+    click.echo(
+        "a new ledger: this device sits out the first round of each run that it hears of, and joins at the next; where "
+        "the state of single runs was damaged, those alone sit out what is left of their last round"
+    )
