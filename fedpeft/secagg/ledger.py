@@ -180,12 +180,9 @@ class FileLedger:
                 self._file(path.name).read()
 
     def drop_damaged(self) -> tuple[str, ...]:
-        """Removes every known run's state that cannot be read, and counts the run's last round as signed.
+        """Removes every known run's state that cannot be read, counts the run's last round as signed; names the runs.
 
         What left the device is in the marks: a state that is newer than its mark has answered nothing.
-
-        Returns:
-            The runs.
 
         Raises:
             IntegrityFailed: the marks cannot be read, or a state of a run that they do not know.
@@ -230,12 +227,12 @@ class FileLedger:
             # State first: after a crash in between, the state is newer than the mark, and its reply never left.
             self._file(_name(run_id)).write(sequence.to_bytes(8, "big") + nonce + sealed)
             self._latest[run_id] = sequence
-            self._write_mark(run_id, sequence, mark_of(state, _mark(run)))
+            self._write_mark(run_id, sequence, mark_of(state, _known(run) if run else None))
 
     def mark(self, run_id: str) -> HighWaterMark | None:
         """See ``Ledger``."""
         with self._lock:
-            return _mark(self._run(run_id))
+            return _known(run) if (run := self._run(run_id)) else None
 
     def sit_out(self, run_id: str, mark: HighWaterMark) -> None:
         """See ``Ledger``."""
@@ -276,14 +273,9 @@ class FileLedger:
         marks = self._read_marks()
         mark = mark or HighWaterMark(round_id=0, attempt=0, agreed=False)
         run = _Run(
-            run_id=run_id,
-            sequence=sequence,
-            round_id=mark.round_id,
-            attempt=mark.attempt,
-            agreed=mark.agreed,
-            signed=mark.signed,
-            history=mark.history,
-        )
+            run_id=run_id, sequence=sequence, round_id=mark.round_id, attempt=mark.attempt, agreed=mark.agreed,
+            signed=mark.signed, history=mark.history,
+        )  # fmt: skip
         others = tuple(known for known in marks.runs if known.run_id != run_id)
         self._write_marks(replace(marks, runs=(*others, run)))
 
@@ -295,10 +287,6 @@ class FileLedger:
             f"{self._directory}: expected {expected}. Bring it back from where it went, if it is the newest; else run "
             "`fedpeft client reset-ledger`: this device then sits out one round of each run."
         )
-
-
-def _mark(run: _Run | None) -> HighWaterMark | None:
-    return None if run is None else _known(run)
 
 
 def _known(run: _Run) -> HighWaterMark:

@@ -19,6 +19,14 @@ from fedpeft.round.transport import Stage
 Coordinator = Callable[[GridTransport], None]
 
 
+@pytest.fixture(autouse=True)
+def listening() -> Iterator[None]:
+    """A process that was started in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def stuck() -> Iterator[threading.Event]:
     event = threading.Event()

@@ -86,7 +86,9 @@ def pattern(shown: tuple[str, ...], command: str = "") -> re.Pattern[str]:
 
 def _line(line: str, *, exact: bool) -> str:
     said = ""
-    for part in re.split(rf"(\.\.\.|{RUN}|{COUNTED}|fp1\.[\w.-]+|\b{CODE}\b|\d[\d.,]*|\s+)", line.rstrip()):
+    for part in re.split(
+        rf"(\.\.\.|{RUN}|{COUNTED}|fp1\.[\w.-]+|\b{CODE}\b|(?<!\S)[-+]\d[\d.,]*|\d[\d.,]*|\s+)", line.rstrip()
+    ):
         if part == "...":
             said += ".*"
         elif re.fullmatch(RUN, part):
@@ -95,8 +97,8 @@ def _line(line: str, *, exact: bool) -> str:
             said += r"(fp1\.[\w-]+)"
         elif re.fullmatch(CODE, part):
             said += f"({CODE})"
-        elif re.match(r"\d", part) and not exact and not re.fullmatch(COUNTED, part):
-            said += r"\d[\d.,]*"
+        elif re.match(r"[-+]?\d", part) and not exact and not re.fullmatch(COUNTED, part):
+            said += r"\d[\d.,]*" if part[0].isdigit() else r"[-+]\d[\d.,]*"
         else:
             said += r"\s+" if part.isspace() else re.escape(part)
     return said.removeprefix(r"\s+").join((r"\s*", r"\s*\n"))
