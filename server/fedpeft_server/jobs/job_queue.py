@@ -145,12 +145,12 @@ class JobQueue:
         Raises:
             IntegrityFailed: its file was changed from outside.
         """
-        return self._now(job)
+        return self._read(self._file(job.number, "json"))
 
     def begun(self, job: Job, *, run: str) -> Job:
         """Notes the run directory of a job that is worked on."""
         with short_turn(self.path):
-            job = replace(self._now(job), state=JobState.RUNNING, run=run)
+            job = replace(self.current(job), state=JobState.RUNNING, run=run)
             self.put(job)
             return job
 
@@ -168,7 +168,7 @@ class JobQueue:
             ConfigInvalid: it neither waits nor runs any more.
         """
         with short_turn(self.path):
-            job = self._now(job)
+            job = self.current(job)
             if job.state is JobState.QUEUED:
                 job = replace(job, state=JobState.STOPPED, reason="stopped before it began")
                 self.put(job)
@@ -186,7 +186,7 @@ class JobQueue:
                 one that it was given last.
         """
         with short_turn(self.path):
-            self.put(replace(job, priority=self._now(job).priority))
+            self.put(replace(job, priority=self.current(job).priority))
             if job.state is not JobState.RUNNING:
                 self._file(job.number, "stop").unlink(missing_ok=True)
 
@@ -197,7 +197,7 @@ class JobQueue:
             ConfigInvalid: it is neither.
         """
         with short_turn(self.path):
-            job = self._now(job)
+            job = self.current(job)
             if job.state not in (JobState.STOPPED, JobState.FAILED):
                 raise ConfigInvalid(f"Expected a stopped or failed run, found run {job.number} {job.state.value}.")
             job = replace(job, state=JobState.QUEUED, reason="")
@@ -213,7 +213,7 @@ class JobQueue:
             ConfigInvalid: no such priority, or the run has ended.
         """
         with short_turn(self.path):
-            job = self._now(job)
+            job = self.current(job)
             if job.state not in (JobState.QUEUED, JobState.RUNNING):
                 raise ConfigInvalid(f"Expected a run that waits or runs, found run {job.number} {job.state.value}.")
             job = replace(job, priority=priority)
@@ -226,9 +226,6 @@ class JobQueue:
 
     def _file(self, number: int, kind: str) -> Path:
         return self.path / f"{number:04d}.{kind}"
-
-    def _now(self, job: Job) -> Job:
-        return self._read(self._file(job.number, "json"))
 
     def _read(self, path: Path) -> Job:
         try:
