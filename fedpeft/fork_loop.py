@@ -65,7 +65,7 @@ class Server:
                 return
         self._events.register(handle, selectors.EVENT_READ, partial(self._ended, pid, handle, line))
         self._events.register(line, selectors.EVENT_READ, partial(self._abandoned, handle, line))
-        _tell(line, pid)
+        _tell(line, pid, handle)
 
     def _forked(self, text: bytes, descriptors: Sequence[int]) -> tuple[int, int, socket.socket]:
         """Its process id, a descriptor of it, and the line of whoever asked."""
@@ -108,9 +108,9 @@ def named(descriptor: int) -> str:
         return ""
 
 
-def _tell(line: socket.socket, number: int) -> None:
+def _tell(line: socket.socket, number: int, *descriptors: int) -> None:
     with contextlib.suppress(OSError):  # whoever asked is gone: the loop sees that next
-        line.send(str(number).encode())
+        socket.send_fds(line, [str(number).encode()], descriptors)
 
 
 def _become(text: bytes, output: int, passed: Sequence[int], asked: int, server: int) -> None:

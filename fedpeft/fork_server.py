@@ -34,14 +34,28 @@ class ForkedProcess:
     """A process that a fork server started, with what is used here of ``subprocess.Popen``.
 
     Args:
-        pid: its process id.
-        line: on which the server tells its exit status; closing it ends the process.
+        line: on which the server tells first its process id, with a descriptor of it, then its exit status; closing it
+            ends the process.
+
+    The descriptor comes from the server: a process that has ended by then may be opened by its parent alone.
+
+    Raises:
+        OSError: the server is gone or could not fork, or this process may open no more descriptors.
     """
 
-    def __init__(self, pid: int, line: socket.socket) -> None:
-        self.pid = pid
+    def __init__(self, line: socket.socket) -> None:
+        told, handles, _, _ = socket.recv_fds(line, 16, 1)
+        if not told:
+            line.close()
+            raise ConnectionResetError(
+                "Expected a fork server with a process to give, found that it has ended or cannot fork."
+            )
+        if not handles:
+            line.close()
+            raise OSError(errno.EMFILE, "Expected room for a descriptor of the forked process, found too many open")
+        self.pid = int(told)
         self.returncode: int | None = None
-        self._line, self._handle, self._lock = line, os.pidfd_open(pid), threading.Lock()
+        self._line, self._handle, self._lock = line, handles[0], threading.Lock()
         weakref.finalize(self, os.close, self._handle)
 
     def poll(self) -> int | None:
@@ -183,12 +197,7 @@ def _ask(
         raise OSError(errno.E2BIG, f"Expected arguments and environment of {MOST_BYTES} bytes, found {len(request)}")
     with theirs:
         socket.send_fds(asked, [request], [theirs.fileno(), output, *passed])
-    pid = ours.recv(16)
-    if not pid:
-        raise ConnectionResetError(
-            "Expected a fork server with a process to give, found that it has ended or cannot fork."
-        )
-    return ForkedProcess(int(pid), ours)
+    return ForkedProcess(ours)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -107,6 +108,43 @@ def test_its_exit_status_is_told(server: ForkServer, tmp_path: Path, what: str, 
     assert ("Expected X, found Y\n" in said.read_text()) is (what == "text")
 
 
+def test_one_that_has_ended_before_it_is_looked_at_has_its_status(tmp_path: Path) -> None:
+    """Its server has waited for it by then: nobody may open it any more."""
+    with looping(tmp_path) as (asked, _):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, Path(os.devnull).open("wb") as nothing:
+            request = json.dumps({"module": "this", "arguments": [], "environment": {}}).encode()
+            socket.send_fds(asked, [request], [theirs.fileno(), nothing.fileno()])
+        closed = select.poll()
+        closed.register(ours, select.POLLHUP)
+        assert closed.poll(60_000)
+        process = ForkedProcess(ours)
+        with pytest.raises(ProcessLookupError):
+            os.pidfd_open(process.pid)
+        process.kill()
+        assert process.wait(60) == 0
+
+
+def test_who_may_open_no_more_is_told_and_the_process_ends(tmp_path: Path) -> None:
+    with looping(tmp_path) as (asked, _):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            request = json.dumps({"module": "timeit", "arguments": SLEEP, "environment": {}}).encode()
+            socket.send_fds(asked, [request], [theirs.fileno(), 2])
+        told = select.poll()
+        told.register(ours, select.POLLIN)
+        assert told.poll(60_000)
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with (tmp_path / "last").open("wb") as last:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno() + 1, before[1]))
+            try:
+                with pytest.raises(OSError, match="too many open"):
+                    ForkedProcess(ours)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        _ask(asked, "timeit", SLEEP, environment={}, output=2).kill()
+
+
 def test_a_signal_ends_it_and_whoever_waits_too_briefly_is_told(server: ForkServer, tmp_path: Path) -> None:
     process, _ = started(server, tmp_path, "wait")
     assert process.poll() is None
@@ -189,7 +227,7 @@ def test_an_event_of_a_descriptor_that_was_closed_is_not_taken_for_its_successor
                 socket.send_fds(asked, [request], [theirs.fileno(), 2])
             first._line.close()
             os.kill(server, signal.SIGCONT)
-            second = ForkedProcess(int(ours.recv(16)), ours)
+            second = ForkedProcess(ours)
             third = _ask(asked, "timeit", SLEEP, environment={}, output=2)  # the batch is done by now
             assert os.waitpid(server, os.WNOHANG) == (0, 0), "it runs"
             assert second.poll() is None

@@ -37,10 +37,10 @@ def put_back(federation: ToyFederation, archive: Path) -> None:
 
 def test_a_backup_is_whole_while_rounds_go_on_and_no_restored_home_sums_a_round_twice(tmp_path: Path) -> None:
     with running(tmp_path, ("ward-a", "ward-b", "ward-c")) as federation:
+        (tmp_path / "ward-b" / "hold").write_text("2")
         job = federation.submit(rounds=4)
         federation.until(lambda: len(federation.rows(job)) >= 1, "a commit")
         live = [back_up(federation.home, tmp_path / f"live-{n}.tar", clock=CLOCK)[0] for n in range(3)]
-        (tmp_path / "ward-b" / "hold").touch()
         federation.processes["coordinator"].send_signal(signal.SIGTERM)
         assert federation.processes["coordinator"].wait(60) == 0
         last, record = back_up(federation.home, tmp_path / "down.tar", clock=CLOCK)

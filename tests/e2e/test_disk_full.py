@@ -99,10 +99,9 @@ def readiness(federation: ToyFederation) -> str:
 def begin_and_fill(federation: ToyFederation, fill: Filling = fill) -> tuple[Job, Callable[[], None]]:
     """A run that has committed a round and finds the disk full in the second."""
     hold = federation.path / NAMES[0] / "hold"
+    hold.write_text("1")
     job = federation.submit(rounds=2)
-    federation.until(lambda: federation.queue.job(str(job.number)).run != "", "the run's begin")
     federation.until(lambda: len(federation.rows(job)) >= 1, "the first commit")
-    hold.touch()
     federation.until((federation.path / NAMES[0] / "fitting").exists, "training")
     free = fill(federation)
     hold.unlink()

@@ -1,7 +1,7 @@
 """The device's second process with one-hot deltas: in their sum a 2 is a replay and a 0 a loss.
 
-A file ``hold`` in the device's home keeps it in training; ``fitting`` is there once it trains. ``nan`` spoils its
-delta.
+A file ``hold`` in the device's home keeps it in training, once it has trained as often as the file says (nothing: at
+once); ``fitting`` is there while it trains. ``nan`` spoils its delta.
 """
 
 import threading
@@ -30,8 +30,12 @@ class HeldTrainer(GivenTrainer):
 
     def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         """See ``Trainer``."""
+        hold = self._home / "hold"
+        if hold.exists() and (left := int(hold.read_text() or 0)):
+            hold.write_text(str(left - 1))
+            return super().fit(plan, state, work, effort)
         (self._home / "fitting").touch()
-        while (self._home / "hold").exists():
+        while hold.exists():
             threading.Event().wait(0.02)
         (self._home / "fitting").unlink(missing_ok=True)
         result = super().fit(plan, state, work, effort)
