@@ -1,12 +1,13 @@
 """What all tests share: Hypothesis and the collector settled, who goes first, what is made once for many."""
 
+import faulthandler
 import gc
 import os
 import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +32,10 @@ settings.load_profile("repeatable")
 
 DRAW = os.environ.get("DRAW", "1")
 """Which cases `make test` draws of a test marked ``drawn``: `make test DRAW=2` draws others, `make slow` the rest."""
+
+GRACE_S = float(os.environ.get("GRACE_S", "120"))
+"""After a test's timeout, whose signal is heard between two lines of Python alone, its process is ended."""
+STDERR = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +62,31 @@ def plugin_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ["pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", folder, copy]
     subprocess.run([sys.executable, "-m", *map(str, command)], check=True, capture_output=True)
     return folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Nothing is captured here yet."""
+    config.stash[STDERR] = os.dup(2)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """One that hangs outside of Python's lines once held CI for 90 minutes, and nobody learnt which."""
+    mark = item.get_closest_marker("timeout")
+    timeout_s = float(mark.args[0] if mark else item.config.getini("timeout") or 0)
+    if not timeout_s:
+        return (yield)
+    faulthandler.dump_traceback_later(timeout_s + GRACE_S, exit=True, file=item.config.stash[STDERR])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Neither does a process stay that has no more tests: a thread, or a child that nobody waits for."""
+    faulthandler.dump_traceback_later(300 + GRACE_S, exit=True, file=session.config.stash[STDERR])
 
 
 LONG = (
