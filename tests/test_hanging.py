@@ -23,4 +23,4 @@ def test_a_test_that_hangs_in_c_is_named_and_the_others_run(
     said = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n", "1", "-o", "timeout=60")
     said.assert_outcomes(passed=1, failed=1)
     said.stdout.fnmatch_lines(["*crashed while running 'test_cases.py::test_never_back'*"])
-    assert 'test_cases.py", line 6 in test_never_back' in said.stderr.str()
+    assert "in test_never_back" in said.stderr.str()
