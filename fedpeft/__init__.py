@@ -20,6 +20,7 @@ __all__ = [
     "open_run",
     "simulate",
     "sweep",
+    "unlearn",
 ]
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ _MODULES = {
     "open_run": "fedpeft.api.result",
     "simulate": "fedpeft.api.simulation",
     "sweep": "fedpeft.api.sweep",
+    "unlearn": "fedpeft.api.unlearning",
 }
 """Where each name stands."""
 

@@ -11,6 +11,7 @@ from fedpeft.api.result import Result as Result
 from fedpeft.api.result import open_run as open_run
 from fedpeft.api.simulation import simulate as simulate
 from fedpeft.api.sweep import sweep as sweep
+from fedpeft.api.unlearning import unlearn as unlearn
 from fedpeft.errors import FedpeftError as FedpeftError
 
 __version__: str

@@ -18,8 +18,9 @@ from fedpeft.directory_lock import in_use
 from fedpeft.errors import ConfigInvalid
 from fedpeft.files import expect_folder
 from fedpeft.terminal import counted
+from fedpeft_server.run.run_view import RunView
 
-__all__ = ["CLIENT", "given_data", "placed", "simulate"]
+__all__ = ["CLIENT", "given_data", "placed", "simulate", "trained"]
 
 CLIENT = "client"
 """Column that says whose a row is, where data comes as a dictionary of clients."""
@@ -78,23 +79,62 @@ def simulate(
         loaded, text = begun.config(), begun.resolved
     for folder in (out,) if store is None else (out, store):
         expect_folder(Path(folder))
+    named = previous or (config if isinstance(config, str | Path) else "in memory")
+    return trained(
+        loaded,
+        text,
+        rows,
+        begun=begun,
+        callbacks=callbacks,
+        baselines=baselines,
+        progress=progress,
+        store=None if store is None else Path(store),
+        command=command,
+        loading=f"config {named}; {counted(len(lines(overrides)), 'override')}; loading",
+    )
+
+
+def trained(
+    config: RunConfig,
+    text: str,
+    rows: Rows | None,
+    *,
+    begun: RunView | None,
+    base_digest: str | None = None,
+    callbacks: Callbacks = (),
+    baselines: bool = False,
+    progress: bool | Progress = False,
+    store: Path | None = None,
+    command: Sequence[str] = COMMAND,
+    loading: str,
+) -> Result:
+    """Run a configuration that was read, or go on with a run.
+
+    Args:
+        config: the run.
+        text: its run.toml.
+        rows: its data if a program holds them.
+        begun: the run to go on with.
+        base_digest: of the base, where another run has named it.
+        loading: what is said first.
+        callbacks, baselines, progress, store, command: as of ``simulate``.
+    """
     from fedpeft_server.run.verdict import rounds_done  # torch from here on: what is wrong above is said without it
     from fedpeft_server.run.versions import changed_versions
     from fedpeft_sim.simulate import prepare
     from fedpeft_sim.simulate import simulate as run_simulation
 
-    named = previous or (config if isinstance(config, str | Path) else "in memory")
     with shown(progress) as screen, _threads_kept():
-        screen.loading(f"config {named}; {counted(len(lines(overrides)), 'override')}; loading")
+        screen.loading(loading)
         if begun is not None and (others := changed_versions(begun.manifest.versions)):
             screen.note(f"note: {others}")
         simulation = prepare(
-            loaded,
+            config,
             screen,
             data=rows,
-            store=None if store is None else Path(store),
-            base_digest=None if begun is None else begun.manifest.base_digest,
-            done=0 if begun is None else rounds_done(begun.rounds, loaded.rounds),
+            store=store,
+            base_digest=base_digest if begun is None else begun.manifest.base_digest,
+            done=0 if begun is None else rounds_done(begun.rounds, config.rounds),
         )
         rounds = simulation.config.rounds.count
         clients = simulation.population.clients
@@ -104,7 +144,7 @@ def simulate(
             screen,
             source=text,
             command=command,
-            resume=previous,
+            resume=None if begun is None else begun.path,
             baselines=baselines,
             watch=lambda run: after_rounds(callbacks, run=run, rounds=rounds),
         )

@@ -37,6 +37,7 @@ COMMANDS = {
     "init": "Write a run.toml for your own data.",
     "simulate": "Run a whole federation on this machine.",
     "sweep": "Simulate with different settings, and say which did best.",
+    "unlearn": "Make a simulated run again without one of its devices.",
     "local": "Run a coordinator and its devices as processes on this machine.",
     "coordinator": "Run a coordinator: enrol devices, submit runs.",
     "client": "Run a device: join a federation, approve runs, fetch adapters.",

@@ -141,8 +141,11 @@ def verify(run: Path, as_json: bool) -> None:
     """Check every digest that RUN recorded. Exits with 6 if one does not match."""
     from fedpeft.errors import IntegrityFailed
     from fedpeft_server.run.run_view import verify_run
+    from fedpeft_server.run.unlearning import CERTIFICATE, read_certificate
 
     problems = verify_run(run)
+    if not problems and (run / CERTIFICATE).exists():
+        read_certificate(run)
     if as_json:
         say_json({"run": str(run), "sound": not problems, "problems": [str(problem) for problem in problems]})
     if problems:

@@ -111,6 +111,10 @@ class Partition(Section):
     min_examples: int = Field(
         default=1, ge=1, description="A client with fewer examples is left out, and the log says so."
     )
+    without: tuple[str, ...] = Field(
+        default=(),
+        description="Clients that take no part, as if the data had none of their rows; the others keep their own.",
+    )
 
 
 class Data(Section):

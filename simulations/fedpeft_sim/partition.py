@@ -16,6 +16,7 @@ import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from fedpeft.data.people import Owners
 from fedpeft.data.records import ProblemLog
 from fedpeft.data.targets import label_name, label_set, number_of
 from fedpeft.entropy import derive_seed, generator
-from fedpeft.errors import DataInvalid, ResourceMissing
+from fedpeft.errors import ConfigInvalid, DataInvalid, Problem, ResourceMissing
 
 __all__ = ["Partitioned", "client_name", "partition"]
 
@@ -37,10 +38,12 @@ class Partitioned:
     Args:
         clients: name -> records, in name order.
         left_out: name -> number of examples, of clients with fewer than ``min_examples``: for the log.
+        records: the data set without the rows of the clients in ``without``.
     """
 
     clients: Mapping[str, Records]
     left_out: Mapping[str, int]
+    records: Records
 
 
 def partition(records: Records, how: Partition, seed: int, *, owners: Owners | None = None) -> Partitioned:
@@ -58,6 +61,7 @@ def partition(records: Records, how: Partition, seed: int, *, owners: Owners | N
     Raises:
         DataInvalid: the column is missing or empty in a row, two of its values give one client name, there
             are fewer records than clients, no client has enough examples, or somebody's lie with two.
+        ConfigInvalid: ``without`` names a client that there is not.
         ResourceMissing: a synthetic split without flwr-datasets installed.
     """
     if how.by == "column":
@@ -70,6 +74,9 @@ def partition(records: Records, how: Partition, seed: int, *, owners: Owners | N
         _expect_apart(groups, owners, how)
     if sorted(i for rows in groups.values() for i in rows) != list(range(len(records))):
         raise DataInvalid(f"Expected every record at one client, found others with {how.by}; use a larger alpha.")
+    if how.without:
+        _expect_clients(how.without, groups)
+        groups = {name: rows for name, rows in groups.items() if name not in how.without}
     left_out = {name: len(groups[name]) for name in sorted(groups) if len(groups[name]) < how.min_examples}
     clients = {name: records.select(sorted(groups[name])) for name in sorted(groups) if name not in left_out}
     if not clients:
@@ -77,7 +84,23 @@ def partition(records: Records, how: Partition, seed: int, *, owners: Owners | N
             f"Expected a client with at least min_examples={how.min_examples}, found {len(left_out)} smaller ones; "
             "lower data.partition.min_examples."
         )
-    return Partitioned(clients=clients, left_out=left_out)
+    kept = records.select(sorted(row for rows in groups.values() for row in rows)) if how.without else records
+    return Partitioned(clients=clients, left_out=left_out, records=kept)
+
+
+def _expect_clients(names: Sequence[str], groups: Mapping[str, list[int]]) -> None:
+    problems = [
+        Problem(
+            where="data.partition.without",
+            expected=f"clients of this data ({', '.join(sorted(groups)[:20])})",
+            found=name,
+            remedy="".join(f"Did you mean {near}?" for near in get_close_matches(name, groups, n=1)),
+        )
+        for name in names
+        if name not in groups
+    ]
+    if problems:
+        raise ConfigInvalid("The clients to leave out are not those of this data.", problems=problems)
 
 
 def client_name(value: object) -> str:

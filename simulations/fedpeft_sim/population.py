@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -104,9 +104,9 @@ def populate(config: RunConfig, data: Rows | None = None) -> Population:
     if by_people:
         note_nobodys(records, findings.log)
     findings.log.raise_if_any(f"{findings.convention.value} examples")
-    config = with_head_start(config.model_copy(update={"task": _of_data(config.task, records)}))
     parts = partition(records, config.data.partition, config.run.seed, owners=owners_of(records) if by_people else None)
-    devices = _devices(config.device, parts.clients)
+    config = with_head_start(config.model_copy(update={"task": _of_data(config.task, parts.records)}))
+    devices = _devices(config.device, parts.clients, absent=config.data.partition.without)
     clients = []
     # As a device does.
     split = split_people if by_people else split_each if config.privacy.unit == "example" else split_holdout
@@ -189,7 +189,9 @@ def _lone_classes(clients: Mapping[str, Records], config: RunConfig) -> tuple[st
     return (f"{text}: the accuracy may swing from round to round; the best state is kept",)
 
 
-def _devices(devices: tuple[Device, ...], clients: Mapping[str, Records]) -> dict[str, Device]:
+def _devices(
+    devices: tuple[Device, ...], clients: Mapping[str, Records], *, absent: Collection[str] = ()
+) -> dict[str, Device]:
     found: dict[str, Device] = {}
     problems = []
     everyone: Device | None = None
@@ -199,7 +201,7 @@ def _devices(devices: tuple[Device, ...], clients: Mapping[str, Records]) -> dic
                 everyone = device
             elif name in clients:
                 found[name] = device
-            else:
+            elif name not in absent:
                 known = ", ".join(sorted(clients)[:20])
                 problems.append(
                     Problem(where=f"device[{index}].clients", expected=f"clients of this data ({known})", found=name)

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from administration import Port, run_of
+from administration import RUN, Port, run_of
 
 from fedpeft.cli import main
+from fedpeft.errors import NotEnrolled
 from fedpeft_server.enrolment.certificate_authority import initialise
 from fedpeft_server.enrolment.registry import Status
 from fedpeft_server.home import CoordinatorHome, Settings
@@ -161,9 +162,30 @@ def test_a_home_of_before_is_brought_up_and_one_of_later_is_refused(run, tmp_pat
     home.settings_file.write_text(json.dumps(kept))
     (home.path / "schema.json").unlink()
     code, printed = run("coordinator", "upgrade", "--home", home.path)
-    assert (code, "schema 3, was 1" in printed) == (0, True)
+    assert (code, "schema 4, was 1" in printed) == (0, True)
     assert json.loads(home.settings_file.read_text())["admin_port"] == 0
     assert "as it was" in run("coordinator", "upgrade", "--home", home.path)[1]
-    (home.path / "schema.json").write_text(json.dumps({"schema": 4, "fedpeft": "9.9.9"}))
+    (home.path / "schema.json").write_text(json.dumps({"schema": 5, "fedpeft": "9.9.9"}))
     code, printed = run("coordinator", "upgrade", "--home", home.path)
     assert (code, "Use 9.9.9 or later" in printed) == (6, True)
+
+
+def test_a_clone_without_a_device_names_whom_it_never_asks(run, fresh, tmp_path) -> None:
+    for name in ("ward-a", "ward-b"):
+        fresh.device(name, Status.ACTIVE)
+    config, here = tmp_path / "run.toml", ("--home", fresh.site.home.path)
+    config.write_text(RUN.replace("sha256:" + "0" * 64, "hub:somebody/model@" + "0" * 40))
+    assert run("coordinator", "submit", config, "--without", "ward-c", *here)[0] == NotEnrolled.exit_code
+    assert fresh.site.queue.jobs() == ()
+    assert run("coordinator", "submit", config, "--without", "ward-a", *here)[0] == 0
+    fresh.site.registry.delete(fresh.site.registry.device("ward-a"))
+    assert run("coordinator", "runs", "clone", "1", "--without", "ward-b", *here)[0] == 0
+    assert [job.without for job in fresh.site.queue.jobs()] == [("ward-a",), ("ward-a", "ward-b")]
+    assert "without ward-a, ward-b" in run("coordinator", "runs", "ls", *here)[1]
+    assert [detail.get("without") for event, _, detail in audited(fresh)] == ["ward-a", "ward-a, ward-b"]
+
+
+def audited(port: Port) -> list[tuple[str, str, dict[str, object]]]:
+    """What was submitted, by the audit log."""
+    records = port.site.audit.records()
+    return [(r.event.value, r.actor, dict(r.detail)) for r in records if r.event.value == "run-submitted"]

@@ -99,3 +99,11 @@ def test_a_rotated_key_replaces_the_old_one(registry: Registry, members: ActiveD
     assert members.standing(b"key b") is not None
     assert flower.expelled == [b"key a"]
     assert registry.device("ward-a").node_id == flower.nodes[b"key b"]
+
+
+def test_a_run_without_a_device_has_every_other_node(registry: Registry, members: ActiveDevices) -> None:
+    registry.put(WARD)
+    registry.put(replace(WARD, name="ward-b", identity=b"j" * 32, node_key=b"key b"))
+    assert members.nodes() == {NodeId(100), NodeId(101)}
+    assert members.nodes("", ("ward-a",)) == {NodeId(101)}
+    assert members.nodes("", ("ward",)) == {NodeId(100), NodeId(101)}

@@ -1,6 +1,7 @@
 """A submitted run on the coordinator, with the real queue, registry, run directory and rounds; devices in memory."""
 
 import errno
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -95,6 +96,10 @@ class Bench:
             self.queue.submit(RUN.format(base="0" * 64, rounds=rounds, least=least, more=""), source="x")
         )
 
+    def work_without(self, *names: str) -> Job:
+        text = RUN.format(base="0" * 64, rounds=1, least=3, more="")
+        return self.engine.work(self.queue.submit(text, source="x", without=names))
+
     def rows(self, job: Job) -> list[str]:
         rows = self.home.runs / job.run / "metrics.jsonl"
         return rows.read_text().splitlines() if rows.exists() else []
@@ -113,6 +118,15 @@ def test_a_run_goes_from_the_queue_to_its_adapter_and_the_audit_log_tells(bench:
     assert (bench.home.runs / job.run / "adapters" / "final" / "state.safetensors").exists()
     events = [record.event.value for record in bench.audit.records()]
     assert events == ["run-started", *["round-committed"] * 3, "run-ended"]
+
+
+def test_a_run_without_a_device_never_asks_it(bench: Bench) -> None:
+    name, *_ = sorted(bench.fleet.names.values())
+    job = bench.work_without(name)
+    assert (job.state, job.without) == (JobState.FINISHED, (name,))
+    assert bench.queue.job("1") == job
+    asked = {one["client"] for row in bench.rows(job) for one in json.loads(row)["clients"]}
+    assert asked == {*bench.fleet.names.values()} - {name}
 
 
 def test_a_deployed_run_says_the_rates_that_it_trains_with(bench: Bench) -> None:

@@ -41,6 +41,14 @@ def test_an_invented_partition_caps_no_real_federation() -> None:
         parse(text, source="run.toml", simulation=True)
 
 
+def test_clients_that_a_simulation_leaves_out_are_not_silently_asked(tmp_path: Path) -> None:
+    made_up = MADE_UP.replace("clients = 4", 'clients = 4, without = ["client-1"]') + 'methods = ["lora"]\n'
+    with pytest.raises(ConfigInvalid, match="--without NAME"):
+        submission(
+            RUN.format(model="hub:x/y@" + "0" * 40) + made_up, source=tmp_path / "run.toml", bases=tmp_path / "bases"
+        )
+
+
 def test_a_base_that_is_not_there_is_refused_at_submit(tmp_path: Path) -> None:
     for model in ("sha256:" + "0" * 64, "./no-such-folder", "pypi:no-such-package-of-fedpeft"):
         with pytest.raises(FedpeftError):

@@ -10,13 +10,16 @@ from fedpeft.cli.options import OutFolder, json_option, say_json
 
 __all__ = ["resume", "runs", "status", "stop", "submit"]
 
+without_option = click.option("--without", multiple=True, metavar="NAME", help="Never ask this device. Repeatable.")
+
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, help="The highest is served first. [default: 0]")
 @click.option("--group", default="", help="Ask only the devices in this group; see `clients group`.")
+@without_option
 @target_options
-def submit(config: Path, priority: int, group: str, target: Target) -> None:
+def submit(config: Path, priority: int, group: str, without: tuple[str, ...], target: Target) -> None:
     """Validate a run.toml and queue it. It starts when the coordinator is up and has a place for it.
 
     A coordinator works on two runs at once (runs_at_once in its coordinator.json). Runs that ask the same devices take
@@ -37,10 +40,10 @@ def submit(config: Path, priority: int, group: str, target: Target) -> None:
     with asking(target) as coordinator:
         if isinstance(coordinator, LocalCoordinator):
             job: Any = submit_here(
-                coordinator.site, written, source=config, by="operator", priority=priority, group=group
+                coordinator.site, written, source=config, by="operator", priority=priority, group=group, without=without
             )
         else:
-            more = {"group": group} if group else {}
+            more = {name: value for name, value in (("group", group), ("without", ",".join(without))) if value}
             job = coordinator.ask("runs.submit", config=written, priority=priority, **more)
     click.echo(f"run {job['number']} ({job['name']}) is queued; see `fedpeft coordinator status`")
 
@@ -112,11 +115,17 @@ def list_runs(target: Target, as_json: bool) -> None:
 
 @runs.command()
 @click.argument("run")
+@without_option
 @target_options
-def clone(run: str, target: Target) -> None:
-    """Queue RUN again, as a new run. Its run.toml, priority and group are the same."""
+def clone(run: str, without: tuple[str, ...], target: Target) -> None:
+    """Queue RUN again, as a new run. Its run.toml, priority and group are the same.
+
+    With --without a device is forgotten: the new run begins where RUN began, and never asks it. The coordinator cannot
+    take a device out of RUN itself, because it knows who took part, and not what one device gave.
+    """
     with asking(target) as coordinator:
-        job = coordinator.ask("runs.clone", run=run)
+        more = {"without": ",".join(without)} if without else {}
+        job = coordinator.ask("runs.clone", run=run, **more)
     click.echo(f"run {job['number']} ({job['name']}) is queued; see `fedpeft coordinator status`")
 
 
@@ -193,7 +202,8 @@ def _say_run(job: Any) -> None:
 
     lies = f"  {printable(str(job['run']))}" if job["run"] else ""
     where = f"  group {printable(str(job['group']))}" if job["group"] else ""
+    absent = f"  without {printable(', '.join(map(str, job['without'])))}" if job.get("without") else ""
     first = f"  priority {job['priority']}" if job["priority"] else ""
-    click.echo(f"run {job['number']:4}  {job['state']:8}  {printable(str(job['name']))}{lies}{where}{first}")
+    click.echo(f"run {job['number']:4}  {job['state']:8}  {printable(str(job['name']))}{lies}{where}{absent}{first}")
     if job["reason"]:
         click.echo(f"          {printable(str(job['reason']), keep_lines=True)}")

@@ -71,6 +71,7 @@ _REASON = {"reason": Field(about="The device is told.")}
 _PRIORITY = Field(
     kind="integer", least=-PRIORITIES, most=PRIORITIES, about="Of the runs that wait, the highest is served first."
 )
+_WITHOUT = Field(most=4096, about="Names of devices that are never asked, with commas between them.")
 _TTL = Field(kind="integer", least=60, most=365 * people.DAY_S, about="Seconds that it is good for.")
 
 OPERATIONS = (
@@ -82,9 +83,13 @@ OPERATIONS = (
             "config": Field(required=True, most=CONFIG_CHARACTERS, about="The run.toml."),
             "priority": _PRIORITY,
             "group": Field(pattern=GROUP_NAME, about="Ask the devices of this group alone."),
+            "without": _WITHOUT,
         },
     ),
-    Operation(name="runs.clone", method="POST", path="/v1/runs/{run}/clone", role=S, does=runs.clone, status=201),
+    Operation(
+        name="runs.clone", method="POST", path="/v1/runs/{run}/clone", role=S, does=runs.clone, status=201,
+        fields={"without": _WITHOUT},
+    ),
     Operation(
         name="runs.prefer", method="POST", path="/v1/runs/{run}/priority", role=S, does=runs.prefer,
         fields={"priority": replace(_PRIORITY, required=True)},

@@ -72,6 +72,7 @@ def submit(site: Administered, asked: Asked) -> object:
         by=asked.by,
         priority=asked.number("priority", 0),
         group=asked.text("group"),
+        without=_names(asked),
     )
 
 
@@ -112,32 +113,64 @@ def _expect_small(text: str) -> None:
 
 
 def submit_here(
-    site: Administered, text: str, *, source: Path, by: str, priority: int = 0, group: str = ""
+    site: Administered,
+    text: str,
+    *,
+    source: Path,
+    by: str,
+    priority: int = 0,
+    group: str = "",
+    without: Sequence[str] = (),
+    before: Sequence[str] = (),
 ) -> dict[str, object]:
     """As ``submit``, by somebody on the coordinator's machine: the base may be a path.
 
+    Args:
+        before: names that another run was submitted without: their devices may have been deleted since.
+
     Raises:
-        ConfigInvalid, ResourceMissing: as ``submission``; no device is in the group.
+        ConfigInvalid, ResourceMissing: as ``submission``; no device is in the group, or one to leave out is not there.
     """
     if group:
         Groups(site.registry).expect(group)
-    if (group or priority) and schema_of(site.home.path)[0] < SCHEMA:
-        raise ConfigInvalid("Expected a coordinator of this version for --priority and --group; start it anew first.")
+    for name in set(without) - set(before):
+        site.registry.device(name)
+    if (group or priority or without) and schema_of(site.home.path)[0] < SCHEMA:
+        raise ConfigInvalid(
+            "Expected a coordinator of this version for --priority, --group and --without; start it anew first."
+        )
     written = submission(text, source=source, bases=site.home.bases)
-    job = site.queue.submit(written, source=str(source), priority=priority, group=group)
+    job = site.queue.submit(written, source=str(source), priority=priority, group=group, without=without)
     detail: dict[str, str | int | float] = {"number": job.number, "priority": job.priority, "group": job.group}
+    if job.without:
+        detail["without"] = ", ".join(job.without)
     site.audit.append(AuditEvent.RUN_SUBMITTED, actor=by, subject=job.name, detail=detail)
     return job_view(job)
 
 
 def clone(site: Administered, asked: Asked) -> object:
-    """Queue the run.toml of a run again, as a new run with the same priority and group."""
+    """Queue the run.toml of a run again, as a new run with the same priority, group and devices left out, or more."""
     job = _job(site, asked)
     text = site.queue.text(job)
     if asked.afar:
         _expect_own_store(text)
     source = site.home.path / f"run {job.number}"
-    return submit_here(site, text, source=source, by=asked.by, priority=job.priority, group=job.group)
+    without = tuple(dict.fromkeys((*job.without, *_names(asked))))
+    return submit_here(
+        site,
+        text,
+        source=source,
+        by=asked.by,
+        priority=job.priority,
+        group=job.group,
+        without=without,
+        before=job.without,
+    )
+
+
+def _names(asked: Asked) -> tuple[str, ...]:
+    """The devices to leave out, each once."""
+    return tuple(dict.fromkeys(name for name in asked.text("without").split(",") if name))
 
 
 def prefer(site: Administered, asked: Asked) -> object:

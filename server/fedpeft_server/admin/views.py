@@ -26,7 +26,7 @@ def job_view(job: Job) -> View:
     """One submitted run."""
     return {
         "number": job.number, "name": job.name, "state": job.state.value, "run": job.run, "reason": job.reason,
-        "priority": job.priority, "group": job.group,
+        "priority": job.priority, "group": job.group, "without": list(job.without),
     }  # fmt: skip
 
 

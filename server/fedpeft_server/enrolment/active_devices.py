@@ -5,7 +5,7 @@ change holds from the next request on. Flower is kept in step: active devices ha
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -99,15 +99,17 @@ class ActiveDevices:
         found = (self.device(node) for node in transport.nodes())
         return sorted((device for device in found if device is not None), key=lambda device: device.name)
 
-    def nodes(self, group: str = "") -> Set[NodeId]:
-        """The active devices of a group, or all of them, reachable or not."""
+    def nodes(self, group: str = "", without: Collection[str] = ()) -> Set[NodeId]:
+        """The active devices of a group, or all of them, but for those of these names; reachable or not."""
         with self._lock:
             self._refresh()
             devices, groups = self._by_node.items(), self._groups
         return {
             node
             for node, device in devices
-            if self._ended(device) is None and (not group or group in groups.get(device.identity, ()))
+            if self._ended(device) is None
+            and device.name not in without
+            and (not group or group in groups.get(device.identity, ()))
         }
 
     def refresh(self) -> None:

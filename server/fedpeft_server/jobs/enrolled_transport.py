@@ -1,7 +1,7 @@
 """A deployment's devices as one run sees them: enrolled ones, as they were enrolled, when it is this run's turn."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 
 from fedpeft.clock import Clock
@@ -30,6 +30,7 @@ class EnrolledTransport:
         turns: with the runs that share these devices; the run has entered.
         number: of the run.
         group: the devices of this group alone; empty: all.
+        without: names of devices that it never asks.
         interrupted: raises to end the run from inside a wait.
     """
 
@@ -41,10 +42,11 @@ class EnrolledTransport:
         *,
         number: int,
         group: str,
+        without: Collection[str] = (),
         interrupted: Callable[[], None],
     ) -> None:
         self._inner, self._members, self._interrupted = inner, members, interrupted
-        self._turns, self._number, self._group = turns, number, group
+        self._turns, self._number, self._group, self._without = turns, number, group, without
         self._invited = False
 
     def take(
@@ -71,7 +73,7 @@ class EnrolledTransport:
     @property
     def enrolled(self) -> int:
         """How many devices the run has, reachable or not."""
-        return len(self._members.nodes(self._group))
+        return len(self._members.nodes(self._group, self._without))
 
     def nodes(self) -> Sequence[NodeId]:
         """See ``Transport``."""
@@ -92,7 +94,7 @@ class EnrolledTransport:
             yield replace(reply, payload=None, error=objection) if objection else reply
 
     def _reachable(self) -> Set[NodeId]:
-        return set(self._inner.nodes()) & self._members.nodes(self._group)
+        return set(self._inner.nodes()) & self._members.nodes(self._group, self._without)
 
     def _objection(self, stage: Stage, reply: Reply) -> str:
         device = self._members.device(reply.node)

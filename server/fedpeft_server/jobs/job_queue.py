@@ -12,7 +12,7 @@ Whoever changes where a run stands reads it and writes it in one turn, since com
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -26,6 +26,8 @@ __all__ = ["PRIORITIES", "Job", "JobQueue", "JobState"]
 
 
 PRIORITIES = 100
+UNUSUAL = ("priority", "group", "without")
+"""Fields of a job that are written only where they say something."""
 
 
 class JobState(Enum):
@@ -50,6 +52,7 @@ class Job:
         reason: why it failed or was stopped.
         priority: of those that wait for a start, or for devices, the one with the highest goes first.
         group: of the devices that it asks (``fedpeft_server.enrolment.groups``); empty: all.
+        without: names of devices that it never asks.
     """
 
     number: int
@@ -59,6 +62,7 @@ class Job:
     reason: str = ""
     priority: int = 0
     group: str = ""
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not -PRIORITIES <= self.priority <= PRIORITIES:
@@ -72,17 +76,17 @@ class JobQueue:
         self.path = path
         path.mkdir(mode=0o700, exist_ok=True)
 
-    def submit(self, text: str, *, source: str, priority: int = 0, group: str = "") -> Job:
+    def submit(self, text: str, *, source: str, priority: int = 0, group: str = "", without: Sequence[str] = ()) -> Job:
         """Checks a run.toml and takes it.
 
         Args:
-            priority, group: see ``Job``.
+            priority, group, without: see ``Job``.
 
         Raises:
             ConfigInvalid: it is wrong, or not for a deployment; nothing was submitted.
         """
         config = parse(text, source=source)
-        job = Job(number=1, name=config.run.name, priority=priority, group=group)
+        job = Job(number=1, name=config.run.name, priority=priority, group=group, without=tuple(without))
         number = 1 + max((job.number for job in self.jobs()), default=0)
         while True:
             try:
@@ -156,9 +160,8 @@ class JobQueue:
 
     def put(self, job: Job) -> None:
         """Makes a job's state durable; what is as ever is not written, for a coordinator of before that is still up."""
-        unusual = {name: value for name, value in (("priority", job.priority), ("group", job.group)) if value}
-        content = {name: value for name, value in asdict(job).items() if name not in ("priority", "group")}
-        content |= {"state": job.state.value, **unusual}
+        content = {name: value for name, value in asdict(job).items() if value or name not in UNUSUAL}
+        content |= {"state": job.state.value}
         write_file(self._file(job.number, "json"), json.dumps(content).encode())
 
     def stop(self, job: Job) -> Job:
@@ -230,6 +233,7 @@ class JobQueue:
     def _read(self, path: Path) -> Job:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return Job(**{**content, "state": JobState(content["state"])})
+            without = tuple(map(str, content.get("without", ())))
+            return Job(**{**content, "state": JobState(content["state"]), "without": without})
         except (ValueError, TypeError, KeyError, ConfigInvalid) as error:
             raise IntegrityFailed(f"Expected a job in {path}, found {error}; remove it to drop the run.") from error

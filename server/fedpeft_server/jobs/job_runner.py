@@ -198,6 +198,7 @@ class JobRunner:
             site.turns,
             number=job.number,
             group=job.group,
+            without=job.without,
             interrupted=lambda: site.interrupted(job),
         )
         needed = max(config.rounds.min_devices, secagg.MIN_COHORT_FLOOR)

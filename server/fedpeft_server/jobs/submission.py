@@ -33,6 +33,14 @@ def submission(text: str, *, source: Path, bases: Path) -> str:
     """
     config = parse(text, source=str(source))
     expect_trackers(config.track.to)
+    match tomllib.loads(text):
+        case {
+            "data": {"partition": {"without": [_, *_]}}
+        }:  # data are not read here, and whom to leave out is no detail
+            raise ConfigInvalid(
+                f"Expected no data.partition.without in {source}, found one: it is of simulations. To never ask a "
+                "device, submit with --without NAME."
+            )
     model = config.base.model
     if not model.startswith(_NAMED):
         absolute = str(expanded(model).absolute())  # the coordinator runs in another directory
