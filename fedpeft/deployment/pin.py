@@ -1,12 +1,28 @@
 """The authority behind a pin: taken from a TLS handshake, in which nothing is said before the pin was compared."""
 
 import ssl
+from dataclasses import dataclass
+
+from cryptography import x509
 
 from fedpeft.deployment.ceremony import fingerprint
 from fedpeft.deployment.proxy import Proxy, connected
 from fedpeft.errors import IntegrityFailed
 
-__all__ = ["authority_of_pin"]
+__all__ = ["Pinned", "authority_of_pin"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """What a coordinator showed.
+
+    Args:
+        authority: the pinned authority's certificate, PEM.
+        names: in the coordinator's own certificate. Nobody has verified that one yet.
+    """
+
+    authority: bytes
+    names: frozenset[str]
 
 
 def authority_of_pin(
@@ -17,8 +33,8 @@ def authority_of_pin(
     proxy: Proxy | None = None,
     timeout_s: float = 10.0,
     protocols: tuple[str, ...] = (),
-) -> bytes:
-    """The authority's certificate (PEM) that a pin names, from the coordinator's TLS handshake.
+) -> Pinned:
+    """The authority's certificate that a pin names, from the coordinator's TLS handshake.
 
     Nothing but the handshake is sent before the pin has been checked, and nothing else on this connection at all.
 
@@ -45,12 +61,20 @@ def authority_of_pin(
         chain = _chain(secured)
     for der in chain:
         if fingerprint(der) == pin:
-            return ssl.DER_cert_to_PEM_cert(der).encode("ascii")
+            return Pinned(ssl.DER_cert_to_PEM_cert(der).encode("ascii"), _names(chain[0]))
     found = fingerprint(chain[-1]).hex()[:16] if chain else "none"
     raise IntegrityFailed(
         f"Expected the authority {pin.hex()[:16]}... at {host}:{port}, found {found}...; nothing was sent. "
         "Somebody may be in between, or the token is of another coordinator: ask its operator."
     )
+
+
+def _names(der: bytes) -> frozenset[str]:
+    try:
+        shown = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (ValueError, x509.ExtensionNotFound, x509.InvalidVersion, x509.DuplicateExtension):
+        return frozenset()
+    return frozenset(shown.value.get_values_for_type(x509.DNSName))
 
 
 def _chain(secured: ssl.SSLSocket) -> list[bytes]:

@@ -92,6 +92,7 @@ def secure_channel(
     key: bytes | None = None,
     certificate: bytes | None = None,
     proxy: Proxy | None = None,
+    name: str = "",
 ) -> grpc.Channel:
     """A TLS channel that trusts this authority and no other.
 
@@ -100,11 +101,13 @@ def secure_channel(
         authority: its certificate, PEM.
         key, certificate: the device's own, PEM; None before it has them.
         proxy: between here and there; None: none, whatever the environment says.
+        name: asked for in the handshake, and in the server's certificate, in place of the host.
     """
     credentials = grpc.ssl_channel_credentials(authority, key, certificate)
     limit = MANIFEST_MAX_BYTES + 4096
     way: tuple[str, int | str] = ("grpc.enable_http_proxy", 0)
     if proxy is not None:
         way = ("grpc.http_proxy", proxy.with_credentials())
-    options = (*_OPTIONS, ("grpc.max_receive_message_length", limit), ("grpc.enable_retries", 0), way)
+    asked: tuple[tuple[str, str], ...] = (("grpc.ssl_target_name_override", name),) if name else ()
+    options = (*_OPTIONS, ("grpc.max_receive_message_length", limit), ("grpc.enable_retries", 0), way, *asked)
     return grpc.secure_channel(target, credentials, options)

@@ -104,7 +104,8 @@ class Coordinator:
             held=self._held,
         )
         certificate, key = home.server_certificate, home.server_key
-        self._public = [Listener(gateway, self._taken["fleet"], certificate=certificate, key=key)]
+        fleet = Listener(gateway, self._taken.get("fleet"), certificate=certificate, key=key)
+        self._public = [fleet]
         self._api: AdminApi | None = None
         if "admin" in self._taken:
             self._api = AdminApi(self._administered(admission), self.meters)
@@ -113,7 +114,7 @@ class Coordinator:
         self._listeners: list[Service] = [
             Listener(self._loopback, self._taken["metrics"]),
             *self._public,
-            FleetService(home, self.registry, admission, self.wake, self._clock),
+            FleetService(home, self.registry, admission, self.wake, self._clock, gateway=fleet.take),
         ]
         self._transport = FleetTransport(self._link, self._clock)
         self._ready, self._stopping, self._closed = threading.Event(), threading.Event(), threading.Event()
@@ -201,9 +202,11 @@ class Coordinator:
         """The sockets of the listeners by what they are for; the administration's only if it has a port."""
         settings, taken = self._settings, {}
         try:
-            for port, what in ((settings.service_port, "gRPC service"), (settings.enrol_port, "enrolment")):
-                take_port(settings.bind, port, what).close()  # gRPC does not say who has it
-            taken["fleet"] = take_port(settings.bind, settings.fleet_port, "gateway")
+            public = settings.public_ports()
+            for what in public.keys() - {"fleet"}:
+                take_port(settings.bind, public[what], what).close()  # gRPC does not say who has it
+            if "fleet" in public:
+                taken["fleet"] = take_port(settings.bind, public["fleet"], "gateway")
             taken["metrics"] = take_port("127.0.0.1", settings.metrics_port, "metrics")
             if settings.admin_port:
                 taken["admin"] = take_port(settings.admin_bind, settings.admin_port, "administration")

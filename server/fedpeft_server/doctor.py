@@ -69,11 +69,7 @@ def _ports(home: CoordinatorHome) -> tuple[CheckResult, ...]:
     """Each port is free, or our own coordinator answers there."""
     settings = home.settings()
     findings = []
-    public = (
-        ("fleet port", settings.bind, settings.fleet_port),
-        ("service port", settings.bind, settings.service_port),
-        ("enrol port", settings.bind, settings.enrol_port),
-    )
+    public = [(f"{name} port", settings.bind, port) for name, port in settings.public_ports().items()]
     admin = (("admin port", settings.admin_bind, settings.admin_port),) if settings.admin_port else ()
     for name, bind, port in (*public, *admin):
         if _is_free(bind, port):

@@ -71,15 +71,26 @@ class Settings:
         ports = self.ports()
         if not self.hosts or not all(0 < port < 65536 for port in ports) or len(set(ports)) != len(ports):
             raise ConfigInvalid(
-                f"Expected a host and different ports in 1..65535, found hosts={list(self.hosts)} "
-                f"ports={list(ports)}; give others to `fedpeft coordinator init`."
+                f"Expected a host and different ports in 1..65535, or one port for fleet, service and enrolment, found "
+                f"hosts={list(self.hosts)} ports={list(ports)}; give others to `fedpeft coordinator init`."
             )
         if not 1 <= self.runs_at_once <= MOST_RUNS:
             raise ConfigInvalid(f"Expected runs_at_once in 1..{MOST_RUNS}, found {self.runs_at_once}.")
 
+    @property
+    def one_port(self) -> bool:
+        """Whether devices reach everything on one port; see ``fedpeft_server.service.one_port``."""
+        return self.fleet_port == self.service_port == self.enrol_port
+
+    def public_ports(self) -> dict[str, int]:
+        """What devices must reach, by what it is for."""
+        if self.one_port:
+            return {"public": self.fleet_port}
+        return {"fleet": self.fleet_port, "service": self.service_port, "enrol": self.enrol_port}
+
     def ports(self) -> tuple[int, ...]:
-        """Fleet, service, enrolment, metrics, and administration where there is one."""
-        always = (self.fleet_port, self.service_port, self.enrol_port, self.metrics_port)
+        """The public ones, metrics, and administration where there is one."""
+        always = (*self.public_ports().values(), self.metrics_port)
         return (*always, self.admin_port) if self.admin_port else always
 
     def to_json(self) -> str:

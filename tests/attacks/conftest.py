@@ -12,9 +12,9 @@ from federation import ToyFederation, running
 from strangers import many_descriptors
 
 
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyFederation]:
+@pytest.fixture(scope="module", params=["three-ports", pytest.param("one-port", marks=pytest.mark.slow)])
+def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyFederation]:
     """A coordinator that is up; no device yet."""
     many_descriptors()
-    with running(tmp_path_factory.mktemp("federation")) as made:
+    with running(tmp_path_factory.mktemp("federation"), one_port=request.param == "one-port") as made:
         yield made

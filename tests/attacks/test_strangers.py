@@ -18,6 +18,7 @@ from federation import ToyFederation
 from strangers import answer, tls
 
 from fedpeft.clock import SystemClock
+from fedpeft.deployment.client_hello import ENROL_NAME
 from fedpeft.deployment.messages import Application, EnrolRequest, Refused
 from fedpeft.errors import FedpeftError
 from fedpeft.planner import REFERENCE
@@ -73,7 +74,8 @@ def application(federation: ToyFederation, number: int) -> EnrolRequest:
 
 def enrolment(federation: ToyFederation) -> Link:
     target = f"localhost:{federation.settings.enrol_port}"
-    return Link(target, authority=federation.home.ca_certificate.read_bytes())
+    name = ENROL_NAME if federation.settings.one_port else ""
+    return Link(target, authority=federation.home.ca_certificate.read_bytes(), name=name)
 
 
 def flooded(federation: ToyFederation, count: int) -> list[Refused | FedpeftError]:

@@ -74,7 +74,7 @@ def start_coordinator(path: Path, clock: Clock | None = None) -> Coordinator:
     initialise(home, settings, clock=clock, entropy=os_entropy)
     registry, audit, board = Registry(home.registry), AuditLog(home.audit, clock), Wakeups()
     admission = Admission(home, registry, audit, clock)
-    service = FleetService(home, registry, admission, board, clock)
+    service = FleetService(home, registry, admission, board, clock, gateway=socket.socket.close)
     service.start()
     return Coordinator(home, registry, admission, audit, board, service, Tokens(registry, clock))
 

@@ -47,6 +47,20 @@ def test_init_makes_a_home_once(run: Callable, tmp_path: Path):
     assert (home / "pki/ca.crt").read_bytes() == before
 
 
+def test_one_port_for_all_is_said_and_not_beside_others(run: Callable, tmp_path: Path):
+    code, printed = run("coordinator", "init", "--home", tmp_path / "one", "--host", "fed.example", "--port", 443)
+    assert (code, "fed.example on port 443: open it" in printed) == (0, True)
+    settings = json.loads((tmp_path / "one" / "coordinator.json").read_text())
+    assert {settings[name] for name in ("fleet_port", "service_port", "enrol_port")} == {443}
+    options = ("--host", "fed.example", "--port", 443, "--enrol-port", 9000)
+    code, printed = run("coordinator", "init", "--home", tmp_path / "other", *options)
+    assert (code, "give one port or three" in printed) == (2, True)
+    options = ("--host", "fed.example", "--fleet-port", 9000, "--enrol-port", 9000)
+    code, printed = run("coordinator", "init", "--home", tmp_path / "other", *options)
+    assert (code, "different ports" in printed) == (3, True)
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("host", ["", "a b", "ümlaut"])
 def test_a_host_that_no_certificate_can_name_is_refused(host: str, run: Callable, tmp_path: Path):
     code, printed = run("coordinator", "init", "--home", tmp_path / "fed", "--host", host)

@@ -289,7 +289,12 @@ def test_a_second_service_on_the_same_ports_is_refused(coordinator: Coordinator)
     from fedpeft_server.service.grpc_service import FleetService
 
     second = FleetService(
-        coordinator.home, coordinator.registry, coordinator.admission, coordinator.board, SystemClock()
+        coordinator.home,
+        coordinator.registry,
+        coordinator.admission,
+        coordinator.board,
+        SystemClock(),
+        gateway=socket.socket.close,
     )
     with pytest.raises(ResourceMissing, match=str(coordinator.home.settings().enrol_port)):
         second.start()

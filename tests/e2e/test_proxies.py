@@ -36,11 +36,15 @@ class ProxyProcess:
         return self.log.read_text().splitlines()[1:]
 
 
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyFederation]:
-    """A coordinator on all addresses of both families."""
+@pytest.fixture(scope="module", params=["three-ports", "one-port"])
+def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToyFederation]:
+    """A coordinator on all addresses of both families; on one port as in a network that lets nothing but 443 out."""
     made = ToyFederation(
-        tmp_path_factory.mktemp("federation"), hosts=(NAME, "localhost", "::1"), bind="::", forked=True
+        tmp_path_factory.mktemp("federation"),
+        hosts=(NAME, "localhost", "::1"),
+        bind="::",
+        one_port=request.param == "one-port",
+        forked=True,
     )
     made.up()
     yield made

@@ -1,5 +1,6 @@
 """The certificate authority: what it signs, what it refuses, and when it renews."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedpeft.deployment.client_hello import ENROL_NAME
 from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid
 from fedpeft.testing.clock import FakeClock
@@ -82,6 +84,19 @@ def test_the_server_certificate_is_renewed_in_its_last_third_and_the_authority_s
     after = home.server_certificate.read_bytes()
     assert certificate_expiry(after) > certificate_expiry(before) > datetime(2028, 1, 1, tzinfo=UTC)
     assert Authority.of_home(home, clock).fingerprint == authority.fingerprint
+
+
+def test_a_certificate_without_the_settings_names_is_issued_anew_once(home: CoordinatorHome):
+    """Of a coordinator that has got another name, or one port for all."""
+    authority, settings = Authority.of_home(home, FakeClock()), home.settings()
+    ports = dict.fromkeys(("fleet_port", "service_port", "enrol_port"), 443)
+    home.write_settings(replace(settings, hosts=("new.example", "::1"), **ports))
+    assert renew_server_certificate(home, authority, clock=FakeClock())
+    shown = x509.load_pem_x509_certificate(home.server_certificate.read_bytes())
+    names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["new.example", ENROL_NAME]
+    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["::1"]
+    assert not renew_server_certificate(home, authority, clock=FakeClock())
 
 
 def test_a_damaged_authority_is_said(home: CoordinatorHome):

@@ -33,7 +33,7 @@ from fedpeft.deployment.messages import (
     Wake,
     WakeRequest,
 )
-from fedpeft.deployment.pin import authority_of_pin
+from fedpeft.deployment.pin import Pinned, authority_of_pin
 from fedpeft.deployment.proxy import Proxy, proxy_trouble
 from fedpeft.deployment.token import JoinToken
 from fedpeft.errors import ConfigInvalid, DeadlineMissed, FedpeftError, IntegrityFailed, NotEnrolled, ResourceMissing
@@ -60,6 +60,7 @@ class Link:
         authority: the pinned authority's certificate, PEM.
         key, certificate: the device's, PEM; None while it enrols.
         proxy: on the way there; None: none.
+        name: as ``rpc.secure_channel`` has it.
     """
 
     def __init__(
@@ -70,9 +71,12 @@ class Link:
         key: bytes | None = None,
         certificate: bytes | None = None,
         proxy: Proxy | None = None,
+        name: str = "",
     ) -> None:
         self.target, self._authority, self._proxy = target, authority, proxy
-        self._channel = rpc.secure_channel(target, authority=authority, key=key, certificate=certificate, proxy=proxy)
+        self._channel = rpc.secure_channel(
+            target, authority=authority, key=key, certificate=certificate, proxy=proxy, name=name
+        )
 
     @classmethod
     def of_home(cls, home: DeviceHome) -> Self:
@@ -170,8 +174,8 @@ class Link:
             ) from error
 
 
-def pinned_authority(token: JoinToken, *, proxy: Proxy | None = None, timeout_s: float = 10.0) -> bytes:
-    """The authority's certificate (PEM) that the token's pin names; see ``fedpeft.deployment.pin``.
+def pinned_authority(token: JoinToken, *, proxy: Proxy | None = None, timeout_s: float = 10.0) -> Pinned:
+    """The authority's certificate that the token's pin names; see ``fedpeft.deployment.pin``.
 
     Raises:
         IntegrityFailed: whoever answered does not have that authority.

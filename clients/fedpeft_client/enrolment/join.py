@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from fedpeft import __version__
 from fedpeft.clock import Clock
 from fedpeft.deployment.ceremony import CLOCK_TOLERANCE_S, proof, proof_key, short_code, statement
+from fedpeft.deployment.client_hello import ENROL_NAME
 from fedpeft.deployment.messages import Accepted, Application, EnrolRequest, Refused, Waiting
 from fedpeft.deployment.token import JoinToken
 from fedpeft.deployment.window import outside_window
@@ -87,8 +88,9 @@ def join(
         forget_keys(home)
         home.enrolment_file.unlink()
     proxy = proxy_of(home, token.host)
-    authority = pinned_authority(token, proxy=proxy)
-    with Link(_target(token), authority=authority, proxy=proxy) as link:
+    pinned = pinned_authority(token, proxy=proxy)
+    name = ENROL_NAME if ENROL_NAME in pinned.names else ""
+    with Link(_target(token), authority=pinned.authority, proxy=proxy, name=name) as link:
         if outside := outside_window(__version__, link.greet().version):
             raise ConfigInvalid(f"Expected a coordinator of this device's series, found that {outside}; update one.")
         check_clock(link, clock)
@@ -107,7 +109,7 @@ def join(
         raise NotEnrolled(
             f"Expected {_target(token)} to enrol this device, found {answer.reason.value}: {answer.detail}."
         )
-    return _install(home, options, token, authority, answer)
+    return _install(home, options, token, pinned.authority, answer)
 
 
 def pending(home: DeviceHome) -> JoinOptions | None:

@@ -16,9 +16,14 @@ __all__ = ["init"]
     "--host", "hosts", multiple=True, required=True, help="Host name or address that devices connect to. Repeatable."
 )
 @click.option("--bind", default="0.0.0.0", show_default=True, help="Address to listen on.")  # noqa: S104  see Settings
-@click.option("--fleet-port", type=click.IntRange(1, 65535), default=8443, show_default=True)
-@click.option("--service-port", type=click.IntRange(1, 65535), default=8444, show_default=True)
-@click.option("--enrol-port", type=click.IntRange(1, 65535), default=8445, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="One port for all that devices reach, as 443; instead of the next three.",
+)
+@click.option("--fleet-port", type=click.IntRange(1, 65535), help="Rounds. [default: 8443]")
+@click.option("--service-port", type=click.IntRange(1, 65535), help="Bases and wake-ups. [default: 8444]")
+@click.option("--enrol-port", type=click.IntRange(1, 65535), help="Enrolment. [default: 8445]")
 @click.option("--metrics-port", type=click.IntRange(1, 65535), default=8447, show_default=True, help="Loopback.")
 @click.option(
     "--admin-port", type=click.IntRange(0, 65535), default=0, help="Port for remote administration over HTTPS; 0: off."
@@ -30,9 +35,10 @@ def init(
     home: Path | None,
     hosts: tuple[str, ...],
     bind: str,
-    fleet_port: int,
-    service_port: int,
-    enrol_port: int,
+    port: int | None,
+    fleet_port: int | None,
+    service_port: int | None,
+    enrol_port: int | None,
     metrics_port: int,
     admin_port: int,
     admin_bind: str,
@@ -44,12 +50,16 @@ def init(
     from fedpeft_server.home import Settings
 
     where = coordinator_home(home)
+    if port is not None and any((fleet_port, service_port, enrol_port)):
+        raise click.UsageError(
+            "Expected --port, or --fleet-port, --service-port and --enrol-port, found both; give one port or three."
+        )
     settings = Settings(
         hosts=hosts,
         bind=bind,
-        fleet_port=fleet_port,
-        service_port=service_port,
-        enrol_port=enrol_port,
+        fleet_port=port or fleet_port or 8443,
+        service_port=port or service_port or 8444,
+        enrol_port=port or enrol_port or 8445,
         metrics_port=metrics_port,
         admin_port=admin_port,
         admin_bind=admin_bind,
@@ -57,7 +67,9 @@ def init(
     authority = initialise(where, settings, clock=SystemClock(), entropy=os_entropy)
     click.echo(f"coordinator created in {where.path}")
     click.echo(f"  authority sha256  {authority.fingerprint.hex()}")
-    click.echo(f"  devices reach     {hosts[0]} on ports {fleet_port}, {service_port}, {enrol_port}: open these three")
+    ports = [str(port) for port in settings.public_ports().values()]
+    which = f"port {ports[0]}: open it" if len(ports) == 1 else f"ports {', '.join(ports)}: open these three"
+    click.echo(f"  devices reach     {hosts[0]} on {which}")
     place = quoted("--home", where.path)
     click.echo(f"next: fedpeft base build MODEL --quantize nf4 {place}")
     click.echo(f"      fedpeft coordinator up {place}")

@@ -91,7 +91,7 @@ class RemoteCoordinator:
 
     def _trusted(self) -> ssl.SSLContext:
         if self._trust is None:
-            authority = authority_of_pin(self._host, self._port, self._pin, proxy=self._proxy)
+            authority = authority_of_pin(self._host, self._port, self._pin, proxy=self._proxy).authority
             self._trust = ssl.create_default_context(cadata=authority.decode("ascii"))
             self._trust.minimum_version = ssl.TLSVersion.TLSv1_2
         return self._trust

@@ -21,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedpeft.clock import Clock
 from fedpeft.deployment.ceremony import fingerprint
+from fedpeft.deployment.client_hello import ENROL_NAME
 from fedpeft.entropy import Entropy
 from fedpeft.errors import ConfigInvalid
 from fedpeft.files import PRIVATE, SHARED, write_file
@@ -47,7 +48,7 @@ def initialise(home: CoordinatorHome, settings: Settings, *, clock: Clock, entro
             f"Expected no coordinator in {home.path}, found one; its devices trust its keys: use it as it is, "
             "or name another --home."
         )
-    names = [_subject_name(host) for host in settings.hosts]
+    names = _names(settings)
     for folder in (home.path, home.pki, home.bases, home.runs, home.logs):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = ec.generate_private_key(ec.SECP256R1())
@@ -63,12 +64,19 @@ def initialise(home: CoordinatorHome, settings: Settings, *, clock: Clock, entro
 
 
 def renew_server_certificate(home: CoordinatorHome, authority: "Authority", *, clock: Clock) -> bool:
-    """Issues a new server certificate when less than a third of its life is left; whether it did."""
-    pem = home.server_certificate.read_bytes()
-    if certificate_expiry(pem) - clock.utc() > timedelta(days=SERVER_DAYS / 3):
+    """Issues a new server certificate when less than a third of its life is left, or its names are not those of the
+    settings any more; whether it did."""
+    pem, names = home.server_certificate.read_bytes(), _names(home.settings())
+    shown = x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    if list(shown.value) == names and certificate_expiry(pem) - clock.utc() > timedelta(days=SERVER_DAYS / 3):
         return False
-    _write_server_certificate(home, authority, [_subject_name(host) for host in home.settings().hosts])
+    _write_server_certificate(home, authority, names)
     return True
+
+
+def _names(settings: Settings) -> list[x509.GeneralName]:
+    """In the server's certificate; how a device is told that there is one port."""
+    return [_subject_name(host) for host in (*settings.hosts, *([ENROL_NAME] if settings.one_port else ()))]
 
 
 class Authority:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-__all__ = ["ConnectionLimiter", "ConnectionTimeouts", "open_window"]
+__all__ = ["ConnectionLimiter", "ConnectionTimeouts", "SilentConnections", "open_window"]
 
 UNKNOWN_WINDOW = 32 * 1024
 """Bytes that a peer may have on the way who has not been let through: an event loop reads 256 KiB of them at once, into
@@ -64,11 +64,82 @@ class ConnectionTimeouts:
         self.kept, self.kept_of_one = kept, kept_of_one
 
 
+class SilentConnections:
+    """Connections until their first byte; lives in the running event loop.
+
+    Args:
+        listening: bound and listening; made non-blocking. Its owner closes it. None: ``take`` brings all.
+        spoke: gets a connection whose first byte is there.
+        timeouts: ``silence_s`` and ``silent`` hold here.
+    """
+
+    def __init__(
+        self, listening: socket.socket | None, spoke: Callable[[socket.socket], None], timeouts: ConnectionTimeouts
+    ) -> None:
+        self._listening, self._spoke, self._timeouts = listening, spoke, timeouts
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._closed = False
+        if listening is not None:
+            listening.setblocking(False)
+            _clamp(listening, UNKNOWN_WINDOW)  # what is accepted inherits it, before its first byte
+            self._open(listening)
+
+    def close(self) -> None:
+        """Take no more connections, and let go of these."""
+        self._closed = True
+        if self._listening is not None:
+            self._loop.remove_reader(self._listening)
+        for connection in list(self._waiting):
+            self._hang_up(connection)
+
+    def take(self, connection: socket.socket) -> None:
+        """One that is accepted and non-blocking."""
+        if self._closed:
+            connection.close()
+            return
+        self._waiting[connection] = self._loop.call_later(self._timeouts.silence_s, self._hang_up, connection)
+        self._loop.add_reader(connection, self._hear, connection)
+        while len(self._waiting) > self._timeouts.silent:
+            self._hang_up(next(iter(self._waiting)))
+
+    def _open(self, listening: socket.socket) -> None:
+        if not self._closed:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                connection, _ = listening.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                _log.warning("no connection can be taken: %s", error)
+                self._loop.remove_reader(listening)
+                self._loop.call_later(PAUSE_S, self._open, listening)
+                return
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.take(connection)
+
+    def _hang_up(self, connection: socket.socket) -> None:
+        self._forget(connection)
+        connection.close()
+
+    def _hear(self, connection: socket.socket) -> None:
+        self._forget(connection)
+        self._spoke(connection)
+
+    def _forget(self, connection: socket.socket) -> None:
+        self._waiting.pop(connection).cancel()
+        self._loop.remove_reader(connection)
+
+
 class ConnectionLimiter:
     """Hands connections of one listening socket to a protocol; lives in the running event loop.
 
     Args:
-        listening: bound and listening; made non-blocking. Its owner closes it.
+        listening: as ``SilentConnections`` has it.
         protocol: makes what speaks to one connection.
         trust: for TLS; None: none.
         timeouts: limits.
@@ -76,27 +147,21 @@ class ConnectionLimiter:
 
     def __init__(
         self,
-        listening: socket.socket,
+        listening: socket.socket | None,
         protocol: Callable[[], asyncio.BaseProtocol],
         *,
         trust: ssl.SSLContext | None,
         timeouts: ConnectionTimeouts,
     ) -> None:
-        self._listening, self._protocol, self._trust, self._timeouts = listening, protocol, trust, timeouts
+        self._protocol, self._trust, self._timeouts = protocol, trust, timeouts
         self._loop = asyncio.get_running_loop()
-        self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
         self._shaking: dict[asyncio.Task[None], None] = {}
-        self._closed = False
-        listening.setblocking(False)
-        _clamp(listening, UNKNOWN_WINDOW)  # what is accepted inherits it, before its first byte
-        self._open()
+        self._silent = SilentConnections(listening, self._spoke, timeouts)
+        self.take = self._silent.take
 
     def close(self) -> None:
         """Take no more connections, and let go of those that are not the protocol's yet."""
-        self._closed = True
-        self._loop.remove_reader(self._listening)
-        for connection in list(self._silent):
-            self._hang_up(connection)
+        self._silent.close()
         for task in list(self._shaking):
             task.cancel()
 
@@ -104,36 +169,7 @@ class ConnectionLimiter:
         """Returns when what ``close`` cancelled has ended."""
         await asyncio.gather(*self._shaking, return_exceptions=True)
 
-    def _open(self) -> None:
-        if not self._closed:
-            self._loop.add_reader(self._listening, self._accept)
-
-    def _accept(self) -> None:
-        for _ in range(ACCEPTED_AT_ONCE):
-            try:
-                connection, _ = self._listening.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-                return
-            except OSError as error:
-                _log.warning("no connection can be taken: %s", error)
-                self._loop.remove_reader(self._listening)
-                self._loop.call_later(PAUSE_S, self._open)
-                return
-            connection.setblocking(False)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._silent[connection] = self._loop.call_later(self._timeouts.silence_s, self._hang_up, connection)
-            self._loop.add_reader(connection, self._spoke, connection)
-            while len(self._silent) > self._timeouts.silent:
-                self._hang_up(next(iter(self._silent)))
-
-    def _hang_up(self, connection: socket.socket) -> None:
-        self._silent.pop(connection).cancel()
-        self._loop.remove_reader(connection)
-        connection.close()
-
     def _spoke(self, connection: socket.socket) -> None:
-        self._silent.pop(connection).cancel()
-        self._loop.remove_reader(connection)
         task = self._loop.create_task(self._shake_hands(connection))
         self._shaking[task] = None
         task.add_done_callback(partial(self._shaken, connection))

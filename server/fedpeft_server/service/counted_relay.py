@@ -88,22 +88,40 @@ class CountedRelay:
     """Hands connections of one listening socket on; lives in the running event loop.
 
     Args:
-        listening: bound and listening. Closed by ``stop``.
+        listening: bound and listening. Closed by ``stop``. None: ``take`` brings its connections.
         port: on 127.0.0.1, where they go.
         limits: of each.
     """
 
-    def __init__(self, listening: socket.socket, port: int, limits: RelayLimits = ENROL_LIMITS) -> None:
+    def __init__(self, listening: socket.socket | None, port: int, limits: RelayLimits = ENROL_LIMITS) -> None:
         self._listening, self._port, self._limits = listening, port, limits
         self._unknown: dict[_Connection, None] = {}
         self._owned: dict[str, dict[_Connection, None]] = {}
         self._peers: dict[int, tuple[str, _Connection]] = {}
         self._server: asyncio.Server | None = None
         self._loop = asyncio.get_running_loop()
+        self._taking: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Returns once connections are taken."""
-        self._server = await asyncio.start_server(self._accept, sock=self._listening, limit=PIECE)
+        if self._listening is not None:
+            self._server = await asyncio.start_server(self._accept, sock=self._listening, limit=PIECE)
+
+    def take(self, connection: socket.socket) -> None:
+        """One that is accepted, non-blocking and unread; in the event loop's thread."""
+        task = self._loop.create_task(self._take(connection))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
+
+    async def _take(self, connection: socket.socket) -> None:
+        peer = asyncio.StreamReader(limit=PIECE)
+        protocol = asyncio.StreamReaderProtocol(peer)
+        try:
+            transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, connection)
+        except OSError:
+            connection.close()
+            return
+        await self._accept(peer, asyncio.StreamWriter(transport, protocol, peer, self._loop))
 
     async def stop(self) -> None:
         """Takes no more, and ends those that are open."""

@@ -1,14 +1,23 @@
-"""Ports of the gRPC service: bound with TLS, a certificate that is read anew at each handshake."""
+"""Ports of the gRPC service: bound with TLS, a certificate that is read anew at each handshake, behind relays."""
 
+import asyncio
 import logging
+import socket
+from collections.abc import Callable
 
 import grpc
 from grpc import aio
 
+from fedpeft.deployment import rpc
+from fedpeft.deployment.client_hello import Way
 from fedpeft.errors import ResourceMissing
 from fedpeft_server.home import CoordinatorHome
+from fedpeft_server.service.counted_relay import ENROL_LIMITS, SERVICE_LIMITS, CountedRelay, RelayLimits
+from fedpeft_server.service.grpc_calls import Call, address, port
+from fedpeft_server.service.listener import take_port
+from fedpeft_server.service.one_port import OnePort
 
-__all__ = ["bind_port", "server_credentials"]
+__all__ = ["PublicPorts", "server_credentials"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +53,7 @@ def server_credentials(home: CoordinatorHome, authority: bytes | None) -> grpc.S
     return grpc.dynamic_ssl_server_credentials(first, fetch, require_client_authentication=authority is not None)
 
 
-def bind_port(server: aio.Server, credentials: grpc.ServerCredentials) -> int:
+def _bind_port(server: aio.Server, credentials: grpc.ServerCredentials) -> int:
     """Has a server listen with TLS on a free port of loopback, behind its relay; returns which.
 
     Raises:
@@ -56,3 +65,78 @@ def bind_port(server: aio.Server, credentials: grpc.ServerCredentials) -> int:
     except RuntimeError as error:
         raise ResourceMissing("Expected a free port on 127.0.0.1, found none.") from error
     raise ResourceMissing("Expected a free port on 127.0.0.1, found none.")
+
+
+class PublicPorts:
+    """The ports of the gRPC service, or the one port of everything; lives in the event loop that opens them.
+
+    A server for each, since limits of connections are a server's. Whoever comes is counted before gRPC sees them.
+
+    Args:
+        home: initialised.
+        handlers: of every method.
+        gateway: takes the connections of the gateway where there is one port.
+    """
+
+    def __init__(
+        self, home: CoordinatorHome, handlers: grpc.GenericRpcHandler, *, gateway: Callable[[socket.socket], None]
+    ) -> None:
+        self._home, self._handlers, self._gateway = home, handlers, gateway
+        self._servers: list[aio.Server] = []
+        self._relays: list[CountedRelay] = []
+        self._one_port: OnePort | None = None
+
+    async def open(self, enrolled: int) -> None:
+        """Returns once connections are taken.
+
+        Args:
+            enrolled: devices now.
+
+        Raises:
+            ResourceMissing: a port is taken, or TLS could not be set up.
+        """
+        settings, authority = self._home.settings(), self._home.ca_certificate.read_bytes()
+        where = settings.public_ports()
+        enrolment = await self._serve(where.get("enrol"), rpc.ENROL_OPTIONS, None, ENROL_LIMITS)
+        options = rpc.service_options(enrolled)
+        service = await self._serve(where.get("service"), options, authority, SERVICE_LIMITS)
+        if settings.one_port:
+            ways = {Way.FLEET: self._gateway, Way.SERVICE: service.take, Way.ENROL: enrolment.take}
+            self._one_port = OnePort(take_port(settings.bind, settings.fleet_port, "coordinator"), ways)
+
+    async def close(self) -> None:
+        """Ends open calls after a grace period; the ports are free then."""
+        if self._one_port is not None:
+            await self._one_port.stop()
+        await asyncio.gather(*(relay.stop() for relay in self._relays))
+        await asyncio.gather(*(server.stop(1.0) for server in self._servers))
+
+    def origin(self, call: Call) -> str:
+        """The address of whoever calls, behind the relay."""
+        return next(filter(None, (relay.origin(port(call)) for relay in self._relays)), "") or address(call)
+
+    def met(self, call: Call, device: str) -> None:
+        """Whoever calls has shown to be this device."""
+        for relay in self._relays:
+            relay.belongs_to(port(call), device)
+
+    async def _serve(
+        self, public: int | None, options: tuple[tuple[str, int], ...], authority: bytes | None, limits: RelayLimits
+    ) -> CountedRelay:
+        """A server and its relay.
+
+        Args:
+            public: its port; None: it has none of its own.
+            options: of gRPC.
+            authority: whose certificates a device must show; None: none.
+            limits: of the relay.
+        """
+        taken = None if public is None else take_port(self._home.settings().bind, public, "gRPC service")
+        server = aio.server(options=options)
+        server.add_generic_rpc_handlers((self._handlers,))
+        relay = CountedRelay(taken, _bind_port(server, server_credentials(self._home, authority)), limits)
+        self._servers.append(server)
+        self._relays.append(relay)
+        await server.start()
+        await relay.start()
+        return relay

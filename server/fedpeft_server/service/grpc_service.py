@@ -10,12 +10,12 @@ Use: ``FleetService(...).start()``, then ``Wakeups.notify`` from the round engin
 import asyncio
 import contextlib
 import logging
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import BinaryIO
 
 import grpc
-from grpc import aio
 
 from fedpeft import __version__
 from fedpeft.clock import Clock
@@ -42,15 +42,12 @@ from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.service.adapter_files import AdapterFiles
 from fedpeft_server.service.base_files import BaseFiles
 from fedpeft_server.service.callers import Callers
-from fedpeft_server.service.counted_relay import ENROL_LIMITS, SERVICE_LIMITS, CountedRelay, RelayLimits
-from fedpeft_server.service.grpc_calls import Call, abort, address, client_certificate, port, strict
-from fedpeft_server.service.grpc_ports import bind_port, server_credentials
-from fedpeft_server.service.listener import take_port
+from fedpeft_server.service.grpc_calls import Call, abort, client_certificate, strict
+from fedpeft_server.service.grpc_ports import PublicPorts
 from fedpeft_server.service.wakeups import Wakeups
 
 __all__ = ["FleetService"]
 
-Options = tuple[tuple[str, int], ...]
 
 _REGISTRY_POLL_S = 0.5
 _START_S = 10.0
@@ -64,18 +61,26 @@ class FleetService:
         home: initialised.
         registry, admission, board: shared with the rest of the coordinator.
         clock: what devices compare theirs with.
+        gateway: takes the connections of the gateway where there is one port for all.
     """
 
     def __init__(
-        self, home: CoordinatorHome, registry: Registry, admission: Admission, board: Wakeups, clock: Clock
+        self,
+        home: CoordinatorHome,
+        registry: Registry,
+        admission: Admission,
+        board: Wakeups,
+        clock: Clock,
+        *,
+        gateway: Callable[[socket.socket], None],
     ) -> None:
         self._home, self._registry, self._admission = home, registry, admission
         self._board, self._clock = board, clock
         self._shelf = BaseFiles(home.bases)
         self._adapters = AdapterFiles(home.runs, home.settings().adapters)
-        self._callers = Callers(admission, clock, met=self._met)
+        self._ports = PublicPorts(home, self._handlers(), gateway=gateway)
+        self._callers = Callers(admission, clock, met=self._ports.met)
         self._listeners: set[asyncio.Event] = set()
-        self._relays: list[CountedRelay] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stop = asyncio.Event()
@@ -112,18 +117,10 @@ class FleetService:
 
     async def _serve(self, report: Callable[[BaseException | None], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        servers: list[aio.Server] = []
         try:
-            settings = self._home.settings()
-            # Whoever comes is counted before gRPC sees them.
-            port, limits = settings.enrol_port, ENROL_LIMITS
-            await self._listen(servers, rpc.ENROL_OPTIONS, "enrolment", port, None, limits)
-            authority = self._home.ca_certificate.read_bytes()
-            options = rpc.service_options(len(self._registry.devices(Status.ACTIVE)))
-            port, limits = settings.service_port, SERVICE_LIMITS
-            await self._listen(servers, options, "gRPC service", port, authority, limits)
+            await self._ports.open(len(self._registry.devices(Status.ACTIVE)))
         except BaseException as error:
-            await asyncio.gather(*(relay.stop() for relay in self._relays))
+            await self._ports.close()
             report(error)
             return
         report(None)
@@ -132,36 +129,7 @@ class FleetService:
         watcher.cancel()
         for event in self._listeners:
             event.set()
-        await asyncio.gather(*(relay.stop() for relay in self._relays))
-        await asyncio.gather(*(server.stop(1.0) for server in servers))
-
-    async def _listen(
-        self,
-        servers: list[aio.Server],
-        options: Options,
-        what: str,
-        port: int,
-        authority: bytes | None,
-        limits: RelayLimits,
-    ) -> None:
-        """A server of one port, since limits of connections are a server's, behind a relay that counts.
-
-        Args:
-            servers: appends it.
-            options: of gRPC.
-            what: it is for.
-            port: public.
-            authority: whose certificates a device must show; None: none.
-            limits: of the relay.
-        """
-        taken = take_port(self._home.settings().bind, port, what)
-        server = aio.server(options=options)
-        server.add_generic_rpc_handlers((self._handlers(),))
-        servers.append(server)
-        relay = CountedRelay(taken, bind_port(server, server_credentials(self._home, authority)), limits)
-        self._relays.append(relay)
-        await server.start()
-        await relay.start()
+        await self._ports.close()
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         unary = {
@@ -185,7 +153,7 @@ class FleetService:
         return encode(Greeting(utc_s=self._clock.utc().timestamp(), version=__version__))
 
     async def _enrol(self, payload: bytes, call: Call) -> bytes:
-        peer, request = self._origin(call), decode(payload, EnrolRequest)
+        peer, request = self._ports.origin(call), decode(payload, EnrolRequest)
         token = self._admission.prover(request)
         if token is None:
             await self._callers.limit(self._callers.strangers, peer, call)
@@ -193,14 +161,6 @@ class FleetService:
             await self._callers.limit(self._callers.enrolling, token, call)
         # Off the loop: it signs, and waits for the disk.
         return encode(await asyncio.to_thread(self._admission.answer, request, peer=peer))
-
-    def _origin(self, call: Call) -> str:
-        """The address of whoever calls, behind the relay."""
-        return next(filter(None, (relay.origin(port(call)) for relay in self._relays)), "") or address(call)
-
-    def _met(self, call: Call, device: str) -> None:
-        for relay in self._relays:
-            relay.belongs_to(port(call), device)
 
     async def _renew(self, payload: bytes, call: Call) -> bytes:
         device = await self._callers.device(call)

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -47,7 +48,7 @@ class Listener:
 
     Args:
         app: ASGI.
-        taken: from ``take_port``.
+        taken: from ``take_port``; None: ``take`` brings its connections.
         certificate, key: PEM files for TLS; None: plain HTTP, for loopback only.
         timeouts: with connections that say nothing.
     """
@@ -55,7 +56,7 @@ class Listener:
     def __init__(
         self,
         app: ASGIApp,
-        taken: socket.socket,
+        taken: socket.socket | None,
         *,
         certificate: Path | None = None,
         key: Path | None = None,
@@ -82,7 +83,8 @@ class Listener:
         self._files = None if certificate is None or key is None else (certificate, key)
         self._server = _Server(config, timeouts)
         self._taken = taken
-        self._thread = threading.Thread(target=self._run, name=f"port-{taken.getsockname()[1]}", daemon=True)
+        name = "handed" if taken is None else taken.getsockname()[1]
+        self._thread = threading.Thread(target=self._run, name=f"port-{name}", daemon=True)
 
     def start(self) -> None:
         """Returns once it answers.
@@ -97,6 +99,10 @@ class Listener:
                 raise ResourceMissing("Expected a listener, found that its thread ended; the log says why.")
             pause.wait(0.01)
 
+    def take(self, connection: socket.socket) -> None:
+        """One that another listener accepted, unread; from any thread."""
+        self._server.take(connection)
+
     def reload(self) -> None:
         """Show the certificate that its file holds now, from the next handshake on."""
         trust = self._server.config.ssl
@@ -109,7 +115,7 @@ class Listener:
         self._thread.join(8.0)
 
     def _run(self) -> None:
-        self._server.run(sockets=[self._taken])
+        self._server.run(sockets=[] if self._taken is None else [self._taken])
 
 
 def _lists() -> dict[str, object]:
@@ -126,11 +132,20 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()
+        self._loop = asyncio.get_running_loop()
         self.servers = [
             ConnectionLimiter(one, self._protocol, trust=self.config.ssl, timeouts=self._timeouts)  # type: ignore[misc]
-            for one in sockets or []
+            for one in (sockets or (None,))
         ]
         self.started = True
+
+    def take(self, connection: socket.socket) -> None:
+        """See ``Listener.take``."""
+        limiter = cast("ConnectionLimiter", self.servers[0])
+        try:
+            self._loop.call_soon_threadsafe(limiter.take, connection)
+        except RuntimeError:  # it has ended
+            connection.close()
 
     def _protocol(self) -> asyncio.Protocol:
         made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]

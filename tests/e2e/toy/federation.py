@@ -87,9 +87,9 @@ def enrol_device(coordinator: CoordinatorHome, path: Path, name: str, host: str 
 
 
 @contextmanager
-def running(path: Path, names: Collection[str] = ()) -> "Iterator[ToyFederation]":
+def running(path: Path, names: Collection[str] = (), *, one_port: bool = False) -> "Iterator[ToyFederation]":
     """A coordinator that is up and these devices, until the block is left; forked, see ``ToyFederation``."""
-    made = ToyFederation(path, forked=True)
+    made = ToyFederation(path, one_port=one_port, forked=True)
     try:
         made.up()
         made.admit(names)
@@ -105,6 +105,7 @@ class ToyFederation:
     Args:
         path: of an empty folder.
         hosts, bind: the coordinator's.
+        one_port: whether devices reach it on one port.
         forked: whether its processes are forked from one that has imported what they need; else each is a new
             interpreter, which is what a start costs, in time and in memory.
     """
@@ -112,6 +113,7 @@ class ToyFederation:
     path: Path
     hosts: tuple[str, ...] = ("localhost",)
     bind: str = "127.0.0.1"
+    one_port: bool = False
     forked: bool = False
     processes: dict[str, ToyProcess] = field(default_factory=dict)
 
@@ -122,6 +124,8 @@ class ToyFederation:
         ports = {name: one.getsockname()[1] for name, one in zip(PORTS, sockets, strict=True)}
         for one in sockets:
             one.close()
+        if self.one_port:
+            ports |= dict.fromkeys(("service_port", "enrol_port"), ports["fleet_port"])
         self.home = CoordinatorHome(self.path / "coordinator")
         self.settings = Settings(hosts=self.hosts, bind=self.bind, **ports)
         initialise(self.home, self.settings, clock=SystemClock(), entropy=os_entropy)
