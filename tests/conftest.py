@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import Phase, settings
 
+from tests import forked_commands
+
 if TYPE_CHECKING:
     from fedpeft.base import BaseArtifact
 
@@ -65,8 +67,10 @@ def plugin_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Nothing is captured here yet."""
+    """Nothing is captured here yet, and no worker started."""
     config.stash[STDERR] = os.dup(2)
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        forked_commands.offer()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

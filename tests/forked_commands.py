@@ -1,40 +1,127 @@
-"""`fedpeft ARGUMENTS` in processes that are forked from one with the imports done: six CPU seconds less each."""
+"""Processes of tests are forked from one that has done the imports: four CPU seconds less each.
+
+The workers of pytest-xdist share it. It belongs to the process that they belong to, which gives its descriptor to
+whoever asks for it (``offer``); without workers a test process has its own.
+"""
 
 import os
+import socket
 import sys
-from collections.abc import Mapping
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from fedpeft.fork_server import ForkedProcess, ForkServer
+import pytest
 
-__all__ = ["start_command"]
+from fedpeft.fork_server import ForkedProcess, ForkServer, _ask
 
-PRELOADED = (
-    "fedpeft.cli",
-    "fedpeft.api.kept",
-    "fedpeft.api.simulation",
-    "fedpeft_client.serving.server",
-    "fedpeft_server.run.run_view",
-    "fedpeft_sim.live",
-    "fedpeft_sim.outcome",
-)
+__all__ = ["fork_command", "offer", "start_command"]
+
+PRELOADED = {
+    "commands": (
+        "fedpeft.cli",
+        "fedpeft.api.kept",
+        "fedpeft.api.simulation",
+        "fedpeft.export",
+        "fedpeft_client.process.agent",
+        "fedpeft_client.process.coordinator_services",
+        "fedpeft_client.process.worker",
+        "fedpeft_client.serving.server",
+        "fedpeft_client.training.site_trainer",
+        "fedpeft_server.coordinator",
+        "fedpeft_server.run.run_view",
+        "fedpeft_sim.live",
+        "fedpeft_sim.outcome",
+    ),
+    "toys": (
+        "fedpeft_server.coordinator",
+        "fedpeft_server.run.federation",
+        "fedpeft_client.process.agent",
+        "fedpeft_client.process.coordinator_services",
+        "fedpeft_client.process.worker",
+        "fedpeft_client.training.device_stores",
+        "fedpeft.testing.network",
+        "fedpeft.testing.runs",
+        "fedpeft.testing.trainers",
+    ),
+    # None of fedpeft's, which looks for plug-ins when it is imported.
+    "libraries": ("torch", "transformers.models.bert.modeling_bert", "transformers.trainer", "peft.auto", "flwr.app"),
+}
+HASH_SEED = "1" if os.environ.get("PYTHONHASHSEED") == "7" else "7"
+OFFERED = "FEDPEFT_TESTS_FORK_SERVERS"
+"""In the environment of workers: the path of the socket on which servers are asked for by name."""
 
 
 @cache
-def _server() -> ForkServer:
-    """This test process's, which ends with it."""
-    return ForkServer(PRELOADED, what="tests")
+def _own(name: str) -> ForkServer:
+    """This process's, which ends with it, under another seed of hashes than the tests are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONHASHSEED", HASH_SEED)
+        return ForkServer(PRELOADED[name], what="tests")
 
 
-def start_command(*arguments: str | Path, output: int, environment: Mapping[str, str] | None = None) -> ForkedProcess:
-    """Start a command in the folder where the tests run.
+@cache
+def _asked(name: str) -> socket.socket:
+    """The line on which a server is asked for processes."""
+    path = os.environ.get(OFFERED)
+    if path is None:
+        return socket.socket(fileno=os.dup(_own(name).descriptor))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+        line.connect(path)
+        line.send(name.encode())
+        _, (descriptor,), _, _ = socket.recv_fds(line, 1, 1)
+    return socket.socket(fileno=descriptor)
+
+
+def offer() -> None:
+    """Have the workers that this process starts from here on share its servers; each is started when one is wanted."""
+    path = os.path.join(tempfile.mkdtemp(prefix="fedpeft-tests-"), "fork-servers")
+    offered = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    offered.bind(path)
+    offered.listen()
+    os.environ[OFFERED] = path
+    threading.Thread(target=_hand_out, args=(offered,), daemon=True).start()
+
+
+def _hand_out(offered: socket.socket) -> None:
+    """For ever: a server ends with the thread that started it."""
+    while True:
+        line, _ = offered.accept()
+        with line:
+            server = _own(line.recv(64).decode())
+            socket.send_fds(line, [b"!"], [server.descriptor])
+
+
+def fork_command(
+    module: str, arguments: Sequence[str], *, environment: Mapping[str, str], output: int, server: str = "commands"
+) -> ForkedProcess:
+    """``python -m module ARGUMENTS``, of a module on the environment's PYTHONPATH.
+
+    Args:
+        module: run as ``__main__``.
+        arguments: its command line.
+        environment: all of it.
+        output: descriptor of both output streams.
+        server: what is imported already, see ``PRELOADED``.
+    """
+    return _ask(_asked(server), module, arguments, environment=environment, output=output)
+
+
+def start_command(
+    *arguments: str | Path, output: int, environment: Mapping[str, str] | None = None, server: str = "commands"
+) -> ForkedProcess:
+    """``fedpeft ARGUMENTS`` in the test's working directory.
 
     Args:
         arguments: the command line after ``fedpeft``.
         output: descriptor of both output streams.
-        environment: besides that of the tests.
+        environment: besides that of the test; PYTHONPATH comes before it.
+        server: see ``fork_command``.
     """
-    path = os.pathsep.join([str(Path(__file__).parent), *(entry for entry in sys.path if entry)])
-    whole = {**os.environ, **(environment or {}), "PYTHONPATH": path}
-    return _server().start("a_command", [*map(str, arguments)], environment=whole, output=output)
+    more = dict(environment or {})
+    path = [str(Path(__file__).parent), *filter(None, [more.pop("PYTHONPATH", ""), *sys.path])]
+    whole = {**os.environ, "PYTHONHASHSEED": HASH_SEED, **more, "PYTHONPATH": os.pathsep.join(path)}
+    words = [str(Path.cwd()), *map(str, arguments)]
+    return fork_command("a_command", words, environment=whole, output=output, server=server)

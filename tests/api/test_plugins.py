@@ -1,11 +1,10 @@
 """Method, rule, data format and tracker of another package, installed for real, in one run of `fedpeft simulate`."""
 
+import contextlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from fedpeft.errors import ResourceMissing, SpecMismatch
 from fedpeft.round.plan import LearningPlan
 from fedpeft_server.run.run_view import read_run
 from tests.api.conftest import birds
+from tests.forked_commands import start_command
 
 pytestmark = [pytest.mark.torch, pytest.mark.e2e]
 
@@ -57,12 +57,14 @@ USED = {
 }
 
 
-def fedpeft_with(packages: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command line where this folder's packages are installed too."""
-    known = [str(packages), *(entry for entry in sys.path if entry)]
-    command = [sys.executable, "-c", "import sys; from fedpeft.cli import main; sys.exit(main())", *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(known)}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+def fedpeft_with(packages: Path, *arguments: str, cwd: Path) -> tuple[int, str]:
+    """Exit code and output of the command line where this folder's packages are installed too."""
+    with contextlib.chdir(cwd), tempfile.TemporaryFile("w+") as said:
+        known = {"PYTHONPATH": str(packages)}
+        process = start_command(*arguments, output=said.fileno(), environment=known, server="libraries")
+        code = process.wait(300)
+        said.seek(0)
+        return code, said.read()
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +74,12 @@ def plugged(toys: Path, plugin_lab: Path, tmp_path_factory: pytest.TempPathFacto
     (folder / "birds.ft").write_text("".join(f"__label__{row['label']} {row['text']}\n" for row in birds()))
     (folder / "run.toml").write_text(RUN.replace("MODEL", str(toys / "my-model")))
     line = ["simulate", "run.toml", "--no-baselines", "--store", str(toys / "store"), "-q"]
-    done = fedpeft_with(plugin_lab, *line, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "the method broken of fedpeft-lab 0.3 is left out: ModuleNotFoundError" in done.stderr
-    assert "the method lora of fedpeft-lab 0.3 is left out: the name is fedpeft's own" in done.stderr
+    code, said = fedpeft_with(plugin_lab, *line, cwd=folder)
+    assert code == 0, said
+    assert "the method broken of fedpeft-lab 0.3 is left out: ModuleNotFoundError" in said
+    assert "the method lora of fedpeft-lab 0.3 is left out: the name is fedpeft's own" in said
     for name, why in UNUSABLE.items():
-        assert f"the method {name} of fedpeft-lab 0.3 is left out: {why}" in done.stderr
+        assert f"the method {name} of fedpeft-lab 0.3 is left out: {why}" in said
     (run,) = (folder / "runs").iterdir()
     return run
 
@@ -121,10 +123,10 @@ def test_another_version_of_the_plug_in_does_not_resume(plugged: Path, plugin_la
     shutil.copytree(plugin_lab, newer)
     (record,) = newer.glob("fedpeft_lab-*.dist-info/METADATA")
     record.write_text(record.read_text().replace("\nVersion: 0.3\n", "\nVersion: 0.4\n"))
-    done = fedpeft_with(newer, "simulate", "--resume", str(plugged), cwd=plugged.parents[1])
-    assert done.returncode == ResourceMissing.exit_code
-    assert "method gains of fedpeft-lab 0.3" in done.stderr
-    assert "found fedpeft-lab 0.4" in done.stderr
+    code, said = fedpeft_with(newer, "simulate", "--resume", str(plugged), cwd=plugged.parents[1])
+    assert code == ResourceMissing.exit_code, said
+    assert "method gains of fedpeft-lab 0.3" in said
+    assert "found fedpeft-lab 0.4" in said
 
 
 def test_a_plan_names_exactly_the_plug_ins_of_its_methods_and_rule(plugged: Path) -> None:
@@ -147,9 +149,9 @@ def _plain(run: Path) -> str:
 
 def test_a_file_that_the_plug_in_cannot_read_is_named(plugin_lab: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.ft").write_text("__label__a fine\nno label here\n")
-    done = fedpeft_with(plugin_lab, "data", "check", "bad.ft", cwd=tmp_path)
-    assert done.returncode == 3
-    assert "bad.ft: expected a file that fedpeft-lab 0.3 reads, found line 2 has no label" in done.stderr + done.stdout
+    code, said = fedpeft_with(plugin_lab, "data", "check", "bad.ft", cwd=tmp_path)
+    assert code == 3, said
+    assert "bad.ft: expected a file that fedpeft-lab 0.3 reads, found line 2 has no label" in said
 
 
 def test_no_plug_in_can_take_the_name_of_something_else_in_the_adapter_section() -> None:

@@ -26,16 +26,8 @@ from tests.forked_commands import start_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.torch, pytest.mark.timeout(640)]
 
-Start = Callable[..., subprocess.Popen[str]]
 Command = Callable[..., tuple[int, str, str]]
 AIRLINES = ["american", "jetblue", "southwest", "united", "us-airways", "virgin-america"]
-
-
-def finished(process: subprocess.Popen[str]) -> str:
-    """The output of a process that must succeed."""
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, out + err
-    return out
 
 
 def only_run(folder: Path) -> Path:
@@ -182,11 +174,17 @@ def test_the_adapter_is_exported_again_for_a_class_of_devices(
     assert set(summary["peft_blocks"]) == {"lora.A.t1", "lora.B.t1", "head"}
 
 
-def test_the_same_config_and_seed_give_the_same_bytes(whole: tuple[Path, str], out: Path, start: Start) -> None:
-    text = finished(
-        start("simulate", "run.toml", "--no-baselines", "--out", out / "again", PYTHONHASHSEED="7", OMP_NUM_THREADS="2")
-    )
-    assert "final evaluation committed" in text
+def test_the_same_config_and_seed_give_the_same_bytes(
+    whole: tuple[Path, str], out: Path, scenario: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process with another seed of hashes, as all forked ones have, and two threads."""
+    monkeypatch.chdir(scenario)
+    log, known = out / "again.txt", {"FEDPEFT_HOME": str(home), "OMP_NUM_THREADS": "2"}
+    with log.open("wb") as said:
+        line = ["simulate", "run.toml", "--no-baselines", "--out", out / "again"]
+        process = start_command(*line, output=said.fileno(), environment=known)
+    assert process.wait(600) == 0, log.read_text()
+    assert "final evaluation committed" in log.read_text()
     assert learnt(only_run(out / "again")) == learnt(whole[0])
 
 
@@ -263,11 +261,14 @@ def test_a_run_interrupted_and_killed_and_resumed_ends_as_if_nothing_had_happene
     assert [row.round for row in read_run(run).rounds] == [1, 2, 3, 4, 5]
 
 
-def test_flowers_ray_engine_gives_the_same_bytes(tiny: tuple[list[str | Path], Path], out: Path, start: Start) -> None:
+def test_flowers_ray_engine_gives_the_same_bytes(tiny: tuple[list[str | Path], Path], out: Path, home: Path) -> None:
     """A process of its own: Ray signals the one that started it, and an interrupt ends that at once."""
     pytest.importorskip("ray")
-    line, run = tiny
-    finished(start(*line, "--engine", "ray", "--set", "performance.workers=1", "--out", out / "ray"))
+    (line, run), log = tiny, out / "ray.txt"
+    options = ["--engine", "ray", "--set", "performance.workers=1", "--out", out / "ray"]
+    with log.open("wb") as said:
+        process = start_command(*line, *options, output=said.fileno(), environment={"FEDPEFT_HOME": str(home)})
+    assert process.wait(600) == 0, log.read_text()
     assert learnt(only_run(out / "ray")) == learnt(run)
 
 

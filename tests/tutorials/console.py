@@ -16,10 +16,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
-from fedpeft.fork_server import ForkedProcess, ForkServer
+from fedpeft.fork_server import ForkedProcess
+from tests.forked_commands import fork_command
 
 HERE = Path(__file__).parent
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -38,15 +38,7 @@ COUNTED = (
     r"\d+ of \d+ devices|devices \d+/\d+|\d+ devices online|at most epsilon [\d.]+|at delta [\d.]+\d|\bfor \d+ devices"
 )
 """Numbers that follow from the document in any command's output."""
-PRELOADED = (
-    "fedpeft_server.coordinator",
-    "fedpeft_server.run.federation",
-    "fedpeft_client.process.agent",
-    "fedpeft_client.process.coordinator_services",
-    "fedpeft_client.process.worker",
-    "fedpeft_client.training.site_trainer",
-    "fedpeft.export",
-)
+LEFT_OUT = re.compile(r"the method \w+ of fedpeft-lab 0.3 is left out: ")
 Typed = Callable[[list[str]], list[str]]
 
 
@@ -102,17 +94,6 @@ def _line(line: str, *, exact: bool) -> str:
         else:
             said += r"\s+" if part.isspace() else re.escape(part)
     return said.removeprefix(r"\s+").join((r"\s*", r"\s*\n"))
-
-
-@cache
-def server(installed: Path | None) -> ForkServer:
-    """This test process's, which ends with it; where a folder's packages are installed, too."""
-    before = sys.path[:]
-    sys.path[:0] = [] if installed is None else [str(installed)]
-    try:
-        return ForkServer(PRELOADED, what="tutorials")
-    finally:
-        sys.path[:] = before
 
 
 @dataclass
@@ -212,13 +193,16 @@ class Machines:
         known |= self.environment
         with log.open("wb") as file:
             arguments = [str(folder), program, *words]
-            server_here = server(self.installed)
-            return server_here.start("on_machine", arguments, environment=known, output=file.fileno()), log
+            # What is installed is found when fedpeft is imported.
+            server = "libraries" if self.installed else "commands"
+            output = file.fileno()
+            return fork_command("on_machine", arguments, environment=known, output=output, server=server), log
 
 
 def _printed(log: Path) -> str:
-    """Without log lines, which go to standard error."""
-    return "".join(line for line in log.read_text().splitlines(keepends=True) if not line.startswith('{"at"'))
+    """Without log lines and what is said of plug-ins that tests/plugin has to be left out, all on standard error."""
+    lines = log.read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith('{"at"') and not LEFT_OUT.match(line))
 
 
 def _runs_on(step: Step) -> bool:

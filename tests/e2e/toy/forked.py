@@ -4,30 +4,12 @@ So are their workers and model processes, which the product starts: by the fork 
 """
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 
-from fedpeft.fork_server import ForkedProcess, ForkServer
+from fedpeft.fork_server import ForkedProcess
+from tests.forked_commands import fork_command
 
 __all__ = ["start_toy"]
-
-PRELOADED = (
-    "fedpeft_server.coordinator",
-    "fedpeft_server.run.federation",
-    "fedpeft_client.process.agent",
-    "fedpeft_client.process.coordinator_services",
-    "fedpeft_client.process.worker",
-    "fedpeft_client.training.device_stores",
-    "fedpeft.testing.network",
-    "fedpeft.testing.runs",
-    "fedpeft.testing.trainers",
-)
-
-
-@cache
-def server() -> ForkServer:
-    """This test process's, which ends with it."""
-    return ForkServer(PRELOADED, what="tests")
 
 
 def start_toy(script: Path, *arguments: object, environment: Mapping[str, str], log: Path) -> ForkedProcess:
@@ -40,4 +22,5 @@ def start_toy(script: Path, *arguments: object, environment: Mapping[str, str], 
         log: where it writes on, both streams.
     """
     with log.open("ab") as file:
-        return server().start(script.stem, [*map(str, arguments)], environment=environment, output=file.fileno())
+        output, words = file.fileno(), [*map(str, arguments)]
+        return fork_command(script.stem, words, environment=environment, output=output, server="toys")
