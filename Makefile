@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # The CPU or the CUDA build of torch: whichever index this names wins (see README, "Choosing torch").
 TORCH ?= torch==2.13.0
-# One worker a core and one more, for whole processes wait for each other; one thread a worker. A file's tests stay
-# together, they share models; in their order, so that the few slow ones of whole processes do not come last.
-WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
+# One worker per core and two more: whole processes wait for each other and for deadlines, and three workers left a third
+# of two cores idle (docs/adr/0059). One thread per worker. A file's tests stay together, they share models; in their
+# order, so that the few slow ones of whole processes do not come last.
+WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 2 )))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
   -o tmp_path_retention_policy=failed -o tmp_path_retention_count=1
 # Tests write where the system keeps files in memory, if 4 GB are free there and programs may lie there: nearly all that

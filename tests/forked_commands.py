@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from fedpeft.fork_server import ForkedProcess, ForkServer, _ask
+from fedpeft.fork_loop import named
+from fedpeft.fork_server import ENVIRONMENT, ForkedProcess, ForkServer, _ask
 
-__all__ = ["fork_command", "offer", "start_command"]
+__all__ = ["SharedServer", "fork_command", "forking", "offer", "start_command"]
 
 PRELOADED = {
     "commands": (
@@ -125,3 +126,18 @@ def start_command(
     whole = {**os.environ, "PYTHONHASHSEED": HASH_SEED, **more, "PYTHONPATH": os.pathsep.join(path)}
     words = [str(Path.cwd()), *map(str, arguments)]
     return fork_command("a_command", words, environment=whole, output=output, server=server)
+
+
+def forking() -> dict[str, str]:
+    """The environment in which the product forks its children from the tests' server, as below `fedpeft local up`."""
+    return {ENVIRONMENT: named(_asked("commands").fileno())}
+
+
+class SharedServer(ForkServer):
+    """In the place of a server of a local federation's own. What it forked ends with the federation, which ends it."""
+
+    def __init__(self, modules: Sequence[str], *, what: str, output: int = 2) -> None:
+        self._asked = _asked("commands")
+
+    def close(self) -> None:
+        """Others go on."""

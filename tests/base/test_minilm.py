@@ -54,7 +54,6 @@ def test_a_built_base_is_found_within_a_second_without_torch(artifact: BaseArtif
 
 
 # Measured, smallest of the three tweets: 1.0000, 0.9989, 0.942, 0.957.
-@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("scheme", "bound"), [("none", 0.999999), ("int8", 0.998), ("int4-g32", 0.93), ("nf4", 0.94)])
 def test_sentence_embeddings_keep_their_direction(store: Path, scheme: str, bound: float):
     from transformers import AutoModel, AutoTokenizer

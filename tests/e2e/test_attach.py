@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,9 +11,12 @@ import pytest
 import fedpeft
 from fedpeft.api.progress import NoProgress
 from fedpeft.config import parse
+from fedpeft.fork_server import ForkedProcess
 from fedpeft_client.home import DeviceHome
 from fedpeft_server.run.run_view import last_state, read_run, verify_run
+from fedpeft_sim import local_start
 from fedpeft_sim.local_run import follow, provision
+from tests.forked_commands import SharedServer, fork_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.torch, pytest.mark.timeout(600)]
 
@@ -47,8 +49,9 @@ whole step of a gradient that is rounding alone."""
 
 
 def test_a_trainer_script_and_three_lines_take_part_in_secure_rounds_and_train_what_fedpeft_would(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(local_start, "ForkServer", SharedServer)
     from fedpeft.testing.models import save_tiny, tiny_bert
 
     save_tiny(tiny_bert(layers=1, classes=2), tmp_path / "base")
@@ -61,7 +64,7 @@ def test_a_trainer_script_and_three_lines_take_part_in_secure_rounds_and_train_w
     config = parse(text, source="run.toml", simulation=True).model_copy(update={"directory": tmp_path / "local"})
     population, federation, base = provision(config, NoProgress(), store=tmp_path / "store")
     *others, attached = population.clients
-    script: subprocess.Popen[bytes] | None = None
+    script: ForkedProcess | None = None
     with federation:
         federation.until_ready()
         for client in others:
@@ -73,11 +76,13 @@ def test_a_trainer_script_and_three_lines_take_part_in_secure_rounds_and_train_w
             (home.path / f"{side}.jsonl").write_text("".join(lines))
         try:
             with (tmp_path / "script.log").open("wb") as log:
-                script = subprocess.Popen(
-                    [sys.executable, SCRIPT, home.path, tmp_path / "base", home.path],
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
-                    stdout=log,
-                    stderr=log,
+                tests = Path(__file__).parents[1]
+                path = os.pathsep.join([str(tests), *(entry for entry in sys.path if entry)])
+                script = fork_command(
+                    "a_script",
+                    [*map(str, (SCRIPT, home.path, tmp_path / "base", home.path))],
+                    environment={**os.environ, "PYTHONPATH": path},
+                    output=log.fileno(),
                 )
             federation.until_online()
             federation.submit(population.config, base)

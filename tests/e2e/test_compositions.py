@@ -11,6 +11,7 @@ from fedpeft.cli import main
 from fedpeft.config.load import parse
 from fedpeft_server.jobs.model_process import ModelProcess
 from fedpeft_server.run.run_view import last_state, read_run
+from tests.forked_commands import forking
 
 pytestmark = [pytest.mark.e2e, pytest.mark.torch]
 
@@ -77,7 +78,9 @@ def state_of(run: Path) -> AdapterState:
     return last_state(read_run(run))
 
 
-def test_a_fusion_of_earlier_runs_starts_alike_simulated_and_deployed_and_learns(world: Path) -> None:
+def test_a_fusion_of_earlier_runs_starts_alike_simulated_and_deployed_and_learns(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = {task: trained(world, task, data=task, adapter=PFEIFFER) for task in VERBS}
     table = "adapters = { " + ", ".join(f'{task} = "{run}"' for task, run in runs.items()) + " }"
     fused = trained(world, "fused", data="cats", adapter=FUSION, adapters=table)
@@ -92,6 +95,8 @@ def test_a_fusion_of_earlier_runs_starts_alike_simulated_and_deployed_and_learns
     config = config.model_copy(
         update={"directory": world / "runs", "base": config.base.model_copy(update={"adapters": own})}
     )
+    for name, value in forking().items():
+        monkeypatch.setenv(name, value)
     model_process = ModelProcess(world / "deployed-bases")
     try:
         initial = model_process.draft(config).initial

@@ -87,7 +87,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.drawn(1)
 @pytest.mark.parametrize("family", ["encoder", "decoder"])
 def test_a_run_toml_with_every_method_runs_and_its_adapter_comes_back(
     world: Path, family: str, capfd: pytest.CaptureFixture[str]

@@ -142,7 +142,6 @@ def without(examples: EncodedDataset, index: int) -> EncodedDataset:
     return EncodedDataset(input_ids=tuple(examples.input_ids[i] for i in keep), labels=kept, truncated=0)
 
 
-@pytest.mark.drawn(1)
 @pytest.mark.parametrize("case", ["all together", "decoder together"])
 def test_one_example_more_or_less_moves_the_sum_by_at_most_the_clip_norm(
     case: str, monkeypatch: pytest.MonkeyPatch

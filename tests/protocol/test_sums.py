@@ -82,7 +82,6 @@ def _recorded_rounding(a: Round) -> dict[ParticipantId, list[bytes]]:
 
 
 @pytest.mark.e2e
-@pytest.mark.drawn(1)
 @pytest.mark.parametrize("mode", list(Mode))
 def test_a_roster_above_128_sums_on_circulant_graphs_with_dropouts(mode: Mode) -> None:
     """132 devices; a block of all, masked on a circle or complete, and one of 22, masked by all its owners."""
