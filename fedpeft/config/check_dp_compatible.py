@@ -9,7 +9,7 @@ The coordinator checks its run.toml with this, and every device the plan that re
   beside.
 - ``example``, ``person``: what leaves a device went through DP-SGD's steps, and what happens to it afterwards costs
   nothing (server optimizers). Needed: no quantity of the examples but the noisy sums enters a step, and nothing is
-  carried over on the device.
+  carried over on the device but noise (``privacy.noise = "correlated"``, docs/adr/0062-correlated-noise.md).
 """
 
 from collections.abc import Collection, Iterator

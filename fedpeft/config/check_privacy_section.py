@@ -44,6 +44,7 @@ def privacy_findings(config: RunConfig) -> Iterator[Finding]:
             found='"noised"',
             remedy='Set privacy.unit = "client", or leave it out.',
         )
+    yield from _noise(privacy)
     yield from _idle_options(privacy)
     yield from _person(config)
     yield from _engine(config)
@@ -82,6 +83,28 @@ def privacy_findings(config: RunConfig) -> Iterator[Finding]:
             expected=f"fewer than secagg.min_cohort={config.secagg.min_cohort}, whose other shares make the noise",
             found=str(privacy.colluders),
             remedy="Raise secagg.min_cohort and rounds.min_devices, or assume fewer colluders.",
+        )
+
+
+def _noise(privacy: Privacy) -> Iterator[Finding]:
+    """A device's own noise over its own steps: shares in a sum go with the devices that are in it."""
+    if privacy.noise == "correlated" and privacy.unit not in ("example", "person"):
+        yield Finding(
+            key="privacy.noise",
+            reads=("privacy.unit",),
+            expected='"independent" unless privacy.unit = "example" or "person": of the noise in a secure sum nobody '
+            "can take back what devices added that are not in the next one",
+            found='"correlated"',
+            remedy="Leave it out.",
+        )
+    elif privacy.noise == "correlated" and privacy.noise_multiplier is not None:
+        yield Finding(
+            key="privacy.noise_multiplier",
+            reads=("privacy.noise",),
+            expected='none of it with privacy.noise = "correlated": each device finds how far its noise reaches, and '
+            "how much of it that takes",
+            found=f"{privacy.noise_multiplier:g}",
+            remedy="Leave it out.",
         )
 
 

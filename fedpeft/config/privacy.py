@@ -69,6 +69,11 @@ class Privacy(Section):
         description="Noise over clip norm; none: the least that keeps all rounds in the budget. With `example` and "
         "`person` each device finds its own, by how many it has.",
     )
+    noise: Literal["independent", "correlated"] = Field(
+        default="independent",
+        description="For `example` and `person`: with `correlated` each step takes back a part of the noise of the "
+        "steps before it, on devices where that leaves less in the model; it pays with small batches.",
+    )
     colluders: int = Field(
         default=1, ge=0, description="Devices that may tell the coordinator their noise; the others' shares suffice."
     )

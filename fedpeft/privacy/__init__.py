@@ -11,9 +11,11 @@ from fedpeft.privacy.adaptive import CLIP_BIT, bit_noise, bit_vector, bit_weight
 from fedpeft.privacy.audit import AuditResult, audit_clients
 from fedpeft.privacy.clipping import Clipped, clip, l2_norm, rounding_allowance
 from fedpeft.privacy.composition import Charge, Protected, total_epsilon
+from fedpeft.privacy.correlated import BANDS, coefficients, column_norm, root_mean_square, turns
 from fedpeft.privacy.discrete_gaussian import discrete_gaussian
 from fedpeft.privacy.ledger import LedgerEntry, PrivacyLedger, read_ledger
 from fedpeft.privacy.mechanism import Mechanism, NoiseTerms, decode_sum, noisy_words, size_mechanism
+from fedpeft.privacy.noise_stream import CorrelatedNoise, NoiseStream
 from fedpeft.privacy.noised_metrics import (
     LOSS_LIMIT,
     METRIC_LANES,
@@ -31,6 +33,7 @@ from fedpeft.privacy.statement import ExampleStatement, Statement
 
 __all__ = [
     "ACCOUNTANT",
+    "BANDS",
     "CLIP_BIT",
     "LOSS_LIMIT",
     "METRIC_LANES",
@@ -40,9 +43,11 @@ __all__ = [
     "Budget",
     "Charge",
     "Clipped",
+    "CorrelatedNoise",
     "ExampleStatement",
     "LedgerEntry",
     "Mechanism",
+    "NoiseStream",
     "NoiseTerms",
     "NoisedMetrics",
     "Opinions",
@@ -59,6 +64,8 @@ __all__ = [
     "calibrate_by_both",
     "calibrate_sampled",
     "clip",
+    "coefficients",
+    "column_norm",
     "decode_sum",
     "discrete_gaussian",
     "epsilon",
@@ -73,10 +80,12 @@ __all__ = [
     "opinions",
     "read_lanes",
     "read_ledger",
+    "root_mean_square",
     "rounding_allowance",
     "sampled_epsilon",
     "signal_to_noise",
     "size_mechanism",
     "step_signal_to_noise",
     "total_epsilon",
+    "turns",
 ]

@@ -104,8 +104,8 @@ class ExampleStatement:
         epsilon, delta: the promise: what is charged, the larger of ``ours`` and ``prv``.
         noise_multiplier: z, of every step.
         l2_clip_norm: C, of the gradient of every unit.
-        sampling_rate: q, with which a step takes each unit.
-        steps: charged, those of repeated and lost rounds included.
+        sampling_rate: q, with which a step takes each unit; of correlated noise, each one whose turn it is.
+        steps: charged, those of repeated and lost rounds included; of correlated noise, the turns of one unit.
         examples_per_person: people are hidden, and a step looks at so many examples of each at most; 0: examples are.
         ours: by our accountant; None: ``epsilon`` is, and nobody else was asked (records of before Opacus was).
         prv: by Opacus's; None: it gave none.
@@ -158,8 +158,12 @@ class ExampleStatement:
         found = replace(found, ours=ours, prv=prv)
         return found if found.charged >= self.epsilon else replace(found, ours=self.epsilon)
 
-    def lines(self) -> tuple[str, ...]:
-        """What to print, one fact per line."""
+    def lines(self, *, correlated: bool = False) -> tuple[str, ...]:
+        """What to print, one fact per line.
+
+        Args:
+            correlated: the plan is of correlated noise; it is the plan that says so, not the statement.
+        """
         found = self.opinions()
         people = self.unit == "person"
         one, many = ("person", "people") if people else ("example", "examples")
@@ -168,6 +172,7 @@ class ExampleStatement:
             if people
             else "each example's gradient"
         )
+        matrix = ", over the column norm of its matrix" if correlated else ""
         twice = (
             "somebody whose rows name them in two ways, or who is on several devices against what sites and run "
             "declare, counts once for each; somebody's rows that others hold"
@@ -185,15 +190,12 @@ class ExampleStatement:
                 f"neighbouring runs: the same devices and numbers of {many}, one {one}'s gradients replaced by "
                 f"zero; how many {many} a device has is public, to a factor of two"
             ),
+            self._sampling(one, many, correlated=correlated),
             (
-                f"sampling: Poisson, each step takes each {one} with probability {self.sampling_rate:.4g}, by the "
-                "operating system's randomness"
+                f"noise multiplier {self.noise_multiplier:g} on the sum of a step{matrix}, "
+                f"L2 clip norm {self.l2_clip_norm:g} on {clipped}, over all blocks"
             ),
-            (
-                f"noise multiplier {self.noise_multiplier:g} on the sum of a step, L2 clip norm {self.l2_clip_norm:g} "
-                f"on {clipped}, over all blocks"
-            ),
-            f"steps: {self.steps}, composed adaptively",
+            f"{'turns' if correlated else 'steps'}: {self.steps}, composed adaptively",
             found.line(),
             "metrics: none are collected; loss, accuracy and counts would be releases of their own",
             "adversary: whoever sees every update of the device, even without secure aggregation, and its own history",
@@ -201,4 +203,15 @@ class ExampleStatement:
                 f"not covered: {twice}; tuning runs, early stopping by hand, timing, and whatever a simulation shows "
                 "of its own data"
             ),
+        )
+
+    def _sampling(self, one: str, many: str, *, correlated: bool) -> str:
+        by = f"with probability {self.sampling_rate:.4g}, by the operating system's randomness"
+        if not correlated:
+            return f"sampling: Poisson, each step takes each {one} {by}"
+        return (
+            f"sampling: Poisson, a device's {many} are in groups by a secret hash, and every b-th step is a group's "
+            f"turn; a turn takes each {one} of the group {by}. Noise: correlated over b steps and no more (banded "
+            f"matrix factorization, b from the device's size class; 1 is independent noise), so no two turns of one "
+            f"{one} share any"
         )

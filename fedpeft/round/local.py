@@ -16,7 +16,7 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.entropy import Entropy
 from fedpeft.ids import SIZELESS, BlockId, SizeClass
-from fedpeft.privacy import SampledRelease
+from fedpeft.privacy import NoiseStream, SampledRelease
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.work import Work
 
@@ -52,6 +52,7 @@ class LocalResult:
         probes: in the round that measures the learning rate, the mean held-out loss of the mean model at each of its
             multiples, nats (``fedpeft.round.rates.search``); None in any other.
         troubles: what went wrong on the way and was passed over, e.g. rows that do not fit the task.
+        noise: where the device's correlated noise is after these steps; None: they took none of it.
     """
 
     deltas: Mapping[BlockId, Vector]
@@ -63,6 +64,7 @@ class LocalResult:
     lanes: npt.NDArray[np.float64] | None = None
     probes: npt.NDArray[np.float64] | None = None
     troubles: tuple[str, ...] = ()
+    noise: NoiseStream | None = None
 
 
 class Trainer(Protocol):
@@ -99,6 +101,8 @@ class Trainer(Protocol):
 
     def cost(self, plan: LearningPlan) -> SampledRelease | None:
         """What a round of training costs each of its examples; None without example-level privacy.
+
+        With correlated noise: what the first round does (``fedpeft.round.example_privacy``).
 
         Raises:
             ConfigInvalid: the plan's budget fits no noise, or not this device's number of examples.

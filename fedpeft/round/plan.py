@@ -6,9 +6,9 @@ code or paths from the coordinator.
 """
 
 from math import cos, pi
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from fedpeft.catalogue.opacus import Engine
 from fedpeft.config.model import (
@@ -56,6 +56,8 @@ class ExampleTerms(Section):
         examples_per_person: for people: a step looks at so many examples of each at most.
         persons: for people: that none is on two devices, as the plan declares and each site must.
         engine: whose hooks have the gradients of single examples; their rounding can differ, so it is agreed.
+        noise: of a device's steps; correlated, each device finds how far it reaches, and ``noise_multiplier`` is None.
+        momentum: per step, of what the coordinator makes of the steps: what correlated noise is shaped for.
     """
 
     epsilon: float
@@ -67,6 +69,23 @@ class ExampleTerms(Section):
     examples_per_person: int = Field(default=1, ge=1, le=4096)
     persons: Literal["undeclared", "do-not-cross"] = "undeclared"
     engine: Engine = "fedpeft"
+    noise: Literal["independent", "correlated"] = "independent"
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        if self.noise == "correlated" and self.noise_multiplier is not None:
+            raise ValueError("Expected no noise multiplier for correlated noise: each device finds its own.")
+        if self.noise == "independent" and self.momentum:
+            raise ValueError("Expected no momentum for independent noise.")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before_there_was_a_choice(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        written: dict[str, object] = serialize(self)
+        if self.noise == "correlated":
+            return written
+        return {key: value for key, value in written.items() if key not in ("noise", "momentum")}
 
 
 class PlannedRounds(Section):
@@ -107,7 +126,8 @@ class LearningPlan(Section):
         written: dict[str, object] = serialize(self)
         noise = written["client_privacy"]
         if isinstance(noise, dict):  # it takes no gradients of single examples
-            written["client_privacy"] = {key: value for key, value in noise.items() if key != "engine"}
+            mine = ("engine", "noise")
+            written["client_privacy"] = {key: value for key, value in noise.items() if key not in mine}
         return written if self.plugins else {key: value for key, value in written.items() if key != "plugins"}
 
     def to_json(self) -> str:
@@ -185,7 +205,15 @@ def example_terms(config: RunConfig) -> ExampleTerms | None:
         examples_per_person=privacy.examples_per_person if people else 1,
         persons="do-not-cross" if people and privacy.persons == "do-not-cross" else "undeclared",
         engine=engine_of(config.adapter, privacy.engine),
+        noise=privacy.noise,
+        momentum=_momentum(config) if privacy.noise == "correlated" else 0.0,
     )
+
+
+def _momentum(config: RunConfig) -> float:
+    """Per step: a round's steps together keep as much of what came before them as the coordinator does per round."""
+    aggregate = config.aggregate
+    return aggregate.server_beta1 ** (1 / config.train.local_steps) if aggregate.server_optimizer == "momentum" else 0.0
 
 
 def learning_rate_factor(train: Train, rounds: Rounds | PlannedRounds, round_id: int) -> float:

@@ -22,6 +22,7 @@ from fedpeft.config.rules import factors_of
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId, RoundId
 from fedpeft.methods import due_blocks
+from fedpeft.privacy import NoiseStream
 from fedpeft.round.messages import BlockPayload, WorkTerms
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.round.rates.search import LEAST, MOST, follows_search
@@ -58,6 +59,7 @@ class Work:
         history: digest of everything before this round (h_{r-1}), as the signed terms have it.
         earlier: digests of shorter pasts that this one continues, as far as this device has followed them.
         draws: this device's own random bytes for whatever it measures, the same in every round and run.
+        noise: where its correlated noise is before this round; None: its noise is independent, or it adds none.
     """
 
     round_id: RoundId
@@ -72,6 +74,7 @@ class Work:
     history: bytes = b""
     earlier: frozenset[bytes] = frozenset()
     draws: bytes = b""
+    noise: NoiseStream | None = None
 
 
 def plan_digest(learning: str) -> bytes:

@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 
 from fedpeft.entropy import Entropy
-from fedpeft.privacy import SampledRelease, sampled_epsilon
+from fedpeft.ids import BlockId
+from fedpeft.privacy import NoiseStream, SampledRelease, coefficients, sampled_epsilon
+from fedpeft.privacy import turns as count_turns
 from fedpeft.privacy.audit import OVER_NORM, AuditResult, coin_flips, verdict
 from fedpeft.tuning.batches import Indices
-from fedpeft.tuning.dp_sgd_mechanism import NoiseScale, noisy_sum
+from fedpeft.tuning.dp_sgd_mechanism import NoiseScale, Turns, noisy_sum
 from fedpeft.tuning.person_gradients import PersonGradients
 
 __all__ = ["audit_examples", "audit_people"]
+
+Gradients = Callable[[Indices], Iterator[list[Tensor]]]
 
 TENSORS = 4
 """A canary lies in so many tensors: clipping tensor by tensor would let it be twice as long."""
@@ -75,7 +79,7 @@ def _rows(places: Indices, lengths: npt.NDArray[np.floating], canaries: int) -> 
 
 
 def _attacked(
-    gradients: Callable[[Indices], Iterator[list[Tensor]]],
+    gradients: Gradients,
     present: npt.NDArray[np.bool_],
     noise: NoiseScale,
     *,
@@ -84,17 +88,40 @@ def _attacked(
     entropy: Entropy,
     unit: Literal["example", "person"] = "example",
 ) -> AuditResult:
-    """The attacker adds up what every step shows in each canary's direction."""
+    """The attacker adds up what every step shows in each canary's direction.
+
+    Of correlated noise the attacker knows the matrix, and so applies it: what is left is each step's fresh noise, and a
+    canary in the steps from its turn to its group's next one, by the matrix's column. Whose turn a step is, is told.
+    """
     canaries, parameters = len(present), TENSORS * len(present)
-    scores = np.zeros(canaries)
-    for _ in range(steps):
-        total = noisy_sum(gradients, canaries, noise, parameters, entropy)
-        scores += total.reshape(TENSORS, canaries).sum(0)
+    turns = None if noise.bands == 1 else _turns(noise, canaries, parameters, entropy)
+    column = coefficients(noise.bands, noise.momentum)
+    scores, seen, members = np.zeros(canaries), list[npt.NDArray[np.float64]](), list[Indices]()
+    for step in range(steps):
+        members.append(np.arange(canaries) if turns is None else turns.members())
+        total = noisy_sum(_among(gradients, members[-1]), len(members[-1]), noise, parameters, entropy, turns)
+        seen.append(total.reshape(TENSORS, canaries).sum(0))
+        fresh = sum(c * earlier for c, earlier in zip(column, reversed(seen), strict=False))
+        for since, c in enumerate(column[: step + 1]):
+            mine = members[step - since]
+            scores[mine] += c * np.asarray(fresh)[mine]
+        del seen[: -noise.bands]
     cost = SampledRelease(
         noise_multiplier=noise.noise_multiplier,
         sampling_rate=noise.sampling_rate,
-        steps=steps,
-        parameters=parameters,
+        steps=count_turns(0, steps, noise.bands),
+        parameters=parameters * noise.bands,
         unit=unit,
     )
     return verdict(scores, present, claimed=sampled_epsilon([(cost, 1)], delta), delta=delta, releases=steps)
+
+
+def _turns(noise: NoiseScale, canaries: int, parameters: int, entropy: Entropy) -> Turns:
+    block = BlockId("canaries")
+    stream = NoiseStream.begin("audit", [block], bands=noise.bands, momentum=noise.momentum, entropy=entropy)
+    units = [canary.to_bytes(8, "little") for canary in range(canaries)]
+    return Turns(stream, noise, units, {block: parameters}, [block])
+
+
+def _among(gradients: Gradients, members: Indices) -> Gradients:
+    return lambda taken: gradients(members[taken])

@@ -58,6 +58,10 @@ class Ledgers:
         budget = Budget(epsilon=math.inf, delta=self.delta)
         return device_ledger(self.journals / f"{name}.jsonl", witness=self.witnesses / name, budget=budget)
 
+    def noise(self, name: str) -> DeviceStore:
+        """Where one device keeps its correlated noise: a secret, so not with what a run directory is handed on for."""
+        return FileStore(self.witnesses.with_name(f"{self.witnesses.name}.noise") / name)
+
 
 class VirtualDevices:
     """All devices of a population, as one handler for ``flower.client_app``.
@@ -136,6 +140,7 @@ class VirtualDevices:
             entropy=os_entropy,
             rounding=rounding,
             ledger=None if self._ledgers is None else self._ledgers.of(client.name),
+            noise=None if self._ledgers is None else self._ledgers.noise(client.name),
             tell=log_trouble if self._troubles is None else trouble_log(self._troubles, client.name),
         )
 

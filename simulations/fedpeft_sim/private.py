@@ -94,10 +94,11 @@ def _announce(plan: LearningPlan, population: Population, spec: AdapterSpec, not
         f"privacy  {terms.unit}-level: at most epsilon {terms.epsilon:g} at delta {terms.delta:g} for any one {what} "
         f"of any one device, over {terms.steps} steps; nothing is measured during the run"
     )
+    turn = " whose turn it is" if terms.noise == "correlated" else ""
     for client in population.clients:
         cost = _cost(plan, client, spec)
         if cost is not None:
             note(
                 f"privacy  {client.name}: noise multiplier {cost.noise_multiplier:g}, a step takes each of its "
-                f"{_units(plan, client)} {many} with probability {cost.sampling_rate:.3g}"
+                f"{_units(plan, client)} {many}{turn} with probability {cost.sampling_rate:.3g}"
             )

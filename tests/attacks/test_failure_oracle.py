@@ -115,7 +115,8 @@ class Ward:
         device._tell, device._speaks = told.append, False
         budget = Budget(epsilon=math.inf, delta=1e-3)
         device._examples = ExamplePrivacy(
-            device_ledger(self.folder / f"{name}.jsonl", witness=self.folder / f"{name}.w" / "w", budget=budget)
+            device_ledger(self.folder / f"{name}.jsonl", witness=self.folder / f"{name}.w" / "w", budget=budget),
+            device._store,
         )
         request = fit_request(fleet, plan, state, task=self.task(plan))
         reply = device.handle(Stage.FIT, encode(request))

@@ -179,3 +179,34 @@ def test_people_are_hidden_whole_and_nothing_names_them(
     assert written
     assert not [path for path in written if b"zebulon" in path.read_bytes()]
     assert "zebulon" not in out + err
+
+
+def test_correlated_noise_goes_on_over_the_rounds_of_a_run(run_command: Callable, tmp_path: Path, home: Path) -> None:
+    """One stream on each device, charged by its turns; its rows are not in the run directory, which is handed on."""
+    chosen = [
+        "rounds.count=3",
+        "train.local_steps=2",
+        "train.batch_size=2",
+        'privacy.unit="example"',
+        'privacy.noise="correlated"',
+        "privacy.epsilon=8.0",
+        "privacy.delta=0.02",
+        'aggregate.server_optimizer="momentum"',
+    ]
+    settings = [word for setting in chosen for word in ("--set", setting)]
+    code, out, err = run_command("simulate", "run.toml", *TINY, "--out", tmp_path / "runs", *settings)
+    assert code == 0, out + err
+    for fact in ("every b-th step is a group's turn", "correlated over b steps", "turns: "):
+        assert fact in out
+    (run,) = (tmp_path / "runs").iterdir()
+    stated = [event for event in read_run(run).events if event.kind == "privacy.stated"]
+    assert len(stated) == 18
+    assert max(int(event.detail["steps"]) for event in stated) < 6, "fewer turns than steps"
+    assert all(0 < float(event.detail["epsilon"]) <= 8.0 for event in stated)
+    marks = [
+        {json.loads(line)["label"].rpartition(" ")[2].partition("@")[0] for line in ledger.read_text().splitlines()}
+        for ledger in (run / "privacy" / "devices").iterdir()
+    ]
+    assert [len(names) for names in marks] == [1] * 6, "one stream for the whole run"
+    assert (home / "privacy" / f"{read_run(run).manifest.run_id}.noise" / "united" / "noise").exists()
+    assert not [path for path in run.rglob("*") if "noise" in path.name]

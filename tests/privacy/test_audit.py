@@ -238,3 +238,40 @@ def test_each_seeded_bug_of_people_is_caught(bug: str, monkeypatch: pytest.Monke
             monkeypatch.setattr(PersonGradients, "gradients", each)
     result = people()
     assert result.refuted, result
+
+
+def correlated(steps: int = 12, rate: float = 1.0, *, of_people: bool = False) -> AuditResult:
+    """One turn of each canary in twelve steps: claims epsilon 1.1."""
+    from fedpeft.tuning import NoiseScale
+    from fedpeft.tuning.canaries import audit_examples, audit_people
+
+    noise = NoiseScale(l2_clip_norm=0.7, noise_multiplier=3.5, sampling_rate=rate, bands=12, momentum=0.9)
+    if of_people:
+        return audit_people(
+            noise, steps=steps, canaries=CANARIES, examples_per_person=3, delta=1e-5, entropy=os_entropy
+        )
+    return audit_examples(noise, steps=steps, canaries=CANARIES, delta=1e-5, entropy=os_entropy)
+
+
+@pytest.mark.torch
+def test_correlated_steps_are_not_refuted_by_who_knows_the_matrix_and_whose_turn_it_is() -> None:
+    assert not correlated().refuted
+    assert not correlated(rate=0.25, steps=30).refuted
+    assert not correlated(of_people=True).refuted
+    assert correlated().claimed < correlated().most
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("bug", ["everybody in every step", "no fresh noise"])
+def test_each_seeded_bug_of_correlated_noise_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix that is not causal, its norm left out and draws that repeat: tests/privacy/test_correlated*.py."""
+    from fedpeft.privacy import noise_stream
+    from fedpeft.tuning import dp_sgd_mechanism
+
+    match bug:
+        case "everybody in every step":
+            monkeypatch.setattr(dp_sgd_mechanism.Turns, "members", lambda self: np.arange(CANARIES))
+        case "no fresh noise":
+            monkeypatch.setattr(noise_stream, "discrete_gaussian", lambda s, n, e: np.zeros(n, np.int32))
+    result = correlated()
+    assert result.refuted, result

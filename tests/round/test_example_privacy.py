@@ -50,7 +50,7 @@ class Site:
     def restart(self) -> None:
         self.fleet.restart(DEVICE)
         device = self.fleet.devices[DEVICE]
-        device._examples, self.told = ExamplePrivacy(self.ledger), []
+        device._examples, self.told = ExamplePrivacy(self.ledger, device._store), []
         device._tell = lambda trouble: self.told.append(trouble.cause)
 
     def ledger(self) -> PrivacyLedger:

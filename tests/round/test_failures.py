@@ -114,7 +114,8 @@ class Unit:
         folder = self.where / f"{id(fleet)}"
         budget = Budget(epsilon=math.inf, delta=1e-3)
         device._examples = ExamplePrivacy(
-            lambda: PrivacyLedger(folder / "journal.jsonl", witness=folder / "w" / "witness", budget=budget)
+            lambda: PrivacyLedger(folder / "journal.jsonl", witness=folder / "w" / "witness", budget=budget),
+            device._store,
         )
         return fleet, told
 

@@ -88,6 +88,7 @@ def test_fit_request_has_no_field_outside_the_digests() -> None:
         "history",
         "earlier",
         "draws",
+        "noise",
     }
 
 

@@ -24,9 +24,9 @@ from fedpeft.entropy import derive_seed
 from fedpeft.errors import DataInvalid
 from fedpeft.ids import BlockId, SizeClass
 from fedpeft.methods import blocks_for, due_blocks, round_of
-from fedpeft.privacy import SampledRelease
+from fedpeft.privacy import NoiseStream, SampledRelease
 from fedpeft.round.device.draws import example_weights
-from fedpeft.round.example_privacy import round_cost
+from fedpeft.round.example_privacy import noise_of, round_cost
 from fedpeft.round.local import DeviceStore, Effort, LocalResult
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.rates import learning_rates
@@ -34,7 +34,7 @@ from fedpeft.round.rates.search import local_steps, probes_rate
 from fedpeft.round.ring_range import unbounded_range
 from fedpeft.round.size_class import size_class
 from fedpeft.round.work import Work
-from fedpeft.tuning import Evaluation, LocalPlan, NoiseScale, evaluate, train, train_privately
+from fedpeft.tuning import Evaluation, LocalPlan, evaluate, train
 from fedpeft.tuning.class_means import measure_class_means
 from fedpeft.tuning.gradient_sketch import sketch_gradient
 from fedpeft.tuning.label_calibration import label_offset
@@ -43,6 +43,7 @@ from fedpeft_client.training.device_stores import MemoryStore
 from fedpeft_client.training.examples import Examples, Prepared, batch_seed
 from fedpeft_client.training.local_plan import local_plan
 from fedpeft_client.training.model_pool import ModelPool
+from fedpeft_client.training.private_steps import take_private_steps
 from fedpeft_client.training.rate_probe import losses_along
 from fedpeft_client.training.round_memory import RoundMemory
 from fedpeft_client.training.scaffold import correction, next_controls
@@ -126,9 +127,11 @@ class TorchTrainer:
         """See ``Trainer``."""
         if plan.privacy is None:
             return None
+        return round_cost(plan, declared=self.size_class(plan), parameters=self._parameters(plan))
+
+    def _parameters(self, plan: LearningPlan) -> int:
         spec = self._pool.spec(plan)
-        parameters = sum(spec[block_id].size for block_id in self.trains(plan))
-        return round_cost(plan, declared=self.size_class(plan), parameters=parameters)
+        return sum(spec[block_id].size for block_id in self.trains(plan))
 
     def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         """See ``Trainer``: evaluate the received state, then train from it."""
@@ -165,6 +168,7 @@ class TorchTrainer:
             lanes=measured.lane_means,
             probes=probes,
             troubles=examples.troubles,
+            noise=learnt.noise,
         )
 
     def _learn(
@@ -207,9 +211,15 @@ class TorchTrainer:
         start = without_means(state) if measuring else state
         union.load(forward_state(plan.aggregate, start, self._lora_rank()))
         before = union.extract(sorted(rates))  # as rounded here: the rounding is no part of a change
-        loss_sum, seen = 0.0, 0
+        loss_sum, seen, noise = 0.0, 0, None
         if measuring:
             self._measure_head(plan, union, examples)
+        elif plan.privacy is not None:  # nothing but the steps themselves is private: the device has refused the rest
+            declared = self.size_class(plan)
+            found = noise_of(plan.privacy, plan.train.batch_size, declared, self._parameters(plan))
+            noise = take_private_steps(
+                union, steps, examples, plan.privacy, found, declared=declared, stream=work.noise
+            )
         else:
             loss_sum, seen = self._take_steps(
                 plan, union, steps, examples, first_step=work.first_step, corrected=corrected
@@ -224,7 +234,7 @@ class TorchTrainer:
         keep = STEPS[plan.aggregate.rule].keep
         if keep is not None and self._capacity.rank is not None:
             deltas = keep(state.spec, state, deltas, self._capacity.rank)
-        return _Trained(deltas=deltas, loss_sum=loss_sum, examples=seen)
+        return _Trained(deltas=deltas, loss_sum=loss_sum, examples=seen, noise=noise)
 
     def _sketch(
         self, plan: LearningPlan, union: "UnionAdapter", state: AdapterState, steps: LocalPlan, examples: Prepared
@@ -261,23 +271,7 @@ class TorchTrainer:
         first_step: int,
         corrected: Mapping[BlockId, Vector],
     ) -> tuple[float, int]:
-        """Loss summed over the examples seen, and their number; both zero where a loss would be a release."""
-        noise = self._noise(plan)
-        # Nothing but the steps themselves is private: the device has refused the rest.
-        if noise is not None and plan.privacy is not None:
-            expected = noise.sampling_rate * 2.0 ** self.size_class(plan)
-            people = plan.privacy.unit == "person"
-            train_privately(
-                union,
-                examples.train,
-                steps,
-                noise,
-                cache=examples.train_cache,
-                expected_batch=expected,
-                examples_per_person=plan.privacy.examples_per_person if people else None,
-                engine=plan.privacy.engine,
-            )
-            return 0.0, 0
+        """Loss summed over the examples seen, and their number."""
         if self._script is not None:
             if not len(examples.train):  # the script has them all the same, and would train on what is not permitted
                 raise DataInvalid("Expected at least one example that may be trained on, found none.")
@@ -295,17 +289,6 @@ class TorchTrainer:
         )
         return outcome.mean_loss * outcome.examples_seen, outcome.examples_seen
 
-    def _noise(self, plan: LearningPlan) -> NoiseScale | None:
-        """The noise of every private step; the same numbers that ``cost`` charges."""
-        cost = self.cost(plan)
-        if cost is None or plan.privacy is None:
-            return None
-        return NoiseScale(
-            l2_clip_norm=plan.privacy.l2_clip_norm,
-            noise_multiplier=cost.noise_multiplier,
-            sampling_rate=cost.sampling_rate,
-        )
-
     def _lora_rank(self) -> int | None:
         """Where the device's own columns end: None is all, 0 is none."""
         return self._capacity.rank if TIERED & {*self._capacity.methods} else 0
@@ -313,8 +296,9 @@ class TorchTrainer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trained:
-    """What training left: the change of each block, and the loss summed over the examples seen."""
+    """What training left: the change of each block, the loss summed over the examples seen, and the noise's stream."""
 
     deltas: Mapping[BlockId, Vector]
     loss_sum: float = 0.0
     examples: int = 0
+    noise: NoiseStream | None = None

@@ -59,6 +59,8 @@ class Device:
         rounding: (run id, round id) -> randomness for stochastic rounding; seeded in simulation only.
         ledger: opens what this device has spent on example-level privacy, over its life; its budget is the site's.
             None: it takes no part in runs that ask for it.
+        noise: keeps where its correlated noise is, in runs that ask for it; must outlive the process as the ledger
+            does. None: ``store``.
         tell: keeps what went wrong, with its cause, on this device.
         speaks: whether, in runs without privacy, the device says that it could not train; else it adds zeros there too.
     """
@@ -74,12 +76,13 @@ class Device:
         rounding: Callable[[str, int], Entropy],
         budget: PrivacyLedger | None = None,
         ledger: OpenLedger | None = None,
+        noise: DeviceStore | None = None,
         tell: Tell = log_trouble,
         speaks: bool = True,
     ) -> None:
         self._identity, self._trainer, self._session, self._store = identity, trainer, session, store
         self._entropy, self._rounding, self._budget = entropy, rounding, budget
-        self._examples = ExamplePrivacy(ledger)
+        self._examples = ExamplePrivacy(ledger, noise or store)
         self._tell, self._speaks = tell, speaks
         self._busy = threading.Lock()
 
@@ -162,9 +165,10 @@ class Device:
         cost = self._trainer.cost(plan) if work.train else None
         result = opened.result if opened is not None and opened.work_sha256 == _same_work(terms) else None
         if cost is not None and result is None:  # what was trained for an earlier attempt is paid for
-            self._examples.afford(plan, cost)
+            stream, cost = self._examples.afford(plan, spec, self._trainer, cost, self._entropy)
+            work = replace(work, noise=stream)
         # What was trained in an earlier attempt stands, though the device may train something else by now.
-        blocks = self._trainer.trains(plan) if result is None else {part.block_id for part in result.deltas}
+        blocks = self._trainer.trains(plan) if result is None else frozenset(part.block_id for part in result.deltas)
         owns = owned_sums(terms, work, blocks, evaluates=self._trainer.evaluates(plan))
         declared = declared_class(plan.aggregate, self._trainer.size_class(plan)) if noise is None else SIZELESS
         advance(self._store, pin, signed)
@@ -178,11 +182,10 @@ class Device:
             tries = opened.tries if opened is not None and opened.begun_sha256 == _begun(terms) else 0
             self._store.write(OPEN, encode(replace(_opened(terms), begun_sha256=_begun(terms), tries=tries + 1)))
             effort = Effort(min(tries, Effort.BLANK))
-            mine = frozenset(blocks)
-            learnt, able = trained(self._trainer, plan, work, state, blocks=mine, effort=effort, tell=tell)
+            learnt, able = trained(self._trainer, plan, work, state, blocks=blocks, effort=effort, tell=tell)
             result = KeptResult.of(learnt)
             if cost is not None:
-                self._examples.charge(plan, RoundId(terms.round_id), cost, self._entropy)
+                self._examples.charge(plan, RoundId(terms.round_id), cost, self._entropy, learnt.noise or work.noise)
         inputs, made = contribution(
             plan,
             work,

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedpeft.bounded_json import JsonRefused, JsonValue, loads
+from fedpeft.config.privacy import Privacy
 from fedpeft.errors import IntegrityFailed
 from fedpeft.privacy import ExampleStatement, Opinions, Statement
 from fedpeft.secagg.primitives import IdentityKey, digest, is_signed
@@ -87,7 +88,7 @@ def document_of(view: RunView, *, signer: str = "") -> Document:
         "epsilon": _number(found.charged),
         "delta": said.delta,
         "accountants": _accountants(found),
-        "promise": [*warnings_of(view), *said.lines(), *engine_lines(view)],
+        "promise": [*warnings_of(view), *_lines_of(said, config.privacy), *engine_lines(view)],
         "sites": [_site(name, one) for name, one in sorted(statements.items())],
     }
 
@@ -97,6 +98,10 @@ def _said(view: RunView) -> tuple[Statement | ExampleStatement | None, Mapping[s
         return client_statement(view), {}
     statements = stated(view)
     return max(statements.values(), key=lambda one: one.opinions().charged, default=None), statements
+
+
+def _lines_of(said: Statement | ExampleStatement, privacy: Privacy) -> tuple[str, ...]:
+    return said.lines() if isinstance(said, Statement) else said.lines(correlated=privacy.noise == "correlated")
 
 
 def _accountants(found: Opinions) -> list[JsonValue]:

@@ -165,17 +165,18 @@ def client_noise(config: RunConfig, view: RunView | None) -> tuple[float, int]:
 
 
 def _example_lines(view: RunView) -> tuple[str, ...]:
-    statements = stated(view)
+    statements, correlated = stated(view), view.config().privacy.noise == "correlated"
     if not statements:
         return warnings_of(view) or ("no device has trained yet; nothing has been released",)
     worst = max(statements.values(), key=lambda one: one.opinions().charged)
     charged = {name: one.opinions().charged for name, one in statements.items()}
+    counted = "turns" if correlated else "steps"
     parts = (
-        f"{name} {charged[name]:.4g} (z {one.noise_multiplier:g}, q {one.sampling_rate:.3g}, {one.steps} steps)"
+        f"{name} {charged[name]:.4g} (z {one.noise_multiplier:g}, q {one.sampling_rate:.3g}, {one.steps} {counted})"
         for name, one in sorted(statements.items(), key=lambda item: (-charged[item[0]], item[0]))
     )
     each = f"each device's epsilon, as it states it: {'; '.join(parts)}; the largest is above"
-    lines = (*worst.lines(), *engine_lines(view), each)
+    lines = (*worst.lines(correlated=correlated), *engine_lines(view), each)
     return (*warnings_of(view), *lines)
 
 
