@@ -13,6 +13,7 @@ from fedpeft.ids import BlockId
 
 __all__ = [
     "BETWEEN",
+    "COPIES",
     "DROPOUT",
     "KEEP",
     "MEAN",
@@ -52,6 +53,7 @@ KEEP = "Share of these weights that are changed in the end."
 MEAN = "the mean of the parameters: exact as a sum, the model is not linear in them"
 OUTER = "outer products of each matrix's input and its output's gradient"
 SHARED_FACTORS = "one example at a time: all places share the factors"
+COPIES = "the gradient of each example's copy of the rows"
 SHARED_PARAMETER = "one example at a time: all examples share the parameter"
 PLACES = "outputs of attention and feed-forward in the adapted layers, before the residual"
 OWN_FILE = "union.safetensors only"

@@ -3,11 +3,11 @@
 from pydantic import Field
 
 from fedpeft.catalogue.base_shape import BaseShape
-from fedpeft.catalogue.common import MEAN, SHARED_PARAMETER
+from fedpeft.catalogue.common import MEAN
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import InputSection
-from fedpeft.catalogue.opacus import NO_EXAMPLES
+from fedpeft.catalogue.opacus import UNMEASURED
 from fedpeft.ids import BlockId
 
 __all__ = ["METHOD", "PTuning"]
@@ -37,11 +37,11 @@ METHOD = Method(
         paper="Liu 2021",
         attaches="the input, below every layer: adapter.layers must be all, and nothing is cached",
         summed=MEAN,
-        example_dp=SHARED_PARAMETER,
+        example_dp="vector-Jacobian products of the encoder, one example at a time in one pass",
         export="PEFT PROMPT_TUNING of the encoder's result when alone; else union.safetensors",
         served_by=("peft",),
     ),
-    opacus=NO_EXAMPLES,
+    opacus=UNMEASURED,
     export=Export(peft_type="PROMPT_TUNING", alone=BOTH),
     at_input=True,
     switchable=False,

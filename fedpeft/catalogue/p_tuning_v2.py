@@ -3,11 +3,11 @@
 from pydantic import Field
 
 from fedpeft.catalogue.base_shape import BaseShape
-from fedpeft.catalogue.common import MEAN, SHARED_PARAMETER
+from fedpeft.catalogue.common import COPIES, MEAN
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import Export, Method, MethodRow
 from fedpeft.catalogue.method_section import MethodSection
-from fedpeft.catalogue.opacus import NO_EXAMPLES
+from fedpeft.catalogue.opacus import UNMEASURED
 from fedpeft.ids import BlockId
 
 __all__ = ["METHOD", "PTuningV2"]
@@ -43,11 +43,11 @@ METHOD = Method(
         paper="Liu 2022",
         attaches="attention of the adapted layers: keys and values before its own",
         summed=MEAN,
-        example_dp=SHARED_PARAMETER,
+        example_dp=COPIES,
         export="PEFT PREFIX_TUNING when alone on all layers of a decoder; else union.safetensors",
         served_by=("peft",),
     ),
-    opacus=NO_EXAMPLES,
+    opacus=UNMEASURED,
     export=Export(peft_type="PREFIX_TUNING", alone=("decoder",)),
     switchable=False,
 )

@@ -5,11 +5,11 @@ from typing import Literal
 from pydantic import Field
 
 from fedpeft.catalogue.base_shape import BaseShape
-from fedpeft.catalogue.common import MEAN, SHARED_PARAMETER
+from fedpeft.catalogue.common import COPIES, MEAN
 from fedpeft.catalogue.footprint import Footprint
 from fedpeft.catalogue.method import BOTH, Export, Method, MethodRow
 from fedpeft.catalogue.method_section import InputSection
-from fedpeft.catalogue.opacus import NO_EXAMPLES
+from fedpeft.catalogue.opacus import UNMEASURED
 from fedpeft.ids import BlockId
 
 __all__ = ["METHOD", "Prompt"]
@@ -40,11 +40,11 @@ METHOD = Method(
         paper="Lester 2021",
         attaches="the input, below every layer: adapter.layers must be all, and nothing is cached",
         summed=MEAN,
-        example_dp=SHARED_PARAMETER,
+        example_dp=COPIES,
         export="PEFT PROMPT_TUNING when alone; else union.safetensors",
         served_by=("peft",),
     ),
-    opacus=NO_EXAMPLES,
+    opacus=UNMEASURED,
     export=Export(peft_type="PROMPT_TUNING", alone=BOTH),
     at_input=True,
     switchable=False,

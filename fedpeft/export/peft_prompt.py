@@ -45,7 +45,7 @@ def prompt_form(union: UnionAdapter) -> tuple[dict[str, object], Arrays] | None:
         "num_attention_heads": int(getattr(union.model.config, "num_attention_heads", 1)),
     }
     if present and present <= {PROMPT, P_TUNING} and not (decoder and anatomy.head):
-        rows = torch.cat([part() for part in prompts_of(union.model).values()])  # (p, h)
+        rows = torch.cat([cast("PlainPrompt", part).made() for part in prompts_of(union.model).values()])  # (p, h)
         head = {f"{_BARE}{name}": values for name, values in _head(union).items()}
         length, width = rows.shape
         settings = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": length, "token_dim": width, **sizes}

@@ -146,8 +146,8 @@ def attend(
 
 
 def with_keys(inputs: AttentionInputs, key: Tensor, value: Tensor) -> AttentionInputs:
-    """The inputs with p more keys before its own, seen by every query; ``key``, ``value``: (k, p, d)."""
-    size, added = inputs.key.shape[0], key.shape[1]
+    """The inputs with p more keys before its own, seen by every query; ``key``, ``value``: (b or 1, k, p, d)."""
+    size, added = inputs.key.shape[0], key.shape[2]
     mask = inputs.mask
     if mask is not None:
         # A boolean mask lets through what is True, an additive one what is 0.

@@ -46,9 +46,14 @@ class PlainPrefix(nn.Module):
         """K_p and V_p, (p, w)."""
         return self.key, self.value
 
+    def forward(self, examples: Tensor) -> Tensor:
+        """K_p and V_p for each of b examples, (b, 2, p, w): so the gradient of each is there for hooks."""
+        return torch.stack(self.rows()).expand(len(examples), -1, -1, -1)
+
     def before(self, host: nn.Module, inputs: AttentionInputs) -> AttentionInputs:
         """The layer's keys and values with the prefix in front."""
-        return with_keys(inputs, *(split_heads(rows, inputs) for rows in self.rows()))
+        # Detached: nothing of them is in the rows, and a backward hook waits for the gradients of all inputs.
+        return with_keys(inputs, *(split_heads(rows, inputs) for rows in self(inputs.key.detach()).unbind(1)))
 
     def after(self, host: nn.Module, inputs: AttentionInputs, mixed: Tensor) -> Tensor:
         """Nothing to add."""
@@ -85,7 +90,7 @@ class MadePrefix(nn.Module):
 
     def before(self, host: nn.Module, inputs: AttentionInputs) -> AttentionInputs:
         """The layer's keys and values with the prefix in front."""
-        return with_keys(inputs, *(split_heads(rows, inputs) for rows in self.rows()))
+        return with_keys(inputs, *(split_heads(rows[None], inputs) for rows in self.rows()))
 
     def after(self, host: nn.Module, inputs: AttentionInputs, mixed: Tensor) -> Tensor:
         """Nothing to add."""
@@ -130,5 +135,5 @@ def attach_prefix(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block,
 
 
 def split_heads(rows: Tensor, inputs: AttentionInputs) -> Tensor:
-    """(p, k d) -> (k, p, d) for the inputs's key heads."""
-    return rows.view(rows.shape[0], inputs.key.shape[1], inputs.key.shape[3]).transpose(0, 1)
+    """(b or 1, p, k d) -> (b or 1, k, p, d) for the inputs's key heads."""
+    return rows.view(*rows.shape[:2], inputs.key.shape[1], inputs.key.shape[3]).transpose(1, 2)

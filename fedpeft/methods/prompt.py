@@ -10,6 +10,8 @@ Prompt positions come first and are attended to by every token. The text's posit
 must fit the model's positions. A decoder's outputs at the prompt are cut off again. An encoder's classifier reads its
 first token, which is now the first of the prompt, as in the peft library. A prompt sits below every layer: no layer
 is frozen below it and nothing can be cached. The model does not begin as the base.
+
+The parts are called with the examples, and give P once for each: so the gradient of each example is there for hooks.
 """
 
 import math
@@ -51,9 +53,18 @@ class PlainPrompt(nn.Module):
         super().__init__()
         self.rows = nn.Parameter(rows, requires_grad=False)
 
-    def forward(self) -> Tensor:
-        """P."""
+    @property
+    def length(self) -> int:
+        """Rows."""
+        return len(self.rows)
+
+    def made(self) -> Tensor:
+        """P, (p, h)."""
         return self.rows
+
+    def forward(self, examples: Tensor) -> Tensor:
+        """P for each of b examples, (b, p, h)."""
+        return self.made().expand(len(examples), -1, -1)
 
 
 class MadePrompt(nn.Module):
@@ -70,11 +81,20 @@ class MadePrompt(nn.Module):
         self.third = nn.Parameter(third, requires_grad=False)
         self.third_bias = nn.Parameter(table.new_zeros(wide), requires_grad=False)
 
-    def forward(self) -> Tensor:
+    @property
+    def length(self) -> int:
+        """Rows."""
+        return len(self.table)
+
+    def made(self) -> Tensor:
         """P, (p, h)."""
         inner = functional.relu(functional.linear(self.table, self.first, self.first_bias))
         inner = functional.relu(functional.linear(inner, self.second, self.second_bias))
         return functional.linear(inner, self.third, self.third_bias)
+
+    def forward(self, examples: Tensor) -> Tensor:
+        """P for each of b examples, (b, p, h)."""
+        return self.made().expand(len(examples), -1, -1)
 
 
 def attach_prompt(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Block, ...]:
@@ -144,9 +164,14 @@ def _graft(anatomy: Anatomy, adapter: Adapter, method: str, length: int, part: n
     add_part(backbone, _PARTS, method, part)
 
 
-def _rows(backbone: nn.Module) -> Tensor:
-    """All prompts, one after the other, (p, h)."""
-    return torch.cat([part() for part in cast("nn.ModuleDict", getattr(backbone, _PARTS)).values()])
+def _rows(backbone: nn.Module, embedded: Tensor) -> Tensor:
+    """All prompts, one after the other, for each example, (b, p, h)."""
+    examples = embedded.detach()  # nothing of them is in the rows
+    return torch.cat([part(examples) for part in _parts(backbone).values()], dim=1)
+
+
+def _parts(backbone: nn.Module) -> "dict[str, PlainPrompt | MadePrompt]":
+    return cast("dict[str, PlainPrompt | MadePrompt]", getattr(backbone, _PARTS))
 
 
 def _before(
@@ -161,18 +186,20 @@ def _before(
     ids, embedded = named.pop("input_ids", None), named.pop("inputs_embeds", None)
     if embedded is None:
         embedded = cast("Tensor", backbone.get_input_embeddings()(ids))  # type: ignore[operator]
-    rows = _rows(backbone).to(embedded.dtype)
-    size = embedded.shape[0]
-    named["inputs_embeds"] = torch.cat((rows.expand(size, -1, -1), embedded), dim=1)  # (b, p + s, h)
+    rows = _rows(backbone, embedded).to(embedded.dtype)
+    size, length = rows.shape[:2]
+    named["inputs_embeds"] = torch.cat((rows, embedded), dim=1)  # (b, p + s, h)
     for key, filling in (("attention_mask", 1), ("token_type_ids", 0)):
         if (given := named.get(key)) is not None:
-            named[key] = torch.cat((given.new_full((size, len(rows)), filling), given), dim=1)
+            named[key] = torch.cat((given.new_full((size, length), filling), given), dim=1)
     return (), named
 
 
 def _after(backbone: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
     """A decoder's hidden states of the text alone."""
-    length = sum(len(part()) for part in cast("nn.ModuleDict", getattr(backbone, _PARTS)).values())
+    length = sum(
+        part.length for part in cast("dict[str, PlainPrompt | MadePrompt]", getattr(backbone, _PARTS)).values()
+    )
     output["last_hidden_state"] = output["last_hidden_state"][:, length:]
     return output
 

@@ -92,7 +92,7 @@ class GatedPrefix(nn.Module):
         """Twice the width: the first half meets the text, the gated second half the prefix."""
         lora = host.get_submodule(f"{self.query}.{GRAFTS}.{UNIPELT}")
         self.opened, lora.opened = lora.opened[:, None], None  # type: ignore[index, assignment] # (b, 1, s, 1)
-        key, value = (split_heads(rows, inputs) for rows in (self.key, self.value))  # (k, p, d)
+        key, value = (split_heads(rows[None], inputs) for rows in (self.key, self.value))  # (1, k, p, d)
         wide = AttentionInputs(
             query=torch.cat((inputs.query, self.opened.to(inputs.query.dtype) * inputs.query), dim=-1),
             key=functional.pad(inputs.key, (0, inputs.key.shape[-1])),

@@ -88,7 +88,7 @@ def test_a_prompt_computes_what_peft_computes(build):
     union = attach(build(), Adapter(prompt=Prompt(length=P)), seed=0)
     theirs = peft_model(build(), PromptTuningConfig, num_virtual_tokens=P)
     with torch.no_grad():
-        theirs.prompt_encoder["default"].embedding.weight.copy_(prompts_of(union.model)["prompt"]())
+        theirs.prompt_encoder["default"].embedding.weight.copy_(prompts_of(union.model)["prompt"].made())
     found, ours = logits_of(theirs), logits_of(union.model)
     assert torch.allclose(ours, found if build is tiny_bert else found[:, P:], atol=1e-5)
 
@@ -230,6 +230,6 @@ def test_a_prompt_longer_than_the_models_positions_is_refused():
 @pytest.mark.parametrize("init", ["vocabulary", "gaussian"])
 def test_a_prompt_begins_at_the_size_of_the_models_own_embeddings(init):
     union = attach(tiny_bert(), Adapter(prompt=Prompt(length=20, init=init)), seed=0)
-    table, rows = union.model.bert.embeddings.word_embeddings.weight, prompts_of(union.model)["prompt"]()
+    table, rows = union.model.bert.embeddings.word_embeddings.weight, prompts_of(union.model)["prompt"].made()
     assert 0.8 < float(rows.std() / table.std()) < 1.2
     assert (init == "vocabulary") == all(bool((table == row).all(dim=1).any()) for row in rows)

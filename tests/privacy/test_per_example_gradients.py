@@ -37,7 +37,7 @@ SMALL = {
     "adalora": {"rank": 4, "target_rank": 2},
 }
 MICRO = {
-    *("prompt", "prefix", "p_tuning", "p_tuning_v2", "llama_adapter"),  # their parts have no example in the first place
+    *("prefix", "llama_adapter"),  # their parts have no example in the first place
     *("compacter", "hypernetwork", "unipelt", "coda"),  # parameters that several modules share, or calls of other kinds
 }
 RANK_ONE = {

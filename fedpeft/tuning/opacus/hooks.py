@@ -29,6 +29,8 @@ from fedpeft.methods.ia3 import InputGain, OutputGain
 from fedpeft.methods.layernorm import NormPart
 from fedpeft.methods.loha import LoHaPart
 from fedpeft.methods.lokr import LoKrPart
+from fedpeft.methods.prefix import PlainPrefix
+from fedpeft.methods.prompt import MadePrompt, PlainPrompt
 from fedpeft.methods.qalora import QaLoraPart
 from fedpeft.methods.vera import VeraPart
 from fedpeft.tuning.per_sample_hooks import RULES, NoBackEnd, any_module, owner_paths
@@ -36,8 +38,8 @@ from fedpeft.tuning.per_sample_hooks import RULES, NoBackEnd, any_module, owner_
 __all__ = ["PARTS", "OpacusHooked", "register"]
 
 PARTS: tuple[type[nn.Module], ...] = (
-    BiasPart, BottleneckPart, Columns, DoraPart, FusionPart, InputGain, LoHaPart, LoKrPart, NormPart, OutputGain,
-    QaLoraPart, Rows, VeraPart,
+    BiasPart, BottleneckPart, Columns, DoraPart, FusionPart, InputGain, LoHaPart, LoKrPart, MadePrompt, NormPart,
+    OutputGain, PlainPrefix, PlainPrompt, QaLoraPart, Rows, VeraPart,
 )  # fmt: skip
 """The grafts that get a sampler; heads are ``nn.Linear``, which Opacus knows."""
 
