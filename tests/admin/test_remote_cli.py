@@ -1,6 +1,7 @@
 """The same commands on the coordinator's machine and from another one: same answers, same refusals."""
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,9 +181,15 @@ def test_a_clone_without_a_device_names_whom_it_never_asks(run, fresh, tmp_path)
     assert run("coordinator", "submit", config, "--without", "ward-a", *here)[0] == 0
     fresh.site.registry.delete(fresh.site.registry.device("ward-a"))
     assert run("coordinator", "runs", "clone", "1", "--without", "ward-b", *here)[0] == 0
-    assert [job.without for job in fresh.site.queue.jobs()] == [("ward-a",), ("ward-a", "ward-b")]
+    jobs = fresh.site.queue.jobs()
+    assert [job.without for job in jobs] == [("ward-a",), ("ward-a", "ward-b")]
+    first, second = (tomllib.loads(fresh.site.queue.text(job)) for job in jobs)
+    assert first["run"].get("seed") != second["run"]["seed"], "or their first sums differ by what ward-b gave"
+    assert {**second, "run": first["run"]} == first
+    assert run("coordinator", "runs", "clone", "2", *here)[0] == 0
+    assert tomllib.loads(fresh.site.queue.text(fresh.site.queue.jobs()[-1])) == second, "the same again is the same"
     assert "without ward-a, ward-b" in run("coordinator", "runs", "ls", *here)[1]
-    assert [detail.get("without") for event, _, detail in audited(fresh)] == ["ward-a", "ward-a, ward-b"]
+    assert [detail.get("without") for event, _, detail in audited(fresh)] == ["ward-a"] + 2 * ["ward-a, ward-b"]
 
 
 def audited(port: Port) -> list[tuple[str, str, dict[str, object]]]:

@@ -120,8 +120,8 @@ def list_runs(target: Target, as_json: bool) -> None:
 def clone(run: str, without: tuple[str, ...], target: Target) -> None:
     """Queue RUN again, as a new run. Its run.toml, priority and group are the same.
 
-    With --without a device is forgotten: the new run begins where RUN began, and never asks it. The coordinator cannot
-    take a device out of RUN itself, because it knows who took part, and not what one device gave.
+    With --without a device is forgotten: the new run begins anew, with another seed, and never asks it. The coordinator
+    cannot take a device out of RUN itself, because it knows who took part, and not what one device gave.
     """
     with asking(target) as coordinator:
         more = {"without": ",".join(without)} if without else {}
