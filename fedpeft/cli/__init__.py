@@ -12,6 +12,7 @@ import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -31,7 +32,7 @@ from fedpeft.errors import (
     interrupt_behind,
 )
 
-__all__ = ["COMMANDS", "EXIT_PIPE_CLOSED", "main"]
+__all__ = ["COMMANDS", "EXIT_PIPE_CLOSED", "HELD_S", "main"]
 
 COMMANDS = {
     "init": "Write a run.toml for your own data.",
@@ -54,6 +55,9 @@ COMMANDS = {
 
 COMPLETE = "_FEDPEFT_COMPLETE"
 """Set by a shell for completion: `eval "$(_FEDPEFT_COMPLETE=bash_source fedpeft)"` in ~/.bashrc; zsh and fish alike."""
+
+HELD_S = 0.5
+"""Between two interrupts by hand; what comes faster is a key that repeats."""
 
 EXIT_PIPE_CLOSED = 141
 """128 + SIGPIPE: whoever read our output went away, as with `| head`."""
@@ -139,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _settle_streams()
     _reset_verbosity()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    pressed: list[int] = []
+    pressed: list[float] = []
     listener = partial(_raise_interrupted, pressed)
     previous = _on(signal.SIGTERM, _raise_terminated)
     listens = signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -209,7 +213,7 @@ def _end_at_once_on_the_next_interrupt() -> int:
     return EXIT_INTERRUPTED
 
 
-def _stopped_or_failed(error: Exception, given: Sequence[str], pressed: Sequence[int]) -> int:
+def _stopped_or_failed(error: Exception, given: Sequence[str], pressed: Sequence[float]) -> int:
     """The exit code of an error that may have been an interrupt: a library that is being imported makes any of it.
 
     An interrupt that was swallowed makes no interrupt of a bug of later. Libraries in C raise ImportError alone, with
@@ -281,9 +285,12 @@ def _raise_terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise _Terminated
 
 
-def _raise_interrupted(pressed: list[int], number: int, _frame: FrameType | None) -> NoReturn:
-    pressed.append(number)
-    raise KeyboardInterrupt
+def _raise_interrupted(pressed: list[float], _signal: int, _frame: FrameType | None) -> None:
+    """A key that is held down is one interrupt: what cleans up and says how to go on is not interrupted at once."""
+    now = time.monotonic()
+    if not pressed or now - pressed[-1] >= HELD_S:
+        pressed.append(now)
+        raise KeyboardInterrupt
 
 
 def _on(number: signal.Signals, handler: object) -> object:

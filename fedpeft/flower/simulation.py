@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedpeft.clock import SystemClock
 from fedpeft.errors import ResourceMissing, said_by
 from fedpeft.flower.grid import GridTransport, LocalGrid
+from fedpeft.interrupts import undisturbed
 
 __all__ = ["run_local", "run_ray"]
 
@@ -21,6 +22,8 @@ NODES_DEADLINE_S = 120.0
 """How long Flower's engine may take to register its virtual nodes."""
 WAIT_S = 0.1
 """Between two looks at whether something has happened."""
+KILLED_S = 5.0
+"""How long a killed process may take to end; one that the disk holds ends later."""
 ACTOR = "ray::ClientApp"
 """How Linux calls a process in which Ray computes devices: it keeps fifteen characters of its name."""
 
@@ -84,7 +87,8 @@ def run_ray(app: ClientApp, main: Callable[[GridTransport], None], *, devices: i
             while not ended.wait(WAIT_S):
                 pass
         finally:
-            _end_actors()
+            with undisturbed():
+                _end_actors()
         raise
     if failures:
         raise failures[0]
@@ -133,10 +137,13 @@ def _end_actors() -> None:
     """Kill the processes in which Ray's devices compute; its others end with this process."""
     import psutil
 
+    killed: list[psutil.Process] = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             if process.name().startswith(ACTOR):
                 process.kill()
+                killed.append(process)
+    psutil.wait_procs(killed, timeout=KILLED_S)  # until then it may still write
 
 
 def _server_app(

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import time
 from functools import partial
+from pathlib import Path
 
 from fedpeft import secagg
 from fedpeft.adapter import AdapterState
@@ -12,6 +14,7 @@ from fedpeft.clock import SystemClock
 from fedpeft.config import RunConfig
 from fedpeft.entropy import os_entropy
 from fedpeft.flower import GridTransport, client_app, run_local, run_ray
+from fedpeft.interrupts import undisturbed
 from fedpeft.round.coordinator import OpenSum, SecureSum
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.plan import LearningPlan
@@ -28,6 +31,8 @@ from fedpeft_sim.simulation import Screen, Simulation
 from fedpeft_sim.troubles import TroubleWatch
 
 __all__ = ["federate", "workers_of"]
+
+REMOVALS, PAUSE_S = 20, 0.1
 
 
 def workers_of(config: RunConfig) -> int:
@@ -109,7 +114,8 @@ def _on_engine(
         try:
             run_ray(client_app(handler), coordinate, devices=count, workers=workers)
         finally:
-            shutil.rmtree(home, ignore_errors=True)  # the devices' keys and inputs die with the run
+            with undisturbed():
+                _remove(home)  # the devices' keys and inputs die with the run
     else:
         local = VirtualDevices(
             simulation.population,
@@ -122,3 +128,12 @@ def _on_engine(
         )
         run_local(client_app(local), coordinate, devices=count, workers=workers)
     return result[0]
+
+
+def _remove(home: Path) -> None:
+    """Remove a folder into which a process that is ending may still write."""
+    for _ in range(REMOVALS):
+        shutil.rmtree(home, ignore_errors=True)
+        if not home.exists():
+            return
+        time.sleep(PAUSE_S)

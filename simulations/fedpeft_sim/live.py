@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from fedpeft.clock import Clock, SystemClock
+from fedpeft.interrupts import undisturbed
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.transport import Stage
 from fedpeft.terminal import printable, span
@@ -80,12 +81,13 @@ class LiveScreen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live:
-            self._live.stop()
-            self._live = None
-        for hint in self._hints:
-            self.note(hint)
-        self._hints.clear()
+        with undisturbed():
+            if self._live:
+                self._live.stop()
+                self._live = None
+            for hint in self._hints:
+                self.note(hint)
+            self._hints.clear()
 
     def note(self, text: str) -> None:
         """One line, above the view; what a device or a coordinator said is written out."""

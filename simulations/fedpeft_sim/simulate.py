@@ -19,6 +19,7 @@ from fedpeft.config.derived import invited_devices
 from fedpeft.data.memory import Rows
 from fedpeft.errors import ConfigInvalid, FedpeftError
 from fedpeft.export.earlier_runs import with_sources
+from fedpeft.interrupts import undisturbed
 from fedpeft.round.plan import LearningPlan, learning_plan
 from fedpeft.round.rates import rates_told
 from fedpeft.round.start import named_start
@@ -165,10 +166,11 @@ def simulate(
         except (FedpeftError, KeyboardInterrupt) as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             reason = "interrupted" if interrupted else str(error)
-            run.write_summary(summary_of(run, "interrupted" if interrupted else "failed", reason))
-            with suppress(FedpeftError, OSError):
-                write_report(run.path)
-            screen.hint(f"continue with:  {quoted('fedpeft', 'simulate', '--resume', run.path)}")
+            with undisturbed():
+                run.write_summary(summary_of(run, "interrupted" if interrupted else "failed", reason))
+                with suppress(FedpeftError, OSError):
+                    write_report(run.path)
+                screen.hint(f"continue with:  {quoted('fedpeft', 'simulate', '--resume', run.path)}")
             raise
         full_bytes = full_parameter_bytes(
             plan, simulation.pool, rounds=simulation.config.rounds.count, clients=len(simulation.population.clients)
