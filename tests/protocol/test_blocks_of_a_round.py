@@ -14,11 +14,14 @@ from fedpeft.aggregate import assign_buckets
 from fedpeft.config.model import SecureAggregation
 from fedpeft.config.task import Task
 from fedpeft.ids import BlockId
+from fedpeft.privacy import CLIP_BIT, NOISED_METRICS
+from fedpeft.round.linking import MEASURED
 from fedpeft.round.metrics import COHORT_WEIGHT, METRICS, TASK_METRICS, TRAIN_LOSS
 from fedpeft.round.plan import ExampleTerms
 from fedpeft.round.ring_range import ring_range
 from fedpeft.round.terms import participants_of, round_terms
 from fedpeft.round.work import work_terms
+from fedpeft.tasks import TASKS
 from fedpeft.testing.fleet import enrol
 from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec
 
@@ -108,6 +111,8 @@ LANES = {
         Task(kind="regression", range=(0, 5)),
         [(1, 1.0), (1, 1.0), (1, 2.0), (1, 1.0), (1, 4.0), (1, 2.0), (625, 1.0)],
     ),
+    "preferences": (Task(kind="preference"), [(2, 32.0), (2, 1.0)]),
+    "vectors of texts": (Task(kind="embeddings"), [(1, 1.0), (2, 1.0)]),
     "tags": (Task(kind="token-classify", labels=("O", "B-a", "I-a", "B-b")), [(6, 64.0)]),
 }
 
@@ -129,10 +134,21 @@ def test_the_other_measured_blocks_are_there_when_the_document_says_so() -> None
 
 
 def test_every_block_that_the_code_measures_is_in_the_document() -> None:
-    source = "".join(
-        (Path(__file__).parents[2] / path).read_text()
-        for path in ("fedpeft/round/metrics.py", "fedpeft/privacy/noised_metrics.py", "fedpeft/privacy/adaptive.py")
-    )
-    names = re.findall(r'^[A-Z_]+ = BlockId\("([\w-]+)"\)', source, re.MULTILINE)
-    assert len(names) >= 6
-    assert [name for name in names if f"`{name}`" not in TEXT] == []
+    """Of each a row of the table of measured blocks; those of client-level privacy in the text."""
+    assert len(MEASURED) >= 7
+    assert [name for name in sorted(MEASURED) if f"`{name}`" not in TEXT] == []
+    rows = set(re.findall(r"^\| `([\w-]+)` \|", TEXT.split("### The blocks of a round")[1], re.MULTILINE))
+    assert rows >= MEASURED - {CLIP_BIT, NOISED_METRICS}
+
+
+def test_every_task_with_a_measure_has_lanes_in_the_document() -> None:
+    """A task whose lanes are not written down cannot be proposed by an outsider."""
+    kinds = {task.kind for task, _ in LANES.values()}
+    options = {
+        "classify": {"labels": ("a", "b")},
+        "multi-label": {"labels": ("a", "b")},
+        "regression": {"range": (0, 1)},
+    }
+    options["token-classify"] = {"labels": ("O", "B-a")}
+    measured = {kind for kind in TASKS if Task(kind=kind, **options.get(kind, {})).measure is not None}
+    assert measured == kinds

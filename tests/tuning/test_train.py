@@ -54,8 +54,8 @@ def plan_of(blocks, *, steps=12, rate=0.02, **changes):
     return plan_for(blocks, steps=steps, rate=rate, **changes)
 
 
-# tests/methods/test_every_method.py and test_additive.py train every method in fewer steps and ask the same of it, of the
-# one that is bare: not of another scaling, of the head alone, nor of methods together.
+# tests/methods/test_every_method.py and test_additive.py train every method in fewer steps and ask the same of it, of
+# the one that is bare: not of another scaling, of the head alone, nor of methods together.
 ASKED_HERE_ALONE = ("rank-stabilized lora", "head", "houlsby", "all together", "decoder together")
 
 
