@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
-# The CPU or the CUDA build of torch: whichever index this names wins (see README, "Choosing torch").
+# The CPU or the CUDA build of torch: whichever index this names wins (README.md, "More").
 TORCH ?= torch==2.13.0
 # One worker per core and two more: whole processes wait for each other and for deadlines, and three workers left a third
 # of two cores idle (docs/adr/0059). One thread per worker. A file's tests stay together, they share models; in their

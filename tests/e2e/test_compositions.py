@@ -92,9 +92,8 @@ def test_a_fusion_of_earlier_runs_starts_alike_simulated_and_deployed_and_learns
     # On a coordinator the earlier runs may be its own, named by their directories.
     config = parse((world / "fused.toml").read_text(), source="fused.toml", simulation=True)
     own = {task: run.name for task, run in runs.items()}
-    config = config.model_copy(
-        update={"directory": world / "runs", "base": config.base.model_copy(update={"adapters": own})}
-    )
+    base = config.base.model_copy(update={"model": str(world / "model"), "adapters": own})  # forked elsewhere
+    config = config.model_copy(update={"directory": world / "runs", "base": base})
     for name, value in forking().items():
         monkeypatch.setenv(name, value)
     model_process = ModelProcess(world / "deployed-bases")

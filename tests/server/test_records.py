@@ -68,6 +68,28 @@ def test_a_row_of_an_earlier_version_says_spared_of_a_device_that_was_not_needed
     assert from_json(ClientRound, earlier, where="x") == now
 
 
+def test_a_row_of_before_sums_held_no_counts_says_that_there_were_evaluators_and_not_how_many() -> None:
+    now = RoundMetrics(
+        round=3, loss=0.1 + 0.2, accuracy=0.5, evaluators=1, devices_invited=4, devices_ready=4, devices_survived=4,
+        bytes_up=1, bytes_down=2, seconds=0.5,
+    )  # fmt: skip
+    earlier = to_json(now).replace('"evaluators":1', '"examples":11')
+    assert '"examples":11' in earlier
+    assert from_json(RoundMetrics, earlier, where="x") == now
+    none = from_json(RoundMetrics, earlier.replace('"examples":11', '"examples":0'), where="x")
+    assert none.evaluators == 0
+
+
+@pytest.mark.parametrize("examples", ["-1.5", "true", '"11"', "null", '11,"evaluators":1', '11,"examples":12'])
+def test_a_row_with_anything_else_for_examples_is_refused(examples: str) -> None:
+    row = RoundMetrics(
+        round=3, loss=None, accuracy=None, evaluators=1, devices_invited=4, devices_ready=4, devices_survived=4,
+        bytes_up=1, bytes_down=2, seconds=0.5,
+    )  # fmt: skip
+    with pytest.raises(IntegrityFailed, match="schema version 1"):
+        from_json(RoundMetrics, to_json(row).replace('"evaluators":1', f'"examples":{examples}'), where="x")
+
+
 def test_an_event_and_a_summary_come_back_as_they_were() -> None:
     compared = (Comparison(client="all", examples=9, alone=0.5, federated=0.75, centralised=None),)
     summary = Summary(outcome="finished", rounds=3, seconds=1.0, bytes_up=1, bytes_down=2, comparison=compared)

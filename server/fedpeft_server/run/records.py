@@ -5,6 +5,7 @@ or another type is refused, so a file of another version is never half understoo
 changes ``SCHEMA_VERSION``.
 """
 
+import json
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,6 +13,8 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
+from fedpeft import bounded_json
+from fedpeft.bounded_json import JsonLimits, JsonRefused
 from fedpeft.errors import IntegrityFailed
 
 __all__ = [
@@ -116,7 +119,8 @@ class RoundMetrics:
         loss: mean over held-out examples, of the state that the round began with (``fedpeft.round.metrics``);
             None when nothing was evaluated or it was not finite.
         accuracy: share of those examples that were right, 0..1, to 1/64 on each device.
-        evaluators: devices with held-out examples in that mean; 0 when nothing was evaluated, or with noise.
+        evaluators: devices with held-out examples in that mean; 0 when nothing was evaluated, or with noise. 1 in a row
+            that an earlier version wrote, which says only that there were some.
         train_loss: mean over the examples that the devices trained on in this round; None when they did not train.
         metrics: the task's further ones, by name; ``f1/NAME`` is one class's. Empty under privacy.
         rate_losses: held-out losses at multiples of the mean first step, in the round that measures the learning rate
@@ -254,7 +258,7 @@ def from_json(kind: type[T], text: str, *, where: str) -> T:
         IntegrityFailed: the text is not such a record of this schema version.
     """
     try:
-        record: T = _codec(kind).validate_json(text)
+        record: T = _codec(kind).validate_json(_as_written_now(text) if kind is RoundMetrics else text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the record"
@@ -264,6 +268,19 @@ def from_json(kind: type[T], text: str, *, where: str) -> T:
             "named in manifest.json."
         ) from error
     return record
+
+
+def _as_written_now(row: str) -> str:
+    """Rows of runs before sums held no counts (ADR 0012) have ``examples``, and not how many devices they were on."""
+    if '"examples":' not in row:
+        return row
+    try:
+        found = bounded_json.loads(row, JsonLimits(max_bytes=len(row.encode())))
+    except JsonRefused:
+        return row  # which is refused with its reason
+    if not isinstance(found, dict) or "evaluators" in found or type(found.get("examples")) is not int:
+        return row
+    return json.dumps({"evaluators": int(bool(found.pop("examples"))), **found})
 
 
 def _codec(kind: type[T]) -> TypeAdapter[T]:
