@@ -20,7 +20,6 @@ import json
 import logging
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ from rates import DECODER, Setting, opened, scored, table
 
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate.factors import Factors, read_factors, write_factors
-from fedpeft.data import load
 from fedpeft.entropy import generator
 from fedpeft.ids import BlockId
 from fedpeft.methods import UnionAdapter, blocks_for
@@ -62,22 +60,6 @@ CELLS: tuple[tuple[str, float], ...] = (
 """Where A starts, and the rate as a multiple of ``auto``."""
 
 
-def speakers(data: Path) -> list[dict[str, str]]:
-    """Three of the four loudest."""
-    rows = rates.shakespeare(data)
-    names = list(dict.fromkeys(row["speaker"] for row in rows))[:3]
-    return [row for row in rows if row["speaker"] in names]
-
-
-def docstrings(data: Path) -> list[dict[str, str]]:
-    """Of the three groups of modules with most of them."""
-    records = load("builtin:stdlib-docstrings", {}, columns=("completion", "module_group")).records
-    found = [records[index] for index in range(len(records))]
-    rows = [{"text": str(one["completion"]), "group": str(one["module_group"])} for one in found]
-    counted = Counter(row["group"] for row in rows).most_common(3)
-    return [row for group, _ in counted for row in [one for one in rows if one["group"] == group][:60]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """A data set, cut into three clients of these ranks."""
@@ -100,7 +82,6 @@ def place(source: str, partition: str, ranks: tuple[int, int, int] = MIXED, *, l
     )
 
 
-rates.READERS |= {"speakers": speakers, "docstrings": docstrings}
 SPEAKER, THIRDS, GROUP = (
     'by = "column", column = "speaker"',
     'by = "iid", clients = 3',

@@ -5,6 +5,7 @@ Each takes the folder in which the data sets lie; the demo's own tweets need non
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 from fedpeft.data import load
@@ -33,6 +34,12 @@ def banking(data: Path) -> list[dict[str, str]]:
         return [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)][::8]
 
 
+def banking_whole(data: Path) -> list[dict[str, str]]:
+    """All training queries with 77 intents."""
+    with (data / "banking77" / "train.csv").open(encoding="utf-8", newline="") as file:
+        return [{"text": row["text"], "label": row["category"]} for row in csv.DictReader(file)]
+
+
 def pubmedqa(data: Path) -> list[dict[str, str]]:
     """A question with its answer in a sentence; yes, no or maybe."""
     rows = json.loads((data / "pubmedqa" / "ori_pqal.json").read_text(encoding="utf-8")).values()
@@ -57,10 +64,27 @@ def shakespeare(data: Path) -> list[dict[str, str]]:
     return [{"speaker": name, "text": words} for name in loudest for words in turns[name][:40]]
 
 
+def speakers(data: Path) -> list[dict[str, str]]:
+    """Three of the four loudest."""
+    rows = shakespeare(data)
+    names = list(dict.fromkeys(row["speaker"] for row in rows))[:3]
+    return [row for row in rows if row["speaker"] in names]
+
+
+def docstrings(data: Path) -> list[dict[str, str]]:
+    """Of the three groups of modules with most of them; part of Python, not of ``data``."""
+    records = load("builtin:stdlib-docstrings", {}, columns=("completion", "module_group")).records
+    found = [records[index] for index in range(len(records))]
+    rows = [{"text": str(one["completion"]), "group": str(one["module_group"])} for one in found]
+    counted = Counter(row["group"] for row in rows).most_common(3)
+    return [row for group, _ in counted for row in [one for one in rows if one["group"] == group][:60]]
+
+
 def e2e(data: Path) -> list[dict[str, str]]:
     """A table of facts on a restaurant; a sentence that says them."""
     with (data / "e2e" / "devset.csv").open(encoding="utf-8", newline="") as file:
         return [{"prompt": row["mr"] + "\n", "completion": row["ref"]} for row in csv.DictReader(file)][:240]
 
 
-READERS = {reader.__name__: reader for reader in (airlines, tweets, banking, pubmedqa, stsb, shakespeare, e2e)}
+_ALL = (airlines, tweets, banking, banking_whole, pubmedqa, stsb, shakespeare, speakers, docstrings, e2e)
+READERS = {reader.__name__: reader for reader in _ALL}

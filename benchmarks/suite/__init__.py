@@ -1,0 +1,1 @@
+"""Ours beside other systems: `python -m benchmarks.suite`."""
