@@ -7,6 +7,7 @@ function of the product; tests/privacy/test_audit.py holds the same with other n
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -14,7 +15,17 @@ import torch
 from torch import Tensor
 
 from fedpeft.entropy import Entropy, os_entropy, seeded_entropy
-from fedpeft.privacy import AuditResult, audit, audit_clients, discrete_gaussian
+from fedpeft.ids import BlockId
+from fedpeft.privacy import (
+    AuditResult,
+    CorrelatedNoise,
+    NoiseStream,
+    audit,
+    audit_clients,
+    coefficients,
+    discrete_gaussian,
+    noise_stream,
+)
 from fedpeft.tuning import NoiseScale, canaries
 from fedpeft.tuning import dp_sgd_mechanism as release
 from fedpeft.tuning.batches import Indices
@@ -37,7 +48,8 @@ def audits(count: int) -> dict[str, object]:
     rows = {
         "clients": {bug: _clients(count, bug) for bug in (*bugs, "clip a block")},
         "examples": {bug: _examples(count, bug) for bug in (*bugs, "clip a tensor")},
-        "people": {bug: _people(count, bug) for bug in (*bugs, "clip an example")},
+        "people": {bug: _people(count, bug) for bug in (*bugs, "clip an example", "on 32 devices")},
+        "correlated": {bug: _correlated(count, bug) for bug in ("none", "no noise", "everybody in every step")},
     }
     table = {
         unit: {
@@ -52,6 +64,8 @@ def audits(count: int) -> dict[str, object]:
             count, [(release, "poisson_sample", lambda number, rate, entropy: np.arange(number) // 2)]
         ),
         "none": not _refused(count, []),
+        "matrix not causal": _causal([]) and not _causal([(CorrelatedNoise, "next_row", _looking_ahead)]),
+        "noise that repeats over steps": not _causal([(noise_stream, "discrete_gaussian", _always_the_first)]),
     }
     repeated = _repeats(lambda: seeded_entropy(0, "noise")) and not _repeats(lambda: os_entropy)
     right = all(one.refuted == (bug != "none") for found in rows.values() for bug, one in found.items())
@@ -109,10 +123,58 @@ def _people(count: int, bug: str) -> AuditResult:
         "clip an example": [(PersonGradients, "gradients", _example_by_example)],
     }
     scale = NoiseScale(l2_clip_norm=1.0, noise_multiplier=4.0, sampling_rate=1.0)
-    with _replaced(seeded.get(bug, [])):
+
+    def attacked(steps: int) -> AuditResult:
         return audit_people(
-            scale, steps=2, canaries=count, examples_per_person=PER_PERSON, delta=DELTA, entropy=os_entropy
+            scale, steps=steps, canaries=count, examples_per_person=PER_PERSON, delta=DELTA, entropy=os_entropy
         )
+
+    if bug == "on 32 devices":  # that share a person and add up what they release, each claiming its own two steps
+        return replace(attacked(64), claimed=attacked(2).claimed)
+    with _replaced(seeded.get(bug, [])):
+        return attacked(2)
+
+
+def _correlated(count: int, bug: str) -> AuditResult:
+    """Of each canary one turn in twelve steps; the attacker knows the matrix, and whose turn each step is."""
+    seeded: dict[str, list[Replacement]] = {
+        "no noise": [(noise_stream, "discrete_gaussian", lambda s, n, e: np.zeros(n, np.int32))],
+        "everybody in every step": [(release.Turns, "members", lambda self: np.arange(count))],
+    }
+    scale = NoiseScale(l2_clip_norm=1.0, noise_multiplier=4.0, sampling_rate=1.0, bands=12, momentum=0.9)
+    with _replaced(seeded.get(bug, [])):
+        return audit_examples(scale, steps=12, canaries=count, delta=DELTA, entropy=os_entropy)
+
+
+def _causal(seeded: list[Replacement], steps: int = 20, size: int = 2000) -> bool:
+    """Whether C applied to the rows of noise gives draws that are new in every step."""
+    stream = NoiseStream.begin("audit", [BlockId("all")], bands=6, momentum=0.9, entropy=os_entropy)
+    with _replaced(seeded):
+        noise = CorrelatedNoise(stream, size)
+        rows = np.array([noise.next_row(os_entropy) for _ in range(steps)], np.float64)
+    column = coefficients(6, 0.9)
+    fresh = np.array([sum(c * rows[step - k] for k, c in enumerate(column[: step + 1])) for step in range(steps)])
+    return bool(np.abs(np.corrcoef(fresh) - np.eye(steps)).max() < 7 / np.sqrt(size))
+
+
+_real_row, _real_draw = CorrelatedNoise.next_row, discrete_gaussian
+_ahead: dict[int, np.ndarray] = {}
+_first: list[np.ndarray] = []
+
+
+def _looking_ahead(noise: CorrelatedNoise, entropy: Entropy) -> np.ndarray:
+    """The bug: a row holds half of the row that comes after it."""
+    now = _ahead.pop(id(noise), None)
+    now = _real_row(noise, entropy) if now is None else now
+    _ahead[id(noise)] = _real_row(noise, entropy)
+    return now + _ahead[id(noise)] // 2
+
+
+def _always_the_first(sigma: float, size: int, entropy: Entropy) -> np.ndarray:
+    """The bug: every step gets the draws of the first one."""
+    if not _first:
+        _first.append(_real_draw(sigma, size, entropy))
+    return _first[0]
 
 
 def _example_by_example(people: PersonGradients, taken: Indices) -> Iterator[list[Tensor]]:
