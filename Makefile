@@ -84,10 +84,10 @@ newest: install-dev ## Whether Flower's newest release still has every name that
 	$(PIP) --no-deps --upgrade --target build/newest flwr
 	PYTHONPATH=build/newest $(BIN)/python tests/flower/imported_names.py
 
-lowest: ## The tests without models on the lowest versions that pyproject.toml allows.
-	$(BIN)/uv venv --clear --python 3.11 build/lowest
-	$(BIN)/uv pip install --quiet --python build/lowest --resolution lowest-direct --editable '.[dev,ray]'
-	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -m 'not slow and not gpu and not e2e and not torch'
+lowest: install-dev ## The tests without models on the lowest versions that pyproject.toml allows.
+	$(BIN)/uv venv --clear --seed --python 3.11 build/lowest
+	$(BIN)/uv pip install --quiet --python build/lowest --resolution lowest-direct --editable '.[demo,dev,ray]'
+	OMP_NUM_THREADS=1 build/lowest/bin/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow and not gpu and not e2e and not torch'
 
 docs: install-dev ## Write the generated tables into docs/.
 	$(BIN)/python docs/tables.py

@@ -74,7 +74,7 @@ def _keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
         if example is not None:
             yield _line(name, example)
         else:
-            default = field.get_default(call_default_factory=True)
+            default = field.get_default(call_default_factory=True, validated_data={})
             yield f"# {name} =" if default is None else f"# {_line(name, default)}"
 
 

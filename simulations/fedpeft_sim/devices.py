@@ -24,16 +24,18 @@ from fedpeft.privacy import Budget
 from fedpeft.round.device.device import Device
 from fedpeft.round.example_privacy import OpenLedger
 from fedpeft.round.failures import log_trouble
-from fedpeft.round.local import DeviceStore, Identity, SumSession
+from fedpeft.round.local import DeviceStore, Identity, SumSession, Trainer
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transport import Stage
 from fedpeft_client.training.device_stores import FileStore, MemoryStore, device_ledger
 from fedpeft_client.training.examples import Examples
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_client.training.trainer import TorchTrainer
+from fedpeft_server.run.client_scores import ClientScores
 from fedpeft_sim.plain_sum import PlainSession
 from fedpeft_sim.planning import plan_devices
 from fedpeft_sim.population import Client, Population, populate
+from fedpeft_sim.scored_trainer import ScoredTrainer
 from fedpeft_sim.troubles import trouble_log
 
 __all__ = ["Ledgers", "RayDevices", "VirtualDevices", "encode_all", "examples_of"]
@@ -76,6 +78,7 @@ class VirtualDevices:
             example-level privacy.
         memory: where devices keep local blocks and controls between rounds; must outlive a resumed run. None is RAM.
         troubles: where each keeps what went wrong; None: in this process's log alone.
+        scores: where each keeps its evaluations, for the report; None: nowhere.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class VirtualDevices:
         ledgers: Ledgers | None = None,
         memory: Path | None = None,
         troubles: Path | None = None,
+        scores: Path | None = None,
     ) -> None:
         # One thread a virtual client: clients run side by side, and sums do not depend on how a product was split.
         torch.set_num_threads(1)
@@ -96,7 +100,7 @@ class VirtualDevices:
         self._examples = examples_of(population, pool) if examples is None else examples
         self._ledgers = ledgers
         self._devices: dict[int, Device] = {}
-        self._memory, self._troubles = memory, troubles
+        self._memory, self._troubles, self._scores = memory, troubles, scores
 
     def __call__(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
         """Handle one request for the device that this node plays."""
@@ -125,16 +129,19 @@ class VirtualDevices:
             # Not the run's id: the same config and seed must round alike in another run.
             return seeded_entropy(config.run.seed, "rounding", client.name, round_id)
 
+        trainer: Trainer = TorchTrainer(
+            device=client.name,
+            capacity=client.capacity,
+            pool=self._pool,
+            examples=self._examples[client.name],
+            memory_use=config.performance,
+            memory=FileStore(self._memory / client.name) if self._memory is not None else None,
+        )
+        if self._scores is not None:
+            trainer = ScoredTrainer(trainer, ClientScores(self._scores, client.name))
         return Device(
             identity=Identity(device=client.name, organisation=client.name, public_key=key.public),
-            trainer=TorchTrainer(
-                device=client.name,
-                capacity=client.capacity,
-                pool=self._pool,
-                examples=self._examples[client.name],
-                memory_use=config.performance,
-                memory=FileStore(self._memory / client.name) if self._memory is not None else None,
-            ),
+            trainer=trainer,
             session=session,
             store=store,
             entropy=os_entropy,
@@ -199,6 +206,7 @@ class RayDevices:
     ledgers: Ledgers | None = None
     memory: Path | None = None
     troubles: Path | None = None
+    scores: Path | None = None
     _token: str = field(default_factory=lambda: os_entropy(8).hex())
 
     def __call__(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
@@ -219,6 +227,7 @@ class RayDevices:
                 ledgers=self.ledgers,
                 memory=self.memory,
                 troubles=self.troubles,
+                scores=self.scores,
             )
             _in_this_actor[self._token] = devices
         return devices(node, stage, payload)

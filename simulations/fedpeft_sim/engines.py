@@ -20,6 +20,7 @@ from fedpeft.round.events import Event, EventKind
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.size_class import weight_share
 from fedpeft_server.privacy.client_level import ClientPrivacy
+from fedpeft_server.run.client_scores import scores_folder
 from fedpeft_server.run.committing import AfterRound, go_on
 from fedpeft_server.run.federation import Federation
 from fedpeft_server.run.run_directory import RunDirectory
@@ -64,6 +65,7 @@ def _on_engine(
     identity = secagg.IdentityKey.generate(os_entropy)
     result: list[AdapterState] = []
     troubles = run.path.resolve() / "troubles"
+    scores = scores_folder(run.path.resolve()) if config.privacy.unit == "none" else None
     watch = TroubleWatch(troubles, run, screen.note)
 
     def observe(event: Event) -> None:
@@ -110,6 +112,7 @@ def _on_engine(
             ledgers=ledgers_of(config, run),
             memory=memory,
             troubles=troubles,
+            scores=scores,
         )
         try:
             run_ray(client_app(handler), coordinate, devices=count, workers=workers)
@@ -125,6 +128,7 @@ def _on_engine(
             ledgers=ledgers_of(config, run),
             memory=memory,
             troubles=troubles,
+            scores=scores,
         )
         run_local(client_app(local), coordinate, devices=count, workers=workers)
     return result[0]

@@ -40,7 +40,7 @@ from fedpeft_sim.planning import plan_devices
 from fedpeft_sim.population import Population, expect_enough, populate
 from fedpeft_sim.private import expect_affordable
 from fedpeft_sim.simulation import Screen, Simulation
-from fedpeft_sim.summary import compare, full_parameter_bytes
+from fedpeft_sim.summary import compare, confusion_of, full_parameter_bytes
 
 __all__ = ["prepare", "simulate"]
 
@@ -190,8 +190,15 @@ def simulate(
                 scale=learning_rate_scale(run.rounds),
                 progress=screen.working,
             )
-        comparison = compare(federated, compared, task=plan.task)
-        run.write_summary(summary_of(run, "finished", full_bytes=full_bytes, comparison=comparison))
+        run.write_summary(
+            summary_of(
+                run,
+                "finished",
+                full_bytes=full_bytes,
+                comparison=compare(federated, compared, task=plan.task),
+                confusion=confusion_of(federated, task=plan.task),
+            )
+        )
         write_report(run.path)
         return run.path
 

@@ -2,11 +2,13 @@
 
 from fedpeft.config.task import Task
 from fedpeft.round.plan import LearningPlan
+from fedpeft.tasks.measure import Confusion
+from fedpeft.tuning import Evaluation
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_server.run.records import Comparison
 from fedpeft_sim.baselines import Baselines, Scores, score_of
 
-__all__ = ["compare", "full_parameter_bytes"]
+__all__ = ["compare", "confusion_of", "full_parameter_bytes"]
 
 
 def full_parameter_bytes(plan: LearningPlan, pool: ModelPool, *, rounds: int, clients: int) -> int:
@@ -47,3 +49,12 @@ def compare(federated: Scores, baselines: Baselines | None, *, task: Task) -> tu
         everywhere=mean,
     )
     return (*rows, whole)
+
+
+def confusion_of(federated: Scores, *, task: Task) -> tuple[tuple[int, ...], ...]:
+    """How often each class (rows) was given as each (columns), over all held-out examples; empty for other tasks."""
+    measure, lanes = task.measure, Evaluation.joined(list(federated.values())).lanes
+    if not isinstance(measure, Confusion) or lanes is None:
+        return ()
+    classes = len(measure.names)
+    return tuple(tuple(round(cell) for cell in row) for row in lanes.reshape(classes, classes))

@@ -45,6 +45,8 @@ def test_a_private_simulation_says_what_it_promises_and_keeps_it(
         (2, None, None, 0),
     ]
     assert verify_run(run) == ()
+    assert not (run / "clients").exists(), "no value of one client is kept of a run that measures nothing"
+    assert "Held-out values by client: withheld" in (run / "report.html").read_text()
     assert (run / "adapters" / "final").is_dir()
     charges = [json.loads(line) for line in (run / "privacy" / "ledger.jsonl").read_text().splitlines()]
     assert [charge["sequence"] for charge in charges] == [1, 2]

@@ -21,7 +21,9 @@ from safetensors.numpy import load_file
 
 from fedpeft.cli import main
 from fedpeft.fork_server import ForkedProcess
+from fedpeft_server.run.client_scores import read_client_scores
 from fedpeft_server.run.run_view import RunView, read_run, verify_run
+from fedpeft_server.run.verdict import kept_round
 from tests.forked_commands import start_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.torch, pytest.mark.timeout(640)]
@@ -109,6 +111,31 @@ def test_the_metrics_have_one_row_a_round_and_name_every_client(whole: tuple[Pat
     assert {client.methods for client in view.rounds[0].clients} == {"lora + bitfit", "lora r2", "bitfit"}
     assert view.summary is not None
     assert (view.summary.outcome, view.summary.rounds, len(view.summary.comparison)) == ("finished", 4, 7)
+
+
+def test_the_report_has_each_clients_curve_and_a_matrix_that_add_up_to_what_is_measured(
+    whole: tuple[Path, str],
+) -> None:
+    view, scores = view_of(whole), read_client_scores(whole[0])
+    assert set(scores) == {*AIRLINES}
+    assert all([score.round for score in own] == [1, 2, 3, 4, 5] for own in scores.values())
+    assert view.summary is not None
+    compared = {row.client: row for row in view.summary.comparison}
+    for row in view.rounds:  # weights are public size classes: the cohort's mean lies among its clients'
+        losses = [one.loss or 0.0 for own in scores.values() for one in own if one.round == row.round]
+        assert row.loss is not None
+        assert min(losses) < row.loss < max(losses)
+    if kept_round(view.rounds, view.config().rounds) is None:  # the last evaluation is of the state that is kept
+        for name, own in scores.items():
+            assert own[-1].examples == compared[name].examples
+            assert own[-1].accuracy == pytest.approx(compared[name].federated)
+    matrix = view.summary.confusion
+    assert sum(map(sum, matrix)) == compared["all"].examples
+    right = sum(matrix[i][i] for i in range(len(matrix)))
+    assert right / compared["all"].examples == pytest.approx(compared["all"].federated)
+    page = (whole[0] / "report.html").read_text()
+    assert all(f"<h3>{airline}</h3>" in page for airline in AIRLINES)
+    assert "Which class is taken for which" in page
 
 
 def test_the_manifest_says_what_it_takes_to_run_it_again(whole: tuple[Path, str]) -> None:

@@ -52,7 +52,9 @@ def test_the_formula_is_the_integral_that_defines_it() -> None:
     for s, eps in ((0.1, 0.05), (1.0, 0.5), (1.0, 4.0), (3.0, 10.0), (6.0, 30.0)):
         x = np.linspace(-12, 12 + s, 400_001)
         excess = np.maximum(norm.pdf(x - s) - math.exp(eps) * norm.pdf(x), 0)
-        assert gaussian_delta(s, eps) == pytest.approx(float(np.trapezoid(excess, x)), rel=1e-5)
+        assert gaussian_delta(s, eps) == pytest.approx(
+            float(((excess[1:] + excess[:-1]) / 2 * np.diff(x)).sum()), rel=1e-5
+        )
 
 
 @pytest.mark.drawn(3)

@@ -54,3 +54,10 @@ def test_a_label_is_escaped() -> None:
 def test_a_strip_leaves_out_what_is_no_number(value: float | None) -> None:
     svg = str(dot_strip([("alone", value), ("federated", 0.5)], low=0.0, high=1.0, show=show))
     assert svg.count("<circle") == 1
+
+
+def test_ticks_of_a_narrow_range_have_labels_of_their_own() -> None:
+    svg = str(line_chart([Series(points=[(0, 1.1012), (1, 1.1034)])], label="x", show=lambda value: f"{value:.3g}"))
+    labels = re.findall(r'class="end">([^<]*)<', svg)
+    assert len(labels) >= 3
+    assert len(set(labels)) == len(labels)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-__all__ = ["Series", "dot_strip", "line_chart", "ticks"]
+__all__ = ["Band", "Series", "dot_strip", "line_chart", "ticks"]
 
 _WIDTH, _HEIGHT = 340, 196
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 62, 12, 24
@@ -33,16 +33,36 @@ class Series:
         name: its name in the legend; empty when it is alone.
         points: (x, y) ascending in x; a y of None is a gap.
         color: 1 or 2, the page's ``--series-1`` or ``--series-2``.
+        place: what a place on the x axis is.
+        thin: one of many: a thin grey line without dots, whose name is its tooltip.
+        joined: whether a gap is crossed by the line.
+        labelled: whether its last value stands beside it.
     """
 
     name: str = ""
     points: Sequence[tuple[int, float | None]]
     color: int = 1
     place: str = "round"
+    thin: bool = False
+    joined: bool = False
+    labelled: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """Between what many values lie: (x, low, high) ascending in x, all finite."""
+
+    points: Sequence[tuple[int, float, float]]
 
 
 def line_chart(
-    series: Sequence[Series], *, label: str, show: Format, zero: bool = False, ceiling: float | None = None
+    series: Sequence[Series],
+    *,
+    label: str,
+    show: Format,
+    zero: bool = False,
+    ceiling: float | None = None,
+    bands: Sequence[Band] = (),
 ) -> Markup:
     """Curves over rounds, as one <svg>.
 
@@ -52,6 +72,7 @@ def line_chart(
         show: formats a y value.
         zero: whether the y axis must begin at 0.
         ceiling: a y value that cannot be passed, such as 1 for a share.
+        bands: drawn below the curves.
 
     Returns:
         The markup; a sentence when there is no point to draw.
@@ -61,16 +82,21 @@ def line_chart(
     if not points:
         return Markup('<p class="none">Nothing was recorded.</p>')
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    grid = ticks(min(0.0, *_ys(points)) if zero else min(_ys(points)), max(_ys(points)), ceiling)
+    ys = [y for _, y in points] + [y for band in bands for _, *ends in band.points for y in ends]
+    grid = ticks(min(0.0, *ys) if zero else min(ys), max(ys), ceiling)
     x_at = _scale(x_low, x_high, _LEFT, _WIDTH - _RIGHT)
     y_at = _scale(grid[0], grid[-1], _HEIGHT - _BOTTOM, _TOP)
     parts = [_grid(grid, y_at, show), _rounds_axis(x_low, x_high, x_at)]
+    parts += [_band(band, x_at, y_at) for band in bands]
     taken: list[float] = []
     for one, kept in drawn:
-        if kept:
+        if kept and one.thin:
+            parts.append(_thin(one, kept, x_at, y_at))
+        elif kept:
             parts.append(_curve(one, kept, x_at, y_at, show))
             x, y = kept[-1]
-            parts.append(_end_label(one.color, show(y), x_at(x) + 8, y_at(y) + 4, taken))
+            if one.labelled:
+                parts.append(_end_label(one.color, show(y), x_at(x) + 8, y_at(y) + 4, taken))
     body = Markup("").join(parts)
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(_WIDTH, _HEIGHT, label, body)
 
@@ -120,13 +146,27 @@ def _grid(grid: Sequence[float], y_at: Place, show: Format) -> Markup:
     row = Markup(
         '<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{}" y="{t:.1f}" class="end">{}</text>'
     )
+    labels = [show(tick) for tick in grid]
+    if len(set(labels)) < len(labels) and all(map(_is_number, labels)):  # of a narrow range three digits are too few
+        labels = [f"{tick:.6g}" for tick in grid]
     return Markup("").join(
-        row.format(_LEFT, _WIDTH - _RIGHT, _LEFT - 6, show(tick), y=y_at(tick), t=y_at(tick) + 4) for tick in grid
+        row.format(_LEFT, _WIDTH - _RIGHT, _LEFT - 6, label, y=y_at(tick), t=y_at(tick) + 4)
+        for tick, label in zip(grid, labels, strict=True)
     )
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _rounds_axis(low: int, high: int, x_at: Place) -> Markup:
-    step = max(1, math.ceil((high - low) / 6))
+    rough = max(1, (high - low) / 6)
+    magnitude = 10 ** math.floor(math.log10(rough))
+    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough)
     shown = list(range(low, high + 1, step))
     row = Markup('<text x="{:.1f}" y="{}" class="mid">{}</text>')
     return Markup("").join(row.format(x_at(x), _HEIGHT - 6, x) for x in shown)
@@ -136,7 +176,7 @@ def _curve(one: Series, kept: Sequence[tuple[int, float]], x_at: Place, y_at: Pl
     runs: list[list[str]] = [[]]
     for x, y in one.points:
         if y is None or not _drawable(y):
-            runs.append([])
+            runs += [] if one.joined else [[]]
         else:
             runs[-1].append(f"{x_at(x):.1f},{y_at(y):.1f}")
     lines = [Markup('<polyline class="line s{}" points="{}"/>').format(one.color, " ".join(run)) for run in runs if run]
@@ -154,6 +194,17 @@ def _curve(one: Series, kept: Sequence[tuple[int, float]], x_at: Place, y_at: Pl
         for x, y in kept
     ]
     return Markup("").join([*lines, *spots])
+
+
+def _thin(one: Series, kept: Sequence[tuple[int, float]], x_at: Place, y_at: Place) -> Markup:
+    line = " ".join(f"{x_at(x):.0f},{y_at(y):.1f}" for x, y in kept)
+    return Markup('<polyline class="thin" points="{}"><title>{}</title></polyline>').format(line, one.name)
+
+
+def _band(band: Band, x_at: Place, y_at: Place) -> Markup:
+    upper = [f"{x_at(x):.1f},{y_at(high):.1f}" for x, _, high in band.points]
+    lower = [f"{x_at(x):.1f},{y_at(low):.1f}" for x, low, _ in reversed(band.points)]
+    return Markup('<polygon class="band" points="{}"/>').format(" ".join([*upper, *lower]))
 
 
 def _end_label(color: int, text: str, x: float, y: float, taken: list[float]) -> Markup:
@@ -177,7 +228,3 @@ def _finite(points: Sequence[tuple[int, float | None]]) -> list[tuple[int, float
 
 def _drawable(y: float) -> bool:
     return abs(y) < _DRAWABLE  # False for NaN
-
-
-def _ys(points: Sequence[tuple[int, float]]) -> list[float]:
-    return [y for _, y in points]

@@ -1,6 +1,11 @@
 """How the report says numbers."""
 
-__all__ = ["count", "number", "perplexity", "share", "short_share", "size"]
+import math
+
+__all__ = ["count", "number", "perplexity", "perplexity_at", "perplexity_of", "share", "short_share", "size"]
+
+_LARGEST_LOSS = 50.0
+"""Nats a token; its exponential still fits a table."""
 
 
 def size(value: float) -> str:
@@ -20,6 +25,16 @@ def share(value: float | None) -> str:
 def perplexity(value: float | None) -> str:
     """A perplexity, or a dash where there is none."""
     return "–" if value is None else f"{value:.4g}"
+
+
+def perplexity_at(loss: float) -> float:
+    """The perplexity of a loss in nats per token; one that is beyond any table is cut."""
+    return math.exp(min(loss, _LARGEST_LOSS))
+
+
+def perplexity_of(loss: float | None) -> str:
+    """The same as text, or a dash where there is none."""
+    return perplexity(None if loss is None else perplexity_at(loss))
 
 
 def short_share(value: float) -> str:

@@ -9,17 +9,20 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpeft.config import RunConfig
 from fedpeft.files import write_file
 from fedpeft.terminal import span
-from fedpeft_server.report.budget import Spent, spent_of
-from fedpeft_server.report.charts import Series, dot_strip, line_chart
-from fedpeft_server.report.formats import count, number, perplexity, share, short_share, size
+from fedpeft_server.report.budget import spent_of
+from fedpeft_server.report.charts import dot_strip
+from fedpeft_server.report.client_curves import client_curves
+from fedpeft_server.report.confusion import mixups_of
+from fedpeft_server.report.formats import count, number, perplexity, perplexity_of, share, size
 from fedpeft_server.report.many_clients import MANY, spread_of
+from fedpeft_server.report.round_charts import budget_chart, round_charts, withheld
+from fedpeft_server.run.client_scores import read_client_scores
 from fedpeft_server.run.privacy_statements import privacy_lines
 from fedpeft_server.run.records import ClientRound, Comparison, RoundMetrics
 from fedpeft_server.run.run_view import RunView, read_run
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["render", "write_report"]
 
-BY_OURS = ", over the releases, by fedpeft's accountant; what is charged is the larger of two accountants' figures"
+LOSSES = 500
+"""So many are listed, from the first round on: the page of a large run stays one that a browser opens at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +76,16 @@ def render(view: RunView) -> str:
         trained=sum(1 <= row.round <= config.rounds.count and not row.burnt for row in view.rounds),
         command=shlex.join(view.manifest.command),
         final=kept_row(view.rounds, config.rounds),
+        words=config.task.record.compared == "perplexity",
         totals=_totals(view),
-        charts=[*_charts(view.rounds, withheld=_withheld(config)), *_budget_chart(spent)],
+        charts=[*round_charts(view.rounds, config), *([budget_chart(spent)] if spent else [])],
         spent=spent,
-        withheld=_withheld(config),
+        withheld=withheld(config),
         many=MANY,
+        most_listed=LOSSES,
         comparison=_comparison(view),
+        curves=client_curves(read_client_scores(view.path), view.rounds, config),
+        mixups=mixups_of(view.summary.confusion, config.task.outputs) if view.summary else None,
         per_client=per_client,
         most_lost=sorted((one for one in per_client if one.lost), key=lambda one: -one.lost)[:10],
         per_method=_by_upload(_tallies(parts, "methods")),
@@ -105,7 +113,9 @@ def _template(perplexities: bool) -> "Template":
         lstrip_blocks=True,
     )
     environment.filters.update(score=perplexity if perplexities else share)
-    environment.filters.update(size=size, span=span, share=share, number=number, count=count)
+    environment.filters.update(
+        perplexity_of=perplexity_of, size=size, span=span, share=share, number=number, count=count
+    )
     return environment.get_template("report.html")
 
 
@@ -140,69 +150,8 @@ def _totals(view: RunView) -> dict[str, float]:
     }
 
 
-def _charts(rows: Sequence[RoundMetrics], *, withheld: bool) -> list[dict[str, object]]:
-    up, down = accumulate(row.bytes_up for row in rows), accumulate(row.bytes_down for row in rows)
-    # A row's evaluation is of the state that its round began with: the state after the round before.
-    loss = Series(points=[(row.round - 1, row.loss) for row in rows])
-    accuracy = Series(points=[(row.round - 1, row.accuracy) for row in rows])
-    uploaded = Series(name="up", points=[(row.round, float(total)) for row, total in zip(rows, up, strict=True)])
-    downloaded = Series(
-        name="down", color=2, points=[(row.round, float(total)) for row, total in zip(rows, down, strict=True)]
-    )
-    names = dict.fromkeys(name for row in rows for name in row.metrics if "/" not in name)
-    further = [Series(name=name, points=[(row.round - 1, row.metrics.get(name)) for row in rows]) for name in names]
-    shares = [("accuracy", accuracy)] if any(row.accuracy is not None for row in rows) else []
-    shares += list(zip(names, further, strict=True))
-    return [
-        {
-            "title": "Held-out loss",
-            "note": "after each round; 0 is the state before training",
-            "svg": line_chart([loss], label="Held-out loss over the rounds", show=number),
-            "withheld": withheld,
-            "legend": (),
-        },
-        *(_share_chart(name, series) for name, series in shares),
-        {
-            "title": "Bytes moved",
-            "note": "cumulative, all devices",
-            "svg": line_chart([uploaded, downloaded], label="Cumulative bytes over the rounds", show=size, zero=True),
-            "legend": ((1, "up"), (2, "down")),
-        },
-    ]
-
-
-def _budget_chart(spent: Spent | None) -> list[dict[str, object]]:
-    if spent is None:
-        return []
-    curve = Series(points=list(spent.curve), place=spent.counted)
-    return [
-        {
-            "title": "Privacy spent",
-            "note": f"epsilon at delta {spent.delta:g}, of one {spent.unit}"
-            + (BY_OURS if spent.unit == "client" else "; of the device with the largest, as it states it"),
-            "svg": line_chart([curve], label=f"Epsilon over the {spent.counted}s", show=number, zero=True),
-            "legend": (),
-        }
-    ]
-
-
-def _withheld(config: RunConfig) -> bool:
-    """Whether the run collects no loss and no accuracy, because they would be releases of their own."""
-    unit = config.privacy.unit
-    return unit in ("example", "person") or (unit == "client" and config.privacy.metrics != "noised")
-
-
-def _share_chart(name: str, series: Series) -> dict[str, object]:
-    return {
-        "title": f"Held-out {name.replace('_', ' ')}",
-        "note": "after each round; 0 is the state before training",
-        "svg": line_chart([series], label=f"Held-out {name} over the rounds", show=short_share, ceiling=1.0),
-        "legend": (),
-    }
-
-
 def _comparison(view: RunView) -> dict[str, object] | None:
-    """Rows with their dots on one scale, and how much of the gap was closed; None without baselines."""
+    """Rows with their dots on one scale, and how much of the gap was closed; None without values."""
     rows = view.summary.comparison if view.summary else ()
     values = [value for row in rows for _, value in _marks(row) if value is not None]
     if not values:
@@ -219,6 +168,7 @@ def _comparison(view: RunView) -> dict[str, object] | None:
         "high": high,
         "unit": {"perplexity": "tokens", "entity_f1": "words"}.get(metric, "examples"),
         "spread": spread_of(rows, lower_is_better=perplexities, show=show),
+        "baselines": any(row.alone is not None or row.centralised is not None for row in rows),
         "facts": comparison_facts(rows, lower_is_better=perplexities),
     }
 

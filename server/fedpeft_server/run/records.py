@@ -20,6 +20,7 @@ from fedpeft.errors import IntegrityFailed
 __all__ = [
     "SCHEMA_VERSION",
     "ClientRound",
+    "ClientScore",
     "ClientState",
     "Comparison",
     "EventRecord",
@@ -163,6 +164,25 @@ class RoundMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClientScore:
+    """What a simulation knows of one client in one round, and no coordinator ever learns.
+
+    Args:
+        round: that began with the state which was evaluated.
+        loss: mean over these examples; None when it was not finite.
+        accuracy: share of them that were right; None for a task without one.
+        examples: how many predictions: held-out examples of a classifier, tokens of a language model.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    round: int
+    loss: float | None
+    accuracy: float | None
+    examples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventRecord:
     """One transition of the run.
 
@@ -223,6 +243,8 @@ class Summary:
         bytes_full_parameters: what a federation of every parameter would have moved; None when unknown.
         metric: what the comparison's numbers are: the task's ``compared``.
         comparison: one row per client and one for ``all``; empty when no baseline was run.
+        confusion: of a simulation: how many held-out examples of the class of the row the kept state gives the class of
+            the column, in the order of the task's labels; empty where the task has no such matrix.
         privacy: what the run promised and spent, one fact per line; empty without differential privacy.
     """
 
@@ -238,10 +260,11 @@ class Summary:
     bytes_full_parameters: int | None = None
     metric: str = "accuracy"
     comparison: tuple[Comparison, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
     privacy: tuple[str, ...] = ()
 
 
-def to_json(record: RunManifest | RoundMetrics | EventRecord | Summary) -> str:
+def to_json(record: RunManifest | RoundMetrics | ClientScore | EventRecord | Summary) -> str:
     """One line of JSON. A number that is not finite becomes null."""
     return _codec(type(record)).dump_json(record).decode()
 

@@ -18,6 +18,7 @@ def summary_of(
     *,
     full_bytes: int | None = None,
     comparison: tuple[Comparison, ...] = (),
+    confusion: tuple[tuple[int, ...], ...] = (),
 ) -> Summary:
     """The summary of what is committed so far."""
     rows = run.rounds
@@ -31,5 +32,6 @@ def summary_of(
         bytes_full_parameters=full_bytes,
         metric=run.config.task.record.compared,
         comparison=comparison,
+        confusion=confusion,
         privacy=privacy_lines(read_run(run.path)),
     )
