@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fedpeft_client.inference.generation import Decoder, Sampling
+from fedpeft.tuning.generation.decoder import Decoder, Sampling
 from fedpeft_client.serving.rows import Factors, RowAdapters
 
 TARGETS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")

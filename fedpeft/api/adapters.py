@@ -11,6 +11,7 @@ from fedpeft.data import load_records
 from fedpeft.data.memory import rows_of
 from fedpeft.errors import DataInvalid
 from fedpeft.tasks import Convention
+from fedpeft.tasks.generated import Generation
 from fedpeft_server.run.run_view import read_run
 
 if TYPE_CHECKING:
@@ -53,12 +54,17 @@ class Adapter:
                 raise DataInvalid(f"Expected texts, found {text!r:.40} at {number}.")
         return self._model.predict(asked, self._convention)
 
-    def evaluate(self, data: object, *, columns: dict[str, str] | None = None) -> dict[str, float]:
+    def evaluate(
+        self, data: object, *, columns: dict[str, str] | None = None, generate: int = 0, max_new_tokens: int = 64
+    ) -> dict[str, float]:
         """Every metric of the task on labelled examples, as `fedpeft adapter eval` prints them.
 
         Args:
             data: a path, or rows as ``simulate`` takes them.
             columns: our column name -> theirs, e.g. ``{"text": "note"}``.
+            generate: of a language model: generate answers to so many of the prompts, for ``rouge_l`` and
+                ``exact_match``; 0: as in the run.
+            max_new_tokens: tokens at which such an answer is cut.
 
         Returns:
             ``loss``, ``accuracy`` where the task has one, the task's own metrics (``spearman``, ``f1_macro``, ...), and
@@ -66,7 +72,8 @@ class Adapter:
         """
         source = str(data) if isinstance(data, str | Path) else rows_of(data)
         records = load_records(source, columns)
-        score = self._model.evaluate(records)
+        wanted = Generation(rows=generate, max_new_tokens=max_new_tokens) if generate else None
+        score = self._model.evaluate(records, wanted)
         return {**self._model.metrics(score), "predictions": score.examples}
 
     def merge(self, folder: str | Path) -> Path:

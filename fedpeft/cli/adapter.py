@@ -7,12 +7,11 @@ import click
 
 from fedpeft.cli.asking import (
     asked_as_trained,
-    say_evaluation,
     say_predictions,
-    with_evaluation_options,
     with_how,
     with_prediction_options,
 )
+from fedpeft.cli.evaluating import say_evaluation, with_evaluation_options
 from fedpeft.cli.harness import harness
 from fedpeft.cli.mixing import hub, merge, summary_of
 from fedpeft.cli.options import AdapterPath, OutFolder, json_option, run_argument, say_json, store_option
@@ -20,6 +19,7 @@ from fedpeft.cli.serve import serve
 
 if TYPE_CHECKING:
     from fedpeft.export.original import Moved
+    from fedpeft.tasks.generated import Generation
 
 __all__ = ["command"]
 
@@ -164,7 +164,9 @@ def chat(
 @run_argument
 @with_evaluation_options
 @store_option
-def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | None, as_json: bool) -> None:
+def evaluate(
+    run: Path, data: str, column_map: dict[str, str], generation: "Generation | None", store: Path | None, as_json: bool
+) -> None:
     """Evaluate the adapter of RUN on other examples of its task.
 
     \b
@@ -175,7 +177,7 @@ def evaluate(run: Path, data: str, column_map: dict[str, str], store: Path | Non
     from fedpeft.data import load_records
 
     model = trained_model(run, store=store)
-    score = model.evaluate(load_records(data, column_map))
+    score = model.evaluate(load_records(data, column_map), generation)
     say_evaluation(str(run), model.metrics(score), score, unit=model.task.record.counted, as_json=as_json)
 
 

@@ -19,6 +19,7 @@ from fedpeft.config.check_devices import (
     lora_findings,
     repeated,
 )
+from fedpeft.config.check_generation import generation_findings
 from fedpeft.config.check_privacy_section import privacy_findings
 from fedpeft.config.check_schedule import schedule_findings
 from fedpeft.config.model import MethodName, Partition, RunConfig
@@ -38,6 +39,7 @@ def check(config: RunConfig, *, simulation: bool) -> tuple[Finding, ...]:
         _sources,
         _task,
         _range,
+        generation_findings,
         lora_findings,
         _layers,
         schedule_findings,

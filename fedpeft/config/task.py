@@ -1,14 +1,16 @@
 """[task]: what is learnt."""
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from fedpeft.catalogue.section import Section
 from fedpeft.tasks import TASKS, Kind, Measure, TaskRecord
+from fedpeft.tasks.generated import Generated, Generation
 
 __all__ = ["Task"]
 
 TEXTS_TOGETHER = 3
 """Texts of a triplet."""
+_GENERATING = ("generate", "max_new_tokens")
 VALUE = "value"
 """What the one output of a regression is called."""
 
@@ -44,6 +46,22 @@ class Task(Section):
         description="For regression: the lowest and the highest number, [0, 5]; none: those of the data (simulation "
         "only). The loss is not scaled by it; sums and correlations are.",
     )
+    generate: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="For causal-lm and seq2seq: each evaluation generates answers to so many held-out prompts of a "
+        "device and has ROUGE-L and exact match; 0: none.",
+    )
+    max_new_tokens: int = Field(
+        default=64, ge=1, le=1024, description="Tokens at which a generated answer of `generate` is cut."
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_means_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Plans are known by the digest of their text: those that generate nothing are what they were before."""
+        written: dict[str, object] = serialize(self)
+        return {key: value for key, value in written.items() if self.generate or key not in _GENERATING}
 
     @property
     def record(self) -> TaskRecord:
@@ -63,7 +81,18 @@ class Task(Section):
     @property
     def measure(self) -> Measure | None:
         """What is summed beside loss and accuracy."""
+        return self.output_measure if self.generation is None else Generated()
+
+    @property
+    def output_measure(self) -> Measure | None:
+        """As ``measure``, where nothing has to be generated for it."""
         return self.record.measure(self.outputs, self.range)
+
+    @property
+    def generation(self) -> Generation | None:
+        """What an evaluation generates; None: nothing."""
+        wanted = self.record.generates and self.generate > 0
+        return Generation(rows=self.generate, max_new_tokens=self.max_new_tokens) if wanted else None
 
     @property
     def loss_unit(self) -> float:

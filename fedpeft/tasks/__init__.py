@@ -50,8 +50,9 @@ TASKS: Mapping[str, TaskRecord] = MappingProxyType(
 """By name, in the order in which columns are asked whose they are."""
 
 Metric = Literal[
-    "auto", "loss", "accuracy", "f1_macro", "f1_micro", "pearson", "spearman", "entity_f1", "margin", "recall_at_1"
-]
+    "auto", "loss", "accuracy", "f1_macro", "f1_micro", "pearson", "spearman", "entity_f1", "margin", "recall_at_1",
+    "rouge_l", "exact_match",
+]  # fmt: skip
 """What may choose the best state; ``auto``: the task's own."""
 
 METRICS = frozenset(metric for record in TASKS.values() for metric in record.metrics)

@@ -64,6 +64,7 @@ class TaskRecord:
         named_outputs: whether task.labels names the outputs, in order.
         counted: what a loss and an accuracy are means over.
         accuracy: whether there is a share of right answers.
+        generates: whether its answers can be generated and compared with what should have been written.
         measure: (names of the outputs, task.range) -> the lanes that the task sums beside loss and accuracy.
         metrics: those by which a state can be chosen (rounds.metric), loss and accuracy among them.
         best: the one that chooses the best state, unless rounds.metric says another.
@@ -79,6 +80,7 @@ class TaskRecord:
     named_outputs: bool
     counted: Literal["examples", "words", "tokens"]
     accuracy: bool = True
+    generates: bool = False
     measure: Callable[[tuple[str, ...], Range | None], Measure | None] = no_measure
     metrics: tuple[str, ...] = ("loss", "accuracy")
     best: str

@@ -2,6 +2,7 @@
 
 from fedpeft.tasks.conventions import Convention
 from fedpeft.tasks.form import SEQ2SEQ
+from fedpeft.tasks.generated import GENERATED
 from fedpeft.tasks.record import Target, TaskRecord
 
 __all__ = ["TASK"]
@@ -14,6 +15,8 @@ TASK = TaskRecord(
     target=Target.TARGET_TEXT,
     named_outputs=False,
     counted="tokens",
+    generates=True,
+    metrics=("loss", "accuracy", *GENERATED),
     best="loss",
     compared="perplexity",
 )

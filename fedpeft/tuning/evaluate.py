@@ -12,6 +12,7 @@ from fedpeft.config.task import Task
 from fedpeft.data.encode import IGNORED, EncodedDataset
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tasks import Measure
+from fedpeft.tasks.generated import Generated
 from fedpeft.tuning.accelerator import products
 from fedpeft.tuning.batches import Batch, Indices, bucketed, collate, evaluation_stream, lengths_of
 from fedpeft.tuning.cache import HiddenSource, logits_of
@@ -180,7 +181,8 @@ def metrics_of(task: Task, score: Evaluation) -> dict[str, float]:
     found = {"loss": score.loss_sum / score.examples}
     if task.record.accuracy:
         found["accuracy"] = score.correct / score.examples
-    measure, means = task.measure, score.lane_means  # a share, such as recall, is one of means and not of sums
+    measure = Generated() if task.record.generates else task.measure
+    means = score.lane_means  # a share, such as recall, is one of means and not of sums
     return found if measure is None or means is None else found | measure.metrics(means)
 
 

@@ -192,5 +192,5 @@ def _score(union: UnionAdapter, examples: Prepared, task: Task) -> Evaluation:
         limit=0,
         batch_size=examples.eval_batch,
         cache=examples.eval_cache,
-        measure=task.measure,
+        measure=task.output_measure,
     )

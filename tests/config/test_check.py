@@ -40,11 +40,27 @@ def refused(text: str, *, simulation: bool = True) -> list[str]:
 
 
 AGAIN = 'head_start = "class-means"\nhead_refresh = 4'
+EXAMPLE = 'unit = "example"\nepsilon = 8\ndelta = 1e-5'
 HUB = "hub:org/name@" + "0" * 40
 DEVICES = 'clients = ["a", "b"]\nmethods = ["lora"]\n---\nclients = ["{}"]\nmethods = ["lora"]\n'
 
 RULES: dict[str, tuple[str, str, str]] = {
     # rule: (a file that breaks it, how the one problem begins, the nearest file that does not)
+    "a task that does not write generates no answers": (
+        toml(task='kind = "classify"\ngenerate = 8'),
+        "task.generate: expected 0 for classify: answers are generated for causal-lm, seq2seq",
+        toml(task='kind = "causal-lm"\ngenerate = 8'),
+    ),
+    "no score of what is generated is released under privacy": (
+        toml(task='kind = "causal-lm"\ngenerate = 8', privacy=EXAMPLE, train="local_steps = 4"),
+        "task.generate: expected 0 under [privacy], which releases no score of what is generated",
+        toml(task='kind = "causal-lm"', privacy=EXAMPLE, train="local_steps = 4"),
+    ),
+    "rouge_l needs answers": (
+        toml(task='kind = "causal-lm"', rounds='metric = "rouge_l"'),
+        "rounds.metric: expected task.generate above 0",
+        toml(task='kind = "causal-lm"\ngenerate = 8', rounds='metric = "rouge_l"'),
+    ),
     "adalora's ranks fall": (
         toml(adapter__adalora="rank = 4\ntarget_rank = 5", device='clients = ["*"]\nmethods = ["adalora"]'),
         "adapter.adalora.target_rank: expected at most adapter.adalora.rank=4",

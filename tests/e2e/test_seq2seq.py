@@ -7,6 +7,7 @@ import pytest
 
 from fedpeft.cli import main
 from fedpeft.entropy import generator
+from fedpeft.tasks.generated import exact_match, rouge_l
 from fedpeft.testing.zoo import WORDS, save_model
 from fedpeft_server.run.run_view import read_run, verify_run
 
@@ -30,7 +31,14 @@ def test_an_encoder_decoder_is_federated_asked_and_loaded_by_plain_peft(
     write_pairs(tmp_path / "pairs.jsonl", ("document", "summary"))
     assert main(["init", "--data", "pairs.jsonl", "--model", "model"]) == 0
     assert "seq2seq" in capfd.readouterr().out
-    quick = ["rounds.count=1", "train.local_steps=4", "data.partition={by='iid',clients=3}", 'base.quantize="none"']
+    generating = ["task.generate=8", "task.max_new_tokens=5", 'rounds.metric="rouge_l"']
+    quick = [
+        *generating,
+        "rounds.count=1",
+        "train.local_steps=4",
+        "data.partition={by='iid',clients=3}",
+        'base.quantize="none"',
+    ]
     options = [part for one in quick for part in ("--set", one)]
     assert main(["simulate", "run.toml", "--no-baselines", "--out", "runs", *options]) == 0, capfd.readouterr()
     (run,) = (tmp_path / "runs").iterdir()
@@ -39,6 +47,7 @@ def test_an_encoder_decoder_is_federated_asked_and_loaded_by_plain_peft(
     assert before is not None
     assert after is not None
     assert after < before
+    assert all({"rouge_l", "exact_match"} <= {*row.metrics} for row in view.rounds)
     assert verify_run(run) == ()
 
     from peft import AutoPeftModelForSeq2SeqLM
@@ -57,6 +66,22 @@ def test_an_encoder_decoder_is_federated_asked_and_loaded_by_plain_peft(
     assert main(["adapter", "predict", str(run), text, "--max-tokens", "12"]) == 0
     ours = capfd.readouterr().out.splitlines()[-1].removesuffix(f"\t{text}")
     assert ours.strip() == theirs.strip()
+
+    pairs = list(map(json.loads, (tmp_path / "pairs.jsonl").read_text().splitlines()))[:12]
+    scores = []
+    for i, pair in enumerate(pairs):
+        source = tokenizer([pair["document"]], return_tensors="pt")["input_ids"]
+        written = model.generate(input_ids=source, max_new_tokens=5, do_sample=False, num_beams=1, **free)
+        text = tokenizer.decode(written[0], skip_special_tokens=True)
+        pair["summary"] = text if i % 3 and text.strip() else pair["summary"]  # what it writes, sometimes
+        scores.append((rouge_l(pair["summary"], text), exact_match(pair["summary"], text)))
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    asked = ["--generate", "100", "--max-new-tokens", "5", "--json"]
+    assert main(["adapter", "eval", str(run), "asked.jsonl", *asked]) == 0
+    found = json.loads(capfd.readouterr().out)
+    means = [sum(column) / len(scores) for column in zip(*scores, strict=True)]
+    assert [found["rouge_l"], found["exact_match"]] == pytest.approx(means, abs=1e-6)
+    assert 0 < found["exact_match"] < 1
 
 
 def test_private_examples_of_pairs_are_refused_before_anything_starts(

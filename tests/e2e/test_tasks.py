@@ -65,7 +65,7 @@ def test_a_task_is_federated_measured_asked_and_exported(
     record, rows = TASKS[kind], [ROWS[kind](i) for i in range(36)]  # type: ignore[index]
     config = {
         "base": {"model": str(models / ("llama" if record.writes else "bert")), "quantize": "none"},
-        "task": {"kind": kind, "max_length": 32},
+        "task": {"kind": kind, "max_length": 32, **({"generate": 4, "max_new_tokens": 3} if record.generates else {})},
         "adapter": {"lora": {"rank": 2}},
         "data": {"partition": {"by": "iid", "clients": 3}},
         "train": {"local_steps": 2, "batch_size": 6},

@@ -104,6 +104,16 @@ def test_an_accuracy_of_tokens_that_stands_still_is_no_fault() -> None:
     assert not any("one class" in line for line in verdict(rows, config_of(3, kind="causal-lm")))
 
 
+@pytest.mark.parametrize(("kind", "metric", "generate"), [("causal-lm", "auto", 8), ("regression", "spearman", 0)])
+def test_a_metric_that_nothing_measures_is_said(kind: str, metric: str, generate: int) -> None:
+    config, rows = config_of(3, kind=kind), rows_of([3.0, 2.5, 2.3, 2.2])
+    task = config.task.model_copy(update={"generate": generate})
+    config = config.model_copy(update={"task": task, "rounds": config.rounds.model_copy(update={"metric": metric})})
+    assert any("not measured, since no held-out example" in line for line in verdict(rows, config))
+    measured = [replace(row, metrics={"rouge_l": 0.1, "exact_match": 0.0, "spearman": 0.1}) for row in rows]
+    assert not any("not measured" in line for line in verdict(measured, config))
+
+
 def test_a_warning_is_new_once() -> None:
     rows = rows_of([1.0, 0.8, 1.8, 1.9])
     assert [len(new_warnings(rows[:n], config_of(3))) for n in range(1, 5)] == [0, 0, 1, 0]

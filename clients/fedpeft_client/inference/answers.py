@@ -16,11 +16,11 @@ from fedpeft.data.tasks import Message
 from fedpeft.errors import DataInvalid
 from fedpeft.tasks import TASKS, Convention, Target
 from fedpeft.tasks.form import STATES
+from fedpeft.tuning.generation.decoder import Decoder, Sampling
+from fedpeft.tuning.generation.sources import SourceDecoder
 from fedpeft.tuning.several.pooling import mean_of_tokens, unit_length
 from fedpeft_client.inference.encoding import Encoded, encoded
-from fedpeft_client.inference.generation import Decoder, Sampling
 from fedpeft_client.inference.outputs import Asked, Choice, answer_of, target_of, texts_of
-from fedpeft_client.inference.sources import SourceDecoder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fedpeft.base import BaseArtifact, load_model
+from fedpeft.data import EncodedDataset
+from fedpeft.tasks.form import TEXT
 from fedpeft.tuning.batches import padded
+from fedpeft.tuning.preference.losses import with_reference
 from fedpeft_client.inference.outputs import Offsets
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["Encoded", "encoded"]
+__all__ = ["Encoded", "encoded", "with_base_s_own"]
 
 ROWS = 32
 
@@ -71,3 +75,10 @@ def encoded(
             inputs["token_type_ids"] = torch.from_numpy(padded([one["token_type_ids"] for one in some], 0))
         spans = [one["offset_mapping"] if offsets else () for one in some]
         yield Encoded(rows=rows, inputs=inputs, texts=[texts[row] for row in rows], offsets=spans)
+
+
+def with_base_s_own(examples: EncodedDataset, artifact: BaseArtifact) -> EncodedDataset:
+    """Answers to be compared with what the base says of them; other examples as they are."""
+    if examples.preference is None:
+        return examples
+    return with_reference(examples, load_model(artifact, task=TEXT, labels=(), head_seed=0, residency="quantized"))

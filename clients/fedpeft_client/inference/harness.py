@@ -20,8 +20,8 @@ from fedpeft.data.limited import within_limits
 from fedpeft.data.rendering import TokenIds
 from fedpeft.errors import ConfigInvalid, DataInvalid, FedpeftError
 from fedpeft.tasks import Convention
+from fedpeft.tuning.generation.decoder import Decoder, Sampling
 from fedpeft_client.inference.answers import Answerer
-from fedpeft_client.inference.generation import Decoder, Sampling
 from fedpeft_client.inference.likelihood import likelihoods
 
 __all__ = ["HarnessModel", "Measured", "measure"]

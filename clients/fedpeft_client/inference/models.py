@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedpeft.adapter import AdapterState
-from fedpeft.base import ArtifactStore, BaseArtifact, default_store, facts_of, load_model, load_tokenizer
+from fedpeft.base import ArtifactStore, BaseArtifact, default_store, facts_of, load_tokenizer
 from fedpeft.base.architecture import values_of
 from fedpeft.config import RunConfig
 from fedpeft.config.task import Task
@@ -23,13 +23,14 @@ from fedpeft.export.received import Received, load_received, read_received
 from fedpeft.export.whole_model import WholeModel, export_merged, probe_inputs
 from fedpeft.round.plan import learning_plan
 from fedpeft.tasks import TASKS, Convention
-from fedpeft.tasks.form import TEXT
+from fedpeft.tasks.generated import Generation
 from fedpeft.tuning import Evaluation, evaluate
 from fedpeft.tuning.evaluate import evaluate_whole, margins_of, metrics_of
+from fedpeft.tuning.generation.decoder import Sampling
+from fedpeft.tuning.generation.scores import with_answers
 from fedpeft.tuning.lorahub import Mixture, find_mixture
-from fedpeft.tuning.preference.losses import with_reference
 from fedpeft_client.inference.answers import Answerer
-from fedpeft_client.inference.generation import Sampling
+from fedpeft_client.inference.encoding import with_base_s_own
 from fedpeft_client.training.model_pool import ModelPool
 
 if TYPE_CHECKING:
@@ -101,10 +102,11 @@ class TrainedModel:
         """The base's."""
         return self._tokenizer
 
-    def evaluate(self, records: Records) -> Evaluation:
-        """Loss and accuracy on other examples of the same task."""
-        measure = self._config.task.measure
-        return evaluate(self._union, self._encoded(records), limit=0, batch_size=32, measure=measure)
+    def evaluate(self, records: Records, generation: Generation | None = None) -> Evaluation:
+        """Loss, accuracy and the task's lanes on other examples; answers are generated as said, or as in the run."""
+        task, examples = self._config.task, self._encoded(records)
+        score = evaluate(self._union, examples, limit=0, batch_size=32, measure=task.output_measure)
+        return with_answers(score, self._union.model, self._tokenizer, examples, task, generation=generation)
 
     @property
     def task(self) -> Task:
@@ -190,7 +192,7 @@ class TrainedModel:
     def _encoded(self, records: Records) -> EncodedDataset:
         task = self._config.task
         validate(records, task)
-        return _compared(encode(records, task, task.outputs, self._tokenizer), self._artifact)
+        return with_base_s_own(encode(records, task, task.outputs, self._tokenizer), self._artifact)
 
     def answerer(self, convention: Convention | None = None) -> Answerer:
         """The model to ask.
@@ -283,14 +285,16 @@ class ReceivedModel:
     def _at_most(self, length: int) -> int:
         return length if self._positions is None else min(length, self._positions)
 
-    def evaluate(self, records: Records) -> Evaluation:
-        """Loss and accuracy on examples that this device holds."""
-        return evaluate_whole(self._model, self._encoded(records), batch_size=32, measure=self.task.measure)
+    def evaluate(self, records: Records, generation: Generation | None = None) -> Evaluation:
+        """As ``TrainedModel.evaluate``, on examples that this device holds."""
+        task, examples = self.task, self._encoded(records)
+        score = evaluate_whole(self._model, examples, batch_size=32, measure=task.output_measure)
+        return with_answers(score, self._model, self._tokenizer, examples, task, generation=generation)
 
     def _encoded(self, records: Records) -> EncodedDataset:
         task = self.task
         validate(records, task)
-        return _compared(encode(records, task, task.outputs, self._tokenizer), self._artifact)
+        return with_base_s_own(encode(records, task, task.outputs, self._tokenizer), self._artifact)
 
     def metrics(self, score: Evaluation) -> dict[str, float]:
         """As ``TrainedModel.metrics``; of numbers without correlations where the files do not say their range."""
@@ -299,13 +303,6 @@ class ReceivedModel:
     def predict(self, texts: Sequence[str], convention: Convention | None = None) -> list[str]:
         """As ``TrainedModel.predict``."""
         return _predicted(self.answerer(convention), texts)
-
-
-def _compared(examples: EncodedDataset, artifact: BaseArtifact) -> EncodedDataset:
-    """Answers to be compared with what the base says of them; other examples as they are."""
-    if examples.preference is None:
-        return examples
-    return with_reference(examples, load_model(artifact, task=TEXT, labels=(), head_seed=0, residency="quantized"))
 
 
 def _predicted(asked: Answerer, texts: Sequence[str]) -> list[str]:

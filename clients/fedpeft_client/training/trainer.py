@@ -25,7 +25,6 @@ from fedpeft.errors import DataInvalid
 from fedpeft.ids import BlockId, SizeClass
 from fedpeft.methods import blocks_for, due_blocks, round_of
 from fedpeft.privacy import NoiseStream, SampledRelease
-from fedpeft.round.device.draws import example_weights
 from fedpeft.round.example_privacy import noise_of, round_cost
 from fedpeft.round.local import DeviceStore, Effort, LocalResult
 from fedpeft.round.plan import LearningPlan
@@ -34,7 +33,7 @@ from fedpeft.round.rates.search import local_steps, probes_rate
 from fedpeft.round.ring_range import unbounded_range
 from fedpeft.round.size_class import size_class
 from fedpeft.round.work import Work
-from fedpeft.tuning import Evaluation, LocalPlan, evaluate, train
+from fedpeft.tuning import Evaluation, LocalPlan, train
 from fedpeft.tuning.class_means import measure_class_means
 from fedpeft.tuning.gradient_sketch import sketch_gradient
 from fedpeft.tuning.label_calibration import label_offset
@@ -42,6 +41,7 @@ from fedpeft_client.training.choice import Capacity
 from fedpeft_client.training.device_stores import MemoryStore
 from fedpeft_client.training.examples import Examples, Prepared, batch_seed
 from fedpeft_client.training.local_plan import local_plan
+from fedpeft_client.training.measuring import measured_state
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_client.training.private_steps import take_private_steps
 from fedpeft_client.training.rate_probe import losses_along
@@ -142,17 +142,12 @@ class TorchTrainer:
         learnt, probes = _Trained(deltas={}), None
         with self._pool.lend(plan) as union:
             union.load(state)
-            measured = NOTHING_EVALUATED  # under example-level privacy a loss would be a release
+            measured, unmeasured = (
+                NOTHING_EVALUATED,
+                tuple[str, ...](),
+            )  # under example-level privacy a loss would be a release
             if plan.privacy is None and len(examples.held_out):
-                measured = evaluate(
-                    union,
-                    examples.held_out,
-                    limit=work.eval_examples,
-                    batch_size=examples.eval_batch,
-                    cache=examples.eval_cache,
-                    measure=plan.task.measure,
-                    weights=example_weights(work.draws, examples.held_out.input_ids),
-                )
+                measured, unmeasured = measured_state(union, plan, work, examples, self._pool)
             if probes_rate(plan, state.spec, work.round_id) and len(examples.held_out):
                 probes = losses_along(union, self._pool.initial_state(plan), state, examples)
             if work.train:
@@ -167,7 +162,7 @@ class TorchTrainer:
             evaluated=measured.examples,
             lanes=measured.lane_means,
             probes=probes,
-            troubles=examples.troubles,
+            troubles=(*examples.troubles, *unmeasured),
             noise=learnt.noise,
         )
 

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedpeft.cli.asking import (
-    say_evaluation,
     say_predictions,
-    with_evaluation_options,
     with_how,
     with_prediction_options,
 )
+from fedpeft.cli.evaluating import say_evaluation, with_evaluation_options
 from fedpeft.cli.homes import device_home, device_home_option
 from fedpeft.cli.options import json_option, say_json
 from fedpeft.terminal import counted
 
 if TYPE_CHECKING:
     from fedpeft.deployment.messages import AdapterEntry
+    from fedpeft.tasks.generated import Generation
     from fedpeft_client.home import DeviceHome
     from fedpeft_client.inference import ReceivedModel
 
@@ -103,12 +103,14 @@ def chat(
 @click.argument("run")
 @with_evaluation_options
 @device_home_option
-def evaluate(run: str, data: str, column_map: dict[str, str], home: Path | None, as_json: bool) -> None:
+def evaluate(
+    run: str, data: str, column_map: dict[str, str], generation: "Generation | None", home: Path | None, as_json: bool
+) -> None:
     """Evaluate a fetched adapter on local examples. Works offline; the result stays here."""
     from fedpeft.data import load_records
 
     model = _received(home, run)
-    score = model.evaluate(load_records(data, column_map))
+    score = model.evaluate(load_records(data, column_map), generation)
     say_evaluation(run, model.metrics(score), score, unit=model.task.record.counted, as_json=as_json)
 
 

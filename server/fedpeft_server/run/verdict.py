@@ -13,6 +13,7 @@ from fedpeft.config import RunConfig
 from fedpeft.config.model import Rounds
 from fedpeft.ids import RoundId
 from fedpeft.round.rates.search import scale_of_losses
+from fedpeft.tasks.generated import GENERATED
 from fedpeft.tasks.measure import told
 from fedpeft_server.run.records import Comparison, RoundMetrics
 
@@ -164,6 +165,13 @@ def _warnings(rows: Sequence[RoundMetrics], config: RunConfig) -> Mapping[str, s
         found["destroyed"] = (
             f"The held-out loss is {last:.3g} and was {first:.3g} before training: the learning rate destroys the "
             "model; lower train.learning_rate."
+        )
+    wanted: list[str] = [] if config.rounds.metric in ("auto", "accuracy", "loss") else [config.rounds.metric]
+    wanted += GENERATED if config.task.generation is not None else ()
+    if missing := [name for name in dict.fromkeys(wanted) if not any(name in row.metrics for row in measured)]:
+        found["not measured"] = (
+            f"{', '.join(missing)}: not measured, since no held-out example defines it (an answer is generated to a "
+            "prompt that fits task.max_length with its own answer). States are compared by the loss."
         )
     if not config.task.record.one_class:
         return found

@@ -156,7 +156,7 @@ class Decoder(TokenLoop["_State"]):
         self, model: nn.Module, ends: frozenset[int], choose_rows: Callable[[Sequence[int]], None] | None = None
     ) -> None:
         super().__init__(ends, choose_rows)
-        self._model = model
+        self._model, self._device = model, next(model.parameters()).device
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
         self.vocabulary = int(base.config.get_text_config().vocab_size)
@@ -189,14 +189,17 @@ class Decoder(TokenLoop["_State"]):
             yield from self._batch(rows, [questions[row] for row in rows], [how[row] for row in rows], is_wanted)
 
     def _begun(self, questions: list[TokenIds]) -> "_State":
-        return _State(*_padded(questions))
+        return self._state(questions)
+
+    def _state(self, questions: Sequence[TokenIds]) -> "_State":
+        return _State(*(part.to(self._device) for part in _padded(questions)))
 
     def _next(self, state: "_State") -> tuple[Tensor, list[int]]:
         use = self.abilities.cache
         tokens = state.ids[:, -1:] if use and state.cache is not None else state.ids
         output = self._forward(tokens, state.mask, cache=state.cache, keep=use)
         state.cache = output.past_key_values if use else None
-        found: Tensor = output.logits[:, -1].float()
+        found: Tensor = output.logits[:, -1].float().cpu()
         return found, state.mask.sum(dim=1).tolist()
 
     def _forward(self, tokens: Tensor, mask: Tensor, *, cache: Any, keep: bool) -> Any:
@@ -221,13 +224,13 @@ class Decoder(TokenLoop["_State"]):
         )
 
     def _whole(self, question: TokenIds) -> Tensor:
-        state = _State(*_padded([question]))
+        state = self._state([question])
         logits: Tensor = self._forward(state.ids, state.mask, cache=None, keep=False).logits[0].float()
         return logits
 
     def _stepwise(self, question: TokenIds) -> Tensor:
         """(1, 3, vocabulary): the last tokens one by one on a cache of the others."""
-        state, cache, found = _State(*_padded([question])), None, []
+        state, cache, found = self._state([question]), None, []
         for start, stop in ((0, len(question) - 2), (len(question) - 2, len(question) - 1), (len(question) - 1, None)):
             seen = state.mask[:, : stop or len(question)]
             output = self._forward(state.ids[:, start:stop], seen, cache=cache, keep=True)
@@ -238,7 +241,7 @@ class Decoder(TokenLoop["_State"]):
         return torch.stack(found, dim=1)
 
     def _side_by_side(self, long: TokenIds, short: TokenIds) -> Tensor:
-        state = _State(*_padded([long, short]))
+        state = self._state([long, short])
         self._choose_rows([0, 0])
         logits: Tensor = self._forward(state.ids, state.mask, cache=None, keep=False).logits[:, -1].float()
         return logits
@@ -262,11 +265,11 @@ class _State:
     def go_on(self, lines: list[int], tokens: list[int]) -> None:
         """Keep these rows, each with one more token."""
         if len(lines) < len(self.ids):
-            index = torch.tensor(lines)
+            index = torch.tensor(lines, device=self.ids.device)
             self.ids, self.mask = self.ids[index], self.mask[index]
             if self.cache is not None:
                 self.cache.batch_select_indices(index)
-        more = torch.tensor(tokens, dtype=self.ids.dtype)[:, None]
+        more = torch.tensor(tokens, dtype=self.ids.dtype, device=self.ids.device)[:, None]
         self.ids = torch.cat([self.ids, more], dim=1)
         self.mask = torch.cat([self.mask, torch.ones_like(more)], dim=1)
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fedpeft.data.encode_sources import target_tokens
 from fedpeft.data.rendering import TokenIds
+from fedpeft.tuning.generation.decoder import BATCH, Sampling, Token, TokenLoop
 from fedpeft.tuning.two_stacks import shifted_right
-from fedpeft_client.inference.generation import BATCH, Sampling, Token, TokenLoop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +35,7 @@ class SourceDecoder(TokenLoop["_Sources"]):
     ) -> None:
         super().__init__(ends, choose_rows, silent=frozenset(tokenizer.all_special_ids))
         self._model: Any = model
+        self._device = next(model.parameters()).device
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self._encoder = base.get_encoder()
         self.longest = getattr(base.config, "max_position_embeddings", None)
@@ -56,13 +57,14 @@ class SourceDecoder(TokenLoop["_Sources"]):
             yield from self._batch(rows, [questions[row] for row in rows], [how[row] for row in rows], is_wanted)
 
     def _begun(self, questions: list[TokenIds]) -> "_Sources":
-        return _Sources(*_padded(questions), begin=self._begin)
+        ids, mask = (part.to(self._device) for part in _padded(questions))
+        return _Sources(ids, mask, begin=self._begin)
 
     def _next(self, state: "_Sources") -> tuple[Tensor, list[int]]:
         if state.read is None:
             state.read = self._encoder(input_ids=state.ids, attention_mask=state.mask).last_hidden_state
         output = self._model(encoder_outputs=(state.read,), attention_mask=state.mask, decoder_input_ids=state.written)
-        found: Tensor = output.logits[:, -1].float()
+        found: Tensor = output.logits[:, -1].float().cpu()
         return found, [state.written.shape[1] + 1] * len(state.written)
 
 
@@ -72,14 +74,14 @@ class _Sources:
     def __init__(self, ids: Tensor, mask: Tensor, *, begin: int) -> None:
         self.ids, self.mask = ids, mask
         self.read: Tensor | None = None
-        self.written = torch.full((len(ids), 1), begin, dtype=torch.int64)
+        self.written = torch.full((len(ids), 1), begin, dtype=torch.int64, device=ids.device)
 
     def go_on(self, lines: list[int], tokens: list[int]) -> None:
         """See ``TokenLoop``."""
-        index = torch.tensor(lines)
+        index = torch.tensor(lines, device=self.ids.device)
         self.ids, self.mask = self.ids[index], self.mask[index]
         self.read = None if self.read is None else self.read[index]
-        self.written = torch.cat([self.written[index], torch.tensor(tokens)[:, None]], dim=1)
+        self.written = torch.cat([self.written[index], torch.tensor(tokens, device=self.ids.device)[:, None]], dim=1)
 
 
 def _padded(questions: Sequence[TokenIds]) -> tuple[Tensor, Tensor]:
