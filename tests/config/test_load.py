@@ -100,8 +100,8 @@ def test_half_a_character_is_named_whether_in_a_key_or_in_a_value(text: str) -> 
 def test_an_unknown_key_gets_the_nearest_known_one() -> None:
     (problem,) = found(VALID.replace("[task]", "[task]\nmax_lenght = 3"))
     assert problem == (
-        "run.toml: task.max_lenght: expected one of kind, labels, max_length, beta, scale, range, generate, max_new_tokens, "
-        "found an unknown key. Did you mean `max_length`?"
+        "run.toml: task.max_lenght: expected one of kind, labels, max_length, beta, scale, range, generate, "
+        "max_new_tokens, found an unknown key. Did you mean `max_length`?"
     )
 
 

@@ -118,6 +118,41 @@ def test_the_last_answer_of_a_conversation_is_what_is_asked_for() -> None:
     assert metrics_of(TASK, with_answers(NOTHING, model, tokenizer, made, TASK))["exact_match"] == 0
 
 
+def test_an_encoder_decoder_s_answers_are_scored_without_the_token_that_begins_them() -> None:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    layers = {f"{side}_layers": 1 for side in ("encoder", "decoder")}
+    heads = {f"{side}_attention_heads": 2 for side in ("encoder", "decoder")}
+    widths = {f"{side}_ffn_dim": 32 for side in ("encoder", "decoder")}
+    ids = {
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 1,
+        "tie_word_embeddings": False,
+    }
+    config = BartConfig(vocab_size=120, d_model=16, max_position_embeddings=64, **layers, **heads, **widths, **ids)
+    torch.manual_seed(5)
+    model, tokenizer = BartForConditionalGeneration(config).eval(), tiny_tokenizer(WORDS)
+    torch.nn.init.normal_(model.lm_head.weight)
+    free = {"forced_bos_token_id": None, "forced_eos_token_id": None, "do_sample": False, "num_beams": 1}
+    made, expected = [], []
+    for i in range(9):
+        source = " ".join(WORDS[i : i + 2 + i % 3])
+        asked = tokenizer([source], return_tensors="pt")["input_ids"]
+        text = tokenizer.decode(model.generate(input_ids=asked, max_new_tokens=6, **free)[0], skip_special_tokens=True)
+        assert text
+        target = f"{text} {WORDS[0]}" if i % 3 else text
+        made.append({"source": source, "target": target})
+        expected.append((rouge_l(target, text), exact_match(target, text)))
+    task = Task(kind="seq2seq", max_length=24, generate=9, max_new_tokens=6)
+    found = metrics_of(task, with_answers(NOTHING, model, tokenizer, examples_of(made, task), task))
+    assert found["rouge_l"] == pytest.approx(np.mean([one for one, _ in expected]), abs=1e-6)
+    assert (
+        found["exact_match"] == pytest.approx(np.mean([same for _, same in expected]), abs=1e-6) == pytest.approx(1 / 3)
+    )
+
+
 def test_a_task_that_does_not_write_is_refused() -> None:
     wanted = Generation(rows=3, max_new_tokens=3)
     with pytest.raises(ConfigInvalid, match="Expected a task whose answers can be generated, found classify"):
