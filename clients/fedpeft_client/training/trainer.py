@@ -142,10 +142,8 @@ class TorchTrainer:
         learnt, probes = _Trained(deltas={}), None
         with self._pool.lend(plan) as union:
             union.load(state)
-            measured, unmeasured = (
-                NOTHING_EVALUATED,
-                tuple[str, ...](),
-            )  # under example-level privacy a loss would be a release
+            measured, unmeasured = NOTHING_EVALUATED, tuple[str, ...]()
+            # Under example-level privacy a loss would be a release.
             if plan.privacy is None and len(examples.held_out):
                 measured, unmeasured = measured_state(union, plan, work, examples, self._pool)
             if probes_rate(plan, state.spec, work.round_id) and len(examples.held_out):
