@@ -7,14 +7,22 @@ import click
 
 from fedpeft.cli.asking import (
     asked_as_trained,
+    say_evaluation,
     say_predictions,
     with_how,
     with_prediction_options,
 )
-from fedpeft.cli.evaluating import say_evaluation, with_evaluation_options
 from fedpeft.cli.harness import harness
 from fedpeft.cli.mixing import hub, merge, summary_of
-from fedpeft.cli.options import AdapterPath, OutFolder, json_option, run_argument, say_json, store_option
+from fedpeft.cli.options import (
+    AdapterPath,
+    OutFolder,
+    json_option,
+    run_argument,
+    say_json,
+    store_option,
+    with_evaluation_options,
+)
 from fedpeft.cli.serve import serve
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,12 +13,15 @@ from fedpeft.cli.options import FiniteFloat, json_option, map_option, say_json
 
 if TYPE_CHECKING:
     from fedpeft.data import Record, Records
+    from fedpeft.tuning import Evaluation
     from fedpeft_client.inference import Answerer, Sampling
 
 __all__ = [
     "asked_as_trained",
     "chat",
+    "say_evaluation",
     "say_predictions",
+    "told_metrics",
     "with_how",
     "with_prediction_options",
 ]
@@ -244,3 +247,32 @@ def _read(file: str, column_map: dict[str, str]) -> "Records":
     from fedpeft.data import load_records
 
     return load_records(str(Path(file)) if not file.startswith("builtin:") else file, column_map)
+
+
+def say_evaluation(run: str, metrics: "Mapping[str, float]", score: "Evaluation", *, unit: str, as_json: bool) -> None:
+    """Print every metric; of a language model perplexity too, and its predictions are called tokens.
+
+    Args:
+        run: whose adapter it is.
+        metrics: by name.
+        score: what they were made of.
+        unit: what loss and accuracy are means over, as the task's record says.
+    """
+    words = {"perplexity": _perplexity(metrics["loss"])} if unit == "tokens" else {}
+    if as_json:
+        say_json({"run": run, **metrics, "predictions": score.examples, **words})
+        return
+    shown = told_metrics(metrics)
+    more = "".join(f"  {name} {value:.4g}" for name, value in words.items())
+    click.echo(f"{shown}{more}  {'predictions' if unit == 'examples' else unit} {score.examples}")
+
+
+def told_metrics(metrics: "Mapping[str, float]") -> str:
+    """Every metric in one line."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def _perplexity(loss: float) -> float:
+    import math
+
+    return math.exp(min(loss, 700.0))

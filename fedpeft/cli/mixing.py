@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedpeft.cli.evaluating import told_metrics
+from fedpeft.cli.asking import told_metrics
 from fedpeft.cli.options import (
     AdapterPath,
     FiniteFloat,

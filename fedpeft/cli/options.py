@@ -6,6 +6,7 @@ An option that means one thing is made here once, so that it is spelled, parsed 
 import math
 import os
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ __all__ = [
     "say_json",
     "store_option",
     "with_common_options",
+    "with_evaluation_options",
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -242,3 +244,44 @@ def parse_map(pairs: tuple[str, ...]) -> dict[str, str]:
             raise click.BadParameter(f"Expected {ours!r} once, found it twice.", param_hint="--map")
         parsed[ours] = theirs
     return parsed
+
+
+def with_evaluation_options(command: Command) -> Command:
+    """``--data`` (also as an argument); the command gets ``data``, ``column_map``, ``generation`` and ``as_json``."""
+
+    def chosen(context: click.Context, _parameter: click.Parameter, value: str | None) -> str:
+        found = [one for one in (value, context.params.pop("positional", None)) if one]
+        if len(found) != 1:
+            raise click.UsageError(f"Expected one set of examples, found {len(found)}; write --data FILE.")
+        return str(found[0])
+
+    @wraps(command)
+    def asked(generate: int | None, max_new_tokens: int, **given: object) -> object:
+        from fedpeft.tasks.generated import Generation
+
+        wanted = None if generate is None else Generation(rows=generate, max_new_tokens=max_new_tokens)
+        return command(generation=wanted, **given)
+
+    found: Any = asked
+    for option in (
+        json_option,
+        map_option,
+        click.option(
+            "--max-new-tokens",
+            type=click.IntRange(1, 1024),
+            default=64,
+            show_default=True,
+            help="With --generate: tokens at which an answer is cut.",
+        ),
+        click.option(
+            "--generate",
+            type=click.IntRange(min=1),
+            help="Generate answers to so many prompts, for ROUGE-L and exact match. [default: as the run did]",
+        ),
+        click.option(
+            "--data", metavar="FILE", callback=chosen, help="Examples: a file, a data set directory or builtin:NAME."
+        ),
+        click.argument("positional", metavar="[DATA]", required=False, is_eager=True),
+    ):
+        found = option(found)
+    return found  # type: ignore[no-any-return]

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedpeft.cli.asking import (
+    say_evaluation,
     say_predictions,
     with_how,
     with_prediction_options,
 )
-from fedpeft.cli.evaluating import say_evaluation, with_evaluation_options
 from fedpeft.cli.homes import device_home, device_home_option
-from fedpeft.cli.options import json_option, say_json
+from fedpeft.cli.options import json_option, say_json, with_evaluation_options
 from fedpeft.terminal import counted
 
 if TYPE_CHECKING:
