@@ -4,11 +4,14 @@ The workers of pytest-xdist share it. It belongs to the process that they belong
 whoever asks for it (``offer``); without workers a test process has its own.
 """
 
+import atexit
 import os
+import shutil
 import socket
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -72,13 +75,18 @@ def _asked(name: str) -> socket.socket:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
         line.connect(path)
         line.send(name.encode())
-        _, (descriptor,), _, _ = socket.recv_fds(line, 1, 1)
+        _, descriptors, _, _ = socket.recv_fds(line, 1, 1)
+        if not descriptors:
+            raise ConnectionResetError(f"Expected the fork server {name} of this test session, found none.")
+        (descriptor,) = descriptors
     return socket.socket(fileno=descriptor)
 
 
 def offer() -> None:
     """Have the workers that this process starts from here on share its servers; each is started when one is wanted."""
-    path = os.path.join(tempfile.mkdtemp(prefix="fedpeft-tests-"), "fork-servers")
+    folder = tempfile.mkdtemp(prefix="fedpeft-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = os.path.join(folder, "fork-servers")
     offered = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     offered.bind(path)
     offered.listen()
@@ -91,8 +99,10 @@ def _hand_out(offered: socket.socket) -> None:
     while True:
         line, _ = offered.accept()
         with line:
-            server = _own(line.recv(64).decode())
-            socket.send_fds(line, [b"!"], [server.descriptor])
+            try:
+                socket.send_fds(line, [b"!"], [_own(line.recv(64).decode()).descriptor])
+            except (OSError, KeyError):  # this worker is gone, or gets none and says so; the others go on
+                traceback.print_exc()
 
 
 def fork_command(
