@@ -1,6 +1,7 @@
 """The files that operators start from: accepted by the tools that read them, and hardened as they say."""
 
 import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -128,12 +129,39 @@ def test_the_files_call_commands_and_options_that_exist():
     assert called >= 10
 
 
+def told_labels() -> dict[str, set[str]]:
+    """The names that a coordinator's /metrics has, with their labels."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "server/fedpeft_server").rglob("*.py"):
+        for name, rest in re.findall(r'\b(?:count|gauge)\(\s*"(\w+)"([^\n]*)', path.read_text()):
+            found.setdefault(name, set()).update(re.findall(r"\b(\w+)=", rest))
+    return found
+
+
+def test_the_dashboard_of_grafana_shows_what_a_coordinator_tells():
+    board, told = json.loads((ROOT / "server/deploy/grafana.json").read_text()), told_labels()
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"]) > 0
+    assert [one["name"] for one in board["templating"]["list"]] == ["source"]
+    for panel in board["panels"]:
+        assert panel["datasource"]["uid"] == "${source}"
+        places = [(panel["gridPos"]["x"] + dx, panel["gridPos"]["y"]) for dx in (0, panel["gridPos"]["w"] - 1)]
+        assert all(0 <= x < 24 for x, _ in places)
+        for target in panel["targets"]:
+            (name,) = re.findall(r"fedpeft_(\w+)", target["expr"])
+            labels = {
+                *re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]),
+                *re.findall(r"by \((\w+)\)", target["expr"]),
+            }
+            assert name in told, panel["title"]
+            assert labels <= told[name], panel["title"]
+            assert name.endswith("_total") == bool(re.search(r"\b(rate|increase)\(", target["expr"])), panel["title"]
+            assert target["expr"].count("(") == target["expr"].count(")")
+
+
 def test_alerts_watch_what_a_coordinator_tells_and_the_page_says_what_to_do_about_each():
     (group,) = documents(ROOT / "server/deploy/alerts.yaml")[0]["groups"]
     page = (ROOT / "docs/operation.md").read_text()
-    told = set()
-    for path in (ROOT / "server/fedpeft_server").rglob("*.py"):
-        told |= set(re.findall(r'\b(?:count|gauge)\(\s*"(\w+)"', path.read_text()))
+    told = set(told_labels())
     kinds = {kind.value for kind in EventKind}
     assert group["rules"]
     for rule in group["rules"]:
