@@ -11,7 +11,7 @@ from fedpeft.errors import SpecMismatch
 from fedpeft.privacy import Mechanism, NoiseTerms, bit_weight, metric_weight, size_mechanism
 from fedpeft.round.plan import LearningPlan
 
-__all__ = ["expect_noise", "planned_mechanism"]
+__all__ = ["expect_clip", "expect_noise", "planned_mechanism"]
 
 CLIP_MARGIN = 1e-9
 """Relative; what exponentials may differ by between two machines."""
@@ -75,14 +75,38 @@ def expect_noise(
     if privacy.noise_multiplier is None:
         raise SpecMismatch("Expected a plan with the noise multiplier of its run, found none.")
     norm = noise.l2_clip_norm
+    _expect_near(privacy, norm, round_id=round_id, seen=seen)
+    made = planned_mechanism(
+        privacy, plan.secagg, devices=devices, l2_clip_norm=norm, z=privacy.noise_multiplier, parameters=parameters
+    )
+    if made.terms != noise:
+        raise SpecMismatch(f"Expected the noise {made.terms}, which follows from the plan; found {noise}.")
+
+
+def expect_clip(plan: LearningPlan, norm: float, *, round_id: int, signed: float | None) -> None:
+    """Returns if a link has a clip norm that its round can have had: it scales the step that devices decode.
+
+    Args:
+        norm: of the link of a round with a sum; 0: it had no noise.
+        round_id: of that round.
+        signed: the clip norm of the terms under which this device took part in it; None: it did not.
+
+    Raises:
+        SpecMismatch: with both numbers.
+    """
+    privacy = plan.client_privacy
+    expected = signed if privacy is not None else 0.0
+    if expected is not None and norm != expected:
+        raise SpecMismatch(f"Expected a clip norm of {expected:g} in the link of round {round_id}, found {norm:g}.")
+    if privacy is not None:
+        _expect_near(privacy, norm, round_id=round_id, seen=None)
+
+
+def _expect_near(privacy: Privacy, norm: float, *, round_id: int, seen: tuple[int, float] | None) -> None:
+    """The plan's clip norm, or, where it is adaptive, one that rounds since ``seen`` can have led to."""
     then, centre = seen or (1, privacy.l2_clip_norm)
     rate = privacy.clip_learning_rate if privacy.clip == "adaptive" else 0.0
     reach = math.exp(rate * max(0, round_id - then)) * (1 + CLIP_MARGIN)
     low, high = centre / reach, centre * reach
     if not low <= norm <= high:
         raise SpecMismatch(f"Expected a clip norm of {low:g} to {high:g} in round {round_id}, found {norm:g}.")
-    made = planned_mechanism(
-        privacy, plan.secagg, devices=devices, l2_clip_norm=norm, z=privacy.noise_multiplier, parameters=parameters
-    )
-    if made.terms != noise:
-        raise SpecMismatch(f"Expected the noise {made.terms}, which follows from the plan; found {noise}.")

@@ -16,6 +16,7 @@ from fedpeft.round.history import BURNT, Forked, KnownHistory, MissingLinks, fol
 from fedpeft.round.linking import sums_digest
 from fedpeft.round.local import DeviceStore
 from fedpeft.round.messages import BlockDigest, BlockPayload, FailureReason, FitRequest, Link
+from fedpeft.round.noise import expect_clip
 from fedpeft.round.plan import LearningPlan, learning_rate_factor
 from fedpeft.round.signed_request import SignedRequest
 from fedpeft.round.transition import is_exact, keeps_memory, next_state
@@ -88,6 +89,9 @@ def follow(
         return proved
     for link in proved:
         expect_agreed(store, signed.plan, link)
+        if link.outcome != BURNT:
+            there = pin is not None and pin.round_id == link.round_id
+            expect_clip(signed.plan, link.clip, round_id=link.round_id, signed=found.clip if there else None)
     if pin is None:
         store.write(run_key(run_id), encode(found))
     known = mark.history if mark is not None and mark.history else known_history.genesis
