@@ -92,6 +92,10 @@ def test_many_clients_are_lines_in_one_chart_and_hundreds_are_two_bands() -> Non
         assert f"best at the end: c{count - 1} " in note
         assert svg.count('class="thin"') == (count if count < 100 else 0)
         assert svg.count('class="band"') == (2 if count == 500 else 0)
+        bands = re.findall(r'class="band" points="([^"]*)"', svg)
+        heights = [[float(point.split(",")[1]) for point in band.split()] for band in bands]
+        spans = [max(ys) - min(ys) for ys in heights]
+        assert count < 500 or spans[1] == pytest.approx(0.8 * spans[0], rel=0.01), "eight in ten of an even spread"
         middle = re.search(r"median, round 1: ([\d.]+) %", svg)
         assert middle is not None
         assert float(middle[1]) == pytest.approx(100 * (count - 1) / 2 / count, abs=0.05)

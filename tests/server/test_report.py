@@ -260,7 +260,9 @@ def test_above_a_hundred_clients_come_a_histogram_and_the_ten_worst_and_the_othe
         names = [f"site-{i}" for i in range(count)]
         run.commit(RoundId(1), b"", {}, row(1, loss=0.5, clients=tuple(client(name) for name in names)))
         rows = tuple(
-            Comparison(client=name, examples=8, alone=0.5, federated=0.2 + i / 200, centralised=None)
+            Comparison(
+                client=name, examples=8, alone=0.5, federated=0.2 + (9 if 9 < i < 13 else i) / 200, centralised=None
+            )
             for i, name in enumerate(reversed(names))
         )
         every = Comparison(client="all", examples=900, alone=0.5, federated=0.01, centralised=0.8)
@@ -270,6 +272,7 @@ def test_above_a_hundred_clients_come_a_histogram_and_the_ten_worst_and_the_othe
         shown = " ".join(page_of(run).shown.split())
         assert ("The ten worst clients" in shown) == (count == 120)
         assert (f"All {count} clients" in shown) == (count == 120)
+        assert ("3 more are as bad as the last of these" in shown) == (count == 120)
     worst = shown.split("The ten worst clients")[1].split("Every client")[0]
     assert re.findall(r"site-(\d{3})", worst) == [str(number) for number in range(119, 109, -1)]
 
