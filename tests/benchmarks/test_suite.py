@@ -83,7 +83,7 @@ PAIRS = ((0.01, 0.6), (0.03, 0.72), (0.1, 0.5))
 
 
 def test_rounds_to_a_target_are_those_of_the_first_that_reaches_it() -> None:
-    curve = [{"loss": 4.9, "accuracy": None}, {"loss": 4.4, "accuracy": 0.8}, {"loss": 4.6, "accuracy": 0.9}]
+    curve = [{"loss": 4.9, "accuracy": None}, {"loss": 4.6, "accuracy": 0.8}, {"loss": 4.4, "accuracy": 0.9}]
     assert rounds_to({"curve": curve}, 4.6, writes=True) == 2
     assert rounds_to({"curve": curve}, 0.9, writes=False) == 3
     assert rounds_to({"curve": curve}, 0.95, writes=False) is None
