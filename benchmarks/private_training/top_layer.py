@@ -73,6 +73,10 @@ class TopLayer:
         found |= _tiers(p, LORA_B, sums.get(LORA_B), 1) | _tiers(p, LORA_A, sums.get(LORA_A), 0)
         return torch.cat([found[name].flatten() for name in trained]).double()
 
+    def head_inputs(self) -> Tensor:
+        """What the head reads where nothing below it is trained, (n, h)."""
+        return self._fixed
+
     def predictions(self, p: Trained, indices: Indices) -> Indices:
         """The class that each of these examples is given."""
         with torch.no_grad():
