@@ -21,7 +21,7 @@ from fedpeft.config.check_devices import (
 )
 from fedpeft.config.check_generation import generation_findings
 from fedpeft.config.check_privacy_section import privacy_findings
-from fedpeft.config.check_schedule import schedule_findings
+from fedpeft.config.check_schedule import late_work_findings, schedule_findings
 from fedpeft.config.model import MethodName, Partition, RunConfig
 from fedpeft.tasks import TASKS
 
@@ -212,6 +212,7 @@ def _rounds(config: RunConfig) -> Iterator[Finding]:
             expected="0 with aggregate.buckets: a bucket that the fastest leave empty is no bucket",
             found=f"{rounds.over_select:g}",
         )
+    yield from late_work_findings(config)
     clients = derived.known_clients(config)
     if clients is None:
         return

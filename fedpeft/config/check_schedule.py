@@ -7,7 +7,7 @@ from fedpeft.catalogue.method import TrainingRounds
 from fedpeft.config.model import RunConfig
 from fedpeft.config.rules import RULES
 
-__all__ = ["schedule_findings"]
+__all__ = ["late_work_findings", "schedule_findings"]
 
 
 def schedule_findings(config: RunConfig) -> Iterator[Finding]:
@@ -96,3 +96,33 @@ def _training_rounds(config: RunConfig) -> TrainingRounds:
         what = "the round" if measuring == 1 else f"{measuring} rounds"
         return TrainingRounds(count=count - measuring, text=f"rounds.count={count} less {what} of class means")
     return TrainingRounds(count=count, text=f"rounds.count={count}")
+
+
+def late_work_findings(config: RunConfig) -> Iterator[Finding]:
+    """Late work that there cannot be or that would mean something else, and a clock that there is not."""
+    timed = [index for index, device in enumerate(config.device) if device.fit_seconds]
+    if timed and config.performance.engine == "ray":
+        yield Finding(
+            key=f"device[{timed[0]}].fit_seconds",
+            reads=("performance.engine",),
+            expected='none with performance.engine = "ray", which has no simulated clock',
+            found=f"{config.device[timed[0]].fit_seconds:g}",
+        )
+    late = config.rounds.max_staleness
+    if not late:
+        return
+    rule = RULES[config.aggregate.rule]
+    folds = config.aggregate.a_round_every or config.aggregate.fold_every or config.aggregate.auto_rank
+    plain = rule.elementwise and not rule.own_weight and not folds
+    rows = (
+        ("rounds.over_select", not config.rounds.over_select, "rounds.over_select: else rounds wait for everybody"),
+        ("privacy.unit", config.privacy.unit != "none", 'privacy.unit = "none"'),
+        ("secagg.mode", config.secagg.mode == "off", "secure aggregation, whose adverts say what it weighs"),
+        ("train.scaffold", config.train.scaffold, "no SCAFFOLD: its controls are of one state"),
+        ("train.learning_rate", config.train.learning_rate == "measured", 'no learning_rate = "measured"'),
+        ("aggregate.weight", config.aggregate.weight != "examples", 'weight = "examples": late work weighs less'),
+        ("aggregate.rule", not plain, "a rule of plain steps, without folding"),
+    )
+    for key, holds, expected in rows:
+        if holds:
+            yield Finding(key="rounds.max_staleness", reads=(key,), expected=f"0, or {expected}", found=str(late))

@@ -168,6 +168,10 @@ class Train(Section):
     )
 
 
+MAX_STALENESS = 1000
+"""Rounds after which nobody asks for late work."""
+
+
 class Rounds(Section):
     """How rounds are run and when they give up."""
 
@@ -200,6 +204,13 @@ class Rounds(Section):
         le=1,
         description="So much more than these are asked, as a share of them: who is ready first makes the round, and "
         "nobody waits for the slowest. Favours fast devices, whatever their data; runs cannot be repeated exactly.",
+    )
+    max_staleness: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_STALENESS,
+        description="With over_select: a device that was not ready in time adds its work to a later round, at most so "
+        "many rounds late, with 1 / sqrt(1 + rounds) of its weight; 0: late work is dropped.",
     )
     fit_deadline_s: float = Field(default=1800.0, gt=0, description="How long a device may train, in seconds.")
     evaluation_deadline_s: float = Field(
@@ -267,6 +278,12 @@ class Device(Section):
     )
     uplink_mbit: float | None = Field(
         default=None, gt=0, description="For auto: megabits a second that it sends; none: not limited."
+    )
+    fit_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        le=1e6,
+        description="How long they take for a round on a simulated clock, which then counts the seconds of the run.",
     )
 
 

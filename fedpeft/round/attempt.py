@@ -131,6 +131,9 @@ class Attempt:
         for account in self.traffic.values():
             account.not_needed = not account.ready and not account.failure
         not_needed = [name for name, account in self.traffic.items() if account.not_needed]
+        for place, name in self.names.items():
+            if self.traffic[name].not_needed:
+                self._members[place].known.unheard = True
         detail = f"{target_cohort} of {len(self.names)} are ready; not needed: {', '.join(not_needed) or 'nobody'}"
         self._observe(Event(kind=EventKind.STAGE_CLOSED, round_id=self._task.round_id, stage=Stage.FIT, detail=detail))
 
@@ -167,7 +170,9 @@ class Attempt:
         lacking = tuple(block_id for block_id in state if held.get(block_id) != state.digests[block_id])
         if isinstance(offer, secagg.RoundOffer):
             offer = replace(offer, roster=b"" if known.roster == offer.roster else offer.roster)
-        needs = _Needs(offer, known.after, () if follows else lacking, follows or place in self._asking)
+        needs = _Needs(
+            offer, known.after, () if follows else lacking, follows or known.unheard or place in self._asking
+        )
         if needs not in self._requests:
             if len(self._requests) == REQUESTS_KEPT:
                 self._requests.clear()
@@ -197,6 +202,7 @@ class Attempt:
             return self._failed(place, Stage.FIT, answer)
         self._members[place].held.update(state.digests)
         self._members[place].known.after = self._task.round_id - 1
+        self._members[place].known.unheard = False
         if isinstance(offer, secagg.RoundOffer):
             self._members[place].known.roster = offer.roster
         self.traffic[self.names[place]].ready = True

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, Validation
 
 from fedpeft.catalogue.opacus import Engine
 from fedpeft.config.model import (
+    MAX_STALENESS,
     Adapter,
     Aggregate,
     Privacy,
@@ -89,10 +90,18 @@ class ExampleTerms(Section):
 
 
 class PlannedRounds(Section):
-    """How many rounds train, and how many held-out examples a device evaluates in each; 0: all of them."""
+    """How many rounds train, how many held-out examples a device evaluates in each (0: all), how late work may be."""
 
     count: int = Field(ge=1, le=100_000)
     eval_examples: int = Field(ge=0, lt=2**31)
+    max_staleness: int = Field(default=0, ge=0, le=MAX_STALENESS)
+
+    @model_serializer(mode="wrap")
+    def _without_what_means_nothing(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        written: dict[str, object] = serialize(self)
+        if not self.max_staleness:
+            del written["max_staleness"]
+        return written
 
 
 class LearningPlan(Section):
@@ -181,7 +190,11 @@ def learning_plan(config: RunConfig, *, run_id: str, base: str, adapter_spec: st
         adapter=config.adapter,
         train=config.train,
         aggregate=config.aggregate,
-        rounds=PlannedRounds(count=config.rounds.count, eval_examples=config.rounds.eval_examples),
+        rounds=PlannedRounds(
+            count=config.rounds.count,
+            eval_examples=config.rounds.eval_examples,
+            max_staleness=config.rounds.max_staleness,
+        ),
         secagg=config.secagg,
         privacy=example_terms(config),
         client_privacy=config.privacy if config.privacy.unit == "client" else None,

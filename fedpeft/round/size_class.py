@@ -10,7 +10,16 @@ import math
 from fedpeft.config.model import Aggregate
 from fedpeft.ids import SIZELESS, SizeClass
 
-__all__ = ["LARGEST", "declared_class", "lower_end", "share_of", "size_class", "upper_end", "weight_share"]
+__all__ = [
+    "LARGEST",
+    "declared_class",
+    "discounted",
+    "lower_end",
+    "share_of",
+    "size_class",
+    "upper_end",
+    "weight_share",
+]
 
 LARGEST = SizeClass(63)
 """The largest class that an advert may declare."""
@@ -58,6 +67,20 @@ def share_of(declared: SizeClass, max_weight: int) -> float:
 def declared_class(aggregate: Aggregate, size: SizeClass) -> SizeClass:
     """What a device of this size declares: no more than its weight needs, and 0 where all weigh alike."""
     return min(size, size_class(aggregate.max_weight)) if aggregate.weight == "examples" else SIZELESS
+
+
+def discounted(declared: SizeClass, staleness: int) -> SizeClass:
+    """What a device declares for work that is so many rounds late: 1 / sqrt(1 + staleness) of its weight, as a class.
+
+    That is the nearest power of two in the logarithm, so exact like every weight: 1/2 for one to six rounds, 1/4 for
+    seven to thirty. The least class has no smaller one.
+
+    Example:
+        >>> [discounted(SizeClass(7), late) for late in (0, 1, 6, 7, 30, 31)]
+        [7, 6, 6, 5, 5, 4]
+    """
+    # e = floor(log2(1 + s) / 2 + 1/2) exactly when 2^(2e - 1) <= 1 + s < 2^(2e + 1).
+    return SizeClass(max(0, declared - (1 + staleness).bit_length() // 2))
 
 
 def weight_share(aggregate: Aggregate, declared: SizeClass) -> float:

@@ -31,10 +31,12 @@ class KnownPast:
     Args:
         after: the last round whose link it has; 0: none.
         roster: the encoded roster that it answered last; empty: none.
+        unheard: whether it was released from its last round before it answered: it may have the state of that.
     """
 
     after: int = 0
     roster: bytes = b""
+    unheard: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,9 +32,10 @@ from fedpeft_client.training.examples import Examples
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_client.training.trainer import TorchTrainer
 from fedpeft_server.run.client_scores import ClientScores
+from fedpeft_sim.pace import NotedTrainer
 from fedpeft_sim.plain_sum import PlainSession
 from fedpeft_sim.planning import plan_devices
-from fedpeft_sim.population import Client, Population, populate
+from fedpeft_sim.population import Population, populate
 from fedpeft_sim.scored_trainer import ScoredTrainer
 from fedpeft_sim.troubles import trouble_log
 
@@ -100,6 +101,7 @@ class VirtualDevices:
         self._examples = examples_of(population, pool) if examples is None else examples
         self._ledgers = ledgers
         self._devices: dict[int, Device] = {}
+        self._computed: set[int] = set()
         self._memory, self._troubles, self._scores = memory, troubles, scores
 
     def __call__(self, node: NodeContext, stage: Stage, payload: bytes) -> bytes:
@@ -107,11 +109,17 @@ class VirtualDevices:
         if node.partition is None or node.partition >= len(self._population.clients):
             raise RuntimeError(f"node {node.node} plays no client of this simulation")
         if node.partition not in self._devices:
-            self._devices[node.partition] = self._build(self._population.clients[node.partition])
+            self._devices[node.partition] = self._build(node.partition)
         return self._devices[node.partition].handle(stage, payload)
 
-    def _build(self, client: Client) -> Device:
-        config = self._population.config
+    def computed(self) -> frozenset[int]:
+        """The partitions whose devices have trained or evaluated since this was asked last; none of them is at it."""
+        found = frozenset(self._computed)
+        self._computed.clear()
+        return found
+
+    def _build(self, partition: int) -> Device:
+        client, config = self._population.clients[partition], self._population.config
         key = secagg.IdentityKey.generate(os_entropy)
         store: DeviceStore = MemoryStore()
         ledger: secagg.Ledger = secagg.MemoryLedger()
@@ -141,7 +149,7 @@ class VirtualDevices:
             trainer = ScoredTrainer(trainer, ClientScores(self._scores, client.name))
         return Device(
             identity=Identity(device=client.name, organisation=client.name, public_key=key.public),
-            trainer=trainer,
+            trainer=NotedTrainer(trainer, lambda: self._computed.add(partition)),
             session=session,
             store=store,
             entropy=os_entropy,

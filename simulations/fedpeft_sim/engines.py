@@ -10,7 +10,7 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import Individual
 from fedpeft.aggregate.device_side import local_blocks
-from fedpeft.clock import SystemClock
+from fedpeft.clock import Clock, SystemClock
 from fedpeft.config import RunConfig
 from fedpeft.entropy import os_entropy
 from fedpeft.flower import GridTransport, client_app, run_local, run_ray
@@ -19,13 +19,16 @@ from fedpeft.round.coordinator import OpenSum, SecureSum
 from fedpeft.round.events import Event, EventKind
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.size_class import weight_share
+from fedpeft.round.transport import Transport
 from fedpeft_server.privacy.client_level import ClientPrivacy
 from fedpeft_server.run.client_scores import scores_folder
 from fedpeft_server.run.committing import AfterRound, go_on
 from fedpeft_server.run.federation import Federation
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_sim.devices import RayDevices, VirtualDevices
+from fedpeft_sim.pace import PacedTransport, SimulatedClock
 from fedpeft_sim.plain_sum import PlainSum
+from fedpeft_sim.population import Population
 from fedpeft_sim.private import ledgers_of, open_privacy
 from fedpeft_sim.publish import publisher
 from fedpeft_sim.simulation import Screen, Simulation
@@ -73,7 +76,10 @@ def _on_engine(
             watch.look()
         screen.observe(event)
 
-    def coordinate(transport: GridTransport) -> None:
+    local: VirtualDevices | None = None
+
+    def coordinate(grid: GridTransport) -> None:
+        clock, transport = _timed(grid, simulation.population, local)
         open_sum: OpenSum = SecureSum
         seen: list[Individual] | None = None
         if config.secagg.mode == "off":
@@ -85,7 +91,7 @@ def _on_engine(
             run,
             transport,
             identity=identity,
-            clock=SystemClock(),
+            clock=clock,
             observe=observe,
             publish=publisher(
                 simulation.pool, plan, run, probe=simulation.population.clients[0].held_out, base=config.base.model
@@ -141,3 +147,16 @@ def _remove(home: Path) -> None:
         if not home.exists():
             return
         time.sleep(PAUSE_S)
+
+
+def _timed(grid: GridTransport, population: Population, local: VirtualDevices | None) -> tuple[Clock, Transport]:
+    """The machine's clock, or a simulated one where the configuration says how long its devices take."""
+    fit_s = [client.device.fit_seconds for client in population.clients]
+    if local is None or not any(fit_s):
+        return SystemClock(), grid
+    clock, nodes, computed = SimulatedClock(), grid.nodes(), local.computed
+    takes_s = {node: seconds or 0.0 for node, seconds in zip(nodes, fit_s, strict=True)}
+    paced = PacedTransport(
+        grid, clock, fit_s=takes_s.__getitem__, computed=lambda: {nodes[partition] for partition in computed()}
+    )
+    return clock, paced

@@ -16,25 +16,29 @@ from typing import cast
 import numpy as np
 
 from fedpeft import secagg
+from fedpeft.adapter import AdapterSpec
 from fedpeft.entropy import Entropy
 from fedpeft.errors import BudgetExhausted, IntegrityFailed
-from fedpeft.ids import SIZELESS, RoundId
+from fedpeft.ids import SIZELESS, BlockId, RoundId
 from fedpeft.privacy import PrivacyLedger
 from fedpeft.round.device.accepting import accepted_work, clipped_coordinates, expect_affordable, owned_sums
 from fedpeft.round.device.agreed import keep_agreed
 from fedpeft.round.device.contribution import contribution, trained
 from fedpeft.round.device.draws import expanded, lasting_draws
+from fedpeft.round.device.late import keep_trained, last_trained, note_masked
 from fedpeft.round.device.records import KeptResult, OpenRound, kept
 from fedpeft.round.example_privacy import ExamplePrivacy, OpenLedger
 from fedpeft.round.failures import REFUSED, UNABLE, Tell, Trouble, cause_of, log_trouble, refusal_of, trace_of
 from fedpeft.round.history import MissingLinks
 from fedpeft.round.local import DeviceStore, Effort, Identity, SumSession, Trainer
 from fedpeft.round.messages import Failure, FailureReason, FitRequest, Profile, ProfileRequest, Ready
+from fedpeft.round.plan import LearningPlan
 from fedpeft.round.run_memory import advance, earlier_heads, follow, held_digests, known_links, receive
 from fedpeft.round.signed_request import covered_by
-from fedpeft.round.size_class import declared_class
+from fedpeft.round.size_class import declared_class, discounted
 from fedpeft.round.start import expect_start
 from fedpeft.round.transport import Stage
+from fedpeft.round.work import Work
 from fedpeft.secagg.offer import open_terms
 from fedpeft.secagg.spec import mechanism
 from fedpeft.wire import OtherVersion, WireError, decode, encode
@@ -167,10 +171,10 @@ class Device:
         if cost is not None and result is None:  # what was trained for an earlier attempt is paid for
             stream, cost = self._examples.afford(plan, spec, self._trainer, cost, self._entropy)
             work = replace(work, noise=stream)
-        # What was trained in an earlier attempt stands, though the device may train something else by now.
-        blocks = self._trainer.trains(plan) if result is None else frozenset(part.block_id for part in result.deltas)
-        owns = owned_sums(terms, work, blocks, evaluates=self._trainer.evaluates(plan))
-        declared = declared_class(plan.aggregate, self._trainer.size_class(plan)) if noise is None else SIZELESS
+        blocks, result, late = self._carried(plan, spec, work, result)
+        owns = owned_sums(terms, work, blocks, evaluates=self._trainer.evaluates(plan) and not late)
+        size = declared_class(plan.aggregate, self._trainer.size_class(plan)) if noise is None else SIZELESS
+        declared = discounted(size, late)
         advance(self._store, pin, signed)
         advertise = self._session.begin(offer, owns=owns, entropy=self._entropy, weight_class=declared)
         if isinstance(advertise, secagg.Refusal):
@@ -184,6 +188,7 @@ class Device:
             effort = Effort(min(tries, Effort.BLANK))
             learnt, able = trained(self._trainer, plan, work, state, blocks=blocks, effort=effort, tell=tell)
             result = KeptResult.of(learnt)
+            keep_trained(self._store, plan, terms.round_id, result if able and work.train else None)
             if cost is not None:
                 self._examples.charge(plan, RoundId(terms.round_id), cost, self._entropy, learnt.noise or work.noise)
         inputs, made = contribution(
@@ -202,8 +207,7 @@ class Device:
         if not (able and made) and plan.privacy is None and noise is None and self._speaks:
             self._store.write(OPEN, encode(_opened(terms)))
             return UNABLE
-        statement = None if cost is None else self._examples.statement(plan, cost)
-        ready = Ready(advertise=encode(advertise), privacy=statement)
+        ready = Ready(advertise=encode(advertise), privacy=cost and self._examples.statement(plan, cost))
         answered = replace(
             _opened(terms),
             offer_sha256=_sha256(request.offer),
@@ -214,6 +218,18 @@ class Device:
         )
         self._store.write(OPEN, encode(answered))
         return ready
+
+    def _carried(
+        self, plan: LearningPlan, spec: AdapterSpec, work: Work, result: KeptResult | None
+    ) -> tuple[frozenset[BlockId], KeptResult | None, int]:
+        """The blocks that this device adds to, what was trained already, and how many rounds late it is.
+
+        What late work evaluated was the state that its training began with, not this round's.
+        """
+        # What was trained in an earlier attempt stands, though the device may train something else by now.
+        blocks = self._trainer.trains(plan) if result is None else frozenset(part.block_id for part in result.deltas)
+        last = last_trained(self._store, plan, spec, work, blocks)
+        return blocks, result or last.result, last.late
 
     def _lacks(self, reason: FailureReason, run_id: str) -> Failure:
         """With the last round whose link a coordinator need not send again."""
@@ -260,7 +276,9 @@ class Device:
         return replace(reply, detail="")  # its text may quote numbers
 
     def _pay(self, opened: OpenRound) -> None:
-        """Charge the site's budget for the round's sum, once per round: others can open what was sent without us.
+        """Before the input leaves: charge the site's budget for the round's sum, once per round, and note which it is.
+
+        Others can open what was sent without us.
 
         Raises:
             BudgetExhausted: nothing was charged, and nothing is sent.
@@ -268,6 +286,7 @@ class Device:
         """
         if opened.noise is not None and self._budget is not None:
             self._budget.charge(f"{opened.run_id} round {opened.round_id}", opened.noise.release)
+        note_masked(self._store, opened.run_id, opened.round_id)
 
 
 def _opened(terms: secagg.RoundSpec) -> OpenRound:
