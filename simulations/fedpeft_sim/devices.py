@@ -20,6 +20,7 @@ from fedpeft.data.remarks import answer_remark, unknown_remark
 from fedpeft.entropy import Entropy, os_entropy, seeded_entropy
 from fedpeft.errors import DataInvalid, Problem
 from fedpeft.flower import NodeContext
+from fedpeft.flower.pace import NotedTrainer
 from fedpeft.privacy import Budget
 from fedpeft.round.device.device import Device
 from fedpeft.round.example_privacy import OpenLedger
@@ -32,7 +33,6 @@ from fedpeft_client.training.examples import Examples
 from fedpeft_client.training.model_pool import ModelPool
 from fedpeft_client.training.trainer import TorchTrainer
 from fedpeft_server.run.client_scores import ClientScores
-from fedpeft_sim.pace import NotedTrainer
 from fedpeft_sim.plain_sum import PlainSession
 from fedpeft_sim.planning import plan_devices
 from fedpeft_sim.population import Population, populate

@@ -14,6 +14,7 @@ from fedpeft.clock import Clock, SystemClock
 from fedpeft.config import RunConfig
 from fedpeft.entropy import os_entropy
 from fedpeft.flower import GridTransport, client_app, run_local, run_ray
+from fedpeft.flower.pace import PacedTransport, SimulatedClock
 from fedpeft.interrupts import undisturbed
 from fedpeft.round.coordinator import OpenSum, SecureSum
 from fedpeft.round.events import Event, EventKind
@@ -26,7 +27,6 @@ from fedpeft_server.run.committing import AfterRound, go_on
 from fedpeft_server.run.federation import Federation
 from fedpeft_server.run.run_directory import RunDirectory
 from fedpeft_sim.devices import RayDevices, VirtualDevices
-from fedpeft_sim.pace import PacedTransport, SimulatedClock
 from fedpeft_sim.plain_sum import PlainSum
 from fedpeft_sim.population import Population
 from fedpeft_sim.private import ledgers_of, open_privacy

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedpeft.adapter import AdapterState
+from fedpeft.flower.pace import PacedTransport, SimulatedClock
 from fedpeft.ids import NodeId
 from fedpeft.round.device.late import keep_trained, last_trained, note_masked
 from fedpeft.round.device.records import KeptResult
@@ -17,7 +18,6 @@ from fedpeft.testing.fleet import DictStore, toy_work
 from fedpeft.testing.network import Fault
 from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan
 from fedpeft_server.run.run_view import read_run
-from fedpeft_sim.pace import PacedTransport, SimulatedClock
 from tests.server.world import HEAD, INITIAL, NODES, SPEC, World, one_hot_fleet
 
 SLOW_S = 3.5

@@ -19,7 +19,7 @@ from fedpeft import secagg
 from fedpeft.adapter import AdapterSpec
 from fedpeft.entropy import Entropy
 from fedpeft.errors import BudgetExhausted, IntegrityFailed
-from fedpeft.ids import SIZELESS, BlockId, RoundId
+from fedpeft.ids import SIZELESS, BlockId, RoundId, SizeClass
 from fedpeft.privacy import PrivacyLedger
 from fedpeft.round.device.accepting import accepted_work, clipped_coordinates, expect_affordable, owned_sums
 from fedpeft.round.device.agreed import keep_agreed
@@ -173,8 +173,7 @@ class Device:
             work = replace(work, noise=stream)
         blocks, result, late = self._carried(plan, spec, work, result)
         owns = owned_sums(terms, work, blocks, evaluates=self._trainer.evaluates(plan) and not late)
-        size = declared_class(plan.aggregate, self._trainer.size_class(plan)) if noise is None else SIZELESS
-        declared = discounted(size, late)
+        declared = self._declared(plan, late) if noise is None else SIZELESS
         advance(self._store, pin, signed)
         advertise = self._session.begin(offer, owns=owns, entropy=self._entropy, weight_class=declared)
         if isinstance(advertise, secagg.Refusal):
@@ -207,7 +206,8 @@ class Device:
         if not (able and made) and plan.privacy is None and noise is None and self._speaks:
             self._store.write(OPEN, encode(_opened(terms)))
             return UNABLE
-        ready = Ready(advertise=encode(advertise), privacy=cost and self._examples.statement(plan, cost))
+        statement = None if cost is None else self._examples.statement(plan, cost)
+        ready = Ready(advertise=encode(advertise), privacy=statement)
         answered = replace(
             _opened(terms),
             offer_sha256=_sha256(request.offer),
@@ -230,6 +230,9 @@ class Device:
         blocks = self._trainer.trains(plan) if result is None else frozenset(part.block_id for part in result.deltas)
         last = last_trained(self._store, plan, spec, work, blocks)
         return blocks, result or last.result, last.late
+
+    def _declared(self, plan: LearningPlan, late: int) -> SizeClass:
+        return discounted(declared_class(plan.aggregate, self._trainer.size_class(plan)), late)
 
     def _lacks(self, reason: FailureReason, run_id: str) -> Failure:
         """With the last round whose link a coordinator need not send again."""
