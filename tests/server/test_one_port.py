@@ -70,7 +70,7 @@ def test_it_is_handed_on_unread_to_whom_it_asks_for(way: Way, pieces: int) -> No
     run(body)
 
 
-@pytest.mark.parametrize("sent", [b"", HELLOS[Way.SERVICE][:100], b"\x16"])
+@pytest.mark.parametrize("sent", [b"", HELLOS[Way.SERVICE][:100], b"\x16"], ids=["nothing", "half", "a-byte"])
 def test_whoever_does_not_come_to_an_end_is_let_go_in_time(sent: bytes) -> None:
     async def body() -> None:
         async with opened(ConnectionTimeouts(silence_s=0.2, handshake_s=0.2)) as (taken, port):
@@ -98,7 +98,7 @@ def test_what_is_not_tls_ends_at_once(sent: bytes) -> None:
     run(body)
 
 
-@pytest.mark.parametrize("begun", [b"", HELLOS[Way.SERVICE][:100]])
+@pytest.mark.parametrize("begun", [b"", HELLOS[Way.SERVICE][:100]], ids=["nothing", "half"])
 def test_of_too_many_the_oldest_goes_and_who_comes_last_is_heard(begun: bytes) -> None:
     async def body() -> None:
         async with opened(ConnectionTimeouts(silent=5, handshakes=5)) as (taken, port):
