@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import Phase, settings
 
-from tests import forked_commands
-
 if TYPE_CHECKING:
     from fedpeft.base import BaseArtifact
 
@@ -70,6 +68,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Nothing is captured here yet, and no worker started."""
     config.stash[STDERR] = os.dup(2)
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        from tests import forked_commands  # not where mutants are judged: it needs all of fedpeft
+
         forked_commands.offer()
 
 

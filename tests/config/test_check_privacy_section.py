@@ -110,9 +110,12 @@ def test_opacus_is_the_engine_where_nothing_was_measured_against_it_and_is_not_a
     example = ('privacy.unit="example"', "adapter.lora={}")
     assert example_terms(load(*example)).engine == "opacus"
     assert example_terms(load(*example, 'privacy.engine="fedpeft"')).engine == "fedpeft"
-    with_prompt = (*example, "adapter.prompt={}", 'adapter.layers="all"')
-    config = load(*with_prompt)
+    config = load(*example, "adapter.prompt={}", 'adapter.layers="all"')
     assert example_terms(config).engine == "fedpeft"
-    assert "prompt: its parameters are no module's" in engine_line(config.adapter, config.privacy.engine)
+    assert "prompt: nobody measured Opacus's time" in engine_line(config.adapter, config.privacy.engine)
+    with_prefix = (*example, "adapter.prefix={}", 'adapter.layers="all"')
+    config = load(*with_prefix)
+    assert example_terms(config).engine == "fedpeft"
+    assert "prefix: its parameters are no module's" in engine_line(config.adapter, config.privacy.engine)
     with pytest.raises(ConfigInvalid, match="Opacus has no gradients of single examples of it"):
-        load(*with_prompt, 'privacy.engine="opacus"')
+        load(*with_prefix, 'privacy.engine="opacus"')
