@@ -32,7 +32,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT / "tests" / "e2e" / "toy", ROOT / "benchmarks"):
+for folder in (ROOT, ROOT / "tests" / "e2e" / "toy", ROOT / "benchmarks"):
     sys.path.insert(0, str(folder))
 RESULTS = ROOT / "benchmarks" / "results" / "deployment.json"
 PARAMETERS = 74_498

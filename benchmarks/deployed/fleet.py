@@ -30,7 +30,7 @@ import numpy as np
 import psutil
 
 ROOT = Path(__file__).parents[2]
-for folder in (ROOT / "tests" / "e2e" / "toy", ROOT / "tests" / "attacks"):
+for folder in (ROOT, ROOT / "tests" / "e2e" / "toy", ROOT / "tests" / "attacks"):
     sys.path.insert(0, str(folder))
 RESULTS = ROOT / "benchmarks" / "results" / "deployment_fleet.json"
 PARAMETERS = 74_498

@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-for folder in (ROOT / "tests" / "e2e" / "toy", ROOT / "tests" / "attacks"):
+for folder in (ROOT, ROOT / "tests" / "e2e" / "toy", ROOT / "tests" / "attacks"):
     sys.path.insert(0, str(folder))
 PULL = b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\n"
 DAY_S = 86400.0

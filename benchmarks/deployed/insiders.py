@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[2]
-for folder in (ROOT / "tests" / "e2e" / "toy", ROOT / "tests" / "attacks"):
+for folder in (ROOT, ROOT / "tests" / "e2e" / "toy", ROOT / "tests" / "attacks"):
     sys.path.insert(0, str(folder))
 CROWD = 40
 FLOODERS = 2

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "e2e" / "toy"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "e2e" / "toy")]
 
 
 def two_runs(folder: Path, *, quick: bool) -> dict[str, Any]:

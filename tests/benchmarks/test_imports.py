@@ -2,6 +2,9 @@
 
 import ast
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,24 @@ def test_what_a_benchmark_imports_is_there(path: Path) -> None:
             assert importlib.util.find_spec(module.partition(".")[0]) is not None, f"no module {module}"
         else:
             assert any((root / module.replace(".", "/")).is_dir() for root in ROOTS), f"no module {module}"
+
+
+def test_those_that_start_a_deployment_find_what_they_import_by_themselves(tmp_path: Path) -> None:
+    """As typed: nothing but the installed packages is on the path, and the script's own folder."""
+    starting = [path for path in FILES if '"toy"' in path.read_text(encoding="utf-8")]
+    assert len(starting) >= 5
+    program = "import runpy, sys\nsys.path.insert(0, sys.argv[1])\nrunpy.run_path(sys.argv[2], run_name='imported')"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    processes = {
+        path: subprocess.Popen(
+            [sys.executable, "-c", program, str(FOLDER), str(path)],
+            cwd=tmp_path,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for path in starting
+    }
+    for path, process in processes.items():
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, f"{path.name}: {said[-800:]}"
