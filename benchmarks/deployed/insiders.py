@@ -63,6 +63,8 @@ def attacks(federation, *, rounds: int) -> dict[str, float]:
 def seconds_a_round(federation, rounds: int) -> float:
     """The median, without the first, which wakes everything, and the last, which only evaluates."""
     job = federation.finished(federation.submit(rounds=rounds), within_s=120.0 + 10 * rounds)
+    if job.state.value != "finished":
+        raise SystemExit(f"Expected the run to finish, found it {job.state.value}: {job.reason}")
     return median(row["seconds"] for row in federation.rows(job)[1:-1])
 
 
