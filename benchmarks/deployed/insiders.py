@@ -136,6 +136,8 @@ def measure(folder: Path, *, quick: bool) -> dict[str, float]:
     """A federation of three, attacked by a fourth."""
     from federation import ToyFederation
 
+    os.environ["TOY_DEVICES"] = "ward-a,ward-b,ward-c,ward-d"  # another part may have named its own
+    os.environ.pop("TOY_WIDTH", None)
     federation = ToyFederation(folder / "insiders")
     try:
         federation.up()

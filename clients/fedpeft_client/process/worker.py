@@ -31,7 +31,7 @@ from fedpeft_client.training.device_stores import FileStore, device_ledger
 if TYPE_CHECKING:
     from fedpeft_client.training.script import Script
 
-__all__ = ["begun", "device_of", "handlers", "locked", "owned", "policy_of", "site_trainer"]
+__all__ = ["begun", "device_of", "handlers", "locked", "policy_of", "site_trainer"]
 
 _held: list[DirectoryLock] = []
 
@@ -94,8 +94,16 @@ def device_of(
     """
     enrolment, key, site = home.enrolment(), home.identity(), Site.load(home.site)
     policy = policy_of(site, bytes.fromhex(enrolment.coordinator_key))
+    made = trainer(home, enrolment.device, site)
+    session = secagg.DeviceSession(
+        ledger=secagg.FileLedger(home.ledger, key),
+        identity=key,
+        enrolled=secagg.Enrolled(device=enrolment.device, organisation=enrolment.organisation),
+        policy=policy,
+        directory=None if site.policy.directory == "off" else SiteDirectory(home, site.policy.directory),
+    )
     budget = None
-    if site.policy.max_epsilon is not None:
+    if site.policy.max_epsilon is not None:  # last: it is held, and whoever fails before is asked again
         budget = PrivacyLedger(
             home.state / "privacy.jsonl",
             witness=home.path / "privacy.witness",
@@ -105,14 +113,8 @@ def device_of(
     limit = site.policy.max_person_epsilon or site.policy.max_example_epsilon or math.inf
     return Device(
         identity=Identity(device=enrolment.device, organisation=enrolment.organisation, public_key=key.public),
-        trainer=trainer(home, enrolment.device, site),
-        session=secagg.DeviceSession(
-            ledger=secagg.FileLedger(home.ledger, key),
-            identity=key,
-            enrolled=secagg.Enrolled(device=enrolment.device, organisation=enrolment.organisation),
-            policy=policy,
-            directory=None if site.policy.directory == "off" else SiteDirectory(home, site.policy.directory),
-        ),
+        trainer=made,
+        session=session,
         store=FileStore(home.state),
         entropy=os_entropy,
         rounding=rounding,
@@ -146,16 +148,6 @@ def handlers(device: Device, tell: Tell = log_trouble) -> Mapping[str, Callable[
     return {HANDLE: handle}
 
 
-def owned(home: DeviceHome) -> DeviceHome:
-    """The home, whose state is this process's alone from now until its end.
-
-    Raises:
-        ResourceMissing: another process has it; two could answer one request under two sets of keys.
-    """
-    _held.append(locked(home))
-    return home
-
-
 def locked(home: DeviceHome) -> DirectoryLock:
     """The state is this process's alone until the lock is released.
 
@@ -171,9 +163,20 @@ def begun(
     trainer: Callable[[DeviceHome, str, Site], Trainer] = site_trainer,
     rounding: Rounding = lambda run_id, round_id: os_entropy,
 ) -> Mapping[str, Callable[[bytes], bytes]]:
-    """What this process answers, from its command line: the device's home. See ``device_of``."""
-    home = owned(DeviceHome(Path(arguments[0])))
-    return handlers(device_of(home, trainer, rounding), TroubleLog(home.troubles, SystemClock()))
+    """What this process answers, from its command line: the device's home. See ``device_of``.
+
+    From then on the state is this process's alone until its end: two could answer one request under two sets of keys.
+    Whoever fails here is asked again, with what its owner has mended meanwhile, so nothing stays held.
+    """
+    home = DeviceHome(Path(arguments[0]))
+    lock = locked(home)
+    try:
+        known = handlers(device_of(home, trainer, rounding), TroubleLog(home.troubles, SystemClock()))
+    except BaseException:
+        lock.release()
+        raise
+    _held.append(lock)
+    return known
 
 
 if __name__ == "__main__":
