@@ -58,8 +58,8 @@ def test_a_killed_agents_home_is_free(tmp_path) -> None:
 def test_a_second_worker_on_a_devices_state_does_not_answer(federation: ToyFederation) -> None:
     federation.finished(federation.submit(rounds=1))  # so that the first worker runs
     script = "import sys, pathlib; from fedpeft_client.home import DeviceHome; "
-    script += "from fedpeft_client.process.worker import owned; "
-    script += "owned(DeviceHome(pathlib.Path(sys.argv[1])))"
+    script += "from fedpeft_client.process.worker import locked; "
+    script += "locked(DeviceHome(pathlib.Path(sys.argv[1])))"
     command = [sys.executable, "-c", script, str(federation.path / "ward-b")]
     found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert found.returncode != 0
