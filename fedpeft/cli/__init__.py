@@ -163,13 +163,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stop, _Terminated) or isinstance(stop.__context__, _Terminated):  # at a question it is an Abort
             _say("terminated")
             return EXIT_TERMINATED
-        return _end_at_once_on_the_next_interrupt()
+        return _interrupted(whole_process=arguments is None)
     except BrokenPipeError:
         # Whatever is still buffered has no reader: without this Python complains once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_PIPE_CLOSED
     except Exception as error:  # the shell's purpose: no exception leaves it
-        return _failed(error, given) if isinstance(error, FedpeftError) else _stopped_or_failed(error, given, pressed)
+        if isinstance(error, FedpeftError) or (stopped := _interrupt_of(error, pressed)) is None:
+            return _failed(error, given)
+        if isinstance(stopped, _Terminated):
+            _say("terminated")
+            return EXIT_TERMINATED
+        return _interrupted(whole_process=arguments is None)
     finally:
         _on(signal.SIGTERM, previous)
         if listens and signal.getsignal(signal.SIGINT) is listener:
@@ -196,16 +201,20 @@ def _reset_verbosity() -> None:
         terminal.set_verbosity()
 
 
-def _end_at_once_on_the_next_interrupt() -> int:
+def _interrupted(*, whole_process: bool) -> int:
     """Says that the command was interrupted; whoever presses Ctrl-C again does not wait for what still runs.
 
     Python joins the threads of pools when it exits, and a second interrupt in there is a traceback and an abort. All
     that must be durable is so before this is called.
+
+    Args:
+        whole_process: nothing comes after the command. In a notebook the process and its signals are its own.
     """
-    with suppress(ValueError):  # not the main thread: nobody interrupts it
-        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
+    if whole_process:
+        with suppress(ValueError):  # not the main thread: nobody interrupts it
+            signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
     _say("interrupted")
-    if "ray" in sys.modules:  # its threads outlive an interrupted engine, and crash while Python takes itself apart
+    if whole_process and "ray" in sys.modules:  # its threads crash while Python takes itself apart
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
@@ -213,23 +222,19 @@ def _end_at_once_on_the_next_interrupt() -> int:
     return EXIT_INTERRUPTED
 
 
-def _stopped_or_failed(error: Exception, given: Sequence[str], pressed: Sequence[float]) -> int:
-    """The exit code of an error that may have been an interrupt: a library that is being imported makes any of it.
+def _interrupt_of(error: Exception, pressed: Sequence[float]) -> KeyboardInterrupt | None:
+    """The interrupt behind an error, if any: a library that is being imported makes any error of it.
 
     An interrupt that was swallowed makes no interrupt of a bug of later. Libraries in C raise ImportError alone, with
     nothing behind it: that ends as an interrupt, and its traceback is shown all the same.
     """
     stopped = interrupt_behind(error)
-    if stopped is None and not (pressed and isinstance(error, ImportError)):
-        return _failed(error, given)
-    if isinstance(stopped, _Terminated):
-        _say("terminated")
-        return EXIT_TERMINATED
-    if stopped is None:
+    if stopped is None and pressed and isinstance(error, ImportError):
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
-    return _end_at_once_on_the_next_interrupt()
+        return KeyboardInterrupt()
+    return stopped
 
 
 class _Terminated(KeyboardInterrupt):

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -209,6 +210,14 @@ def test_no_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert ends_with(monkeypatch, KeyboardInterrupt()) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_interrupted_command_leaves_the_process_of_its_caller_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook, or a test: with Ray loaded it ended there and then, and on the next interrupt in any case."""
+    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
+    before = signal.getsignal(signal.SIGINT)
+    assert ends_with(monkeypatch, KeyboardInterrupt()) == 130
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_interrupt_of_which_an_import_makes_another_error_ends_with_130(
