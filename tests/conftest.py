@@ -17,7 +17,10 @@ import pytest
 from hypothesis import Phase, settings
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+
     from fedpeft.base import BaseArtifact
+    from tests.schedule import Schedule
 
 # `make test` draws the same examples every time, so that a change is judged by the change. New ones are looked for by
 # `make explore`, where a failure is a find and gets an @example of its own.
@@ -92,6 +95,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Neither does a process stay that has no more tests: a thread, or a child that nobody waits for."""
     faulthandler.dump_traceback_later(300 + GRACE_S, exit=True, file=session.config.stash[STDERR])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "Schedule | None":
+    """For ``--dist loadfile``."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.schedule import Schedule
+
+    return Schedule(config, log)
 
 
 LONG = (

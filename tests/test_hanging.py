@@ -1,4 +1,5 @@
-"""A test that no signal ends, since it never comes back to a line of Python, ends its process and is named."""
+"""No test holds the session: one that no signal ends ends its process and is named, and of one that ends its process
+the others hear nothing."""
 
 import pytest
 
@@ -24,3 +25,33 @@ def test_a_test_that_hangs_in_c_is_named_and_the_others_run(
     said.assert_outcomes(passed=1, failed=1)
     said.stdout.fnmatch_lines(["*crashed while running 'test_cases.py::test_never_back'*"])
     assert "in test_never_back" in said.stderr.str()
+
+
+CRASHING = """
+import os, pytest
+
+@pytest.mark.parametrize("case", range({cases}))
+def test_case(case):
+    if case == {crashes}:
+        os._exit(130)
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    "crashes", [{4: 0}, {9: 3}, {10: 3}, {0: 0, 1: 3, 10: 2}], ids=["middle", "end", "last", "three"]
+)
+def test_a_worker_that_crashes_costs_one_test_and_holds_nobody(
+    pytester: pytest.Pytester, crashes: dict[int, int], workers: str
+) -> None:
+    """Files of one and of many tests; pytest-xdist's own schedule waits for ever in most of these."""
+    pytester.makeconftest("from tests.conftest import *")
+    files, cases = 12, 4
+    for number in range(files):
+        lone = number % 3 == 2
+        text = CRASHING.format(cases=1 if lone else cases, crashes=crashes.get(number, -1))
+        pytester.makepyfile(**{f"test_{number:02}": text})
+    options = ("-p", "no:cacheprovider", "-n", workers, "--dist", "loadfile", "--no-loadscope-reorder")
+    said = pytester.runpytest_subprocess(*options, "-o", "timeout=60", timeout=120)
+    alone = files // 3
+    said.assert_outcomes(passed=alone + cases * (files - alone) - len(crashes), failed=len(crashes))
