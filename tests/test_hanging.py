@@ -1,6 +1,8 @@
 """No test holds the session: one that no signal ends ends its process and is named, and of one that ends its process
 the others hear nothing."""
 
+from pathlib import Path
+
 import pytest
 
 pytest_plugins = "pytester"
@@ -13,6 +15,11 @@ def test_never_back():
 
 def test_other(): ...
 """
+
+
+@pytest.fixture(autouse=True)
+def tests_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
 
 
 def test_a_test_that_hangs_in_c_is_named_and_the_others_run(
