@@ -196,7 +196,7 @@ def serve_grpc(home: CoordinatorHome) -> None:
     """Our service, until stdin closes; answers every line with the base bytes sent so far."""
     registry, clock = Registry(home.registry), SystemClock()
     admission = Admission(home, registry, AuditLog(home.audit, clock), clock)
-    service = FleetService(home, registry, admission, Wakeups(), clock)
+    service = FleetService(home, registry, admission, Wakeups(), clock, gateway=socket.socket.close)
     service.start()
     print("ready", flush=True)
     for _ in sys.stdin:

@@ -13,6 +13,9 @@ import contextlib
 import socket
 from dataclasses import dataclass
 
+from fedpeft.deployment.client_hello import HELLO_MAX_BYTES, read_client_hello
+from fedpeft_server.service.one_port import LOOK_S
+
 __all__ = ["ENROL_LIMITS", "SERVICE_LIMITS", "CountedRelay", "RelayLimits"]
 
 PIECE = 16 * 1024
@@ -26,7 +29,7 @@ class RelayLimits:
     Args:
         connections: of those whose owner is not known, at once; the oldest goes.
         sent_bytes: of such a connection, from the peer, TLS included.
-        silence_s: until the first byte; nothing is opened before.
+        silence_s: until the whole ClientHello; nothing is opened before, so a handshake that begins costs gRPC nothing.
         life_s: of such a connection; gRPC closes it in an orderly way before.
         of_one: connections of one owner at once; the oldest goes.
         owned_bytes: that a connection may send ahead of what it is answered, once its owner is known.
@@ -176,7 +179,7 @@ class CountedRelay:
 
     async def _relay(self, connection: _Connection, peer: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(self._limits.silence_s):
-            first = await peer.read(PIECE)
+            first = await _client_hello(peer)
         if not first:
             return
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as inner:
@@ -219,6 +222,23 @@ class CountedRelay:
         except OSError:
             pass
         connection.task.cancel()
+
+
+async def _client_hello(peer: asyncio.StreamReader) -> bytes:
+    """The first bytes of a connection, with a whole ClientHello at their beginning; empty: it ended, or is no TLS.
+
+    One that comes in pieces is not read anew for each: sixteen thousand of a byte would cost a minute.
+    """
+    first = b""
+    while piece := await peer.read(HELLO_MAX_BYTES - len(first)):
+        first += piece
+        try:
+            if read_client_hello(first) is not None:
+                return first
+        except ValueError:
+            break
+        await asyncio.sleep(LOOK_S)
+    return b""
 
 
 async def _closed(back: asyncio.StreamWriter) -> None:
