@@ -8,7 +8,8 @@
 Ours is the run.toml that `fedpeft init` writes, secure aggregation and all. A cell is cut to what a busy core allows
 (``places.py``: batch, steps, evaluated examples; the same for every system), or with --whole is of the template's size.
 ``flower``: FedAvg of peft's default LoRA at FlowerTune's rate, a cosine from 5e-5; ``flower 0.003`` at that rate: an
-untuned peer at the first leaves most of a short run unused, so neither alone is fair. ``--peer flower`` is both. Each
+untuned peer at the first leaves most of a short run unused, so neither alone is fair. ``--peer flower`` is both.
+``nvflare``: its FedAvg recipe likewise, by the interpreter FEDPEFT_NVFLARE (an environment of its own). Each
 cell is a process; what is in benchmarks/results/suite.json is not measured again. Data sets that are no part of the
 product come from --folder or FEDPEFT_DATA, and are left out where they are not there.
 
@@ -30,7 +31,6 @@ from benchmarks.suite.places import OURS, PLACES, Cell
 from benchmarks.suite.table import bars, best_of_grid, joined, lines
 
 RESULTS = Path(__file__).parents[1] / "results" / "suite.json"
-RATES = {"": 0.0, " 0.003": 0.003}
 GRID_RATES, GRID_STEPS = (0.003, 0.01, 0.03, 0.1), (0.5, 1.0, 2.0)
 ABSENT = "absent: "
 Found = dict[str, Any]
@@ -54,7 +54,8 @@ def measured(cell: Cell, data: Path) -> Found:
             "sha_of_data": simulation.population.digest(),
         }
         del simulation
-        found = flower_peer.run(folder, rate=float(rate or 0), seed=cell.seed)
+        peer = nvflare_in_its_own if cell.system.startswith("nvflare") else flower_peer.run
+        found = peer(folder, rate=float(rate or 0), seed=cell.seed)
     clients, writes = len(found["end"]), PLACES[cell.place].writes
     for moment in ("start", "end"):
         if found[moment] is not None:
@@ -63,6 +64,27 @@ def measured(cell: Cell, data: Path) -> Found:
         found[cost] = round(found[cost] / clients)
     found["cpu_s"] = round(found["cpu_s"] / clients, 2)
     return found | common | {"clients": clients, "rounds_made": cell.rounds}
+
+
+def nvflare_in_its_own(folder: Path, *, rate: float, seed: int) -> Found:
+    """``nvflare_peer.run`` by the interpreter that has NVFlare.
+
+    Raises:
+        NotThere: there is none.
+    """
+    from benchmarks.suite.nvflare_peer import VARIABLE
+    from benchmarks.suite.ours import NotThere
+
+    interpreter = os.environ.get(VARIABLE, "")
+    if not Path(interpreter).is_file():
+        raise NotThere(f"no {VARIABLE}, an interpreter with nvflare, torch, transformers and peft")
+    repository = str(Path(__file__).parents[2])
+    line = [interpreter, "-m", "benchmarks.suite.nvflare_peer", "--folder", folder, "--rate", rate, "--seed", seed]
+    # By its absolute path: NVFlare starts clients as "python3", and they must be the same one.
+    path = f"{Path(interpreter).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": repository, "PATH": path}
+    subprocess.run([*map(str, line)], env=environment, check=True, cwd=folder, stdout=sys.stderr)
+    return dict(json.loads((folder / "found.json").read_text(encoding="utf-8")))
 
 
 def in_child(cell: Cell, options: argparse.Namespace) -> Found | None:
@@ -83,7 +105,7 @@ def in_child(cell: Cell, options: argparse.Namespace) -> Found | None:
 
 def cells_of(options: argparse.Namespace) -> list[Cell]:
     """What is asked for, the shortest first."""
-    systems = [OURS, *(f"{peer}{rate}" for peer in options.peer for rate in RATES)]
+    systems = [OURS, *(f"{peer} {rate:g}" if rate else peer for peer in options.peer for rate in options.rates)]
     if options.quick:
         systems = [OURS, "flower 0.003"]
     if options.grid:
@@ -101,7 +123,10 @@ def main() -> None:
     """Every cell that is not known yet, then the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", choices=list(PLACES), default=["airlines", "banking77"])
-    parser.add_argument("--peer", nargs="*", choices=["flower"], default=["flower"])
+    parser.add_argument("--peer", nargs="*", choices=["flower", "nvflare"], default=["flower"])
+    parser.add_argument(
+        "--rates", nargs="+", type=float, default=[0.0, 0.003], help="the peers'; 0: FlowerTune's cosine"
+    )
     parser.add_argument("--rounds", nargs="+", type=int, default=[5, 10, 24])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--grid", action="store_true", help="the template beside four rates x three lengths of a round")

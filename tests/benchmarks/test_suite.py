@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # before any library's package of this name
 from benchmarks.suite.grid import InTurn
+from benchmarks.suite.nvflare_peer import flat, load
 from benchmarks.suite.places import PLACES, Cell, overrides_of
 from benchmarks.suite.table import ahead, bars, best_of_grid, joined, lines, rounds_to
 
@@ -128,3 +129,28 @@ def test_flowers_fedavg_over_clients_in_turn_is_the_weighted_mean_and_every_byte
     sent = 2 * 3 * 4 * size  # rounds, clients, bytes a number
     assert sent < grid.bytes_up < 1.05 * sent
     assert sent < grid.bytes_down < 1.05 * sent
+
+
+class Adapter:
+    """What travels, as ``PlainClient`` has it."""
+
+    def __init__(self, **arrays: np.ndarray) -> None:
+        self.now = arrays
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: value.copy() for name, value in self.now.items()}
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        self.now = arrays
+
+
+def test_what_nvflare_gets_as_one_vector_comes_back_under_its_names() -> None:
+    b, a = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([7.0, 8.0], np.float32)
+    client = Adapter(b=b, a=a)
+    vector = flat(client)  # type: ignore[arg-type]
+    assert vector.tolist() == [7, 8, 0, 1, 2, 3, 4, 5]
+    load(client, vector + 1)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(client.now["b"], b + 1)
+    np.testing.assert_array_equal(client.now["a"], a + 1)
+    with pytest.raises(ValueError, match="Expected 8 values, found 9"):
+        load(client, np.append(vector, 0.0))  # type: ignore[arg-type]
