@@ -131,7 +131,7 @@ def _table(sigma: float) -> _Table:
         fit = [int(low * width * 2**RECTANGLE_BITS / total) for low in lowest]
         tops = [high * width / total for high in highest]
         rest = [top - Decimal(count) / 2**RECTANGLE_BITS for top, count in zip(tops, fit, strict=True)]
-        covered = [count and float(count / (top * 2**RECTANGLE_BITS)) for top, count in zip(tops, fit, strict=True)]
+        covered = [float(count / (top * 2**RECTANGLE_BITS)) for top, count in zip(tops, fit, strict=True)]
         whole, running, cumulative = sum(rest, Decimal(0)), Decimal(0), []
         for weight in rest[:-1]:
             running += weight

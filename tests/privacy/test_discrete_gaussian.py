@@ -250,3 +250,11 @@ def test_the_guide_decides_no_bucket_that_a_threshold_lies_in_or_on_the_edge_of(
 def test_the_stated_error_of_a_probability_is_what_the_accountants_count_with() -> None:
     release = Release(noise_multiplier=1.0, shares=3, share_sigma=1e5, parameters=1000, devices=7)
     assert release.rounding == 7 * 1000 * 2.0**-50
+
+
+@pytest.mark.parametrize("sigma", [*SMALL, *LARGE])
+def test_less_than_one_draw_in_2_to_the_128_lies_beyond_the_last_column(sigma: float) -> None:
+    """Half of it on each side, by the normal distribution, whose tails are heavier from half a step inwards on."""
+    table = _table(sigma)
+    end = int(table.column.max()) + (1 << table.shift)  # the first number that no column holds
+    assert math.erfc((end - 0.5) / (sigma * math.sqrt(2))) < 2.0**-128

@@ -4,6 +4,8 @@ Elsewhere the program runs as a process of its own, which is what tests/privacy/
 """
 
 import math
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -14,6 +16,7 @@ import pytest
 
 from fedpeft.privacy import opacus_accounting
 from fedpeft.privacy.opacus_accounting import Steps, _tried, _without_torch, figures
+from fedpeft.privacy.opacus_process import NoAnswer, OpacusProcess
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +138,29 @@ def test_whatever_opacus_raises_is_a_reason_and_not_a_failure() -> None:
     assert found is None
     assert why.startswith("OverflowError: xxx")
     assert len(why) == 200
+
+
+def test_a_process_that_is_stopped_leaves_no_open_pipe() -> None:
+    """Of thousands of questions each failure would leave two."""
+    process = OpacusProcess()
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    process._process = child
+    process.close()
+    assert child.returncode is not None
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdin.closed
+    assert child.stdout.closed
+
+
+def test_a_process_whose_answer_is_none_is_ended_and_the_next_question_starts_another() -> None:
+    process = OpacusProcess()
+    answering = "import sys; print('no answer', flush=True); sys.stdin.read()"
+    child = subprocess.Popen([sys.executable, "-c", answering], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process._process, process._owner = child, os.getpid()
+    with pytest.raises(NoAnswer, match="JSONDecodeError"):
+        process.ask([Steps(noise_multiplier=1.0, sampling_rate=0.1, count=1)], 1e-5, 1.0)
+    assert child.poll() is not None
+    assert process._process is None

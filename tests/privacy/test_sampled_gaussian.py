@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 from fedpeft.privacy import SampledRelease, calibrate_sampled, epsilon, sampled_epsilon, total_epsilon
 from fedpeft.privacy.accountant import Release
-from fedpeft.privacy.sampled_gaussian import _loss_at, _step
+from fedpeft.privacy.sampled_gaussian import Direction, _adding, _loss_at, _removing, _step
 
 # noise multiplier, sampling rate, steps, delta
 CASES = [
@@ -182,3 +182,14 @@ def test_a_fine_step_beside_a_coarse_one_makes_no_grid_larger_than_its_bound() -
 
 def test_a_release_that_a_delta_pays_for_alone_has_no_epsilon() -> None:
     assert sampled_epsilon([(release(1e4, 1e-4, 1), 1)], 0.9) == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("direction", [_removing, _adding])
+@pytest.mark.parametrize(("z", "q"), [(1.0, 0.1), (0.3, 0.9), (5.0, 0.02)])
+def test_masses_on_the_grid_are_those_of_both_distributions(direction: Direction, z: float, q: float) -> None:
+    """Rounded up alone, the losses of P would say too little of Q: "connect the dots" (Doroshenko 2022) keeps both."""
+    found = direction(release(z, q, 1), 0.01)
+    losses = 0.01 * (found.first + np.arange(len(found.p)))
+    assert found.p.min() >= 0.0
+    assert found.p.sum() + found.lost == pytest.approx(1.0, abs=1e-12)
+    assert (found.p * np.exp(-losses)).sum() == pytest.approx(1.0, abs=1e-8)

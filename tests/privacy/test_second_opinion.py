@@ -254,6 +254,24 @@ def test_a_statement_prints_every_figure_and_charges_the_largest() -> None:
     assert any(f"{found.ours:.4g} by ours" in line and f"{found.prv:.4g} by Opacus's PRV" in line for line in lines)
 
 
+@pytest.mark.parametrize(("people", "named", "other"), [(0, "example", "person"), (3, "person", "example")])
+def test_a_statement_speaks_of_the_unit_that_it_hides(people: int, named: str, other: str) -> None:
+    said = ExampleStatement(
+        epsilon=9.0,
+        delta=1e-5,
+        noise_multiplier=1.0,
+        sampling_rate=0.1,
+        l2_clip_norm=1.0,
+        steps=9,
+        examples_per_person=people,
+    )
+    many = {"example": "examples", "person": "people"}
+    (neighbours,) = (line for line in said.lines() if line.startswith("neighbouring"))
+    assert f"numbers of {many[named]}, one {named}'s gradients" in neighbours
+    assert any(f"takes each {named} with" in line for line in said.lines())
+    assert not any(many[other] in line for line in (neighbours, said.lines()[3]))
+
+
 def test_a_device_that_states_more_than_its_numbers_cost_is_taken_at_its_word() -> None:
     numbers = {"delta": 1e-5, "noise_multiplier": 1.0, "sampling_rate": 0.1, "l2_clip_norm": 1.0, "steps": 100}
     asked = ExampleStatement(epsilon=1.0, **numbers).opinions()

@@ -1,15 +1,18 @@
 """What a device puts into a sum, lane by lane."""
 
+import math
+
 import numpy as np
 import pytest
 
-from fedpeft.ids import SIZELESS, BlockId, RoundId
+from fedpeft.ids import SIZELESS, BlockId, RoundId, SizeClass
 from fedpeft.privacy import CLIP_BIT, Mechanism
 from fedpeft.round.device.contribution import inputs_of
 from fedpeft.round.local import LocalResult
 from fedpeft.round.metrics import METRICS, TRAIN_LOSS
 from fedpeft.round.noise import planned_mechanism
 from fedpeft.round.plan import LearningPlan
+from fedpeft.round.size_class import discounted
 from fedpeft.round.work import Work
 from fedpeft.testing.fleet import CLIENT_PRIVACY
 from fedpeft.testing.trainers import toy_plan, toy_spec, toy_state
@@ -68,3 +71,12 @@ def test_losses_are_summed_in_the_units_of_the_task(low: float, high: float, uni
     inputs = sent(plan.model_copy(update={"task": task}), 0.01, None, HEAD, METRICS, TRAIN_LOSS)
     assert inputs[METRICS][0] == pytest.approx(6.0 / 4 / unit)
     assert inputs[TRAIN_LOSS][0] == pytest.approx(12.0 / 8 / unit)
+
+
+@pytest.mark.parametrize(("late", "expected"), [(0, 7), (1, 6), (6, 6), (7, 5), (30, 5), (31, 4), (10**6, 0)])
+def test_late_work_weighs_the_power_of_two_that_is_nearest_to_one_over_the_root(late: int, expected: int) -> None:
+    found = discounted(SizeClass(7), late)
+    assert found == expected
+    if found:
+        assert abs(math.log2(2.0 ** (found - 7) * math.sqrt(1 + late))) <= 0.5
+    assert discounted(SizeClass(0), late) == 0

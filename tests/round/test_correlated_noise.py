@@ -277,3 +277,26 @@ def test_a_plan_of_independent_noise_reads_as_before_and_one_of_both_is_refused(
         assert wrong != PLAN.to_json()
         with pytest.raises(SpecMismatch):
             LearningPlan.from_json(wrong)
+
+
+def test_where_independent_noise_is_chosen_no_stream_is_kept_and_every_step_is_charged(tmp_path: Path) -> None:
+    whole = PLAN.model_copy(update={"train": PLAN.train.model_copy(update={"batch_size": EXAMPLES})})
+    site = Site(tmp_path)
+    chosen = noise_of(TERMS, EXAMPLES, site.trainer.size_class(whole), 48)
+    assert chosen.bands == 1
+    stream, cost = site.fleet.devices[DEVICE]._examples.afford(
+        whole, SPEC, site.trainer, round_cost(whole, declared=site.trainer.size_class(whole), parameters=48), os_entropy
+    )
+    assert stream is None
+    assert cost.steps == whole.train.local_steps
+
+
+def test_a_stream_is_whole_with_as_many_rows_as_the_next_step_needs_and_each_of_its_length() -> None:
+    begun = NoiseStream.begin("run", {"head": 3}, bands=4, momentum=0.0, entropy=os_entropy)
+    assert begun.whole(3)
+    for taken, rows in ((1, 1), (3, 3), (9, 3)):
+        stream = replace(begun, taken=taken, rows=(bytes(12),) * rows)
+        assert stream.whole(3)
+        assert not stream.whole(4)
+        assert not replace(stream, rows=stream.rows[1:]).whole(3)
+        assert not replace(stream, rows=(*stream.rows, bytes(12))).whole(3)

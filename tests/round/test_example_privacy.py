@@ -125,6 +125,15 @@ def test_every_round_is_charged_before_its_reply_and_stated_in_it(tmp_path: Path
     assert stated.prv != stated.ours, "two programs"
 
 
+@pytest.mark.parametrize(("unit", "stated"), [("example", 0), ("person", 3)])
+def test_a_statement_says_how_many_examples_of_a_person_a_step_looks_at(unit: str, stated: int, tmp_path: Path) -> None:
+    terms = TERMS.model_copy(update={"unit": unit, "examples_per_person": 3})
+    plan = PLAN.model_copy(update={"privacy": terms})
+    site = Site(tmp_path)
+    cost = round_cost(plan, declared=size_class(200), parameters=40)
+    assert site.fleet.devices[DEVICE]._examples.statement(plan, cost).examples_per_person == stated
+
+
 def test_a_repeated_offer_and_another_attempt_release_and_cost_nothing_new(tmp_path: Path) -> None:
     site = Site(tmp_path)
     first = site.fit(1)

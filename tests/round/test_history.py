@@ -339,3 +339,11 @@ def test_a_peer_of_another_version_is_refused_and_told_to_update_in_the_log(flee
 
 def test_a_task_needs_a_past() -> None:
     assert "past" in {field.name for field in fields(RoundTask)}
+
+
+def test_another_attempt_at_a_round_has_the_past_that_the_device_knows(fleet: ToyFleet) -> None:
+    """The last round's link is the only one that differs, and no later one is there to show it."""
+    assert isinstance(answer(fleet, request_of(fleet, burnt(2))), Ready)
+    other = retold(burnt(2), [burnt(2).links[0], replace(burnt(2).links[1], outcome=b"\1" * 32)])
+    assert "one history" in refused(fleet, request_of(fleet, other, attempt=2))
+    assert isinstance(answer(fleet, request_of(fleet, burnt(2), attempt=2)), Ready)

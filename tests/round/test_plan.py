@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedpeft.config import parse
 from fedpeft.config.model import Privacy, Rounds, Train
-from fedpeft.errors import SpecMismatch
+from fedpeft.errors import ResourceMissing, SpecMismatch
 from fedpeft.round.plan import LearningPlan, example_terms, learning_rate_factor
 from fedpeft.testing.runs import toy_run
 from fedpeft.testing.trainers import toy_plan, toy_spec
@@ -99,3 +99,9 @@ def test_the_schedule_rises_then_never_rises_again_and_every_round_learns(count:
     assert all(0 < value <= 1 for value in values)
     assert all(a < b for a, b in pairwise(values[:warmup]))
     assert all(a >= b for a, b in pairwise(values[warmup:]))
+
+
+def test_a_plan_of_a_plug_in_that_is_not_here_names_what_to_install() -> None:
+    gone = PLAN.model_copy(update={"plugins": {"method gone": "gone-lab 1.0"}})
+    with pytest.raises(ResourceMissing, match=r"gone-lab 1\.0"):
+        LearningPlan.from_json(gone.to_json())

@@ -207,3 +207,9 @@ def test_the_probes_of_the_rate_stand_before_the_loss_of_training_and_behind_all
     own = {block.block_id for block in SPEC.blocks}
     lanes = [block.block_id for block in spec.blocks if block.block_id not in own]
     assert lanes == ["metrics", "task-metrics", "rate-probes", "train-loss"]
+
+
+def test_three_rounds_that_train_are_enough_to_measure_and_two_are_not() -> None:
+    for count, measured in ((3, True), (2, False)):
+        plan = plan_of(rounds=PlannedRounds(count=count, eval_examples=0))
+        assert (why_not_measured(plan, SPEC) == "") is measured

@@ -28,7 +28,7 @@ from fedpeft.round.messages import (
 from fedpeft.round.plan import LearningPlan, PlannedRounds
 from fedpeft.round.signed_request import read_signed
 from fedpeft.round.transport import Stage
-from fedpeft.round.work import Work, accept_work, work_digest, work_terms
+from fedpeft.round.work import COSINE_TOLERANCE, Work, accept_work, work_digest, work_terms
 from fedpeft.testing.fleet import ToyFleet, enrol, exact_terms, fit_request, toy_task, toy_terms
 from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan, toy_spec, toy_state
 from fedpeft.wire import WireError, decode, encode
@@ -341,3 +341,10 @@ def test_controls_are_one_finite_vector_a_block_of_its_length(controls: list[tup
     work = work_terms(SCAFFOLD, SPEC, 2, state=bytes(32), controls=good)
     found = accept_work(SCAFFOLD, SPEC, 2, work, bucket=0, controls=good).controls
     assert {name: vector.tolist() for name, vector in found.items()} == {"head": [0.0, 1.0, 2.0, 3.0]}
+
+
+@pytest.mark.parametrize("factor", [1.0 + COSINE_TOLERANCE / 2, 1.0 + 2**-52])
+def test_a_factor_above_one_is_refused_however_little_it_is(factor: float) -> None:
+    reply = answer(toy_fleet(), signed(toy_fleet(), PLAN, learning_rate_factor=factor))
+    assert isinstance(reply, Refusal)
+    assert "learning_rate_factor" in reply.detail

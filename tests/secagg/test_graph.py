@@ -14,6 +14,8 @@ from fedpeft.cohorts import of_members
 from fedpeft.secagg.graph import (
     COMPLETE_UP_TO,
     Degree,
+    _log_tail,
+    _tail,
     circle,
     masking_degree,
     neighbours,
@@ -250,3 +252,17 @@ def test_no_single_share_is_a_secret_though_nobody_is_taken_to_collude(members: 
     degree = sharing_degree(members, 0.0, 0.1)
     assert degree is not None
     assert degree.threshold >= 2
+
+
+def test_up_to_the_bound_everybody_shares_with_everybody_and_one_more_may_share_with_few() -> None:
+    assert sharing_degree(COMPLETE_UP_TO, 0.01, 0.01) == Degree(COMPLETE_UP_TO - 1, 85)
+    few = sharing_degree(COMPLETE_UP_TO + 1, 0.01, 0.01)
+    assert few is not None
+    assert few.neighbours < COMPLETE_UP_TO
+
+
+@pytest.mark.parametrize(("population", "marked", "drawn"), [(200, 20, 30), (50, 3, 10), (40, 39, 20), (30, 0, 4)])
+def test_estimated_tails_are_the_exact_ones(population: int, marked: int, drawn: int) -> None:
+    exact = [Fraction(ways, comb(population, drawn)) for ways in _tail(population, marked, drawn)]
+    found = [2.0**bits for bits in _log_tail(population, marked, drawn)]
+    assert found == pytest.approx([float(one) for one in exact], rel=1e-9, abs=0)

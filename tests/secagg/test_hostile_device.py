@@ -293,6 +293,13 @@ def test_an_agreement_that_its_identity_did_not_sign_puts_its_sender_out(authent
     assert np.array_equal(outcome.sums[B].values, np.ones(9)), "its input was in before it cheated"
 
 
+def test_an_agreement_about_another_set_of_survivors_puts_its_sender_out() -> None:
+    """Though what it signs and authenticates is the right one."""
+    outcome = play(a_round(), "consist", lambda a, reply: replace(reply, context=bytes(32)))
+    assert isinstance(outcome, Summed)
+    assert outcome.rejected[BAD].reason is Reason.WRONG_ROUND
+
+
 def test_wrong_revealed_shares_are_repaired_around_and_their_holder_is_named() -> None:
     def cheat(a: Round, reply: RevealedShares) -> Reply:
         shares = b"".join((7).to_bytes(SHARE_SIZE, "big") for _ in range(0, len(reply.shares), SHARE_SIZE))
