@@ -24,6 +24,7 @@ from fedpeft.round.metrics import (
     evaluation_vector,
     measured_in,
     rounded_accuracy,
+    task_vector,
     train_loss_vector,
 )
 from fedpeft.round.size_class import lower_end, share_of, size_class, upper_end
@@ -153,3 +154,18 @@ def test_a_round_that_measures_nothing_has_no_evaluator_and_no_mean() -> None:
         Measured(evaluators=0, loss=None, accuracy=None, train_loss=None, metrics={}, rate_losses=())
         == NOTHING_MEASURED
     )
+
+
+def test_counted_lanes_of_a_task_tell_no_denominator() -> None:
+    """A share of 7 examples would be solved for: what is sent is a multiple of a public step, right on average."""
+    measure = TASK.measure
+    assert measure is not None
+    kinds = measure.lanes
+    steps = np.concatenate([np.full(lanes.number, lanes.steps) for lanes in kinds])
+    assert (steps > 0).any()
+    means = np.concatenate([np.full(lanes.number, min(3 / 7, lanes.most)) for lanes in kinds])
+    drawn = np.array([task_vector(1.0, means, measure, os_entropy) for _ in range(400)], np.float64)
+    counted = drawn[:, steps > 0] * steps[steps > 0]
+    assert np.abs(counted - np.rint(counted)).max() < 1e-4
+    assert np.abs(means[steps > 0] * steps[steps > 0] - np.rint(means[steps > 0] * steps[steps > 0])).max() > 0.01
+    assert np.abs(drawn.mean(axis=0) - means)[steps > 0].max() < 5 * 0.5 / np.sqrt(400) / steps[steps > 0].min()

@@ -100,3 +100,8 @@ def test_what_is_sent_is_made_when_it_is_looked_up_and_for_nobody_else() -> None
     with pytest.raises(KeyError):
         requests[NodeId(2)]
     assert made == [3]
+
+
+def test_an_evaluation_has_no_learning_rate() -> None:
+    assert toy_task(PLAN, round_id=PLAN.rounds.count).learning_rate_factor > 0.0
+    assert toy_task(PLAN, round_id=PLAN.rounds.count + 1).learning_rate_factor == 0.0

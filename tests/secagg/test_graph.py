@@ -14,6 +14,7 @@ from fedpeft.cohorts import of_members
 from fedpeft.secagg.graph import (
     COMPLETE_UP_TO,
     Degree,
+    _log_missing,
     _log_tail,
     _tail,
     circle,
@@ -266,3 +267,10 @@ def test_estimated_tails_are_the_exact_ones(population: int, marked: int, drawn:
     exact = [Fraction(ways, comb(population, drawn)) for ways in _tail(population, marked, drawn)]
     found = [2.0**bits for bits in _log_tail(population, marked, drawn)]
     assert found == pytest.approx([float(one) for one in exact], rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize(("n", "dropped", "k", "threshold"), [(200, 20, 30, 20), (500, 25, 40, 30), (64, 6, 10, 5)])
+def test_the_estimate_of_too_few_that_remain_is_the_exact_one(n: int, dropped: int, k: int, threshold: int) -> None:
+    ways = comb(n - 1, k)
+    missing = Fraction(n * (ways - _tail(n - 1, n - 1 - dropped, k)[threshold]), ways)
+    assert 2.0 ** _log_missing(n, dropped, k, threshold) == pytest.approx(float(missing), rel=1e-9, abs=0)

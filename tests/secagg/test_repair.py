@@ -78,3 +78,11 @@ def test_the_secret_does_not_show_in_the_repr() -> None:
     found = repair(shares(4, 2), 2, is_right)
     assert found is not None
     assert "committed" not in repr(found)
+
+
+def test_equal_shares_are_those_of_a_constant_and_a_wrong_one_among_them_is_named() -> None:
+    """A dealer may draw coefficients of zero; honest ones do once in 2^256."""
+    dealt = dict.fromkeys(range(1, 8), int.from_bytes(SECRET, "big")) | {3: 5}
+    found = repair(dealt, 4, is_right)
+    assert found is not None
+    assert (found.secret, found.wrong) == (SECRET, frozenset({3}))

@@ -259,3 +259,12 @@ def test_what_a_device_is_sent_does_not_hold_every_member() -> None:
     assert len(offer.roster) < 60 * 200
     assert len(encode(replace(offer, roster=b""))) < 600
     assert isinstance(fleet.sessions[ONE].answer("run", share), EncryptedShares)
+
+
+def test_a_quorum_that_is_smaller_than_a_secret_needs_ends_a_round_that_may_not_be_tried_again() -> None:
+    """Of twenty, twelve are a quorum and thirteen hold a secret; the twelve have signed these survivors."""
+    fleet = make_fleet(20)
+    silent = [Op(kind="drop", stage="consist", member=ParticipantId(i), request=True) for i in range(13, 21)]
+    end = Round(fleet=fleet, spec=make_spec(fleet), ops=silent).run()
+    assert isinstance(end, Aborted)
+    assert (end.reason, end.restartable) == (Reason.TOO_FEW_DEVICES, False)

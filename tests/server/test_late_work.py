@@ -119,6 +119,17 @@ def test_an_attempt_that_fails_before_the_masks_costs_no_late_work(tmp_path: Pat
     assert slow.fitted[0].round_id == 1
 
 
+def test_what_was_masked_for_a_round_that_did_not_hear_it_goes_into_no_later_one(tmp_path: Path) -> None:
+    """Its masked input has left: a second sum with the same deltas would be a pair to tell them apart."""
+    lost = [Fault(kind="lose-reply", stage=Stage.MASK, node=NODES[0])]
+    world = PacedWorld(tmp_path, one_hot_fleet(), lost, count=3, max_staleness=5, min_devices=3)
+    world.weigh()
+    world.train()
+    first = world.fleet.trainers["a"]
+    assert isinstance(first, GivenTrainer)
+    assert [work.round_id for work in first.fitted][:3] == [1, 2, 3]
+
+
 @pytest.fixture
 def plan() -> LearningPlan:
     plan = toy_plan(SPEC, weight="examples")
