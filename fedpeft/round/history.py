@@ -147,7 +147,7 @@ def followed(
     first = links[0].round_id if links else round_id
     if first > (known + 1 if known_history.whole else 1):
         return MissingLinks(after=known if known_history.whole else 0)
-    at = {0: known_history.genesis} | ({known: mark.history} if known and mark is not None else {})
+    at = {known: mark.history} if known and mark is not None else {}
     reached = known_history.genesis if first == 1 else at[known]
     proved = links if first == 1 else links[known + 1 - first :]
     for link in proved:

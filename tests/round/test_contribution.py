@@ -1,5 +1,6 @@
 """What a device puts into a sum, lane by lane."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from fedpeft.ids import SIZELESS, BlockId, RoundId, SizeClass
 from fedpeft.privacy import CLIP_BIT, Mechanism
 from fedpeft.round.device.contribution import inputs_of
+from fedpeft.round.device.draws import expanded
 from fedpeft.round.local import LocalResult
 from fedpeft.round.metrics import METRICS, TRAIN_LOSS
 from fedpeft.round.noise import planned_mechanism
@@ -80,3 +82,15 @@ def test_late_work_weighs_the_power_of_two_that_is_nearest_to_one_over_the_root(
     if found:
         assert abs(math.log2(2.0 ** (found - 7) * math.sqrt(1 + late))) <= 0.5
     assert discounted(SizeClass(0), late) == 0
+
+
+def test_the_draws_of_a_device_are_those_of_shake_256_and_each_call_has_its_own() -> None:
+    """Written out: a device that is updated must round as it did, or an attempt that is repeated gives another sum."""
+    draws = bytes(range(32))
+    draw = expanded(draws)
+    found = [draw(16), draw(40)]
+    expected = [
+        hashlib.shake_256(b"fedpeft/1 rounding" + draws + number.to_bytes(8, "big")).digest(size)
+        for number, size in ((1, 16), (2, 40))
+    ]
+    assert found == expected

@@ -14,7 +14,7 @@ from fedpeft.config.privacy import Privacy
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId
 from fedpeft.privacy import LOSS_LIMIT
-from fedpeft.round.plan import LearningPlan, PlannedRounds
+from fedpeft.round.plan import ExampleTerms, LearningPlan, PlannedRounds
 from fedpeft.round.rates import learning_rates, rates_told
 from fedpeft.round.rates.search import (
     LEAST,
@@ -88,6 +88,10 @@ def test_the_first_round_that_trains_takes_one_step_and_the_next_one_probes(adap
         ({"rounds": PlannedRounds(count=2, eval_examples=0)}, "fewer than three"),
         ({"start": 64 * "a"}, "trained before"),
         ({"client_privacy": Privacy(unit="client", epsilon=1.0)}, "privacy"),
+        (
+            {"privacy": ExampleTerms(epsilon=1.0, delta=1e-5, l2_clip_norm=1.0, noise_multiplier=None, steps=9)},
+            "privacy",
+        ),
         ({"adapter": Adapter.having(Lora(rank=4), AdaLora())}, "decides between rounds"),
     ],
 )

@@ -47,6 +47,7 @@ from fedpeft.secagg.offer import RosterRows, encode_spec, open_terms, roster_dig
 from fedpeft.secagg.primitives import AgreementKey
 from fedpeft.secagg.roster import Roster, pack_members, read_roster
 from fedpeft.secagg.shamir import SHARE_SIZE
+from fedpeft.secagg.spec import MAX_WEIGHT_CLASS
 from fedpeft.secagg.transcript import (
     NeighbourKeys,
     advert_digest,
@@ -734,6 +735,16 @@ def test_a_member_with_a_class_that_does_not_exist_or_without_a_block_is_refused
     if "blocks" in changed:
         owners = tuple(pack_members(set(EVERYBODY) - {ParticipantId(4)}, EVERYBODY) for _ in owners)
     refused(a.ask(ONE, replace(request, classes=bytes(classes), owners=owners)), Reason.BAD_ROSTER)
+
+
+def test_the_largest_weight_class_is_one() -> None:
+    a, request = share_request()
+    advert = replace(adverts_of(a)[ParticipantId(4)], weight_class=MAX_WEIGHT_CLASS)
+    request = with_advert(a, request, advert, signed=True)
+    classes = bytearray(request.classes)
+    classes[3] = MAX_WEIGHT_CLASS
+    found = read_roster(a.open().terms.offer, replace(request, classes=bytes(classes)))
+    assert not isinstance(found, str), found
 
 
 def test_a_weight_class_that_its_device_did_not_declare_is_refused() -> None:

@@ -24,6 +24,7 @@ from fedpeft.round.linking import sums_digest
 from fedpeft.round.messages import BlockPayload, FitRequest, Link
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.ring_range import ring_range
+from fedpeft.round.task import RoundTask
 from fedpeft.round.transition import is_exact, next_state
 from fedpeft.round.transport import Stage
 from fedpeft.testing.network import CoordinatorKilled, Fault
@@ -91,6 +92,29 @@ def test_scaffolds_controls_are_computed_again(tmp_path: Path) -> None:
         memory = held(world, name).server
         assert memory is not None
         assert ServerState.from_safetensors(memory).control
+
+
+@pytest.mark.parametrize("lies", [False, True])
+def test_other_controls_than_those_that_follow_are_refused_by_whoever_followed(tmp_path: Path, lies: bool) -> None:
+    """Work and signature fit the lie: a coordinator could steer one device's steps by them."""
+    world = World(tmp_path, count=3)
+    train = world.plan.train.model_copy(update={"scaffold": True, "optimizer": "sgd", "learning_rate": 0.1})
+    world.config = world.config.model_copy(update={"train": train})
+    adapter = Adapter.model_validate({"lora": {"rank": 4}, "bitfit": {}})
+    world.plan = world.plan.model_copy(update={"train": train, "adapter": adapter})
+    told: list[str] = []
+    for device in world.fleet.devices.values():
+        device._tell = lambda trouble: told.append(trouble.cause)
+    real = RoundTask.control_payloads
+    shifted = lambda task: tuple(  # noqa: E731
+        replace(part, values=(np.frombuffer(part.values, "<f4") + 1).tobytes()) for part in real(task)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        if lies:
+            patch.setattr(RoundTask, "control_payloads", shifted)
+        with suppress(Exception):  # nobody takes part from round 2 on
+            world.train()
+    assert any("Expected the controls that follow" in cause for cause in told) is lies
 
 
 def test_rules_that_cannot_be_followed_send_the_state(tmp_path: Path) -> None:
