@@ -95,11 +95,17 @@ def largest_delta(plan: LearningPlan, adapter: AdapterSpec, block_id: BlockId, *
     )
     if not bounded:
         return None
+    trained_in = range(max(1, round_id - plan.rounds.max_staleness), round_id + 1)
+    longest = max(_reach(plan, adapter, block_id, number) for number in trained_in)
+    return min(CEILING, max(FLOOR, 2.0 ** math.ceil(math.log2(longest) - TOLERANCE))) if longest > 0 else FLOOR
+
+
+def _reach(plan: LearningPlan, adapter: AdapterSpec, block_id: BlockId, round_id: int) -> float:
+    """How far a round's training moves a coordinate."""
     factor = learning_rate_factor(plan.train, plan.rounds, round_id)
     largest = MOST if follows_search(plan, adapter, round_id) else 0.0  # whatever is measured: the range is the plan's
     rate = learning_rates(plan, adapter, [block_id], scale=largest)[block_id]
-    longest = MARGIN * adamw_reach(local_steps(plan, adapter, round_id)) * rate * factor
-    return min(CEILING, max(FLOOR, 2.0 ** math.ceil(math.log2(longest) - TOLERANCE))) if longest > 0 else FLOOR
+    return MARGIN * adamw_reach(local_steps(plan, adapter, round_id)) * rate * factor
 
 
 @cache

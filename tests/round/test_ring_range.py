@@ -127,3 +127,16 @@ def test_a_sketch_of_gradients_is_as_long_as_gradients_are() -> None:
     sketching = plan().model_copy(update={"adapter": Adapter.having(Lora(rank=4, start="gradient"))})
     assert ring_range(sketching, SPEC, LORA, round_id=1, devices=6).bits == 32
     assert ring_range(sketching, SPEC, LORA, round_id=2, devices=6).bits == 16
+
+
+def test_work_that_comes_late_has_the_range_of_the_round_that_it_was_trained_in() -> None:
+    """Under a decay the range of a late round would cut what an earlier one has trained, at any weight below a half."""
+    plain = plan(decay="cosine")
+    plain = plain.model_copy(update={"rounds": plain.rounds.model_copy(update={"count": 20})})
+    late = plain.model_copy(update={"rounds": plain.rounds.model_copy(update={"max_staleness": 5})})
+    alone = [largest_delta(plain, SPEC, LORA, round_id=number) for number in range(1, 21)]
+    assert alone[19] is not None
+    assert alone[14] is not None
+    assert alone[19] < alone[14] / 2
+    for number in range(1, 21):
+        assert largest_delta(late, SPEC, LORA, round_id=number) == max(alone[max(0, number - 6) : number])
