@@ -193,6 +193,23 @@ def test_sixty_digits_decide_what_floats_cannot(monkeypatch: pytest.MonkeyPatch)
     assert FLOAT_ERROR < 2.0**-40
 
 
+def test_what_floats_cannot_tell_from_a_tie_is_asked_of_sixty_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a draw of exactly the probability, as floats have it."""
+    from importlib import import_module
+
+    table, at, asked = _table(1e6), 40, list[int]()
+    chance = float(kept_shares(table, at)[100])
+    drawn = int(chance * 2**53) << 11
+    x = int(table.column[at]) + 100
+    nearest = int(table.column[at])
+    exponent = np.array([(x * x - nearest * nearest) * (0.5 / (table.sigma * table.sigma))])
+    answer = lambda *given: asked.append(given[2]) or True  # noqa: E731
+    monkeypatch.setattr(import_module("fedpeft.privacy.discrete_gaussian"), "_keep_exactly", answer)
+    entropy = lambda size: drawn.to_bytes(8, "little")[:size]  # noqa: E731
+    assert _keep(table, np.array([at]), np.array([x]), exponent, entropy).tolist() == [True]
+    assert asked == [x]
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("offset", [0, 100, 8000])
 def test_sixty_digits_keep_a_place_up_to_its_probability_and_no_further(mirrored: bool, offset: int) -> None:

@@ -2,13 +2,14 @@
 
 import hashlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fedpeft.ids import SIZELESS, BlockId, RoundId, SizeClass
-from fedpeft.privacy import CLIP_BIT, Mechanism
-from fedpeft.round.device.contribution import inputs_of
+from fedpeft.privacy import CLIP_BIT, LOSS_LIMIT, Mechanism
+from fedpeft.round.device.contribution import NOTHING_TRAINED, inputs_of
 from fedpeft.round.device.draws import expanded
 from fedpeft.round.local import LocalResult
 from fedpeft.round.metrics import METRICS, TRAIN_LOSS
@@ -94,3 +95,14 @@ def test_the_draws_of_a_device_are_those_of_shake_256_and_each_call_has_its_own(
         for number, size in ((1, 16), (2, 40))
     ]
     assert found == expected
+
+
+def test_a_device_that_could_use_no_example_tells_the_largest_loss_and_no_accuracy() -> None:
+    plan = toy_plan(SPEC)
+    owns = frozenset({HEAD, METRICS, TRAIN_LOSS})
+    nothing = replace(NOTHING_TRAINED, deltas={HEAD: np.zeros(4, np.float32)})
+    parts = inputs_of(plan, WORK, STATE, nothing, owns, None, declared=SIZELESS, entropy=bytes)
+    found = {part.block_id: np.frombuffer(part.values, "<f4").tolist() for part in parts}
+    assert found[METRICS] == [LOSS_LIMIT, 0.0]
+    assert found[TRAIN_LOSS] == [LOSS_LIMIT]
+    assert found[HEAD] == [0.0] * 4

@@ -6,11 +6,12 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fedpeft.config import parse
 from fedpeft.config.model import Privacy, Rounds, Train
 from fedpeft.errors import ResourceMissing, SpecMismatch
-from fedpeft.round.plan import LearningPlan, example_terms, learning_rate_factor
+from fedpeft.round.plan import ExampleTerms, LearningPlan, example_terms, learning_rate_factor
 from fedpeft.testing.runs import toy_run
 from fedpeft.testing.trainers import toy_plan, toy_spec
 
@@ -105,3 +106,14 @@ def test_a_plan_of_a_plug_in_that_is_not_here_names_what_to_install() -> None:
     gone = PLAN.model_copy(update={"plugins": {"method gone": "gone-lab 1.0"}})
     with pytest.raises(ResourceMissing, match=r"gone-lab 1\.0"):
         LearningPlan.from_json(gone.to_json())
+
+
+@pytest.mark.parametrize(("people", "taken"), [(0, False), (1, True), (4096, True), (4097, False)])
+def test_a_step_looks_at_1_to_4096_examples_of_a_person_and_at_one_if_nothing_is_said(people: int, taken: bool) -> None:
+    given = {"epsilon": 1.0, "delta": 1e-5, "l2_clip_norm": 1.0, "noise_multiplier": 1.0, "steps": 9}
+    assert ExampleTerms.model_validate(given).examples_per_person == 1
+    if taken:
+        assert ExampleTerms.model_validate(given | {"examples_per_person": people}).examples_per_person == people
+    else:
+        with pytest.raises(ValidationError):
+            ExampleTerms.model_validate(given | {"examples_per_person": people})

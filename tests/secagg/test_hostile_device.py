@@ -381,6 +381,16 @@ def test_strangers_the_rejected_and_the_late_change_nothing() -> None:
     assert close_stage(ended) is ended
 
 
+def test_an_agreement_that_is_said_again_while_shares_are_asked_for_changes_nothing() -> None:
+    a = a_round()
+    consist = a.reach("consist")
+    agreement = a.ask(BAD, consist.requests[BAD])
+    state = a.finish_stage(consist)
+    assert isinstance(state, Open)
+    assert state.stage == "reveal"
+    assert receive(state, BAD, agreement) is state
+
+
 def test_a_refusal_is_an_outcome_with_its_reason() -> None:
     outcome = play(a_round(), "fit", lambda a, reply: Refusal(reason=Reason.POLICY, detail="not today"))
     without_the_bad_one(outcome, Reason.POLICY)

@@ -126,3 +126,14 @@ def linear_complexity(bits: np.ndarray) -> int:
         else:
             shift += 1
     return length
+
+
+def test_every_sixteen_mebibytes_the_keystream_begins_anew_under_the_next_nonce() -> None:
+    """docs/protocol.md, "Masks": peers with other segments would not cancel each other's masks."""
+    key, segment = bytes(range(32)), 1 << 24
+    words = np.zeros(segment + 64, np.uint8)
+    apply_masks(words, [Mask(Secret(key), add=True)])
+    for number, start in enumerate((0, segment)):
+        block = number.to_bytes(12, "big") + b"\0\0\0\2"
+        expected = Cipher(algorithms.AES(key), modes.CTR(block)).encryptor().update(bytes(64))
+        assert words[start : start + 64].tobytes() == expected
