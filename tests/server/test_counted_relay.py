@@ -177,7 +177,7 @@ def test_a_peer_that_reads_nothing_holds_no_more_than_the_buffers() -> None:
             deaf = socket.create_connection(("127.0.0.1", port))
             deaf.sendall(HELLO + b"a" * 100_000)
             await asyncio.sleep(1.5)
-            assert relay._unknown == {}
+            assert len(relay._unknown) == 0
             deaf.close()
 
     run(body)

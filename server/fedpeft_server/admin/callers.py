@@ -16,6 +16,7 @@ from fedpeft_server.admin.http import Refusal, header
 from fedpeft_server.admin.sessions import COOKIE, Session, Sessions, cookie_of
 from fedpeft_server.enrolment.audit_log import AuditEvent
 from fedpeft_server.enrolment.refusals import RefusedStrangers
+from fedpeft_server.origins import site_of
 from fedpeft_server.rate_limit import RateLimit
 
 __all__ = ["Caller", "Callers"]
@@ -118,7 +119,7 @@ class Callers:
         if token is None:
             self._refused.count(address)
             await asyncio.to_thread(self._refused.record)
-            if not self._strangers.allows(address):
+            if not self._strangers.allows(site_of(address)):
                 raise Refusal(
                     429, "Too many requests without a valid access token; wait and try again.", {"retry-after": "5"}
                 )

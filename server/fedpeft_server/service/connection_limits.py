@@ -3,8 +3,8 @@
 A TLS connection in OpenSSL and the event loop is some 36 KiB before a byte has come, so 500 idle sockets were 18 MiB.
 Here a connection is a file descriptor until its first byte is there; then its handshake begins, few at once and for a
 limited time; then it is the HTTP protocol's, which has limits of its own (``fedpeft_server.service.listener``).
-Whenever there are too many of a kind the oldest goes: a crowd of strangers can make devices try again, not keep them
-out.
+Whenever there are too many of a kind one of whoever has most of them goes: a crowd at one address keeps itself out, and
+one from everywhere can make devices try again.
 """
 
 import asyncio
@@ -14,6 +14,9 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+
+from fedpeft_server.origins import origin_of
+from fedpeft_server.service.crowd import Crowd
 
 __all__ = ["ConnectionLimiter", "ConnectionTimeouts", "SilentConnections", "open_window"]
 
@@ -79,6 +82,7 @@ class SilentConnections:
         self._listening, self._spoke, self._timeouts = listening, spoke, timeouts
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._crowd: Crowd[socket.socket] = Crowd(timeouts.silent)
         self._closed = False
         if listening is not None:
             listening.setblocking(False)
@@ -100,8 +104,8 @@ class SilentConnections:
             return
         self._waiting[connection] = self._loop.call_later(self._timeouts.silence_s, self._hang_up, connection)
         self._loop.add_reader(connection, self._hear, connection)
-        while len(self._waiting) > self._timeouts.silent:
-            self._hang_up(next(iter(self._waiting)))
+        if (excess := self._crowd.enter(connection, origin_of(connection))) is not None:
+            self._hang_up(excess)
 
     def _open(self, listening: socket.socket) -> None:
         if not self._closed:
@@ -132,6 +136,7 @@ class SilentConnections:
 
     def _forget(self, connection: socket.socket) -> None:
         self._waiting.pop(connection).cancel()
+        self._crowd.leave(connection)
         self._loop.remove_reader(connection)
 
 
@@ -155,14 +160,15 @@ class ConnectionLimiter:
     ) -> None:
         self._protocol, self._trust, self._timeouts = protocol, trust, timeouts
         self._loop = asyncio.get_running_loop()
-        self._shaking: dict[asyncio.Task[None], None] = {}
+        self._shaking: set[asyncio.Task[None]] = set()
+        self._crowd: Crowd[asyncio.Task[None]] = Crowd(timeouts.handshakes)
         self._silent = SilentConnections(listening, self._spoke, timeouts)
         self.take = self._silent.take
 
     def close(self) -> None:
         """Take no more connections, and let go of those that are not the protocol's yet."""
         self._silent.close()
-        for task in list(self._shaking):
+        for task in self._shaking:
             task.cancel()
 
     async def wait_closed(self) -> None:
@@ -171,12 +177,10 @@ class ConnectionLimiter:
 
     def _spoke(self, connection: socket.socket) -> None:
         task = self._loop.create_task(self._shake_hands(connection))
-        self._shaking[task] = None
+        self._shaking.add(task)
         task.add_done_callback(partial(self._shaken, connection))
-        if len(self._shaking) > self._timeouts.handshakes:
-            oldest = next(iter(self._shaking))
-            del self._shaking[oldest]  # now, since it ends later, and the next one may be too many before
-            oldest.cancel()
+        if (excess := self._crowd.enter(task, origin_of(connection))) is not None:
+            excess.cancel()
 
     async def _shake_hands(self, connection: socket.socket) -> None:
         limit_s = None if self._trust is None else self._timeouts.handshake_s
@@ -188,8 +192,9 @@ class ConnectionLimiter:
             connection.close()
 
     def _shaken(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
-        self._shaking.pop(task, None)
-        # Too many handshakes and this one is the oldest, or the listener closes; it may not have begun.
+        self._shaking.discard(task)
+        self._crowd.leave(task)
+        # Too many handshakes and this one has to go, or the listener closes; it may not have begun.
         if task.cancelled():
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)  # a transport in the making hears of it and ends

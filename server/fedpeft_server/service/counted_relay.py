@@ -14,6 +14,8 @@ import socket
 from dataclasses import dataclass
 
 from fedpeft.deployment.client_hello import HELLO_MAX_BYTES, read_client_hello
+from fedpeft_server.origins import site_of
+from fedpeft_server.service.crowd import Crowd
 from fedpeft_server.service.one_port import LOOK_S
 
 __all__ = ["ENROL_LIMITS", "SERVICE_LIMITS", "CountedRelay", "RelayLimits"]
@@ -27,7 +29,7 @@ class RelayLimits:
     """What one peer may cost.
 
     Args:
-        connections: of those whose owner is not known, at once; the oldest goes.
+        connections: of those whose owner is not known, at once; see ``Crowd`` for which goes.
         sent_bytes: of such a connection, from the peer, TLS included.
         silence_s: until the whole ClientHello; nothing is opened before, so a handshake that begins costs gRPC nothing.
         life_s: of such a connection; gRPC closes it in an orderly way before.
@@ -98,7 +100,7 @@ class CountedRelay:
 
     def __init__(self, listening: socket.socket | None, port: int, limits: RelayLimits = ENROL_LIMITS) -> None:
         self._listening, self._port, self._limits = listening, port, limits
-        self._unknown: dict[_Connection, None] = {}
+        self._unknown: Crowd[_Connection] = Crowd(limits.connections)
         self._owned: dict[str, dict[_Connection, None]] = {}
         self._peers: dict[int, tuple[str, _Connection]] = {}
         self._server: asyncio.Server | None = None
@@ -130,7 +132,8 @@ class CountedRelay:
         """Takes no more, and ends those that are open."""
         if self._server is not None:
             self._server.close()
-        tasks = [one.task for some in (self._unknown, *self._owned.values()) for one in some]
+        owned = [one for theirs in self._owned.values() for one in theirs]
+        tasks = [one.task for one in (*self._unknown, *owned)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -148,15 +151,16 @@ class CountedRelay:
         connection.take_owner(owner)
         theirs = self._owned.setdefault(owner, {})
         theirs[connection] = None
-        self._bound(theirs, self._limits.of_one)
+        if len(theirs) > self._limits.of_one:
+            self._end(next(iter(theirs)))
 
     async def _accept(self, peer: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("Expected to run in a task.")
         connection = _Connection(task, self._limits, self._loop.time())
-        self._unknown[connection] = None
-        self._bound(self._unknown, self._limits.connections)
+        if (excess := self._unknown.enter(connection, site_of(_address(back)))) is not None:
+            self._end(excess)
         try:
             # Cancelled when it is to end; asyncio would write that to the log as a failure.
             with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
@@ -165,13 +169,12 @@ class CountedRelay:
             self._forget(connection)
             back.transport.abort()
 
-    def _bound(self, connections: dict[_Connection, None], most: int) -> None:
-        for oldest in list(connections)[: max(0, len(connections) - most)]:
-            self._forget(oldest)
-            oldest.task.cancel()
+    def _end(self, connection: _Connection) -> None:
+        self._forget(connection)
+        connection.task.cancel()
 
     def _forget(self, connection: _Connection) -> None:
-        self._unknown.pop(connection, None)
+        self._unknown.leave(connection)
         theirs = self._owned.get(connection.owner, {})
         theirs.pop(connection, None)
         if not theirs:

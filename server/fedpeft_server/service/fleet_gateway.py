@@ -28,6 +28,7 @@ from fedpeft.flower.fleet_client import HOLD_HEADER
 from fedpeft.flower.handlers import ROUTES, Answer
 from fedpeft.ids import NodeId
 from fedpeft_server.enrolment.active_devices import Standing
+from fedpeft_server.origins import site_of
 from fedpeft_server.rate_limit import RateLimit
 from fedpeft_server.service.device_requests import AtOnce, SignedTimes
 from fedpeft_server.service.held_pulls import HeldPulls
@@ -68,8 +69,8 @@ class GatewayLimits:
         device_per_s, device_burst: requests of one device; a round takes ten.
         device_requests, device_large: of one device at once: requests, and those with a large body. An agent has a pull
             and a heartbeat; the others are of connections that broke and were not yet heard of.
-        stranger_per_s, stranger_burst: refused requests of one address; beyond that the answer is 429. No limit of
-            enrolled devices: they may share the address.
+        stranger_per_s, stranger_burst: refused requests of one address, or IPv6 site; beyond that the answer is 429.
+            No limit of enrolled devices: they may share the address.
         large_bytes: of bodies of ``LARGE_BYTES`` and more in memory at once; others wait.
     """
 
@@ -197,7 +198,7 @@ class FleetGateway:
             size = self._size(headers)
         except _Refused as refused:
             known = b"fedpeft-refusal" in refused.headers  # an enrolled device that is told what to do
-            if not self._strangers.allows(address) and not known:
+            if not self._strangers.allows(site_of(address)) and not known:
                 raise _Refused(429, "too many refused requests", {b"retry-after": b"5"}) from refused
             raise
         if not self._devices.allows(standing.device, large=size >= LARGE_BYTES):

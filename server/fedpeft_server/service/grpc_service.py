@@ -39,6 +39,7 @@ from fedpeft.wire import WireError, decode, encode
 from fedpeft_server.enrolment.admission import Admission
 from fedpeft_server.enrolment.registry import EnrolledDevice, Registry, Status
 from fedpeft_server.home import CoordinatorHome
+from fedpeft_server.origins import site_of
 from fedpeft_server.service.adapter_files import AdapterFiles
 from fedpeft_server.service.base_files import BaseFiles
 from fedpeft_server.service.callers import Callers
@@ -156,7 +157,7 @@ class FleetService:
         peer, request = self._ports.origin(call), decode(payload, EnrolRequest)
         token = self._admission.prover(request)
         if token is None:
-            await self._callers.limit(self._callers.strangers, peer, call)
+            await self._callers.limit(self._callers.strangers, site_of(peer), call)
         else:  # whoever has a token is not held up by strangers behind the same address
             await self._callers.limit(self._callers.enrolling, token, call)
         # Off the loop: it signs, and waits for the disk.

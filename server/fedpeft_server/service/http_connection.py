@@ -15,7 +15,9 @@ from typing import ClassVar
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fedpeft_server.origins import origin_of
 from fedpeft_server.service.connection_limits import ConnectionTimeouts, open_window
+from fedpeft_server.service.crowd import Crowd
 
 __all__ = ["HEADERS", "HEADER_BYTES", "URL_BYTES", "LimitedProtocol", "connection_of"]
 
@@ -39,14 +41,14 @@ class LimitedProtocol(HttpToolsProtocol):
     """Subclassed by each listener, which sets the class variables.
 
     Attributes:
-        unheard: connections of one listener that have not asked for anything yet, oldest first.
+        unheard: connections of one listener that have not asked for anything yet.
         kept: those that have, the one that asked longest ago first.
         owned: those whose owner is known, by owner, the first one first.
         ending: transports that are closed and linger, oldest first.
         timeouts: how long and for how many.
     """
 
-    unheard: ClassVar[dict["LimitedProtocol", None]]
+    unheard: ClassVar[Crowd["LimitedProtocol"]]
     kept: ClassVar[dict["LimitedProtocol", None]]
     owned: ClassVar[dict[str, dict["LimitedProtocol", None]]]
     ending: ClassVar[dict[asyncio.Transport, asyncio.TimerHandle]]
@@ -61,8 +63,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._begin_headers()
         self._deadline: asyncio.TimerHandle | None = None
         self._limit_time()
-        self.unheard[self] = None
-        _bound(self.unheard, self.timeouts.silent)
+        excess = self.unheard.enter(self, origin_of(transport.get_extra_info("socket")))
+        if excess is not None:
+            excess.cut()
 
     def data_received(self, data: bytes) -> None:
         """Feeds the parser no more than the headers that are left may have."""
@@ -101,7 +104,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._in_headers = False
         self._cancel_limit()
-        self.unheard.pop(self, None)
+        self.unheard.leave(self)
         self.kept.pop(self, None)
         self.kept[self] = None
         _bound(self.kept, self.timeouts.kept)
@@ -189,7 +192,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _forget(self) -> None:
         self._cancel_limit()
-        self.unheard.pop(self, None)
+        self.unheard.leave(self)
         self.kept.pop(self, None)
         self._disown()
         self._say_gone()

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from fedpeft.errors import ResourceMissing
 from fedpeft_server.service.connection_limits import ConnectionLimiter, ConnectionTimeouts
+from fedpeft_server.service.crowd import Crowd
 from fedpeft_server.service.http_connection import LimitedProtocol
 
 __all__ = ["Listener", "take_port"]
@@ -67,7 +68,7 @@ class Listener:
         config = uvicorn.Config(
             app,
             interface="asgi3",  # uvicorn's guess takes a method for ASGI 2
-            http=type("Limited", (LimitedProtocol,), _lists() | {"timeouts": timeouts}),
+            http=type("Limited", (LimitedProtocol,), _lists(timeouts)),
             ws="none",
             lifespan="off",
             access_log=False,
@@ -118,9 +119,10 @@ class Listener:
         self._server.run(sockets=[] if self._taken is None else [self._taken])
 
 
-def _lists() -> dict[str, object]:
-    """A listener's own connections, of every kind that ``LimitedProtocol`` tells apart."""
-    return {name: {} for name in ("unheard", "kept", "owned", "ending")}
+def _lists(timeouts: ConnectionTimeouts) -> dict[str, object]:
+    """A listener's own connections, of every kind that ``LimitedProtocol`` tells apart, and their limits."""
+    unheard: Crowd[LimitedProtocol] = Crowd(timeouts.silent)
+    return {"unheard": unheard, "kept": {}, "owned": {}, "ending": {}, "timeouts": timeouts}
 
 
 class _Server(uvicorn.Server):

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from fedpeft.deployment.client_hello import HELLO_MAX_BYTES, Way, read_client_hello, way_of
+from fedpeft_server.origins import origin_of
 from fedpeft_server.service.connection_limits import ConnectionTimeouts, SilentConnections, open_window
+from fedpeft_server.service.crowd import Crowd
 
 __all__ = ["OnePort"]
 
@@ -24,7 +26,7 @@ class OnePort:
         listening: bound and listening. Closed by ``stop``.
         ways: who takes a connection, non-blocking and unread, and closes it.
         timeouts: ``silence_s`` for a first byte, ``handshake_s`` for the whole ClientHello; ``silent`` and
-            ``handshakes`` connections at once, the oldest goes.
+            ``handshakes`` connections at once; see ``Crowd`` for which goes.
     """
 
     def __init__(
@@ -35,25 +37,28 @@ class OnePort:
     ) -> None:
         self._timeouts = timeouts or ConnectionTimeouts()
         self._listening, self._ways = listening, ways
-        self._looking: dict[asyncio.Task[None], None] = {}
+        self._looking: set[asyncio.Task[None]] = set()
+        self._crowd: Crowd[asyncio.Task[None]] = Crowd(self._timeouts.handshakes)
         self._silent = SilentConnections(listening, self._spoke, self._timeouts)
 
     async def stop(self) -> None:
         """Takes no more, and ends those that have not been handed on."""
         self._silent.close()
         self._listening.close()
-        for task in list(self._looking):
+        for task in self._looking:
             task.cancel()
         await asyncio.gather(*self._looking, return_exceptions=True)
 
     def _spoke(self, connection: socket.socket) -> None:
         task = asyncio.get_running_loop().create_task(self._hand_on(connection))
-        self._looking[task] = None
-        task.add_done_callback(lambda ended: self._looking.pop(ended, None))
-        if len(self._looking) > self._timeouts.handshakes:
-            oldest = next(iter(self._looking))
-            del self._looking[oldest]
-            oldest.cancel()
+        self._looking.add(task)
+        task.add_done_callback(self._looked)
+        if (excess := self._crowd.enter(task, origin_of(connection))) is not None:
+            excess.cancel()
+
+    def _looked(self, task: asyncio.Task[None]) -> None:
+        self._looking.discard(task)
+        self._crowd.leave(task)
 
     async def _hand_on(self, connection: socket.socket) -> None:
         way = None
