@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from fedpeft.export.summary import ExportSummary
+from fedpeft.tasks import TASKS
 from fedpeft.tasks.form import FORM_OF, MULTI, NUMBER, SEQ2SEQ, SEQUENCE, SINGLE, STATES, TAGS, TEXT, Form
 
 __all__ = ["model_card"]
@@ -69,7 +70,9 @@ _VECTORS = """
 
 import torch
 
-inputs = tokenizer(["a text"], padding=True, truncation=True, max_length={longest}, return_tensors="pt")
+tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # to embed several texts at once
+how = dict(padding=True, padding_side="right", truncation=True, max_length={longest}, return_tensors="pt")
+inputs = tokenizer(["a text"], **how)
 with torch.no_grad():
     states = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state
 mask = inputs.attention_mask[..., None]
@@ -93,7 +96,10 @@ def _task(summary: ExportSummary) -> str:
     if summary.task is None:
         return ""
     said = summary.task
-    columns = f", from the columns {said['convention']}" if said.get("convention") else ""
+    columns = ""
+    if name := said.get("convention"):
+        own = name in {one.value for one in TASKS[said["kind"]].conventions}
+        columns = f", from the columns {name}" if own else f", its prompts written as {name}"
     numbers = ", numbers from {:g} to {:g}".format(*said["range"]) if said.get("range") else ""
     return f"- Task: {said['kind']}{columns}, {said['max_length']} tokens at most{numbers}\n"
 

@@ -8,7 +8,6 @@ directory cannot hold every block, ``union.json`` and ``union.safetensors`` hold
 """
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 from fedpeft.adapter import AdapterSpec, AdapterState
 from fedpeft.base.architecture import values_of
 from fedpeft.base.artifact import BaseArtifact
-from fedpeft.base.source import TOKENIZER_FILES
 from fedpeft.catalogue import BY_NAME
 from fedpeft.catalogue.blocks import HEAD
 from fedpeft.config.model import Adapter
@@ -30,6 +28,7 @@ from fedpeft.errors import IntegrityFailed, SpecMismatch
 from fedpeft.export.card import model_card
 from fedpeft.export.peft_format import PeftForm, read_peft, to_peft
 from fedpeft.export.summary import ExportSummary
+from fedpeft.export.tokenizer_files import copy_tokenizer
 from fedpeft.export.trial import agrees, peft_apart, problem_of
 from fedpeft.files import write_file
 from fedpeft.ids import BlockId
@@ -199,11 +198,3 @@ def class_names(union: UnionAdapter) -> tuple[str, ...]:
         return ()
     names: Mapping[int, str] = union.model.config.id2label  # type: ignore[assignment, union-attr]
     return tuple(names[index] for index in range(len(names)))
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Put the tokenizer files of one folder, with the chat template, into another."""
-    for name in TOKENIZER_FILES:
-        (target / name).unlink(missing_ok=True)
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)

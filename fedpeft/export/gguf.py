@@ -20,12 +20,13 @@ import torch
 from torch import nn
 
 from fedpeft.base import BaseArtifact, load_model, load_tokenizer
+from fedpeft.base.architecture import form_of
 from fedpeft.base.source import CONFIG_FILE, read_json
 from fedpeft.errors import ConfigInvalid, ResourceMissing
 from fedpeft.export.peft_format import to_peft
 from fedpeft.files import sync
 from fedpeft.grafting.own_form import PREFIX
-from fedpeft.tasks.form import TEXT
+from fedpeft.tasks.form import STATES, TEXT
 
 if TYPE_CHECKING:
     from fedpeft.methods.union import UnionAdapter
@@ -46,15 +47,21 @@ def write_gguf_adapter(union: "UnionAdapter", artifact: BaseArtifact, path: Path
     """Write the adapter as a GGUF file; the number of matrices that it changes.
 
     Args:
-        union: as trained, of a language model.
+        union: as trained, of a language model, or of one of vectors (llama.cpp: ``--embedding --pooling mean``).
         artifact: its base.
         path: of the file; replaced whole.
 
     Raises:
-        ConfigInvalid: it is more than low-rank changes of matrices, or its architecture is not among ``ARCHITECTURES``.
+        ConfigInvalid: the model has outputs that llama.cpp does not have, it is more than low-rank changes of matrices,
+            or its architecture is not among ``ARCHITECTURES``.
         ResourceMissing: the package gguf is not installed.
     """
     gguf = _gguf()
+    if form_of(union.model) not in (TEXT, STATES):
+        raise ConfigInvalid(
+            "Expected a language model or an embedding model, which llama.cpp runs, found a model of another task; "
+            "write one model for transformers: `fedpeft adapter export --full`."
+        )
     config: dict[str, Any] = dict(read_json(artifact.path / CONFIG_FILE))
     architecture = _architecture(config)
     form = to_peft(union)

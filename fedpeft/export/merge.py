@@ -21,6 +21,7 @@ from fedpeft.errors import ConfigInvalid, SpecMismatch, foreign
 from fedpeft.export.arithmetic import LowRank, Rule, combine
 from fedpeft.export.card import model_card
 from fedpeft.export.summary import ExportSummary, damaged, no_export, read_object, read_summary
+from fedpeft.export.tokenizer_files import copy_tokenizer
 from fedpeft.files import write_file
 
 __all__ = ["Exported", "merge_adapters", "read_exported"]
@@ -47,6 +48,12 @@ class Exported:
     tensors: Arrays
     summary: Mapping[str, object]
     whole: tuple[Arrays, str] | None
+
+    @property
+    def place(self) -> Path:
+        """The folder with its files: ``folder``, or a run's final one."""
+        final = self.folder / "adapters" / "final"
+        return final if final.is_dir() else self.folder
 
 
 def read_exported(folder: Path) -> Exported:
@@ -113,6 +120,7 @@ def merge_adapters(
     settings = {**first.settings, **own}
     summary = _summary(first, sum(values.size for values in tensors.values()))
     _write(out, settings, tensors, summary)
+    copy_tokenizer(first.place, out)
     return summary
 
 
@@ -187,6 +195,7 @@ def _merge_whole(sources: Sequence[Exported], weights: Sequence[float], rule: Ru
     write_file(out / "union.safetensors", save(merged))
     write_file(out / "union.json", contents.pop().encode())
     _write(out, first.settings, tensors, summary)
+    copy_tokenizer(first.place, out)
     return summary
 
 
@@ -224,6 +233,14 @@ def _check(sources: Sequence[Exported], weights: Sequence[float]) -> None:
     ):
         if len(set(found)) > 1:
             raise ConfigInvalid(f"Expected adapters of one {what}, found {' and '.join(sorted(set(found)))}.")
+    digests: dict[str, str] = {}  # one model quantized in two ways is one model; two models of one name are not
+    for one in sources:
+        digest, scheme = str(one.summary.get("base_digest") or ""), str(one.summary.get("base_quantize") or "")
+        if digest and digests.setdefault(scheme, digest) != digest:
+            raise ConfigInvalid(
+                f"Expected adapters of one base model, found two by the name {one.summary['base']}: "
+                f"{digests[scheme]} and {digest}."
+            )
 
 
 def _linear_only(rule: Rule, kind: str) -> None:

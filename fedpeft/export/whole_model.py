@@ -5,6 +5,7 @@ A base artifact holds packed weights under our own names. Whoever uses an adapte
 transformers alone, and say how far it is from what it stands for.
 """
 
+import json
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,16 +15,19 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from fedpeft.base import BaseArtifact, load_model
+from fedpeft.base import BaseArtifact, facts_of, load_model, load_tokenizer
 from fedpeft.base.architecture import form_of, quiet_transformers, values_of
 from fedpeft.base.artifact import TaskName
+from fedpeft.base.source import read_json
 from fedpeft.entropy import generator
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
-from fedpeft.export.export import class_names, copy_tokenizer, export_peft
+from fedpeft.export.export import class_names, export_peft
 from fedpeft.export.known_warnings import without_known_warnings
 from fedpeft.export.peft_prompt import PROMPT_TYPES
 from fedpeft.export.pooling_files import write_pooling
+from fedpeft.export.tokenizer_files import copy_tokenizer
 from fedpeft.export.trial import problem_of
+from fedpeft.files import write_file
 from fedpeft.methods.union import UnionAdapter
 from fedpeft.tasks.form import SEQ2SEQ, SEQUENCE, STATES, Form
 
@@ -146,6 +150,7 @@ def _write(
     with quiet_transformers():
         cast("PreTrainedModel", model).save_pretrained(folder)
         copy_tokenizer(artifact.path, folder)
+        _name_padding(folder, artifact)
         again = kind.from_pretrained(folder, dtype=torch.float32).eval()
     far = float((_output(again, inputs) - expected).abs().max())
     if not far <= TOLERANCE * max(1.0, float(expected.abs().max())):
@@ -154,6 +159,20 @@ def _write(
             "do not use them, and report this architecture."
         )
     return WholeModel(architecture=kind.__name__, max_difference=far)
+
+
+def _name_padding(folder: Path, artifact: BaseArtifact) -> None:
+    """A base without a padding token is padded with EOS, as its ``config.json`` says; then the tokenizer says so too.
+
+    Else transformers takes one text at a time, and sentence-transformers none.
+    """
+    if facts_of(artifact).tokenizer.pad_token_id is not None:
+        return
+    path, end = folder / "tokenizer_config.json", load_tokenizer(artifact).eos_token
+    settings = read_json(path) if path.is_file() else {}
+    if end is not None and settings.get("pad_token") is None:
+        content = json.dumps({**settings, "pad_token": end}, indent=2, sort_keys=True, ensure_ascii=False)
+        write_file(path, f"{content}\n".encode())
 
 
 def _output(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:

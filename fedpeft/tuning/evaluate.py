@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fedpeft.base.architecture import has_two_stacks
 from fedpeft.config.task import Task
 from fedpeft.data.encode import IGNORED, EncodedDataset
 from fedpeft.methods.union import UnionAdapter
@@ -23,6 +24,7 @@ from fedpeft.tuning.several.pooling import mean_of_tokens
 from fedpeft.tuning.several.retrieval import cosines_by_group, nearest_of
 from fedpeft.tuning.several.sides import sides_of
 from fedpeft.tuning.split_forward import SplitForward
+from fedpeft.tuning.two_stacks import two_stacks
 
 __all__ = ["Evaluation", "evaluate", "evaluate_whole", "margins_of", "metrics_of"]
 
@@ -124,7 +126,7 @@ def evaluate_whole(
     """As ``evaluate`` of all examples, of any model of transformers' form: one without our adapter's parts.
 
     Args:
-        model: a classifier, of texts or tokens, or a causal language model.
+        model: a classifier, of texts or tokens, a language model or an encoder-decoder.
         examples: of its task.
         batch_size: examples per batch.
         measure: of the task; None: loss and accuracy alone.
@@ -150,17 +152,26 @@ def evaluate_whole(
         if batch.preference is not None:
             found.append(_compared(*_answer_rows(model, batch, pad or 0), batch, pad or 0, measure))
             continue
-        segments = {} if batch.segments is None else {"token_type_ids": batch.segments}
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **segments).logits.float()
-        labels, owners = batch.labels, list(range(len(indices)))
+        logits, labels = _outputs(model, batch, pad_id=pad or 0)
+        owners = list(range(len(indices)))
         if logits.dim() == 3:  # (b, s, outputs) -> (n, outputs)
-            if not examples.of_tokens:
+            if not (examples.of_tokens or has_two_stacks(model)):
                 logits, labels = logits[:, :-1], labels[:, 1:]
             chosen = labels != IGNORED
             owners = chosen.nonzero()[:, 0].tolist()
             logits, labels = logits[chosen], labels[chosen]
         found.append(_measured(logits, labels, indices, measure, owners))
     return Evaluation.joined(found)
+
+
+def _outputs(model: nn.Module, batch: Batch, *, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Float32 logits (b, outputs) or (b, s, outputs), and the labels beside them; of an encoder-decoder (b, t) each."""
+    if has_two_stacks(model):
+        apart = two_stacks(model, batch, pad_id=pad_id)
+        return model(**apart.inputs()).logits.float(), apart.labels
+    segments = {} if batch.segments is None else {"token_type_ids": batch.segments}
+    logits: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **segments).logits
+    return logits.float(), batch.labels
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from fedpeft.config.model import Device, Task
 from fedpeft.data import Loaded, Records, label_names, load, split_each, split_holdout, split_people
 from fedpeft.data.memory import Rows
 from fedpeft.data.people import PERSON, note_nobodys, owners_of
+from fedpeft.data.preference.rows import asked_as
 from fedpeft.data.remarks import label_remarks, loaded_remarks, text_remarks, unused_columns, unused_remarks
 from fedpeft.data.targets import label_name, range_of
 from fedpeft.data.tasks import Findings, inspect
@@ -52,7 +53,8 @@ class Population:
     Args:
         clients: at least three.
         config: the run with ``task.labels`` resolved.
-        convention: what the columns of the examples are.
+        convention: what the columns of the examples are; of preferences, whose columns do not say how a prompt is
+            written, the columns of a language model that is written so.
         left_out: client name -> examples, of clients too small to take part.
         plans: client name -> the planner's sentence, of clients whose methods were planned.
         remarks: what of the data is not used, or odd, in a sentence each.
@@ -124,7 +126,7 @@ def populate(config: RunConfig, data: Rows | None = None) -> Population:
     return Population(
         clients=tuple(clients),
         config=config,
-        convention=findings.convention,
+        convention=asked_as(records[0]) if config.task.record.prefers else findings.convention,
         left_out=parts.left_out,
         remarks=(*_remarks(loaded, findings, config), *_lone_classes(parts.clients, config)),
     )

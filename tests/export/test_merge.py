@@ -101,6 +101,21 @@ def test_adapters_of_two_bases_are_refused(tmp_path):
         merge_adapters([read_exported(tmp_path / name) for name in "ab"], (0.5, 0.5), "linear", tmp_path / "out")
 
 
+@pytest.mark.parametrize(("schemes", "refused"), [(("int8", "int8"), True), (("int8", "nf4"), False)])
+def test_two_bases_of_one_name_are_two_bases_but_not_one_that_is_quantized_in_two_ways(tmp_path, schemes, refused):
+    for name, scheme in zip("ab", schemes, strict=True):
+        exported(tmp_path / name, LORA, base="model")
+        file = tmp_path / name / "inspect.json"
+        said = json.loads(file.read_text()) | {"base_digest": f"sha256:{name}", "base_quantize": scheme}
+        file.write_text(json.dumps(said))
+    sources = [read_exported(tmp_path / name) for name in "ab"]
+    if not refused:
+        assert merge_adapters(sources, (0.5, 0.5), "linear", tmp_path / "out").base == "model"
+        return
+    with pytest.raises(ConfigInvalid, match="two by the name model"):
+        merge_adapters(sources, (0.5, 0.5), "linear", tmp_path / "out")
+
+
 def test_a_folder_without_an_adapter_is_refused(tmp_path):
     with pytest.raises(DataInvalid, match="exported by fedpeft"):
         read_exported(tmp_path)

@@ -137,7 +137,8 @@ def test_what_it_was_trained_on_is_said_and_read(bases: dict[str, BaseArtifact],
     export_peft(union, tmp_path, base="x", artifact=bases["llama"], task=task, convention="prompt+completion")
     assert read_received(tmp_path).task == task
     card = (tmp_path / "README.md").read_text()
-    assert f"- Task: {task.kind}, from the columns prompt+completion, {task.max_length} tokens at most" in card
+    written = "its prompts written as" if task.kind == "preference" else "from the columns"
+    assert f"- Task: {task.kind}, {written} prompt+completion, {task.max_length} tokens at most" in card
 
 
 def test_the_range_of_a_number_is_said_and_read(bases: dict[str, BaseArtifact], tmp_path: Path) -> None:

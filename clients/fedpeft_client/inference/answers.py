@@ -183,6 +183,10 @@ class Answerer:
         tokenizer = self.tokenizer
         if "messages" in row and self.convention is not Convention.SOURCE_TARGET:
             return conversation_tokens(turns_of(row["messages"]), tokenizer)
+        if self.margins is not None and "prompt" in row:  # of preferences the row says how it is written
+            if not isinstance(row["prompt"], str):
+                return conversation_tokens(turns_of(row["prompt"]), tokenizer)
+            return question_tokens(row["prompt"], Convention.PROMPT_COMPLETION, tokenizer)
         for column, own in (("instruction", Convention.ALPACA), ("source", None), ("prompt", None), ("text", None)):
             if isinstance(text := row.get(column), str):
                 is_source = self.convention is Convention.SOURCE_TARGET

@@ -122,7 +122,8 @@ class _Routes:
         asked = await self._parsed(request, classify_of)
         served = self._served(asked.model)
         if not served.outputs:
-            raise RequestRefused(f"Expected a model with classes, found {served.name}, a language model.", "model")
+            kind = "language model" if served.task.writes else "model of vectors; ask /v1/embeddings"
+            raise RequestRefused(f"Expected a model with classes, found {served.name}, a {kind}.", "model")
         works = [asked_texts(served, row) for row in asked.rows]
         data = []
         async for row, one in self._outcomes(request, served, works, "class"):

@@ -17,7 +17,7 @@ from fedpeft.data.records import ProblemLog, Record
 from fedpeft.data.row_checks import check_messages, check_text
 from fedpeft.tasks import Convention
 
-__all__ = ["Side", "check_preference", "check_wanted", "is_wanted", "sides_of"]
+__all__ = ["Side", "asked_as", "check_preference", "check_wanted", "is_wanted", "sides_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,21 @@ def sides_of(row: Record) -> tuple[Side | None, Side | None]:
         return (side, None) if is_wanted(row.get("label")) else (None, side)
     prompt, chosen, rejected = _parts(row)
     return _side(prompt, chosen), _side(prompt, rejected)
+
+
+def asked_as(row: Record) -> Convention:
+    """How a model is asked that was trained on rows like this one, which its columns do not say.
+
+    Example:
+        >>> asked_as({"prompt": "a", "chosen": " b", "rejected": " c"}).value
+        'prompt+completion'
+        >>> turn = {"role": "user", "content": "a"}
+        >>> asked_as({"prompt": [turn], "completion": [{"role": "assistant", "content": "b"}], "label": True}).value
+        'messages'
+    """
+    preferred, other = sides_of(row)
+    side = preferred or other
+    return Convention.PROMPT_COMPLETION if side is None else side.convention
 
 
 def is_wanted(label: object) -> bool | None:

@@ -60,7 +60,8 @@ class RunManifest:
         config_digest: of ``resolved.toml``.
         source_digest: of ``run.toml``.
         data_digest: of the clients' examples in a simulation; empty where devices hold them.
-        convention: the columns of those examples, such as ``messages``; empty where devices hold them.
+        convention: the columns of those examples, such as ``messages`` (of preferences those of their prompts and
+            answers); empty where devices hold them.
         plugins: what other packages had in it, such as ``method gains``, each with its package and version.
     """
 
