@@ -34,6 +34,7 @@ ELSEWHERE = {
     "docs/deployment.md: coordinator$ fedpeft coordinator backup": "tests/e2e/test_backup.py",
     "docs/deployment.md: device$ fedpeft client adapter ls": "tests/deployment/test_adapters.py",
     "docs/operation.md: coordinator$ fedpeft coordinator submit": "tests/e2e/test_deployment.py",
+    "docs/operation.md: coordinator$ fedpeft coordinator webhook": "tests/webhooks/test_webhook_command.py",
     "docs/operation.md: device$ fedpeft client runs pending": "tests/client/test_site_runs.py",
     "docs/tutorial-three-machines.md: ": "tests/tutorials/test_three_machines.py",
     "docs/tutorial-private.md: ": "tests/tutorials/test_private.py",

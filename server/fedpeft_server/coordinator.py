@@ -40,6 +40,8 @@ from fedpeft_server.service.held_pulls import HeldPulls
 from fedpeft_server.service.listener import Listener, take_port
 from fedpeft_server.service.prometheus import Meters
 from fedpeft_server.service.wakeups import Wakeups
+from fedpeft_server.webhooks.deliveries import Deliveries
+from fedpeft_server.webhooks.hooks import Webhooks
 
 __all__ = ["DRAIN_S", "Coordinator"]
 
@@ -115,6 +117,7 @@ class Coordinator:
             Listener(self._loopback, self._taken["metrics"]),
             *self._public,
             FleetService(home, self.registry, admission, self.wake, self._clock, gateway=fleet.take),
+            Deliveries(Webhooks(home.webhooks), self.audit, self._clock, self._told_outside),
         ]
         self._transport = FleetTransport(self._link, self._clock)
         self._ready, self._stopping, self._closed = threading.Event(), threading.Event(), threading.Event()
@@ -160,6 +163,9 @@ class Coordinator:
             _log.error("the audit log was not written: %s", error)
         self.registry.close()
         self._lock.release()
+
+    def _told_outside(self, outcome: str) -> None:
+        self.meters.count("webhook_messages_total", outcome=outcome)
 
     def _renew(self) -> None:
         """Keeps the server's certificate good however long this process runs."""

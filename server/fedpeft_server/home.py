@@ -12,6 +12,7 @@
     HOME/audit.jsonl          hash-chained record of who did what (fedpeft_server.enrolment.audit_log)
     HOME/bases/               base-model artifacts (fedpeft.base.ArtifactStore)
     HOME/runs/                run directories (fedpeft_server.run.run_directory)
+    HOME/webhooks/            addresses that are told what happens (fedpeft_server.webhooks)
     HOME/logs/
 
 Directories are 0700 and secrets 0600. `FEDPEFT_HOME` names the home where `--home` is not given, so that
@@ -145,7 +146,7 @@ class CoordinatorHome:
         self.server_certificate, self.server_key = self.pki / "server.crt", self.pki / "server.key"
         self.identity_seed = self.pki / "identity.seed"
         self.registry, self.objects = path / "registry.sqlite", path / "objects"
-        self.audit = path / "audit.jsonl"
+        self.audit, self.webhooks = path / "audit.jsonl", path / "webhooks"
         self.bases, self.runs, self.logs = path / "bases", path / "runs", path / "logs"
 
     @property

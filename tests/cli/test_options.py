@@ -117,6 +117,8 @@ WITHOUT_JSON = {
     "coordinator resume": "does one thing",
     "coordinator token": "prints a secret",
     "coordinator clients": "does one thing",
+    "coordinator webhook rm": "does one thing",
+    "coordinator webhook test": "does one thing",
 }
 """Commands, or groups of them, that print no facts for programs, and why."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedpeft.ids import SIZELESS, BlockId, RoundId, SizeClass
-from fedpeft.privacy import CLIP_BIT, LOSS_LIMIT, Mechanism
+from fedpeft.privacy import CLIP_BIT, LOSS_LIMIT, NOISED_METRICS, Mechanism
 from fedpeft.round.device.contribution import NOTHING_TRAINED, inputs_of
 from fedpeft.round.device.draws import expanded
 from fedpeft.round.local import LocalResult
@@ -106,3 +106,17 @@ def test_a_device_that_could_use_no_example_tells_the_largest_loss_and_no_accura
     assert found[METRICS] == [LOSS_LIMIT, 0.0]
     assert found[TRAIN_LOSS] == [LOSS_LIMIT]
     assert found[HEAD] == [0.0] * 4
+
+
+def test_noised_losses_are_in_the_units_of_the_task_too() -> None:
+    privacy = CLIENT_PRIVACY.model_copy(update={"metrics": "noised"})
+    plan = toy_plan(SPEC)
+    task = plan.task.model_copy(update={"kind": "regression", "labels": (), "range": (-4.0, 4.0)})
+    plan = plan.model_copy(update={"client_privacy": privacy, "task": task})
+    assert task.loss_unit == 16.0
+    noise = planned_mechanism(privacy, plan.secagg, devices=8, l2_clip_norm=1.0, z=1.0, parameters=8)
+    lanes = sent(plan, 0.01, noise, HEAD, NOISED_METRICS)[NOISED_METRICS]
+    weight = noise.terms.metric_weight
+    near = pytest.approx
+    assert lanes[2] == near(weight * (2 * 6.0 / 4 / 16.0 / LOSS_LIMIT - 1), abs=2 * noise.terms.step)
+    assert lanes[3] == near(weight * (2 * 12.0 / 8 / 16.0 / LOSS_LIMIT - 1), abs=2 * noise.terms.step)

@@ -2,7 +2,7 @@
 
 import click
 
-from fedpeft.cli.coordinator import admin, backup, clients, init, runs, token, up
+from fedpeft.cli.coordinator import admin, backup, clients, init, runs, token, up, webhook
 
 __all__ = ["command"]
 
@@ -27,5 +27,6 @@ for part in (
     admin.upgrade,
     backup.backup,
     backup.restore,
+    webhook.webhook,
 ):
     command.add_command(part)

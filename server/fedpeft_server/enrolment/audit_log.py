@@ -67,6 +67,8 @@ class AuditEvent(Enum):
     ACCESS_REFUSED = "access-refused"
     SIGNED_IN = "signed-in"
     RESULT_FETCHED = "result-fetched"
+    WEBHOOK_ADDED = "webhook-added"
+    WEBHOOK_REMOVED = "webhook-removed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
