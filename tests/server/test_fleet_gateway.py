@@ -33,7 +33,7 @@ PULL = "/v1/fleet/pull-messages"
 class Fixture:
     """A gateway before an application that remembers what it got."""
 
-    limits: GatewayLimits = field(default_factory=GatewayLimits)
+    limits: GatewayLimits = field(default_factory=lambda: GatewayLimits(device_told_after_s=0.0))
     standing: Standing | None = field(default_factory=lambda: Standing(device="ward-a"))
     held: HeldPulls | None = None
 
@@ -192,7 +192,9 @@ def test_an_address_with_too_many_refused_requests_is_told_so_and_its_devices_go
 
 
 def test_a_forged_signature_for_a_known_key_uses_up_the_strangers_budget_not_the_devices() -> None:
-    fixture = Fixture(limits=GatewayLimits(stranger_burst=2, device_burst=3, device_per_s=0.001))
+    fixture = Fixture(
+        limits=GatewayLimits(stranger_burst=2, device_burst=3, device_per_s=0.001, device_told_after_s=0.0)
+    )
     forged = [fixture.signed() | {b"flwr-signature": b"AAAA"} for _ in range(4)]
     assert [fixture.send(one)["status"] for one in forged] == [401, 401, 429, 429]
     assert [fixture.send(fixture.signed())["status"] for _ in range(4)] == [200, 200, 200, 429]
@@ -206,7 +208,7 @@ def test_a_device_with_a_wrong_clock_hears_so_also_when_its_address_is_used_up()
 
 
 def test_a_device_has_a_rate_of_its_own() -> None:
-    fixture = Fixture(limits=GatewayLimits(device_burst=2, device_per_s=1.0))
+    fixture = Fixture(limits=GatewayLimits(device_burst=2, device_per_s=1.0, device_told_after_s=0.0))
     assert [fixture.send(fixture.signed())["status"] for _ in range(3)] == [200, 200, 429]
     fixture.standing = Standing(device="ward-b")
     assert fixture.send(fixture.signed())["status"] == 200
@@ -220,9 +222,39 @@ def test_a_size_of_thousands_of_digits_and_a_time_beyond_all_calendars_are_refus
 
 
 def test_a_device_that_asks_too_often_is_refused_before_its_timestamps_are_kept() -> None:
-    fixture = Fixture(limits=GatewayLimits(device_burst=2, device_per_s=0.001))
+    fixture = Fixture(limits=GatewayLimits(device_burst=2, device_per_s=0.001, device_told_after_s=0.0))
     assert [fixture.send(fixture.signed())["status"] for _ in range(50)] == [200] * 2 + [429] * 48
     assert len(fixture.gateway._times._order) == 2
+
+
+def test_few_of_a_devices_refusals_are_told_late_and_the_others_at_once() -> None:
+    late_s = 0.4
+    limits = GatewayLimits(device_requests=2, device_burst=1, device_per_s=0.001, device_told_after_s=late_s)
+    fixture = Fixture(limits=limits)
+    assert fixture.send(fixture.signed())["status"] == 200
+    waited: list[float] = []
+
+    async def nothing() -> dict:
+        raise AssertionError("nothing of the body is read")
+
+    async def ask() -> None:
+        begun = time.monotonic()
+
+        async def send(message: dict) -> None:
+            if "status" in message:
+                assert message["status"] == 429
+                waited.append(time.monotonic() - begun)
+
+        headers = {**fixture.signed(), b"content-length": b"5"}
+        scope = {"type": "http", "path": PULL, "method": "POST", "client": None, "headers": list(headers.items())}
+        await fixture.gateway(scope, nothing, send)
+
+    async def main() -> None:
+        await asyncio.gather(*(ask() for _ in range(5)))
+        await ask()
+
+    asyncio.run(main())
+    assert [one >= late_s for one in waited] == [False, False, False, True, True, True]
 
 
 def test_timestamps_are_forgotten_once_they_cannot_be_taken_any_more_and_not_before() -> None:
@@ -241,7 +273,7 @@ def test_timestamps_are_forgotten_once_they_cannot_be_taken_any_more_and_not_bef
     ("size", "statuses"), [(5, [408, 408, 429]), (LARGE_BYTES, [408, 429, 429])], ids=["small", "large"]
 )
 def test_a_device_has_few_requests_at_once_and_fewer_large_ones(size: int, statuses: list[int]) -> None:
-    fixture = Fixture(limits=GatewayLimits(device_requests=2, pace=BodyPace(silence_s=0.05)))
+    fixture = Fixture(limits=GatewayLimits(device_requests=2, pace=BodyPace(silence_s=0.05), device_told_after_s=0.0))
     answered: list[int] = []
 
     async def silent() -> dict:

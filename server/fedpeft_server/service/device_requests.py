@@ -1,5 +1,6 @@
 """What one enrolled device may ask of the gateway: how often, how much at once, and each signed timestamp once."""
 
+import asyncio
 from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,15 @@ class AtOnce:
     Args:
         requests, large: of one device at once: all of them, and those with a large body.
         rate: of its requests.
+        told_after_s: before a device hears that it asks too often. A refusal ends the connection: one that asked again
+            at once made a handshake of each, most of what its flood cost.
     """
 
-    def __init__(self, *, requests: int, large: int, rate: RateLimit) -> None:
-        self._requests, self._large, self._rate = requests, large, rate
+    def __init__(self, *, requests: int, large: int, rate: RateLimit, told_after_s: float = 0.0) -> None:
+        self._requests, self._large, self._rate, self._told_after_s = requests, large, rate, told_after_s
         self._all: Counter[str] = Counter()
         self._bodies: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
 
     def allows(self, device: str, *, large: bool) -> bool:
         """Whether this device may ask now; counts against its rate if so."""
@@ -30,19 +34,32 @@ class AtOnce:
             return False
         return self._rate.allows(device)
 
+    async def refused(self, device: str) -> None:
+        """Returns when this device may hear that it asks too often; at once where ``requests`` of its refusals wait."""
+        if self._refused[device] >= self._requests:
+            return
+        with _counted(device, self._refused):
+            await asyncio.sleep(self._told_after_s)
+
     @contextmanager
     def one(self, device: str, *, large: bool) -> Iterator[None]:
         """A request, until the block is left."""
-        counters = (self._all, self._bodies) if large else (self._all,)
-        for counter in counters:
-            counter[device] += 1
-        try:
+        with _counted(device, *((self._all, self._bodies) if large else (self._all,))):
             yield
-        finally:
-            for counter in counters:
-                counter[device] -= 1
-                if not counter[device]:
-                    del counter[device]
+
+
+@contextmanager
+def _counted(device: str, *counters: Counter[str]) -> Iterator[None]:
+    """One more of this device in each, until the block is left."""
+    for counter in counters:
+        counter[device] += 1
+    try:
+        yield
+    finally:
+        for counter in counters:
+            counter[device] -= 1
+            if not counter[device]:
+                del counter[device]
 
 
 class SignedTimes:

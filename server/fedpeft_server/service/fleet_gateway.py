@@ -69,6 +69,7 @@ class GatewayLimits:
         device_per_s, device_burst: requests of one device; a round takes ten.
         device_requests, device_large: of one device at once: requests, and those with a large body. An agent has a pull
             and a heartbeat; the others are of connections that broke and were not yet heard of.
+        device_told_after_s: before a device hears that it asks too often; as many as ``device_requests`` wait so.
         stranger_per_s, stranger_burst: refused requests of one address, or IPv6 site; beyond that the answer is 429.
             No limit of enrolled devices: they may share the address.
         large_bytes: of bodies of ``LARGE_BYTES`` and more in memory at once; others wait.
@@ -80,6 +81,7 @@ class GatewayLimits:
     device_burst: int = 400
     device_requests: int = 4
     device_large: int = 1
+    device_told_after_s: float = 1.0
     stranger_per_s: float = 10.0
     stranger_burst: int = 50
     large_bytes: int = 64 * 2**20
@@ -92,6 +94,8 @@ class _Refused(Exception):
     status: int
     text: str
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
+    often: str = ""
+    """Whom it tells that they ask too often: an enrolled device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +146,12 @@ class FleetGateway:
         # What was signed for an earlier process of this coordinator is not known here, so it is not taken.
         self._since = clock.utc() + timedelta(seconds=-5)
         rate = RateLimit(per_s=allowed.device_per_s, burst=allowed.device_burst, clock=clock)
-        self._devices = AtOnce(requests=allowed.device_requests, large=allowed.device_large, rate=rate)
+        self._devices = AtOnce(
+            requests=allowed.device_requests,
+            large=allowed.device_large,
+            rate=rate,
+            told_after_s=allowed.device_told_after_s,
+        )
         self._strangers = RateLimit(per_s=allowed.stranger_per_s, burst=allowed.stranger_burst, clock=clock)
         self._room = BodyRoom(allowed.large_bytes)
 
@@ -157,6 +166,8 @@ class FleetGateway:
             answer = await self._answer(judged, scope, receive)
         except _Refused as refused:
             self._meters.count("gate_refused_total", status=str(refused.status))
+            if refused.often:
+                await self._devices.refused(refused.often)
             await _refuse(send, refused)
             return
         if answer is not None:
@@ -202,7 +213,7 @@ class FleetGateway:
                 raise _Refused(429, "too many refused requests", {b"retry-after": b"5"}) from refused
             raise
         if not self._devices.allows(standing.device, large=size >= LARGE_BYTES):
-            raise _Refused(429, "too many requests", {b"retry-after": b"1"})
+            raise _Refused(429, "too many requests", {b"retry-after": b"1"}, often=standing.device)
         if not self._times.is_first(key, at):  # every retry is freshly signed
             raise _Refused(401, "")
         hold_s = _hold_s(headers) if scope["path"].endswith("/pull-messages") else 0.0
