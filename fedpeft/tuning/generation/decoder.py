@@ -19,7 +19,7 @@ from fedpeft.data.rendering import TokenIds
 from fedpeft.entropy import generator
 from fedpeft.tuning.batches import padded
 
-__all__ = ["BATCH", "Abilities", "Decoder", "Sampling", "Token", "TokenLoop"]
+__all__ = ["BATCH", "Abilities", "Decoder", "Sampling", "Token", "TokenLoop", "agrees"]
 
 BATCH = 16
 _CLOSE = 1e-3  # of the largest logit: rounding over all layers; a key in the wrong place moves logits by far more
@@ -219,8 +219,8 @@ class Decoder(TokenLoop["_State"]):
         self._choose_rows([0])
         alone = [self._whole(question) for question in (long, short)]
         return Abilities(
-            cache=self._agrees(lambda: self._stepwise(long), alone[0][None, -3:]),
-            padding=self._agrees(lambda: self._side_by_side(long, short), torch.stack([one[-1] for one in alone])),
+            cache=agrees(lambda: self._stepwise(long), alone[0][None, -3:]),
+            padding=agrees(lambda: self._side_by_side(long, short), torch.stack([one[-1] for one in alone])),
         )
 
     def _whole(self, question: TokenIds) -> Tensor:
@@ -246,13 +246,17 @@ class Decoder(TokenLoop["_State"]):
         logits: Tensor = self._forward(state.ids, state.mask, cache=None, keep=False).logits[:, -1].float()
         return logits
 
-    def _agrees(self, other: Callable[[], Tensor], expected: Tensor) -> bool:
-        try:
-            found = other()
-        except _REFUSALS:
-            return False
-        far = float((found - expected).abs().max())
-        return far <= _CLOSE * max(1.0, float(expected.abs().max()))
+
+def agrees(other: Callable[[], Tensor], expected: Tensor) -> bool:
+    """Whether another way to compute these logits works, and gives the same."""
+    try:
+        found = other()
+    except _REFUSALS:
+        return False
+    if found.shape != expected.shape:
+        return False
+    far = float((found - expected).abs().max())
+    return far <= _CLOSE * max(1.0, float(expected.abs().max()))
 
 
 class _State:

@@ -1,4 +1,8 @@
-"""What an encoder-decoder writes for a source, token by token: the source is read once, its answer grows."""
+"""What an encoder-decoder writes for a source, token by token: the source is read once, its answer grows.
+
+Keys and values of what is written, and of the source, are kept where the model computes the same with them: that is
+tried, as ``Decoder`` does.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,7 +12,8 @@ from torch import Tensor, nn
 
 from fedpeft.data.encode_sources import target_tokens
 from fedpeft.data.rendering import TokenIds
-from fedpeft.tuning.generation.decoder import BATCH, Sampling, Token, TokenLoop
+from fedpeft.entropy import generator
+from fedpeft.tuning.generation.decoder import BATCH, Sampling, Token, TokenLoop, agrees
 from fedpeft.tuning.two_stacks import shifted_right
 
 if TYPE_CHECKING:
@@ -42,6 +47,15 @@ class SourceDecoder(TokenLoop["_Sources"]):
         empty = torch.from_numpy(target_tokens([""], tokenizer)[0].astype("int64"))[None]
         empty = empty if empty.numel() else torch.tensor([[0]])
         self._begin = int(shifted_right(base, empty)[0, 0])
+        self._vocabulary = int(base.config.get_text_config().vocab_size)
+        self._keeps: bool | None = None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the model computes the same with keys and values kept; tried at first use."""
+        if self._keeps is None:
+            self._keeps = self._tried()
+        return self._keeps
 
     @torch.no_grad()
     def generate(
@@ -61,27 +75,61 @@ class SourceDecoder(TokenLoop["_Sources"]):
         return _Sources(ids, mask, begin=self._begin)
 
     def _next(self, state: "_Sources") -> tuple[Tensor, list[int]]:
+        found: Tensor = self._logits(state, keep=self.keeps)[:, -1].cpu()
+        return found, [state.written.shape[1] + 1] * len(state.written)
+
+    def _logits(self, state: "_Sources", *, keep: bool) -> Tensor:
+        """Float32 (b, t, vocabulary) of what is written, or of what is new since the last call."""
         if state.read is None:
             state.read = self._encoder(input_ids=state.ids, attention_mask=state.mask).last_hidden_state
-        output = self._model(encoder_outputs=(state.read,), attention_mask=state.mask, decoder_input_ids=state.written)
-        found: Tensor = output.logits[:, -1].float().cpu()
-        return found, [state.written.shape[1] + 1] * len(state.written)
+        fresh = state.written if state.cache is None else state.written[:, -1:]
+        kept = {"past_key_values": state.cache, "use_cache": True} if keep else {"use_cache": False}
+        output = self._model(encoder_outputs=(state.read,), attention_mask=state.mask, decoder_input_ids=fresh, **kept)
+        if keep:
+            state.cache = output.past_key_values
+        found: Tensor = output.logits.float()
+        return found
+
+    @torch.no_grad()
+    def _tried(self) -> bool:
+        draw = generator(0, "abilities")
+        sources = [draw.integers(0, self._vocabulary, size).astype("int32") for size in (7, 4)]
+        written = [draw.integers(0, self._vocabulary, 2).tolist() for _ in range(3)]
+        self._choose_rows([0, 0])
+        whole = self._begun(sources)
+        for tokens in written:
+            whole.go_on([0, 1], tokens)
+        expected = self._logits(whole, keep=False)
+
+        def stepwise() -> Tensor:
+            state = self._begun(sources)
+            found = [self._logits(state, keep=True)]
+            for tokens in written:
+                state.go_on([0, 1], tokens)
+                found.append(self._logits(state, keep=True))
+            return torch.cat(found, dim=1)
+
+        return agrees(stepwise, expected)
 
 
 class _Sources:
-    """The sources of a batch, what the encoder made of them, and what is written so far."""
+    """The sources of a batch, what the encoder made of them, what is written so far, and the cache."""
 
     def __init__(self, ids: Tensor, mask: Tensor, *, begin: int) -> None:
         self.ids, self.mask = ids, mask
         self.read: Tensor | None = None
+        self.cache: Any = None
         self.written = torch.full((len(ids), 1), begin, dtype=torch.int64, device=ids.device)
 
     def go_on(self, lines: list[int], tokens: list[int]) -> None:
         """See ``TokenLoop``."""
-        index = torch.tensor(lines, device=self.ids.device)
-        self.ids, self.mask = self.ids[index], self.mask[index]
-        self.read = None if self.read is None else self.read[index]
-        self.written = torch.cat([self.written[index], torch.tensor(tokens, device=self.ids.device)[:, None]], dim=1)
+        if len(lines) < len(self.ids):
+            index = torch.tensor(lines, device=self.ids.device)
+            self.ids, self.mask, self.written = self.ids[index], self.mask[index], self.written[index]
+            self.read = None if self.read is None else self.read[index]
+            if self.cache is not None:
+                self.cache.batch_select_indices(index)
+        self.written = torch.cat([self.written, torch.tensor(tokens, device=self.ids.device)[:, None]], dim=1)
 
 
 def _padded(questions: Sequence[TokenIds]) -> tuple[Tensor, Tensor]:
