@@ -168,11 +168,17 @@ def leave_to_slow(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``drawn`` cases are drawn; ``LONG`` goes first; all else stays in its order."""
+    """``drawn`` cases are drawn; ``LONG`` goes first; files stay in their order, and the tests of each in the file's.
+
+    In whatever order they are named: tests that share a deployment leave it to the next one, and `make faults`, which
+    names them by the alphabet, revoked a device before the round that needs it.
+    """
     leave_to_slow(items)
     root = Path(__file__).parent
-    place = {root / name: number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.path, len(place)))
+    place = {root / name: number - len(LONG) for number, name in enumerate(LONG)}
+    for item in items:
+        place.setdefault(item.path, len(place))
+    items.sort(key=lambda item: (place[item.path], item.location[1] or 0))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
