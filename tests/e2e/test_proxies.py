@@ -28,8 +28,28 @@ SECRET = "p@ss:w/rd %41"  # noqa: S105  every character that a URL has another u
 class ProxyProcess:
     """`connect_proxy.py`."""
 
-    log: Path
-    port: int
+    federation: ToyFederation
+    port: int = 0
+
+    def start(self) -> None:
+        """Returns once it takes connections; lets its users through to the coordinator's three ports."""
+        settings = self.federation.settings
+        ports = ",".join(map(str, (settings.fleet_port, settings.service_port, settings.enrol_port)))
+        self.log.unlink(missing_ok=True)
+        command = [TOY / "connect_proxy.py", self.log, f"ward:{SECRET}", NAME, ports, str(self.port)]
+        self._process = subprocess.Popen([sys.executable, *command])
+        self.federation.until(lambda: self.log.exists() and self.log.read_text().endswith("\n"), "the proxy")
+        self.port = int(self.log.read_text().split()[0])
+
+    def kill(self) -> None:
+        """Ends every tunnel with it."""
+        self._process.kill()
+        self._process.wait()
+
+    @property
+    def log(self) -> Path:
+        """What it writes, since its last start."""
+        return self.federation.path / "proxy.txt"
 
     def lines(self) -> list[str]:
         """What it answered to whom."""
@@ -53,14 +73,11 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def proxy(federation: ToyFederation) -> Iterator[ProxyProcess]:
-    """A proxy that lets its users through to the coordinator's three ports."""
-    log, settings = federation.path / "proxy.txt", federation.settings
-    ports = ",".join(map(str, (settings.fleet_port, settings.service_port, settings.enrol_port)))
-    process = subprocess.Popen([sys.executable, TOY / "connect_proxy.py", log, f"ward:{SECRET}", NAME, ports])
-    federation.until(lambda: log.exists() and log.read_text().endswith("\n"), "the proxy")
-    yield ProxyProcess(log, int(log.read_text().split()[0]))
-    process.kill()
-    process.wait()
+    """One of the devices' network."""
+    made = ProxyProcess(federation)
+    made.start()
+    yield made
+    made.kill()
 
 
 def with_network(home: DeviceHome, **network: str) -> DeviceHome:
@@ -70,11 +87,9 @@ def with_network(home: DeviceHome, **network: str) -> DeviceHome:
     return home
 
 
-def test_devices_behind_a_proxy_and_on_ipv6_take_part_in_one_round(
-    federation: ToyFederation, proxy: ProxyProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for variable in ("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
+@pytest.fixture(scope="module")
+def devices(federation: ToyFederation, proxy: ProxyProcess) -> tuple[str, ...]:
+    """Four: on IPv4, behind the proxy by its site's settings, behind it by the environment's, on IPv6; all online."""
     at = f"http://127.0.0.1:{proxy.port}"
     (federation.path / "credentials").write_text(f"ward:{SECRET}\n")
     reached = {"ward-a": "localhost", "ward-b": NAME, "ward-c": NAME, "ward-d": "::1"}
@@ -82,7 +97,9 @@ def test_devices_behind_a_proxy_and_on_ipv6_take_part_in_one_round(
         home = DeviceHome(federation.path / name)
         site = {"proxy": at, "proxy_auth_file": str(federation.path / "credentials")} if name == "ward-b" else {}
         with_network(home, **site)
-        with monkeypatch.context() as environment:
+        with pytest.MonkeyPatch.context() as environment:
+            for variable in ("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "no_proxy", "NO_PROXY"):
+                environment.delenv(variable, raising=False)
             if name == "ward-c":
                 quoted = "p%40ss%3Aw%2Frd%20%2541"
                 environment.setenv("HTTPS_PROXY", f"http://ward:{quoted}@127.0.0.1:{proxy.port}")
@@ -90,6 +107,12 @@ def test_devices_behind_a_proxy_and_on_ipv6_take_part_in_one_round(
             enrol_device(federation.home, home.path, name, host=host)
             federation.device(name)
     federation.until(lambda: federation.online() >= set(reached), "the devices")
+    return tuple(reached)
+
+
+def test_devices_behind_a_proxy_and_on_ipv6_take_part_in_one_round(
+    federation: ToyFederation, proxy: ProxyProcess, devices: tuple[str, ...]
+) -> None:
     asked = {line.split(":")[-1] for line in proxy.lines()}
     settings = federation.settings
     assert asked == {str(port) for port in (settings.fleet_port, settings.service_port, settings.enrol_port)}
@@ -97,10 +120,33 @@ def test_devices_behind_a_proxy_and_on_ipv6_take_part_in_one_round(
     assert (job.state.value, job.reason) == ("finished", "")
     np.testing.assert_allclose(federation.trained(job), np.full(4, 1 / 4), atol=1e-5)
     assert {line.split()[0] for line in proxy.lines()} == {"200"}
-    for name in reached:
+    for name in devices:
         said = federation.log(name) + "".join(path.read_text() for path in (federation.path / name).glob("*.jsonl"))
         for secret in (SECRET, "p%40ss", "d2FyZDpw"):  # plain, in a URL, in a header
             assert secret not in said
+
+
+def test_a_proxy_that_is_killed_in_a_round_and_comes_back_costs_the_round_nothing(
+    federation: ToyFederation, proxy: ProxyProcess, devices: tuple[str, ...]
+) -> None:
+    behind = [federation.path / "ward-b", federation.path / "ward-c"]
+    for home in behind:
+        (home / "hold").touch()
+    job = federation.submit(rounds=2, least=4)
+    federation.until(lambda: all((home / "fitting").exists() for home in behind), "training")
+    proxy.kill()
+    for home in behind:
+        (home / "hold").unlink()
+    federation.until(lambda: not any((home / "fitting").exists() for home in behind), "the end of training")
+    for home in behind:
+        name = home.name
+        federation.until(lambda name=name: "no proxy answers" in federation.log(name), "its log to name the proxy", 30)  # type: ignore[misc]
+        assert SECRET not in federation.log(name)
+    proxy.start()
+    ended = federation.finished(job)
+    assert (ended.state.value, ended.reason) == ("finished", "")
+    np.testing.assert_allclose(federation.trained(job), np.full(4, 2 / 4), atol=1e-5)
+    assert [row["devices_survived"] for row in federation.rows(job)] == [4, 4, 4]
 
 
 @pytest.mark.parametrize(

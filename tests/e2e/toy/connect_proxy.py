@@ -1,7 +1,7 @@
-"""`connect_proxy.py LOG USER:PASSWORD NAME PORTS`: an HTTP proxy with Basic authentication, tunnels to loopback.
+"""`connect_proxy.py LOG USER:PASSWORD NAME PORTS [PORT]`: an HTTP proxy with Basic authentication, tunnels to loopback.
 
-It alone knows where NAME is, so who reaches a coordinator of that name came through here. LOG gets its port first, then
-a line for every request: the status it got and its target.
+It alone knows where NAME is, so who reaches a coordinator of that name came through here. LOG gets its port first
+(PORT or a free one), then a line for every request: the status it got and its target.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ class ConnectProxy:
         with self._log.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    async def serve(self) -> None:
+    async def serve(self, port: int) -> None:
         """Until the process ends."""
-        server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
+        server = await asyncio.start_server(self._answer, "127.0.0.1", port)
         self._tell(str(server.sockets[0].getsockname()[1]))
         await server.serve_forever()
 
@@ -54,4 +54,5 @@ class ConnectProxy:
 
 
 if __name__ == "__main__":
-    asyncio.run(ConnectProxy(Path(sys.argv[1]), sys.argv[2], sys.argv[3], set(sys.argv[4].split(","))).serve())
+    log, credentials, name, ports, *port = sys.argv[1:]
+    asyncio.run(ConnectProxy(Path(log), credentials, name, set(ports.split(","))).serve(int(port[0]) if port else 0))
