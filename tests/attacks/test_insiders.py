@@ -29,9 +29,11 @@ from strangers import (
     still_open,
 )
 
+from fedpeft.deployment.messages import Renewed
 from fedpeft.flower.fleet_client import RequestRefused, Unanswered
 from fedpeft.flower.handlers import ROUTES
 from fedpeft_client.connection.grpc_client import Unreachable
+from fedpeft_client.enrolment.keys import signing_request
 
 pytestmark = pytest.mark.e2e
 MAX_GROWN_MB = 16.0
@@ -176,6 +178,19 @@ def test_streams_of_one_device_are_few(inside) -> None:
             assert next(other.wakes()).count == 0
         for stream in streams:
             stream.close()
+
+
+def test_certificates_that_a_device_asks_for_without_end_are_few_and_so_are_their_records(inside) -> None:
+    federation, mallory, honest = inside
+    before, made = len(federation.audited()), 0
+    with mallory.link() as link:
+        for _ in range(60):
+            with contextlib.suppress(Unreachable):
+                made += isinstance(link.renew(signing_request(mallory.home.device_key.read_bytes())), Renewed)
+    assert 0 < made < 12
+    assert len(federation.audited()) - before == made
+    with honest.link() as other:
+        assert isinstance(other.renew(signing_request(honest.home.device_key.read_bytes())), Renewed)
 
 
 def test_requests_that_are_none_are_refused_and_fill_no_log(inside) -> None:

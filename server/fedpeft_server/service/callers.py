@@ -17,6 +17,8 @@ _ENROL_PER_S, _ENROL_BURST = 10.0, 200
 """Of one token, and of one address without one: forty devices may join at once; the secret has 128 bits."""
 _CALLS_PER_S, _CALLS_BURST = 20.0, 200
 """Of one enrolled device."""
+_RENEWALS_PER_S, _RENEWALS_BURST = 1 / 900, 8
+"""Of one enrolled device: each is a certificate and an audit record for ever; a device renews once in months."""
 _STREAMS_A_DEVICE = 4
 
 
@@ -30,6 +32,7 @@ class Callers:
 
     Attributes:
         strangers, enrolling: the limits of whoever has no join token, by address, and of each token.
+        renewing: of each device's new certificates.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Callers:
         self._admission, self._met = admission, met
         self.strangers = RateLimit(per_s=_ENROL_PER_S, burst=_ENROL_BURST, clock=clock)
         self.enrolling = RateLimit(per_s=_ENROL_PER_S, burst=_ENROL_BURST, clock=clock)
+        self.renewing = RateLimit(per_s=_RENEWALS_PER_S, burst=_RENEWALS_BURST, clock=clock)
         self._calling = RateLimit(per_s=_CALLS_PER_S, burst=_CALLS_BURST, clock=clock)
         self._streams: dict[str, int] = {}
 

@@ -165,6 +165,7 @@ class FleetService:
 
     async def _renew(self, payload: bytes, call: Call) -> bytes:
         device = await self._callers.device(call)
+        await self._callers.limit(self._callers.renewing, device.name, call)
         request = decode(payload, RenewRequest)
         return encode(await asyncio.to_thread(self._admission.renew, device, request.csr))
 
