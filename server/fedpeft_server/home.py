@@ -32,7 +32,7 @@ from fedpeft.secagg.primitives import IdentityKey
 
 __all__ = ["SCHEMA", "AdapterAccess", "CoordinatorHome", "Settings", "default_coordinator_home"]
 
-SCHEMA = 4
+SCHEMA = 5
 """Of the home's files; see ``fedpeft.home_schema`` and ``CoordinatorHome.upgrade``."""
 
 MOST_RUNS = 4
@@ -181,6 +181,7 @@ class CoordinatorHome:
         From 1 to 2: coordinator.json names the administration port (none), which an earlier program would not take.
         From 2 to 3: it says how many runs are worked on at once, and a submitted run has a priority and a group.
         From 3 to 4: a submitted run names devices that it never asks.
+        From 4 to 5: it says when it begins and how often it is repeated; there are webhooks.
 
         Raises:
             ConfigInvalid: no coordinator was initialised here.

@@ -12,7 +12,7 @@ from fedpeft.cli import main
 from fedpeft.errors import NotEnrolled
 from fedpeft_server.enrolment.certificate_authority import initialise
 from fedpeft_server.enrolment.registry import Status
-from fedpeft_server.home import CoordinatorHome, Settings
+from fedpeft_server.home import SCHEMA, CoordinatorHome, Settings
 
 
 @pytest.fixture
@@ -163,10 +163,10 @@ def test_a_home_of_before_is_brought_up_and_one_of_later_is_refused(run, tmp_pat
     home.settings_file.write_text(json.dumps(kept))
     (home.path / "schema.json").unlink()
     code, printed = run("coordinator", "upgrade", "--home", home.path)
-    assert (code, "schema 4, was 1" in printed) == (0, True)
+    assert (code, f"schema {SCHEMA}, was 1" in printed) == (0, True)
     assert json.loads(home.settings_file.read_text())["admin_port"] == 0
     assert "as it was" in run("coordinator", "upgrade", "--home", home.path)[1]
-    (home.path / "schema.json").write_text(json.dumps({"schema": 5, "fedpeft": "9.9.9"}))
+    (home.path / "schema.json").write_text(json.dumps({"schema": SCHEMA + 1, "fedpeft": "9.9.9"}))
     code, printed = run("coordinator", "upgrade", "--home", home.path)
     assert (code, "Use 9.9.9 or later" in printed) == (6, True)
 
@@ -190,6 +190,24 @@ def test_a_clone_without_a_device_names_whom_it_never_asks(run, fresh, tmp_path)
     assert tomllib.loads(fresh.site.queue.text(fresh.site.queue.jobs()[-1])) == second, "the same again is the same"
     assert "without ward-a, ward-b" in run("coordinator", "runs", "ls", *here)[1]
     assert [detail.get("without") for event, _, detail in audited(fresh)] == ["ward-a"] + 2 * ["ward-a, ward-b"]
+
+
+def test_a_run_is_submitted_for_later_and_again_and_again_here_and_from_afar(run, port, fresh, tmp_path) -> None:
+    config, here = tmp_path / "run.toml", ("--home", fresh.site.home.path)
+    config.write_text(RUN.replace("sha256:" + "0" * 64, "hub:somebody/model@" + "0" * 40))
+    code, printed = run("coordinator", "submit", config, "--at", "2026-12-08T02:00+01:00", "--every", "7d", *here)
+    assert (code, "begins 2026-12-08T01:00+00:00, repeats every 604800 s" in printed) == (0, True), printed
+    (job,) = fresh.site.queue.jobs()
+    assert (job.start_at, job.every_s) == (1_796_691_600, 604_800)
+    assert "begins 2026-12-08T01:00" in run("coordinator", "runs", "ls", *here)[1]
+    shown = json.loads(run("coordinator", "runs", "ls", "--json", *here)[1])
+    assert (shown[0]["start_at"], shown[0]["every_s"]) == (1_796_691_600, 604_800)
+    assert run("coordinator", "submit", config, "--every", "1h", *here)[0] == 0
+    assert fresh.site.queue.jobs()[1].start_at > 0, "from now on"
+    for wrong in (("--at", "tomorrow"), ("--at", "2026-13-01"), ("--every", "7"), ("--every", "week")):
+        assert run("coordinator", "submit", config, *wrong, *here)[0] == 2
+    assert run("coordinator", "submit", config, "--every", "30s", *here)[0] == 3
+    assert len(fresh.site.queue.jobs()) == 2
 
 
 def audited(port: Port) -> list[tuple[str, str, dict[str, object]]]:

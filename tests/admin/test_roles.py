@@ -115,7 +115,8 @@ def test_the_registry_holds_no_token(port) -> None:
     for file in port.site.home.path.glob("registry.sqlite*"):
         assert secret.encode() not in file.read_bytes()
     assert port.site.access.holder(token) is not None
-    assert port.site.access.holder(token[:-60] + "A" + token[-59:]) is None
+    other = "A" if token[-60] != "A" else "B"
+    assert port.site.access.holder(token[:-60] + other + token[-59:]) is None
 
 
 @pytest.mark.parametrize("role", Role)

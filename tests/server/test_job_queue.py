@@ -1,6 +1,7 @@
 """The queue of submitted runs."""
 
 import threading
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_what_was_running_goes_on_before_what_waits(queue: JobQueue) -> None:
 
 def running(queue: JobQueue) -> Job:
     queue.submit(RUN, source="a")
-    job = queue.begin()
+    job = queue.begin(now=0.0)
     assert job is not None
     assert job.state is JobState.RUNNING
     return job
@@ -85,7 +86,7 @@ def test_a_stop_that_came_too_late_does_not_stop_the_resumed_run(queue: JobQueue
     queue.stop(job)
     queue.end(replace(job, state=JobState.FAILED, reason="for another reason, a moment before"))
     queue.resume(job)
-    again = queue.begin()
+    again = queue.begin(now=0.0)
     assert again is not None
     assert not queue.wants_stop(again)
 
@@ -106,7 +107,7 @@ def test_stop_and_start_at_once_end_in_a_stopped_run_or_in_a_running_one_with_th
 
         def start(queue: JobQueue = queue, begun: list[Job | None] = begun, line: threading.Barrier = line) -> None:
             line.wait()
-            begun.append(JobQueue(queue.path).begin())
+            begun.append(JobQueue(queue.path).begin(now=0.0))
 
         coordinator = threading.Thread(target=start)
         coordinator.start()
@@ -121,7 +122,7 @@ def test_stop_and_start_at_once_end_in_a_stopped_run_or_in_a_running_one_with_th
 
 def test_a_decision_is_about_the_run_as_it_is_now_and_not_as_it_was_read(queue: JobQueue) -> None:
     waiting = queue.submit(RUN, source="a")
-    begun = queue.begin()
+    begun = queue.begin(now=0.0)
     assert queue.stop(waiting) == begun  # it was waiting when the command read it
     assert queue.wants_stop(waiting)
     queue.end(replace(waiting, state=JobState.FINISHED))
@@ -148,3 +149,84 @@ def test_a_damaged_job_is_named(queue: JobQueue) -> None:
     (queue.path / "0001.json").write_text("{")
     with pytest.raises(IntegrityFailed, match=r"0001\.json"):
         queue.jobs()
+
+
+HOUR = 3600
+
+
+def starts(queue: JobQueue, now: float) -> list[int]:
+    """The numbers of the runs that begin now; each is done at once."""
+    found = []
+    while (job := queue.begin(now=now)) is not None:
+        found.append(job.number)
+        queue.end(replace(job, state=JobState.FINISHED))
+    return found
+
+
+def test_a_run_begins_at_its_time_and_not_before(queue: JobQueue) -> None:
+    queue.submit(RUN, source="a", start_at=1000)
+    queue.submit(RUN, source="b")
+    assert starts(queue, 999.9) == [2]
+    assert starts(queue, 1000.0) == [1]
+    assert queue.successor(queue.job("1")) is None
+
+
+def test_a_run_that_repeats_waits_once_and_begins_at_every_time_with_another_seed(queue: JobQueue) -> None:
+    queue.submit(RUN, source="a", start_at=1000, every_s=HOUR, priority=7, group="wards", without=("ward-x",))
+    seeds = []
+    for turn in range(4):
+        assert starts(queue, 1000 + turn * HOUR - 1) == []
+        assert starts(queue, 1000 + turn * HOUR) == [turn + 1]
+        (waiting,) = (job for job in queue.jobs() if job.state is JobState.QUEUED)
+        assert (waiting.start_at, waiting.follows) == (1000 + (turn + 1) * HOUR, turn + 1)
+        assert (waiting.priority, waiting.group, waiting.without) == (7, "wards", ("ward-x",))
+        seeds.append(tomllib.loads(queue.text(waiting))["run"]["seed"])
+    assert len(set(seeds)) == 4
+
+
+def test_starts_that_were_missed_happen_once(queue: JobQueue) -> None:
+    queue.submit(RUN, source="a", start_at=1000, every_s=HOUR)
+    late = 1000 + 5 * HOUR + 1800
+    assert starts(queue, late) == [1]
+    (waiting,) = (job for job in queue.jobs() if job.state is JobState.QUEUED)
+    assert waiting.start_at == 1000 + 6 * HOUR
+
+
+def test_a_crash_between_queueing_the_next_one_and_beginning_repeats_nothing(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.submit(RUN, source="a", start_at=1000, every_s=HOUR)
+    put = JobQueue.put
+
+    def crashing(self: JobQueue, job: Job) -> None:
+        if job.state is JobState.RUNNING:
+            raise OSError("killed")
+        put(self, job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobQueue, "put", crashing)
+        with pytest.raises(OSError, match="killed"):
+            queue.begin(now=1000.0)
+    assert starts(JobQueue(queue.path), 1000.0) == [1]
+    assert [job.number for job in queue.jobs()] == [1, 2]
+
+
+def test_stopping_the_run_that_waits_ends_the_repetition_and_resuming_one_that_ran_adds_none(queue: JobQueue) -> None:
+    queue.submit(RUN, source="a", start_at=1000, every_s=HOUR)
+    job = queue.begin(now=1000.0)
+    assert job is not None
+    queue.end(replace(job, state=JobState.STOPPED))
+    queue.resume(queue.job("1"))
+    assert starts(queue, 1001.0) == [1]
+    assert len(queue.jobs()) == 2
+    queue.stop(queue.job("2"))
+    assert starts(queue, 1e9) == []
+
+
+@pytest.mark.parametrize(("start_at", "every_s"), [(-1, 0), (2**41, 0), (0, 59), (0, 367 * 86_400), (0, -60)])
+def test_times_that_cannot_be_meant_are_refused_and_nothing_is_queued(
+    queue: JobQueue, start_at: int, every_s: int
+) -> None:
+    with pytest.raises(ConfigInvalid):
+        queue.submit(RUN, source="a", start_at=start_at, every_s=every_s)
+    assert queue.jobs() == ()

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from fedpeft.cli.coordinator.target import Target, asking, target_options
+from fedpeft.cli.coordinator.token import duration_s, moment
 from fedpeft.cli.options import OutFolder, json_option, say_json
 
 __all__ = ["resume", "runs", "status", "stop", "submit"]
@@ -18,12 +19,19 @@ without_option = click.option("--without", multiple=True, metavar="NAME", help="
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, help="The highest is served first. [default: 0]")
 @click.option("--group", default="", help="Ask only the devices in this group; see `clients group`.")
 @without_option
+@click.option("--at", default="", metavar="TIME", help="Begin then, not before: 2026-12-08T02:00, or with +01:00.")
+@click.option("--every", default="", metavar="DURATION", help="Repeat it so often, e.g. 12h or 7d.")
 @target_options
-def submit(config: Path, priority: int, group: str, without: tuple[str, ...], target: Target) -> None:
+def submit(
+    config: Path, priority: int, group: str, without: tuple[str, ...], at: str, every: str, target: Target
+) -> None:
     """Validate a run.toml and queue it. It starts when the coordinator is up and has a place for it.
 
     A coordinator works on two runs at once (runs_at_once in its coordinator.json). Runs that ask the same devices take
     turns; the one with the higher priority goes first.
+
+    A run with --every queues the next one, with another seed, as it begins. A start that was missed happens once, when
+    the coordinator is up again. `coordinator stop` on the run that waits ends the repetition.
 
     [data] and [[device]] are not needed: what a device has and trains is its own site.toml's to say. A relative folder
     in base.model is meant from where this command runs; with --coordinator the base is named by its digest.
@@ -33,6 +41,7 @@ def submit(config: Path, priority: int, group: str, without: tuple[str, ...], ta
     from fedpeft.files import read_text
     from fedpeft_server.admin.runs import submit_here
 
+    when = {"start_at": _moment(at) if at else 0, "every_s": duration_s(every, "--every") if every else 0}
     try:
         written = read_text(config)
     except ValueError as error:
@@ -40,12 +49,38 @@ def submit(config: Path, priority: int, group: str, without: tuple[str, ...], ta
     with asking(target) as coordinator:
         if isinstance(coordinator, LocalCoordinator):
             job: Any = submit_here(
-                coordinator.site, written, source=config, by="operator", priority=priority, group=group, without=without
+                coordinator.site,
+                written,
+                source=config,
+                by="operator",
+                priority=priority,
+                group=group,
+                without=without,
+                start_at=when["start_at"],
+                every_s=when["every_s"],
             )
         else:
-            more = {name: value for name, value in (("group", group), ("without", ",".join(without))) if value}
+            told: dict[str, str | int] = {"group": group, "without": ",".join(without), **when}
+            more = {name: value for name, value in told.items() if value}
             job = coordinator.ask("runs.submit", config=written, priority=priority, **more)
-    click.echo(f"run {job['number']} ({job['name']}) is queued; see `fedpeft coordinator status`")
+    click.echo(f"run {job['number']} ({job['name']}) is queued{_schedule(job)}; see `fedpeft coordinator status`")
+
+
+def _moment(text: str) -> int:
+    """Unix seconds of a time; without a zone it is this machine's."""
+    from datetime import datetime
+
+    try:
+        return int(datetime.fromisoformat(text).astimezone().timestamp())
+    except (ValueError, OverflowError, OSError) as error:
+        raise click.BadParameter(
+            f"expected a time such as 2026-12-08T02:00 or 2026-12-08T02:00+01:00, found {text!r}", param_hint="--at"
+        ) from error
+
+
+def _schedule(job: Any) -> str:
+    at = f", begins {moment(job['start_at'])}" if job.get("start_at") else ""
+    return f"{at}, repeats every {job['every_s']} s" if job.get("every_s") else at
 
 
 @click.command()
@@ -204,6 +239,9 @@ def _say_run(job: Any) -> None:
     where = f"  group {printable(str(job['group']))}" if job["group"] else ""
     absent = f"  without {printable(', '.join(map(str, job['without'])))}" if job.get("without") else ""
     first = f"  priority {job['priority']}" if job["priority"] else ""
-    click.echo(f"run {job['number']:4}  {job['state']:8}  {printable(str(job['name']))}{lies}{where}{absent}{first}")
+    then = _schedule(job) if job["state"] == "queued" else ""
+    click.echo(
+        f"run {job['number']:4}  {job['state']:8}  {printable(str(job['name']))}{lies}{where}{absent}{first}{then}"
+    )
     if job["reason"]:
         click.echo(f"          {printable(str(job['reason']), keep_lines=True)}")

@@ -72,10 +72,10 @@ def revoke_token(token_id: str, target: Target) -> None:
     click.echo(f"token {token_id} is revoked; it admits no further device")
 
 
-def duration_s(text: str) -> int:
+def duration_s(text: str, option: str = "--ttl") -> int:
     """Seconds of a text such as 30m or 7d."""
     if not (found := re.fullmatch(r"(\d{1,6})([smhd])", text)):
-        raise click.BadParameter(f"expected a duration such as 30m, 24h or 7d, found {text!r}", param_hint="--ttl")
+        raise click.BadParameter(f"expected a duration such as 30m, 24h or 7d, found {text!r}", param_hint=option)
     return int(found[1]) * _UNITS_S[found[2]]
 
 

@@ -16,6 +16,7 @@ from fedpeft_server.admin.asked import Asked, Field
 from fedpeft_server.enrolment.groups import GROUP_NAME
 from fedpeft_server.enrolment.labels import LABEL_CHARACTERS
 from fedpeft_server.jobs.job_queue import PRIORITIES
+from fedpeft_server.jobs.schedule import LATEST, LONGEST_EVERY_S
 
 __all__ = ["CONFIG_CHARACTERS", "OPERATIONS", "Operation", "named"]
 
@@ -84,6 +85,8 @@ OPERATIONS = (
             "priority": _PRIORITY,
             "group": Field(pattern=GROUP_NAME, about="Ask the devices of this group alone."),
             "without": _WITHOUT,
+            "start_at": Field(kind="integer", most=LATEST, about="Unix seconds before which it does not begin."),
+            "every_s": Field(kind="integer", most=LONGEST_EVERY_S, about="Seconds to the next repetition; 0: none."),
         },
     ),
     Operation(

@@ -4,10 +4,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import tomli_w
-
 from fedpeft.config.load import parse
-from fedpeft.entropy import os_entropy
 from fedpeft.errors import ConfigInvalid, FedpeftError, said_by
 from fedpeft.files import last_lines
 from fedpeft.home_schema import schema_of
@@ -18,6 +15,7 @@ from fedpeft_server.enrolment.audit_log import AuditEvent
 from fedpeft_server.enrolment.groups import Groups
 from fedpeft_server.home import SCHEMA
 from fedpeft_server.jobs.job_queue import Job, JobState
+from fedpeft_server.jobs.schedule import expect_schedule, with_another_seed
 from fedpeft_server.jobs.submission import submission
 from fedpeft_server.run.privacy_statements import privacy_lines
 from fedpeft_server.run.records import EventRecord, RoundMetrics, from_json
@@ -76,6 +74,8 @@ def submit(site: Administered, asked: Asked) -> object:
         priority=asked.number("priority", 0),
         group=asked.text("group"),
         without=_names(asked),
+        start_at=asked.number("start_at", 0),
+        every_s=asked.number("every_s", 0),
     )
 
 
@@ -125,11 +125,14 @@ def submit_here(
     group: str = "",
     without: Sequence[str] = (),
     before: Sequence[str] = (),
+    start_at: int = 0,
+    every_s: int = 0,
 ) -> dict[str, object]:
     """As ``submit``, by somebody on the coordinator's machine: the base may be a path.
 
     Args:
         before: names that another run was submitted without: their devices may have been deleted since.
+        start_at, every_s: see ``fedpeft_server.jobs.job_queue.Job``; a run that repeats begins now if no time is given.
 
     Raises:
         ConfigInvalid, ResourceMissing: as ``submission``; no device is in the group, or one to leave out is not there.
@@ -138,13 +141,26 @@ def submit_here(
         Groups(site.registry).expect(group)
     for name in set(without) - set(before):
         site.registry.device(name)
-    if (group or priority or without) and schema_of(site.home.path)[0] < SCHEMA:
+    expect_schedule(start_at, every_s)
+    if (group or priority or without or start_at or every_s) and schema_of(site.home.path)[0] < SCHEMA:
         raise ConfigInvalid(
-            "Expected a coordinator of this version for --priority, --group and --without; start it anew first."
+            "Expected a coordinator of this version for --priority, --group, --without, --at and --every; start it "
+            "anew first."
         )
     written = submission(text, source=source, bases=site.home.bases)
-    job = site.queue.submit(written, source=str(source), priority=priority, group=group, without=without)
+    if every_s and not start_at:
+        start_at = int(site.clock.utc().timestamp())
+    job = site.queue.submit(
+        written,
+        source=str(source),
+        priority=priority,
+        group=group,
+        without=without,
+        start_at=start_at,
+        every_s=every_s,
+    )
     detail: dict[str, str | int | float] = {"number": job.number, "priority": job.priority, "group": job.group}
+    detail |= {name: value for name, value in (("start_at", start_at), ("every_s", every_s)) if value}
     if job.without:
         detail["without"] = ", ".join(job.without)
     site.audit.append(AuditEvent.RUN_SUBMITTED, actor=by, subject=job.name, detail=detail)
@@ -160,7 +176,7 @@ def clone(site: Administered, asked: Asked) -> object:
     source = site.home.path / f"run {job.number}"
     without = tuple(dict.fromkeys((*job.without, *_names(asked))))
     if set(without) != set(job.without):
-        text = _with_another_seed(text)
+        text = with_another_seed(text)
     return submit_here(
         site,
         text,
@@ -171,16 +187,6 @@ def clone(site: Administered, asked: Asked) -> object:
         without=without,
         before=job.without,
     )
-
-
-def _with_another_seed(text: str) -> str:
-    """Two runs that differ in one device and begin alike differ in what it gave: their first sums are not to be
-    subtracted from each other (docs/threat-model.md, "Differencing")."""
-    document = tomllib.loads(text)
-    before = document["run"].get("seed")
-    while document["run"].get("seed") == before:
-        document["run"]["seed"] = int.from_bytes(os_entropy(3))
-    return tomli_w.dumps(document)
 
 
 def _names(asked: Asked) -> tuple[str, ...]:

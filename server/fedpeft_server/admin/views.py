@@ -27,6 +27,7 @@ def job_view(job: Job) -> View:
     return {
         "number": job.number, "name": job.name, "state": job.state.value, "run": job.run, "reason": job.reason,
         "priority": job.priority, "group": job.group, "without": list(job.without),
+        "start_at": job.start_at, "every_s": job.every_s,
     }  # fmt: skip
 
 

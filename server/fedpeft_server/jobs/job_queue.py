@@ -11,6 +11,7 @@ Whoever changes where a run stands reads it and writes it in one turn, since com
 """
 
 import json
+import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,12 +22,13 @@ from fedpeft.config.load import parse
 from fedpeft.directory_lock import short_turn
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
 from fedpeft.files import write_file
+from fedpeft_server.jobs.schedule import expect_schedule, next_start, with_another_seed
 
 __all__ = ["PRIORITIES", "Job", "JobQueue", "JobState"]
 
 
 PRIORITIES = 100
-UNUSUAL = ("priority", "group", "without")
+UNUSUAL = ("priority", "group", "without", "start_at", "every_s", "follows")
 """Fields of a job that are written only where they say something."""
 
 
@@ -53,6 +55,9 @@ class Job:
         priority: of those that wait for a start, or for devices, the one with the highest goes first.
         group: of the devices that it asks (``fedpeft_server.enrolment.groups``); empty: all.
         without: names of devices that it never asks.
+        start_at: Unix seconds before which it does not begin; 0: at once.
+        every_s: it is queued again so often (``fedpeft_server.jobs.schedule``); 0: once.
+        follows: the number of the run that it repeats; 0: of none.
     """
 
     number: int
@@ -63,8 +68,12 @@ class Job:
     priority: int = 0
     group: str = ""
     without: tuple[str, ...] = ()
+    start_at: int = 0
+    every_s: int = 0
+    follows: int = 0
 
     def __post_init__(self) -> None:
+        expect_schedule(self.start_at, self.every_s)
         if not -PRIORITIES <= self.priority <= PRIORITIES:
             raise ConfigInvalid(f"Expected a priority in {-PRIORITIES}..{PRIORITIES}, found {self.priority}.")
 
@@ -76,17 +85,39 @@ class JobQueue:
         self.path = path
         path.mkdir(mode=0o700, exist_ok=True)
 
-    def submit(self, text: str, *, source: str, priority: int = 0, group: str = "", without: Sequence[str] = ()) -> Job:
+    def submit(
+        self,
+        text: str,
+        *,
+        source: str,
+        priority: int = 0,
+        group: str = "",
+        without: Sequence[str] = (),
+        start_at: int = 0,
+        every_s: int = 0,
+    ) -> Job:
         """Checks a run.toml and takes it.
 
         Args:
-            priority, group, without: see ``Job``.
+            priority, group, without, start_at, every_s: see ``Job``.
 
         Raises:
             ConfigInvalid: it is wrong, or not for a deployment; nothing was submitted.
         """
         config = parse(text, source=source)
-        job = Job(number=1, name=config.run.name, priority=priority, group=group, without=tuple(without))
+        job = Job(
+            number=1,
+            name=config.run.name,
+            priority=priority,
+            group=group,
+            without=tuple(without),
+            start_at=start_at,
+            every_s=every_s,
+        )
+        return self._add(job, text)
+
+    def _add(self, job: Job, text: str) -> Job:
+        """Under the next number that is free."""
         number = 1 + max((job.number for job in self.jobs()), default=0)
         while True:
             try:
@@ -118,26 +149,43 @@ class JobQueue:
                 return job
         raise ConfigInvalid(f"Expected a submitted run, found none called {name!r}; see `fedpeft coordinator status`.")
 
-    def next(self, *, worked_on: Collection[int] = ()) -> Job | None:
+    def next(self, *, worked_on: Collection[int] = (), now: float = math.inf) -> Job | None:
         """What to begin now: what was running when the coordinator went down, else the first of the highest priority.
 
         Args:
             worked_on: numbers of runs that have begun.
+            now: Unix seconds.
         """
+        due = [job for job in self.jobs() if job.state is JobState.RUNNING or job.start_at <= now]
         open_states = (JobState.RUNNING, JobState.QUEUED)
-        waiting = [job for job in self.jobs() if job.state in open_states and job.number not in worked_on]
+        waiting = [job for job in due if job.state in open_states and job.number not in worked_on]
         return min(
             waiting, key=lambda job: (job.state is not JobState.RUNNING, -job.priority, job.number), default=None
         )
 
-    def begin(self, *, worked_on: Collection[int] = ()) -> Job | None:
-        """Takes what ``next`` names: it is running from now on. None when there is nothing to do."""
+    def begin(self, *, now: float, worked_on: Collection[int] = ()) -> Job | None:
+        """Takes what ``next`` names: it is running from now on. None when there is nothing to do.
+
+        One that repeats has queued the next one before.
+
+        Args:
+            now: Unix seconds.
+            worked_on: see ``next``.
+        """
         with short_turn(self.path):
-            job = self.next(worked_on=worked_on)
+            job = self.next(worked_on=worked_on, now=now)
             if job is not None:
+                if job.every_s and job.state is JobState.QUEUED and self.successor(job) is None:
+                    start_at = next_start(job.start_at, job.every_s, now)
+                    waits = replace(job, start_at=start_at, follows=job.number)
+                    self._add(waits, with_another_seed(self.text(job)))
                 job = replace(job, state=JobState.RUNNING)
                 self.put(job)
             return job
+
+    def successor(self, job: Job) -> Job | None:
+        """The run that repeats this one; None: there is none yet."""
+        return next((one for one in self.jobs() if one.follows == job.number), None)
 
     def text(self, job: Job) -> str:
         """Its run.toml."""

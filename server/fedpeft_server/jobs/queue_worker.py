@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
+from fedpeft_server.enrolment.audit_log import AuditEvent
 from fedpeft_server.jobs.disk_space import DiskFull, expect_room, is_full, room_needed
 from fedpeft_server.jobs.job_queue import Job, JobState
 from fedpeft_server.jobs.job_runner import JobContext, JobRunner
@@ -36,6 +37,7 @@ class QueueWorker:
         self._site, self._at_once, self._stopping, self._stop = site, at_once, stopping, stop
         self._now: dict[int, str] = {}
         self._lacks: dict[int, str] = {}
+        self._repeated: set[int] = set()
 
     @property
     def trouble(self) -> str:
@@ -78,12 +80,25 @@ class QueueWorker:
 
     def _begin(self, at_work: Collection[int]) -> Job | None:
         try:
-            return self._site.queue.begin(worked_on=at_work)
+            queue = self._site.queue
+            job = queue.begin(worked_on=at_work, now=self._site.clock.utc().timestamp())
+            if job is not None and (following := queue.successor(job)) is not None:
+                self._note(job, following)
+            return job
         except OSError as error:
             if not is_full(error):
                 raise
             self._wait_for_room(None, error)
             return None
+
+    def _note(self, job: Job, following: Job) -> None:
+        """Who submitted the next repetition, and when it is to begin."""
+        if job.number in self._repeated:
+            return
+        self._repeated.add(job.number)
+        detail: dict[str, str | int | float] = {"number": following.number, "repeats": job.number}
+        detail["start_at"] = following.start_at
+        self._site.audit.append(AuditEvent.RUN_SUBMITTED, actor="coordinator", subject=following.name, detail=detail)
 
     def _work_on(self, job: Job) -> None:
         """A run to its end, or until the coordinator stops."""
