@@ -40,8 +40,10 @@ def report(run: Path, statement: Path | None, home: Path | None, as_json: bool) 
     """Show the privacy budget that RUN has spent, and what it means."""
     from fedpeft_server.run.privacy_statements import privacy_lines
     from fedpeft_server.run.run_view import read_run
+    from fedpeft_server.run.verdict import rounds_done
 
     view = read_run(run)
+    done = rounds_done(view.rounds, view.config().rounds)
     if statement is not None:
         from fedpeft.cli.privacy_statement import issue
 
@@ -51,9 +53,9 @@ def report(run: Path, statement: Path | None, home: Path | None, as_json: bool) 
     if as_json:
         spent = [] if privacy.unit == "none" else list(privacy_lines(view))
         facts = {"unit": privacy.unit, "epsilon": privacy.epsilon, "delta": privacy.delta, "spent": spent}
-        say_json({"run": str(run), "rounds": len(view.rounds), **facts})
+        say_json({"run": str(run), "rounds": done, **facts})
         return
-    click.echo(f"{view.manifest.run_id}: {counted(len(view.rounds), 'round')} committed")
+    click.echo(f"{view.manifest.run_id}: {counted(done, 'round')} committed")
     if privacy.unit == "none":
         click.echo("no differential privacy; whoever has the adapter may learn from it")
         return

@@ -32,6 +32,7 @@ def list_(folder: Path, as_json: bool) -> None:
     """List the runs in FOLDER (default: runs), oldest first."""
     from fedpeft.errors import FedpeftError
     from fedpeft_server.run.run_view import list_runs, read_run
+    from fedpeft_server.run.verdict import rounds_done
 
     paths = list_runs(folder)
     if as_json:
@@ -45,7 +46,8 @@ def list_(folder: Path, as_json: bool) -> None:
             click.echo(f"{path.name:<{width}}  damaged      see `{quoted('fedpeft', 'runs', 'verify', path)}`")
             continue
         accuracy = _last_measured(view.rounds)
-        rounds = f"{len(view.rounds):>4} {'round ' if len(view.rounds) == 1 else 'rounds'}"
+        done = rounds_done(view.rounds, view.config().rounds)
+        rounds = f"{done:>4} {'round ' if done == 1 else 'rounds'}"
         click.echo(f"{path.name:<{width}}  {view.state:<11}  {rounds}  {accuracy}")
     if not paths:
         click.echo(f"no runs in {folder}; `fedpeft simulate run.toml` makes one")
@@ -65,6 +67,7 @@ def _run_json(path: Path) -> dict[str, object]:
     """What ``ls`` says of one run."""
     from fedpeft.errors import FedpeftError
     from fedpeft_server.run.run_view import read_run
+    from fedpeft_server.run.verdict import rounds_done
 
     try:
         view = read_run(path)
@@ -75,7 +78,7 @@ def _run_json(path: Path) -> dict[str, object]:
         "run": path.name,
         "path": str(path),
         "state": view.state,
-        "rounds": len(view.rounds),
+        "rounds": rounds_done(view.rounds, view.config().rounds),
         "accuracy": measured[-1].accuracy if measured else None,
         "metrics": measured[-1].metrics if measured else {},
     }
@@ -91,7 +94,7 @@ def show(run: Path, as_json: bool) -> None:
     from fedpeft.tasks.measure import told
     from fedpeft_server.run.failing_devices import failing_devices
     from fedpeft_server.run.run_view import read_run
-    from fedpeft_server.run.verdict import verdict
+    from fedpeft_server.run.verdict import rounds_done, verdict
 
     view = read_run(run)
     if as_json:
@@ -100,18 +103,21 @@ def show(run: Path, as_json: bool) -> None:
         summary = None if view.summary is None else asdict(view.summary)
         say_json({**facts, "config": view.manifest.config_digest, "rows": rows, "summary": summary})
         return
+    count = view.config().rounds.count
+    done = rounds_done(view.rounds, view.config().rounds)
     writer = f" (process {view.writer})" if view.writer else ""
-    click.echo(f"{view.manifest.run_id}: {view.state}{writer}, {counted(len(view.rounds), 'round')} committed")
+    click.echo(f"{view.manifest.run_id}: {view.state}{writer}, {counted(done, 'round')} committed")
     click.echo(f"base {view.manifest.base_digest}, config {view.manifest.config_digest}")
     for row in view.rounds:
+        name = f"round {row.round:>4}" if row.round <= count else f"{'final':<10}"  # which trains nothing
         if row.burnt:
-            click.echo(f"round {row.round:>4}  burnt: {row.burnt}")
+            click.echo(f"{name}  burnt: {row.burnt}")
             continue
         loss = "     -" if row.loss is None else f"{row.loss:6.3f}"
         accuracy = "    -" if row.accuracy is None else f"{row.accuracy:5.1%}"
         further = f"{told(row.metrics)}  " if row.metrics else ""
         click.echo(
-            f"round {row.round:>4}  loss {loss}  accuracy {accuracy}  {further}"
+            f"{name}  loss {loss}  accuracy {accuracy}  {further}"
             f"devices {row.devices_survived}/{row.devices_invited}  "
             f"up {row.bytes_up / 1e6:.2f} MB  down {row.bytes_down / 1e6:.2f} MB  {row.seconds:.1f} s"
         )

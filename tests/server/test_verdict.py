@@ -114,6 +114,20 @@ def test_a_metric_that_nothing_measures_is_said(kind: str, metric: str, generate
     assert not any("not measured" in line for line in verdict(measured, config))
 
 
+@pytest.mark.parametrize(("patience", "metric"), [(2, "auto"), (0, "accuracy"), (1, "f1_macro")])
+def test_a_private_run_says_that_nothing_chooses_its_state_or_ends_it_early(patience: int, metric: str) -> None:
+    config, rows = config_of(3), rows_of([None] * 3)
+    rounds = config.rounds.model_copy(update={"patience": patience, "metric": metric})
+    asking = config.model_copy(update={"rounds": rounds})
+    private = {"privacy": config.privacy.model_copy(update={"unit": "client"})}
+    (said,) = verdict(rows, asking.model_copy(update=private))
+    assert "without effect under [privacy]" in said
+    assert new_warnings(rows[:1], asking.model_copy(update=private)) == (said,)
+    assert not new_warnings(rows, asking.model_copy(update=private)), "once"
+    assert not verdict(rows, asking)
+    assert not verdict(rows, config.model_copy(update=private))
+
+
 def test_a_warning_is_new_once() -> None:
     rows = rows_of([1.0, 0.8, 1.8, 1.9])
     assert [len(new_warnings(rows[:n], config_of(3))) for n in range(1, 5)] == [0, 0, 1, 0]

@@ -93,11 +93,11 @@ def new_warnings(rows: Sequence[RoundMetrics], config: RunConfig) -> tuple[str, 
 
 
 def verdict(rows: Sequence[RoundMetrics], config: RunConfig) -> tuple[str, ...]:
-    """What the run as a whole says, in a sentence each; empty where nothing was evaluated, or once only."""
+    """What the run as a whole says, in a sentence each; warnings alone where nothing was evaluated, or once only."""
     measured, best = _evaluated(rows), best_row(rows, config.rounds)
-    if best is None or len(measured) < 2:
-        return ()
     found = list(_warnings(rows, config).values())
+    if best is None or len(measured) < 2:
+        return tuple(found)
     first, before, last = _loss(measured[0]), _loss(measured[-2]), _loss(measured[-1])
     kept, gained = kept_round(rows, config.rounds), first - _loss(best)
     if kept is not None:
@@ -158,6 +158,13 @@ def _left_behind(rows: Sequence[Comparison], *, lower_is_better: bool) -> Iterat
 def _warnings(rows: Sequence[RoundMetrics], config: RunConfig) -> Mapping[str, str]:
     """Kind -> what is wrong, as far as the rows show it."""
     measured, found = _evaluated(rows), dict[str, str]()
+    asked = [f"rounds.patience = {config.rounds.patience}"] if config.rounds.patience else []
+    asked += [f'rounds.metric = "{config.rounds.metric}"'] if config.rounds.metric not in _LOSSES else []
+    if rows and asked and config.privacy.unit != "none":  # no fault: earlier runs have it, and are read again
+        found["nothing chooses"] = (
+            f"{' and '.join(asked)}: without effect under [privacy], where no evaluation says whether a state is "
+            "better: all rounds are made, and the last state is kept."
+        )
     if len(measured) < 2:
         return found
     first, last = _loss(measured[0]), _loss(measured[-1])

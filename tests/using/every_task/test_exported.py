@@ -4,6 +4,7 @@ See ``test_asked``.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,29 @@ def test_gguf(name: str, made: Given, tmp_path: Path, capsys: Capture) -> None:
     assert done == 3, said
     assert "--full" in said.err or "convert_lora_to_gguf.py" in said.err, said.err
     assert not list(tmp_path.iterdir())
+
+
+@cell
+@every_row
+def test_vllm(name: str, made: Given) -> None:
+    """The rules of vLLM's PEFTHelper and of its names of tensors; it serves models that write."""
+    from safetensors.numpy import load_file
+
+    one = made(name)
+    settings = json.loads((one.final / "adapter_config.json").read_text())
+    if one.row.kind not in ("causal-lm", "preference"):
+        assert settings.get("modules_to_save") or settings["task_type"] in ("SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+        return
+    assert not settings.get("modules_to_save")
+    assert not settings.get("use_dora")
+    assert settings["bias"] == "none"
+    assert settings.get("rank_pattern", {}) == settings.get("alpha_pattern", {}) == {}, "it reads neither"
+    factors = load_file(one.final / "adapter_model.safetensors")
+    for tensor, values in factors.items():
+        found = re.fullmatch(r"base_model\.model\.(model\.layers\.\d+\.\w+\.(\w+))\.lora_(A|B)\.weight", tensor)
+        assert found, tensor
+        assert {found[1], found[2]} & {*settings["target_modules"]}
+        assert values.shape[0 if found[3] == "A" else 1] == settings["r"] <= 16, "its max_lora_rank unless told"
 
 
 @cell

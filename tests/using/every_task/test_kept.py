@@ -52,6 +52,13 @@ def test_compare(name: str, made: Given, capsys: Capture) -> None:
     assert figures[0] == figures[1]
     assert figures[0]["loss"] in {row.loss for row in rounds}
     assert figures[0]["rounds"] == 1, "the final evaluation is no round"
+    assert main(["runs", "ls", str(one.run.parent)]) == 0
+    assert "    1 round " in capsys.readouterr().out
+    for command in (["runs", "show"], ["privacy", "report"]):
+        assert main([*command, str(one.run)]) == 0
+        said = capsys.readouterr().out
+        assert "1 round committed" in said
+        assert "round    2" not in said
     kept = next(row for row in rounds if row.loss == figures[0]["loss"])
     for metric, value in kept.metrics.items():
         assert figures[0][metric] == value
