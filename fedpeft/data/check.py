@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from fedpeft.config.model import Task
 from fedpeft.data.encode import Measured, measure
 from fedpeft.data.encode_sources import pair_of
 from fedpeft.data.encode_texts import text_of
 from fedpeft.data.formats import Loaded
-from fedpeft.data.holdout import Contents, content_ranks, contents_of, contradictions, split_indices
+from fedpeft.data.holdout import divided
 from fedpeft.data.people import PERSON, People, note_nobodys, people_in
 from fedpeft.data.preference.rows import Side, sides_of
 from fedpeft.data.records import MAX_PROBLEMS, Record, Records
@@ -161,17 +160,13 @@ def check_loaded(
     convention = findings.convention
     if PERSON in (column_map or {}):  # who names the column means to protect people: a row of nobody is a mistake
         note_nobodys(records, findings.log)
-    good = (
-        records
-        if not findings.bad_rows
-        else records.select(i for i in range(len(records)) if i not in findings.bad_rows)
-    )
+    good = records if not findings.bad.any() else records.select(np.flatnonzero(~findings.bad))
     name, tokens = tokenizer or ("words", WhitespaceTokenizer())
     measured = measure(good, task, tokens)
     classify = task.record.one_class
     names_read = {**loaded.aliases, **(column_map or {})}
-    contents = contents_of(content_ranks(good, seed))
-    train, held_out = split_indices(good, contents, holdout)
+    division = divided(good, holdout, seed)
+    held_out = int(np.count_nonzero(division.held))
     labels = _labels(good, task)
     unused = unused_columns((*records.columns(), *loaded.unused), convention, names_read)
     return DataReport(
@@ -180,16 +175,16 @@ def check_loaded(
         kind=task.kind,
         examples=len(records),
         usable=len(good) - measured.refused.count,
-        empties=sum(_has_empty(records[i], convention) for i in findings.bad_rows),
-        duplicates=len(good) - contents.count,
-        contradictions=contradictions(good, contents) if classify else 0,
+        empties=sum(_has_empty(row, convention) for row in records.select(np.flatnonzero(findings.bad))),
+        duplicates=len(good) - division.distinct,
+        contradictions=division.contradictions if classify else 0,
         labels=labels,
         rendered=_examples(good, task, convention, tokens),
         lengths=_lengths(measured, task, name, approximate=tokenizer is None),
         split=Split(
-            train=len(train),
-            held_out=len(held_out),
-            shared=_shared(contents, train, held_out),
+            train=len(good) - held_out,
+            held_out=held_out,
+            shared=division.shared,
         ),
         problem_count=findings.log.count + measured.refused.count,
         problems=(*findings.log.problems, *measured.refused.problems)[:MAX_PROBLEMS],
@@ -223,14 +218,6 @@ def _labels(records: Records, task: Task) -> dict[str, int]:
     for (_, value), count in found.items():
         names[str(label_name(value))] += count
     return dict(sorted(names.items()))
-
-
-def _shared(contents: Contents, train: npt.NDArray[np.intp], held_out: npt.NDArray[np.intp]) -> int:
-    """How many contents occur on both sides."""
-    there = np.zeros((2, contents.count), dtype=np.bool_)
-    there[0, contents.of[train]] = True
-    there[1, contents.of[held_out]] = True
-    return int(np.count_nonzero(there.all(axis=0)))
 
 
 def _has_empty(row: Record, convention: Convention) -> bool:
@@ -293,14 +280,16 @@ def _answer(row: Record, task: Task) -> str:
 
 
 def _lengths(measured: Measured, task: Task, name: str, *, approximate: bool) -> TokenLengths | None:
-    lengths = measured.lengths  # (n,)
-    if not len(lengths):
+    if not measured.lengths:
         return None
-    values = np.percentile(lengths, PERCENTILES, method="higher")
+    lengths = np.array(sorted(measured.lengths.items()), np.int64)  # (different lengths, 2): tokens, examples
+    upto = np.cumsum(lengths[:, 1])
+    places = np.ceil((upto[-1] - 1) * (np.array(PERCENTILES) / 100))  # "higher": no length that no example has
+    values = lengths[np.searchsorted(upto, places, side="right"), 0]
     return TokenLengths(
         tokenizer=name,
         approximate=approximate,
         percentiles={percent: int(value) for percent, value in zip(PERCENTILES, values, strict=True)},
         max_length=task.max_length,
-        truncated=int((lengths > task.max_length).sum()),
+        truncated=int(lengths[lengths[:, 0] > task.max_length, 1].sum()),
     )

@@ -11,6 +11,7 @@ Invariants: no example (of embeddings: no text) is longer than ``max_length``; e
 examples keep their order, one for each record.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -114,12 +115,12 @@ class Measured:
     """What a tokenizer makes of records, without keeping the tokens.
 
     Args:
-        lengths: tokens of each accepted record before any truncation, shape (n,).
+        lengths: tokens before any truncation -> how many accepted records have so many.
         refused: records that the chat template or the tokenizer does not take.
         unknown, answers, context_answers: see ``EncodedDataset``.
     """
 
-    lengths: npt.NDArray[np.int64]
+    lengths: Counter[int]
     refused: ProblemLog
     unknown: int = 0
     answers: int = 0
@@ -130,27 +131,26 @@ def measure(records: Records, task: Task, tokenizer: Tokenizer) -> Measured:
     """Look at validated records through a tokenizer; a record that it refuses is noted and left out."""
     log = ProblemLog()
     if not records:
-        return Measured(lengths=np.zeros(0, dtype=np.int64), refused=log)
+        return Measured(lengths=Counter(), refused=log)
     if isinstance(tokenizer, WhitespaceTokenizer) and task.record.adds_head and "text_pair" not in records.columns():
-        words = map(len, map(str.split, map(str, records.values("text"))))
-        return Measured(lengths=np.fromiter(words, dtype=np.int64, count=len(records)), refused=log)
+        return Measured(lengths=Counter(map(len, map(str.split, map(str, records.values("text"))))), refused=log)
     special, unknown, answers, trained = Special.of(tokenizer), 0, 0, 0
-    lengths: list[int] = []
+    lengths: Counter[int] = Counter()
     if (whole := _whole(records, task, tokenizer, log)) is not None:
         for ids in whole:
-            lengths.append(len(ids))
+            lengths[len(ids)] += 1
             unknown += special.knows_nothing_of(ids)
-        return Measured(lengths=np.array(lengths, dtype=np.int64), refused=log, unknown=unknown)
+        return Measured(lengths=lengths, refused=log, unknown=unknown)
     for origin, example, tokens, targets in _tokenized(records, task, tokenizer, bos_of(tokenizer), log):
         if not targets.any():
             note_nothing_to_train(origin, log)
             continue
-        lengths.append(len(tokens))
+        lengths[len(tokens)] += 1
         unknown += special.knows_nothing_of(tokens)
         answers += example.answers
         trained += len(example.trained) if example.answers else 0
     return Measured(
-        lengths=np.array(lengths, dtype=np.int64),
+        lengths=lengths,
         refused=log,
         unknown=unknown,
         answers=answers,

@@ -19,7 +19,7 @@ from fedpeft.data.choosing import KINDS, OWN_KINDS, LeftOut, choose, split_of_wo
 from fedpeft.data.delimited import csv_batches
 from fedpeft.data.memory import Rows, is_memory, read_by_plugin
 from fedpeft.data.opening import plain_suffix
-from fedpeft.data.packed import LineNumbers, PackedColumn, PackedOrigins, PackedRows
+from fedpeft.data.packed import MEMORY_BYTES, LineNumbers, PackedColumn, PackedOrigins, PackedRows, Pages
 from fedpeft.data.records import BATCH_ROWS, MISSING, Batch, ProblemLog, Record, Records
 from fedpeft.files import expanded
 from fedpeft.tasks import KNOWN_COLUMNS
@@ -204,6 +204,7 @@ def _batches(rows: Iterator[Row], choice: ColumnChoice) -> Iterator[Batch]:
 class _Collector:
     """Rows of all files as they come, packed column by column."""
 
+    pages: Pages = field(default_factory=lambda: Pages(MEMORY_BYTES))
     columns: dict[str, PackedColumn] = field(default_factory=dict)
     lines: LineNumbers = field(default_factory=LineNumbers)
 
@@ -211,8 +212,9 @@ class _Collector:
         done, rows = len(self.lines), len(batch.lines)
         for name in choice.of(batch.columns):
             if name not in self.columns:
-                self.columns[name] = column = PackedColumn()
-                column.extend([MISSING] * done)
+                self.columns[name] = column = PackedColumn(self.pages)
+                for start in range(0, done, BATCH_ROWS):
+                    column.extend([MISSING] * min(BATCH_ROWS, done - start))
         for name, column in self.columns.items():
             column.extend(batch.columns.get(name) or [MISSING] * rows)
         self.lines.extend(batch.lines)

@@ -17,41 +17,23 @@ decides of every example by its own hash.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from json.encoder import encode_basestring
 
 import numpy as np
 import numpy.typing as npt
 
+from fedpeft.data.contents import Codes, Division, Ranks, divide
 from fedpeft.data.records import BATCH_ROWS, Numbers, Record, Records
 from fedpeft.data.targets import label_name
 from fedpeft.data.tasks import detect
 from fedpeft.errors import DataInvalid
 from fedpeft.tasks import Convention
 
-__all__ = ["Contents", "content_ranks", "contents_of", "contradictions", "split_each", "split_holdout", "split_indices"]
+__all__ = ["content_ranks", "divided", "split_each", "split_holdout"]
 
 PIECE = 2**16
-
-Ranks = npt.NDArray[np.uint64]
-"""A number a record: the first 64 bits of a hash of its content and the seed. Equal contents have equal ranks."""
-
-Indices = npt.NDArray[np.intp]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
-    """Which records have the same content.
-
-    Args:
-        of: a number a record, shape (n,), int32: the place of its content among the distinct ones, ascending by rank.
-        count: distinct contents.
-    """
-
-    of: npt.NDArray[np.int32]
-    count: int
 
 
 def split_holdout(records: Records, holdout: float, seed: int) -> tuple[Records, Records]:
@@ -68,8 +50,7 @@ def split_holdout(records: Records, holdout: float, seed: int) -> tuple[Records,
     Raises:
         DataInvalid: ``holdout`` is out of range.
     """
-    train, held_out = split_indices(records, contents_of(content_ranks(records, seed)), _share(holdout))
-    return records.select(train.tolist()), records.select(held_out.tolist())
+    return _sides(records, divided(records, _share(holdout), seed).held)
 
 
 def split_each(records: Records, holdout: float, seed: int) -> tuple[Records, Records]:
@@ -83,8 +64,12 @@ def split_each(records: Records, holdout: float, seed: int) -> tuple[Records, Re
     Raises:
         DataInvalid: ``holdout`` is out of range.
     """
-    held = content_ranks(records, seed) < np.uint64(min(int(_share(holdout) * 2.0**64), 2**64 - 1))  # (n,)
-    return records.select(np.flatnonzero(~held).tolist()), records.select(np.flatnonzero(held).tolist())
+    limit = np.uint64(min(int(_share(holdout) * 2.0**64), 2**64 - 1))
+    return _sides(records, np.concatenate([np.zeros(0, np.bool_), *(part < limit for part in _ranks(records, seed))]))
+
+
+def _sides(records: Records, held: npt.NDArray[np.bool_]) -> tuple[Records, Records]:
+    return records.select(np.flatnonzero(~held)), records.select(np.flatnonzero(held))
 
 
 def _share(holdout: float) -> float:
@@ -95,18 +80,22 @@ def _share(holdout: float) -> float:
 
 def content_ranks(records: Records, seed: int) -> Ranks:
     """The rank of every record, shape (n,), by the convention that fits all of them."""
+    return np.concatenate([np.zeros(0, np.uint64), *_ranks(records, seed)])
+
+
+def _ranks(records: Records, seed: int) -> Iterator[Ranks]:
+    """As ``content_ranks``, some at a time."""
     try:
         convention = detect(records)
     except DataInvalid:
         convention = None
     begun = f"fedpeft/1 holdout {seed} ".encode()
     if convention is Convention.TEXT_LABEL:  # the same key as ``content_key`` makes, without a row in between
-        parts = (_ranked(begun, _text_keys(window)) for window in records.windows("text"))
-    else:
-        rows = iter(records.rows)
-        windows = iter(lambda: list(islice(rows, BATCH_ROWS)), [])
-        parts = (_ranked(begun, (_bytes(content_key(row, convention)) for row in window)) for window in windows)
-    return np.concatenate([np.zeros(0, np.uint64), *parts])
+        yield from (_ranked(begun, _text_keys(window)) for window in records.windows("text"))
+        return
+    rows = iter(records.rows)
+    while window := list(islice(rows, BATCH_ROWS)):
+        yield _ranked(begun, (_bytes(content_key(row, convention)) for row in window))
 
 
 def _ranked(begun: bytes, keys: Iterable[bytes]) -> Ranks:
@@ -121,44 +110,52 @@ def _bytes(key: str) -> bytes:
     return key.encode("utf-8", "surrogatepass")
 
 
-def contents_of(ranks: Ranks) -> Contents:
-    """Which records have equal ranks."""
-    order = np.argsort(ranks, kind="stable")  # (n,)
-    ascending = ranks[order]
-    begins = np.ones(len(ranks), np.bool_)  # where another content begins
-    np.not_equal(ascending[1:], ascending[:-1], out=begins[1:])
-    del ascending
-    of = np.empty(len(ranks), np.int32)
-    of[order] = np.cumsum(begins, dtype=np.int32) - 1
-    return Contents(of=of, count=int(np.count_nonzero(begins)))
+def divided(records: Records, holdout: float, seed: int) -> Division:
+    """Both sides of ``split_holdout``, and what was found on the way."""
+    labels = _Labels(records)
+    return divide(len(records), _with_codes(_ranks(records, seed), labels), labels.tables, holdout)
 
 
-def split_indices(records: Records, contents: Contents, holdout: float) -> tuple[Indices, Indices]:
-    """The indices of both sides, ascending; see ``split_holdout``."""
-    if not len(records):
-        return np.zeros(0, np.intp), np.zeros(0, np.intp)
-    held = _held_out(_classes(records, contents), holdout)[contents.of]  # (n,)
-    return np.flatnonzero(~held), np.flatnonzero(held)
+def _with_codes(ranks: Iterator[Ranks], labels: "_Labels") -> Iterator[tuple[Ranks, Codes]]:
+    """Ranks and the codes of the same records' labels, whatever the windows of both."""
+    codes = np.zeros(0, np.uint32)
+    for some in ranks:
+        while len(codes) < len(some):
+            codes = np.concatenate([codes, next(labels.codes)])
+        yield some, codes[: len(some)]
+        codes = codes[len(some) :]
 
 
-def contradictions(records: Records, contents: Contents) -> int:
-    """How many contents occur with different labels."""
-    codes: Numbers[str | None] = Numbers()
-    of_text: dict[object, int] = {}
-    labels = np.empty(len(records), np.int32)
-    begin = 0
-    for window in records.windows("label"):
+class _Labels:
+    """A number for each label, whatever kind it is of."""
+
+    def __init__(self, records: Records) -> None:
+        self._numbers: Numbers[tuple[str, str | None]] = Numbers()
+        self._of_text: dict[object, int] = {}
+        there = "label" in records.columns()
+        self.codes = map(self._codes, records.windows("label")) if there else _alike(self._numbers, len(records))
+
+    def _codes(self, window: list[object]) -> Codes:
         if set(map(type, window)) == {str}:
-            of_text.update({text: codes[label_name(text)] for text in set(window) - of_text.keys()})
-            labels[begin : begin + len(window)] = list(map(of_text.__getitem__, window))
-        else:
-            labels[begin : begin + len(window)] = [codes[label_name(value)] for value in window]
-        begin += len(window)
-    one = np.empty(contents.count, np.int32)
-    one[contents.of] = labels  # of several the last
-    differ = np.zeros(contents.count, np.bool_)
-    differ[contents.of[labels != one[contents.of]]] = True
-    return int(np.count_nonzero(differ))
+            self._of_text.update({text: self._code(text) for text in set(window) - self._of_text.keys()})
+            return np.array([self._of_text[text] for text in window], np.uint32)
+        return np.array([self._code(value) for value in window], np.uint32)
+
+    def _code(self, value: object) -> int:
+        return self._numbers[str(value), label_name(value)]
+
+    def tables(self) -> tuple[Codes, Codes]:
+        """For each number its class, ascending by the label's text, and its name's number."""
+        groups = {text: number for number, text in enumerate(sorted({text for text, _ in self._numbers}))}
+        names: Numbers[str | None] = Numbers()
+        group_of = np.array([groups[text] for text, _ in self._numbers], np.uint32)
+        return group_of, np.array([names[name] for _, name in self._numbers], np.uint32)
+
+
+def _alike(numbers: Numbers[tuple[str, str | None]], count: int) -> Iterator[Codes]:
+    """Records without a label: all are of one class."""
+    number = numbers["", None]
+    return (np.full(min(PIECE, count - start), number, np.uint32) for start in range(0, count, PIECE))
 
 
 def content_key(row: Record, convention: Convention | None) -> str:
@@ -210,44 +207,6 @@ def _text_keys(texts: Sequence[object]) -> list[bytes]:
     joined = joined.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
     quick = iter((b'{"text": "' + joined.replace(b"\0", b'"}\0{"text": "') + b'"}').split(b"\0"))
     return [next(quick) if plain else _text_key(text) for text, plain in zip(texts, usual, strict=True)]
-
-
-def _classes(records: Records, contents: Contents) -> npt.NDArray[np.int32]:
-    """Each distinct content's class, as a number: the first by name where duplicates disagree."""
-    codes: Numbers[str] = Numbers()
-    if "label" in records.columns():
-        windows = (map(codes.__getitem__, map(str, window)) for window in records.windows("label"))
-        members = np.fromiter(chain.from_iterable(windows), np.int32, len(records))
-    else:
-        members = np.full(len(records), codes[""], np.int32)
-    by_name = np.empty(len(codes), np.int32)
-    by_name[[codes[name] for name in sorted(codes)]] = np.arange(len(codes))
-    classes = np.full(contents.count, len(codes), np.int32)
-    np.minimum.at(classes, contents.of, by_name[members])
-    return classes
-
-
-def _held_out(classes: npt.NDArray[np.int32], holdout: float) -> npt.NDArray[np.bool_]:
-    """Which contents to hold out, shape (distinct,); ``classes`` are ascending by rank.
-
-    Those with the first positions, by rank where positions are equal.
-    """
-    sizes = np.bincount(classes)
-    grouped = np.argsort(classes, kind="stable")  # class by class, ascending by rank within
-    begins = np.cumsum(sizes) - sizes  # (classes,)
-    position = np.empty(len(classes))
-    for start in range(0, len(classes), PIECE):  # piece by piece: a few numbers a content are much of a large file
-        some = grouped[start : start + PIECE]
-        within = np.arange(start, start + len(some)) - begins[classes[some]]
-        position[some] = (within + 0.5) / sizes[classes[some]]
-    del grouped
-    wanted = min(max(round(holdout * len(classes)), 1), max(len(classes) - 1, 0))
-    held = np.zeros(len(classes), dtype=np.bool_)
-    if wanted:
-        last = np.partition(position, wanted - 1)[wanted - 1]
-        np.less(position, last, out=held)
-        held[np.flatnonzero(position == last)[: wanted - int(np.count_nonzero(held))]] = True
-    return held
 
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, default=str, ensure_ascii=False).encode

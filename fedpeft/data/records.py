@@ -99,7 +99,7 @@ class Subsettable(Sequence[Item_co]):
     """A sequence that makes its own subsets, without unpacking an item for that."""
 
     @abstractmethod
-    def select(self, indices: Sequence[int]) -> Sequence[Item_co]:
+    def select(self, indices: Sequence[int] | npt.NDArray[np.intp]) -> Sequence[Item_co]:
         """The items at ``indices``, in that order."""
 
 
@@ -146,9 +146,9 @@ class Records(Sequence[Record]):
         kept = tuple(rows)
         return cls(kept, tuple(f"{name}:{number}" for number in range(1, len(kept) + 1)))
 
-    def select(self, indices: Iterable[int]) -> "Records":
+    def select(self, indices: Iterable[int] | npt.NDArray[np.intp]) -> "Records":
         """The rows at ``indices``, in that order."""
-        chosen = indices if isinstance(indices, Sequence) else array("Q", indices)
+        chosen = indices if isinstance(indices, Sequence | np.ndarray) else array("Q", indices)
         return Records(_chosen(self.rows, chosen), _chosen(self.origins, chosen))
 
     def columns(self) -> tuple[str, ...]:
@@ -186,7 +186,7 @@ class Records(Sequence[Record]):
         return self.rows[index]
 
 
-def _chosen(items: Sequence[Item_co], indices: Sequence[int]) -> Sequence[Item_co]:
+def _chosen(items: Sequence[Item_co], indices: Sequence[int] | npt.NDArray[np.intp]) -> Sequence[Item_co]:
     return items.select(indices) if isinstance(items, Subsettable) else tuple(items[i] for i in indices)
 
 

@@ -10,6 +10,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
+import numpy.typing as npt
+
 from fedpeft.config.model import Task
 from fedpeft.data.preference.rows import check_preference, check_wanted
 from fedpeft.data.records import ProblemLog, Record, Records
@@ -119,13 +122,13 @@ class Findings:
     Args:
         convention: of the columns.
         log: what is wrong.
-        bad_rows: the indices of the rows that are.
+        bad: which rows are, shape (n,).
         unused_keys: keys of messages beside role and content that hold something -> how often; nothing reads them.
     """
 
     convention: Convention
     log: ProblemLog
-    bad_rows: frozenset[int]
+    bad: npt.NDArray[np.bool_]
     unused_keys: Counter[str]
 
 
@@ -137,13 +140,13 @@ def inspect(records: Records, task: Task, *, unread: Sequence[str] = ()) -> Find
     """
     convention = detect(records, task.kind, unread=unread)
     log = ProblemLog()
-    bad: set[int] = set()
+    bad = np.zeros(len(records), np.bool_)
     labels = LabelCheck(task.labels)
     unused_keys: Counter[str] = Counter()
     quick = convention is Convention.TEXT_LABEL and task.record.one_class
     _expect_read(records.columns(), convention, log)
-    for i in _doubtful(records, task.labels) if quick else range(len(records)):
-        row, origin = records[i], records.origins[i]
+    doubtful = _doubtful(records, task.labels) if quick else None
+    for i, row, origin in _rows(records, doubtful):
         before = log.count
         CHECKS[convention](row, origin, log)
         check_target(row, origin, task, log)
@@ -152,8 +155,17 @@ def inspect(records: Records, task: Task, *, unread: Sequence[str] = ()) -> Find
         elif convention is Convention.MESSAGES:
             unused_keys.update(keys_not_read(row.get("messages")))
         if log.count > before:
-            bad.add(i)
-    return Findings(convention, log, frozenset(bad), unused_keys)
+            bad[i] = True
+    return Findings(convention, log, bad, unused_keys)
+
+
+def _rows(records: Records, numbers: Iterator[int] | None) -> Iterator[tuple[int, Record, str]]:
+    """These rows, or all of them, with their numbers and origins."""
+    if numbers is not None:
+        yield from ((i, records[i], records.origins[i]) for i in numbers)
+        return
+    for i, (row, origin) in enumerate(zip(records.rows, records.origins, strict=True)):
+        yield i, row, origin
 
 
 def _expect_read(there: Collection[str], convention: Convention, log: ProblemLog) -> None:
@@ -189,11 +201,15 @@ def _doubtful(records: Records, allowed: tuple[str, ...]) -> Iterator[int]:
 
 
 def _are_plain_texts(values: Sequence[object]) -> bool:
-    """Whether all are texts of ASCII, and none is empty or white space: then nothing is wrong with any."""
+    """Whether all are texts without half a surrogate pair, and none is empty or white space: none is wrong."""
     if set(map(type, values)) != {str}:
         return False
     texts = [str(value) for value in values]
-    return "".join(texts).isascii() and all(map(str.strip, texts))
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:  # two halves of different texts make no whole
+        return False
+    return all(map(str.strip, texts))
 
 
 def fits(row: Record, task: Task) -> bool:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpeft.data import packed
-from fedpeft.data.packed import LineNumbers, PackedColumn, PackedOrigins, PackedRows
+from fedpeft.data.packed import LineNumbers, PackedColumn, PackedOrigins, PackedRows, paged
+from fedpeft.data.packed import column as column_file
 from fedpeft.data.records import MISSING, Records
 
 TEXTS = st.text()
@@ -25,12 +25,13 @@ def column(values: list[object], *, batch: int = 7) -> PackedColumn:
 @given(VALUES, st.integers(1, 50))
 def test_a_column_gives_back_what_it_was_given_wherever_it_lies(values: list[object], limit: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packed, "MEMORY_BYTES", limit)  # most goes to the temporary file
+        patch.setattr(column_file, "MEMORY_BYTES", limit)  # most goes to the temporary file
+        patch.setattr(paged, "PAGE_BYTES", 8)
         made = column(values)
-    assert [made[i] for i in range(len(made))] == values
-    assert made.window(0, len(values)) == values
-    middle = len(values) // 2
-    assert made.window(middle, len(values)) == values[middle:]
+        assert [made[i] for i in range(len(made))] == values
+        assert made.window(0, len(values)) == values
+        middle = len(values) // 2
+        assert made.window(middle, len(values)) == values[middle:]
 
 
 @given(st.lists(st.fixed_dictionaries({}, optional={"a": TEXTS, "b": JSON}), max_size=60), st.data())

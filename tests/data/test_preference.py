@@ -116,7 +116,7 @@ def test_either_side_has_at_most_half_of_the_length() -> None:
     assert encoded.truncated == 1
     assert encoded.segments is not None
     assert all((encoded.segments[0] == side).sum() <= 16 for side in (0, 1))
-    assert measure(records, TASK, WhitespaceTokenizer()).lengths[0] > 100
+    assert max(measure(records, TASK, WhitespaceTokenizer()).lengths) > 100
 
 
 def test_answers_to_one_prompt_stay_on_one_side_of_the_split() -> None:
