@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedpeft.cli.options import OutFolder, json_option, run_argument, say_json, store_option
+from fedpeft.cli.asking import told_metrics
+from fedpeft.cli.options import OutFolder, json_option, map_option, run_argument, say_json, store_option
 from fedpeft.terminal import verbosity
 
 if TYPE_CHECKING:
     from fedpeft.base import BaseArtifact
     from fedpeft.base.artifact import TaskName
+    from fedpeft_client.inference import TrainedModel
 
 __all__ = ["command"]
 
@@ -203,23 +205,47 @@ def export(digest: str, out: Path, form: str, store: Path | None) -> None:
 
 @command.command()
 @run_argument
+@click.option("--data", metavar="FILE", help="Measure the adapter on its base, and the new base, on these examples.")
+@map_option
 @store_or_home_option
-def merge(run: Path, store: Path | None) -> None:
+def merge(run: Path, data: str | None, column_map: dict[str, str], store: Path | None) -> None:
     """Merge a QA-LoRA adapter into its int4-g32 base. The result is a new base in the store.
 
     No weight is quantized anew: codes and scales stay, the minima change (Xu et al. 2024). Uses the state in
     adapters/final. Prints the digest of the new base, to be used as base.model in run.toml.
 
     \b
-    Example:
+    Examples:
       fedpeft base merge latest
+      fedpeft base merge latest --data notes.jsonl
     """
     from fedpeft.api.kept import trained_model
     from fedpeft.base import default_store
 
-    made = trained_model(run, store=store).merge_into_base(store or default_store())
+    model = trained_model(run, store=store)
+    made = model.merge_into_base(store or default_store())
     click.echo(made.digest)
     click.echo(f"{made.manifest.quantize}, {made.size_bytes / 2**20:.1f} MiB: {made.path}")
+    if data is not None:
+        for name, score in _before_and_after(model, made, data, column_map):
+            click.echo(f"{told_metrics(score)}  {name}")
+
+
+def _before_and_after(
+    model: "TrainedModel", made: "BaseArtifact", data: str, column_map: dict[str, str]
+) -> "Iterator[tuple[str, dict[str, float]]]":
+    from fedpeft.base import load_model
+    from fedpeft.data import encode, load_records
+    from fedpeft.tuning.evaluate import evaluate_whole, metrics_of
+    from fedpeft_client.inference.encoding import with_base_s_own
+
+    records, task = load_records(data, column_map), model.task
+    yield "the adapter on its base", model.metrics(model.evaluate(records))
+    # Of preferences the answers stay compared with what the old base says of them.
+    examples = with_base_s_own(encode(records, task, task.outputs, model.tokenizer), model.artifact)
+    whole = load_model(made, task=task.record.form, head_seed=0)
+    score = evaluate_whole(whole, examples, batch_size=32, measure=task.output_measure)
+    yield "the new base", metrics_of(task, score)
 
 
 @command.command(name="ls")

@@ -53,6 +53,23 @@ def test_a_merged_base_computes_the_trained_model_with_the_codes_and_scales_of_t
     assert capsys.readouterr().out.split()[0] == digest, "the same run makes the same base"
 
 
+def test_adapter_and_new_base_are_measured_on_the_same_examples(
+    packed: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = 'qalora = {rank = 1, targets = ["q", "up"]}'
+    run = packed.make(tmp_path, seed=3, methods=methods, convention="prompt+completion", moved_by=0.02)
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f'{{"prompt": "hello {word}", "completion": " fox"}}\n' for word in ("quick", "late")))
+    assert main(["base", "merge", str(run), "--data", str(file), "--store", str(packed.store)]) == 0
+    *_, before, after = capsys.readouterr().out.splitlines()
+    assert before.endswith("the adapter on its base")
+    assert after.endswith("the new base")
+    losses = [float(line.split()[1]) for line in (before, after)]
+    assert losses[1] == pytest.approx(losses[0], abs=2e-2), "but for the rounding of the minima"
+    assert main(["adapter", "eval", str(run), "--data", str(file), "--store", str(packed.store), "--json"]) == 0
+    assert f'"loss": {losses[0]:.3f}'[:12] in capsys.readouterr().out
+
+
 def test_what_a_base_cannot_hold_is_refused(
     packed: Runs, language: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
