@@ -7,6 +7,7 @@ import pytest
 
 from fedpeft import secagg
 from fedpeft.config.model import Aggregate
+from fedpeft.errors import SpecMismatch
 from fedpeft.ids import NodeId
 from fedpeft.round.device.records import SeenLinks, run_key
 from fedpeft.round.history import BURNT, LARGEST_LINK, Past, genesis, linked, read_history
@@ -347,3 +348,21 @@ def test_another_attempt_at_a_round_has_the_past_that_the_device_knows(fleet: To
     other = retold(burnt(2), [burnt(2).links[0], replace(burnt(2).links[1], outcome=b"\1" * 32)])
     assert "one history" in refused(fleet, request_of(fleet, other, attempt=2))
     assert isinstance(answer(fleet, request_of(fleet, burnt(2), attempt=2)), Ready)
+
+
+def test_no_round_comes_before_the_first() -> None:
+    links = (replace(burnt(1).links[0], round_id=0), burnt(1).links[0])
+    with pytest.raises(SpecMismatch, match="links of the rounds"):
+        read_history(encode(History(first=LEFT, links=links)), 2)
+
+
+def test_a_link_may_take_64_kib_and_a_history_without_links_128_bytes() -> None:
+    """docs/protocol.md, "Limits": a peer with smaller bounds would refuse runs of thousands of blocks."""
+    wide = replace(burnt(1).links[0], owners=bytes(60_000))
+    assert read_history(encode(History(first=LEFT, links=(wide,))), 2).links == (wide,)
+    with pytest.raises(SpecMismatch, match="65664 bytes"):
+        read_history(bytes(65_665), 2)
+    with pytest.raises(WireError):
+        read_history(bytes(128), 1)
+    with pytest.raises(SpecMismatch, match="128 bytes"):
+        read_history(bytes(129), 1)

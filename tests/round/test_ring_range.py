@@ -140,3 +140,10 @@ def test_work_that_comes_late_has_the_range_of_the_round_that_it_was_trained_in(
     assert alone[19] < alone[14] / 2
     for number in range(1, 21):
         assert largest_delta(late, SPEC, LORA, round_id=number) == max(alone[max(0, number - 6) : number])
+
+
+def test_a_block_of_a_method_that_is_no_method_of_ours_has_the_wide_range() -> None:
+    """One of a plug-in that is not here, or a name that somebody made up."""
+    odd = toy_spec({"head": 4, "made-up.t4": 6})
+    assert largest_delta(plan(), odd, BlockId("made-up.t4"), round_id=1) is None
+    assert largest_delta(plan(), odd, HEAD, round_id=1) is not None
