@@ -87,7 +87,7 @@ def serve(folder: Path, each: int) -> None:
     while len(link.online()) < SENDERS:
         time.sleep(0.05)
     begun, spent = time.monotonic(), time.process_time()
-    waiting = {one for one in link.push(asked) if one is not None}
+    waiting = {one for one in link.push(asked, answer_bytes=UPLOAD_BYTES) if one is not None}
     assert len(waiting) == len(asked)
     while waiting and time.monotonic() - begun < WITHIN_S:
         seen = link.arrivals

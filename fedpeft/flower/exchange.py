@@ -9,7 +9,7 @@ from fedpeft.flower.grid import reply_of
 from fedpeft.flower.records import to_record
 from fedpeft.flower.superlink import SuperLink
 from fedpeft.ids import NodeId
-from fedpeft.round.transport import Reply, Stage
+from fedpeft.round.transport import SMALL_ANSWER_BYTES, Reply, Requests, Stage
 
 __all__ = ["FleetTransport"]
 
@@ -46,7 +46,8 @@ class FleetTransport:
                 sizes[node] = len(payload)
                 yield Message(to_record(payload), dst_node_id=node, message_type=stage.value, ttl=deadline_s + 1.0)
 
-        ids = link.push(messages())
+        most = requests.answer_bytes if isinstance(requests, Requests) else SMALL_ANSWER_BYTES
+        ids = link.push(messages(), answer_bytes=most)
         asked = {message_id: node for message_id, node in zip(ids, sizes, strict=True) if message_id}
         waiting = dict(asked)
         try:

@@ -5,10 +5,11 @@ which Flower cuts into chunks of 5 MB and moves in requests of their own, beside
 """
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 
 from fedpeft.errors import SpecMismatch
 
-__all__ = ["LARGE_BYTES", "RECORD", "STYPE", "from_record", "is_inline", "to_record"]
+__all__ = ["LARGE_BYTES", "RECORD", "STYPE", "from_record", "is_inline", "parts_of", "to_record"]
 
 RECORD = "fedpeft"
 STYPE = "fedpeft.wire"
@@ -22,6 +23,11 @@ def to_record(payload: bytes) -> RecordDict:
         return RecordDict({RECORD: ConfigRecord({STYPE: payload})})
     array = Array(dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload)
     return RecordDict({RECORD: ArrayRecord({RECORD: array})})
+
+
+def parts_of(size: int) -> int:
+    """How many objects a message with a payload of so many bytes has: its chunks, and what they are parts of."""
+    return 4 + -(-size // FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE)
 
 
 def is_inline(content: RecordDict) -> bool:

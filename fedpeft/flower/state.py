@@ -51,13 +51,21 @@ class FleetState(InMemoryLinkState):
         self._contents, self._notify = objects, arrived
         self._due: dict[int, dict[str, int]] = {}  # node -> its unanswered messages -> how often handed out
         self._whole: dict[str, None] = {}  # messages with a whole reply that nobody claimed yet
+        self._answer_parts: dict[str, int] = {}  # messages -> how many objects their answer may have
         self._asked_by_reply: dict[str, str] = {}  # replies whose objects are on the way -> their message
 
-    def send(self, message: Message) -> bool:
-        """Keep a message for its node; whether the node is known. Its objects, if any, were put before."""
-        if self.store_message_ins(message) is None:
-            return False
+    def send(self, message: Message, *, answer_parts: int) -> bool:
+        """Keep a message for its node; whether the node is known. Its objects, if any, were put before.
+
+        Args:
+            message: for one node.
+            answer_parts: objects that an answer may have; one of more is refused before any of them comes: the whole of
+                an answer lies in memory once it is claimed, and its device chooses its size.
+        """
         with self.lock:
+            if self.store_message_ins(message) is None:
+                return False
+            self._answer_parts[message.metadata.message_id] = answer_parts
             self._due.setdefault(message.metadata.dst_node_id, {})[message.metadata.message_id] = 0
         return True
 
@@ -89,6 +97,7 @@ class FleetState(InMemoryLinkState):
         with self.lock:
             for message_id in message_ins_ids:
                 self._withdraw(message_id)
+                self._answer_parts.pop(message_id, None)
                 message = self.message_ins_store.pop(message_id, None)
                 if message is not None:
                     self._settle(message)
@@ -124,7 +133,9 @@ class FleetState(InMemoryLinkState):
         with self.lock:
             # The id becomes the name of a file, and of the object that says when the reply is whole.
             named = is_valid_sha256_hash(reply_id) and object_tree.object_id == reply_id
-            stored = named and self.store_message_res(message) is not None
+            parts = sum(1 for _ in iterate_object_tree(object_tree))
+            fits = parts <= self._answer_parts.get(asked, parts)
+            stored = named and fits and self.store_message_res(message) is not None
             owed = asked in self._due.get(message.metadata.src_node_id, ())
             if stored and owed and message.has_error():
                 self._complete(asked)

@@ -32,7 +32,7 @@ from fedpeft.entropy import os_entropy
 from fedpeft.errors import RunFailed
 from fedpeft.flower.handlers import FleetHandlers
 from fedpeft.flower.objects import FleetObjects
-from fedpeft.flower.records import is_inline
+from fedpeft.flower.records import is_inline, parts_of
 from fedpeft.flower.state import FleetState
 from fedpeft.ids import NodeId
 
@@ -109,11 +109,16 @@ class SuperLink:
         self._beating.join()
         self._state.stop_run(self._run_id)
 
-    def push(self, messages: Iterable[Message]) -> list[str | None]:
-        """Keep messages for their nodes; their ids, None for a node that is gone."""
-        ids, nodes = [], []
+    def push(self, messages: Iterable[Message], *, answer_bytes: int) -> list[str | None]:
+        """Keep messages for their nodes; their ids, None for a node that is gone.
+
+        Args:
+            messages: each is let go before the next is looked at.
+            answer_bytes: that an answer may have; one of more parts than that has is refused.
+        """
+        ids, nodes, most = [], [], parts_of(answer_bytes)
         for one in messages:
-            ids.append(self._push_whole(one) if is_inline(one.content) else self._push_objects(one))
+            ids.append(self._push_whole(one, most) if is_inline(one.content) else self._push_objects(one, most))
             nodes.append(NodeId(one.metadata.dst_node_id))
         for node in nodes:
             self._wake(node)
@@ -137,23 +142,23 @@ class SuperLink:
         with self._arrived:
             self._arrived.wait_for(lambda: self._arrivals != seen, timeout_s)
 
-    def _push_whole(self, message: Message) -> str | None:
+    def _push_whole(self, message: Message, answer_parts: int) -> str | None:
         """A message with its content in it; Flower wants an object of its name, though nobody asks for it."""
         message_id = message.metadata.__dict__["_message_id"] = os_entropy(32).hex()
         self._objects.preregister(self._run_id, ObjectTree(object_id=message_id))
-        return self._sent(message, message_id)
+        return self._sent(message, message_id, answer_parts)
 
-    def _push_objects(self, message: Message) -> str | None:
+    def _push_objects(self, message: Message, answer_parts: int) -> str | None:
         with no_object_id_recompute():
             root = message.metadata.__dict__["_message_id"] = message.object_id
             objects, tree = get_all_nested_objects(message), get_object_tree(message)
             # The objects go first: a device may fetch the message as soon as it is stored.
             for object_id in self._objects.preregister(self._run_id, tree):
                 self._objects.put(object_id, objects[object_id].deflate())
-            return self._sent(remove_content_from_message(message), root)
+            return self._sent(remove_content_from_message(message), root, answer_parts)
 
-    def _sent(self, message: Message, message_id: str) -> str | None:
-        if self._state.send(message):
+    def _sent(self, message: Message, message_id: str, answer_parts: int) -> str | None:
+        if self._state.send(message, answer_parts=answer_parts):
             return message_id
         self._objects.delete(message_id)
         return None

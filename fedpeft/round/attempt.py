@@ -13,7 +13,7 @@ from fedpeft.round.messages import BlockPayload, Failure, FailureReason, FitRequ
 from fedpeft.round.pending import PendingRound
 from fedpeft.round.summing import SumRound
 from fedpeft.round.task import NOWHERE, Member, RoundOutcome, RoundTask, Traffic
-from fedpeft.round.transport import Reply, Requests, Stage, Transport
+from fedpeft.round.transport import SMALL_ANSWER_BYTES, Reply, Requests, Stage, Transport
 from fedpeft.wire import WireError, decode, encode
 
 __all__ = ["Attempt"]
@@ -52,6 +52,7 @@ class Attempt:
         transport: how.
         observe: told of every message.
         accounts: of each member, from before a restart.
+        answer_bytes: that an answer may have.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class Attempt:
         observe: Observer,
         *,
         accounts: Sequence[Traffic] = (),
+        answer_bytes: int = SMALL_ANSWER_BYTES,
     ) -> None:
         self._task, self._transport, self._observe = task, transport, observe
+        self._answer_bytes = answer_bytes
         self._members = {ParticipantId(place): member for place, member in enumerate(members, 1)}
         self._places = {member.node: place for place, member in self._members.items()}
         self.names = {place: member.profile.device for place, member in self._members.items()}
@@ -230,8 +233,9 @@ class Attempt:
             return payload
 
         nodes = [node for place in asked if (node := self._members[place].node) != NOWHERE]
+        requests = Requests(nodes, send, answer_bytes=self._answer_bytes)
         heard: set[ParticipantId] = set()
-        for reply in self._transport.exchange(stage, Requests(nodes, send), deadline_s=deadline_s):
+        for reply in self._transport.exchange(stage, requests, deadline_s=deadline_s):
             place = self._places[reply.node]
             heard.add(place)
             account = self.traffic[self.names[place]]

@@ -18,7 +18,7 @@ from fedpeft.round.pending import Note, PendingRound, PendingStore, ReceivedRepl
 from fedpeft.round.summing import OpenSum, SecureSum, SumRound
 from fedpeft.round.task import Member, RoundOutcome, RoundTask
 from fedpeft.round.terms import participants_of, round_terms
-from fedpeft.round.transport import Stage, Transport
+from fedpeft.round.transport import SMALL_ANSWER_BYTES, Stage, Transport
 from fedpeft.wire import decode, encode
 
 __all__ = ["OpenSum", "SecureSum", "SumRound", "resume_round", "run_round"]
@@ -38,6 +38,10 @@ class _KeepNothing:
 
     def note(self, note: Note) -> None:
         """See ``PendingStore``."""
+
+
+WIDEST_WORD_BYTES = 8
+"""Of a ring."""
 
 
 def run_round(
@@ -69,7 +73,6 @@ def run_round(
             budget is spent, ends the attempt with the sum still masked. None: nothing outlives this process, and no
             other attempt at the round may follow.
     """
-    attempt = Attempt(task, members, transport, observe)
     spec = round_terms(
         task.plan,
         state.spec,
@@ -81,6 +84,8 @@ def run_round(
         history=task.past.head,
         noise=task.noise,
     )
+    summed = sum(block.length for block in spec.blocks) * WIDEST_WORD_BYTES
+    attempt = Attempt(task, members, transport, observe, answer_bytes=SMALL_ANSWER_BYTES + summed)
     summing = open_sum(spec, identity, entropy)
     store = store or _KeepNothing()
     end: secagg.Summed | secagg.Aborted | None = None

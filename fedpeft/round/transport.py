@@ -11,7 +11,11 @@ from typing import Protocol
 
 from fedpeft.ids import NodeId
 
-__all__ = ["Reply", "Requests", "Stage", "Transport"]
+__all__ = ["SMALL_ANSWER_BYTES", "Reply", "Requests", "Stage", "Transport"]
+
+
+SMALL_ANSWER_BYTES = 64 * 2**20
+"""That an answer without what is summed may have: keys, shares and metrics of hundreds of devices, many times over."""
 
 
 class Stage(enum.Enum):
@@ -52,10 +56,14 @@ class Requests(Mapping[NodeId, bytes]):
     Args:
         nodes: whom to ask, in order.
         make: the request of one node; called once for each time that it is looked up.
+        answer_bytes: that an answer can have; a transport may refuse a larger one before it has come.
     """
 
-    def __init__(self, nodes: Sequence[NodeId], make: Callable[[NodeId], bytes]) -> None:
+    def __init__(
+        self, nodes: Sequence[NodeId], make: Callable[[NodeId], bytes], *, answer_bytes: int = SMALL_ANSWER_BYTES
+    ) -> None:
         self._nodes, self._make, self._known = nodes, make, frozenset(nodes)
+        self.answer_bytes = answer_bytes
 
     def __getitem__(self, node: NodeId) -> bytes:
         if node not in self._known:

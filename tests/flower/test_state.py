@@ -28,6 +28,8 @@ from fedpeft.flower.superlink import SuperLink
 from fedpeft.ids import NodeId
 from fedpeft_client.enrolment.keys import new_device_key, public_key
 
+ANSWER_BYTES = 2 * ARRAY_BYTES
+
 
 class Fixture:
     """A coordinator's half, and a device that says what a test wants it to."""
@@ -48,7 +50,9 @@ class Fixture:
         return self.link.handlers(f"/v1/fleet/{route}", key or self.key, body)
 
     def send(self, payload: bytes) -> str:
-        (message_id,) = self.link.push([Message(to_record(payload), dst_node_id=self.node, message_type="train.fit")])
+        (message_id,) = self.link.push(
+            [Message(to_record(payload), dst_node_id=self.node, message_type="train.fit")], answer_bytes=ANSWER_BYTES
+        )
         assert message_id is not None
         return message_id
 
@@ -81,9 +85,9 @@ def fixture(tmp_path: Path) -> Iterator[Fixture]:
     made.link.close()
 
 
-def large_reply(to: Message) -> tuple[Message, ObjectTree, dict[str, bytes]]:
+def large_reply(to: Message, *, size: int = ARRAY_BYTES) -> tuple[Message, ObjectTree, dict[str, bytes]]:
     """A reply whose content goes beside it, as the stock client makes it."""
-    reply = Message(to_record(bytes(ARRAY_BYTES)), reply_to=to)
+    reply = Message(to_record(os_entropy(size)), reply_to=to)
     with no_object_id_recompute():
         reply.metadata.__dict__["_message_id"] = reply.object_id
         objects = {name: part.deflate() for name, part in get_all_nested_objects(reply).items()}
@@ -151,6 +155,29 @@ def test_half_a_large_reply_of_a_device_that_died_does_not_keep_it_from_answerin
     assert fixture.left() == (0, 0, 0, 0)
 
 
+@pytest.mark.parametrize(("parts", "is_taken"), [(0, True), (1, False), (4000, False)])
+def test_an_answer_of_more_parts_than_it_can_have_is_refused_before_they_come(
+    fixture: Fixture, parts: int, is_taken: bool
+) -> None:
+    asked = fixture.send(b"question")
+    message = fixture.fetch()
+    assert message is not None
+    bare, tree, objects = large_reply(message, size=ANSWER_BYTES)
+    tree.children.extend(ObjectTree(object_id=f"{number:064x}") for number in range(parts))
+    told = PushMessagesResponse.FromString(fixture.push(bare, tree=tree).body)
+    assert set(told.objects_to_push) == (set(objects) if is_taken else set())
+    if not is_taken:
+        assert fixture.left()[1:] == (0, 1, 0), "the question's own object alone"
+        again = fixture.fetch()
+        assert again is not None, "it may still answer as it should"
+        assert fixture.push(Message(to_record(b"answer"), reply_to=again)).status == 200
+        ((_, reply),) = fixture.link.claim({asked})
+        assert reply == b"answer"
+    fixture.link.forget({asked})
+    assert fixture.left() == (0, 0, 0, 0)
+    assert not fixture.state._answer_parts
+
+
 def test_a_large_message_can_be_had_again_after_it_was_confirmed(fixture: Fixture) -> None:
     asked = fixture.send(bytes(ARRAY_BYTES))
     message = fixture.fetch()
@@ -205,7 +232,7 @@ def test_an_error_reply_leaves_nothing_behind(fixture: Fixture) -> None:
 def test_a_message_to_a_node_that_is_gone_leaves_nothing_behind(fixture: Fixture, size: int) -> None:
     fixture.link.expel(fixture.key)
     message = Message(to_record(bytes(size)), dst_node_id=fixture.node, message_type="train.fit")
-    assert fixture.link.push([message]) == [None]
+    assert fixture.link.push([message], answer_bytes=ANSWER_BYTES) == [None]
     assert fixture.left() == (0, 0, 0, 0)
 
 
