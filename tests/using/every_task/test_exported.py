@@ -60,6 +60,23 @@ def test_merge(name: str, made: Given, plain: Callable[[str], Plain], tmp_path: 
 
 @cell
 @every_row
+def test_hub(name: str, made: Given, tmp_path: Path, capsys: Capture) -> None:
+    """The loss that it says of its mixture is that of the folder that it writes."""
+    one, out, run = made(name), tmp_path / "mixed", str(made(name).run)
+    line = ["adapter", "hub", run, run, "--data", str(one.file), "--tries", "3", "--out", str(out), "--json"]
+    capsys.readouterr()
+    assert main([*line, "--store", str(one.store)]) == 0
+    said = json.loads(capsys.readouterr().out)["loss"]
+    mixed = Plain(*by_readme(out, one.base), one.row.kind, one.row.longest)
+    if one.row.kind == "embeddings":
+        assert mixed.vector("hello fox").norm().item() == pytest.approx(1.0, abs=1e-5)
+        return
+    losses = [mixed.loss(row) for row in one.asked]
+    assert said == pytest.approx(sum(loss for loss, _ in losses) / sum(count for _, count in losses), rel=1e-3)
+
+
+@cell
+@every_row
 def test_part(name: str, made: Given, plain: Callable[[str], Plain], tmp_path: Path) -> None:
     """For a class of devices: at the run's own rank it is the adapter."""
     one, out = made(name), tmp_path / "part"
