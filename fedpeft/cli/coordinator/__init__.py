@@ -24,6 +24,7 @@ for part in (
     runs.runs,
     admin.admin_token,
     admin.audit,
+    admin.prune,
     admin.upgrade,
     backup.backup,
     backup.restore,

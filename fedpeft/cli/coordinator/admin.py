@@ -1,4 +1,4 @@
-"""`fedpeft coordinator admin-token | audit | upgrade`: who may administer from afar, who did what, the home's form."""
+"""`fedpeft coordinator admin-token | audit | prune | upgrade`: who may administer, who did what, what stays."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from fedpeft.cli.coordinator.token import duration_s, moment
 from fedpeft.cli.homes import coordinator_home_option
 from fedpeft.cli.options import json_option, say_json
 
-__all__ = ["admin_token", "audit", "upgrade"]
+__all__ = ["admin_token", "audit", "prune", "upgrade"]
 
 
 @click.group(name="admin-token")
@@ -105,3 +105,38 @@ def upgrade(home: Path | None) -> None:
     finally:
         lock.release()
     click.echo(f"{where.path}: schema {now}" + (f", was {before}" if before < now else ", as it was"))
+
+
+@click.command()
+@click.option("--older-than", required=True, metavar="DURATION", help="Only runs that ended so long ago, e.g. 90d.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+@coordinator_home_option
+@json_option
+def prune(older_than: str, dry_run: bool, home: Path | None, as_json: bool) -> None:
+    """Remove the directories of runs that ended long ago.
+
+    With them go their states, adapters, measurements and privacy statements: copy what you need longer. The audit log
+    and the list of submitted runs stay. The coordinator may be up; call this from cron for a policy.
+    """
+    from fedpeft.clock import SystemClock
+    from fedpeft.terminal import printable
+    from fedpeft_server.enrolment.audit_log import AuditLog
+    from fedpeft_server.jobs.job_queue import JobQueue
+    from fedpeft_server.jobs.retention import old_runs, remove_old_runs
+
+    older_s = duration_s(older_than, "--older-than")
+    where, clock = made_home(home), SystemClock()
+    queue = JobQueue(where.path / "queue")
+    if dry_run:
+        found = tuple(old_runs(where, queue, older_s=older_s, now=clock.utc().timestamp()))
+    else:
+        found = remove_old_runs(where, queue, AuditLog(where.audit, clock), clock, older_s=older_s, by="operator")
+    if as_json:
+        shown = [{"number": one.job.number, "run": one.job.run, "bytes": one.size_bytes} for one in found]
+        say_json({"removed": not dry_run, "runs": shown})
+        return
+    for one in found:
+        size = f"{one.size_bytes / 2**20:.1f} MiB"
+        click.echo(f"run {one.job.number:4}  {printable(one.job.run)}  ended {moment(one.ended)}  {size}")
+    total = sum(one.size_bytes for one in found) / 2**20
+    click.echo(f"{len(found)} runs, {total:.1f} MiB{' would go' if dry_run else ' removed'}")

@@ -79,7 +79,7 @@ def _put_to_rest(home: CoordinatorHome, record: Backup) -> int:
         write_file(run / RESTORED, json.dumps({"of": record.at}).encode())
     queue, ended = JobQueue(home.path / "queue"), 0
     for job in queue.jobs():
-        if job.state is not JobState.FINISHED:
+        if job.state not in (JobState.FINISHED, JobState.REMOVED):
             queue.put(_rested(job, record))
             ended += 1
     return ended

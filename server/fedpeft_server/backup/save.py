@@ -29,7 +29,7 @@ __all__ = ["back_up"]
 
 TRIES = 8
 """At copying a run whose coordinator commits and prunes meanwhile."""
-LEFT_OUT = frozenset({"objects", "logs", "runs", "bases", "registry.sqlite", "audit.jsonl", "run.lock"})
+LEFT_OUT = frozenset({"objects", "logs", "runs", "bases", "registry.sqlite", "audit.jsonl", "run.lock", "removed"})
 """Of the home's entries: what is emptied at each start, and what is copied in its own way."""
 
 

@@ -54,6 +54,7 @@ class AuditEvent(Enum):
     RUN_STARTED = "run-started"
     RUN_RESUMED = "run-resumed"
     RUN_ENDED = "run-ended"
+    RUN_REMOVED = "run-removed"
     ROUND_COMMITTED = "round-committed"
     ROUND_ABORTED = "round-aborted"
     ROUND_BURNT = "round-burnt"

@@ -40,6 +40,7 @@ class JobState(Enum):
     FINISHED = "finished"
     FAILED = "failed"
     STOPPED = "stopped"
+    REMOVED = "removed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +241,11 @@ class JobQueue:
             self.put(replace(job, priority=self.current(job).priority))
             if job.state is not JobState.RUNNING:
                 self._file(job.number, "stop").unlink(missing_ok=True)
+
+    def removed(self, job: Job, *, reason: str) -> None:
+        """Notes that an ended run has no directory any more; it is not resumed."""
+        with short_turn(self.path):
+            self.put(replace(self.current(job), state=JobState.REMOVED, run="", reason=reason))
 
     def resume(self, job: Job) -> Job:
         """Puts a stopped or failed job into the queue again; it goes on from its last commit.
