@@ -219,6 +219,60 @@ def test_one_that_is_removed_and_added_again_is_told_what_happens_after_that(sit
     assert [json.loads(body)["data"]["subject"] for _, body in address.heard] == ["run-1", "after"]
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["removed", "and added again"])
+@pytest.mark.parametrize("told", [1, 2, 70])
+def test_one_that_is_removed_while_it_is_told_hears_nothing_more(
+    site: Site, address: Address, told: int, again: bool
+) -> None:
+    """With much still to be told: within a page of the log, and beyond it."""
+    other = Address()
+    other.holds.set()
+    server = serving(other)
+
+    def count(_: str) -> None:
+        if len(address.heard) == told and not site.outcomes:
+            site.outcomes.append("removed")
+            site.hooks.remove("ops")
+            if again:
+                site.add(other.url)
+
+    site.deliveries = Deliveries(site.hooks, site.audit, site.clock, count)
+    site.add(address.url)
+    for number in range(100):
+        site.note(AuditEvent.RUN_STARTED, f"run-{number}")
+    try:
+        site.look()
+        assert len(address.heard) == told
+        site.note(AuditEvent.RUN_ENDED, "after")
+        site.look()
+        assert len(address.heard) == told
+        assert other.types() == (["run-ended"] if again else [])
+        assert [hook.url for hook in site.hooks.all()] == ([other.url] if again else [])
+        assert sorted(path.name for path in site.path.glob("webhooks/*.last")) == (["ops.last"] if again else [])
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("noted", [None, "", "x", "999"], ids=["gone", "empty", "no number", "of a longer log"])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_is_not_known_of_one_does_not_silence_it(
+    site: Site, address: Address, noted: str | None, restarted: bool
+) -> None:
+    site.add(address.url)
+    (path,) = site.path.glob("webhooks/*.last")
+    site.note(AuditEvent.RUN_STARTED)
+    site.look()
+    path.unlink() if noted is None else path.write_text(noted)
+    site.look()
+    for number in range(3):
+        site.note(AuditEvent.RUN_ENDED, f"{number}")
+        if restarted:
+            site.restart()
+        site.look()
+    assert address.types() == ["run-started", *["run-ended"] * 3]
+
+
 def test_a_damaged_file_is_named_and_its_secret_is_nobody_elses(site: Site) -> None:
     site.add("https://a.example/")
     (path,) = site.path.glob("webhooks/*.json")

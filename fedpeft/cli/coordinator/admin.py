@@ -92,12 +92,14 @@ def upgrade(home: Path | None) -> None:
     from fedpeft.clock import SystemClock
     from fedpeft.directory_lock import DirectoryLock
     from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
+    from fedpeft_server.enrolment.registry import open_registry
 
     where = made_home(home)
     lock = DirectoryLock(where.path)
     try:
         before, now = where.upgrade()
         if before < now:
+            open_registry(where.registry, where.audit).close()  # an audit log without one is a home that lost it
             detail: dict[str, str | int | float] = {"from": before, "to": now}
             AuditLog(where.audit, SystemClock()).append(
                 AuditEvent.UPGRADED, actor="operator", subject=str(where.path), detail=detail

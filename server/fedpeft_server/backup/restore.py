@@ -22,6 +22,7 @@ from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
 from fedpeft_server.run.journal import remove_folder
 from fedpeft_server.run.run_directory import RESTORED
+from fedpeft_server.webhooks.hooks import Webhooks
 
 __all__ = ["restore"]
 
@@ -56,13 +57,16 @@ def restore(archive: Path, where: Path, *, clock: Clock, nothing_since: bool = F
         ended = 0 if nothing_since else _put_to_rest(home, record)
         _revoke_tokens(home)
         home.upgrade()
+        audit = AuditLog(home.audit, clock)
+        # Beside a coordinator that runs, how far a webhook has come is copied after the log, and may be further.
+        Webhooks(home.webhooks).expect_no_later(audit.newest())
         detail: dict[str, str | int | float] = {
             "of": record.at,
             "head": record.audit_head,
             "nothing_since": int(nothing_since),
             "ended": ended,
         }
-        AuditLog(home.audit, clock).append(AuditEvent.RESTORED, actor="operator", subject=archive.name, detail=detail)
+        audit.append(AuditEvent.RESTORED, actor="operator", subject=archive.name, detail=detail)
         if where.exists():
             where.rmdir()
         staging.replace(where)

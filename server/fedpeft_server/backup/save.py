@@ -21,6 +21,7 @@ from fedpeft.errors import IntegrityFailed, ResourceMissing
 from fedpeft.files import PRIVATE, expect_folder, sync
 from fedpeft_server.backup.archive import Archive, Backup
 from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
+from fedpeft_server.enrolment.registry import open_registry
 from fedpeft_server.home import SCHEMA, CoordinatorHome
 from fedpeft_server.run.journal import remove_folder
 from fedpeft_server.run.run_view import verify_run
@@ -87,6 +88,7 @@ def _add_home(
     """Everything of a home; returns the digest of the last audit record in it."""
     with tempfile.TemporaryDirectory(prefix=".fedpeft-backup-", dir=beside) as folder:
         staging = Path(folder)
+        open_registry(home.registry, home.audit).close()  # a home that was made and never used has none yet
         # The registry before the audit log: whatever is decided in it has its record in a log that is newer.
         with (
             closing(sqlite3.connect(f"file:{home.registry}?mode=ro", uri=True, timeout=10.0)) as source,

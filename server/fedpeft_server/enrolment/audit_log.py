@@ -194,6 +194,14 @@ class AuditLog:
             found.append(record)
         return tuple(found)
 
+    def newest(self) -> int:
+        """The sequence number of the last record; -1: there is none.
+
+        Raises:
+            IntegrityFailed: as ``page``.
+        """
+        return max((record.sequence for record in self.page(before=None, most=1)), default=-1)
+
     def head(self) -> str:
         """The digest of the last record after checking all: note it elsewhere to see that nothing was cut off.
 

@@ -149,23 +149,27 @@ class Deliveries:
         address = self._addresses.get(hook.name)
         noted = self._hooks.last(hook.name)
         if address is None or noted != address.noted:  # new, or removed and added again
-            newest = noted if noted is not None else self._newest()
-            address = self._addresses[hook.name] = _Address(last=newest, noted=newest)
+            newest = self._audit.newest()
+            if noted is None or noted > newest:  # lost, or of a longer log: nobody can say what it was told of this one
+                _log.warning("webhook %s: it is told of what happens from now on, after record %d", hook.name, newest)
+                self._hooks.delivered(hook.name, newest)
+                noted = newest
+            address = self._addresses[hook.name] = _Address(last=noted, noted=noted)
         while not self._closed.is_set() and self._clock.monotonic_s() >= address.not_before_s:
             page = self._audit.page(before=address.last + 1 + PAGE, most=PAGE)
             waiting = [record for record in page if record.sequence > address.last]
             if not waiting:
                 return
             for record in waiting:
-                if record.event in hook.events and not self._told(hook, address, record):
-                    return
+                if record.event in hook.events:
+                    if not self._hooks.has(hook) or not self._told(hook, address, record):
+                        return
+                    if not self._hooks.has(hook):  # removed meanwhile: how far it came is no matter of its namesake
+                        return
                 address.last = record.sequence
                 if record.event in hook.events or address.last - address.noted >= NOTED_EVERY:
                     self._hooks.delivered(hook.name, address.last)
                     address.noted = address.last
-
-    def _newest(self) -> int:
-        return max((record.sequence for record in self._audit.page(before=None, most=1)), default=-1)
 
     def _told(self, hook: Webhook, address: _Address, record: AuditRecord) -> bool:
         """Whether the address need not be told of this record any more."""

@@ -65,6 +65,11 @@ class Webhook:
             raise ConfigInvalid(f"Expected events and a secret of {SECRET_BYTES} bytes for webhook {self.name}.")
 
     @property
+    def host(self) -> str:
+        """Of the URL; the rest of it may be a secret."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
     def secret_text(self) -> str:
         """As receivers' libraries take it (standardwebhooks.com): ``whsec_`` and base64."""
         return f"whsec_{base64.b64encode(self.secret).decode()}"
@@ -152,6 +157,14 @@ class Webhooks:
                 return hook
         raise ConfigInvalid(f"Expected a webhook, found none called {name!r}; see `fedpeft coordinator webhook ls`.")
 
+    def has(self, hook: Webhook) -> bool:
+        """Whether it is still there, and no other of that name.
+
+        Raises:
+            IntegrityFailed: a file was changed from outside.
+        """
+        return hook in self.all()
+
     def remove(self, name: str) -> None:
         """Tells an address nothing more.
 
@@ -172,6 +185,17 @@ class Webhooks:
     def delivered(self, name: str, sequence: int) -> None:
         """Notes that everything up to this record was delivered."""
         write_file(self._file(name, "last"), str(sequence).encode(), mode=PRIVATE)
+
+    def expect_no_later(self, newest: int) -> None:
+        """Takes back what is noted of records that are not there: a restored log is shorter than what it is of.
+
+        Args:
+            newest: the sequence number of the newest audit record.
+        """
+        for hook in self.all():
+            last = self.last(hook.name)
+            if last is None or last > newest:
+                self.delivered(hook.name, newest)
 
     def _file(self, name: str, kind: str) -> Path:
         return self._path / f"{name}.{kind}"
