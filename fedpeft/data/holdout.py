@@ -31,7 +31,7 @@ from fedpeft.data.tasks import detect
 from fedpeft.errors import DataInvalid
 from fedpeft.tasks import Convention
 
-__all__ = ["content_ranks", "divided", "split_each", "split_holdout"]
+__all__ = ["divided", "split_each", "split_holdout"]
 
 PIECE = 2**16
 
@@ -78,13 +78,8 @@ def _share(holdout: float) -> float:
     return holdout
 
 
-def content_ranks(records: Records, seed: int) -> Ranks:
-    """The rank of every record, shape (n,), by the convention that fits all of them."""
-    return np.concatenate([np.zeros(0, np.uint64), *_ranks(records, seed)])
-
-
 def _ranks(records: Records, seed: int) -> Iterator[Ranks]:
-    """As ``content_ranks``, some at a time."""
+    """The rank of every record by the convention that fits all of them, some at a time."""
     try:
         convention = detect(records)
     except DataInvalid:

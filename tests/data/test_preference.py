@@ -8,7 +8,7 @@ import pytest
 from fedpeft.config.task import Task
 from fedpeft.data import encode
 from fedpeft.data.encode import IGNORED, measure
-from fedpeft.data.holdout import content_ranks
+from fedpeft.data.holdout import _ranks
 from fedpeft.data.preference.rows import is_wanted, sides_of
 from fedpeft.data.records import Records
 from fedpeft.data.tasks import detect, inspect, task_for
@@ -121,4 +121,4 @@ def test_either_side_has_at_most_half_of_the_length() -> None:
 
 def test_answers_to_one_prompt_stay_on_one_side_of_the_split() -> None:
     rows = [{"prompt": "p", "chosen": f"a{i}", "rejected": "b"} for i in range(3)]
-    assert len(set(content_ranks(Records.of(rows), 0).tolist())) == 1
+    assert len(set(np.concatenate([*_ranks(Records.of(rows), 0)]).tolist())) == 1

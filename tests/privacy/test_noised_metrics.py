@@ -177,7 +177,7 @@ def test_noised_metrics_are_of_as_many_examples_as_the_run_says(metrics: str, ex
     assert work_terms(plan, spec, 1, state=bytes(32)).eval_examples == examples
 
 
-@pytest.mark.parametrize(("accuracy", "loss"), [(None, None), (0.5, None), (None, 2.0)])
+@pytest.mark.parametrize(("accuracy", "loss"), [(None, None), (0.75, None), (None, 2.0)])
 def test_a_device_with_half_a_measurement_has_none(accuracy: float | None, loss: float | None) -> None:
     lanes = metric_lanes(accuracy=accuracy, loss=loss, train_loss=LOSS_LIMIT / 2, weight=0.25, step=2.0**-10)
     assert lanes.tolist() == [-0.25, 0.0, 0.0, 0.0]
