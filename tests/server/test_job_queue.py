@@ -184,6 +184,28 @@ def test_a_run_that_repeats_waits_once_and_begins_at_every_time_with_another_see
     assert len(set(seeds)) == 4
 
 
+def test_a_schedule_that_has_run_for_a_year_is_in_order_and_costs_no_more_reading(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of files are in order up to 9999; each look read every run that there ever was."""
+    numbers = [*range(1, 40), 9998, 9999, 10_000, 10_001, 123_456]
+    for number in numbers:
+        state = [JobState.FINISHED, JobState.FAILED, JobState.STOPPED][number % 3]
+        queue.put(Job(number=number, name="nightly", state=state, run=f"nightly-{number}", reason="as it ended"))
+    assert [job.number for job in queue.jobs()] == numbers
+    assert queue.submit(RUN, source="a").number == 123_457
+    read: list[str] = []
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, **_: read.append(path.name) or path.read_bytes().decode(), raising=True
+    )
+    assert starts(queue, 1000.0) == [123_457]
+    assert set(read) == {"123457.json"}
+    other = JobQueue(queue.path)  # a command, in a process of its own
+    other.resume(other.job("9998"))
+    assert queue.job("9998").state is JobState.QUEUED
+    assert starts(queue, 1001.0) == [9998]
+
+
 def test_starts_that_were_missed_happen_once(queue: JobQueue) -> None:
     queue.submit(RUN, source="a", start_at=1000, every_s=HOUR)
     late = 1000 + 5 * HOUR + 1800

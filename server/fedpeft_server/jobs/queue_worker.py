@@ -82,8 +82,8 @@ class QueueWorker:
         try:
             queue = self._site.queue
             job = queue.begin(worked_on=at_work, now=self._site.clock.utc().timestamp())
-            if job is not None and (following := queue.successor(job)) is not None:
-                self._note(job, following)
+            if job is not None and not job.run and (following := queue.successor(job)) is not None:
+                self._note(job, following)  # it begins for the first time
             return job
         except OSError as error:
             if not is_full(error):
