@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fedpeft.cli.coordinator.token import moment
 from fedpeft.errors import ConfigInvalid, IntegrityFailed
 from fedpeft_server.jobs.job_queue import Job, JobQueue, JobState
+from fedpeft_server.jobs.schedule import LATEST, LONGEST_EVERY_S, next_start
 
 RUN = """
 [run]
@@ -245,10 +247,18 @@ def test_stopping_the_run_that_waits_ends_the_repetition_and_resuming_one_that_r
     assert starts(queue, 1e9) == []
 
 
-@pytest.mark.parametrize(("start_at", "every_s"), [(-1, 0), (2**41, 0), (0, 59), (0, 367 * 86_400), (0, -60)])
+@pytest.mark.parametrize(("start_at", "every_s"), [(-1, 0), (LATEST + 1, 0), (0, 59), (0, 367 * 86_400), (0, -60)])
 def test_times_that_cannot_be_meant_are_refused_and_nothing_is_queued(
     queue: JobQueue, start_at: int, every_s: int
 ) -> None:
     with pytest.raises(ConfigInvalid):
         queue.submit(RUN, source="a", start_at=start_at, every_s=every_s)
     assert queue.jobs() == ()
+
+
+def test_every_time_that_is_taken_can_be_shown(queue: JobQueue) -> None:
+    """`status` shows all that wait: one that it cannot show hid them all."""
+    queue.submit(RUN, source="a", start_at=LATEST, every_s=LONGEST_EVERY_S)
+    for job in queue.jobs():
+        assert moment(job.start_at)
+        assert moment(next_start(job.start_at, job.every_s, float(LATEST)))

@@ -120,6 +120,28 @@ def test_an_address_that_was_down_is_told_what_is_not_too_old(site: Site, addres
     assert site.outcomes == ["passed-over", "taken"]
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2"])
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy", "https_proxy"])
+def test_a_message_to_this_machine_does_not_leave_it(
+    site: Site, address: Address, monkeypatch: pytest.MonkeyPatch, host: str, variable: str
+) -> None:
+    """A proxy would read it in clear, and bring it to a localhost of its own."""
+    proxy = Address()
+    proxy.holds.set()
+    server = serving(proxy)
+    monkeypatch.setenv(variable, proxy.url)
+    monkeypatch.delenv("REQUEST_METHOD", raising=False)
+    hook = site.add(address.url.replace("127.0.0.1", host))
+    try:
+        send(hook, "msg_1", b'{"type": "test"}', timestamp=1)
+    except Refused:
+        assert host == "127.0.0.2", "where nobody listens"
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert proxy.heard == []
+
+
 def test_nobody_is_there_or_speaks_http(site: Site) -> None:
     import socket
 

@@ -17,8 +17,8 @@ from fedpeft.errors import ConfigInvalid
 __all__ = ["LATEST", "LONGEST_EVERY_S", "SHORTEST_EVERY_S", "expect_schedule", "next_start", "with_another_seed"]
 
 SHORTEST_EVERY_S, LONGEST_EVERY_S = 60, 366 * 86_400
-LATEST = 2**40
-"""Unix seconds; a clock that shows more is wrong."""
+LATEST = 2**37
+"""Unix seconds, in the year 6325: a time that every date has room for, repetitions included."""
 
 
 def expect_schedule(start_at: int, every_s: int) -> None:

@@ -52,6 +52,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def send(hook: Webhook, message_id: str, body: bytes, *, timestamp: int) -> None:
     """One message; returns when it was taken. Through the proxy of the environment, as other HTTPS is.
 
+    To this machine itself without one: it would read the message, and has a localhost of its own.
+
     Raises:
         Refused: it was not: no connection, a redirect, or a status of 300 or more.
     """
@@ -64,8 +66,9 @@ def send(hook: Webhook, message_id: str, body: bytes, *, timestamp: int) -> None
         "webhook-signature": signature(hook.secret, message_id, timestamp, body),
     }.items():
         request.add_header(name, value)
+    proxies = [urllib.request.ProxyHandler({})] if hook.is_here else []
     try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=ANSWER_S):
+        with urllib.request.build_opener(_NoRedirect, *proxies).open(request, timeout=ANSWER_S):
             return
     except urllib.error.HTTPError as error:
         with error:

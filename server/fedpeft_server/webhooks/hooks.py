@@ -70,6 +70,11 @@ class Webhook:
         return urlsplit(self.url).hostname or ""
 
     @property
+    def is_here(self) -> bool:
+        """Whether it is this machine."""
+        return _is_loopback(self.host)
+
+    @property
     def secret_text(self) -> str:
         """As receivers' libraries take it (standardwebhooks.com): ``whsec_`` and base64."""
         return f"whsec_{base64.b64encode(self.secret).decode()}"
