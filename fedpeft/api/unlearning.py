@@ -114,7 +114,7 @@ def unlearn(
         contributed=contributed,
         before=facts_of(view),
         after=facts_of(result.view),
-        equality=_equality(config),
+        equality=_equality(config, whole, result.view),
         versions=result.view.manifest.versions,
         remains=_remains(view, whole, device),
     )
@@ -192,8 +192,15 @@ def _begun(resume: str | os.PathLike[str], config: RunConfig) -> RunView:
     return begun
 
 
-def _equality(config: RunConfig) -> Equality:
-    return "bytes" if config.privacy.unit == "none" else "distribution"
+def _equality(config: RunConfig, whole: "Population", after: RunView) -> Equality:
+    """What a run that never had the device has in common with the one that was made."""
+    if config.privacy.unit != "none":
+        return "distribution"
+    stayed = [client for client in whole.clients if client.name not in config.data.partition.without]
+    if any(client.device.fit_seconds for client in stayed):  # a simulated clock, which goes the same way each time
+        return "bytes"
+    too_late = any(one.state in ("dropped", "later") for row in after.rounds for one in row.clients)
+    return "time" if config.rounds.over_select or too_late else "bytes"
 
 
 def _remains(view: RunView, whole: "Population", device: str) -> tuple[str, ...]:
@@ -217,8 +224,23 @@ def _remains(view: RunView, whole: "Population", device: str) -> tuple[str, ...]
     ]
     if alone and whole.config.task.record.named_outputs:
         found.append(f"Names of outputs that {device} alone had, which the model can still give: {', '.join(alone)}.")
+    if ends := _own_ends(whole, device):
+        found.append(
+            f"Ends of task.range that {device} alone reaches, in the configuration: {', '.join(map(str, ends))}."
+        )
     if whole.config.base.adapters:
         found.append("What the adapters that the run began with had learnt: they were not made again.")
     if any(event.kind == "run.stopped" for event in view.events):
         found.append("The first run was ended before its last round; this one ended as its configuration says.")
     return tuple(found)
+
+
+def _own_ends(whole: "Population", device: str) -> list[float]:
+    """The lowest and the highest number of the run, as far as one device alone has them."""
+    from fedpeft.data.targets import number_of
+
+    if not whole.config.task.record.a_number or whole.config.task.range is None:
+        return []
+    holders = {client.name: {number_of(row.get("label")) for row in client.records} for client in whole.clients}
+    own, others = holders[device], set().union(*(held for name, held in holders.items() if name != device))
+    return [end for end in dict.fromkeys(whole.config.task.range) if end in own and end not in others]

@@ -84,6 +84,45 @@ def test_a_sampled_run_is_drawn_anew_as_without_the_device(toys: Path, tmp_path:
     assert done.certificate.contributed == rounds_with(run.view, device)
 
 
+SLOW = [{"clients": ["east"], "methods": ["lora"], "fit_seconds": 9.0}, {"clients": ["*"], "methods": ["lora"]}]
+
+
+@pytest.mark.parametrize(
+    ("devices", "forgotten", "equality"),
+    [([], "south", "time"), (SLOW, "south", "bytes"), (SLOW, "east", "time")],
+    ids=["machine's clock", "simulated clock", "the only one with a time"],
+)
+def test_a_run_that_the_machine_s_clock_decides_is_not_certified_to_the_byte(
+    toys: Path, tmp_path: Path, devices: list[dict[str, object]], forgotten: str, equality: str
+) -> None:
+    eager = five(toys, fraction=0.8, over_select=0.3, count=3) | ({"device": devices} if devices else {})
+    rows = [row for row in of_five() if row["label"] != "c"]
+    run = fedpeft.simulate(eager, rows, out=tmp_path, store=toys / "store")
+    if not rounds_with(run.view, forgotten):
+        pytest.fail(f"{forgotten} was in no sum")
+    done = fedpeft.unlearn(run, forgotten, rows, out=tmp_path, store=toys / "store")
+    assert done.certificate.equality == equality
+    assert ("no two runs give the same" in done.certificate.to_text()) == (equality == "time")
+    assert read_certificate(done.result.path) == done.certificate
+
+
+def test_a_number_that_the_device_alone_has_and_the_configuration_keeps_is_told(toys: Path, tmp_path: Path) -> None:
+    """The range was taken from the data of all."""
+    rows: Rows = [{**row, "label": float(i % 4)} for i, row in enumerate(of_five())]
+    next(row for row in rows if row["client"] == "south")["label"] = 17.5
+    config = five(toys) | {"task": {"kind": "regression", "max_length": 16}}
+    run = fedpeft.simulate(config, rows, out=tmp_path, store=toys / "store")
+    told = {
+        device: [
+            one
+            for one in fedpeft.unlearn(run, device, rows, out=tmp_path, store=toys / "store").certificate.remains
+            if "range" in one
+        ]
+        for device in ("south", "west")
+    }
+    assert told == {"south": ["Ends of task.range that south alone reaches, in the configuration: 17.5."], "west": []}
+
+
 def test_the_command_makes_it_of_a_file_and_resumes_what_was_killed(
     toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

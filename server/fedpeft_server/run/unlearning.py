@@ -19,9 +19,10 @@ __all__ = ["CERTIFICATE", "Certificate", "RunFacts", "adapter_digests", "facts_o
 CERTIFICATE = "unlearning.json"
 TEXT = "unlearning.txt"
 
-Equality = Literal["bytes", "distribution"]
-"""Of the state and that of a run that never had the device: the same bytes on the same machine and versions, or, where
-the noise of a privacy unit was drawn anew, the same probabilities."""
+Equality = Literal["bytes", "distribution", "time"]
+"""Of the state and that of a run that never had the device: the same bytes on the same machine and versions; where the
+noise of a privacy unit was drawn anew, the same probabilities; or, where the machine's clock decided who was in a sum,
+the same rounds but for whom they are of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,8 @@ class Certificate:
             "kind, a run of the data without it has the digests under `after`.",
             "distribution": "Noise was drawn anew, so no two runs give the same bytes; the state has the distribution\n"
             "of that of a run that never had the device. The privacy of the others was spent a second time.",
+            "time": "Rounds were of whoever was ready in time, by the clock of this machine, so no two runs give the same\n"
+            "bytes; whatever was in a sum was trained without the device.",
         }[self.equality]
         lines = [
             f"Certificate: {self.device} forgotten",
