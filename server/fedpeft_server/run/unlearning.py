@@ -84,8 +84,8 @@ class Certificate:
             "kind, a run of the data without it has the digests under `after`.",
             "distribution": "Noise was drawn anew, so no two runs give the same bytes; the state has the distribution\n"
             "of that of a run that never had the device. The privacy of the others was spent a second time.",
-            "time": "Rounds were of whoever was ready in time, by the clock of this machine, so no two runs give the same\n"
-            "bytes; whatever was in a sum was trained without the device.",
+            "time": "Rounds were of whoever was ready in time, by the clock of this machine, so no two runs give the\n"
+            "same bytes; whatever was in a sum was trained without the device.",
         }[self.equality]
         lines = [
             f"Certificate: {self.device} forgotten",
