@@ -25,7 +25,8 @@ def command(
 ) -> None:
     """Make every round of RUN, a finished simulation, again without one device, and certify it.
 
-    The new run is what RUN would be if the device had never taken part; the certificate says whether byte for byte. RUN stays until you delete it.
+    The new run is what RUN would be if the device had never taken part; the
+    certificate says whether byte for byte. RUN stays until you delete it.
 
     \b
     Example:

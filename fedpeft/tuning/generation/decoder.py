@@ -63,7 +63,7 @@ class Abilities:
     """What gives the same logits as one question without any of it.
 
     Args:
-        cache: keys and values kept.
+        cache: keys and values kept, or a state that was read into, also when a question beside it is complete.
         padding: questions of unequal length at once.
     """
 
@@ -229,15 +229,21 @@ class Decoder(TokenLoop["_State"]):
         return logits
 
     def _stepwise(self, question: TokenIds) -> Tensor:
-        """(1, 3, vocabulary): the last tokens one by one on a cache of the others."""
-        state, cache, found = self._state([question]), None, []
-        for start, stop in ((0, len(question) - 2), (len(question) - 2, len(question) - 1), (len(question) - 1, None)):
-            seen = state.mask[:, : stop or len(question)]
-            output = self._forward(state.ids[:, start:stop], seen, cache=cache, keep=True)
-            cache = output.past_key_values
-            if cache is None:
+        """(1, 3, vocabulary): the last tokens one by one on a cache of the others, without the row that was beside."""
+        self._choose_rows([0, 0])
+        state = self._state([question[-3::-1].copy(), question[:-2]])
+        found: list[Tensor] = []
+        for token in (*question[-2:].tolist(), None):
+            output = self._forward(
+                state.ids if not found else state.ids[:, -1:], state.mask, cache=state.cache, keep=True
+            )
+            state.cache = output.past_key_values
+            if state.cache is None:
                 raise ValueError("Expected keys and values, found none.")
-            found.append(output.logits[:, -1].float())
+            found.append(output.logits[-1:, -1].float())
+            if token is not None:
+                state.go_on([len(state.ids) - 1], [token])
+                self._choose_rows([0])
         return torch.stack(found, dim=1)
 
     def _side_by_side(self, long: TokenIds, short: TokenIds) -> Tensor:
@@ -272,7 +278,7 @@ class _State:
             index = torch.tensor(lines, device=self.ids.device)
             self.ids, self.mask = self.ids[index], self.mask[index]
             if self.cache is not None:
-                self.cache.batch_select_indices(index)
+                self.cache.reorder_cache(index)  # not batch_select_indices, which recurrent layers do not have
         more = torch.tensor(tokens, dtype=self.ids.dtype, device=self.ids.device)[:, None]
         self.ids = torch.cat([self.ids, more], dim=1)
         self.mask = torch.cat([self.mask, torch.ones_like(more)], dim=1)
