@@ -217,7 +217,9 @@ class ExamplePrivacy:
         """Where the last round left the stream, and what a round costs from there.
 
         Another stream begins, at the price of its first turn, wherever the last one cannot go on: its rows are gone, or
-        an older copy of them is there than of the ledger, or other blocks are trained now.
+        an older copy of them is there than of the ledger, other blocks are trained now, or the device's size class is
+        another: a turn of the groups is charged as its first one begins, and a later one of them would be taken under
+        noise that was not charged.
         """
         terms = _terms(plan)
         if terms.noise == "independent":
@@ -233,15 +235,18 @@ class ExamplePrivacy:
             stream is None
             or (stream.bands, stream.momentum, stream.blocks) != (bands, terms.momentum, tuple(blocks))
             or not stream.whole(size)
-            or not self._last_charge(plan).endswith(f" {stream.mark}")
+            or not self._was_charged(plan, stream, cost)
         ):
             stream = NoiseStream.begin(plan.run_id, blocks, bands=bands, momentum=terms.momentum, entropy=entropy)
         return stream, round_cost(plan, declared=declared, parameters=size, taken=stream.taken) or cost
 
-    def _last_charge(self, plan: LearningPlan) -> str:
+    def _was_charged(self, plan: LearningPlan, stream: NoiseStream, cost: SampledRelease) -> bool:
+        """Whether the run's last charge led to this place of the stream, under the noise that the round would cost."""
         with self._ledger() as ledger:
-            labels = [entry.label for entry in ledger.entries if _of(plan)(entry.label)]
-        return labels[-1] if labels else ""
+            last = next((entry for entry in reversed(ledger.entries) if _of(plan)(entry.label)), None)
+        if last is None or not isinstance(last.release, SampledRelease):
+            return False
+        return last.label.endswith(f" {stream.mark}") and replace(last.release, steps=cost.steps) == cost
 
     def charge(
         self,

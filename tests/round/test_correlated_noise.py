@@ -4,6 +4,7 @@ No torch: the trainer's deltas are its rows of noise and nothing else.
 """
 
 import math
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from fedpeft.adapter import AdapterState
 from fedpeft.entropy import os_entropy
 from fedpeft.errors import SpecMismatch
 from fedpeft.ids import BlockId, NodeId
-from fedpeft.privacy import BANDS, Budget, CorrelatedNoise, NoiseStream, PrivacyLedger, sampled_epsilon, turns
+from fedpeft.privacy import (
+    BANDS,
+    Budget,
+    CorrelatedNoise,
+    NoiseStream,
+    PrivacyLedger,
+    SampledRelease,
+    sampled_epsilon,
+    turns,
+)
 from fedpeft.round.device.records import OpenRound
 from fedpeft.round.example_privacy import STREAMS, ExamplePrivacy, noise_in_model, noise_of, round_cost
 from fedpeft.round.local import Effort, LocalResult
@@ -235,6 +245,36 @@ def test_damaged_rows_and_other_blocks_begin_another_stream(tmp_path: Path) -> N
         assert isinstance(site.fit(2), Ready)
         assert site.stream().name != whole.name
         assert site.charged() == [1, 1]
+
+
+@pytest.mark.parametrize("classes", [[11, 10, 10], [10, 11, 11], [10, 10, 12, 12], [12, 11, 10], [11, 11, 11]], ids=str)
+def test_every_turn_of_every_group_is_charged_under_the_noise_that_it_had(tmp_path: Path, classes: list[int]) -> None:
+    """Whatever a device's number of examples becomes between rounds; counted here step by step, without ``turns``."""
+    site = Site(tmp_path)
+    taken: dict[tuple[str, int], Counter[tuple[float, float]]] = defaultdict(Counter)  # of each group of each stream
+    for round_id, declared in enumerate(classes, 1):
+        site.trainer._examples = 1 << declared
+        noise = noise_of(TERMS, PLAN.train.batch_size, size_class(1 << declared), 48)
+        before = site.charged()
+        if isinstance(site.fit(round_id), Failure):
+            assert site.charged() == before
+            break
+        stream = site.stream()
+        for step in range(stream.taken - 4, stream.taken):
+            taken[stream.name, step % noise.bands][noise.noise_multiplier, noise.sampling_rate] += 1
+    assert round_id > 1
+    worst: Counter[tuple[float, float]] = Counter()
+    for name in {name for name, _ in taken}:  # an example may be in any group of each stream
+        of_groups: Counter[tuple[float, float]] = Counter()
+        for own, turns_of in taken.items():
+            of_groups |= turns_of if own[0] == name else Counter()
+        worst += of_groups
+    paid: Counter[tuple[float, float]] = Counter()
+    with site.ledger() as ledger:
+        for entry in ledger.entries:
+            assert isinstance(entry.release, SampledRelease)
+            paid[entry.release.noise_multiplier, entry.release.sampling_rate] += entry.release.steps
+    assert worst <= paid
 
 
 def test_runs_in_between_do_not_end_a_runs_stream(tmp_path: Path) -> None:
