@@ -15,6 +15,7 @@ from fedpeft.round.plan import LearningPlan
 from fedpeft.round.work import plan_digest
 from fedpeft.secagg.device_state import HighWaterMark
 from fedpeft.secagg.primitives import digest
+from fedpeft.secagg.spec import MAX_PARTICIPANTS
 from fedpeft.wire import decode, encode
 
 __all__ = ["BURNT", "Forked", "KnownHistory", "MissingLinks", "Past", "followed", "genesis", "linked", "read_history"]
@@ -24,6 +25,8 @@ BURNT = bytes(32)
 
 LARGEST_LINK = 1 << 16
 """Bytes that a link may take: thousands of blocks. An honest one takes about 0.3 KB."""
+MAX_NUMBER = 2**32 - 1
+"""Of attempts at a round, and of devices that a coordinator has heard of."""
 ENVELOPE = 128
 """Bytes of a history without links, at most."""
 
@@ -112,7 +115,8 @@ def read_history(payload: bytes, round_id: int) -> History:
     """The history that comes with a request for this round; no longer than its rounds can need.
 
     Raises:
-        SpecMismatch: it is too long, or its links are not those of consecutive rounds up to this one.
+        SpecMismatch: it is too long, its links are not those of consecutive rounds up to this one, or one has numbers
+            that no round has.
         WireError: it is none.
     """
     limit = ENVELOPE + max(0, round_id - 1) * LARGEST_LINK
@@ -125,7 +129,28 @@ def read_history(payload: bytes, round_id: int) -> History:
     digests = [history.first, *(part for link in history.links for part in (link.state, link.outcome, link.sums))]
     if any(len(part) != len(BURNT) for part in digests):
         raise SpecMismatch("Expected digests of 32 bytes in the history, found others.")
+    for link in history.links:
+        if wrong := _impossible(link):
+            raise SpecMismatch(f"Expected possible numbers in the link of round {link.round_id}, found its {wrong}.")
     return history
+
+
+def _impossible(link: Link) -> str:
+    """The first number of a link that no round of any run has, by its name and value; empty: there is none."""
+    burnt = link.outcome == BURNT
+    holds = {
+        "attempt": 1 <= link.attempt <= MAX_NUMBER,
+        "sums": not burnt or link.sums == BURNT,
+        "devices": (not burnt) <= link.devices <= MAX_PARTICIPANTS,
+        "population": (not burnt) <= link.population <= MAX_NUMBER,
+        "survivors": not (link.survivors if burnt else len(link.survivors) % 4),
+        "weight": not (burnt and link.weight),
+        "owners": not (link.owners if burnt else len(link.owners) % 4),
+        "weights": not (link.weights if burnt else len(link.weights) % 8),
+        "clip": link.clip >= 0,
+    }
+    wrong = next((name for name, possible in holds.items() if not possible), "")
+    return wrong and f"{wrong}={getattr(link, wrong)!r:.40}"
 
 
 def followed(
@@ -160,6 +185,9 @@ def followed(
             outcomes = {mark.signed, BURNT}  # it may be burnt although this device has revealed: others had not
             if link.outcome not in outcomes:
                 text = f"Expected of round {link.round_id} the survivors that this device signed, or none."
+                raise Forked(text, links)
+            if link.outcome == mark.signed and link.attempt != mark.attempt:
+                text = f"Expected of round {link.round_id} the attempt that this device signed for, {mark.attempt}."
                 raise Forked(text, links)
     _expect_states({1: history.first, known_history.before[0]: known_history.before[1]}, proved, round_id, state)
     return proved

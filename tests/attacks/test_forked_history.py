@@ -52,10 +52,10 @@ def asked(fleet: ToyFleet, members: list[Member], past: Past, state: AdapterStat
     )
 
 
-def after(past: Past, outcome: RoundOutcome, state: AdapterState) -> Past:
+def after(past: Past, outcome: RoundOutcome, state: AdapterState, *, attempt: int = 1) -> Past:
     """With the link of a round with a sum, whatever state is said to follow from it."""
     assert isinstance(outcome.result, secagg.Summed)
-    task = toy_task(PLAN, round_id=len(past.links) + 1, past=past)
+    task = toy_task(PLAN, round_id=len(past.links) + 1, attempt=attempt, past=past)
     link = link_of(task, outcome.participants, outcome.result, state=state_digest(state.digests), population=N)
     return past.then(link)
 
@@ -66,7 +66,7 @@ def test_two_histories_have_two_disjoint_sets_of_devices_for_ever(fleet: ToyFlee
     begun = toy_past(PLAN, STATE, rounds=0)
     moved = STATE.replace({HEAD: np.ones(N, np.float32)})
     one = after(begun, asked(fleet, ours, begun, STATE), STATE)
-    other = after(begun, asked(fleet, theirs, begun, STATE, attempt=2), moved)
+    other = after(begun, asked(fleet, theirs, begun, STATE, attempt=2), moved, attempt=2)
     for past, state in ((one, STATE), (other, moved)):  # whoever was told one story is lost to the other
         outcome = asked(fleet, members, past, state)
         told = {name for name, account in outcome.traffic.items() if account.ready}
@@ -109,6 +109,6 @@ def test_a_device_that_was_told_that_a_round_was_burnt_sums_with_nobody_who_was_
     a, b = asked(fleet, members[:4], first, STATE), asked(fleet, members[4:], burnt, STATE, attempt=2)
     assert isinstance(a.result, secagg.Summed)
     assert isinstance(b.result, secagg.Summed)
-    for past in (after(first, a, STATE), after(burnt, b, STATE)):
+    for past in (after(first, a, STATE), after(burnt, b, STATE, attempt=2)):
         ready = [name for name, account in asked(fleet, members, past, STATE).traffic.items() if account.ready]
         assert len(ready) == 4

@@ -157,7 +157,9 @@ WEIGHED = toy_plan(SPEC, weight="examples", max_weight=128, secagg=exact_terms(N
 
 
 @pytest.mark.parametrize(
-    "lie", [{"weight": 6 * 4}, {"weight": 6 * 128}, {"devices": 7}, {"owners": b"\0\0\0\5"}, {}], ids=str
+    "lie",
+    [{"weight": 6 * 4}, {"weight": 6 * 128}, {"devices": 7}, {"owners": b"\0\0\0\5"}, {"attempt": 2}, {}],
+    ids=str,
 )
 def test_a_links_numbers_are_those_of_the_roster_that_devices_signed_for(lie: dict[str, object]) -> None:
     """Each of them is possible; with half of the weight a step is twice as long."""

@@ -358,7 +358,7 @@ def test_no_round_comes_before_the_first() -> None:
 
 def test_a_link_may_take_64_kib_and_a_history_without_links_128_bytes() -> None:
     """docs/protocol.md, "Limits": a peer with smaller bounds would refuse runs of thousands of blocks."""
-    wide = replace(burnt(1).links[0], owners=bytes(60_000))
+    wide = replace(burnt(1).links[0], outcome=b"\1" * 32, devices=4, population=4, owners=bytes(60_000))
     assert read_history(encode(History(first=LEFT, links=(wide,))), 2).links == (wide,)
     with pytest.raises(SpecMismatch, match="65664 bytes"):
         read_history(bytes(65_665), 2)
@@ -366,3 +366,46 @@ def test_a_link_may_take_64_kib_and_a_history_without_links_128_bytes() -> None:
         read_history(bytes(128), 1)
     with pytest.raises(SpecMismatch, match="128 bytes"):
         read_history(bytes(129), 1)
+
+
+SUMMED = Link(
+    round_id=1,
+    attempt=1,
+    state=LEFT,
+    outcome=b"\1" * 32,
+    sums=b"\2" * 32,
+    devices=4,
+    population=4,
+    survivors=b"\0\0\0\4",
+    weight=4,
+    owners=b"\0\0\0\4",
+    weights=bytes(8),
+    clip=0.0,
+)
+IMPOSSIBLE = [
+    *({"attempt": number} for number in (0, 2**32, 2**64 - 1)),
+    *({"devices": number} for number in (0, 2**20 + 1, 2**64 - 1)),
+    *({"population": number} for number in (0, 2**32, 2**64 - 1)),
+    {"clip": -1.0},
+    *({name: bytes(7)} for name in ("survivors", "owners", "weights")),
+]
+OF_BURNT = [{"sums": b"\2" * 32}, {"weight": 1}, *({name: bytes(8)} for name in ("survivors", "owners", "weights"))]
+
+
+@pytest.mark.parametrize("lie", [*IMPOSSIBLE, {}], ids=str)
+def test_numbers_that_no_round_has_are_refused_whatever_the_rule(lie: dict[str, object]) -> None:
+    """Also where devices compute no state from a link, and nothing else reads its numbers."""
+    payload = encode(History(first=LEFT, links=(replace(SUMMED, **lie),)))  # type: ignore[arg-type]
+    if not lie:
+        assert read_history(payload, 2).links == (SUMMED,)
+        return
+    with pytest.raises(SpecMismatch, match=next(iter(lie))):
+        read_history(payload, 2)
+
+
+@pytest.mark.parametrize("lie", OF_BURNT, ids=str)
+def test_a_burnt_round_has_no_numbers_of_a_sum(lie: dict[str, object]) -> None:
+    link = burnt(1).links[0]
+    assert read_history(encode(History(first=LEFT, links=(link,))), 2).links == (link,)
+    with pytest.raises(SpecMismatch, match=next(iter(lie))):
+        read_history(encode(History(first=LEFT, links=(replace(link, **lie),))), 2)  # type: ignore[arg-type]
