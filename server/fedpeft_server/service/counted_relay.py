@@ -49,8 +49,9 @@ class RelayLimits:
     more_per_s: float = 16.0
 
 
-ENROL_LIMITS = RelayLimits()
-"""Nobody's connection is known there: it may send a few requests of ``rpc.REQUEST_MAX_BYTES``."""
+ENROL_LIMITS = RelayLimits(connections=48)
+"""Nobody's connection is known there: it may send a few requests of ``rpc.REQUEST_MAX_BYTES``. Each costs gRPC some
+100 KiB, and forty devices may join at once."""
 SERVICE_LIMITS = RelayLimits(sent_bytes=16 * 1024, life_s=30.0)
 """A handshake with a certificate and the first call, which says whose connection it is, take 4 KiB."""
 
