@@ -13,7 +13,7 @@ from fedpeft.deployment.client_hello import Way
 from fedpeft.errors import ResourceMissing
 from fedpeft_server.home import CoordinatorHome
 from fedpeft_server.service.counted_relay import ENROL_LIMITS, SERVICE_LIMITS, CountedRelay, RelayLimits
-from fedpeft_server.service.grpc_calls import Call, address, port
+from fedpeft_server.service.grpc_calls import Call, address, client_certificate, port
 from fedpeft_server.service.listener import take_port
 from fedpeft_server.service.one_port import OnePort
 
@@ -83,7 +83,8 @@ class PublicPorts:
     ) -> None:
         self._home, self._handlers, self._gateway = home, handlers, gateway
         self._servers: list[aio.Server] = []
-        self._relays: list[CountedRelay] = []
+        self._enrolment: CountedRelay | None = None
+        self._service: CountedRelay | None = None
         self._one_port: OnePort | None = None
 
     async def open(self, enrolled: int) -> None:
@@ -97,9 +98,9 @@ class PublicPorts:
         """
         settings, authority = self._home.settings(), self._home.ca_certificate.read_bytes()
         where = settings.public_ports()
-        enrolment = await self._serve(where.get("enrol"), rpc.ENROL_OPTIONS, None, ENROL_LIMITS)
+        self._enrolment = enrolment = await self._serve(where.get("enrol"), rpc.ENROL_OPTIONS, None, ENROL_LIMITS)
         options = rpc.service_options(enrolled)
-        service = await self._serve(where.get("service"), options, authority, SERVICE_LIMITS)
+        self._service = service = await self._serve(where.get("service"), options, authority, SERVICE_LIMITS)
         if settings.one_port:
             ways = {Way.FLEET: self._gateway, Way.SERVICE: service.take, Way.ENROL: enrolment.take}
             self._one_port = OnePort(take_port(settings.bind, settings.fleet_port, "coordinator"), ways)
@@ -108,17 +109,22 @@ class PublicPorts:
         """Ends open calls after a grace period; the ports are free then."""
         if self._one_port is not None:
             await self._one_port.stop()
-        await asyncio.gather(*(relay.stop() for relay in self._relays))
+        await asyncio.gather(*(relay.stop() for relay in (self._enrolment, self._service) if relay is not None))
         await asyncio.gather(*(server.stop(1.0) for server in self._servers))
 
     def origin(self, call: Call) -> str:
         """The address of whoever calls, behind the relay."""
-        return next(filter(None, (relay.origin(port(call)) for relay in self._relays)), "") or address(call)
+        relay = self._relay(call)
+        return (relay.origin(port(call)) if relay is not None else "") or address(call)
 
     def met(self, call: Call, device: str) -> None:
         """Whoever calls has shown to be this device."""
-        for relay in self._relays:
+        if (relay := self._relay(call)) is not None:
             relay.belongs_to(port(call), device)
+
+    def _relay(self, call: Call) -> CountedRelay | None:
+        """Through which a call came: the system gives the port of one relay's connection to one of the other, too."""
+        return self._enrolment if client_certificate(call) is None else self._service
 
     async def _serve(
         self, public: int | None, options: tuple[tuple[str, int], ...], authority: bytes | None, limits: RelayLimits
@@ -136,7 +142,6 @@ class PublicPorts:
         server.add_generic_rpc_handlers((self._handlers,))
         relay = CountedRelay(taken, _bind_port(server, server_credentials(self._home, authority)), limits)
         self._servers.append(server)
-        self._relays.append(relay)
         await server.start()
         await relay.start()
         return relay
