@@ -40,6 +40,7 @@ __all__ = [
     "attach_p_tuning",
     "attach_prompt",
     "prompts_of",
+    "rows_before",
 ]
 
 PROMPT, P_TUNING = "prompt", "p_tuning"
@@ -170,6 +171,15 @@ def _rows(backbone: nn.Module, embedded: Tensor) -> Tensor:
     return torch.cat([part(examples) for part in _parts(backbone).values()], dim=1)
 
 
+def rows_before(model: nn.Module) -> int:
+    """How many of the model's positions prompts take, before every text."""
+    return sum(_length(module) for module in model.modules() if hasattr(module, _PARTS))
+
+
+def _length(backbone: nn.Module) -> int:
+    return sum(part.length for part in _parts(backbone).values())
+
+
 def _parts(backbone: nn.Module) -> "dict[str, PlainPrompt | MadePrompt]":
     return cast("dict[str, PlainPrompt | MadePrompt]", getattr(backbone, _PARTS))
 
@@ -197,10 +207,7 @@ def _before(
 
 def _after(backbone: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
     """A decoder's hidden states of the text alone."""
-    length = sum(
-        part.length for part in cast("dict[str, PlainPrompt | MadePrompt]", getattr(backbone, _PARTS)).values()
-    )
-    output["last_hidden_state"] = output["last_hidden_state"][:, length:]
+    output["last_hidden_state"] = output["last_hidden_state"][:, _length(backbone) :]
     return output
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedpeft.data.rendering import TokenIds
 from fedpeft.entropy import generator
+from fedpeft.methods.prompt import rows_before
 from fedpeft.tuning.batches import padded
 
 __all__ = ["BATCH", "Abilities", "Decoder", "Sampling", "Token", "TokenLoop", "agrees"]
@@ -160,7 +161,8 @@ class Decoder(TokenLoop["_State"]):
         base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
         self.vocabulary = int(base.config.get_text_config().vocab_size)
-        self.longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+        positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+        self.longest = positions and positions - rows_before(model) - _virtual_tokens(model)
         self._abilities: Abilities | None = None
 
     @property
@@ -251,6 +253,11 @@ class Decoder(TokenLoop["_State"]):
         self._choose_rows([0, 0])
         logits: Tensor = self._forward(state.ids, state.mask, cache=None, keep=False).logits[:, -1].float()
         return logits
+
+
+def _virtual_tokens(model: nn.Module) -> int:
+    """As ``rows_before``, of an adapter that peft holds."""
+    return int(getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0)
 
 
 def agrees(other: Callable[[], Tensor], expected: Tensor) -> bool:
