@@ -262,3 +262,16 @@ def test_every_time_that_is_taken_can_be_shown(queue: JobQueue) -> None:
     for job in queue.jobs():
         assert moment(job.start_at)
         assert moment(next_start(job.start_at, job.every_s, float(LATEST)))
+
+
+@pytest.mark.parametrize("text", [b"", b"[run", b"\xff\xfe", b"run = 3", b"[[run]]", b"[base]"], ids=repr)
+def test_a_damaged_file_of_a_run_that_repeats_begins_and_fails_by_itself(queue: JobQueue, text: bytes) -> None:
+    """It ended the coordinator, at every start again."""
+    queue.submit(RUN, source="a", start_at=1000, every_s=HOUR)
+    queue.submit(RUN, source="b")
+    (queue.path / "0001.toml").write_bytes(text)
+    assert starts(queue, 1000.0) == [1, 2]
+    assert len(queue.jobs()) == 2
+    if text == b"\xff\xfe":
+        with pytest.raises(IntegrityFailed, match=r"0001\.toml"):
+            queue.text(queue.job("1"))

@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -179,9 +180,13 @@ class JobQueue:
             job = self.next(worked_on=worked_on, now=now)
             if job is not None:
                 if job.every_s and job.state is JobState.QUEUED and self.successor(job) is None:
-                    start_at = next_start(job.start_at, job.every_s, now)
-                    waits = replace(job, start_at=start_at, follows=job.number)
-                    self._add(waits, with_another_seed(self.text(job)))
+                    following = ""
+                    # A file that was damaged from outside is the end of this run, which says so, and of no coordinator.
+                    with suppress(IntegrityFailed, ValueError, KeyError, TypeError, AttributeError):
+                        following = with_another_seed(self.text(job))
+                    if following:
+                        start_at = next_start(job.start_at, job.every_s, now)
+                        self._add(replace(job, start_at=start_at, follows=job.number), following)
                 job = replace(job, state=JobState.RUNNING)
                 self.put(job)
             return job
@@ -191,8 +196,16 @@ class JobQueue:
         return next((one for one in self.jobs() if one.follows == job.number), None)
 
     def text(self, job: Job) -> str:
-        """Its run.toml."""
-        return self._file(job.number, "toml").read_text(encoding="utf-8")
+        """Its run.toml.
+
+        Raises:
+            IntegrityFailed: it is no text: the file was changed from outside.
+        """
+        path = self._file(job.number, "toml")
+        try:
+            return path.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise IntegrityFailed(f"Expected a run.toml in {path}, found {error}; submit it anew.") from error
 
     def current(self, job: Job) -> Job:
         """The job as it is now.
