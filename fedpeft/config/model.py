@@ -172,6 +172,10 @@ MAX_STALENESS = 1000
 """Rounds after which nobody asks for late work."""
 
 
+MAX_WAIT_S = 2_592_000.0
+"""30 days: what is longer than the timers of an operating system take is an error there, in the middle of a round."""
+
+
 class Rounds(Section):
     """How rounds are run and when they give up."""
 
@@ -212,15 +216,23 @@ class Rounds(Section):
         description="With over_select: a device that was not ready in time adds its work to a later round, at most so "
         "many rounds late, with 1 / sqrt(1 + rounds) of its weight; 0: late work is dropped.",
     )
-    fit_deadline_s: float = Field(default=1800.0, gt=0, description="How long a device may train, in seconds.")
+    fit_deadline_s: float = Field(
+        default=1800.0, gt=0, le=MAX_WAIT_S, description="How long a device may train, in seconds."
+    )
     evaluation_deadline_s: float = Field(
         default=3600.0,
         gt=0,
+        le=MAX_WAIT_S,
         description="How long a device may take for the last evaluation, of all its held-out examples, in seconds.",
     )
-    stage_deadline_s: float = Field(default=120.0, gt=0, description="For each of the masking stages, in seconds.")
+    stage_deadline_s: float = Field(
+        default=120.0, gt=0, le=MAX_WAIT_S, description="For each of the masking stages, in seconds."
+    )
     gather_deadline_s: float = Field(
-        default=3600.0, ge=0, description="How long to wait for min_devices to be there before an attempt (deployed)."
+        default=3600.0,
+        ge=0,
+        le=MAX_WAIT_S,
+        description="How long to wait for min_devices to be there before an attempt (deployed).",
     )
     max_failures: int = Field(
         default=3, ge=1, description="So many aborted rounds in a row end the run with exit code 5."

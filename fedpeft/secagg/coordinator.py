@@ -171,6 +171,8 @@ def _check_advert(terms: SignedTerms, sender: ParticipantId, advert: Advertise) 
     declared = tuple(block.block_id for block in terms.spec.blocks if block.block_id in set(advert.blocks))
     if declared != advert.blocks or not declared:
         raise _Bad(Reason.BLOCK_NOT_DECLARED, f"Expected blocks of the terms in order, found {advert.blocks}.")
+    if not 0 <= advert.weight_class <= MAX_WEIGHT_CLASS:
+        raise _Bad(Reason.MALFORMED, f"Expected a weight class of 0..{MAX_WEIGHT_CLASS}, found {advert.weight_class}.")
     problem = _advert_problem(advert, terms.spec.participants[sender - 1])
     if problem is not None:
         raise _Bad(Reason.BAD_SIGNATURE, f"Expected a valid advert; {problem}.")
@@ -184,8 +186,6 @@ def _advert_problem(advert: Advertise, peer: Participant) -> str | None:
         return "it commits to other seeds than those of its blocks"
     if (advert.device, advert.organisation) != (peer.device, peer.organisation):
         return "it names another device or organisation than the roster"
-    if not 0 <= advert.weight_class <= MAX_WEIGHT_CLASS:
-        return "it declares a weight class that does not exist"
     if not is_signed(peer.identity, advert.signature, advert_digest(advert)):
         return "it is not signed by the identity on the roster"
     return None

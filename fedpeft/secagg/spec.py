@@ -6,7 +6,6 @@ checked by ``check_spec`` on both sides: participant ids are 1..n in order, no d
 every block's ring holds the sum of all n inputs, at least ``MIN_COHORT_FLOOR`` organisations a block.
 """
 
-import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -40,6 +39,9 @@ MAX_WEIGHT_CLASS = 63
 
 MAX_PARTICIPANTS = 1 << 20
 """Bounds the memory that a specification can ask a device for."""
+
+MAX_STAGE_DEADLINE_S = 2_592_000.0
+"""30 days: a configuration cannot ask for more."""
 
 
 NOT_BOUND = bytes(DIGEST_SIZE)
@@ -193,8 +195,9 @@ def _number_problems(spec: RoundSpec) -> list[Problem]:
     for name, fraction in (("corrupt_fraction", spec.corrupt_fraction), ("dropout_fraction", spec.dropout_fraction)):
         if not 0 <= fraction < 0.5:
             found.append(Problem(where=name, expected="0 <= fraction < 0.5", found=str(fraction)))
-    if not (math.isfinite(spec.stage_deadline_s) and spec.stage_deadline_s > 0):
-        found.append(Problem(where="stage_deadline_s", expected="a finite time > 0", found=str(spec.stage_deadline_s)))
+    if not 0 < spec.stage_deadline_s <= MAX_STAGE_DEADLINE_S:
+        expected = f"a time > 0, at most {MAX_STAGE_DEADLINE_S:.0f} seconds"
+        found.append(Problem(where="stage_deadline_s", expected=expected, found=str(spec.stage_deadline_s)))
     for name, bound in (("work", spec.work), ("history", spec.history)):
         if len(bound) != DIGEST_SIZE:
             found.append(Problem(where=name, expected=f"a digest of {DIGEST_SIZE} bytes", found=f"{len(bound)} bytes"))

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedpeft.config import RunConfig, load, parse
+from fedpeft.config.model import Rounds
 from fedpeft.errors import ConfigInvalid
+from fedpeft.secagg.spec import MAX_STAGE_DEADLINE_S
 
 VALID = """
 [run]
@@ -135,6 +137,15 @@ def test_a_key_in_the_wrong_section_is_told_where_it_belongs() -> None:
 def test_a_value_of_another_type_or_range_is_named(override: str, expected: str) -> None:
     (problem,) = found(VALID, override)
     assert problem.startswith(f"--set {expected}")
+
+
+@pytest.mark.parametrize("key", [name for name in Rounds.model_fields if name.endswith("_s")])
+def test_no_wait_is_longer_than_the_timers_of_a_system(key: str) -> None:
+    """A timer answers 1e300 with an OverflowError; devices refuse terms of more than this."""
+    assert found(VALID, f"rounds.{key}={MAX_STAGE_DEADLINE_S}") == []
+    for wait in ("2592001.0", "1e300", "inf"):
+        (problem,) = found(VALID, f"rounds.{key}={wait}")
+        assert key in problem
 
 
 def test_every_missing_section_is_named() -> None:

@@ -185,10 +185,12 @@ def test_there_is_no_threshold_or_degree_to_propose() -> None:
         {"corrupt_fraction": 0.5},
         {"dropout_fraction": -0.1},
         {"stage_deadline_s": 0.0},
+        {"stage_deadline_s": 2_592_001.0},
+        {"stage_deadline_s": 1e300},
         {"blocks": ()},
         {"blocks": (SummedBlock(block_id=BlockId("b"), ranges=(SumRange(length=5, max_abs=1.0),), bits=2),)},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=lambda change: next(f"{name}={value}"[:40] for name, value in change.items()),
 )
 def test_terms_that_contradict_themselves_are_refused_even_if_signed(change: dict) -> None:
     fleet = make_fleet(5)

@@ -96,8 +96,20 @@ def without_the_bad_one(outcome: CoordinatorState, reason: Reason, devices: int 
         ({"blocks": (BlockId("undeclared"),)}, Reason.BLOCK_NOT_DECLARED),
         ({"blocks": ()}, Reason.BLOCK_NOT_DECLARED),
         ({"context": bytes(32)}, Reason.WRONG_ROUND),
+        ({"weight_class": 64}, Reason.MALFORMED),
+        ({"weight_class": 2**32 - 1}, Reason.MALFORMED),
     ],
-    ids=["signature", "short-key", "no-commitment", "another's-id", "undeclared-block", "no-block", "replayed"],
+    ids=[
+        "signature",
+        "short-key",
+        "no-commitment",
+        "another's-id",
+        "undeclared-block",
+        "no-block",
+        "replayed",
+        "class-64",
+        "largest-class",
+    ],
 )
 def test_a_bad_advert_puts_its_sender_out(change: dict, reason: Reason) -> None:
     def cheat(a: Round, reply: Reply) -> Reply:
