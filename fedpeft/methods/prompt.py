@@ -128,7 +128,13 @@ def attach_p_tuning(anatomy: Anatomy, adapter: Adapter, seed: int) -> tuple[Bloc
 
 def prompts_of(model: nn.Module) -> nn.ModuleDict:
     """The prompts of a model by method; empty when it has none."""
-    return cast("nn.ModuleDict", getattr(model.base_model, _PARTS, nn.ModuleDict()))
+    return cast("nn.ModuleDict", getattr(_host(cast("nn.Module", model.base_model)), _PARTS, nn.ModuleDict()))
+
+
+def _host(backbone: nn.Module) -> nn.Module:
+    """What every forward of a model passes: OPT's language model calls the decoder within its backbone, not that."""
+    inner = getattr(backbone, "decoder", None)
+    return inner if isinstance(inner, nn.Module) and not hasattr(backbone, "encoder") else backbone
 
 
 def _positions(model: nn.Module) -> int:
@@ -158,11 +164,12 @@ def _graft(anatomy: Anatomy, adapter: Adapter, method: str, length: int, part: n
             f"Expected a model with one backbone under its head, found {type(backbone).__name__}; use lora, ia3 or "
             "bottleneck on this model instead."
         )
-    if not hasattr(backbone, _PARTS):
-        backbone.register_forward_pre_hook(_before, with_kwargs=True)
+    host = _host(backbone)
+    if not hasattr(host, _PARTS):
+        host.register_forward_pre_hook(_before, with_kwargs=True)
         if anatomy.causal:
-            backbone.register_forward_hook(_after)
-    add_part(backbone, _PARTS, method, part)
+            host.register_forward_hook(_after)
+    add_part(host, _PARTS, method, part)
 
 
 def _rows(backbone: nn.Module, embedded: Tensor) -> Tensor:
