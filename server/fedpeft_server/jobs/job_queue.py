@@ -201,9 +201,8 @@ class JobQueue:
         Raises:
             IntegrityFailed: it is no text: the file was changed from outside.
         """
-        path = self._file(job.number, "toml")
         try:
-            return path.read_text(encoding="utf-8")
+            return (path := self._file(job.number, "toml")).read_text(encoding="utf-8")
         except ValueError as error:
             raise IntegrityFailed(f"Expected a run.toml in {path}, found {error}; submit it anew.") from error
 
@@ -300,10 +299,7 @@ class JobQueue:
         return self.path / f"{number:04d}.{kind}"
 
     def _read_once(self, path: Path) -> Job:
-        """As ``_read``; a file of a run that has ended is not read again until it is replaced.
-
-        A schedule leaves thousands behind, and the coordinator looks five times a second.
-        """
+        """As ``_read``; one that has ended only if it was replaced: schedules leave thousands, often looked at."""
         status = path.stat()
         known, key = self._ended.get(path.name), (status.st_ino, status.st_mtime_ns, status.st_size)
         if known is not None and known[0] == key:
