@@ -8,8 +8,8 @@ import pytest
 from fedpeft.adapter import AdapterState
 from fedpeft.flower.pace import PacedTransport, SimulatedClock
 from fedpeft.ids import NodeId
-from fedpeft.round.device.late import keep_trained, last_trained, note_masked
-from fedpeft.round.device.records import KeptResult
+from fedpeft.round.device.late import LastTrained, keep_trained, last_trained, note_masked
+from fedpeft.round.device.records import KeptResult, run_key
 from fedpeft.round.local import LocalResult
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transport import Stage
@@ -17,6 +17,7 @@ from fedpeft.round.work import Work
 from fedpeft.testing.fleet import DictStore, toy_work
 from fedpeft.testing.network import Fault
 from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan
+from fedpeft.wire import decode
 from fedpeft_server.run.run_view import read_run
 from tests.server.world import HEAD, INITIAL, NODES, SPEC, World, one_hot_fleet
 
@@ -195,3 +196,14 @@ def test_a_plan_without_late_work_is_spelled_as_before(plan: LearningPlan) -> No
     assert "max_staleness" not in toy_plan(SPEC).to_json()
     assert '"max_staleness":4' in plan.to_json()
     assert LearningPlan.from_json(plan.to_json()) == plan
+
+
+def test_work_that_was_in_one_sum_is_never_free_for_another() -> None:
+    """A device that was in the next round with zeros, and forgot them over another run, gave the same work again."""
+    store, plan = DictStore(), toy_plan(SPEC).model_copy(update={"run_id": "late"})
+    plan = plan.model_copy(update={"rounds": plan.rounds.model_copy(update={"max_staleness": 3})})
+    kept(store, plan, 5)
+    for round_id in (5, 6, 7):
+        note_masked(store, "late", round_id)
+        record = decode(store.read(run_key("late", "trained")) or b"", LastTrained)
+        assert (record.round_id, record.masked) == (5, 5)

@@ -106,7 +106,10 @@ def keep_trained(store: DeviceStore, plan: LearningPlan, round_id: int, result: 
 
 
 def note_masked(store: DeviceStore, run_id: str, round_id: int) -> None:
-    """Remembers, durably, that it goes into this round's sum: from here on into no other round's."""
+    """Remembers, durably, that it goes into this round's sum: from here on into no other round's.
+
+    Once for good: a later round that this device is in with something else, or with zeros, does not give it back.
+    """
     record = kept(store, run_key(run_id, _KIND), LastTrained)
-    if record is not None and record.masked != round_id:
+    if record is not None and not record.masked:
         store.write(run_key(run_id, _KIND), encode(replace(record, masked=round_id)))
