@@ -275,3 +275,22 @@ def test_less_than_one_draw_in_2_to_the_128_lies_beyond_the_last_column(sigma: f
     table = _table(sigma)
     end = int(table.column.max()) + (1 << table.shift)  # the first number that no column holds
     assert math.erfc((end - 0.5) / (sigma * math.sqrt(2))) < 2.0**-128
+
+
+def test_the_most_probable_place_of_every_column_is_the_one_nearest_to_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No exponent is negative: a place above its column's top would be drawn too rarely, the others too often."""
+    from importlib import import_module
+
+    module, table = import_module("fedpeft.privacy.discrete_gaussian"), _table(1e6)
+    exponents: list[float] = []
+
+    def keeping(_table: object, at: np.ndarray, _x: object, exponent: np.ndarray, _entropy: object) -> np.ndarray:
+        exponents.extend(exponent.tolist())
+        return np.ones(len(at), np.bool_)
+
+    monkeypatch.setattr(module, "_keep", keeping)
+    first, last = int(np.flatnonzero(table.column == 0)[0]), int(table.column.argmin())
+    for at in (first, 1, len(table.column) // 2, last):
+        monkeypatch.setattr(module, "_columns", lambda _table, size, _entropy, at=at: np.full(size, at))
+        _propose(table, 500, seeded_entropy(9, str(at)))
+    assert min(exponents) >= 0.0

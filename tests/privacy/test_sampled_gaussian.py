@@ -193,3 +193,9 @@ def test_masses_on_the_grid_are_those_of_both_distributions(direction: Direction
     assert found.p.min() >= 0.0
     assert found.p.sum() + found.lost == pytest.approx(1.0, abs=1e-12)
     assert (found.p * np.exp(-losses)).sum() == pytest.approx(1.0, abs=1e-8)
+
+
+@pytest.mark.parametrize("steps", [10**4, 10**6])
+def test_the_grid_is_so_fine_that_the_roundings_of_all_steps_add_up_to_little(steps: int) -> None:
+    """Each step's loss is rounded by up to a cell, at random: together by its root as often."""
+    assert _step([(release(1.0, 0.5, 1), steps)]) * math.sqrt(steps) <= 0.3 * (1 + 1e-9)

@@ -544,3 +544,15 @@ def test_a_slow_training_never_overwrites_a_newer_round() -> None:
     first.join(30)
     second.join(30)
     assert opened(fleet).round_id == 2
+
+
+def test_a_refusal_of_the_secure_sum_at_its_last_step_leaves_as_one_and_its_reason_stays(
+    fleet: ToyFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread of the device may have gone on in the run since the terms were looked at."""
+    late = secagg.Refusal(reason=secagg.Reason.REPLAYED, detail="Expected a round after 7.")
+    monkeypatch.setattr(secagg.DeviceSession, "begin", lambda *_, **__: late)
+    found = failed(fleet, fit_request(fleet, PLAN, STATE))
+    assert found.reason is FailureReason.PROTOCOL
+    assert "Expected a round after 7." in found.detail
+    assert given(fleet).fitted == [], "nothing was trained for it"

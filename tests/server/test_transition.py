@@ -159,6 +159,20 @@ def test_a_burnt_round_between_changes_nothing(tmp_path: Path) -> None:
     assert rows[-1].devices_survived == 5
 
 
+def test_who_missed_nothing_but_burnt_rounds_follows_the_sums_from_there(tmp_path: Path) -> None:
+    """The state of before them is the state that the next sum begins with: nobody is sent one, nor asked twice."""
+    lost = [Fault(kind="lose-request", stage=Stage.REVEAL, node=node, times=2, after=1) for node in NODES[1:]]
+    world = World(tmp_path, faults=lost, count=5, max_failures=3)
+    heard = listening(world)
+    world.train()
+    assert world.path is not None
+    burnt = [row.round for row in read_run(world.path).rounds if row.burnt]
+    assert burnt
+    after = heard[5 * (burnt[0] + 1) :]
+    assert after
+    assert all(request.payloads == () for _, request in after)
+
+
 def test_devices_are_sent_no_more_bytes_than_the_state_and_half_in_a_16_bit_ring(tmp_path: Path) -> None:
     sizes = {}
     for bits in (16, 32):
