@@ -133,9 +133,15 @@ PLACES: Mapping[str, Place] = {
     "pubmedqa": Place(rows=pubmedqa, task={"kind": "classify", "max_length": 128}, rounds=6, steps=6, batch=8),
     "banking77": Place(rows=banking77, task={"kind": "classify", "max_length": 48}),
     "same-intent": Place(rows=same_intent, task={"kind": "embeddings", "max_length": 32}, rounds=8, most=1800),
-    "preferences": Place(  # of 160 pairs 32 were held out, and no gap could be seen
-        rows=preferences, task={"kind": "preference", "max_length": 160}, base=SMOLLM2, rounds=12, steps=4, batch=4,
-        layers=4, clients=4, most=800,
+    "preferences": Place(
+        rows=preferences,
+        task={"kind": "preference", "max_length": 160},
+        base=SMOLLM2,
+        rounds=3,
+        steps=4,
+        batch=4,
+        clients=4,
+        most=160,
     ),
     "e2e": Place(  # twelve rounds: after four the centralised model has taken 64 steps and the federation 16
         rows=e2e, task={"kind": "causal-lm", "max_length": 96}, base=SMOLLM2, rounds=12, steps=4, batch=4, layers=4,
