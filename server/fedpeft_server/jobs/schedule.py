@@ -3,7 +3,8 @@
 A run that repeats queues the next one as it begins, so at most one waits. A start that was missed, because the
 coordinator was down or had no place, happens once, as soon as it can; the next one is at the next time of the schedule.
 Each repetition has a seed of its own: two runs that begin alike over nearly the same devices differ in what one of them
-gave (docs/threat-model.md, "Differencing").
+gave. That helps where batches are drawn, and not where a sum is a function of the data alone, as class means are
+(docs/threat-model.md, "Differencing").
 """
 
 import math
