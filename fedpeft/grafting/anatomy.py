@@ -137,8 +137,16 @@ class Anatomy:
         """By path of the matrix: the attention module that has it, its path in there, and the matrix.
 
         Raises:
-            ConfigInvalid: see ``ports``; a module holds several attentions' matrices.
+            ConfigInvalid: see ``ports``; a module holds several attentions' matrices; the keys are made from a narrow
+                latent, as DeepSeek's are, so no matrix is as wide as they are.
         """
+        config: Any = self.model.config
+        if slot == "k" and getattr(config.get_text_config(), "kv_lora_rank", None):
+            raise ConfigInvalid(
+                f"Expected a model with a matrix of keys for {wanted_by}, found {type(self.model).__name__}, which "
+                "makes keys and values from one latent (kv_lora_rank); use lora, ia3 or bottleneck on this model "
+                "instead."
+            )
         found = {}
         for path, host in self.target_modules([slot], wanted_by=wanted_by):
             stem = path.partition(".fedpeft")[0].rpartition(".")[0]

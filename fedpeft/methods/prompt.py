@@ -138,7 +138,22 @@ def _host(backbone: nn.Module) -> nn.Module:
 
 
 def _positions(model: nn.Module) -> int:
-    return int(getattr(model.config, "max_position_embeddings", 2**31))
+    positions = int(getattr(model.config, "max_position_embeddings", 2**31))
+    return positions if positions > 0 else 2**31  # XLNet's -1: no limit
+
+
+def _hindrance(anatomy: Anatomy) -> str | None:
+    """Why a model takes no rows before its text; None: nothing is known against it."""
+    config: Any = anatomy.model.config
+    if config.is_encoder_decoder:
+        return "has two stacks, and would put the rows before its source and its target"
+    if getattr(config.get_text_config(), "hidden_size_per_layer_input", 0):
+        return "looks every token up in each layer again, and the rows are no tokens"
+    if not anatomy.causal and getattr(config, "classifier_pooling", "cls") in ("mean", "late"):
+        return "classifies by the mean over the text's own positions"
+    if hasattr(config, "attention_window"):
+        return "chooses the positions of global attention by the text's length"
+    return None
 
 
 def _graft(anatomy: Anatomy, adapter: Adapter, method: str, length: int, part: nn.Module) -> None:
@@ -163,6 +178,11 @@ def _graft(anatomy: Anatomy, adapter: Adapter, method: str, length: int, part: n
         raise ConfigInvalid(
             f"Expected a model with one backbone under its head, found {type(backbone).__name__}; use lora, ia3 or "
             "bottleneck on this model instead."
+        )
+    if (why := _hindrance(anatomy)) is not None:
+        raise ConfigInvalid(
+            f"Expected a model that takes rows before its text for adapter.{method}, found "
+            f"{type(anatomy.model).__name__}, which {why}; use lora, ia3 or bottleneck on this model instead."
         )
     host = _host(backbone)
     if not hasattr(host, _PARTS):
