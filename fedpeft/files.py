@@ -8,6 +8,7 @@ know for what it is. One writer a file at a time: whoever shares a directory bet
 import errno
 import os
 import shlex
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +22,7 @@ __all__ = [
     "expanded",
     "expect_folder",
     "last_lines",
+    "read_bytes",
     "read_text",
     "sync",
     "write_file",
@@ -38,6 +40,27 @@ MAX_TEXT_BYTES = 16 * 2**20
 """Of a configuration, a token, a site's settings: what a person writes."""
 
 
+def read_bytes(path: Path, most: int) -> bytes:
+    """The first ``most`` bytes of a file that the user named, or of a pipe (``<(vault read token)``).
+
+    Raises:
+        OSError: it cannot be read, or is a pipe that nobody writes to, whose opening would wait for ever.
+    """
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        begin = file.read(min(most, BLOCK))  # None: a pipe whose writer has written nothing yet
+        if begin == b"" and stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.ENXIO, "a pipe that nobody writes to", str(path))
+        os.set_blocking(file.fileno(), True)
+        content = bytearray(begin or b"")
+        while len(content) < most and (more := file.read(min(most - len(content), BLOCK))):
+            content += more
+    return bytes(content)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read_text(path: Path) -> str:
     """The text of a file that a person wrote, without the byte order mark that Windows programs put before it.
 
@@ -45,8 +68,7 @@ def read_text(path: Path) -> str:
         ValueError: not UTF-8, or no text; says what was found and what to do.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
-        content = file.read(MAX_TEXT_BYTES + 1)
+    content = read_bytes(path, MAX_TEXT_BYTES + 1)
     if len(content) > MAX_TEXT_BYTES:
         raise ValueError(f"expected at most {MAX_TEXT_BYTES} bytes, found more")
     if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):

@@ -2,12 +2,13 @@
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from fedpeft.errors import ConfigInvalid, ResourceMissing
-from fedpeft.files import PRIVATE, expanded, expect_folder, write_file
+from fedpeft.files import BLOCK, PRIVATE, expanded, expect_folder, read_bytes, write_file
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -68,3 +69,31 @@ def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
         write_file(pipe, b"x")
     assert pipe.is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_pipe_that_nobody_writes_to_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="nobody writes to"):
+        read_bytes(tmp_path / "pipe", 10)
+
+
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK])
+def test_files_and_pipes_are_read_to_their_end_or_the_limit(size: int, tmp_path: Path) -> None:
+    content = os.urandom(size)
+    (tmp_path / "file").write_bytes(content)
+    out, into = os.pipe()
+    writer = threading.Timer(0.05, _write_and_close, (into, content))  # the reader is there first, and waits
+    writer.start()
+    try:
+        assert read_bytes(Path(f"/dev/fd/{out}"), size + 1) == content
+    finally:
+        writer.join()
+        os.close(out)
+    for most in (size - 1, size, size + 1):
+        assert read_bytes(tmp_path / "file", most) == content[:most]
+    assert len(read_bytes(Path("/dev/zero"), size)) == size
+
+
+def _write_and_close(descriptor: int, content: bytes) -> None:
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)

@@ -5,9 +5,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fedpeft.config import RunConfig, load, parse, resolved
+from fedpeft.config import RunConfig, parse, read_config, resolved
 from fedpeft.errors import ConfigInvalid, Problem
-from fedpeft.files import read_text
 
 __all__ = ["SCENARIOS", "Config", "Overrides", "bundled", "configured", "inline", "lines"]
 
@@ -47,7 +46,8 @@ def configured(config: Config, overrides: Overrides = ()) -> tuple[RunConfig, st
         raise ConfigInvalid(f"Expected a run.toml, a dictionary of what it holds or a RunConfig, found {config!r:.40}.")
     if isinstance(config, str | Path):
         path = bundled(Path(config))
-        return load(path, changes, simulation=True), read_text(path)
+        text = read_config(path)  # once: a pipe has nothing to say a second time
+        return parse(text, source=str(path), overrides=changes, simulation=True), text
     text = resolved(config) if isinstance(config, RunConfig) else _toml(config)
     return parse(text, source=DICTIONARY, overrides=changes, simulation=True), text
 

@@ -39,11 +39,11 @@ def issue(view: "RunView", target: Path, home: Path | None) -> None:
 def verify(file: Path, key: str | None, as_json: bool) -> None:
     """Verify a signed privacy statement. Exits with 6 if signature and content do not match."""
     from fedpeft.errors import IntegrityFailed
+    from fedpeft.files import read_bytes
     from fedpeft.terminal import printable
     from fedpeft_server.report.filed_statement import MAX_BYTES, read_filed
 
-    with file.open("rb") as opened:
-        filed = read_filed(opened.read(MAX_BYTES + 1))
+    filed = read_filed(read_bytes(file, MAX_BYTES + 1))
     if not filed.signature:
         raise IntegrityFailed(
             f"Expected a signed statement, found {file} without a signature: anybody can have written it."

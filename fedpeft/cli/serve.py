@@ -93,11 +93,15 @@ def serve(
       fedpeft adapter serve ward-a=runs/a ward-b=runs/b --port 8080
     """
     from fedpeft.errors import ConfigInvalid
+    from fedpeft.files import read_text
     from fedpeft_client.serving.server import serve as serve_until_told
 
     token = None
     if token_file is not None:
-        token = token_file.read_text(encoding="utf-8").strip()
+        try:
+            token = read_text(token_file).strip()
+        except ValueError as error:
+            raise ConfigInvalid(f"{token_file}: {error}.") from error
         if len(token) < 16:
             raise ConfigInvalid(f"Expected a token of at least 16 characters in {token_file}, found {len(token)}.")
     sources = []

@@ -24,7 +24,7 @@ from fedpeft.errors import ConfigInvalid, Problem
 from fedpeft.files import read_text
 from fedpeft.terminal import counted
 
-__all__ = ["load", "parse"]
+__all__ = ["load", "parse", "read_config"]
 
 DEVICES_OWN = "the-devices-own.jsonl"
 """Stands for the data in a deployment's configuration; nobody opens it."""
@@ -55,8 +55,17 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, simulation: bool = 
         ConfigInvalid: with every problem found.
     """
     path = Path(path)
+    return parse(read_config(path), source=str(path), overrides=overrides, simulation=simulation)
+
+
+def read_config(path: Path) -> str:
+    """What a run.toml says, not yet parsed.
+
+    Raises:
+        ConfigInvalid: it cannot be read, or is no text.
+    """
     try:
-        text = read_text(path)
+        return read_text(path)
     except OSError as error:
         problem = Problem(where=str(path), expected="a readable TOML file", found=error.strerror or repr(error))
         raise ConfigInvalid("The configuration cannot be read.", problems=[problem]) from error
@@ -64,7 +73,6 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, simulation: bool = 
         expected, _, found = str(error).removeprefix("expected ").partition(", found ")
         problem = Problem(where=str(path), expected=expected, found=found)
         raise ConfigInvalid("The configuration cannot be read.", problems=[problem]) from error
-    return parse(text, source=str(path), overrides=overrides, simulation=simulation)
 
 
 def parse(text: str, *, source: str, overrides: Sequence[str] = (), simulation: bool = False) -> RunConfig:
