@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedpeft.base.architecture import has_two_stacks
 from fedpeft.catalogue.p_tuning import PTuning
 from fedpeft.catalogue.prompt import Prompt
 from fedpeft.config.model import Adapter
@@ -145,8 +146,6 @@ def _positions(model: nn.Module) -> int:
 def _hindrance(anatomy: Anatomy) -> str | None:
     """Why a model takes no rows before its text; None: nothing is known against it."""
     config: Any = anatomy.model.config
-    if config.is_encoder_decoder:
-        return "has two stacks, and would put the rows before its source and its target"
     if getattr(config.get_text_config(), "hidden_size_per_layer_input", 0):
         return "looks every token up in each layer again, and the rows are no tokens"
     if not anatomy.causal and getattr(config, "classifier_pooling", "cls") in ("mean", "late"):
@@ -187,7 +186,8 @@ def _graft(anatomy: Anatomy, adapter: Adapter, method: str, length: int, part: n
     host = _host(backbone)
     if not hasattr(host, _PARTS):
         host.register_forward_pre_hook(_before, with_kwargs=True)
-        if anatomy.causal:
+        # Of two stacks the source alone has rows: what comes out is of the target.
+        if anatomy.causal and not has_two_stacks(anatomy.model):
             host.register_forward_hook(_after)
     add_part(host, _PARTS, method, part)
 

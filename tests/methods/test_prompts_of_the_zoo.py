@@ -23,14 +23,14 @@ from fedpeft.testing.zoo_methods import attached, peft_apart, stages_apart
 pytestmark = pytest.mark.torch
 Zoo = Callable[[str], tuple[Path, BaseArtifact]]
 IDS = torch.arange(24).reshape(2, 12) + 5
-REFUSED = ("llama4_text", "gemma4_text")
-"""Without one backbone that takes embeddings for ids."""
+REFUSED = ("llama4_text", "gemma4_text", "gemma3n_text")
+"""Without one backbone that takes embeddings for ids: Gemma 3n takes them, and computes something else."""
 METHODS = ("prompt", "p_tuning", "p_tuning_v2", "prefix")
 REASONS = ("takes rows before", "one backbone under", "matrix of keys", "can be replaced", "no such matrix")
-KINDS = ("xlnet", "eurobert", "longformer", "gemma4_text", "m2m_100", "deepseek_v2")
+KINDS = ("xlnet", "bart", "gemma3n_text", "eurobert", "longformer", "gemma4_text", "m2m_100", "deepseek_v2")
 """What ended in a foreign error in the forward pass, or was refused for -1 positions."""
-EXACT = ("bert", "xlnet")
-"""Classifiers that peft takes: it must compute the same."""
+EXACT = ("bert", "xlnet", "bart", "mbart", "m2m_100", "marian", "pegasus", "blenderbot")
+"""peft takes them, and its logits are of the text alone: it must compute the same."""
 
 
 @pytest.mark.drawn(3, always=lambda name, **_: name in ("opt", "gpt2", "llama"))
@@ -92,7 +92,8 @@ def test_rows_change_the_output_or_are_refused_at_attach(name: str, zoo: Zoo, tm
         ("eurobert", "prompt", "mean over the text"),
         ("longformer", "p_tuning", "global attention"),
         ("gemma4_text", "prompt", "in each layer again"),
-        ("m2m_100", "p_tuning", "two stacks"),
+        ("gemma3n_text", "prompt", "in each layer again"),
+        ("led", "p_tuning", "global attention"),
         ("deepseek_v2", "prefix", "kv_lora_rank"),
         ("minicpm3", "p_tuning_v2", "kv_lora_rank"),
     ],
