@@ -9,6 +9,7 @@ import errno
 import os
 import shlex
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -228,9 +229,8 @@ def expect_folder(path: Path) -> None:
         for folder in reversed(missing):
             folder.mkdir()
             made.append(folder)
-        probe = path / f".fedpeft-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(prefix=".fedpeft-", dir=path):
+            """Under a name of its own: several threads may ask at once."""
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
         raise ResourceMissing(
