@@ -150,7 +150,7 @@ class ArtifactStore:
         """Note that the source and scheme of ``key`` give ``digest``."""
         index = self.path / "index"
         index.mkdir(parents=True, exist_ok=True)
-        staged = index / f"{STAGING}{os.getpid()}-{key}"
+        staged = index / f"{STAGING}{secrets.token_hex(8)}-{key}"
         staged.write_text(digest, encoding="ascii")
         staged.replace(index / key)
 
