@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from fedpeft.adapter import AdapterSpec, AdapterState
+from fedpeft.adapter import AdapterState
 from fedpeft.clock import SystemClock
-from fedpeft.ids import BlockId, NodeId, SizeClass
-from fedpeft.privacy import SampledRelease
-from fedpeft.round.local import Effort, LocalResult, Trainer
+from fedpeft.ids import NodeId
+from fedpeft.round.local import Effort, ForwardingTrainer, LocalResult
 from fedpeft.round.plan import LearningPlan
 from fedpeft.round.transport import Reply, Stage, Transport
 from fedpeft.round.work import Work
@@ -112,7 +111,7 @@ class PacedTransport:
 
 
 @dataclass(frozen=True, slots=True)
-class NotedTrainer:
+class NotedTrainer(ForwardingTrainer):
     """``Trainer`` that says when it computes.
 
     Args:
@@ -120,37 +119,7 @@ class NotedTrainer:
         note: called at each ``fit``.
     """
 
-    inner: Trainer
     note: Callable[[], None]
-
-    @property
-    def methods(self) -> str:
-        """See ``Trainer``."""
-        return self.inner.methods
-
-    def spec(self, plan: LearningPlan) -> AdapterSpec:
-        """See ``Trainer``."""
-        return self.inner.spec(plan)
-
-    def first_state(self, plan: LearningPlan) -> AdapterState:
-        """See ``Trainer``."""
-        return self.inner.first_state(plan)
-
-    def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
-        """See ``Trainer``."""
-        return self.inner.trains(plan)
-
-    def size_class(self, plan: LearningPlan) -> SizeClass:
-        """See ``Trainer``."""
-        return self.inner.size_class(plan)
-
-    def evaluates(self, plan: LearningPlan) -> bool:
-        """See ``Trainer``."""
-        return self.inner.evaluates(plan)
-
-    def cost(self, plan: LearningPlan) -> SampledRelease | None:
-        """See ``Trainer``."""
-        return self.inner.cost(plan)
 
     def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
         """See ``Trainer``."""

@@ -23,6 +23,7 @@ from fedpeft.round.work import Work
 __all__ = [
     "DeviceStore",
     "Effort",
+    "ForwardingTrainer",
     "Identity",
     "LocalResult",
     "SumSession",
@@ -115,6 +116,50 @@ class Trainer(Protocol):
         May raise anything: it has touched the examples, and the device says nothing of it.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardingTrainer:
+    """``Trainer`` whose every answer is the inner one's, but for what a subclass adds.
+
+    Args:
+        inner: trains and evaluates.
+    """
+
+    inner: Trainer
+
+    @property
+    def methods(self) -> str:
+        """See ``Trainer``."""
+        return self.inner.methods
+
+    def spec(self, plan: LearningPlan) -> AdapterSpec:
+        """See ``Trainer``."""
+        return self.inner.spec(plan)
+
+    def first_state(self, plan: LearningPlan) -> AdapterState:
+        """See ``Trainer``."""
+        return self.inner.first_state(plan)
+
+    def trains(self, plan: LearningPlan) -> frozenset[BlockId]:
+        """See ``Trainer``."""
+        return self.inner.trains(plan)
+
+    def size_class(self, plan: LearningPlan) -> SizeClass:
+        """See ``Trainer``."""
+        return self.inner.size_class(plan)
+
+    def evaluates(self, plan: LearningPlan) -> bool:
+        """See ``Trainer``."""
+        return self.inner.evaluates(plan)
+
+    def cost(self, plan: LearningPlan) -> SampledRelease | None:
+        """See ``Trainer``."""
+        return self.inner.cost(plan)
+
+    def fit(self, plan: LearningPlan, state: AdapterState, work: Work, effort: Effort = Effort.FULL) -> LocalResult:
+        """See ``Trainer``."""
+        return self.inner.fit(plan, state, work, effort)
 
 
 class DeviceStore(Protocol):
