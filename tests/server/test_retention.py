@@ -11,7 +11,7 @@ from fedpeft.cli import main
 from fedpeft.errors import ConfigInvalid
 from fedpeft.testing.clock import FakeClock
 from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
-from fedpeft_server.home import CoordinatorHome
+from fedpeft_server.home import SCHEMA, CoordinatorHome
 from fedpeft_server.jobs import retention
 from fedpeft_server.jobs.job_queue import JobQueue, JobState
 from fedpeft_server.jobs.retention import old_runs, remove_old_runs
@@ -106,3 +106,12 @@ def test_the_command_shows_first_and_removes_then(site: Site, capsys: pytest.Cap
     assert sorted(path.name for path in site.home.runs.iterdir()) == ["old-queued", "old-running"]
     assert [job.state for job in site.queue.jobs()].count(JobState.REMOVED) == 4
     assert main([*prune[:-1], "soon"]) == 2
+
+
+def test_beside_a_coordinator_of_before_nothing_is_removed(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would not know the record in its audit log, nor the state of the run in its queue."""
+    (site.home.path / "schema.json").write_text(json.dumps({"schema": SCHEMA - 1, "fedpeft": "0.1"}))
+    assert main(["coordinator", "prune", "--home", str(site.home.path), "--older-than", "1m"]) == 3
+    assert "a coordinator of this version" in capsys.readouterr().err
+    assert len(list(site.home.runs.iterdir())) == 6
+    assert [r.event for r in site.audit.records() if r.event is AuditEvent.RUN_REMOVED] == []

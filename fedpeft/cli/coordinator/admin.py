@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fedpeft.cli.coordinator.opened import made_home
+from fedpeft.cli.coordinator.opened import home_of_this_version, made_home
 from fedpeft.cli.coordinator.target import Target, asking, target_options
 from fedpeft.cli.coordinator.token import duration_s, moment
 from fedpeft.cli.homes import coordinator_home_option
@@ -127,7 +127,7 @@ def prune(older_than: str, dry_run: bool, home: Path | None, as_json: bool) -> N
     from fedpeft_server.jobs.retention import old_runs, remove_old_runs
 
     older_s = duration_s(older_than, "--older-than")
-    where, clock = made_home(home), SystemClock()
+    where, clock = made_home(home) if dry_run else home_of_this_version(home, "pruning"), SystemClock()
     queue = JobQueue(where.path / "queue")
     if dry_run:
         found = tuple(old_runs(where, queue, older_s=older_s, now=clock.utc().timestamp()))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fedpeft_server.enrolment.registry import Registry
     from fedpeft_server.home import CoordinatorHome
 
-__all__ = ["made_home", "opened"]
+__all__ = ["home_of_this_version", "made_home", "opened"]
 
 
 def made_home(path: Path | None) -> "CoordinatorHome":
@@ -24,6 +24,28 @@ def made_home(path: Path | None) -> "CoordinatorHome":
     home = coordinator_home(path)
     home.settings()
     return home
+
+
+def home_of_this_version(path: Path | None, what: str) -> "CoordinatorHome":
+    """As ``made_home``; a coordinator of before that is still up would not know what this version writes there.
+
+    Args:
+        what: it is asked for; for the message.
+
+    Raises:
+        ConfigInvalid: there is such a one.
+        IntegrityFailed: the home lost its registry.
+    """
+    from fedpeft.errors import ConfigInvalid
+    from fedpeft.home_schema import schema_of
+    from fedpeft_server.enrolment.registry import open_registry
+    from fedpeft_server.home import SCHEMA
+
+    where = made_home(path)
+    if schema_of(where.path)[0] < SCHEMA:
+        raise ConfigInvalid(f"Expected a coordinator of this version for {what}; start it anew first.")
+    open_registry(where.registry, where.audit).close()  # an audit log without a registry is a home that lost it
+    return where
 
 
 @contextmanager

@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedpeft.cli.coordinator.opened import made_home
+from fedpeft.cli.coordinator.opened import home_of_this_version, made_home
 from fedpeft.cli.homes import coordinator_home_option
 from fedpeft.cli.options import json_option, say_json
 
 if TYPE_CHECKING:
     from fedpeft_server.enrolment.audit_log import AuditEvent
-    from fedpeft_server.home import CoordinatorHome
     from fedpeft_server.webhooks.hooks import Webhook
 
 __all__ = ["webhook"]
@@ -44,7 +43,7 @@ def add(name: str, url: str, events: tuple[str, ...], home: Path | None, as_json
     from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
     from fedpeft_server.webhooks.hooks import USUAL, Webhooks
 
-    where = _home_of_this_version(home)
+    where = home_of_this_version(home, "webhooks")
     log = AuditLog(where.audit, SystemClock())
     wanted = tuple(_event(text) for text in events) or USUAL
     made = Webhooks(where.webhooks).add(name, url, wanted, last=log.newest())
@@ -82,7 +81,7 @@ def rm(name: str, home: Path | None) -> None:
     from fedpeft_server.enrolment.audit_log import AuditEvent, AuditLog
     from fedpeft_server.webhooks.hooks import Webhooks
 
-    where = _home_of_this_version(home)
+    where = home_of_this_version(home, "webhooks")
     Webhooks(where.webhooks).remove(name)
     AuditLog(where.audit, SystemClock()).append(AuditEvent.WEBHOOK_REMOVED, actor="operator", subject=name)
     click.echo(f"webhook {name} is removed")
@@ -109,25 +108,6 @@ def test(name: str, home: Path | None) -> None:
     except Refused as refused:
         raise ResourceMissing(f"Expected webhook {name} to take a message, found: {refused}.") from refused
     click.echo(f"webhook {name} took the message")
-
-
-def _home_of_this_version(path: Path | None) -> "CoordinatorHome":
-    """The home; a coordinator of before that is still up would not know the records of this one in its audit log.
-
-    Raises:
-        ConfigInvalid: there is such a one.
-        IntegrityFailed: the home lost its registry.
-    """
-    from fedpeft.errors import ConfigInvalid
-    from fedpeft.home_schema import schema_of
-    from fedpeft_server.enrolment.registry import open_registry
-    from fedpeft_server.home import SCHEMA
-
-    where = made_home(path)
-    if schema_of(where.path)[0] < SCHEMA:
-        raise ConfigInvalid("Expected a coordinator of this version for webhooks; start it anew first.")
-    open_registry(where.registry, where.audit).close()  # an audit log without a registry is a home that lost it
-    return where
 
 
 def _event(text: str) -> "AuditEvent":
