@@ -160,10 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mistake.show()
         return mistake.exit_code
     except (KeyboardInterrupt, click.Abort) as stop:
-        if isinstance(stop, _Terminated) or isinstance(stop.__context__, _Terminated):  # at a question it is an Abort
-            _say("terminated")
-            return EXIT_TERMINATED
-        return _interrupted(whole_process=arguments is None)
+        by_sigterm = any(isinstance(one, _Terminated) for one in (stop, stop.__context__))  # at a question: an Abort
+        return _stopped(by_sigterm=by_sigterm, whole_process=arguments is None)
     except BrokenPipeError:
         # Whatever is still buffered has no reader: without this Python complains once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -171,10 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # the shell's purpose: no exception leaves it
         if isinstance(error, FedpeftError) or (stopped := _interrupt_of(error, pressed)) is None:
             return _failed(error, given)
-        if isinstance(stopped, _Terminated):
-            _say("terminated")
-            return EXIT_TERMINATED
-        return _interrupted(whole_process=arguments is None)
+        return _stopped(by_sigterm=isinstance(stopped, _Terminated), whole_process=arguments is None)
     finally:
         _on(signal.SIGTERM, previous)
         if listens and signal.getsignal(signal.SIGINT) is listener:
@@ -201,15 +196,19 @@ def _reset_verbosity() -> None:
         terminal.set_verbosity()
 
 
-def _interrupted(*, whole_process: bool) -> int:
-    """Says that the command was interrupted; whoever presses Ctrl-C again does not wait for what still runs.
+def _stopped(*, by_sigterm: bool, whole_process: bool) -> int:
+    """Says that the command was stopped; whoever presses Ctrl-C again does not wait for what still runs.
 
     Python joins the threads of pools when it exits, and a second interrupt in there is a traceback and an abort. All
     that must be durable is so before this is called.
 
     Args:
+        by_sigterm: else by an interrupt.
         whole_process: nothing comes after the command. In a notebook the process and its signals are its own.
     """
+    if by_sigterm:
+        _say("terminated")
+        return EXIT_TERMINATED
     if whole_process:
         with suppress(ValueError):  # not the main thread: nobody interrupts it
             signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
