@@ -7,19 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from fedpeft.adapter import AdapterState
 from fedpeft.aggregate import ServerState
-from fedpeft.config.model import Rounds
 from fedpeft.errors import SpecMismatch
-from fedpeft.round.coordinator import run_round
 from fedpeft.round.history import Past
 from fedpeft.round.noise import expect_clip
 from fedpeft.round.plan import LearningPlan
-from fedpeft.round.task import PublishedSums, RoundOutcome
+from fedpeft.round.task import RoundTask
 from fedpeft.round.transition import is_exact, next_state
-from fedpeft.testing.clock import FakeClock
-from fedpeft.testing.fleet import CLIENT_PRIVACY, enrol, toy_noise, toy_task
-from fedpeft.testing.network import InMemoryTransport
+from fedpeft.testing.fleet import CLIENT_PRIVACY, enrol, toy_noise
 from fedpeft.testing.trainers import GivenTrainer, one_hot, toy_plan
 from tests.attacks.test_wrong_state import SPEC, STATE, N, Run, ready
 
@@ -31,19 +26,9 @@ PLAIN = toy_plan(SPEC)
 class PrivateRun(Run):
     """Its rounds have the noise of the plan."""
 
-    def asked(self, past: Past, state: AdapterState, published: PublishedSums | None, attempt: int = 1) -> RoundOutcome:
-        task = toy_task(self.plan, round_id=len(past.links) + 1, attempt=attempt, past=past)
+    def task(self, past: Past, attempt: int) -> RoundTask:
         noise = toy_noise(self.plan, devices=N) if self.plan.client_privacy else None
-        return run_round(
-            replace(task, published=published, noise=noise),
-            state,
-            self.members,
-            InMemoryTransport(self.fleet.handles, FakeClock()),
-            rounds=Rounds(),
-            identity=self.fleet.coordinator,
-            entropy=self.fleet.entropy,
-            observe=lambda event: None,
-        )
+        return replace(super().task(past, attempt), noise=noise)
 
 
 @pytest.mark.parametrize("clip", [1.0, 2.0, 0.5])

@@ -24,7 +24,7 @@ from fedpeft.round.history import Past
 from fedpeft.round.linking import link_of, summed_blocks, sums_digest
 from fedpeft.round.messages import BlockDigest, BlockPayload
 from fedpeft.round.plan import MAX_STATE, LearningPlan
-from fedpeft.round.task import PublishedSums, RoundOutcome
+from fedpeft.round.task import PublishedSums, RoundOutcome, RoundTask
 from fedpeft.round.transition import next_state
 from fedpeft.round.work import state_digest
 from fedpeft.testing.clock import FakeClock
@@ -58,9 +58,8 @@ class Run:
         self.summed = self.first.result
 
     def asked(self, past: Past, state: AdapterState, published: PublishedSums | None, attempt: int = 1) -> RoundOutcome:
-        task = toy_task(self.plan, round_id=len(past.links) + 1, attempt=attempt, past=past)
         return run_round(
-            replace(task, published=published),
+            replace(self.task(past, attempt), published=published),
             state,
             self.members,
             InMemoryTransport(self.fleet.handles, FakeClock()),
@@ -69,6 +68,10 @@ class Run:
             entropy=self.fleet.entropy,
             observe=lambda event: None,
         )
+
+    def task(self, past: Past, attempt: int) -> RoundTask:
+        """Of the round after this past."""
+        return toy_task(self.plan, round_id=len(past.links) + 1, attempt=attempt, past=past)
 
     def after(self, state: AdapterState, **changes: object) -> Past:
         """The past with a link of round 1 that ends in this state."""
